@@ -1,0 +1,1 @@
+"""Settings, names and the servers that a deployment talks to: the lowest layer."""

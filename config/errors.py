@@ -1,0 +1,32 @@
+"""The root of every error that Prompt Stack raises on purpose."""
+
+from typing import ClassVar
+
+
+class PromptStackError(Exception):
+    """Something went wrong that we can explain.
+
+    `str(error)` is a sentence for a person: what happened, why, what to do. It never holds a
+    prompt, an answer or a key, so it may go to logs, Redis and Flower. What a provider said in its
+    own words goes to `detail`, which is stored in the ledger only.
+    """
+
+    code: ClassVar[str] = "INTERNAL_ERROR"
+    """Stable name for programs."""
+
+    transient: ClassVar[bool] = False
+    """Whether the same work may succeed later without anyone changing it."""
+
+    def __init__(
+        self, message: str, *, detail: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.detail = detail
+        self.retry_after = retry_after
+        """Seconds before which a new try is pointless, where somebody told us."""
+
+
+class ConfigurationError(PromptStackError):
+    """A setting is missing or wrong."""
+
+    code = "CONFIGURATION_ERROR"

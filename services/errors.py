@@ -1,0 +1,45 @@
+"""What a caller can do wrong, and what can be wrong with a job."""
+
+from config.errors import PromptStackError
+
+
+class InvalidInput(PromptStackError):
+    """The caller sent something that can't be accepted; nothing was stored."""
+
+    code = "INVALID_INPUT"
+
+
+class UnknownProvider(InvalidInput):
+    """The named provider isn't registered."""
+
+    code = "UNKNOWN_PROVIDER"
+
+
+class UnknownModel(InvalidInput):
+    """The provider doesn't have the named model, or not for this kind of job."""
+
+    code = "UNKNOWN_MODEL"
+
+
+class NotFound(PromptStackError):
+    """What was asked for isn't in the ledger, or isn't the caller's."""
+
+    code = "NOT_FOUND"
+
+
+class IdempotencyConflict(PromptStackError):
+    """The same idempotency key came with another request."""
+
+    code = "IDEMPOTENCY_CONFLICT"
+
+
+class WrongState(PromptStackError):
+    """The job is in a state that doesn't allow this."""
+
+    code = "WRONG_STATE"
+
+
+class NotAuthenticated(PromptStackError):
+    """No valid API key came with the request."""
+
+    code = "NOT_AUTHENTICATED"

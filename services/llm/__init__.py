@@ -1,0 +1,1 @@
+"""Provider services: one abstract base class, one file a provider, and the factory."""

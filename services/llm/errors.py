@@ -1,0 +1,93 @@
+"""What can go wrong at a provider; each service translates its SDK's errors into these."""
+
+from typing import ClassVar
+
+from config.errors import PromptStackError
+
+
+class ProviderError(PromptStackError):
+    """The provider didn't give a usable answer."""
+
+    code = "EXTERNAL_SERVICE_ERROR"
+
+    counts_as_failure: ClassVar[bool] = True
+    """Whether it uses up one of the job's retries."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        detail: str | None = None,
+        retry_after: float | None = None,
+        status: int | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message, detail=detail, retry_after=retry_after)
+        self.status = status
+        self.request_id = request_id
+
+
+class RateLimited(ProviderError):
+    """The provider asks us to slow down: not the job's fault, so it costs no retry."""
+
+    code = "RATE_LIMITED"
+    transient = True
+    counts_as_failure = False
+
+
+class QuotaExhausted(ProviderError):
+    """The account has no money or quota left; no waiting cures that."""
+
+    code = "QUOTA_EXHAUSTED"
+
+
+class Overloaded(ProviderError):
+    """The provider is up but can't serve us now (5xx)."""
+
+    code = "PROVIDER_OVERLOADED"
+    transient = True
+
+
+class ProviderTimeout(ProviderError):
+    """No answer within the call's timeout. The call may still have been billed."""
+
+    code = "PROVIDER_TIMEOUT"
+    transient = True
+
+
+class ConnectionFailed(ProviderError):
+    """The provider couldn't be reached, or the connection broke."""
+
+    code = "PROVIDER_UNREACHABLE"
+    transient = True
+
+
+class AuthenticationFailed(ProviderError):
+    """The provider refused our credentials."""
+
+    code = "PROVIDER_AUTHENTICATION"
+
+
+class InvalidProviderRequest(ProviderError):
+    """The provider says the request itself is wrong."""
+
+    code = "INVALID_PROVIDER_REQUEST"
+
+
+class ContextTooLong(InvalidProviderRequest):
+    """The input is longer than the model takes."""
+
+    code = "CONTEXT_TOO_LONG"
+
+
+class ContentRefused(ProviderError):
+    """The provider's content filter refused the input or the answer."""
+
+    code = "CONTENT_REFUSED"
+
+
+class BadResponse(ProviderError):
+    """The provider answered something that can't be an answer (wrong count, NaN, broken JSON)."""
+
+    code = "BAD_PROVIDER_RESPONSE"
+    transient = True

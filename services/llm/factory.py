@@ -1,0 +1,48 @@
+"""Which providers exist, and how to make one."""
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from services.errors import UnknownProvider
+from services.llm.base import LLMService
+
+ENTRY_POINT_GROUP = "promptstack.providers"
+
+
+class LLMServiceFactory:
+    """Makes provider services by name.
+
+    Built-in and third-party providers come in alike, by entry points of the group
+    `promptstack.providers`. A class is imported only when it is first asked for, because an SDK
+    takes up to a second to import.
+    """
+
+    def __init__(self, options: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self._options = dict(options or {})
+        self._classes: dict[str, type[LLMService]] = {}
+        self._entry_points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+    def register(self, name: str, service_class: type[LLMService]) -> None:
+        """Add a provider, or put another class in the place of one."""
+        self._classes[name] = service_class
+
+    def names(self) -> list[str]:
+        """The providers that can be named in a job."""
+        return sorted({*self._classes, *self._entry_points})
+
+    def service_class(self, provider: str) -> type[LLMService]:
+        """Return the provider's class without making a client. Raises `UnknownProvider`."""
+        if provider not in self._classes:
+            point = self._entry_points.get(provider)
+            if point is None:
+                raise UnknownProvider(
+                    f"There is no provider '{provider[:80]}'. Known: {', '.join(self.names())}."
+                )
+            self._classes[provider] = point.load()
+        return self._classes[provider]
+
+    def create(self, provider: str, **kwargs: Any) -> LLMService:
+        """Make the provider's service with its configured options, overridden by `kwargs`."""
+        service_class = self.service_class(provider)
+        return service_class(**{**self._options.get(provider, {}), **kwargs})

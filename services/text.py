@@ -1,0 +1,32 @@
+"""Which text can be stored.
+
+PostgreSQL's text and jsonb refuse NUL, and UTF-8 has no lone surrogates. A caller's text with
+either is refused: changing what somebody pays to send would be worse. A provider's answer is paid
+for already, so there the characters are replaced instead and the answer is kept.
+"""
+
+import re
+
+from services.errors import InvalidInput
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+REPLACEMENT = "\ufffd"
+
+
+def check_storable(text: str, what: str) -> str:
+    """Return `text` unchanged, or raise `InvalidInput` if PostgreSQL can't store it.
+
+    `what` names the text in the error's sentence, which never quotes the text itself.
+    """
+    found = _UNSTORABLE.search(text)
+    if found is None:
+        return text
+    name = "a NUL character" if found.group() == "\x00" else "half of a surrogate pair"
+    raise InvalidInput(
+        f"{what} has {name} at position {found.start()}, which cannot be stored; remove it."
+    )
+
+
+def make_storable(text: str) -> str:
+    """Replace what PostgreSQL can't store by U+FFFD."""
+    return _UNSTORABLE.sub(REPLACEMENT, text)
