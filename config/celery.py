@@ -1,0 +1,75 @@
+"""Celery's settings, each with its reason."""
+
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from config.names import Queue, TaskName
+from config.settings import Settings
+
+ROUTES = {
+    TaskName.GENERATE_TEXT: Queue.GENERATION,
+    TaskName.GENERATE_EMBEDDINGS: Queue.EMBEDDINGS,
+}
+
+
+def kombu_url(redis_url: str) -> str:
+    """Spell a Redis URL as Celery wants it: a Unix socket is `redis+socket://` there."""
+    if not redis_url.startswith("unix://"):
+        return redis_url
+    parts = urlsplit(redis_url)
+    database = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair).get("db")
+    return f"redis+socket://{unquote(parts.path)}?virtual_host={database or 0}"
+
+
+def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
+    """Return the configuration of the Celery app."""
+    return {
+        "broker_url": settings.celery_broker_url or kombu_url(redis_url),
+        "result_backend": kombu_url(redis_url),
+        # JSON only: a pickle from the broker would run code.
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "timezone": "UTC",
+        # A job's queue follows from its task's name, so that send_task by name needs no options.
+        "task_routes": {str(task): {"queue": str(queue)} for task, queue in ROUTES.items()},
+        "task_default_queue": str(Queue.GENERATION),
+        # The message is acknowledged when the ledger has the outcome, so that a worker killed
+        # in between leaves it to be delivered again; the claim makes a second delivery harmless.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        # An exception ends the job in the ledger; delivering the message again can't help.
+        "task_acks_on_failure_or_timeout": True,
+        # One message a free thread: work must not sit reserved behind a long call.
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": not settings.celery_broker_url,
+        # The reconciler re-rings what is lost long before this; a lower value would deliver
+        # every job longer than it a second time (celery #5935).
+        "broker_transport_options": {
+            "visibility_timeout": 6 * 3600,
+            "socket_connect_timeout": 2,
+            "socket_timeout": 10,
+            "socket_keepalive": True,
+        },
+        # A job is accepted when the ledger has it. A broker that is away must cost the caller
+        # little; the reconciler rings later.
+        "task_publish_retry": False,
+        "broker_connection_timeout": 2,
+        "broker_connection_retry_on_startup": True,
+        # Workers wait for a broker that is away as long as it takes.
+        "broker_connection_max_retries": None,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        # Results are summaries for AsyncResult; the ledger has the real ones for ever.
+        "result_expires": settings.progress_ttl_seconds,
+        "result_extended": True,
+        "task_track_started": True,
+        "result_backend_always_retry": False,
+        "redis_socket_connect_timeout": 2,
+        "redis_socket_timeout": 10,
+        # For Flower: what happens, as it happens.
+        "worker_send_task_events": True,
+        "task_send_sent_event": True,
+        # Logging is set up once, in config.logging.
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+    }

@@ -1,0 +1,24 @@
+"""Names that other services rely on: queues, tasks, keys in Redis. They never change meaning."""
+
+from enum import StrEnum
+
+
+class Queue(StrEnum):
+    """Where a job's message waits."""
+
+    GENERATION = "generation"
+    EMBEDDINGS = "embeddings"
+
+
+class TaskName(StrEnum):
+    """The name under which a task is sent."""
+
+    GENERATE_TEXT = "tasks.generation.generate_text"
+    GENERATE_EMBEDDINGS = "tasks.embeddings.generate_embeddings"
+
+
+PROGRESS_KEY = "promptstack:progress:{job_id}"
+"""Redis hash: where a job stands now."""
+
+EPOCH_KEY = "promptstack:broker-epoch"
+"""Lives in the broker's Redis and dies with its data: tells a flushed broker from a slow one."""

@@ -1,0 +1,216 @@
+"""Every setting of Prompt Stack, read from the environment and `.env`."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from config.errors import ConfigurationError
+
+DEFAULT_SECRET_KEY = "change-me"  # noqa: S105 - refused in production
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+def _postgres_url(url: str) -> str:
+    """Accept the usual spellings of a PostgreSQL URL and name the driver."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ValueError("is not a database URL (postgresql://user:password@host/name)") from error
+    if parsed.drivername not in {"postgres", "postgresql", "postgresql+psycopg2"}:
+        raise ValueError(f"must be a PostgreSQL URL, not {parsed.drivername}")
+    return parsed.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+
+
+def _redis_url(url: str) -> str:
+    if not url.startswith(REDIS_SCHEMES):
+        raise ValueError(f"must start with one of {', '.join(REDIS_SCHEMES)}")
+    return url
+
+
+PositiveSeconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """The settings; each says what it is for. Names in the environment are the upper-case ones."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", extra="ignore", env_ignore_empty=True
+    )
+
+    # The application
+    app_name: str = Field("Prompt Stack", description="Shown in the API's docs and in Flower.")
+    version: str = Field("0.1.0", description="Shown in /healthz and the API's docs.")
+    environment: Literal["development", "test", "production"] = Field(
+        "development", description="production refuses unsafe defaults."
+    )
+    debug: bool = Field(False, description="Log at DEBUG level.")
+    log_format: Literal["text", "json"] = Field("text", description="One line of either a record.")
+    state_dir: Path = Field(
+        Path(".promptstack"),
+        validation_alias="PROMPTSTACK_STATE_DIR",
+        description="Where the embedded servers keep their data.",
+    )
+
+    # The servers
+    database_url: Annotated[str, AfterValidator(_postgres_url)] | None = Field(
+        None, description="PostgreSQL with pgvector, the ledger. Unset: an embedded server."
+    )
+    database_pool_size: int = Field(
+        10, ge=1, description="Connections a process keeps open to PostgreSQL."
+    )
+    database_max_overflow: int = Field(
+        20, ge=0, description="Connections a process may open beyond the pool at a peak."
+    )
+    redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
+        None, description="Redis or Valkey: progress, results, and the broker. Unset: embedded."
+    )
+    celery_broker_url: str | None = Field(
+        None, description="Another broker than REDIS_URL, for example amqp://... (RabbitMQ)."
+    )
+
+    # The HTTP door
+    api_v1_prefix: str = Field(
+        "/api/v1", pattern=r"^/[\w/-]*\w$", description="Path below which the HTTP API lives."
+    )
+    api_host: str = Field("127.0.0.1", description="Address on which the HTTP API listens.")
+    api_port: int = Field(8000, ge=0, le=65535, description="Its port; 0 takes a free one.")
+    allowed_hosts: Annotated[list[str], NoDecode] = Field(
+        ["*"], description="Host headers that are answered, separated by commas."
+    )
+    max_body_bytes: int = Field(
+        12_000_000, ge=1_000, description="Largest HTTP body that is read, in bytes."
+    )
+    secret_key: SecretStr = Field(
+        SecretStr(DEFAULT_SECRET_KEY), description="Signs tokens; long and random in production."
+    )
+    access_token_expire_minutes: int = Field(30, ge=1, description="Life of an access token.")
+    refresh_token_expire_days: int = Field(7, ge=1, description="Life of a refresh token.")
+
+    # Flower
+    flower_host: str = Field("127.0.0.1", description="Address on which Flower listens.")
+    flower_port: int = Field(5555, ge=0, le=65535, description="Flower's port.")
+    flower_basic_auth: SecretStr | None = Field(
+        None, description="user:password that Flower asks for; required beyond loopback."
+    )
+
+    # Providers
+    default_llm_provider: str = Field("demo", description="Provider of a generation naming none.")
+    default_embedding_provider: str = Field(
+        "local", description="Provider of an embedding naming none."
+    )
+    openai_api_key: SecretStr | None = Field(None, description="Key of the openai provider.")
+    openai_base_url: str | None = Field(
+        None, description="An OpenAI-compatible server instead of OpenAI's own."
+    )
+    anthropic_api_key: SecretStr | None = Field(None, description="Key of the anthropic provider.")
+    gemini_api_key: SecretStr | None = Field(None, description="Key of the gemini provider.")
+    provider_timeout_seconds: PositiveSeconds = Field(
+        120.0, description="Longest wait for one provider call."
+    )
+
+    # Jobs
+    max_text_bytes: int = Field(
+        10_000_000, ge=1, description="Largest prompt or document that is accepted, in UTF-8 bytes."
+    )
+    chunk_characters: int = Field(
+        1_000, ge=50, le=20_000, description="Longest chunk of a document, in characters."
+    )
+    job_max_retries: int = Field(
+        3, ge=0, le=100, description="Failed attempts after which a job gets no further one."
+    )
+    job_expires_seconds: PositiveSeconds = Field(
+        86_400.0, description="Time from enqueue after which an unfinished job ends as expired."
+    )
+    retry_backoff_seconds: PositiveSeconds = Field(
+        1.0, description="Upper bound of the first wait before a retry; doubles each time."
+    )
+    retry_backoff_max_seconds: PositiveSeconds = Field(
+        300.0, description="Upper bound of any wait before a retry."
+    )
+    progress_ttl_seconds: int = Field(
+        86_400, ge=60, description="How long Redis keeps progress; the ledger has it for ever."
+    )
+
+    # Workers
+    worker_concurrency: int = Field(
+        8, ge=1, le=500, description="Jobs that one worker process runs at once."
+    )
+    heartbeat_seconds: PositiveSeconds = Field(
+        2.0, description="Time between a worker's heartbeats and checks for cancelled jobs."
+    )
+    worker_lost_seconds: PositiveSeconds = Field(
+        15.0, description="Silence after which a worker counts as dead and its jobs run elsewhere."
+    )
+    reconcile_seconds: PositiveSeconds = Field(
+        1.0, description="Time between two looks for jobs that are due, lost or expired."
+    )
+    shutdown_grace_seconds: float = Field(
+        10.0, ge=0, description="Time that running calls get at shutdown before they are handed on."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_hosts(cls, values: dict[str, object]) -> dict[str, object]:
+        hosts = values.get("allowed_hosts")
+        if isinstance(hosts, str):
+            values["allowed_hosts"] = [host.strip() for host in hosts.split(",") if host.strip()]
+        return values
+
+    @model_validator(mode="after")
+    def _safe_in_production(self) -> Self:
+        if not self.is_production:
+            return self
+        secret = self.secret_key.get_secret_value()
+        if secret == DEFAULT_SECRET_KEY or len(secret) < 32:
+            raise ValueError("SECRET_KEY must be set to 32 random characters or more in production")
+        if "*" in self.allowed_hosts or not self.allowed_hosts:
+            raise ValueError("ALLOWED_HOSTS must name the hosts (not *) in production")
+        if self.database_url is None:
+            raise ValueError("DATABASE_URL must be set in production")
+        if self.redis_url is None:
+            raise ValueError("REDIS_URL must be set in production")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_outlive_heartbeats(self) -> Self:
+        if self.worker_lost_seconds < 3 * self.heartbeat_seconds:
+            raise ValueError("WORKER_LOST_SECONDS must be at least three times HEARTBEAT_SECONDS")
+        return self
+
+    @property
+    def is_production(self) -> bool:
+        """Whether this deployment serves real users."""
+        return self.environment == "production"
+
+    @property
+    def is_development(self) -> bool:
+        """Whether this is somebody's own machine."""
+        return self.environment == "development"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings. Raises `ConfigurationError`, one line that names the variable."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error)) from None
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read once."""
+    return load_settings()
+
+
+def _explain(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors(include_url=False, include_input=False):
+        variable = ".".join(str(part) for part in problem["loc"][:1]).upper()
+        message = problem["msg"].removeprefix("Value error, ")
+        problems.append(f"{variable}: {message}" if variable else message)
+    return f"Wrong setting: {'; '.join(problems)}. Set it in the environment or in .env."

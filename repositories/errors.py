@@ -1,0 +1,22 @@
+"""What can go wrong in the ledger."""
+
+from config.errors import PromptStackError
+
+
+class UnknownFilter(PromptStackError):
+    """A query named a column that the table doesn't have."""
+
+    code = "UNKNOWN_FILTER"
+
+
+class ClaimLost(PromptStackError):
+    """The job is no longer this attempt's: it was cancelled, has expired or runs elsewhere."""
+
+    code = "CLAIM_LOST"
+
+
+class LedgerUnavailable(PromptStackError):
+    """PostgreSQL can't be reached."""
+
+    code = "LEDGER_UNAVAILABLE"
+    transient = True

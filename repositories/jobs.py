@@ -1,0 +1,311 @@
+"""Jobs: every change of state is one conditional UPDATE."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Update, and_, case, exists, func, or_, select, update
+
+from repositories.base import BaseRepository
+from repositories.errors import ClaimLost
+from repositories.models import Attempt, AttemptState, Job, JobState, Worker
+
+OPEN_STATES = (JobState.QUEUED, JobState.RUNNING)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job as one worker took it. Its `attempt` is the fencing token of everything it stores."""
+
+    job_id: UUID
+    attempt: int
+    worker_id: UUID
+    user_id: UUID | None
+    provider: str
+    model: str
+    request: dict[str, Any]
+    failures: int
+    max_retries: int
+
+
+class JobRepository(BaseRepository[Job]):
+    """The states of jobs."""
+
+    model = Job
+
+    def find_by_idempotency_key(self, user_id: UUID | None, key: str) -> Job | None:
+        """The job that this caller enqueued under this key."""
+        return self._session.scalars(
+            select(Job).where(Job.user_id.is_not_distinct_from(user_id), Job.idempotency_key == key)
+        ).one_or_none()
+
+    def claim(self, job_id: UUID, worker_id: UUID) -> Claim | None:
+        """Take a queued job that is due; None when it isn't there to take.
+
+        One conditional UPDATE: of two workers with the same message, one gets the row.
+        """
+        row = self._session.execute(
+            update(Job)
+            .where(
+                Job.id == job_id,
+                Job.state == JobState.QUEUED,
+                or_(Job.not_before.is_(None), Job.not_before <= func.now()),
+                Job.expires_at > func.now(),
+            )
+            .values(
+                state=JobState.RUNNING,
+                attempt=Job.attempt + 1,
+                worker_id=worker_id,
+                not_before=None,
+                started_at=func.coalesce(Job.started_at, func.now()),
+            )
+            .returning(
+                Job.id,
+                Job.attempt,
+                Job.user_id,
+                Job.provider,
+                Job.model,
+                Job.request,
+                Job.failures,
+                Job.max_retries,
+            )
+        ).one_or_none()
+        if row is None:
+            return None
+        return Claim(
+            job_id=row.id,
+            attempt=row.attempt,
+            worker_id=worker_id,
+            user_id=row.user_id,
+            provider=row.provider,
+            model=row.model,
+            request=row.request,
+            failures=row.failures,
+            max_retries=row.max_retries,
+        )
+
+    def check_claim(self, claim: Claim) -> None:
+        """Lock the job's row while the claim still holds. Raises `ClaimLost`."""
+        held = select(Job.id).where(*_held(claim)).with_for_update()
+        if self._session.scalar(held) is None:
+            raise _lost(claim)
+
+    def set_progress(self, claim: Claim, current: int, total: int) -> None:
+        """Record how many of the job's items are done. Raises `ClaimLost`."""
+        self._change(claim, update(Job).values(current=current, total=total))
+
+    def succeed(self, claim: Claim, result: dict[str, Any]) -> None:
+        """Store the result and end the job. Raises `ClaimLost`; then nothing is stored."""
+        self._change(
+            claim,
+            update(Job).values(
+                state=JobState.SUCCEEDED,
+                result=result,
+                current=Job.total,
+                error_code=None,
+                error=None,
+                finished_at=func.now(),
+            ),
+        )
+
+    def fail(self, claim: Claim, error_code: str, error: str) -> None:
+        """End the job as failed. Raises `ClaimLost`."""
+        self._change(
+            claim,
+            update(Job).values(
+                state=JobState.FAILED,
+                failures=Job.failures + 1,
+                error_code=error_code,
+                error=error,
+                finished_at=func.now(),
+            ),
+        )
+
+    def retry_later(
+        self, claim: Claim, delay: float, error_code: str, error: str, *, counts: bool
+    ) -> None:
+        """Put the job back for `delay` seconds; `counts` uses up a retry. Raises `ClaimLost`."""
+        self._change(
+            claim,
+            update(Job).values(
+                **_BACK_IN_QUEUE,
+                not_before=func.now() + timedelta(seconds=delay),
+                failures=Job.failures + (1 if counts else 0),
+                error_code=error_code,
+                error=error,
+            ),
+        )
+
+    def release(self, claim: Claim) -> None:
+        """Hand a job back untried, for another worker to take at once. Raises `ClaimLost`."""
+        self._change(claim, update(Job).values(**_BACK_IN_QUEUE, not_before=None))
+
+    def cancel(self, job_id: UUID) -> bool:
+        """End a queued or running job as cancelled; False when it had ended already."""
+        return self._changes_one(
+            update(Job)
+            .where(Job.id == job_id, Job.state.in_(OPEN_STATES))
+            .values(state=JobState.CANCELLED, finished_at=func.now(), not_before=None)
+        )
+
+    def reopen(self, job_id: UUID, lifetime: float) -> bool:
+        """Queue a failed, cancelled or expired job anew; False when it is none of these."""
+        return self._changes_one(
+            update(Job)
+            .where(
+                Job.id == job_id,
+                Job.state.in_([JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED]),
+            )
+            .values(
+                **_BACK_IN_QUEUE,
+                not_before=None,
+                failures=0,
+                error_code=None,
+                error=None,
+                finished_at=None,
+                expires_at=func.now() + timedelta(seconds=lifetime),
+            )
+        )
+
+    def still_running(self, worker_id: UUID) -> set[tuple[UUID, int]]:
+        """The (job, attempt) pairs that the ledger says this worker runs."""
+        rows = self._session.execute(
+            select(Job.id, Job.attempt).where(
+                Job.worker_id == worker_id, Job.state == JobState.RUNNING
+            )
+        )
+        return {(row.id, row.attempt) for row in rows}
+
+    def expire_overdue(self) -> Sequence[UUID]:
+        """End open jobs whose deadline has passed; their ids."""
+        return self._session.scalars(
+            update(Job)
+            .where(Job.finished_at.is_(None), Job.expires_at <= func.now())
+            .values(
+                state=JobState.EXPIRED,
+                finished_at=func.now(),
+                error_code="EXPIRED",
+                error="The job's deadline passed before it was done.",
+            )
+            .returning(Job.id)
+        ).all()
+
+    def free_lost(self, silence: float) -> Sequence[UUID]:
+        """Take jobs from workers that were silent for `silence` seconds; their ids.
+
+        A lost worker uses up one of the job's retries, so that a job that kills its worker ends.
+        """
+        alive = exists().where(
+            Worker.id == Job.worker_id,
+            Worker.heartbeat_at > func.now() - timedelta(seconds=silence),
+        )
+        last_try = Job.failures >= Job.max_retries
+        freed = self._session.scalars(
+            update(Job)
+            .where(Job.state == JobState.RUNNING, ~alive)
+            .values(
+                **{**_BACK_IN_QUEUE, "state": case((last_try, "failed"), else_="queued")},
+                failures=Job.failures + 1,
+                error_code="WORKER_LOST",
+                error="The worker that ran this job died.",
+                finished_at=case((last_try, func.now()), else_=None),
+            )
+            .returning(Job.id)
+        ).all()
+        if freed:
+            self._session.execute(
+                update(Attempt)
+                .where(Attempt.job_id.in_(freed), Attempt.state == AttemptState.STARTED)
+                .values(state=AttemptState.LOST, finished_at=func.now())
+            )
+        return freed
+
+    def take_unrung(
+        self, epoch: str, *, idle_kinds: Sequence[str], patience: float, limit: int
+    ) -> Sequence[Job]:
+        """Mark due jobs that need a message as rung in `epoch` and return them.
+
+        A job needs one when none was sent for it, when its message was sent in another epoch
+        of the broker (whose queues are gone), or when it was sent over `patience` seconds ago
+        and nothing waits in its kind's queue any more.
+        """
+        long_ago = func.now() - timedelta(seconds=patience)
+        needs_ring = or_(
+            and_(Job.rung_at.is_(None), Job.not_before.is_not(None)),
+            # The enqueuer is about to ring a fresh one itself.
+            and_(Job.rung_at.is_(None), Job.created_at < func.now() - timedelta(seconds=2)),
+            and_(Job.rung_at.is_(None), Job.attempt > 0),
+            and_(Job.rung_at.is_not(None), Job.rung_epoch != epoch),
+            and_(Job.kind.in_(idle_kinds), Job.rung_at < long_ago),
+        )
+        due = (
+            select(Job.id)
+            .where(
+                Job.finished_at.is_(None),
+                Job.state == JobState.QUEUED,
+                or_(Job.not_before.is_(None), Job.not_before <= func.now()),
+                needs_ring,
+            )
+            .order_by(Job.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        return self._session.scalars(
+            update(Job)
+            .where(Job.id.in_(due))
+            .values(rung_at=func.now(), rung_epoch=epoch)
+            .returning(Job)
+        ).all()
+
+    def mark_rung(self, job_id: UUID, epoch: str) -> None:
+        """Note that the job's message was sent."""
+        self._session.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.state == JobState.QUEUED)
+            .values(rung_at=func.now(), rung_epoch=epoch)
+        )
+
+    def mark_unrung(self, job_ids: Sequence[UUID]) -> None:
+        """Note that the jobs' messages could not be sent after all."""
+        self._session.execute(
+            update(Job).where(Job.id.in_(job_ids)).values(rung_at=None, rung_epoch=None)
+        )
+
+    def count_open(self) -> dict[str, int]:
+        """How many jobs are queued and running."""
+        rows = self._session.execute(
+            select(Job.state, func.count()).where(Job.finished_at.is_(None)).group_by(Job.state)
+        )
+        return dict(rows.tuples().all())
+
+    def _change(self, claim: Claim, statement: Update) -> None:
+        if not self._changes_one(statement.where(*_held(claim))):
+            raise _lost(claim)
+
+    def _changes_one(self, statement: Update) -> bool:
+        return self._session.scalar(statement.returning(Job.id)) is not None
+
+
+_BACK_IN_QUEUE: dict[str, Any] = {
+    "state": JobState.QUEUED,
+    "worker_id": None,
+    "rung_at": None,
+    "rung_epoch": None,
+}
+
+
+def _held(claim: Claim) -> tuple[Any, ...]:
+    return (
+        Job.id == claim.job_id,
+        Job.attempt == claim.attempt,
+        Job.state == JobState.RUNNING,
+    )
+
+
+def _lost(claim: Claim) -> ClaimLost:
+    return ClaimLost(
+        f"Attempt {claim.attempt} of job {claim.job_id} no longer holds the job; "
+        "nothing was stored."
+    )

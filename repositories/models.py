@@ -1,0 +1,271 @@
+"""The ledger's tables."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import uuid_utils.compat
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+def new_id() -> UUID:
+    """A UUID of version 7: its order is the order of creation, which keeps indexes compact."""
+    return uuid_utils.compat.uuid7()
+
+
+class Base(DeclarativeBase):
+    """Base of all models. The database sets all times, so workers' clocks do not matter."""
+
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it as a class attribute
+        datetime: DateTime(timezone=True),
+        str: Text,
+        dict[str, Any]: JSONB,
+    }
+
+
+class JobKind(StrEnum):
+    """What a job makes."""
+
+    GENERATION = "generation"
+    EMBEDDING = "embedding"
+
+
+class JobState(StrEnum):
+    """Where a job stands; docs/architecture.md draws the transitions."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job has ended."""
+        return self not in {JobState.QUEUED, JobState.RUNNING}
+
+
+class AttemptState(StrEnum):
+    """What is known of one call to a provider."""
+
+    STARTED = "started"  # the request may have left: what it cost is unknown
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LOST = "lost"  # its worker died; it may have been billed
+
+
+def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
+    names = ", ".join(f"'{state}'" for state in states)
+    return CheckConstraint(f"{column} IN ({names})", name=f"{column}_known")
+
+
+class User(Base):
+    """Somebody who enqueues jobs."""
+
+    __tablename__ = "users"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    email: Mapped[str]
+    name: Mapped[str] = mapped_column(server_default="")
+    is_admin: Mapped[bool] = mapped_column(server_default=text("false"))
+    preferred_provider: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    api_keys: Mapped[list["ApiKey"]] = relationship(back_populates="user")
+
+    __table_args__ = (Index("users_email_key", text("lower(email)"), unique=True),)
+
+
+class ApiKey(Base):
+    """A key to the HTTP door, of which only the hash is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    key_hash: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    revoked_at: Mapped[datetime | None]
+
+    user: Mapped[User] = relationship(back_populates="api_keys")
+
+
+class Worker(Base):
+    """A worker process, alive as long as its heartbeat is fresh."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    hostname: Mapped[str]
+    pid: Mapped[int]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Job(Base):
+    """One unit that a caller enqueued."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    kind: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default=JobState.QUEUED)
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    provider: Mapped[str]
+    model: Mapped[str]
+    request: Mapped[dict[str, Any]]
+    request_hash: Mapped[str]
+    idempotency_key: Mapped[str | None]
+    result: Mapped[dict[str, Any] | None]
+    current: Mapped[int] = mapped_column(server_default="0")
+    total: Mapped[int] = mapped_column(server_default="1")
+
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    """Raised by every claim: the fencing token."""
+    failures: Mapped[int] = mapped_column(server_default="0")
+    """Attempts that failed for the job's own account; bounded by max_retries."""
+    max_retries: Mapped[int]
+    error_code: Mapped[str | None]
+    error: Mapped[str | None]
+
+    worker_id: Mapped[UUID | None]
+    not_before: Mapped[datetime | None]
+    expires_at: Mapped[datetime]
+    rung_at: Mapped[datetime | None]
+    rung_epoch: Mapped[str | None]
+    """The broker epoch in which its message was sent; another epoch means the message is gone."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    attempts: Mapped[list["Attempt"]] = relationship(
+        back_populates="job", order_by="(Attempt.number, Attempt.call)"
+    )
+
+    __table_args__ = (
+        _one_of("kind", JobKind),
+        _one_of("state", JobState),
+        Index(
+            "jobs_idempotency_key",
+            "user_id",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+            # Callers without a user (the command line, Python) share one space of keys.
+            postgresql_nulls_not_distinct=True,
+        ),
+        Index("jobs_open", "state", "not_before", postgresql_where=text("finished_at IS NULL")),
+        Index("jobs_of_user", "user_id", "id"),
+        Index("jobs_of_worker", "worker_id", postgresql_where=text("state = 'running'")),
+    )
+
+
+class Attempt(Base):
+    """One call to a provider: written before the request leaves, settled after it."""
+
+    __tablename__ = "attempts"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    """The job's `attempt` under which the call was made."""
+    call: Mapped[int]
+    """Position of the call within that attempt, from 0: a document needs several."""
+    worker_id: Mapped[UUID]
+    provider: Mapped[str]
+    model: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default=AttemptState.STARTED)
+    items: Mapped[int] = mapped_column(server_default="1")
+    input_tokens: Mapped[int | None]
+    output_tokens: Mapped[int | None]
+    latency_seconds: Mapped[float | None]
+    provider_request_id: Mapped[str | None]
+    error_code: Mapped[str | None]
+    error: Mapped[str | None]
+    detail: Mapped[str | None]
+    """What the provider said in its own words. May quote the prompt: shown to the owner only."""
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+    job: Mapped[Job] = relationship(back_populates="attempts")
+
+    __table_args__ = (
+        _one_of("state", AttemptState),
+        UniqueConstraint("job_id", "number", "call", name="attempts_job_number_call_key"),
+    )
+
+
+class Document(Base):
+    """A text that was embedded, or is going to be."""
+
+    __tablename__ = "documents"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    source: Mapped[str]
+    """Where it came from: a path, an address, an id of the caller's. Unique for its user."""
+    text: Mapped[str]
+    content_hash: Mapped[bytes]
+    chunked_hash: Mapped[bytes | None]
+    """Which text and chunk size its chunks were cut from; stale when it differs."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+
+    __table_args__ = (
+        UniqueConstraint(
+            "user_id", "source", name="documents_source_key", postgresql_nulls_not_distinct=True
+        ),
+    )
+
+
+class Chunk(Base):
+    """A passage of a document."""
+
+    __tablename__ = "chunks"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    document_id: Mapped[UUID] = mapped_column(ForeignKey("documents.id", ondelete="CASCADE"))
+    position: Mapped[int]
+    start: Mapped[int]
+    """Offset of its first character in the document."""
+    text: Mapped[str]
+    content_hash: Mapped[bytes]
+    """SHA-256 of the text: what its vector is found by."""
+
+    __table_args__ = (
+        UniqueConstraint("document_id", "position", name="chunks_document_position_key"),
+        Index("chunks_content_hash", "content_hash"),
+    )
+
+
+class EmbeddingModel(Base):
+    """A model that made vectors; the vectors lie in a partition of their own."""
+
+    __tablename__ = "embedding_models"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    provider: Mapped[str]
+    model: Mapped[str]
+    dimensions: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        UniqueConstraint("provider", "model", "dimensions", name="embedding_models_key"),
+    )

@@ -1,0 +1,150 @@
+"""The unit of work: one transaction and the repositories within it. Only it commits."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from repositories.attempts import AttemptRepository
+from repositories.documents import DocumentRepository
+from repositories.embeddings import EmbeddingRepository
+from repositories.errors import LedgerUnavailable
+from repositories.jobs import JobRepository
+from repositories.users import ApiKeyRepository, UserRepository
+from repositories.workers import WorkerRepository
+
+CONNECT_TIMEOUT_SECONDS = 5
+_AFTER_COMMIT = "promptstack.after_commit"
+
+
+class UnitOfWork:
+    """The repositories over one session, which all see and belong to one transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @cached_property
+    def users(self) -> UserRepository:
+        """Users."""
+        return UserRepository(self.session)
+
+    @cached_property
+    def api_keys(self) -> ApiKeyRepository:
+        """Keys to the HTTP door."""
+        return ApiKeyRepository(self.session)
+
+    @cached_property
+    def jobs(self) -> JobRepository:
+        """Jobs."""
+        return JobRepository(self.session)
+
+    @cached_property
+    def attempts(self) -> AttemptRepository:
+        """Calls to providers."""
+        return AttemptRepository(self.session)
+
+    @cached_property
+    def documents(self) -> DocumentRepository:
+        """Documents and chunks."""
+        return DocumentRepository(self.session)
+
+    @cached_property
+    def embeddings(self) -> EmbeddingRepository:
+        """Models and vectors."""
+        return EmbeddingRepository(self.session)
+
+    @cached_property
+    def workers(self) -> WorkerRepository:
+        """Worker processes."""
+        return WorkerRepository(self.session)
+
+    def try_lock(self, name: str) -> bool:
+        """Take a lock that one transaction at a time can have; False when another has it."""
+        query = text("SELECT pg_try_advisory_xact_lock(hashtext(:name))")
+        return bool(self.session.scalar(query, {"name": name}))
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Run `action` once the outermost transaction is committed, and never if it isn't."""
+        actions = self.session.info.setdefault(_AFTER_COMMIT, [])
+        if not actions:
+            _listen(self.session)
+        actions.append(action)
+
+
+class Ledger:
+    """The database: makes units of work from one pool of connections."""
+
+    def __init__(self, url: str, *, pool_size: int = 10, max_overflow: int = 20) -> None:
+        self._engine = create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=max_overflow,
+            # A connection that a restarted PostgreSQL has closed is replaced unseen.
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+                "application_name": "promptstack",
+            },
+        )
+        self._sessions = sessionmaker(self._engine, expire_on_commit=False)
+
+    @contextmanager
+    def transaction(self) -> Iterator[UnitOfWork]:
+        """Open a transaction; commit at the end, roll back on any error, always close.
+
+        Raises `LedgerUnavailable` where PostgreSQL can't be reached.
+        """
+        try:
+            with self._sessions.begin() as session:
+                yield UnitOfWork(session)
+        except OperationalError as error:
+            raise LedgerUnavailable(
+                "The database could not be reached or broke the connection; "
+                "check DATABASE_URL and that PostgreSQL runs.",
+                detail=str(error.orig),
+            ) from error
+
+    @staticmethod
+    def join(session: Session) -> UnitOfWork:
+        """Take part in a caller's own transaction, which the caller commits."""
+        return UnitOfWork(session)
+
+    def ping(self) -> str:
+        """PostgreSQL's version. Raises `LedgerUnavailable`."""
+        with self.transaction() as work:
+            return str(work.session.scalar(text("SHOW server_version")))
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, for migrations and for callers that bring their own session."""
+        return self._engine
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def _listen(session: Session) -> None:
+    """Hook the session's end of transaction, for one transaction."""
+
+    def committed(ending: Session) -> None:
+        if ending.in_nested_transaction():
+            return  # a savepoint was released; the transaction goes on
+        actions = ending.info.pop(_AFTER_COMMIT, [])
+        detach()
+        for action in actions:
+            action()
+
+    def rolled_back(ending: Session) -> None:
+        ending.info.pop(_AFTER_COMMIT, None)
+        detach()
+
+    def detach() -> None:
+        event.remove(session, "after_commit", committed)
+        event.remove(session, "after_rollback", rolled_back)
+
+    event.listen(session, "after_commit", committed)
+    event.listen(session, "after_rollback", rolled_back)

@@ -1,0 +1,47 @@
+"""Users and their API keys."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import joinedload
+
+from repositories.base import BaseRepository
+from repositories.models import ApiKey, User
+
+
+class UserRepository(BaseRepository[User]):
+    """Users; their e-mail is unique whatever its case."""
+
+    model = User
+
+    def get_by_email(self, email: str) -> User | None:
+        """Find a user by e-mail, whatever its case."""
+        query = select(User).where(func.lower(User.email) == email.lower())
+        return self._session.scalars(query).one_or_none()
+
+    def get_admins(self) -> Sequence[User]:
+        """All administrators, oldest first."""
+        return self.get_many(limit=1_000, is_admin=True)
+
+    def search(self, query: str, limit: int = 100) -> Sequence[User]:
+        """Users whose name or e-mail contains `query` literally, whatever its case."""
+        found = or_(
+            User.name.icontains(query, autoescape=True),
+            User.email.icontains(query, autoescape=True),
+        )
+        return self._session.scalars(select(User).where(found).order_by(User.id).limit(limit)).all()
+
+
+class ApiKeyRepository(BaseRepository[ApiKey]):
+    """Keys to the HTTP door, by their hash."""
+
+    model = ApiKey
+
+    def find_valid(self, key_hash: str) -> ApiKey | None:
+        """Find a key that isn't revoked, with its user."""
+        query = (
+            select(ApiKey)
+            .options(joinedload(ApiKey.user))
+            .where(ApiKey.key_hash == key_hash, ApiKey.revoked_at.is_(None))
+        )
+        return self._session.scalars(query).one_or_none()
