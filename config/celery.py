@@ -1,7 +1,7 @@
 """Celery's settings, each with its reason."""
 
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from config.names import Queue, TaskName
 from config.settings import Settings
@@ -18,7 +18,7 @@ def kombu_url(redis_url: str) -> str:
         return redis_url
     parts = urlsplit(redis_url)
     database = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair).get("db")
-    return f"redis+socket://{unquote(parts.path)}?virtual_host={database or 0}"
+    return f"redis+socket://{parts.path}?virtual_host={database or 0}"
 
 
 def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Attempts: what was asked of a provider, and what came of it."""
 
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -35,7 +36,25 @@ class AttemptRepository(BaseRepository[Attempt]):
             .values(state=state, finished_at=func.now(), **outcome)
         )
 
-    def count_of(self, job_id: UUID) -> int:
-        """How many provider calls a job made."""
-        query = select(func.count()).where(Attempt.job_id == job_id)
-        return self._session.scalar(query) or 0
+    def totals(self, job_id: UUID) -> "Totals":
+        """What a job's calls came to, over all its attempts."""
+        done = Attempt.state == AttemptState.SUCCEEDED
+        tokens = func.coalesce(Attempt.input_tokens, 0) + func.coalesce(Attempt.output_tokens, 0)
+        row = self._session.execute(
+            select(
+                func.count(),
+                func.coalesce(func.sum(Attempt.items).filter(done), 0),
+                func.coalesce(func.sum(tokens), 0),
+            ).where(Attempt.job_id == job_id)
+        ).one()
+        return Totals(*row)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over a job's calls."""
+
+    calls: int
+    items: int
+    """Items that calls answered."""
+    tokens: int

@@ -20,3 +20,9 @@ class LedgerUnavailable(PromptStackError):
 
     code = "LEDGER_UNAVAILABLE"
     transient = True
+
+
+class LedgerOutdated(PromptStackError):
+    """The database's schema isn't the one that this code needs."""
+
+    code = "LEDGER_OUTDATED"

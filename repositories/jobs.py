@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Update, and_, case, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Update, and_, case, exists, func, or_, select, update
 
 from repositories.base import BaseRepository
 from repositories.errors import ClaimLost
@@ -88,7 +88,7 @@ class JobRepository(BaseRepository[Job]):
 
     def check_claim(self, claim: Claim) -> None:
         """Lock the job's row while the claim still holds. Raises `ClaimLost`."""
-        held = select(Job.id).where(*_held(claim)).with_for_update()
+        held = select(Job.id).where(*_held(claim.job_id, claim.attempt)).with_for_update()
         if self._session.scalar(held) is None:
             raise _lost(claim)
 
@@ -138,9 +138,11 @@ class JobRepository(BaseRepository[Job]):
             ),
         )
 
-    def release(self, claim: Claim) -> None:
-        """Hand a job back untried, for another worker to take at once. Raises `ClaimLost`."""
-        self._change(claim, update(Job).values(**_BACK_IN_QUEUE, not_before=None))
+    def release(self, job_id: UUID, attempt: int) -> bool:
+        """Hand a job back untried, for another worker to take at once; False if it wasn't held."""
+        return self._changes_one(
+            update(Job).where(*_held(job_id, attempt)).values(**_BACK_IN_QUEUE, not_before=None)
+        )
 
     def cancel(self, job_id: UUID) -> bool:
         """End a queued or running job as cancelled; False when it had ended already."""
@@ -169,14 +171,20 @@ class JobRepository(BaseRepository[Job]):
             )
         )
 
-    def still_running(self, worker_id: UUID) -> set[tuple[UUID, int]]:
-        """The (job, attempt) pairs that the ledger says this worker runs."""
+    def seconds_until_due(self, job_id: UUID) -> float | None:
+        """How long a job still waits before its next try, by the database's clock."""
+        wait = func.extract("epoch", Job.not_before - func.clock_timestamp())
+        seconds = self._session.scalar(select(wait).where(Job.id == job_id))
+        return None if seconds is None else float(seconds)
+
+    def running_of(self, worker_id: UUID) -> dict[UUID, int]:
+        """The jobs that the ledger says this worker runs, each with its attempt."""
         rows = self._session.execute(
             select(Job.id, Job.attempt).where(
                 Job.worker_id == worker_id, Job.state == JobState.RUNNING
             )
         )
-        return {(row.id, row.attempt) for row in rows}
+        return dict(rows.tuples().all())
 
     def expire_overdue(self) -> Sequence[UUID]:
         """End open jobs whose deadline has passed; their ids."""
@@ -281,7 +289,7 @@ class JobRepository(BaseRepository[Job]):
         return dict(rows.tuples().all())
 
     def _change(self, claim: Claim, statement: Update) -> None:
-        if not self._changes_one(statement.where(*_held(claim))):
+        if not self._changes_one(statement.where(*_held(claim.job_id, claim.attempt))):
             raise _lost(claim)
 
     def _changes_one(self, statement: Update) -> bool:
@@ -296,12 +304,8 @@ _BACK_IN_QUEUE: dict[str, Any] = {
 }
 
 
-def _held(claim: Claim) -> tuple[Any, ...]:
-    return (
-        Job.id == claim.job_id,
-        Job.attempt == claim.attempt,
-        Job.state == JobState.RUNNING,
-    )
+def _held(job_id: UUID, attempt: int) -> tuple[ColumnElement[bool], ...]:
+    return (Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING)
 
 
 def _lost(claim: Claim) -> ClaimLost:

@@ -5,18 +5,20 @@ from contextlib import contextmanager
 from functools import cached_property
 
 from sqlalchemy import Engine, create_engine, event, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session, sessionmaker
 
 from repositories.attempts import AttemptRepository
 from repositories.documents import DocumentRepository
 from repositories.embeddings import EmbeddingRepository
-from repositories.errors import LedgerUnavailable
+from repositories.errors import LedgerOutdated, LedgerUnavailable
 from repositories.jobs import JobRepository
 from repositories.users import ApiKeyRepository, UserRepository
 from repositories.workers import WorkerRepository
 
 CONNECT_TIMEOUT_SECONDS = 5
+OUTDATED_SCHEMA = frozenset({"42P01", "42703"})
+"""PostgreSQL's codes for a table and a column that don't exist."""
 _AFTER_COMMIT = "promptstack.after_commit"
 
 
@@ -68,10 +70,11 @@ class UnitOfWork:
 
     def after_commit(self, action: Callable[[], None]) -> None:
         """Run `action` once the outermost transaction is committed, and never if it isn't."""
-        actions = self.session.info.setdefault(_AFTER_COMMIT, [])
-        if not actions:
-            _listen(self.session)
-        actions.append(action)
+        if _AFTER_COMMIT not in self.session.info:
+            self.session.info[_AFTER_COMMIT] = []
+            event.listen(self.session, "after_commit", _committed)
+            event.listen(self.session, "after_rollback", _rolled_back)
+        self.session.info[_AFTER_COMMIT].append(action)
 
 
 class Ledger:
@@ -84,6 +87,8 @@ class Ledger:
             max_overflow=max_overflow,
             # A connection that a restarted PostgreSQL has closed is replaced unseen.
             pool_pre_ping=True,
+            # Errors would else quote a statement's values, which hold prompts.
+            hide_parameters=True,
             connect_args={
                 "connect_timeout": CONNECT_TIMEOUT_SECONDS,
                 "application_name": "promptstack",
@@ -106,6 +111,13 @@ class Ledger:
                 "check DATABASE_URL and that PostgreSQL runs.",
                 detail=str(error.orig),
             ) from error
+        except ProgrammingError as error:
+            if getattr(error.orig, "pgcode", None) not in OUTDATED_SCHEMA:
+                raise
+            raise LedgerOutdated(
+                "The database's schema is missing or older than this version; "
+                "run `promptstack migrate`."
+            ) from error
 
     @staticmethod
     def join(session: Session) -> UnitOfWork:
@@ -127,24 +139,13 @@ class Ledger:
         self._engine.dispose()
 
 
-def _listen(session: Session) -> None:
-    """Hook the session's end of transaction, for one transaction."""
+def _committed(session: Session) -> None:
+    if session.in_nested_transaction():
+        return  # a savepoint was released; the transaction goes on
+    actions, session.info[_AFTER_COMMIT] = session.info[_AFTER_COMMIT], []
+    for action in actions:
+        action()
 
-    def committed(ending: Session) -> None:
-        if ending.in_nested_transaction():
-            return  # a savepoint was released; the transaction goes on
-        actions = ending.info.pop(_AFTER_COMMIT, [])
-        detach()
-        for action in actions:
-            action()
 
-    def rolled_back(ending: Session) -> None:
-        ending.info.pop(_AFTER_COMMIT, None)
-        detach()
-
-    def detach() -> None:
-        event.remove(session, "after_commit", committed)
-        event.remove(session, "after_rollback", rolled_back)
-
-    event.listen(session, "after_commit", committed)
-    event.listen(session, "after_rollback", rolled_back)
+def _rolled_back(session: Session) -> None:
+    session.info[_AFTER_COMMIT] = []

@@ -1,0 +1,1 @@
+"""The Celery side: the app, the publisher, and the tasks, each a message to one service call."""

@@ -1,0 +1,1 @@
+"""The process that consumes: start-up, heartbeat, reconciler, shutdown."""

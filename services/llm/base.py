@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from services.errors import UnknownModel
+from services.errors import InvalidInput, UnknownModel
 from services.llm.errors import BadResponse, InvalidProviderRequest, ProviderError
 from services.text import check_storable
 
@@ -145,6 +145,9 @@ class LLMService(ABC):
     known_models: ClassVar[Mapping[Capability, frozenset[str]] | None] = None
     """The models that exist, or None where only the provider itself knows."""
 
+    known_options: ClassVar[frozenset[str] | None] = frozenset()
+    """The provider-specific parameters it takes, or None where it passes all on."""
+
     embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(
         items=256, bytes=1_000_000, bytes_per_item=100_000
     )
@@ -169,6 +172,18 @@ class LLMService(ABC):
                 f"Provider '{cls.name}' has no {capability} model '{chosen[:80]}'. Known: {names}."
             )
         return chosen
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, JsonValue]) -> None:
+        """Raise `InvalidInput` for provider-specific parameters that the provider doesn't know."""
+        if cls.known_options is None:
+            return
+        unknown = sorted(set(options) - cls.known_options)
+        if unknown:
+            known = ", ".join(sorted(cls.known_options)) or "none"
+            raise InvalidInput(
+                f"Provider '{cls.name}' has no option {', '.join(unknown)[:200]}. Known: {known}."
+            )
 
     async def generate_text(
         self, request: GenerationRequest, user_id: UUID | None, *, failures: int = 0

@@ -1,0 +1,40 @@
+"""A worker's sign of life, and its check of what it still holds."""
+
+import logging
+import os
+import socket
+from uuid import UUID
+
+from repositories.session import Ledger
+from services.running import RunningJobs
+
+logger = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Says that this worker is alive and sees which of its jobs were taken from it."""
+
+    def __init__(self, ledger: Ledger, running: RunningJobs, worker_id: UUID) -> None:
+        self._ledger = ledger
+        self._running = running
+        self._worker_id = worker_id
+
+    def beat(self) -> None:
+        """Do both once. Raises `LedgerUnavailable`."""
+        waiting = self._running.waiting()
+        with self._ledger.transaction() as unit:
+            unit.workers.beat(self._worker_id, socket.gethostname(), os.getpid())
+            recorded = unit.jobs.running_of(self._worker_id)
+            # Recorded as ours but not in hand: the database was away when we let go of it.
+            in_hand = self._running.ids()
+            for job_id, attempt in recorded.items():
+                if job_id not in in_hand:
+                    unit.jobs.release(job_id, attempt)
+        for job_id in waiting - set(recorded):
+            logger.info("job %s was taken from this worker; its call is closed", job_id)
+            self._running.cancel(job_id)
+
+    def leave(self) -> None:
+        """Say that this worker is gone."""
+        with self._ledger.transaction() as unit:
+            unit.workers.leave(self._worker_id)

@@ -1,0 +1,355 @@
+"""The enqueue API: hand in generation and embedding jobs, ask for them, cancel, retry.
+
+Accepted means committed: a job is in the ledger before its message leaves, and a broker that is
+down delays the job but does not refuse it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from repositories.models import Job, JobKind, JobState
+from repositories.session import Ledger, UnitOfWork
+from services.doorbell import Doorbell, Ring, ring_now
+from services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
+from services.llm.base import Capability, GenerationRequest, Message
+from services.llm.factory import LLMServiceFactory
+from services.progress import Progress, ProgressService
+from services.text import check_storable
+
+MAX_KEY_CHARACTERS = 200
+MAX_SOURCE_CHARACTERS = 1_000
+"""PostgreSQL refuses index entries over about 2,700 bytes."""
+
+
+class JobView(BaseModel):
+    """A job as its owner may see it."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True)
+
+    id: UUID
+    kind: JobKind
+    state: JobState
+    provider: str
+    model: str
+    current: int
+    total: int
+    attempt: int
+    failures: int
+    max_retries: int
+    error_code: str | None
+    error: str | None
+    result: dict[str, Any] | None
+    not_before: datetime | None
+    expires_at: datetime
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class JobDefaults:
+    """What holds for a job that says nothing else."""
+
+    generation_provider: str
+    embedding_provider: str
+    max_retries: int
+    expires_seconds: float
+    max_text_bytes: int
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What every kind of job can be told at enqueue."""
+
+    user_id: UUID | None = None
+    idempotency_key: str | None = None
+    max_retries: int | None = None
+    expires_in: float | None = None
+    """Seconds until the job, if it is not done, ends as expired."""
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A request that was checked and may be stored."""
+
+    kind: JobKind
+    provider: str
+    model: str
+    body: dict[str, Any]
+    """What the caller asked for; the same body is the same request."""
+    options: JobOptions
+
+    @property
+    def request_hash(self) -> str:
+        """Tells whether two requests are the same."""
+        canonical = json.dumps([self.kind, self.provider, self.model, self.body], sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class JobService:
+    """Enqueues jobs and answers for them."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        doorbell: Doorbell,
+        progress: ProgressService,
+        factory: LLMServiceFactory,
+        defaults: JobDefaults,
+    ) -> None:
+        self._ledger = ledger
+        self._doorbell = doorbell
+        self._progress = progress
+        self._factory = factory
+        self._defaults = defaults
+
+    def enqueue_generation(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Message] = (),
+        system: str | None = None,
+        provider: str | None = None,
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        options: dict[str, JsonValue] | None = None,
+        user_id: UUID | None = None,
+        idempotency_key: str | None = None,
+        max_retries: int | None = None,
+        expires_in: float | None = None,
+        session: Session | None = None,
+    ) -> JobView:
+        """Accept one generation of a `prompt` or of `messages`.
+
+        With `session`, the job becomes part of the caller's transaction: it exists when the
+        caller commits, and its message leaves then. Without it, it is committed on return.
+        The same `idempotency_key` with the same request returns the job that is there.
+        `options` go to the provider as they are. Raises `InvalidInput`, `IdempotencyConflict`.
+        """
+        job_options = JobOptions(user_id, idempotency_key, max_retries, expires_in)
+        with self._unit_of_work(session) as work:
+            provider = provider or self._preferred_provider(work, user_id)
+            service = self._factory.service_class(provider)
+            try:
+                request = GenerationRequest(
+                    provider=provider,
+                    model=service.choose_model(Capability.GENERATION, model),
+                    prompt=prompt,
+                    messages=tuple(messages),
+                    system=system,
+                    temperature=temperature,
+                    max_tokens=max_tokens,
+                    stop=tuple(stop),
+                    seed=seed,
+                    options=options or {},
+                )
+            except ValidationError as error:
+                raise InvalidInput(explain(error)) from None
+            service.check_options(request.options)
+            body = request.model_dump(mode="json", exclude_defaults=True)
+            self._check_size(json.dumps(body, ensure_ascii=False), "The request")
+            new = NewJob(JobKind.GENERATION, provider, request.model, body, job_options)
+            return self._find_same(work, new) or self._accept(work, new, body)
+
+    def enqueue_embedding(
+        self,
+        text: str,
+        *,
+        source: str,
+        provider: str | None = None,
+        model: str | None = None,
+        user_id: UUID | None = None,
+        idempotency_key: str | None = None,
+        max_retries: int | None = None,
+        expires_in: float | None = None,
+        session: Session | None = None,
+    ) -> JobView:
+        """Accept the embedding of one document.
+
+        `source` names the document (a path, an address, an id of yours); the same source again
+        replaces its text, and only chunks that changed are paid for. The rest is as for
+        `enqueue_generation`.
+        """
+        job_options = JobOptions(user_id, idempotency_key, max_retries, expires_in)
+        provider = provider or self._defaults.embedding_provider
+        model = self._factory.service_class(provider).choose_model(Capability.EMBEDDING, model)
+        check_storable(text, "The document")
+        check_storable(source, "The source")
+        if not text.strip():
+            raise InvalidInput("The document is empty; there is nothing to embed.")
+        if not 0 < len(source) <= MAX_SOURCE_CHARACTERS:
+            raise InvalidInput(f"The source must have 1 to {MAX_SOURCE_CHARACTERS} characters.")
+        self._check_size(text, "The document")
+        content_hash = hashlib.sha256(text.encode()).digest()
+        body = {"source": source, "content_hash": content_hash.hex()}
+        new = NewJob(JobKind.EMBEDDING, provider, model, body, job_options)
+        with self._unit_of_work(session) as work:
+            known = self._find_same(work, new)
+            if known is not None:
+                return known
+            document_id = work.documents.put(user_id, source, text, content_hash)
+            return self._accept(work, new, {**body, "document_id": str(document_id)})
+
+    def get(self, job_id: UUID, *, owner: UUID | None = None) -> JobView:
+        """Return a job; with `owner`, only one of that user's. Raises `NotFound`."""
+        with self._ledger.transaction() as work:
+            return JobView.model_validate(_find(work, job_id, owner))
+
+    def get_many(
+        self,
+        *,
+        owner: UUID | None = None,
+        state: JobState | None = None,
+        kind: JobKind | None = None,
+        after: UUID | None = None,
+        limit: int = 50,
+    ) -> list[JobView]:
+        """Jobs, newest first; `after` is the last id of the page before."""
+        filters: dict[str, Any] = {"user_id": owner, "state": state, "kind": kind}
+        chosen = {name: value for name, value in filters.items() if value is not None}
+        with self._ledger.transaction() as work:
+            rows = work.jobs.get_many(limit=limit, after=after, newest_first=True, **chosen)
+            return [JobView.model_validate(row) for row in rows]
+
+    def cancel(self, job_id: UUID, *, owner: UUID | None = None) -> JobView:
+        """End a job that is queued or running; a running provider call is closed soon after.
+
+        What was produced so far stays. Raises `NotFound`, and `WrongState` if it has ended.
+        """
+        with self._ledger.transaction() as work:
+            job = _find(work, job_id, owner)
+            if not work.jobs.cancel(job_id):
+                raise WrongState(f"Job {job_id} has ended already ({job.state}).")
+        return self._shown(job_id)
+
+    def retry(self, job_id: UUID, *, owner: UUID | None = None) -> JobView:
+        """Queue a failed, cancelled or expired job again. Raises `NotFound`, `WrongState`."""
+        with self._ledger.transaction() as work:
+            job = _find(work, job_id, owner)
+            if not work.jobs.reopen(job_id, self._defaults.expires_seconds):
+                raise WrongState(
+                    f"Job {job_id} is {job.state}; only a failed, cancelled or expired job "
+                    "can be retried."
+                )
+            self._ring_after_commit(work, job)
+        return self._shown(job_id)
+
+    @contextmanager
+    def _unit_of_work(self, session: Session | None) -> Iterator[UnitOfWork]:
+        if session is not None:
+            yield self._ledger.join(session)
+        else:
+            with self._ledger.transaction() as work:
+                yield work
+
+    def _preferred_provider(self, work: UnitOfWork, user_id: UUID | None) -> str:
+        user = work.users.get(user_id) if user_id else None
+        preferred = user.preferred_provider if user else None
+        return preferred or self._defaults.generation_provider
+
+    def _accept(self, work: UnitOfWork, new: NewJob, request: dict[str, Any]) -> JobView:
+        """Store the job; `request` is what its worker reads."""
+        options = new.options
+        lifetime = options.expires_in or self._defaults.expires_seconds
+        retries = options.max_retries
+        try:
+            with work.session.begin_nested():
+                job = work.jobs.create(
+                    kind=new.kind,
+                    provider=new.provider,
+                    model=new.model,
+                    request=request,
+                    request_hash=new.request_hash,
+                    user_id=options.user_id,
+                    idempotency_key=options.idempotency_key,
+                    max_retries=self._defaults.max_retries if retries is None else retries,
+                    expires_at=datetime.now(UTC) + timedelta(seconds=lifetime),
+                )
+        except IntegrityError:
+            # Somebody else may have enqueued under the same key since we looked.
+            known = self._find_same(work, new)
+            if known is None:
+                raise
+            return known
+        work.session.refresh(job)
+        self._ring_after_commit(work, job)
+        return JobView.model_validate(job)
+
+    def _find_same(self, work: UnitOfWork, new: NewJob) -> JobView | None:
+        _check_options(new.options)
+        key = new.options.idempotency_key
+        if key is None:
+            return None
+        job = work.jobs.find_by_idempotency_key(new.options.user_id, key)
+        if job is None:
+            return None
+        if job.request_hash != new.request_hash:
+            raise IdempotencyConflict(
+                f"The idempotency key was used for another request (job {job.id}); "
+                "send a new key for a new request."
+            )
+        return JobView.model_validate(job)
+
+    def _ring_after_commit(self, work: UnitOfWork, job: Job) -> None:
+        ring = Ring.of(job)
+        work.after_commit(lambda: ring_now(self._ledger, self._doorbell, ring))
+
+    def _shown(self, job_id: UUID) -> JobView:
+        """Read a job anew and show where it stands."""
+        with self._ledger.transaction() as work:
+            job = _find(work, job_id, None)
+            self._progress.publish(Progress.of(job))
+            return JobView.model_validate(job)
+
+    def _check_size(self, text: str, what: str) -> None:
+        size = len(text.encode("utf-8", "surrogatepass"))
+        if size > self._defaults.max_text_bytes:
+            raise InvalidInput(
+                f"{what} has {size:,} bytes; at most {self._defaults.max_text_bytes:,} are "
+                "accepted (MAX_TEXT_BYTES). Split it."
+            )
+
+
+def explain(error: ValidationError) -> str:
+    """Say in one sentence what is wrong with a request, without quoting it."""
+    problems = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        problems.append(f"{where}: {message}" if where else message)
+    return f"The request is not valid: {'; '.join(problems)}."
+
+
+def _check_options(options: JobOptions) -> None:
+    key = options.idempotency_key
+    if key is not None:
+        check_storable(key, "The idempotency key")
+        if not 0 < len(key) <= MAX_KEY_CHARACTERS:
+            raise InvalidInput(
+                f"The idempotency key must have 1 to {MAX_KEY_CHARACTERS} characters."
+            )
+    if options.max_retries is not None and not 0 <= options.max_retries <= 100:
+        raise InvalidInput("max_retries must be between 0 and 100.")
+    if options.expires_in is not None and not 0 < options.expires_in <= 366 * 86_400:
+        raise InvalidInput("expires_in must be more than 0 seconds and at most a year.")
+
+
+def _find(work: UnitOfWork, job_id: UUID, owner: UUID | None) -> Job:
+    job = work.jobs.get(job_id)
+    # Another user's job is as unknown as one that doesn't exist: its id must tell nothing.
+    if job is None or (owner is not None and job.user_id != owner):
+        raise NotFound(f"There is no job {job_id}.")
+    return job

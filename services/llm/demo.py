@@ -1,0 +1,65 @@
+"""The demonstration provider: no model, no network, the same answer every time.
+
+Its options let a person watch what a real provider does to jobs: slowness and failures.
+"""
+
+import asyncio
+from typing import ClassVar
+from uuid import UUID
+
+from services.llm.base import Capability, GenerationRequest, LLMResponse, LLMService
+from services.llm.errors import InvalidProviderRequest, Overloaded
+
+MODEL = "demo-1"
+QUOTED_WORDS = 12
+BYTES_PER_TOKEN = 4
+
+
+class DemoService(LLMService):
+    """Answers with a marked echo of the prompt.
+
+    Options: `delay_seconds` (how long a call takes), `fail_times` (that many attempts of a job
+    fail as if the provider were overloaded), `fail_with` ("overloaded" or "invalid").
+    """
+
+    name = "demo"
+    default_models: ClassVar = {Capability.GENERATION: MODEL}
+    known_models: ClassVar = {Capability.GENERATION: frozenset({MODEL})}
+    known_options = frozenset({"delay_seconds", "fail_times", "fail_with"})
+
+    async def _generate(
+        self,
+        request: GenerationRequest,
+        user_id: UUID | None,
+        failures: int,
+    ) -> LLMResponse:
+        options = request.options
+        await asyncio.sleep(_number(options.get("delay_seconds", 0), "delay_seconds"))
+        if failures < _number(options.get("fail_times", 0), "fail_times"):
+            if options.get("fail_with") == "invalid":
+                raise InvalidProviderRequest("The demo provider was told to refuse this request.")
+            raise Overloaded("The demo provider was told to fail this attempt.", status=503)
+        words = request.conversation()[-1].content.split()
+        quoted = " ".join(words[:QUOTED_WORDS]) + (" ..." if len(words) > QUOTED_WORDS else "")
+        text = f"[demonstration, no model was asked] You wrote {len(words)} words: {quoted}"
+        return LLMResponse(
+            text=text,
+            model=request.model,
+            input_tokens=sum(self.count_tokens(turn.content) for turn in request.conversation()),
+            output_tokens=self.count_tokens(text),
+            finish_reason="stop",
+        )
+
+    def count_tokens(self, text: str) -> int:
+        """An estimate: four UTF-8 bytes a token."""
+        return -(-len(text.encode()) // BYTES_PER_TOKEN)
+
+    async def is_available(self) -> bool:
+        """Always: it is part of this process."""
+        return True
+
+
+def _number(value: object, option: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 3600:
+        raise InvalidProviderRequest(f"The demo option {option} must be a number from 0 to 3600.")
+    return float(value)

@@ -1,0 +1,73 @@
+"""Puts right what messages, brokers and workers that vanished left behind."""
+
+import logging
+
+from repositories.models import JobKind
+from repositories.session import Ledger
+from services.doorbell import BrokerUnavailable, Doorbell, Ring
+from services.progress import ProgressService
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500
+"""Jobs rung in one round; the next round follows within a second."""
+
+PATIENCE_SECONDS = 10.0
+"""How long a job may stay queued after its message was sent, once its queue is empty."""
+
+FORGET_WORKERS_SECONDS = 3_600.0
+
+
+class Reconciler:
+    """One round of it may run in every worker: a lock lets one at a time do it."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        doorbell: Doorbell,
+        progress: ProgressService,
+        *,
+        worker_lost_seconds: float,
+    ) -> None:
+        self._ledger = ledger
+        self._doorbell = doorbell
+        self._progress = progress
+        self._worker_lost_seconds = worker_lost_seconds
+
+    def run_once(self) -> int:
+        """Free lost jobs, end overdue ones, ring what is due; how many were rung.
+
+        Raises `LedgerUnavailable`. A broker that is away is waited for.
+        """
+        with self._ledger.transaction() as unit:
+            if not unit.try_lock("reconciler"):
+                return 0
+            freed = unit.jobs.free_lost(self._worker_lost_seconds)
+            expired = unit.jobs.expire_overdue()
+            unit.workers.forget_dead(FORGET_WORKERS_SECONDS)
+        for job_id in freed:
+            logger.warning("job %s was freed: its worker died", job_id)
+        self._progress.rebuild([*freed, *expired])
+        try:
+            return self._ring_due()
+        except BrokerUnavailable as error:
+            logger.warning("jobs that are due wait for the broker: %s", error)
+            return 0
+
+    def _ring_due(self) -> int:
+        epoch = self._doorbell.epoch()
+        idle = [kind for kind in JobKind if self._doorbell.waiting(kind) == 0]
+        # Marked first: when two reconcilers meet, each job is rung by one of them, and if this
+        # process dies before it has rung, the job's queue being empty tells.
+        with self._ledger.transaction() as unit:
+            jobs = unit.jobs.take_unrung(
+                epoch, idle_kinds=idle, patience=PATIENCE_SECONDS, limit=BATCH
+            )
+        for position, job in enumerate(jobs):
+            try:
+                self._doorbell.ring(Ring.of(job))
+            except BrokerUnavailable:
+                with self._ledger.transaction() as unit:
+                    unit.jobs.mark_unrung([left.id for left in jobs[position:]])
+                raise
+        return len(jobs)

@@ -1,0 +1,30 @@
+"""The Celery app. It is made by a function: importing this module opens and configures nothing."""
+
+from typing import Any
+
+from celery import Celery
+
+from config.celery import celery_settings
+from config.names import TaskName
+from config.settings import Settings
+from tasks.embeddings import generate_embeddings
+from tasks.generation import generate_text
+from tasks.job_task import JobTask, Workshop
+
+
+def create_app(settings: Settings, redis_url: str) -> Celery:
+    """Make the app that sends messages and reads results."""
+    app = Celery("promptstack", set_as_current=False)
+    app.conf.update(celery_settings(settings, redis_url))
+    return app
+
+
+def register_tasks(app: Celery, workshop: Workshop) -> None:
+    """Give the app its tasks, which call the services of `workshop`. For workers only."""
+    tasks: dict[str, Any] = {
+        TaskName.GENERATE_TEXT: generate_text,
+        TaskName.GENERATE_EMBEDDINGS: generate_embeddings,
+    }
+    for name, function in tasks.items():
+        register = app.task(name=str(name), bind=True, base=JobTask, workshop=workshop)
+        register(function)

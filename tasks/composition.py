@@ -1,0 +1,216 @@
+"""The composition root: settings become engines, clients and services here and nowhere else."""
+
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+import uuid_utils.compat
+from celery import Celery
+from pydantic import SecretStr
+from redis import Redis
+
+from config.embedded.servers import running
+from config.errors import ConfigurationError
+from config.settings import Settings, get_settings
+from repositories.session import Ledger
+from services.backoff import Backoff
+from services.chunking import Chunker
+from services.embedding import EmbeddingService
+from services.execution import Execution
+from services.generation import GenerationService
+from services.heartbeat import Heartbeat
+from services.jobs import JobDefaults, JobService
+from services.keys import KeyService
+from services.llm.event_loop import EventLoop
+from services.llm.factory import LLMServiceFactory
+from services.llm.pool import ProviderPool
+from services.progress import ProgressService
+from services.reconciler import Reconciler
+from services.running import RunningJobs
+from services.search import SearchService
+from tasks.app import create_app
+from tasks.publisher import CeleryDoorbell
+
+REDIS_TIMEOUT_SECONDS = 2.0
+
+
+class PromptStack:
+    """Everything of one process, made when it is first used and closed together.
+
+    >>> with PromptStack.open() as stack:
+    ...     job = stack.jobs.enqueue_generation("Say hello.")
+    """
+
+    def __init__(self, settings: Settings, database_url: str, redis_url: str) -> None:
+        self.settings = settings
+        self.database_url = database_url
+        self.redis_url = redis_url
+        self.worker_id: UUID = uuid_utils.compat.uuid7()
+
+    @classmethod
+    def open(cls, settings: Settings | None = None) -> Self:
+        """Wire the servers that settings name, or else the embedded ones that run here.
+
+        Raises `ConfigurationError` where there is neither.
+        """
+        settings = settings or get_settings()
+        database_url, redis_url = settings.database_url, settings.redis_url
+        if database_url is None or redis_url is None:
+            embedded = running(settings.state_dir)
+            if embedded is None:
+                raise ConfigurationError(
+                    "Nothing is running here. Start it with `promptstack up`, or set "
+                    "DATABASE_URL and REDIS_URL."
+                )
+            database_url = database_url or embedded.database_url
+            redis_url = redis_url or embedded.redis_url
+        return cls(settings, database_url, redis_url)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """PostgreSQL."""
+        return Ledger(
+            self.database_url,
+            pool_size=self.settings.database_pool_size,
+            max_overflow=self.settings.database_max_overflow,
+        )
+
+    @cached_property
+    def redis(self) -> Redis:
+        """Redis, for progress and the broker's epoch."""
+        return Redis.from_url(
+            self.redis_url,
+            decode_responses=True,
+            socket_timeout=REDIS_TIMEOUT_SECONDS,
+            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+        )
+
+    @cached_property
+    def celery(self) -> Celery:
+        """The Celery app, without tasks until a worker registers them."""
+        return create_app(self.settings, self.redis_url)
+
+    @cached_property
+    def doorbell(self) -> CeleryDoorbell:
+        """What rings workers."""
+        return CeleryDoorbell(self.celery, self.redis)
+
+    @cached_property
+    def factory(self) -> LLMServiceFactory:
+        """The providers, with the keys and addresses from settings."""
+        settings = self.settings
+        openai = {
+            "api_key": _reveal(settings.openai_api_key),
+            "base_url": settings.openai_base_url,
+            "timeout": settings.provider_timeout_seconds,
+        }
+        return LLMServiceFactory({"openai": openai})
+
+    @cached_property
+    def progress(self) -> ProgressService:
+        """Where jobs stand."""
+        return ProgressService(
+            self.redis, self.ledger, ttl_seconds=self.settings.progress_ttl_seconds
+        )
+
+    @cached_property
+    def jobs(self) -> JobService:
+        """The enqueue API."""
+        settings = self.settings
+        defaults = JobDefaults(
+            generation_provider=settings.default_llm_provider,
+            embedding_provider=settings.default_embedding_provider,
+            max_retries=settings.job_max_retries,
+            expires_seconds=settings.job_expires_seconds,
+            max_text_bytes=settings.max_text_bytes,
+        )
+        return JobService(self.ledger, self.doorbell, self.progress, self.factory, defaults)
+
+    @cached_property
+    def keys(self) -> KeyService:
+        """API keys."""
+        return KeyService(self.ledger)
+
+    @cached_property
+    def search(self) -> SearchService:
+        """Search over what was embedded."""
+        provider = self.settings.default_embedding_provider
+        return SearchService(self.ledger, self.factory, self.providers, self.loop, provider)
+
+    @cached_property
+    def loop(self) -> EventLoop:
+        """The event loop of provider calls."""
+        return EventLoop()
+
+    @cached_property
+    def providers(self) -> ProviderPool:
+        """The provider services."""
+        return ProviderPool(self.factory, self.loop)
+
+    @cached_property
+    def running(self) -> RunningJobs:
+        """The jobs that this worker has in hand."""
+        return RunningJobs(self.loop)
+
+    @cached_property
+    def execution(self) -> Execution:
+        """What every job goes through."""
+        settings = self.settings
+        return Execution(
+            self.ledger,
+            self.progress,
+            self.providers,
+            self.running,
+            Backoff(settings.retry_backoff_seconds, settings.retry_backoff_max_seconds),
+            worker_id=self.worker_id,
+            call_timeout=settings.provider_timeout_seconds,
+        )
+
+    @cached_property
+    def generation(self) -> GenerationService:
+        """Runs generation jobs."""
+        return GenerationService(self.execution)
+
+    @cached_property
+    def embedding(self) -> EmbeddingService:
+        """Runs embedding jobs."""
+        chunker = Chunker(self.settings.chunk_characters)
+        return EmbeddingService(self.execution, self.ledger, self.providers, chunker)
+
+    @cached_property
+    def heartbeat(self) -> Heartbeat:
+        """The sign of life of this worker."""
+        return Heartbeat(self.ledger, self.running, self.worker_id)
+
+    @cached_property
+    def reconciler(self) -> Reconciler:
+        """What puts lost things right."""
+        return Reconciler(
+            self.ledger,
+            self.doorbell,
+            self.progress,
+            worker_lost_seconds=self.settings.worker_lost_seconds,
+        )
+
+    def close(self) -> None:
+        """Close what was opened, in the order that nothing is used after it is closed."""
+        for name in ("providers", "loop", "celery", "redis", "ledger"):
+            opened: Any = self.__dict__.pop(name, None)
+            if opened is not None:
+                opened.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _reveal(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None

@@ -1,0 +1,84 @@
+"""The doorbell over Celery."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis import Redis
+from redis.exceptions import RedisError
+
+from config.celery import ROUTES
+from config.names import EPOCH_KEY, TaskName
+from repositories.models import JobKind
+from services.doorbell import BrokerUnavailable, Ring
+
+TASKS = {
+    JobKind.GENERATION: TaskName.GENERATE_TEXT,
+    JobKind.EMBEDDING: TaskName.GENERATE_EMBEDDINGS,
+}
+
+REST_SECONDS = 2.0
+"""After a failure, how long the broker is left alone: an enqueue must not wait for a time-out
+each time, and the reconciler rings what was accepted meanwhile."""
+
+
+class CeleryDoorbell:
+    """Sends one Celery message a job, under the job's id as task id."""
+
+    def __init__(
+        self, app: Celery, redis: Redis, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._app = app
+        self._redis = redis
+        self._clock = clock
+        self._resting_until = 0.0
+
+    def epoch(self) -> str:
+        """Name the broker's present data, by a key that dies with it."""
+        self._check_rest()
+        try:
+            self._redis.set(EPOCH_KEY, str(uuid4()), nx=True)
+            return str(self._redis.get(EPOCH_KEY))
+        except RedisError as error:
+            raise self._unavailable(error) from error
+
+    def ring(self, ring: Ring) -> None:
+        """Send a job's message; monitors see its id, provider and model. See `Doorbell.ring`."""
+        self._check_rest()
+        try:
+            self._app.send_task(
+                str(TASKS[ring.kind]),
+                args=[str(ring.job_id)],
+                task_id=str(ring.job_id),
+                argsrepr=f"job {ring.job_id} with {ring.provider}/{ring.model}",
+                kwargsrepr="",
+            )
+        except (OperationalError, RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def waiting(self, kind: JobKind) -> int:
+        """How many messages wait in a kind's queue."""
+        queue = str(ROUTES[TASKS[kind]])
+        try:
+            with self._app.connection_for_write() as connection:
+                # Declared, not only asked for: a queue nobody has used yet is empty, not an error.
+                channel: Any = connection.default_channel
+                return int(
+                    channel.queue_declare(queue, durable=True, auto_delete=False).message_count
+                )
+        except (OperationalError, RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def _check_rest(self) -> None:
+        if self._clock() < self._resting_until:
+            raise BrokerUnavailable("The broker did not answer a moment ago.")
+
+    def _unavailable(self, error: Exception) -> BrokerUnavailable:
+        self._resting_until = self._clock() + REST_SECONDS
+        return BrokerUnavailable(
+            f"The broker does not answer ({type(error).__name__}); check REDIS_URL or "
+            "CELERY_BROKER_URL. Jobs are accepted meanwhile and run when it is back."
+        )

@@ -1,0 +1,87 @@
+"""The main job through real processes: enqueue, queue, worker, provider, ledger, progress."""
+
+import signal
+from collections.abc import Callable
+from uuid import UUID
+
+from celery.result import AsyncResult
+
+from repositories.models import JobState
+from services.jobs import JobView
+from tasks.composition import PromptStack
+from tests.processes import Process, wait_until
+
+
+def ended(stack: PromptStack, job_id: UUID) -> JobView | None:
+    job = stack.jobs.get(job_id)
+    return job if job.state.is_final else None
+
+
+def finish(stack: PromptStack, job: JobView, seconds: float = 30.0) -> JobView:
+    wait_until(lambda: ended(stack, job.id), f"the end of {job.kind} job {job.id}", seconds)
+    return stack.jobs.get(job.id)
+
+
+def celery_state(stack: PromptStack, job: JobView) -> str:
+    return str(AsyncResult(str(job.id), app=stack.celery).state)
+
+
+def test_a_generation_ends_with_its_text(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    start_worker()
+    job = finish(stack, stack.jobs.enqueue_generation("Say hello to the world."))
+    assert job.state is JobState.SUCCEEDED
+    assert job.result is not None
+    assert "Say hello to the world." in job.result["text"]
+    assert job.result["tokens_used"] == job.result["input_tokens"] + job.result["output_tokens"]
+    wait_until(lambda: celery_state(stack, job) == "SUCCESS", "Celery's own view of it")
+
+
+def test_failures_on_purpose_are_retried_and_then_succeed(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    start_worker()
+    job = finish(stack, stack.jobs.enqueue_generation("x", options={"fail_times": 2}))
+    assert (job.state, job.failures, job.attempt) == (JobState.SUCCEEDED, 2, 3)
+    with stack.ledger.transaction() as unit:
+        states = [attempt.state for attempt in unit.attempts.get_many(job_id=job.id)]
+    assert states == ["failed", "failed", "succeeded"]
+
+
+def test_a_killed_worker_in_mid_document_costs_nothing_twice(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    text = "\n\n".join(f"Paragraph {number}: " + "word " * 150 for number in range(2_000))
+    doomed = start_worker()
+    job = stack.jobs.enqueue_embedding(text, source="long.txt")
+    wait_until(lambda: stack.jobs.get(job.id).current > 0, "the first chunks of the document")
+    doomed.kill()
+    halfway = stack.jobs.get(job.id)
+    assert 0 < halfway.current < halfway.total
+    start_worker()
+    done = finish(stack, job)
+    assert done.state is JobState.SUCCEEDED
+    assert done.current == done.total == 2_000
+    with stack.ledger.transaction() as unit:
+        model = unit.embeddings.find_model("local", "wordllama-256")
+        assert model is not None
+        assert unit.embeddings.count(model) == 2_000
+        attempts = unit.attempts.get_many(job_id=job.id)
+    assert {attempt.state for attempt in attempts} <= {"succeeded", "lost"}
+    paid = sum(attempt.items for attempt in attempts if attempt.state == "succeeded")
+    assert paid == 2_000
+
+
+def test_sigterm_hands_running_work_to_the_next_worker(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    leaving = start_worker(SHUTDOWN_GRACE_SECONDS="0.2")
+    job = stack.jobs.enqueue_generation("x", options={"delay_seconds": 3})
+    wait_until(lambda: stack.jobs.get(job.id).state is JobState.RUNNING, "the job to run")
+    leaving.send(signal.SIGTERM)
+    assert leaving.wait() == 0
+    assert stack.jobs.get(job.id).state is JobState.QUEUED
+    assert stack.jobs.get(job.id).failures == 0
+    start_worker()
+    assert finish(stack, job).state is JobState.SUCCEEDED

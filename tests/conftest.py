@@ -1,0 +1,115 @@
+"""Real servers for every test: one PostgreSQL and one Valkey a session, a database each a test."""
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from sqlalchemy import create_engine, make_url, text
+
+from config.embedded.servers import EmbeddedServers, ServerUrls, remove
+from config.settings import Settings, get_settings, load_settings
+from repositories.migrations import upgrade
+from tasks.composition import PromptStack
+from tests.processes import Process, wait_until
+
+TEMPLATE = "migrated"
+REDIS_DATABASES = 16
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[ServerUrls]:
+    """The servers of this test session."""
+    folder = Path(tempfile.mkdtemp(prefix="promptstack-tests-"))
+    with EmbeddedServers(folder, durable=False) as urls:
+        yield urls
+    remove(folder)
+
+
+@pytest.fixture(scope="session")
+def template_database(servers: ServerUrls) -> str:
+    """A migrated database that each test's own is copied from."""
+    _run_sql(servers.database_url, f"CREATE DATABASE {TEMPLATE}")
+    engine = create_engine(_database(servers.database_url, TEMPLATE))
+    upgrade(engine)
+    engine.dispose()
+    return TEMPLATE
+
+
+@pytest.fixture
+def environment(
+    servers: ServerUrls, template_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    """The settings of a test as environment variables, with an empty ledger and an empty Redis."""
+    number = next(_numbers)
+    name = f"test_{number}"
+    _run_sql(servers.database_url, f"CREATE DATABASE {name} TEMPLATE {template_database}")
+    redis_url = servers.redis_url.replace("db=0", f"db={number % REDIS_DATABASES}")
+    with Redis.from_url(redis_url) as redis:
+        redis.flushdb()
+    variables = {
+        "DATABASE_URL": _database(servers.database_url, name),
+        "REDIS_URL": redis_url,
+        "ENVIRONMENT": "test",
+        "PROMPTSTACK_STATE_DIR": str(tmp_path / "state"),
+        "RETRY_BACKOFF_SECONDS": "0.1",
+        "HEARTBEAT_SECONDS": "0.5",
+        "WORKER_LOST_SECONDS": "2",
+        "RECONCILE_SECONDS": "0.2",
+    }
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    get_settings.cache_clear()
+    return variables
+
+
+@pytest.fixture
+def settings(environment: dict[str, str]) -> Settings:
+    """The settings of a test."""
+    return load_settings(_env_file=None)
+
+
+@pytest.fixture
+def stack(settings: Settings) -> Iterator[PromptStack]:
+    """Everything wired to the test's own servers."""
+    with PromptStack.open(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def start_worker(
+    environment: dict[str, str], stack: PromptStack, tmp_path: Path
+) -> Iterator[Callable[..., Process]]:
+    """Starts real worker processes, and ends them with the test."""
+    with ExitStack() as processes:
+
+        def start(**variables: str) -> Process:
+            log = tmp_path / f"worker-{next(_numbers)}.log"
+            before = _alive(stack)
+            worker = processes.enter_context(
+                Process(["-m", "worker"], {**environment, **variables}, log)
+            )
+            wait_until(lambda: _alive(stack) - before, f"a worker's heartbeat; see {log}")
+            return worker
+
+        yield start
+
+
+def _alive(stack: PromptStack) -> set[object]:
+    with stack.ledger.transaction() as unit:
+        return {worker.id for worker in unit.workers.get_many()}
+
+
+def _database(url: str, name: str) -> str:
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+def _run_sql(url: str, statement: str) -> None:
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+    engine.dispose()

@@ -1,0 +1,34 @@
+"""Start a worker: `python -m worker`, or `promptstack worker`."""
+
+import argparse
+import sys
+
+from config.errors import PromptStackError
+from config.logging import configure_logging
+from config.parent import die_with_parent
+from config.settings import get_settings
+from tasks.composition import PromptStack
+from worker.process import WorkerProcess
+
+
+def main() -> int:
+    """Run one worker; the exit code."""
+    parser = argparse.ArgumentParser(prog="promptstack worker")
+    parser.add_argument("--concurrency", type=int, help="jobs at once (WORKER_CONCURRENCY)")
+    parser.add_argument("--with-parent", action="store_true", help="end when the starter ends")
+    arguments = parser.parse_args()
+    if arguments.with_parent:
+        die_with_parent()
+    try:
+        settings = get_settings()
+        configure_logging(settings)
+        with PromptStack.open(settings) as stack:
+            WorkerProcess(stack, concurrency=arguments.concurrency).run()
+    except PromptStackError as error:
+        sys.stderr.write(f"promptstack worker: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

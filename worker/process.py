@@ -1,0 +1,71 @@
+"""A worker: a Celery consumer with a pool of threads, an event loop, and two periodic threads."""
+
+import logging
+import threading
+from typing import Any
+
+from celery.signals import setup_logging, worker_shutting_down
+
+from config.names import Queue
+from tasks.app import register_tasks
+from tasks.composition import PromptStack
+from worker.periodic import Periodic
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerProcess:
+    """Consumes the job queues until it is told to stop."""
+
+    def __init__(self, stack: PromptStack, *, concurrency: int | None = None) -> None:
+        self._stack = stack
+        settings = stack.settings
+        self._concurrency = concurrency or settings.worker_concurrency
+        self._grace_seconds = settings.shutdown_grace_seconds
+        self._periodic = [
+            Periodic("heartbeat", stack.heartbeat.beat, settings.heartbeat_seconds),
+            Periodic("reconciler", stack.reconciler.run_once, settings.reconcile_seconds),
+        ]
+
+    def run(self) -> None:
+        """Work until SIGTERM or Ctrl-C.
+
+        Then no job is begun; running calls get the grace period, and what is left is handed back.
+        """
+        stack = self._stack
+        register_tasks(stack.celery, stack)
+        # Alive before the first claim; and where there is no ledger, a clear error at once.
+        stack.heartbeat.beat()
+        for periodic in self._periodic:
+            periodic.start()
+        worker_shutting_down.connect(self._shutting_down)
+        setup_logging.connect(_keep_logging)
+        consumer: Any = stack.celery.Worker(
+            pool="threads",
+            concurrency=self._concurrency,
+            queues=[str(queue) for queue in Queue],
+            hostname=f"promptstack-{stack.worker_id.hex[-12:]}@%h",
+            loglevel=None,
+            quiet=True,  # no banner: the log says what is needed
+            # Nobody else's business in this product: workers find each other in the ledger.
+            without_gossip=True,
+            without_mingle=True,
+        )
+        logger.info("worker %s takes %d jobs at once", stack.worker_id, self._concurrency)
+        try:
+            consumer.start()
+        finally:
+            worker_shutting_down.disconnect(self._shutting_down)
+            for periodic in self._periodic:
+                periodic.stop()
+            stack.heartbeat.leave()
+            logger.info("worker %s has stopped", stack.worker_id)
+
+    def _shutting_down(self, **_: Any) -> None:
+        timer = threading.Timer(self._grace_seconds, self._stack.running.stop)
+        timer.daemon = True
+        timer.start()
+
+
+def _keep_logging(**_: Any) -> None:
+    """Leave logging as config.logging set it: Celery does so where this signal has a receiver."""
