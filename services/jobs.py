@@ -17,14 +17,14 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from repositories.models import Job, JobKind, JobState
+from repositories.models import AttemptState, Job, JobKind, JobState
 from repositories.session import Ledger, UnitOfWork
 from services.doorbell import Doorbell, Ring, ring_now
 from services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
 from services.llm.base import Capability, GenerationRequest, Message
 from services.llm.factory import LLMServiceFactory
 from services.progress import Progress, ProgressService
-from services.text import check_storable
+from services.text import check_storable, check_storable_json
 
 MAX_KEY_CHARACTERS = 200
 MAX_SOURCE_CHARACTERS = 1_000
@@ -53,6 +53,28 @@ class JobView(BaseModel):
     expires_at: datetime
     created_at: datetime
     started_at: datetime | None
+    finished_at: datetime | None
+
+
+class AttemptView(BaseModel):
+    """One provider call as the job's owner may see it."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True)
+
+    number: int
+    call: int
+    state: AttemptState
+    provider: str
+    model: str
+    items: int
+    input_tokens: int | None
+    output_tokens: int | None
+    latency_seconds: float | None
+    provider_request_id: str | None
+    error_code: str | None
+    error: str | None
+    detail: str | None
+    started_at: datetime
     finished_at: datetime | None
 
 
@@ -158,6 +180,7 @@ class JobService:
                 )
             except ValidationError as error:
                 raise InvalidInput(explain(error)) from None
+            check_storable_json(request.options, "An option")
             service.check_options(request.options)
             body = request.model_dump(mode="json", exclude_defaults=True)
             self._check_size(json.dumps(body, ensure_ascii=False), "The request")
@@ -223,6 +246,12 @@ class JobService:
         with self._ledger.transaction() as work:
             rows = work.jobs.get_many(limit=limit, after=after, newest_first=True, **chosen)
             return [JobView.model_validate(row) for row in rows]
+
+    def get_attempts(self, job_id: UUID, *, owner: UUID | None = None) -> list[AttemptView]:
+        """The provider calls of a job, in order. Raises `NotFound`."""
+        with self._ledger.transaction() as work:
+            job = _find(work, job_id, owner)
+            return [AttemptView.model_validate(row) for row in job.attempts]
 
     def cancel(self, job_id: UUID, *, owner: UUID | None = None) -> JobView:
         """End a job that is queued or running; a running provider call is closed soon after.

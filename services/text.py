@@ -5,7 +5,10 @@ either is refused: changing what somebody pays to send would be worse. A provide
 for already, so there the characters are replaced instead and the answer is kept.
 """
 
+import math
 import re
+
+from pydantic import JsonValue
 
 from services.errors import InvalidInput
 
@@ -25,6 +28,24 @@ def check_storable(text: str, what: str) -> str:
     raise InvalidInput(
         f"{what} has {name} at position {found.start()}, which cannot be stored; remove it."
     )
+
+
+def check_storable_json(value: JsonValue, what: str) -> None:
+    """Raise `InvalidInput` if PostgreSQL's jsonb can't hold `value`: bad text, NaN, infinity."""
+    match value:
+        case str():
+            check_storable(value, what)
+        case float() if not math.isfinite(value):
+            raise InvalidInput(f"{what} has a number that is not finite; JSON knows none.")
+        case list():
+            for item in value:
+                check_storable_json(item, what)
+        case dict():
+            for key, item in value.items():
+                check_storable(key, what)
+                check_storable_json(item, what)
+        case _:
+            pass  # null, true, false and finite numbers are fine
 
 
 def make_storable(text: str) -> str:

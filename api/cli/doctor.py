@@ -1,0 +1,105 @@
+"""`promptstack doctor`: what is configured, what answers, what is missing."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import typer
+
+from api.cli.connection import connected, needs_embedded
+from api.cli.terminal import JOB_FAILED, JsonFlag, out, print_json
+from config.errors import PromptStackError
+from repositories.migrations import pending
+from repositories.models import JobKind
+from tasks.composition import PromptStack
+
+MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]--[/]", "missing": "[red]no[/]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    status: str
+    """ok; warning: works without; missing: must be mended."""
+    detail: str
+
+
+def doctor(as_json: JsonFlag = False) -> None:
+    """Say what is configured, what answers and what is missing."""
+    with connected(start_servers=True) as stack:
+        findings = list(examine(stack))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            out.print(f"{MARKS[finding.status]}  {finding.name:<14}", end="")
+            out.print(finding.detail, markup=False)
+    if any(finding.status == "missing" for finding in findings):
+        raise typer.Exit(JOB_FAILED)
+
+
+def examine(stack: PromptStack) -> Iterator[Finding]:
+    """Look at settings, servers, workers and providers, one after the other."""
+    settings = stack.settings
+    where = "embedded servers" if needs_embedded(settings) else "DATABASE_URL and REDIS_URL"
+    yield Finding("settings", "ok", f"{settings.environment}, using {where}")
+    yield _try("PostgreSQL", lambda: f"version {stack.ledger.ping()}")
+    yield _try("schema", lambda: _schema(stack))
+    yield _try("Redis", lambda: _redis(stack))
+    yield _try("broker", lambda: _broker(stack))
+    yield _workers(stack)
+    for name in stack.factory.names():
+        yield _provider(stack, name)
+
+
+def _try(name: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, "ok", look())
+    except PromptStackError as error:
+        return Finding(name, "missing", str(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the doctor reports it and goes on
+        return Finding(name, "missing", f"{type(error).__name__}: {error}")
+
+
+def _schema(stack: PromptStack) -> str:
+    if pending(stack.ledger.engine):
+        raise PromptStackError("is missing or out of date; run `promptstack migrate`")
+    return "up to date"
+
+
+def _redis(stack: PromptStack) -> str:
+    server = stack.redis.info("server")
+    keeps = "with" if stack.redis.info("persistence").get("aof_enabled") else "without"
+    version = server.get("valkey_version") or server.get("redis_version")
+    return f"version {version}, {keeps} append-only file"
+
+
+def _broker(stack: PromptStack) -> str:
+    waiting = {str(kind): stack.doorbell.waiting(kind) for kind in JobKind}
+    return ", ".join(f"{count} {kind} waiting" for kind, count in waiting.items())
+
+
+def _workers(stack: PromptStack) -> Finding:
+    try:
+        with stack.ledger.transaction() as unit:
+            alive = unit.workers.count_alive(stack.settings.worker_lost_seconds)
+            open_jobs = unit.jobs.count_open()
+    except PromptStackError as error:
+        return Finding("workers", "missing", str(error))
+    jobs = ", ".join(f"{count} {state}" for state, count in sorted(open_jobs.items()))
+    if alive:
+        return Finding("workers", "ok", f"{alive} alive; jobs: {jobs or 'none open'}")
+    return Finding("workers", "warning", "none alive; start `promptstack up` or `worker`")
+
+
+def _provider(stack: PromptStack, name: str) -> Finding:
+    try:
+        service = stack.providers.get(name)
+        answers = stack.loop.run(service.is_available())
+    except PromptStackError as error:
+        return Finding(name, "warning", str(error))
+    models = ", ".join(f"{model} ({kind})" for kind, model in service.default_models.items())
+    if answers:
+        return Finding(name, "ok", f"provider answers; default models: {models}")
+    return Finding(name, "warning", f"provider does not answer or has no key; {models}")

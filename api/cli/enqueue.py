@@ -1,0 +1,193 @@
+"""`promptstack generate` and `promptstack embed`: enqueue, watch, print what came of it."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from api.cli.connection import connected
+from api.cli.documents import find_files, read_text
+from api.cli.terminal import JOB_FAILED, JsonFlag, err, out, print_json, stop
+from api.cli.watching import show_until_done
+from repositories.models import JobState
+from services.errors import InvalidInput
+from services.jobs import JobView
+from tasks.composition import PromptStack
+
+Provider = Annotated[str | None, typer.Option(help="Provider; default from settings.")]
+Model = Annotated[str | None, typer.Option(help="Model; default: the provider's.")]
+Key = Annotated[str | None, typer.Option(help="Enqueue at most once under this key.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done.")]
+Retries = Annotated[int | None, typer.Option(help="Retries after failures; default from settings.")]
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """A document on its way."""
+
+    source: str
+    characters: int
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads standard input.")],
+    provider: Provider = None,
+    model: Model = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 to 2.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Provider-specific NAME=VALUE, VALUE as JSON; may come again."),
+    ] = None,
+    max_retries: Retries = None,
+    idempotency_key: Key = None,
+    wait: Wait = True,
+    as_json: JsonFlag = False,
+) -> None:
+    """Generate a text from a prompt."""
+    with connected() as stack:
+        job = stack.jobs.enqueue_generation(
+            sys.stdin.read() if prompt == "-" else prompt,
+            provider=provider,
+            model=model,
+            system=system,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            options=dict(map(_parse_option, option or [])),
+            max_retries=max_retries,
+            idempotency_key=idempotency_key,
+        )
+        if wait:
+            show_until_done(stack, {job.id: 1}, label="Generating", unit="texts", quiet=as_json)
+            job = stack.jobs.get(job.id)
+        if as_json:
+            print_json(job.model_dump(mode="json"))
+        elif not wait:
+            out.print(f"Accepted as job {job.id}.")
+        elif job.result:
+            out.print(job.result["text"], markup=False)
+        if wait and job.state is not JobState.SUCCEEDED:
+            stop(f"job {job.id} {job.state}: {job.error or 'no reason given'}", JOB_FAILED)
+
+
+def embed(
+    paths: Annotated[list[Path], typer.Argument(help="Files, or folders of text and Markdown.")],
+    provider: Provider = None,
+    model: Model = None,
+    max_retries: Retries = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out files that can't be embedded.")
+    ] = False,
+    wait: Wait = True,
+    as_json: JsonFlag = False,
+) -> None:
+    """Embed documents, so that `promptstack search` finds their passages.
+
+    A document embedded again pays only for the chunks that changed.
+    """
+    with connected() as stack:
+        started = time.monotonic()
+        max_bytes = stack.settings.max_text_bytes
+        jobs = {}
+        for path in _check_all(find_files(paths), max_bytes, skip_bad=skip_bad):
+            file = read_text(path, max_bytes)
+            job = stack.jobs.enqueue_embedding(
+                file.text,
+                source=file.source,
+                provider=provider,
+                model=model,
+                max_retries=max_retries,
+            )
+            jobs[job.id] = Enqueued(file.source, len(file.text))
+        if not wait:
+            _print_accepted(list(jobs), as_json=as_json)
+            return
+        finished = watch_embedding(stack, jobs, quiet=as_json)
+        summary = summarize(finished)
+        if as_json:
+            print_json({**summary, "seconds": round(time.monotonic() - started, 3)})
+        else:
+            out.print(sentence(summary, time.monotonic() - started))
+        failed = [job for job in finished if job.state is not JobState.SUCCEEDED]
+        for job in failed:
+            err.print(f"{jobs[job.id].source}: {job.state}, {job.error}", style="red", markup=False)
+        if failed:
+            raise typer.Exit(JOB_FAILED)
+
+
+def watch_embedding(
+    stack: PromptStack, jobs: dict[UUID, Enqueued], *, quiet: bool = False
+) -> list[JobView]:
+    """Show a bar over the chunks of all documents until they are embedded; the ended jobs."""
+    size = stack.settings.chunk_characters
+    guesses = {job_id: 1 + file.characters // size for job_id, file in jobs.items()}
+    show_until_done(stack, guesses, label="Embedding", unit="chunks", quiet=quiet)
+    return [stack.jobs.get(job_id) for job_id in jobs]
+
+
+def summarize(jobs: list[JobView]) -> dict[str, Any]:
+    """Add up what embedding jobs did."""
+    results = [job.result for job in jobs if job.result]
+    sums = {
+        name: sum(result[name] for result in results)
+        for name in ("chunks", "embedded", "reused", "provider_calls", "tokens_used")
+    }
+    return {"documents": len(results), **sums, "failed": len(jobs) - len(results)}
+
+
+def sentence(summary: dict[str, Any], seconds: float) -> str:
+    """Say what embedding jobs did."""
+    begin = f"{summary['documents']} documents, {summary['chunks']} chunks in {seconds:.1f} s: "
+    if summary["provider_calls"] == 0:
+        return f"{begin}all were embedded before; no provider call was made."
+    return (
+        f"{begin}{summary['embedded']} embedded in {summary['provider_calls']} provider calls, "
+        f"{summary['reused']} reused."
+    )
+
+
+def _check_all(paths: list[Path], max_bytes: int, *, skip_bad: bool) -> list[Path]:
+    """Check every file before anything is enqueued, so that a bad one leaves nothing half done.
+
+    Files are read again to be enqueued: all at once might not fit into memory.
+    """
+    good, problems = [], []
+    for path in paths:
+        try:
+            read_text(path, max_bytes)
+            good.append(path)
+        except InvalidInput as error:
+            problems.append(str(error))
+    for problem in problems:
+        err.print(problem, style="red", markup=False)
+    if problems and not skip_bad:
+        stop(
+            f"{len(problems)} of {len(paths)} files can't be embedded; nothing was enqueued. "
+            "--skip-bad leaves them out."
+        )
+    if not good:
+        stop("No file is left to embed.")
+    return good
+
+
+def _print_accepted(job_ids: list[UUID], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"jobs": [str(job_id) for job_id in job_ids]})
+    else:
+        out.print(f"Accepted {len(job_ids)} jobs; follow them with `promptstack jobs watch`.")
+
+
+def _parse_option(text: str) -> tuple[str, JsonValue]:
+    name, found, value = text.partition("=")
+    if not found or not name:
+        raise InvalidInput(f"--option {text[:80]} is not of the form NAME=VALUE.")
+    try:
+        return name, TypeAdapter(JsonValue).validate_json(value)
+    except ValidationError:
+        return name, value

@@ -1,0 +1,131 @@
+"""`promptstack jobs ...`: look at jobs, follow, cancel and retry them."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from rich.table import Table
+
+from api.cli.connection import connected
+from api.cli.terminal import JOB_FAILED, JsonFlag, err, out, print_json, stop
+from api.cli.watching import show_until_done
+from config.errors import PromptStackError
+from repositories.models import JobKind, JobState
+from services.jobs import JobView
+
+app = typer.Typer(help="Look at jobs, follow, cancel and retry them.", no_args_is_help=True)
+
+Ids = Annotated[list[UUID], typer.Argument(help="Ids of jobs.")]
+SHORT_ERROR = 60
+MANY = 100_000
+
+
+@app.command("list")
+def list_(
+    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    kind: Annotated[JobKind | None, typer.Option(help="Only jobs of this kind.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many.")] = 20,
+    as_json: JsonFlag = False,
+) -> None:
+    """List jobs, newest first."""
+    with connected(start_servers=True) as stack:
+        jobs = stack.jobs.get_many(state=state, kind=kind, limit=limit)
+    if as_json:
+        print_json([job.model_dump(mode="json", exclude={"result"}) for job in jobs])
+        return
+    table = Table("job", "kind", "model", "state", "done", "tries", "age", "error", box=None)
+    for job in jobs:
+        age = datetime.now(UTC) - job.created_at
+        table.add_row(
+            str(job.id),
+            job.kind,
+            f"{job.provider}/{job.model}",
+            job.state,
+            f"{job.current}/{job.total}",
+            str(job.attempt),
+            f"{age.total_seconds():,.0f} s",
+            (job.error or "")[:SHORT_ERROR],
+        )
+    out.print(table if jobs else "No jobs.")
+
+
+@app.command()
+def show(job_id: UUID, as_json: JsonFlag = False) -> None:
+    """Show one job with its attempts and its result."""
+    with connected(start_servers=True) as stack:
+        job = stack.jobs.get(job_id)
+        attempts = stack.jobs.get_attempts(job_id)
+    if as_json:
+        attempt_rows = [attempt.model_dump(mode="json") for attempt in attempts]
+        print_json({**job.model_dump(mode="json"), "attempts": attempt_rows})
+        return
+    for name, value in job.model_dump(exclude={"result"}).items():
+        if value is not None:
+            out.print(f"{name:>12}  {value}", markup=False)
+    for attempt in attempts:
+        outcome = (
+            attempt.error or f"{attempt.input_tokens or 0}+{attempt.output_tokens or 0} tokens"
+        )
+        out.print(
+            f"{'attempt':>12}  {attempt.number}.{attempt.call} {attempt.state}: {outcome}",
+            markup=False,
+        )
+    for name, value in (job.result or {}).items():
+        out.print(f"{name:>12}  {value}", markup=False)
+
+
+@app.command()
+def watch(
+    job_ids: Annotated[list[UUID] | None, typer.Argument(help="Default: all open jobs.")] = None,
+) -> None:
+    """Follow jobs until they have ended."""
+    with connected() as stack:
+        chosen = [stack.jobs.get(job_id) for job_id in job_ids or []]
+        if not job_ids:
+            for state in (JobState.QUEUED, JobState.RUNNING):
+                chosen += stack.jobs.get_many(state=state, limit=MANY)
+        if not chosen:
+            out.print("No open jobs.")
+            return
+        expected = {job.id: job.total for job in chosen}
+        ended = show_until_done(stack, expected, label=f"{len(chosen)} jobs", unit="items")
+        failed = [job for job in ended.values() if job.state is not JobState.SUCCEEDED]
+        out.print(f"{len(ended) - len(failed)} succeeded, {len(failed)} did not.")
+        for progress in failed:
+            err.print(f"{progress.job_id} {progress.state}: {progress.error}", markup=False)
+        if failed:
+            raise typer.Exit(JOB_FAILED)
+
+
+@app.command()
+def cancel(job_ids: Ids, as_json: JsonFlag = False) -> None:
+    """Cancel queued or running jobs; what they produced stays."""
+    with connected(start_servers=True) as stack:
+        _change_each(job_ids, stack.jobs.cancel, "cancelled", as_json=as_json)
+
+
+@app.command()
+def retry(job_ids: Ids, as_json: JsonFlag = False) -> None:
+    """Queue failed, cancelled or expired jobs again."""
+    with connected(start_servers=True) as stack:
+        _change_each(job_ids, stack.jobs.retry, "queued again", as_json=as_json)
+
+
+def _change_each(
+    job_ids: list[UUID], change: Callable[[UUID], JobView], word: str, *, as_json: bool
+) -> None:
+    changed, problems = [], []
+    for job_id in job_ids:
+        try:
+            changed.append(change(job_id))
+        except PromptStackError as error:
+            problems.append(str(error))
+    if as_json:
+        print_json([job.model_dump(mode="json", exclude={"result"}) for job in changed])
+    else:
+        for job in changed:
+            out.print(f"Job {job.id} is {word}.")
+    if problems:
+        stop(" ".join(problems))

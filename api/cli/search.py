@@ -1,0 +1,47 @@
+"""`promptstack search`: find passages by meaning."""
+
+from typing import Annotated
+
+import typer
+
+from api.cli.connection import connected
+from api.cli.terminal import JsonFlag, out, print_json
+from repositories.embeddings import Match
+
+SHORT_PASSAGE = 160
+
+
+def search(
+    question: Annotated[str, typer.Argument(help="What to look for, in plain words.")],
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many passages.")] = 5,
+    provider: Annotated[str | None, typer.Option(help="Provider of the embeddings.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of the embeddings.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Find the passages nearest in meaning to a question."""
+    with connected(start_servers=True) as stack:
+        matches = stack.search.search(question, provider=provider, model=model, limit=limit)
+    if as_json:
+        print_json(
+            [
+                {
+                    "source": match.source,
+                    "score": round(match.score, 4),
+                    "position": match.position,
+                    "start": match.start,
+                    "text": match.text,
+                }
+                for match in matches
+            ]
+        )
+    else:
+        print_matches(matches)
+
+
+def print_matches(matches: list[Match]) -> None:
+    """Print passages, each with its score and source."""
+    for match in matches:
+        passage = " ".join(match.text.split())
+        shown = passage[:SHORT_PASSAGE] + ("..." if len(passage) > SHORT_PASSAGE else "")
+        out.print(f"  {match.score:.3f}  {match.source}", style="bold", markup=False)
+        out.print(f"         {shown}", markup=False)

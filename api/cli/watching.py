@@ -1,0 +1,121 @@
+"""Watching jobs until they end."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from uuid import UUID
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bar,
+)
+
+from api.cli.terminal import err
+from repositories.models import JobState
+from services.progress import Progress
+from tasks.composition import PromptStack
+
+POLL_SECONDS = 0.1
+NO_WORKER_SECONDS = 3.0
+
+
+class _RateColumn(TextColumn):
+    """Items a second."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> "str":  # type: ignore[override]
+        return f"{task.speed:,.0f}/s" if task.speed else ""
+
+
+def follow(stack: PromptStack, job_ids: Sequence[UUID]) -> Iterator[dict[UUID, Progress]]:
+    """Give the progress of all jobs again and again, until all have ended."""
+    known: dict[UUID, Progress] = {}
+    started = time.monotonic()
+    warned = False
+    while True:
+        still_open = [id_ for id_ in job_ids if id_ not in known or not known[id_].state.is_final]
+        known |= stack.progress.read(still_open)
+        yield known
+        if all(id_ in known and known[id_].state.is_final for id_ in job_ids):
+            return
+        waits = time.monotonic() - started > NO_WORKER_SECONDS
+        if waits and not warned and not any(p.state is JobState.RUNNING for p in known.values()):
+            warned = True
+            if _no_worker(stack):
+                err.print(
+                    "No worker is running, so the jobs wait. Start one: `promptstack worker`, "
+                    "or `promptstack up` for everything.",
+                    style="yellow",
+                )
+        time.sleep(POLL_SECONDS)
+
+
+def show_until_done(
+    stack: PromptStack,
+    expected: Mapping[UUID, int],
+    *,
+    label: str,
+    unit: str,
+    quiet: bool = False,
+) -> dict[UUID, Progress]:
+    """Show one bar over all jobs until they have ended; how each ended.
+
+    `expected` guesses the items of each job, for as long as no worker has counted them.
+    """
+    latest: dict[UUID, Progress] = {}
+    with _bar(quiet=quiet) as bar:
+        row = bar.add_task(label, total=sum(expected.values()) or None, unit=unit, note="")
+        for latest in follow(stack, list(expected)):
+            total = sum(_total(latest.get(job_id), guess) for job_id, guess in expected.items())
+            done = sum(progress.current for progress in latest.values())
+            bar.update(row, total=total, completed=done, note=_note(latest))
+    return latest
+
+
+def _total(progress: Progress | None, guess: int) -> int:
+    if progress is None or (progress.state is JobState.QUEUED and progress.total == 1):
+        return guess
+    return progress.total
+
+
+def _note(latest: Mapping[UUID, Progress]) -> str:
+    waiting = [p for p in latest.values() if p.state is JobState.QUEUED and p.error]
+    if not waiting:
+        return ""
+    first = min(waiting, key=lambda progress: progress.retry_at)
+    seconds = max(0.0, first.retry_at - time.time())
+    return f"attempt {first.failures} failed, retry in {seconds:.1f} s: {first.error}"
+
+
+@contextmanager
+def _bar(*, quiet: bool) -> Iterator[Bar]:
+    with Bar(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        _RateColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="yellow", markup=False),
+        console=err,
+        disable=quiet,
+    ) as bar:
+        yield bar
+
+
+def _no_worker(stack: PromptStack) -> bool:
+    with stack.ledger.transaction() as unit:
+        return unit.workers.count_alive(stack.settings.worker_lost_seconds) == 0

@@ -1,0 +1,92 @@
+"""The provider simulator as a process of its own, for tests."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.request import ProxyHandler, Request, build_opener
+
+ROOT = Path(__file__).parents[1]
+
+
+class SimulatorProcess:
+    """Runs `python -m simulator` while the context is open."""
+
+    url: str
+    """Where the provider's API is, with its /v1."""
+
+    def __init__(self, *, latency: float = 0.0) -> None:
+        self._latency = latency
+        # A proxy set in the environment must not see calls to this machine.
+        self._opener = build_opener(ProxyHandler({}))
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "simulator", "--port", "0", "--latency"]
+        self._process = subprocess.Popen(
+            [*command, str(self._latency)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._end()
+            raise RuntimeError("The simulator ended before it listened.")
+        self.url = json.loads(line)["url"]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def control(self, *faults: dict[str, Any]) -> None:
+        """Append to the fault script: one fault for each of the next provider calls."""
+        self._call("/control/faults", list(faults))
+
+    def reset(self) -> None:
+        """Clear the ledger, the counters and the faults still to come."""
+        self._call("/control/reset", {})
+
+    def ledger(self) -> dict[str, int]:
+        """How often each piece of work was billed, by `simulator.ledger.billing_key`."""
+        billed: dict[str, int] = self._call("/ledger")["billed"]
+        return billed
+
+    def stats(self) -> dict[str, Any]:
+        """The counters of provider calls."""
+        return self._call("/stats")
+
+    def wait_until_idle(self, seconds: float = 5.0) -> None:
+        """Return when no call is under way; raise `TimeoutError` if one stays."""
+        self._wait(0, seconds)
+
+    def wait_until_busy(self, calls: int = 1, seconds: float = 5.0) -> None:
+        """Return when just so many calls are under way, or raise `TimeoutError`."""
+        self._wait(calls, seconds)
+
+    def _wait(self, calls: int, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self.stats()["in_flight"] != calls:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"The simulator did not come to serve {calls} calls.")
+            time.sleep(0.01)
+
+    def _call(self, path: str, body: object = None) -> dict[str, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        request = Request(self.url.removesuffix("/v1") + path, data=data)
+        with self._opener.open(request, timeout=10) as response:
+            answer: dict[str, Any] = json.load(response)
+        return answer
+
+    def _end(self) -> None:
+        with self._process as process:
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
