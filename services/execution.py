@@ -5,6 +5,7 @@ everything that changes the job is fenced by the claim.
 """
 
 import logging
+import time
 import traceback
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from config.errors import PromptStackError
-from repositories.errors import ClaimLost
+from repositories.errors import ClaimLost, LedgerUnavailable
 from repositories.jobs import Claim
 from repositories.models import AttemptState, JobState
 from repositories.session import Ledger, UnitOfWork
@@ -27,6 +28,10 @@ from services.running import RunningJobs
 from services.text import make_storable
 
 logger = logging.getLogger(__name__)
+
+STORE_PATIENCE_SECONDS = 120.0
+"""How long an answer that was paid for waits in memory for PostgreSQL to come back."""
+STORE_RETRY_SECONDS = 0.5
 
 Answer = TypeVar("Answer", LLMResponse, EmbeddingResponse)
 Report = Callable[[Progress], None]
@@ -73,31 +78,38 @@ class Execution:
     ) -> JobOutcome:
         """Claim the job, do its `work`, store what it returns as the job's result.
 
-        Never raises for anything that is wrong with the job: that is in the outcome. Raises
-        `LedgerUnavailable` when PostgreSQL is away; the job is then freed later.
+        Never raises: what is wrong is in the outcome. When PostgreSQL is away, the job is handed
+        back by the heartbeat or rung again by the reconciler once it is there.
         """
         with self._running.in_hand(job_id) as is_new:
             if not is_new:
                 return JobOutcome(state=None)
-            with self._ledger.transaction() as unit:
-                claim = unit.jobs.claim(job_id, self._worker_id)
-            if claim is None:
-                return self._present(job_id)
-            job = ClaimedJob(self, claim, report)
             try:
-                job.show(JobState.RUNNING)
-                result = work(job)
-                with self._ledger.transaction() as unit:
-                    unit.jobs.succeed(claim, result)
-            except ClaimLost:
-                pass  # cancelled, expired or taken over meanwhile: the ledger says which
-            except CancelledError:
-                self._hand_back(claim)
-            except PromptStackError as error:
-                self._settle(claim, error)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the job must end
-                self._settle(claim, _bug(error))
+                return self._run(job_id, work, report)
+            except LedgerUnavailable as error:
+                return JobOutcome(JobState.QUEUED, error=f"{error.code}: {error}")
+
+    def _run(
+        self, job_id: UUID, work: "Callable[[ClaimedJob], dict[str, Any]]", report: Report
+    ) -> JobOutcome:
+        with self._ledger.transaction() as unit:
+            claim = unit.jobs.claim(job_id, self._worker_id)
+        if claim is None:
             return self._present(job_id)
+        job = ClaimedJob(self, claim, report)
+        try:
+            job.show(JobState.RUNNING)
+            result = work(job)
+            self._store(lambda unit: unit.jobs.succeed(claim, result))
+        except ClaimLost:
+            pass  # cancelled, expired or taken over meanwhile: the ledger says which
+        except CancelledError:
+            self._hand_back(claim)
+        except PromptStackError as error:
+            self._settle(claim, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job must end
+            self._settle(claim, _bug(error))
+        return self._present(job_id)
 
     def call(
         self,
@@ -135,7 +147,8 @@ class Execution:
         except Exception as error:
             self._settle_attempt(attempt_id, _bug(error))
             raise
-        with self._ledger.transaction() as unit:
+
+        def store(unit: UnitOfWork) -> None:
             unit.attempts.settle(
                 attempt_id,
                 AttemptState.SUCCEEDED,
@@ -145,6 +158,8 @@ class Execution:
                 provider_request_id=answer.provider_request_id,
             )
             keep(unit, answer)
+
+        self._store(store)
         return answer
 
     def ledger(self) -> Ledger:
@@ -154,6 +169,23 @@ class Execution:
     def publish(self, progress: Progress) -> None:
         """Show progress to everyone who watches."""
         self._progress.publish(progress)
+
+    def _store(self, write: Callable[[UnitOfWork], None]) -> None:
+        """Store what was paid for, also when PostgreSQL is away for a while.
+
+        `write` may run twice, where a connection broke in the middle of a commit.
+        """
+        deadline = time.monotonic() + STORE_PATIENCE_SECONDS
+        while True:
+            try:
+                with self._ledger.transaction() as unit:
+                    write(unit)
+                return
+            except LedgerUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+                logger.warning("a result waits for the database to come back")
+                time.sleep(STORE_RETRY_SECONDS)
 
     def _settle(self, claim: Claim, error: PromptStackError) -> None:
         """Decide what an error means for the job: this is the one place."""

@@ -1,9 +1,13 @@
 """Puts right what messages, brokers and workers that vanished left behind."""
 
 import logging
+import time
+from collections.abc import Callable, Sequence
+from uuid import UUID
 
+from repositories.errors import LedgerUnavailable
 from repositories.models import JobKind
-from repositories.session import Ledger
+from repositories.session import Ledger, UnitOfWork
 from services.doorbell import BrokerUnavailable, Doorbell, Ring
 from services.progress import ProgressService
 
@@ -28,23 +32,30 @@ class Reconciler:
         progress: ProgressService,
         *,
         worker_lost_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
         self._doorbell = doorbell
         self._progress = progress
         self._worker_lost_seconds = worker_lost_seconds
+        self._clock = clock
+        self._ledger_seen_since: float | None = None
 
     def run_once(self) -> int:
         """Free lost jobs, end overdue ones, ring what is due; how many were rung.
 
         Raises `LedgerUnavailable`. A broker that is away is waited for.
         """
-        with self._ledger.transaction() as unit:
-            if not unit.try_lock("reconciler"):
-                return 0
-            freed = unit.jobs.free_lost(self._worker_lost_seconds)
-            expired = unit.jobs.expire_overdue()
-            unit.workers.forget_dead(FORGET_WORKERS_SECONDS)
+        try:
+            with self._ledger.transaction() as unit:
+                if not unit.try_lock("reconciler"):
+                    return 0
+                freed = self._free_lost(unit)
+                expired = unit.jobs.expire_overdue()
+                unit.workers.forget_dead(FORGET_WORKERS_SECONDS)
+        except LedgerUnavailable:
+            self._ledger_seen_since = None
+            raise
         for job_id in freed:
             logger.warning("job %s was freed: its worker died", job_id)
         self._progress.rebuild([*freed, *expired])
@@ -53,6 +64,18 @@ class Reconciler:
         except BrokerUnavailable as error:
             logger.warning("jobs that are due wait for the broker: %s", error)
             return 0
+
+    def _free_lost(self, unit: UnitOfWork) -> Sequence[UUID]:
+        """Free dead workers' jobs; none at first, when PostgreSQL itself was away a moment ago.
+
+        Nobody could send heartbeats then, so that silence proves nothing.
+        """
+        now = self._clock()
+        if self._ledger_seen_since is None:
+            self._ledger_seen_since = now
+        if now - self._ledger_seen_since < self._worker_lost_seconds:
+            return []
+        return unit.jobs.free_lost(self._worker_lost_seconds)
 
     def _ring_due(self) -> int:
         epoch = self._doorbell.epoch()

@@ -1,0 +1,90 @@
+"""Servers and providers that go away and come back while real workers run."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from config.embedded.valkey import Valkey
+from config.settings import load_settings
+from repositories.models import JobState
+from services.jobs import JobView
+from tasks.composition import PromptStack
+from tests.processes import Process, wait_until
+from tests.simulator_process import SimulatorProcess
+
+
+@pytest.fixture
+def simulator() -> Iterator[SimulatorProcess]:
+    with SimulatorProcess() as running:
+        yield running
+
+
+def is_done(stack: PromptStack, *jobs: JobView) -> bool:
+    return all(stack.jobs.get(job.id).state.is_final for job in jobs)
+
+
+def test_a_job_is_accepted_while_the_broker_is_down_and_runs_when_it_is_back(
+    stack: PromptStack, start_worker: Callable[..., Process], tmp_path: Path
+) -> None:
+    broker = Valkey(tmp_path / "broker", durable=False)
+    url = broker.start(None)
+    try:
+        start_worker(REDIS_URL=url)
+        settings = load_settings(_env_file=None, redis_url=url)
+        with PromptStack.open(settings) as caller:
+            before = caller.jobs.enqueue_generation("before the outage")
+            wait_until(lambda: is_done(caller, before), "the worker to work")
+            broker.stop()
+            during = caller.jobs.enqueue_generation("during the outage")
+            embedding = caller.jobs.enqueue_embedding("text during the outage", source="a")
+            assert caller.jobs.get(during.id).state is JobState.QUEUED
+            broker.start(None)
+            wait_until(lambda: is_done(caller, during, embedding), "both jobs to end", 60)
+            states = {caller.jobs.get(job.id).state for job in (during, embedding)}
+            assert states == {JobState.SUCCEEDED}
+    finally:
+        broker.stop()
+
+
+def test_a_failing_provider_is_asked_again_and_paid_once(
+    stack: PromptStack, start_worker: Callable[..., Process], simulator: SimulatorProcess
+) -> None:
+    start_worker(OPENAI_BASE_URL=simulator.url, OPENAI_API_KEY="test")
+    simulator.control(
+        {"kind": "status", "status": 503},
+        {"kind": "status", "status": 429, "retry_after_ms": 300},
+        {"kind": "reset"},
+    )
+    job = stack.jobs.enqueue_generation("Name a colour.", provider="openai", model="any-model")
+    wait_until(lambda: is_done(stack, job), "the generation to end", 60)
+    done = stack.jobs.get(job.id)
+    assert done.state is JobState.SUCCEEDED
+    # The rate limit cost no retry.
+    assert (done.attempt, done.failures) == (4, 2)
+    document = stack.jobs.enqueue_embedding(
+        "\n\n".join(f"Paragraph {n}. " + "word " * 150 for n in range(30)),
+        source="paragraphs.txt",
+        provider="openai",
+    )
+    again = stack.jobs.enqueue_embedding("Paragraph one.", source="other.txt", provider="openai")
+    wait_until(lambda: is_done(stack, document, again), "the embeddings to end", 60)
+    result = stack.jobs.get(document.id).result
+    assert result is not None
+    assert (result["chunks"], result["embedded"], result["provider_calls"]) == (30, 30, 1)
+    assert result["dimensions"] == 1536
+    billed = simulator.ledger()
+    assert len(billed) == 32
+    assert set(billed.values()) == {1}
+
+
+def test_a_refused_request_is_not_retried(
+    stack: PromptStack, start_worker: Callable[..., Process], simulator: SimulatorProcess
+) -> None:
+    start_worker(OPENAI_BASE_URL=simulator.url, OPENAI_API_KEY="test")
+    simulator.control({"kind": "status", "status": 429, "code": "insufficient_quota"})
+    job = stack.jobs.enqueue_generation("x", provider="openai")
+    wait_until(lambda: is_done(stack, job), "the generation to end")
+    done = stack.jobs.get(job.id)
+    assert (done.state, done.error_code) == (JobState.FAILED, "QUOTA_EXHAUSTED")
+    assert simulator.stats()["requests"] == 1
