@@ -2,8 +2,9 @@
 
 import os
 import signal
-import sys
 import threading
+
+STDIN = 0
 
 
 def die_with_parent() -> None:
@@ -13,7 +14,8 @@ def die_with_parent() -> None:
     """
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1_024):
+        # Not through sys.stdin, whose lock this thread would hold when the interpreter ends.
+        while os.read(STDIN, 1_024):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 

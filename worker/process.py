@@ -1,9 +1,13 @@
 """A worker: a Celery consumer with a pool of threads, an event loop, and two periodic threads."""
 
 import logging
+import os
+import socket
 import threading
+import warnings
 from typing import Any
 
+from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_shutting_down
 
 from config.names import Queue
@@ -34,6 +38,8 @@ class WorkerProcess:
         """
         stack = self._stack
         register_tasks(stack.celery, stack)
+        # Made now: two first tasks, in two threads, would make them twice.
+        _ = stack.generation, stack.embedding
         # Alive before the first claim; and where there is no ledger, a clear error at once.
         stack.heartbeat.beat()
         for periodic in self._periodic:
@@ -44,7 +50,7 @@ class WorkerProcess:
             pool="threads",
             concurrency=self._concurrency,
             queues=[str(queue) for queue in Queue],
-            hostname=f"promptstack-{stack.worker_id.hex[-12:]}@%h",
+            hostname=f"{stack.worker_id.hex[-12:]}@{socket.gethostname()}",
             loglevel=None,
             quiet=True,  # no banner: the log says what is needed
             # Nobody else's business in this product: workers find each other in the ledger.
@@ -52,6 +58,10 @@ class WorkerProcess:
             without_mingle=True,
         )
         logger.info("worker %s takes %d jobs at once", stack.worker_id, self._concurrency)
+        if os.geteuid() == 0:
+            # Celery says the same in six lines.
+            warnings.filterwarnings("ignore", category=SecurityWarning)
+            logger.warning("this worker runs as root; give it a user of its own")
         try:
             consumer.start()
         finally:

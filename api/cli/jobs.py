@@ -20,6 +20,7 @@ app = typer.Typer(help="Look at jobs, follow, cancel and retry them.", no_args_i
 Ids = Annotated[list[UUID], typer.Argument(help="Ids of jobs.")]
 SHORT_ERROR = 60
 MANY = 100_000
+UUID_CHARACTERS = 36
 
 
 @app.command("list")
@@ -35,7 +36,11 @@ def list_(
     if as_json:
         print_json([job.model_dump(mode="json", exclude={"result"}) for job in jobs])
         return
-    table = Table("job", "kind", "model", "state", "done", "tries", "age", "error", box=None)
+    table = Table(box=None)
+    # An id that is cut can't be copied.
+    table.add_column("job", no_wrap=True, min_width=UUID_CHARACTERS)
+    for name in ("kind", "model", "state", "done", "tries", "age", "error"):
+        table.add_column(name)
     for job in jobs:
         age = datetime.now(UTC) - job.created_at
         table.add_row(

@@ -1,6 +1,7 @@
 """What the commands print: text for people on a terminal, JSON for programs on standard output."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
@@ -15,7 +16,10 @@ OK, JOB_FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-out = Console(highlight=False, soft_wrap=True)
+PIPED_WIDTH = 160
+
+# A pipe has no width; rich would take 80 and cut tables.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
