@@ -70,13 +70,14 @@ def show(job_id: UUID, as_json: JsonFlag = False) -> None:
         if value is not None:
             out.print(f"{name:>12}  {value}", markup=False)
     for attempt in attempts:
-        outcome = (
-            attempt.error or f"{attempt.input_tokens or 0}+{attempt.output_tokens or 0} tokens"
-        )
+        tokens = f"{attempt.input_tokens or 0}+{attempt.output_tokens or 0} tokens"
         out.print(
-            f"{'attempt':>12}  {attempt.number}.{attempt.call} {attempt.state}: {outcome}",
+            f"{'attempt':>12}  {attempt.number}.{attempt.call} {attempt.state}: "
+            f"{attempt.error or tokens}",
             markup=False,
         )
+        if attempt.detail:
+            out.print(f"{'':>12}  the provider said: {attempt.detail}", markup=False)
     for name, value in (job.result or {}).items():
         out.print(f"{name:>12}  {value}", markup=False)
 
