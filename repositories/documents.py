@@ -85,4 +85,4 @@ class DocumentRepository(BaseRepository[Document]):
             .where(Chunk.document_id == document_id, ~stored)
             .order_by(Chunk.position)
         )
-        return [Passage(*row) for row in rows.tuples()]
+        return [Passage(*row) for row in rows]

@@ -140,7 +140,7 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
             .order_by(distance)
             .limit(limit)
         )
-        return [Match(*row) for row in rows.tuples()]
+        return [Match(*row) for row in rows]
 
     def _find(self, provider: str, model: str, dimensions: int) -> EmbeddingModel | None:
         found = self.get_many(provider=provider, model=model, dimensions=dimensions)

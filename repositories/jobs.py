@@ -184,7 +184,7 @@ class JobRepository(BaseRepository[Job]):
                 Job.worker_id == worker_id, Job.state == JobState.RUNNING
             )
         )
-        return dict(rows.tuples().all())
+        return dict(rows.all())
 
     def expire_overdue(self) -> Sequence[UUID]:
         """End open jobs whose deadline has passed; their ids."""
@@ -286,7 +286,7 @@ class JobRepository(BaseRepository[Job]):
         rows = self._session.execute(
             select(Job.state, func.count()).where(Job.finished_at.is_(None)).group_by(Job.state)
         )
-        return dict(rows.tuples().all())
+        return dict(rows.all())
 
     def _change(self, claim: Claim, statement: Update) -> None:
         if not self._changes_one(statement.where(*_held(claim.job_id, claim.attempt))):
