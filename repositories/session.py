@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 from repositories.attempts import AttemptRepository
 from repositories.documents import DocumentRepository
@@ -71,10 +73,18 @@ class UnitOfWork:
     def after_commit(self, action: Callable[[], None]) -> None:
         """Run `action` once the outermost transaction is committed, and never if it isn't."""
         if _AFTER_COMMIT not in self.session.info:
-            self.session.info[_AFTER_COMMIT] = []
+            self.session.info[_AFTER_COMMIT] = _AfterCommit()
             event.listen(self.session, "after_commit", _committed)
-            event.listen(self.session, "after_rollback", _rolled_back)
-        self.session.info[_AFTER_COMMIT].append(action)
+            event.listen(self.session, "after_transaction_end", _ended)
+        self.session.info[_AFTER_COMMIT].actions.append(action)
+
+
+@dataclass
+class _AfterCommit:
+    """What a session has to do once its transaction is over."""
+
+    actions: list[Callable[[], None]] = field(default_factory=list)
+    is_committed: bool = False
 
 
 class Ledger:
@@ -111,6 +121,10 @@ class Ledger:
                 "check DATABASE_URL and that PostgreSQL runs.",
                 detail=str(error.orig),
             ) from error
+        except PoolTimeoutError as error:
+            raise LedgerUnavailable(
+                "All connections to the database are in use; raise DATABASE_POOL_SIZE."
+            ) from error
         except ProgrammingError as error:
             if getattr(error.orig, "pgcode", None) not in OUTDATED_SCHEMA:
                 raise
@@ -140,12 +154,19 @@ class Ledger:
 
 
 def _committed(session: Session) -> None:
-    if session.in_nested_transaction():
-        return  # a savepoint was released; the transaction goes on
-    actions, session.info[_AFTER_COMMIT] = session.info[_AFTER_COMMIT], []
-    for action in actions:
-        action()
+    # In a nested transaction a savepoint was released, and the transaction goes on.
+    session.info[_AFTER_COMMIT].is_committed = not session.in_nested_transaction()
 
 
-def _rolled_back(session: Session) -> None:
-    session.info[_AFTER_COMMIT] = []
+def _ended(session: Session, transaction: SessionTransaction) -> None:
+    """Act when the session has given its connection back.
+
+    An action that needs a connection would else wait for one that its own thread holds.
+    """
+    if transaction.parent is not None:
+        return
+    ended = session.info[_AFTER_COMMIT]
+    session.info[_AFTER_COMMIT] = _AfterCommit()
+    if ended.is_committed:
+        for action in ended.actions:
+            action()

@@ -6,6 +6,7 @@ from typing import Protocol
 from uuid import UUID
 
 from config.errors import PromptStackError
+from repositories.errors import LedgerUnavailable
 from repositories.models import Job, JobKind
 from repositories.session import Ledger
 
@@ -55,5 +56,9 @@ def ring_now(ledger: Ledger, doorbell: Doorbell, ring: Ring) -> None:
     except BrokerUnavailable as error:
         logger.warning("job %s is accepted but not rung yet: %s", ring.job_id, error)
         return
-    with ledger.transaction() as work:
-        work.jobs.mark_rung(ring.job_id, epoch)
+    try:
+        with ledger.transaction() as work:
+            work.jobs.mark_rung(ring.job_id, epoch)
+    except LedgerUnavailable as error:
+        # The job is committed, and its caller must not be told otherwise.
+        logger.warning("job %s was rung, which could not be noted: %s", ring.job_id, error)

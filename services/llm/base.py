@@ -28,6 +28,9 @@ from services.text import check_storable
 logger = logging.getLogger(__name__)
 
 
+MAX_MODEL_CHARACTERS = 200
+
+
 class Capability(StrEnum):
     """What a provider can be asked for."""
 
@@ -164,9 +167,11 @@ class LLMService(ABC):
         default = cls.default_models.get(capability)
         if default is None:
             raise UnknownModel(f"Provider '{cls.name}' offers no {capability} models.")
-        chosen = default if model is None else model.strip()
+        chosen = default if model is None else check_storable(model.strip(), "The model's name")
         known = None if cls.known_models is None else cls.known_models[capability]
-        if not chosen or (known is not None and chosen not in known):
+        if not 0 < len(chosen) <= MAX_MODEL_CHARACTERS or (
+            known is not None and chosen not in known
+        ):
             names = ", ".join(sorted(known)) if known else f"for example {default}"
             raise UnknownModel(
                 f"Provider '{cls.name}' has no {capability} model '{chosen[:80]}'. Known: {names}."

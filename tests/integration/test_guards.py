@@ -112,6 +112,20 @@ def test_a_job_in_the_callers_transaction_lives_and_dies_with_it(stack: PromptSt
     assert stack.jobs.get(kept.id).state is JobState.QUEUED
 
 
+def test_enqueue_needs_one_connection_at_a_time(environment: dict[str, str]) -> None:
+    settings = load_settings(_env_file=None, database_pool_size=1, database_max_overflow=0)
+    with PromptStack.open(settings) as caller:
+        job = caller.jobs.enqueue_generation("x")
+        with caller.ledger.transaction() as unit:
+            row = unit.jobs.get(job.id)
+            assert row is not None
+            assert row.rung_at is not None
+        with Session(caller.ledger.engine) as session:
+            caller.jobs.enqueue_generation("y", session=session)
+            session.commit()
+        assert caller.redis.llen("generation") == 2
+
+
 def test_messages_results_and_logs_hold_no_content(
     stack: PromptStack, start_worker: Callable[..., Process]
 ) -> None:

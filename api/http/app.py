@@ -1,0 +1,56 @@
+"""The HTTP application."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio import to_thread
+from fastapi import FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from api.http import embeddings, generations, health, jobs
+from api.http.errors import HANDLERS
+from api.http.health import HealthCheck
+from api.http.middleware import ProblemMiddleware
+from api.http.problems import RESPONSES
+from tasks.composition import PromptStack
+
+RESOURCES = (generations.router, embeddings.router, jobs.router)
+
+
+def create_app(stack: PromptStack) -> FastAPI:
+    """Make the application over `stack`, which stays the caller's to close."""
+    settings = stack.settings
+    connections = settings.database_pool_size + settings.database_max_overflow
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Enqueueing takes two connections for a moment: threads that hold one each and wait for
+        # the other's would wait for ever.
+        to_thread.current_default_thread_limiter().total_tokens = max(1, connections // 2)
+        yield
+
+    app = FastAPI(
+        title=settings.app_name,
+        version=settings.version,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        exception_handlers=HANDLERS,
+        responses=RESPONSES,
+    )
+    app.state.stack = stack
+    app.state.health = HealthCheck(stack)
+    # Made now, so that two first requests in two threads don't make them twice.
+    _ = stack.keys, stack.jobs
+
+    # The last one added is the outermost.
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
+    app.add_middleware(
+        TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False
+    )
+    app.add_middleware(ProblemMiddleware)
+
+    app.include_router(health.router)
+    for router in RESOURCES:
+        app.include_router(router, prefix=settings.api_v1_prefix)
+    return app

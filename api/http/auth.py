@@ -1,0 +1,50 @@
+"""Who makes a request, and whose jobs they see."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from services.errors import NotAuthenticated
+from services.keys import Caller
+from tasks.composition import PromptStack
+
+
+async def get_stack(request: Request) -> PromptStack:
+    """Return what the application was made over."""
+    stack: PromptStack = request.app.state.stack
+    return stack
+
+
+Stack = Annotated[PromptStack, Depends(get_stack)]
+Bearer = Annotated[
+    HTTPAuthorizationCredentials | None,
+    Depends(HTTPBearer(auto_error=False, description="An API key: `ps_...`")),
+]
+Key = Annotated[
+    str | None,
+    Depends(APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key.")),
+]
+
+
+def authenticate(stack: Stack, bearer: Bearer, key: Key) -> Caller:
+    """Return whose API key came with the request. Raises `NotAuthenticated`."""
+    given = bearer.credentials if bearer else key
+    if not given:
+        raise NotAuthenticated(
+            "An API key is needed: send `Authorization: Bearer ps_...` or `X-API-Key: ps_...`. "
+            "Make one with `promptstack keys create`."
+        )
+    return stack.keys.authenticate(given)
+
+
+CurrentCaller = Annotated[Caller, Depends(authenticate)]
+
+
+async def get_owner(caller: CurrentCaller) -> UUID | None:
+    """Return the user whose jobs the caller may see; None for an administrator, who sees all."""
+    return None if caller.is_admin else caller.user_id
+
+
+Owner = Annotated[UUID | None, Depends(get_owner)]

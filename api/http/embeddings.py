@@ -1,0 +1,42 @@
+"""Embeddings: enqueue one document."""
+
+import hashlib
+
+from fastapi import APIRouter, Response, status
+from pydantic import Field
+
+from api.http.auth import CurrentCaller, Stack
+from api.http.bodies import IdempotencyKey, JobBody
+from services.jobs import JobView
+from services.llm.base import Text
+
+router = APIRouter(tags=["embeddings"])
+
+
+class EmbeddingBody(JobBody):
+    """Which text to embed, and how."""
+
+    text: Text = Field(description="The document; it is cut into chunks.")
+    source: Text | None = Field(
+        None,
+        description="Names the document: a path, an address, an id of yours. The same source again "
+        "replaces its text. Unset: `sha256:` and the text's hash.",
+    )
+
+
+@router.post("/embeddings", status_code=status.HTTP_202_ACCEPTED)
+def create_embedding(
+    body: EmbeddingBody,
+    stack: Stack,
+    caller: CurrentCaller,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """Accept the embedding of one document; `Location` says where to ask for the job."""
+    if body.source is None:
+        body.source = f"sha256:{hashlib.sha256(body.text.encode()).hexdigest()}"
+    job = stack.jobs.enqueue_embedding(
+        **dict(body), user_id=caller.user_id, idempotency_key=idempotency_key
+    )
+    response.headers["Location"] = f"{stack.settings.api_v1_prefix}/jobs/{job.id}"
+    return job

@@ -1,0 +1,103 @@
+"""Which error becomes which problem."""
+
+import logging
+import math
+import re
+import traceback
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from api.http.problems import DETAILS, Fault, respond
+from config.errors import PromptStackError
+from repositories.errors import LedgerOutdated, LedgerUnavailable
+from services.errors import (
+    IdempotencyConflict,
+    InvalidInput,
+    NotAuthenticated,
+    NotFound,
+    WrongState,
+)
+
+logger = logging.getLogger(__name__)
+
+STATUSES: dict[type[PromptStackError], int] = {
+    InvalidInput: 422,
+    NotAuthenticated: 401,
+    NotFound: 404,
+    IdempotencyConflict: 409,
+    WrongState: 409,
+    LedgerUnavailable: 503,
+    LedgerOutdated: 503,
+}
+RETRY_AFTER_SECONDS = 5
+MAX_FAULTS = 20
+MAX_LOCATION_PARTS = 8
+_FIELD_NAME = re.compile(r"[A-Za-z_][\w-]{0,63}", re.ASCII)
+
+
+async def ours(request: Request, error: PromptStackError) -> Response:
+    """Answer an error that the layers below raised on purpose."""
+    status = next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
+    if status == 500:
+        return unexpected(error)
+    headers = {}
+    if isinstance(error, NotAuthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, LedgerUnavailable):
+        headers["Retry-After"] = str(math.ceil(error.retry_after or RETRY_AFTER_SECONDS))
+    return respond(status, str(error), code=error.code, headers=headers)
+
+
+async def refused(request: Request, error: HTTPException) -> Response:
+    """Answer what the framework refuses: unknown addresses, wrong methods, large bodies."""
+    detail = None if error.status_code in DETAILS else error.detail
+    return respond(error.status_code, detail, headers=error.headers)
+
+
+async def invalid(request: Request, error: RequestValidationError) -> Response:
+    """Answer a request that isn't of the declared form."""
+    problems = error.errors()
+    if isinstance(error.body, bytes):
+        # The framework leaves a body unread that doesn't say that it is JSON.
+        return respond(415, "The body must be JSON; send Content-Type: application/json.")
+    if problems and problems[0]["type"] == "json_invalid":
+        position = problems[0]["loc"][-1]
+        return respond(400, f"The body is not JSON: it goes wrong at character {position}.")
+    faults = [
+        Fault(
+            location=_location(problem["loc"]),
+            message=problem["msg"].removeprefix("Value error, "),
+        )
+        for problem in problems[:MAX_FAULTS]
+    ]
+    return respond(422, "The request is not valid.", code=InvalidInput.code, errors=faults)
+
+
+def unexpected(error: Exception) -> Response:
+    """Log a fault of this program and answer it.
+
+    The error's message stays out of the log: it may quote a prompt.
+    """
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("a request failed: %s\n%s", type(error).__name__, frames)
+    return respond(500)
+
+
+def _location(parts: tuple[int | str, ...]) -> str:
+    """Name the place, without what can't be the name of a field: a prompt in the wrong place."""
+    names = [
+        str(part) if isinstance(part, int) or _FIELD_NAME.fullmatch(part) else "?"
+        for part in parts[:MAX_LOCATION_PARTS]
+    ]
+    return ".".join(names)
+
+
+HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    PromptStackError: ours,
+    HTTPException: refused,
+    RequestValidationError: invalid,
+}

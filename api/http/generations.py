@@ -1,0 +1,50 @@
+"""Generations: enqueue one."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Response, status
+from pydantic import BeforeValidator, FailFast, Field, JsonValue
+
+from api.http.auth import CurrentCaller, Stack
+from api.http.bodies import IdempotencyKey, JobBody, refuse_many_fields
+from services.jobs import JobView
+from services.llm.base import Message, Text
+
+router = APIRouter(tags=["generations"])
+
+Turn = Annotated[Message, BeforeValidator(refuse_many_fields)]
+
+
+class GenerationBody(JobBody):
+    """What to generate: a prompt or messages, and how."""
+
+    prompt: Text | None = Field(None, description="The input, where it is not `messages`.")
+    messages: Annotated[tuple[Turn, ...], FailFast()] = Field(
+        (), description="The turns of a conversation, where the input is not `prompt`."
+    )
+    system: Text | None = Field(None, description="What the model is to know and obey throughout.")
+    temperature: float | None = Field(None, description="0 to 2.")
+    max_tokens: int | None = Field(None, description="Longest answer, in tokens.")
+    stop: Annotated[tuple[Text, ...], FailFast()] = Field(
+        (), description="Texts at which the answer ends."
+    )
+    seed: int | None = Field(None, description="For answers that can be repeated.")
+    options: dict[str, JsonValue] | None = Field(
+        None, description="Parameters that only this provider knows."
+    )
+
+
+@router.post("/generations", status_code=status.HTTP_202_ACCEPTED)
+def create_generation(
+    body: GenerationBody,
+    stack: Stack,
+    caller: CurrentCaller,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """Accept one generation; `Location` says where to ask for it."""
+    job = stack.jobs.enqueue_generation(
+        **dict(body), user_id=caller.user_id, idempotency_key=idempotency_key
+    )
+    response.headers["Location"] = f"{stack.settings.api_v1_prefix}/jobs/{job.id}"
+    return job

@@ -1,0 +1,60 @@
+"""Jobs: list, show, cancel and retry."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.http.auth import Owner, Stack
+from repositories.models import JobKind, JobState
+from services.jobs import JobView
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+
+class JobQuery(BaseModel):
+    """Which jobs to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(50, ge=1, le=100, description="Jobs on a page.")
+    after: UUID | None = Field(None, description="`after` of the page before.")
+    state: JobState | None = None
+    kind: JobKind | None = None
+
+
+class JobPage(BaseModel):
+    """One page of jobs, newest first."""
+
+    jobs: list[JobView]
+    after: UUID | None
+    """Send it as `after` to get the next page; null on the last one."""
+
+
+@router.get("")
+def list_jobs(stack: Stack, owner: Owner, query: Annotated[JobQuery, Query()]) -> JobPage:
+    """Show your jobs, newest first."""
+    # One more than the page holds tells whether there is a next one.
+    wanted = query.model_copy(update={"limit": query.limit + 1})
+    found = stack.jobs.get_many(owner=owner, **dict(wanted))
+    page = found[: query.limit]
+    return JobPage(jobs=page, after=page[-1].id if len(found) > len(page) else None)
+
+
+@router.get("/{job_id}")
+def get_job(job_id: UUID, stack: Stack, owner: Owner) -> JobView:
+    """Show a job."""
+    return stack.jobs.get(job_id, owner=owner)
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: UUID, stack: Stack, owner: Owner) -> JobView:
+    """End a job that is queued or running. What was produced so far stays."""
+    return stack.jobs.cancel(job_id, owner=owner)
+
+
+@router.post("/{job_id}/retry")
+def retry_job(job_id: UUID, stack: Stack, owner: Owner) -> JobView:
+    """Queue a failed, cancelled or expired job again."""
+    return stack.jobs.retry(job_id, owner=owner)

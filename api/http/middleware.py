@@ -1,0 +1,56 @@
+"""What makes a problem of the errors that no handler sees."""
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http.errors import unexpected
+from api.http.problems import DETAILS, respond
+
+
+class ProblemMiddleware:
+    """Answers unexpected exceptions, and rewrites the plain-text errors of other middleware.
+
+    Exceptions end here: the server would log them with their messages, which may quote a prompt.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+        plain: Message | None = None
+        text = b""
+
+        async def send_problems(message: Message) -> None:
+            nonlocal started, plain, text
+            if message["type"] == "http.response.start":
+                started = True
+                if _is_plain_error(message):
+                    plain = message
+                    return
+            elif plain is not None:
+                text += message.get("body", b"")
+                if not message.get("more_body", False):
+                    status = plain["status"]
+                    detail = None if status in DETAILS else text.decode(errors="replace")
+                    await respond(status, detail)(scope, receive, send)
+                return
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_problems)
+        except Exception as error:  # noqa: BLE001 - the last place that sees it
+            response = unexpected(error)
+            if started:
+                # Too late for a status: break off, so that nobody takes half an answer for all.
+                raise RuntimeError("the response broke off") from None
+            await response(scope, receive, send)
+
+
+def _is_plain_error(start: Message) -> bool:
+    media_type = Headers(raw=start["headers"]).get("content-type", "")
+    return start["status"] >= 400 and media_type.startswith("text/plain")

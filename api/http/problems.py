@@ -1,0 +1,68 @@
+"""A problem: what every error looks like, `application/problem+json` (RFC 9457)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Response
+from pydantic import BaseModel, Field
+
+MEDIA_TYPE = "application/problem+json"
+TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+"""As RFC 9110 has them; Python's names for them depend on its version."""
+DETAILS = {
+    404: "There is nothing at this address.",
+    405: "This address does not take this method; the header Allow says which it takes.",
+    413: "The body is larger than this server reads (MAX_BODY_BYTES).",
+    500: "Something went wrong here; the server's log says what.",
+}
+
+
+class Fault(BaseModel):
+    """One thing that is wrong with a request."""
+
+    location: str = Field(description="Where, for example `body.messages.0.role`.")
+    message: str
+
+
+class Problem(BaseModel):
+    """An error as callers see it. It never quotes a body, and tells nothing from the inside."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str = Field(description="A sentence for a person.")
+    code: str = Field(description="A stable name for programs.")
+    errors: Sequence[Fault] | None = Field(None, description="All that is wrong with a request.")
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "model": Problem,
+        "description": "A problem (RFC 9457).",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+}
+
+
+def respond(
+    status: int,
+    detail: str | None = None,
+    *,
+    code: str | None = None,
+    errors: Sequence[Fault] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Make the response of a problem; what isn't given follows from the status."""
+    title = TITLES.get(status) or HTTPStatus(status).phrase
+    problem = Problem(
+        title=title,
+        status=status,
+        detail=detail or DETAILS.get(status, f"{title}."),
+        code=code or title.upper().replace(" ", "_"),
+        errors=errors,
+    )
+    # As ASCII: whatever characters a message has, it can be sent.
+    content = json.dumps(problem.model_dump(exclude_none=True))
+    return Response(content, status, headers, MEDIA_TYPE)

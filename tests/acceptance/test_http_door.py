@@ -1,0 +1,163 @@
+"""The HTTP API as a process of its own, with curl for a caller and a real worker."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from tasks.composition import PromptStack
+from tests.processes import ROOT, Process, wait_until
+
+PROMPT = "Say hello to the world."
+
+
+class Door:
+    """A process that serves the HTTP API on a free port."""
+
+    def __init__(self, log: Path, *arguments: str) -> None:
+        self._log = log
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "api.http", "--port", "0", *arguments],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.log()
+        self.url = json.loads(line)["url"]
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def curl(self, path: str, *arguments: str) -> tuple[int, dict[str, Any]]:
+        """The status and the body of curl's answer."""
+        command = ["curl", "-sS", "--max-time", "20", "-w", "\n%{http_code}", *arguments]
+        ran = subprocess.run(
+            [*command, self.url + path], capture_output=True, text=True, check=True
+        )
+        body, _, status = ran.stdout.rpartition("\n")
+        return int(status), json.loads(body)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """The exit code, and what else came on standard output."""
+        self.process.send_signal(number)
+        output, _ = self.process.communicate(timeout=20)
+        return self.process.returncode, output
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        with self.process:  # closes its pipes
+            pass
+
+
+@pytest.fixture
+def open_door(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Door]]:
+    """Starts doors to the test's servers, and ends them with the test."""
+    with ExitStack() as doors:
+        yield lambda *arguments: doors.enter_context(Door(tmp_path / "door.log", *arguments))
+
+
+def serve_in_vain(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "api.http", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_a_generation_from_curl_to_its_answer(
+    stack: PromptStack, start_worker: Callable[..., Process], open_door: Callable[..., Door]
+) -> None:
+    door = open_door()
+    assert door.curl("/healthz")[1]["workers"] == 0
+    start_worker()
+    assert door.curl("/healthz") == (
+        200,
+        {"version": "0.1.0", "database": True, "redis": True, "workers": 1},
+    )
+    body = ["-H", "Content-Type: application/json", "-d", json.dumps({"prompt": PROMPT})]
+    status, refused = door.curl("/api/v1/generations", *body)
+    assert (status, refused["code"]) == (401, "NOT_AUTHENTICATED")
+
+    key = ["-H", f"Authorization: Bearer {stack.keys.create('ada@example.org', 'Ada')}"]
+    status, job = door.curl("/api/v1/generations", *key, *body)
+    assert status == 202
+    path = f"/api/v1/jobs/{job['id']}"
+    wait_until(lambda: door.curl(path, *key)[1]["state"] == "succeeded", "the job's end")
+    assert PROMPT in door.curl(path, *key)[1]["result"]["text"]
+    assert door.end() == (0, "")
+    assert "hello" not in door.log()
+
+
+def test_a_body_over_the_limit_is_answered_before_it_is_read(
+    open_door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MAX_BODY_BYTES", "100000")
+    large = tmp_path / "large.json"
+    large.write_bytes(b'"' + b"x" * 30_000_000 + b'"')
+    door = open_door()
+    upload = ["-H", "Content-Type: application/json", "--data-binary", f"@{large}"]
+    for how in ([], ["-H", "Expect:"], ["-H", "Transfer-Encoding: chunked"]):
+        status, problem = door.curl("/api/v1/generations", *upload, *how)
+        assert (status, problem["code"]) == (413, "CONTENT_TOO_LARGE")
+
+
+def test_ctrl_c_ends_it_in_order(open_door: Callable[..., Door]) -> None:
+    assert open_door().end(signal.SIGINT) == (0, "")
+
+
+def test_it_ends_with_its_parent(open_door: Callable[..., Door]) -> None:
+    # communicate() closes its standard input, as the end of a parent does.
+    assert open_door("--with-parent").end(signal.SIGCONT) == (0, "")
+
+
+def test_sigterm_does_not_wait_for_a_database_that_hangs(
+    open_door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        monkeypatch.setenv("DATABASE_URL", f"postgresql://postgres@127.0.0.1:{port}/x")
+        monkeypatch.setenv("SHUTDOWN_GRACE_SECONDS", "1")
+        door = open_door()
+        waiting = subprocess.Popen(
+            ["curl", "-sS", "-H", "X-API-Key: ps_x", f"{door.url}/api/v1/jobs"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        connection, _ = silent.accept()
+        with connection:
+            started = time.monotonic()
+            assert door.end() == (0, "")
+            assert time.monotonic() - started < 4
+        waiting.kill()
+        waiting.wait()
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_taken_port_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = serve_in_vain("--port", str(port))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    expected = f"promptstack api: Cannot listen on 127.0.0.1, port {port}: Address already in use."
+    assert ended.stderr.splitlines() == [expected]
+    ended = serve_in_vain("--port", "99999")
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+    assert serve_in_vain("--host", "nowhere.invalid").returncode == 2
+    monkeypatch.setenv("DATABASE_URL", "mysql://x")
+    ended = serve_in_vain("--port", "0")
+    assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 1)
