@@ -158,6 +158,21 @@ def test_losing_every_message_loses_no_job(
     )
 
 
+def test_a_flushed_broker_is_told_from_a_slow_one(stack: PromptStack) -> None:
+    jobs = {stack.jobs.enqueue_generation(f"job {n}").id for n in range(3)}
+
+    def unrung() -> set[UUID]:
+        epoch = stack.doorbell.epoch()
+        with stack.ledger.transaction() as unit:
+            found = unit.jobs.take_unrung(epoch, idle_kinds=[], patience=0.0, limit=100)
+            return {job.id for job in found}
+
+    assert unrung() == set()  # a backlog that waits is left alone
+    stack.redis.flushdb()
+    assert unrung() == jobs
+    assert unrung() == set()
+
+
 def test_a_claim_is_fenced(stack: PromptStack) -> None:
     job = stack.jobs.enqueue_generation("x")
     first, second = uuid4(), uuid4()
