@@ -3,6 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -19,7 +20,8 @@ def _postgres_url(url: str) -> str:
     """Accept the usual spellings of a PostgreSQL URL and name the driver."""
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
+        # Their own words may quote the password.
         raise ValueError("is not a database URL (postgresql://user:password@host/name)") from error
     if parsed.drivername not in {"postgres", "postgresql", "postgresql+psycopg2"}:
         raise ValueError(f"must be a PostgreSQL URL, not {parsed.drivername}")
@@ -29,10 +31,26 @@ def _postgres_url(url: str) -> str:
 def _redis_url(url: str) -> str:
     if not url.startswith(REDIS_SCHEMES):
         raise ValueError(f"must start with one of {', '.join(REDIS_SCHEMES)}")
+    return _url_with_port(url)
+
+
+def _broker_url(url: str) -> str:
+    if "://" not in url:
+        raise ValueError("is not a URL (amqp://user:password@host/vhost)")
+    return _url_with_port(url)
+
+
+def _url_with_port(url: str) -> str:
+    try:
+        _ = urlsplit(url).port
+    except ValueError as error:
+        raise ValueError("has a port that is not a number") from error
     return url
 
 
-PositiveSeconds = Annotated[float, Field(gt=0)]
+TEN_YEARS = 315_360_000.0
+Seconds = Annotated[float, Field(ge=0, le=TEN_YEARS, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=TEN_YEARS, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -69,7 +87,7 @@ class Settings(BaseSettings):
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
         None, description="Redis or Valkey: progress, results, and the broker. Unset: embedded."
     )
-    celery_broker_url: str | None = Field(
+    celery_broker_url: Annotated[str, AfterValidator(_broker_url)] | None = Field(
         None, description="Another broker than REDIS_URL, for example amqp://... (RabbitMQ)."
     )
 
@@ -149,8 +167,8 @@ class Settings(BaseSettings):
     reconcile_seconds: PositiveSeconds = Field(
         1.0, description="Time between two looks for jobs that are due, lost or expired."
     )
-    shutdown_grace_seconds: float = Field(
-        10.0, ge=0, description="Time that running calls get at shutdown before they are handed on."
+    shutdown_grace_seconds: Seconds = Field(
+        10.0, description="Time that running calls get at shutdown before they are handed on."
     )
 
     @model_validator(mode="before")
@@ -199,6 +217,9 @@ def load_settings(**overrides: object) -> Settings:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         raise ConfigurationError(_explain(error)) from None
+    except UnicodeDecodeError:
+        # Its own words quote the file, which holds keys.
+        raise ConfigurationError("The file .env is not UTF-8 text; convert it.") from None
 
 
 @lru_cache(maxsize=1)

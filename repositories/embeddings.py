@@ -106,7 +106,8 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
             cursor.execute(
                 "INSERT INTO embeddings (model_id, content_hash, vector)"
                 " SELECT model_id, content_hash, vector FROM incoming_vectors"
-                " ON CONFLICT DO NOTHING"
+                # In one order: two jobs with the same passages would else wait for each other.
+                " ORDER BY content_hash ON CONFLICT DO NOTHING"
             )
             cursor.execute("TRUNCATE incoming_vectors")
         finally:

@@ -22,6 +22,13 @@ class LedgerUnavailable(PromptStackError):
     transient = True
 
 
+class LedgerConflict(PromptStackError):
+    """Two transactions got in each other's way, and PostgreSQL ended this one."""
+
+    code = "LEDGER_CONFLICT"
+    transient = True
+
+
 class LedgerOutdated(PromptStackError):
     """The database's schema isn't the one that this code needs."""
 

@@ -267,11 +267,11 @@ class JobRepository(BaseRepository[Job]):
             .returning(Job)
         ).all()
 
-    def mark_rung(self, job_id: UUID, epoch: str) -> None:
-        """Note that the job's message was sent."""
+    def mark_rung(self, job_id: UUID, attempt: int, epoch: str) -> None:
+        """Note that the job's message was sent, if no worker has used it up already."""
         self._session.execute(
             update(Job)
-            .where(Job.id == job_id, Job.state == JobState.QUEUED)
+            .where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.QUEUED)
             .values(rung_at=func.now(), rung_epoch=epoch)
         )
 

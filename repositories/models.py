@@ -87,7 +87,7 @@ class User(Base):
     preferred_provider: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
-    api_keys: Mapped[list["ApiKey"]] = relationship(back_populates="user")
+    api_keys: Mapped[list["ApiKey"]] = relationship(back_populates="user", passive_deletes=True)
 
     __table_args__ = (Index("users_email_key", text("lower(email)"), unique=True),)
 
@@ -127,7 +127,7 @@ class Job(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     kind: Mapped[str]
     state: Mapped[str] = mapped_column(server_default=JobState.QUEUED)
-    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     provider: Mapped[str]
     model: Mapped[str]
     request: Mapped[dict[str, Any]]
@@ -156,7 +156,7 @@ class Job(Base):
     finished_at: Mapped[datetime | None]
 
     attempts: Mapped[list["Attempt"]] = relationship(
-        back_populates="job", order_by="(Attempt.number, Attempt.call)"
+        back_populates="job", order_by="(Attempt.number, Attempt.call)", passive_deletes=True
     )
 
     __table_args__ = (

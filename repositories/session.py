@@ -10,15 +10,20 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
+from config.errors import PromptStackError
 from repositories.attempts import AttemptRepository
 from repositories.documents import DocumentRepository
 from repositories.embeddings import EmbeddingRepository
-from repositories.errors import LedgerOutdated, LedgerUnavailable
+from repositories.errors import LedgerConflict, LedgerOutdated, LedgerUnavailable
 from repositories.jobs import JobRepository
 from repositories.users import ApiKeyRepository, UserRepository
 from repositories.workers import WorkerRepository
 
 CONNECT_TIMEOUT_SECONDS = 5
+CONFLICTS = frozenset({"40001", "40P01", "55P03"})
+"""PostgreSQL's codes for a serialization failure, a deadlock, a lock that isn't free."""
+OUTAGES = ("08", "53300", "57P")
+"""How its codes begin for a lost connection, too many connections, a shutdown."""
 OUTDATED_SCHEMA = frozenset({"42P01", "42703"})
 """PostgreSQL's codes for a table and a column that don't exist."""
 _AFTER_COMMIT = "promptstack.after_commit"
@@ -75,15 +80,20 @@ class UnitOfWork:
         if _AFTER_COMMIT not in self.session.info:
             self.session.info[_AFTER_COMMIT] = _AfterCommit()
             event.listen(self.session, "after_commit", _committed)
+            event.listen(self.session, "after_soft_rollback", _rolled_back)
             event.listen(self.session, "after_transaction_end", _ended)
-        self.session.info[_AFTER_COMMIT].actions.append(action)
+        savepoint = self.session.get_nested_transaction()
+        self.session.info[_AFTER_COMMIT].actions.append((savepoint, action))
 
 
 @dataclass
 class _AfterCommit:
     """What a session has to do once its transaction is over."""
 
-    actions: list[Callable[[], None]] = field(default_factory=list)
+    actions: list[tuple[SessionTransaction | None, Callable[[], None]]] = field(
+        default_factory=list
+    )
+    """Each with the savepoint in which it was asked for, and with which it goes."""
     is_committed: bool = False
 
 
@@ -116,11 +126,10 @@ class Ledger:
             with self._sessions.begin() as session:
                 yield UnitOfWork(session)
         except OperationalError as error:
-            raise LedgerUnavailable(
-                "The database could not be reached or broke the connection; "
-                "check DATABASE_URL and that PostgreSQL runs.",
-                detail=str(error.orig),
-            ) from error
+            explained = _explain(error)
+            if explained is None:
+                raise
+            raise explained from error
         except PoolTimeoutError as error:
             raise LedgerUnavailable(
                 "All connections to the database are in use; raise DATABASE_POOL_SIZE."
@@ -153,9 +162,38 @@ class Ledger:
         self._engine.dispose()
 
 
+def _explain(error: OperationalError) -> PromptStackError | None:
+    """Tell an outage and a conflict from what PostgreSQL refuses for good."""
+    code = getattr(error.orig, "pgcode", None)
+    if code in CONFLICTS:
+        return LedgerConflict("Two changes of the same rows met in the database; try again.")
+    if code is None or error.connection_invalidated or str(code).startswith(OUTAGES):
+        return LedgerUnavailable(
+            "The database could not be reached or broke the connection; "
+            "check DATABASE_URL and that PostgreSQL runs.",
+            detail=str(error.orig),
+        )
+    return None
+
+
 def _committed(session: Session) -> None:
-    # In a nested transaction a savepoint was released, and the transaction goes on.
-    session.info[_AFTER_COMMIT].is_committed = not session.in_nested_transaction()
+    waiting = session.info[_AFTER_COMMIT]
+    released = session.get_nested_transaction()
+    if released is None:
+        waiting.is_committed = True
+        return
+    # A savepoint was released: what was asked for within it belongs to what is around it now.
+    outer = released.parent if released.parent and released.parent.nested else None
+    waiting.actions = [
+        (outer if savepoint is released else savepoint, action)
+        for savepoint, action in waiting.actions
+    ]
+
+
+def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
+    waiting = session.info[_AFTER_COMMIT]
+    if transaction.nested:
+        waiting.actions = [pair for pair in waiting.actions if pair[0] is not transaction]
 
 
 def _ended(session: Session, transaction: SessionTransaction) -> None:
@@ -168,5 +206,5 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
     ended = session.info[_AFTER_COMMIT]
     session.info[_AFTER_COMMIT] = _AfterCommit()
     if ended.is_committed:
-        for action in ended.actions:
+        for _, action in ended.actions:
             action()

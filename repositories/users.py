@@ -15,8 +15,8 @@ class UserRepository(BaseRepository[User]):
     model = User
 
     def get_by_email(self, email: str) -> User | None:
-        """Find a user by e-mail, whatever its case."""
-        query = select(User).where(func.lower(User.email) == email.lower())
+        """Find a user by e-mail, whatever its case; PostgreSQL says which letters are the same."""
+        query = select(User).where(func.lower(User.email) == func.lower(email))
         return self._session.scalars(query).one_or_none()
 
     def get_admins(self) -> Sequence[User]:

@@ -28,11 +28,13 @@ class Ring:
     kind: JobKind
     provider: str
     model: str
+    attempt: int = 0
+    """The job's attempt when it was rung; a later one means that the message is used up."""
 
     @classmethod
     def of(cls, job: Job) -> "Ring":
         """The message for this job."""
-        return cls(job.id, JobKind(job.kind), job.provider, job.model)
+        return cls(job.id, JobKind(job.kind), job.provider, job.model, job.attempt)
 
 
 class Doorbell(Protocol):
@@ -58,7 +60,7 @@ def ring_now(ledger: Ledger, doorbell: Doorbell, ring: Ring) -> None:
         return
     try:
         with ledger.transaction() as work:
-            work.jobs.mark_rung(ring.job_id, epoch)
+            work.jobs.mark_rung(ring.job_id, ring.attempt, epoch)
     except LedgerUnavailable as error:
         # The job is committed, and its caller must not be told otherwise.
         logger.warning("job %s was rung, which could not be noted: %s", ring.job_id, error)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from config.errors import PromptStackError
-from repositories.errors import ClaimLost, LedgerUnavailable
+from repositories.errors import ClaimLost, LedgerConflict, LedgerUnavailable
 from repositories.jobs import Claim
 from repositories.models import AttemptState, JobState
 from repositories.session import Ledger, UnitOfWork
@@ -181,10 +181,10 @@ class Execution:
                 with self._ledger.transaction() as unit:
                     write(unit)
                 return
-            except LedgerUnavailable:
+            except (LedgerConflict, LedgerUnavailable):
                 if time.monotonic() > deadline:
                     raise
-                logger.warning("a result waits for the database to come back")
+                logger.warning("a result waits for the database")
                 time.sleep(STORE_RETRY_SECONDS)
 
     def _settle(self, claim: Claim, error: PromptStackError) -> None:

@@ -13,11 +13,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import JsonValue, ValidationError
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from repositories.models import AttemptState, Job, JobKind, JobState
+from repositories.models import Job, JobKind, JobState
 from repositories.session import Ledger, UnitOfWork
 from services.doorbell import Doorbell, Ring, ring_now
 from services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
@@ -25,57 +25,12 @@ from services.llm.base import Capability, GenerationRequest, Message
 from services.llm.factory import LLMServiceFactory
 from services.progress import Progress, ProgressService
 from services.text import check_storable, check_storable_json
+from services.views import AttemptView, JobView
 
 MAX_KEY_CHARACTERS = 200
-MAX_SOURCE_CHARACTERS = 1_000
+MAX_SOURCE_BYTES = 2_000
 """PostgreSQL refuses index entries over about 2,700 bytes."""
-
-
-class JobView(BaseModel):
-    """A job as its owner may see it."""
-
-    model_config = ConfigDict(from_attributes=True, frozen=True)
-
-    id: UUID
-    kind: JobKind
-    state: JobState
-    provider: str
-    model: str
-    current: int
-    total: int
-    attempt: int
-    failures: int
-    max_retries: int
-    error_code: str | None
-    error: str | None
-    result: dict[str, Any] | None
-    not_before: datetime | None
-    expires_at: datetime
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-
-
-class AttemptView(BaseModel):
-    """One provider call as the job's owner may see it."""
-
-    model_config = ConfigDict(from_attributes=True, frozen=True)
-
-    number: int
-    call: int
-    state: AttemptState
-    provider: str
-    model: str
-    items: int
-    input_tokens: int | None
-    output_tokens: int | None
-    latency_seconds: float | None
-    provider_request_id: str | None
-    error_code: str | None
-    error: str | None
-    detail: str | None
-    started_at: datetime
-    finished_at: datetime | None
+MAX_EXPLANATION = 400
 
 
 @dataclass(frozen=True)
@@ -162,6 +117,7 @@ class JobService:
         `options` go to the provider as they are. Raises `InvalidInput`, `IdempotencyConflict`.
         """
         job_options = JobOptions(user_id, idempotency_key, max_retries, expires_in)
+        check_storable_json(options or {}, "The options")
         with self._unit_of_work(session) as work:
             provider = provider or self._preferred_provider(work, user_id)
             service = self._factory.service_class(provider)
@@ -180,7 +136,6 @@ class JobService:
                 )
             except ValidationError as error:
                 raise InvalidInput(explain(error)) from None
-            check_storable_json(request.options, "An option")
             service.check_options(request.options)
             body = request.model_dump(mode="json", exclude_defaults=True)
             self._check_size(json.dumps(body, ensure_ascii=False), "The request")
@@ -210,11 +165,9 @@ class JobService:
         provider = provider or self._defaults.embedding_provider
         model = self._factory.service_class(provider).choose_model(Capability.EMBEDDING, model)
         check_storable(text, "The document")
-        check_storable(source, "The source")
         if not text.strip():
             raise InvalidInput("The document is empty; there is nothing to embed.")
-        if not 0 < len(source) <= MAX_SOURCE_CHARACTERS:
-            raise InvalidInput(f"The source must have 1 to {MAX_SOURCE_CHARACTERS} characters.")
+        check_source(source)
         self._check_size(text, "The document")
         content_hash = hashlib.sha256(text.encode()).digest()
         body = {"source": source, "content_hash": content_hash.hex()}
@@ -223,6 +176,7 @@ class JobService:
             known = self._find_same(work, new)
             if known is not None:
                 return known
+            _check_user(work, user_id)
             document_id = work.documents.put(user_id, source, text, content_hash)
             return self._accept(work, new, {**body, "document_id": str(document_id)})
 
@@ -292,6 +246,7 @@ class JobService:
     def _accept(self, work: UnitOfWork, new: NewJob, request: dict[str, Any]) -> JobView:
         """Store the job; `request` is what its worker reads."""
         options = new.options
+        _check_user(work, options.user_id)
         lifetime = options.expires_in or self._defaults.expires_seconds
         retries = options.max_retries
         try:
@@ -359,7 +314,19 @@ def explain(error: ValidationError) -> str:
         where = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         problems.append(f"{where}: {message}" if where else message)
-    return f"The request is not valid: {'; '.join(problems)}."
+    return f"The request is not valid: {'; '.join(problems)[:MAX_EXPLANATION]}."
+
+
+def check_source(source: str) -> None:
+    """Raise `InvalidInput` if a document can't have this source."""
+    check_storable(source, "The source")
+    if not 0 < len(source.encode()) <= MAX_SOURCE_BYTES:
+        raise InvalidInput(f"The source must have 1 to {MAX_SOURCE_BYTES:,} UTF-8 bytes.")
+
+
+def _check_user(work: UnitOfWork, user_id: UUID | None) -> None:
+    if user_id is not None and work.users.get(user_id) is None:
+        raise NotFound(f"There is no user {user_id}.")
 
 
 def _check_options(options: JobOptions) -> None:

@@ -10,6 +10,8 @@ from services.errors import InvalidInput, NotAuthenticated
 from services.text import check_storable
 
 PREFIX = "ps_"
+MAX_EMAIL_CHARACTERS = 254
+"""RFC 5321; it also keeps the address within what PostgreSQL indexes."""
 KEY_BYTES = 32
 """256 random bits: too many to guess, so a plain fast hash is enough to keep them by."""
 
@@ -35,7 +37,9 @@ class KeyService:
         """
         email = check_storable(email.strip(), "The e-mail address")
         if email.count("@") != 1 or email.startswith("@") or email.endswith("@"):
-            raise InvalidInput(f"'{email[:80]}' is not an e-mail address.")
+            raise InvalidInput(f"{email[:80]!r} is not an e-mail address.")
+        if len(email) > MAX_EMAIL_CHARACTERS:
+            raise InvalidInput(f"An e-mail address has at most {MAX_EMAIL_CHARACTERS} characters.")
         key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
         with self._ledger.transaction() as unit:
             user = unit.users.get_by_email(email) or unit.users.create(email=email, name=name)

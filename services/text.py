@@ -14,6 +14,8 @@ from services.errors import InvalidInput
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 REPLACEMENT = "\ufffd"
+MAX_JSON_DEPTH = 50
+MAX_INTEGER_BITS = 1_024
 
 
 def check_storable(text: str, what: str) -> str:
@@ -30,22 +32,30 @@ def check_storable(text: str, what: str) -> str:
     )
 
 
-def check_storable_json(value: JsonValue, what: str) -> None:
-    """Raise `InvalidInput` if PostgreSQL's jsonb can't hold `value`: bad text, NaN, infinity."""
+def check_storable_json(value: JsonValue, what: str, depth: int = 0) -> None:
+    """Raise `InvalidInput` for JSON that jsonb can't hold or that nobody means.
+
+    That is bad text, a number that is not finite or has hundreds of digits, and nesting without
+    end.
+    """
+    if depth > MAX_JSON_DEPTH:
+        raise InvalidInput(f"{what} is nested more than {MAX_JSON_DEPTH} levels deep.")
     match value:
         case str():
             check_storable(value, what)
         case float() if not math.isfinite(value):
             raise InvalidInput(f"{what} has a number that is not finite; JSON knows none.")
+        case int() if value.bit_length() > MAX_INTEGER_BITS:
+            raise InvalidInput(f"{what} has a number with too many digits.")
         case list():
             for item in value:
-                check_storable_json(item, what)
+                check_storable_json(item, what, depth + 1)
         case dict():
             for key, item in value.items():
-                check_storable(key, what)
-                check_storable_json(item, what)
+                check_storable(str(key), what)
+                check_storable_json(item, what, depth + 1)
         case _:
-            pass  # null, true, false and finite numbers are fine
+            pass  # null, true, false and other numbers are fine
 
 
 def make_storable(text: str) -> str:

@@ -12,10 +12,15 @@ from tasks.generation import generate_text
 from tasks.job_task import JobTask, Workshop
 
 
-def create_app(settings: Settings, redis_url: str) -> Celery:
-    """Make the app that sends messages and reads results."""
+def create_app(settings: Settings, redis_url: str, *, results: bool = True) -> Celery:
+    """Make the app. Without `results` it only sends messages.
+
+    With them, each message sent would subscribe to its result, and stay subscribed for ever.
+    """
     app = Celery("promptstack", set_as_current=False)
     app.conf.update(celery_settings(settings, redis_url))
+    if not results:
+        app.conf.update(result_backend=None)
     return app
 
 

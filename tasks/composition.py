@@ -94,7 +94,8 @@ class PromptStack:
     @cached_property
     def doorbell(self) -> CeleryDoorbell:
         """What rings workers."""
-        return CeleryDoorbell(self.celery, self.redis)
+        publisher = create_app(self.settings, self.redis_url, results=False)
+        return CeleryDoorbell(publisher, self.redis)
 
     @cached_property
     def factory(self) -> LLMServiceFactory:
@@ -195,7 +196,7 @@ class PromptStack:
 
     def close(self) -> None:
         """Close what was opened, in the order that nothing is used after it is closed."""
-        for name in ("providers", "loop", "celery", "redis", "ledger"):
+        for name in ("providers", "loop", "doorbell", "celery", "redis", "ledger"):
             opened: Any = self.__dict__.pop(name, None)
             if opened is not None:
                 opened.close()

@@ -1,12 +1,16 @@
 """The Celery task class of all jobs: it tells Celery and Flower what became of a job."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
 from celery import Task, states
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import CeleryError, Ignore, Retry
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from repositories.models import JobState
 from services.embedding import EmbeddingService
@@ -15,11 +19,25 @@ from services.execution import JobOutcome
 from services.generation import GenerationService
 from services.progress import Progress
 
+logger = logging.getLogger(__name__)
+
 PROGRESS = "PROGRESS"
 
 
 class JobFailed(Exception):
     """The job has failed; the ledger says why, and so does this in short."""
+
+    def __repr__(self) -> str:
+        """What Flower and the log show."""
+        return str(self)
+
+
+class JobWaits(Retry):
+    """The job waits for its next try."""
+
+    def __repr__(self) -> str:
+        """What Flower shows."""
+        return f"{self.exc} Next try: {self.when:%Y-%m-%d %H:%M:%S} UTC."
 
 
 class Workshop(Protocol):
@@ -39,7 +57,11 @@ class JobTask(Task[Any, Any]):
 
     abstract = True
     workshop: Workshop
-    throws = (JobFailed,)  # expected: Celery logs it as one line, without a traceback
+    # Expected: Celery logs these as one line, without a traceback.
+    throws = (JobFailed, InvalidInput)
+    # A job has started when it was claimed, and `report` says so. Celery would say it for every
+    # message: also for one of a job that has ended, runs elsewhere, or doesn't exist.
+    track_started = False
 
     def job_id(self, text: str) -> UUID:
         """Read a message. Raises `InvalidInput`: then it is not ours."""
@@ -66,19 +88,38 @@ class JobTask(Task[Any, Any]):
                 raise JobFailed(outcome.error) from None
             case JobState.QUEUED:
                 wait = timedelta(seconds=outcome.retry_in or 0.0)
-                raise Retry(exc=JobFailed(outcome.error), when=datetime.now(UTC) + wait)
+                raise JobWaits(exc=JobFailed(outcome.error), when=datetime.now(UTC) + wait)
             case JobState.CANCELLED:
-                self.backend.store_result(str(self.request.id), None, states.REVOKED)
-                # The state is named because Flower would else keep a later-looking PROGRESS.
-                self._send_event("task-revoked", state=states.REVOKED, terminated=True)
+                self._show_cancelled()
                 raise Ignore
             case _:
                 raise Ignore
 
     def _report(self, progress: Progress) -> None:
         meta = {"current": progress.current, "total": progress.total}
-        self.update_state(state=PROGRESS, meta=meta)
-        self._send_event("task-progress", result=f"{progress.current} of {progress.total}", **meta)
+        shown = f"{progress.current} of {progress.total}"
+        with self._viewers_may_be_away():
+            self.update_state(state=PROGRESS, meta=meta)
+            self._send_event("task-progress", PROGRESS, result=shown, **meta)
 
-    def _send_event(self, name: str, **fields: Any) -> None:
-        self.send_event(name, retry=False, **fields)
+    def _show_cancelled(self) -> None:
+        with self._viewers_may_be_away():
+            self.backend.mark_as_revoked(str(self.request.id), "cancelled", request=self.request)
+            self._send_event("task-revoked", states.REVOKED, terminated=True)
+
+    @contextmanager
+    def _viewers_may_be_away(self) -> Iterator[None]:
+        """Redis being away costs the view, not the job."""
+        try:
+            yield
+        except (CeleryError, OperationalError, RedisError, OSError) as error:
+            name = type(error).__name__
+            logger.warning("job %s is not shown to Celery (%s)", self.request.id, name)
+
+    def _send_event(self, name: str, state: str, **fields: Any) -> None:
+        """Tell monitors, with the state in so many words.
+
+        By the name alone they would rank it, with PROGRESS above REVOKED and below FAILURE, and
+        keep the higher one of a cancelled job, or of a failed one that somebody retried.
+        """
+        self.send_event(name, retry=False, state=state, **fields)

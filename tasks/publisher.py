@@ -72,6 +72,10 @@ class CeleryDoorbell:
         except (OperationalError, RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
+    def close(self) -> None:
+        """Close the connections to the broker."""
+        self._app.close()
+
     def _check_rest(self) -> None:
         if self._clock() < self._resting_until:
             raise BrokerUnavailable("The broker did not answer a moment ago.")

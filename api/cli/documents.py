@@ -1,11 +1,12 @@
 """Reading the text and Markdown files that a person wants embedded."""
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.errors import InvalidInput
-from services.text import check_storable
+from services.jobs import check_source
 
 SUFFIXES = frozenset({".md", ".markdown", ".mdx", ".rst", ".text", ".txt"})
 """What is read from a folder; a file that is named itself may have any suffix."""
@@ -23,23 +24,26 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     """Name the files below `paths`, each once, in order. Raises `InvalidInput`."""
     found: dict[Path, None] = {}
     for path in paths:
+        _check_reachable(path)
         if path.is_dir():
-            inside = list(_text_files(path))
+            inside = _text_files(path)
             if not inside:
                 raise InvalidInput(
                     f"{path} holds no text files ({', '.join(sorted(SUFFIXES))}); nothing to embed."
                 )
             found.update(dict.fromkeys(inside))
-        elif path.exists():
-            found[path.resolve()] = None
         else:
-            raise InvalidInput(f"{path} does not exist.")
+            found[path.resolve()] = None
     return list(found)
 
 
 def read_text(path: Path, max_bytes: int) -> TextFile:
     """Read a UTF-8 file. Raises `InvalidInput` that says what is wrong with it."""
-    source = check_storable(str(path), "The file's name")
+    source = str(path)
+    try:
+        check_source(source)
+    except InvalidInput as error:
+        raise InvalidInput(f"The name {source!a} can't be kept. {error}") from error
     try:
         if not path.is_file():
             raise InvalidInput(f"{path} is not a regular file.")
@@ -66,8 +70,23 @@ def read_text(path: Path, max_bytes: int) -> TextFile:
     return TextFile(source, text)
 
 
-def _text_files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.resolve().rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder.resolve()).parts)
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden:
-            yield path
+def _check_reachable(path: Path) -> None:
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise InvalidInput(f"{path} does not exist.") from error
+    except OSError as error:
+        raise InvalidInput(f"{path} can't be read: {error.strerror}.") from error
+
+
+def _text_files(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise InvalidInput(f"{error.filename} can't be read: {error.strerror}.") from error
+
+    found = []
+    # os.walk says when a folder can't be read; Path.rglob passes over it.
+    for inside, folders, names in os.walk(folder.resolve(), onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = (Path(inside, name) for name in names if not name.startswith("."))
+        found += [path for path in visible if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return sorted(found)

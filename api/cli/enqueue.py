@@ -16,7 +16,7 @@ from api.cli.terminal import JOB_FAILED, JsonFlag, err, out, print_json, stop
 from api.cli.watching import show_until_done
 from repositories.models import JobState
 from services.errors import InvalidInput
-from services.jobs import JobView
+from services.views import JobView
 from tasks.composition import PromptStack
 
 Provider = Annotated[str | None, typer.Option(help="Provider; default from settings.")]

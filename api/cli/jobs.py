@@ -13,7 +13,7 @@ from api.cli.terminal import JOB_FAILED, JsonFlag, err, out, print_json, stop
 from api.cli.watching import show_until_done
 from config.errors import PromptStackError
 from repositories.models import JobKind, JobState
-from services.jobs import JobView
+from services.views import JobView
 
 app = typer.Typer(help="Look at jobs, follow, cancel and retry them.", no_args_is_help=True)
 

@@ -7,8 +7,8 @@ from pydantic import Field
 
 from api.http.auth import CurrentCaller, Stack
 from api.http.bodies import IdempotencyKey, JobBody
-from services.jobs import JobView
 from services.llm.base import Text
+from services.views import JobView
 
 router = APIRouter(tags=["embeddings"])
 

@@ -7,8 +7,8 @@ from pydantic import BeforeValidator, FailFast, Field, JsonValue
 
 from api.http.auth import CurrentCaller, Stack
 from api.http.bodies import IdempotencyKey, JobBody, refuse_many_fields
-from services.jobs import JobView
 from services.llm.base import Message, Text
+from services.views import JobView
 
 router = APIRouter(tags=["generations"])
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.auth import Owner, Stack
 from repositories.models import JobKind, JobState
-from services.jobs import JobView
+from services.views import JobView
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 

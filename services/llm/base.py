@@ -66,9 +66,9 @@ class GenerationRequest(BaseModel):
     messages: tuple[Message, ...] = ()
     system: Text | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
     stop: tuple[Text, ...] = ()
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Parameters that only this provider knows, passed through as they are."""
 
@@ -174,7 +174,7 @@ class LLMService(ABC):
         ):
             names = ", ".join(sorted(known)) if known else f"for example {default}"
             raise UnknownModel(
-                f"Provider '{cls.name}' has no {capability} model '{chosen[:80]}'. Known: {names}."
+                f"Provider '{cls.name}' has no {capability} model {chosen[:80]!r}. Known: {names}."
             )
         return chosen
 

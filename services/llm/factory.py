@@ -6,6 +6,7 @@ from typing import Any
 
 from services.errors import UnknownProvider
 from services.llm.base import LLMService
+from services.text import check_storable
 
 ENTRY_POINT_GROUP = "promptstack.providers"
 
@@ -33,11 +34,12 @@ class LLMServiceFactory:
 
     def service_class(self, provider: str) -> type[LLMService]:
         """Return the provider's class without making a client. Raises `UnknownProvider`."""
+        check_storable(provider, "The provider's name")
         if provider not in self._classes:
             point = self._entry_points.get(provider)
             if point is None:
                 raise UnknownProvider(
-                    f"There is no provider '{provider[:80]}'. Known: {', '.join(self.names())}."
+                    f"There is no provider {provider[:80]!r}. Known: {', '.join(self.names())}."
                 )
             self._classes[provider] = point.load()
         return self._classes[provider]

@@ -7,7 +7,7 @@ from uuid import UUID
 from celery.result import AsyncResult
 
 from repositories.models import JobState
-from services.jobs import JobView
+from services.views import JobView
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 

@@ -8,7 +8,7 @@ import pytest
 from config.embedded.valkey import Valkey
 from config.settings import load_settings
 from repositories.models import JobState
-from services.jobs import JobView
+from services.views import JobView
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.simulator_process import SimulatorProcess

@@ -1,0 +1,56 @@
+"""Jobs and attempts as their owner may see them: snapshots, detached from the ledger."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from repositories.models import AttemptState, JobKind, JobState
+
+
+class JobView(BaseModel):
+    """A job as its owner may see it."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True)
+
+    id: UUID
+    kind: JobKind
+    state: JobState
+    provider: str
+    model: str
+    current: int
+    total: int
+    attempt: int
+    failures: int
+    max_retries: int
+    error_code: str | None
+    error: str | None
+    result: dict[str, Any] | None
+    not_before: datetime | None
+    expires_at: datetime
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class AttemptView(BaseModel):
+    """One provider call as the job's owner may see it."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True)
+
+    number: int
+    call: int
+    state: AttemptState
+    provider: str
+    model: str
+    items: int
+    input_tokens: int | None
+    output_tokens: int | None
+    latency_seconds: float | None
+    provider_request_id: str | None
+    error_code: str | None
+    error: str | None
+    detail: str | None
+    started_at: datetime
+    finished_at: datetime | None

@@ -1,0 +1,727 @@
+"""Enqueueing: what is refused leaves nothing, what is accepted is there once and is rung."""
+
+import json
+import random
+import threading
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from pydantic import JsonValue
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.orm import Session
+
+from config.embedded.servers import ServerUrls
+from config.errors import PromptStackError
+from config.settings import Settings
+from repositories.models import Job, JobKind, JobState
+from repositories.session import Ledger
+from services.doorbell import BrokerUnavailable, Doorbell, Ring
+from services.errors import IdempotencyConflict, InvalidInput, UnknownModel, UnknownProvider
+from services.jobs import JobDefaults, JobService
+from services.llm.base import Message
+from services.reconciler import Reconciler
+from services.views import JobView
+from tasks.composition import PromptStack
+from tasks.publisher import CeleryDoorbell
+
+NO_REDIS = "unix:///nowhere/at/all.sock"
+DEFAULTS = JobDefaults("demo", "local", max_retries=3, expires_seconds=600, max_text_bytes=2_000)
+QUEUES = ("generation", "embeddings")
+
+
+class Bell:
+    """A doorbell that writes down what it is told, and may be out of order."""
+
+    def __init__(self, when_rung: Callable[[Ring], None] = lambda ring: None) -> None:
+        self.rung: list[UUID] = []
+        self.works = True
+        self.when_rung = when_rung
+
+    def epoch(self) -> str:
+        self._check()
+        return "epoch"
+
+    def ring(self, ring: Ring) -> None:
+        self._check()
+        self.when_rung(ring)
+        self.rung.append(ring.job_id)
+
+    def waiting(self, kind: JobKind) -> int:
+        self._check()
+        return len(self.rung)
+
+    def _check(self) -> None:
+        if not self.works:
+            raise BrokerUnavailable("The broker is away.")
+
+
+@pytest.fixture
+def ledger(stack: PromptStack) -> Ledger:
+    return stack.ledger
+
+
+@pytest.fixture
+def bell() -> Bell:
+    return Bell()
+
+
+@pytest.fixture
+def jobs(stack: PromptStack, bell: Bell) -> JobService:
+    """The enqueue API with a doorbell that only takes notes."""
+    return service(stack, bell)
+
+
+@pytest.fixture
+def cut_off(settings: Settings) -> Iterator[PromptStack]:
+    """The same ledger, seen by a process that can't reach Redis."""
+    with PromptStack.open(settings.model_copy(update={"redis_url": NO_REDIS})) as opened:
+        yield opened
+
+
+def service(stack: PromptStack, bell: Doorbell) -> JobService:
+    return JobService(stack.ledger, bell, stack.progress, stack.factory, DEFAULTS)
+
+
+def rows(ledger: Ledger) -> tuple[int, int]:
+    """How many jobs and documents there are."""
+    with ledger.transaction() as unit:
+        counts = unit.session.execute(
+            text("SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM documents)")
+        ).one()
+    return counts[0], counts[1]
+
+
+def row(ledger: Ledger, job_id: UUID) -> Job:
+    with ledger.transaction() as unit:
+        found = unit.jobs.get(job_id)
+        assert found is not None
+        return found
+
+
+def add_user(ledger: Ledger, email: str = "ada@example.org", **values: Any) -> UUID:
+    with ledger.transaction() as unit:
+        return unit.users.create(email=email, **values).id
+
+
+def messages(stack: PromptStack) -> dict[str, list[Any]]:
+    """The arguments of the messages that wait, by queue, oldest first."""
+    waiting: dict[str, list[Any]] = {}
+    for queue in QUEUES:
+        raw: Any = stack.redis.lrange(queue, 0, -1)
+        bodies = [json.loads(b64decode(json.loads(message)["body"])) for message in raw]
+        waiting[queue] = [body[0] for body in reversed(bodies)]
+    return waiting
+
+
+def age(ledger: Ledger, seconds: int) -> None:
+    """Let all jobs have been enqueued that long ago."""
+    with ledger.transaction() as unit:
+        unit.session.execute(
+            text("UPDATE jobs SET created_at = created_at - make_interval(secs => :seconds)"),
+            {"seconds": seconds},
+        )
+
+
+# What is refused
+
+BAD_JOBS: dict[str, dict[str, Any]] = {
+    "an unknown provider": {"provider": "opnai"},
+    "a provider with a line break": {"provider": "de\nmo"},
+    "a provider with half a pair": {"provider": "de\ud800mo"},
+    "an unknown model": {"model": "demo-2"},
+    "an empty model": {"provider": "openai", "model": " "},
+    "a model with a NUL": {"provider": "openai", "model": "gpt\x00"},
+    "a model with half a pair": {"provider": "openai", "model": "gpt\udfff"},
+    "a model without end": {"provider": "openai", "model": "m" * 3_000},
+    "an empty key": {"idempotency_key": ""},
+    "a long key": {"idempotency_key": "k" * 201},
+    "a key with a NUL": {"idempotency_key": "k\x00"},
+    "a key with half a pair": {"idempotency_key": "\udc00"},
+    "retries below none": {"max_retries": -1},
+    "too many retries": {"max_retries": 101},
+    "no time": {"expires_in": 0.0},
+    "less than no time": {"expires_in": -1.0},
+    "too much time": {"expires_in": 367 * 86_400.0},
+    "infinite time": {"expires_in": float("inf")},
+    "a time that is no number": {"expires_in": float("nan")},
+}
+OPENAI: dict[str, Any] = {"provider": "openai"}
+BAD_GENERATIONS: dict[str, dict[str, Any]] = {
+    **BAD_JOBS,
+    "no prompt": {"prompt": None},
+    "an empty prompt": {"prompt": ""},
+    "a blank prompt": {"prompt": " \n\t"},
+    "a prompt with a NUL": {"prompt": "a\x00b"},
+    "a prompt with half a pair": {"prompt": "a\ud83d"},
+    "prompt and messages": {"messages": [Message(role="user", content="x")]},
+    "a system prompt with a NUL": {"system": "\x00"},
+    "too large a prompt": {"prompt": "x" * 2_001},
+    "too large in bytes": {"prompt": "日" * 700},
+    "too large a system prompt": {"system": "x" * 2_001},
+    "too large an option": {**OPENAI, "options": {"a": "x" * 2_001}},
+    "a model without generations": {"provider": "local"},
+    "too cold": {"temperature": -0.1},
+    "too hot": {"temperature": 2.1},
+    "no temperature": {"temperature": float("nan")},
+    "no tokens": {"max_tokens": 0},
+    "a stop with a NUL": {"stop": ["a", "\x00"]},
+    "an unknown option": {"options": {"delay": 1}},
+    "a NaN option": {**OPENAI, "options": {"a": [{"b": float("nan")}]}},
+    "an infinite option": {**OPENAI, "options": {"a": float("-inf")}},
+    "a NUL in an option": {**OPENAI, "options": {"a": {"b": "\x00"}}},
+    "a NUL in an option's name": {**OPENAI, "options": {"a": {"\x00": 1}}},
+    "half a pair in an option": {**OPENAI, "options": {"a": ["\ud800"]}},
+    "an option that is no JSON": {**OPENAI, "options": {"a": b"bytes"}},
+    "a number without end": {**OPENAI, "options": {"a": 10**5_000}},
+    "a seed without end": {"seed": 10**5_000},
+}
+BAD_EMBEDDINGS: dict[str, dict[str, Any]] = {
+    **BAD_JOBS,
+    "an empty document": {"text": ""},
+    "a blank document": {"text": " \n\t\u2003"},
+    "a document with a NUL": {"text": "a\x00"},
+    "a document with half a pair": {"text": "\udfff"},
+    "too large a document": {"text": "x" * 2_001},
+    "too large a document in bytes": {"text": "🙂" * 501},
+    "an empty source": {"source": ""},
+    "a source with a NUL": {"source": "a\x00"},
+    "a source with half a pair": {"source": "\ud800"},
+    "a long source": {"source": "s" * 2_001},
+    "a model without embeddings": {"provider": "demo"},
+}
+
+
+def refused(ask: Callable[[], object]) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        ask()
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 500
+    return message
+
+
+def deeper(levels: int) -> JsonValue:
+    nested: JsonValue = "marmalade"
+    for _ in range(levels):
+        nested = [nested]
+    return nested
+
+
+def test_bad_generations_are_refused_and_leave_nothing(
+    jobs: JobService, ledger: Ledger, bell: Bell, subtests: pytest.Subtests
+) -> None:
+    for fault, values in BAD_GENERATIONS.items():
+        request: dict[str, Any] = {"prompt": "Say hello.", **values}
+        with subtests.test(fault):
+            refused(partial(jobs.enqueue_generation, **request))
+            assert rows(ledger) == (0, 0)
+    assert bell.rung == []
+
+
+def test_bad_embeddings_are_refused_and_leave_nothing(
+    jobs: JobService, ledger: Ledger, bell: Bell, subtests: pytest.Subtests
+) -> None:
+    for fault, values in BAD_EMBEDDINGS.items():
+        request: dict[str, Any] = {"text": "A text.", "source": "a.txt", **values}
+        with subtests.test(fault):
+            refused(partial(jobs.enqueue_embedding, **request))
+            assert rows(ledger) == (0, 0)
+    assert bell.rung == []
+
+
+def test_a_refusal_says_what_is_wrong_by_its_class(jobs: JobService) -> None:
+    with pytest.raises(UnknownProvider, match="demo, local, openai"):
+        jobs.enqueue_generation("x", provider="opnai")
+    with pytest.raises(UnknownModel, match="demo-1"):
+        jobs.enqueue_generation("x", model="demo-2")
+    with pytest.raises(UnknownModel, match="offers no embedding"):
+        jobs.enqueue_embedding("x", source="a", provider="demo")
+
+
+def test_a_refusal_quotes_no_content(jobs: JobService) -> None:
+    secret = "marmalade"
+    requests: list[dict[str, Any]] = [
+        {"prompt": f"{secret}\x00"},
+        {"prompt": f"{secret} " * 300},
+        {"prompt": secret, "messages": [Message(role="user", content=secret)]},
+        {"prompt": "x", "system": f"{secret}\ud800"},
+        {"prompt": "x", "stop": [f"{secret}\x00"]},
+        {**OPENAI, "prompt": "x", "options": {"a": f"{secret}\x00"}},
+        {**OPENAI, "prompt": "x", "options": {"a": secret.encode()}},
+        {"prompt": "x", "idempotency_key": f"{secret}\x00"},
+    ]
+    for request in requests:
+        assert secret not in refused(partial(jobs.enqueue_generation, **request))
+    for source, document in {"a": f"{secret}\x00", f"{secret}\x00": "x", "b": secret * 300}.items():
+        message = refused(partial(jobs.enqueue_embedding, document, source=source))
+        assert secret not in message
+
+
+def test_options_nested_without_end_are_refused_in_one_short_sentence(
+    jobs: JobService, ledger: Ledger
+) -> None:
+    for levels in (300, 5_000):
+        options = {"a": deeper(levels)}
+        message = refused(partial(jobs.enqueue_generation, "x", options=options, **OPENAI))
+        assert "options" in message
+    assert rows(ledger) == (0, 0)
+
+
+def test_an_unknown_user_is_an_error_of_ours_and_leaves_nothing(
+    jobs: JobService, ledger: Ledger
+) -> None:
+    with pytest.raises(PromptStackError):
+        jobs.enqueue_generation("x", user_id=uuid4())
+    with pytest.raises(PromptStackError):
+        jobs.enqueue_embedding("x", source="a", user_id=uuid4())
+    assert rows(ledger) == (0, 0)
+
+
+def test_a_source_of_any_letters_is_accepted_up_to_its_length(
+    jobs: JobService, ledger: Ledger
+) -> None:
+    """Letters outside ASCII take up to four bytes each in PostgreSQL's index."""
+    for first in (0x4E00, 0x1F300):
+        chosen = random.Random(first)
+        source = "".join(chr(first + chosen.randrange(700)) for _ in range(500))
+        job = jobs.enqueue_embedding("x", source=source)
+        document_id = UUID(row(ledger, job.id).request["document_id"])
+        with ledger.transaction() as unit:
+            document = unit.documents.get(document_id)
+            assert document is not None
+            assert document.source == source
+
+
+# What is accepted
+
+characters = st.characters(exclude_categories=["Cs"], exclude_characters="\x00")
+some_text = st.text(characters, min_size=1, max_size=40).filter(str.strip)
+some_json = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(10**30), 10**30),
+        st.floats(-1e6, 1e6).filter(lambda number: number != 0),
+        st.text(characters, max_size=20),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(characters), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@effort(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(some_text, some_text, st.dictionaries(st.text(characters), some_json, max_size=3))
+def test_what_is_accepted_is_stored_as_it_came(
+    jobs: JobService, ledger: Ledger, prompt: str, other: str, options: dict[str, JsonValue]
+) -> None:
+    job = jobs.enqueue_generation(
+        prompt, system=other, stop=[other], options=options, idempotency_key=None, **OPENAI
+    )
+    stored = row(ledger, job.id).request
+    assert (stored["prompt"], stored["system"], stored["stop"]) == (prompt, other, [other])
+    assert stored.get("options", {}) == options
+    embedding = jobs.enqueue_embedding(prompt, source=other)
+    with ledger.transaction() as unit:
+        document = unit.documents.get(UUID(row(ledger, embedding.id).request["document_id"]))
+        assert document is not None
+        assert (document.text, document.source) == (prompt, other)
+
+
+def test_a_job_gets_what_it_says_and_defaults_for_the_rest(
+    jobs: JobService, ledger: Ledger
+) -> None:
+    plain = jobs.enqueue_generation("x")
+    assert (plain.state, plain.kind) == (JobState.QUEUED, JobKind.GENERATION)
+    assert (plain.provider, plain.model, plain.max_retries) == ("demo", "demo-1", 3)
+    assert (plain.attempt, plain.failures, plain.current, plain.total) == (0, 0, 0, 1)
+    assert (plain.expires_at - plain.created_at).total_seconds() == pytest.approx(600, abs=30)
+    assert row(ledger, plain.id).request == {"provider": "demo", "model": "demo-1", "prompt": "x"}
+    special = jobs.enqueue_embedding("x", source="a", max_retries=0, expires_in=60.0)
+    assert (special.kind, special.max_retries) == (JobKind.EMBEDDING, 0)
+    assert (special.expires_at - special.created_at).total_seconds() == pytest.approx(60, abs=30)
+    assert jobs.get(special.id) == special
+
+
+def test_the_same_source_again_replaces_its_text(jobs: JobService, ledger: Ledger) -> None:
+    user = add_user(ledger)
+    first = jobs.enqueue_embedding("old", source="a")
+    second = jobs.enqueue_embedding("new", source="a")
+    other = jobs.enqueue_embedding("mine", source="a", user_id=user)
+    ids = [row(ledger, job.id).request["document_id"] for job in (first, second, other)]
+    assert ids[0] == ids[1] != ids[2]
+    assert rows(ledger) == (3, 2)
+    with ledger.transaction() as unit:
+        assert [document.text for document in unit.documents.get_many()] == ["new", "mine"]
+
+
+def test_a_user_gets_the_provider_they_prefer(jobs: JobService, ledger: Ledger) -> None:
+    loyal = add_user(ledger, preferred_provider="openai")
+    plain = add_user(ledger, "b@example.org")
+    lost = add_user(ledger, "c@example.org", preferred_provider="gone")
+    assert jobs.enqueue_generation("x", user_id=loyal).provider == "openai"
+    assert jobs.enqueue_generation("x", user_id=loyal, provider="demo").provider == "demo"
+    assert jobs.enqueue_generation("x", user_id=plain).provider == "demo"
+    # It may be one that embeds nothing.
+    assert jobs.enqueue_embedding("x", source="a", user_id=loyal).provider == "local"
+    with pytest.raises(UnknownProvider):
+        jobs.enqueue_generation("x", user_id=lost)
+
+
+# Once
+
+Enqueue = Callable[..., JobView]
+
+
+def test_the_same_key_with_the_same_request_is_the_same_job(
+    jobs: JobService, ledger: Ledger, bell: Bell
+) -> None:
+    one = jobs.enqueue_generation("x", idempotency_key="k", temperature=0.5)
+    again = jobs.enqueue_generation("x", idempotency_key="k", temperature=0.5, max_retries=9)
+    assert again.id == one.id
+    assert again.max_retries == one.max_retries
+    document = jobs.enqueue_embedding("x", source="a", idempotency_key="d")
+    assert jobs.enqueue_embedding("x", source="a", idempotency_key="d").id == document.id
+    assert rows(ledger) == (2, 1)
+    assert bell.rung == [one.id, document.id]
+
+
+def test_the_same_key_answers_with_a_job_that_has_ended(jobs: JobService) -> None:
+    one = jobs.enqueue_generation("x", idempotency_key="k")
+    jobs.cancel(one.id)
+    again = jobs.enqueue_generation("x", idempotency_key="k")
+    assert (again.id, again.state) == (one.id, JobState.CANCELLED)
+
+
+def test_the_same_key_with_another_request_is_a_conflict(jobs: JobService, ledger: Ledger) -> None:
+    jobs.enqueue_generation("x", idempotency_key="k")
+    jobs.enqueue_embedding("x", source="a", idempotency_key="d")
+    others: list[Callable[[], object]] = [
+        lambda: jobs.enqueue_generation("y", idempotency_key="k"),
+        lambda: jobs.enqueue_generation("x", system="s", idempotency_key="k"),
+        lambda: jobs.enqueue_generation("x", provider="openai", idempotency_key="k"),
+        lambda: jobs.enqueue_generation("x", idempotency_key="d"),
+        lambda: jobs.enqueue_embedding("x", source="a", idempotency_key="k"),
+        lambda: jobs.enqueue_embedding("x", source="b", idempotency_key="d"),
+        lambda: jobs.enqueue_embedding("y", source="a", idempotency_key="d"),
+    ]
+    for other in others:
+        with pytest.raises(IdempotencyConflict, match="another request"):
+            other()
+    assert rows(ledger) == (2, 1)
+    with ledger.transaction() as unit:
+        assert [document.text for document in unit.documents.get_many()] == ["x"]
+
+
+def test_keys_belong_to_their_user(jobs: JobService, ledger: Ledger) -> None:
+    users = [None, add_user(ledger), add_user(ledger, "b@example.org")]
+    ids = {
+        jobs.enqueue_generation(f"{user}", idempotency_key="k", user_id=user).id for user in users
+    }
+    assert len(ids) == 3
+    assert {
+        jobs.enqueue_generation(f"{u}", idempotency_key="k", user_id=u).id for u in users
+    } == ids
+
+
+@pytest.mark.parametrize("kind", ["generation", "embedding"])
+def test_racing_with_one_key_makes_one_job_and_one_message(
+    stack: PromptStack, jobs: JobService, ledger: Ledger, bell: Bell, kind: str
+) -> None:
+    threads = 6
+    for round_ in range(5):
+        key, start = f"k{round_}", threading.Barrier(threads)
+
+        def enqueue(_: int, key: str = key, start: threading.Barrier = start) -> UUID:
+            start.wait()
+            if kind == "generation":
+                return jobs.enqueue_generation("x", idempotency_key=key).id
+            return jobs.enqueue_embedding("x", source="a", idempotency_key=key).id
+
+        with ThreadPoolExecutor(threads) as pool:
+            assert len(set(pool.map(enqueue, range(threads)))) == 1
+    assert rows(ledger)[0] == 5
+    assert len(bell.rung) == len(set(bell.rung)) == 5
+
+
+def test_racing_with_one_key_for_two_requests_accepts_one(jobs: JobService, ledger: Ledger) -> None:
+    start = threading.Barrier(2)
+
+    def enqueue(prompt: str) -> UUID | None:
+        start.wait()
+        try:
+            return jobs.enqueue_generation(prompt, idempotency_key="k").id
+        except IdempotencyConflict:
+            return None
+
+    with ThreadPoolExecutor(2) as pool:
+        ids = list(pool.map(enqueue, ("x", "y")))
+    assert ids.count(None) == 1
+    assert rows(ledger) == (1, 0)
+
+
+# Within the caller's own transaction
+
+
+def test_a_job_in_the_callers_transaction_exists_and_is_rung_from_its_commit(
+    jobs: JobService, ledger: Ledger, bell: Bell
+) -> None:
+    with Session(ledger.engine) as session:
+        generation = jobs.enqueue_generation("x", session=session)
+        embedding = jobs.enqueue_embedding("x", source="a", session=session)
+        assert (rows(ledger), bell.rung) == ((0, 0), [])
+        session.commit()
+        assert (rows(ledger), bell.rung) == ((2, 1), [generation.id, embedding.id])
+        session.rollback()
+        session.commit()
+    assert bell.rung == [generation.id, embedding.id]
+    assert row(ledger, generation.id).rung_at is not None
+
+
+@pytest.mark.parametrize("end", ["rollback", "close"])
+def test_a_callers_transaction_that_is_not_committed_leaves_nothing(
+    jobs: JobService, ledger: Ledger, bell: Bell, end: str
+) -> None:
+    session = Session(ledger.engine)
+    jobs.enqueue_generation("x", session=session, idempotency_key="k")
+    jobs.enqueue_embedding("x", source="a", session=session)
+    getattr(session, end)()
+    session.commit()
+    session.close()
+    assert (rows(ledger), bell.rung) == ((0, 0), [])
+    assert jobs.enqueue_generation("y", idempotency_key="k").state is JobState.QUEUED
+
+
+def test_a_savepoint_takes_its_jobs_with_it(jobs: JobService, ledger: Ledger, bell: Bell) -> None:
+    with Session(ledger.engine) as session:
+        before = jobs.enqueue_generation("x", session=session)
+        savepoint = session.begin_nested()
+        jobs.enqueue_generation("y", session=session)
+        savepoint.rollback()
+        after = jobs.enqueue_generation("z", session=session)
+        session.commit()
+    assert rows(ledger) == (2, 0)
+    assert bell.rung == [before.id, after.id]
+
+
+def test_a_refusal_leaves_the_callers_transaction_as_it_was(
+    jobs: JobService, ledger: Ledger, bell: Bell
+) -> None:
+    jobs.enqueue_generation("x", idempotency_key="k")
+    with Session(ledger.engine) as session:
+        ledger.join(session).users.create(email="a@example.org")
+        job = jobs.enqueue_generation("y", session=session)
+        with pytest.raises(InvalidInput):
+            jobs.enqueue_generation("", session=session)
+        with pytest.raises(InvalidInput):
+            jobs.enqueue_embedding("", source="a", session=session)
+        with pytest.raises(IdempotencyConflict):
+            jobs.enqueue_generation("z", idempotency_key="k", session=session)
+        session.commit()
+    assert rows(ledger) == (2, 0)
+    assert bell.rung[1:] == [job.id]
+    with ledger.transaction() as unit:
+        assert unit.users.get_by_email("a@example.org") is not None
+
+
+def test_a_key_is_seen_within_the_callers_transaction(
+    jobs: JobService, ledger: Ledger, bell: Bell
+) -> None:
+    with Session(ledger.engine) as session:
+        one = jobs.enqueue_generation("x", idempotency_key="k", session=session)
+        assert jobs.enqueue_generation("x", idempotency_key="k", session=session).id == one.id
+        session.commit()
+    assert bell.rung == [one.id]
+
+
+def test_a_race_lost_within_the_callers_transaction_loses_nothing_else(
+    jobs: JobService, ledger: Ledger, bell: Bell
+) -> None:
+    """The other's job is committed after we looked for its key and before we store ours."""
+    with Session(ledger.engine) as session, ThreadPoolExecutor(1) as other:
+        first = jobs.enqueue_generation("first", session=session)
+        with ledger.transaction() as unit:
+            theirs = jobs.enqueue_generation("x", idempotency_key="k", session=unit.session)
+            mine = other.submit(jobs.enqueue_generation, "x", idempotency_key="k", session=session)
+            waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            while not unit.session.scalar(waiting):
+                assert not mine.done()
+        assert mine.result(30).id == theirs.id
+        session.commit()
+    assert rows(ledger) == (2, 0)
+    assert bell.rung == [theirs.id, first.id]
+
+
+# Ringing
+
+
+def test_a_message_names_the_job_and_lies_in_the_queue_of_its_kind(stack: PromptStack) -> None:
+    generations = [stack.jobs.enqueue_generation(f"{number}") for number in range(3)]
+    embedding = stack.jobs.enqueue_embedding("x", source="a")
+    assert messages(stack) == {
+        "generation": [[str(job.id)] for job in generations],
+        "embeddings": [[str(embedding.id)]],
+    }
+    assert stack.doorbell.waiting(JobKind.GENERATION) == 3
+    assert stack.doorbell.waiting(JobKind.EMBEDDING) == 1
+
+
+def test_a_job_accepted_without_a_broker_is_rung_when_it_is_back(
+    stack: PromptStack, cut_off: PromptStack, ledger: Ledger
+) -> None:
+    jobs = [
+        cut_off.jobs.enqueue_generation("x"),
+        cut_off.jobs.enqueue_embedding("x", source="a"),
+    ]
+    assert [row(ledger, job.id).rung_at for job in jobs] == [None, None]
+    assert cut_off.reconciler.run_once() == 0
+    # The enqueuer is about to ring a fresh job itself.
+    assert stack.reconciler.run_once() == 0
+    age(ledger, 3)
+    assert stack.reconciler.run_once() == 2
+    assert stack.reconciler.run_once() == 0
+    expected = {queue: [[str(job.id)]] for queue, job in zip(QUEUES, jobs, strict=True)}
+    assert messages(stack) == expected
+    assert all(row(ledger, job.id).rung_epoch == stack.doorbell.epoch() for job in jobs)
+
+
+def test_a_broker_that_was_away_is_left_alone_for_a_moment(cut_off: PromptStack) -> None:
+    now = [100.0]
+    bell = CeleryDoorbell(cut_off.celery, cut_off.redis, clock=lambda: now[0])
+    ring = Ring(uuid4(), JobKind.GENERATION, "demo", "demo-1")
+    for moment, said in ((100.0, "does not answer"), (101.9, "a moment ago"), (102.1, "does not")):
+        now[0] = moment
+        with pytest.raises(BrokerUnavailable, match=said):
+            bell.epoch()
+        with pytest.raises(BrokerUnavailable, match="a moment ago"):
+            bell.ring(ring)
+
+
+def test_a_broker_that_goes_away_before_the_ring_is_told_as_such(cut_off: PromptStack) -> None:
+    with pytest.raises(BrokerUnavailable, match="does not answer"):
+        cut_off.doorbell.ring(Ring(uuid4(), JobKind.GENERATION, "demo", "demo-1"))
+
+
+def test_accepted_is_accepted_also_when_the_ring_cannot_be_noted(
+    stack: PromptStack, ledger: Ledger, servers: ServerUrls
+) -> None:
+    """The caller would else send the job again, and pay twice."""
+    name = make_url(stack.database_url).database
+    admin = create_engine(servers.database_url, isolation_level="AUTOCOMMIT")
+
+    def close_the_database(_: Ring) -> None:
+        with admin.connect() as connection:
+            connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
+            kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+            connection.execute(text(kill), {"name": name})
+
+    try:
+        job = service(stack, Bell(close_the_database)).enqueue_generation("x")
+    finally:
+        with admin.connect() as connection:
+            connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+        admin.dispose()
+    assert row(ledger, job.id).rung_at is None
+
+
+def test_a_worker_faster_than_the_note_of_the_ring_loses_no_retry(
+    stack: PromptStack, ledger: Ledger
+) -> None:
+    """The message is consumed, and the job put back, before its enqueuer has noted the ring."""
+    stack.heartbeat.beat()
+
+    def work(ring: Ring) -> None:
+        with ledger.transaction() as unit:
+            claim = unit.jobs.claim(ring.job_id, stack.worker_id)
+            assert claim is not None
+            unit.jobs.retry_later(claim, 0.0, "OVERLOADED", "busy", counts=True)
+
+    job = service(stack, Bell(work)).enqueue_generation("x")
+    with ledger.transaction() as unit:
+        # A queue that is never empty: there only the note says that the job needs a message.
+        due = unit.jobs.take_unrung("epoch", idle_kinds=[], patience=10.0, limit=10)
+        assert [found.id for found in due] == [job.id]
+
+
+# The reconciler
+
+
+@pytest.fixture
+def reconciler(stack: PromptStack, bell: Bell) -> Reconciler:
+    return Reconciler(stack.ledger, bell, stack.progress, worker_lost_seconds=15.0)
+
+
+def unrung(stack: PromptStack, count: int) -> list[UUID]:
+    """Jobs that were accepted a while ago while the broker was away."""
+    silent = Bell()
+    silent.works = False
+    ids = [service(stack, silent).enqueue_generation(f"{number}").id for number in range(count)]
+    age(stack.ledger, 3)
+    return ids
+
+
+def change(ledger: Ledger, job_id: UUID, assignments: str) -> None:
+    with ledger.transaction() as unit:
+        query = f"UPDATE jobs SET {assignments} WHERE id = :id"
+        unit.session.execute(text(query), {"id": job_id})
+
+
+def test_a_broker_that_fails_in_mid_round_gets_the_rest_later(
+    stack: PromptStack, ledger: Ledger, bell: Bell, reconciler: Reconciler
+) -> None:
+    ids = unrung(stack, 4)
+
+    def fail_at_the_third(_: Ring) -> None:
+        if len(bell.rung) == 2:
+            raise BrokerUnavailable("gone")
+
+    bell.when_rung = fail_at_the_third
+    assert reconciler.run_once() == 0
+    noted = {id_ for id_ in ids if row(ledger, id_).rung_at is not None}
+    assert noted == set(bell.rung)
+    bell.when_rung = lambda ring: None
+    assert reconciler.run_once() == 2
+    assert sorted(bell.rung) == sorted(ids)
+
+
+def test_reconcilers_that_meet_ring_each_job_once(
+    stack: PromptStack, bell: Bell, ledger: Ledger
+) -> None:
+    ids = unrung(stack, 20)
+    start = threading.Barrier(4)
+
+    def reconcile(_: int) -> int:
+        one = Reconciler(ledger, bell, stack.progress, worker_lost_seconds=15.0)
+        start.wait()
+        return one.run_once()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(reconcile, range(4))) == 20
+    assert sorted(bell.rung) == sorted(ids)
+
+
+def test_only_jobs_that_are_due_and_need_it_are_rung(
+    stack: PromptStack, ledger: Ledger, bell: Bell, reconciler: Reconciler
+) -> None:
+    waits, due, cancelled, fresh, old, other = unrung(stack, 6)
+    change(ledger, waits, "not_before = now() + interval '1 h'")
+    change(ledger, due, "not_before = now()")
+    stack.jobs.cancel(cancelled)
+    change(ledger, fresh, "rung_at = now(), rung_epoch = 'epoch'")
+    change(ledger, old, "rung_at = now() - interval '1 h', rung_epoch = 'epoch'")
+    change(ledger, other, "rung_at = now(), rung_epoch = 'before the flush'")
+    bell.rung = [uuid4()]  # a backlog: the old one's message may still wait in it
+    assert reconciler.run_once() == 2
+    assert set(bell.rung[1:]) == {due, other}
+    bell.rung = []  # nothing waits: its message is gone
+    assert reconciler.run_once() == 1
+    assert bell.rung == [old]

@@ -1,0 +1,536 @@
+"""Repositories, the unit of work, the ledger's errors and its migrations, on real PostgreSQL."""
+
+import itertools
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine, inspect, make_url, text
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
+
+import repositories.migrations as ledger_migrations
+from config.embedded.servers import ServerUrls
+from config.errors import PromptStackError
+from repositories.embeddings import EMBEDDINGS
+from repositories.errors import LedgerOutdated, LedgerUnavailable, UnknownFilter
+from repositories.migrations import pending, upgrade
+from repositories.models import Base, Job, User
+from repositories.session import Ledger, UnitOfWork
+from tasks.composition import PromptStack
+
+_numbers = itertools.count()
+SECRET = "marmalade"
+
+
+@pytest.fixture
+def ledger(stack: PromptStack) -> Ledger:
+    return stack.ledger
+
+
+@pytest.fixture
+def empty_database(servers: ServerUrls) -> Iterator[str]:
+    """A database in which no migration has run."""
+    name = f"empty_{next(_numbers)}"
+    admin = create_engine(servers.database_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield make_url(servers.database_url).set(database=name).render_as_string(hide_password=False)
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+def add_users(unit: UnitOfWork, *emails: str) -> list[UUID]:
+    return [unit.users.create(email=email).id for email in emails]
+
+
+def add_job(unit: UnitOfWork, **values: Any) -> Job:
+    wanted: dict[str, Any] = {
+        "kind": "generation",
+        "provider": "demo",
+        "model": "demo-1",
+        "request": {},
+        "request_hash": "",
+        "max_retries": 3,
+        "expires_at": datetime.now(UTC) + timedelta(days=1),
+    }
+    return unit.jobs.create(**{**wanted, **values})
+
+
+# Every repository
+
+
+def test_a_row_is_created_with_its_defaults_read_changed_and_deleted(ledger: Ledger) -> None:
+    with ledger.transaction() as unit:
+        user = unit.users.create(email="ada@example.org")
+        user_id = user.id
+        assert (user.name, user.is_admin, user.preferred_provider) == ("", False, None)
+        assert user.created_at.tzinfo is not None
+    with ledger.transaction() as unit:
+        found = unit.users.get(user_id)
+        assert found is not None
+        assert unit.users.update(found, name="Ada", is_admin=True) is found
+    with ledger.transaction() as unit:
+        found = unit.users.get(user_id)
+        assert found is not None
+        assert (found.email, found.name, found.is_admin) == ("ada@example.org", "Ada", True)
+        unit.users.delete(found)
+        assert unit.users.get(user_id) is None
+    with ledger.transaction() as unit:
+        assert unit.users.get(user_id) is None
+        assert unit.users.get(uuid4()) is None
+
+
+def test_pages_are_in_order_of_creation_and_complete(ledger: Ledger) -> None:
+    with ledger.transaction() as unit:
+        ids = add_users(unit, *(f"user{number}@example.org" for number in range(25)))
+    with ledger.transaction() as unit:
+
+        def page(**how: Any) -> list[UUID]:
+            return [user.id for user in unit.users.get_many(**how)]
+
+        assert page() == ids
+        assert page(limit=7) == ids[:7]
+        assert page(skip=20, limit=7) == ids[20:]
+        assert page(skip=25) == []
+        assert page(limit=0) == []
+        assert page(newest_first=True, limit=3) == ids[:-4:-1]
+        assert page(newest_first=True, skip=2, limit=2) == [ids[22], ids[21]]
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_a_cursor_meets_every_row_once_though_others_add_rows(
+    ledger: Ledger, newest_first: bool
+) -> None:
+    with ledger.transaction() as unit:
+        ids = add_users(unit, *(f"user{number}@example.org" for number in range(10)))
+    met: list[UUID] = []
+    for number in range(10):
+        with ledger.transaction() as unit:
+            rows = unit.users.get_many(
+                limit=3, after=met[-1] if met else None, newest_first=newest_first
+            )
+            met += [row.id for row in rows]
+        with ledger.transaction() as unit:
+            if len(met) < len(ids):
+                add_users(unit, f"later{number}@example.org")
+    assert [id_ for id_ in met if id_ in ids] == (ids[::-1] if newest_first else ids)
+    assert len(set(met)) == len(met)
+
+
+def test_filters_are_joined_by_and(ledger: Ledger) -> None:
+    with ledger.transaction() as unit:
+        wanted = unit.users.create(email="a@example.org", name="Ada", is_admin=True)
+        unit.users.create(email="b@example.org", name="Ada")
+        unit.users.create(email="c@example.org", name="Eve", preferred_provider="openai")
+        assert list(unit.users.get_many(name="Ada", is_admin=True)) == [wanted]
+        assert len(unit.users.get_many(name="Ada")) == 2
+        assert len(unit.users.get_many(preferred_provider=None)) == 2
+        assert list(unit.users.get_many(name="Ada", email="c@example.org")) == []
+        assert list(unit.users.get_admins()) == [wanted]
+
+
+def test_an_unknown_column_is_refused_by_name(ledger: Ledger) -> None:
+    with ledger.transaction() as unit:
+        user = unit.users.create(email="a@example.org")
+        for name in ("emial", "api_keys", "__table__", "metadata", "id;DROP"):
+            wrong: dict[str, Any] = {name: 1}
+            sentence = f"^User has no column {name}. Known: .*email"
+            with pytest.raises(UnknownFilter, match=sentence):
+                unit.users.get_many(**wrong)
+            with pytest.raises(UnknownFilter, match=sentence):
+                unit.users.update(user, **wrong)
+
+
+def test_constraints_are_checked_at_create(ledger: Ledger) -> None:
+    with pytest.raises(IntegrityError, match="state_known"), ledger.transaction() as unit:
+        add_job(unit, state="resting")
+    with pytest.raises(IntegrityError, match="kind_known"), ledger.transaction() as unit:
+        add_job(unit, kind="poem")
+    with ledger.transaction() as unit:
+        assert unit.jobs.get_many() == []
+
+
+# Users
+
+
+def test_an_email_is_one_user_whatever_its_case(ledger: Ledger) -> None:
+    with ledger.transaction() as unit:
+        [user_id] = add_users(unit, "Ada@Example.org")
+    with pytest.raises(IntegrityError, match="users_email_key"), ledger.transaction() as unit:
+        add_users(unit, "aDA@eXAMPLE.ORG")
+    with ledger.transaction() as unit:
+        for spelling in ("Ada@Example.org", "ada@example.org", "ADA@EXAMPLE.ORG"):
+            found = unit.users.get_by_email(spelling)
+            assert found is not None
+            assert (found.id, found.email) == (user_id, "Ada@Example.org")
+        assert unit.users.get_by_email("nobody@example.org") is None
+
+
+def test_a_user_is_found_by_the_very_email_that_was_stored(ledger: Ledger) -> None:
+    """Python and PostgreSQL don't lower all letters alike; the unique index is PostgreSQL's."""
+    emails = ["émile@example.org", "ÖMER@example.org", "İnci@example.org", "ΣΑΣ@example.org"]
+    with ledger.transaction() as unit:
+        ids = add_users(unit, *emails)
+        found = [unit.users.get_by_email(email) for email in emails]
+        assert [user and user.id for user in found] == ids
+
+
+def test_search_takes_its_query_literally(ledger: Ledger) -> None:
+    names = ["Ada", "50% off", "500 off", "snake_case", "snakeXcase", "back\\slash"]
+    with ledger.transaction() as unit:
+        for number, name in enumerate(names):
+            unit.users.create(email=f"{number}@example.org", name=name)
+        for query, expected in {
+            "50%": ["50% off"],
+            "%": ["50% off"],
+            "_": ["snake_case"],
+            "e_c": ["snake_case"],
+            "\\": ["back\\slash"],
+            "/": [],
+            "ADA": ["Ada"],
+            "example.org": names,
+            "nobody": [],
+        }.items():
+            assert [user.name for user in unit.users.search(query)] == expected
+            assert [user.name for user in unit.users.search(query, limit=1)] == expected[:1]
+
+
+def test_a_user_is_deleted_with_keys_and_jobs(ledger: Ledger) -> None:
+    with ledger.transaction() as unit:
+        user = unit.users.create(email="a@example.org")
+        unit.api_keys.create(user_id=user.id, name="laptop", key_hash="0" * 64)
+        job_id = add_job(unit, user_id=user.id).id
+        user_id = user.id
+    with ledger.transaction() as unit:
+        found = unit.users.get(user_id)
+        assert found is not None
+        unit.users.delete(found)
+    with ledger.transaction() as unit:
+        assert unit.users.get(user_id) is None
+        assert unit.api_keys.find_valid("0" * 64) is None
+        # Their prompts and answers go with them.
+        assert unit.jobs.get(job_id) is None
+
+
+def test_users_who_had_the_same_idempotency_key_can_both_be_deleted(ledger: Ledger) -> None:
+    with ledger.transaction() as unit:
+        ids = add_users(unit, "a@example.org", "b@example.org")
+        for user_id in ids:
+            add_job(unit, user_id=user_id, idempotency_key="order-1")
+    for user_id in ids:
+        with ledger.transaction() as unit:
+            user = unit.users.get(user_id)
+            assert user is not None
+            unit.users.delete(user)
+    with ledger.transaction() as unit:
+        assert unit.jobs.get_many() == []
+
+
+def test_a_job_is_deleted_with_its_attempts(ledger: Ledger) -> None:
+    with ledger.transaction() as unit:
+        job_id = add_job(unit).id
+        claim = unit.jobs.claim(job_id, uuid4())
+        assert claim is not None
+        unit.attempts.start(claim, call=0, items=1)
+    with ledger.transaction() as unit:
+        job = unit.jobs.get(job_id)
+        assert job is not None
+        unit.jobs.delete(job)
+    with ledger.transaction() as unit:
+        assert unit.jobs.get(job_id) is None
+        assert unit.attempts.get_many() == []
+
+
+# After a commit
+
+
+class Diary(list[str]):
+    """What was done, in order."""
+
+    def note(self, what: str) -> Callable[[], None]:
+        return lambda: self.append(what)
+
+
+def test_actions_run_in_order_after_the_commit_and_see_it(ledger: Ledger) -> None:
+    seen: list[int] = []
+
+    def look() -> None:
+        with ledger.transaction() as other:
+            seen.append(len(other.users.get_many()))
+
+    with ledger.transaction() as unit:
+        unit.after_commit(look)
+        add_users(unit, "a@example.org")
+        unit.after_commit(lambda: seen.append(-1))
+        look()
+    assert seen == [0, 1, -1]
+
+
+def test_a_rollback_forgets_the_actions(ledger: Ledger) -> None:
+    diary = Diary()
+
+    def broken() -> None:
+        with ledger.transaction() as unit:
+            unit.after_commit(diary.note("never"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    assert diary == []
+
+
+def test_a_failed_commit_forgets_the_actions(ledger: Ledger) -> None:
+    diary = Diary()
+
+    def broken() -> None:
+        with ledger.transaction() as unit:
+            unit.after_commit(diary.note("never"))
+            unit.session.add(User(email="a@example.org"))
+            unit.session.add(User(email="A@example.org"))
+
+    with pytest.raises(IntegrityError):
+        broken()
+    assert diary == []
+
+
+def test_releasing_a_savepoint_is_no_commit(ledger: Ledger) -> None:
+    diary = Diary()
+    with ledger.transaction() as unit:
+        unit.after_commit(diary.note("outside"))
+        with unit.session.begin_nested():
+            unit.after_commit(diary.note("inside"))
+            with unit.session.begin_nested():
+                unit.after_commit(diary.note("deeper"))
+        assert diary == []
+    assert diary == ["outside", "inside", "deeper"]
+
+
+def test_a_savepoint_rolled_back_takes_its_own_actions_and_no_others(ledger: Ledger) -> None:
+    diary = Diary()
+    with ledger.transaction() as unit:
+        unit.after_commit(diary.note("before"))
+        savepoint = unit.session.begin_nested()
+        unit.after_commit(diary.note("within"))
+        savepoint.rollback()
+        unit.after_commit(diary.note("after"))
+    assert diary == ["before", "after"]
+
+
+def test_two_transactions_on_one_session_run_each_its_own(ledger: Ledger) -> None:
+    diary = Diary()
+    with Session(ledger.engine) as session:
+        unit = ledger.join(session)
+        unit.after_commit(diary.note("first"))
+        add_users(unit, "a@example.org")
+        session.commit()
+        assert diary == ["first"]
+        again = ledger.join(session)
+        again.after_commit(diary.note("second"))
+        add_users(again, "b@example.org")
+        session.rollback()
+        assert diary == ["first"]
+        ledger.join(session).after_commit(diary.note("third"))
+        add_users(again, "c@example.org")
+        session.commit()
+    assert diary == ["first", "third"]
+    with ledger.transaction() as unit:
+        emails = [user.email for user in unit.users.get_many()]
+    assert emails == ["a@example.org", "c@example.org"]
+
+
+def test_a_session_closed_without_a_commit_forgets_the_actions(ledger: Ledger) -> None:
+    diary = Diary()
+    session = Session(ledger.engine)
+    unit = ledger.join(session)
+    unit.after_commit(diary.note("never"))
+    add_users(unit, "a@example.org")
+    session.close()
+    # A closed session may be used again.
+    add_users(ledger.join(session), "b@example.org")
+    session.commit()
+    session.close()
+    assert diary == []
+
+
+def test_repositories_of_a_joined_session_never_commit(ledger: Ledger) -> None:
+    with Session(ledger.engine) as session:
+        add_users(ledger.join(session), "a@example.org")
+        session.rollback()
+    with ledger.transaction() as unit:
+        assert unit.users.get_many() == []
+
+
+def test_one_transaction_at_a_time_has_a_lock(ledger: Ledger) -> None:
+    with ledger.transaction() as one, ledger.transaction() as other:
+        assert one.try_lock("reconciler")
+        assert one.try_lock("reconciler")
+        assert not other.try_lock("reconciler")
+        assert other.try_lock("another")
+        one.session.rollback()
+        assert other.try_lock("reconciler")
+
+
+# The ledger's errors
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql+psycopg2://somebody:{SECRET}@127.0.0.1:1/none",
+        f"postgresql+psycopg2://somebody:{SECRET}@/none?host=/nowhere",
+    ],
+)
+def test_a_dead_database_is_unavailable(url: str) -> None:
+    ledger = Ledger(url)
+
+    def use() -> None:
+        with ledger.transaction() as unit:
+            unit.jobs.get_many()
+
+    for ask in (ledger.ping, use):
+        with pytest.raises(LedgerUnavailable, match="DATABASE_URL") as caught:
+            ask()
+        assert caught.value.transient
+        assert SECRET not in f"{caught.value} {caught.value.detail}"
+    ledger.close()
+
+
+def test_a_broken_connection_is_unavailable_and_the_next_one_works(ledger: Ledger) -> None:
+    killer = create_engine(ledger.engine.url, isolation_level="AUTOCOMMIT")
+    kill = text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+    def broken() -> None:
+        with ledger.transaction() as unit:
+            add_users(unit, "a@example.org")
+            with killer.connect() as connection:
+                connection.execute(kill)
+            add_users(unit, "b@example.org")
+
+    with pytest.raises(LedgerUnavailable):
+        broken()
+    with ledger.transaction() as unit:
+        assert unit.users.get_many() == []
+    # Also one that broke while it lay in the pool.
+    with killer.connect() as connection:
+        assert connection.execute(kill).all()
+    with ledger.transaction() as unit:
+        assert unit.users.get_many() == []
+    killer.dispose()
+
+
+def test_an_unmigrated_database_says_what_to_do(empty_database: str) -> None:
+    ledger = Ledger(empty_database)
+    with pytest.raises(LedgerOutdated, match="promptstack migrate"), ledger.transaction() as unit:
+        unit.jobs.get_many()
+    upgrade(ledger.engine)
+    with ledger.transaction() as unit:
+        assert unit.jobs.get_many() == []
+        unit.session.execute(text("ALTER TABLE jobs DROP COLUMN rung_epoch"))
+    with pytest.raises(LedgerOutdated, match="promptstack migrate"), ledger.transaction() as unit:
+        unit.jobs.get_many()
+    ledger.close()
+
+
+def test_errors_hide_the_values_of_statements(ledger: Ledger) -> None:
+    with pytest.raises(DataError) as caught, ledger.transaction() as unit:
+        unit.session.execute(text("SELECT CAST(:prompt AS text), 1 / 0"), {"prompt": SECRET})
+    assert "division by zero" in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_value_too_large_for_an_index_is_not_called_an_outage(ledger: Ledger) -> None:
+    """PostgreSQL answered; calling it unreachable sends people to look in the wrong place."""
+    chosen = random.Random(1)
+    email = "".join(chr(0x4E00 + chosen.randrange(20_000)) for _ in range(2_000))
+    with pytest.raises((DBAPIError, PromptStackError)) as caught, ledger.transaction() as unit:
+        add_users(unit, email)
+    assert not isinstance(caught.value, LedgerUnavailable)
+
+
+# Migrations
+
+
+def migrated(url: str, *steps: Callable[[Config], None]) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        config = Config()
+        folder = str(Path(ledger_migrations.__file__).parent)
+        config.set_main_option("script_location", folder.replace("%", "%%"))
+        config.attributes["connection"] = connection
+        for step in steps:
+            step(config)
+    engine.dispose()
+
+
+def schema(engine: Engine) -> dict[str, Any]:
+    seen = inspect(engine)
+    return {
+        table: (
+            [(column["name"], str(column["type"])) for column in seen.get_columns(table)],
+            sorted(str(index["name"]) for index in seen.get_indexes(table)),
+            sorted(str(check["name"]) for check in seen.get_check_constraints(table)),
+        )
+        for table in seen.get_table_names()
+        if table != "alembic_version"
+    }
+
+
+def test_the_models_are_what_the_migrations_make(ledger: Ledger) -> None:
+    assert EMBEDDINGS.metadata is Base.metadata
+    with ledger.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+    assert not pending(ledger.engine)
+
+
+def test_a_downgrade_leaves_nothing_and_an_upgrade_brings_all_back(
+    stack: PromptStack, ledger: Ledger
+) -> None:
+    before = schema(ledger.engine)
+    with ledger.transaction() as unit:
+        unit.embeddings.register_model("local", "some", 3)
+        add_job(unit)
+    ledger.engine.dispose()
+    migrated(stack.database_url, lambda config: command.downgrade(config, "base"))
+    assert schema(ledger.engine) == {}
+    assert pending(ledger.engine)
+    head = ScriptDirectory(str(Path(ledger_migrations.__file__).parent)).get_current_head()
+    assert upgrade(ledger.engine) == (None, head)
+    assert schema(ledger.engine) == before
+    assert upgrade(ledger.engine) == (head, head)
+
+
+def test_processes_that_migrate_at_once_do_it_once(empty_database: str) -> None:
+    start = threading.Barrier(3)
+
+    def migrate() -> tuple[str | None, str | None]:
+        engine = create_engine(empty_database)
+        start.wait()
+        try:
+            return upgrade(engine)
+        finally:
+            engine.dispose()
+
+    with ThreadPoolExecutor(3) as threads:
+        done = [future.result() for future in [threads.submit(migrate) for _ in range(3)]]
+    heads = {after for _, after in done}
+    assert len(heads) == 1
+    assert sorted(str(before) for before, _ in done) == sorted(
+        ["None", *map(str, heads), *map(str, heads)]
+    )
