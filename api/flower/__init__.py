@@ -1,0 +1,1 @@
+"""The Flower dashboard on this project's Celery app."""

@@ -1,0 +1,68 @@
+"""Show Flower: `python -m api.flower`, or `promptstack flower`."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+
+from tornado.ioloop import IOLoop, PeriodicCallback
+
+from api.flower.dashboard import Listen, create_dashboard
+from api.flower.ledger_view import LedgerView
+from config.errors import PromptStackError
+from config.logging import configure_logging
+from config.parent import die_with_parent
+from config.settings import get_settings
+from tasks.composition import PromptStack
+
+CATCH_UP_SECONDS = 2.0
+
+
+def main() -> int:
+    """Serve Flower until SIGTERM or Ctrl-C; the exit code."""
+    parser = argparse.ArgumentParser(prog="promptstack flower")
+    parser.add_argument("--host", help="address to listen on (FLOWER_HOST)")
+    parser.add_argument("--port", type=int, help="port; 0 takes a free one (FLOWER_PORT)")
+    parser.add_argument("--with-parent", action="store_true", help="end when the starter ends")
+    arguments = parser.parse_args()
+    if arguments.with_parent:
+        die_with_parent()
+    try:
+        settings = get_settings()
+        configure_logging(settings)
+        # It logs each request with its path, which may hold what somebody searches for.
+        logging.getLogger("tornado.access").setLevel(logging.ERROR)
+        listen = Listen(
+            arguments.host or settings.flower_host,
+            settings.flower_port if arguments.port is None else arguments.port,
+            settings.flower_basic_auth,
+        )
+        with PromptStack.open(settings) as stack:
+            _serve(stack, listen)
+    except PromptStackError as error:
+        sys.stderr.write(f"promptstack flower: {error}\n")
+        return 2
+    return 0
+
+
+def _serve(stack: PromptStack, listen: Listen) -> None:
+    loop = IOLoop.current()
+    dashboard, port = create_dashboard(stack, listen)
+    view = LedgerView(stack.jobs, stack.progress, dashboard.events.state)
+    catching_up = PeriodicCallback(view.catch_up, CATCH_UP_SECONDS * 1_000)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: loop.add_callback_from_signal(dashboard.stop))
+    catching_up.start()
+    sys.stdout.write(json.dumps({"url": listen.url(port)}) + "\n")
+    sys.stdout.flush()
+    dashboard.start()
+    catching_up.stop()
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    # Not sys.exit: a thread that waits for a broker that is away would hold up the end.
+    os._exit(code)

@@ -1,0 +1,120 @@
+"""Flower's web application, set up for this project."""
+
+import ipaddress
+import os
+from ast import literal_eval
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from celery import states
+from flower.app import Flower
+from flower.options import default_options
+from flower.urls import settings as flower_settings
+from pydantic import SecretStr
+from tornado.httputil import HTTPHeaders
+from tornado.ioloop import IOLoop
+from tornado.web import OutputTransform
+
+from config.errors import ConfigurationError
+from tasks.composition import PromptStack
+
+MAX_TASKS = 10_000
+"""Jobs that Flower keeps in memory, about 2 kB each; the ledger has them all."""
+
+FORGET_WORKERS_SECONDS = 600
+"""Every start of a worker has its own name, so that old ones would fill the page."""
+
+COLUMNS = "name,uuid,state,args,received,result"
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where Flower listens, and what it asks for there."""
+
+    host: str
+    port: int
+    basic_auth: SecretStr | None
+    """user:password"""
+
+    def check(self) -> None:
+        """Refuse what would be unsafe. Raises `ConfigurationError`."""
+        if self.basic_auth is None and not self.is_loopback:
+            raise ConfigurationError(
+                f"Flower would let everyone in on {self.host}: set FLOWER_BASIC_AUTH to "
+                "user:password, or FLOWER_HOST to 127.0.0.1."
+            )
+        if self.basic_auth is not None:
+            user, colon, password = self.basic_auth.get_secret_value().partition(":")
+            if not (user and colon and password):
+                raise ConfigurationError("FLOWER_BASIC_AUTH must read user:password.")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches the address."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def url(self, port: int) -> str:
+        """The address for a browser on this machine."""
+        # A server on all addresses is reached on this machine by its own.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def create_dashboard(stack: PromptStack, listen: Listen) -> tuple[Any, int]:
+    """Make Flower and let it listen: the application, and its port. Raises `ConfigurationError`."""
+    listen.check()
+    # Flower asks for results through Celery's default app.
+    stack.celery.set_default()
+    options = default_options
+    options.address = listen.host
+    options.port = listen.port
+    options.max_tasks = MAX_TASKS
+    options.purge_offline_workers = FORGET_WORKERS_SECONDS
+    options.tasks_columns = COLUMNS
+    options.natural_time = True
+    options.format_task = shorten
+    # Jobs are cancelled and retried through the API and the command line, which tell the ledger.
+    options.read_only = True
+    if listen.basic_auth is not None:
+        options.basic_auth = [listen.basic_auth.get_secret_value()]
+    else:
+        os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
+    dashboard = Flower(
+        options=options, capp=stack.celery, io_loop=IOLoop.current(), **flower_settings
+    )
+    dashboard.add_transform(OwnPagesOnly)
+    try:
+        return dashboard, dashboard.start_http_server()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(
+            f"Cannot listen on {listen.host}, port {listen.port}: {reason}."
+        ) from error
+
+
+def shorten(task: Any) -> Any:
+    """Say on Flower's pages, in a column's width, with what a job runs and how it stands."""
+    task.args = (task.args or "").removeprefix(f"job {task.uuid} with ")
+    if task.state in {states.RETRY, states.FAILURE}:
+        task.result = task.exception
+    elif task.state == states.SUCCESS:
+        with suppress(ValueError, SyntaxError, KeyError):  # other text stays as it is
+            summary = literal_eval(task.result)
+            task.result = "done {done}, calls {calls}, tokens {tokens}".format_map(summary)
+    return task
+
+
+class OwnPagesOnly(OutputTransform):
+    """Keeps an open Flower from being read by every web page that its user visits."""
+
+    def transform_first_chunk(
+        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        """Take back the permission that Flower gives to all origins."""
+        if "Access-Control-Allow-Origin" in headers:
+            del headers["Access-Control-Allow-Origin"]
+        return status_code, headers, chunk

@@ -1,0 +1,357 @@
+"""Flower and AsyncResult tell the truth about jobs, and never their content."""
+
+import json
+import signal
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from celery.exceptions import TaskRevokedError
+from celery.result import AsyncResult
+from pydantic import JsonValue, SecretStr
+
+from api.flower.dashboard import Listen
+from config.errors import ConfigurationError
+from config.names import TaskName
+from repositories.models import JobState
+from services.views import JobView
+from tasks.composition import PromptStack
+from tests.processes import Process, wait_until
+
+MARK = "xyzzyplugh"
+"""Stands in prompts, answers and documents, and must stand nowhere else."""
+TABLE = (
+    "/tasks/datatable?draw=1&start=0&length=50"
+    "&order[0][column]=0&order[0][dir]=asc&columns[0][data]=name"
+)
+"""What the page of all tasks asks for."""
+
+
+class FlowerClient:
+    """Asks a running Flower, and keeps all that it ever answered."""
+
+    def __init__(self, process: Process, *, credentials: str | None = None) -> None:
+        self.process = process
+        self.answers: list[str] = []
+        self._headers = {}
+        if credentials:
+            self._headers["Authorization"] = f"Basic {b64encode(credentials.encode()).decode()}"
+        wait_until(lambda: self._line() or not process.is_running, f"Flower; see {process.log}")
+        self.url = str(json.loads(self._line())["url"])
+
+    def _line(self) -> str:
+        lines = self.process.output().splitlines()
+        return next((line for line in lines if line.startswith('{"url"')), "")
+
+    def get(self, path: str) -> str:
+        with self.open(path) as response:
+            answer = response.read().decode()
+        self.answers.append(answer)
+        return answer
+
+    def open(self, path: str, *, data: bytes | None = None) -> HTTPResponse:
+        request = urllib.request.Request(self.url + path, data=data, headers=self._headers)
+        response: HTTPResponse = urllib.request.urlopen(request, timeout=10)
+        return response
+
+    def status(self, path: str, *, data: bytes | None = None) -> int:
+        try:
+            with self.open(path, data=data) as response:
+                return response.status
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
+
+    def task(self, job: JobView) -> dict[str, Any]:
+        """What Flower's API says of a job; empty while it knows nothing."""
+        try:
+            task: dict[str, Any] = json.loads(self.get(f"/api/task/info/{job.id}"))
+        except urllib.error.HTTPError as error:
+            error.close()
+            return {}
+        return task
+
+    def shows(self, job: JobView, state: str) -> dict[str, Any]:
+        """Wait until Flower shows a job in this state; everything that it says of it then."""
+        task: dict[str, Any] = {}
+
+        def is_shown() -> bool:
+            task.update(self.task(job))
+            return bool(task.get("state") == state)
+
+        wait_until(is_shown, f"{state} in Flower", 20)
+        return task
+
+
+@pytest.fixture
+def start_flower(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    with ExitStack() as processes:
+
+        def start(*arguments: str, **variables: str) -> Process:
+            settings = {**environment, "FLOWER_PORT": "0", "FLOWER_BASIC_AUTH": "", **variables}
+            number = len(list(tmp_path.glob("flower-*.log")))
+            log = tmp_path / f"flower-{number}.log"
+            return processes.enter_context(Process(["-m", "api.flower", *arguments], settings, log))
+
+        yield start
+
+
+@pytest.fixture
+def flower(start_flower: Callable[..., Process], stack: PromptStack) -> FlowerClient:
+    client = FlowerClient(start_flower())
+    # Its subscription to events: an event that is sent before it is nobody's.
+    wait_until(stack.redis.pubsub_numpat, "Flower's subscription")
+    return client
+
+
+def result(stack: PromptStack, job: JobView) -> Any:  # celery-types knows no state of our own
+    return AsyncResult(str(job.id), app=stack.celery)
+
+
+def both_show(stack: PromptStack, flower: FlowerClient, job: JobView, state: str) -> dict[str, Any]:
+    """Wait until Flower and AsyncResult agree on a job's state; what Flower says of it."""
+    wait_until(lambda: result(stack, job).state == state, f"{state} in AsyncResult")
+    return flower.shows(job, state)
+
+
+def states(stack: PromptStack, flower: FlowerClient, job: JobView) -> tuple[str, str]:
+    return flower.task(job)["state"], result(stack, job).state
+
+
+def ring_again(stack: PromptStack, worker: Process, job_id: UUID, *, running: int = 0) -> None:
+    """Deliver a job's message once more, and wait until it is dealt with."""
+    received = f"{TaskName.GENERATE_TEXT}[{job_id}] received"
+    before = worker.output().count(received)
+    stack.celery.send_task(
+        str(TaskName.GENERATE_TEXT),
+        args=[str(job_id)],
+        task_id=str(job_id),
+        argsrepr=f"job {job_id} with demo/demo-1",
+    )
+    wait_until(lambda: worker.output().count(received) > before, "the message to arrive")
+    wait_until(lambda: stack.redis.hlen("unacked") <= running, "it to be acknowledged")
+
+
+def check_no_content(flower: FlowerClient, worker: Process, *jobs: JobView) -> None:
+    """Look through every page and answer of Flower, and through the logs."""
+    assert json.loads(flower.get(f"/api/tasks?search={MARK}")) == {}
+    pages = ["/", "/?json=1", "/tasks", "/broker", "/metrics", "/api/tasks", "/api/task/types"]
+    pages += [TABLE, "/api/workers?refresh=1"]
+    pages += [f"/worker/{name}" for name in json.loads(flower.get("/api/workers?status=1"))]
+    pages += [f"/task/{job.id}" for job in jobs] + [f"/api/task/result/{job.id}" for job in jobs]
+    for page in pages:
+        flower.get(page)
+    assert MARK not in "".join(flower.answers)
+    assert MARK not in worker.output()
+    assert MARK not in flower.process.output()
+
+
+def test_success(
+    stack: PromptStack, start_worker: Callable[..., Process], flower: FlowerClient
+) -> None:
+    worker = start_worker()
+    job = stack.jobs.enqueue_generation(f"Say {MARK}.", system=f"Be {MARK}.")
+    wait_until(lambda: "'state': 'succeeded'" in str(flower.task(job).get("result")), "the result")
+    task = both_show(stack, flower, job, "SUCCESS")
+    assert task["name"] == "tasks.generation.generate_text"
+    assert task["args"] == f"job {job.id} with demo/demo-1"
+    assert task["kwargs"] == ""
+    summary = result(stack, job).get(timeout=5)
+    assert (summary["job"], summary["state"], summary["calls"]) == (str(job.id), "succeeded", 1)
+    assert summary["tokens"] > 0
+    assert MARK in (stack.jobs.get(job.id).result or {})["text"]
+    [row] = json.loads(flower.get(TABLE))["data"]
+    assert row["args"] == "demo/demo-1"
+    assert row["result"] == f"done 1, calls 1, tokens {summary['tokens']}"
+    ring_again(stack, worker, job.id)
+    assert states(stack, flower, job) == ("SUCCESS", "SUCCESS")
+    check_no_content(flower, worker, job)
+
+
+def test_progress_of_a_document(
+    stack: PromptStack, start_worker: Callable[..., Process], flower: FlowerClient
+) -> None:
+    worker = start_worker()
+    text = "\n\n".join(f"{MARK} {number}: " + "word " * 150 for number in range(1_000))
+    job = stack.jobs.enqueue_embedding(text, source=f"{MARK}.txt")
+    shown: set[tuple[str, Any]] = set()
+
+    def is_done() -> bool:
+        task, view = flower.task(job), result(stack, job)
+        shown.add((task.get("state", ""), task.get("result")))
+        if view.state == "PROGRESS":
+            shown.add(("AsyncResult", tuple(view.info.values())))
+        return bool(task.get("state") == view.state == "SUCCESS")
+
+    wait_until(is_done, "the document's end", 60)
+    total = stack.jobs.get(job.id).total
+    steps = {int(text.split(" of ")[0]) for state, text in shown if state == "PROGRESS"}
+    assert any(0 < step < total for step in steps)
+    assert any(state == "AsyncResult" and 0 < pair[0] < pair[1] == total for state, pair in shown)
+    task = flower.task(job)
+    assert task["name"] == "tasks.embeddings.generate_embeddings"
+    assert task["args"] == f"job {job.id} with local/wordllama-256"
+    assert f"'done': {total}" in task["result"]
+    check_no_content(flower, worker, job)
+
+
+def test_progress_of_a_generation_that_is_delivered_twice_and_then_cancelled_and_retried(
+    stack: PromptStack, start_worker: Callable[..., Process], flower: FlowerClient
+) -> None:
+    worker = start_worker()
+    job = stack.jobs.enqueue_generation(MARK, options={"delay_seconds": 3})
+    assert both_show(stack, flower, job, "PROGRESS")["result"] == "0 of 1"
+    ring_again(stack, worker, job.id, running=1)
+    assert states(stack, flower, job) == ("PROGRESS", "PROGRESS")
+    assert result(stack, job).info == {"current": 0, "total": 1}
+
+    stack.jobs.cancel(job.id)
+    both_show(stack, flower, job, "REVOKED")
+    with pytest.raises(TaskRevokedError, match="cancelled"):
+        result(stack, job).get(timeout=5)
+    ring_again(stack, worker, job.id)
+    assert states(stack, flower, job) == ("REVOKED", "REVOKED")
+
+    stack.jobs.retry(job.id)
+    both_show(stack, flower, job, "PROGRESS")
+    both_show(stack, flower, job, "SUCCESS")
+    check_no_content(flower, worker, job)
+
+
+def test_retry_with_its_reason(
+    stack: PromptStack, start_worker: Callable[..., Process], flower: FlowerClient
+) -> None:
+    worker = start_worker(RETRY_BACKOFF_SECONDS="100000", RETRY_BACKOFF_MAX_SECONDS="100000")
+    reason = "The demo provider was told to fail this attempt."
+    job = stack.jobs.enqueue_generation(MARK, options={"fail_times": 1})
+    task = both_show(stack, flower, job, "RETRY")
+    assert reason in task["exception"]
+    assert reason in str(result(stack, job).result)
+    ring_again(stack, worker, job.id)
+    both_show(stack, flower, job, "RETRY")
+    check_no_content(flower, worker, job)
+
+    # No message travels for this one: only the ledger can tell.
+    stack.jobs.cancel(job.id)
+    flower.shows(job, "REVOKED")
+
+
+def test_failure_with_its_reason(
+    stack: PromptStack, start_worker: Callable[..., Process], flower: FlowerClient
+) -> None:
+    worker = start_worker()
+    options: dict[str, JsonValue] = {"fail_times": 1, "fail_with": "invalid", "delay_seconds": 2}
+    reason = "The demo provider was told to refuse this request."
+    job = stack.jobs.enqueue_generation(MARK, options=options)
+    task = both_show(stack, flower, job, "FAILURE")
+    assert reason in task["exception"]
+    view = result(stack, job)
+    assert reason in str(view.result)
+    assert view.traceback
+    assert MARK not in view.traceback
+    ring_again(stack, worker, job.id)
+    assert states(stack, flower, job) == ("FAILURE", "FAILURE")
+
+    stack.jobs.retry(job.id)
+    both_show(stack, flower, job, "PROGRESS")
+    both_show(stack, flower, job, "FAILURE")
+
+    stranger = uuid4()
+    ring_again(stack, worker, stranger)
+    assert AsyncResult(str(stranger), app=stack.celery).state == "PENDING"
+    check_no_content(flower, worker, job)
+
+
+def test_cancelled_before_a_worker_met_it(
+    stack: PromptStack, start_worker: Callable[..., Process], flower: FlowerClient
+) -> None:
+    job = stack.jobs.enqueue_generation(MARK)
+    assert flower.shows(job, "PENDING")["name"] == "tasks.generation.generate_text"
+    stack.jobs.cancel(job.id)
+    worker = start_worker()
+    flower.shows(job, "REVOKED")
+    # Flower knew from the ledger, maybe before the worker met the message.
+    wait_until(lambda: result(stack, job).state == "REVOKED", "Celery to know it")
+    check_no_content(flower, worker, job)
+
+
+def test_what_happened_before_flower_started(
+    stack: PromptStack,
+    start_worker: Callable[..., Process],
+    start_flower: Callable[..., Process],
+) -> None:
+    worker = start_worker(RETRY_BACKOFF_SECONDS="100000", RETRY_BACKOFF_MAX_SECONDS="100000")
+    options: dict[str, JsonValue] = {"fail_times": 1}
+    succeeds = stack.jobs.enqueue_generation(MARK)
+    waits = stack.jobs.enqueue_generation(MARK, options=options)
+    fails = stack.jobs.enqueue_generation(MARK, options={**options, "fail_with": "invalid"})
+    wait_until(lambda: stack.jobs.get(waits.id).failures, "a retry")
+    wait_until(lambda: stack.jobs.get(succeeds.id).state.is_final, "a success")
+    wait_until(lambda: stack.jobs.get(fails.id).state.is_final, "a failure")
+    cancelled = stack.jobs.enqueue_generation(MARK, options={"delay_seconds": 60})
+    wait_until(lambda: stack.jobs.get(cancelled.id).state is JobState.RUNNING, "a start")
+    flower = FlowerClient(start_flower())
+    assert flower.shows(succeeds, "SUCCESS")["args"] == f"job {succeeds.id} with demo/demo-1"
+    assert "told to fail" in flower.shows(waits, "RETRY")["exception"]
+    assert "told to refuse" in flower.shows(fails, "FAILURE")["exception"]
+    assert flower.shows(cancelled, "PROGRESS")["result"] == "0 of 1"
+    stack.jobs.cancel(cancelled.id)
+    flower.shows(cancelled, "REVOKED")
+    check_no_content(flower, worker, succeeds, waits, fails, cancelled)
+
+
+def test_flower_shows_and_does_not_act(flower: FlowerClient) -> None:
+    for path in ("task/revoke/x", "task/send-task/x", "task/apply/x", "worker/shutdown/x"):
+        assert flower.status(f"/api/{path}", data=b"{}") == 403
+    with flower.open("/api/tasks") as response:
+        assert response.headers["Access-Control-Allow-Origin"] is None
+
+
+def test_flower_asks_for_its_password_and_ends_in_order(
+    start_flower: Callable[..., Process],
+) -> None:
+    credentials = "watcher:wachtwoord"
+    process = start_flower("--host", "0.0.0.0", FLOWER_BASIC_AUTH=credentials)
+    stranger, watcher = FlowerClient(process), FlowerClient(process, credentials=credentials)
+    for path in ("/", "/tasks", "/broker", "/api/tasks", "/api/workers"):
+        assert stranger.status(path) == 401
+        assert watcher.status(path) == 200
+    assert stranger.status("/healthcheck") == 200
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "flower.example"])
+def test_flower_lets_nobody_in_from_outside_without_a_password(host: str) -> None:
+    with pytest.raises(ConfigurationError, match="set FLOWER_BASIC_AUTH"):
+        Listen(host, 0, None).check()
+    Listen(host, 0, SecretStr("watcher:wachtwoord")).check()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_flower_needs_no_password_on_loopback(host: str) -> None:
+    Listen(host, 0, None).check()
+
+
+@pytest.mark.parametrize("password", ["watcher", "watcher:", ":wachtwoord"])
+def test_flower_wants_a_user_and_a_password(password: str) -> None:
+    with pytest.raises(ConfigurationError, match="user:password"):
+        Listen("127.0.0.1", 0, SecretStr(password)).check()
+
+
+def test_flower_says_in_one_line_why_it_does_not_start(
+    start_flower: Callable[..., Process],
+) -> None:
+    open_to_all = start_flower("--host", "0.0.0.0")
+    not_ours = start_flower("--host", "192.0.2.1", FLOWER_BASIC_AUTH="watcher:wachtwoord")
+    for process, told in [(open_to_all, "set FLOWER_BASIC_AUTH"), (not_ours, "Cannot listen")]:
+        assert process.wait() == 2
+        [line] = process.output().splitlines()
+        assert told in line

@@ -1,0 +1,334 @@
+"""The states of jobs, by random interleavings of everything that changes them.
+
+Two workers, a person and the reconciler act on the real repository, each step a transaction of its
+own, and a small model of docs/architecture.md says what must come of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from hypothesis import HealthCheck
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import text
+
+from repositories.errors import ClaimLost
+from repositories.jobs import Claim, JobRepository
+from repositories.models import JobState
+from repositories.session import Ledger
+from tasks.composition import PromptStack
+
+SILENCE = 60.0
+"""Seconds after which a worker counts as dead."""
+LATER = 3_600.0
+JOBS = 2
+WORKERS = 2
+
+jobs = st.integers(0, JOBS - 1)
+workers = st.integers(0, WORKERS - 1)
+recent = st.integers(0, 3)
+"""A claim by how long ago it was made: 0 is the last one."""
+
+
+@dataclass
+class Model:
+    """What a job must be like."""
+
+    id: UUID
+    max_retries: int
+    state: JobState = JobState.QUEUED
+    attempt: int = 0
+    failures: int = 0
+    worker: UUID | None = None
+    waits: bool = False
+    overdue: bool = False
+    result: dict[str, Any] | None = None
+    claims: list[Claim] = field(default_factory=list)
+
+    def holds(self, claim: Claim) -> bool:
+        return self.state is JobState.RUNNING and claim.attempt == self.attempt
+
+    def leave(self, state: JobState) -> None:
+        """Leave the hands of its worker."""
+        self.state, self.worker = state, None
+
+
+class JobStates(RuleBasedStateMachine):
+    """Acts on the repository and on the model alike."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.models: list[Model] = []
+        self.workers = [uuid4() for _ in range(WORKERS)]
+        self.silent: set[UUID] = set()
+        self.results = 0
+
+    @initialize(retries=st.lists(st.integers(0, 3), min_size=JOBS, max_size=JOBS))
+    def begin(self, retries: list[int]) -> None:
+        self.sql("TRUNCATE jobs, workers CASCADE")
+        for max_retries in retries:
+            with self.ledger.transaction() as unit:
+                job = unit.jobs.create(
+                    kind="generation",
+                    provider="demo",
+                    model="demo-1",
+                    request={"prompt": "x"},
+                    request_hash="",
+                    max_retries=max_retries,
+                    expires_at=datetime.now(UTC) + timedelta(days=1),
+                )
+                self.models.append(Model(job.id, max_retries))
+        for worker in range(WORKERS):
+            self.beat(worker)
+
+    # What workers do
+
+    @rule(job=jobs, worker=workers)
+    def claim(self, job: int, worker: int) -> None:
+        model, worker_id = self.models[job], self.workers[worker]
+        with self.ledger.transaction() as unit:
+            claim = unit.jobs.claim(model.id, worker_id)
+        is_there = model.state is JobState.QUEUED and not model.waits and not model.overdue
+        assert (claim is not None) == is_there
+        if claim is not None:
+            model.attempt += 1
+            model.state, model.worker = JobState.RUNNING, worker_id
+            assert (claim.attempt, claim.worker_id) == (model.attempt, worker_id)
+            assert (claim.failures, claim.max_retries) == (model.failures, model.max_retries)
+            model.claims.append(claim)
+
+    @rule(job=jobs, ago=recent)
+    def succeed(self, job: int, ago: int) -> None:
+        self.results += 1
+        result = {"text": f"answer {self.results}"}
+
+        def then(model: Model) -> None:
+            model.leave(JobState.SUCCEEDED)
+            model.result = result
+
+        self.store(job, ago, lambda unit, claim: unit.succeed(claim, result), then)
+
+    @rule(job=jobs, ago=recent)
+    def fail(self, job: int, ago: int) -> None:
+        def then(model: Model) -> None:
+            model.leave(JobState.FAILED)
+            model.failures += 1
+
+        self.store(job, ago, lambda unit, claim: unit.fail(claim, "REFUSED", "no"), then)
+
+    @rule(job=jobs, ago=recent, counts=st.booleans(), delay=st.sampled_from([0.0, LATER]))
+    def retry_later(self, job: int, ago: int, counts: bool, delay: float) -> None:
+        claim = self.claim_of(job, ago)
+        if claim is None or (counts and claim.failures >= claim.max_retries):
+            return  # the tries are used up: a worker lets the job fail instead
+
+        def then(model: Model) -> None:
+            model.leave(JobState.QUEUED)
+            model.failures += counts
+            model.waits = delay > 0
+
+        self.store(
+            job,
+            ago,
+            lambda unit, claim: unit.retry_later(claim, delay, "BUSY", "busy", counts=counts),
+            then,
+        )
+
+    @rule(job=jobs, ago=recent, current=st.integers(0, 5))
+    def advance(self, job: int, ago: int, current: int) -> None:
+        self.store(job, ago, lambda unit, claim: unit.set_progress(claim, current, 5))
+
+    @rule(job=jobs, ago=recent)
+    def check(self, job: int, ago: int) -> None:
+        self.store(job, ago, lambda unit, claim: unit.check_claim(claim))
+
+    @rule(job=jobs, ago=recent)
+    def release(self, job: int, ago: int) -> None:
+        model, claim = self.models[job], self.claim_of(job, ago)
+        if claim is None:
+            return
+        held = model.holds(claim)
+        with self.ledger.transaction() as unit:
+            assert unit.jobs.release(model.id, claim.attempt) == held
+        if held:
+            model.leave(JobState.QUEUED)
+
+    @rule(worker=workers)
+    def beat(self, worker: int) -> None:
+        with self.ledger.transaction() as unit:
+            unit.workers.beat(self.workers[worker], "host", worker)
+        self.silent.discard(self.workers[worker])
+
+    @rule(worker=workers)
+    def fall_silent(self, worker: int) -> None:
+        self.sql(
+            "UPDATE workers SET heartbeat_at = now() - interval '1 h' WHERE id = :id",
+            id=self.workers[worker],
+        )
+        self.silent.add(self.workers[worker])
+
+    @rule(worker=workers)
+    def leave(self, worker: int) -> None:
+        with self.ledger.transaction() as unit:
+            unit.workers.leave(self.workers[worker])
+        self.silent.add(self.workers[worker])
+
+    # What a person does
+
+    @rule(job=jobs)
+    def cancel(self, job: int) -> None:
+        model = self.models[job]
+        is_open = not model.state.is_final
+        with self.ledger.transaction() as unit:
+            assert unit.jobs.cancel(model.id) == is_open
+        if is_open:
+            model.leave(JobState.CANCELLED)
+
+    @rule(job=jobs)
+    def reopen(self, job: int) -> None:
+        model = self.models[job]
+        can_be = model.state.is_final and model.state is not JobState.SUCCEEDED
+        with self.ledger.transaction() as unit:
+            assert unit.jobs.reopen(model.id, LATER) == can_be
+        if can_be:
+            model.leave(JobState.QUEUED)
+            model.failures, model.waits, model.overdue = 0, False, False
+
+    # What time and the reconciler do
+
+    @rule(job=jobs)
+    def become_due(self, job: int) -> None:
+        model = self.models[job]
+        if model.waits and not model.state.is_final:
+            self.sql("UPDATE jobs SET not_before = now() WHERE id = :id", id=model.id)
+            model.waits = False
+
+    @precondition(lambda self: not all(model.overdue for model in self.models))
+    @rule(job=jobs)
+    def become_overdue(self, job: int) -> None:
+        model = self.models[job]
+        if not model.state.is_final:
+            self.sql("UPDATE jobs SET expires_at = now() WHERE id = :id", id=model.id)
+            model.overdue = True
+
+    @rule()
+    def expire_overdue(self) -> None:
+        expected = [m for m in self.models if m.overdue and not m.state.is_final]
+        with self.ledger.transaction() as unit:
+            ended = unit.jobs.expire_overdue()
+        assert sorted(ended) == sorted(model.id for model in expected)
+        for model in expected:
+            model.leave(JobState.EXPIRED)
+
+    @rule()
+    def free_lost(self) -> None:
+        expected = [m for m in self.models if m.worker in self.silent]
+        with self.ledger.transaction() as unit:
+            freed = unit.jobs.free_lost(SILENCE)
+        assert sorted(freed) == sorted(model.id for model in expected)
+        for model in expected:
+            last = model.failures >= model.max_retries
+            model.leave(JobState.FAILED if last else JobState.QUEUED)
+            model.failures += 1
+
+    # What always holds
+
+    @invariant()
+    def rows_are_as_the_model_says(self) -> None:
+        with self.ledger.transaction() as unit:
+            rows = {job.id: job for job in unit.jobs.get_many()}
+        for model in self.models:
+            row = rows[model.id]
+            assert (row.state, row.attempt, row.failures, row.result) == (
+                model.state,
+                model.attempt,
+                model.failures,
+                model.result,
+            )
+            assert row.failures <= row.max_retries + 1
+            assert (row.finished_at is not None) == model.state.is_final
+            assert (row.result is not None) == (model.state is JobState.SUCCEEDED)
+            if model.state is JobState.RUNNING:
+                assert row.worker_id == model.worker
+                assert row.not_before is None
+            if model.state is JobState.QUEUED:
+                assert row.worker_id is None
+                # A job that is back in the queue needs a new message.
+                assert row.rung_at is None
+
+    def claim_of(self, job: int, ago: int) -> Claim | None:
+        claims = self.models[job].claims
+        return claims[-1 - ago] if ago < len(claims) else None
+
+    def store(
+        self,
+        job: int,
+        ago: int,
+        change: Callable[[JobRepository, Claim], object],
+        then: Callable[[Model], None] = lambda model: None,
+    ) -> None:
+        """Let a worker store something under a claim, which may be an old one."""
+        model, claim = self.models[job], self.claim_of(job, ago)
+        if claim is None:
+            return
+        held = model.holds(claim)
+        try:
+            with self.ledger.transaction() as unit:
+                change(unit.jobs, claim)
+        except ClaimLost:
+            assert not held
+        else:
+            assert held
+            then(model)
+
+    def sql(self, statement: str, **values: object) -> None:
+        with self.ledger.transaction() as unit:
+            unit.session.execute(text(statement), values)
+
+
+def test_any_interleaving_keeps_the_states_in_order(stack: PromptStack) -> None:
+    class Here(JobStates):
+        def __init__(self) -> None:
+            super().__init__(stack.ledger)
+
+    run_state_machine_as_test(
+        Here,
+        settings=effort(
+            max_examples=25,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_a_job_that_ends_while_it_waits_waits_for_nothing_any_more(stack: PromptStack) -> None:
+    endings: dict[str, Callable[[JobRepository, UUID], object]] = {
+        "cancelled": lambda unit, job_id: unit.cancel(job_id),
+        "expired": lambda unit, job_id: unit.expire_overdue(),
+    }
+    for ending, end in endings.items():
+        job = stack.jobs.enqueue_generation("x")
+        with stack.ledger.transaction() as unit:
+            claim = unit.jobs.claim(job.id, stack.worker_id)
+            assert claim is not None
+            unit.jobs.retry_later(claim, LATER, "BUSY", "busy", counts=True)
+        with stack.ledger.transaction() as unit:
+            query = text("UPDATE jobs SET expires_at = now() WHERE id = :id")
+            unit.session.execute(query, {"id": job.id})
+        with stack.ledger.transaction() as unit:
+            end(unit.jobs, job.id)
+        ended = stack.jobs.get(job.id)
+        assert (str(ended.state), ended.not_before) == (ending, None)

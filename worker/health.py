@@ -1,0 +1,25 @@
+"""Whether this machine's worker is alive: `python -m worker.health`, a container's health check."""
+
+import socket
+import sys
+from datetime import UTC, datetime, timedelta
+
+from config.errors import PromptStackError
+from tasks.composition import PromptStack
+
+
+def main() -> int:
+    """Exit with 0 when the ledger has a fresh heartbeat from here."""
+    try:
+        with PromptStack.open() as stack, stack.ledger.transaction() as unit:
+            silence = timedelta(seconds=stack.settings.worker_lost_seconds)
+            workers = unit.workers.get_many(hostname=socket.gethostname())
+            alive = any(datetime.now(UTC) - worker.heartbeat_at < silence for worker in workers)
+    except PromptStackError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0 if alive else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
