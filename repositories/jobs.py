@@ -1,6 +1,6 @@
 """Jobs: every change of state is one conditional UPDATE."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -96,13 +96,13 @@ class JobRepository(BaseRepository[Job]):
         """Record how many of the job's items are done. Raises `ClaimLost`."""
         self._change(claim, update(Job).values(current=current, total=total))
 
-    def succeed(self, claim: Claim, result: dict[str, Any]) -> None:
+    def succeed(self, claim: Claim, result: Mapping[str, object]) -> None:
         """Store the result and end the job. Raises `ClaimLost`; then nothing is stored."""
         self._change(
             claim,
             update(Job).values(
                 state=JobState.SUCCEEDED,
-                result=result,
+                result=dict(result),
                 current=Job.total,
                 error_code=None,
                 error=None,
@@ -193,6 +193,7 @@ class JobRepository(BaseRepository[Job]):
             .where(Job.finished_at.is_(None), Job.expires_at <= func.now())
             .values(
                 state=JobState.EXPIRED,
+                not_before=None,
                 finished_at=func.now(),
                 error_code="EXPIRED",
                 error="The job's deadline passed before it was done.",

@@ -1,5 +1,6 @@
 """What a worker does with an embedding job: document, chunks, batched calls, vectors."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
@@ -35,11 +36,12 @@ class EmbeddingService:
         done = total - len(missing)
         job.advance(done, total)
         limits = self._providers.get(claim.provider).embedding_limits
-        for batch in pack(missing, limits):
-            # The same passage may stand in a document twice; it is paid for once.
-            texts = {passage.content_hash: passage.text for passage in batch}
-            self._embed_batch(job, texts)
-            done += len(batch)
+        # The same passage may stand in a document twice; it is paid for once.
+        times = Counter(passage.content_hash for passage in missing)
+        unique = {passage.content_hash: passage for passage in missing}
+        for batch in pack(list(unique.values()), limits):
+            self._embed_batch(job, {passage.content_hash: passage.text for passage in batch})
+            done += sum(times[passage.content_hash] for passage in batch)
             job.advance(done, total)
         return self._result(job, document_id, total)
 

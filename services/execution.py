@@ -73,10 +73,8 @@ class Execution:
         self._worker_id = worker_id
         self._call_timeout = call_timeout
 
-    def run(
-        self, job_id: UUID, work: "Callable[[ClaimedJob], dict[str, Any]]", report: Report
-    ) -> JobOutcome:
-        """Claim the job, do its `work`, store what it returns as the job's result.
+    def run(self, job_id: UUID, work: "Work", report: Report) -> JobOutcome:
+        """Claim the job, do its `work`, and store what it returns as the job's result.
 
         Never raises: what is wrong is in the outcome. When PostgreSQL is away, the job is handed
         back by the heartbeat or rung again by the reconciler once it is there.
@@ -89,9 +87,7 @@ class Execution:
             except LedgerUnavailable as error:
                 return JobOutcome(JobState.QUEUED, error=f"{error.code}: {error}")
 
-    def _run(
-        self, job_id: UUID, work: "Callable[[ClaimedJob], dict[str, Any]]", report: Report
-    ) -> JobOutcome:
+    def _run(self, job_id: UUID, work: "Work", report: Report) -> JobOutcome:
         with self._ledger.transaction() as unit:
             claim = unit.jobs.claim(job_id, self._worker_id)
         if claim is None:
@@ -100,7 +96,8 @@ class Execution:
         try:
             job.show(JobState.RUNNING)
             result = work(job)
-            self._store(lambda unit: unit.jobs.succeed(claim, result))
+            if result is not None:
+                self._store(lambda unit: unit.jobs.succeed(claim, result))
         except ClaimLost:
             pass  # cancelled, expired or taken over meanwhile: the ledger says which
         except CancelledError:
@@ -155,7 +152,7 @@ class Execution:
                 input_tokens=answer.input_tokens,
                 output_tokens=getattr(answer, "output_tokens", None),
                 latency_seconds=answer.latency_seconds,
-                provider_request_id=answer.provider_request_id,
+                provider_request_id=make_storable(answer.provider_request_id or "") or None,
             )
             keep(unit, answer)
 
@@ -294,3 +291,7 @@ def _bug(error: Exception) -> PromptStackError:
     return PromptStackError(
         f"The worker met an unexpected {type(error).__name__}; its log has the traceback."
     )
+
+
+Work = Callable[[ClaimedJob], dict[str, Any] | None]
+"""Does a job and returns its result, or None where it has stored the result itself."""

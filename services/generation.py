@@ -1,10 +1,13 @@
 """What a worker does with a generation job."""
 
-from typing import Any
+from contextlib import suppress
 from uuid import UUID
 
+from repositories.errors import ClaimLost
+from repositories.session import UnitOfWork
 from services.execution import ClaimedJob, Execution, JobOutcome, Report
-from services.llm.base import GenerationRequest
+from services.llm.base import GenerationRequest, LLMResponse
+from services.text import make_storable_json
 
 
 class GenerationService:
@@ -18,13 +21,21 @@ class GenerationService:
         return self._execution.run(job_id, _generate, report)
 
 
-def _generate(job: ClaimedJob) -> dict[str, Any]:
+def _generate(job: ClaimedJob) -> None:
     claim = job.claim
     request = GenerationRequest.model_validate(claim.request)
-    response = job.call(
-        lambda llm: llm.generate_text(request, claim.user_id, failures=claim.failures)
-    )
-    return {
+
+    def keep(unit: UnitOfWork, response: LLMResponse) -> None:
+        # With the attempt, in one transaction: an answer on record must be there to read. Where
+        # the job was cancelled meanwhile, the attempt alone is noted.
+        with suppress(ClaimLost):
+            unit.jobs.succeed(claim, _result(response))
+
+    job.call(lambda llm: llm.generate_text(request, claim.user_id, failures=claim.failures), keep)
+
+
+def _result(response: LLMResponse) -> dict[str, object]:
+    result = {
         "text": response.text,
         "model": response.model,
         "finish_reason": response.finish_reason,
@@ -33,3 +44,5 @@ def _generate(job: ClaimedJob) -> dict[str, Any]:
         "tokens_used": response.tokens_used,
         "provider_request_id": response.provider_request_id,
     }
+    stored: dict[str, object] = make_storable_json(result)
+    return stored

@@ -17,8 +17,8 @@ from repositories.session import Ledger
 logger = logging.getLogger(__name__)
 
 STALE_SECONDS = 5.0
-"""An unfinished job's entry older than this is checked against the ledger: its writer may have
-died, or Redis may have been away when the job ended."""
+"""An entry older than this is checked against the ledger: its writer may have died, or Redis may
+have been away when the job ended or was queued again."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ class ProgressService:
         return {progress.job_id: progress for progress in map(_parse, fresh)}
 
     def _is_stale(self, entry: dict[str, str]) -> bool:
-        age = self._clock() - float(entry["updated_at"])
-        return age > STALE_SECONDS and not JobState(entry["state"]).is_final
+        return self._clock() - float(entry["updated_at"]) > STALE_SECONDS
 
 
 def _parse(entry: dict[str, str]) -> Progress:

@@ -7,6 +7,7 @@ for already, so there the characters are replaced instead and the answer is kept
 
 import math
 import re
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -61,3 +62,16 @@ def check_storable_json(value: JsonValue, what: str, depth: int = 0) -> None:
 def make_storable(text: str) -> str:
     """Replace what PostgreSQL can't store by U+FFFD."""
     return _UNSTORABLE.sub(REPLACEMENT, text)
+
+
+def make_storable_json(value: Any) -> Any:
+    """Do the same in every text of a JSON value."""
+    match value:
+        case str():
+            return make_storable(value)
+        case list() | tuple():
+            return [make_storable_json(item) for item in value]
+        case dict():
+            return {make_storable(key): make_storable_json(item) for key, item in value.items()}
+        case _:
+            return value

@@ -184,11 +184,11 @@ def test_progress_of_a_document(
     shown: set[tuple[str, Any]] = set()
 
     def is_done() -> bool:
-        task, view = flower.task(job), result(stack, job)
+        task, info = flower.task(job), result(stack, job).info or {}
         shown.add((task.get("state", ""), task.get("result")))
-        if view.state == "PROGRESS":
-            shown.add(("AsyncResult", tuple(view.info.values())))
-        return bool(task.get("state") == view.state == "SUCCESS")
+        if "current" in info:
+            shown.add(("AsyncResult", (info["current"], info["total"])))
+        return bool(task.get("state") == "SUCCESS" and info.get("state") == "succeeded")
 
     wait_until(is_done, "the document's end", 60)
     total = stack.jobs.get(job.id).total
