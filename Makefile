@@ -40,7 +40,7 @@ format: .venv/synced
 	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 .venv/synced: pyproject.toml uv.lock | .uv/bin/uv
-	@.uv/bin/uv sync --quiet --frozen --all-extras --python $(PYTHON)
+	@.uv/bin/uv sync --quiet --frozen --all-extras --compile-bytecode --python $(PYTHON)
 	@touch $@
 
 clean:

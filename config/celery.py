@@ -34,12 +34,10 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
         # A job's queue follows from its task's name, so that send_task by name needs no options.
         "task_routes": {str(task): {"queue": str(queue)} for task, queue in ROUTES.items()},
         "task_default_queue": str(Queue.GENERATION),
-        # The message is acknowledged when the ledger has the outcome, so that a worker killed
-        # in between leaves it to be delivered again; the claim makes a second delivery harmless.
-        "task_acks_late": True,
-        "task_reject_on_worker_lost": True,
-        # An exception ends the job in the ledger; delivering the message again can't help.
-        "task_acks_on_failure_or_timeout": True,
+        # A message is only a doorbell: what is lost with it, the ledger rings again. Acknowledging
+        # late buys nothing then, and in kombu 5.7 an ack on a connection that broke while the job
+        # ran ends the whole worker.
+        "task_acks_late": False,
         # One message a free thread: work must not sit reserved behind a long call.
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": not settings.celery_broker_url,
@@ -62,7 +60,6 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
         # Results are summaries for AsyncResult; the ledger has the real ones for ever.
         "result_expires": settings.progress_ttl_seconds,
         "result_extended": True,
-        "task_track_started": True,
         "result_backend_always_retry": False,
         "redis_socket_connect_timeout": 2,
         "redis_socket_timeout": 10,

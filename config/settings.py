@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     )
 
     # The application
-    app_name: str = Field("Prompt Stack", description="Shown in the API's docs and in Flower.")
+    app_name: str = Field("Prompt Stack", description="Shown in the API's docs.")
     version: str = Field("0.1.0", description="Shown in /healthz and the API's docs.")
     environment: Literal["development", "test", "production"] = Field(
         "development", description="production refuses unsafe defaults."

@@ -29,6 +29,7 @@ def up(
         configure_logging(settings, quiet=True)
         stack = PromptStack.open(settings) if not needs_embedded(settings) else None
         with stack or embedded(settings) as opened:
+            opened.ledger.ping()
             upgrade(opened.ledger.engine)
             children = Children(opened)
             try:
@@ -48,6 +49,7 @@ def up(
 def migrate() -> None:
     """Bring the database's schema to this version."""
     with connected(start_servers=True) as stack:
+        stack.ledger.ping()  # says plainly when it is away
         before, after = upgrade(stack.ledger.engine)
     out.print(f"The schema is at {after}." if before == after else f"Migrated {before} to {after}.")
 

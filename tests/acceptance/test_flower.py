@@ -206,7 +206,7 @@ def test_progress_of_a_generation_that_is_delivered_twice_and_then_cancelled_and
     stack: PromptStack, start_worker: Callable[..., Process], flower: FlowerClient
 ) -> None:
     worker = start_worker()
-    job = stack.jobs.enqueue_generation(MARK, options={"delay_seconds": 3})
+    job = stack.jobs.enqueue_generation(MARK, options={"delay_seconds": 5})
     assert both_show(stack, flower, job, "PROGRESS")["result"] == "0 of 1"
     ring_again(stack, worker, job.id, running=1)
     assert states(stack, flower, job) == ("PROGRESS", "PROGRESS")
@@ -247,7 +247,7 @@ def test_failure_with_its_reason(
     stack: PromptStack, start_worker: Callable[..., Process], flower: FlowerClient
 ) -> None:
     worker = start_worker()
-    options: dict[str, JsonValue] = {"fail_times": 1, "fail_with": "invalid", "delay_seconds": 2}
+    options: dict[str, JsonValue] = {"fail_times": 1, "fail_with": "invalid", "delay_seconds": 3}
     reason = "The demo provider was told to refuse this request."
     job = stack.jobs.enqueue_generation(MARK, options=options)
     task = both_show(stack, flower, job, "FAILURE")

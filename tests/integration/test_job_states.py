@@ -53,6 +53,7 @@ class Model:
     worker: UUID | None = None
     waits: bool = False
     overdue: bool = False
+    is_rung: bool = False
     result: dict[str, Any] | None = None
     claims: list[Claim] = field(default_factory=list)
 
@@ -62,6 +63,8 @@ class Model:
     def leave(self, state: JobState) -> None:
         """Leave the hands of its worker."""
         self.state, self.worker = state, None
+        # Back in the queue, it needs a new message.
+        self.is_rung = False
 
 
 class JobStates(RuleBasedStateMachine):
@@ -167,8 +170,8 @@ class JobStates(RuleBasedStateMachine):
         self.silent.discard(self.workers[worker])
 
     @precondition(lambda self: self.models[0].state is JobState.RUNNING)
-    @rule(leaves=st.booleans())
-    def lose_a_worker(self, leaves: bool) -> None:
+    @rule(leaves=st.booleans(), is_seen=st.booleans())
+    def lose_a_worker(self, leaves: bool, is_seen: bool) -> None:
         worker_id = self.models[0].worker
         assert worker_id is not None
         if leaves:
@@ -178,6 +181,8 @@ class JobStates(RuleBasedStateMachine):
             silence = "UPDATE workers SET heartbeat_at = now() - interval '1 h' WHERE id = :id"
             self.sql(silence, id=worker_id)
         self.silent.add(worker_id)
+        if is_seen:
+            self.free_lost()
 
     # What a person does
 
@@ -220,6 +225,15 @@ class JobStates(RuleBasedStateMachine):
     def become_overdue(self) -> None:
         self.sql("UPDATE jobs SET expires_at = now() WHERE id = :id", id=self.models[0].id)
         self.models[0].overdue = True
+
+    @rule(job=jobs, is_used_up=st.booleans())
+    def note_a_ring(self, job: int, is_used_up: bool) -> None:
+        """An enqueuer notes that it sent a message, which a worker may have used up by then."""
+        model = self.models[job]
+        with self.ledger.transaction() as unit:
+            unit.jobs.mark_rung(model.id, model.attempt - is_used_up, "epoch")
+        if model.state is JobState.QUEUED and not is_used_up:
+            model.is_rung = True
 
     @precondition(lambda self: any(model.overdue for model in self.models))
     @rule()
@@ -265,8 +279,7 @@ class JobStates(RuleBasedStateMachine):
                 assert row.not_before is None
             if model.state is JobState.QUEUED:
                 assert row.worker_id is None
-                # A job that is back in the queue needs a new message.
-                assert row.rung_at is None
+                assert (row.rung_at is not None) == model.is_rung
 
     def new_job(self, max_retries: int) -> Model:
         with self.ledger.transaction() as unit:
