@@ -14,6 +14,7 @@ from config.errors import ConfigurationError
 
 DEFAULT_SECRET_KEY = "change-me"  # noqa: S105 - refused in production
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "sentinel", "sqs")
 
 
 def _postgres_url(url: str) -> str:
@@ -35,8 +36,8 @@ def _redis_url(url: str) -> str:
 
 
 def _broker_url(url: str) -> str:
-    if "://" not in url:
-        raise ValueError("is not a URL (amqp://user:password@host/vhost)")
+    if urlsplit(url).scheme not in BROKER_SCHEMES:
+        raise ValueError(f"must be a URL that starts with one of {', '.join(BROKER_SCHEMES)}")
     return _url_with_port(url)
 
 

@@ -59,7 +59,8 @@ def _try(name: str, look: Callable[[], str]) -> Finding:
     except PromptStackError as error:
         return Finding(name, "missing", str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, the doctor reports it and goes on
-        return Finding(name, "missing", f"{type(error).__name__}: {error}")
+        said = " ".join(str(error).split())
+        return Finding(name, "missing", f"{type(error).__name__}: {said}")
 
 
 def _schema(stack: PromptStack) -> str:

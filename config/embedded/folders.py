@@ -26,8 +26,10 @@ def make_folder(path: Path, *, traversable: bool = False) -> None:
     """Make a folder of ours unless it is there; never change one that is."""
     try:
         path.mkdir(mode=0o700, parents=True)
-    except FileExistsError:
-        return
+    except FileExistsError as error:
+        if path.is_dir():
+            return
+        raise ConfigurationError(f"{path} is a file; a folder is needed there.") from error
     except OSError as error:
         raise ConfigurationError(f"The folder {path} can't be made: {error.strerror}.") from error
     if traversable:

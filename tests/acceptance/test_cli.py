@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from api.cli.main import build
 from repositories.models import ApiKey, Attempt, Document, Job, JobState, User
+from services.jobs import MAX_SOURCE_BYTES
 from services.views import JobView
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
@@ -281,7 +282,10 @@ def test_a_file_with_too_long_a_path_is_found_before_anything_is_enqueued(
 ) -> None:
     folder = tmp_path / "docs"
     write(folder / "a.txt", "This could be embedded.")
-    write(folder.joinpath(*["x" * 200] * (MAX_SOURCE_BYTES // 200)) / "b.txt", "Its path is too long for a source.")
+    write(
+        folder.joinpath(*["x" * 200] * (MAX_SOURCE_BYTES // 200)) / "b.txt",
+        "Its path is too long for a source.",
+    )
     done = cli("embed", str(folder), "--no-wait")
     assert done.returncode == 2
     assert "b.txt" in done.stderr

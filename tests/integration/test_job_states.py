@@ -57,6 +57,11 @@ class Model:
     result: dict[str, Any] | None = None
     claims: list[Claim] = field(default_factory=list)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it can be claimed."""
+        return self.state is JobState.QUEUED and not self.waits and not self.overdue
+
     def holds(self, claim: Claim) -> bool:
         return self.state is JobState.RUNNING and claim.attempt == self.attempt
 
@@ -94,14 +99,31 @@ class JobStates(RuleBasedStateMachine):
         model, worker_id = self.models[job], self.workers[worker]
         with self.ledger.transaction() as unit:
             claim = unit.jobs.claim(model.id, worker_id)
-        is_there = model.state is JobState.QUEUED and not model.waits and not model.overdue
-        assert (claim is not None) == is_there
+        assert (claim is not None) == model.is_there
         if claim is not None:
             model.attempt += 1
             model.state, model.worker = JobState.RUNNING, worker_id
             assert (claim.attempt, claim.worker_id) == (model.attempt, worker_id)
             assert (claim.failures, claim.max_retries) == (model.failures, model.max_retries)
             model.claims.append(claim)
+
+    @precondition(lambda self: self.models[0].is_there)
+    @rule(
+        worker=workers,
+        ending=st.sampled_from(["none", "none", "retry", "limit", "release", "lost"]),
+    )
+    def try_once(self, worker: int, ending: str) -> None:
+        """A claim and what often comes of it, so that jobs get far in few steps."""
+        self.claim(0, worker)
+        match ending:
+            case "retry":
+                self.retry_later(0, 0, counts=True, delay=0.0)
+            case "limit":
+                self.retry_later(0, 0, counts=False, delay=LATER)
+            case "release":
+                self.release(0, 0)
+            case "lost":
+                self.lose_a_worker(leaves=False, is_seen=True)
 
     @precondition(lambda self: self.models[0].claims)
     @rule(job=jobs, ago=recent)
@@ -186,6 +208,7 @@ class JobStates(RuleBasedStateMachine):
 
     # What a person does
 
+    @precondition(lambda self: self.models[0].attempt > 0)
     @rule(job=jobs)
     def cancel(self, job: int) -> None:
         model = self.models[job]
@@ -220,9 +243,11 @@ class JobStates(RuleBasedStateMachine):
             if not model.state.is_final:
                 model.waits = False
 
-    @precondition(lambda self: not self.models[0].state.is_final)
-    @rule()
-    def become_overdue(self) -> None:
+    @precondition(lambda self: not self.models[0].state.is_final and self.models[0].attempt > 1)
+    @rule(surely=st.sampled_from([True, False, False]))
+    def become_overdue(self, surely: bool) -> None:
+        if not surely:
+            return  # most jobs never are
         self.sql("UPDATE jobs SET expires_at = now() WHERE id = :id", id=self.models[0].id)
         self.models[0].overdue = True
 
@@ -334,8 +359,8 @@ def test_any_interleaving_keeps_the_states_in_order(stack: PromptStack) -> None:
         run_state_machine_as_test(
             Here,
             settings=effort(
-                max_examples=30,
-                stateful_step_count=50,
+                max_examples=90,
+                stateful_step_count=40,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),
