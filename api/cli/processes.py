@@ -71,16 +71,18 @@ class Children:
             time.sleep(CHECK_SECONDS)
 
     def stop(self) -> None:
-        """End all processes in order, and by force after a while."""
-        for process in self._processes.values():
-            process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        for process in self._processes.values():
-            try:
+        """End all processes in order; by force after a while, or at a second Ctrl-C."""
+        try:
+            for process in self._processes.values():
+                process.terminate()
+            deadline = time.monotonic() + STOP_SECONDS
+            for process in self._processes.values():
                 process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            for process in self._processes.values():
                 process.kill()
-                process.wait()
+        for process in self._processes.values():
+            process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     pipe.close()
