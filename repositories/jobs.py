@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Update, and_, case, exists, func, or_, select, update
+from sqlalchemy.orm import aliased
 
 from repositories.base import BaseRepository
 from repositories.errors import ClaimLost
@@ -238,9 +239,16 @@ class JobRepository(BaseRepository[Job]):
 
         A job needs one when none was sent for it, when its message was sent in another epoch
         of the broker (whose queues are gone), or when it was sent over `patience` seconds ago
-        and nothing waits in its kind's queue any more.
+        and nothing waits in its kind's queue any more, or `patience` before one that was taken.
         """
         long_ago = func.now() - timedelta(seconds=patience)
+        taken = aliased(Job)
+        overtaken = (
+            select(func.max(taken.rung_at) - timedelta(seconds=patience))
+            .where(taken.kind == Job.kind, taken.state != JobState.QUEUED, taken.attempt > 0)
+            .correlate(Job)
+            .scalar_subquery()
+        )
         needs_ring = or_(
             and_(Job.rung_at.is_(None), Job.not_before.is_not(None)),
             # The enqueuer is about to ring a fresh one itself.
@@ -248,6 +256,8 @@ class JobRepository(BaseRepository[Job]):
             and_(Job.rung_at.is_(None), Job.attempt > 0),
             and_(Job.rung_at.is_not(None), Job.rung_epoch != epoch),
             and_(Job.kind.in_(idle_kinds), Job.rung_at < long_ago),
+            # Queues are first in, first out: a later message was taken, so this one is gone.
+            Job.rung_at < overtaken,
         )
         due = (
             select(Job.id)

@@ -193,7 +193,13 @@ def _committed(session: Session) -> None:
 def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
     waiting = session.info[_AFTER_COMMIT]
     if transaction.nested:
-        waiting.actions = [pair for pair in waiting.actions if pair[0] is not transaction]
+        waiting.actions = [pair for pair in waiting.actions if not _is_within(pair[0], transaction)]
+
+
+def _is_within(savepoint: SessionTransaction | None, outer: SessionTransaction) -> bool:
+    while savepoint is not None and savepoint is not outer:
+        savepoint = savepoint.parent
+    return savepoint is outer
 
 
 def _ended(session: Session, transaction: SessionTransaction) -> None:

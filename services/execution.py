@@ -208,7 +208,7 @@ class Execution:
                 AttemptState.FAILED,
                 error_code=error.code,
                 error=str(error),
-                detail=make_storable(error.detail) if error.detail else None,
+                detail=error.detail,
                 provider_request_id=getattr(error, "request_id", None),
             )
 

@@ -1,7 +1,7 @@
 """`promptstack demo`: the main job, shown on the manual that ships inside every CPython."""
 
+import os
 import shutil
-import signal
 import tempfile
 import time
 from pathlib import Path
@@ -9,10 +9,11 @@ from pydoc_data.topics import topics
 
 from api.cli.connection import embedded
 from api.cli.enqueue import Enqueued, sentence, summarize, watch_embedding
-from api.cli.processes import Children, interrupt
+from api.cli.processes import Children, interrupt_on_signals
 from api.cli.search import print_matches
 from api.cli.terminal import JOB_FAILED, err, out, plain_errors, stop
 from api.cli.watching import show_until_done
+from config.embedded.folders import make_folder
 from config.embedded.servers import remove
 from config.logging import configure_logging
 from config.settings import Settings, get_settings
@@ -33,11 +34,12 @@ With OPENAI_API_KEY set: .venv/bin/promptstack generate --provider openai "Say h
 
 def demo() -> None:
     """Show the main job: embed, search, retry. Leaves nothing behind."""
-    signal.signal(signal.SIGTERM, interrupt)
+    interrupt_on_signals()
     with plain_errors():
         settings = _demo_settings(get_settings())
         configure_logging(settings, quiet=True)
-        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Under root PostgreSQL's own user passes through it, also at a later `up`.
+        make_folder(settings.state_dir, traversable=os.geteuid() == 0)
         folder = Path(tempfile.mkdtemp(prefix="demo-", dir=settings.state_dir))
         try:
             _run(settings, folder)

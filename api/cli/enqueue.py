@@ -53,7 +53,7 @@ def generate(
     """Generate a text from a prompt."""
     with connected() as stack:
         job = stack.jobs.enqueue_generation(
-            sys.stdin.read() if prompt == "-" else prompt,
+            _read_input() if prompt == "-" else prompt,
             provider=provider,
             model=model,
             system=system,
@@ -181,6 +181,16 @@ def _print_accepted(job_ids: list[UUID], *, as_json: bool) -> None:
         print_json({"jobs": [str(job_id) for job_id in job_ids]})
     else:
         out.print(f"Accepted {len(job_ids)} jobs; follow them with `promptstack jobs watch`.")
+
+
+def _read_input() -> str:
+    """Read standard input as UTF-8, whatever the locale. Raises `InvalidInput`."""
+    if sys.stdin is None:
+        raise InvalidInput("Standard input is closed; there is no prompt to read.")
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"Standard input is not UTF-8 text at byte {error.start}.") from error
 
 
 def _parse_option(text: str) -> tuple[str, JsonValue]:

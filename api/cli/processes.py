@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,8 +18,13 @@ CHECK_SECONDS = 0.2
 STOP_SECONDS = 30.0
 
 
-def interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
-    """Treat SIGTERM as Ctrl-C, so that everything is stopped in order."""
+def interrupt_on_signals() -> None:
+    """Treat SIGTERM and a closed terminal as Ctrl-C, so that everything is stopped in order."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 

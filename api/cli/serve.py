@@ -1,14 +1,13 @@
 """`promptstack up`, and the commands that become one of its processes."""
 
 import os
-import signal
 import sys
 from typing import Annotated, NoReturn
 
 import typer
 
 from api.cli.connection import connected, embedded, needs_embedded
-from api.cli.processes import Children, interrupt
+from api.cli.processes import Children, interrupt_on_signals
 from api.cli.terminal import err, out, plain_errors
 from config.logging import configure_logging
 from config.settings import get_settings
@@ -23,7 +22,7 @@ def up(
     port: Annotated[int | None, typer.Option(help="Port of the API; 0 takes a free one.")] = None,
 ) -> None:
     """Start everything on this machine: servers, migrations, workers and the HTTP API."""
-    signal.signal(signal.SIGTERM, interrupt)
+    interrupt_on_signals()
     with plain_errors():
         settings = get_settings()
         configure_logging(settings, quiet=True)

@@ -1,5 +1,6 @@
 """Remove the data of this project's embedded servers: `python -m config.embedded`."""
 
+import shutil
 import sys
 
 from config.embedded.servers import remove
@@ -8,6 +9,11 @@ from config.settings import get_settings
 
 if __name__ == "__main__":
     try:
-        remove(get_settings().state_dir)
+        state_dir = get_settings().state_dir
+        # A demonstration that was killed leaves a state folder of its own.
+        for folder in state_dir.glob("demo-*"):
+            remove(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+        remove(state_dir)
     except PromptStackError as error:
         sys.exit(str(error))

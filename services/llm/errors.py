@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from config.errors import PromptStackError
+from services.text import make_storable
 
 
 class ProviderError(PromptStackError):
@@ -22,9 +23,14 @@ class ProviderError(PromptStackError):
         status: int | None = None,
         request_id: str | None = None,
     ) -> None:
-        super().__init__(message, detail=detail, retry_after=retry_after)
+        # A provider's words and headers may hold what can't be stored or logged.
+        super().__init__(
+            make_storable(message),
+            detail=detail and make_storable(detail),
+            retry_after=retry_after,
+        )
         self.status = status
-        self.request_id = request_id
+        self.request_id = request_id and make_storable(request_id)
 
 
 class RateLimited(ProviderError):

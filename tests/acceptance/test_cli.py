@@ -408,6 +408,13 @@ def test_wrong_usage_points_to_help(cli: Cli) -> None:
         assert "Traceback" not in done.stderr, done
 
 
+def test_standard_input_that_is_not_utf_8_is_refused(cli: Cli, stack: PromptStack) -> None:
+    # What Python does where the locale is a UTF-8 one other than C.
+    done = cli("generate", "-", stdin=b"Gr\xfc\xdfe", PYTHONIOENCODING="utf-8:strict")
+    assert refused(done, "UTF-8")
+    assert count(stack, Job) == 0
+
+
 def test_a_wrong_setting_is_named_in_one_line(cli: Cli) -> None:
     assert refused(cli("doctor", "--json", API_PORT="abc"), "API_PORT: ")
     assert refused(cli("worker", API_PORT="abc"), "API_PORT: ")

@@ -181,6 +181,23 @@ def test_everything_works_from_other_processes_and_is_there_again(folder: Path) 
     assert "Traceback" not in up.output()
 
 
+def test_after_a_kill_the_children_end_and_the_next_start_adopts_the_servers(folder: Path) -> None:
+    with Running(folder, "up", "--port", "0") as up:
+        up.url()
+        run(folder, "generate", "Say hello.")
+        before = servers(folder)
+        assert len(before) >= 2
+        assert len(children(folder)) == 2
+        up.end(signal.SIGKILL)
+    wait_until(lambda: set(ours(folder)) == before, f"only servers to be left: {ours(folder)}")
+    with Running(folder, "up", "--port", "0") as up:
+        up.url()
+        assert servers(folder) == before
+        assert len(json.loads(run(folder, "jobs", "list", "--json"))) == 1
+        up.end(signal.SIGHUP)  # as a closed terminal does
+    wait_until(lambda: not ours(folder), f"everything to end: {ours(folder)}", 10)
+
+
 def test_two_folders_and_twice_one_folder_at_the_same_time(
     new_folder: Callable[[], Path],
 ) -> None:
@@ -245,3 +262,30 @@ def test_the_demonstration_finds_the_right_topics_and_leaves_nothing(folder: Pat
     assert processes(folder, *homes) == {}
     assert not [home for home in homes if home.exists()]
     assert list((folder / ".promptstack").iterdir()) == []
+
+
+def test_a_demonstration_that_is_interrupted_leaves_nothing(folder: Path) -> None:
+    with Running(folder, "demo") as demo:
+        wait_until(lambda: "Embedding the Python manual" in demo.output(), "the embedding")
+        assert demo.end(signal.SIGINT) == 130
+    homes = demo_homes(demo)
+    assert processes(folder, *homes) == {}
+    assert not [home for home in homes if home.exists()]
+    assert list((folder / ".promptstack").iterdir()) == []
+    # It must not have closed the folder to PostgreSQL's user, under root, for good.
+    folder.chmod(0o711)
+    run(folder, "jobs", "list")
+    assert data_folder(folder / ".promptstack") == folder / ".promptstack" / "postgres"
+
+
+def test_make_clean_removes_what_a_killed_demonstration_left(folder: Path) -> None:
+    with Running(folder, "demo") as demo:
+        wait_until(lambda: "Embedding the Python manual" in demo.output(), "the embedding")
+        demo.end(signal.SIGKILL)
+    homes = demo_homes(demo)
+    workers = [pid for pid, name in processes(folder, *homes).items() if "-m worker" in name]
+    wait_until(lambda: not any(map(psutil.pid_exists, workers)), "the worker to end")
+    clean_up = [sys.executable, "-m", "config.embedded"]
+    subprocess.run(clean_up, cwd=folder, env=environment(), check=True, timeout=30)
+    assert processes(folder, *homes) == {}
+    assert not [home for home in homes if home.exists()]

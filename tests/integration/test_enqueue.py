@@ -725,3 +725,24 @@ def test_only_jobs_that_are_due_and_need_it_are_rung(
     bell.rung = []  # nothing waits: its message is gone
     assert reconciler.run_once() == 1
     assert bell.rung == [old]
+
+
+def test_a_lost_message_is_rung_again_also_while_others_wait(
+    stack: PromptStack, ledger: Ledger, bell: Bell, reconciler: Reconciler
+) -> None:
+    """A queue that is never empty must not keep a job for ever whose message was lost.
+
+    Messages are taken in order: when a later one has been taken, the earlier one is gone.
+    """
+    lost, taken, *waiting = unrung(stack, 4)
+    change(ledger, lost, "rung_at = now() - interval '3 h', rung_epoch = 'epoch'")
+    change(ledger, taken, "rung_at = now() - interval '2 h', rung_epoch = 'epoch'")
+    for job_id in waiting:
+        change(ledger, job_id, "rung_at = now(), rung_epoch = 'epoch'")
+    with ledger.transaction() as unit:
+        claim = unit.jobs.claim(taken, stack.worker_id)
+        assert claim is not None
+        unit.jobs.succeed(claim, {"text": "done"})
+    bell.rung = list(waiting)
+    assert reconciler.run_once() == 1
+    assert bell.rung == [*waiting, lost]

@@ -110,7 +110,7 @@ class JobStates(RuleBasedStateMachine):
     @precondition(lambda self: self.models[0].is_there)
     @rule(
         worker=workers,
-        ending=st.sampled_from(["none", "none", "retry", "limit", "release", "lost"]),
+        ending=st.sampled_from(["none", "none", "retry", "limit", "release", "lost", "lost"]),
     )
     def try_once(self, worker: int, ending: str) -> None:
         """A claim and what often comes of it, so that jobs get far in few steps."""

@@ -329,6 +329,20 @@ def test_a_savepoint_rolled_back_takes_its_own_actions_and_no_others(ledger: Led
     assert diary == ["before", "after"]
 
 
+def test_a_savepoint_takes_with_it_what_is_still_open_within_it(ledger: Ledger) -> None:
+    diary = Diary()
+    with ledger.transaction() as unit:
+        outer = unit.session.begin_nested()
+        with unit.session.begin_nested():
+            unit.after_commit(diary.note("released within"))
+        unit.session.begin_nested()
+        unit.after_commit(diary.note("open within"))
+        outer.rollback()
+        with unit.session.begin_nested():
+            unit.after_commit(diary.note("another"))
+    assert diary == ["another"]
+
+
 def test_two_transactions_on_one_session_run_each_its_own(ledger: Ledger) -> None:
     diary = Diary()
     with Session(ledger.engine) as session:
