@@ -25,7 +25,10 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
     """Return the configuration of the Celery app."""
     return {
         "broker_url": settings.celery_broker_url or kombu_url(redis_url),
-        "result_backend": kombu_url(redis_url),
+        # Celery's own for Redis, which may fail without harm: tasks/results.py.
+        "result_backend": f"tasks.results:ResultView+{kombu_url(redis_url).removeprefix('redis+')}",
+        # Redis that hangs must not hold a job up: the view is let go instead.
+        "result_backend_transport_options": {"retry_policy": {"max_retries": 0}},
         # JSON only: a pickle from the broker would run code.
         "task_serializer": "json",
         "result_serializer": "json",
@@ -62,7 +65,7 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
         "result_extended": True,
         "result_backend_always_retry": False,
         "redis_socket_connect_timeout": 2,
-        "redis_socket_timeout": 10,
+        "redis_socket_timeout": 2,
         # For Flower: what happens, as it happens.
         "worker_send_task_events": True,
         "task_send_sent_event": True,

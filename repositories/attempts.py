@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from repositories.base import BaseRepository
 from repositories.jobs import Claim
@@ -17,8 +18,8 @@ class AttemptRepository(BaseRepository[Attempt]):
     model = Attempt
 
     def start(self, claim: Claim, *, call: int, items: int) -> int:
-        """Record that a call is about to leave; the attempt's id."""
-        return self.create(
+        """Record that a call is about to leave; the attempt's id. The same call twice is one."""
+        row = insert(Attempt).values(
             job_id=claim.job_id,
             number=claim.attempt,
             call=call,
@@ -26,7 +27,12 @@ class AttemptRepository(BaseRepository[Attempt]):
             provider=claim.provider,
             model=claim.model,
             items=items,
-        ).id
+        )
+        return self._session.execute(
+            row.on_conflict_do_update(
+                constraint="attempts_job_number_call_key", set_={"items": items}
+            ).returning(Attempt.id)
+        ).scalar_one()
 
     def settle(self, attempt_id: int, state: AttemptState, **outcome: Any) -> None:
         """Record what came of a call that was started."""

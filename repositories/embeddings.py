@@ -113,6 +113,16 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         finally:
             cursor.close()
 
+    def find_stored(self, provider: str, model: str, hashes: Sequence[bytes]) -> set[bytes]:
+        """Those of the contents that have a vector of this model."""
+        query = (
+            select(EMBEDDINGS.c.content_hash)
+            .join(EmbeddingModel, EmbeddingModel.id == EMBEDDINGS.c.model_id)
+            .where(EmbeddingModel.provider == provider, EmbeddingModel.model == model)
+            .where(EMBEDDINGS.c.content_hash.in_(hashes))
+        )
+        return set(map(bytes, self._session.scalars(query)))
+
     def count(self, model: EmbeddingModel) -> int:
         """How many vectors a model has."""
         query = select(func.count()).where(EMBEDDINGS.c.model_id == model.id)

@@ -15,18 +15,23 @@ class ClaimLost(PromptStackError):
     code = "CLAIM_LOST"
 
 
-class LedgerUnavailable(PromptStackError):
-    """PostgreSQL can't be reached."""
+class TransientLedgerError(PromptStackError):
+    """The ledger couldn't do it now; the same may work in a moment."""
 
-    code = "LEDGER_UNAVAILABLE"
+    code = "LEDGER_BUSY"
     transient = True
 
 
-class LedgerConflict(PromptStackError):
+class LedgerUnavailable(TransientLedgerError):
+    """PostgreSQL can't be reached, or takes no writes."""
+
+    code = "LEDGER_UNAVAILABLE"
+
+
+class LedgerConflict(TransientLedgerError):
     """Two transactions got in each other's way, and PostgreSQL ended this one."""
 
     code = "LEDGER_CONFLICT"
-    transient = True
 
 
 class LedgerOutdated(PromptStackError):

@@ -2,18 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Update, and_, case, exists, func, or_, select, update
-from sqlalchemy.orm import aliased
+from sqlalchemy import (
+    ColumnElement,
+    Update,
+    and_,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.orm import defer
 
 from repositories.base import BaseRepository
 from repositories.errors import ClaimLost
-from repositories.models import Attempt, AttemptState, Job, JobState, Worker
+from repositories.models import Attempt, AttemptState, Job, JobKind, JobState, Worker
 
 OPEN_STATES = (JobState.QUEUED, JobState.RUNNING)
+
+FRESH_SECONDS = 5.0
+"""How long the caller of a new job gets to send its message before the reconciler does."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +45,30 @@ class Claim:
     max_retries: int
 
 
+@dataclass(frozen=True)
+class JobRef:
+    """What a message needs to know of a job."""
+
+    id: UUID
+    kind: str
+    provider: str
+    model: str
+    attempt: int
+    state: str
+    rung_at: datetime | None
+    created_at: datetime
+
+
 class JobRepository(BaseRepository[Job]):
     """The states of jobs."""
 
     model = Job
+
+    def get_all(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
+        """The jobs of these ids that are there, without what was asked and answered."""
+        return self._session.scalars(
+            select(Job).where(Job.id.in_(job_ids)).options(defer(Job.request), defer(Job.result))
+        ).all()
 
     def find_by_idempotency_key(self, user_id: UUID | None, key: str) -> Job | None:
         """The job that this caller enqueued under this key."""
@@ -42,10 +76,11 @@ class JobRepository(BaseRepository[Job]):
             select(Job).where(Job.user_id.is_not_distinct_from(user_id), Job.idempotency_key == key)
         ).one_or_none()
 
-    def claim(self, job_id: UUID, worker_id: UUID) -> Claim | None:
+    def claim(self, job_id: UUID, worker_id: UUID, rung_at: datetime | None = None) -> Claim | None:
         """Take a queued job that is due; None when it isn't there to take.
 
-        One conditional UPDATE: of two workers with the same message, one gets the row.
+        One conditional UPDATE: of two workers with the same message, one gets the row. `rung_at`
+        is when the message that led here was sent; see `take_unrung`.
         """
         row = self._session.execute(
             update(Job)
@@ -59,6 +94,7 @@ class JobRepository(BaseRepository[Job]):
                 state=JobState.RUNNING,
                 attempt=Job.attempt + 1,
                 worker_id=worker_id,
+                rung_at=rung_at,
                 not_before=None,
                 started_at=func.coalesce(Job.started_at, func.now()),
             )
@@ -98,18 +134,26 @@ class JobRepository(BaseRepository[Job]):
         self._change(claim, update(Job).values(current=current, total=total))
 
     def succeed(self, claim: Claim, result: Mapping[str, object]) -> None:
-        """Store the result and end the job. Raises `ClaimLost`; then nothing is stored."""
-        self._change(
-            claim,
-            update(Job).values(
+        """Store the result and end the job. Raises `ClaimLost`; then nothing is stored.
+
+        Also where the job was taken from us and no other attempt has begun: the answer is paid
+        for, and asking again would pay twice.
+        """
+        stored = self._changes_one(
+            update(Job)
+            .where(Job.id == claim.job_id, Job.attempt == claim.attempt, Job.state.in_(OPEN_STATES))
+            .values(
                 state=JobState.SUCCEEDED,
                 result=dict(result),
                 current=Job.total,
                 error_code=None,
                 error=None,
+                not_before=None,
                 finished_at=func.now(),
-            ),
+            )
         )
+        if not stored:
+            raise _lost(claim)
 
     def fail(self, claim: Claim, error_code: str, error: str) -> None:
         """End the job as failed. Raises `ClaimLost`."""
@@ -187,11 +231,17 @@ class JobRepository(BaseRepository[Job]):
         )
         return dict(rows.all())
 
-    def expire_overdue(self) -> Sequence[UUID]:
-        """End open jobs whose deadline has passed; their ids."""
-        return self._session.scalars(
-            update(Job)
+    def expire_overdue(self, limit: int = 1_000) -> Sequence[JobRef]:
+        """End up to `limit` open jobs whose deadline has passed."""
+        overdue = (
+            select(Job.id)
             .where(Job.finished_at.is_(None), Job.expires_at <= func.now())
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        return self._refs(
+            update(Job)
+            .where(Job.id.in_(overdue))
             .values(
                 state=JobState.EXPIRED,
                 not_before=None,
@@ -199,11 +249,10 @@ class JobRepository(BaseRepository[Job]):
                 error_code="EXPIRED",
                 error="The job's deadline passed before it was done.",
             )
-            .returning(Job.id)
-        ).all()
+        )
 
-    def free_lost(self, silence: float) -> Sequence[UUID]:
-        """Take jobs from workers that were silent for `silence` seconds; their ids.
+    def free_lost(self, silence: float) -> Sequence[JobRef]:
+        """Take jobs from workers that were silent for `silence` seconds.
 
         A lost worker uses up one of the job's retries, so that a job that kills its worker ends.
         """
@@ -212,7 +261,7 @@ class JobRepository(BaseRepository[Job]):
             Worker.heartbeat_at > func.now() - timedelta(seconds=silence),
         )
         last_try = Job.failures >= Job.max_retries
-        freed = self._session.scalars(
+        freed = self._refs(
             update(Job)
             .where(Job.state == JobState.RUNNING, ~alive)
             .values(
@@ -222,67 +271,76 @@ class JobRepository(BaseRepository[Job]):
                 error="The worker that ran this job died.",
                 finished_at=case((last_try, func.now()), else_=None),
             )
-            .returning(Job.id)
-        ).all()
+        )
         if freed:
             self._session.execute(
                 update(Attempt)
-                .where(Attempt.job_id.in_(freed), Attempt.state == AttemptState.STARTED)
+                .where(
+                    Attempt.job_id.in_([job.id for job in freed]),
+                    Attempt.state == AttemptState.STARTED,
+                )
                 .values(state=AttemptState.LOST, finished_at=func.now())
             )
         return freed
 
     def take_unrung(
         self, epoch: str, *, idle_kinds: Sequence[str], patience: float, limit: int
-    ) -> Sequence[Job]:
-        """Mark due jobs that need a message as rung in `epoch` and return them.
+    ) -> Sequence[JobRef]:
+        """Mark due jobs that need a message as rung in `epoch` and return them, oldest first.
 
         A job needs one when none was sent for it, when its message was sent in another epoch
         of the broker (whose queues are gone), or when it was sent over `patience` seconds ago
         and nothing waits in its kind's queue any more, or `patience` before one that was taken.
         """
-        long_ago = func.now() - timedelta(seconds=patience)
-        taken = aliased(Job)
-        overtaken = (
-            select(func.max(taken.rung_at) - timedelta(seconds=patience))
-            .where(taken.kind == Job.kind, taken.state != JobState.QUEUED, taken.attempt > 0)
-            .correlate(Job)
-            .scalar_subquery()
-        )
-        needs_ring = or_(
-            and_(Job.rung_at.is_(None), Job.not_before.is_not(None)),
+        patient = timedelta(seconds=patience)
+        gone_before = self._last_taken(patient)
+        for kind in idle_kinds:
+            gone_before[kind] = func.now() - patient
+        in_time = func.now() - timedelta(seconds=FRESH_SECONDS)
+        never_sent = and_(
+            Job.rung_at.is_(None),
+            or_(Job.not_before.is_(None), Job.not_before <= func.now()),
             # The enqueuer is about to ring a fresh one itself.
-            and_(Job.rung_at.is_(None), Job.created_at < func.now() - timedelta(seconds=2)),
-            and_(Job.rung_at.is_(None), Job.attempt > 0),
-            and_(Job.rung_at.is_not(None), Job.rung_epoch != epoch),
-            and_(Job.kind.in_(idle_kinds), Job.rung_at < long_ago),
-            # Queues are first in, first out: a later message was taken, so this one is gone.
-            Job.rung_at < overtaken,
+            or_(Job.created_at < in_time, Job.attempt > 0, Job.not_before.is_not(None)),
         )
+        lost = [
+            and_(Job.rung_epoch == epoch, Job.kind == kind, Job.rung_at < before)
+            for kind, before in gone_before.items()
+        ]
+        # Two ranges and not "other than": an index serves them.
+        old_epoch = [Job.rung_epoch < epoch, Job.rung_epoch > epoch]
         due = (
             select(Job.id)
             .where(
                 Job.finished_at.is_(None),
                 Job.state == JobState.QUEUED,
-                or_(Job.not_before.is_(None), Job.not_before <= func.now()),
-                needs_ring,
+                or_(never_sent, *old_epoch, *lost),
             )
-            .order_by(Job.id)
+            .order_by(Job.created_at)
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
-        return self._session.scalars(
-            update(Job)
-            .where(Job.id.in_(due))
-            .values(rung_at=func.now(), rung_epoch=epoch)
-            .returning(Job)
-        ).all()
+        taken = self._refs(
+            update(Job).where(Job.id.in_(due)).values(rung_at=func.now(), rung_epoch=epoch)
+        )
+        return sorted(taken, key=lambda job: job.created_at)
 
-    def mark_rung(self, job_id: UUID, attempt: int, epoch: str) -> None:
-        """Note that the job's message was sent, if no worker has used it up already."""
+    def _last_taken(self, patience: timedelta) -> dict[str, Any]:
+        """For each kind, when the last message was sent of those that were taken, less `patience`.
+
+        Queues are first in, first out: what was sent before it and was not taken is gone.
+        """
+        query = select(func.max(Job.rung_at)).where(
+            Job.state != JobState.QUEUED, Job.rung_at.is_not(None)
+        )
+        found = {str(kind): self._session.scalar(query.where(Job.kind == kind)) for kind in JobKind}
+        return {kind: sent_at - patience for kind, sent_at in found.items() if sent_at}
+
+    def mark_rung(self, sent: Sequence[tuple[UUID, int]], epoch: str) -> None:
+        """Note that messages were sent for jobs at an attempt, where no worker has used them up."""
         self._session.execute(
             update(Job)
-            .where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.QUEUED)
+            .where(tuple_(Job.id, Job.attempt).in_(sent), Job.state == JobState.QUEUED)
             .values(rung_at=func.now(), rung_epoch=epoch)
         )
 
@@ -298,6 +356,21 @@ class JobRepository(BaseRepository[Job]):
             select(Job.state, func.count()).where(Job.finished_at.is_(None)).group_by(Job.state)
         )
         return dict(rows.all())
+
+    def _refs(self, statement: Update) -> list[JobRef]:
+        rows = self._session.execute(
+            statement.returning(
+                Job.id,
+                Job.kind,
+                Job.provider,
+                Job.model,
+                Job.attempt,
+                Job.state,
+                Job.rung_at,
+                Job.created_at,
+            ).execution_options(synchronize_session=False)
+        )
+        return [JobRef(**row._asdict()) for row in rows]
 
     def _change(self, claim: Claim, statement: Update) -> None:
         if not self._changes_one(statement.where(*_held(claim.job_id, claim.attempt))):

@@ -171,7 +171,27 @@ class Job(Base):
             # Callers without a user (the command line, Python) share one space of keys.
             postgresql_nulls_not_distinct=True,
         ),
-        Index("jobs_open", "state", "not_before", postgresql_where=text("finished_at IS NULL")),
+        Index("jobs_open", "state", postgresql_where=text("finished_at IS NULL")),
+        Index("jobs_deadline", "expires_at", postgresql_where=text("finished_at IS NULL")),
+        # What `take_unrung` asks every second; see there.
+        Index(
+            "jobs_unrung",
+            "not_before",
+            postgresql_where=text("state = 'queued' AND rung_at IS NULL"),
+        ),
+        Index(
+            "jobs_rung",
+            "rung_epoch",
+            "kind",
+            "rung_at",
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index(
+            "jobs_taken",
+            "kind",
+            "rung_at",
+            postgresql_where=text("state <> 'queued' AND rung_at IS NOT NULL"),
+        ),
         Index("jobs_of_user", "user_id", "id"),
         Index("jobs_of_worker", "worker_id", postgresql_where=text("state = 'running'")),
     )

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
+import psycopg2
 from sqlalchemy import Engine, create_engine, event, text
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
@@ -20,13 +22,17 @@ from repositories.users import ApiKeyRepository, UserRepository
 from repositories.workers import WorkerRepository
 
 CONNECT_TIMEOUT_SECONDS = 5
+SILENCE_SECONDS = 15
 CONFLICTS = frozenset({"40001", "40P01", "55P03"})
 """PostgreSQL's codes for a serialization failure, a deadlock, a lock that isn't free."""
-OUTAGES = ("08", "53300", "57P")
-"""How its codes begin for a lost connection, too many connections, a shutdown."""
+OUTAGES = ("08", "25006", "53", "57", "58")
+"""How its codes begin for a lost connection, a standby that takes no writes, a full disk or too
+many connections, a shutdown or a cancelled statement, an error of its machine."""
 OUTDATED_SCHEMA = frozenset({"42P01", "42703"})
 """PostgreSQL's codes for a table and a column that don't exist."""
 _AFTER_COMMIT = "promptstack.after_commit"
+
+Item = TypeVar("Item")
 
 
 class UnitOfWork:
@@ -75,32 +81,47 @@ class UnitOfWork:
         query = text("SELECT pg_try_advisory_xact_lock(hashtext(:name))")
         return bool(self.session.scalar(query, {"name": name}))
 
-    def after_commit(self, action: Callable[[], None]) -> None:
-        """Run `action` once the outermost transaction is committed, and never if it isn't."""
+    def limit_statements(self, seconds: float) -> None:
+        """Let no statement of this transaction take longer; one that does is ended."""
+        self.session.execute(text(f"SET LOCAL statement_timeout = {int(seconds * 1000)}"))
+
+    def after_commit(self, action: Callable[[list[Item]], None], item: Item) -> None:
+        """Once the outermost transaction is committed, and never if it isn't, run `action`.
+
+        It runs once, with all the items that were given for it.
+        """
         if _AFTER_COMMIT not in self.session.info:
             self.session.info[_AFTER_COMMIT] = _AfterCommit()
             event.listen(self.session, "after_commit", _committed)
             event.listen(self.session, "after_soft_rollback", _rolled_back)
             event.listen(self.session, "after_transaction_end", _ended)
         savepoint = self.session.get_nested_transaction()
-        self.session.info[_AFTER_COMMIT].actions.append((savepoint, action))
+        self.session.info[_AFTER_COMMIT].actions.append((savepoint, action, item))
 
 
 @dataclass
 class _AfterCommit:
     """What a session has to do once its transaction is over."""
 
-    actions: list[tuple[SessionTransaction | None, Callable[[], None]]] = field(
+    actions: list[tuple[SessionTransaction | None, Callable[[list[Any]], None], Any]] = field(
         default_factory=list
     )
-    """Each with the savepoint in which it was asked for, and with which it goes."""
+    """Each with the savepoint in which it was asked for, and with which it goes, and an item."""
     is_committed: bool = False
 
 
 class Ledger:
     """The database: makes units of work from one pool of connections."""
 
-    def __init__(self, url: str, *, pool_size: int = 10, max_overflow: int = 20) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 10,
+        max_overflow: int = 20,
+        silence: int = SILENCE_SECONDS,
+    ) -> None:
+        """Open nothing yet; `silence` is how long a dead connection may go unnoticed, seconds."""
         self._engine = create_engine(
             url,
             pool_size=pool_size,
@@ -111,6 +132,11 @@ class Ledger:
             hide_parameters=True,
             connect_args={
                 "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+                # Of a network that went silent, nothing but these would ever tell.
+                "keepalives_idle": max(1, silence // 3),
+                "keepalives_interval": max(1, silence // 3),
+                "keepalives_count": 2,
+                "tcp_user_timeout": silence * 1_000,
                 "application_name": "promptstack",
             },
         )
@@ -120,12 +146,12 @@ class Ledger:
     def transaction(self) -> Iterator[UnitOfWork]:
         """Open a transaction; commit at the end, roll back on any error, always close.
 
-        Raises `LedgerUnavailable` where PostgreSQL can't be reached.
+        Raises `LedgerUnavailable`, `LedgerConflict`, and `LedgerOutdated`.
         """
         try:
             with self._sessions.begin() as session:
                 yield UnitOfWork(session)
-        except OperationalError as error:
+        except (DBAPIError, psycopg2.Error) as error:
             explained = _explain(error)
             if explained is None:
                 raise
@@ -133,13 +159,6 @@ class Ledger:
         except PoolTimeoutError as error:
             raise LedgerUnavailable(
                 "All connections to the database are in use; raise DATABASE_POOL_SIZE."
-            ) from error
-        except ProgrammingError as error:
-            if getattr(error.orig, "pgcode", None) not in OUTDATED_SCHEMA:
-                raise
-            raise LedgerOutdated(
-                "The database's schema is missing or older than this version; "
-                "run `promptstack migrate`."
             ) from error
 
     @staticmethod
@@ -162,18 +181,37 @@ class Ledger:
         self._engine.dispose()
 
 
-def _explain(error: OperationalError) -> PromptStackError | None:
-    """Tell an outage and a conflict from what PostgreSQL refuses for good."""
-    code = getattr(error.orig, "pgcode", None)
+def _explain(error: DBAPIError | psycopg2.Error) -> PromptStackError | None:
+    """Tell an outage and a conflict from what PostgreSQL refuses for good.
+
+    COPY goes past SQLAlchemy, so that its errors come as the driver's own.
+    """
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    code = getattr(cause, "pgcode", None)
     if code in CONFLICTS:
         return LedgerConflict("Two changes of the same rows met in the database; try again.")
-    if code is None or error.connection_invalidated or str(code).startswith(OUTAGES):
+    if code in OUTDATED_SCHEMA:
+        return LedgerOutdated(
+            "The database's schema is missing or older than this version; "
+            "run `promptstack migrate`."
+        )
+    if str(code).startswith(OUTAGES) or (code is None and _is_broken(error, cause)):
         return LedgerUnavailable(
-            "The database could not be reached or broke the connection; "
+            "The database could not be reached, broke the connection or takes no writes now; "
             "check DATABASE_URL and that PostgreSQL runs.",
-            detail=str(error.orig),
+            detail=str(cause),
         )
     return None
+
+
+def _is_broken(error: Exception, cause: BaseException | None) -> bool:
+    """Whether a connection broke; PostgreSQL could not say so itself."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    # The bare DatabaseError is how the driver reports a connection cut within COPY.
+    return isinstance(cause, psycopg2.OperationalError | psycopg2.InterfaceError) or (
+        type(cause) is psycopg2.DatabaseError
+    )
 
 
 def _committed(session: Session) -> None:
@@ -185,15 +223,17 @@ def _committed(session: Session) -> None:
     # A savepoint was released: what was asked for within it belongs to what is around it now.
     outer = released.parent if released.parent and released.parent.nested else None
     waiting.actions = [
-        (outer if savepoint is released else savepoint, action)
-        for savepoint, action in waiting.actions
+        (outer if savepoint is released else savepoint, action, item)
+        for savepoint, action, item in waiting.actions
     ]
 
 
 def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
     waiting = session.info[_AFTER_COMMIT]
     if transaction.nested:
-        waiting.actions = [pair for pair in waiting.actions if not _is_within(pair[0], transaction)]
+        waiting.actions = [
+            waits for waits in waiting.actions if not _is_within(waits[0], transaction)
+        ]
 
 
 def _is_within(savepoint: SessionTransaction | None, outer: SessionTransaction) -> bool:
@@ -212,5 +252,8 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
     ended = session.info[_AFTER_COMMIT]
     session.info[_AFTER_COMMIT] = _AfterCommit()
     if ended.is_committed:
-        for _, action in ended.actions:
-            action()
+        together: dict[Callable[[list[Any]], None], list[Any]] = {}
+        for _, action, item in ended.actions:
+            together.setdefault(action, []).append(item)
+        for action, items in together.items():
+            action(items)

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from repositories.base import BaseRepository
@@ -23,6 +23,15 @@ class WorkerRepository(BaseRepository[Worker]):
             .on_conflict_do_update(
                 index_elements=[Worker.id], set_={"heartbeat_at": func.clock_timestamp()}
             )
+        )
+
+    def refresh(self, worker_id: UUID, seconds: float) -> None:
+        """Say that this worker is alive if its last heartbeat is over `seconds` old."""
+        late = Worker.heartbeat_at < func.clock_timestamp() - timedelta(seconds=seconds)
+        self._session.execute(
+            update(Worker)
+            .where(Worker.id == worker_id, late)
+            .values(heartbeat_at=func.clock_timestamp())
         )
 
     def leave(self, worker_id: UUID) -> None:

@@ -1,6 +1,7 @@
 """Cutting documents into chunks."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import PurePath
 
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
@@ -8,8 +9,14 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 from repositories.documents import Passage
 
 MARKDOWN_SUFFIXES = frozenset({".md", ".markdown", ".mdx"})
-CUT_VERSION = 1
+BORDERS = ("\n\n", "\n", " ")
+CUT_VERSION = 2
 """Raise it when the same text would be cut otherwise: documents are then cut anew."""
+
+BLOCK_CHARACTERS = 50_000
+"""What the splitter gets at once. Its time grows with the square of the text
+(semantic-text-splitter 0.33: 0.03 s for 50,000 characters, over 8 minutes for 10 million without a
+space), and meanwhile no other thread of the process runs."""
 
 
 class Chunker:
@@ -26,13 +33,31 @@ class Chunker:
 
     def cut(self, text: str, source: str) -> list[Passage]:
         """Return the chunks in order, each with its offset in characters."""
-        splitter = MarkdownSplitter if _is_markdown(source) else TextSplitter
+        kind = MarkdownSplitter if _is_markdown(source) else TextSplitter
+        splitter = kind(self._characters)
+        found = (
+            (begin + start, chunk)
+            for begin, end in blocks(text, BLOCK_CHARACTERS)
+            for start, chunk in splitter.chunk_indices(text[begin:end])
+        )
         return [
             Passage(position, start, chunk, hashlib.sha256(chunk.encode()).digest())
-            for position, (start, chunk) in enumerate(
-                splitter(self._characters).chunk_indices(text)
-            )
+            for position, (start, chunk) in enumerate(found)
         ]
+
+
+def blocks(text: str, size: int) -> Iterator[tuple[int, int]]:
+    """Cut a long text into blocks of at most `size` characters; where each begins and ends.
+
+    On the last paragraph border in the second half of a block, else line, else space, else there.
+    """
+    begin = 0
+    while len(text) - begin > size:
+        found = (text.rfind(border, begin + size // 2, begin + size) for border in BORDERS)
+        end = next((at + 1 for at in found if at != -1), begin + size)
+        yield begin, end
+        begin = end
+    yield begin, len(text)
 
 
 def _is_markdown(source: str) -> bool:

@@ -1,16 +1,22 @@
 """How services tell workers that there is work, without knowing which queue carries it."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
 from config.errors import PromptStackError
-from repositories.errors import LedgerUnavailable
+from repositories.errors import TransientLedgerError
+from repositories.jobs import JobRef
 from repositories.models import Job, JobKind
 from repositories.session import Ledger
 
 logger = logging.getLogger(__name__)
+
+SLICE = 100
+"""Messages sent between two notes: the reconciler rings, after a while, what isn't noted."""
 
 
 class BrokerUnavailable(PromptStackError):
@@ -30,11 +36,14 @@ class Ring:
     model: str
     attempt: int = 0
     """The job's attempt when it was rung; a later one means that the message is used up."""
+    sent_at: datetime | None = None
+    """When it was sent, by the ledger's clock, or a little earlier."""
 
     @classmethod
-    def of(cls, job: Job) -> "Ring":
+    def of(cls, job: Job | JobRef) -> "Ring":
         """The message for this job."""
-        return cls(job.id, JobKind(job.kind), job.provider, job.model, job.attempt)
+        sent_at = job.rung_at or job.created_at
+        return cls(job.id, JobKind(job.kind), job.provider, job.model, job.attempt, sent_at)
 
 
 class Doorbell(Protocol):
@@ -50,17 +59,32 @@ class Doorbell(Protocol):
         """How many messages of a kind wait. Raises `BrokerUnavailable`."""
 
 
-def ring_now(ledger: Ledger, doorbell: Doorbell, ring: Ring) -> None:
-    """Ring a job that was just committed, and note it; leave it to the reconciler if that fails."""
+def ring_now(ledger: Ledger, doorbell: Doorbell, rings: Sequence[Ring]) -> None:
+    """Ring jobs that were just committed, and note it; leave to the reconciler what fails.
+
+    Never raises for a broker or a ledger that is away: the jobs are committed, and their caller
+    must not be told otherwise.
+    """
+    for first in range(0, len(rings), SLICE):
+        waits = rings[first : first + SLICE]
+        sent: list[tuple[UUID, int]] = []
+        try:
+            epoch = doorbell.epoch()
+            for ring in waits:
+                doorbell.ring(ring)
+                sent.append((ring.job_id, ring.attempt))
+        except BrokerUnavailable as error:
+            left = len(rings) - first - len(sent)
+            logger.warning("%d jobs are accepted but not rung yet: %s", left, error)
+        if sent:
+            _note(ledger, sent, epoch)
+        if len(sent) < len(waits):
+            return
+
+
+def _note(ledger: Ledger, sent: Sequence[tuple[UUID, int]], epoch: str) -> None:
     try:
-        epoch = doorbell.epoch()
-        doorbell.ring(ring)
-    except BrokerUnavailable as error:
-        logger.warning("job %s is accepted but not rung yet: %s", ring.job_id, error)
-        return
-    try:
-        with ledger.transaction() as work:
-            work.jobs.mark_rung(ring.job_id, ring.attempt, epoch)
-    except LedgerUnavailable as error:
-        # The job is committed, and its caller must not be told otherwise.
-        logger.warning("job %s was rung, which could not be noted: %s", ring.job_id, error)
+        with ledger.transaction() as unit:
+            unit.jobs.mark_rung(sent, epoch)
+    except TransientLedgerError as error:
+        logger.warning("%d jobs were rung, which could not be noted: %s", len(sent), error)

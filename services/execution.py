@@ -5,34 +5,43 @@ everything that changes the job is fenced by the claim.
 """
 
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
 from config.errors import PromptStackError
-from repositories.errors import ClaimLost, LedgerConflict, LedgerUnavailable
+from repositories.attempts import Totals
+from repositories.errors import ClaimLost, LedgerConflict, TransientLedgerError
 from repositories.jobs import Claim
-from repositories.models import AttemptState, JobState
+from repositories.models import AttemptState, Job, JobState
 from repositories.session import Ledger, UnitOfWork
 from services.backoff import Backoff
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
-from services.llm.errors import ProviderError, ProviderTimeout
+from services.llm.errors import ConnectionFailed, ProviderError, ProviderTimeout
 from services.llm.pool import ProviderPool
 from services.progress import Progress, ProgressService
-from services.running import RunningJobs
+from services.running import Hold, RunningJobs
 from services.text import make_storable
 
 logger = logging.getLogger(__name__)
 
-STORE_PATIENCE_SECONDS = 120.0
-"""How long an answer that was paid for waits in memory for PostgreSQL to come back."""
-STORE_RETRY_SECONDS = 0.5
+LEDGER_RETRY_SECONDS = 0.5
+SAY_AGAIN_SECONDS = 30.0
+MAX_CONFLICTS = 60
+"""Deadlocks and the like in a row, half a second apart, that are no accident any more."""
+STOP_PATIENCE_SECONDS = 8.0
+"""How long a worker that stops still waits for PostgreSQL with what it has to store."""
+MAX_TOKENS = 2**31 - 1
+"""What the ledger's column holds, far above any real call."""
 
+T = TypeVar("T")
 Answer = TypeVar("Answer", LLMResponse, EmbeddingResponse)
 Report = Callable[[Progress], None]
 """Told of every step that others may see."""
@@ -64,6 +73,7 @@ class Execution:
         *,
         worker_id: UUID,
         call_timeout: float,
+        beat_seconds: float,
     ) -> None:
         self._ledger = ledger
         self._progress = progress
@@ -72,41 +82,55 @@ class Execution:
         self._backoff = backoff
         self._worker_id = worker_id
         self._call_timeout = call_timeout
+        self._beat_seconds = beat_seconds
 
-    def run(self, job_id: UUID, work: "Work", report: Report) -> JobOutcome:
+    def run(
+        self, job_id: UUID, work: "Work", report: Report, rung_at: datetime | None = None
+    ) -> JobOutcome:
         """Claim the job, do its `work`, and store what it returns as the job's result.
 
-        Never raises: what is wrong is in the outcome. When PostgreSQL is away, the job is handed
-        back by the heartbeat or rung again by the reconciler once it is there.
+        `rung_at` is when the job's message was sent, by the ledger's clock. What goes wrong with
+        the job is in the outcome. Where the ledger is away until this worker stops, the job is
+        freed by the reconciler of another, and that is in the outcome too.
         """
-        with self._running.in_hand(job_id) as is_new:
-            if not is_new:
-                return JobOutcome(state=None)
+        with self._running.in_hand(job_id) as hold:
             try:
-                return self._run(job_id, work, report)
-            except LedgerUnavailable as error:
+                return self._run(hold, work, report, rung_at)
+            except TransientLedgerError as error:
                 return JobOutcome(JobState.QUEUED, error=f"{error.code}: {error}")
 
-    def _run(self, job_id: UUID, work: "Work", report: Report) -> JobOutcome:
-        with self._ledger.transaction() as unit:
-            claim = unit.jobs.claim(job_id, self._worker_id)
+    def _run(
+        self, hold: Hold, work: "Work", report: Report, rung_at: datetime | None
+    ) -> JobOutcome:
+        job_id = hold.job_id
+        claim = self.in_ledger(lambda unit: self._claim(unit, job_id, rung_at))
         if claim is None:
             return self._present(job_id)
-        job = ClaimedJob(self, claim, report)
+        hold.attempt = claim.attempt
+        job = ClaimedJob(self, claim, hold, report)
         try:
             job.show(JobState.RUNNING)
             result = work(job)
             if result is not None:
-                self._store(lambda unit: unit.jobs.succeed(claim, result))
+                self.in_ledger(lambda unit: unit.jobs.succeed(claim, result))
         except ClaimLost:
             pass  # cancelled, expired or taken over meanwhile: the ledger says which
         except CancelledError:
-            self._hand_back(claim)
+            # By a shutdown, where the claim still holds, or by a person.
+            self.in_ledger(lambda unit: unit.jobs.release(job_id, claim.attempt))
+        except TransientLedgerError:
+            raise  # no fault of the job's
         except PromptStackError as error:
             self._settle(claim, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job must end
             self._settle(claim, _bug(error))
         return self._present(job_id)
+
+    def _claim(self, unit: UnitOfWork, job_id: UUID, rung_at: datetime | None) -> Claim | None:
+        # Whoever can claim is alive. Without this, a worker whose heartbeats are late would pay
+        # for jobs that are freed at once.
+        unit.workers.refresh(self._worker_id, self._beat_seconds)
+        return unit.jobs.claim(job_id, self._worker_id, rung_at)
 
     def call(
         self,
@@ -121,22 +145,18 @@ class Execution:
         The answer is paid for, so it is kept whether or not the claim still holds; `keep` may
         only store what doesn't depend on the claim. Raises `ProviderError`, `ClaimLost`.
         """
-        claim = job.claim
+        claim, call = job.claim, job.next_call()
         service = self._providers.get(claim.provider)
-        with self._ledger.transaction() as unit:
+
+        def begin(unit: UnitOfWork) -> int:
             unit.jobs.check_claim(claim)
-            attempt_id = unit.attempts.start(claim, call=job.next_call(), items=items)
+            return unit.attempts.start(claim, call=call, items=items)
+
+        attempt_id = self.in_ledger(begin)
         try:
-            answer = self._running.wait_for(claim.job_id, ask(service), self._call_timeout)
-        except TimeoutError as error:
-            timeout = ProviderTimeout(
-                f"{claim.provider} did not answer within {self._call_timeout:g} s."
-            )
-            self._settle_attempt(attempt_id, timeout)
-            raise timeout from error
+            answer = self._wait_for(job, ask(service))
         except CancelledError:
-            with self._ledger.transaction() as unit:
-                unit.attempts.settle(attempt_id, AttemptState.CANCELLED)
+            self.in_ledger(lambda unit: unit.attempts.settle(attempt_id, AttemptState.CANCELLED))
             raise
         except PromptStackError as error:
             self._settle_attempt(attempt_id, error)
@@ -149,61 +169,76 @@ class Execution:
             unit.attempts.settle(
                 attempt_id,
                 AttemptState.SUCCEEDED,
-                input_tokens=answer.input_tokens,
-                output_tokens=getattr(answer, "output_tokens", None),
+                input_tokens=_credible(answer.input_tokens),
+                output_tokens=_credible(getattr(answer, "output_tokens", None)),
                 latency_seconds=answer.latency_seconds,
                 provider_request_id=make_storable(answer.provider_request_id or "") or None,
             )
             keep(unit, answer)
 
-        self._store(store)
+        self.in_ledger(store)
         return answer
 
-    def ledger(self) -> Ledger:
-        """The ledger, for the steps of a kind of job."""
-        return self._ledger
+    def _wait_for(self, job: "ClaimedJob", call: Coroutine[Any, Any, Answer]) -> Answer:
+        """Wait for a provider's answer. Raises `ProviderError`, `CancelledError` if we cancel."""
+        provider, timeout = job.claim.provider, self._call_timeout
+        try:
+            return self._running.wait_for(job.hold, call, timeout)
+        except TimeoutError as error:
+            raise ProviderTimeout(f"{provider} did not answer within {timeout:g} s.") from error
+        except CancelledError as error:
+            if job.hold.is_cancelled:
+                raise
+            # From within the provider's own code: a failure of the call, which must count.
+            raise ConnectionFailed(f"{provider}'s client cancelled its own call.") from error
+
+    def in_ledger(self, write: Callable[[UnitOfWork], T]) -> T:
+        """Run one transaction, and wait while PostgreSQL is away; what `write` returns.
+
+        Nothing that is known here may get lost, least of all an answer that was paid for, and
+        no other job could run meanwhile. `write` may run twice, where a connection broke in the
+        middle of a commit. Raises `TransientLedgerError` when the worker stops, or when it always
+        meets a conflict.
+        """
+        conflicts = 0
+        said_at = -math.inf
+        while True:
+            try:
+                with self._ledger.transaction() as unit:
+                    return write(unit)
+            except TransientLedgerError as error:
+                conflicts += isinstance(error, LedgerConflict)
+                stopped = self._running.seconds_since_stop() > STOP_PATIENCE_SECONDS
+                if stopped or conflicts > MAX_CONFLICTS:
+                    raise
+                if time.monotonic() - said_at > SAY_AGAIN_SECONDS:
+                    logger.warning("a job waits for the ledger: %s", error)
+                    said_at = time.monotonic()
+                time.sleep(LEDGER_RETRY_SECONDS)
 
     def publish(self, progress: Progress) -> None:
         """Show progress to everyone who watches."""
         self._progress.publish(progress)
 
-    def _store(self, write: Callable[[UnitOfWork], None]) -> None:
-        """Store what was paid for, also when PostgreSQL is away for a while.
-
-        `write` may run twice, where a connection broke in the middle of a commit.
-        """
-        deadline = time.monotonic() + STORE_PATIENCE_SECONDS
-        while True:
-            try:
-                with self._ledger.transaction() as unit:
-                    write(unit)
-                return
-            except (LedgerConflict, LedgerUnavailable):
-                if time.monotonic() > deadline:
-                    raise
-                logger.warning("a result waits for the database")
-                time.sleep(STORE_RETRY_SECONDS)
-
     def _settle(self, claim: Claim, error: PromptStackError) -> None:
         """Decide what an error means for the job: this is the one place."""
         counts = not isinstance(error, ProviderError) or error.counts_as_failure
         tries_left = claim.failures < claim.max_retries or not counts
-        with suppress(ClaimLost), self._ledger.transaction() as unit:
+        tries = claim.failures + 1 if counts else claim.attempt
+        delay = self._backoff.delay(tries, error.retry_after)
+
+        def write(unit: UnitOfWork) -> None:
             if error.transient and tries_left:
-                tries = claim.failures + 1 if counts else claim.attempt
-                delay = self._backoff.delay(tries, error.retry_after)
                 unit.jobs.retry_later(claim, delay, error.code, str(error), counts=counts)
             else:
                 unit.jobs.fail(claim, error.code, str(error))
 
-    def _hand_back(self, claim: Claim) -> None:
-        """A call was cancelled: by a shutdown, when the claim still holds, or by a person."""
-        with self._ledger.transaction() as unit:
-            unit.jobs.release(claim.job_id, claim.attempt)
+        with suppress(ClaimLost):
+            self.in_ledger(write)
 
     def _settle_attempt(self, attempt_id: int, error: PromptStackError) -> None:
-        with self._ledger.transaction() as unit:
-            unit.attempts.settle(
+        self.in_ledger(
+            lambda unit: unit.attempts.settle(
                 attempt_id,
                 AttemptState.FAILED,
                 error_code=error.code,
@@ -211,16 +246,19 @@ class Execution:
                 detail=error.detail,
                 provider_request_id=getattr(error, "request_id", None),
             )
+        )
 
     def _present(self, job_id: UUID) -> JobOutcome:
         """Read from the ledger how the job stands, show it, and say it to the queue."""
-        with self._ledger.transaction() as unit:
-            job = unit.jobs.get(job_id)
-            if job is None:
-                return JobOutcome(state=None)
-            progress = Progress.of(job)
-            waits = unit.jobs.seconds_until_due(job_id)
-            totals = unit.attempts.totals(job_id)
+
+        def read(unit: UnitOfWork) -> tuple[Job | None, float | None, Totals]:
+            found = next(iter(unit.jobs.get_all([job_id])), None)
+            return found, unit.jobs.seconds_until_due(job_id), unit.attempts.totals(job_id)
+
+        job, waits, totals = self.in_ledger(read)
+        if job is None:
+            return JobOutcome(state=None)
+        progress = Progress.of(job)
         if progress.state is JobState.RUNNING:
             return JobOutcome(state=None)  # it runs elsewhere
         self.publish(progress)
@@ -245,8 +283,9 @@ class Execution:
 class ClaimedJob:
     """A job in the hands of this worker."""
 
-    def __init__(self, execution: Execution, claim: Claim, report: Report) -> None:
+    def __init__(self, execution: Execution, claim: Claim, hold: Hold, report: Report) -> None:
         self.claim = claim
+        self.hold = hold
         self._execution = execution
         self._report = report
         self._calls = 0
@@ -262,6 +301,10 @@ class ClaimedJob:
         """Make one provider call; see `Execution.call`."""
         return self._execution.call(self, ask, keep, items=items)
 
+    def in_ledger(self, write: Callable[[UnitOfWork], T]) -> T:
+        """Run one transaction; see `Execution.in_ledger`."""
+        return self._execution.in_ledger(write)
+
     def next_call(self) -> int:
         """Count the calls of this claim, from 0."""
         self._calls += 1
@@ -269,8 +312,7 @@ class ClaimedJob:
 
     def advance(self, current: int, total: int) -> None:
         """Record that `current` of `total` items are done, and show it. Raises `ClaimLost`."""
-        with self._execution.ledger().transaction() as unit:
-            unit.jobs.set_progress(self.claim, current, total)
+        self.in_ledger(lambda unit: unit.jobs.set_progress(self.claim, current, total))
         self.show(JobState.RUNNING, current, total)
 
     def show(self, state: JobState, current: int = 0, total: int = 1) -> None:
@@ -278,6 +320,11 @@ class ClaimedJob:
         self._shown = replace(self._shown, state=state, current=current, total=total)
         self._execution.publish(self._shown)
         self._report(self._shown)
+
+
+def _credible(tokens: int | None) -> int | None:
+    """A count of tokens, or None where a provider tells nonsense: the answer is kept anyway."""
+    return tokens if tokens is not None and 0 <= tokens <= MAX_TOKENS else None
 
 
 def _bug(error: Exception) -> PromptStackError:

@@ -1,6 +1,7 @@
 """What a worker does with a generation job."""
 
 from contextlib import suppress
+from datetime import datetime
 from uuid import UUID
 
 from repositories.errors import ClaimLost
@@ -16,9 +17,9 @@ class GenerationService:
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
 
-    def run(self, job_id: UUID, report: Report) -> JobOutcome:
+    def run(self, job_id: UUID, report: Report, rung_at: datetime | None = None) -> JobOutcome:
         """Do the job if it is there to take; see `Execution.run`."""
-        return self._execution.run(job_id, _generate, report)
+        return self._execution.run(job_id, _generate, report, rung_at)
 
 
 def _generate(job: ClaimedJob) -> None:

@@ -10,6 +10,9 @@ from services.running import RunningJobs
 
 logger = logging.getLogger(__name__)
 
+STATEMENT_SECONDS = 4.0
+"""Longest wait for one statement: a heartbeat must not hang as long as a worker may be silent."""
+
 
 class Heartbeat:
     """Says that this worker is alive and sees which of its jobs were taken from it."""
@@ -21,18 +24,17 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Do both once. Raises `LedgerUnavailable`."""
-        waiting = self._running.waiting()
+        claimed = self._running.claimed()
         with self._ledger.transaction() as unit:
+            unit.limit_statements(STATEMENT_SECONDS)
             unit.workers.beat(self._worker_id, socket.gethostname(), os.getpid())
             recorded = unit.jobs.running_of(self._worker_id)
             # Recorded as ours but not in hand: the database was away when we let go of it.
-            in_hand = self._running.ids()
             for job_id, attempt in recorded.items():
-                if job_id not in in_hand:
+                if not self._running.holds(job_id, attempt):
                     unit.jobs.release(job_id, attempt)
-        for job_id in waiting - set(recorded):
+        for job_id in self._running.cancel_lost(claimed, recorded):
             logger.info("job %s was taken from this worker; its call is closed", job_id)
-            self._running.cancel(job_id)
 
     def leave(self) -> None:
         """Say that this worker is gone."""

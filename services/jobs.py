@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 from pydantic import JsonValue, ValidationError
+from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -216,6 +217,9 @@ class JobService:
             job = _find(work, job_id, owner)
             if not work.jobs.cancel(job_id):
                 raise WrongState(f"Job {job_id} has ended already ({job.state}).")
+            if job.state == JobState.QUEUED and job.rung_at is None:
+                # No message is on its way whose worker would tell AsyncResult and Flower.
+                self._ring_after_commit(work, job)
         return self._shown(job_id)
 
     def retry(self, job_id: UUID, *, owner: UUID | None = None) -> JobView:
@@ -260,7 +264,8 @@ class JobService:
                     user_id=options.user_id,
                     idempotency_key=options.idempotency_key,
                     max_retries=self._defaults.max_retries if retries is None else retries,
-                    expires_at=datetime.now(UTC) + timedelta(seconds=lifetime),
+                    # By the clock that ends it.
+                    expires_at=func.now() + timedelta(seconds=lifetime),
                 )
         except IntegrityError:
             # Somebody else may have enqueued under the same key since we looked.
@@ -288,8 +293,10 @@ class JobService:
         return JobView.model_validate(job)
 
     def _ring_after_commit(self, work: UnitOfWork, job: Job) -> None:
-        ring = Ring.of(job)
-        work.after_commit(lambda: ring_now(self._ledger, self._doorbell, ring))
+        work.after_commit(self._ring, Ring.of(job))
+
+    def _ring(self, rings: list[Ring]) -> None:
+        ring_now(self._ledger, self._doorbell, rings)
 
     def _shown(self, job_id: UUID) -> JobView:
         """Read a job anew and show where it stands."""

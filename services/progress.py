@@ -1,6 +1,7 @@
 """Where each job stands, in Redis for all to watch. Only a cache: the ledger can rebuild it."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,9 @@ logger = logging.getLogger(__name__)
 STALE_SECONDS = 5.0
 """An entry older than this is checked against the ledger: its writer may have died, or Redis may
 have been away when the job ended or was queued again."""
+
+REST_SECONDS = 2.0
+"""After a failure, how long Redis is left alone: a job must not wait for each time-out."""
 
 
 @dataclass(frozen=True)
@@ -64,30 +68,32 @@ class ProgressService:
         self._ledger = ledger
         self._ttl_seconds = ttl_seconds
         self._clock = clock
+        self._resting_until = -math.inf
 
-    def publish(self, progress: Progress) -> None:
-        """Show where a job stands. Redis being away costs the view, not the job."""
-        key = PROGRESS_KEY.format(job_id=progress.job_id)
-        fields: dict[Any, str] = {name: str(value) for name, value in asdict(progress).items()}
-        fields["updated_at"] = str(self._clock())
+    def publish(self, *shown: Progress) -> None:
+        """Show where jobs stand. Redis being away costs the view, not the job."""
+        if self._clock() < self._resting_until:
+            return
         try:
             with self._redis.pipeline() as pipeline:
-                pipeline.hset(key, mapping=fields)
-                pipeline.expire(key, self._ttl_seconds)
+                for progress in shown:
+                    key = PROGRESS_KEY.format(job_id=progress.job_id)
+                    fields: dict[Any, str] = {
+                        name: str(value) for name, value in asdict(progress).items()
+                    }
+                    fields["updated_at"] = str(self._clock())
+                    pipeline.hset(key, mapping=fields)
+                    pipeline.expire(key, self._ttl_seconds)
                 pipeline.execute()
         except RedisError as error:
-            logger.warning(
-                "progress of job %s is not shown: Redis is away (%s)",
-                progress.job_id,
-                type(error).__name__,
-            )
+            self._rest(error)
 
     def rebuild(self, job_ids: Sequence[UUID]) -> list[Progress]:
         """Read jobs' progress from the ledger and show it anew; unknown ids are left out."""
         with self._ledger.transaction() as work:
-            found = [Progress.of(job) for job in map(work.jobs.get, job_ids) if job is not None]
-        for progress in found:
-            self.publish(progress)
+            found = [Progress.of(job) for job in work.jobs.get_all(job_ids)]
+        if found:
+            self.publish(*found)
         return found
 
     def read(self, job_ids: Sequence[UUID]) -> dict[UUID, Progress]:
@@ -97,15 +103,22 @@ class ProgressService:
         return found | {progress.job_id: progress for progress in self.rebuild(missing)}
 
     def _cached(self, job_ids: Sequence[UUID]) -> dict[UUID, Progress]:
+        if self._clock() < self._resting_until:
+            return {}
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 for job_id in job_ids:
                     pipeline.hgetall(PROGRESS_KEY.format(job_id=job_id))
                 entries = pipeline.execute()
-        except RedisError:
+        except RedisError as error:
+            self._rest(error)
             return {}  # the ledger answers instead
         fresh = (entry for entry in entries if entry and not self._is_stale(entry))
         return {progress.job_id: progress for progress in map(_parse, fresh)}
+
+    def _rest(self, error: RedisError) -> None:
+        self._resting_until = self._clock() + REST_SECONDS
+        logger.warning("progress is not shown: Redis is away (%s)", type(error).__name__)
 
     def _is_stale(self, entry: dict[str, str]) -> bool:
         return self._clock() - float(entry["updated_at"]) > STALE_SECONDS

@@ -3,10 +3,10 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from uuid import UUID
 
 from repositories.errors import LedgerUnavailable
-from repositories.models import JobKind
+from repositories.jobs import JobRef
+from repositories.models import JobKind, JobState
 from repositories.session import Ledger, UnitOfWork
 from services.doorbell import BrokerUnavailable, Doorbell, Ring
 from services.progress import ProgressService
@@ -51,21 +51,24 @@ class Reconciler:
                 if not unit.try_lock("reconciler"):
                     return 0
                 freed = self._free_lost(unit)
-                expired = unit.jobs.expire_overdue()
+                ended = [*unit.jobs.expire_overdue(), *(job for job in freed if not _waits(job))]
                 unit.workers.forget_dead(FORGET_WORKERS_SECONDS)
         except LedgerUnavailable:
             self._ledger_seen_since = None
             raise
-        for job_id in freed:
-            logger.warning("job %s was freed: its worker died", job_id)
-        self._progress.rebuild([*freed, *expired])
+        for job in freed:
+            logger.warning("job %s was freed: its worker died", job.id)
+        self._progress.rebuild([job.id for job in {*freed, *ended}])
         try:
+            # For a job that has ended, its message only makes AsyncResult and Flower say so.
+            for job in ended:
+                self._doorbell.ring(Ring.of(job))
             return self._ring_due()
         except BrokerUnavailable as error:
             logger.warning("jobs that are due wait for the broker: %s", error)
             return 0
 
-    def _free_lost(self, unit: UnitOfWork) -> Sequence[UUID]:
+    def _free_lost(self, unit: UnitOfWork) -> Sequence[JobRef]:
         """Free dead workers' jobs; none at first, when PostgreSQL itself was away a moment ago.
 
         Nobody could send heartbeats then, so that silence proves nothing.
@@ -94,3 +97,7 @@ class Reconciler:
                     unit.jobs.mark_unrung([left.id for left in jobs[position:]])
                 raise
         return len(jobs)
+
+
+def _waits(job: JobRef) -> bool:
+    return job.state == JobState.QUEUED

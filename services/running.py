@@ -2,9 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -13,65 +15,89 @@ from services.llm.event_loop import EventLoop
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
+class Hold:
+    """One message's hold on a job, from before its claim to its last word in the ledger.
+
+    A job may be held twice for a moment: cancelled, and retried before the first has let go.
+    """
+
+    job_id: UUID
+    attempt: int | None = None
+    """What it claimed; None while that isn't known yet."""
+    call: Future[Any] | None = None
+    is_cancelled: bool = False
+    """Whether we cancelled its call, and not the provider itself."""
+
+
 class RunningJobs:
     """Lets a job's call be cancelled from another thread."""
 
     def __init__(self, loop: EventLoop) -> None:
         self._loop = loop
         self._lock = threading.Lock()
-        self._calls: dict[UUID, Future[Any] | None] = {}
-        self._stopping = False
+        self._holds: set[Hold] = set()
+        self._stopped_at: float | None = None
 
     @contextmanager
-    def in_hand(self, job_id: UUID) -> Iterator[bool]:
-        """Hold a job from before its claim to after its last word in the ledger.
-
-        Gives False where this process holds it already: its message came twice.
-        """
+    def in_hand(self, job_id: UUID) -> Iterator[Hold]:
+        """Hold a job."""
+        hold = Hold(job_id)
         with self._lock:
-            is_new = job_id not in self._calls
-            self._calls.setdefault(job_id, None)
+            self._holds.add(hold)
         try:
-            yield is_new
+            yield hold
         finally:
-            if is_new:
-                with self._lock:
-                    self._calls.pop(job_id, None)
+            with self._lock:
+                self._holds.discard(hold)
 
-    def wait_for(self, job_id: UUID, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
+    def wait_for(self, hold: Hold, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
         """Run a call on the event loop and wait for it.
 
         Raises `TimeoutError`, `concurrent.futures.CancelledError`, and what the call raises.
         """
         with self._lock:
-            if self._stopping:
+            if self._stopped_at is not None:
+                hold.is_cancelled = True
                 coroutine.close()
                 raise CancelledError
             call = self._loop.submit(asyncio.wait_for(coroutine, timeout))
-            self._calls[job_id] = call
+            hold.call = call
         return call.result()
 
-    def ids(self) -> set[UUID]:
-        """The jobs in hand."""
+    def holds(self, job_id: UUID, attempt: int) -> bool:
+        """Whether this process has that attempt in hand, or may be about to."""
         with self._lock:
-            return set(self._calls)
+            return any(
+                hold.job_id == job_id and hold.attempt in (None, attempt) for hold in self._holds
+            )
 
-    def waiting(self) -> set[UUID]:
-        """Those of them that have waited for a call: their claim is surely in the ledger."""
+    def claimed(self) -> list[Hold]:
+        """The holds whose claim is surely in the ledger, as they have asked a provider."""
         with self._lock:
-            return {job_id for job_id, call in self._calls.items() if call is not None}
+            return [hold for hold in self._holds if hold.call is not None]
 
-    def cancel(self, job_id: UUID) -> None:
-        """Cancel the job's call, if it waits for one."""
-        with self._lock:
-            call = self._calls.get(job_id)
-        if call is not None:
-            call.cancel()
+    def cancel_lost(self, claimed: list[Hold], recorded: Mapping[UUID, int]) -> list[UUID]:
+        """Cancel the calls of those holds that the ledger no longer records; their jobs."""
+        lost = [hold for hold in claimed if recorded.get(hold.job_id) != hold.attempt]
+        for hold in lost:
+            self._cancel(hold)
+        return [hold.job_id for hold in lost]
 
     def stop(self) -> None:
         """Cancel all calls and let none begin: the jobs are handed back."""
         with self._lock:
-            self._stopping = True
-            calls = [call for call in self._calls.values() if call is not None]
-        for call in calls:
-            call.cancel()
+            self._stopped_at = time.monotonic()
+            holds = list(self._holds)
+        for hold in holds:
+            self._cancel(hold)
+
+    def seconds_since_stop(self) -> float:
+        """How long ago all was stopped, 0 if it wasn't."""
+        stopped_at = self._stopped_at
+        return 0.0 if stopped_at is None else time.monotonic() - stopped_at
+
+    def _cancel(self, hold: Hold) -> None:
+        hold.is_cancelled = True
+        if hold.call is not None:
+            hold.call.cancel()

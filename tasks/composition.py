@@ -9,6 +9,9 @@ import uuid_utils.compat
 from celery import Celery
 from pydantic import SecretStr
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
 
 from config.embedded.servers import running
 from config.errors import ConfigurationError
@@ -33,6 +36,15 @@ from tasks.app import create_app
 from tasks.publisher import CeleryDoorbell
 
 REDIS_TIMEOUT_SECONDS = 2.0
+CLOSING_ORDER = (
+    "providers",
+    "loop",
+    "doorbell",
+    "celery",
+    "redis",
+    "heartbeat_ledger",
+    "ledger",
+)
 
 
 class PromptStack:
@@ -84,6 +96,9 @@ class PromptStack:
             decode_responses=True,
             socket_timeout=REDIS_TIMEOUT_SECONDS,
             socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+            # Once, for a connection that a restarted Redis has closed; by default it would be
+            # three times, after waits.
+            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         )
 
     @cached_property
@@ -166,6 +181,7 @@ class PromptStack:
             Backoff(settings.retry_backoff_seconds, settings.retry_backoff_max_seconds),
             worker_id=self.worker_id,
             call_timeout=settings.provider_timeout_seconds,
+            beat_seconds=settings.worker_lost_seconds / 2,
         )
 
     @cached_property
@@ -177,12 +193,18 @@ class PromptStack:
     def embedding(self) -> EmbeddingService:
         """Runs embedding jobs."""
         chunker = Chunker(self.settings.chunk_characters)
-        return EmbeddingService(self.execution, self.ledger, self.providers, chunker)
+        return EmbeddingService(self.execution, self.providers, chunker)
+
+    @cached_property
+    def heartbeat_ledger(self) -> Ledger:
+        """A connection that no job can keep from the heartbeat."""
+        silence = max(1, int(self.settings.worker_lost_seconds / 3))
+        return Ledger(self.database_url, pool_size=1, max_overflow=0, silence=silence)
 
     @cached_property
     def heartbeat(self) -> Heartbeat:
         """The sign of life of this worker."""
-        return Heartbeat(self.ledger, self.running, self.worker_id)
+        return Heartbeat(self.heartbeat_ledger, self.running, self.worker_id)
 
     @cached_property
     def reconciler(self) -> Reconciler:
@@ -196,7 +218,7 @@ class PromptStack:
 
     def close(self) -> None:
         """Close what was opened, in the order that nothing is used after it is closed."""
-        for name in ("providers", "loop", "doorbell", "celery", "redis", "ledger"):
+        for name in CLOSING_ORDER:
             opened: Any = self.__dict__.pop(name, None)
             if opened is not None:
                 opened.close()

@@ -5,6 +5,7 @@ from typing import Any
 from tasks.job_task import JobTask
 
 
-def generate_embeddings(self: JobTask, job: str) -> dict[str, Any]:
+def generate_embeddings(self: JobTask, job: str, sent_at: str | None = None) -> dict[str, Any]:
     """Run the embedding job of this id."""
-    return self.finish(self.workshop.embedding.run(self.job_id(job), self.report))
+    message = self.read(job, sent_at)
+    return self.finish(self.workshop.embedding.run(message.job_id, self.report, message.sent_at))

@@ -5,6 +5,7 @@ from typing import Any
 from tasks.job_task import JobTask
 
 
-def generate_text(self: JobTask, job: str) -> dict[str, Any]:
+def generate_text(self: JobTask, job: str, sent_at: str | None = None) -> dict[str, Any]:
     """Run the generation job of this id."""
-    return self.finish(self.workshop.generation.run(self.job_id(job), self.report))
+    message = self.read(job, sent_at)
+    return self.finish(self.workshop.generation.run(message.job_id, self.report, message.sent_at))

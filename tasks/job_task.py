@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from celery import Task, states
@@ -40,6 +40,14 @@ class JobWaits(Retry):
         return f"{self.exc} Next try: {self.when:%Y-%m-%d %H:%M:%S} UTC."
 
 
+class JobMessage(NamedTuple):
+    """What a message says."""
+
+    job_id: UUID
+    sent_at: datetime | None
+    """By the ledger's clock; None where another service sent the message by itself."""
+
+
 class Workshop(Protocol):
     """The services that tasks call."""
 
@@ -63,10 +71,10 @@ class JobTask(Task[Any, Any]):
     # message: also for one of a job that has ended, runs elsewhere, or doesn't exist.
     track_started = False
 
-    def job_id(self, text: str) -> UUID:
+    def read(self, job: str, sent_at: str | None) -> JobMessage:
         """Read a message. Raises `InvalidInput`: then it is not ours."""
         try:
-            return UUID(text)
+            return JobMessage(UUID(job), datetime.fromisoformat(sent_at) if sent_at else None)
         except (ValueError, TypeError, AttributeError) as error:
             raise InvalidInput("The message holds no job id; enqueue by the API.") from error
 

@@ -51,7 +51,7 @@ class CeleryDoorbell:
         try:
             self._app.send_task(
                 str(TASKS[ring.kind]),
-                args=[str(ring.job_id)],
+                args=[str(ring.job_id), ring.sent_at.isoformat() if ring.sent_at else None],
                 task_id=str(ring.job_id),
                 argsrepr=f"job {ring.job_id} with {ring.provider}/{ring.model}",
                 kwargsrepr="",
@@ -63,7 +63,7 @@ class CeleryDoorbell:
         """How many messages wait in a kind's queue."""
         queue = str(ROUTES[TASKS[kind]])
         try:
-            with self._app.connection_for_write() as connection:
+            with self._app.connection_or_acquire() as connection:
                 # Declared, not only asked for: a queue nobody has used yet is empty, not an error.
                 channel: Any = connection.default_channel
                 return int(

@@ -23,11 +23,10 @@ def main() -> int:
         settings = get_settings()
         configure_logging(settings)
         with PromptStack.open(settings) as stack:
-            WorkerProcess(stack, concurrency=arguments.concurrency).run()
+            return WorkerProcess(stack, concurrency=arguments.concurrency).run()
     except PromptStackError as error:
         sys.stderr.write(f"promptstack worker: {error}\n")
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,11 +11,18 @@ from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_shutting_down
 
 from config.names import Queue
+from repositories.errors import LedgerUnavailable
+from services.execution import STOP_PATIENCE_SECONDS
 from tasks.app import register_tasks
 from tasks.composition import PromptStack
 from worker.periodic import Periodic
 
 logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+EXIT_HUNG = 70
+CLOSING_SECONDS = 10.0
+"""How long threads and connections may take to close, once all jobs have had their last word."""
 
 
 class WorkerProcess:
@@ -31,8 +38,8 @@ class WorkerProcess:
             Periodic("reconciler", stack.reconciler.run_once, settings.reconcile_seconds),
         ]
 
-    def run(self) -> None:
-        """Work until SIGTERM or Ctrl-C.
+    def run(self) -> int:
+        """Work until SIGTERM or Ctrl-C; the exit code.
 
         Then no job is begun; running calls get the grace period, and what is left is handed back.
         """
@@ -46,6 +53,10 @@ class WorkerProcess:
             periodic.start()
         worker_shutting_down.connect(self._shutting_down)
         setup_logging.connect(_keep_logging)
+        if os.geteuid() == 0:
+            # Celery says the same in six lines.
+            warnings.filterwarnings("ignore", category=SecurityWarning)
+            logger.warning("this worker runs as root; give it a user of its own")
         consumer: Any = stack.celery.Worker(
             pool="threads",
             concurrency=self._concurrency,
@@ -58,23 +69,34 @@ class WorkerProcess:
             without_mingle=True,
         )
         logger.info("worker %s takes %d jobs at once", stack.worker_id, self._concurrency)
-        if os.geteuid() == 0:
-            # Celery says the same in six lines.
-            warnings.filterwarnings("ignore", category=SecurityWarning)
-            logger.warning("this worker runs as root; give it a user of its own")
         try:
             consumer.start()
+            # Celery's own code where it gave up; without one, nobody told it to stop.
+            return EXIT_FAILED if consumer.exitcode is None else int(consumer.exitcode)
         finally:
             worker_shutting_down.disconnect(self._shutting_down)
             for periodic in self._periodic:
                 periodic.stop()
-            stack.heartbeat.leave()
+            try:
+                stack.heartbeat.leave()
+            except LedgerUnavailable as error:
+                logger.warning("the ledger was not told that this worker stops: %s", error)
             logger.info("worker %s has stopped", stack.worker_id)
 
     def _shutting_down(self, **_: Any) -> None:
-        timer = threading.Timer(self._grace_seconds, self._stack.running.stop)
-        timer.daemon = True
-        timer.start()
+        last_word = self._grace_seconds + STOP_PATIENCE_SECONDS + CLOSING_SECONDS
+        steps = ((self._grace_seconds, self._stack.running.stop), (last_word, _leave_at_once))
+        for seconds, action in steps:
+            timer = threading.Timer(seconds, action)
+            timer.daemon = True
+            timer.start()
+
+
+def _leave_at_once() -> None:
+    """End a worker whose broker or threads hang: its jobs are freed as those of a dead one."""
+    logger.error("the worker did not stop in time and is ended; its jobs run elsewhere")
+    logging.shutdown()
+    os._exit(EXIT_HUNG)
 
 
 def _keep_logging(**_: Any) -> None:

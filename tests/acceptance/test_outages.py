@@ -1,8 +1,10 @@
 """Servers and providers that go away and come back while real workers run."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from config.embedded.valkey import Valkey
@@ -45,6 +47,63 @@ def test_a_job_is_accepted_while_the_broker_is_down_and_runs_when_it_is_back(
             assert states == {JobState.SUCCEEDED}
     finally:
         broker.stop()
+
+
+def test_jobs_that_end_while_redis_is_away_cost_the_worker_no_slot(
+    stack: PromptStack, start_worker: Callable[..., Process], tmp_path: Path
+) -> None:
+    """Their result can't be shown, and Celery counts what its result store raises against it."""
+    broker = Valkey(tmp_path / "broker", durable=False)
+    url = broker.start(None)
+    try:
+        worker = start_worker(REDIS_URL=url, WORKER_CONCURRENCY="2")
+        settings = load_settings(_env_file=None, redis_url=url)
+        with PromptStack.open(settings) as caller:
+            jobs = [
+                caller.jobs.enqueue_generation(f"{number}", options={"delay_seconds": 1})
+                for number in range(2)
+            ]
+            wait_until(lambda: are_in(JobState.RUNNING, caller, *jobs), "both slots to be taken")
+            broker.stop()
+            wait_until(lambda: are_in(JobState.SUCCEEDED, caller, *jobs), "both to end")
+            ends = [f"[{job.id}] succeeded in" for job in jobs]
+            wait_until(lambda: all(end in worker.output() for end in ends), "Celery to know")
+            broker.start(None)
+            more = [caller.jobs.enqueue_generation(f"{number}") for number in range(4)]
+            wait_until(lambda: are_in(JobState.SUCCEEDED, caller, *more), "others to run", 60)
+    finally:
+        broker.stop()
+
+
+def test_a_worker_ends_in_time_while_redis_hangs(
+    stack: PromptStack, start_worker: Callable[..., Process], tmp_path: Path
+) -> None:
+    broker = Valkey(tmp_path / "broker", durable=False)
+    url = broker.start(None)
+    server = next(
+        process
+        for process in psutil.process_iter(["cwd", "cmdline"])
+        if str(tmp_path / "broker") in f"{process.info['cwd']} {process.info['cmdline']}"
+    )
+    try:
+        worker = start_worker(REDIS_URL=url, SHUTDOWN_GRACE_SECONDS="0.5")
+        with PromptStack.open(load_settings(_env_file=None, redis_url=url)) as caller:
+            job = caller.jobs.enqueue_generation("x", options={"delay_seconds": 60})
+            wait_until(lambda: are_in(JobState.RUNNING, caller, job), "the job to run")
+            server.suspend()
+            worker.send(signal.SIGTERM)
+            worker.wait(40)
+            server.resume()
+        # Handed back or freed: another worker takes it.
+        start_worker(REDIS_URL=url)
+        wait_until(lambda: stack.jobs.get(job.id).attempt == 2, "another worker to take it")
+    finally:
+        server.resume()
+        broker.stop()
+
+
+def are_in(state: JobState, stack: PromptStack, *jobs: JobView) -> bool:
+    return all(stack.jobs.get(job.id).state is state for job in jobs)
 
 
 def test_a_failing_provider_is_asked_again_and_paid_once(

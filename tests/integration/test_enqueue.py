@@ -6,6 +6,7 @@ import threading
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
@@ -111,13 +112,15 @@ def add_user(ledger: Ledger, email: str = "ada@example.org", **values: Any) -> U
         return unit.users.create(email=email, **values).id
 
 
-def messages(stack: PromptStack) -> dict[str, list[Any]]:
-    """The arguments of the messages that wait, by queue, oldest first."""
-    waiting: dict[str, list[Any]] = {}
+def messages(stack: PromptStack) -> dict[str, list[str]]:
+    """The job ids in the messages that wait, by queue, oldest first."""
+    waiting: dict[str, list[str]] = {}
     for queue in QUEUES:
         raw: Any = stack.redis.lrange(queue, 0, -1)
         bodies = [json.loads(b64decode(json.loads(message)["body"])) for message in raw]
-        waiting[queue] = [body[0] for body in reversed(bodies)]
+        waiting[queue] = [body[0][0] for body in reversed(bodies)]
+        # Besides the job's id, only when it was sent.
+        assert all(datetime.fromisoformat(sent_at) for ((_, sent_at), *_) in bodies)
     return waiting
 
 
@@ -568,8 +571,8 @@ def test_a_message_names_the_job_and_lies_in_the_queue_of_its_kind(stack: Prompt
     generations = [stack.jobs.enqueue_generation(f"{number}") for number in range(3)]
     embedding = stack.jobs.enqueue_embedding("x", source="a")
     assert messages(stack) == {
-        "generation": [[str(job.id)] for job in generations],
-        "embeddings": [[str(embedding.id)]],
+        "generation": [str(job.id) for job in generations],
+        "embeddings": [str(embedding.id)],
     }
     assert stack.doorbell.waiting(JobKind.GENERATION) == 3
     assert stack.doorbell.waiting(JobKind.EMBEDDING) == 1
@@ -586,10 +589,10 @@ def test_a_job_accepted_without_a_broker_is_rung_when_it_is_back(
     assert cut_off.reconciler.run_once() == 0
     # The enqueuer is about to ring a fresh job itself.
     assert stack.reconciler.run_once() == 0
-    age(ledger, 3)
+    age(ledger, 6)
     assert stack.reconciler.run_once() == 2
     assert stack.reconciler.run_once() == 0
-    expected = {queue: [[str(job.id)]] for queue, job in zip(QUEUES, jobs, strict=True)}
+    expected = {queue: [str(job.id)] for queue, job in zip(QUEUES, jobs, strict=True)}
     assert messages(stack) == expected
     assert all(row(ledger, job.id).rung_epoch == stack.doorbell.epoch() for job in jobs)
 
@@ -665,7 +668,7 @@ def unrung(stack: PromptStack, count: int) -> list[UUID]:
     silent = Bell()
     silent.works = False
     ids = [service(stack, silent).enqueue_generation(f"{number}").id for number in range(count)]
-    age(stack.ledger, 3)
+    age(stack.ledger, 6)
     return ids
 
 
@@ -740,7 +743,8 @@ def test_a_lost_message_is_rung_again_also_while_others_wait(
     for job_id in waiting:
         change(ledger, job_id, "rung_at = now(), rung_epoch = 'epoch'")
     with ledger.transaction() as unit:
-        claim = unit.jobs.claim(taken, stack.worker_id)
+        rung_at = unit.jobs.get_all([taken])[0].rung_at
+        claim = unit.jobs.claim(taken, stack.worker_id, rung_at)
         assert claim is not None
         unit.jobs.succeed(claim, {"text": "done"})
     bell.rung = list(waiting)

@@ -204,7 +204,7 @@ def test_silence_frees_a_job_and_age_does_not(stack: PromptStack) -> None:
         unit.session.execute(update(Job).values(started_at=text("now() - interval '1 day'")))
         assert not unit.jobs.free_lost(60.0)
         unit.session.execute(text("UPDATE workers SET heartbeat_at = now() - interval '61 s'"))
-        assert list(unit.jobs.free_lost(60.0)) == [job.id]
+        assert [freed.id for freed in unit.jobs.free_lost(60.0)] == [job.id]
 
 
 def test_no_transaction_is_open_while_the_provider_is_asked(

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, ClassVar, Self
 from uuid import UUID, uuid4
 
@@ -66,6 +67,7 @@ class Provider:
         self.on_call: Callable[[], Awaitable[None] | None] = lambda: None
         """Called on the event loop as the request leaves; may wait, look around, or raise."""
         self.answer: Callable[[str], str] = lambda prompt: f"You said: {prompt}"
+        self.usage = 2
 
     @property
     def calls(self) -> int:
@@ -109,7 +111,9 @@ def employ(stack: PromptStack, provider: Provider) -> None:
         ) -> LLMResponse:
             provider.prompts.append(request.prompt or "")
             await provider.called()
-            return LLMResponse(provider.answer(request.prompt or ""), "f-1", 2, 3, "stop")
+            return LLMResponse(
+                provider.answer(request.prompt or ""), "f-1", provider.usage, 3, "stop"
+            )
 
         async def _embed(
             self, texts: Sequence[str], model: str, user_id: UUID | None
@@ -203,7 +207,7 @@ def queued_messages(stack: PromptStack) -> int:
     return sum(stack.doorbell.waiting(kind) for kind in JobKind)
 
 
-def raises(*errors: Exception) -> Callable[[], None]:
+def raises(*errors: BaseException) -> Callable[[], None]:
     """Raise these on the first calls, one each; then nothing."""
     left = iter(errors)
 
@@ -280,7 +284,7 @@ def test_invariant_01_a_job_is_accepted_without_a_broker_and_rung_later(
         cut_off.factory.register("fake", stack.factory.service_class("fake"))
         job = generate(cut_off)
     assert (state(stack, job), row(stack, job).rung_at) == (JobState.QUEUED, None)
-    sql(stack, "UPDATE jobs SET created_at = created_at - interval '3 s'")
+    sql(stack, "UPDATE jobs SET created_at = created_at - interval '6 s'")
     assert stack.reconciler.run_once() == 1
     assert stack.doorbell.waiting(JobKind.GENERATION) == 1
 
@@ -323,7 +327,9 @@ def test_invariant_02_a_message_is_json_and_holds_only_the_jobs_id(
         "tasks.generation.generate_text",
     )
     arguments, keywords, _ = json.loads(b64decode(message["body"]))
-    assert (arguments, keywords) == ([str(job.id)], {})
+    [job_id, sent_at] = arguments
+    assert (job_id, keywords) == (str(job.id), {})
+    assert datetime.fromisoformat(sent_at) == job.created_at
     assert MARK not in everything_in(stack.redis_url)
 
 
@@ -453,12 +459,54 @@ def test_invariant_04_a_stale_attempt_changes_nothing(
         before = columns(stack, job)
         assert before["state"] == situation
         for name, store in STALE.items():
+            if (name, situation) == ("succeed", "queued"):
+                continue  # its answer is welcome: nobody else has asked for one
             with subtests.test(f"{name} of a {situation} job"):
                 with pytest.raises(ClaimLost), stack.ledger.transaction() as unit:
                     store(unit.jobs, stale)
                 assert columns(stack, job) == before
         with stack.ledger.transaction() as unit:
             assert not unit.jobs.release(job.id, stale.attempt)
+
+
+def test_invariant_05_a_worker_that_claims_is_alive(stack: PromptStack, provider: Provider) -> None:
+    """One whose heartbeats are late must not pay for jobs that are freed at once."""
+    sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '1 h'")
+    claims = []
+
+    def look() -> None:
+        with stack.ledger.transaction() as unit:
+            claims.append(len(unit.jobs.free_lost(60.0)))
+
+    provider.on_call = look
+    assert run(stack, generate(stack)).state is JobState.SUCCEEDED
+    assert claims == [0]
+
+
+def test_invariant_04_an_answer_that_comes_late_is_stored_while_nobody_else_asks(
+    stack: PromptStack, provider: Provider
+) -> None:
+    """Its worker was counted as dead, or a person cancelled and retried: asking again would pay
+    twice."""
+
+    def count_as_dead() -> None:
+        sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '1 h'")
+        with stack.ledger.transaction() as unit:
+            assert [freed.id for freed in unit.jobs.free_lost(60.0)] == [job.id]
+
+    def cancel_and_retry() -> None:
+        stack.jobs.cancel(again.id)
+        stack.jobs.retry(again.id)
+
+    job, again = generate(stack), generate(stack)
+    stack.heartbeat.beat()
+    for one, happens in ((job, count_as_dead), (again, cancel_and_retry)):
+        provider.on_call = happens
+        assert run(stack, one).state is JobState.SUCCEEDED
+        held = row(stack, one)
+        assert (held.state, held.attempt, held.worker_id) == (JobState.SUCCEEDED, 1, None)
+        assert held.result is not None
+        assert [attempt.state for attempt in attempts(stack, one)] == ["succeeded"]
 
 
 def test_invariant_04_an_answer_that_comes_after_a_takeover_is_not_stored(
@@ -740,6 +788,32 @@ def test_invariant_07_an_answer_on_record_is_there_to_read(
         assert unit.session.scalar(text("SELECT count(*) FROM unanswered")) == 0
 
 
+def test_invariant_07_passages_that_another_job_stored_meanwhile_are_not_paid_for(
+    stack: PromptStack, provider: Provider
+) -> None:
+    job = embed(stack, "a", "b", "c", "d")
+    same = embed(stack, "a", "b", "c", "d", source="b.txt")
+    with ThreadPoolExecutor(1) as pool, Gate(stack) as gate:
+        provider.on_call = lambda: gate() if provider.calls == 1 else None
+        first = pool.submit(run, stack, job)
+        gate.wait()
+        assert run(stack, same).state is JobState.SUCCEEDED
+        gate.open()
+        assert first.result(30).state is JobState.SUCCEEDED
+    # Only what was in flight already.
+    assert first_words(provider.embedded) == ["a", "b", "a", "b", "c", "d"]
+
+
+def test_invariant_07_an_answer_with_absurd_usage_is_kept(
+    stack: PromptStack, provider: Provider
+) -> None:
+    provider.usage = 2**40
+    job = generate(stack)
+    assert run(stack, job).state is JobState.SUCCEEDED
+    [attempt] = attempts(stack, job)
+    assert (attempt.state, attempt.input_tokens, attempt.output_tokens) == ("succeeded", None, 3)
+
+
 # 8. Waiting holds no worker slot
 
 
@@ -780,6 +854,17 @@ def test_invariant_08_a_wait_without_measure_does_not_stop_the_worker(
         stack.heartbeat.beat()
         left = row(stack, job)
         assert JobState(left.state).is_final or left.not_before is not None
+
+
+def test_invariant_08_a_call_that_cancels_itself_counts_as_a_failure(
+    stack: PromptStack, provider: Provider
+) -> None:
+    """Nobody asked for that; handed back untried, the job would go round for ever."""
+    provider.on_call = raises(asyncio.CancelledError())
+    job = generate(stack)
+    assert run(stack, job).state is JobState.QUEUED
+    left = stack.jobs.get(job.id)
+    assert (left.failures, left.error_code) == (1, "PROVIDER_UNREACHABLE")
 
 
 def test_invariant_08_an_error_of_any_characters_is_noted_and_tried_again(
@@ -995,7 +1080,7 @@ def test_invariant_11_what_has_ended_stays_as_it_is(
                     store(unit.jobs, current)
             with stack.ledger.transaction() as unit:
                 assert not unit.jobs.release(job.id, current.attempt)
-                unit.jobs.mark_rung(job.id, current.attempt, "another epoch")
+                unit.jobs.mark_rung([(job.id, current.attempt)], "another epoch")
             sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '1 h'")
             stack.redis.flushdb()
             reconciler.run_once()
@@ -1062,6 +1147,23 @@ def test_invariant_11_a_cancel_before_the_request_leaves_keeps_it_from_leaving(
     outcome = stack.embedding.run(embedding.id, cancel_at(2, embedding))
     assert (outcome.state, provider.calls) == (JobState.CANCELLED, 1)
     assert [attempt.state for attempt in attempts(stack, embedding)] == ["succeeded"]
+
+
+def test_invariant_11_a_retry_is_taken_up_while_the_cancelled_call_still_closes(
+    stack: PromptStack, provider: Provider
+) -> None:
+    job = generate(stack)
+    with ThreadPoolExecutor(1) as pool, Gate(stack) as gate:
+        provider.on_call = lambda: gate() if provider.calls == 1 else None
+        first = pool.submit(run, stack, job)
+        gate.wait()
+        stack.jobs.cancel(job.id)
+        stack.jobs.retry(job.id)
+        # Its message may come to this very worker, which has the first attempt in hand.
+        assert run(stack, job).state is JobState.SUCCEEDED
+        stack.heartbeat.beat()
+        assert first.result(30).state is JobState.SUCCEEDED
+    assert [attempt.state for attempt in attempts(stack, job)] == ["cancelled", "succeeded"]
 
 
 def test_invariant_11_an_answer_that_comes_after_a_cancel_does_not_undo_it(

@@ -65,6 +65,10 @@ class Model:
     def holds(self, claim: Claim) -> bool:
         return self.state is JobState.RUNNING and claim.attempt == self.attempt
 
+    def takes_answer(self, claim: Claim) -> bool:
+        """Whether an answer is stored: also one that comes late, if nobody else asks for one."""
+        return not self.state.is_final and claim.attempt == self.attempt
+
     def leave(self, state: JobState) -> None:
         """Leave the hands of its worker."""
         self.state, self.worker = state, None
@@ -135,7 +139,13 @@ class JobStates(RuleBasedStateMachine):
             model.leave(JobState.SUCCEEDED)
             model.result = result
 
-        self.store(job, ago, lambda unit, claim: unit.succeed(claim, result), then)
+        self.store(
+            job,
+            ago,
+            lambda unit, claim: unit.succeed(claim, result),
+            then,
+            may=Model.takes_answer,
+        )
 
     @precondition(lambda self: self.models[0].claims)
     @rule(job=jobs, ago=recent)
@@ -256,7 +266,7 @@ class JobStates(RuleBasedStateMachine):
         """An enqueuer notes that it sent a message, which a worker may have used up by then."""
         model = self.models[job]
         with self.ledger.transaction() as unit:
-            unit.jobs.mark_rung(model.id, model.attempt - is_used_up, "epoch")
+            unit.jobs.mark_rung([(model.id, model.attempt - is_used_up)], "epoch")
         if model.state is JobState.QUEUED and not is_used_up:
             model.is_rung = True
 
@@ -266,7 +276,7 @@ class JobStates(RuleBasedStateMachine):
         expected = [m for m in self.models if m.overdue and not m.state.is_final]
         with self.ledger.transaction() as unit:
             ended = unit.jobs.expire_overdue()
-        assert sorted(ended) == sorted(model.id for model in expected)
+        assert sorted(job.id for job in ended) == sorted(model.id for model in expected)
         for model in expected:
             model.leave(JobState.EXPIRED)
 
@@ -276,7 +286,7 @@ class JobStates(RuleBasedStateMachine):
         expected = [m for m in self.models if m.worker in self.silent]
         with self.ledger.transaction() as unit:
             freed = unit.jobs.free_lost(SILENCE)
-        assert sorted(freed) == sorted(model.id for model in expected)
+        assert sorted(job.id for job in freed) == sorted(model.id for model in expected)
         for model in expected:
             last = model.failures >= model.max_retries
             model.leave(JobState.FAILED if last else JobState.QUEUED)
@@ -329,12 +339,14 @@ class JobStates(RuleBasedStateMachine):
         ago: int,
         change: Callable[[JobRepository, Claim], object],
         then: Callable[[Model], None] = lambda model: None,
+        *,
+        may: Callable[[Model, Claim], bool] = Model.holds,
     ) -> None:
         """Let a worker store something under a claim, which may be an old one."""
         model, claim = self.models[job], self.claim_of(job, ago)
         if claim is None:
             return
-        held = model.holds(claim)
+        held = may(model, claim)
         try:
             with self.ledger.transaction() as unit:
                 change(unit.jobs, claim)

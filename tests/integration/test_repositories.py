@@ -260,23 +260,25 @@ def test_a_job_is_deleted_with_its_attempts(ledger: Ledger) -> None:
 class Diary(list[str]):
     """What was done, in order."""
 
-    def note(self, what: str) -> Callable[[], None]:
-        return lambda: self.append(what)
+    def note(self, what: list[str]) -> None:
+        self.extend(what)
 
 
 def test_actions_run_in_order_after_the_commit_and_see_it(ledger: Ledger) -> None:
     seen: list[int] = []
 
-    def look() -> None:
+    def look(items: list[int]) -> None:
         with ledger.transaction() as other:
-            seen.append(len(other.users.get_many()))
+            seen.extend([len(other.users.get_many()), *items])
 
     with ledger.transaction() as unit:
-        unit.after_commit(look)
+        unit.after_commit(look, 7)
         add_users(unit, "a@example.org")
-        unit.after_commit(lambda: seen.append(-1))
-        look()
-    assert seen == [0, 1, -1]
+        unit.after_commit(seen.extend, -1)
+        unit.after_commit(look, 8)
+        look([])
+    # Those of one action together, so that it can do them at once.
+    assert seen == [0, 1, 7, 8, -1]
 
 
 def test_a_rollback_forgets_the_actions(ledger: Ledger) -> None:
@@ -284,7 +286,7 @@ def test_a_rollback_forgets_the_actions(ledger: Ledger) -> None:
 
     def broken() -> None:
         with ledger.transaction() as unit:
-            unit.after_commit(diary.note("never"))
+            unit.after_commit(diary.note, "never")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -297,7 +299,7 @@ def test_a_failed_commit_forgets_the_actions(ledger: Ledger) -> None:
 
     def broken() -> None:
         with ledger.transaction() as unit:
-            unit.after_commit(diary.note("never"))
+            unit.after_commit(diary.note, "never")
             unit.session.add(User(email="a@example.org"))
             unit.session.add(User(email="A@example.org"))
 
@@ -309,11 +311,11 @@ def test_a_failed_commit_forgets_the_actions(ledger: Ledger) -> None:
 def test_releasing_a_savepoint_is_no_commit(ledger: Ledger) -> None:
     diary = Diary()
     with ledger.transaction() as unit:
-        unit.after_commit(diary.note("outside"))
+        unit.after_commit(diary.note, "outside")
         with unit.session.begin_nested():
-            unit.after_commit(diary.note("inside"))
+            unit.after_commit(diary.note, "inside")
             with unit.session.begin_nested():
-                unit.after_commit(diary.note("deeper"))
+                unit.after_commit(diary.note, "deeper")
         assert diary == []
     assert diary == ["outside", "inside", "deeper"]
 
@@ -321,11 +323,11 @@ def test_releasing_a_savepoint_is_no_commit(ledger: Ledger) -> None:
 def test_a_savepoint_rolled_back_takes_its_own_actions_and_no_others(ledger: Ledger) -> None:
     diary = Diary()
     with ledger.transaction() as unit:
-        unit.after_commit(diary.note("before"))
+        unit.after_commit(diary.note, "before")
         savepoint = unit.session.begin_nested()
-        unit.after_commit(diary.note("within"))
+        unit.after_commit(diary.note, "within")
         savepoint.rollback()
-        unit.after_commit(diary.note("after"))
+        unit.after_commit(diary.note, "after")
     assert diary == ["before", "after"]
 
 
@@ -334,12 +336,12 @@ def test_a_savepoint_takes_with_it_what_is_still_open_within_it(ledger: Ledger) 
     with ledger.transaction() as unit:
         outer = unit.session.begin_nested()
         with unit.session.begin_nested():
-            unit.after_commit(diary.note("released within"))
+            unit.after_commit(diary.note, "released within")
         unit.session.begin_nested()
-        unit.after_commit(diary.note("open within"))
+        unit.after_commit(diary.note, "open within")
         outer.rollback()
         with unit.session.begin_nested():
-            unit.after_commit(diary.note("another"))
+            unit.after_commit(diary.note, "another")
     assert diary == ["another"]
 
 
@@ -347,16 +349,16 @@ def test_two_transactions_on_one_session_run_each_its_own(ledger: Ledger) -> Non
     diary = Diary()
     with Session(ledger.engine) as session:
         unit = ledger.join(session)
-        unit.after_commit(diary.note("first"))
+        unit.after_commit(diary.note, "first")
         add_users(unit, "a@example.org")
         session.commit()
         assert diary == ["first"]
         again = ledger.join(session)
-        again.after_commit(diary.note("second"))
+        again.after_commit(diary.note, "second")
         add_users(again, "b@example.org")
         session.rollback()
         assert diary == ["first"]
-        ledger.join(session).after_commit(diary.note("third"))
+        ledger.join(session).after_commit(diary.note, "third")
         add_users(again, "c@example.org")
         session.commit()
     assert diary == ["first", "third"]
@@ -369,7 +371,7 @@ def test_a_session_closed_without_a_commit_forgets_the_actions(ledger: Ledger) -
     diary = Diary()
     session = Session(ledger.engine)
     unit = ledger.join(session)
-    unit.after_commit(diary.note("never"))
+    unit.after_commit(diary.note, "never")
     add_users(unit, "a@example.org")
     session.close()
     # A closed session may be used again.

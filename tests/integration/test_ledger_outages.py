@@ -1,0 +1,194 @@
+"""PostgreSQL that breaks connections, refuses writes or goes away for a while."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+
+from config.embedded.servers import ServerUrls
+from repositories.embeddings import EmbeddingRepository
+from repositories.errors import LedgerConflict
+from repositories.jobs import JobRepository
+from repositories.models import JobKind, JobState
+from services.progress import Progress
+from services.views import JobView
+from tasks.composition import PromptStack
+from tests.processes import Process, wait_until
+
+CUT = "SELECT pg_terminate_backend(pg_backend_pid())"
+# A deadlock, a full disk, a standby that takes no writes, a cancelled statement.
+TROUBLES = {
+    "connection": CUT,
+    **{
+        code: f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{code}'; END $$"
+        for code in ("40P01", "53100", "25006", "57014")
+    },
+}
+
+
+def nobody(_: Progress) -> None:
+    """Watch nothing."""
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("raw", [True, False])
+def test_vectors_that_are_paid_for_are_stored_after_a_trouble(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch, trouble: str, raw: bool
+) -> None:
+    real = EmbeddingRepository.store
+    met: list[str] = []
+
+    def store(self: EmbeddingRepository, *values: object) -> None:
+        if not met:
+            met.append(trouble)
+            if raw:
+                # As COPY does, past SQLAlchemy.
+                self._session.connection().connection.cursor().execute(TROUBLES[trouble])
+            self._session.execute(text(TROUBLES[trouble]))
+        real(self, *values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(EmbeddingRepository, "store", store)
+    stack.heartbeat.beat()
+    job = stack.jobs.enqueue_embedding("Some words.", source="a", max_retries=0)
+    assert stack.embedding.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert met == [trouble]
+    assert paid(stack, job) == ["succeeded"]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("step", ["claim", "check_claim", "succeed"])
+def test_a_generation_is_asked_for_once_whatever_step_meets_a_trouble(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch, trouble: str, step: str
+) -> None:
+    real = getattr(JobRepository, step)
+    met: list[str] = []
+
+    def change(self: JobRepository, *values: object) -> object:
+        if not met:
+            met.append(trouble)
+            self._session.execute(text(TROUBLES[trouble]))
+        return real(self, *values)
+
+    monkeypatch.setattr(JobRepository, step, change)
+    stack.heartbeat.beat()
+    job = stack.jobs.enqueue_generation("Hello.", max_retries=0)
+    assert stack.generation.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert met == [trouble]
+    assert paid(stack, job) == ["succeeded"]
+
+
+def test_an_embedding_goes_on_where_a_trouble_met_its_progress(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = JobRepository.set_progress
+    met: list[str] = []
+
+    def change(self: JobRepository, *values: object) -> None:
+        if not met:
+            met.append("connection")
+            self._session.execute(text(CUT))
+        real(self, *values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(JobRepository, "set_progress", change)
+    stack.heartbeat.beat()
+    job = stack.jobs.enqueue_embedding("Some words.", source="a", max_retries=0)
+    assert stack.embedding.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert met
+    assert paid(stack, job) == ["succeeded"]
+
+
+def test_messages_wait_in_their_queue_while_the_database_is_away(
+    stack: PromptStack, servers: ServerUrls, start_worker: Callable[..., Process]
+) -> None:
+    worker = start_worker(WORKER_CONCURRENCY="2")
+    jobs = [
+        stack.jobs.enqueue_generation(f"{number}", options={"delay_seconds": 0.2})
+        for number in range(30)
+    ]
+    wait_until(lambda: stack.jobs.get(jobs[0].id).state.is_final, "the first to end")
+    with database_away(stack, servers):
+        wait_until(lambda: worker.output().count("waits for the ledger") == 2, "both to wait")
+        waiting = stack.doorbell.waiting(JobKind.GENERATION)
+        assert waiting > 15
+        # Each of the two has a job in hand, and no more are taken.
+        heard = worker.output().count("heartbeat: ")
+        wait_until(lambda: worker.output().count("heartbeat: ") >= heard + 3, "time to pass")
+        assert stack.doorbell.waiting(JobKind.GENERATION) == waiting
+    wait_until(
+        lambda: all(stack.jobs.get(job.id).state is JobState.SUCCEEDED for job in jobs), "the rest"
+    )
+    assert {stack.jobs.get(job.id).attempt for job in jobs} <= {1, 2}
+    assert all(paid(stack, job).count("succeeded") == 1 for job in jobs)
+
+
+def test_a_worker_stops_in_time_while_the_database_is_away(
+    stack: PromptStack, servers: ServerUrls, start_worker: Callable[..., Process]
+) -> None:
+    worker = start_worker(SHUTDOWN_GRACE_SECONDS="0.5")
+    job = stack.jobs.enqueue_generation("x", options={"delay_seconds": 1})
+    wait_until(lambda: stack.jobs.get(job.id).state is JobState.RUNNING, "the job to run")
+    with database_away(stack, servers):
+        wait_until(lambda: "waits for the ledger" in worker.output(), "the answer to wait")
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0
+        assert "Traceback" not in worker.output()
+
+
+def test_accepted_is_accepted_also_when_the_note_of_the_ring_meets_a_conflict(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller would else send the job again, and pay twice."""
+
+    def conflict(*_: object) -> None:
+        raise LedgerConflict("met")
+
+    monkeypatch.setattr(JobRepository, "mark_rung", conflict)
+    job = stack.jobs.enqueue_generation("x")
+    assert stack.jobs.get(job.id).state is JobState.QUEUED
+    assert stack.doorbell.waiting(JobKind.GENERATION) == 1
+
+
+def test_a_text_may_change_while_it_is_cut(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cutting may take seconds: nothing is locked meanwhile, and the new text is what counts."""
+    stack.heartbeat.beat()
+    chunker = stack.embedding._chunker
+    real, replaced = chunker.cut, threading.Event()
+
+    def cut(whole: str, source: str) -> object:
+        if not replaced.is_set():
+            replaced.set()
+            stack.jobs.enqueue_embedding("The new text.", source="a")
+        return real(whole, source)
+
+    monkeypatch.setattr(chunker, "cut", cut)
+    job = stack.jobs.enqueue_embedding("The old text.", source="a")
+    assert stack.embedding.run(job.id, nobody).state is JobState.SUCCEEDED
+    with stack.ledger.transaction() as unit:
+        chunks = unit.session.scalars(text("SELECT text FROM chunks")).all()
+    assert chunks == ["The new text."]
+
+
+def paid(stack: PromptStack, job: JobView) -> list[str]:
+    return [str(attempt.state) for attempt in stack.jobs.get_attempts(job.id)]
+
+
+@contextmanager
+def database_away(stack: PromptStack, servers: ServerUrls) -> Iterator[None]:
+    """Cut all connections to the test's database and let no new ones in."""
+    name = make_url(stack.database_url).database
+    admin = create_engine(servers.database_url, isolation_level="AUTOCOMMIT")
+    try:
+        with admin.connect() as connection:
+            connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
+            kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+            connection.execute(text(kill), {"name": name})
+        yield
+    finally:
+        with admin.connect() as connection:
+            connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+        admin.dispose()
