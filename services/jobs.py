@@ -215,9 +215,10 @@ class JobService:
         """
         with self._ledger.transaction() as work:
             job = _find(work, job_id, owner)
+            is_unheard = job.state == JobState.QUEUED and job.rung_at is None
             if not work.jobs.cancel(job_id):
                 raise WrongState(f"Job {job_id} has ended already ({job.state}).")
-            if job.state == JobState.QUEUED and job.rung_at is None:
+            if is_unheard:
                 # No message is on its way whose worker would tell AsyncResult and Flower.
                 self._ring_after_commit(work, job)
         return self._shown(job_id)

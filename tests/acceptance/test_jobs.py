@@ -85,3 +85,24 @@ def test_sigterm_hands_running_work_to_the_next_worker(
     assert stack.jobs.get(job.id).failures == 0
     start_worker()
     assert finish(stack, job).state is JobState.SUCCEEDED
+
+
+def test_async_result_ends_also_for_jobs_that_end_while_no_message_travels(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    worker = start_worker(RETRY_BACKOFF_SECONDS="500", RETRY_BACKOFF_MAX_SECONDS="600")
+    waits, overdue = (
+        stack.jobs.enqueue_generation("x", options={"fail_times": 1}, expires_in=expires_in)
+        for expires_in in (None, 4.0)
+    )
+    lost = stack.jobs.enqueue_generation("x", options={"delay_seconds": 60}, max_retries=0)
+    wait_until(lambda: celery_state(stack, waits) == "RETRY", "the retry to show")
+    stack.jobs.cancel(waits.id)
+    wait_until(lambda: celery_state(stack, waits) == "REVOKED", "the cancel to show")
+    wait_until(lambda: celery_state(stack, overdue) == "FAILURE", "the deadline to show")
+    assert stack.jobs.get(overdue.id).state is JobState.EXPIRED
+    wait_until(lambda: stack.jobs.get(lost.id).state is JobState.RUNNING, "the job to run")
+    worker.kill()
+    start_worker()
+    wait_until(lambda: celery_state(stack, lost) == "FAILURE", "the death of its worker to show")
+    assert stack.jobs.get(lost.id).error_code == "WORKER_LOST"
