@@ -9,13 +9,13 @@ from uuid import UUID
 from sqlalchemy import (
     ColumnElement,
     Update,
-    and_,
     case,
     exists,
     func,
     or_,
     select,
     tuple_,
+    union_all,
     update,
 )
 from sqlalchemy.orm import defer
@@ -288,6 +288,8 @@ class JobRepository(BaseRepository[Job]):
     ) -> Sequence[JobRef]:
         """Mark due jobs that need a message as rung in `epoch` and return them, oldest first.
 
+        For one caller at a time: see `UnitOfWork.try_lock`.
+
         A job needs one when none was sent for it, when its message was sent in another epoch
         of the broker (whose queues are gone), or when it was sent over `patience` seconds ago
         and nothing waits in its kind's queue any more, or `patience` before one that was taken.
@@ -296,27 +298,41 @@ class JobRepository(BaseRepository[Job]):
         gone_before = self._last_taken(patient)
         for kind in idle_kinds:
             gone_before[kind] = func.now() - patient
+        unsent = [Job.rung_at.is_(None)]
         in_time = func.now() - timedelta(seconds=FRESH_SECONDS)
-        never_sent = and_(
-            Job.rung_at.is_(None),
-            or_(Job.not_before.is_(None), Job.not_before <= func.now()),
-            # The enqueuer is about to ring a fresh one itself.
-            or_(Job.created_at < in_time, Job.attempt > 0, Job.not_before.is_not(None)),
-        )
-        lost = [
-            and_(Job.rung_epoch == epoch, Job.kind == kind, Job.rung_at < before)
-            for kind, before in gone_before.items()
+        unsent_in_order = [Job.not_before]
+        sent_in_order = [Job.rung_epoch, Job.kind, Job.rung_at]
+        # Each is one range of one index, read in its order: an OR over them, or a search without
+        # an order, would read the whole backlog.
+        reasons: list[tuple[list[Any], list[ColumnElement[bool]]]] = [
+            (
+                unsent_in_order,
+                # The enqueuer is about to ring a fresh one itself.
+                [*unsent, Job.not_before.is_(None), or_(Job.created_at < in_time, Job.attempt > 0)],
+            ),
+            (unsent_in_order, [*unsent, Job.not_before <= func.now()]),
+            (sent_in_order, [Job.rung_epoch < epoch]),
+            (sent_in_order, [Job.rung_epoch > epoch]),
+            *(
+                (
+                    sent_in_order,
+                    [Job.rung_epoch == epoch, Job.kind == kind, Job.rung_at < before],
+                )
+                for kind, before in gone_before.items()
+            ),
         ]
-        # Two ranges and not "other than": an index serves them.
-        old_epoch = [Job.rung_epoch < epoch, Job.rung_epoch > epoch]
+        found = union_all(
+            *(
+                select(Job.id)
+                .where(Job.state == JobState.QUEUED, *reason)
+                .order_by(*order)
+                .limit(limit)
+                for order, reason in reasons
+            )
+        ).subquery()
         due = (
             select(Job.id)
-            .where(
-                Job.finished_at.is_(None),
-                Job.state == JobState.QUEUED,
-                or_(never_sent, *old_epoch, *lost),
-            )
-            .order_by(Job.created_at)
+            .where(Job.id.in_(select(found.c.id)), Job.state == JobState.QUEUED)
             .limit(limit)
             .with_for_update(skip_locked=True)
         )

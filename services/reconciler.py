@@ -14,7 +14,8 @@ from services.progress import ProgressService
 logger = logging.getLogger(__name__)
 
 BATCH = 500
-"""Jobs rung in one round; the next round follows within a second."""
+ROUNDS = 4
+"""Batches rung in one run, whose transactions stay short."""
 
 PATIENCE_SECONDS = 10.0
 """How long a job may stay queued after its message was sent, once its queue is empty."""
@@ -82,10 +83,21 @@ class Reconciler:
 
     def _ring_due(self) -> int:
         epoch = self._doorbell.epoch()
+        rung = 0
+        for _ in range(ROUNDS):
+            batch = self._ring_batch(epoch)
+            rung += batch
+            if batch < BATCH:
+                break
+        return rung
+
+    def _ring_batch(self, epoch: str) -> int:
         idle = [kind for kind in JobKind if self._doorbell.waiting(kind) == 0]
         # Marked first: when two reconcilers meet, each job is rung by one of them, and if this
-        # process dies before it has rung, the job's queue being empty tells.
+        # process dies before it has rung, the messages that are taken later tell.
         with self._ledger.transaction() as unit:
+            if not unit.try_lock("reconciler"):
+                return 0
             jobs = unit.jobs.take_unrung(
                 epoch, idle_kinds=idle, patience=PATIENCE_SECONDS, limit=BATCH
             )
