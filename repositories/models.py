@@ -130,7 +130,8 @@ class Job(Base):
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     provider: Mapped[str]
     model: Mapped[str]
-    request: Mapped[dict[str, Any]]
+    request: Mapped[dict[str, Any]] = mapped_column(deferred=True)
+    """Up to MAX_TEXT_BYTES: loaded by the claim alone, and not by every look at the job."""
     request_hash: Mapped[str]
     idempotency_key: Mapped[str | None]
     result: Mapped[dict[str, Any] | None]

@@ -18,6 +18,7 @@ from repositories.documents import DocumentRepository
 from repositories.embeddings import EmbeddingRepository
 from repositories.errors import LedgerConflict, LedgerOutdated, LedgerUnavailable
 from repositories.jobs import JobRepository
+from repositories.rings import RingRepository
 from repositories.users import ApiKeyRepository, UserRepository
 from repositories.workers import WorkerRepository
 
@@ -55,6 +56,11 @@ class UnitOfWork:
     def jobs(self) -> JobRepository:
         """Jobs."""
         return JobRepository(self.session)
+
+    @cached_property
+    def rings(self) -> RingRepository:
+        """Jobs' messages."""
+        return RingRepository(self.session)
 
     @cached_property
     def attempts(self) -> AttemptRepository:

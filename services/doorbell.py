@@ -85,6 +85,6 @@ def ring_now(ledger: Ledger, doorbell: Doorbell, rings: Sequence[Ring]) -> None:
 def _note(ledger: Ledger, sent: Sequence[tuple[UUID, int]], epoch: str) -> None:
     try:
         with ledger.transaction() as unit:
-            unit.jobs.mark_rung(sent, epoch)
+            unit.rings.mark_rung(sent, epoch)
     except TransientLedgerError as error:
         logger.warning("%d jobs were rung, which could not be noted: %s", len(sent), error)

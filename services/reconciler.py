@@ -98,7 +98,7 @@ class Reconciler:
         with self._ledger.transaction() as unit:
             if not unit.try_lock("reconciler"):
                 return 0
-            jobs = unit.jobs.take_unrung(
+            jobs = unit.rings.take_unrung(
                 epoch, idle_kinds=idle, patience=PATIENCE_SECONDS, limit=BATCH
             )
         for position, job in enumerate(jobs):
@@ -106,7 +106,7 @@ class Reconciler:
                 self._doorbell.ring(Ring.of(job))
             except BrokerUnavailable:
                 with self._ledger.transaction() as unit:
-                    unit.jobs.mark_unrung([left.id for left in jobs[position:]])
+                    unit.rings.mark_unrung([left.id for left in jobs[position:]])
                 raise
         return len(jobs)
 

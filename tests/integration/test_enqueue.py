@@ -104,6 +104,7 @@ def row(ledger: Ledger, job_id: UUID) -> Job:
     with ledger.transaction() as unit:
         found = unit.jobs.get(job_id)
         assert found is not None
+        _ = found.request  # not loaded by itself
         return found
 
 
@@ -651,7 +652,7 @@ def test_a_worker_faster_than_the_note_of_the_ring_loses_no_retry(
     job = service(stack, Bell(work)).enqueue_generation("x")
     with ledger.transaction() as unit:
         # A queue that is never empty: there only the note says that the job needs a message.
-        due = unit.jobs.take_unrung("epoch", idle_kinds=[], patience=10.0, limit=10)
+        due = unit.rings.take_unrung("epoch", idle_kinds=[], patience=10.0, limit=10)
         assert [found.id for found in due] == [job.id]
 
 

@@ -1080,7 +1080,7 @@ def test_invariant_11_what_has_ended_stays_as_it_is(
                     store(unit.jobs, current)
             with stack.ledger.transaction() as unit:
                 assert not unit.jobs.release(job.id, current.attempt)
-                unit.jobs.mark_rung([(job.id, current.attempt)], "another epoch")
+                unit.rings.mark_rung([(job.id, current.attempt)], "another epoch")
             sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '1 h'")
             stack.redis.flushdb()
             reconciler.run_once()

@@ -266,7 +266,7 @@ class JobStates(RuleBasedStateMachine):
         """An enqueuer notes that it sent a message, which a worker may have used up by then."""
         model = self.models[job]
         with self.ledger.transaction() as unit:
-            unit.jobs.mark_rung([(model.id, model.attempt - is_used_up)], "epoch")
+            unit.rings.mark_rung([(model.id, model.attempt - is_used_up)], "epoch")
         if model.state is JobState.QUEUED and not is_used_up:
             model.is_rung = True
 

@@ -13,6 +13,7 @@ from repositories.embeddings import EmbeddingRepository
 from repositories.errors import LedgerConflict
 from repositories.jobs import JobRepository
 from repositories.models import JobKind, JobState
+from repositories.rings import RingRepository
 from services.progress import Progress
 from services.views import JobView
 from tasks.composition import PromptStack
@@ -145,7 +146,7 @@ def test_accepted_is_accepted_also_when_the_note_of_the_ring_meets_a_conflict(
     def conflict(*_: object) -> None:
         raise LedgerConflict("met")
 
-    monkeypatch.setattr(JobRepository, "mark_rung", conflict)
+    monkeypatch.setattr(RingRepository, "mark_rung", conflict)
     job = stack.jobs.enqueue_generation("x")
     assert stack.jobs.get(job.id).state is JobState.QUEUED
     assert stack.doorbell.waiting(JobKind.GENERATION) == 1

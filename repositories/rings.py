@@ -1,0 +1,105 @@
+"""Rings: which jobs need a message, and which were sent one."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, func, or_, select, tuple_, union_all, update
+
+from repositories.base import BaseRepository
+from repositories.jobs import JobRef, job_refs
+from repositories.models import Job, JobKind, JobState
+
+FRESH_SECONDS = 5.0
+"""How long the caller of a new job gets to send its message before the reconciler does."""
+
+
+class RingRepository(BaseRepository[Job]):
+    """What the ledger knows of jobs' messages, which may get lost."""
+
+    model = Job
+
+    def take_unrung(
+        self, epoch: str, *, idle_kinds: Sequence[str], patience: float, limit: int
+    ) -> Sequence[JobRef]:
+        """Mark due jobs that need a message as rung in `epoch` and return them, oldest first.
+
+        For one caller at a time: see `UnitOfWork.try_lock`.
+
+        A job needs one when none was sent for it, when its message was sent in another epoch
+        of the broker (whose queues are gone), or when it was sent over `patience` seconds ago
+        and nothing waits in its kind's queue any more, or `patience` before one that was taken.
+        """
+        patient = timedelta(seconds=patience)
+        gone_before = self._last_taken(patient)
+        for kind in idle_kinds:
+            gone_before[kind] = func.now() - patient
+        unsent = [Job.rung_at.is_(None)]
+        in_time = func.now() - timedelta(seconds=FRESH_SECONDS)
+        unsent_in_order = [Job.not_before]
+        sent_in_order = [Job.rung_epoch, Job.kind, Job.rung_at]
+        # Each is one range of one index, read in its order: an OR over them, or a search without
+        # an order, would read the whole backlog.
+        reasons: list[tuple[list[Any], list[ColumnElement[bool]]]] = [
+            (
+                unsent_in_order,
+                # The enqueuer is about to ring a fresh one itself.
+                [*unsent, Job.not_before.is_(None), or_(Job.created_at < in_time, Job.attempt > 0)],
+            ),
+            (unsent_in_order, [*unsent, Job.not_before <= func.now()]),
+            (sent_in_order, [Job.rung_epoch < epoch]),
+            (sent_in_order, [Job.rung_epoch > epoch]),
+            *(
+                (
+                    sent_in_order,
+                    [Job.rung_epoch == epoch, Job.kind == kind, Job.rung_at < before],
+                )
+                for kind, before in gone_before.items()
+            ),
+        ]
+        found = union_all(
+            *(
+                select(Job.id)
+                .where(Job.state == JobState.QUEUED, *reason)
+                .order_by(*order)
+                .limit(limit)
+                for order, reason in reasons
+            )
+        ).subquery()
+        due = (
+            select(Job.id)
+            .where(Job.id.in_(select(found.c.id)), Job.state == JobState.QUEUED)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        taken = job_refs(
+            self._session,
+            update(Job).where(Job.id.in_(due)).values(rung_at=func.now(), rung_epoch=epoch),
+        )
+        return sorted(taken, key=lambda job: job.created_at)
+
+    def _last_taken(self, patience: timedelta) -> dict[str, Any]:
+        """For each kind, when the last message was sent of those that were taken, less `patience`.
+
+        Queues are first in, first out: what was sent before it and was not taken is gone.
+        """
+        query = select(func.max(Job.rung_at)).where(
+            Job.state != JobState.QUEUED, Job.rung_at.is_not(None)
+        )
+        found = {str(kind): self._session.scalar(query.where(Job.kind == kind)) for kind in JobKind}
+        return {kind: sent_at - patience for kind, sent_at in found.items() if sent_at}
+
+    def mark_rung(self, sent: Sequence[tuple[UUID, int]], epoch: str) -> None:
+        """Note that messages were sent for jobs at an attempt, where no worker has used them up."""
+        self._session.execute(
+            update(Job)
+            .where(tuple_(Job.id, Job.attempt).in_(sent), Job.state == JobState.QUEUED)
+            .values(rung_at=func.now(), rung_epoch=epoch)
+        )
+
+    def mark_unrung(self, job_ids: Sequence[UUID]) -> None:
+        """Note that the jobs' messages could not be sent after all."""
+        self._session.execute(
+            update(Job).where(Job.id.in_(job_ids)).values(rung_at=None, rung_epoch=None)
+        )
