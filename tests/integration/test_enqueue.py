@@ -28,6 +28,7 @@ from services.doorbell import BrokerUnavailable, Doorbell, Ring
 from services.errors import IdempotencyConflict, InvalidInput, UnknownModel, UnknownProvider
 from services.jobs import JobDefaults, JobService
 from services.llm.base import Message
+from services.llm.openai import RESERVED_OPTIONS
 from services.reconciler import Reconciler
 from services.views import JobView
 from tasks.composition import PromptStack
@@ -322,9 +323,11 @@ some_json = st.recursive(
     max_leaves=6,
 )
 
+option_names = st.text(characters).filter(lambda name: name not in RESERVED_OPTIONS)
+
 
 @effort(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(some_text, some_text, st.dictionaries(st.text(characters), some_json, max_size=3))
+@given(some_text, some_text, st.dictionaries(option_names, some_json, max_size=3))
 def test_what_is_accepted_is_stored_as_it_came(
     jobs: JobService, ledger: Ledger, prompt: str, other: str, options: dict[str, JsonValue]
 ) -> None:
