@@ -25,13 +25,10 @@ class WorkerRepository(BaseRepository[Worker]):
             )
         )
 
-    def refresh(self, worker_id: UUID, seconds: float) -> None:
-        """Say that this worker is alive if its last heartbeat is over `seconds` old."""
-        late = Worker.heartbeat_at < func.clock_timestamp() - timedelta(seconds=seconds)
+    def refresh(self, worker_id: UUID) -> None:
+        """Say that this worker is alive, if it is known."""
         self._session.execute(
-            update(Worker)
-            .where(Worker.id == worker_id, late)
-            .values(heartbeat_at=func.clock_timestamp())
+            update(Worker).where(Worker.id == worker_id).values(heartbeat_at=func.clock_timestamp())
         )
 
     def leave(self, worker_id: UUID) -> None:

@@ -2,11 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import partial
 from uuid import UUID
 
 from repositories.documents import Passage
+from repositories.errors import ClaimLost
+from repositories.jobs import Claim
+from repositories.models import Document, JobState
 from repositories.session import UnitOfWork
 from services.chunking import Chunker
 from services.errors import NotFound
@@ -27,36 +32,34 @@ class EmbeddingService:
         """Do the job if it is there to take; see `Execution.run`."""
         return self._execution.run(job_id, self._embed, report, rung_at)
 
-    def _embed(self, job: ClaimedJob) -> dict[str, Any]:
+    def _embed(self, job: ClaimedJob) -> None:
         claim = job.claim
         document_id = UUID(claim.request["document_id"])
-        self._cut(job, document_id)
-
-        def look(unit: UnitOfWork) -> tuple[int, Sequence[Passage]]:
-            return unit.documents.count_chunks(document_id), unit.documents.chunks_without_vector(
-                document_id, claim.provider, claim.model
-            )
-
-        total, missing = job.in_ledger(look)
-        done = total - len(missing)
-        job.advance(done, total)
+        work = self._prepare(job, document_id)
+        job.show(JobState.RUNNING, work.done, work.total)
         limits = self._providers.get(claim.provider).embedding_limits
         # The same passage may stand in a document twice; it is paid for once.
-        times = Counter(passage.content_hash for passage in missing)
-        unique = {passage.content_hash: passage for passage in missing}
-        for batch in pack(list(unique.values()), limits):
-            self._embed_batch(job, {passage.content_hash: passage.text for passage in batch})
-            done += sum(times[passage.content_hash] for passage in batch)
-            job.advance(done, total)
-        return self._result(job, document_id, total)
+        times = Counter(passage.content_hash for passage in work.missing)
+        unique = {passage.content_hash: passage for passage in work.missing}
+        done = work.done
+        for number, batch in enumerate(pack(list(unique.values()), limits)):
+            texts = {passage.content_hash: passage.text for passage in batch}
+            done += sum(times[content_hash] for content_hash in texts)
+            self._embed_batch(job, texts, done, work.total, is_first=number == 0)
+            job.show(JobState.RUNNING, done, work.total)
+        job.in_ledger(lambda unit: _succeed(unit, claim, document_id, work.total))
 
-    def _embed_batch(self, job: ClaimedJob, texts: dict[bytes, str]) -> None:
+    def _embed_batch(
+        self, job: ClaimedJob, texts: dict[bytes, str], done: int, total: int, *, is_first: bool
+    ) -> None:
+        """Pay for those of the texts that lack a vector, and store them with the progress."""
         claim = job.claim
-        # Another job may have embedded the same passages since this one began.
-        stored = job.in_ledger(
-            lambda unit: unit.embeddings.find_stored(claim.provider, claim.model, list(texts))
-        )
-        texts = {hash_: text for hash_, text in texts.items() if hash_ not in stored}
+        if not is_first:
+            # Another job may have embedded the same passages since this one began.
+            stored = job.in_ledger(
+                lambda unit: unit.embeddings.find_stored(claim.provider, claim.model, list(texts))
+            )
+            texts = {hash_: text for hash_, text in texts.items() if hash_ not in stored}
         if not texts:
             return
 
@@ -64,6 +67,9 @@ class EmbeddingService:
             dimensions = answer.vectors.shape[1]
             model = unit.embeddings.register_model(claim.provider, claim.model, dimensions)
             unit.embeddings.store(model, list(texts), answer.vectors)
+            # Vectors are kept also when the job was cancelled; the next step then meets that.
+            with suppress(ClaimLost):
+                unit.jobs.set_progress(claim, done, total)
 
         job.call(
             lambda llm: llm.embed(list(texts.values()), claim.model, claim.user_id),
@@ -71,42 +77,73 @@ class EmbeddingService:
             items=len(texts),
         )
 
-    def _cut(self, job: ClaimedJob, document_id: UUID) -> None:
-        """Cut the document into chunks, if its text is new.
+    def _prepare(self, job: ClaimedJob, document_id: UUID) -> "Work":
+        """Cut the document into chunks, if its text is new, and see which lack a vector.
 
-        Outside of any transaction, as it may take seconds; so it may have to begin anew.
+        It is cut outside of any transaction, as that may take seconds; so this may have to begin
+        anew.
         """
-        document = job.in_ledger(lambda unit: unit.documents.get(document_id))
+        cut: Cut | None = None
+        while True:
+            found = job.in_ledger(partial(self._look, job.claim, document_id, cut))
+            if isinstance(found, Work):
+                return found
+            passages = self._chunker.cut(found.text, found.source)
+            cut = Cut(found.content_hash, passages)
+
+    def _look(
+        self, claim: Claim, document_id: UUID, cut: "Cut | None", unit: UnitOfWork
+    ) -> "Document | Work":
+        """Store a cut if it is still that of the text; what is to embed, or else what to cut."""
+        document = unit.documents.lock(document_id)
         if document is None:
             raise NotFound("The document was deleted before it was embedded.")
         fingerprint = self._chunker.fingerprint(document.content_hash, document.source)
-        if document.chunked_hash == fingerprint:
-            return
-        passages = self._chunker.cut(document.text, document.source)
+        if document.chunked_hash != fingerprint:
+            if cut is None or cut.content_hash != document.content_hash:
+                return document
+            unit.documents.replace_chunks(document, cut.passages, fingerprint)
+        total = unit.documents.count_chunks(document_id)
+        missing = unit.documents.chunks_without_vector(document_id, claim.provider, claim.model)
+        work = Work(total, missing)
+        unit.jobs.set_progress(claim, work.done, total)
+        return work
 
-        def store(unit: UnitOfWork) -> bool:
-            present = unit.documents.lock(document_id)
-            if present is None or present.content_hash != document.content_hash:
-                return False
-            unit.documents.replace_chunks(present, passages, fingerprint)
-            return True
 
-        if not job.in_ledger(store):
-            self._cut(job, document_id)  # its text was replaced meanwhile
+@dataclass(frozen=True)
+class Cut:
+    """The chunks of one version of a document."""
 
-    def _result(self, job: ClaimedJob, document_id: UUID, total: int) -> dict[str, Any]:
-        claim = job.claim
-        totals = job.in_ledger(lambda unit: unit.attempts.totals(claim.job_id))
-        model = job.in_ledger(lambda unit: unit.embeddings.find_model(claim.provider, claim.model))
-        return {
-            "document_id": str(document_id),
-            "chunks": total,
-            "embedded": totals.items,
-            "reused": max(total - totals.items, 0),
-            "provider_calls": totals.calls,
-            "tokens_used": totals.tokens,
-            "dimensions": model.dimensions if model else None,
-        }
+    content_hash: bytes
+    passages: Sequence[Passage]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do for a document."""
+
+    total: int
+    missing: Sequence[Passage]
+
+    @property
+    def done(self) -> int:
+        """How many of its chunks have a vector already."""
+        return self.total - len(self.missing)
+
+
+def _succeed(unit: UnitOfWork, claim: Claim, document_id: UUID, total: int) -> None:
+    totals = unit.attempts.totals(claim.job_id)
+    model = unit.embeddings.find_model(claim.provider, claim.model)
+    result = {
+        "document_id": str(document_id),
+        "chunks": total,
+        "embedded": totals.items,
+        "reused": max(total - totals.items, 0),
+        "provider_calls": totals.calls,
+        "tokens_used": totals.tokens,
+        "dimensions": model.dimensions if model else None,
+    }
+    unit.jobs.succeed(claim, result)
 
 
 def pack(passages: Sequence[Passage], limits: EmbeddingLimits) -> Iterator[list[Passage]]:

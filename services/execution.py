@@ -23,6 +23,7 @@ from repositories.jobs import Claim
 from repositories.models import AttemptState, Job, JobState
 from repositories.session import Ledger, UnitOfWork
 from services.backoff import Backoff
+from services.heartbeat import Heartbeat
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
 from services.llm.errors import ConnectionFailed, ProviderError, ProviderTimeout
 from services.llm.pool import ProviderPool
@@ -69,25 +70,25 @@ class Execution:
         progress: ProgressService,
         providers: ProviderPool,
         running: RunningJobs,
-        backoff: Backoff,
         *,
+        backoff: Backoff,
+        heartbeat: Heartbeat,
         worker_id: UUID,
         call_timeout: float,
-        beat_seconds: float,
     ) -> None:
         self._ledger = ledger
         self._progress = progress
         self._providers = providers
         self._running = running
         self._backoff = backoff
+        self._heartbeat = heartbeat
         self._worker_id = worker_id
         self._call_timeout = call_timeout
-        self._beat_seconds = beat_seconds
 
     def run(
         self, job_id: UUID, work: "Work", report: Report, rung_at: datetime | None = None
     ) -> JobOutcome:
-        """Claim the job, do its `work`, and store what it returns as the job's result.
+        """Claim the job and do its `work`, which stores the job's result.
 
         `rung_at` is when the job's message was sent, by the ledger's clock. What goes wrong with
         the job is in the outcome. Where the ledger is away until this worker stops, the job is
@@ -110,9 +111,7 @@ class Execution:
         job = ClaimedJob(self, claim, hold, report)
         try:
             job.show(JobState.RUNNING)
-            result = work(job)
-            if result is not None:
-                self.in_ledger(lambda unit: unit.jobs.succeed(claim, result))
+            work(job)
         except ClaimLost:
             pass  # cancelled, expired or taken over meanwhile: the ledger says which
         except CancelledError:
@@ -127,9 +126,10 @@ class Execution:
         return self._present(job_id)
 
     def _claim(self, unit: UnitOfWork, job_id: UUID, rung_at: datetime | None) -> Claim | None:
-        # Whoever can claim is alive. Without this, a worker whose heartbeats are late would pay
-        # for jobs that are freed at once.
-        unit.workers.refresh(self._worker_id, self._beat_seconds)
+        if self._heartbeat.is_late():
+            # Whoever can claim is alive. Without this, a worker whose heartbeats are late would
+            # pay for jobs that are freed at once.
+            unit.workers.refresh(self._worker_id)
         return unit.jobs.claim(job_id, self._worker_id, rung_at)
 
     def call(
@@ -251,13 +251,17 @@ class Execution:
     def _present(self, job_id: UUID) -> JobOutcome:
         """Read from the ledger how the job stands, show it, and say it to the queue."""
 
-        def read(unit: UnitOfWork) -> tuple[Job | None, float | None, Totals]:
-            found = next(iter(unit.jobs.get_all([job_id])), None)
-            return found, unit.jobs.seconds_until_due(job_id), unit.attempts.totals(job_id)
+        def read(unit: UnitOfWork) -> tuple[Job, float | None, Totals] | None:
+            job = next(iter(unit.jobs.get_all([job_id])), None)
+            if job is None:
+                return None
+            waits = unit.jobs.seconds_until_due(job_id) if job.not_before else None
+            return job, waits, unit.attempts.totals(job_id)
 
-        job, waits, totals = self.in_ledger(read)
-        if job is None:
+        found = self.in_ledger(read)
+        if found is None:
             return JobOutcome(state=None)
+        job, waits, totals = found
         progress = Progress.of(job)
         if progress.state is JobState.RUNNING:
             return JobOutcome(state=None)  # it runs elsewhere
@@ -310,11 +314,6 @@ class ClaimedJob:
         self._calls += 1
         return self._calls - 1
 
-    def advance(self, current: int, total: int) -> None:
-        """Record that `current` of `total` items are done, and show it. Raises `ClaimLost`."""
-        self.in_ledger(lambda unit: unit.jobs.set_progress(self.claim, current, total))
-        self.show(JobState.RUNNING, current, total)
-
     def show(self, state: JobState, current: int = 0, total: int = 1) -> None:
         """Show where the job stands."""
         self._shown = replace(self._shown, state=state, current=current, total=total)
@@ -340,5 +339,5 @@ def _bug(error: Exception) -> PromptStackError:
     )
 
 
-Work = Callable[[ClaimedJob], dict[str, Any] | None]
-"""Does a job and returns its result, or None where it has stored the result itself."""
+Work = Callable[[ClaimedJob], None]
+"""Does a job and stores its result."""

@@ -1,8 +1,11 @@
 """A worker's sign of life, and its check of what it still holds."""
 
 import logging
+import math
 import os
 import socket
+import time
+from collections.abc import Callable
 from uuid import UUID
 
 from repositories.session import Ledger
@@ -17,13 +20,26 @@ STATEMENT_SECONDS = 4.0
 class Heartbeat:
     """Says that this worker is alive and sees which of its jobs were taken from it."""
 
-    def __init__(self, ledger: Ledger, running: RunningJobs, worker_id: UUID) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        running: RunningJobs,
+        worker_id: UUID,
+        *,
+        lost_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Beat nothing yet; `lost_seconds` is the silence after which a worker counts as dead."""
         self._ledger = ledger
         self._running = running
         self._worker_id = worker_id
+        self._lost_seconds = lost_seconds
+        self._clock = clock
+        self._beat_at = -math.inf
 
     def beat(self) -> None:
         """Do both once. Raises `LedgerUnavailable`."""
+        now = self._clock()
         claimed = self._running.claimed()
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
@@ -33,8 +49,13 @@ class Heartbeat:
             for job_id, attempt in recorded.items():
                 if not self._running.holds(job_id, attempt):
                     unit.jobs.release(job_id, attempt)
+        self._beat_at = now
         for job_id in self._running.cancel_lost(claimed, recorded):
             logger.info("job %s was taken from this worker; its call is closed", job_id)
+
+    def is_late(self) -> bool:
+        """Whether half the time has passed after which this worker counts as dead."""
+        return self._clock() - self._beat_at > self._lost_seconds / 2
 
     def leave(self) -> None:
         """Say that this worker is gone."""

@@ -178,10 +178,10 @@ class PromptStack:
             self.progress,
             self.providers,
             self.running,
-            Backoff(settings.retry_backoff_seconds, settings.retry_backoff_max_seconds),
+            backoff=Backoff(settings.retry_backoff_seconds, settings.retry_backoff_max_seconds),
+            heartbeat=self.heartbeat,
             worker_id=self.worker_id,
             call_timeout=settings.provider_timeout_seconds,
-            beat_seconds=settings.worker_lost_seconds / 2,
         )
 
     @cached_property
@@ -204,7 +204,12 @@ class PromptStack:
     @cached_property
     def heartbeat(self) -> Heartbeat:
         """The sign of life of this worker."""
-        return Heartbeat(self.heartbeat_ledger, self.running, self.worker_id)
+        return Heartbeat(
+            self.heartbeat_ledger,
+            self.running,
+            self.worker_id,
+            lost_seconds=self.settings.worker_lost_seconds,
+        )
 
     @cached_property
     def reconciler(self) -> Reconciler:

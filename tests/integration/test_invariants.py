@@ -469,8 +469,11 @@ def test_invariant_04_a_stale_attempt_changes_nothing(
             assert not unit.jobs.release(job.id, stale.attempt)
 
 
-def test_invariant_05_a_worker_that_claims_is_alive(stack: PromptStack, provider: Provider) -> None:
+def test_invariant_05_a_worker_that_claims_is_alive(
+    stack: PromptStack, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One whose heartbeats are late must not pay for jobs that are freed at once."""
+    monkeypatch.setattr(stack.heartbeat, "_beat_at", -math.inf)
     sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '1 h'")
     claims = []
 
