@@ -105,10 +105,11 @@ class Settings(BaseSettings):
         12_000_000, ge=1_000, description="Largest HTTP body that is read, in bytes."
     )
     secret_key: SecretStr = Field(
-        SecretStr(DEFAULT_SECRET_KEY), description="Signs tokens; long and random in production."
+        SecretStr(DEFAULT_SECRET_KEY),
+        description="Will sign tokens of users; long and random in production.",
     )
-    access_token_expire_minutes: int = Field(30, ge=1, description="Life of an access token.")
-    refresh_token_expire_days: int = Field(7, ge=1, description="Life of a refresh token.")
+    access_token_expire_minutes: int = Field(30, ge=1, description="For tokens of users, to come.")
+    refresh_token_expire_days: int = Field(7, ge=1, description="For tokens of users, to come.")
 
     # Flower
     flower_host: str = Field("127.0.0.1", description="Address on which Flower listens.")
@@ -126,8 +127,8 @@ class Settings(BaseSettings):
     openai_base_url: str | None = Field(
         None, description="An OpenAI-compatible server instead of OpenAI's own."
     )
-    anthropic_api_key: SecretStr | None = Field(None, description="Key of the anthropic provider.")
-    gemini_api_key: SecretStr | None = Field(None, description="Key of the gemini provider.")
+    anthropic_api_key: SecretStr | None = Field(None, description="Key of Anthropic, to come.")
+    gemini_api_key: SecretStr | None = Field(None, description="Key of Gemini, to come.")
     provider_timeout_seconds: PositiveSeconds = Field(
         120.0, description="Longest wait for one provider call."
     )

@@ -1,8 +1,9 @@
 """Users and their API keys."""
 
 from collections.abc import Sequence
+from uuid import UUID
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import joinedload
 
 from repositories.base import BaseRepository
@@ -36,6 +37,20 @@ class ApiKeyRepository(BaseRepository[ApiKey]):
     """Keys to the HTTP door, by their hash."""
 
     model = ApiKey
+
+    def get_all(self) -> Sequence[ApiKey]:
+        """All keys with their users, oldest first."""
+        query = select(ApiKey).options(joinedload(ApiKey.user)).order_by(ApiKey.id)
+        return self._session.scalars(query).all()
+
+    def revoke(self, key_id: UUID) -> bool:
+        """Mark a key as revoked; False when there is none or it is revoked already."""
+        revoked = (
+            update(ApiKey)
+            .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+            .values(revoked_at=func.now())
+        )
+        return self._session.scalar(revoked.returning(ApiKey.id)) is not None
 
     def find_valid(self, key_hash: str) -> ApiKey | None:
         """Find a key that isn't revoked, with its user."""

@@ -3,10 +3,11 @@
 import hashlib
 import secrets
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from repositories.session import Ledger
-from services.errors import InvalidInput, NotAuthenticated
+from services.errors import InvalidInput, NotAuthenticated, NotFound
 from services.text import check_storable
 
 PREFIX = "ps_"
@@ -22,6 +23,17 @@ class Caller:
 
     user_id: UUID
     is_admin: bool
+
+
+@dataclass(frozen=True)
+class KeyView:
+    """What can be told of a key."""
+
+    id: UUID
+    email: str
+    name: str
+    created_at: datetime
+    revoked_at: datetime | None
 
 
 class KeyService:
@@ -55,6 +67,20 @@ class KeyService:
             if found is None:
                 raise NotAuthenticated("The API key is not valid.")
             return Caller(found.user_id, found.user.is_admin)
+
+    def get_all(self) -> list[KeyView]:
+        """All keys, oldest first, without what they are known by."""
+        with self._ledger.transaction() as unit:
+            return [
+                KeyView(key.id, key.user.email, key.name, key.created_at, key.revoked_at)
+                for key in unit.api_keys.get_all()
+            ]
+
+    def revoke(self, key_id: UUID) -> None:
+        """Let a key open nothing from now on. Raises `NotFound`."""
+        with self._ledger.transaction() as unit:
+            if not unit.api_keys.revoke(key_id):
+                raise NotFound(f"There is no key {key_id} that could be revoked.")
 
 
 def _hash(key: str) -> str:

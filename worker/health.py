@@ -5,16 +5,24 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 from config.errors import PromptStackError
+from repositories.errors import TransientLedgerError
 from tasks.composition import PromptStack
 
 
 def main() -> int:
-    """Exit with 0 when the ledger has a fresh heartbeat from here."""
+    """Exit with 1 when the ledger has no fresh heartbeat from here.
+
+    A ledger that is away says nothing about the worker, which may hold answers that were paid for:
+    it must not be ended for that.
+    """
     try:
         with PromptStack.open() as stack, stack.ledger.transaction() as unit:
             silence = timedelta(seconds=stack.settings.worker_lost_seconds)
             workers = unit.workers.get_many(hostname=socket.gethostname())
             alive = any(datetime.now(UTC) - worker.heartbeat_at < silence for worker in workers)
+    except TransientLedgerError as error:
+        sys.stderr.write(f"Not known: {error}\n")
+        return 0
     except PromptStackError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -28,10 +28,10 @@ CLOSING_SECONDS = 10.0
 class WorkerProcess:
     """Consumes the job queues until it is told to stop."""
 
-    def __init__(self, stack: PromptStack, *, concurrency: int | None = None) -> None:
+    def __init__(self, stack: PromptStack) -> None:
         self._stack = stack
         settings = stack.settings
-        self._concurrency = concurrency or settings.worker_concurrency
+        self._concurrency = settings.worker_concurrency
         self._grace_seconds = settings.shutdown_grace_seconds
         self._periodic = [
             Periodic("heartbeat", stack.heartbeat.beat, settings.heartbeat_seconds),

@@ -11,7 +11,7 @@ from api.cli.connection import embedded
 from api.cli.enqueue import Enqueued, sentence, summarize, watch_embedding
 from api.cli.processes import Children, interrupt_on_signals
 from api.cli.search import print_matches
-from api.cli.terminal import JOB_FAILED, err, out, plain_errors, stop
+from api.cli.terminal import JOB_FAILED, out, plain_errors, stop
 from api.cli.watching import show_until_done
 from config.embedded.folders import make_folder
 from config.embedded.servers import remove
@@ -73,10 +73,13 @@ def _embed_manual(stack: PromptStack) -> None:
     size = sum(len(text.encode()) for text in topics.values())
     _title(f"Embedding the Python manual: {len(topics)} topics, {size / 1e3:,.0f} kB, one job each")
     started = time.monotonic()
-    jobs = {
-        stack.jobs.enqueue_embedding(text, source=topic).id: Enqueued(topic, len(text))
-        for topic, text in topics.items()
-    }
+    with stack.ledger.transaction() as unit:
+        jobs = {
+            stack.jobs.enqueue_embedding(text, source=topic, session=unit.session).id: Enqueued(
+                topic, len(text)
+            )
+            for topic, text in topics.items()
+        }
     finished = watch_embedding(stack, jobs)
     if any(job.state is not JobState.SUCCEEDED for job in finished):
         stop("not every topic was embedded.", JOB_FAILED)
@@ -108,4 +111,4 @@ def _retry(stack: PromptStack) -> None:
 
 
 def _title(text: str) -> None:
-    err.print(f"\n{text}", style="bold cyan", markup=False)
+    out.print(f"\n{text}", style="bold cyan", markup=False)

@@ -51,6 +51,13 @@ def examine(stack: PromptStack) -> Iterator[Finding]:
     yield _workers(stack)
     for name in stack.factory.names():
         yield _provider(stack, name)
+    for variable, name in (
+        ("DEFAULT_LLM_PROVIDER", settings.default_llm_provider),
+        ("DEFAULT_EMBEDDING_PROVIDER", settings.default_embedding_provider),
+    ):
+        if name not in stack.factory.names():
+            known = ", ".join(stack.factory.names())
+            yield Finding("default", "missing", f"{variable}={name} is no provider; known: {known}")
 
 
 def _try(name: str, look: Callable[[], str]) -> Finding:

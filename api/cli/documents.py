@@ -20,10 +20,13 @@ class TextFile:
     text: str
 
 
-def find_files(paths: Iterable[Path]) -> list[Path]:
+def find_files(paths: Iterable[str | Path]) -> list[Path]:
     """Name the files below `paths`, each once, in order. Raises `InvalidInput`."""
     found: dict[Path, None] = {}
-    for path in paths:
+    for name in paths:
+        if name == "":
+            raise InvalidInput('A path is empty; for this folder, give ".".')
+        path = Path(name)
         _check_reachable(path)
         if path.is_dir():
             inside = _text_files(path)

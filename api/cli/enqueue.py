@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +12,9 @@ import typer
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from api.cli.connection import connected
-from api.cli.documents import find_files, read_text
-from api.cli.terminal import JOB_FAILED, JsonFlag, err, out, print_json, stop
-from api.cli.watching import show_until_done
+from api.cli.documents import TextFile, find_files, read_text
+from api.cli.terminal import JOB_FAILED, JsonFlag, err, out, print_json, printable, stop
+from api.cli.watching import show_until_done, shown
 from repositories.models import JobState
 from services.errors import InvalidInput
 from services.views import JobView
@@ -24,6 +25,9 @@ Model = Annotated[str | None, typer.Option(help="Model; default: the provider's.
 Key = Annotated[str | None, typer.Option(help="Enqueue at most once under this key.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done.")]
 Retries = Annotated[int | None, typer.Option(help="Retries after failures; default from settings.")]
+
+
+BATCH_FILES, BATCH_CHARACTERS = 100, 5_000_000
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,13 @@ def generate(
         elif not wait:
             out.print(f"Accepted as job {job.id}.")
         elif job.result:
-            out.print(job.result["text"], markup=False)
+            out.print(printable(job.result["text"]), markup=False)
         if wait and job.state is not JobState.SUCCEEDED:
             stop(f"job {job.id} {job.state}: {job.error or 'no reason given'}", JOB_FAILED)
 
 
 def embed(
-    paths: Annotated[list[Path], typer.Argument(help="Files, or folders of text and Markdown.")],
+    paths: Annotated[list[str], typer.Argument(help="Files, or folders of text and Markdown.")],
     provider: Provider = None,
     model: Model = None,
     max_retries: Retries = None,
@@ -94,17 +98,23 @@ def embed(
     with connected() as stack:
         started = time.monotonic()
         max_bytes = stack.settings.max_text_bytes
-        jobs = {}
-        for path in _check_all(find_files(paths), max_bytes, skip_bad=skip_bad):
-            file = read_text(path, max_bytes)
-            job = stack.jobs.enqueue_embedding(
-                file.text,
-                source=file.source,
-                provider=provider,
-                model=model,
-                max_retries=max_retries,
-            )
-            jobs[job.id] = Enqueued(file.source, len(file.text))
+        jobs: dict[UUID, Enqueued] = {}
+        files = _check_all(find_files(paths), max_bytes, skip_bad=skip_bad)
+        in_batches = batches(files, max_bytes)
+        for some in shown(in_batches, len(files), label="Enqueueing", unit="files", quiet=as_json):
+            # One transaction for many: each would else wait for its own commit.
+            with stack.ledger.transaction() as unit:
+                # In one order: two that embed the same files would else wait for each other.
+                for file in sorted(some, key=lambda file: file.source):
+                    job = stack.jobs.enqueue_embedding(
+                        file.text,
+                        source=file.source,
+                        provider=provider,
+                        model=model,
+                        max_retries=max_retries,
+                        session=unit.session,
+                    )
+                    jobs[job.id] = Enqueued(file.source, len(file.text))
         if not wait:
             _print_accepted(list(jobs), as_json=as_json)
             return
@@ -116,7 +126,11 @@ def embed(
             out.print(sentence(summary, time.monotonic() - started))
         failed = [job for job in finished if job.state is not JobState.SUCCEEDED]
         for job in failed:
-            err.print(f"{jobs[job.id].source}: {job.state}, {job.error}", style="red", markup=False)
+            err.print(
+                printable(f"{jobs[job.id].source}: {job.state}, {job.error}"),
+                style="red",
+                markup=False,
+            )
         if failed:
             raise typer.Exit(JOB_FAILED)
 
@@ -131,6 +145,26 @@ def watch_embedding(
     return [stack.jobs.get(job_id) for job_id in jobs]
 
 
+def batches(files: list[Path], max_bytes: int) -> Iterator[list[TextFile]]:
+    """Read files in their order, some at a time, so that not all are in memory at once."""
+    some: list[TextFile] = []
+    size = 0
+    for path in files:
+        file = read_text(path, max_bytes)
+        some.append(file)
+        size += len(file.text)
+        if len(some) == BATCH_FILES or size > BATCH_CHARACTERS:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def plural(count: int, what: str) -> str:
+    """Count things in words."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def summarize(jobs: list[JobView]) -> dict[str, Any]:
     """Add up what embedding jobs did."""
     results = [job.result for job in jobs if job.result]
@@ -143,11 +177,13 @@ def summarize(jobs: list[JobView]) -> dict[str, Any]:
 
 def sentence(summary: dict[str, Any], seconds: float) -> str:
     """Say what embedding jobs did."""
-    begin = f"{summary['documents']} documents, {summary['chunks']} chunks in {seconds:.1f} s: "
+    documents = plural(summary["documents"], "document")
+    begin = f"{documents}, {plural(summary['chunks'], 'chunk')} in {seconds:.1f} s: "
     if summary["provider_calls"] == 0:
         return f"{begin}all were embedded before; no provider call was made."
     return (
-        f"{begin}{summary['embedded']} embedded in {summary['provider_calls']} provider calls, "
+        f"{begin}{summary['embedded']} embedded in "
+        f"{plural(summary['provider_calls'], 'provider call')}, "
         f"{summary['reused']} reused."
     )
 
@@ -165,7 +201,7 @@ def _check_all(paths: list[Path], max_bytes: int, *, skip_bad: bool) -> list[Pat
         except InvalidInput as error:
             problems.append(str(error))
     for problem in problems:
-        err.print(problem, style="red", markup=False)
+        err.print(printable(problem), style="red", markup=False)
     if problems and not skip_bad:
         stop(
             f"{len(problems)} of {len(paths)} files can't be embedded; nothing was enqueued. "
@@ -180,7 +216,9 @@ def _print_accepted(job_ids: list[UUID], *, as_json: bool) -> None:
     if as_json:
         print_json({"jobs": [str(job_id) for job_id in job_ids]})
     else:
-        out.print(f"Accepted {len(job_ids)} jobs; follow them with `promptstack jobs watch`.")
+        out.print(
+            f"Accepted {plural(len(job_ids), 'job')}; follow them with `promptstack jobs watch`."
+        )
 
 
 def _read_input() -> str:

@@ -9,7 +9,16 @@ import typer
 from rich.table import Table
 
 from api.cli.connection import connected
-from api.cli.terminal import JOB_FAILED, JsonFlag, err, out, print_json, stop
+from api.cli.terminal import (
+    JOB_FAILED,
+    UUID_CHARACTERS,
+    JsonFlag,
+    err,
+    out,
+    print_json,
+    printable,
+    stop,
+)
 from api.cli.watching import show_until_done
 from config.errors import PromptStackError
 from repositories.models import JobKind, JobState
@@ -20,7 +29,6 @@ app = typer.Typer(help="Look at jobs, follow, cancel and retry them.", no_args_i
 Ids = Annotated[list[UUID], typer.Argument(help="Ids of jobs.")]
 SHORT_ERROR = 60
 MANY = 100_000
-UUID_CHARACTERS = 36
 
 
 @app.command("list")
@@ -46,12 +54,12 @@ def list_(
         table.add_row(
             str(job.id),
             job.kind,
-            f"{job.provider}/{job.model}",
+            printable(f"{job.provider}/{job.model}"),
             job.state,
             f"{job.current}/{job.total}",
             str(job.attempt),
             f"{age.total_seconds():,.0f} s",
-            (job.error or "")[:SHORT_ERROR],
+            printable(job.error or "")[:SHORT_ERROR],
         )
     out.print(table if jobs else "No jobs.")
 
@@ -68,18 +76,18 @@ def show(job_id: UUID, as_json: JsonFlag = False) -> None:
         return
     for name, value in job.model_dump(exclude={"result"}).items():
         if value is not None:
-            out.print(f"{name:>12}  {value}", markup=False)
+            out.print(f"{name:>12}  {printable(str(value))}", markup=False)
     for attempt in attempts:
         tokens = f"{attempt.input_tokens or 0}+{attempt.output_tokens or 0} tokens"
         out.print(
             f"{'attempt':>12}  {attempt.number}.{attempt.call} {attempt.state}: "
-            f"{attempt.error or tokens}",
+            f"{printable(attempt.error or tokens)}",
             markup=False,
         )
         if attempt.detail:
-            out.print(f"{'':>12}  the provider said: {attempt.detail}", markup=False)
+            out.print(f"{'':>12}  the provider said: {printable(attempt.detail)}", markup=False)
     for name, value in (job.result or {}).items():
-        out.print(f"{name:>12}  {value}", markup=False)
+        out.print(f"{name:>12}  {printable(str(value))}", markup=False)
 
 
 @app.command()
@@ -100,7 +108,9 @@ def watch(
         failed = [job for job in ended.values() if job.state is not JobState.SUCCEEDED]
         out.print(f"{len(ended) - len(failed)} succeeded, {len(failed)} did not.")
         for progress in failed:
-            err.print(f"{progress.job_id} {progress.state}: {progress.error}", markup=False)
+            err.print(
+                f"{progress.job_id} {progress.state}: {printable(progress.error)}", markup=False
+            )
         if failed:
             raise typer.Exit(JOB_FAILED)
 

@@ -3,6 +3,7 @@
 import typer
 
 from api.cli import demo, doctor, enqueue, jobs, keys, search, serve
+from api.cli.terminal import print_what_can_be
 
 NO_HELP = {**serve.PASS_THROUGH, "help_option_names": []}
 
@@ -30,4 +31,5 @@ def build() -> typer.Typer:
 
 def run() -> None:
     """Run the command line."""
+    print_what_can_be()
     build()()

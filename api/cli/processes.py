@@ -7,15 +7,20 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+from urllib.parse import urlsplit
 
-from api.cli.terminal import stop
+from api.cli.terminal import err, stop
 from tasks.composition import PromptStack
 
+API = "api.http"
 CHECK_SECONDS = 0.2
 STOP_SECONDS = 30.0
+MAX_DEATHS, DEATHS_SECONDS = 5, 60.0
+"""What ends by itself more often than this is not started again."""
 
 
 def interrupt_on_signals() -> None:
@@ -26,6 +31,18 @@ def interrupt_on_signals() -> None:
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
+
+
+@dataclass
+class Child:
+    """A process of ours and how to start it again."""
+
+    name: str
+    module: str
+    arguments: list[str]
+    process: subprocess.Popen[str]
+    deaths: list[float] = field(default_factory=list)
+    """When it ended by itself, of late."""
 
 
 class Children:
@@ -39,57 +56,91 @@ class Children:
             "DATABASE_URL": stack.database_url,
             "REDIS_URL": stack.redis_url,
         }
-        self._processes: dict[str, subprocess.Popen[str]] = {}
+        self._children: list[Child] = []
 
-    def start(self, name: str, module: str, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, name: str, module: str, *arguments: str) -> None:
         """Start a module of ours as a process."""
+        process = self._open(module, list(arguments))
+        self._children.append(Child(name, module, list(arguments), process))
+
+    def start_api(self, port: int) -> str:
+        """Start the HTTP API; its address, once it listens."""
+        self.start("api", API, "--port", str(port))
+        child = self._children[-1]
+        url = _address(child.process)
+        if not url:
+            stop("the HTTP API did not start; the reason stands above.")
+        # Started again, it must be found where it was.
+        child.arguments = ["--port", str(urlsplit(url).port)]
+        return url
+
+    def watch(self) -> NoReturn:
+        """Start again what ends by itself; give up on what does so again and again."""
+        while True:
+            for child in self._children:
+                code = child.process.poll()
+                if code is not None:
+                    self._start_again(child, code)
+            time.sleep(CHECK_SECONDS)
+
+    def stop(self) -> None:
+        """End all processes in order; by force after a while, or at a second Ctrl-C."""
+        processes = [child.process for child in self._children]
+        try:
+            for process in processes:
+                process.terminate()
+            deadline = time.monotonic() + STOP_SECONDS
+            for process in processes:
+                process.wait(max(0.0, deadline - time.monotonic()))
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            # What is left to do is short; a third one would leave servers behind.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            for process in processes:
+                process.kill()
+        for process in processes:
+            process.wait()
+            _close_pipes(process)
+        self._children.clear()
+
+    def _start_again(self, child: Child, code: int) -> None:
+        now = time.monotonic()
+        child.deaths = [at for at in child.deaths if now - at < DEATHS_SECONDS] + [now]
+        if len(child.deaths) > MAX_DEATHS:
+            stop(
+                f"{child.name} ended {len(child.deaths)} times within {DEATHS_SECONDS:.0f} s "
+                f"(exit code {code}); its log above says why. Stopping everything.",
+                1,
+            )
+        err.print(f"{child.name} ended (exit code {code}); it is started again.", markup=False)
+        _close_pipes(child.process)
+        child.process = self._open(child.module, child.arguments)
+        if child.module == API:
+            _address(child.process)
+
+    def _open(self, module: str, arguments: list[str]) -> subprocess.Popen[str]:
         with ExitStack() as opened:
             log = opened.enter_context(self._log.open("a")) if self._log else None
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", module, "--with-parent", *arguments],
                 env=self._environment,
                 # Its end tells the child that we are gone.
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE if module == "api.http" else log,
+                stdout=subprocess.PIPE if module == API else log,
                 stderr=log,
                 text=True,
                 # Ctrl-C reaches us alone, so that we stop the children in order.
                 start_new_session=True,
             )
-        self._processes[name] = process
-        return process
 
-    def start_api(self, arguments: list[str]) -> str:
-        """Start the HTTP API; its address, once it listens."""
-        process = self.start("api", "api.http", *arguments)
-        line = process.stdout.readline() if process.stdout else ""
-        if not line:
-            stop("the HTTP API did not start; the reason stands above.")
-        return str(json.loads(line)["url"])
 
-    def watch(self) -> None:
-        """Return when a process has ended that should not have."""
-        while True:
-            for name, process in self._processes.items():
-                code = process.poll()
-                if code is not None:
-                    stop(f"{name} ended by itself (exit code {code}); stopping everything.", 1)
-            time.sleep(CHECK_SECONDS)
+def _address(process: subprocess.Popen[str]) -> str:
+    """Where an API listens, once it says so; empty where it ends instead."""
+    line = process.stdout.readline() if process.stdout else ""
+    return str(json.loads(line)["url"]) if line else ""
 
-    def stop(self) -> None:
-        """End all processes in order; by force after a while, or at a second Ctrl-C."""
-        try:
-            for process in self._processes.values():
-                process.terminate()
-            deadline = time.monotonic() + STOP_SECONDS
-            for process in self._processes.values():
-                process.wait(max(0.0, deadline - time.monotonic()))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            for process in self._processes.values():
-                process.kill()
-        for process in self._processes.values():
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
-        self._processes.clear()
+
+def _close_pipes(process: subprocess.Popen[str]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from api.cli.connection import connected
-from api.cli.terminal import JsonFlag, out, print_json
+from api.cli.terminal import JsonFlag, out, print_json, printable
 from repositories.embeddings import Match
 
 SHORT_PASSAGE = 160
@@ -41,7 +41,7 @@ def search(
 def print_matches(matches: list[Match]) -> None:
     """Print passages, each with its score and source."""
     for match in matches:
-        passage = " ".join(match.text.split())
+        passage = printable(" ".join(match.text.split()))
         shown = passage[:SHORT_PASSAGE] + ("..." if len(passage) > SHORT_PASSAGE else "")
-        out.print(f"  {match.score:.3f}  {match.source}", style="bold", markup=False)
+        out.print(f"  {match.score:.3f}  {printable(match.source)}", style="bold", markup=False)
         out.print(f"         {shown}", markup=False)

@@ -34,8 +34,7 @@ def up(
             try:
                 for number in range(1, workers + 1):
                     children.start(f"worker {number}", "worker")
-                api = ["--port", str(settings.api_port if port is None else port)]
-                url = children.start_api(api)
+                url = children.start_api(settings.api_port if port is None else port)
                 out.print(f"Prompt Stack is up. API: {url}{settings.api_v1_prefix}")
                 out.print("Make a key with `promptstack keys create`. Ctrl-C stops everything.")
                 children.watch()

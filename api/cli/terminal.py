@@ -1,6 +1,8 @@
 """What the commands print: text for people on a terminal, JSON for programs on standard output."""
 
+import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +13,10 @@ from rich.console import Console
 
 from config.errors import PromptStackError
 
-OK, JOB_FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: the work is done; a job failed; nothing was done; stopped by Ctrl-C."""
+JOB_FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+"""Exit codes: a job failed; nothing was done; stopped by Ctrl-C."""
+
+UUID_CHARACTERS = 36
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -21,6 +25,24 @@ PIPED_WIDTH = 160
 # A pipe has no width; rich would take 80 and cut tables.
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Show control characters instead of sending them to the terminal, which would obey them."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+
+
+def print_what_can_be() -> None:
+    """Let a stream that is not UTF-8 get an escape for what it lacks, instead of an error.
+
+    The answer was paid for by then.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_json(value: Any) -> None:

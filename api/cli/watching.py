@@ -1,8 +1,9 @@
 """Watching jobs until they end."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 from uuid import UUID
 
 from rich.progress import (
@@ -18,10 +19,12 @@ from rich.progress import (
     Progress as Bar,
 )
 
-from api.cli.terminal import err
+from api.cli.terminal import err, printable
 from repositories.models import JobState
 from services.progress import Progress
 from tasks.composition import PromptStack
+
+Item = TypeVar("Item")
 
 POLL_SECONDS = 0.1
 NO_WORKER_SECONDS = 3.0
@@ -82,6 +85,26 @@ def show_until_done(
     return latest
 
 
+def shown(
+    batches: Iterable[Sequence[Item]], total: int, *, label: str, unit: str, quiet: bool = False
+) -> Iterator[Sequence[Item]]:
+    """Give batches as they come, with a bar over the items that were dealt with.
+
+    It shows once the first batch went well: an error must be one line.
+    """
+    done = 0
+    with ExitStack() as opened:
+        bar = None
+        for batch in batches:
+            yield batch
+            done += len(batch)
+            if bar is None and done < total:
+                bar = opened.enter_context(_bar(quiet=quiet))
+                row = bar.add_task(label, total=total, unit=unit, note="")
+            if bar is not None:
+                bar.update(row, completed=done)
+
+
 def _total(progress: Progress | None, guess: int) -> int:
     if progress is None or (progress.state is JobState.QUEUED and progress.total == 1):
         return guess
@@ -94,7 +117,7 @@ def _note(latest: Mapping[UUID, Progress]) -> str:
         return ""
     first = min(waiting, key=lambda progress: progress.retry_at)
     seconds = max(0.0, first.retry_at - time.time())
-    return f"attempt {first.failures} failed, retry in {seconds:.1f} s: {first.error}"
+    return f"attempt {first.failures} failed, retry in {seconds:.1f} s: {printable(first.error)}"
 
 
 @contextmanager

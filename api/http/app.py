@@ -21,13 +21,12 @@ RESOURCES = (generations.router, embeddings.router, jobs.router)
 def create_app(stack: PromptStack) -> FastAPI:
     """Make the application over `stack`, which stays the caller's to close."""
     settings = stack.settings
-    connections = settings.database_pool_size + settings.database_max_overflow
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # Enqueueing takes two connections for a moment: threads that hold one each and wait for
-        # the other's would wait for ever.
-        to_thread.current_default_thread_limiter().total_tokens = max(1, connections // 2)
+        # A thread a connection: beyond that, a burst waits its turn instead of failing.
+        connections = settings.database_pool_size + settings.database_max_overflow
+        to_thread.current_default_thread_limiter().total_tokens = connections
         yield
 
     app = FastAPI(

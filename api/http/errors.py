@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from api.http.problems import DETAILS, Fault, respond
 from config.errors import PromptStackError
-from repositories.errors import LedgerOutdated, LedgerUnavailable
+from repositories.errors import LedgerOutdated, TransientLedgerError
 from services.errors import (
     IdempotencyConflict,
     InvalidInput,
@@ -30,7 +30,7 @@ STATUSES: dict[type[PromptStackError], int] = {
     NotFound: 404,
     IdempotencyConflict: 409,
     WrongState: 409,
-    LedgerUnavailable: 503,
+    TransientLedgerError: 503,
     LedgerOutdated: 503,
 }
 RETRY_AFTER_SECONDS = 5
@@ -47,7 +47,7 @@ async def ours(request: Request, error: PromptStackError) -> Response:
     headers = {}
     if isinstance(error, NotAuthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, LedgerUnavailable):
+    if isinstance(error, TransientLedgerError):
         headers["Retry-After"] = str(math.ceil(error.retry_after or RETRY_AFTER_SECONDS))
     return respond(status, str(error), code=error.code, headers=headers)
 

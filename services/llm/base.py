@@ -128,8 +128,6 @@ class EmbeddingLimits:
     """Texts a request."""
     bytes: int
     """UTF-8 bytes a request."""
-    bytes_per_item: int
-    """UTF-8 bytes a text."""
 
 
 class LLMService(ABC):
@@ -151,9 +149,7 @@ class LLMService(ABC):
     known_options: ClassVar[frozenset[str] | None] = frozenset()
     """The provider-specific parameters it takes, or None where it passes all on."""
 
-    embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(
-        items=256, bytes=1_000_000, bytes_per_item=100_000
-    )
+    embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(items=256, bytes=1_000_000)
 
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock

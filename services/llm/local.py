@@ -26,7 +26,7 @@ class LocalService(LLMService):
     default_models: ClassVar = {Capability.EMBEDDING: MODEL}
     known_models: ClassVar = {Capability.EMBEDDING: frozenset({MODEL})}
     # Small batches keep progress moving and cancels quick; there is no request to save.
-    embedding_limits = EmbeddingLimits(items=64, bytes=1_000_000, bytes_per_item=1_000_000)
+    embedding_limits = EmbeddingLimits(items=64, bytes=1_000_000)
 
     def __init__(self) -> None:
         super().__init__()

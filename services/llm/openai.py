@@ -81,9 +81,7 @@ class OpenAIService(LLMService):
     # The API takes 300,000 tokens a request and counts a byte as a quarter of a token. It takes
     # 8,192 real tokens a text; 4 bytes each is the same rule, which fits prose in Latin script.
     # Denser text under this bound is refused by the API itself as `ContextTooLong`.
-    embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(
-        items=2_048, bytes=1_200_000, bytes_per_item=32_768
-    )
+    embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(items=2_048, bytes=1_200_000)
 
     def __init__(
         self,

@@ -18,7 +18,8 @@ from sqlalchemy import func, make_url, select, text
 from typer.testing import CliRunner
 
 from api.cli.main import build
-from repositories.models import ApiKey, Attempt, Document, Job, JobState, User
+from repositories.models import ApiKey, Attempt, Document, Job, JobKind, JobState, User
+from services.errors import NotAuthenticated
 from services.jobs import MAX_SOURCE_BYTES
 from services.views import JobView
 from tasks.composition import PromptStack
@@ -172,8 +173,8 @@ def test_embed_and_search(
     bad = write(folder / "bad.html", "").resolve()
 
     one = cli("embed", str(owl))
-    assert "1 chunks in" in succeeded(one)
-    assert ": 1 embedded in 1 provider calls, 0 reused." in one.stdout
+    assert "1 document, 1 chunk in" in succeeded(one)
+    assert ": 1 embedded in 1 provider call, 0 reused." in one.stdout
     first = json.loads(succeeded(cli("embed", str(folder), "--json")))
     assert first.pop("seconds") > 0
     assert first.pop("tokens_used") > 0
@@ -201,7 +202,7 @@ def test_embed_and_search(
 
     long.write_text(long.read_text().replace("Paragraph 2", "Passage 2"))
     changed = succeeded(cli("embed", str(folder)))
-    assert ": 1 embedded in 1 provider calls, 6 reused." in changed
+    assert ": 1 embedded in 1 provider call, 6 reused." in changed
     assert count(stack, Attempt) == paid + 1
     assert count(stack, Document) == 3
 
@@ -211,7 +212,7 @@ def test_embed_and_search(
         ("embed", str(bread), "--no-wait", "--json"),
         ("embed", str(bread), "--provider", "openai"),
     )
-    assert "1 documents, 1 chunks" in succeeded(skipping)
+    assert "1 document, 1 chunk" in succeeded(skipping)
     assert f"{bad} is empty" in skipping.stderr
     (accepted,) = json.loads(succeeded(not_waiting))["jobs"]
     wait_for(stack, UUID(accepted), JobState.SUCCEEDED)
@@ -552,3 +553,64 @@ def test_every_command_explains_itself(cli: Cli) -> None:
     ):
         assert f"usage: promptstack {' '.join(name)}" in succeeded(done).lower()
         assert done.stderr == ""
+
+
+def test_keys_are_listed_and_revoked(cli: Cli, stack: PromptStack) -> None:
+    key = succeeded(cli("keys", "create", "--name", "to\x1b[2Jday")).strip()
+    assert not stack.keys.authenticate(key).is_admin
+    [listed] = json.loads(succeeded(cli("keys", "list", "--json")))
+    assert (listed["name"], listed["revoked_at"]) == ("to\x1b[2Jday", None)
+    shown, revoked = together(cli, ("keys", "list"), ("keys", "revoke", listed["id"]))
+    assert listed["id"] in succeeded(shown)
+    assert "\x1b" not in shown.stdout
+    assert key not in shown.stdout
+    assert succeeded(revoked) == f"Key {listed['id']} is revoked.\n"
+    with pytest.raises(NotAuthenticated):
+        stack.keys.authenticate(key)
+    assert refused(cli("keys", "revoke", listed["id"]), listed["id"])
+
+
+def test_what_a_terminal_cannot_show_or_would_obey_is_escaped(
+    cli: Cli, stack: PromptStack, start_worker: StartWorker
+) -> None:
+    """The answer was paid for when it is printed; and it comes from outside."""
+    start_worker()
+    plain, as_json = together(
+        cli,
+        ("generate", "Zürich \x1b]0;title\x07 done"),
+        ("generate", "Zürich \x1b]0;title\x07 done", "--json"),
+        variables={"PYTHONIOENCODING": "ascii"},
+    )
+    assert succeeded(plain).endswith("Z\\xfcrich \\x1b]0;title\\x07 done\n")
+    assert json.loads(succeeded(as_json))["result"]["text"].startswith("[demonstration")
+
+
+def test_what_is_empty_or_below_one_is_refused(cli: Cli, stack: PromptStack) -> None:
+    nothing, none, unknown = together(
+        cli, ("embed", ""), ("worker", "--concurrency", "0"), ("jobs", "list")
+    )
+    assert refused(nothing, "path is empty")
+    assert refused(none, "WORKER_CONCURRENCY")
+    assert succeeded(unknown) == "No jobs.\n"
+    assert count(stack, Job) == 0
+
+
+def test_the_doctor_knows_a_default_that_is_no_provider(cli: Cli) -> None:
+    done = cli("doctor", "--json", DEFAULT_EMBEDDING_PROVIDER="nobody")
+    assert done.returncode == 1
+    [finding] = [each for each in json.loads(done.stdout) if each["name"] == "default"]
+    assert (finding["status"], "DEFAULT_EMBEDDING_PROVIDER" in finding["detail"]) == (
+        "missing",
+        True,
+    )
+
+
+def test_many_files_are_enqueued_some_at_a_time(
+    cli: Cli, stack: PromptStack, tmp_path: Path
+) -> None:
+    for number in range(250):
+        write(tmp_path / "many" / f"{number}.txt", f"Text {number}.")
+    done = cli("embed", str(tmp_path / "many"), "--no-wait")
+    assert succeeded(done) == "Accepted 250 jobs; follow them with `promptstack jobs watch`.\n"
+    assert count(stack, Job) == 250
+    assert stack.doorbell.waiting(JobKind.EMBEDDING) == 250

@@ -146,6 +146,12 @@ def folder(new_folder: Callable[[], Path]) -> Path:
     return new_folder()
 
 
+def answers(url: str) -> bool:
+    with suppress(httpx2.TransportError):
+        return httpx2.get(url).status_code == 200
+    return False
+
+
 def clean(folder: Path) -> None:
     for pid in children(folder):
         with suppress(ProcessLookupError):
@@ -219,8 +225,15 @@ def test_two_folders_and_twice_one_folder_at_the_same_time(
         assert "[demonstration" in run(one, "generate", "Say it again.")
         (worker,) = (pid for pid, command in children(one).items() if "-m worker" in command)
         os.kill(worker, signal.SIGKILL)
-        assert again.process.wait(30) == 1
-    assert "worker 1 ended by itself (exit code -9)" in again.output()
+        said = "worker 1 ended (exit code -9); it is started again."
+        wait_until(lambda: said in again.output(), again.output())
+        assert "[demonstration" in run(one, "generate", "Say it once more.")
+        (api,) = (pid for pid, command in children(one).items() if "-m api.http" in command)
+        os.kill(api, signal.SIGKILL)
+        wait_until(lambda: "api ended (exit code -9)" in again.output(), again.output())
+        healthz = again.url().replace("/api/v1", "/healthz")
+        wait_until(lambda: answers(healthz), "the API where it was")
+        assert again.end(signal.SIGTERM) == 0
     assert ours(one) == {}
 
 

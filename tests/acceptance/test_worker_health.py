@@ -19,5 +19,8 @@ def test_health_tells_whether_a_worker_is_alive_here(
     worker.stop()
     assert ask() == 1
     environment["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:1/nothing"
+    # A worker must not be ended for a database that is away.
+    assert ask() == 0
+    environment["DATABASE_URL"] = "mysql://nowhere"
     assert ask() == 1
-    assert len((tmp_path / "health.log").read_text().splitlines()) == 1
+    assert len((tmp_path / "health.log").read_text().splitlines()) == 2

@@ -36,7 +36,7 @@ class FakeService(LLMService):
 
     name = "fake"
     default_models: ClassVar = {Capability.GENERATION: "f", Capability.EMBEDDING: "f"}
-    embedding_limits = EmbeddingLimits(items=2, bytes=10_000, bytes_per_item=10_000)
+    embedding_limits = EmbeddingLimits(items=2, bytes=10_000)
     before_answer: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
     embedded: ClassVar[list[str]] = []
 

@@ -104,7 +104,7 @@ def employ(stack: PromptStack, provider: Provider) -> None:
     class Fake(LLMService):
         name = "fake"
         default_models: ClassVar = {Capability.GENERATION: "f-1", Capability.EMBEDDING: "f-1"}
-        embedding_limits = EmbeddingLimits(items=BATCH, bytes=10_000, bytes_per_item=10_000)
+        embedding_limits = EmbeddingLimits(items=BATCH, bytes=10_000)
 
         async def _generate(
             self, request: GenerationRequest, user_id: UUID | None, failures: int

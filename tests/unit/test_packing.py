@@ -19,9 +19,7 @@ def passages_of(texts: list[str]) -> list[Passage]:
 
 
 passages = st.lists(st.text("aé日🙂", min_size=1, max_size=12)).map(passages_of)
-limits = st.builds(
-    EmbeddingLimits, items=st.integers(1, 6), bytes=st.integers(1, 60), bytes_per_item=st.just(60)
-)
+limits = st.builds(EmbeddingLimits, items=st.integers(1, 6), bytes=st.integers(1, 60))
 
 
 def size(batch: list[Passage]) -> int:
@@ -54,9 +52,9 @@ def test_no_batch_ends_before_it_is_full(given: list[Passage], limits: Embedding
 
 
 def test_bytes_are_counted_and_not_characters() -> None:
-    limits = EmbeddingLimits(items=10, bytes=8, bytes_per_item=8)
+    limits = EmbeddingLimits(items=10, bytes=8)
     assert [len(batch) for batch in pack(passages_of(["🙂", "🙂", "🙂"]), limits)] == [2, 1]
 
 
 def test_nothing_makes_no_call() -> None:
-    assert list(pack([], EmbeddingLimits(items=1, bytes=1, bytes_per_item=1))) == []
+    assert list(pack([], EmbeddingLimits(items=1, bytes=1))) == []
