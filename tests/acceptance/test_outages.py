@@ -14,6 +14,7 @@ from services.views import JobView
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.simulator_process import SimulatorProcess
+from worker.process import EXIT_HUNG
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_a_worker_ends_in_time_while_redis_hangs(
             wait_until(lambda: are_in(JobState.RUNNING, caller, job), "the job to run")
             server.suspend()
             worker.send(signal.SIGTERM)
-            worker.wait(40)
+            assert worker.wait(60) == EXIT_HUNG
             server.resume()
         # Handed back or freed: another worker takes it.
         start_worker(REDIS_URL=url)

@@ -754,3 +754,21 @@ def test_a_lost_message_is_rung_again_also_while_others_wait(
     bell.rung = list(waiting)
     assert reconciler.run_once() == 1
     assert bell.rung == [*waiting, lost]
+
+
+def test_an_old_message_of_a_job_that_was_rung_again_tells_nothing_of_others(
+    stack: PromptStack, ledger: Ledger, bell: Bell, reconciler: Reconciler
+) -> None:
+    """Only the message knows when it was sent: by the job's row, a whole backlog would be lost."""
+    rung_again, *backlog = unrung(stack, 4)
+    for job_id in backlog:
+        change(ledger, job_id, "rung_at = now() - interval '1 h', rung_epoch = 'epoch'")
+    first = "rung_at = now() - interval '2 h', rung_epoch = 'epoch'"
+    change(ledger, rung_again, first)
+    with ledger.transaction() as unit:
+        sent_at = unit.jobs.get_all([rung_again])[0].rung_at
+    change(ledger, rung_again, "rung_at = now()")
+    with ledger.transaction() as unit:
+        assert unit.jobs.claim(rung_again, stack.worker_id, sent_at)
+    bell.rung = list(backlog)
+    assert reconciler.run_once() == 0

@@ -652,6 +652,22 @@ def test_invariant_05_a_job_on_record_that_is_not_in_hand_is_handed_back(
     assert state(stack, other) is JobState.RUNNING
 
 
+def test_invariant_05_an_old_attempt_in_hand_does_not_keep_a_newer_one_on_record(
+    stack: PromptStack, provider: Provider
+) -> None:
+    """The newer one was claimed over a connection that broke before it could tell us."""
+    job = generate(stack)
+    with stack.running.in_hand(job.id) as old:
+        old.attempt = claimed(stack, job).attempt
+        stack.heartbeat.beat()
+        assert state(stack, job) is JobState.RUNNING
+        with stack.ledger.transaction() as unit:
+            assert unit.jobs.release(job.id, old.attempt)
+        claimed(stack, job)
+        stack.heartbeat.beat()
+        assert state(stack, job) is JobState.QUEUED
+
+
 # 6. No database session is held during a provider call
 
 
