@@ -17,6 +17,9 @@ class PromptStackError(Exception):
     transient: ClassVar[bool] = False
     """Whether the same work may succeed later without anyone changing it."""
 
+    counts_as_failure: ClassVar[bool] = True
+    """Whether it uses up one of the job's retries."""
+
     def __init__(
         self, message: str, *, detail: str | None = None, retry_after: float | None = None
     ) -> None:

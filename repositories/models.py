@@ -233,6 +233,20 @@ class Attempt(Base):
     )
 
 
+class Reservation(Base):
+    """A content that a running attempt is about to pay for; void when that attempt is over."""
+
+    __tablename__ = "reservations"
+
+    provider: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    content_hash: Mapped[bytes] = mapped_column(primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+
+    __table_args__ = (Index("reservations_job", "job_id"),)
+
+
 class Document(Base):
     """A text that was embedded, or is going to be."""
 

@@ -18,6 +18,7 @@ from repositories.documents import DocumentRepository
 from repositories.embeddings import EmbeddingRepository
 from repositories.errors import LedgerConflict, LedgerOutdated, LedgerUnavailable
 from repositories.jobs import JobRepository
+from repositories.reservations import ReservationRepository
 from repositories.rings import RingRepository
 from repositories.users import ApiKeyRepository, UserRepository
 from repositories.workers import WorkerRepository
@@ -76,6 +77,11 @@ class UnitOfWork:
     def embeddings(self) -> EmbeddingRepository:
         """Models and vectors."""
         return EmbeddingRepository(self.session)
+
+    @cached_property
+    def reservations(self) -> ReservationRepository:
+        """Contents that jobs are about to pay for."""
+        return ReservationRepository(self.session)
 
     @cached_property
     def workers(self) -> WorkerRepository:

@@ -1,5 +1,6 @@
 """What a worker does with an embedding job: document, chunks, batched calls, vectors."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -14,10 +15,15 @@ from repositories.jobs import Claim
 from repositories.models import Document, JobState
 from repositories.session import UnitOfWork
 from services.chunking import Chunker
-from services.errors import NotFound
+from services.errors import EmbeddedElsewhere, NotFound
 from services.execution import ClaimedJob, Execution, JobOutcome, Report
 from services.llm.base import EmbeddingLimits, EmbeddingResponse
 from services.llm.pool import ProviderPool
+
+SHARED_POLL_SECONDS = 0.25
+SHARED_PATIENCE_SECONDS = 3.0
+"""How long a job waits, in a worker, for passages that another one embeds; then in the queue."""
+SHARED_RETRY_SECONDS = 1.0
 
 
 class EmbeddingService:
@@ -35,38 +41,45 @@ class EmbeddingService:
     def _embed(self, job: ClaimedJob) -> None:
         claim = job.claim
         document_id = UUID(claim.request["document_id"])
-        work = self._prepare(job, document_id)
-        job.show(JobState.RUNNING, work.done, work.total)
-        limits = self._providers.get(claim.provider).embedding_limits
-        # The same passage may stand in a document twice; it is paid for once.
-        times = Counter(passage.content_hash for passage in work.missing)
-        unique = {passage.content_hash: passage for passage in work.missing}
-        done = work.done
-        for number, batch in enumerate(pack(list(unique.values()), limits)):
-            texts = {passage.content_hash: passage.text for passage in batch}
-            done += sum(times[content_hash] for content_hash in texts)
-            self._embed_batch(job, texts, done, work.total, is_first=number == 0)
-            job.show(JobState.RUNNING, done, work.total)
+        began_to_wait = None
+        while True:
+            work = self._prepare(job, document_id)
+            job.show(JobState.RUNNING, work.done, work.total)
+            self._pay(job, work)
+            if not work.is_shared:
+                break
+            # Never while there is something to pay for here: two jobs would wait for each other.
+            began_to_wait = began_to_wait or time.monotonic()
+            if time.monotonic() - began_to_wait > SHARED_PATIENCE_SECONDS:
+                raise EmbeddedElsewhere(
+                    "Another job embeds the same passages; this one waits for its vectors.",
+                    retry_after=SHARED_RETRY_SECONDS,
+                )
+            job.pause(SHARED_POLL_SECONDS)
         job.in_ledger(lambda unit: _succeed(unit, claim, document_id, work.total))
 
-    def _embed_batch(
-        self, job: ClaimedJob, texts: dict[bytes, str], done: int, total: int, *, is_first: bool
-    ) -> None:
-        """Pay for those of the texts that lack a vector, and store them with the progress."""
+    def _pay(self, job: ClaimedJob, work: "Work") -> None:
+        """Embed the passages that are this job's to pay for."""
+        limits = self._providers.get(job.claim.provider).embedding_limits
+        # The same passage may stand in a document twice; it is paid for once.
+        times = Counter(passage.content_hash for passage in work.reserved)
+        unique = {passage.content_hash: passage for passage in work.reserved}
+        done = work.done
+        for batch in pack(list(unique.values()), limits):
+            texts = {passage.content_hash: passage.text for passage in batch}
+            done += sum(times[content_hash] for content_hash in texts)
+            self._embed_batch(job, texts, done, work.total)
+            job.show(JobState.RUNNING, done, work.total)
+
+    def _embed_batch(self, job: ClaimedJob, texts: dict[bytes, str], done: int, total: int) -> None:
+        """Make one call, and store its vectors with the progress."""
         claim = job.claim
-        if not is_first:
-            # Another job may have embedded the same passages since this one began.
-            stored = job.in_ledger(
-                lambda unit: unit.embeddings.find_stored(claim.provider, claim.model, list(texts))
-            )
-            texts = {hash_: text for hash_, text in texts.items() if hash_ not in stored}
-        if not texts:
-            return
 
         def keep(unit: UnitOfWork, answer: EmbeddingResponse) -> None:
             dimensions = answer.vectors.shape[1]
             model = unit.embeddings.register_model(claim.provider, claim.model, dimensions)
             unit.embeddings.store(model, list(texts), answer.vectors)
+            unit.reservations.release(claim, list(texts))
             # Vectors are kept also when the job was cancelled; the next step then meets that.
             with suppress(ClaimLost):
                 unit.jobs.set_progress(claim, done, total)
@@ -105,7 +118,7 @@ class EmbeddingService:
             unit.documents.replace_chunks(document, cut.passages, fingerprint)
         total = unit.documents.count_chunks(document_id)
         missing = unit.documents.chunks_without_vector(document_id, claim.provider, claim.model)
-        work = Work(total, missing)
+        work = _reserve(unit, claim, total, missing)
         unit.jobs.set_progress(claim, work.done, total)
         return work
 
@@ -123,12 +136,32 @@ class Work:
     """What there is to do for a document."""
 
     total: int
-    missing: Sequence[Passage]
+    done: int
+    """How many of its chunks have a vector already."""
+    reserved: Sequence[Passage]
+    """What this job is to pay for."""
 
     @property
-    def done(self) -> int:
-        """How many of its chunks have a vector already."""
-        return self.total - len(self.missing)
+    def is_shared(self) -> bool:
+        """Whether another job embeds some of its passages now."""
+        return self.done + len(self.reserved) < self.total
+
+
+def _reserve(unit: UnitOfWork, claim: Claim, total: int, missing: Sequence[Passage]) -> Work:
+    """Reserve what has no vector, so that no two jobs pay for the same passage."""
+    if not missing:
+        return Work(total, total, [])
+    taken = unit.reservations.take(claim, [passage.content_hash for passage in missing])
+    # Another job may have stored some, and given up their reservation, since we looked.
+    stored = unit.embeddings.find_stored(claim.provider, claim.model, list(taken))
+    unit.reservations.release(claim, list(stored))
+    reserved = [
+        passage
+        for passage in missing
+        if passage.content_hash in taken and passage.content_hash not in stored
+    ]
+    late = sum(passage.content_hash in stored for passage in missing)
+    return Work(total, total - len(missing) + late, reserved)
 
 
 def _succeed(unit: UnitOfWork, claim: Claim, document_id: UUID, total: int) -> None:

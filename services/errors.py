@@ -27,6 +27,14 @@ class NotFound(PromptStackError):
     code = "NOT_FOUND"
 
 
+class EmbeddedElsewhere(PromptStackError):
+    """Another job embeds the same passages now; its vectors will serve this one too."""
+
+    code = "EMBEDDED_ELSEWHERE"
+    transient = True
+    counts_as_failure = False
+
+
 class IdempotencyConflict(PromptStackError):
     """The same idempotency key came with another request."""
 

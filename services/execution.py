@@ -25,7 +25,7 @@ from repositories.session import Ledger, UnitOfWork
 from services.backoff import Backoff
 from services.heartbeat import Heartbeat
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
-from services.llm.errors import ConnectionFailed, ProviderError, ProviderTimeout
+from services.llm.errors import ConnectionFailed, ProviderTimeout
 from services.llm.pool import ProviderPool
 from services.progress import Progress, ProgressService
 from services.running import Hold, RunningJobs
@@ -216,13 +216,17 @@ class Execution:
                     said_at = time.monotonic()
                 time.sleep(LEDGER_RETRY_SECONDS)
 
+    def pause(self, hold: Hold, seconds: float) -> None:
+        """Wait; see `RunningJobs.pause`."""
+        self._running.pause(hold, seconds)
+
     def publish(self, progress: Progress) -> None:
         """Show progress to everyone who watches."""
         self._progress.publish(progress)
 
     def _settle(self, claim: Claim, error: PromptStackError) -> None:
         """Decide what an error means for the job: this is the one place."""
-        counts = not isinstance(error, ProviderError) or error.counts_as_failure
+        counts = error.counts_as_failure
         tries_left = claim.failures < claim.max_retries or not counts
         tries = claim.failures + 1 if counts else claim.attempt
         delay = self._backoff.delay(tries, error.retry_after)
@@ -308,6 +312,10 @@ class ClaimedJob:
     def in_ledger(self, write: Callable[[UnitOfWork], T]) -> T:
         """Run one transaction; see `Execution.in_ledger`."""
         return self._execution.in_ledger(write)
+
+    def pause(self, seconds: float) -> None:
+        """Wait for something that others do. Raises `CancelledError` when the worker stops."""
+        self._execution.pause(self.hold, seconds)
 
     def next_call(self) -> int:
         """Count the calls of this claim, from 0."""

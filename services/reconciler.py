@@ -54,6 +54,7 @@ class Reconciler:
                 freed = self._free_lost(unit)
                 ended = [*unit.jobs.expire_overdue(), *(job for job in freed if not _waits(job))]
                 unit.workers.forget_dead(FORGET_WORKERS_SECONDS)
+                unit.reservations.forget_idle()
         except LedgerUnavailable:
             self._ledger_seen_since = None
             raise

@@ -38,6 +38,7 @@ class RunningJobs:
         self._lock = threading.Lock()
         self._holds: set[Hold] = set()
         self._stopped_at: float | None = None
+        self._stopped = threading.Event()
 
     @contextmanager
     def in_hand(self, job_id: UUID) -> Iterator[Hold]:
@@ -65,6 +66,12 @@ class RunningJobs:
             hold.call = call
         return call.result()
 
+    def pause(self, hold: Hold, seconds: float) -> None:
+        """Wait a little. Raises `concurrent.futures.CancelledError` when all is stopped."""
+        if self._stopped.wait(seconds):
+            hold.is_cancelled = True
+            raise CancelledError
+
     def holds(self, job_id: UUID, attempt: int) -> bool:
         """Whether this process has that attempt in hand, or may be about to."""
         with self._lock:
@@ -88,6 +95,7 @@ class RunningJobs:
         """Cancel all calls and let none begin: the jobs are handed back."""
         with self._lock:
             self._stopped_at = time.monotonic()
+            self._stopped.set()
             holds = list(self._holds)
         for hold in holds:
             self._cancel(hold)

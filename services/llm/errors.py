@@ -1,7 +1,5 @@
 """What can go wrong at a provider; each service translates its SDK's errors into these."""
 
-from typing import ClassVar
-
 from config.errors import PromptStackError
 from services.text import make_storable
 
@@ -10,9 +8,6 @@ class ProviderError(PromptStackError):
     """The provider didn't give a usable answer."""
 
     code = "EXTERNAL_SERVICE_ERROR"
-
-    counts_as_failure: ClassVar[bool] = True
-    """Whether it uses up one of the job's retries."""
 
     def __init__(
         self,

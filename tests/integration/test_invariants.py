@@ -5,6 +5,7 @@ limit does to a job), and invariant 12, which is about runs.
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, ClassVar, Self
 from uuid import UUID, uuid4
@@ -807,20 +809,71 @@ def test_invariant_07_an_answer_on_record_is_there_to_read(
         assert unit.session.scalar(text("SELECT count(*) FROM unanswered")) == 0
 
 
-def test_invariant_07_passages_that_another_job_stored_meanwhile_are_not_paid_for(
+def test_invariant_07_jobs_with_the_same_passages_at_once_pay_once(
     stack: PromptStack, provider: Provider
 ) -> None:
     job = embed(stack, "a", "b", "c", "d")
-    same = embed(stack, "a", "b", "c", "d", source="b.txt")
-    with ThreadPoolExecutor(1) as pool, Gate(stack) as gate:
+    same = embed(stack, "x", "d", "a", "b", source="b.txt")
+    with ThreadPoolExecutor(2) as pool, Gate(stack) as gate:
         provider.on_call = lambda: gate() if provider.calls == 1 else None
         first = pool.submit(run, stack, job)
         gate.wait()
-        assert run(stack, same).state is JobState.SUCCEEDED
+        second = pool.submit(run, stack, same)
+        # What only it needs, it pays for meanwhile; for the rest it waits.
+        wait_until(lambda: stack.jobs.get(same.id).current == 1, "its own passage")
         gate.open()
         assert first.result(30).state is JobState.SUCCEEDED
-    # Only what was in flight already.
-    assert first_words(provider.embedded) == ["a", "b", "a", "b", "c", "d"]
+        assert second.result(30).state is JobState.SUCCEEDED
+    assert sorted(first_words(provider.embedded)) == ["a", "b", "c", "d", "x"]
+    results = [stack.jobs.get(each.id).result or {} for each in (job, same)]
+    assert [(result["embedded"], result["reused"]) for result in results] == [(4, 0), (1, 3)]
+    with stack.ledger.transaction() as unit:
+        assert unit.reservations.get_many() == []
+
+
+def test_invariant_08_a_job_that_waits_long_for_another_ones_passages_leaves_the_worker(
+    stack: PromptStack, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.embedding.SHARED_PATIENCE_SECONDS", 0.1)
+    job, same = embed(stack, "a"), embed(stack, "a", source="b.txt")
+    with ThreadPoolExecutor(1) as pool, Gate(stack) as gate:
+        provider.on_call = gate
+        first = pool.submit(run, stack, job)
+        gate.wait()
+        assert run(stack, same).state is JobState.QUEUED
+        waits = stack.jobs.get(same.id)
+        assert (waits.failures, waits.error_code) == (0, "EMBEDDED_ELSEWHERE")
+        gate.open()
+        assert first.result(30).state is JobState.SUCCEEDED
+    make_due(stack, same)
+    assert run(stack, same).state is JobState.SUCCEEDED
+    assert first_words(provider.embedded) == ["a"]
+
+
+def test_invariant_07_what_a_job_that_is_over_had_reserved_is_free(
+    stack: PromptStack, provider: Provider
+) -> None:
+    """It failed, was cancelled, or its worker died."""
+    for number, end_ in enumerate(("fail", "cancel", "lose")):
+        text = f"p{number}"
+        job, same = embed(stack, text, source=f"{number}"), embed(stack, text, source=f"{number}b")
+        stale = claimed(stack, job)
+        with stack.ledger.transaction() as unit:
+            digest = hashlib.sha256(f"{text} ".ljust(PASSAGE * 3 // 4, "x").encode()).digest()
+            assert unit.reservations.take(stale, [digest]) == {digest}
+            assert unit.reservations.take(replace(stale, job_id=same.id), [digest]) == set()
+        with stack.ledger.transaction() as unit:
+            if end_ == "fail":
+                unit.jobs.fail(stale, "X", "x")
+            elif end_ == "cancel":
+                assert unit.jobs.cancel(job.id)
+            else:
+                unit.jobs.retry_later(stale, 0.0, "WORKER_LOST", "x", counts=True)
+        assert run(stack, same).state is JobState.SUCCEEDED
+    with stack.ledger.transaction() as unit:
+        unit.reservations.take(replace(stale, job_id=same.id), [digest])
+        unit.reservations.forget_idle()
+        assert unit.reservations.get_many() == []
 
 
 def test_invariant_07_an_answer_with_absurd_usage_is_kept(

@@ -1,0 +1,59 @@
+"""Reservations: which running job is about to pay for a content's vector."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, exists, or_
+from sqlalchemy.dialects.postgresql import insert
+
+from repositories.base import BaseRepository
+from repositories.jobs import Claim
+from repositories.models import Job, JobState, Reservation
+
+
+class ReservationRepository(BaseRepository[Reservation]):
+    """One row a content that is being embedded; it holds while its attempt runs."""
+
+    model = Reservation
+
+    def take(self, claim: Claim, hashes: Sequence[bytes]) -> set[bytes]:
+        """Reserve contents for a claim; those that no other running attempt has reserved."""
+        holds = exists().where(
+            Job.id == Reservation.job_id,
+            Job.attempt == Reservation.attempt,
+            Job.state == JobState.RUNNING,
+        )
+        rows = insert(Reservation).values(
+            [
+                {
+                    "provider": claim.provider,
+                    "model": claim.model,
+                    "content_hash": content_hash,
+                    "job_id": claim.job_id,
+                    "attempt": claim.attempt,
+                }
+                # In one order: two jobs with the same passages would else wait for each other.
+                for content_hash in sorted(set(hashes))
+            ]
+        )
+        taken = rows.on_conflict_do_update(
+            index_elements=[Reservation.provider, Reservation.model, Reservation.content_hash],
+            set_={"job_id": claim.job_id, "attempt": claim.attempt},
+            where=or_(Reservation.job_id == claim.job_id, ~holds),
+        ).returning(Reservation.content_hash)
+        return set(map(bytes, self._session.scalars(taken)))
+
+    def release(self, claim: Claim, hashes: Sequence[bytes]) -> None:
+        """Give up the claim's reservations of these contents."""
+        self._session.execute(
+            delete(Reservation).where(
+                Reservation.provider == claim.provider,
+                Reservation.model == claim.model,
+                Reservation.content_hash.in_(hashes),
+                Reservation.job_id == claim.job_id,
+            )
+        )
+
+    def forget_idle(self) -> None:
+        """Sweep away what no running job holds."""
+        runs = exists().where(Job.id == Reservation.job_id, Job.state == JobState.RUNNING)
+        self._session.execute(delete(Reservation).where(~runs))
