@@ -27,6 +27,8 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
         "broker_url": settings.celery_broker_url or kombu_url(redis_url),
         # Celery's own for Redis, which may fail without harm: tasks/results.py.
         "result_backend": f"tasks.results:ResultView+{kombu_url(redis_url).removeprefix('redis+')}",
+        # One for all threads, so that they know of an outage from each other.
+        "result_backend_thread_safe": True,
         # Redis that hangs must not hold a job up: the view is let go instead.
         "result_backend_transport_options": {"retry_policy": {"max_retries": 0}},
         # JSON only: a pickle from the broker would run code.

@@ -23,9 +23,22 @@ class TransientLedgerError(PromptStackError):
 
 
 class LedgerUnavailable(TransientLedgerError):
-    """PostgreSQL can't be reached, or takes no writes."""
+    """PostgreSQL can't be reached."""
 
     code = "LEDGER_UNAVAILABLE"
+
+
+class LedgerReadOnly(LedgerUnavailable):
+    """PostgreSQL answers but takes no writes."""
+
+    code = "LEDGER_READ_ONLY"
+
+
+class LedgerRefused(PromptStackError):
+    """PostgreSQL answers, but refuses one change again and again."""
+
+    code = "LEDGER_REFUSED"
+    transient = True
 
 
 class LedgerConflict(TransientLedgerError):

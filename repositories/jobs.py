@@ -89,7 +89,8 @@ class JobRepository(BaseRepository[Job]):
                 state=JobState.RUNNING,
                 attempt=Job.attempt + 1,
                 worker_id=worker_id,
-                rung_at=rung_at,
+                # LEAST passes over NULL, and a message of unknown time must tell nothing.
+                rung_at=None if rung_at is None else func.least(rung_at, func.now()),
                 not_before=None,
                 started_at=func.coalesce(Job.started_at, func.now()),
             )
@@ -139,6 +140,7 @@ class JobRepository(BaseRepository[Job]):
             .where(Job.id == claim.job_id, Job.attempt == claim.attempt, Job.state.in_(OPEN_STATES))
             .values(
                 state=JobState.SUCCEEDED,
+                rung_at=_TAKEN_AT,
                 result=dict(result),
                 current=Job.total,
                 error_code=None,
@@ -149,6 +151,21 @@ class JobRepository(BaseRepository[Job]):
         )
         if not stored:
             raise _lost(claim)
+
+    def keep_answer(self, claim: Claim, result: Mapping[str, object]) -> None:
+        """Keep an answer that came when its attempt had been cancelled or had expired.
+
+        The job's state stays as it is. A retry finds the answer and pays no more: see `reopen`.
+        """
+        self._session.execute(
+            update(Job)
+            .where(
+                Job.id == claim.job_id,
+                Job.attempt == claim.attempt,
+                Job.state.in_([JobState.CANCELLED, JobState.EXPIRED]),
+            )
+            .values(result=dict(result))
+        )
 
     def fail(self, claim: Claim, error_code: str, error: str) -> None:
         """End the job as failed. Raises `ClaimLost`."""
@@ -189,11 +206,20 @@ class JobRepository(BaseRepository[Job]):
         return self._changes_one(
             update(Job)
             .where(Job.id == job_id, Job.state.in_(OPEN_STATES))
-            .values(state=JobState.CANCELLED, finished_at=func.now(), not_before=None)
+            .values(
+                state=JobState.CANCELLED,
+                rung_at=_TAKEN_AT,
+                finished_at=func.now(),
+                not_before=None,
+            )
         )
 
     def reopen(self, job_id: UUID, lifetime: float) -> bool:
-        """Queue a failed, cancelled or expired job anew; False when it is none of these."""
+        """Queue a failed, cancelled or expired job anew; False when it is none of these.
+
+        Where its answer came when it had ended, that is its result now, and nothing is queued.
+        """
+        is_answered = Job.result.is_not(None)
         return self._changes_one(
             update(Job)
             .where(
@@ -201,12 +227,16 @@ class JobRepository(BaseRepository[Job]):
                 Job.state.in_([JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED]),
             )
             .values(
-                **_BACK_IN_QUEUE,
+                **{
+                    **_BACK_IN_QUEUE,
+                    "state": case((is_answered, JobState.SUCCEEDED), else_=JobState.QUEUED),
+                },
                 not_before=None,
                 failures=0,
                 error_code=None,
                 error=None,
-                finished_at=None,
+                current=case((is_answered, Job.total), else_=Job.current),
+                finished_at=case((is_answered, func.now()), else_=None),
                 expires_at=func.now() + timedelta(seconds=lifetime),
             )
         )
@@ -233,13 +263,17 @@ class JobRepository(BaseRepository[Job]):
             .where(Job.finished_at.is_(None), Job.expires_at <= func.now())
             .limit(limit)
             .with_for_update(skip_locked=True)
+            # Else PostgreSQL may run it again and again, and lock more than `limit`.
+            .cte("overdue")
+            .prefix_with("MATERIALIZED")
         )
         return job_refs(
             self._session,
             update(Job)
-            .where(Job.id.in_(overdue))
+            .where(Job.id.in_(select(overdue.c.id)))
             .values(
                 state=JobState.EXPIRED,
+                rung_at=_TAKEN_AT,
                 not_before=None,
                 finished_at=func.now(),
                 error_code="EXPIRED",
@@ -318,6 +352,10 @@ _BACK_IN_QUEUE: dict[str, Any] = {
     "rung_at": None,
     "rung_epoch": None,
 }
+
+
+_TAKEN_AT = case((Job.state == JobState.RUNNING, Job.rung_at))
+"""When the job's message was sent, if it was taken: of a job that ends in the queue, it wasn't."""
 
 
 def _held(job_id: UUID, attempt: int) -> tuple[ColumnElement[bool], ...]:

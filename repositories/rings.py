@@ -23,7 +23,7 @@ class RingRepository(BaseRepository[Job]):
     def take_unrung(
         self, epoch: str, *, idle_kinds: Sequence[str], patience: float, limit: int
     ) -> Sequence[JobRef]:
-        """Mark due jobs that need a message as rung in `epoch` and return them, oldest first.
+        """Mark due jobs that need a message as rung in `epoch` and return them, sorted by age.
 
         For one caller at a time: see `UnitOfWork.try_lock`.
 
@@ -72,10 +72,15 @@ class RingRepository(BaseRepository[Job]):
             .where(Job.id.in_(select(found.c.id)), Job.state == JobState.QUEUED)
             .limit(limit)
             .with_for_update(skip_locked=True)
+            # Else PostgreSQL may run it again and again, and lock more than `limit`.
+            .cte("due")
+            .prefix_with("MATERIALIZED")
         )
         taken = job_refs(
             self._session,
-            update(Job).where(Job.id.in_(due)).values(rung_at=func.now(), rung_epoch=epoch),
+            update(Job)
+            .where(Job.id.in_(select(due.c.id)))
+            .values(rung_at=func.now(), rung_epoch=epoch),
         )
         return sorted(taken, key=lambda job: job.created_at)
 
@@ -101,5 +106,7 @@ class RingRepository(BaseRepository[Job]):
     def mark_unrung(self, job_ids: Sequence[UUID]) -> None:
         """Note that the jobs' messages could not be sent after all."""
         self._session.execute(
-            update(Job).where(Job.id.in_(job_ids)).values(rung_at=None, rung_epoch=None)
+            update(Job)
+            .where(Job.id.in_(job_ids), Job.state == JobState.QUEUED)
+            .values(rung_at=None, rung_epoch=None)
         )

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeVar
 
 import psycopg2
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
@@ -16,7 +17,7 @@ from config.errors import PromptStackError
 from repositories.attempts import AttemptRepository
 from repositories.documents import DocumentRepository
 from repositories.embeddings import EmbeddingRepository
-from repositories.errors import LedgerConflict, LedgerOutdated, LedgerUnavailable
+from repositories.errors import LedgerConflict, LedgerOutdated, LedgerReadOnly, LedgerUnavailable
 from repositories.jobs import JobRepository
 from repositories.reservations import ReservationRepository
 from repositories.rings import RingRepository
@@ -27,9 +28,11 @@ CONNECT_TIMEOUT_SECONDS = 5
 SILENCE_SECONDS = 15
 CONFLICTS = frozenset({"40001", "40P01", "55P03"})
 """PostgreSQL's codes for a serialization failure, a deadlock, a lock that isn't free."""
-OUTAGES = ("08", "25006", "53", "57", "58")
-"""How its codes begin for a lost connection, a standby that takes no writes, a full disk or too
-many connections, a shutdown or a cancelled statement, an error of its machine."""
+NO_WRITES = frozenset({"25006", "53100"})
+"""PostgreSQL's codes for a standby and for a full disk."""
+OUTAGES = ("08", "53", "57", "58")
+"""How its codes begin for a lost connection, too many connections, a shutdown or a cancelled
+statement, an error of its machine."""
 OUTDATED_SCHEMA = frozenset({"42P01", "42703"})
 """PostgreSQL's codes for a table and a column that don't exist."""
 _AFTER_COMMIT = "promptstack.after_commit"
@@ -87,6 +90,11 @@ class UnitOfWork:
     def workers(self) -> WorkerRepository:
         """Worker processes."""
         return WorkerRepository(self.session)
+
+    def now(self) -> datetime:
+        """The database's clock."""
+        now: datetime = self.session.execute(select(func.clock_timestamp())).scalar_one()
+        return now
 
     def try_lock(self, name: str) -> bool:
         """Take a lock that one transaction at a time can have; False when another has it."""
@@ -207,9 +215,14 @@ def _explain(error: DBAPIError | psycopg2.Error) -> PromptStackError | None:
             "The database's schema is missing or older than this version; "
             "run `promptstack migrate`."
         )
+    if code in NO_WRITES:
+        return LedgerReadOnly(
+            "The database takes no writes now: its disk is full, or it is a standby.",
+            detail=str(cause),
+        )
     if str(code).startswith(OUTAGES) or (code is None and _is_broken(error, cause)):
         return LedgerUnavailable(
-            "The database could not be reached, broke the connection or takes no writes now; "
+            "The database could not be reached or broke the connection; "
             "check DATABASE_URL and that PostgreSQL runs.",
             detail=str(cause),
         )

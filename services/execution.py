@@ -18,7 +18,13 @@ from uuid import UUID
 
 from config.errors import PromptStackError
 from repositories.attempts import Totals
-from repositories.errors import ClaimLost, LedgerConflict, TransientLedgerError
+from repositories.errors import (
+    ClaimLost,
+    LedgerConflict,
+    LedgerReadOnly,
+    LedgerRefused,
+    TransientLedgerError,
+)
 from repositories.jobs import Claim
 from repositories.models import AttemptState, Job, JobState
 from repositories.session import Ledger, UnitOfWork
@@ -35,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 LEDGER_RETRY_SECONDS = 0.5
 SAY_AGAIN_SECONDS = 30.0
-MAX_CONFLICTS = 60
-"""Deadlocks and the like in a row, half a second apart, that are no accident any more."""
+MAX_REFUSALS = 60
+"""Times, half a second apart, that one change may be refused by a database that is up."""
 STOP_PATIENCE_SECONDS = 8.0
 """How long a worker that stops still waits for PostgreSQL with what it has to store."""
 MAX_TOKENS = 2**31 - 1
@@ -166,6 +172,8 @@ class Execution:
             raise
 
         def store(unit: UnitOfWork) -> None:
+            # The job's row before the attempt's, as everywhere: no two can wait for each other.
+            keep(unit, answer)
             unit.attempts.settle(
                 attempt_id,
                 AttemptState.SUCCEEDED,
@@ -174,9 +182,16 @@ class Execution:
                 latency_seconds=answer.latency_seconds,
                 provider_request_id=make_storable(answer.provider_request_id or "") or None,
             )
-            keep(unit, answer)
 
-        self.in_ledger(store)
+        try:
+            self.in_ledger(store)
+        except TransientLedgerError:
+            raise
+        except Exception as error:
+            # What it cost is on record even where the answer can't be.
+            known = error if isinstance(error, PromptStackError) else _bug(error)
+            self._settle_attempt(attempt_id, known)
+            raise
         return answer
 
     def _wait_for(self, job: "ClaimedJob", call: Coroutine[Any, Any, Answer]) -> Answer:
@@ -197,24 +212,40 @@ class Execution:
 
         Nothing that is known here may get lost, least of all an answer that was paid for, and
         no other job could run meanwhile. `write` may run twice, where a connection broke in the
-        middle of a commit. Raises `TransientLedgerError` when the worker stops, or when it always
-        meets a conflict.
+        middle of a commit. Raises `TransientLedgerError` when the worker stops, and `LedgerRefused`
+        when the database is up and refuses just this.
         """
-        conflicts = 0
+        refusals = 0
         said_at = -math.inf
         while True:
             try:
                 with self._ledger.transaction() as unit:
                     return write(unit)
             except TransientLedgerError as error:
-                conflicts += isinstance(error, LedgerConflict)
-                stopped = self._running.seconds_since_stop() > STOP_PATIENCE_SECONDS
-                if stopped or conflicts > MAX_CONFLICTS:
+                if self._running.seconds_since_stop() > STOP_PATIENCE_SECONDS:
                     raise
+                refusals += self._is_refused(error)
+                if refusals > MAX_REFUSALS:
+                    raise LedgerRefused(
+                        f"The database is up but refused the same change {refusals} times: {error}",
+                        detail=error.detail,
+                    ) from error
                 if time.monotonic() - said_at > SAY_AGAIN_SECONDS:
                     logger.warning("a job waits for the ledger: %s", error)
                     said_at = time.monotonic()
                 time.sleep(LEDGER_RETRY_SECONDS)
+
+    def _is_refused(self, error: TransientLedgerError) -> bool:
+        """Whether the error is about the change itself, and not about the whole database."""
+        if isinstance(error, LedgerConflict):
+            return True
+        if isinstance(error, LedgerReadOnly):
+            return False
+        try:
+            self._ledger.ping()
+        except TransientLedgerError:
+            return False
+        return True
 
     def pause(self, hold: Hold, seconds: float) -> None:
         """Wait; see `RunningJobs.pause`."""

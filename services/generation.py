@@ -1,6 +1,5 @@
 """What a worker does with a generation job."""
 
-from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
 
@@ -27,10 +26,12 @@ def _generate(job: ClaimedJob) -> None:
     request = GenerationRequest.model_validate(claim.request)
 
     def keep(unit: UnitOfWork, response: LLMResponse) -> None:
-        # With the attempt, in one transaction: an answer on record must be there to read. Where
-        # the job was cancelled meanwhile, the attempt alone is noted.
-        with suppress(ClaimLost):
-            unit.jobs.succeed(claim, _result(response))
+        # With the attempt, in one transaction: an answer on record must be there to read.
+        result = _result(response)
+        try:
+            unit.jobs.succeed(claim, result)
+        except ClaimLost:
+            unit.jobs.keep_answer(claim, result)
 
     job.call(lambda llm: llm.generate_text(request, claim.user_id, failures=claim.failures), keep)
 

@@ -1,8 +1,8 @@
 """Puts right what messages, brokers and workers that vanished left behind."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 
 from repositories.errors import LedgerUnavailable
 from repositories.jobs import JobRef
@@ -33,14 +33,15 @@ class Reconciler:
         progress: ProgressService,
         *,
         worker_lost_seconds: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[UnitOfWork], datetime] = UnitOfWork.now,
     ) -> None:
         self._ledger = ledger
         self._doorbell = doorbell
         self._progress = progress
         self._worker_lost_seconds = worker_lost_seconds
         self._clock = clock
-        self._ledger_seen_since: float | None = None
+        self._last_round: datetime | None = None
+        self._silence_counts_from = datetime.max.replace(tzinfo=UTC)
 
     def run_once(self) -> int:
         """Free lost jobs, end overdue ones, ring what is due; how many were rung.
@@ -49,6 +50,7 @@ class Reconciler:
         """
         try:
             with self._ledger.transaction() as unit:
+                self._watch_clock(self._clock(unit))
                 if not unit.try_lock("reconciler"):
                     return 0
                 freed = self._free_lost(unit)
@@ -56,7 +58,7 @@ class Reconciler:
                 unit.workers.forget_dead(FORGET_WORKERS_SECONDS)
                 unit.reservations.forget_idle()
         except LedgerUnavailable:
-            self._ledger_seen_since = None
+            self._last_round = None
             raise
         for job in freed:
             logger.warning("job %s was freed: its worker died", job.id)
@@ -70,15 +72,19 @@ class Reconciler:
             logger.warning("jobs that are due wait for the broker: %s", error)
             return 0
 
-    def _free_lost(self, unit: UnitOfWork) -> Sequence[JobRef]:
-        """Free dead workers' jobs; none at first, when PostgreSQL itself was away a moment ago.
+    def _watch_clock(self, now: datetime) -> None:
+        """Notice that PostgreSQL was away, hung, or lost its clock since the last round.
 
-        Nobody could send heartbeats then, so that silence proves nothing.
+        Nobody could send heartbeats then, so that silence proves nothing: workers get their time
+        anew.
         """
-        now = self._clock()
-        if self._ledger_seen_since is None:
-            self._ledger_seen_since = now
-        if now - self._ledger_seen_since < self._worker_lost_seconds:
+        gap = timedelta(seconds=self._worker_lost_seconds / 2)
+        if self._last_round is None or not timedelta() <= now - self._last_round < gap:
+            self._silence_counts_from = now + timedelta(seconds=self._worker_lost_seconds)
+        self._last_round = now
+
+    def _free_lost(self, unit: UnitOfWork) -> Sequence[JobRef]:
+        if self._last_round is None or self._last_round < self._silence_counts_from:
             return []
         return unit.jobs.free_lost(self._worker_lost_seconds)
 

@@ -87,9 +87,8 @@ class RunningJobs:
     def cancel_lost(self, claimed: list[Hold], recorded: Mapping[UUID, int]) -> list[UUID]:
         """Cancel the calls of those holds that the ledger no longer records; their jobs."""
         lost = [hold for hold in claimed if recorded.get(hold.job_id) != hold.attempt]
-        for hold in lost:
-            self._cancel(hold)
-        return [hold.job_id for hold in lost]
+        # A call that ended meanwhile was not lost.
+        return [hold.job_id for hold in lost if self._cancel(hold)]
 
     def stop(self) -> None:
         """Cancel all calls and let none begin: the jobs are handed back."""
@@ -105,7 +104,6 @@ class RunningJobs:
         stopped_at = self._stopped_at
         return 0.0 if stopped_at is None else time.monotonic() - stopped_at
 
-    def _cancel(self, hold: Hold) -> None:
+    def _cancel(self, hold: Hold) -> bool:
         hold.is_cancelled = True
-        if hold.call is not None:
-            hold.call.cancel()
+        return hold.call is not None and hold.call.cancel()

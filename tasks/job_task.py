@@ -74,7 +74,9 @@ class JobTask(Task[Any, Any]):
     def read(self, job: str, sent_at: str | None) -> JobMessage:
         """Read a message. Raises `InvalidInput`: then it is not ours."""
         try:
-            return JobMessage(UUID(job), datetime.fromisoformat(sent_at) if sent_at else None)
+            sent = datetime.fromisoformat(sent_at) if sent_at else None
+            # A time without its zone tells nothing.
+            return JobMessage(UUID(job), sent if sent and sent.tzinfo else None)
         except (ValueError, TypeError, AttributeError) as error:
             raise InvalidInput("The message holds no job id; enqueue by the API.") from error
 

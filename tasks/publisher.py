@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
+from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu.exceptions import OperationalError
 from redis import Redis
@@ -19,6 +20,9 @@ TASKS = {
     JobKind.GENERATION: TaskName.GENERATE_TEXT,
     JobKind.EMBEDDING: TaskName.GENERATE_EMBEDDINGS,
 }
+
+BROKER_ERRORS = (OperationalError, AMQPError, RedisError, OSError)
+"""RabbitMQ's come as they are, since we let Celery not retry."""
 
 REST_SECONDS = 2.0
 """After a failure, how long the broker is left alone: an enqueue must not wait for a time-out
@@ -56,7 +60,7 @@ class CeleryDoorbell:
                 argsrepr=f"job {ring.job_id} with {ring.provider}/{ring.model}",
                 kwargsrepr="",
             )
-        except (OperationalError, RedisError, OSError) as error:
+        except BROKER_ERRORS as error:
             raise self._unavailable(error) from error
 
     def waiting(self, kind: JobKind) -> int:
@@ -69,7 +73,7 @@ class CeleryDoorbell:
                 return int(
                     channel.queue_declare(queue, durable=True, auto_delete=False).message_count
                 )
-        except (OperationalError, RedisError, OSError) as error:
+        except BROKER_ERRORS as error:
             raise self._unavailable(error) from error
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from worker.periodic import Periodic
 
 logger = logging.getLogger(__name__)
 
+RESULTS_SECONDS = 1.0
 EXIT_FAILED = 1
 EXIT_HUNG = 70
 CLOSING_SECONDS = 10.0
@@ -33,9 +34,12 @@ class WorkerProcess:
         settings = stack.settings
         self._concurrency = settings.worker_concurrency
         self._grace_seconds = settings.shutdown_grace_seconds
+        results: Any = stack.celery.backend
+        self._timers: list[threading.Timer] = []
         self._periodic = [
             Periodic("heartbeat", stack.heartbeat.beat, settings.heartbeat_seconds),
             Periodic("reconciler", stack.reconciler.run_once, settings.reconcile_seconds),
+            Periodic("results", results.catch_up, RESULTS_SECONDS),
         ]
 
     def run(self) -> int:
@@ -75,6 +79,8 @@ class WorkerProcess:
             return EXIT_FAILED if consumer.exitcode is None else int(consumer.exitcode)
         finally:
             worker_shutting_down.disconnect(self._shutting_down)
+            for timer in self._timers:
+                timer.cancel()
             for periodic in self._periodic:
                 periodic.stop()
             try:
@@ -90,6 +96,7 @@ class WorkerProcess:
             timer = threading.Timer(seconds, action)
             timer.daemon = True
             timer.start()
+            self._timers.append(timer)
 
 
 def _leave_at_once() -> None:

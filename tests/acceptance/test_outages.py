@@ -3,9 +3,11 @@
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from celery.result import AsyncResult
 
 from config.embedded.valkey import Valkey
 from config.settings import load_settings
@@ -72,6 +74,10 @@ def test_jobs_that_end_while_redis_is_away_cost_the_worker_no_slot(
             broker.start(None)
             more = [caller.jobs.enqueue_generation(f"{number}") for number in range(4)]
             wait_until(lambda: are_in(JobState.SUCCEEDED, caller, *more), "others to run", 60)
+            results: list[Any] = [
+                AsyncResult(str(job.id), app=caller.celery) for job in (*jobs, *more)
+            ]
+            wait_until(lambda: {each.state for each in results} == {"SUCCESS"}, "all to be told")
     finally:
         broker.stop()
 

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Self
 from uuid import UUID, uuid4
 
@@ -31,6 +31,7 @@ from config.settings import Settings
 from repositories.errors import ClaimLost
 from repositories.jobs import Claim
 from repositories.models import Attempt, Job, JobKind, JobState
+from repositories.session import UnitOfWork
 from services.doorbell import Ring
 from services.errors import WrongState
 from services.execution import JobOutcome
@@ -564,12 +565,16 @@ def test_invariant_04_a_message_that_names_no_job_does_nothing(stack: PromptStac
 
 
 class Clock:
-    """A clock that a test moves."""
+    """The database's clock, as a test moves it."""
 
-    now = 1_000.0
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
 
-    def __call__(self) -> float:
+    def __call__(self, unit: UnitOfWork) -> datetime:
         return self.now
+
+    def move(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
 
 
 def reconciler_of(stack: PromptStack, clock: Clock, silence: float = 15.0) -> Reconciler:
@@ -577,7 +582,9 @@ def reconciler_of(stack: PromptStack, clock: Clock, silence: float = 15.0) -> Re
         stack.ledger, stack.doorbell, stack.progress, worker_lost_seconds=silence, clock=clock
     )
     made.run_once()
-    clock.now += silence
+    for _ in range(3):
+        clock.move(silence / 3)
+        made.run_once()
     return made
 
 
@@ -634,11 +641,14 @@ def test_invariant_05_nobodys_silence_counts_while_the_ledger_itself_was_away(
     reconciler = Reconciler(
         stack.ledger, stack.doorbell, stack.progress, worker_lost_seconds=15.0, clock=clock
     )
-    for passed in (0.0, 14.9):
-        clock.now = 1_000.0 + passed
-        reconciler.run_once()
-        assert state(stack, job) is JobState.RUNNING
-    clock.now += 0.2
+    # It was away, as far as this reconciler knows; it hung, or its host slept; it lost its clock.
+    for happens in (0.0, 20.0, -3_600.0):
+        clock.move(happens)
+        for passed in (0.0, 5.0, 5.0, 4.9):
+            clock.move(passed)
+            reconciler.run_once()
+            assert state(stack, job) is JobState.RUNNING
+    clock.move(0.2)
     reconciler.run_once()
     assert state(stack, job) is JobState.QUEUED
 
@@ -1244,7 +1254,14 @@ def test_invariant_11_an_answer_that_comes_after_a_cancel_does_not_undo_it(
     generation = generate(stack)
     provider.on_call = lambda: cancel(stack, generation)
     assert run(stack, generation).state is JobState.CANCELLED
-    assert stack.jobs.get(generation.id).result is None
+    # It is paid for, and kept: a retry does not pay again.
+    kept = stack.jobs.get(generation.id).result
+    assert kept is not None
+    assert stack.jobs.retry(generation.id).state is JobState.SUCCEEDED
+    assert stack.jobs.get(generation.id).result == kept
+    assert run(stack, generation).state is JobState.SUCCEEDED
+    assert provider.calls == 1
+    provider.prompts.clear()
     embedding = embed(stack, "a", "b", "c")
     provider.on_call = lambda: cancel(stack, embedding)
     assert run(stack, embedding).state is JobState.CANCELLED

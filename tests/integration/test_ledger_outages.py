@@ -193,3 +193,68 @@ def database_away(stack: PromptStack, servers: ServerUrls) -> Iterator[None]:
         with admin.connect() as connection:
             connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
         admin.dispose()
+
+
+def test_a_change_that_is_always_refused_ends_its_job_and_frees_the_worker(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that is longer than the database's statement_timeout."""
+    monkeypatch.setattr("services.execution.MAX_REFUSALS", 2)
+    monkeypatch.setattr("services.execution.LEDGER_RETRY_SECONDS", 0.01)
+
+    def refuse(self: JobRepository, *_: object) -> None:
+        self._session.execute(text(TROUBLES["57014"]))
+
+    monkeypatch.setattr(JobRepository, "succeed", refuse)
+    stack.heartbeat.beat()
+    job = stack.jobs.enqueue_generation("x", max_retries=0)
+    assert stack.generation.run(job.id, nobody).state is JobState.FAILED
+    assert stack.jobs.get(job.id).error_code == "LEDGER_REFUSED"
+    assert paid(stack, job) == ["failed"]
+
+
+def test_an_attempt_whose_answer_cannot_be_kept_is_settled(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(JobRepository, "succeed", fail)
+    stack.heartbeat.beat()
+    job = stack.jobs.enqueue_generation("x", max_retries=0)
+    assert stack.generation.run(job.id, nobody).state is JobState.FAILED
+    assert paid(stack, job) == ["failed"]
+
+
+def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, warned = JobRepository.succeed, []
+    free: list[threading.Thread] = []
+
+    def free_lost() -> None:
+        with stack.ledger.transaction() as unit:
+            unit.jobs.free_lost(15.0)
+
+    def succeed(self: JobRepository, *values: object) -> None:
+        real(self, *values)  # type: ignore[arg-type]
+        if not free:
+            with stack.ledger.transaction() as unit:
+                unit.session.execute(text("UPDATE workers SET heartbeat_at = '2026-01-01'"))
+            free.append(threading.Thread(target=free_lost))
+            free[0].start()
+            wait_until(lambda: waits_for_a_lock(stack), "the reconciler to wait for the job")
+
+    monkeypatch.setattr(JobRepository, "succeed", succeed)
+    monkeypatch.setattr("services.execution.logger.warning", lambda *said: warned.append(said))
+    stack.heartbeat.beat()
+    job = stack.jobs.enqueue_generation("x")
+    assert stack.generation.run(job.id, nobody).state is JobState.SUCCEEDED
+    free[0].join()
+    assert warned == []
+
+
+def waits_for_a_lock(stack: PromptStack) -> bool:
+    query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    with stack.ledger.transaction() as unit:
+        return bool(unit.session.scalar(text(query)))

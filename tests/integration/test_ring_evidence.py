@@ -1,0 +1,93 @@
+"""Only a message that was taken tells of others that were sent before it."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from amqp.exceptions import RecoverableConnectionError
+from sqlalchemy import text
+
+from repositories.models import JobKind, JobState
+from services.progress import Progress
+from tasks.composition import PromptStack
+
+BACKLOG = 30
+
+
+def nobody(_: Progress) -> None:
+    """Watch nothing."""
+
+
+def sql(stack: PromptStack, statement: str) -> None:
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text(statement))
+
+
+@pytest.fixture
+def busy(stack: PromptStack) -> PromptStack:
+    """Jobs that have waited for an hour, each with its message in the queue."""
+    for number in range(BACKLOG):
+        stack.jobs.enqueue_generation(f"{number}")
+    sql(stack, "UPDATE jobs SET rung_at = now() - interval '1 h', created_at = rung_at")
+    stack.heartbeat.beat()
+    assert stack.reconciler.run_once() == 0
+    assert stack.doorbell.waiting(JobKind.GENERATION) == BACKLOG
+    return stack
+
+
+def cancel(stack: PromptStack) -> None:
+    stack.jobs.cancel(stack.jobs.enqueue_generation("x").id)
+
+
+def expire(stack: PromptStack) -> None:
+    stack.jobs.enqueue_generation("x")
+    sql(stack, "UPDATE jobs SET expires_at = now() WHERE rung_at > now() - interval '1 min'")
+
+
+def answer_late(stack: PromptStack) -> None:
+    """A job is freed and rung again, and then its first worker answers."""
+    job = stack.jobs.enqueue_generation("x")
+    with stack.ledger.transaction() as unit:
+        claim = unit.jobs.claim(job.id, stack.worker_id)
+        assert claim is not None
+        unit.jobs.release(job.id, claim.attempt)
+    assert stack.reconciler.run_once() == 1
+    with stack.ledger.transaction() as unit:
+        unit.jobs.succeed(claim, {"text": "late"})
+
+
+def be_told_of_a_future_message(stack: PromptStack) -> None:
+    """Another service may send messages, with a clock of its own."""
+    job = stack.jobs.enqueue_generation("x")
+    stack.generation.run(job.id, nobody, datetime.now(UTC) + timedelta(days=365))
+    sql(stack, "UPDATE jobs SET rung_at = now() WHERE state = 'queued'")
+
+
+def be_told_nothing(stack: PromptStack) -> None:
+    job = stack.jobs.enqueue_generation("x")
+    stack.generation.run(job.id, nobody, None)
+
+
+@pytest.mark.parametrize(
+    "happens", [cancel, expire, answer_late, be_told_of_a_future_message, be_told_nothing]
+)
+def test_a_healthy_backlog_is_not_rung_again(
+    busy: PromptStack, happens: Callable[[PromptStack], None]
+) -> None:
+    happens(busy)
+    # The job that ended is told to AsyncResult; no other message is sent.
+    before = busy.doorbell.waiting(JobKind.GENERATION)
+    assert [busy.reconciler.run_once() for _ in range(3)] == [0, 0, 0]
+    assert busy.doorbell.waiting(JobKind.GENERATION) <= before + 1
+
+
+def test_a_rabbitmq_that_breaks_the_connection_refuses_no_job(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its errors are of a family of their own; the job is committed by then."""
+
+    def send(*_: object, **__: object) -> None:
+        raise RecoverableConnectionError("gone")
+
+    monkeypatch.setattr(stack.doorbell._app, "send_task", send)
+    assert stack.jobs.enqueue_generation("x").state is JobState.QUEUED
