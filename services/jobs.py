@@ -224,7 +224,11 @@ class JobService:
         return self._shown(job_id)
 
     def retry(self, job_id: UUID, *, owner: UUID | None = None) -> JobView:
-        """Queue a failed, cancelled or expired job again. Raises `NotFound`, `WrongState`."""
+        """Queue a failed, cancelled or expired job again.
+
+        One whose answer came when it had ended succeeds with it: it was paid for. Raises
+        `NotFound`, `WrongState`.
+        """
         with self._ledger.transaction() as work:
             job = _find(work, job_id, owner)
             if not work.jobs.reopen(job_id, self._defaults.expires_seconds):

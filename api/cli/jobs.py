@@ -142,6 +142,8 @@ def _change_each(
         print_json([job.model_dump(mode="json", exclude={"result"}) for job in changed])
     else:
         for job in changed:
-            out.print(f"Job {job.id} is {word}.")
+            answered = job.state is JobState.SUCCEEDED
+            said = "has an answer that came when it had ended" if answered else f"is {word}"
+            out.print(f"Job {job.id} {said}.")
     if problems:
         stop(" ".join(problems))
