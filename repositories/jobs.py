@@ -59,10 +59,11 @@ class JobRepository(BaseRepository[Job]):
 
     model = Job
 
-    def get_all(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
-        """The jobs of these ids that are there, without what was asked and answered."""
+    def get_all(self, job_ids: Sequence[UUID], *, with_results: bool = False) -> Sequence[Job]:
+        """The jobs of these ids that are there, without what was asked, in any order."""
+        query = select(Job).where(Job.id.in_(job_ids))
         return self._session.scalars(
-            select(Job).where(Job.id.in_(job_ids)).options(defer(Job.request), defer(Job.result))
+            query if with_results else query.options(defer(Job.result))
         ).all()
 
     def find_by_idempotency_key(self, user_id: UUID | None, key: str) -> Job | None:

@@ -186,6 +186,15 @@ class JobService:
         with self._ledger.transaction() as work:
             return JobView.model_validate(_find(work, job_id, owner))
 
+    def get_all(self, job_ids: Sequence[UUID]) -> list[JobView]:
+        """Return the jobs of these ids, in their order. Raises `NotFound` for the first missing."""
+        with self._ledger.transaction() as work:
+            found = {job.id: job for job in work.jobs.get_all(job_ids, with_results=True)}
+            for job_id in job_ids:
+                if job_id not in found:
+                    raise NotFound(f"There is no job {job_id}.")
+            return [JobView.model_validate(found[job_id]) for job_id in job_ids]
+
     def get_many(
         self,
         *,

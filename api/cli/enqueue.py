@@ -142,7 +142,7 @@ def watch_embedding(
     size = stack.settings.chunk_characters
     guesses = {job_id: 1 + file.characters // size for job_id, file in jobs.items()}
     show_until_done(stack, guesses, label="Embedding", unit="chunks", quiet=quiet)
-    return [stack.jobs.get(job_id) for job_id in jobs]
+    return stack.jobs.get_all(list(jobs))
 
 
 def batches(files: list[Path], max_bytes: int) -> Iterator[list[TextFile]]:

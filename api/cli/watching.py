@@ -27,6 +27,7 @@ from tasks.composition import PromptStack
 Item = TypeVar("Item")
 
 POLL_SECONDS = 0.1
+LOOK_JOBS = 400
 NO_WORKER_SECONDS = 3.0
 
 
@@ -43,13 +44,16 @@ class _RateColumn(TextColumn):
 def follow(stack: PromptStack, job_ids: Sequence[UUID]) -> Iterator[dict[UUID, Progress]]:
     """Give the progress of all jobs again and again, until all have ended."""
     known: dict[UUID, Progress] = {}
+    still_open = list(job_ids)
     started = time.monotonic()
     warned = False
     while True:
-        still_open = [id_ for id_ in job_ids if id_ not in known or not known[id_].state.is_final]
-        known |= stack.progress.read(still_open)
+        # Some at a time, in turns: of thousands of jobs, most stand still.
+        looked_at = still_open[:LOOK_JOBS]
+        known |= stack.progress.read(looked_at)
+        still_open = still_open[LOOK_JOBS:] + [id_ for id_ in looked_at if not _ended(known, id_)]
         yield known
-        if all(id_ in known and known[id_].state.is_final for id_ in job_ids):
+        if not still_open:
             return
         waits = time.monotonic() - started > NO_WORKER_SECONDS
         if waits and not warned and not any(p.state is JobState.RUNNING for p in known.values()):
@@ -61,6 +65,10 @@ def follow(stack: PromptStack, job_ids: Sequence[UUID]) -> Iterator[dict[UUID, P
                     style="yellow",
                 )
         time.sleep(POLL_SECONDS)
+
+
+def _ended(known: Mapping[UUID, Progress], job_id: UUID) -> bool:
+    return job_id in known and known[job_id].state.is_final
 
 
 def show_until_done(

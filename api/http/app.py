@@ -24,9 +24,9 @@ def create_app(stack: PromptStack) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # A thread a connection: beyond that, a burst waits its turn instead of failing.
+        # A thread a connection, and one for /healthz: a burst waits its turn instead of failing.
         connections = settings.database_pool_size + settings.database_max_overflow
-        to_thread.current_default_thread_limiter().total_tokens = connections
+        to_thread.current_default_thread_limiter().total_tokens = max(1, connections - 1)
         yield
 
     app = FastAPI(
