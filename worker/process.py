@@ -1,5 +1,6 @@
 """A worker: a Celery consumer with a pool of threads, an event loop, and two periodic threads."""
 
+import faulthandler
 import logging
 import os
 import socket
@@ -35,7 +36,6 @@ class WorkerProcess:
         self._concurrency = settings.worker_concurrency
         self._grace_seconds = settings.shutdown_grace_seconds
         results: Any = stack.celery.backend
-        self._timers: list[threading.Timer] = []
         self._periodic = [
             Periodic("heartbeat", stack.heartbeat.beat, settings.heartbeat_seconds),
             Periodic("reconciler", stack.reconciler.run_once, settings.reconcile_seconds),
@@ -79,8 +79,6 @@ class WorkerProcess:
             return EXIT_FAILED if consumer.exitcode is None else int(consumer.exitcode)
         finally:
             worker_shutting_down.disconnect(self._shutting_down)
-            for timer in self._timers:
-                timer.cancel()
             for periodic in self._periodic:
                 periodic.stop()
             try:
@@ -93,15 +91,16 @@ class WorkerProcess:
         last_word = self._grace_seconds + STOP_PATIENCE_SECONDS + CLOSING_SECONDS
         steps = ((self._grace_seconds, self._stack.running.stop), (last_word, _leave_at_once))
         for seconds, action in steps:
+            # The last one counts on while connections are closed, which may hang too.
             timer = threading.Timer(seconds, action)
             timer.daemon = True
             timer.start()
-            self._timers.append(timer)
 
 
 def _leave_at_once() -> None:
     """End a worker whose broker or threads hang: its jobs are freed as those of a dead one."""
-    logger.error("the worker did not stop in time and is ended; its jobs run elsewhere")
+    logger.error("the worker did not stop in time and is ended; where its threads are:")
+    faulthandler.dump_traceback()
     logging.shutdown()
     os._exit(EXIT_HUNG)
 

@@ -100,6 +100,7 @@ def test_a_worker_ends_in_time_while_redis_hangs(
             server.suspend()
             worker.send(signal.SIGTERM)
             assert worker.wait(60) == EXIT_HUNG
+            assert "in run" in worker.output().split("where its threads are:")[1]
             server.resume()
         # Handed back or freed: another worker takes it.
         start_worker(REDIS_URL=url)
