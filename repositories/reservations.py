@@ -2,8 +2,19 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, exists, or_
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import (
+    Integer,
+    LargeBinary,
+    Text,
+    Uuid,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from repositories.base import BaseRepository
 from repositories.jobs import Claim
@@ -22,24 +33,26 @@ class ReservationRepository(BaseRepository[Reservation]):
             Job.attempt == Reservation.attempt,
             Job.state == JobState.RUNNING,
         )
-        rows = insert(Reservation).values(
-            [
-                {
-                    "provider": claim.provider,
-                    "model": claim.model,
-                    "content_hash": content_hash,
-                    "job_id": claim.job_id,
-                    "attempt": claim.attempt,
-                }
-                # In one order: two jobs with the same passages would else wait for each other.
-                for content_hash in sorted(set(hashes))
-            ]
+        # An array, since a document may have thousands. In one order: two jobs with the same
+        # passages would else wait for each other.
+        contents = select(
+            literal(claim.provider, Text),
+            literal(claim.model, Text),
+            func.unnest(literal(sorted(set(hashes)), ARRAY(LargeBinary))),
+            literal(claim.job_id, Uuid),
+            literal(claim.attempt, Integer),
         )
-        taken = rows.on_conflict_do_update(
-            index_elements=[Reservation.provider, Reservation.model, Reservation.content_hash],
-            set_={"job_id": claim.job_id, "attempt": claim.attempt},
-            where=or_(Reservation.job_id == claim.job_id, ~holds),
-        ).returning(Reservation.content_hash)
+        columns = ["provider", "model", "content_hash", "job_id", "attempt"]
+        taken = (
+            insert(Reservation)
+            .from_select(columns, contents)
+            .on_conflict_do_update(
+                index_elements=[Reservation.provider, Reservation.model, Reservation.content_hash],
+                set_={"job_id": claim.job_id, "attempt": claim.attempt},
+                where=or_(Reservation.job_id == claim.job_id, ~holds),
+            )
+            .returning(Reservation.content_hash)
+        )
         return set(map(bytes, self._session.scalars(taken)))
 
     def release(self, claim: Claim, hashes: Sequence[bytes]) -> None:
