@@ -20,6 +20,9 @@ from repositories.base import BaseRepository
 from repositories.jobs import Claim
 from repositories.models import Job, JobState, Reservation
 
+UNSEEN = {"synchronize_session": False}
+"""No session holds these rows as objects: what is deleted need not be sent back."""
+
 
 class ReservationRepository(BaseRepository[Reservation]):
     """One row a content that is being embedded; it holds while its attempt runs."""
@@ -63,10 +66,11 @@ class ReservationRepository(BaseRepository[Reservation]):
                 Reservation.model == claim.model,
                 Reservation.content_hash.in_(hashes),
                 Reservation.job_id == claim.job_id,
-            )
+            ),
+            execution_options=UNSEEN,
         )
 
     def forget_idle(self) -> None:
         """Sweep away what no running job holds."""
         runs = exists().where(Job.id == Reservation.job_id, Job.state == JobState.RUNNING)
-        self._session.execute(delete(Reservation).where(~runs))
+        self._session.execute(delete(Reservation).where(~runs), execution_options=UNSEEN)

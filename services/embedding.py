@@ -79,10 +79,11 @@ class EmbeddingService:
             dimensions = answer.vectors.shape[1]
             model = unit.embeddings.register_model(claim.provider, claim.model, dimensions)
             unit.embeddings.store(model, list(texts), answer.vectors)
-            unit.reservations.release(claim, list(texts))
             # Vectors are kept also when the job was cancelled; the next step then meets that.
             with suppress(ClaimLost):
                 unit.jobs.set_progress(claim, done, total)
+            # The job's row before its reservations, as in the reconciler.
+            unit.reservations.release(claim, list(texts))
 
         job.call(
             lambda llm: llm.embed(list(texts.values()), claim.model, claim.user_id),
@@ -108,6 +109,8 @@ class EmbeddingService:
         self, claim: Claim, document_id: UUID, cut: "Cut | None", unit: UnitOfWork
     ) -> "Document | Work":
         """Store a cut if it is still that of the text; what is to embed, or else what to cut."""
+        # The job's row before its reservations, as in the reconciler.
+        unit.jobs.check_claim(claim)
         document = unit.documents.lock(document_id)
         if document is None:
             raise NotFound("The document was deleted before it was embedded.")

@@ -148,8 +148,8 @@ class Execution:
     ) -> Answer:
         """Make one provider call with its attempt row around it, and `keep` the answer.
 
-        The answer is paid for, so it is kept whether or not the claim still holds; `keep` may
-        only store what doesn't depend on the claim. Raises `ProviderError`, `ClaimLost`.
+        The answer is paid for, so it is kept whether or not the claim still holds: `keep` must
+        not raise `ClaimLost`. Raises `ProviderError`, `ClaimLost`.
         """
         claim, call = job.claim, job.next_call()
         service = self._providers.get(claim.provider)

@@ -1,7 +1,7 @@
 """Puts right what messages, brokers and workers that vanished left behind."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from repositories.errors import LedgerUnavailable
@@ -50,10 +50,10 @@ class Reconciler:
         """
         try:
             with self._ledger.transaction() as unit:
-                self._watch_clock(self._clock(unit))
+                silence_counts = self._silence_counts(self._clock(unit))
                 if not unit.try_lock("reconciler"):
                     return 0
-                freed = self._free_lost(unit)
+                freed = unit.jobs.free_lost(self._worker_lost_seconds) if silence_counts else []
                 ended = [*unit.jobs.expire_overdue(), *(job for job in freed if not _waits(job))]
                 unit.workers.forget_dead(FORGET_WORKERS_SECONDS)
                 unit.reservations.forget_idle()
@@ -72,21 +72,17 @@ class Reconciler:
             logger.warning("jobs that are due wait for the broker: %s", error)
             return 0
 
-    def _watch_clock(self, now: datetime) -> None:
-        """Notice that PostgreSQL was away, hung, or lost its clock since the last round.
+    def _silence_counts(self, now: datetime) -> bool:
+        """Whether a worker's silence proves that it is dead.
 
-        Nobody could send heartbeats then, so that silence proves nothing: workers get their time
-        anew.
+        Not while PostgreSQL was away, hung, or lost its clock since the last round, and some time
+        after that: nobody could send heartbeats then.
         """
         gap = timedelta(seconds=self._worker_lost_seconds / 2)
         if self._last_round is None or not timedelta() <= now - self._last_round < gap:
             self._silence_counts_from = now + timedelta(seconds=self._worker_lost_seconds)
         self._last_round = now
-
-    def _free_lost(self, unit: UnitOfWork) -> Sequence[JobRef]:
-        if self._last_round is None or self._last_round < self._silence_counts_from:
-            return []
-        return unit.jobs.free_lost(self._worker_lost_seconds)
+        return now >= self._silence_counts_from
 
     def _ring_due(self) -> int:
         epoch = self._doorbell.epoch()

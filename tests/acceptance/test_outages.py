@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,89 +26,91 @@ def simulator() -> Iterator[SimulatorProcess]:
         yield running
 
 
+@dataclass
+class Broker:
+    """A Valkey of the test's own, which may go away, and a caller of it."""
+
+    server: Valkey
+    url: str
+    caller: PromptStack
+
+
+@pytest.fixture
+def broker(environment: dict[str, str], tmp_path: Path) -> Iterator[Broker]:
+    server = Valkey(tmp_path / "broker", durable=False)
+    url = server.start(None)
+    try:
+        with PromptStack.open(load_settings(_env_file=None, redis_url=url)) as caller:
+            yield Broker(server, url, caller)
+    finally:
+        server.stop()
+
+
 def is_done(stack: PromptStack, *jobs: JobView) -> bool:
     return all(stack.jobs.get(job.id).state.is_final for job in jobs)
 
 
 def test_a_job_is_accepted_while_the_broker_is_down_and_runs_when_it_is_back(
-    stack: PromptStack, start_worker: Callable[..., Process], tmp_path: Path
+    start_worker: Callable[..., Process], broker: Broker
 ) -> None:
-    broker = Valkey(tmp_path / "broker", durable=False)
-    url = broker.start(None)
-    try:
-        start_worker(REDIS_URL=url)
-        settings = load_settings(_env_file=None, redis_url=url)
-        with PromptStack.open(settings) as caller:
-            before = caller.jobs.enqueue_generation("before the outage")
-            wait_until(lambda: is_done(caller, before), "the worker to work")
-            broker.stop()
-            during = caller.jobs.enqueue_generation("during the outage")
-            embedding = caller.jobs.enqueue_embedding("text during the outage", source="a")
-            assert caller.jobs.get(during.id).state is JobState.QUEUED
-            broker.start(None)
-            wait_until(lambda: is_done(caller, during, embedding), "both jobs to end", 60)
-            states = {caller.jobs.get(job.id).state for job in (during, embedding)}
-            assert states == {JobState.SUCCEEDED}
-    finally:
-        broker.stop()
+    caller = broker.caller
+    start_worker(REDIS_URL=broker.url)
+    before = caller.jobs.enqueue_generation("before the outage")
+    wait_until(lambda: is_done(caller, before), "the worker to work")
+    broker.server.stop()
+    during = caller.jobs.enqueue_generation("during the outage")
+    embedding = caller.jobs.enqueue_embedding("text during the outage", source="a")
+    assert caller.jobs.get(during.id).state is JobState.QUEUED
+    broker.server.start(None)
+    wait_until(lambda: is_done(caller, during, embedding), "both jobs to end", 60)
+    states = {caller.jobs.get(job.id).state for job in (during, embedding)}
+    assert states == {JobState.SUCCEEDED}
 
 
 def test_jobs_that_end_while_redis_is_away_cost_the_worker_no_slot(
-    stack: PromptStack, start_worker: Callable[..., Process], tmp_path: Path
+    start_worker: Callable[..., Process], broker: Broker
 ) -> None:
     """Their result can't be shown, and Celery counts what its result store raises against it."""
-    broker = Valkey(tmp_path / "broker", durable=False)
-    url = broker.start(None)
-    try:
-        worker = start_worker(REDIS_URL=url, WORKER_CONCURRENCY="2")
-        settings = load_settings(_env_file=None, redis_url=url)
-        with PromptStack.open(settings) as caller:
-            jobs = [
-                caller.jobs.enqueue_generation(f"{number}", options={"delay_seconds": 1})
-                for number in range(2)
-            ]
-            wait_until(lambda: are_in(JobState.RUNNING, caller, *jobs), "both slots to be taken")
-            broker.stop()
-            wait_until(lambda: are_in(JobState.SUCCEEDED, caller, *jobs), "both to end")
-            ends = [f"[{job.id}] succeeded in" for job in jobs]
-            wait_until(lambda: all(end in worker.output() for end in ends), "Celery to know")
-            broker.start(None)
-            more = [caller.jobs.enqueue_generation(f"{number}") for number in range(4)]
-            wait_until(lambda: are_in(JobState.SUCCEEDED, caller, *more), "others to run", 60)
-            results: list[Any] = [
-                AsyncResult(str(job.id), app=caller.celery) for job in (*jobs, *more)
-            ]
-            wait_until(lambda: {each.state for each in results} == {"SUCCESS"}, "all to be told")
-    finally:
-        broker.stop()
+    caller = broker.caller
+    worker = start_worker(REDIS_URL=broker.url, WORKER_CONCURRENCY="2")
+    jobs = [
+        caller.jobs.enqueue_generation(f"{number}", options={"delay_seconds": 1})
+        for number in range(2)
+    ]
+    wait_until(lambda: are_in(JobState.RUNNING, caller, *jobs), "both slots to be taken")
+    broker.server.stop()
+    wait_until(lambda: are_in(JobState.SUCCEEDED, caller, *jobs), "both to end")
+    ends = [f"[{job.id}] succeeded in" for job in jobs]
+    wait_until(lambda: all(end in worker.output() for end in ends), "Celery to know")
+    broker.server.start(None)
+    more = [caller.jobs.enqueue_generation(f"{number}") for number in range(4)]
+    wait_until(lambda: are_in(JobState.SUCCEEDED, caller, *more), "others to run", 60)
+    results: list[Any] = [AsyncResult(str(job.id), app=caller.celery) for job in (*jobs, *more)]
+    wait_until(lambda: {each.state for each in results} == {"SUCCESS"}, "all to be told")
 
 
 def test_a_worker_ends_in_time_while_redis_hangs(
-    stack: PromptStack, start_worker: Callable[..., Process], tmp_path: Path
+    start_worker: Callable[..., Process], broker: Broker, tmp_path: Path
 ) -> None:
-    broker = Valkey(tmp_path / "broker", durable=False)
-    url = broker.start(None)
     server = next(
         process
         for process in psutil.process_iter(["cwd", "cmdline"])
         if str(tmp_path / "broker") in f"{process.info['cwd']} {process.info['cmdline']}"
     )
+    caller = broker.caller
+    worker = start_worker(REDIS_URL=broker.url, SHUTDOWN_GRACE_SECONDS="0.5")
+    job = caller.jobs.enqueue_generation("x", options={"delay_seconds": 60})
+    wait_until(lambda: are_in(JobState.RUNNING, caller, job), "the job to run")
+    server.suspend()
     try:
-        worker = start_worker(REDIS_URL=url, SHUTDOWN_GRACE_SECONDS="0.5")
-        with PromptStack.open(load_settings(_env_file=None, redis_url=url)) as caller:
-            job = caller.jobs.enqueue_generation("x", options={"delay_seconds": 60})
-            wait_until(lambda: are_in(JobState.RUNNING, caller, job), "the job to run")
-            server.suspend()
-            worker.send(signal.SIGTERM)
-            assert worker.wait(60) == EXIT_HUNG
-            assert "in run" in worker.output().split("where its threads are:")[1]
-            server.resume()
-        # Handed back or freed: another worker takes it.
-        start_worker(REDIS_URL=url)
-        wait_until(lambda: stack.jobs.get(job.id).attempt == 2, "another worker to take it")
+        worker.send(signal.SIGTERM)
+        assert worker.wait(60) == EXIT_HUNG
+        assert "in run" in worker.output().split("where its threads are:")[1]
     finally:
         server.resume()
-        broker.stop()
+    # Handed back or freed: another worker takes it.
+    start_worker(REDIS_URL=broker.url)
+    wait_until(lambda: caller.jobs.get(job.id).attempt == 2, "another worker to take it")
 
 
 def are_in(state: JobState, stack: PromptStack, *jobs: JobView) -> bool:

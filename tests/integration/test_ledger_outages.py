@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, make_url, text
 from config.embedded.servers import ServerUrls
 from repositories.embeddings import EmbeddingRepository
 from repositories.errors import LedgerConflict
-from repositories.jobs import JobRepository
+from repositories.jobs import Claim, JobRepository
 from repositories.models import JobKind, JobState
 from repositories.rings import RingRepository
 from services.progress import Progress
@@ -252,6 +252,38 @@ def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
     assert stack.generation.run(job.id, nobody).state is JobState.SUCCEEDED
     free[0].join()
     assert warned == []
+
+
+def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both change a job and its reservations."""
+    real, warned = JobRepository.set_progress, []
+    free: list[threading.Thread] = []
+
+    def sweep() -> None:
+        with stack.ledger.transaction() as unit:
+            unit.jobs.free_lost(15.0)
+            unit.reservations.forget_idle()
+
+    def set_progress(self: JobRepository, claim: Claim, current: int, total: int) -> None:
+        if current and not free:
+            # Another connection would be refused this row, if a sweep had the job's already.
+            free.append(threading.Thread(target=sweep))
+            with stack.ledger.transaction() as unit:
+                unit.session.execute(text("UPDATE workers SET heartbeat_at = '2026-01-01'"))
+            free[0].start()
+            wait_until(lambda: waits_for_a_lock(stack) or not free[0].is_alive(), "the sweep")
+        real(self, claim, current, total)
+
+    monkeypatch.setattr(JobRepository, "set_progress", set_progress)
+    monkeypatch.setattr("services.execution.logger.warning", lambda *said: warned.append(said))
+    stack.heartbeat.beat()
+    job = stack.jobs.enqueue_embedding("Some words.", source="a")
+    assert stack.embedding.run(job.id, nobody).state is JobState.SUCCEEDED
+    free[0].join()
+    assert warned == []
+    assert paid(stack, job) == ["succeeded"]
 
 
 def waits_for_a_lock(stack: PromptStack) -> bool:
