@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.answers import DEFAULT_DIMENSIONS, text_for, tokens_in, vector_for
-from simulator.faults import Fault
 from simulator.ledger import billing_key
-from simulator.wire import Answer, Refusal, Wire
+from simulator.wire import Answer, Ask, Refusal, Standing, Wire
 
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
@@ -35,8 +34,9 @@ def refuse(refusal: Refusal) -> Mapping[str, Any]:
     return {"error": {"message": refusal.message, "type": kind, "param": None, "code": code}}
 
 
-def chat(body: Mapping[str, Any], fault: Fault) -> Answer:
+def chat(ask: Ask) -> Answer:
     """Answer one chat completion."""
+    body, fault = ask.body, ask.fault
     model, messages = _required(body, "model", str), _required(body, "messages", list)
     if not messages:
         raise Refusal(400, "'messages' is too short.", "invalid_value")
@@ -67,11 +67,14 @@ def chat(body: Mapping[str, Any], fault: Fault) -> Answer:
             },
         },
         billed=(billing_key(CHAT, model, "\n".join(prompts)),),
+        input_tokens=spent,
+        output_tokens=made,
     )
 
 
-def embeddings(body: Mapping[str, Any], fault: Fault) -> Answer:
+def embeddings(ask: Ask) -> Answer:
     """Answer one embedding request."""
+    body, fault = ask.body, ask.fault
     model, given = _required(body, "model", str), _required(body, "input", str | list)
     texts = [given] if isinstance(given, str) else given
     spent = _check_inputs(texts)
@@ -98,15 +101,26 @@ def embeddings(body: Mapping[str, Any], fault: Fault) -> Answer:
             "usage": {"prompt_tokens": spent, "total_tokens": spent},
         },
         billed=tuple(billing_key(EMBEDDINGS, model, text) for text in texts),
+        input_tokens=spent,
     )
 
 
-def models(body: Mapping[str, Any], fault: Fault) -> Answer:
+def models(ask: Ask) -> Answer:
     """List the models."""
     listed = [
         {"id": name, "object": "model", "created": 0, "owned_by": "simulator"} for name in MODELS
     ]
     return Answer({"object": "list", "data": listed})
+
+
+def limit_headers(limits: Mapping[str, Standing]) -> Mapping[str, str]:
+    """Make the headers that OpenAI sends with every answer."""
+    headers = {}
+    for name, standing in limits.items():
+        headers[f"x-ratelimit-limit-{name}"] = str(standing.limit)
+        headers[f"x-ratelimit-remaining-{name}"] = str(standing.remaining)
+        headers[f"x-ratelimit-reset-{name}"] = f"{standing.reset_seconds:.3f}s"
+    return headers
 
 
 OPENAI = Wire(
@@ -116,6 +130,7 @@ OPENAI = Wire(
         ("GET", "/v1/models"): models,
     },
     refuse=refuse,
+    limit_headers=limit_headers,
 )
 
 

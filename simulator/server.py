@@ -13,7 +13,7 @@ from simulator.faults import Fault, FaultScript, parse
 from simulator.ledger import Ledger
 from simulator.openai import OPENAI
 from simulator.traffic import Call, Traffic
-from simulator.wire import Answer, Endpoint, Refusal, Wire
+from simulator.wire import Answer, Ask, Endpoint, Refusal, Wire
 
 LARGEST_REQUEST = 256 * 1024 * 1024
 WIRES = (OPENAI,)
@@ -74,7 +74,7 @@ class ProviderDoor:
             if fault.kind in {"reset", "hang"}:
                 await _never_answer(request, fault)
             try:
-                answer = self._work(await _json(request), fault)
+                answer = self._work(Ask(await _json(request), dict(request.match_info), fault))
             except Refusal as refusal:
                 call.status = refusal.status
                 return _respond(call, self._wire.refuse(refusal), fault.headers())
@@ -87,10 +87,11 @@ class ProviderDoor:
             call.status = 200
             return _respond(call, answer.body, {}, half=fault.kind == "truncated")
 
-    def _work(self, body: Mapping[str, Any], fault: Fault) -> Answer:
+    def _work(self, ask: Ask) -> Answer:
+        fault = ask.fault
         if fault.kind == "status":
             raise Refusal(fault.status, fault.message, fault.code)
-        return self._endpoint(body, fault)
+        return self._endpoint(ask)
 
 
 async def start(port: int, latency: float) -> tuple[web.AppRunner, str]:

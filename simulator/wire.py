@@ -14,6 +14,9 @@ class Answer:
     body: Mapping[str, Any]
     billed: tuple[str, ...] = ()
     """Keys for the ledger, one for each piece of work."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    """What the limits are charged with."""
 
 
 class Refusal(Exception):
@@ -26,8 +29,35 @@ class Refusal(Exception):
         self.code = code
 
 
-Endpoint = Callable[[Mapping[str, Any], Fault], Answer]
-"""Answers a JSON body, bent by a fault of content. Raises `Refusal`."""
+@dataclass(frozen=True)
+class Ask:
+    """A provider call as an endpoint sees it."""
+
+    body: Mapping[str, Any]
+    path: Mapping[str, str]
+    """The named parts of the path, such as Gemini's model."""
+    fault: Fault
+    """A fault of content to bend the answer by."""
+
+
+Endpoint = Callable[[Ask], Answer]
+"""Answers a call. Raises `Refusal`."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one limit of a model stands, for the headers."""
+
+    limit: int
+    """A minute."""
+    remaining: int
+    reset_seconds: float
+    """Until it is full again."""
+
+
+LimitHeaders = Callable[[Mapping[str, Standing]], Mapping[str, str]]
+"""Makes the provider's headers from the limits that are set, of the names `requests`, `tokens`,
+`input_tokens` and `output_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -38,3 +68,6 @@ class Wire:
     """By method and path."""
     refuse: Callable[[Refusal], Mapping[str, Any]]
     """Makes the provider's error body."""
+    limit_headers: LimitHeaders
+    split_tokens: bool = False
+    """Whether the provider limits input and output tokens apart."""

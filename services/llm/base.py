@@ -23,6 +23,7 @@ from pydantic import (
 
 from services.errors import InvalidInput, UnknownModel
 from services.llm.errors import BadResponse, InvalidProviderRequest, ProviderError
+from services.llm.limit_report import LimitReport
 from services.text import check_storable
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,11 @@ class LLMResponse:
     finish_reason: str
     provider_request_id: str | None = None
     latency_seconds: float = 0.0
+    cached_tokens: int = 0
+    """How many of the input tokens the provider had in its cache."""
+    tool_calls: tuple[dict[str, JsonValue], ...] = ()
+    """The tools that the model wants called: `id`, `name` and `arguments` each."""
+    limits: LimitReport | None = None
 
     @property
     def tokens_used(self) -> int:
@@ -118,6 +124,7 @@ class EmbeddingResponse:
     input_tokens: int
     provider_request_id: str | None = None
     latency_seconds: float = 0.0
+    limits: LimitReport | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,9 @@ class LLMService(ABC):
 
     known_options: ClassVar[frozenset[str] | None] = frozenset()
     """The provider-specific parameters it takes, or None where it passes all on."""
+
+    is_limited: ClassVar[bool] = True
+    """Whether somebody else's rate limits apply; not for what runs inside this process."""
 
     embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(items=256, bytes=1_000_000)
 

@@ -23,6 +23,7 @@ class DemoService(LLMService):
     """
 
     name = "demo"
+    is_limited = False
     default_models: ClassVar = {Capability.GENERATION: MODEL}
     known_models: ClassVar = {Capability.GENERATION: frozenset({MODEL})}
     known_options = frozenset({"delay_seconds", "fail_times", "fail_with"})

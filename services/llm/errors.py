@@ -1,6 +1,7 @@
 """What can go wrong at a provider; each service translates its SDK's errors into these."""
 
 from config.errors import PromptStackError
+from services.llm.limit_report import LimitReport
 from services.text import make_storable
 
 
@@ -17,6 +18,7 @@ class ProviderError(PromptStackError):
         retry_after: float | None = None,
         status: int | None = None,
         request_id: str | None = None,
+        limits: LimitReport | None = None,
     ) -> None:
         # A provider's words and headers may hold what can't be stored or logged.
         super().__init__(
@@ -25,6 +27,7 @@ class ProviderError(PromptStackError):
             retry_after=retry_after,
         )
         self.status = status
+        self.limits = limits
         self.request_id = request_id and make_storable(request_id)
 
 

@@ -23,6 +23,7 @@ class LocalService(LLMService):
     """Embeds with the 256-dimension WordLlama model."""
 
     name = "local"
+    is_limited = False
     default_models: ClassVar = {Capability.EMBEDDING: MODEL}
     known_models: ClassVar = {Capability.EMBEDDING: frozenset({MODEL})}
     # Small batches keep progress moving and cancels quick; there is no request to save.

@@ -35,6 +35,7 @@ from simulator.answers import text_for, vector_for
 from simulator.faults import NO_FAULT
 from simulator.ledger import billing_key
 from simulator.openai import embeddings
+from simulator.wire import Ask
 from tests.simulator_process import SimulatorProcess
 
 CHAT = "gpt-5-mini"
@@ -634,7 +635,7 @@ def test_tokens_are_a_quarter_of_the_bytes(text: str, tokens: int) -> None:
 def test_a_shorter_vector_is_the_scaled_start_of_the_longer() -> None:
     body = {"model": EMBEDDING, "input": "a", "dimensions": 8}
 
-    (item,) = embeddings(body, NO_FAULT).body["data"]
+    (item,) = embeddings(Ask(body, {}, NO_FAULT)).body["data"]
 
     start = vector_for(EMBEDDING, "a")[:8]
     np.testing.assert_allclose(item["embedding"], start / np.linalg.norm(start), rtol=1e-6)
