@@ -20,6 +20,9 @@ class PromptStackError(Exception):
     counts_as_failure: ClassVar[bool] = True
     """Whether it uses up one of the job's retries."""
 
+    backs_off: ClassVar[bool] = True
+    """Whether the wait grows with each try; not where `retry_after` says when there is room."""
+
     def __init__(
         self, message: str, *, detail: str | None = None, retry_after: float | None = None
     ) -> None:

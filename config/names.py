@@ -4,10 +4,17 @@ from enum import StrEnum
 
 
 class Queue(StrEnum):
-    """Where a job's message waits."""
+    """Where a job's message waits. Bulk has its own, so that it never stands in anybody's way."""
 
     GENERATION = "generation"
     EMBEDDINGS = "embeddings"
+    GENERATION_BULK = "generation-bulk"
+    EMBEDDINGS_BULK = "embeddings-bulk"
+
+    @property
+    def is_bulk(self) -> bool:
+        """Whether interactive work goes before it."""
+        return self in {Queue.GENERATION_BULK, Queue.EMBEDDINGS_BULK}
 
 
 class TaskName(StrEnum):
@@ -22,3 +29,6 @@ PROGRESS_KEY = "promptstack:progress:{job_id}"
 
 EPOCH_KEY = "promptstack:broker-epoch"
 """Lives in the broker's Redis and dies with its data: tells a flushed broker from a slow one."""
+
+LIMITER_KEY = "promptstack:limiter:{credential}"
+"""Redis hash: the rate limits of a credential; those of a model have its name after it."""

@@ -133,6 +133,13 @@ class Settings(BaseSettings):
         120.0, description="Longest wait for one provider call."
     )
 
+    models_file: Path | None = Field(
+        None, description="A TOML file with the rate limits and prices of models."
+    )
+    limiter_patience_seconds: Seconds = Field(
+        3.0, description="Longest wait in a worker for a rate limit; then a job waits in the queue."
+    )
+
     # Jobs
     max_text_bytes: int = Field(
         10_000_000, ge=1, description="Largest prompt or document that is accepted, in UTF-8 bytes."

@@ -17,15 +17,15 @@ class AttemptRepository(BaseRepository[Attempt]):
 
     model = Attempt
 
-    def start(self, claim: Claim, *, call: int, items: int) -> int:
+    def start(self, claim: Claim, *, call: int, provider: str, model: str, items: int) -> int:
         """Record that a call is about to leave; the attempt's id. The same call twice is one."""
         row = insert(Attempt).values(
             job_id=claim.job_id,
             number=claim.attempt,
             call=call,
             worker_id=claim.worker_id,
-            provider=claim.provider,
-            model=claim.model,
+            provider=provider,
+            model=model,
             items=items,
         )
         return self._session.execute(

@@ -18,6 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, defer
 
+from config.names import Queue
 from repositories.base import BaseRepository
 from repositories.errors import ClaimLost
 from repositories.models import Attempt, AttemptState, Job, JobState, Worker
@@ -38,6 +39,7 @@ class Claim:
     request: dict[str, Any]
     failures: int
     max_retries: int
+    is_bulk: bool
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class JobRef:
 
     id: UUID
     kind: str
+    queue: str
     provider: str
     model: str
     attempt: int
@@ -104,6 +107,7 @@ class JobRepository(BaseRepository[Job]):
                 Job.request,
                 Job.failures,
                 Job.max_retries,
+                Job.queue,
             )
         ).one_or_none()
         if row is None:
@@ -118,6 +122,7 @@ class JobRepository(BaseRepository[Job]):
             request=row.request,
             failures=row.failures,
             max_retries=row.max_retries,
+            is_bulk=Queue(row.queue).is_bulk,
         )
 
     def check_claim(self, claim: Claim) -> None:
@@ -168,13 +173,13 @@ class JobRepository(BaseRepository[Job]):
             .values(result=dict(result))
         )
 
-    def fail(self, claim: Claim, error_code: str, error: str) -> None:
-        """End the job as failed. Raises `ClaimLost`."""
+    def fail(self, claim: Claim, error_code: str, error: str, *, counts: bool = True) -> None:
+        """End the job as failed; `counts` uses up a retry. Raises `ClaimLost`."""
         self._change(
             claim,
             update(Job).values(
                 state=JobState.FAILED,
-                failures=Job.failures + 1,
+                failures=Job.failures + (1 if counts else 0),
                 error_code=error_code,
                 error=error,
                 finished_at=func.now(),
@@ -336,6 +341,7 @@ def job_refs(session: Session, statement: Update) -> list[JobRef]:
         statement.returning(
             Job.id,
             Job.kind,
+            Job.queue,
             Job.provider,
             Job.model,
             Job.attempt,

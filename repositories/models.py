@@ -21,6 +21,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from config.names import Queue
+
 
 def new_id() -> UUID:
     """A UUID of version 7: its order is the order of creation, which keeps indexes compact."""
@@ -126,6 +128,8 @@ class Job(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     kind: Mapped[str]
+    queue: Mapped[str] = mapped_column(server_default=Queue.GENERATION)
+    """Where its message waits: what was sent to one queue is taken in order."""
     state: Mapped[str] = mapped_column(server_default=JobState.QUEUED)
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     provider: Mapped[str]
@@ -162,6 +166,7 @@ class Job(Base):
 
     __table_args__ = (
         _one_of("kind", JobKind),
+        _one_of("queue", Queue),
         _one_of("state", JobState),
         Index(
             "jobs_idempotency_key",
@@ -183,13 +188,13 @@ class Job(Base):
         Index(
             "jobs_rung",
             "rung_epoch",
-            "kind",
+            "queue",
             "rung_at",
             postgresql_where=text("state = 'queued'"),
         ),
         Index(
             "jobs_taken",
-            "kind",
+            "queue",
             "rung_at",
             postgresql_where=text("state <> 'queued' AND rung_at IS NOT NULL"),
         ),

@@ -7,9 +7,10 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, func, or_, select, tuple_, union_all, update
 
+from config.names import Queue
 from repositories.base import BaseRepository
 from repositories.jobs import JobRef, job_refs
-from repositories.models import Job, JobKind, JobState
+from repositories.models import Job, JobState
 
 FRESH_SECONDS = 5.0
 """How long the caller of a new job gets to send its message before the reconciler does."""
@@ -21,7 +22,7 @@ class RingRepository(BaseRepository[Job]):
     model = Job
 
     def take_unrung(
-        self, epoch: str, *, idle_kinds: Sequence[str], patience: float, limit: int
+        self, epoch: str, *, idle_queues: Sequence[str], patience: float, limit: int
     ) -> Sequence[JobRef]:
         """Mark due jobs that need a message as rung in `epoch` and return them, sorted by age.
 
@@ -29,16 +30,16 @@ class RingRepository(BaseRepository[Job]):
 
         A job needs one when none was sent for it, when its message was sent in another epoch
         of the broker (whose queues are gone), or when it was sent over `patience` seconds ago
-        and nothing waits in its kind's queue any more, or `patience` before one that was taken.
+        and nothing waits in its queue any more, or `patience` before one that was taken.
         """
         patient = timedelta(seconds=patience)
         gone_before = self._last_taken(patient)
-        for kind in idle_kinds:
-            gone_before[kind] = func.now() - patient
+        for queue in idle_queues:
+            gone_before[queue] = func.now() - patient
         unsent = [Job.rung_at.is_(None)]
         in_time = func.now() - timedelta(seconds=FRESH_SECONDS)
         unsent_in_order = [Job.not_before]
-        sent_in_order = [Job.rung_epoch, Job.kind, Job.rung_at]
+        sent_in_order = [Job.rung_epoch, Job.queue, Job.rung_at]
         # Each is one range of one index, read in its order: an OR over them, or a search without
         # an order, would read the whole backlog.
         reasons: list[tuple[list[Any], list[ColumnElement[bool]]]] = [
@@ -53,9 +54,9 @@ class RingRepository(BaseRepository[Job]):
             *(
                 (
                     sent_in_order,
-                    [Job.rung_epoch == epoch, Job.kind == kind, Job.rung_at < before],
+                    [Job.rung_epoch == epoch, Job.queue == queue, Job.rung_at < before],
                 )
-                for kind, before in gone_before.items()
+                for queue, before in gone_before.items()
             ),
         ]
         found = union_all(
@@ -85,15 +86,17 @@ class RingRepository(BaseRepository[Job]):
         return sorted(taken, key=lambda job: job.created_at)
 
     def _last_taken(self, patience: timedelta) -> dict[str, Any]:
-        """For each kind, when the last message was sent of those that were taken, less `patience`.
+        """For each queue, when the last message was sent of those that were taken, less `patience`.
 
         Queues are first in, first out: what was sent before it and was not taken is gone.
         """
         query = select(func.max(Job.rung_at)).where(
             Job.state != JobState.QUEUED, Job.rung_at.is_not(None)
         )
-        found = {str(kind): self._session.scalar(query.where(Job.kind == kind)) for kind in JobKind}
-        return {kind: sent_at - patience for kind, sent_at in found.items() if sent_at}
+        found = {
+            str(queue): self._session.scalar(query.where(Job.queue == queue)) for queue in Queue
+        }
+        return {queue: sent_at - patience for queue, sent_at in found.items() if sent_at}
 
     def mark_rung(self, sent: Sequence[tuple[UUID, int]], epoch: str) -> None:
         """Note that messages were sent for jobs at an attempt, where no worker has used them up."""

@@ -8,6 +8,7 @@ from typing import Protocol
 from uuid import UUID
 
 from config.errors import PromptStackError
+from config.names import Queue
 from repositories.errors import TransientLedgerError
 from repositories.jobs import JobRef
 from repositories.models import Job, JobKind
@@ -32,6 +33,7 @@ class Ring:
 
     job_id: UUID
     kind: JobKind
+    queue: Queue
     provider: str
     model: str
     attempt: int = 0
@@ -43,7 +45,8 @@ class Ring:
     def of(cls, job: Job | JobRef) -> "Ring":
         """The message for this job."""
         sent_at = job.rung_at or job.created_at
-        return cls(job.id, JobKind(job.kind), job.provider, job.model, job.attempt, sent_at)
+        kind, queue = JobKind(job.kind), Queue(job.queue)
+        return cls(job.id, kind, queue, job.provider, job.model, job.attempt, sent_at)
 
 
 class Doorbell(Protocol):
@@ -55,8 +58,8 @@ class Doorbell(Protocol):
     def ring(self, ring: Ring) -> None:
         """Send a job's message. Raises `BrokerUnavailable`."""
 
-    def waiting(self, kind: JobKind) -> int:
-        """How many messages of a kind wait. Raises `BrokerUnavailable`."""
+    def waiting(self, queue: Queue) -> int:
+        """How many messages wait in a queue. Raises `BrokerUnavailable`."""
 
 
 def ring_now(ledger: Ledger, doorbell: Doorbell, rings: Sequence[Ring]) -> None:

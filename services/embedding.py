@@ -15,10 +15,13 @@ from repositories.jobs import Claim
 from repositories.models import Document, JobState
 from repositories.session import UnitOfWork
 from services.chunking import Chunker
+from services.claimed_job import ClaimedJob, Report
 from services.errors import EmbeddedElsewhere, NotFound
-from services.execution import ClaimedJob, Execution, JobOutcome, Report
+from services.execution import Execution, JobOutcome
+from services.limiter.terms import Need
 from services.llm.base import EmbeddingLimits, EmbeddingResponse
 from services.llm.pool import ProviderPool
+from services.provider_calls import ProviderCall
 
 SHARED_POLL_SECONDS = 0.25
 SHARED_PATIENCE_SECONDS = 3.0
@@ -86,9 +89,16 @@ class EmbeddingService:
             unit.reservations.release(claim, list(texts))
 
         job.call(
-            lambda llm: llm.embed(list(texts.values()), claim.model, claim.user_id),
-            keep,
-            items=len(texts),
+            ProviderCall(
+                provider=claim.provider,
+                model=claim.model,
+                ask=lambda llm: llm.embed(list(texts.values()), claim.model, claim.user_id),
+                need=lambda llm: Need(
+                    sum(map(llm.estimate_tokens, texts.values())), is_bulk=claim.is_bulk
+                ),
+                items=len(texts),
+            ),
+            keep=keep,
         )
 
     def _prepare(self, job: ClaimedJob, document_id: UUID) -> "Work":

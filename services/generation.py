@@ -4,10 +4,17 @@ from datetime import datetime
 from uuid import UUID
 
 from repositories.errors import ClaimLost
+from repositories.jobs import Claim
 from repositories.session import UnitOfWork
-from services.execution import ClaimedJob, Execution, JobOutcome, Report
-from services.llm.base import GenerationRequest, LLMResponse
+from services.claimed_job import ClaimedJob, Report
+from services.execution import Execution, JobOutcome
+from services.limiter.terms import Need
+from services.llm.base import GenerationRequest, LLMResponse, LLMService
+from services.provider_calls import ProviderCall
 from services.text import make_storable_json
+
+EXPECTED_OUTPUT_TOKENS = 256
+"""Taken where a request sets no maximum; the limiter learns what such calls really take."""
 
 
 class GenerationService:
@@ -33,7 +40,20 @@ def _generate(job: ClaimedJob) -> None:
         except ClaimLost:
             unit.jobs.keep_answer(claim, result)
 
-    job.call(lambda llm: llm.generate_text(request, claim.user_id, failures=claim.failures), keep)
+    job.call(*(_call(claim, target) for target in request.targets()), keep=keep)
+
+
+def _call(claim: Claim, target: GenerationRequest) -> ProviderCall:
+    def need(llm: LLMService) -> Need:
+        expected = sum(llm.estimate_tokens(turn.content) for turn in target.conversation())
+        return Need(expected, target.max_tokens or EXPECTED_OUTPUT_TOKENS, claim.is_bulk)
+
+    return ProviderCall(
+        provider=target.provider,
+        model=target.model,
+        ask=lambda llm: llm.generate_text(target, claim.user_id, failures=claim.failures),
+        need=need,
+    )
 
 
 def _result(response: LLMResponse) -> dict[str, object]:

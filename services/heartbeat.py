@@ -36,6 +36,7 @@ class Heartbeat:
         self._lost_seconds = lost_seconds
         self._clock = clock
         self._beat_at = -math.inf
+        self._live_workers = 1
 
     def beat(self) -> None:
         """Do both once. Raises `LedgerUnavailable`."""
@@ -45,6 +46,7 @@ class Heartbeat:
             unit.limit_statements(STATEMENT_SECONDS)
             unit.workers.beat(self._worker_id, socket.gethostname(), os.getpid())
             recorded = unit.jobs.running_of(self._worker_id)
+            self._live_workers = unit.workers.count_alive(self._lost_seconds)
             # Recorded as ours but not in hand: the database was away when we let go of it.
             for job_id, attempt in recorded.items():
                 if not self._running.holds(job_id, attempt):
@@ -56,6 +58,10 @@ class Heartbeat:
     def is_late(self) -> bool:
         """Whether half the time has passed after which this worker counts as dead."""
         return self._clock() - self._beat_at > self._lost_seconds / 2
+
+    def live_workers(self) -> int:
+        """How many workers were alive at the last beat, this one included."""
+        return self._live_workers
 
     def leave(self) -> None:
         """Say that this worker is gone."""

@@ -18,11 +18,12 @@ from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from config.names import Queue
 from repositories.models import Job, JobKind, JobState
 from repositories.session import Ledger, UnitOfWork
 from services.doorbell import Doorbell, Ring, ring_now
 from services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
-from services.llm.base import Capability, GenerationRequest, Message
+from services.llm.base import Capability, Fallback, GenerationRequest, Message
 from services.llm.factory import LLMServiceFactory
 from services.progress import Progress, ProgressService
 from services.text import check_storable, check_storable_json
@@ -32,6 +33,14 @@ MAX_KEY_CHARACTERS = 200
 MAX_SOURCE_BYTES = 2_000
 """PostgreSQL refuses index entries over about 2,700 bytes."""
 MAX_EXPLANATION = 400
+
+
+QUEUES = {
+    (JobKind.GENERATION, False): Queue.GENERATION,
+    (JobKind.GENERATION, True): Queue.GENERATION_BULK,
+    (JobKind.EMBEDDING, False): Queue.EMBEDDINGS,
+    (JobKind.EMBEDDING, True): Queue.EMBEDDINGS_BULK,
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ class JobOptions:
     max_retries: int | None = None
     expires_in: float | None = None
     """Seconds until the job, if it is not done, ends as expired."""
+    is_bulk: bool = False
+    """Whether interactive jobs go before it: for batches that nobody waits for."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,11 @@ class NewJob:
     body: dict[str, Any]
     """What the caller asked for; the same body is the same request."""
     options: JobOptions
+
+    @property
+    def queue(self) -> Queue:
+        """Where its message goes."""
+        return QUEUES[self.kind, self.options.is_bulk]
 
     @property
     def request_hash(self) -> str:
@@ -104,6 +120,8 @@ class JobService:
         stop: Sequence[str] = (),
         seed: int | None = None,
         options: dict[str, JsonValue] | None = None,
+        fallbacks: Sequence[Fallback] = (),
+        bulk: bool = False,
         user_id: UUID | None = None,
         idempotency_key: str | None = None,
         max_retries: int | None = None,
@@ -115,9 +133,11 @@ class JobService:
         With `session`, the job becomes part of the caller's transaction: it exists when the
         caller commits, and its message leaves then. Without it, it is committed on return.
         The same `idempotency_key` with the same request returns the job that is there.
-        `options` go to the provider as they are. Raises `InvalidInput`, `IdempotencyConflict`.
+        `options` go to the provider as they are. `fallbacks` are asked where the provider can't
+        answer. Interactive jobs go before `bulk` ones. Raises `InvalidInput`,
+        `IdempotencyConflict`.
         """
-        job_options = JobOptions(user_id, idempotency_key, max_retries, expires_in)
+        job_options = JobOptions(user_id, idempotency_key, max_retries, expires_in, bulk)
         check_storable_json(options or {}, "The options")
         with self._unit_of_work(session) as work:
             provider = provider or self._preferred_provider(work, user_id)
@@ -134,10 +154,12 @@ class JobService:
                     stop=tuple(stop),
                     seed=seed,
                     options=options or {},
+                    fallbacks=tuple(map(self._complete, fallbacks)),
                 )
             except ValidationError as error:
                 raise InvalidInput(explain(error)) from None
-            service.check_options(request.options)
+            for target in request.targets():
+                self._factory.service_class(target.provider).check_options(target.options)
             body = request.model_dump(mode="json", exclude_defaults=True)
             self._check_size(json.dumps(body, ensure_ascii=False), "The request")
             new = NewJob(JobKind.GENERATION, provider, request.model, body, job_options)
@@ -150,6 +172,7 @@ class JobService:
         source: str,
         provider: str | None = None,
         model: str | None = None,
+        bulk: bool = False,
         user_id: UUID | None = None,
         idempotency_key: str | None = None,
         max_retries: int | None = None,
@@ -162,7 +185,7 @@ class JobService:
         replaces its text, and only chunks that changed are paid for. The rest is as for
         `enqueue_generation`.
         """
-        job_options = JobOptions(user_id, idempotency_key, max_retries, expires_in)
+        job_options = JobOptions(user_id, idempotency_key, max_retries, expires_in, bulk)
         provider = provider or self._defaults.embedding_provider
         model = self._factory.service_class(provider).choose_model(Capability.EMBEDDING, model)
         check_storable(text, "The document")
@@ -256,6 +279,13 @@ class JobService:
             with self._ledger.transaction() as work:
                 yield work
 
+    def _complete(self, fallback: Fallback) -> Fallback:
+        """Name the model of a fallback. Raises `UnknownProvider`, `UnknownModel`."""
+        check_storable_json(fallback.options, "The fallback's options")
+        service = self._factory.service_class(fallback.provider)
+        model = service.choose_model(Capability.GENERATION, fallback.model)
+        return fallback.model_copy(update={"model": model})
+
     def _preferred_provider(self, work: UnitOfWork, user_id: UUID | None) -> str:
         user = work.users.get(user_id) if user_id else None
         preferred = user.preferred_provider if user else None
@@ -271,6 +301,7 @@ class JobService:
             with work.session.begin_nested():
                 job = work.jobs.create(
                     kind=new.kind,
+                    queue=new.queue,
                     provider=new.provider,
                     model=new.model,
                     request=request,

@@ -4,9 +4,10 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from config.names import Queue
 from repositories.errors import LedgerUnavailable
 from repositories.jobs import JobRef
-from repositories.models import JobKind, JobState
+from repositories.models import JobState
 from repositories.session import Ledger, UnitOfWork
 from services.doorbell import BrokerUnavailable, Doorbell, Ring
 from services.progress import ProgressService
@@ -95,14 +96,14 @@ class Reconciler:
         return rung
 
     def _ring_batch(self, epoch: str) -> int:
-        idle = [kind for kind in JobKind if self._doorbell.waiting(kind) == 0]
+        idle = [queue for queue in Queue if self._doorbell.waiting(queue) == 0]
         # Marked first: when two reconcilers meet, each job is rung by one of them, and if this
         # process dies before it has rung, the messages that are taken later tell.
         with self._ledger.transaction() as unit:
             if not unit.try_lock("reconciler"):
                 return 0
             jobs = unit.rings.take_unrung(
-                epoch, idle_kinds=idle, patience=PATIENCE_SECONDS, limit=BATCH
+                epoch, idle_queues=idle, patience=PATIENCE_SECONDS, limit=BATCH
             )
         for position, job in enumerate(jobs):
             try:

@@ -1,6 +1,5 @@
 """The jobs that this worker process has in hand now, and the provider calls they wait for."""
 
-import asyncio
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping
@@ -26,8 +25,14 @@ class Hold:
     attempt: int | None = None
     """What it claimed; None while that isn't known yet."""
     call: Future[Any] | None = None
+    calls: int = 0
     is_cancelled: bool = False
     """Whether we cancelled its call, and not the provider itself."""
+
+    def next_call(self) -> int:
+        """Count the calls of this hold, from 0."""
+        self.calls += 1
+        return self.calls - 1
 
 
 class RunningJobs:
@@ -52,17 +57,17 @@ class RunningJobs:
             with self._lock:
                 self._holds.discard(hold)
 
-    def wait_for(self, hold: Hold, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
-        """Run a call on the event loop and wait for it.
+    def wait_for(self, hold: Hold, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a call, which must end by itself, on the event loop and wait for it.
 
-        Raises `TimeoutError`, `concurrent.futures.CancelledError`, and what the call raises.
+        Raises `concurrent.futures.CancelledError`, and what the call raises.
         """
         with self._lock:
             if self._stopped_at is not None:
                 hold.is_cancelled = True
                 coroutine.close()
                 raise CancelledError
-            call = self._loop.submit(asyncio.wait_for(coroutine, timeout))
+            call = self._loop.submit(coroutine)
             hold.call = call
         return call.result()
 

@@ -3,7 +3,9 @@
 from repositories.embeddings import Match
 from repositories.session import Ledger
 from services.errors import InvalidInput, NotFound
-from services.llm.base import Capability
+from services.limited_calls import LimitedCalls
+from services.limiter.terms import Need
+from services.llm.base import Capability, EmbeddingResponse, LLMService
 from services.llm.event_loop import EventLoop
 from services.llm.factory import LLMServiceFactory
 from services.llm.pool import ProviderPool
@@ -21,12 +23,15 @@ class SearchService:
         factory: LLMServiceFactory,
         providers: ProviderPool,
         loop: EventLoop,
+        calls: LimitedCalls,
+        *,
         default_provider: str,
     ) -> None:
         self._ledger = ledger
         self._factory = factory
         self._providers = providers
         self._loop = loop
+        self._calls = calls
         self._default_provider = default_provider
 
     def search(
@@ -40,7 +45,7 @@ class SearchService:
         """Return up to `limit` passages, best first.
 
         Raises `InvalidInput` for an empty question, `NotFound` when the model has no vectors,
-        and what the provider raises.
+        and what the limiter and the provider raise.
         """
         if not check_storable(question, "The question").strip():
             raise InvalidInput("The question is empty.")
@@ -52,7 +57,10 @@ class SearchService:
             stored = unit.embeddings.find_model(provider, model)
         if stored is None:
             raise NotFound(f"Nothing has been embedded with {provider}/{model} yet.")
-        service = self._providers.get(provider)
-        answer = self._loop.run(service.embed([question], model, None))
+        answer = self._loop.run(self._embed(self._providers.get(provider), model, question))
         with self._ledger.transaction() as unit:
             return unit.embeddings.search(stored, answer.vectors[0], limit)
+
+    async def _embed(self, service: LLMService, model: str, question: str) -> EmbeddingResponse:
+        permit = await self._calls.enter(service, model, Need(service.estimate_tokens(question)))
+        return await self._calls.make(service.name, permit, service.embed([question], model, None))

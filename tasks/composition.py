@@ -9,12 +9,16 @@ import uuid_utils.compat
 from celery import Celery
 from pydantic import SecretStr
 from redis import Redis
+from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from config.embedded.servers import running
 from config.errors import ConfigurationError
+from config.models_file import ModelsFile
 from config.settings import Settings, get_settings
 from repositories.session import Ledger
 from services.backoff import Backoff
@@ -25,10 +29,16 @@ from services.generation import GenerationService
 from services.heartbeat import Heartbeat
 from services.jobs import JobDefaults, JobService
 from services.keys import KeyService
+from services.limited_calls import LimitedCalls
+from services.limiter.divided import DividedBuckets
+from services.limiter.limiter import RateLimiter
+from services.limiter.shared import SharedBuckets
 from services.llm.event_loop import EventLoop
 from services.llm.factory import LLMServiceFactory
 from services.llm.pool import ProviderPool
+from services.patience import PatientLedger
 from services.progress import ProgressService
+from services.provider_calls import ProviderCalls
 from services.reconciler import Reconciler
 from services.running import RunningJobs
 from services.search import SearchService
@@ -36,6 +46,9 @@ from tasks.app import create_app
 from tasks.publisher import CeleryDoorbell
 
 REDIS_TIMEOUT_SECONDS = 2.0
+LIMITER_CONNECTIONS = 50
+LEASE_MARGIN_SECONDS = 30.0
+"""What a call may take beyond its timeout, as for its row in the ledger before it leaves."""
 CLOSING_ORDER = (
     "providers",
     "loop",
@@ -152,7 +165,14 @@ class PromptStack:
     def search(self) -> SearchService:
         """Search over what was embedded."""
         provider = self.settings.default_embedding_provider
-        return SearchService(self.ledger, self.factory, self.providers, self.loop, provider)
+        return SearchService(
+            self.ledger,
+            self.factory,
+            self.providers,
+            self.loop,
+            self.limited_calls,
+            default_provider=provider,
+        )
 
     @cached_property
     def loop(self) -> EventLoop:
@@ -170,18 +190,63 @@ class PromptStack:
         return RunningJobs(self.loop)
 
     @cached_property
+    def models_file(self) -> ModelsFile:
+        """What a person says of models: their limits and prices."""
+        return ModelsFile.read(self.settings.models_file)
+
+    @cached_property
+    def limiter(self) -> RateLimiter:
+        """The rate limiter that all workers share."""
+        redis: AsyncRedis = AsyncRedis.from_pool(
+            BlockingConnectionPool.from_url(
+                self.redis_url,
+                max_connections=LIMITER_CONNECTIONS,
+                timeout=REDIS_TIMEOUT_SECONDS,
+                decode_responses=True,
+                socket_timeout=REDIS_TIMEOUT_SECONDS,
+                socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+                # None: a call that a worker never heard the answer of may have been granted.
+                retry=AsyncRetry(NoBackoff(), 0),
+            )
+        )
+        return RateLimiter(
+            SharedBuckets(redis),
+            DividedBuckets(self.heartbeat.live_workers),
+            self.models_file.limits,
+            patience_seconds=self.settings.limiter_patience_seconds,
+            lease_seconds=self.settings.provider_timeout_seconds + LEASE_MARGIN_SECONDS,
+        )
+
+    @cached_property
+    def limited_calls(self) -> LimitedCalls:
+        """Provider calls within their limits."""
+        timeout = self.settings.provider_timeout_seconds
+        return LimitedCalls(self.limiter, timeout_seconds=timeout)
+
+    @cached_property
+    def patient_ledger(self) -> PatientLedger:
+        """The ledger as workers use it."""
+        return PatientLedger(self.ledger, self.running)
+
+    @cached_property
+    def provider_calls(self) -> ProviderCalls:
+        """The provider calls of jobs."""
+        return ProviderCalls(
+            self.patient_ledger, self.providers, self.running, self.loop, self.limited_calls
+        )
+
+    @cached_property
     def execution(self) -> Execution:
         """What every job goes through."""
         settings = self.settings
         return Execution(
-            self.ledger,
+            self.patient_ledger,
+            self.provider_calls,
             self.progress,
-            self.providers,
             self.running,
             backoff=Backoff(settings.retry_backoff_seconds, settings.retry_backoff_max_seconds),
             heartbeat=self.heartbeat,
             worker_id=self.worker_id,
-            call_timeout=settings.provider_timeout_seconds,
         )
 
     @cached_property
@@ -223,6 +288,9 @@ class PromptStack:
 
     def close(self) -> None:
         """Close what was opened, in the order that nothing is used after it is closed."""
+        limiter: RateLimiter | None = self.__dict__.pop("limiter", None)
+        if limiter is not None:
+            self.loop.run(limiter.aclose())
         for name in CLOSING_ORDER:
             opened: Any = self.__dict__.pop(name, None)
             if opened is not None:

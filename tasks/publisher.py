@@ -11,8 +11,7 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
 
-from config.celery import ROUTES
-from config.names import EPOCH_KEY, TaskName
+from config.names import EPOCH_KEY, Queue, TaskName
 from repositories.models import JobKind
 from services.doorbell import BrokerUnavailable, Ring
 
@@ -57,21 +56,21 @@ class CeleryDoorbell:
                 str(TASKS[ring.kind]),
                 args=[str(ring.job_id), ring.sent_at.isoformat() if ring.sent_at else None],
                 task_id=str(ring.job_id),
+                queue=str(ring.queue),
                 argsrepr=f"job {ring.job_id} with {ring.provider}/{ring.model}",
                 kwargsrepr="",
             )
         except BROKER_ERRORS as error:
             raise self._unavailable(error) from error
 
-    def waiting(self, kind: JobKind) -> int:
-        """How many messages wait in a kind's queue."""
-        queue = str(ROUTES[TASKS[kind]])
+    def waiting(self, queue: Queue) -> int:
+        """How many messages wait in a queue."""
         try:
             with self._app.connection_or_acquire() as connection:
                 # Declared, not only asked for: a queue nobody has used yet is empty, not an error.
                 channel: Any = connection.default_channel
                 return int(
-                    channel.queue_declare(queue, durable=True, auto_delete=False).message_count
+                    channel.queue_declare(str(queue), durable=True, auto_delete=False).message_count
                 )
         except BROKER_ERRORS as error:
             raise self._unavailable(error) from error

@@ -8,8 +8,8 @@ import typer
 from api.cli.connection import connected, needs_embedded
 from api.cli.terminal import JOB_FAILED, JsonFlag, out, print_json
 from config.errors import PromptStackError
+from config.names import Queue
 from repositories.migrations import pending
-from repositories.models import JobKind
 from tasks.composition import PromptStack
 
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]--[/]", "missing": "[red]no[/]"}
@@ -84,7 +84,7 @@ def _redis(stack: PromptStack) -> str:
 
 
 def _broker(stack: PromptStack) -> str:
-    waiting = {str(kind): stack.doorbell.waiting(kind) for kind in JobKind}
+    waiting = {str(queue): stack.doorbell.waiting(queue) for queue in Queue}
     return ", ".join(f"{count} {kind} waiting" for kind, count in waiting.items())
 
 

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 MAX_MODEL_CHARACTERS = 200
+MAX_FALLBACKS = 5
 
 
 class Capability(StrEnum):
@@ -56,6 +57,18 @@ class Message(BaseModel):
     content: Annotated[Text, Field(min_length=1)]
 
 
+class Fallback(BaseModel):
+    """Who answers a generation where the provider that was named first can't."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: str
+    model: str | None = None
+    """The provider's default when None."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Parameters of this provider; those of the first one don't go to it."""
+
+
 class GenerationRequest(BaseModel):
     """What to generate: a prompt or a conversation, and how."""
 
@@ -72,6 +85,8 @@ class GenerationRequest(BaseModel):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Parameters that only this provider knows, passed through as they are."""
+    fallbacks: tuple[Fallback, ...] = Field(default=(), max_length=MAX_FALLBACKS)
+    """Asked in this order on overload, outage, open circuit and spent quota."""
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
@@ -80,6 +95,21 @@ class GenerationRequest(BaseModel):
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("prompt is empty")
         return self
+
+    def targets(self) -> list[Self]:
+        """The request as each provider gets it: the first one, then the fallbacks."""
+        others = [
+            self.model_copy(
+                update={
+                    "provider": fallback.provider,
+                    "model": fallback.model,
+                    "options": fallback.options,
+                    "fallbacks": (),
+                }
+            )
+            for fallback in self.fallbacks
+        ]
+        return [self, *others]
 
     def conversation(self) -> list[Message]:
         """The whole input as turns, the system prompt first."""
@@ -256,6 +286,15 @@ class LLMService(ABC):
         self, texts: Sequence[str], model: str, user_id: UUID | None
     ) -> EmbeddingResponse:
         raise InvalidProviderRequest(f"Provider '{self.name}' offers no embedding models.")
+
+    @property
+    def credential(self) -> str:
+        """A fingerprint of the key, by which limits are kept; never the key."""
+        return "none"
+
+    def estimate_tokens(self, text: str) -> int:
+        """A quick estimate: a quarter of the UTF-8 bytes, rounded up."""
+        return -(-len(text.encode()) // 4)
 
     @abstractmethod
     def count_tokens(self, text: str) -> int:

@@ -37,12 +37,14 @@ class RateLimited(ProviderError):
     code = "RATE_LIMITED"
     transient = True
     counts_as_failure = False
+    backs_off = False
 
 
 class QuotaExhausted(ProviderError):
     """The account has no money or quota left; no waiting cures that."""
 
     code = "QUOTA_EXHAUSTED"
+    counts_as_failure = False
 
 
 class Overloaded(ProviderError):

@@ -18,7 +18,8 @@ from sqlalchemy import func, make_url, select, text
 from typer.testing import CliRunner
 
 from api.cli.main import build
-from repositories.models import ApiKey, Attempt, Document, Job, JobKind, JobState, User
+from config.names import Queue
+from repositories.models import ApiKey, Attempt, Document, Job, JobState, User
 from services.errors import NotAuthenticated
 from services.jobs import MAX_SOURCE_BYTES
 from services.views import JobView
@@ -613,4 +614,4 @@ def test_many_files_are_enqueued_some_at_a_time(
     done = cli("embed", str(tmp_path / "many"), "--no-wait")
     assert succeeded(done) == "Accepted 250 jobs; follow them with `promptstack jobs watch`.\n"
     assert count(stack, Job) == 250
-    assert stack.doorbell.waiting(JobKind.EMBEDDING) == 250
+    assert stack.doorbell.waiting(Queue.EMBEDDINGS) == 250

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from config.embedded.servers import ServerUrls
 from config.errors import PromptStackError
+from config.names import Queue
 from config.settings import Settings
 from repositories.models import Job, JobKind, JobState
 from repositories.session import Ledger
@@ -56,7 +57,7 @@ class Bell:
         self.when_rung(ring)
         self.rung.append(ring.job_id)
 
-    def waiting(self, kind: JobKind) -> int:
+    def waiting(self, queue: Queue) -> int:
         self._check()
         return len(self.rung)
 
@@ -578,8 +579,8 @@ def test_a_message_names_the_job_and_lies_in_the_queue_of_its_kind(stack: Prompt
         "generation": [str(job.id) for job in generations],
         "embeddings": [str(embedding.id)],
     }
-    assert stack.doorbell.waiting(JobKind.GENERATION) == 3
-    assert stack.doorbell.waiting(JobKind.EMBEDDING) == 1
+    assert stack.doorbell.waiting(Queue.GENERATION) == 3
+    assert stack.doorbell.waiting(Queue.EMBEDDINGS) == 1
 
 
 def test_a_job_accepted_without_a_broker_is_rung_when_it_is_back(
@@ -604,7 +605,7 @@ def test_a_job_accepted_without_a_broker_is_rung_when_it_is_back(
 def test_a_broker_that_was_away_is_left_alone_for_a_moment(cut_off: PromptStack) -> None:
     now = [100.0]
     bell = CeleryDoorbell(cut_off.celery, cut_off.redis, clock=lambda: now[0])
-    ring = Ring(uuid4(), JobKind.GENERATION, "demo", "demo-1")
+    ring = Ring(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1")
     for moment, said in ((100.0, "does not answer"), (101.9, "a moment ago"), (102.1, "does not")):
         now[0] = moment
         with pytest.raises(BrokerUnavailable, match=said):
@@ -615,7 +616,7 @@ def test_a_broker_that_was_away_is_left_alone_for_a_moment(cut_off: PromptStack)
 
 def test_a_broker_that_goes_away_before_the_ring_is_told_as_such(cut_off: PromptStack) -> None:
     with pytest.raises(BrokerUnavailable, match="does not answer"):
-        cut_off.doorbell.ring(Ring(uuid4(), JobKind.GENERATION, "demo", "demo-1"))
+        cut_off.doorbell.ring(Ring(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1"))
 
 
 def test_accepted_is_accepted_also_when_the_ring_cannot_be_noted(
@@ -655,7 +656,7 @@ def test_a_worker_faster_than_the_note_of_the_ring_loses_no_retry(
     job = service(stack, Bell(work)).enqueue_generation("x")
     with ledger.transaction() as unit:
         # A queue that is never empty: there only the note says that the job needs a message.
-        due = unit.rings.take_unrung("epoch", idle_kinds=[], patience=10.0, limit=10)
+        due = unit.rings.take_unrung("epoch", idle_queues=[], patience=10.0, limit=10)
         assert [found.id for found in due] == [job.id]
 
 

@@ -9,10 +9,11 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from config.embedded.servers import ServerUrls
+from config.names import Queue
 from repositories.embeddings import EmbeddingRepository
 from repositories.errors import LedgerConflict
 from repositories.jobs import Claim, JobRepository
-from repositories.models import JobKind, JobState
+from repositories.models import JobState
 from repositories.rings import RingRepository
 from services.progress import Progress
 from services.views import JobView
@@ -112,12 +113,12 @@ def test_messages_wait_in_their_queue_while_the_database_is_away(
     wait_until(lambda: stack.jobs.get(jobs[0].id).state.is_final, "the first to end")
     with database_away(stack, servers):
         wait_until(lambda: worker.output().count("waits for the ledger") == 2, "both to wait")
-        waiting = stack.doorbell.waiting(JobKind.GENERATION)
+        waiting = stack.doorbell.waiting(Queue.GENERATION)
         assert waiting > 15
         # Each of the two has a job in hand, and no more are taken.
         heard = worker.output().count("heartbeat: ")
         wait_until(lambda: worker.output().count("heartbeat: ") >= heard + 3, "time to pass")
-        assert stack.doorbell.waiting(JobKind.GENERATION) == waiting
+        assert stack.doorbell.waiting(Queue.GENERATION) == waiting
     wait_until(
         lambda: all(stack.jobs.get(job.id).state is JobState.SUCCEEDED for job in jobs), "the rest"
     )
@@ -149,7 +150,7 @@ def test_accepted_is_accepted_also_when_the_note_of_the_ring_meets_a_conflict(
     monkeypatch.setattr(RingRepository, "mark_rung", conflict)
     job = stack.jobs.enqueue_generation("x")
     assert stack.jobs.get(job.id).state is JobState.QUEUED
-    assert stack.doorbell.waiting(JobKind.GENERATION) == 1
+    assert stack.doorbell.waiting(Queue.GENERATION) == 1
 
 
 def test_a_text_may_change_while_it_is_cut(
@@ -199,8 +200,8 @@ def test_a_change_that_is_always_refused_ends_its_job_and_frees_the_worker(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one that is longer than the database's statement_timeout."""
-    monkeypatch.setattr("services.execution.MAX_REFUSALS", 2)
-    monkeypatch.setattr("services.execution.LEDGER_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("services.patience.MAX_REFUSALS", 2)
+    monkeypatch.setattr("services.patience.LEDGER_RETRY_SECONDS", 0.01)
 
     def refuse(self: JobRepository, *_: object) -> None:
         self._session.execute(text(TROUBLES["57014"]))
@@ -246,7 +247,7 @@ def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
             wait_until(lambda: waits_for_a_lock(stack), "the reconciler to wait for the job")
 
     monkeypatch.setattr(JobRepository, "succeed", succeed)
-    monkeypatch.setattr("services.execution.logger.warning", lambda *said: warned.append(said))
+    monkeypatch.setattr("services.patience.logger.warning", lambda *said: warned.append(said))
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x")
     assert stack.generation.run(job.id, nobody).state is JobState.SUCCEEDED
@@ -277,7 +278,7 @@ def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
         real(self, claim, current, total)
 
     monkeypatch.setattr(JobRepository, "set_progress", set_progress)
-    monkeypatch.setattr("services.execution.logger.warning", lambda *said: warned.append(said))
+    monkeypatch.setattr("services.patience.logger.warning", lambda *said: warned.append(said))
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_embedding("Some words.", source="a")
     assert stack.embedding.run(job.id, nobody).state is JobState.SUCCEEDED

@@ -244,7 +244,7 @@ def test_a_job_is_deleted_with_its_attempts(ledger: Ledger) -> None:
         job_id = add_job(unit).id
         claim = unit.jobs.claim(job_id, uuid4())
         assert claim is not None
-        unit.attempts.start(claim, call=0, items=1)
+        unit.attempts.start(claim, call=0, provider=claim.provider, model=claim.model, items=1)
     with ledger.transaction() as unit:
         job = unit.jobs.get(job_id)
         assert job is not None

@@ -7,7 +7,8 @@ import pytest
 from amqp.exceptions import RecoverableConnectionError
 from sqlalchemy import text
 
-from repositories.models import JobKind, JobState
+from config.names import Queue
+from repositories.models import JobState
 from services.progress import Progress
 from tasks.composition import PromptStack
 
@@ -31,7 +32,7 @@ def busy(stack: PromptStack) -> PromptStack:
     sql(stack, "UPDATE jobs SET rung_at = now() - interval '1 h', created_at = rung_at")
     stack.heartbeat.beat()
     assert stack.reconciler.run_once() == 0
-    assert stack.doorbell.waiting(JobKind.GENERATION) == BACKLOG
+    assert stack.doorbell.waiting(Queue.GENERATION) == BACKLOG
     return stack
 
 
@@ -76,9 +77,9 @@ def test_a_healthy_backlog_is_not_rung_again(
 ) -> None:
     happens(busy)
     # The job that ended is told to AsyncResult; no other message is sent.
-    before = busy.doorbell.waiting(JobKind.GENERATION)
+    before = busy.doorbell.waiting(Queue.GENERATION)
     assert [busy.reconciler.run_once() for _ in range(3)] == [0, 0, 0]
-    assert busy.doorbell.waiting(JobKind.GENERATION) <= before + 1
+    assert busy.doorbell.waiting(Queue.GENERATION) <= before + 1
 
 
 def test_a_rabbitmq_that_breaks_the_connection_refuses_no_job(

@@ -1,0 +1,65 @@
+"""A job in the hands of this worker: what its work may do."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from repositories.jobs import Claim
+from repositories.models import JobState
+from repositories.session import UnitOfWork
+from services.llm.base import EmbeddingResponse, LLMResponse
+from services.patience import PatientLedger
+from services.progress import Progress, ProgressService
+from services.provider_calls import HeldJob, ProviderCall, ProviderCalls
+from services.running import Hold, RunningJobs
+
+T = TypeVar("T")
+Answer = TypeVar("Answer", LLMResponse, EmbeddingResponse)
+Report = Callable[[Progress], None]
+"""Told of every step that others may see."""
+
+
+class ClaimedJob:
+    """A job under its claim."""
+
+    def __init__(
+        self,
+        claim: Claim,
+        hold: Hold,
+        *,
+        ledger: PatientLedger,
+        calls: ProviderCalls,
+        running: RunningJobs,
+        progress: ProgressService,
+        report: Report,
+    ) -> None:
+        self.claim = claim
+        self._hold = hold
+        self._ledger = ledger
+        self._calls = calls
+        self._running = running
+        self._progress = progress
+        self._report = report
+        self._shown = Progress(claim.job_id, JobState.RUNNING, 0, 1, claim.failures)
+
+    def call(self, *calls: ProviderCall, keep: Callable[[UnitOfWork, Answer], None]) -> Answer:
+        """Make the first of these calls that is answered; see `ProviderCalls.make`."""
+        return self._calls.make(HeldJob(self.claim, self._hold), calls, keep)
+
+    def in_ledger(self, write: Callable[[UnitOfWork], T]) -> T:
+        """Run one transaction; see `PatientLedger.write`."""
+        return self._ledger.write(write)
+
+    def pause(self, seconds: float) -> None:
+        """Wait for something that others do. Raises `CancelledError` when the worker stops."""
+        self._running.pause(self._hold, seconds)
+
+    def show(self, state: JobState, current: int = 0, total: int = 1) -> None:
+        """Show where the job stands."""
+        self._shown = replace(self._shown, state=state, current=current, total=total)
+        self._progress.publish(self._shown)
+        self._report(self._shown)
+
+
+Work = Callable[[ClaimedJob], None]
+"""Does a job and stores its result."""

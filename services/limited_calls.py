@@ -1,0 +1,104 @@
+"""Provider calls under the limiter: leave before, the truth of what it took after."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from services.limiter.limiter import Permit, RateLimiter
+from services.limiter.terms import Bucket, Need, Outcome, Settlement
+from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
+from services.llm.errors import (
+    BadResponse,
+    ConnectionFailed,
+    Overloaded,
+    ProviderError,
+    ProviderTimeout,
+    QuotaExhausted,
+    RateLimited,
+)
+
+Answer = TypeVar("Answer", LLMResponse, EmbeddingResponse)
+
+OUTCOMES: Mapping[type[ProviderError], Outcome] = {
+    RateLimited: Outcome.THROTTLED,
+    QuotaExhausted: Outcome.QUOTA,
+    Overloaded: Outcome.FAILED,
+    ProviderTimeout: Outcome.FAILED,
+    ConnectionFailed: Outcome.FAILED,
+    # It lives and has counted the call; how much it took isn't known.
+    BadResponse: Outcome.ANSWERED,
+}
+"""What an error says of the provider. All others are about the request."""
+
+
+class LimitedCalls:
+    """Makes calls within the provider's limits."""
+
+    def __init__(
+        self,
+        limiter: RateLimiter,
+        *,
+        timeout_seconds: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._limiter = limiter
+        self._timeout_seconds = timeout_seconds
+        self._clock = clock
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long a call may wait for its turn in a worker."""
+        return self._limiter.patience_seconds
+
+    async def enter(self, service: LLMService, model: str, need: Need) -> Permit | None:
+        """Wait for leave to make a call; None where nothing limits it.
+
+        Raises what `RateLimiter.acquire` raises.
+        """
+        if not service.is_limited and self._limiter.settings_for(service.name, model) is None:
+            return None
+        return await self._limiter.acquire(Bucket(service.name, service.credential, model), need)
+
+    async def make(
+        self, provider: str, permit: Permit | None, call: Coroutine[Any, Any, Answer]
+    ) -> Answer:
+        """Make the call and settle its permit. Raises `ProviderError`."""
+        started = self._clock()
+        settlement = Settlement(Outcome.CANCELLED)
+        try:
+            answer = await self._in_time(provider, call)
+            settlement = Settlement(
+                Outcome.ANSWERED,
+                latency_seconds=self._clock() - started,
+                input_tokens=answer.input_tokens,
+                output_tokens=getattr(answer, "output_tokens", 0),
+                report=answer.limits,
+            )
+        except ProviderError as error:
+            settlement = Settlement(
+                OUTCOMES.get(type(error), Outcome.REFUSED),
+                latency_seconds=self._clock() - started,
+                retry_after=error.retry_after,
+                report=error.limits,
+            )
+            raise
+        finally:
+            if permit is not None:
+                await self._limiter.settle(permit, settlement)
+        return answer
+
+    async def give_back(self, permit: Permit | None) -> None:
+        """Settle a permit whose call was never made."""
+        if permit is not None:
+            await self._limiter.settle(permit, Settlement(Outcome.CANCELLED))
+
+    async def _in_time(self, provider: str, call: Coroutine[Any, Any, Answer]) -> Answer:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return await call
+        except TimeoutError as error:
+            raise ProviderTimeout(
+                f"{provider} did not answer within {self._timeout_seconds:g} s; the call may still "
+                "be billed."
+            ) from error

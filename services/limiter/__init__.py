@@ -1,0 +1,1 @@
+"""The rate limiter that all workers share: see docs/limiter.md."""

@@ -1,0 +1,140 @@
+"""The limiter of one worker while Redis is away: its share of each limit, never more."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+from services.limiter.terms import (
+    Bucket,
+    Grant,
+    Later,
+    Limits,
+    Need,
+    Settlement,
+    TooLarge,
+    Verdict,
+    Wait,
+)
+
+UNKNOWN_IN_FLIGHT = 4
+"""Calls under way in all workers together, where no limit was ever known."""
+POLL_SECONDS = 0.05
+
+
+@dataclass
+class _Level:
+    """What a bucket holds, since it was last filled."""
+
+    amounts: dict[str, float]
+    filled_at: float
+    in_flight: int = 0
+    paused_until: float = 0.0
+
+
+class DividedBuckets:
+    """Grants `limit / workers`. It begins empty, as the shared limit may just have been used."""
+
+    def __init__(
+        self, workers: Callable[[], int], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._workers = workers
+        self._clock = clock
+        self._levels: dict[Bucket, _Level] = {}
+
+    def ask(self, bucket: Bucket, limits: Limits, need: Need, patience: float) -> Verdict:
+        """Ask for a call to leave; `limits` are those of all workers together."""
+        now = self._clock()
+        for limit in (limits.tokens, limits.input):
+            if limit is not None and need.input_tokens > limit:
+                return TooLarge(limit, "tokens")
+        share = self._share(limits)
+        level = self._fill(bucket, share, now)
+        wait = level.paused_until - now
+        costs = _costs(need, share)
+        for name, cost in costs.items():
+            rate = _rate(share, name)
+            if rate is not None:
+                # A call larger than the bucket waits for a full one and leaves it in debt.
+                wait = max(wait, (min(cost, _full(name, rate)) - level.amounts[name]) / rate)
+        if share.in_flight is not None and level.in_flight >= share.in_flight:
+            wait = max(wait, POLL_SECONDS)
+        if wait > patience:
+            return Later(wait, "its share of the limit")
+        if wait > 0:
+            return Wait(wait)
+        for name, cost in costs.items():
+            if name in level.amounts:
+                level.amounts[name] -= cost
+        level.in_flight += 1
+        return Grant(
+            waiter=uuid4().hex,
+            charged_input=need.input_tokens,
+            charged_output=need.output_tokens,
+            granted_at=now,
+            limits=limits,
+        )
+
+    def settle(self, bucket: Bucket, settlement: Settlement) -> None:
+        """Say that a call granted here has ended."""
+        level = self._levels.get(bucket)
+        if level is None:
+            return
+        level.in_flight = max(0, level.in_flight - 1)
+        if settlement.retry_after is not None:
+            level.paused_until = max(level.paused_until, self._clock() + settlement.retry_after)
+
+    def forget(self) -> None:
+        """Begin anew at the next outage."""
+        self._levels.clear()
+
+    def _share(self, limits: Limits) -> Limits:
+        workers = max(1, self._workers())
+        in_flight = limits.in_flight
+        if all(_rate(limits, name) is None for name in _NAMES) and in_flight is None:
+            in_flight = UNKNOWN_IN_FLIGHT
+        return replace(
+            limits,
+            **{name: _divided(getattr(limits, name), workers) for name in _NAMES},
+            # Less than one call would be none.
+            in_flight=None if in_flight is None else max(1.0, in_flight // workers),
+        )
+
+    def _fill(self, bucket: Bucket, share: Limits, now: float) -> _Level:
+        level = self._levels.setdefault(bucket, _Level({}, now))
+        for name in _NAMES:
+            rate = _rate(share, name)
+            if rate is None:
+                level.amounts.pop(name, None)
+                continue
+            filled = level.amounts.get(name, 0.0) + rate * (now - level.filled_at)
+            level.amounts[name] = min(_full(name, rate), filled)
+        level.filled_at = now
+        return level
+
+
+_NAMES = ("requests", "tokens", "input", "output")
+
+
+def _rate(limits: Limits, name: str) -> float | None:
+    """A second."""
+    limit: float | None = getattr(limits, name)
+    return None if limit is None else max(limit, 0.001) / 60
+
+
+def _full(name: str, rate: float) -> float:
+    """A second's worth, and of requests at least one."""
+    return max(1.0, rate) if name == "requests" else rate
+
+
+def _divided(limit: float | None, workers: int) -> float | None:
+    return None if limit is None else limit / workers
+
+
+def _costs(need: Need, limits: Limits) -> dict[str, float]:
+    return {
+        "requests": 1.0,
+        "tokens": float(need.input_tokens + need.output_tokens),
+        "input": float(need.input_tokens),
+        "output": float(need.output_tokens),
+    }

@@ -1,0 +1,34 @@
+"""Why a call may not leave now."""
+
+from config.errors import PromptStackError
+
+
+class LimiterWait(PromptStackError):
+    """The rate limit has no room for the call soon: not the job's fault, so it costs no retry."""
+
+    code = "RATE_LIMIT_WAIT"
+    transient = True
+    counts_as_failure = False
+    backs_off = False
+
+
+class CircuitOpen(PromptStackError):
+    """The provider has failed again and again; it is left alone for a while."""
+
+    code = "CIRCUIT_OPEN"
+    transient = True
+    counts_as_failure = False
+    backs_off = False
+
+
+class RequestTooLarge(PromptStackError):
+    """The call alone is larger than a minute's limit, so no waiting lets it through."""
+
+    code = "REQUEST_OVER_LIMIT"
+
+
+class QuotaSpent(PromptStackError):
+    """A call has just been told that the account has no quota; this one wasn't sent."""
+
+    code = "QUOTA_EXHAUSTED"
+    counts_as_failure = False

@@ -1,0 +1,377 @@
+-- The shared rate limiter: every check and every change of a bucket, in one atomic step on
+-- Redis time. docs/limiter.md explains the rules; the units are seconds, requests and tokens.
+--
+-- KEYS  1 bucket (hash)          what is known of one provider, credential and model
+--       2 waiting, interactive   (sorted set: waiter by order of coming)
+--       3 waiting, bulk          (the same)
+--       4 due (sorted set)       waiter by when it must ask again, or be forgotten
+--       5 flight (sorted set)    permit by when its lease ends
+--       6 credential (hash)      what holds for all models of the credential
+-- ARGV  1 operation; 2-5 configured limits a minute ('' is none) of requests, tokens, input
+--       tokens and output tokens; 6 calls in flight ('' is none); 7 burst in seconds;
+--       the rest as each operation says.
+
+local NAMES = {'requests', 'tokens', 'input', 'output'}
+local FIRST_WINDOW = 4        -- calls in flight while no limit is known
+local LARGEST_WINDOW = 1024
+local BULK_EVERY = 8          -- of so many grants, one is bulk's while interactive calls wait
+local LATE = 2.5              -- a waiter that is so late has died
+local LONGEST_DEFERRAL = 600
+local EARLY = 0.8             -- deferred calls come back a little too soon: no slot stays empty
+local FAILURES_TO_OPEN = 5
+local FIRST_OPEN, LONGEST_OPEN = 10, 300
+local FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60
+local QUOTA_REST = 60
+local OLDEST_REPORT = 10      -- what headers say of the level is stale after that
+local FORGET = 86400
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+
+local stored = redis.call('HGETALL', KEYS[1])
+local state, is_new = {}, #stored == 0
+for i = 1, #stored, 2 do state[stored[i]] = tonumber(stored[i + 1]) end
+local changed = {}
+local function get(name, default) return state[name] or default or 0 end
+local function set(name, value) state[name] = value; changed[name] = value end
+
+local function save()
+  local flat = {}
+  for name, value in pairs(changed) do
+    flat[#flat + 1] = name
+    flat[#flat + 1] = string.format('%.6f', value)
+  end
+  if #flat > 0 then
+    redis.call('HSET', KEYS[1], unpack(flat))
+    redis.call('EXPIRE', KEYS[1], FORGET)
+  end
+end
+
+-- The limit that holds: what settings say, and not more than the provider says.
+local limits, is_known = {}, false
+local burst = tonumber(ARGV[7])
+local function read_limits()
+  for i, name in ipairs(NAMES) do
+    local limit, told = tonumber(ARGV[i + 1]), state['told_' .. name]
+    if told and (not limit or told < limit) then limit = told end
+    limits[name] = limit
+    if limit then is_known = true end
+  end
+end
+read_limits()
+
+-- How much a bucket gathers by time alone. A provider's headers may lift it higher.
+local function capacity(name)
+  local full = limits[name] / 60 * burst
+  return name == 'requests' and math.max(1, full) or full
+end
+
+local function refill()
+  local passed = is_new and 0 or math.max(0, now - get('at', now))
+  for _, name in ipairs(NAMES) do
+    local limit = limits[name]
+    if limit then
+      local field, full = 'level_' .. name, capacity(name)
+      local level = state[field]
+      if not level then
+        -- Nothing is known, perhaps since Redis was lost: one call, and then at the rate.
+        level = name == 'requests' and 1 or full
+      elseif level < full then
+        level = math.min(full, level + limit / 60 * passed)
+      end
+      set(field, level)
+    end
+  end
+  set('at', now)
+end
+refill()
+
+local function most_in_flight()
+  local set_by_person = tonumber(ARGV[6])
+  if set_by_person then return set_by_person end
+  if is_known then return nil end
+  return math.floor(get('window', FIRST_WINDOW))
+end
+
+local function forget_waiter(waiter)
+  local class = redis.call('ZREM', KEYS[2], waiter) == 1 and 1 or 2
+  if class == 1 or redis.call('ZREM', KEYS[3], waiter) == 1 then
+    local tokens = tonumber(string.match(waiter, ':(%d+)$'))
+    set('waiting_' .. class, math.max(0, get('waiting_' .. class) - tokens))
+  end
+  redis.call('ZREM', KEYS[4], waiter)
+end
+
+local operation = ARGV[1]
+
+if operation == 'leave' then
+  forget_waiter(ARGV[8])
+  save()
+  return {'left'}
+end
+
+if operation == 'acquire' then
+  -- ARGV 8 waiter, 'id:tokens'; 9 class (1 interactive, 2 bulk); 10 input and 11 output tokens
+  -- expected; 12 patience; 13 lease; 14 longest sleep between two questions
+  -- of a waiter that is near its turn; others sleep half their way.
+  local waiter, class = ARGV[8], tonumber(ARGV[9])
+  local input, output = tonumber(ARGV[10]), tonumber(ARGV[11])
+  local patience, lease = tonumber(ARGV[12]), tonumber(ARGV[13])
+
+  local function refuse(verdict, seconds, what)
+    forget_waiter(waiter)
+    save()
+    return {verdict, tostring(seconds), what}
+  end
+
+  local quota_until = tonumber(redis.call('HGET', KEYS[6], 'quota_until') or 0)
+  if quota_until > now then return refuse('quota', quota_until - now, '') end
+
+  local open_until, probe_until = get('open_until'), get('probe_until')
+  if open_until > now then return refuse('open', open_until - now, '') end
+  if open_until > 0 and probe_until > now then
+    return refuse('open', math.min(5, probe_until - now), '')
+  end
+
+  if limits.tokens and input > limits.tokens then
+    return refuse('large', limits.tokens, 'tokens')
+  end
+  if limits.input and input > limits.input then
+    return refuse('large', limits.input, 'input tokens')
+  end
+
+  -- What such calls really cost, as the last ones have shown.
+  local expected = input + output
+  input = math.ceil(input * get('factor_input', 1))
+  output = math.ceil(output * get('factor_output', 1))
+  local costs = {requests = 1, tokens = input + output, input = input, output = output}
+  for _, name in ipairs(NAMES) do
+    if limits[name] then costs[name] = math.min(costs[name], limits[name]) end
+  end
+
+  for _, late in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, 10)) do
+    forget_waiter(late)
+  end
+  redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now)
+
+  -- Who goes before: interactive calls, in the order of their coming; of every few one of bulk.
+  local cards = {redis.call('ZCARD', KEYS[2]), redis.call('ZCARD', KEYS[3])}
+  local own = KEYS[1 + class]
+  local rank = redis.call('ZRANK', own, waiter)
+  local is_waiting = rank ~= false
+  rank = rank or cards[class]
+  local is_bulks_turn = get('turn') >= BULK_EVERY - 1
+  local before = {0, 0}
+  before[class] = rank
+  if class == 1 then
+    if is_bulks_turn and cards[2] > 0 then before[2] = 1 end
+  elseif not (is_bulks_turn and rank == 0) then
+    before[1] = cards[1]
+  end
+  local ahead = before[1] + before[2]
+  local tokens_ahead = 0
+  for i = 1, 2 do
+    if cards[i] > 0 then tokens_ahead = tokens_ahead + before[i] * get('waiting_' .. i) / cards[i] end
+  end
+  local function amount_ahead(name)
+    if name == 'requests' then return ahead end
+    return expected == 0 and 0 or tokens_ahead * costs[name] / expected
+  end
+
+  local wait, why, each = 0, '', 0
+  for _, name in ipairs(NAMES) do
+    local limit = limits[name]
+    if limit and limit > 0 then
+      -- A call that is larger than the bucket waits for a full one and leaves it in debt.
+      local needed = math.min(costs[name], capacity(name)) + amount_ahead(name)
+      local seconds = (needed - state['level_' .. name]) * 60 / limit
+      if seconds > wait then wait, why = seconds, name end
+      each = math.max(each, costs[name] * 60 / limit)
+    elseif limit then
+      wait, why = LONGEST_DEFERRAL, name
+    end
+  end
+  local most, flying = most_in_flight(), redis.call('ZCARD', KEYS[5])
+  if most then
+    local turn = math.max(0.005, get('latency', 0.2) / math.max(1, most))
+    each = math.max(each, turn)
+    local short = ahead + 1 - (most - flying)
+    if short > 0 and short * turn > wait then wait, why = short * turn, 'in_flight' end
+  end
+  local paused = get('paused') - now
+  if paused > 0 then wait, why = math.max(wait, paused + ahead * each), 'pause' end
+
+  if wait <= 0 then
+    for _, name in ipairs(NAMES) do
+      if limits[name] then set('level_' .. name, state['level_' .. name] - costs[name]) end
+      set('spent_' .. name, get('spent_' .. name) + costs[name])
+    end
+    if is_waiting then forget_waiter(waiter) end
+    if class == 2 then set('turn', 0)
+    elseif cards[2] > 0 then set('turn', get('turn') + 1) end
+    redis.call('ZADD', KEYS[5], now + lease, waiter)
+    redis.call('EXPIRE', KEYS[5], math.ceil(lease) + FORGET)
+    local is_probe = 0
+    if open_until > 0 then
+      is_probe = 1
+      set('probe_until', now + lease)
+    end
+    save()
+    local granted = {'go', string.format('%.6f', now), costs.input, costs.output, is_probe}
+    for _, name in ipairs(NAMES) do
+      granted[#granted + 1] = string.format('%.6f', state['spent_' .. name])
+    end
+    for _, name in ipairs(NAMES) do granted[#granted + 1] = limits[name] or '' end
+    granted[#granted + 1] = most or ''
+    return granted
+  end
+
+  if wait > patience then
+    -- Its slot is better used by others. Where many are sent away, they come back one by one.
+    local field = 'deferred_' .. class
+    local at = math.max(get(field), now + wait - each * ahead)
+    set(field, math.min(at + each * EARLY, now + LONGEST_DEFERRAL))
+    return refuse('later', math.min(LONGEST_DEFERRAL, math.max(wait, at - now)), why)
+  end
+
+  if not is_waiting then
+    set('sequence', get('sequence') + 1)
+    redis.call('ZADD', own, state.sequence, waiter)
+    set('waiting_' .. class, get('waiting_' .. class) + expected)
+  end
+  redis.call('ZADD', KEYS[4], now + math.max(tonumber(ARGV[14]), wait / 2) + LATE, waiter)
+  for i = 2, 4 do redis.call('EXPIRE', KEYS[i], FORGET) end
+  save()
+  return {'wait', tostring(wait), why}
+end
+
+-- settle
+-- ARGV 8 permit; 9 outcome; 10 latency; 11 retry-after ('' is unknown); 12 input and 13 output
+-- tokens expected; 14 input and 15 output tokens charged; 16 input and 17 output tokens used
+-- ('' is unknown); 18 time of the grant; 19 whether it was the probe; 20-23 what was spent at the
+-- grant; 24-27 limits and 28-31 remaining that the provider told ('' is nothing).
+local outcome, latency = ARGV[9], tonumber(ARGV[10])
+local is_held = redis.call('ZREM', KEYS[5], ARGV[8]) == 1
+local charged = {input = tonumber(ARGV[14]), output = tonumber(ARGV[15])}
+charged.tokens = charged.input + charged.output
+local used = {input = tonumber(ARGV[16]), output = tonumber(ARGV[17])}
+local granted_at, is_probe = tonumber(ARGV[18]), ARGV[19] == '1'
+
+local told = {}
+for i, name in ipairs(NAMES) do
+  local limit, remaining = tonumber(ARGV[23 + i]), tonumber(ARGV[27 + i])
+  if limit and remaining and limit > 0 then
+    told[name] = remaining
+    if state['told_' .. name] ~= limit then
+      set('told_' .. name, limit)
+      set('peak_' .. name, remaining)
+    else
+      set('peak_' .. name, math.max(get('peak_' .. name), remaining))
+    end
+  end
+end
+if next(told) then
+  read_limits()
+  refill()
+end
+
+-- The provider's own count goes before ours: others may use the credential, or it may allow more.
+local age = now - granted_at
+if age <= OLDEST_REPORT then
+  local is_trusted = outcome == 'answered' and get('distrust_until') <= now
+  for i, name in ipairs(NAMES) do
+    if told[name] and limits[name] then
+      local since = get('spent_' .. name) - tonumber(ARGV[19 + i])
+      local full = capacity(name)
+      local real = told[name] - since + limits[name] / 60 * age
+      -- A little is left unused, for calls that overtake each other on their way.
+      local margin = name == 'requests' and math.min(2, full * 0.1) or full * 0.05
+      real = math.min(real, math.max(full, get('peak_' .. name))) - margin
+      local level = state['level_' .. name]
+      if real < level then set('level_' .. name, real)
+      elseif is_trusted then set('level_' .. name, level + (real - level) / 2) end
+    end
+  end
+end
+
+-- A throttled or refused call is not counted by the provider; of one that broke, nobody knows.
+if outcome == 'throttled' or outcome == 'refused' or outcome == 'quota' then
+  used = {input = 0, output = 0}
+end
+if used.input and used.output and is_held then
+  used.tokens = used.input + used.output
+  for _, name in ipairs({'tokens', 'input', 'output'}) do
+    -- Where the provider has just told, its count has the real usage in it.
+    if limits[name] and not told[name] then
+      local level, difference = state['level_' .. name], used[name] - charged[name]
+      local new = level - difference
+      if difference < 0 then new = math.max(level, math.min(new, capacity(name))) end
+      set('level_' .. name, new)
+    end
+  end
+end
+
+if outcome == 'answered' then
+  local weight = get('samples') < 5 and 0.5 or 0.1
+  set('samples', get('samples') + 1)
+  for i, name in ipairs({'input', 'output'}) do
+    local expected = tonumber(ARGV[11 + i])
+    if expected > 0 and used[name] then
+      local factor = math.max(0.1, math.min(10, used[name] / expected))
+      set('factor_' .. name, get('factor_' .. name, 1) * (1 - weight) + factor * weight)
+    end
+  end
+  set('latency', get('latency', latency) * 0.9 + latency * 0.1)
+  set('throttled', 0)
+  local window = get('window', FIRST_WINDOW)
+  if redis.call('ZCARD', KEYS[5]) + 1 >= window / 2 then
+    set('window', math.min(LARGEST_WINDOW, window + 1 / window))
+  end
+end
+
+if outcome == 'throttled' then
+  local seconds = tonumber(ARGV[11])
+  if not seconds then
+    seconds = math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ^ math.min(get('throttled'), 10))
+  end
+  set('throttled', get('throttled') + 1)
+  set('paused', math.max(get('paused'), now + seconds))
+  local is_contradiction = true
+  for _, name in ipairs(NAMES) do
+    if told[name] and told[name] < 1 then is_contradiction = false end
+    if limits[name] and not told[name] then
+      set('level_' .. name, math.min(state['level_' .. name], 0))
+    end
+  end
+  if is_contradiction then set('distrust_until', now + 60) end
+  -- Once for the calls that were under way together.
+  if now - get('window_cut') > math.max(get('latency', 1), 1) then
+    set('window', math.max(1, get('window', FIRST_WINDOW) / 2))
+    set('window_cut', now)
+  end
+elseif outcome == 'quota' then
+  redis.call('HSET', KEYS[6], 'quota_until', string.format('%.6f', now + QUOTA_REST))
+  redis.call('EXPIRE', KEYS[6], QUOTA_REST * 2)
+end
+
+-- The circuit: opened by failures in a row, closed by any sign of life.
+if outcome == 'failed' then
+  set('failures', get('failures') + 1)
+  local is_closed = get('open_until') == 0
+  if is_probe or (is_closed and get('failures') >= FAILURES_TO_OPEN) then
+    set('open_until', now + math.min(LONGEST_OPEN, FIRST_OPEN * 2 ^ math.min(get('opens'), 10)))
+    set('opens', get('opens') + 1)
+    set('probe_until', 0)
+  end
+elseif outcome ~= 'cancelled' then
+  set('failures', 0)
+  if get('open_until') <= now then
+    set('open_until', 0)
+    set('opens', 0)
+    set('probe_until', 0)
+  end
+elseif is_probe then
+  set('probe_until', 0)
+end
+save()
+return {'settled'}

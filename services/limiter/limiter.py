@@ -1,0 +1,215 @@
+"""One limiter for all workers: asks Redis, waits a little, and falls to a share without Redis."""
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from uuid import uuid4
+
+from redis.exceptions import RedisError
+
+from config.limits import ModelLimits
+from services.limiter.divided import DividedBuckets
+from services.limiter.errors import CircuitOpen, LimiterWait, QuotaSpent, RequestTooLarge
+from services.limiter.shared import SharedBuckets
+from services.limiter.terms import (
+    Bucket,
+    Closed,
+    Grant,
+    Later,
+    Limits,
+    Need,
+    Settlement,
+    Spent,
+    TooLarge,
+    Verdict,
+    Wait,
+)
+
+logger = logging.getLogger(__name__)
+
+REST_SECONDS = 1.0
+"""After a failure, how long Redis is left alone: a call must not wait for each time-out."""
+LONGEST_SLEEP = 0.5
+"""Between two questions, near one's turn: limits may rise, and those ahead may leave, before."""
+SHORTEST_SLEEP = 0.004
+MOST_BUCKETS = 10_000
+
+
+@dataclass(frozen=True)
+class Permit:
+    """Leave to make one call; to be settled in any case."""
+
+    bucket: Bucket
+    need: Need
+    grant: Grant
+    is_shared: bool
+    waited_seconds: float
+
+
+class RateLimiter:
+    """Says when a call may leave."""
+
+    def __init__(
+        self,
+        shared: SharedBuckets,
+        divided: DividedBuckets,
+        settings: Sequence[ModelLimits],
+        *,
+        patience_seconds: float,
+        lease_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        """Take `settings` in the order of their precedence: the first that matches holds.
+
+        `lease_seconds` must be longer than any call takes.
+        """
+        self._shared = shared
+        self._divided = divided
+        self._settings = settings
+        self.patience_seconds = patience_seconds
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._uniform = uniform
+        self._resting_until = -math.inf
+        self._is_away = False
+        self._known: dict[Bucket, Limits] = {}
+
+    def settings_for(self, provider: str, model: str) -> ModelLimits | None:
+        """What a person has set for a model."""
+        for limits in self._settings:
+            if limits.provider == provider and fnmatchcase(model, limits.model):
+                return limits
+        return None
+
+    async def acquire(self, bucket: Bucket, need: Need) -> Permit:
+        """Wait for leave to make a call, up to the patience of a worker.
+
+        Raises `LimiterWait`, `CircuitOpen`, `RequestTooLarge`, `QuotaSpent`.
+        """
+        waiter = uuid4().hex
+        started = self._clock()
+        was_shared = False
+        try:
+            while True:
+                left = self.patience_seconds - (self._clock() - started)
+                verdict, was_shared = await self._ask(bucket, waiter, need, max(0.0, left))
+                match verdict:
+                    case Grant():
+                        waited = self._clock() - started
+                        return Permit(bucket, need, verdict, was_shared, waited)
+                    case Wait(seconds):
+                        await asyncio.sleep(self._sleep(seconds))
+                    case _:
+                        raise _refusal(bucket, verdict)
+        except asyncio.CancelledError:
+            if was_shared:
+                await self._leave(bucket, waiter, need)
+            raise
+
+    async def settle(self, permit: Permit, settlement: Settlement) -> None:
+        """Say what the call came to. Never raises: without Redis, its lease ends by itself."""
+        if not permit.is_shared:
+            self._divided.settle(permit.bucket, settlement)
+            return
+        try:
+            await self._shared.settle(
+                permit.bucket,
+                self._of(permit.bucket),
+                permit.grant,
+                permit.need,
+                settlement,
+            )
+        except (RedisError, OSError) as error:
+            self._rest(error)
+
+    async def aclose(self) -> None:
+        """Close the connections to Redis."""
+        await self._shared.aclose()
+
+    async def _ask(
+        self, bucket: Bucket, waiter: str, need: Need, patience: float
+    ) -> tuple[Verdict, bool]:
+        if self._clock() >= self._resting_until:
+            try:
+                verdict = await self._shared.ask(
+                    bucket,
+                    self._of(bucket),
+                    waiter,
+                    need,
+                    patience=patience,
+                    lease=self._lease_seconds,
+                    longest_sleep=LONGEST_SLEEP,
+                )
+            except (RedisError, OSError) as error:
+                self._rest(error)
+            else:
+                self._is_away = False
+                if isinstance(verdict, Grant):
+                    self._remember(bucket, verdict.limits)
+                return verdict, True
+        limits = self._known.get(bucket) or Limits.of(self._of(bucket))
+        return self._divided.ask(bucket, limits, need, patience), False
+
+    async def _leave(self, bucket: Bucket, waiter: str, need: Need) -> None:
+        try:
+            await self._shared.leave(bucket, self._of(bucket), waiter, need)
+        except (RedisError, OSError) as error:
+            self._rest(error)  # it is forgotten when it doesn't ask again
+
+    def _of(self, bucket: Bucket) -> ModelLimits:
+        found = self.settings_for(bucket.provider, bucket.model)
+        return found or ModelLimits(provider=bucket.provider)
+
+    def _remember(self, bucket: Bucket, limits: Limits) -> None:
+        if len(self._known) >= MOST_BUCKETS:
+            self._known.clear()
+        self._known[bucket] = limits
+
+    def _sleep(self, seconds: float) -> float:
+        """Until one's turn, but not in step with others who were told the same."""
+        spread = self._uniform(0.9, 1.1) * seconds + self._uniform(0.0, SHORTEST_SLEEP)
+        longest = max(LONGEST_SLEEP, seconds / 2) * self._uniform(0.8, 1.0)
+        return min(max(SHORTEST_SLEEP, spread), longest)
+
+    def _rest(self, error: Exception) -> None:
+        if not self._is_away:
+            self._is_away = True
+            self._divided.forget()
+            logger.warning(
+                "the shared rate limit is away (%s); this worker takes its share of it",
+                type(error).__name__,
+            )
+        self._resting_until = self._clock() + REST_SECONDS
+
+
+def _refusal(bucket: Bucket, verdict: Verdict) -> Exception:
+    match verdict:
+        case Later(seconds, why):
+            return LimiterWait(
+                f"The rate limit of {bucket.name} is used up ({why}); the job waits its turn.",
+                retry_after=seconds,
+            )
+        case Closed(seconds):
+            return CircuitOpen(
+                f"{bucket.name} has failed several times in a row and is left alone for "
+                f"{seconds:.0f} s.",
+                retry_after=seconds,
+            )
+        case TooLarge(limit, dimension):
+            return RequestTooLarge(
+                f"The call needs more than the {limit:,.0f} {dimension} a minute that "
+                f"{bucket.name} allows; shorten it or raise the limit."
+            )
+        case Spent():
+            return QuotaSpent(
+                f"The account at {bucket.provider} has no quota or money left; top it up, then "
+                "retry the job."
+            )
+        case _:
+            raise AssertionError(verdict)

@@ -1,0 +1,235 @@
+"""Provider calls of jobs: each with its row in the ledger, its permit, and those that stand in."""
+
+import logging
+import traceback
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from config.errors import PromptStackError
+from repositories.errors import TransientLedgerError
+from repositories.jobs import Claim
+from repositories.models import AttemptState
+from repositories.session import UnitOfWork
+from services.limited_calls import LimitedCalls
+from services.limiter.errors import CircuitOpen, QuotaSpent
+from services.limiter.limiter import Permit
+from services.limiter.terms import Need
+from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
+from services.llm.errors import (
+    ConnectionFailed,
+    Overloaded,
+    ProviderTimeout,
+    QuotaExhausted,
+    RateLimited,
+)
+from services.llm.event_loop import EventLoop
+from services.llm.pool import ProviderPool
+from services.patience import PatientLedger
+from services.running import Hold, RunningJobs
+from services.text import make_storable
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENS = 2**31 - 1
+"""What the ledger's column holds, far above any real call."""
+MAX_THROTTLED = 3
+"""Times in a row that a call is sent anew after a 429 before its job goes back to the queue."""
+STANDS_IN_FOR = (
+    Overloaded,
+    ProviderTimeout,
+    ConnectionFailed,
+    CircuitOpen,
+    QuotaExhausted,
+    QuotaSpent,
+)
+"""The errors after which the next provider is asked: this one can't answer anybody now."""
+
+Answer = TypeVar("Answer", LLMResponse, EmbeddingResponse)
+
+
+class HeldJob(NamedTuple):
+    """A job under its claim, in the hands of this process."""
+
+    claim: Claim
+    hold: Hold
+
+
+@dataclass(frozen=True)
+class ProviderCall:
+    """One question that a provider can answer."""
+
+    provider: str
+    model: str
+    ask: Callable[[LLMService], Coroutine[Any, Any, Any]]
+    need: Callable[[LLMService], Need]
+    """What it will take, as far as is known before."""
+    items: int = 1
+
+
+class ProviderCalls:
+    """Makes the calls of jobs."""
+
+    def __init__(
+        self,
+        ledger: PatientLedger,
+        providers: ProviderPool,
+        running: RunningJobs,
+        loop: EventLoop,
+        calls: LimitedCalls,
+    ) -> None:
+        self._ledger = ledger
+        self._providers = providers
+        self._running = running
+        self._loop = loop
+        self._calls = calls
+
+    def make(
+        self,
+        job: HeldJob,
+        calls: Sequence[ProviderCall],
+        keep: Callable[[UnitOfWork, Answer], None],
+    ) -> Answer:
+        """Make the first of `calls` that its provider answers now, and `keep` the answer.
+
+        The answer is paid for, so it is kept whether or not the claim still holds: `keep` must
+        not raise `ClaimLost`. Raises `ProviderError`, `ClaimLost`, and the limiter's errors.
+        """
+        *first, last = calls
+        for call in first:
+            try:
+                return self._make_in_turn(job, call, keep)
+            except STANDS_IN_FOR as error:
+                logger.warning("%s/%s does not answer: %s", call.provider, call.model, error.code)
+        return self._make_in_turn(job, last, keep)
+
+    def _make_in_turn(
+        self,
+        job: HeldJob,
+        call: ProviderCall,
+        keep: Callable[[UnitOfWork, Answer], None],
+    ) -> Answer:
+        """Make a call when the limiter lets it, and again when the provider knew better."""
+        service = self._providers.get(call.provider)
+        throttled = 0
+        while True:
+            permit = self._wait_for(job, self._calls.enter(service, call.model, call.need(service)))
+            try:
+                return self._make_once(job, call, service, permit, keep)
+            except RateLimited as error:
+                throttled += 1
+                is_long = (error.retry_after or 0.0) > self._calls.patience_seconds
+                if permit is None or is_long or throttled == MAX_THROTTLED:
+                    raise
+
+    def _make_once(
+        self,
+        job: HeldJob,
+        call: ProviderCall,
+        service: LLMService,
+        permit: Permit | None,
+        keep: Callable[[UnitOfWork, Answer], None],
+    ) -> Answer:
+        """Make one call with its attempt row around it."""
+        number = job.hold.next_call()
+
+        def begin(unit: UnitOfWork) -> int:
+            unit.jobs.check_claim(job.claim)
+            return unit.attempts.start(
+                job.claim,
+                call=number,
+                provider=call.provider,
+                model=call.model,
+                items=call.items,
+            )
+
+        try:
+            attempt_id = self._ledger.write(begin)
+        except BaseException:
+            self._loop.submit(self._calls.give_back(permit))
+            raise
+        try:
+            answer: Answer = self._wait_for(
+                job, self._calls.make(call.provider, permit, call.ask(service))
+            )
+        except CancelledError:
+            self._ledger.write(
+                lambda unit: unit.attempts.settle(attempt_id, AttemptState.CANCELLED)
+            )
+            raise
+        except PromptStackError as error:
+            self._settle_attempt(attempt_id, error)
+            raise
+        except Exception as error:
+            self._settle_attempt(attempt_id, bug(error))
+            raise
+        self._keep(attempt_id, answer, keep)
+        return answer
+
+    def _keep(
+        self, attempt_id: int, answer: Answer, keep: Callable[[UnitOfWork, Answer], None]
+    ) -> None:
+        def store(unit: UnitOfWork) -> None:
+            # The job's row before the attempt's, as everywhere: no two can wait for each other.
+            keep(unit, answer)
+            unit.attempts.settle(
+                attempt_id,
+                AttemptState.SUCCEEDED,
+                input_tokens=_credible(answer.input_tokens),
+                output_tokens=_credible(getattr(answer, "output_tokens", None)),
+                latency_seconds=answer.latency_seconds,
+                provider_request_id=make_storable(answer.provider_request_id or "") or None,
+            )
+
+        try:
+            self._ledger.write(store)
+        except TransientLedgerError:
+            raise
+        except Exception as error:
+            # What it cost is on record even where the answer can't be.
+            known = error if isinstance(error, PromptStackError) else bug(error)
+            self._settle_attempt(attempt_id, known)
+            raise
+
+    def _wait_for(self, job: HeldJob, work: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for what runs on the loop. Raises `CancelledError` if we cancel it."""
+        try:
+            return self._running.wait_for(job.hold, work)
+        except CancelledError as error:
+            if job.hold.is_cancelled:
+                raise
+            # From within the provider's own code: a failure of the call, which must count.
+            raise ConnectionFailed(
+                f"{job.claim.provider}'s client cancelled its own call."
+            ) from error
+
+    def _settle_attempt(self, attempt_id: int, error: PromptStackError) -> None:
+        self._ledger.write(
+            lambda unit: unit.attempts.settle(
+                attempt_id,
+                AttemptState.FAILED,
+                error_code=error.code,
+                error=str(error),
+                detail=error.detail,
+                provider_request_id=getattr(error, "request_id", None),
+            )
+        )
+
+
+def bug(error: Exception) -> PromptStackError:
+    """Turn an error that nobody expected into one that may be shown.
+
+    Its message may quote a prompt, so only its type and the way to it are logged.
+    """
+    logger.error(
+        "unexpected %s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
+    )
+    return PromptStackError(
+        f"The worker met an unexpected {type(error).__name__}; its log has the traceback."
+    )
+
+
+def _credible(tokens: int | None) -> int | None:
+    """A count of tokens, or None where a provider tells nonsense: the answer is kept anyway."""
+    return tokens if tokens is not None and 0 <= tokens <= MAX_TOKENS else None
