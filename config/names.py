@@ -32,3 +32,6 @@ EPOCH_KEY = "promptstack:broker-epoch"
 
 LIMITER_KEY = "promptstack:limiter:{credential}"
 """Redis hash: the rate limits of a credential; those of a model have its name after it."""
+
+RATE_LIMIT_WAIT = "RATE_LIMIT_WAIT"
+"""The error code of a job that waits in the ledger for its turn."""

@@ -198,6 +198,14 @@ class Job(Base):
             "rung_at",
             postgresql_where=text("state <> 'queued' AND rung_at IS NOT NULL"),
         ),
+        # What `RingRepository.next_waiting` asks every second.
+        Index(
+            "jobs_waiting",
+            "provider",
+            "model",
+            "not_before",
+            postgresql_where=text("state = 'queued' AND error_code = 'RATE_LIMIT_WAIT'"),
+        ),
         Index("jobs_of_user", "user_id", "id"),
         Index("jobs_of_worker", "worker_id", postgresql_where=text("state = 'running'")),
     )

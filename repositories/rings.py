@@ -7,11 +7,13 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, func, or_, select, tuple_, union_all, update
 
-from config.names import Queue
+from config.names import RATE_LIMIT_WAIT, Queue
 from repositories.base import BaseRepository
 from repositories.jobs import JobRef, job_refs
 from repositories.models import Job, JobState
 
+_WAITING = (Job.state == JobState.QUEUED, Job.error_code == RATE_LIMIT_WAIT)
+NEARLY_DUE_SECONDS = 1.0
 FRESH_SECONDS = 5.0
 """How long the caller of a new job gets to send its message before the reconciler does."""
 
@@ -97,6 +99,44 @@ class RingRepository(BaseRepository[Job]):
             str(queue): self._session.scalar(query.where(Job.queue == queue)) for queue in Queue
         }
         return {queue: sent_at - patience for queue, sent_at in found.items() if sent_at}
+
+    def next_waiting(self, after: tuple[str, str]) -> tuple[str, str] | None:
+        """The provider and model after this one for whose rate limit jobs wait.
+
+        One step in an index, where all of them together would be read to name the few.
+        """
+        row = self._session.execute(
+            select(Job.provider, Job.model)
+            .where(*_WAITING, tuple_(Job.provider, Job.model) > after)
+            .order_by(Job.provider, Job.model)
+            .limit(1)
+        ).one_or_none()
+        return None if row is None else (row.provider, row.model)
+
+    def call_back(self, provider: str, model: str, limit: int) -> int:
+        """Let jobs be due that wait for a rate limit which has room now; how many."""
+        waiting = (
+            select(Job.id)
+            .where(
+                *_WAITING,
+                Job.provider == provider,
+                Job.model == model,
+                Job.not_before > func.now() + timedelta(seconds=NEARLY_DUE_SECONDS),
+            )
+            .order_by(Job.not_before)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("waiting")
+            .prefix_with("MATERIALIZED")
+        )
+        called = self._session.scalars(
+            update(Job)
+            .where(Job.id.in_(select(waiting.c.id)))
+            .values(not_before=func.now())
+            .returning(Job.id)
+            .execution_options(synchronize_session=False)
+        )
+        return len(called.all())
 
     def mark_rung(self, sent: Sequence[tuple[UUID, int]], epoch: str) -> None:
         """Note that messages were sent for jobs at an attempt, where no worker has used them up."""

@@ -58,7 +58,11 @@ class LimitedCalls:
         """
         if not service.is_limited and self._limiter.settings_for(service.name, model) is None:
             return None
-        return await self._limiter.acquire(Bucket(service.name, service.credential, model), need)
+        return await self._limiter.acquire(_bucket(service, model), need)
+
+    async def room(self, service: LLMService, model: str) -> int:
+        """How many calls more than wait now could leave soon."""
+        return await self._limiter.room(_bucket(service, model))
 
     async def make(
         self, provider: str, permit: Permit | None, call: Coroutine[Any, Any, Answer]
@@ -102,3 +106,7 @@ class LimitedCalls:
                 f"{provider} did not answer within {self._timeout_seconds:g} s; the call may still "
                 "be billed."
             ) from error
+
+
+def _bucket(service: LLMService, model: str) -> Bucket:
+    return Bucket(service.name, service.credential, model)

@@ -11,6 +11,7 @@ from repositories.models import JobState
 from repositories.session import Ledger, UnitOfWork
 from services.doorbell import BrokerUnavailable, Doorbell, Ring
 from services.progress import ProgressService
+from services.waiting_jobs import WaitingJobs
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Reconciler:
         ledger: Ledger,
         doorbell: Doorbell,
         progress: ProgressService,
+        waiting: WaitingJobs,
         *,
         worker_lost_seconds: float,
         clock: Callable[[UnitOfWork], datetime] = UnitOfWork.now,
@@ -39,6 +41,7 @@ class Reconciler:
         self._ledger = ledger
         self._doorbell = doorbell
         self._progress = progress
+        self._waiting = waiting
         self._worker_lost_seconds = worker_lost_seconds
         self._clock = clock
         self._last_round: datetime | None = None
@@ -64,6 +67,7 @@ class Reconciler:
         for job in freed:
             logger.warning("job %s was freed: its worker died", job.id)
         self._progress.rebuild([job.id for job in {*freed, *ended}])
+        self._waiting.call_back()
         try:
             # For a job that has ended, its message only makes AsyncResult and Flower say so.
             for job in ended:

@@ -42,6 +42,7 @@ from services.provider_calls import ProviderCalls
 from services.reconciler import Reconciler
 from services.running import RunningJobs
 from services.search import SearchService
+from services.waiting_jobs import WaitingJobs
 from tasks.app import create_app
 from tasks.publisher import CeleryDoorbell
 
@@ -277,12 +278,18 @@ class PromptStack:
         )
 
     @cached_property
+    def waiting_jobs(self) -> WaitingJobs:
+        """The jobs that wait for a rate limit."""
+        return WaitingJobs(self.ledger, self.providers, self.limited_calls, self.loop)
+
+    @cached_property
     def reconciler(self) -> Reconciler:
         """What puts lost things right."""
         return Reconciler(
             self.ledger,
             self.doorbell,
             self.progress,
+            self.waiting_jobs,
             worker_lost_seconds=self.settings.worker_lost_seconds,
         )
 

@@ -1,12 +1,13 @@
 """Why a call may not leave now."""
 
 from config.errors import PromptStackError
+from config.names import RATE_LIMIT_WAIT
 
 
 class LimiterWait(PromptStackError):
     """The rate limit has no room for the call soon: not the job's fault, so it costs no retry."""
 
-    code = "RATE_LIMIT_WAIT"
+    code = RATE_LIMIT_WAIT
     transient = True
     counts_as_failure = False
     backs_off = False

@@ -17,12 +17,12 @@ local LARGEST_WINDOW = 1024
 local BULK_EVERY = 8          -- of so many grants, one is bulk's while interactive calls wait
 local LATE = 2.5              -- a waiter that is so late has died
 local LONGEST_DEFERRAL = 600
-local EARLY = 0.8             -- deferred calls come back a little too soon: no slot stays empty
 local FAILURES_TO_OPEN = 5
 local FIRST_OPEN, LONGEST_OPEN = 10, 300
 local FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60
 local QUOTA_REST = 60
 local OLDEST_REPORT = 10      -- what headers say of the level is stale after that
+local OVERTAKING = 0.03
 local FORGET = 86400
 
 local time = redis.call('TIME')
@@ -108,6 +108,28 @@ if operation == 'leave' then
   forget_waiter(ARGV[8])
   save()
   return {'left'}
+end
+
+if operation == 'room' then
+  -- ARGV 8 horizon. How many calls more could leave within it than wait already.
+  local horizon = tonumber(ARGV[8])
+  local closed = math.max(get('paused'), get('open_until'), get('probe_until'),
+    tonumber(redis.call('HGET', KEYS[6], 'quota_until') or 0))
+  local room = closed > now and 0 or LARGEST_WINDOW
+  for _, name in ipairs(NAMES) do
+    if limits[name] then
+      local each = name == 'requests' and 1 or math.max(1, get('mean_' .. name))
+      room = math.min(room, (state['level_' .. name] + limits[name] / 60 * horizon) / each)
+    end
+  end
+  local most = most_in_flight()
+  if most then
+    local turns = horizon / math.max(0.005, get('latency', 0.2))
+    room = math.min(room, most * turns - redis.call('ZCARD', KEYS[5]))
+  end
+  local waiting = redis.call('ZCARD', KEYS[2]) + redis.call('ZCARD', KEYS[3])
+  save()
+  return {'room', math.max(0, math.floor(room - waiting))}
 end
 
 if operation == 'acquire' then
@@ -203,7 +225,14 @@ if operation == 'acquire' then
 
   if wait <= 0 then
     for _, name in ipairs(NAMES) do
-      if limits[name] then set('level_' .. name, state['level_' .. name] - costs[name]) end
+      local limit, cost = limits[name], costs[name]
+      if limit then
+        -- Where each call takes all there is, one that overtakes another on its way would be
+        -- refused.
+        if cost > capacity(name) / 2 then cost = cost + limit / 60 * OVERTAKING end
+        set('level_' .. name, state['level_' .. name] - cost)
+        set('mean_' .. name, get('mean_' .. name, costs[name]) * 0.9 + costs[name] * 0.1)
+      end
       set('spent_' .. name, get('spent_' .. name) + costs[name])
     end
     if is_waiting then forget_waiter(waiter) end
@@ -230,7 +259,7 @@ if operation == 'acquire' then
     -- Its slot is better used by others. Where many are sent away, they come back one by one.
     local field = 'deferred_' .. class
     local at = math.max(get(field), now + wait - each * ahead)
-    set(field, math.min(at + each * EARLY, now + LONGEST_DEFERRAL))
+    set(field, math.min(at + each, now + LONGEST_DEFERRAL))
     return refuse('later', math.min(LONGEST_DEFERRAL, math.max(wait, at - now)), why)
   end
 
@@ -275,6 +304,24 @@ if next(told) then
   refill()
 end
 
+-- What was charged is put right. A throttled or refused call is not counted by the provider; of
+-- one that broke, nobody knows.
+used.requests, charged.requests = 1, 1
+if outcome == 'throttled' or outcome == 'refused' or outcome == 'quota' then
+  used = {requests = outcome == 'throttled' and 0 or 1, input = 0, output = 0}
+end
+if used.input and used.output and is_held then
+  used.tokens = used.input + used.output
+  for _, name in ipairs(NAMES) do
+    if limits[name] then
+      local level, difference = state['level_' .. name], used[name] - charged[name]
+      local new = level - difference
+      if difference < 0 then new = math.max(level, math.min(new, capacity(name))) end
+      set('level_' .. name, new)
+    end
+  end
+end
+
 -- The provider's own count goes before ours: others may use the credential, or it may allow more.
 local age = now - granted_at
 if age <= OLDEST_REPORT then
@@ -282,31 +329,17 @@ if age <= OLDEST_REPORT then
   for i, name in ipairs(NAMES) do
     if told[name] and limits[name] then
       local since = get('spent_' .. name) - tonumber(ARGV[19 + i])
-      local full = capacity(name)
+      local full, level = capacity(name), state['level_' .. name]
       local real = told[name] - since + limits[name] / 60 * age
-      -- A little is left unused, for calls that overtake each other on their way.
+      real = math.min(real, math.max(full, get('peak_' .. name)))
+      -- Told in whole numbers: the truth is up to one more. A little of it is left unused, for
+      -- calls that overtake each other on their way.
       local margin = name == 'requests' and math.min(2, full * 0.1) or full * 0.05
-      real = math.min(real, math.max(full, get('peak_' .. name))) - margin
-      local level = state['level_' .. name]
-      if real < level then set('level_' .. name, real)
-      elseif is_trusted then set('level_' .. name, level + (real - level) / 2) end
-    end
-  end
-end
-
--- A throttled or refused call is not counted by the provider; of one that broke, nobody knows.
-if outcome == 'throttled' or outcome == 'refused' or outcome == 'quota' then
-  used = {input = 0, output = 0}
-end
-if used.input and used.output and is_held then
-  used.tokens = used.input + used.output
-  for _, name in ipairs({'tokens', 'input', 'output'}) do
-    -- Where the provider has just told, its count has the real usage in it.
-    if limits[name] and not told[name] then
-      local level, difference = state['level_' .. name], used[name] - charged[name]
-      local new = level - difference
-      if difference < 0 then new = math.max(level, math.min(new, capacity(name))) end
-      set('level_' .. name, new)
+      if level > real + 1 - margin then set('level_' .. name, real + 1 - margin)
+      -- 0 is also said of a bucket in debt.
+      elseif is_trusted and told[name] > 0 and level < real - margin then
+        set('level_' .. name, level + (real - margin - level) / 2)
+      end
     end
   end
 end
@@ -340,7 +373,10 @@ if outcome == 'throttled' then
   for _, name in ipairs(NAMES) do
     if told[name] and told[name] < 1 then is_contradiction = false end
     if limits[name] and not told[name] then
-      set('level_' .. name, math.min(state['level_' .. name], 0))
+      -- When the pause is over there is room for this call, and for no more.
+      local cost = name == 'requests' and 1 or math.min(charged[name], capacity(name))
+      local left = cost - limits[name] / 60 * seconds
+      set('level_' .. name, math.min(state['level_' .. name], left))
     end
   end
   if is_contradiction then set('distrust_until', now + 60) end

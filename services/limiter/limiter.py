@@ -112,6 +112,16 @@ class RateLimiter:
                 await self._leave(bucket, waiter, need)
             raise
 
+    async def room(self, bucket: Bucket) -> int:
+        """How many calls more than wait now could leave soon; 0 where nobody knows."""
+        if self._clock() < self._resting_until:
+            return 0
+        try:
+            return await self._shared.room(bucket, self._of(bucket), self.patience_seconds)
+        except (RedisError, OSError) as error:
+            self._rest(error)
+            return 0
+
     async def settle(self, permit: Permit, settlement: Settlement) -> None:
         """Say what the call came to. Never raises: without Redis, its lease ends by itself."""
         if not permit.is_shared:
@@ -172,8 +182,11 @@ class RateLimiter:
         self._known[bucket] = limits
 
     def _sleep(self, seconds: float) -> float:
-        """Until one's turn, but not in step with others who were told the same."""
-        spread = self._uniform(0.9, 1.1) * seconds + self._uniform(0.0, SHORTEST_SLEEP)
+        """Until one's turn or just before, and not in step with others who were told the same.
+
+        Nobody comes late: a bucket that is full by then gathers no more.
+        """
+        spread = self._uniform(0.9, 1.0) * seconds + self._uniform(0.0, SHORTEST_SLEEP)
         longest = max(LONGEST_SLEEP, seconds / 2) * self._uniform(0.8, 1.0)
         return min(max(SHORTEST_SLEEP, spread), longest)
 

@@ -28,10 +28,9 @@ SCRIPT = "limiter.lua"
 class SharedBuckets:
     """Asks the script. Raises what redis-py raises when Redis is away."""
 
-    def __init__(self, redis: "Redis") -> None:
+    def __init__(self, redis: "Redis", script: str | None = None) -> None:
         self._redis = redis
-        source = files("services.limiter").joinpath(SCRIPT).read_text(encoding="utf-8")
-        self._script = redis.register_script(source)
+        self._script = redis.register_script(script or read_script())
 
     async def ask(
         self,
@@ -63,6 +62,11 @@ class SharedBuckets:
             longest_sleep,
         )
         return _verdict(answer, member)
+
+    async def room(self, bucket: Bucket, settings: ModelLimits, horizon: float) -> int:
+        """How many calls more could leave within `horizon` seconds than wait already."""
+        _, room = await self._run(bucket, "room", settings, horizon)
+        return int(room)
 
     async def leave(self, bucket: Bucket, settings: ModelLimits, waiter: str, need: Need) -> None:
         """Ask no more."""
@@ -122,6 +126,11 @@ class SharedBuckets:
             ],
         )
         return answer
+
+
+def read_script() -> str:
+    """The source of the limiter."""
+    return files("services.limiter").joinpath(SCRIPT).read_text(encoding="utf-8")
 
 
 def _keys(bucket: Bucket) -> list[str]:

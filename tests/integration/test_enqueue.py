@@ -665,7 +665,9 @@ def test_a_worker_faster_than_the_note_of_the_ring_loses_no_retry(
 
 @pytest.fixture
 def reconciler(stack: PromptStack, bell: Bell) -> Reconciler:
-    return Reconciler(stack.ledger, bell, stack.progress, worker_lost_seconds=15.0)
+    return Reconciler(
+        stack.ledger, bell, stack.progress, stack.waiting_jobs, worker_lost_seconds=15.0
+    )
 
 
 def unrung(stack: PromptStack, count: int) -> list[UUID]:
@@ -708,7 +710,7 @@ def test_reconcilers_that_meet_ring_each_job_once(
     start = threading.Barrier(4)
 
     def reconcile(_: int) -> int:
-        one = Reconciler(ledger, bell, stack.progress, worker_lost_seconds=15.0)
+        one = Reconciler(ledger, bell, stack.progress, stack.waiting_jobs, worker_lost_seconds=15.0)
         start.wait()
         return one.run_once()
 

@@ -581,7 +581,12 @@ class Clock:
 
 def reconciler_of(stack: PromptStack, clock: Clock, silence: float = 15.0) -> Reconciler:
     made = Reconciler(
-        stack.ledger, stack.doorbell, stack.progress, worker_lost_seconds=silence, clock=clock
+        stack.ledger,
+        stack.doorbell,
+        stack.progress,
+        stack.waiting_jobs,
+        worker_lost_seconds=silence,
+        clock=clock,
     )
     made.run_once()
     for _ in range(3):
@@ -641,7 +646,12 @@ def test_invariant_05_nobodys_silence_counts_while_the_ledger_itself_was_away(
     claimed(stack, job)
     sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '1 h'")
     reconciler = Reconciler(
-        stack.ledger, stack.doorbell, stack.progress, worker_lost_seconds=15.0, clock=clock
+        stack.ledger,
+        stack.doorbell,
+        stack.progress,
+        stack.waiting_jobs,
+        worker_lost_seconds=15.0,
+        clock=clock,
     )
     # It was away, as far as this reconciler knows; it hung, or its host slept; it lost its clock.
     for happens in (0.0, 20.0, -3_600.0):

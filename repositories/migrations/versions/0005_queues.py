@@ -1,4 +1,4 @@
-"""A job's queue: bulk work waits apart from interactive work."""
+"""A job's queue: bulk work waits apart from interactive work; and who waits for a limit."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -18,9 +18,16 @@ def upgrade() -> None:
     op.execute("UPDATE jobs SET queue = 'embeddings' WHERE kind = 'embedding'")
     op.create_check_constraint("queue_known", "jobs", f"queue IN ({QUEUES})")
     _index("queue")
+    op.create_index(
+        "jobs_waiting",
+        "jobs",
+        ["provider", "model", "not_before"],
+        postgresql_where=sa.text("state = 'queued' AND error_code = 'RATE_LIMIT_WAIT'"),
+    )
 
 
 def downgrade() -> None:
+    op.drop_index("jobs_waiting", "jobs")
     _index("kind")
     op.drop_constraint("queue_known", "jobs")
     op.drop_column("jobs", "queue")
