@@ -1,8 +1,8 @@
 """What a worker does with an embedding job: document, chunks, batched calls, vectors."""
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,8 +18,10 @@ from services.chunking import Chunker
 from services.claimed_job import ClaimedJob, Report
 from services.errors import EmbeddedElsewhere, NotFound
 from services.execution import Execution, JobOutcome
+from services.limiter.errors import RequestTooLarge
 from services.limiter.terms import Need
 from services.llm.base import EmbeddingLimits, EmbeddingResponse
+from services.llm.errors import ContextTooLong
 from services.llm.pool import ProviderPool
 from services.provider_calls import ProviderCall
 
@@ -63,15 +65,27 @@ class EmbeddingService:
 
     def _pay(self, job: ClaimedJob, work: "Work") -> None:
         """Embed the passages that are this job's to pay for."""
-        limits = self._providers.get(job.claim.provider).embedding_limits
+        service = self._providers.get(job.claim.provider)
         # The same passage may stand in a document twice; it is paid for once.
         times = Counter(passage.content_hash for passage in work.reserved)
         unique = {passage.content_hash: passage for passage in work.reserved}
         done = work.done
-        for batch in pack(list(unique.values()), limits):
+        batches = pack(list(unique.values()), service.embedding_limits, service.estimate_tokens)
+        coming = deque(batches)
+        while coming:
+            batch = coming.popleft()
             texts = {passage.content_hash: passage.text for passage in batch}
-            done += sum(times[content_hash] for content_hash in texts)
-            self._embed_batch(job, texts, done, work.total)
+            enough = done + sum(times[content_hash] for content_hash in texts)
+            try:
+                self._embed_batch(job, texts, enough, work.total)
+            except (ContextTooLong, RequestTooLarge):
+                # Tokens were only estimated, or one text in it is too long by itself.
+                if len(batch) == 1:
+                    raise
+                half = len(batch) // 2
+                coming.extendleft([batch[half:], batch[:half]])
+                continue
+            done = enough
             job.show(JobState.RUNNING, done, work.total)
 
     def _embed_batch(self, job: ClaimedJob, texts: dict[bytes, str], done: int, total: int) -> None:
@@ -192,16 +206,23 @@ def _succeed(unit: UnitOfWork, claim: Claim, document_id: UUID, total: int) -> N
     unit.jobs.succeed(claim, result)
 
 
-def pack(passages: Sequence[Passage], limits: EmbeddingLimits) -> Iterator[list[Passage]]:
-    """Fill provider calls in order, each within the limits of items and UTF-8 bytes."""
+def pack(
+    passages: Sequence[Passage], limits: EmbeddingLimits, count: Callable[[str], int]
+) -> Iterator[list[Passage]]:
+    """Fill provider calls in order, each within the limits of items, UTF-8 bytes and tokens.
+
+    `count` estimates the tokens of a text.
+    """
     batch: list[Passage] = []
-    size = 0
+    bytes_ = tokens = 0
     for passage in passages:
-        bytes_ = len(passage.text.encode())
-        if batch and (len(batch) == limits.items or size + bytes_ > limits.bytes):
+        bytes_ += len(passage.text.encode())
+        tokens += count(passage.text) if limits.tokens is not None else 0
+        is_over = bytes_ > limits.bytes or (limits.tokens is not None and tokens > limits.tokens)
+        if batch and (len(batch) == limits.items or is_over):
             yield batch
-            batch, size = [], 0
+            batch, bytes_ = [], len(passage.text.encode())
+            tokens = count(passage.text) if limits.tokens is not None else 0
         batch.append(passage)
-        size += bytes_
     if batch:
         yield batch

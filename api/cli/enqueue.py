@@ -17,6 +17,7 @@ from api.cli.terminal import JOB_FAILED, JsonFlag, err, out, print_json, printab
 from api.cli.watching import show_until_done, shown
 from repositories.models import JobState
 from services.errors import InvalidInput
+from services.llm.base import Fallback
 from services.views import JobView
 from tasks.composition import PromptStack
 
@@ -25,7 +26,7 @@ Model = Annotated[str | None, typer.Option(help="Model; default: the provider's.
 Key = Annotated[str | None, typer.Option(help="Enqueue at most once under this key.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done.")]
 Retries = Annotated[int | None, typer.Option(help="Retries after failures; default from settings.")]
-
+Bulk = Annotated[bool, typer.Option("--bulk", help="Let interactive jobs go first.")]
 
 BATCH_FILES, BATCH_CHARACTERS = 100, 5_000_000
 
@@ -49,6 +50,11 @@ def generate(
         list[str] | None,
         typer.Option(help="Provider-specific NAME=VALUE, VALUE as JSON; may come again."),
     ] = None,
+    fallback: Annotated[
+        list[str] | None,
+        typer.Option(help="PROVIDER or PROVIDER/MODEL to ask where it can't answer; may repeat."),
+    ] = None,
+    bulk: Bulk = False,
     max_retries: Retries = None,
     idempotency_key: Key = None,
     wait: Wait = True,
@@ -64,6 +70,8 @@ def generate(
             temperature=temperature,
             max_tokens=max_tokens,
             options=dict(map(_parse_option, option or [])),
+            fallbacks=list(map(_parse_fallback, fallback or [])),
+            bulk=bulk,
             max_retries=max_retries,
             idempotency_key=idempotency_key,
         )
@@ -84,6 +92,7 @@ def embed(
     paths: Annotated[list[str], typer.Argument(help="Files, or folders of text and Markdown.")],
     provider: Provider = None,
     model: Model = None,
+    bulk: Bulk = False,
     max_retries: Retries = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out files that can't be embedded.")
@@ -111,6 +120,7 @@ def embed(
                         source=file.source,
                         provider=provider,
                         model=model,
+                        bulk=bulk,
                         max_retries=max_retries,
                         session=unit.session,
                     )
@@ -229,6 +239,11 @@ def _read_input() -> str:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise InvalidInput(f"Standard input is not UTF-8 text at byte {error.start}.") from error
+
+
+def _parse_fallback(named: str) -> Fallback:
+    provider, _, model = named.partition("/")
+    return Fallback(provider=provider, model=model or None)
 
 
 def _parse_option(text: str) -> tuple[str, JsonValue]:

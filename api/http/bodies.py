@@ -42,6 +42,8 @@ class JobBody(BaseModel):
         None, description="Seconds after which the job, if it is not done, ends as expired."
     )
 
+    bulk: bool = Field(False, description="Let interactive jobs go first; for batches.")
+
     @model_validator(mode="before")
     @classmethod
     def _few_fields(cls, value: Any) -> Any:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, FailFast, Field, JsonValue
 
 from api.http.auth import CurrentCaller, Stack
 from api.http.bodies import IdempotencyKey, JobBody, refuse_many_fields
-from services.llm.base import Message, Text
+from services.llm.base import MAX_FALLBACKS, Fallback, Message, Text
 from services.views import JobView
 
 router = APIRouter(tags=["generations"])
@@ -31,6 +31,9 @@ class GenerationBody(JobBody):
     seed: int | None = Field(None, description="For answers that can be repeated.")
     options: dict[str, JsonValue] | None = Field(
         None, description="Parameters that only this provider knows."
+    )
+    fallbacks: Annotated[tuple[Fallback, ...], FailFast(), Field(max_length=MAX_FALLBACKS)] = Field(
+        (), description="Who is asked, in this order, where the provider can't answer."
     )
 
 

@@ -182,13 +182,13 @@ if operation == 'acquire' then
   local rank = redis.call('ZRANK', own, waiter)
   local is_waiting = rank ~= false
   rank = rank or cards[class]
-  local is_bulks_turn = get('turn') >= BULK_EVERY - 1
+  local turn, between = math.min(get('turn'), BULK_EVERY - 1), BULK_EVERY - 1
   local before = {0, 0}
   before[class] = rank
   if class == 1 then
-    if is_bulks_turn and cards[2] > 0 then before[2] = 1 end
-  elseif not (is_bulks_turn and rank == 0) then
-    before[1] = cards[1]
+    before[2] = math.min(cards[2], math.floor((rank + turn) / between))
+  else
+    before[1] = math.min(cards[1], rank * between + between - turn)
   end
   local ahead = before[1] + before[2]
   local tokens_ahead = 0

@@ -165,6 +165,8 @@ class EmbeddingLimits:
     """Texts a request."""
     bytes: int
     """UTF-8 bytes a request."""
+    tokens: int | None = None
+    """Tokens a request, as `estimate_tokens` counts them, where bytes don't bound them."""
 
 
 class LLMService(ABC):

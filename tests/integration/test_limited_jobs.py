@@ -1,0 +1,374 @@
+"""Jobs under limits, on real wires: fallbacks, circuits, spent quota, calls that are too large."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from config.errors import ConfigurationError
+from config.models_file import ModelsFile
+from config.names import RATE_LIMIT_WAIT, Queue
+from config.settings import Settings
+from repositories.models import JobState
+from services.errors import InvalidInput, UnknownModel
+from services.llm.base import Fallback
+from services.llm.openai import OpenAIService
+from services.views import AttemptView, JobView
+from tasks.composition import PromptStack
+from tests.processes import Process, wait_until
+from tests.simulator_process import SimulatorProcess
+
+API_KEY = "sk-never-to-be-seen"
+BUSY = {"kind": "status", "status": 503}
+SPENT = {"kind": "status", "status": 429, "code": "insufficient_quota"}
+TOO_LARGE = {"kind": "status", "status": 400, "code": "max_tokens_per_request"}
+
+
+@pytest.fixture(scope="module")
+def simulators() -> Iterator[tuple[SimulatorProcess, SimulatorProcess]]:
+    with SimulatorProcess() as one, SimulatorProcess() as two:
+        yield one, two
+
+
+@pytest.fixture
+def first(simulators: tuple[SimulatorProcess, SimulatorProcess]) -> SimulatorProcess:
+    simulators[0].reset()
+    return simulators[0]
+
+
+@pytest.fixture
+def second(simulators: tuple[SimulatorProcess, SimulatorProcess]) -> SimulatorProcess:
+    simulators[1].reset()
+    return simulators[1]
+
+
+Open = Callable[..., PromptStack]
+
+
+@pytest.fixture
+def open_stack(
+    environment: dict[str, str], first: SimulatorProcess, second: SimulatorProcess, tmp_path: Path
+) -> Iterator[Open]:
+    """Opens a worker's stack with `openai` at the first simulator and `backup` at the second."""
+    opened = []
+
+    def open_it(models: str = "", **changes: object) -> PromptStack:
+        file = tmp_path / "models.toml"
+        file.write_text(models)
+        told = {"openai_base_url": first.url, "openai_api_key": API_KEY, "models_file": file}
+        stack = PromptStack.open(Settings(_env_file=None, **{**told, **changes}))  # type: ignore[arg-type]
+
+        class Backup(OpenAIService):
+            """Another account, somewhere else."""
+
+            name = "backup"
+
+            def __init__(self) -> None:
+                super().__init__(api_key="sk-backup", base_url=second.url)
+
+        stack.factory.register("backup", Backup)
+        opened.append(stack)
+        return stack
+
+    yield open_it
+    for stack in opened:
+        stack.close()
+
+
+def run(stack: PromptStack, job: JobView) -> JobView:
+    """Do a job here and now."""
+    service = stack.generation if job.kind == "generation" else stack.embedding
+    service.run(job.id, lambda progress: None)
+    return stack.jobs.get(job.id)
+
+
+def attempts(stack: PromptStack, job: JobView) -> list[AttemptView]:
+    return stack.jobs.get_attempts(job.id)
+
+
+def generate(stack: PromptStack, *backups: str, **how: Any) -> JobView:
+    fallbacks = [Fallback(provider=name) for name in backups]
+    return stack.jobs.enqueue_generation(
+        "Why?", provider="openai", fallbacks=fallbacks, **{"max_retries": 0, **how}
+    )
+
+
+# Fallbacks
+
+
+@pytest.mark.parametrize("fault", [BUSY, {"kind": "reset"}, SPENT], ids=["busy", "reset", "quota"])
+def test_a_fallback_answers_where_the_provider_cannot(
+    open_stack: Open, first: SimulatorProcess, second: SimulatorProcess, fault: dict[str, Any]
+) -> None:
+    stack = open_stack()
+    first.control(fault)
+    job = run(stack, generate(stack, "backup"))
+    assert (job.state, job.failures, job.attempt) == (JobState.SUCCEEDED, 0, 1)
+    shown = [(call.provider, call.state, call.call) for call in attempts(stack, job)]
+    assert shown == [("openai", "failed", 0), ("backup", "succeeded", 1)]
+    assert (second.stats()["requests"], job.provider) == (1, "openai")
+
+
+def test_fallbacks_are_asked_in_their_order_and_the_job_fails_with_the_last(
+    open_stack: Open, first: SimulatorProcess, second: SimulatorProcess
+) -> None:
+    stack = open_stack()
+    first.control(BUSY, BUSY)
+    second.control({"kind": "status", "status": 400})
+    fallbacks = [Fallback(provider="openai", model="gpt-5-nano"), Fallback(provider="backup")]
+    job = stack.jobs.enqueue_generation(
+        "Why?", provider="openai", fallbacks=fallbacks, max_retries=0
+    )
+    ended = run(stack, job)
+    assert (ended.state, ended.error_code) == (JobState.FAILED, "INVALID_PROVIDER_REQUEST")
+    asked = [(call.provider, call.model) for call in attempts(stack, job)]
+    assert asked == [
+        ("openai", "gpt-5-mini"),
+        ("openai", "gpt-5-nano"),
+        ("backup", "gpt-5-mini"),
+    ]
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_a_request_that_is_wrong_is_wrong_everywhere(
+    open_stack: Open, first: SimulatorProcess, second: SimulatorProcess, status: int
+) -> None:
+    stack = open_stack()
+    first.control({"kind": "status", "status": status})
+    assert run(stack, generate(stack, "backup")).state is JobState.FAILED
+    assert second.stats()["requests"] == 0
+
+
+def test_a_fallback_is_checked_when_the_job_is_enqueued(open_stack: Open) -> None:
+    stack = open_stack()
+    for wrong in (
+        Fallback(provider="nobody"),
+        Fallback(provider="local"),
+        Fallback(provider="demo", model="unknown"),
+        Fallback(provider="demo", options={"unknown": 1}),
+        Fallback(provider="openai", options={"messages": []}),
+    ):
+        with pytest.raises((InvalidInput, UnknownModel)):
+            stack.jobs.enqueue_generation("x", provider="openai", fallbacks=[wrong])
+    with pytest.raises(InvalidInput, match="fallbacks"):
+        generate(stack, *(["backup"] * 6))
+    assert stack.jobs.get_many() == []
+
+
+def test_options_of_one_provider_do_not_go_to_another(
+    open_stack: Open, first: SimulatorProcess
+) -> None:
+    stack = open_stack()
+    first.control(BUSY)
+    ended = run(
+        stack,
+        stack.jobs.enqueue_generation(
+            "x",
+            provider="openai",
+            options={"reasoning_effort": "low"},
+            fallbacks=[Fallback(provider="demo")],
+        ),
+    )
+    assert ended.state is JobState.SUCCEEDED
+    assert attempts(stack, ended)[-1].provider == "demo"
+
+
+# The circuit
+
+
+def test_an_open_circuit_spares_the_provider_and_costs_jobs_nothing(
+    open_stack: Open, first: SimulatorProcess, second: SimulatorProcess
+) -> None:
+    stack = open_stack()
+    first.control(*[BUSY] * 5)
+    for _ in range(5):
+        assert run(stack, generate(stack)).error_code == "PROVIDER_OVERLOADED"
+    waiting = run(stack, generate(stack))
+    assert (waiting.state, waiting.error_code) == (JobState.QUEUED, "CIRCUIT_OPEN")
+    assert (waiting.failures, attempts(stack, waiting)) == (0, [])
+    assert waiting.not_before is not None
+    helped = run(stack, generate(stack, "backup"))
+    assert [call.provider for call in attempts(stack, helped)] == ["backup"]
+    assert (first.stats()["requests"], second.stats()["requests"]) == (5, 1)
+    # Another model of the same provider has a circuit of its own.
+    other = run(stack, stack.jobs.enqueue_generation("x", provider="openai", model="gpt-5-nano"))
+    assert other.state is JobState.SUCCEEDED
+
+
+# Spent quota
+
+
+def test_spent_quota_stops_all_work_of_the_account_at_once(
+    open_stack: Open, first: SimulatorProcess
+) -> None:
+    stack = open_stack()
+    first.control(SPENT)
+    met = run(stack, generate(stack, max_retries=3))
+    assert (met.state, met.error_code, met.failures) == (JobState.FAILED, "QUOTA_EXHAUSTED", 0)
+    assert "quota" in (met.error or "")
+    # The others, of any model, do not even ask.
+    for model in ("gpt-5-mini", "gpt-5-nano"):
+        spared = run(stack, stack.jobs.enqueue_generation("x", provider="openai", model=model))
+        assert (spared.state, spared.error_code) == (JobState.FAILED, "QUOTA_EXHAUSTED")
+        assert (spared.failures, attempts(stack, spared)) == (0, [])
+        assert "top it up" in (spared.error or "")
+    assert first.stats()["requests"] == 1
+
+
+# Waiting for a turn
+
+
+LIMITED = """
+[[limits]]
+provider = "openai"
+model = "gpt-*"
+requests_per_minute = 6
+"""
+
+
+def test_a_job_that_must_wait_long_goes_back_and_is_called_when_there_is_room(
+    open_stack: Open, first: SimulatorProcess
+) -> None:
+    stack = open_stack(LIMITED)
+    assert run(stack, generate(stack)).state is JobState.SUCCEEDED
+    waiting = run(stack, generate(stack))
+    assert (waiting.state, waiting.error_code) == (JobState.QUEUED, RATE_LIMIT_WAIT)
+    assert (waiting.failures, attempts(stack, waiting)) == (0, [])
+    assert stack.waiting_jobs.call_back() == 0
+    assert stack.jobs.get(waiting.id).not_before == waiting.not_before
+    # Somebody raises the limit.
+    with PromptStack.open(stack.settings.model_copy(update={"models_file": None})) as raised:
+        assert raised.waiting_jobs.call_back() == 1
+    due = stack.jobs.get(waiting.id).not_before
+    assert due is not None
+    assert waiting.not_before is not None
+    assert due < waiting.not_before
+    assert first.stats()["requests"] == 1
+
+
+def test_limits_are_kept_by_model(open_stack: Open) -> None:
+    stack = open_stack(LIMITED)
+    for model in ("gpt-5-mini", "gpt-5-nano"):
+        job = stack.jobs.enqueue_generation("x", provider="openai", model=model)
+        assert run(stack, job).state is JobState.SUCCEEDED
+
+
+def test_a_bulk_job_gives_way_in_its_queue_and_at_the_limit(open_stack: Open) -> None:
+    stack = open_stack()
+    bulk = generate(stack, bulk=True)
+    document = stack.jobs.enqueue_embedding("text", source="a", provider="openai", bulk=True)
+    people = generate(stack)
+    queues = (Queue.GENERATION_BULK, Queue.EMBEDDINGS_BULK, Queue.GENERATION)
+    assert [stack.doorbell.waiting(queue) for queue in queues] == [1, 1, 1]
+    for job in (bulk, document, people):
+        with stack.ledger.transaction() as unit:
+            claim = unit.jobs.claim(job.id, stack.worker_id)
+            assert claim is not None
+            assert claim.is_bulk is (job is not people)
+
+
+def test_workers_take_bulk_and_interactive_work(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    start_worker()
+    jobs = [stack.jobs.enqueue_generation("x", bulk=bulk) for bulk in (True, False)]
+    jobs.append(stack.jobs.enqueue_embedding("text", source="a", bulk=True))
+    for job in jobs:
+        wait_until(lambda job=job: stack.jobs.get(job.id).state.is_final, "all kinds of work")  # type: ignore[misc]
+
+
+# Calls that are too large
+
+
+def test_a_generation_over_the_limit_is_refused_and_not_waited_for(open_stack: Open) -> None:
+    stack = open_stack('[[limits]]\nprovider = "openai"\ntokens_per_minute = 100\n')
+    job = stack.jobs.enqueue_generation("x" * 1_000, provider="openai")
+    ended = run(stack, job)
+    assert (ended.state, ended.error_code) == (JobState.FAILED, "REQUEST_OVER_LIMIT")
+    assert "100 tokens a minute" in (ended.error or "")
+    assert attempts(stack, ended) == []
+
+
+def test_passages_over_a_limit_are_halved_until_they_fit(
+    open_stack: Open, first: SimulatorProcess
+) -> None:
+    stack = open_stack(
+        '[[limits]]\nprovider = "openai"\ntokens_per_minute = 1000\nburst_seconds = 60\n'
+    )
+    text = "\n\n".join(f"Passage {n} " + "x" * 900 for n in range(6))
+    job = stack.jobs.enqueue_embedding(text, source="a", provider="openai")
+    waiting = run(stack, job)
+    assert (waiting.error_code, waiting.current, waiting.total) == (RATE_LIMIT_WAIT, 3, 6)
+    stack.redis.flushdb()
+    with stack.ledger.transaction() as unit:
+        unit.rings.call_back("openai", waiting.model, 1)
+    assert run(stack, job).state is JobState.SUCCEEDED
+    assert [call.items for call in attempts(stack, job)] == [3, 3]
+    assert set(first.ledger().values()) == {1}
+
+
+def test_passages_that_the_provider_finds_too_large_are_halved(
+    open_stack: Open, first: SimulatorProcess
+) -> None:
+    stack = open_stack()
+    text = "\n\n".join(f"Passage {n} " + "x" * 900 for n in range(4))
+    first.control(TOO_LARGE, TOO_LARGE)
+    ended = run(stack, stack.jobs.enqueue_embedding(text, source="a", provider="openai"))
+    assert ended.state is JobState.SUCCEEDED
+    assert [(call.state, call.items) for call in attempts(stack, ended)] == [
+        ("failed", 4),
+        ("failed", 2),
+        ("succeeded", 1),
+        ("succeeded", 1),
+        ("succeeded", 2),
+    ]
+    assert set(first.ledger().values()) == {1}
+    assert ended.result is not None
+    assert (ended.result["chunks"], ended.result["embedded"]) == (4, 4)
+
+
+# What is in Redis
+
+
+def test_no_key_is_in_redis(open_stack: Open) -> None:
+    stack = open_stack()
+    run(stack, generate(stack))
+    with Redis.from_url(stack.redis_url, decode_responses=True) as redis:
+        names = list(redis.scan_iter("promptstack:limiter:*"))
+        assert names
+        held = [str(redis.hgetall(name)) for name in names if redis.type(name) == "hash"]
+    assert API_KEY not in " ".join(names + held)
+
+
+def test_without_redis_calls_go_on_at_this_workers_share(
+    open_stack: Open, first: SimulatorProcess
+) -> None:
+    stack = open_stack(
+        '[[limits]]\nprovider = "openai"\nrequests_per_minute = 300\n',
+        redis_url="redis://127.0.0.1:1/0",
+        celery_broker_url="redis://127.0.0.1:1/0",
+    )
+    stack.heartbeat.beat()
+    jobs = [run(stack, generate(stack)) for _ in range(5)]
+    assert {job.state for job in jobs} == {JobState.SUCCEEDED}
+    began = [call.started_at for job in jobs for call in attempts(stack, job)]
+    # Five a second, with nothing saved up.
+    assert (began[-1] - began[0]).total_seconds() >= 0.6
+
+
+def test_the_models_file_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    for text, problem in (
+        ("[[limits]]\nprovider = ", "cannot be read"),
+        ("[[limits]]\nmodel = 'x'", "provider"),
+        ("[[limits]]\nprovider = 'x'\nrequests_per_minute = 0", "requests_per_minute"),
+        ("[[limits]]\nprovider = 'x'\nrequests = 1", "requests"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigurationError, match=problem):
+            ModelsFile.read(file)
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        ModelsFile.read(tmp_path / "missing")
+    assert ModelsFile.read(None).limits == ()

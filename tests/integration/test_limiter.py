@@ -1,0 +1,469 @@
+"""The limiter: its real script in a real Valkey, in a world whose time is made up.
+
+What the same limiter does with real workers in real time is measured by benchmarks/limiter.py.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from typing import TypeVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis import Redis
+
+from config.embedded.servers import ServerUrls
+from config.limits import ModelLimits
+from services.limiter.terms import (
+    Closed,
+    Grant,
+    Later,
+    Need,
+    Outcome,
+    Settlement,
+    Spent,
+    TooLarge,
+    Verdict,
+    Wait,
+)
+from services.llm.limit_report import LimitReport, LimitState
+from tests.limiter_world import BUCKET, Clocked, Job, MadeUpProvider, World, run_world
+
+NEED = Need(100, 100)
+LIMITER_DATABASE = 15
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def url(servers: ServerUrls) -> str:
+    url = servers.redis_url.replace("db=0", f"db={LIMITER_DATABASE}")
+    with Redis.from_url(url) as redis:
+        redis.flushdb()
+    return url
+
+
+class Script:
+    """Talks to the script call by call."""
+
+    def __init__(self, clocked: Clocked, limits: ModelLimits) -> None:
+        self.clocked = clocked
+        self.limits = limits
+        self.count = 0
+        self.now = 0.0
+
+    async def at(self, now: float) -> None:
+        self.now = now
+        await self.clocked.set(now)
+
+    async def ask(
+        self, need: Need = NEED, *, name: str | None = None, patience: float = 3.0
+    ) -> Verdict:
+        self.count += 1
+        return await self.clocked.buckets.ask(
+            BUCKET,
+            self.limits,
+            name or f"waiter-{self.count}",
+            need,
+            patience=patience,
+            lease=60.0,
+            longest_sleep=0.5,
+        )
+
+    async def grant(self, need: Need = NEED) -> Grant:
+        """Ask, and wait where a fresh bucket has not gathered enough yet."""
+        verdict = await self.ask(need, name="grant")
+        while isinstance(verdict, Wait) and verdict.seconds < 0.05:
+            await self.at(self.now + verdict.seconds)
+            verdict = await self.ask(need, name="grant")
+        assert isinstance(verdict, Grant), verdict
+        return verdict
+
+    async def settle(
+        self, grant: Grant, outcome: Outcome = Outcome.ANSWERED, need: Need = NEED, **more: object
+    ) -> None:
+        settlement = Settlement(outcome, latency_seconds=0.1, **more)  # type: ignore[arg-type]
+        await self.clocked.buckets.settle(BUCKET, self.limits, grant, need, settlement)
+
+
+def talk(url: str, work: Callable[[Script], Awaitable[T]], **limits: float) -> T:
+    """Talk to a fresh bucket, at time 0 to begin with."""
+
+    async def run() -> T:
+        clocked = Clocked(url)
+        try:
+            await clocked.set(0.0)
+            script = Script(clocked, ModelLimits.model_validate({"provider": "made-up", **limits}))
+            return await work(script)
+        finally:
+            await clocked.aclose()
+
+    with Redis.from_url(url) as redis:
+        redis.flushdb()
+    return asyncio.run(run())
+
+
+def jobs(count: int, **each: object) -> list[Job]:
+    return [Job(number, **each) for number in range(count)]  # type: ignore[arg-type]
+
+
+def whole_seconds(wait: float) -> float:
+    return float(math.ceil(wait))
+
+
+def limits(**given: float) -> ModelLimits:
+    return ModelLimits.model_validate({"provider": "made-up", **given})
+
+
+def all_done(world: World) -> bool:
+    return all(job.done_at is not None for job in world.jobs)
+
+
+# The limit is used to the full
+
+
+@pytest.mark.parametrize("retry_after", [whole_seconds, lambda wait: wait], ids=["s", "ms"])
+@pytest.mark.parametrize("is_configured", [True, False], ids=["from settings", "from headers"])
+def test_a_limit_of_requests_is_used_to_the_full(
+    url: str, retry_after: Callable[[float], float], is_configured: bool
+) -> None:
+    provider = MadeUpProvider(1_200, retry_after=retry_after)
+    told = limits(requests_per_minute=1_200) if is_configured else None
+    world = run_world(World(Clocked(url), provider, jobs(300), settings=told))
+    assert all_done(world)
+    assert world.used(1_200) >= 0.97
+    assert provider.throttled <= 1
+
+
+@pytest.mark.parametrize("expected_output", [80, 180, 380], ids=["half", "right", "double"])
+def test_a_limit_of_tokens_is_used_to_the_full_whatever_is_expected(
+    url: str, expected_output: int
+) -> None:
+    provider = MadeUpProvider(12_000, 120_000, retry_after=whole_seconds)
+    work = jobs(400, input_tokens=20, output_tokens=180, expected_output=expected_output)
+    world = run_world(
+        World(Clocked(url), provider, work, settings=limits(tokens_per_minute=120_000))
+    )
+    assert all_done(world)
+    assert world.used(120_000, of_tokens=True) >= 0.97
+    # Until the first answers tell how much such calls take.
+    assert provider.throttled <= 12
+
+
+def test_calls_of_all_sizes_share_a_limit_of_tokens(url: str) -> None:
+    sizes = [3_000 if number % 5 == 0 else 20 for number in range(150)]
+    work = [Job(n, input_tokens=size, output_tokens=50) for n, size in enumerate(sizes)]
+    provider = MadeUpProvider(None, 120_000, retry_after=whole_seconds)
+    world = run_world(
+        World(Clocked(url), provider, work, settings=limits(tokens_per_minute=120_000))
+    )
+    assert all_done(world)
+    assert world.used(120_000, of_tokens=True) >= 0.93
+    assert provider.throttled <= 3
+
+
+def test_a_limit_that_is_halved_by_the_headers_is_followed_at_once(url: str) -> None:
+    provider = MadeUpProvider(1_200, retry_after=whole_seconds)
+    world = World(Clocked(url), provider, jobs(400), settings=limits(requests_per_minute=1_200))
+
+    def halve() -> None:
+        provider.requests_per_minute = 600
+
+    world.events_at.append((8.0, halve))
+    run_world(world)
+    assert all_done(world)
+    assert world.used(600, since=10.0) >= 0.97
+    assert provider.throttled <= 3
+
+
+def test_a_provider_that_lets_a_whole_minute_burst_is_used_so(url: str) -> None:
+    """Its headers say so; nobody has set it."""
+    provider = MadeUpProvider(1_200, burst_seconds=60.0)
+    world = run_world(World(Clocked(url), provider, jobs(600), latency=(0.05, 0.1)))
+    assert all_done(world)
+    assert provider.throttled == 0
+    assert max(job.done_at or 0.0 for job in world.jobs) < 15.0
+
+
+def test_an_unknown_limit_starts_modest_and_is_found(url: str) -> None:
+    provider = MadeUpProvider(1_200, sends_headers=False, retry_after=whole_seconds)
+    world = run_world(World(Clocked(url), provider, jobs(600), slots=64))
+    assert all_done(world)
+    first_second = [at for at, _ in provider.admitted if at < 0.3]
+    assert len(first_second) <= 4
+    assert world.used(1_200) >= 0.85
+    assert provider.throttled <= 60
+
+
+def test_calls_in_flight_are_limited(url: str) -> None:
+    provider = MadeUpProvider(in_flight=10)
+    world = run_world(World(Clocked(url), provider, jobs(200), settings=limits(in_flight=10)))
+    assert all_done(world)
+    assert provider.throttled == 0
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    set_limits=st.tuples(
+        st.sampled_from([None, 60, 300, 3_000]), st.sampled_from([None, 6_000, 90_000])
+    ),
+    burst=st.sampled_from([1.0, 5.0, 60.0]),
+    slots=st.sampled_from([1, 8, 40]),
+    sizes=st.lists(st.tuples(st.integers(1, 3_000), st.integers(0, 400)), min_size=1, max_size=40),
+    seed=st.integers(0, 1_000),
+)
+def test_no_more_leaves_than_the_limit_allows_and_every_job_gets_its_turn(
+    url: str,
+    set_limits: tuple[int | None, int | None],
+    burst: float,
+    slots: int,
+    sizes: list[tuple[int, int]],
+    seed: int,
+) -> None:
+    """Over any stretch of time, by the settings alone: the made-up provider limits nothing."""
+    requests, tokens = set_limits
+    given_limits = {"requests_per_minute": requests, "tokens_per_minute": tokens}
+    told = ModelLimits(provider="made-up", burst_seconds=burst, **given_limits)
+    work = [
+        Job(n, input_tokens=input_, output_tokens=output, expected_output=output, is_bulk=n % 2 > 0)
+        for n, (input_, output) in enumerate(sizes)
+    ]
+    with Redis.from_url(url) as redis:
+        redis.flushdb()
+    provider = MadeUpProvider(sends_headers=False)
+    world = World(
+        Clocked(url), provider, work, settings=told, slots=slots, overhead=(0.0, 0.0), seed=seed
+    )
+    run_world(world)
+    assert all_done(world)
+    for limit, of_tokens in ((requests, False), (tokens, True)):
+        if limit is None:
+            continue
+        largest = max(input_ + output for input_, output in sizes) if of_tokens else 1
+        level = allowed = max(1.0, limit / 60 * burst, largest)
+        for (before, _), (at, amount) in pairwise([(0.0, 0.0), *provider.admitted]):
+            level = min(allowed, level + limit / 60 * (at - before))
+            level -= amount if of_tokens else 1.0
+            # A call larger than the bucket leaves it in debt, by its own size at most.
+            assert level >= -(largest if of_tokens else 0) - 1e-3
+
+
+# Fairness
+
+
+def test_interactive_calls_go_first_and_bulk_is_never_starved(url: str) -> None:
+    bulk = jobs(300, is_bulk=True)
+    people = [Job(1_000 + n, comes_at=2.0 + n) for n in range(10)]
+    provider = MadeUpProvider(1_200)
+    world = World(Clocked(url), provider, bulk + people, settings=limits(requests_per_minute=1_200))
+    run_world(world)
+    waits = [(job.granted_at or math.inf) - (2.0 + n) for n, job in enumerate(people)]
+    assert max(waits) < 2.0
+    # And with interactive calls without end.
+    flood = [Job(n, comes_at=0.0) for n in range(300)]
+    batch = [Job(1_000 + n, is_bulk=True) for n in range(20)]
+    world = World(
+        Clocked(url),
+        MadeUpProvider(1_200),
+        flood + batch,
+        settings=limits(requests_per_minute=1_200),
+        slots=400,
+    )
+    run_world(world)
+    # The flood alone lasts 15 s.
+    assert max(job.done_at or math.inf for job in batch) < 14.0
+
+
+def test_waiters_do_not_poll_in_step(url: str) -> None:
+    async def work(script: Script) -> list[float]:
+        await script.grant()
+        verdicts = [await script.ask(patience=10.0) for _ in range(50)]
+        return [verdict.seconds for verdict in verdicts if isinstance(verdict, Wait)]
+
+    waits = talk(url, work, requests_per_minute=600)
+    assert len(waits) == 50
+    # Each is told its own turn, a tenth of a second after the one before.
+    assert all(0.09 < later - earlier < 0.11 for earlier, later in pairwise(waits))
+
+
+def test_a_waiter_that_dies_does_not_hold_up_those_behind_it(url: str) -> None:
+    async def work(script: Script) -> Verdict:
+        await script.grant()
+        await script.ask(name="dies")
+        await script.ask(name="lives")
+        await script.at(30.0)
+        return await script.ask(name="lives")
+
+    assert isinstance(talk(url, work, requests_per_minute=60), Grant)
+
+
+# All or nothing, too large, leases
+
+
+def test_a_call_takes_all_dimensions_or_none(url: str) -> None:
+    async def work(script: Script) -> None:
+        large = Need(1_000, 0)
+        await script.grant(large)
+        before = await script.clocked.state()
+        assert isinstance(await script.ask(large), Wait | Later)
+        after = await script.clocked.state()
+        assert after["level_requests"] == before["level_requests"]
+        assert after["spent_requests"] == before["spent_requests"] == 1
+
+    talk(url, work, requests_per_minute=6_000, tokens_per_minute=1_000)
+
+
+@pytest.mark.parametrize("limit", ["tokens_per_minute", "input_tokens_per_minute"])
+def test_a_call_larger_than_a_minute_is_refused(url: str, limit: str) -> None:
+    async def work(script: Script) -> None:
+        assert isinstance(await script.ask(Need(10_001, 0)), TooLarge)
+        await script.grant(Need(10_000, 0))
+
+    talk(url, work, **{limit: 10_000})
+
+
+def test_a_call_that_nobody_settles_gives_its_place_back(url: str) -> None:
+    async def work(script: Script) -> None:
+        await script.grant()
+        assert isinstance(await script.ask(), Wait)
+        await script.at(59.0)
+        assert isinstance(await script.ask(), Wait)
+        await script.at(70.0)
+        await script.grant()
+
+    talk(url, work, in_flight=1)
+
+
+def test_input_and_output_tokens_are_limited_apart(url: str) -> None:
+    async def work(script: Script) -> None:
+        grant = await script.grant(Need(10, 600))
+        waiting = await script.ask(Need(10, 600), patience=100.0)
+        assert isinstance(waiting, Wait)
+        assert waiting.seconds == pytest.approx(60, rel=0.1)
+        await script.settle(grant, need=Need(10, 600), input_tokens=10, output_tokens=600)
+
+    talk(url, work, input_tokens_per_minute=60_000, output_tokens_per_minute=600)
+
+
+def test_settling_twice_counts_once(url: str) -> None:
+    async def work(script: Script) -> None:
+        grant = await script.grant(Need(10, 1_000))
+        for _ in range(3):
+            await script.settle(grant, need=Need(10, 1_000), input_tokens=10, output_tokens=0)
+        state = await script.clocked.state()
+        assert state["level_tokens"] <= 1_000
+
+    talk(url, work, tokens_per_minute=60_000)
+
+
+# Throttled
+
+
+def test_a_429_pauses_everyone_until_retry_after(url: str) -> None:
+    async def work(script: Script) -> None:
+        grant = await script.grant()
+        await script.settle(grant, Outcome.THROTTLED, retry_after=2.0)
+        for at, kind in ((0.1, Wait), (1.9, Wait), (2.1, Grant)):
+            await script.at(at)
+            assert isinstance(await script.ask(name="other"), kind)
+        grant = await script.grant()
+        await script.settle(grant, Outcome.THROTTLED, retry_after=600.0)
+        later = await script.ask()
+        assert isinstance(later, Later)
+        assert later.seconds == pytest.approx(600, rel=0.01)
+
+    talk(url, work, requests_per_minute=60_000)
+
+
+def test_a_429_that_names_no_time_pauses_longer_each_time(url: str) -> None:
+    async def work(script: Script) -> list[float]:
+        pauses, now = [], 0.0
+        for _ in range(9):
+            grant = await script.grant()
+            await script.settle(grant, Outcome.THROTTLED)
+            pauses.append((await script.clocked.state())["paused"] - 1_000_000.0 - now)
+            now += pauses[-1] + 1.0
+            await script.at(now)
+        return pauses
+
+    pauses = talk(url, work, requests_per_minute=60_000)
+    assert pauses == pytest.approx([0.5, 1, 2, 4, 8, 16, 32, 60, 60], abs=0.01)
+
+
+def test_headers_that_contradict_the_429_are_not_believed(url: str) -> None:
+    """A provider that reports room and refuses all the same limits by something else."""
+
+    async def work(script: Script) -> None:
+        report = LimitReport({"requests": LimitState(6_000, 5_000)})
+        grant = await script.grant()
+        await script.settle(grant, Outcome.THROTTLED, retry_after=0.1, report=report)
+        await script.at(1.0)
+        for _ in range(5):
+            await script.settle(await script.grant(), report=report)
+        assert (await script.clocked.state())["level_requests"] < 101
+
+    talk(url, work, requests_per_minute=6_000)
+
+
+def test_spent_quota_stops_the_whole_credential(url: str) -> None:
+    async def work(script: Script) -> None:
+        await script.settle(await script.grant(), Outcome.QUOTA)
+        assert isinstance(await script.ask(), Spent)
+        await script.at(61.0)
+        await script.grant()
+
+    talk(url, work, requests_per_minute=6_000)
+
+
+# The circuit
+
+
+def test_the_circuit_opens_after_failures_in_a_row_and_one_probe_closes_it(url: str) -> None:
+    async def work(script: Script) -> None:
+        for _ in range(4):
+            await script.settle(await script.grant(), Outcome.FAILED)
+        await script.settle(await script.grant())
+        for _ in range(5):
+            await script.settle(await script.grant(), Outcome.FAILED)
+        closed = await script.ask()
+        assert isinstance(closed, Closed)
+        assert closed.seconds == pytest.approx(10, abs=0.1)
+        await script.at(10.1)
+        probe = await script.grant()
+        assert probe.is_probe
+        # One at a time tries.
+        assert isinstance(await script.ask(), Closed)
+        await script.settle(probe, Outcome.FAILED)
+        again = await script.ask()
+        assert isinstance(again, Closed)
+        assert again.seconds == pytest.approx(20, abs=0.1)
+        await script.at(31.0)
+        await script.settle(await script.grant())
+        assert not (await script.grant()).is_probe
+        assert not (await script.grant()).is_probe
+
+    talk(url, work, requests_per_minute=60_000)
+
+
+def test_a_probe_that_is_cancelled_lets_the_next_one_try(url: str) -> None:
+    async def work(script: Script) -> None:
+        for _ in range(5):
+            await script.settle(await script.grant(), Outcome.FAILED)
+        await script.at(10.1)
+        await script.settle(await script.grant(), Outcome.CANCELLED)
+        assert (await script.grant()).is_probe
+
+    talk(url, work, requests_per_minute=60_000)
+
+
+def test_requests_that_are_wrong_do_not_open_the_circuit(url: str) -> None:
+    async def work(script: Script) -> None:
+        for _ in range(20):
+            await script.settle(await script.grant(), Outcome.REFUSED)
+        await script.grant()
+
+    talk(url, work, requests_per_minute=60_000)
