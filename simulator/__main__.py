@@ -6,16 +6,17 @@ import json
 import signal
 import sys
 
-from simulator.server import start
+from simulator.limits import Limits
+from simulator.server import Latency, start
 
 
-async def serve(port: int, latency: float) -> None:
+async def serve(port: int, latency: Latency, limits: Limits) -> None:
     """Serve on the loopback address, and say where in one line of JSON on stdout."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runner, url = await start(port, latency)
+    runner, url = await start(port, latency, limits)
     sys.stdout.write(json.dumps({"url": f"{url}/v1"}) + "\n")
     sys.stdout.flush()
     await stop.wait()
@@ -27,8 +28,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="simulator", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--latency-spread", type=float, default=0.0, help="share of it, 0 to 1")
+    parser.add_argument("--rpm", type=float, help="requests a minute; default: no limit")
+    parser.add_argument("--tpm", type=float, help="tokens a minute, input and output")
+    parser.add_argument("--in-flight", type=int, help="calls at once")
+    parser.add_argument("--burst", type=float, default=60.0, help="seconds a bucket holds")
+    parser.add_argument(
+        "--retry-after", choices=["seconds", "milliseconds", "none"], default="seconds"
+    )
     arguments = parser.parse_args()
-    asyncio.run(serve(arguments.port, arguments.latency))
+    limits = Limits(
+        requests_per_minute=arguments.rpm,
+        tokens_per_minute=arguments.tpm,
+        in_flight=arguments.in_flight,
+        burst_seconds=arguments.burst,
+        retry_after=arguments.retry_after,
+    )
+    latency = Latency(arguments.latency, arguments.latency_spread)
+    asyncio.run(serve(arguments.port, latency, limits))
 
 
 if __name__ == "__main__":

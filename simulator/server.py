@@ -2,28 +2,46 @@
 
 import asyncio
 import json
+import random
 import socket
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from aiohttp import web
 
 from simulator.faults import Fault, FaultScript, parse
 from simulator.ledger import Ledger
+from simulator.limits import Limiter, LimitReached, Limits, parse_limits
 from simulator.openai import OPENAI
 from simulator.traffic import Call, Traffic
 from simulator.wire import Answer, Ask, Endpoint, Refusal, Wire
 
+CREDENTIAL_HEADERS = ("authorization", "x-api-key", "x-goog-api-key")
 LARGEST_REQUEST = 256 * 1024 * 1024
 WIRES = (OPENAI,)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long an answer takes: `seconds`, give or take the share `spread` of it."""
+
+    seconds: float = 0.0
+    spread: float = 0.0
+
+    def draw(self) -> float:
+        """One call's, in seconds."""
+        return self.seconds * random.uniform(1 - self.spread, 1 + self.spread)
 
 
 class Simulator:
     """The state of one simulated provider, and its doors."""
 
-    def __init__(self, latency: float) -> None:
+    def __init__(self, latency: Latency, limits: Limits) -> None:
         self.latency = latency
+        self.limiter = Limiter(limits)
         self.ledger = Ledger()
         self.traffic = Traffic()
         self.faults = FaultScript()
@@ -35,6 +53,8 @@ class Simulator:
             for (method, path), endpoint in wire.endpoints.items():
                 app.router.add_route(method, path, ProviderDoor(self, wire, endpoint).handle)
         app.router.add_post("/control/faults", self._add_faults)
+        app.router.add_post("/control/limits", self._set_limits)
+        app.router.add_post("/control/latency", self._set_latency)
         app.router.add_post("/control/reset", self._reset)
         app.router.add_get("/ledger", self._show_ledger)
         app.router.add_get("/stats", self._show_stats)
@@ -47,8 +67,23 @@ class Simulator:
             raise web.HTTPBadRequest(text=str(error)) from error
         return web.json_response({})
 
+    async def _set_limits(self, request: web.Request) -> web.Response:
+        try:
+            self.limiter.set(*parse_limits(await request.json()))
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=str(error)) from error
+        return web.json_response({})
+
+    async def _set_latency(self, request: web.Request) -> web.Response:
+        raw = await request.json()
+        try:
+            self.latency = Latency(float(raw["seconds"]), float(raw.get("spread", 0.0)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise web.HTTPBadRequest(text="give seconds and, if you like, spread") from error
+        return web.json_response({})
+
     async def _reset(self, request: web.Request) -> web.Response:
-        for part in (self.ledger, self.traffic, self.faults):
+        for part in (self.ledger, self.traffic, self.faults, self.limiter):
             part.reset()
         return web.json_response({})
 
@@ -69,23 +104,44 @@ class ProviderDoor:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one provider call."""
-        fault = self._simulator.faults.take()
-        with self._simulator.traffic.call(_caller(request)) as call:
+        simulator = self._simulator
+        fault = simulator.faults.take()
+        with simulator.traffic.call(_caller(request)) as call:
             if fault.kind in {"reset", "hang"}:
                 await _never_answer(request, fault)
+            headers: dict[str, str] = {}
             try:
-                answer = self._work(Ask(await _json(request), dict(request.match_info), fault))
+                ask = Ask(await _json(request), dict(request.match_info), fault)
+                answer = self._work(ask)
+                if request.method == "POST":
+                    bucket = simulator.limiter.bucket(_credential(request), _model(ask))
+                    try:
+                        simulator.limiter.admit(bucket, answer.input_tokens, answer.output_tokens)
+                    finally:
+                        headers |= self._wire.limit_headers(simulator.limiter.standing(bucket))
+            except LimitReached as reached:
+                call.status = reached.status
+                headers |= reached.headers(bucket.limits.retry_after)
+                return _respond(call, self._wire.refuse(reached), headers)
             except Refusal as refusal:
                 call.status = refusal.status
                 return _respond(call, self._wire.refuse(refusal), fault.headers())
             # Paid from here on, whether or not anybody still listens to the answer.
-            self._simulator.ledger.bill(answer.billed)
+            simulator.ledger.bill(answer.billed)
+            simulator.traffic.admit(answer.input_tokens, answer.output_tokens)
             extra = fault.seconds if fault.kind == "billed_timeout" else 0.0
-            await asyncio.sleep(self._simulator.latency + extra)
+            if request.method != "POST":
+                call.status = 200
+                return _respond(call, answer.body, headers)
+            bucket.flying += 1
+            try:
+                await asyncio.sleep(simulator.latency.draw() + extra)
+            finally:
+                bucket.flying -= 1
             if fault.kind == "drip":
                 return await _drip(request, answer)
             call.status = 200
-            return _respond(call, answer.body, {}, half=fault.kind == "truncated")
+            return _respond(call, answer.body, headers, half=fault.kind == "truncated")
 
     def _work(self, ask: Ask) -> Answer:
         fault = ask.fault
@@ -94,10 +150,10 @@ class ProviderDoor:
         return self._endpoint(ask)
 
 
-async def start(port: int, latency: float) -> tuple[web.AppRunner, str]:
+async def start(port: int, latency: "Latency", limits: Limits) -> tuple[web.AppRunner, str]:
     """Listen on the loopback address; return the runner and the URL without a path."""
     runner = web.AppRunner(
-        Simulator(latency).application(),
+        Simulator(latency, limits).application(),
         access_log=None,
         handler_cancellation=True,
         shutdown_timeout=0.1,
@@ -105,6 +161,15 @@ async def start(port: int, latency: float) -> tuple[web.AppRunner, str]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, backlog=1_024).start()
     return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+
+def _model(ask: Ask) -> str:
+    return str(ask.path.get("model") or ask.body.get("model") or "")
+
+
+def _credential(request: web.Request) -> str:
+    given = (request.headers.get(name, "") for name in CREDENTIAL_HEADERS)
+    return sha256("".join(given).encode()).hexdigest()[:12]
 
 
 def _caller(request: web.Request) -> str:

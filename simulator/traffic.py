@@ -1,9 +1,10 @@
 """How many calls came in, how many at once, and how they ended."""
 
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass
@@ -14,10 +15,37 @@ class Call:
     status: int | None = None
 
 
+@dataclass
+class Admitted:
+    """The calls that were let in. Times in seconds of a clock that only goes forward."""
+
+    first_at: float
+    last_at: float = 0.0
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    requests_by_second: list[int] = field(default_factory=list)
+    """In the first second after `first_at`, the second one, and so on."""
+    tokens_by_second: list[int] = field(default_factory=list)
+
+    def count(self, now: float, input_tokens: int, output_tokens: int) -> None:
+        """Add one call."""
+        self.last_at = now
+        self.requests += 1
+        self.input_tokens += input_tokens
+        self.output_tokens += output_tokens
+        missing = int(now - self.first_at) + 1 - len(self.requests_by_second)
+        self.requests_by_second += [0] * missing
+        self.tokens_by_second += [0] * missing
+        self.requests_by_second[-1] += 1
+        self.tokens_by_second[-1] += input_tokens + output_tokens
+
+
 class Traffic:
     """Counters of provider calls; calls at the control doors aren't counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.in_flight = 0
         self._calls = 0
         self.reset()
@@ -28,6 +56,14 @@ class Traffic:
         self.callers: set[str] = set()
         self.peak_in_flight = self.in_flight
         self.by_status: Counter[str] = Counter()
+        self.admitted: Admitted | None = None
+
+    def admit(self, input_tokens: int, output_tokens: int) -> None:
+        """Count a call that was let in and billed."""
+        now = self._clock()
+        if self.admitted is None:
+            self.admitted = Admitted(first_at=now)
+        self.admitted.count(now, input_tokens, output_tokens)
 
     @contextmanager
     def call(self, caller: str) -> Iterator[Call]:
@@ -52,4 +88,5 @@ class Traffic:
             "in_flight": self.in_flight,
             "peak_in_flight": self.peak_in_flight,
             "by_status": dict(self.by_status),
+            "admitted": asdict(self.admitted) if self.admitted else None,
         }

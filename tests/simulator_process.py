@@ -48,6 +48,14 @@ class SimulatorProcess:
         """Append to the fault script: one fault for each of the next provider calls."""
         self._call("/control/faults", list(faults))
 
+    def set_limits(self, **limits: Any) -> None:
+        """Change the limits of `model`, or of all; see `simulator.limits.Limits`."""
+        self._call("/control/limits", limits)
+
+    def set_latency(self, seconds: float, spread: float = 0.0) -> None:
+        """Change how long answers take."""
+        self._call("/control/latency", {"seconds": seconds, "spread": spread})
+
     def reset(self) -> None:
         """Clear the ledger, the counters and the faults still to come."""
         self._call("/control/reset", {})
