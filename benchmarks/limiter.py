@@ -127,7 +127,6 @@ def prompt_stack(
             # Of its own, and the broker stays: else the workers would get no messages either.
             redis = ValkeyServer()
             redis.start()
-            stack.callback(redis.stop)
             variables["REDIS_URL"] = redis.connection_url
         it = stack.enter_context(deployment(simulator.url, models, **variables))
         it.enqueue(jobs, lambda n: PROMPT.format(number=n), max_tokens=scenario.max_tokens)
@@ -140,10 +139,12 @@ def prompt_stack(
         if scenario.redis_away_after is not None and redis is not None:
             wait_until(lambda: _admitted(simulator) > 0, 60.0)
             time.sleep(scenario.redis_away_after)
+            port = redis.port
             redis.stop()
             time.sleep(AWAY_SECONDS)
-            redis = ValkeyServer(port=redis.port)
-            redis.start()
+            again = ValkeyServer(port=port)
+            again.start()
+            stack.callback(again.stop)
         it.wait_until_done(1_200.0)
         counts = it.counts()
     failed = jobs - counts.get("succeeded", 0)

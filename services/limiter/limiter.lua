@@ -60,9 +60,15 @@ local function read_limits()
 end
 read_limits()
 
+-- A little is left unused, for calls that overtake each other on their way to the provider.
+local function margin(name)
+  local full = limits[name] / 60 * burst
+  return name == 'requests' and math.min(3, full * 0.2) or full * 0.1
+end
+
 -- How much a bucket gathers by time alone. A provider's headers may lift it higher.
 local function capacity(name)
-  local full = limits[name] / 60 * burst
+  local full = limits[name] / 60 * burst - margin(name)
   return name == 'requests' and math.max(1, full) or full
 end
 
@@ -332,13 +338,12 @@ if age <= OLDEST_REPORT then
       local full, level = capacity(name), state['level_' .. name]
       local real = told[name] - since + limits[name] / 60 * age
       real = math.min(real, math.max(full, get('peak_' .. name)))
-      -- Told in whole numbers: the truth is up to one more. A little of it is left unused, for
-      -- calls that overtake each other on their way.
-      local margin = name == 'requests' and math.min(2, full * 0.1) or full * 0.05
-      if level > real + 1 - margin then set('level_' .. name, real + 1 - margin)
+      real = real - margin(name)
+      -- Told in whole numbers: the truth is up to one more.
+      if level > real + 1 then set('level_' .. name, real + 1)
       -- 0 is also said of a bucket in debt.
-      elseif is_trusted and told[name] > 0 and level < real - margin then
-        set('level_' .. name, level + (real - margin - level) / 2)
+      elseif is_trusted and told[name] > 0 and level < real then
+        set('level_' .. name, level + (real - level) / 2)
       end
     end
   end
