@@ -127,8 +127,14 @@ class Settings(BaseSettings):
     openai_base_url: str | None = Field(
         None, description="An OpenAI-compatible server instead of OpenAI's own."
     )
-    anthropic_api_key: SecretStr | None = Field(None, description="Key of Anthropic, to come.")
-    gemini_api_key: SecretStr | None = Field(None, description="Key of Gemini, to come.")
+    anthropic_api_key: SecretStr | None = Field(None, description="Key of the anthropic provider.")
+    anthropic_base_url: str | None = Field(
+        None, description="A server that speaks Anthropic's API instead of its own."
+    )
+    gemini_api_key: SecretStr | None = Field(None, description="Key of the gemini provider.")
+    gemini_base_url: str | None = Field(
+        None, description="A server that speaks Gemini's API instead of Google's own."
+    )
     provider_timeout_seconds: PositiveSeconds = Field(
         120.0, description="Longest wait for one provider call."
     )

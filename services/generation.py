@@ -9,7 +9,8 @@ from repositories.session import UnitOfWork
 from services.claimed_job import ClaimedJob, Report
 from services.execution import Execution, JobOutcome
 from services.limiter.terms import Need
-from services.llm.base import GenerationRequest, LLMResponse, LLMService
+from services.llm.base import LLMResponse, LLMService
+from services.llm.requests import GenerationRequest
 from services.provider_calls import ProviderCall
 from services.text import make_storable_json
 

@@ -23,8 +23,9 @@ from repositories.models import Job, JobKind, JobState
 from repositories.session import Ledger, UnitOfWork
 from services.doorbell import Doorbell, Ring, ring_now
 from services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
-from services.llm.base import Capability, Fallback, GenerationRequest, Message
+from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
+from services.llm.requests import Fallback, GenerationRequest, Message
 from services.progress import Progress, ProgressService
 from services.text import check_storable, check_storable_json
 from services.views import AttemptView, JobView
@@ -159,7 +160,7 @@ class JobService:
             except ValidationError as error:
                 raise InvalidInput(explain(error)) from None
             for target in request.targets():
-                self._factory.service_class(target.provider).check_options(target.options)
+                self._factory.service_class(target.provider).check_request(target)
             body = request.model_dump(mode="json", exclude_defaults=True)
             self._check_size(json.dumps(body, ensure_ascii=False), "The request")
             new = NewJob(JobKind.GENERATION, provider, request.model, body, job_options)

@@ -1,7 +1,8 @@
 """What a simulated model answers: the same for the same input, in every run and process."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import shake_256
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,3 +32,18 @@ def text_for(model: str, prompts: Sequence[str]) -> str:
 def tokens_in(text: str) -> int:
     """Count tokens as OpenAI's embeddings service does: a quarter of the UTF-8 bytes."""
     return -(-len(text.encode()) // 4)
+
+
+def instance_of(schema: Mapping[str, Any]) -> Any:
+    """Return a small instance of a JSON schema, of the types that answers are made of."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    match schema.get("type"):
+        case "object":
+            return {name: instance_of(part) for name, part in schema.get("properties", {}).items()}
+        case "array":
+            return [instance_of(schema.get("items", {}))]
+        case "integer" | "number":
+            return 1
+        case other:
+            return {"boolean": True, "null": None}.get(str(other), "simulated")

@@ -17,7 +17,9 @@ KINDS = {
     "duplicate": "gives the last vector the index of the first",
     "shuffled": "sends the vectors in reverse, with their right indexes",
     "nan": "the first number of the first vector isn't one",
+    "short": "all vectors lack their last number",
     "floats": "sends lists of floats, whatever was asked for",
+    "refused": "the model refuses to answer, as its content filter would",
     "nul": "the generated text has a NUL character",
 }
 

@@ -1,6 +1,7 @@
 """The wire of OpenAI: chat completions, embeddings and the list of models."""
 
 import base64
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.answers import DEFAULT_DIMENSIONS, text_for, tokens_in, vector_for
+from simulator.answers import DEFAULT_DIMENSIONS, tokens_in, vector_for
+from simulator.asking import Asked, is_refused, known, make, required, text_of
 from simulator.ledger import billing_key
+from simulator.openai_responses import RESPONSES, responses
 from simulator.wire import Answer, Ask, Refusal, Standing, Wire
 
 CHAT = "/v1/chat/completions"
@@ -36,52 +39,50 @@ def refuse(refusal: Refusal) -> Mapping[str, Any]:
 
 def chat(ask: Ask) -> Answer:
     """Answer one chat completion."""
-    body, fault = ask.body, ask.fault
-    model, messages = _required(body, "model", str), _required(body, "messages", list)
-    if not messages:
-        raise Refusal(400, "'messages' is too short.", "invalid_value")
-    prompts = [str(message["content"]) for message in messages]
-    text = text_for(model, prompts) + ("\0" if fault.kind == "nul" else "")
-    finish_reason = "stop"
-    most = body.get("max_completion_tokens")
-    if most is not None and most < tokens_in(text):
-        text, finish_reason = text.encode()[: 4 * most].decode(errors="ignore"), "length"
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": text, "refusal": None},
-        "logprobs": None,
-        "finish_reason": finish_reason,
-    }
-    spent, made = sum(map(tokens_in, prompts)), tokens_in(text)
+    asked = _asked(ask.body)
+    made = make(asked, ask.fault)
+    message: dict[str, Any] = {"role": "assistant", "content": made.text, "refusal": None}
+    finish_reason = "length" if made.is_cut else "stop"
+    if made.arguments is not None:
+        function = {"name": asked.tool, "arguments": json.dumps(made.arguments)}
+        call = {"id": "call_simulated", "type": "function", "function": function}
+        message |= {"content": None, "tool_calls": [call]}
+        finish_reason = "tool_calls"
+    if is_refused(ask):
+        message |= {"content": None, "refusal": "I can't help with that."}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
     return Answer(
         {
             "id": "chatcmpl-simulated",
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": model,
-            "choices": [] if fault.kind == "wrong_count" else [choice],
+            "model": asked.model,
+            "choices": [] if ask.fault.kind == "wrong_count" else [choice],
             "usage": {
-                "prompt_tokens": spent,
-                "completion_tokens": made,
-                "total_tokens": spent + made,
+                "prompt_tokens": made.input_tokens,
+                "prompt_tokens_details": {"cached_tokens": made.cached_tokens},
+                "completion_tokens": made.output_tokens,
+                "total_tokens": made.input_tokens + made.output_tokens,
             },
         },
-        billed=(billing_key(CHAT, model, "\n".join(prompts)),),
-        input_tokens=spent,
-        output_tokens=made,
+        billed=(billing_key(CHAT, asked.model, "\n".join(asked.prompts)),),
+        input_tokens=made.input_tokens,
+        output_tokens=made.output_tokens,
     )
 
 
 def embeddings(ask: Ask) -> Answer:
     """Answer one embedding request."""
     body, fault = ask.body, ask.fault
-    model, given = _required(body, "model", str), _required(body, "input", str | list)
+    model, given = known(required(body, "model", str)), required(body, "input", str | list)
     texts = [given] if isinstance(given, str) else given
     spent = _check_inputs(texts)
     dimensions = body.get("dimensions") or DEFAULT_DIMENSIONS
     vectors = [vector_for(model, text, dimensions) for text in texts]
     if fault.kind == "nan":
         vectors[0][0] = np.nan
+    if fault.kind == "short":
+        vectors = [vector[:-1] for vector in vectors]
     as_floats = body.get("encoding_format") != "base64" or fault.kind == "floats"
     data = [
         {"object": "embedding", "index": index, "embedding": _encode(vector, as_floats)}
@@ -126,20 +127,30 @@ def limit_headers(limits: Mapping[str, Standing]) -> Mapping[str, str]:
 OPENAI = Wire(
     endpoints={
         ("POST", CHAT): chat,
+        ("POST", RESPONSES): responses,
         ("POST", EMBEDDINGS): embeddings,
-        ("GET", "/v1/models"): models,
     },
     refuse=refuse,
     limit_headers=limit_headers,
 )
 
 
-def _required(body: Mapping[str, Any], name: str, kind: Any) -> Any:
-    if name not in body:
-        raise Refusal(400, f"Missing required parameter: '{name}'.", "missing_required_parameter")
-    if not isinstance(body[name], kind):
-        raise Refusal(400, f"Invalid type for '{name}'.", "invalid_type")
-    return body[name]
+def _asked(body: Mapping[str, Any]) -> Asked:
+    model, turns = known(required(body, "model", str)), required(body, "messages", list)
+    if not turns:
+        raise Refusal(400, "'messages' is too short.", "invalid_value")
+    tools = body.get("tools") or []
+    calls = tools and body.get("tool_choice") != "none" and turns[-1]["role"] != "tool"
+    tool = tools[0]["function"] if calls else None
+    form = body.get("response_format") or {}
+    return Asked(
+        model=model,
+        prompts=[text_of(turn["content"]) for turn in turns],
+        most_tokens=body.get("max_completion_tokens"),
+        schema=(form.get("json_schema") or {}).get("schema"),
+        tool=tool["name"] if tool else None,
+        tool_schema=tool["parameters"] if tool else None,
+    )
 
 
 def _check_inputs(texts: list[Any]) -> int:

@@ -12,7 +12,10 @@ from typing import Any
 
 from aiohttp import web
 
+from simulator import anthropic, gemini, openai
+from simulator.anthropic import ANTHROPIC
 from simulator.faults import Fault, FaultScript, parse
+from simulator.gemini import GEMINI
 from simulator.ledger import Ledger
 from simulator.limits import Limiter, LimitReached, Limits, parse_limits
 from simulator.openai import OPENAI
@@ -21,7 +24,7 @@ from simulator.wire import Answer, Ask, Endpoint, Refusal, Wire
 
 CREDENTIAL_HEADERS = ("authorization", "x-api-key", "x-goog-api-key")
 LARGEST_REQUEST = 256 * 1024 * 1024
-WIRES = (OPENAI,)
+WIRES = (OPENAI, ANTHROPIC, GEMINI)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Simulator:
         for wire in WIRES:
             for (method, path), endpoint in wire.endpoints.items():
                 app.router.add_route(method, path, ProviderDoor(self, wire, endpoint).handle)
+        app.router.add_get("/{version:v1|v1beta}/models", self._list_models)
         app.router.add_post("/control/faults", self._add_faults)
         app.router.add_post("/control/limits", self._set_limits)
         app.router.add_post("/control/latency", self._set_latency)
@@ -59,6 +63,15 @@ class Simulator:
         app.router.add_get("/ledger", self._show_ledger)
         app.router.add_get("/stats", self._show_stats)
         return app
+
+    async def _list_models(self, request: web.Request) -> web.StreamResponse:
+        # All have this path; their clients are told apart by the headers that they send.
+        wire, models = OPENAI, openai.models
+        if "anthropic-version" in request.headers:
+            wire, models = ANTHROPIC, anthropic.models
+        elif "x-goog-api-key" in request.headers:
+            wire, models = GEMINI, gemini.models
+        return await ProviderDoor(self, wire, models).handle(request)
 
     async def _add_faults(self, request: web.Request) -> web.Response:
         try:
@@ -110,30 +123,30 @@ class ProviderDoor:
             if fault.kind in {"reset", "hang"}:
                 await _never_answer(request, fault)
             headers: dict[str, str] = {}
+            retry_form = "none"
             try:
                 ask = Ask(await _json(request), dict(request.match_info), fault)
                 answer = self._work(ask)
-                if request.method == "POST":
-                    bucket = simulator.limiter.bucket(_credential(request), _model(ask))
-                    try:
-                        simulator.limiter.admit(bucket, answer.input_tokens, answer.output_tokens)
-                    finally:
-                        headers |= self._wire.limit_headers(simulator.limiter.standing(bucket))
-            except LimitReached as reached:
-                call.status = reached.status
-                headers |= reached.headers(bucket.limits.retry_after)
-                return _respond(call, self._wire.refuse(reached), headers)
+                if not answer.billed:
+                    call.status = 200
+                    return _respond(call, answer.body, {})
+                bucket = simulator.limiter.bucket(_credential(request), _model(ask))
+                retry_form = bucket.limits.retry_after
+                try:
+                    simulator.limiter.admit(bucket, answer.input_tokens, answer.output_tokens)
+                finally:
+                    headers |= self._wire.limit_headers(simulator.limiter.standing(bucket))
             except Refusal as refusal:
                 call.status = refusal.status
-                return _respond(call, self._wire.refuse(refusal), fault.headers())
+                told = refusal.headers(retry_form) if isinstance(refusal, LimitReached) else None
+                return _respond(
+                    call, self._wire.refuse(refusal), headers | (told or fault.headers())
+                )
             # Paid from here on, whether or not anybody still listens to the answer.
             simulator.ledger.bill(answer.billed)
             simulator.traffic.admit(answer.input_tokens, answer.output_tokens)
-            extra = fault.seconds if fault.kind == "billed_timeout" else 0.0
-            if request.method != "POST":
-                call.status = 200
-                return _respond(call, answer.body, headers)
             bucket.flying += 1
+            extra = fault.seconds if fault.kind == "billed_timeout" else 0.0
             try:
                 await asyncio.sleep(simulator.latency.draw() + extra)
             finally:

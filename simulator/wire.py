@@ -69,5 +69,3 @@ class Wire:
     refuse: Callable[[Refusal], Mapping[str, Any]]
     """Makes the provider's error body."""
     limit_headers: LimitHeaders
-    split_tokens: bool = False
-    """Whether the provider limits input and output tokens apart."""

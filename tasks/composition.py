@@ -130,12 +130,18 @@ class PromptStack:
     def factory(self) -> LLMServiceFactory:
         """The providers, with the keys and addresses from settings."""
         settings = self.settings
-        openai = {
-            "api_key": _reveal(settings.openai_api_key),
-            "base_url": settings.openai_base_url,
-            "timeout": settings.provider_timeout_seconds,
+        remote = {
+            "openai": (settings.openai_api_key, settings.openai_base_url),
+            "anthropic": (settings.anthropic_api_key, settings.anthropic_base_url),
+            "gemini": (settings.gemini_api_key, settings.gemini_base_url),
         }
-        return LLMServiceFactory({"openai": openai})
+        timeout = settings.provider_timeout_seconds
+        return LLMServiceFactory(
+            {
+                name: {"api_key": _reveal(key), "base_url": base_url, "timeout": timeout}
+                for name, (key, base_url) in remote.items()
+            }
+        )
 
     @cached_property
     def progress(self) -> ProgressService:

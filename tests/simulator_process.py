@@ -44,6 +44,11 @@ class SimulatorProcess:
     ) -> None:
         self._end()
 
+    @property
+    def origin(self) -> str:
+        """Where the simulator is, without a path."""
+        return self.url.removesuffix("/v1")
+
     def control(self, *faults: dict[str, Any]) -> None:
         """Append to the fault script: one fault for each of the next provider calls."""
         self._call("/control/faults", list(faults))

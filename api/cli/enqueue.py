@@ -17,7 +17,7 @@ from api.cli.terminal import JOB_FAILED, JsonFlag, err, out, print_json, printab
 from api.cli.watching import show_until_done, shown
 from repositories.models import JobState
 from services.errors import InvalidInput
-from services.llm.base import Fallback
+from services.llm.requests import Fallback
 from services.views import JobView
 from tasks.composition import PromptStack
 

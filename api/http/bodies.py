@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import Header
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from services.llm.base import Text
+from services.llm.requests import Text
 
 MAX_FIELDS = 100
 """No request has as many. Validation says something about each unknown field, and a body of a

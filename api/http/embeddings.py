@@ -7,7 +7,7 @@ from pydantic import Field
 
 from api.http.auth import CurrentCaller, Stack
 from api.http.bodies import IdempotencyKey, JobBody
-from services.llm.base import Text
+from services.llm.requests import Text
 from services.views import JobView
 
 router = APIRouter(tags=["embeddings"])

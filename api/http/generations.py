@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, FailFast, Field, JsonValue
 
 from api.http.auth import CurrentCaller, Stack
 from api.http.bodies import IdempotencyKey, JobBody, refuse_many_fields
-from services.llm.base import MAX_FALLBACKS, Fallback, Message, Text
+from services.llm.requests import MAX_FALLBACKS, Fallback, Message, Text
 from services.views import JobView
 
 router = APIRouter(tags=["generations"])

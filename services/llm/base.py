@@ -6,31 +6,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal, Self
+from hashlib import sha256
+from typing import ClassVar
 from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import JsonValue
 
 from services.errors import InvalidInput, UnknownModel
 from services.llm.errors import BadResponse, InvalidProviderRequest, ProviderError
 from services.llm.limit_report import LimitReport
+from services.llm.requests import GenerationRequest
 from services.text import check_storable
 
 logger = logging.getLogger(__name__)
 
 
 MAX_MODEL_CHARACTERS = 200
-MAX_FALLBACKS = 5
+BYTES_PER_TOKEN = 4
 
 
 class Capability(StrEnum):
@@ -38,87 +32,6 @@ class Capability(StrEnum):
 
     GENERATION = "generation"
     EMBEDDING = "embedding"
-
-
-def _storable(text: str, info: ValidationInfo) -> str:
-    return check_storable(text, f"{info.field_name or 'text'}")
-
-
-Text = Annotated[str, AfterValidator(_storable)]
-"""A string that PostgreSQL can hold: no NUL, no lone surrogate."""
-
-
-class Message(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[Text, Field(min_length=1)]
-
-
-class Fallback(BaseModel):
-    """Who answers a generation where the provider that was named first can't."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    provider: str
-    model: str | None = None
-    """The provider's default when None."""
-    options: dict[str, JsonValue] = Field(default_factory=dict)
-    """Parameters of this provider; those of the first one don't go to it."""
-
-
-class GenerationRequest(BaseModel):
-    """What to generate: a prompt or a conversation, and how."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    provider: str
-    model: str
-    prompt: Annotated[Text, Field(min_length=1)] | None = None
-    messages: tuple[Message, ...] = ()
-    system: Text | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
-    stop: tuple[Text, ...] = ()
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    options: dict[str, JsonValue] = Field(default_factory=dict)
-    """Parameters that only this provider knows, passed through as they are."""
-    fallbacks: tuple[Fallback, ...] = Field(default=(), max_length=MAX_FALLBACKS)
-    """Asked in this order on overload, outage, open circuit and spent quota."""
-
-    @model_validator(mode="after")
-    def _one_input(self) -> Self:
-        if (self.prompt is None) == (not self.messages):
-            raise ValueError("give either prompt or messages")
-        if self.prompt is not None and not self.prompt.strip():
-            raise ValueError("prompt is empty")
-        return self
-
-    def targets(self) -> list[Self]:
-        """The request as each provider gets it: the first one, then the fallbacks."""
-        others = [
-            self.model_copy(
-                update={
-                    "provider": fallback.provider,
-                    "model": fallback.model,
-                    "options": fallback.options,
-                    "fallbacks": (),
-                }
-            )
-            for fallback in self.fallbacks
-        ]
-        return [self, *others]
-
-    def conversation(self) -> list[Message]:
-        """The whole input as turns, the system prompt first."""
-        turns = list(self.messages)
-        if self.prompt is not None:
-            turns = [Message(role="user", content=self.prompt)]
-        if self.system:
-            turns.insert(0, Message(role="system", content=self.system))
-        return turns
 
 
 @dataclass(frozen=True)
@@ -158,6 +71,15 @@ class EmbeddingResponse:
 
 
 @dataclass(frozen=True)
+class TokenCount:
+    """How many tokens a text is."""
+
+    tokens: int
+    is_exact: bool
+    """False for an estimate."""
+
+
+@dataclass(frozen=True)
 class EmbeddingLimits:
     """What one embedding request may hold."""
 
@@ -184,6 +106,9 @@ class LLMService(ABC):
 
     known_models: ClassVar[Mapping[Capability, frozenset[str]] | None] = None
     """The models that exist, or None where only the provider itself knows."""
+
+    unsupported: ClassVar[frozenset[str]] = frozenset()
+    """The fields of a `GenerationRequest` that it can't honour."""
 
     known_options: ClassVar[frozenset[str] | None] = frozenset()
     """The provider-specific parameters it takes, or None where it passes all on."""
@@ -227,6 +152,17 @@ class LLMService(ABC):
             raise InvalidInput(
                 f"Provider '{cls.name}' has no option {', '.join(unknown)[:200]}. Known: {known}."
             )
+
+    @classmethod
+    def check_request(cls, request: GenerationRequest) -> None:
+        """Raise `InvalidInput` for what the provider can't honour: never dropped in silence."""
+        given = {name for name in cls.unsupported if getattr(request, name)}
+        given |= {name for name in cls.unsupported if getattr(request, name) == 0}
+        if given:
+            raise InvalidInput(
+                f"Provider '{cls.name}' does not support {', '.join(sorted(given))}; leave it out."
+            )
+        cls.check_options(request.options)
 
     async def generate_text(
         self, request: GenerationRequest, user_id: UUID | None, *, failures: int = 0
@@ -295,12 +231,19 @@ class LLMService(ABC):
         return "none"
 
     def estimate_tokens(self, text: str) -> int:
-        """A quick estimate: a quarter of the UTF-8 bytes, rounded up."""
-        return -(-len(text.encode()) // 4)
+        """A quick estimate without a network: a quarter of the UTF-8 bytes, rounded up.
 
-    @abstractmethod
-    def count_tokens(self, text: str) -> int:
-        """How many tokens `text` is for this provider, or a documented estimate."""
+        It's the rule by which OpenAI counts embedding requests; prose in Latin script has about
+        as many, code and other scripts have more.
+        """
+        return -(-len(text.encode()) // BYTES_PER_TOKEN)
+
+    async def count_tokens(self, text: str, model: str) -> "TokenCount":
+        """How many tokens `text` is for a model, by the provider's own means where there are any.
+
+        Raises a `ProviderError` where it must be asked and doesn't answer.
+        """
+        return TokenCount(self.estimate_tokens(text), is_exact=False)
 
     @abstractmethod
     async def is_available(self) -> bool:
@@ -320,6 +263,11 @@ class LLMService(ABC):
             error.status,
             error.request_id,
         )
+
+
+def fingerprint(api_key: str) -> str:
+    """Name a key without telling it: 12 hex digits of its SHA-256."""
+    return sha256(api_key.encode()).hexdigest()[:12] if api_key else "none"
 
 
 def _check_vectors(vectors: npt.NDArray[np.float32], texts: int, provider: str) -> None:

@@ -7,12 +7,12 @@ import asyncio
 from typing import ClassVar
 from uuid import UUID
 
-from services.llm.base import Capability, GenerationRequest, LLMResponse, LLMService
+from services.llm.base import Capability, LLMResponse, LLMService
 from services.llm.errors import InvalidProviderRequest, Overloaded
+from services.llm.requests import GenerationRequest
 
 MODEL = "demo-1"
 QUOTED_WORDS = 12
-BYTES_PER_TOKEN = 4
 
 
 class DemoService(LLMService):
@@ -26,6 +26,7 @@ class DemoService(LLMService):
     is_limited = False
     default_models: ClassVar = {Capability.GENERATION: MODEL}
     known_models: ClassVar = {Capability.GENERATION: frozenset({MODEL})}
+    unsupported = frozenset({"json_schema", "tools"})
     known_options = frozenset({"delay_seconds", "fail_times", "fail_with"})
 
     async def _generate(
@@ -46,14 +47,10 @@ class DemoService(LLMService):
         return LLMResponse(
             text=text,
             model=request.model,
-            input_tokens=sum(self.count_tokens(turn.content) for turn in request.conversation()),
-            output_tokens=self.count_tokens(text),
+            input_tokens=sum(self.estimate_tokens(turn.content) for turn in request.conversation()),
+            output_tokens=self.estimate_tokens(text),
             finish_reason="stop",
         )
-
-    def count_tokens(self, text: str) -> int:
-        """An estimate: four UTF-8 bytes a token."""
-        return -(-len(text.encode()) // BYTES_PER_TOKEN)
 
     async def is_available(self) -> bool:
         """Always: it is part of this process."""

@@ -40,7 +40,7 @@ class LocalService(LLMService):
         # It computes: on a thread, so that the event loop goes on serving other calls.
         return await asyncio.to_thread(self._compute, texts, model)
 
-    def count_tokens(self, text: str) -> int:
+    def estimate_tokens(self, text: str) -> int:
         """The number of tokens that the model's own tokenizer makes."""
         return len(self._model().tokenizer.encode(text, add_special_tokens=False).ids)
 
@@ -54,7 +54,7 @@ class LocalService(LLMService):
         return EmbeddingResponse(
             vectors=vectors,
             model=model,
-            input_tokens=sum(self.count_tokens(text) for text in texts),
+            input_tokens=sum(self.estimate_tokens(text) for text in texts),
         )
 
     def _model(self) -> WordLlamaInference:

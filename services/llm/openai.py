@@ -7,15 +7,13 @@ asked for in base64 and decoded here, because the SDK's lists of floats cost far
 
 import asyncio
 import json
-import math
-import re
+import os
 import time
 import warnings
 from binascii import a2b_base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -24,49 +22,59 @@ import httpx2
 import numpy as np
 import numpy.typing as npt
 import openai
+import tiktoken
 from pydantic import JsonValue
 from pydantic_core import from_json
 
 from services.errors import InvalidInput
+from services.llm import openai_chat as chat
+from services.llm import openai_responses as responses
 from services.llm.base import (
     Capability,
     EmbeddingLimits,
     EmbeddingResponse,
-    GenerationRequest,
     LLMResponse,
     LLMService,
+    TokenCount,
+    fingerprint,
 )
-from services.llm.errors import (
-    AuthenticationFailed,
-    BadResponse,
-    ConnectionFailed,
-    ContentRefused,
-    ContextTooLong,
-    InvalidProviderRequest,
-    Overloaded,
-    ProviderError,
-    ProviderTimeout,
-    QuotaExhausted,
-    RateLimited,
+from services.llm.errors import AuthenticationFailed, InvalidProviderRequest, ProviderError
+from services.llm.headers import limit_report, request_id
+from services.llm.requests import GenerationRequest
+from services.llm.translation import (
+    broken,
+    from_status,
+    reading,
+    refused,
+    timed_out,
+    unusable,
 )
 from services.text import make_storable
 
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_SECONDS = 10.0
 AVAILABILITY_SECONDS = 5.0
-LONGEST_WAIT = 86_400.0
-LONGEST_DETAIL = 2_000
 
 # The aiohttp transport keeps every connection up to `max_connections` alive and ignores
 # `max_keepalive_connections`. Idle ones are dropped just before uvicorn, which serves most
 # compatible APIs, drops them after 5 s: a POST that meets a closing connection is lost.
 CONNECTIONS = httpx2.Limits(max_connections=1_000, keepalive_expiry=4.0)
 
-RESERVED_OPTIONS = frozenset({"model", "messages", "n", "stream"})
+RESERVED_OPTIONS = frozenset({"model", "messages", "input", "n", "stream"})
+RESPONSES = "responses"
+DIMENSIONS: Mapping[str, int] = {
+    "text-embedding-3-small": 1_536,
+    "text-embedding-3-large": 3_072,
+    "text-embedding-ada-002": 1_536,
+}
+"""Of the models whose vectors have but one length as long as nobody asks for another."""
 
 
 class OpenAIService(LLMService):
     """Generations and embeddings from OpenAI or, by `base_url`, from a compatible server.
+
+    Generations go to chat completions, which every compatible server has, or with the option
+    `api` = `responses` to the Responses API.
 
     One client with one connection pool, made on the first call and bound to the event loop of
     that call.
@@ -103,37 +111,46 @@ class OpenAIService(LLMService):
         reserved = ", ".join(sorted(RESERVED_OPTIONS & options.keys()))
         if reserved:
             raise InvalidInput(f"Provider '{cls.name}' doesn't take {reserved} as an option.")
+        if options.get("api", "chat") not in {"chat", RESPONSES}:
+            raise InvalidInput(f"The option api must be chat or {RESPONSES}.")
+
+    @classmethod
+    def check_request(cls, request: GenerationRequest) -> None:
+        """See `LLMService`; the Responses API has neither stop texts nor seeds."""
+        super().check_request(request)
+        lacking = [name for name in ("stop", "seed") if getattr(request, name) not in {None, ()}]
+        if request.options.get("api") == RESPONSES and lacking:
+            raise InvalidInput(
+                f"The Responses API does not support {', '.join(lacking)}; leave it out, or leave "
+                "out the option api."
+            )
 
     async def _generate(
         self, request: GenerationRequest, user_id: UUID | None, failures: int
     ) -> LLMResponse:
         try:
-            self.check_options(request.options)
+            self.check_request(request)
         except InvalidInput as error:
             raise InvalidProviderRequest(str(error)) from error
-        fields = {
-            "model": request.model,
-            "messages": [turn.model_dump() for turn in request.conversation()],
-            "temperature": request.temperature,
-            "max_completion_tokens": request.max_tokens,
-            "stop": request.stop or None,
-            "seed": request.seed,
-        }
-        given = {name: value for name, value in fields.items() if value is not None}
-        answer = await self._ask("/chat/completions", given | request.options)
-        with _reading(answer):
+        options = {name: value for name, value in request.options.items() if name != "api"}
+        wire = responses if request.options.get("api") == RESPONSES else chat
+        answer = await self._ask(wire.PATH, wire.body(request) | options)
+        with self._reading(answer):
             # Only the standard parser takes half a surrogate pair, which make_storable replaces.
-            body = json.loads(answer.content)
-            choice = body["choices"][0]
-            text = _text_of(choice, answer)
-            prompt = sum(self.count_tokens(turn.content) for turn in request.conversation())
+            said = wire.read(json.loads(answer.content))
+            text = make_storable(said.text)
+            if said.refusal is not None and not text and not said.tool_calls:
+                raise refused(self.name, said.refusal, answer.status_code, answer.headers)
             return LLMResponse(
                 text=text,
-                model=make_storable(body.get("model") or request.model),
-                input_tokens=_tokens(body, "prompt_tokens", prompt),
-                output_tokens=_tokens(body, "completion_tokens", self.count_tokens(text)),
-                finish_reason=make_storable(choice.get("finish_reason") or "unknown"),
-                provider_request_id=_request_id(answer),
+                model=make_storable(said.model or request.model),
+                input_tokens=_or_estimate(said.input_tokens, self.estimate_tokens, request.text()),
+                output_tokens=_or_estimate(said.output_tokens, self.estimate_tokens, text),
+                finish_reason=make_storable(said.finish_reason),
+                provider_request_id=request_id(answer.headers),
+                cached_tokens=said.cached_tokens,
+                tool_calls=said.tool_calls,
+                limits=limit_report(answer.headers),
             )
 
     async def _embed(
@@ -142,24 +159,42 @@ class OpenAIService(LLMService):
         answer = await self._ask(
             "/embeddings", {"model": model, "input": list(texts), "encoding_format": "base64"}
         )
-        with _reading(answer):
+        with self._reading(answer):
             body = from_json(answer.content)
             rows = sorted(body["data"], key=lambda row: row["index"])
             if [row["index"] for row in rows] != list(range(len(texts))):
                 raise ValueError("there isn't exactly one vector for each text")
+            vectors = np.stack([_vector(row["embedding"]) for row in rows])
+            if vectors.shape[1] != DIMENSIONS.get(model, vectors.shape[1]):
+                raise ValueError(f"vectors of {model} have {vectors.shape[1]} dimensions")
+            used = (body.get("usage") or {}).get("prompt_tokens")
             return EmbeddingResponse(
-                vectors=np.stack([_vector(row["embedding"]) for row in rows]),
+                vectors=vectors,
                 model=make_storable(body.get("model") or model),
-                input_tokens=_tokens(body, "prompt_tokens", sum(map(self.count_tokens, texts))),
-                provider_request_id=_request_id(answer),
+                input_tokens=sum(map(self.estimate_tokens, texts)) if used is None else int(used),
+                provider_request_id=request_id(answer.headers),
+                limits=limit_report(answer.headers),
             )
 
-    def count_tokens(self, text: str) -> int:
-        """An estimate: a quarter of the UTF-8 bytes, rounded up.
+    async def count_tokens(self, text: str, model: str) -> TokenCount:
+        """By tiktoken where its encodings are on this machine; else an estimate.
 
-        It's the rule by which the API itself counts embedding requests.
+        tiktoken downloads an encoding when it first needs one. A worker shall not do that by
+        surprise: only a folder that TIKTOKEN_CACHE_DIR names and that holds them is used.
         """
-        return math.ceil(len(text.encode()) / 4)
+        if not _has_encodings(os.environ.get("TIKTOKEN_CACHE_DIR", "")):
+            return await super().count_tokens(text, model)
+        try:
+            encoding = await asyncio.to_thread(tiktoken.encoding_for_model, model)
+        except (KeyError, OSError, ValueError):
+            # Of a model that tiktoken doesn't know, or whose encoding isn't there.
+            return await super().count_tokens(text, model)
+        return TokenCount(len(encoding.encode(text, disallowed_special=())), is_exact=True)
+
+    @property
+    def credential(self) -> str:
+        """See `LLMService`."""
+        return fingerprint(self._api_key)
 
     async def is_available(self) -> bool:
         """Whether the list of models is answered within a few seconds."""
@@ -175,6 +210,9 @@ class OpenAIService(LLMService):
         client, self._client = self._client, None
         if client is not None:
             await client.close()
+
+    def _reading(self, answer: httpx2.Response) -> AbstractContextManager[None]:
+        return reading(self.name, answer.text, answer.status_code, answer.headers)
 
     async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
         """POST `body`, or GET when there is none."""
@@ -209,32 +247,30 @@ class OpenAIService(LLMService):
         return self._client
 
 
-@contextmanager
-def _reading(answer: httpx2.Response) -> Iterator[None]:
-    """Turn whatever is wrong with the form of an answer into `BadResponse`."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise BadResponse(
-            "openai answered in a form that cannot be used; nothing was stored.",
-            detail=_detail(f"{error}: {answer.text[:LONGEST_DETAIL]}"),
-            status=answer.status_code,
-            request_id=_request_id(answer),
-        ) from error
-
-
-def _text_of(choice: Mapping[str, Any], answer: httpx2.Response) -> str:
-    message = choice["message"]
-    text = message.get("content") or ""
-    refusal = message.get("refusal")
-    if not text and (refusal or choice.get("finish_reason") == "content_filter"):
-        raise ContentRefused(
-            "openai refused to answer this input.",
-            detail=_detail(refusal or "content_filter"),
-            status=answer.status_code,
-            request_id=_request_id(answer),
+def translate(error: Exception) -> ProviderError:
+    """Say what an error of the SDK or its transport means to us."""
+    if isinstance(error, openai.APIStatusError):
+        return from_status(
+            "openai",
+            error.status_code,
+            key_setting="OPENAI_API_KEY",
+            codes=(error.code, error.type),
+            text=error.response.text,
+            headers=error.response.headers,
         )
-    return make_storable(text)
+    # The aiohttp transport names every broken or refused connection a ConnectTimeout, and the SDK
+    # then calls it a timeout.
+    if isinstance(error.__cause__, httpx2.ConnectTimeout):
+        return broken("openai")
+    if isinstance(error, (openai.APITimeoutError, TimeoutError)):
+        return timed_out("openai")
+    if isinstance(error, openai.APIConnectionError):
+        return broken("openai")
+    return unusable("openai")
+
+
+def _has_encodings(folder: str) -> bool:
+    return bool(folder) and Path(folder).is_dir() and any(Path(folder).iterdir())
 
 
 def _vector(embedding: str | list[float]) -> npt.NDArray[np.float32]:
@@ -245,118 +281,6 @@ def _vector(embedding: str | list[float]) -> npt.NDArray[np.float32]:
         return np.array(embedding, dtype=np.float32)
 
 
-def _tokens(body: Mapping[str, Any], name: str, estimate: int) -> int:
+def _or_estimate(used: int | None, estimate: Callable[[str], int], text: str) -> int:
     """What the answer says it used; some servers say nothing."""
-    used = (body.get("usage") or {}).get(name)
-    return estimate if used is None else int(used)
-
-
-def _request_id(response: httpx2.Response) -> str | None:
-    """The provider's id for a call, unless it has a form that could carry anything else."""
-    found = re.fullmatch(r"[\w.:-]{1,100}", response.headers.get("x-request-id", ""))
-    return found and found.group()
-
-
-def _detail(text: str) -> str:
-    return make_storable(text[:LONGEST_DETAIL])
-
-
-_REFUSED_KEY = (AuthenticationFailed, "does not accept the API key for this; check OPENAI_API_KEY")
-_NO_QUOTA = (QuotaExhausted, "says that the account has no quota or money left")
-_SLOW_DOWN = (RateLimited, "asks us to slow down")
-_TOO_LONG = (ContextTooLong, "says that the input is longer than it takes")
-_REFUSED_CONTENT = (ContentRefused, "refused the input by its content filter")
-_TIMEOUT = (ProviderTimeout, "took too long")
-_OVERLOADED = (Overloaded, "can't answer now")
-_UNKNOWN = (InvalidProviderRequest, "does not know the address; the model may not exist")
-_INVALID = (InvalidProviderRequest, "says that the request is wrong")
-
-_BY_CODE: Mapping[str, tuple[type[ProviderError], str]] = {
-    "insufficient_quota": _NO_QUOTA,
-    "billing_not_active": _NO_QUOTA,
-    "billing_hard_limit_reached": _NO_QUOTA,
-    "context_length_exceeded": _TOO_LONG,
-    "max_tokens_per_request": _TOO_LONG,
-    "string_above_max_length": _TOO_LONG,
-    "exceed_context_size_error": _TOO_LONG,
-    "content_filter": _REFUSED_CONTENT,
-    "content_policy_violation": _REFUSED_CONTENT,
-}
-_BY_STATUS: Mapping[int, tuple[type[ProviderError], str]] = {
-    401: _REFUSED_KEY,
-    402: _NO_QUOTA,
-    403: _REFUSED_KEY,
-    404: _UNKNOWN,
-    408: _TIMEOUT,
-    409: _OVERLOADED,
-    413: _TOO_LONG,
-    429: _SLOW_DOWN,
-}
-
-
-def translate(error: Exception) -> ProviderError:
-    """Say what an error of the SDK or its transport means to us.
-
-    The sentence is ours alone: what the provider wrote may repeat the prompt and goes to `detail`.
-    """
-    if isinstance(error, openai.APIStatusError):
-        return _from_status(error)
-    # The aiohttp transport names every broken or refused connection a ConnectTimeout, and the SDK
-    # then calls it a timeout.
-    if isinstance(error.__cause__, httpx2.ConnectTimeout):
-        return ConnectionFailed("The connection to openai failed or broke.")
-    if isinstance(error, (openai.APITimeoutError, TimeoutError)):
-        return ProviderTimeout("openai did not answer in time; the call may still be billed.")
-    if isinstance(error, openai.APIConnectionError):
-        return ConnectionFailed("The connection to openai failed or broke.")
-    return BadResponse("openai answered in a form that cannot be used.")
-
-
-def _from_status(error: openai.APIStatusError) -> ProviderError:
-    status, response = error.status_code, error.response
-    fallback = _OVERLOADED if status >= 500 else _INVALID
-    kind, meaning = (
-        _BY_CODE.get(str(error.code))
-        or _BY_CODE.get(str(error.type))
-        or _BY_STATUS.get(status, fallback)
-    )
-    # The embeddings API and vLLM give this no code of its own.
-    if kind is InvalidProviderRequest and "maximum context length" in response.text:
-        kind, meaning = _TOO_LONG
-    request_id = _request_id(response)
-    return kind(
-        f"openai {meaning} (status {status}, request {request_id or 'unknown'}).",
-        detail=_detail(response.text),
-        retry_after=retry_after(response.headers, datetime.now(UTC)) if kind.transient else None,
-        status=status,
-        request_id=request_id,
-    )
-
-
-def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Return the seconds that a response asks us to wait.
-
-    `retry-after-ms` goes before `retry-after`, which holds seconds or an HTTP date. What is
-    unreadable, negative or in the past counts as not said; more than a day counts as a day.
-    """
-    plain = headers.get("retry-after", "")
-    milliseconds = _number(headers.get("retry-after-ms", ""))
-    for wait in (milliseconds / 1_000, _number(plain), _seconds_until(plain, now)):
-        if wait >= 0:
-            return min(wait, LONGEST_WAIT)
-    return None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _seconds_until(http_date: str, now: datetime) -> float:
-    try:
-        then = parsedate_to_datetime(http_date)
-        return (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp() - now.timestamp()
-    except (ValueError, OverflowError):
-        return math.nan
+    return estimate(text) if used is None else used

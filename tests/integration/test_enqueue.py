@@ -28,8 +28,8 @@ from repositories.session import Ledger
 from services.doorbell import BrokerUnavailable, Doorbell, Ring
 from services.errors import IdempotencyConflict, InvalidInput, UnknownModel, UnknownProvider
 from services.jobs import JobDefaults, JobService
-from services.llm.base import Message
 from services.llm.openai import RESERVED_OPTIONS
+from services.llm.requests import Message
 from services.reconciler import Reconciler
 from services.views import JobView
 from tasks.composition import PromptStack

@@ -20,11 +20,11 @@ from services.llm.base import (
     Capability,
     EmbeddingLimits,
     EmbeddingResponse,
-    GenerationRequest,
     LLMResponse,
     LLMService,
 )
 from services.llm.errors import Overloaded, RateLimited
+from services.llm.requests import GenerationRequest
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 
@@ -53,7 +53,7 @@ class FakeService(LLMService):
         self.embedded.extend(texts)
         return EmbeddingResponse(np.ones((len(texts), 3), np.float32), model, len(texts))
 
-    def count_tokens(self, text: str) -> int:
+    def estimate_tokens(self, text: str) -> int:
         return len(text)
 
     async def is_available(self) -> bool:

@@ -26,7 +26,7 @@ from config.embedded.servers import ServerUrls
 from config.settings import Settings
 from repositories.errors import LedgerUnavailable
 from repositories.models import JobState
-from services.llm.base import Message
+from services.llm.requests import Message
 from tasks.composition import PromptStack
 
 GENERATIONS = "/api/v1/generations"

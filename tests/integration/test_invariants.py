@@ -41,11 +41,11 @@ from services.llm.base import (
     Capability,
     EmbeddingLimits,
     EmbeddingResponse,
-    GenerationRequest,
     LLMResponse,
     LLMService,
 )
 from services.llm.errors import InvalidProviderRequest, Overloaded, ProviderError, RateLimited
+from services.llm.requests import GenerationRequest
 from services.progress import Progress
 from services.reconciler import Reconciler
 from services.views import JobView
@@ -127,7 +127,7 @@ def employ(stack: PromptStack, provider: Provider) -> None:
             await provider.called()
             return EmbeddingResponse(np.ones((len(texts), 3), np.float32), model, len(texts))
 
-        def count_tokens(self, text: str) -> int:
+        def estimate_tokens(self, text: str) -> int:
             return len(text)
 
         async def is_available(self) -> bool:

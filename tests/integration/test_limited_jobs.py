@@ -13,8 +13,8 @@ from config.names import RATE_LIMIT_WAIT, Queue
 from config.settings import Settings
 from repositories.models import JobState
 from services.errors import InvalidInput, UnknownModel
-from services.llm.base import Fallback
 from services.llm.openai import OpenAIService
+from services.llm.requests import Fallback
 from services.views import AttemptView, JobView
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.errors import InvalidInput
-from services.llm.base import EmbeddingResponse, GenerationRequest, LLMResponse, Message
+from services.llm.base import EmbeddingResponse, LLMResponse
 from services.llm.errors import (
     AuthenticationFailed,
     BadResponse,
@@ -30,7 +30,10 @@ from services.llm.errors import (
     QuotaExhausted,
     RateLimited,
 )
-from services.llm.openai import LONGEST_DETAIL, LONGEST_WAIT, OpenAIService, retry_after
+from services.llm.headers import LONGEST_WAIT, retry_after
+from services.llm.openai import OpenAIService
+from services.llm.requests import GenerationRequest, Message
+from services.llm.translation import LONGEST_DETAIL
 from simulator.answers import text_for, vector_for
 from simulator.faults import NO_FAULT
 from simulator.ledger import billing_key
@@ -626,7 +629,7 @@ def test_a_closed_service_opens_again(simulator: SimulatorProcess) -> None:
     ("text", "tokens"), [("", 0), ("a", 1), ("abcd", 1), ("abcde", 2), ("ж" * 4, 2)]
 )
 def test_tokens_are_a_quarter_of_the_bytes(text: str, tokens: int) -> None:
-    assert OpenAIService().count_tokens(text) == tokens
+    assert OpenAIService().estimate_tokens(text) == tokens
 
 
 # The simulator

@@ -148,4 +148,5 @@ def test_the_image_gets_no_secrets() -> None:
     assert not any(".env" in rule for rule in rules)
     packages = {rule.removeprefix("!") for rule in rules if rule.startswith("!")}
     assert all((ROOT / package).exists() for package in packages)
-    assert {child.parent.name for child in ROOT.glob("*/__init__.py")} <= packages
+    ours = {child.parent.name for child in ROOT.glob("*/__init__.py")} - {"benchmarks"}
+    assert ours <= packages

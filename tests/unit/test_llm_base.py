@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from services.errors import InvalidInput, UnknownModel
-from services.llm.base import (
-    Capability,
-    EmbeddingResponse,
-    GenerationRequest,
-    LLMResponse,
-    LLMService,
-    Message,
-)
+from services.llm.base import Capability, EmbeddingResponse, LLMResponse, LLMService
 from services.llm.errors import BadResponse, InvalidProviderRequest, Overloaded
+from services.llm.requests import GenerationRequest, Message
 
 
 class Fixed(LLMService):
@@ -61,7 +55,7 @@ class Fixed(LLMService):
         assert self._vectors is not None
         return EmbeddingResponse(self._vectors, model, 5)
 
-    def count_tokens(self, text: str) -> int:
+    def estimate_tokens(self, text: str) -> int:
         return len(text)
 
     async def is_available(self) -> bool:
@@ -77,7 +71,7 @@ class GeneratesOnly(Fixed):
 class Silent(LLMService):
     name = "silent"
 
-    def count_tokens(self, text: str) -> int:
+    def estimate_tokens(self, text: str) -> int:
         return 0
 
     async def is_available(self) -> bool:

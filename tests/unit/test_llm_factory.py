@@ -18,7 +18,7 @@ class Local(LLMService):
         self.size = size
         self.color = color
 
-    def count_tokens(self, text: str) -> int:
+    def estimate_tokens(self, text: str) -> int:
         return len(text)
 
     async def is_available(self) -> bool:

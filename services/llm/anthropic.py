@@ -1,0 +1,259 @@
+"""Anthropic's Messages API on the official SDK. It has generations only."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+from uuid import UUID
+
+import aiohttp
+import anthropic
+import httpx2
+from pydantic import JsonValue
+
+from services.errors import InvalidInput
+from services.llm.base import Capability, LLMResponse, LLMService, TokenCount, fingerprint
+from services.llm.errors import AuthenticationFailed, InvalidProviderRequest, ProviderError
+from services.llm.headers import limit_report, request_id
+from services.llm.requests import GenerationRequest, Message
+from services.llm.translation import broken, from_status, reading, refused, timed_out, unusable
+from services.text import make_storable, make_storable_json
+
+ANTHROPIC_URL = "https://api.anthropic.com"
+CONNECT_SECONDS = 10.0
+AVAILABILITY_SECONDS = 5.0
+CONNECTIONS = httpx2.Limits(max_connections=1_000, keepalive_expiry=4.0)
+
+DEFAULT_MAX_TOKENS = 4_096
+"""The API wants a maximum; this is taken where a request names none."""
+MOST_TOKENS_AT_ONCE = 21_333
+"""The SDK refuses a longer answer that isn't streamed: it expects it to take over ten minutes
+(3,600 s for 128,000 tokens)."""
+RESERVED_OPTIONS = frozenset({"model", "messages", "system", "max_tokens", "stream"})
+FINISH_REASONS: Mapping[str, str] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "tool_use": "tool_calls",
+}
+
+
+class AnthropicService(LLMService):
+    """Generations from Anthropic. One client with one connection pool, made on the first call."""
+
+    name = "anthropic"
+    default_models: ClassVar[Mapping[Capability, str]] = {Capability.GENERATION: "claude-haiku-4-5"}
+    unsupported: ClassVar[frozenset[str]] = frozenset({"seed"})
+    known_options: ClassVar[frozenset[str] | None] = None
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        timeout: float = 60.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        super().__init__(clock=clock)
+        self._api_key = (api_key or "").strip()
+        self._base_url = base_url
+        self._timeout = timeout
+        self._client: anthropic.AsyncAnthropic | None = None
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, JsonValue]) -> None:
+        """Pass everything on but what has a field of its own or changes the answer's form."""
+        reserved = ", ".join(sorted(RESERVED_OPTIONS & options.keys()))
+        if reserved:
+            raise InvalidInput(f"Provider '{cls.name}' doesn't take {reserved} as an option.")
+
+    @classmethod
+    def check_request(cls, request: GenerationRequest) -> None:
+        """See `LLMService`; temperatures go to 1 here, and long answers would need streaming."""
+        super().check_request(request)
+        if (request.temperature or 0.0) > 1.0:
+            raise InvalidInput("Provider 'anthropic' takes temperatures from 0 to 1.")
+        if (request.max_tokens or 0) > MOST_TOKENS_AT_ONCE:
+            raise InvalidInput(
+                f"Provider 'anthropic' answers at most {MOST_TOKENS_AT_ONCE:,} tokens at once; "
+                "lower max_tokens."
+            )
+
+    async def _generate(
+        self, request: GenerationRequest, user_id: UUID | None, failures: int
+    ) -> LLMResponse:
+        try:
+            self.check_request(request)
+        except InvalidInput as error:
+            raise InvalidProviderRequest(str(error)) from error
+        answer = await self._ask("/v1/messages", _body(request) | request.options)
+        with reading(self.name, answer.text, answer.status_code, answer.headers):
+            body = json.loads(answer.content)
+            parts = body["content"]
+            text = make_storable("".join(part["text"] for part in parts if part["type"] == "text"))
+            calls = tuple(_tool_call(part) for part in parts if part["type"] == "tool_use")
+            stop_reason = str(body["stop_reason"])
+            if stop_reason == "refusal" and not text:
+                raise refused(self.name, stop_reason, answer.status_code, answer.headers)
+            usage = body["usage"]
+            cached = int(usage.get("cache_read_input_tokens") or 0)
+            return LLMResponse(
+                text=text,
+                model=make_storable(body["model"]),
+                # `input_tokens` is what no cache had a part in; the sum is what was read.
+                input_tokens=int(usage["input_tokens"])
+                + cached
+                + int(usage.get("cache_creation_input_tokens") or 0),
+                output_tokens=int(usage["output_tokens"]),
+                finish_reason=make_storable(FINISH_REASONS.get(stop_reason, stop_reason)),
+                provider_request_id=request_id(answer.headers),
+                cached_tokens=cached,
+                tool_calls=calls,
+                limits=limit_report(answer.headers),
+            )
+
+    async def count_tokens(self, text: str, model: str) -> TokenCount:
+        """By Anthropic's own count, which is free but for its rate limit."""
+        turns = [{"role": "user", "content": text}]
+        answer = await self._ask("/v1/messages/count_tokens", {"model": model, "messages": turns})
+        with reading(self.name, answer.text, answer.status_code, answer.headers):
+            return TokenCount(int(json.loads(answer.content)["input_tokens"]), is_exact=True)
+
+    @property
+    def credential(self) -> str:
+        """See `LLMService`."""
+        return fingerprint(self._api_key)
+
+    async def is_available(self) -> bool:
+        """Whether the list of models is answered within a few seconds."""
+        try:
+            async with asyncio.timeout(AVAILABILITY_SECONDS):
+                await self._ask("/v1/models")
+        except (ProviderError, TimeoutError):
+            return False
+        return True
+
+    async def aclose(self) -> None:
+        """Close the pooled connections. A later call opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
+        """POST `body`, or GET when there is none."""
+        client = self._connected()
+        try:
+            # The client's own timeout starts again with each piece of an answer; this one doesn't.
+            async with asyncio.timeout(self._timeout):
+                if body is None:
+                    return await client.get(path, cast_to=httpx2.Response)
+                return await client.post(path, cast_to=httpx2.Response, body=body)
+        except (anthropic.AnthropicError, aiohttp.ClientError, TimeoutError) as error:
+            raise translate(error) from error
+
+    def _connected(self) -> anthropic.AsyncAnthropic:
+        if self._client is None:
+            if not self._api_key and not self._base_url:
+                raise AuthenticationFailed("anthropic needs an API key; set ANTHROPIC_API_KEY.")
+            if not (self._api_key.isascii() and self._api_key.isprintable()):
+                raise AuthenticationFailed("ANTHROPIC_API_KEY has characters that no key has.")
+            timeout = httpx2.Timeout(self._timeout, connect=CONNECT_SECONDS)
+            self._client = anthropic.AsyncAnthropic(
+                # Without a placeholder and a URL, the SDK would look into the environment.
+                api_key=self._api_key or "none",
+                base_url=self._base_url or ANTHROPIC_URL,
+                max_retries=0,
+                timeout=timeout,
+                http_client=anthropic.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout),
+            )
+        return self._client
+
+
+def translate(error: Exception) -> ProviderError:
+    """Say what an error of the SDK or its transport means to us."""
+    if isinstance(error, anthropic.APIStatusError):
+        return from_status(
+            "anthropic",
+            error.status_code,
+            key_setting="ANTHROPIC_API_KEY",
+            codes=(_type_of(error.body),),
+            text=error.response.text,
+            headers=error.response.headers,
+        )
+    # The aiohttp transport names every broken or refused connection a ConnectTimeout.
+    if isinstance(error.__cause__, httpx2.ConnectTimeout):
+        return broken("anthropic")
+    if isinstance(error, (anthropic.APITimeoutError, TimeoutError)):
+        return timed_out("anthropic")
+    if isinstance(error, anthropic.APIConnectionError):
+        return broken("anthropic")
+    return unusable("anthropic")
+
+
+def _body(request: GenerationRequest) -> dict[str, Any]:
+    """Make the JSON of a request, without what it leaves open."""
+    fields: dict[str, Any] = {
+        "model": request.model,
+        "max_tokens": request.max_tokens or DEFAULT_MAX_TOKENS,
+        "messages": [_turn(turn) for turn in request.turns() if turn.role != "system"],
+        "system": request.system_prompt() or None,
+        "temperature": request.temperature,
+        "stop_sequences": request.stop or None,
+    }
+    if request.json_schema is not None:
+        schema = {"type": "json_schema", "schema": request.json_schema}
+        fields["output_config"] = {"format": schema}
+    if request.tools:
+        fields["tools"] = [
+            {
+                "name": tool.name,
+                "description": tool.description,
+                "input_schema": tool.parameters_schema(),
+            }
+            for tool in request.tools
+        ]
+        fields["tool_choice"] = _tool_choice(request.tool_choice)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _tool_choice(choice: str | None) -> dict[str, str] | None:
+    match choice:
+        case None:
+            return None
+        case "auto" | "none":
+            return {"type": choice}
+        case "required":
+            return {"type": "any"}
+        case _:
+            return {"type": "tool", "name": choice}
+
+
+def _turn(turn: Message) -> dict[str, Any]:
+    if turn.role == "tool":
+        result = {
+            "type": "tool_result",
+            "tool_use_id": turn.tool_call_id,
+            "content": turn.content,
+        }
+        return {"role": "user", "content": [result]}
+    if not turn.tool_calls:
+        return {"role": turn.role, "content": turn.content}
+    parts: list[dict[str, Any]] = [{"type": "text", "text": turn.content}] if turn.content else []
+    parts += [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments}
+        for call in turn.tool_calls
+    ]
+    return {"role": turn.role, "content": parts}
+
+
+def _tool_call(part: Mapping[str, Any]) -> dict[str, JsonValue]:
+    call: dict[str, JsonValue] = make_storable_json(
+        {"id": part["id"], "name": part["name"], "arguments": part["input"]}
+    )
+    return call
+
+
+def _type_of(body: object) -> object:
+    error = body.get("error") if isinstance(body, dict) else None
+    return error.get("type") if isinstance(error, dict) else None

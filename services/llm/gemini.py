@@ -1,0 +1,340 @@
+"""Google's Gemini API on the official SDK: generations and embeddings."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+from uuid import UUID
+
+import httpx2
+import numpy as np
+from google import genai
+from google.genai import errors, types
+from pydantic import JsonValue, ValidationError
+
+from services.errors import InvalidInput
+from services.llm.base import (
+    Capability,
+    EmbeddingLimits,
+    EmbeddingResponse,
+    LLMResponse,
+    LLMService,
+    TokenCount,
+    fingerprint,
+)
+from services.llm.errors import AuthenticationFailed, InvalidProviderRequest, ProviderError
+from services.llm.headers import LONGEST_WAIT, limit_report, request_id
+from services.llm.requests import GenerationRequest, Message
+from services.llm.translation import broken, from_status, reading, refused, timed_out, unusable
+from services.text import make_storable, make_storable_json
+
+GEMINI_URL = "https://generativelanguage.googleapis.com"
+CONNECT_SECONDS = 10.0
+AVAILABILITY_SECONDS = 5.0
+CONNECTIONS = httpx2.Limits(
+    max_connections=1_000, max_keepalive_connections=1_000, keepalive_expiry=4.0
+)
+DIMENSIONS: Mapping[str, int] = {"gemini-embedding-001": 3_072, "gemini-embedding-2": 3_072}
+"""Of the models whose vectors have but one length as long as nobody asks for another."""
+KNOWN_OPTIONS = frozenset(types.GenerateContentConfig.model_fields) - {
+    "http_options",
+    "should_return_http_response",
+    "system_instruction",
+    "temperature",
+    "max_output_tokens",
+    "stop_sequences",
+    "seed",
+    "candidate_count",
+    "response_json_schema",
+    "tools",
+    "automatic_function_calling",
+}
+FINISH_REASONS: Mapping[str, str] = {"STOP": "stop", "MAX_TOKENS": "length"}
+REFUSALS = frozenset(
+    {"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE"}
+)
+
+T = TypeVar("T")
+
+
+class GeminiService(LLMService):
+    """Generations and embeddings from Gemini. One client with one pool, made on the first call."""
+
+    name = "gemini"
+    default_models: ClassVar[Mapping[Capability, str]] = {
+        Capability.GENERATION: "gemini-2.5-flash",
+        Capability.EMBEDDING: "gemini-embedding-001",
+    }
+    known_options: ClassVar[frozenset[str] | None] = KNOWN_OPTIONS
+    # 100 contents a batch; 2,048 tokens a text (ai.google.dev, "Embeddings"), and 20,000 a call as
+    # Vertex AI has it: a bound that the Gemini API doesn't name is not tried out.
+    embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(
+        items=100, bytes=1_000_000, tokens=20_000
+    )
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        timeout: float = 60.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        super().__init__(clock=clock)
+        self._api_key = (api_key or "").strip()
+        self._base_url = base_url
+        self._timeout = timeout
+        self._client: genai.Client | None = None
+        self._http: httpx2.AsyncClient | None = None
+
+    async def _generate(
+        self, request: GenerationRequest, user_id: UUID | None, failures: int
+    ) -> LLMResponse:
+        try:
+            self.check_request(request)
+            config = _config(request)
+        except (InvalidInput, ValidationError) as error:
+            raise InvalidProviderRequest(
+                "gemini does not take these options; see its GenerateContentConfig."
+                if isinstance(error, ValidationError)
+                else str(error)
+            ) from error
+        contents: Any = _contents(request.turns())
+        models = self._connected().aio.models
+        answer = await self._in_time(
+            models.generate_content(model=request.model, contents=contents, config=config)
+        )
+        headers = _headers(answer.sdk_http_response)
+        with reading(self.name, "", 200, headers):
+            return self._read(answer, request, headers)
+
+    def _read(
+        self,
+        answer: types.GenerateContentResponse,
+        request: GenerationRequest,
+        headers: Mapping[str, str],
+    ) -> LLMResponse:
+        feedback = answer.prompt_feedback
+        if feedback is not None and feedback.block_reason is not None:
+            raise refused(self.name, feedback.block_reason.value, 200, headers)
+        candidate = (answer.candidates or [])[0]
+        reason = candidate.finish_reason.value if candidate.finish_reason else "unknown"
+        parts = (candidate.content.parts if candidate.content else None) or []
+        text = "".join(part.text or "" for part in parts if not part.thought)
+        calls = tuple(
+            _tool_call(part.function_call, position)
+            for position, part in enumerate(parts)
+            if part.function_call is not None
+        )
+        if reason in REFUSALS and not text and not calls:
+            raise refused(self.name, reason, 200, headers)
+        usage = answer.usage_metadata or types.GenerateContentResponseUsageMetadata()
+        said = make_storable(text)
+        asked = usage.prompt_token_count
+        # Thinking is billed as output.
+        made = (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0)
+        return LLMResponse(
+            text=said,
+            model=make_storable(answer.model_version or request.model),
+            input_tokens=self.estimate_tokens(request.text()) if asked is None else asked,
+            output_tokens=made or self.estimate_tokens(said),
+            finish_reason="tool_calls"
+            if calls
+            else make_storable(FINISH_REASONS.get(reason, reason.lower())),
+            provider_request_id=_call_id(answer.response_id) or request_id(headers),
+            cached_tokens=usage.cached_content_token_count or 0,
+            tool_calls=calls,
+            limits=limit_report(headers),
+        )
+
+    async def _embed(
+        self, texts: Sequence[str], model: str, user_id: UUID | None
+    ) -> EmbeddingResponse:
+        # A content each: of a list of strings, gemini-embedding-2 makes one vector for all.
+        contents: Any = [types.Content(parts=[types.Part(text=text)]) for text in texts]
+        models = self._connected().aio.models
+        answer = await self._in_time(models.embed_content(model=model, contents=contents))
+        headers = _headers(answer.sdk_http_response)
+        with reading(self.name, "", 200, headers):
+            rows = answer.embeddings or []
+            if len(rows) != len(texts):
+                raise ValueError(f"{len(rows)} vectors for {len(texts)} texts")
+            with np.errstate(over="ignore"):
+                vectors = np.array([row.values for row in rows], dtype=np.float32)
+            if vectors.shape[1] != DIMENSIONS.get(model, vectors.shape[1]):
+                raise ValueError(f"vectors of {model} have {vectors.shape[1]} dimensions")
+            return EmbeddingResponse(
+                vectors=vectors,
+                model=model,
+                # The API does not say what it counted.
+                input_tokens=sum(map(self.estimate_tokens, texts)),
+                provider_request_id=request_id(headers),
+                limits=limit_report(headers),
+            )
+
+    async def count_tokens(self, text: str, model: str) -> TokenCount:
+        """By Gemini's own count, which is free but for its rate limit."""
+        models = self._connected().aio.models
+        answer = await self._in_time(models.count_tokens(model=model, contents=text))
+        with reading(self.name, "", 200, {}):
+            return TokenCount(int(answer.total_tokens or 0), is_exact=True)
+
+    @property
+    def credential(self) -> str:
+        """See `LLMService`."""
+        return fingerprint(self._api_key)
+
+    async def is_available(self) -> bool:
+        """Whether the list of models is answered within a few seconds."""
+        try:
+            async with asyncio.timeout(AVAILABILITY_SECONDS):
+                await self._in_time(self._connected().aio.models.list())
+        except (ProviderError, TimeoutError):
+            return False
+        return True
+
+    async def aclose(self) -> None:
+        """Close the pooled connections. A later call opens new ones."""
+        client, self._client = self._client, None
+        if client is not None and self._http is not None:
+            await client.aio.aclose()
+            client.close()
+            # Ours, so the SDK leaves it open.
+            await self._http.aclose()
+
+    async def _in_time(self, call: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await call
+        except (errors.APIError, httpx2.HTTPError, TimeoutError, ValueError) as error:
+            raise translate(error) from error
+
+    def _connected(self) -> genai.Client:
+        if self._client is None:
+            if not self._api_key and not self._base_url:
+                raise AuthenticationFailed("gemini needs an API key; set GEMINI_API_KEY.")
+            if not (self._api_key.isascii() and self._api_key.isprintable()):
+                raise AuthenticationFailed("GEMINI_API_KEY has characters that no key has.")
+            timeout = httpx2.Timeout(self._timeout, connect=CONNECT_SECONDS)
+            self._http = httpx2.AsyncClient(limits=CONNECTIONS, timeout=timeout)
+            self._client = genai.Client(
+                # Named, so that the SDK does not look into the environment.
+                api_key=self._api_key or "none",
+                vertexai=False,
+                http_options=types.HttpOptions(
+                    base_url=self._base_url or GEMINI_URL,
+                    timeout=int(self._timeout * 1_000),
+                    # Its aiohttp transport tries again by itself, after up to ten seconds.
+                    httpx_async_client=self._http,
+                    retry_options=types.HttpRetryOptions(attempts=1),
+                ),
+            )
+        return self._client
+
+
+def translate(error: Exception) -> ProviderError:
+    """Say what an error of the SDK or its transport means to us."""
+    if isinstance(error, errors.APIError):
+        said = error.details if isinstance(error.details, dict) else {}
+        inner = said.get("error", said)
+        details = inner.get("details") if isinstance(inner, dict) else None
+        facts = [fact for fact in details or [] if isinstance(fact, dict)]
+        return from_status(
+            "gemini",
+            error.code,
+            key_setting="GEMINI_API_KEY",
+            codes=[*(fact.get("reason") for fact in facts), error.status],
+            text=json.dumps(said),
+            headers=_headers(error.response),
+            wait=_retry_delay(facts),
+        )
+    if isinstance(error, (httpx2.TimeoutException, TimeoutError)):
+        return timed_out("gemini")
+    if isinstance(error, httpx2.HTTPError):
+        return broken("gemini")
+    return unusable("gemini")
+
+
+def _config(request: GenerationRequest) -> types.GenerateContentConfig:
+    """Make the SDK's config, without what the request leaves open. Raises `ValidationError`."""
+    fields: dict[str, Any] = {
+        "system_instruction": request.system_prompt() or None,
+        "temperature": request.temperature,
+        "max_output_tokens": request.max_tokens,
+        "stop_sequences": list(request.stop) or None,
+        "seed": request.seed,
+    }
+    if request.json_schema is not None:
+        fields["response_mime_type"] = "application/json"
+        fields["response_json_schema"] = request.json_schema
+    if request.tools:
+        declared = [
+            types.FunctionDeclaration(
+                name=tool.name,
+                description=tool.description,
+                parameters_json_schema=tool.parameters_schema(),
+            )
+            for tool in request.tools
+        ]
+        fields["tools"] = [types.Tool(function_declarations=declared)]
+        fields["automatic_function_calling"] = {"disable": True}
+        if request.tool_choice is not None:
+            fields["tool_config"] = {"function_calling_config": _tool_choice(request.tool_choice)}
+    given = {name: value for name, value in fields.items() if value is not None}
+    return types.GenerateContentConfig.model_validate(given | request.options)
+
+
+def _tool_choice(choice: str) -> dict[str, Any]:
+    modes = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
+    if choice in modes:
+        return {"mode": modes[choice]}
+    return {"mode": "ANY", "allowed_function_names": [choice]}
+
+
+def _contents(turns: Sequence[Message]) -> list[types.Content]:
+    names = {call.id: call.name for turn in turns for call in turn.tool_calls}
+    return [_content(turn, names) for turn in turns if turn.role != "system"]
+
+
+def _content(turn: Message, names: Mapping[str, str]) -> types.Content:
+    if turn.role == "tool":
+        # Gemini knows a result by the tool's name.
+        name = names.get(turn.tool_call_id or "", turn.tool_call_id)
+        result = types.FunctionResponse(name=name, response={"result": turn.content})
+        return types.Content(role="user", parts=[types.Part(function_response=result)])
+    parts = [types.Part(text=turn.content)] if turn.content else []
+    parts += [
+        types.Part(function_call=types.FunctionCall(name=call.name, args=dict(call.arguments)))
+        for call in turn.tool_calls
+    ]
+    return types.Content(role="model" if turn.role == "assistant" else "user", parts=parts)
+
+
+def _tool_call(call: types.FunctionCall, position: int) -> dict[str, JsonValue]:
+    """A call of a tool; Gemini may give it no id, and then its position is one."""
+    made: dict[str, JsonValue] = make_storable_json(
+        {"id": call.id or f"call_{position}", "name": call.name, "arguments": call.args or {}}
+    )
+    return made
+
+
+def _headers(response: Any) -> Mapping[str, str]:
+    found: Any = getattr(response, "headers", None) or {}
+    return {str(name).lower(): str(value) for name, value in dict(found).items()}
+
+
+def _call_id(response_id: str | None) -> str | None:
+    return request_id({"x-request-id": response_id or ""})
+
+
+def _retry_delay(facts: Sequence[Mapping[str, Any]]) -> float | None:
+    """What google.rpc.RetryInfo asks for, such as "3.5s", in seconds."""
+    for fact in facts:
+        delay = str(fact.get("retryDelay", ""))
+        if delay.endswith("s"):
+            try:
+                return min(max(float(delay[:-1]), 0.0), LONGEST_WAIT)
+            except ValueError:
+                continue
+    return None

@@ -1,0 +1,175 @@
+"""What a generation can be asked for, whichever provider answers it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    model_validator,
+)
+
+from services.text import check_storable, check_storable_json
+
+MAX_FALLBACKS = 5
+MAX_TOOLS = 128
+"""As OpenAI has it."""
+TOOL_NAME = r"^[A-Za-z0-9_-]{1,64}$"
+
+
+def _storable(text: str, info: ValidationInfo) -> str:
+    return check_storable(text, f"{info.field_name or 'text'}")
+
+
+def _storable_json(value: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
+    check_storable_json(value, f"{info.field_name or 'JSON'}")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+"""A string that PostgreSQL can hold: no NUL, no lone surrogate."""
+JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_storable_json)]
+"""An object that jsonb can hold."""
+
+
+class ToolCall(BaseModel):
+    """A tool that a model wants called."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Text
+    name: Annotated[Text, Field(pattern=TOOL_NAME)]
+    arguments: JsonObject = Field(default_factory=dict)
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Text = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What an assistant's turn called."""
+    tool_call_id: Text | None = None
+    """Whose result a tool's turn is."""
+
+    @model_validator(mode="after")
+    def _one_of_its_kind(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only an assistant's turn has tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("a tool's turn, and no other, has a tool_call_id")
+        if not self.content and not self.tool_calls:
+            raise ValueError("content is empty")
+        return self
+
+
+class Tool(BaseModel):
+    """A tool that the model may call."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[Text, Field(pattern=TOOL_NAME)]
+    description: Text = ""
+    parameters: JsonObject = Field(default_factory=dict)
+    """The JSON schema of its arguments; without one, it takes none."""
+
+    def parameters_schema(self) -> dict[str, JsonValue]:
+        """The JSON schema of its arguments, as providers want it."""
+        return self.parameters or {"type": "object", "properties": {}}
+
+
+class Fallback(BaseModel):
+    """Who answers a generation where the provider that was named first can't."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: str
+    model: str | None = None
+    """The provider's default when None."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Parameters of this provider; those of the first one don't go to it."""
+
+
+class GenerationRequest(BaseModel):
+    """What to generate: a prompt or a conversation, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: str
+    model: str
+    prompt: Annotated[Text, Field(min_length=1)] | None = None
+    messages: tuple[Message, ...] = ()
+    system: Text | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    stop: tuple[Text, ...] = ()
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    json_schema: JsonObject | None = None
+    """What the answer must be an instance of."""
+    tools: tuple[Tool, ...] = Field(default=(), max_length=MAX_TOOLS)
+    tool_choice: Text | None = None
+    """`auto`, `none`, `required` or the name of a tool."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Parameters that only this provider knows, passed through as they are."""
+    fallbacks: tuple[Fallback, ...] = Field(default=(), max_length=MAX_FALLBACKS)
+    """Asked in this order on overload, outage, open circuit and spent quota."""
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        if (self.prompt is None) == (not self.messages):
+            raise ValueError("give either prompt or messages")
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("prompt is empty")
+        return self
+
+    @model_validator(mode="after")
+    def _a_tool_that_is_there(self) -> Self:
+        known = {"auto", "none", "required", *(tool.name for tool in self.tools)}
+        if self.tool_choice is not None and (not self.tools or self.tool_choice not in known):
+            raise ValueError("tool_choice must be auto, none, required or the name of a tool")
+        return self
+
+    def targets(self) -> list[Self]:
+        """The request as each provider gets it: the first one, then the fallbacks."""
+        others = [
+            self.model_copy(
+                update={
+                    "provider": fallback.provider,
+                    "model": fallback.model,
+                    "options": fallback.options,
+                    "fallbacks": (),
+                }
+            )
+            for fallback in self.fallbacks
+        ]
+        return [self, *others]
+
+    def conversation(self) -> list[Message]:
+        """The whole input as turns, the system prompt first."""
+        turns = self.turns()
+        if self.system:
+            turns.insert(0, Message(role="system", content=self.system))
+        return turns
+
+    def turns(self) -> list[Message]:
+        """The input as turns, without `system`."""
+        if self.prompt is not None:
+            return [Message(role="user", content=self.prompt)]
+        return list(self.messages)
+
+    def system_prompt(self) -> str:
+        """`system` and the system turns together, for providers that want them apart."""
+        said = [turn.content for turn in self.conversation() if turn.role == "system"]
+        return "\n\n".join(said)
+
+    def text(self) -> str:
+        """All that is asked, to estimate its tokens."""
+        parts = [turn.content for turn in self.conversation()]
+        parts += [call.model_dump_json() for turn in self.turns() for call in turn.tool_calls]
+        parts += [tool.model_dump_json() for tool in self.tools]
+        return "\n".join(parts)

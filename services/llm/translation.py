@@ -1,0 +1,167 @@
+"""What a provider's refusal means to us: the same rules for all of them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from services.llm.errors import (
+    AuthenticationFailed,
+    BadResponse,
+    ConnectionFailed,
+    ContentRefused,
+    ContextTooLong,
+    InvalidProviderRequest,
+    Overloaded,
+    ProviderError,
+    ProviderTimeout,
+    QuotaExhausted,
+    RateLimited,
+)
+from services.llm.headers import limit_report, request_id, retry_after
+from services.text import make_storable
+
+LONGEST_DETAIL = 2_000
+
+_REFUSED_KEY = (AuthenticationFailed, "does not accept the API key for this; check {key}")
+_NO_QUOTA = (QuotaExhausted, "says that the account has no quota or money left")
+_SLOW_DOWN = (RateLimited, "asks us to slow down")
+_TOO_LONG = (ContextTooLong, "says that the input is longer than it takes")
+_REFUSED_CONTENT = (ContentRefused, "refused the input by its content filter")
+_TIMEOUT = (ProviderTimeout, "took too long")
+_OVERLOADED = (Overloaded, "can't answer now")
+_UNKNOWN = (InvalidProviderRequest, "does not know the address; the model may not exist")
+_INVALID = (InvalidProviderRequest, "says that the request is wrong")
+
+Meaning = tuple[type[ProviderError], str]
+
+_BY_CODE: Mapping[str, Meaning] = {
+    # OpenAI and its kin
+    "insufficient_quota": _NO_QUOTA,
+    "billing_not_active": _NO_QUOTA,
+    "billing_hard_limit_reached": _NO_QUOTA,
+    "context_length_exceeded": _TOO_LONG,
+    "max_tokens_per_request": _TOO_LONG,
+    "string_above_max_length": _TOO_LONG,
+    "exceed_context_size_error": _TOO_LONG,
+    "content_filter": _REFUSED_CONTENT,
+    "content_policy_violation": _REFUSED_CONTENT,
+    # Anthropic
+    "billing_error": _NO_QUOTA,
+    "request_too_large": _TOO_LONG,
+    "overloaded_error": _OVERLOADED,
+    "timeout_error": _TIMEOUT,
+    # Gemini
+    "API_KEY_INVALID": _REFUSED_KEY,
+    "DEADLINE_EXCEEDED": _TIMEOUT,
+}
+_BY_STATUS: Mapping[int, Meaning] = {
+    401: _REFUSED_KEY,
+    402: _NO_QUOTA,
+    403: _REFUSED_KEY,
+    404: _UNKNOWN,
+    408: _TIMEOUT,
+    409: _OVERLOADED,
+    413: _TOO_LONG,
+    429: _SLOW_DOWN,
+}
+# Where a provider has no code for it, only its words tell. Lower case; taken in this order.
+_BY_WORDS: tuple[tuple[str, Meaning], ...] = (
+    ("credit balance is too low", _NO_QUOTA),  # Anthropic, status 400
+    ("spend limit", _NO_QUOTA),  # Anthropic
+    ("perday", _NO_QUOTA),  # Gemini's quotaId of a day's quota, which no short wait cures
+    ("maximum context length", _TOO_LONG),  # OpenAI's embeddings, vLLM
+    ("prompt is too long", _TOO_LONG),  # Anthropic
+    ("input token count", _TOO_LONG),  # Gemini
+    ("request too large", _TOO_LONG),  # OpenAI, status 429: larger than a minute's tokens
+)
+_WORDS_DECIDE = frozenset({400, 403, 429})
+
+
+def from_status(
+    provider: str,
+    status: int,
+    *,
+    key_setting: str,
+    codes: Iterable[object],
+    text: str,
+    headers: Mapping[str, str],
+    wait: float | None = None,
+) -> ProviderError:
+    """Return the error that a refusal means.
+
+    `codes` are the provider's own, the most telling first; `text` is its body; `wait` is what it
+    asks us to wait, in seconds, where the headers don't hold it. The sentence is ours alone: what
+    the provider wrote may repeat the prompt and goes to `detail`.
+    """
+    kind, meaning = _meaning(status, codes, text)
+    call = request_id(headers)
+    wait = retry_after(headers, datetime.now(UTC)) if wait is None else wait
+    return kind(
+        f"{provider} {meaning.format(key=key_setting)} (status {status}, "
+        f"request {call or 'unknown'}).",
+        detail=detail(text),
+        retry_after=wait if kind.transient else None,
+        status=status,
+        request_id=call,
+        limits=limit_report(headers),
+    )
+
+
+def _meaning(status: int, codes: Iterable[object], text: str) -> Meaning:
+    for code in codes:
+        if code in _BY_CODE:
+            return _BY_CODE[str(code)]
+    if status in _WORDS_DECIDE:
+        said = text.lower()
+        for words, meaning in _BY_WORDS:
+            if words in said:
+                return meaning
+    return _BY_STATUS.get(status, _OVERLOADED if status >= 500 else _INVALID)
+
+
+def timed_out(provider: str) -> ProviderTimeout:
+    """No answer in time."""
+    return ProviderTimeout(f"{provider} did not answer in time; the call may still be billed.")
+
+
+def broken(provider: str) -> ConnectionFailed:
+    """No connection, or one that broke."""
+    return ConnectionFailed(f"The connection to {provider} failed or broke.")
+
+
+def unusable(provider: str) -> BadResponse:
+    """An answer that can't be one."""
+    return BadResponse(f"{provider} answered in a form that cannot be used.")
+
+
+def refused(
+    provider: str, why: str, status: int | None, headers: Mapping[str, str]
+) -> ContentRefused:
+    """An answer that says that there will be none."""
+    return ContentRefused(
+        f"{provider} refused to answer this input.",
+        detail=detail(why),
+        status=status,
+        request_id=request_id(headers),
+        limits=limit_report(headers),
+    )
+
+
+@contextmanager
+def reading(provider: str, text: str, status: int, headers: Mapping[str, str]) -> Iterator[None]:
+    """Turn whatever is wrong with the form of an answer into `BadResponse`."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BadResponse(
+            f"{provider} answered in a form that cannot be used; nothing was stored.",
+            detail=detail(f"{error}: {text[:LONGEST_DETAIL]}"),
+            status=status,
+            request_id=request_id(headers),
+            limits=limit_report(headers),
+        ) from error
+
+
+def detail(text: str) -> str:
+    """What a provider said, as far as it can be stored."""
+    return make_storable(text[:LONGEST_DETAIL])

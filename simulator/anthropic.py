@@ -1,0 +1,133 @@
+"""The wire of Anthropic: messages, the count of tokens and the list of models."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from simulator.asking import Asked, is_refused, known, make, required, text_of
+from simulator.ledger import billing_key
+from simulator.wire import Answer, Ask, Refusal, Standing, Wire
+
+MESSAGES = "/v1/messages"
+COUNT = "/v1/messages/count_tokens"
+MODELS = ("claude-haiku-4-5", "claude-sonnet-4-5")
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+def refuse(refusal: Refusal) -> Mapping[str, Any]:
+    """Make an error body."""
+    status, message = refusal.status, refusal.message
+    if refusal.code == "insufficient_quota":
+        message = "Your credit balance is too low to access the Anthropic API."
+    if refusal.code == "context_length_exceeded":
+        message = "prompt is too long: 250000 tokens > 200000 maximum"
+    error = {"type": _TYPES.get(status, "api_error"), "message": message}
+    return {"type": "error", "error": error, "request_id": "req_simulated"}
+
+
+def limit_headers(limits: Mapping[str, Standing]) -> Mapping[str, str]:
+    """Make the headers that Anthropic sends with every answer."""
+    headers = {}
+    now = datetime.now(UTC)
+    for name, standing in limits.items():
+        base = f"anthropic-ratelimit-{name.replace('_', '-')}"
+        full_at = now + timedelta(seconds=standing.reset_seconds)
+        headers[f"{base}-limit"] = str(standing.limit)
+        headers[f"{base}-remaining"] = str(standing.remaining)
+        headers[f"{base}-reset"] = full_at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return headers
+
+
+def messages(ask: Ask) -> Answer:
+    """Answer one message."""
+    body = ask.body
+    asked = _asked(body)
+    if required(body, "max_tokens", int) < 1:
+        raise Refusal(400, "max_tokens: must be at least 1")
+    made = make(asked, ask.fault)
+    content: list[dict[str, Any]] = [{"type": "text", "text": made.text}]
+    stop_reason = "max_tokens" if made.is_cut else "end_turn"
+    if made.arguments is not None:
+        call = {"type": "tool_use", "id": "toolu_simulated", "name": asked.tool}
+        content, stop_reason = [{**call, "input": made.arguments}], "tool_use"
+    if is_refused(ask):
+        content, stop_reason = [], "refusal"
+    answer = {
+        "id": "msg_simulated",
+        "type": "message",
+        "role": "assistant",
+        "model": asked.model,
+        "content": content,
+        "stop_reason": stop_reason,
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": made.input_tokens - made.cached_tokens,
+            "cache_read_input_tokens": made.cached_tokens,
+            "cache_creation_input_tokens": 0,
+            "output_tokens": made.output_tokens,
+        },
+    }
+    if ask.fault.kind == "wrong_count":
+        del answer["content"]
+    return Answer(
+        answer,
+        billed=(billing_key(MESSAGES, asked.model, "\n".join(asked.prompts)),),
+        input_tokens=made.input_tokens,
+        output_tokens=made.output_tokens,
+    )
+
+
+def count_tokens(ask: Ask) -> Answer:
+    """Count, which is free."""
+    return Answer({"input_tokens": make(_asked(ask.body), ask.fault).input_tokens})
+
+
+def models(ask: Ask) -> Answer:
+    """List the models."""
+    made = datetime(2025, 10, 1, tzinfo=UTC).isoformat()
+    listed = [
+        {"id": name, "type": "model", "display_name": name, "created_at": made} for name in MODELS
+    ]
+    edges = {"first_id": MODELS[0], "last_id": MODELS[-1], "has_more": False}
+    return Answer({"data": listed, **edges})
+
+
+ANTHROPIC = Wire(
+    endpoints={("POST", MESSAGES): messages, ("POST", COUNT): count_tokens},
+    refuse=refuse,
+    limit_headers=limit_headers,
+)
+
+
+def _asked(body: Mapping[str, Any]) -> Asked:
+    model, turns = known(required(body, "model", str)), required(body, "messages", list)
+    if not turns:
+        raise Refusal(400, "messages: at least one message is required")
+    if any(turn.get("role") not in {"user", "assistant"} for turn in turns):
+        raise Refusal(400, "messages: Unexpected role.")
+    system = text_of(body.get("system"))
+    choice = (body.get("tool_choice") or {}).get("type", "auto")
+    tools = body.get("tools") or []
+    # As most models do: a tool is called once, and its result is then talked about.
+    answered = "tool_result" in str(turns[-1].get("content"))
+    tool = tools[0] if tools and choice != "none" and not answered else None
+    schema = ((body.get("output_config") or {}).get("format") or {}).get("schema")
+    return Asked(
+        model=model,
+        prompts=[*([system] if system else []), *(text_of(turn["content"]) for turn in turns)],
+        most_tokens=body.get("max_tokens"),
+        schema=schema,
+        tool=tool["name"] if tool else None,
+        tool_schema=tool["input_schema"] if tool else None,
+    )

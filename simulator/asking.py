@@ -1,0 +1,101 @@
+"""What a generation asks, in whichever wire it came, and what the model makes of it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from simulator.answers import instance_of, text_for, tokens_in
+from simulator.faults import Fault
+from simulator.wire import Ask, Refusal
+
+CACHED_MARK = "[cached]"
+"""A first turn that begins with it counts as in the provider's cache."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A generation, the same from all wires."""
+
+    model: str
+    prompts: Sequence[str]
+    most_tokens: int | None = None
+    schema: Mapping[str, Any] | None = None
+    tool: str | None = None
+    """The name of the tool to call, where there is one and it may be."""
+    tool_schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the model made."""
+
+    text: str
+    arguments: Any
+    """Of the tool's call; None where none is called."""
+    is_cut: bool
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+def make(asked: Asked, fault: Fault) -> Made:
+    """Answer: the call of a tool, an instance of a schema, or a text."""
+    arguments = None
+    if asked.tool is not None:
+        text, arguments = "", instance_of(asked.tool_schema or {"type": "object"})
+    elif asked.schema is not None:
+        text = json.dumps(instance_of(asked.schema))
+    else:
+        text = text_for(asked.model, asked.prompts) + ("\0" if fault.kind == "nul" else "")
+    most, is_cut = asked.most_tokens, False
+    if most is not None and most < tokens_in(text):
+        text, is_cut = text.encode()[: 4 * most].decode(errors="ignore"), True
+    spent = sum(map(tokens_in, asked.prompts))
+    is_cached = asked.prompts[0].startswith(CACHED_MARK)
+    return Made(
+        text=text,
+        arguments=arguments,
+        is_cut=is_cut,
+        input_tokens=spent,
+        cached_tokens=tokens_in(asked.prompts[0]) if is_cached else 0,
+        output_tokens=tokens_in(text if arguments is None else json.dumps(arguments)),
+    )
+
+
+def required(body: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """Return a field of a body. Raises `Refusal` where it is missing or of another type."""
+    if name not in body:
+        raise Refusal(400, f"Missing required parameter: '{name}'.", "missing_required_parameter")
+    if not isinstance(body[name], kind):
+        raise Refusal(400, f"Invalid type for '{name}'.", "invalid_type")
+    return body[name]
+
+
+def known(model: str) -> str:
+    """Return a model's name. Raises `Refusal` for one that begins with `unknown`."""
+    if model.startswith("unknown"):
+        raise Refusal(404, f"The model '{model}' does not exist.", "model_not_found")
+    return model
+
+
+def text_of(content: object) -> str:
+    """The text of a turn's content: a string, or blocks of which the text counts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    parts = [part for part in content if isinstance(part, dict)]
+    return "".join(_text(part) for part in parts)
+
+
+def _text(part: Mapping[str, Any]) -> str:
+    if isinstance(part.get("text"), str):
+        return str(part["text"])
+    inner = part.get("content") or part.get("input") or part.get("output") or ""
+    return inner if isinstance(inner, str) else json.dumps(inner)
+
+
+def is_refused(ask: Ask) -> bool:
+    """Whether the model is to refuse to answer."""
+    return ask.fault.kind == "refused"

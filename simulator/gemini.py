@@ -1,0 +1,183 @@
+"""The wire of Gemini: content, embeddings, the count of tokens and the list of models."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from simulator.answers import tokens_in, vector_for
+from simulator.asking import Asked, is_refused, known, make, required, text_of
+from simulator.ledger import billing_key
+from simulator.limits import LimitReached
+from simulator.wire import Answer, Ask, Refusal, Standing, Wire
+
+BASE = "/{version:v1|v1beta}/models/{model}"
+"""The SDK takes v1 since 3.4, and took v1beta before."""
+GENERATE = "generateContent"
+EMBED = "embedContent"
+MODELS = ("gemini-2.5-flash", "gemini-embedding-001", "gemini-embedding-2")
+DIMENSIONS = 3_072
+MOST_CONTENTS = 100
+RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
+QUOTA_FAILURE = "type.googleapis.com/google.rpc.QuotaFailure"
+ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
+
+_STATUSES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+def refuse(refusal: Refusal) -> Mapping[str, Any]:
+    """Make an error body; here it holds when to come again, and the headers don't."""
+    status, message = refusal.status, refusal.message
+    details: list[dict[str, Any]] = []
+    if refusal.code == "insufficient_quota":
+        quota = {"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}
+        details.append({"@type": QUOTA_FAILURE, "violations": [quota]})
+    elif isinstance(refusal, LimitReached) and refusal.wait is not None:
+        quota = {"quotaId": "GenerateRequestsPerMinutePerProjectPerModel"}
+        details.append({"@type": QUOTA_FAILURE, "violations": [quota]})
+        details.append({"@type": RETRY_INFO, "retryDelay": f"{refusal.wait:.3f}s"})
+    if status == 401:
+        # Google says so with another status.
+        details.append({"@type": ERROR_INFO, "reason": "API_KEY_INVALID"})
+    if refusal.code == "context_length_exceeded":
+        message = "The input token count (2000000) exceeds the maximum number of tokens allowed."
+    name = _STATUSES.get(status, "UNKNOWN")
+    return {"error": {"code": status, "message": message, "status": name, "details": details}}
+
+
+def limit_headers(limits: Mapping[str, Standing]) -> Mapping[str, str]:
+    """Gemini tells nothing of its limits."""
+    return {}
+
+
+def generate(ask: Ask) -> Answer:
+    """Answer one content."""
+    asked = _asked(ask)
+    made = make(asked, ask.fault)
+    parts: list[dict[str, Any]] = [{"text": made.text}]
+    if made.arguments is not None:
+        parts = [{"functionCall": {"name": asked.tool, "args": made.arguments}}]
+    candidate = {
+        "content": {"role": "model", "parts": parts},
+        "finishReason": "MAX_TOKENS" if made.is_cut else "STOP",
+        "index": 0,
+    }
+    answer: dict[str, Any] = {
+        "candidates": [] if ask.fault.kind == "wrong_count" else [candidate],
+        "usageMetadata": {
+            "promptTokenCount": made.input_tokens,
+            "cachedContentTokenCount": made.cached_tokens,
+            "candidatesTokenCount": made.output_tokens,
+            "totalTokenCount": made.input_tokens + made.output_tokens,
+        },
+        "modelVersion": asked.model,
+        "responseId": "simulated",
+    }
+    if is_refused(ask):
+        answer["candidates"], answer["promptFeedback"] = [], {"blockReason": "SAFETY"}
+    key = billing_key(GENERATE, asked.model, "\n".join(asked.prompts))
+    return Answer(answer, (key,), made.input_tokens, made.output_tokens)
+
+
+def embed(ask: Ask) -> Answer:
+    """Embed one content."""
+    text = _text(required(ask.body, "content", dict))
+    return _embedded(ask, [text], lambda rows: {"embedding": rows[0] if rows else None})
+
+
+def batch_embed(ask: Ask) -> Answer:
+    """Embed a batch of contents."""
+    requests = required(ask.body, "requests", list)
+    if not 1 <= len(requests) <= MOST_CONTENTS:
+        raise Refusal(400, f"at most {MOST_CONTENTS} requests can be in one batch")
+    texts = [_text(request["content"]) for request in requests]
+    return _embedded(ask, texts, lambda rows: {"embeddings": rows})
+
+
+def count_tokens(ask: Ask) -> Answer:
+    """Count, which is free."""
+    contents = required(ask.body, "contents", list)
+    return Answer({"totalTokens": sum(tokens_in(_text(content)) for content in contents)})
+
+
+def models(ask: Ask) -> Answer:
+    """List the models."""
+    return Answer({"models": [{"name": f"models/{name}"} for name in MODELS]})
+
+
+GEMINI = Wire(
+    endpoints={
+        ("POST", f"{BASE}:{GENERATE}"): generate,
+        ("POST", f"{BASE}:{EMBED}"): embed,
+        ("POST", f"{BASE}:batchEmbedContents"): batch_embed,
+        ("POST", f"{BASE}:countTokens"): count_tokens,
+    },
+    refuse=refuse,
+    limit_headers=limit_headers,
+)
+
+
+def _embedded(ask: Ask, texts: list[str], form: Any) -> Answer:
+    model = known(ask.path["model"])
+    if not all(texts):
+        raise Refusal(400, "content contains an empty Part.")
+    rows: list[dict[str, Any]] = []
+    for text in texts:
+        vector = vector_for(model, text, DIMENSIONS)
+        if ask.fault.kind == "nan" and not rows:
+            vector[0] = np.nan
+        if ask.fault.kind == "short":
+            vector = vector[:-1]
+        rows.append({"values": [float(number) for number in vector]})
+    if ask.fault.kind == "wrong_count":
+        rows.pop()
+    return Answer(
+        form(rows),
+        billed=tuple(billing_key(EMBED, model, text) for text in texts),
+        input_tokens=sum(map(tokens_in, texts)),
+    )
+
+
+def _asked(ask: Ask) -> Asked:
+    body, contents = ask.body, required(ask.body, "contents", list)
+    if not contents:
+        raise Refusal(400, "contents is not specified")
+    config = body.get("generationConfig") or {}
+    system = _text(body.get("systemInstruction") or {})
+    declared = [
+        function
+        for tool in body.get("tools") or ()
+        for function in tool.get("functionDeclarations") or ()
+    ]
+    calling = (body.get("toolConfig") or {}).get("functionCallingConfig") or {}
+    answered = any("functionResponse" in part for part in contents[-1].get("parts") or ())
+    calls = declared and calling.get("mode") != "NONE" and not answered
+    tool = declared[0] if calls else None
+    return Asked(
+        model=known(ask.path["model"]),
+        prompts=[*([system] if system else []), *map(_text, contents)],
+        most_tokens=config.get("maxOutputTokens"),
+        schema=config.get("responseJsonSchema"),
+        tool=tool["name"] if tool else None,
+        tool_schema=_parameters(tool) if tool else None,
+    )
+
+
+def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of a tool's arguments; the SDK sends it in either field."""
+    found: Mapping[str, Any] = tool.get("parametersJsonSchema") or tool.get("parameters") or {}
+    return found
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    parts = content.get("parts") or []
+    return text_of([part if "text" in part else {"content": part} for part in parts])
