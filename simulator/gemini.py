@@ -173,8 +173,10 @@ def _asked(ask: Ask) -> Asked:
 
 
 def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a tool's arguments; the SDK sends it in either field."""
-    found: Mapping[str, Any] = tool.get("parametersJsonSchema") or tool.get("parameters") or {}
+    """The schema of a tool's arguments, in either spelling that Google takes; the SDK has its own."""
+    found: Mapping[str, Any] = (
+        tool.get("parametersJsonSchema") or tool.get("parameters_json_schema") or {}
+    )
     return found
 
 
