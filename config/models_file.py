@@ -8,14 +8,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from config.errors import ConfigurationError
 from config.limits import ModelLimits
+from config.prices import ModelPrice
 
 
 class ModelsFile(BaseModel):
-    """Limits of models; the first entry that matches a model holds."""
+    """Limits and prices of models; the first entry that matches a model holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     limits: tuple[ModelLimits, ...] = ()
+    prices: tuple[ModelPrice, ...] = ()
 
     @classmethod
     def read(cls, path: Path | None) -> Self:

@@ -1,6 +1,7 @@
 """The ledger's tables."""
 
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,7 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    Numeric,
     Text,
     UniqueConstraint,
     func,
@@ -229,7 +231,12 @@ class Attempt(Base):
     items: Mapped[int] = mapped_column(server_default="1")
     input_tokens: Mapped[int | None]
     output_tokens: Mapped[int | None]
+    cached_tokens: Mapped[int | None]
+    """Part of the input tokens."""
+    cost_usd: Mapped[Decimal | None] = mapped_column(Numeric(18, 10))
+    """None where it isn't known."""
     latency_seconds: Mapped[float | None]
+    limiter_wait_seconds: Mapped[float | None]
     provider_request_id: Mapped[str | None]
     error_code: Mapped[str | None]
     error: Mapped[str | None]
@@ -243,6 +250,7 @@ class Attempt(Base):
     __table_args__ = (
         _one_of("state", AttemptState),
         UniqueConstraint("job_id", "number", "call", name="attempts_job_number_call_key"),
+        Index("attempts_started", "started_at", postgresql_using="brin"),
     )
 
 

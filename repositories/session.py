@@ -21,6 +21,7 @@ from repositories.errors import LedgerConflict, LedgerOutdated, LedgerReadOnly, 
 from repositories.jobs import JobRepository
 from repositories.reservations import ReservationRepository
 from repositories.rings import RingRepository
+from repositories.usage import UsageRepository
 from repositories.users import ApiKeyRepository, UserRepository
 from repositories.workers import WorkerRepository
 
@@ -80,6 +81,11 @@ class UnitOfWork:
     def embeddings(self) -> EmbeddingRepository:
         """Models and vectors."""
         return EmbeddingRepository(self.session)
+
+    @cached_property
+    def usage(self) -> UsageRepository:
+        """Sums over attempts."""
+        return UsageRepository(self.session)
 
     @cached_property
     def reservations(self) -> ReservationRepository:

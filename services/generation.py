@@ -46,7 +46,7 @@ def _generate(job: ClaimedJob) -> None:
 
 def _call(claim: Claim, target: GenerationRequest) -> ProviderCall:
     def need(llm: LLMService) -> Need:
-        expected = sum(llm.estimate_tokens(turn.content) for turn in target.conversation())
+        expected = llm.estimate_tokens(target.text())
         return Need(expected, target.max_tokens or EXPECTED_OUTPUT_TOKENS, claim.is_bulk)
 
     return ProviderCall(
@@ -65,6 +65,8 @@ def _result(response: LLMResponse) -> dict[str, object]:
         "input_tokens": response.input_tokens,
         "output_tokens": response.output_tokens,
         "tokens_used": response.tokens_used,
+        "cached_tokens": response.cached_tokens,
+        "tool_calls": list(response.tool_calls),
         "provider_request_id": response.provider_request_id,
     }
     stored: dict[str, object] = make_storable_json(result)

@@ -25,7 +25,7 @@ from services.doorbell import Doorbell, Ring, ring_now
 from services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
 from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
-from services.llm.requests import Fallback, GenerationRequest, Message
+from services.llm.requests import Fallback, GenerationRequest, Message, Tool
 from services.progress import Progress, ProgressService
 from services.text import check_storable, check_storable_json
 from services.views import AttemptView, JobView
@@ -120,6 +120,9 @@ class JobService:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         seed: int | None = None,
+        json_schema: dict[str, JsonValue] | None = None,
+        tools: Sequence[Tool] = (),
+        tool_choice: str | None = None,
         options: dict[str, JsonValue] | None = None,
         fallbacks: Sequence[Fallback] = (),
         bulk: bool = False,
@@ -154,6 +157,9 @@ class JobService:
                     max_tokens=max_tokens,
                     stop=tuple(stop),
                     seed=seed,
+                    json_schema=json_schema,
+                    tools=tuple(tools),
+                    tool_choice=tool_choice,
                     options=options or {},
                     fallbacks=tuple(map(self._complete, fallbacks)),
                 )

@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar
 
 from config.errors import PromptStackError
@@ -18,7 +19,9 @@ from services.limiter.limiter import Permit
 from services.limiter.terms import Need
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
 from services.llm.errors import (
+    AuthenticationFailed,
     ConnectionFailed,
+    InvalidProviderRequest,
     Overloaded,
     ProviderTimeout,
     QuotaExhausted,
@@ -27,6 +30,7 @@ from services.llm.errors import (
 from services.llm.event_loop import EventLoop
 from services.llm.pool import ProviderPool
 from services.patience import PatientLedger
+from services.prices import Prices
 from services.running import Hold, RunningJobs
 from services.text import make_storable
 
@@ -34,6 +38,14 @@ logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 2**31 - 1
 """What the ledger's column holds, far above any real call."""
+NOT_BILLED = (
+    RateLimited,
+    QuotaExhausted,
+    Overloaded,
+    AuthenticationFailed,
+    InvalidProviderRequest,
+)
+"""The errors with which a provider refuses a call: it does no work and bills none."""
 MAX_THROTTLED = 3
 """Times in a row that a call is sent anew after a 429 before its job goes back to the queue."""
 STANDS_IN_FOR = (
@@ -76,14 +88,17 @@ class ProviderCalls:
         ledger: PatientLedger,
         providers: ProviderPool,
         running: RunningJobs,
+        *,
         loop: EventLoop,
         calls: LimitedCalls,
+        prices: Prices,
     ) -> None:
         self._ledger = ledger
         self._providers = providers
         self._running = running
         self._loop = loop
         self._calls = calls
+        self._prices = prices
 
     def make(
         self,
@@ -164,21 +179,35 @@ class ProviderCalls:
         except Exception as error:
             self._settle_attempt(attempt_id, bug(error))
             raise
-        self._keep(attempt_id, answer, keep)
+        self._keep(attempt_id, call, permit, answer, keep)
         return answer
 
     def _keep(
-        self, attempt_id: int, answer: Answer, keep: Callable[[UnitOfWork, Answer], None]
+        self,
+        attempt_id: int,
+        call: ProviderCall,
+        permit: Permit | None,
+        answer: Answer,
+        keep: Callable[[UnitOfWork, Answer], None],
     ) -> None:
+        tokens = {
+            "input_tokens": _credible(answer.input_tokens),
+            "output_tokens": _credible(getattr(answer, "output_tokens", 0)),
+        }
+        cached = _credible(getattr(answer, "cached_tokens", 0)) or 0
+        cost = self._prices.cost(call.provider, call.model, cached_tokens=cached, **tokens)
+
         def store(unit: UnitOfWork) -> None:
             # The job's row before the attempt's, as everywhere: no two can wait for each other.
             keep(unit, answer)
             unit.attempts.settle(
                 attempt_id,
                 AttemptState.SUCCEEDED,
-                input_tokens=_credible(answer.input_tokens),
-                output_tokens=_credible(getattr(answer, "output_tokens", None)),
+                **tokens,
+                cached_tokens=cached,
+                cost_usd=cost,
                 latency_seconds=answer.latency_seconds,
+                limiter_wait_seconds=permit.waited_seconds if permit else None,
                 provider_request_id=make_storable(answer.provider_request_id or "") or None,
             )
 
@@ -212,6 +241,8 @@ class ProviderCalls:
                 error_code=error.code,
                 error=str(error),
                 detail=error.detail,
+                # Known where the provider refused the call; of others, nobody knows.
+                cost_usd=Decimal(0) if isinstance(error, NOT_BILLED) else None,
                 provider_request_id=getattr(error, "request_id", None),
             )
         )

@@ -1,6 +1,7 @@
 """Jobs and attempts as their owner may see them: snapshots, detached from the ledger."""
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -47,6 +48,9 @@ class AttemptView(BaseModel):
     items: int
     input_tokens: int | None
     output_tokens: int | None
+    cached_tokens: int | None
+    cost_usd: Decimal | None
+    limiter_wait_seconds: float | None
     latency_seconds: float | None
     provider_request_id: str | None
     error_code: str | None

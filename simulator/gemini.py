@@ -173,7 +173,7 @@ def _asked(ask: Ask) -> Asked:
 
 
 def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a tool's arguments, in either spelling that Google takes; the SDK has its own."""
+    """The schema of a tool's arguments, in either of Google's spellings; the SDK mixes them."""
     found: Mapping[str, Any] = (
         tool.get("parametersJsonSchema") or tool.get("parameters_json_schema") or {}
     )

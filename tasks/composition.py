@@ -37,11 +37,13 @@ from services.llm.event_loop import EventLoop
 from services.llm.factory import LLMServiceFactory
 from services.llm.pool import ProviderPool
 from services.patience import PatientLedger
+from services.prices import Prices
 from services.progress import ProgressService
 from services.provider_calls import ProviderCalls
 from services.reconciler import Reconciler
 from services.running import RunningJobs
 from services.search import SearchService
+from services.usage import UsageService
 from services.waiting_jobs import WaitingJobs
 from tasks.app import create_app
 from tasks.publisher import CeleryDoorbell
@@ -169,6 +171,11 @@ class PromptStack:
         return KeyService(self.ledger)
 
     @cached_property
+    def usage(self) -> UsageService:
+        """Usage and cost."""
+        return UsageService(self.ledger)
+
+    @cached_property
     def search(self) -> SearchService:
         """Search over what was embedded."""
         provider = self.settings.default_embedding_provider
@@ -239,7 +246,12 @@ class PromptStack:
     def provider_calls(self) -> ProviderCalls:
         """The provider calls of jobs."""
         return ProviderCalls(
-            self.patient_ledger, self.providers, self.running, self.loop, self.limited_calls
+            self.patient_ledger,
+            self.providers,
+            self.running,
+            loop=self.loop,
+            calls=self.limited_calls,
+            prices=Prices(self.models_file.prices),
         )
 
     @cached_property

@@ -46,6 +46,9 @@ def generate(
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 to 2.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="A file with a JSON schema that the answer must follow.")
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(help="Provider-specific NAME=VALUE, VALUE as JSON; may come again."),
@@ -69,6 +72,7 @@ def generate(
             system=system,
             temperature=temperature,
             max_tokens=max_tokens,
+            json_schema=_read_schema(json_schema) if json_schema else None,
             options=dict(map(_parse_option, option or [])),
             fallbacks=list(map(_parse_fallback, fallback or [])),
             bulk=bulk,
@@ -239,6 +243,15 @@ def _read_input() -> str:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise InvalidInput(f"Standard input is not UTF-8 text at byte {error.start}.") from error
+
+
+def _read_schema(path: Path) -> dict[str, JsonValue]:
+    try:
+        return TypeAdapter(dict[str, JsonValue]).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InvalidInput(
+            f"{path} cannot be read as a JSON schema: an object is needed."
+        ) from error
 
 
 def _parse_fallback(named: str) -> Fallback:

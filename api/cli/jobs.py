@@ -79,8 +79,12 @@ def show(job_id: UUID, as_json: JsonFlag = False) -> None:
             out.print(f"{name:>12}  {printable(str(value))}", markup=False)
     for attempt in attempts:
         tokens = f"{attempt.input_tokens or 0}+{attempt.output_tokens or 0} tokens"
+        tokens += "" if attempt.cost_usd is None else f", ${attempt.cost_usd:.6f}"
+        if attempt.limiter_wait_seconds:
+            tokens += f", waited {attempt.limiter_wait_seconds:.1f} s for the rate limit"
         out.print(
-            f"{'attempt':>12}  {attempt.number}.{attempt.call} {attempt.state}: "
+            f"{'attempt':>12}  {attempt.number}.{attempt.call} {attempt.provider}/"
+            f"{printable(attempt.model)} {attempt.state}: "
             f"{printable(attempt.error or tokens)}",
             markup=False,
         )

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, FailFast, Field, JsonValue
 
 from api.http.auth import CurrentCaller, Stack
 from api.http.bodies import IdempotencyKey, JobBody, refuse_many_fields
-from services.llm.requests import MAX_FALLBACKS, Fallback, Message, Text
+from services.llm.requests import MAX_FALLBACKS, MAX_TOOLS, Fallback, Message, Text, Tool
 from services.views import JobView
 
 router = APIRouter(tags=["generations"])
@@ -29,6 +29,15 @@ class GenerationBody(JobBody):
         (), description="Texts at which the answer ends."
     )
     seed: int | None = Field(None, description="For answers that can be repeated.")
+    json_schema: dict[str, JsonValue] | None = Field(
+        None, description="A JSON schema that the answer must be an instance of."
+    )
+    tools: Annotated[tuple[Tool, ...], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
+        (), description="Tools that the model may call; the result then has `tool_calls`."
+    )
+    tool_choice: Text | None = Field(
+        None, description="`auto`, `none`, `required` or the name of a tool."
+    )
     options: dict[str, JsonValue] | None = Field(
         None, description="Parameters that only this provider knows."
     )

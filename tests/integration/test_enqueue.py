@@ -244,7 +244,7 @@ def test_bad_embeddings_are_refused_and_leave_nothing(
 
 
 def test_a_refusal_says_what_is_wrong_by_its_class(jobs: JobService) -> None:
-    with pytest.raises(UnknownProvider, match="demo, local, openai"):
+    with pytest.raises(UnknownProvider, match="anthropic, demo, gemini, local, openai"):
         jobs.enqueue_generation("x", provider="opnai")
     with pytest.raises(UnknownModel, match="demo-1"):
         jobs.enqueue_generation("x", model="demo-2")
