@@ -5,6 +5,7 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import Sequence
 
 from simulator.limits import Limits
 from simulator.server import Latency, start
@@ -16,14 +17,17 @@ async def serve(port: int, latency: Latency, limits: Limits) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runner, url = await start(port, latency, limits)
+    try:
+        runner, url = await start(port, latency, limits)
+    except OSError as error:
+        sys.exit(f"The simulator can't listen on port {port}: {error.strerror}. Name another one.")
     sys.stdout.write(json.dumps({"url": f"{url}/v1"}) + "\n")
     sys.stdout.flush()
     await stop.wait()
     await runner.cleanup()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the arguments and serve."""
     parser = argparse.ArgumentParser(prog="simulator", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
@@ -36,16 +40,16 @@ def main() -> None:
     parser.add_argument(
         "--retry-after", choices=["seconds", "milliseconds", "none"], default="seconds"
     )
-    arguments = parser.parse_args()
+    given = parser.parse_args(arguments)
     limits = Limits(
-        requests_per_minute=arguments.rpm,
-        tokens_per_minute=arguments.tpm,
-        in_flight=arguments.in_flight,
-        burst_seconds=arguments.burst,
-        retry_after=arguments.retry_after,
+        requests_per_minute=given.rpm,
+        tokens_per_minute=given.tpm,
+        in_flight=given.in_flight,
+        burst_seconds=given.burst,
+        retry_after=given.retry_after,
     )
-    latency = Latency(arguments.latency, arguments.latency_spread)
-    asyncio.run(serve(arguments.port, latency, limits))
+    latency = Latency(given.latency, given.latency_spread)
+    asyncio.run(serve(given.port, latency, limits))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Faults by script: each provider call takes the next one."""
+"""Faults, by script or by rate."""
 
+import random
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -55,20 +56,51 @@ def parse(raw: Mapping[str, Any]) -> Fault:
     return Fault(**raw)
 
 
+def parse_rates(raw: Any) -> tuple[int, list[tuple[float, Fault]]]:
+    """Read a seed and faults with their `rate`, 0 to 1. Raises `ValueError`."""
+    if not isinstance(raw, dict) or raw.keys() - {"seed", "faults"}:
+        raise ValueError("give seed and faults")
+    rates = []
+    for fault in raw.get("faults", []):
+        rate = fault.get("rate")
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+            raise ValueError("rate must be a number from 0 to 1")
+        rates.append((float(rate), parse({k: v for k, v in fault.items() if k != "rate"})))
+    if sum(rate for rate, _ in rates) > 1:
+        raise ValueError("the rates are more than 1 together")
+    return int(raw.get("seed", 0)), rates
+
+
 class FaultScript:
-    """The faults still to come, in order."""
+    """The faults still to come: first those of the script, in order; then some, by their rates."""
 
     def __init__(self) -> None:
         self._coming: deque[Fault] = deque()
+        self._rates: list[tuple[float, Fault]] = []
+        self._random = random.Random(0)
 
     def add(self, faults: list[Fault]) -> None:
         """Append to the script."""
         self._coming.extend(faults)
 
+    def set_rates(self, seed: int, rates: list[tuple[float, Fault]]) -> None:
+        """Let a share of all calls go wrong from now on, the same ones for the same seed."""
+        self._random = random.Random(seed)
+        self._rates = rates
+
     def take(self) -> Fault:
-        """Return the next fault, or `NO_FAULT` at the end of the script."""
-        return self._coming.popleft() if self._coming else NO_FAULT
+        """Return what is to go wrong with the next call, or `NO_FAULT`."""
+        if self._coming:
+            return self._coming.popleft()
+        if self._rates:
+            drawn = self._random.random()
+            for rate, fault in self._rates:
+                if drawn < rate:
+                    return fault
+                drawn -= rate
+        return NO_FAULT
 
     def reset(self) -> None:
-        """Drop what is still to come."""
+        """Drop what is still to come, and the rates."""
         self._coming.clear()
+        self._rates = []

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from simulator import anthropic, gemini, openai
 from simulator.anthropic import ANTHROPIC
-from simulator.faults import Fault, FaultScript, parse
+from simulator.faults import Fault, FaultScript, parse, parse_rates
 from simulator.gemini import GEMINI
 from simulator.ledger import Ledger
 from simulator.limits import Limiter, LimitReached, Limits, parse_limits
@@ -57,6 +57,7 @@ class Simulator:
                 app.router.add_route(method, path, ProviderDoor(self, wire, endpoint).handle)
         app.router.add_get("/{version:v1|v1beta}/models", self._list_models)
         app.router.add_post("/control/faults", self._add_faults)
+        app.router.add_post("/control/fault-rates", self._set_fault_rates)
         app.router.add_post("/control/limits", self._set_limits)
         app.router.add_post("/control/latency", self._set_latency)
         app.router.add_post("/control/reset", self._reset)
@@ -77,6 +78,13 @@ class Simulator:
         try:
             self.faults.add([parse(raw) for raw in await request.json()])
         except ValueError as error:
+            raise web.HTTPBadRequest(text=str(error)) from error
+        return web.json_response({})
+
+    async def _set_fault_rates(self, request: web.Request) -> web.Response:
+        try:
+            self.faults.set_rates(*parse_rates(await request.json()))
+        except (ValueError, AttributeError) as error:
             raise web.HTTPBadRequest(text=str(error)) from error
         return web.json_response({})
 
@@ -101,7 +109,9 @@ class Simulator:
         return web.json_response({})
 
     async def _show_ledger(self, request: web.Request) -> web.Response:
-        return web.json_response({"billed": self.ledger.billed})
+        least = int(request.query.get("times", 1))
+        billed = {key: times for key, times in self.ledger.billed.items() if times >= least}
+        return web.json_response({"billed": billed})
 
     async def _show_stats(self, request: web.Request) -> web.Response:
         return web.json_response({**self.traffic.counts(), "billed": self.ledger.billed.total()})

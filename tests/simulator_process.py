@@ -45,6 +45,10 @@ class SimulatorProcess:
         self._end()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def origin(self) -> str:
         """Where the simulator is, without a path."""
         return self.url.removesuffix("/v1")
@@ -52,6 +56,10 @@ class SimulatorProcess:
     def control(self, *faults: dict[str, Any]) -> None:
         """Append to the fault script: one fault for each of the next provider calls."""
         self._call("/control/faults", list(faults))
+
+    def set_fault_rates(self, *faults: dict[str, Any], seed: int = 0) -> None:
+        """Let a share of all calls go wrong, each fault with its `rate`."""
+        self._call("/control/fault-rates", {"seed": seed, "faults": list(faults)})
 
     def set_limits(self, **limits: Any) -> None:
         """Change the limits of `model`, or of all; see `simulator.limits.Limits`."""

@@ -16,7 +16,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,  # its tracebacks show local variables: prompts
     )
     app.command()(serve.up)
-    for become in (serve.worker, serve.api, serve.flower):
+    for become in (serve.worker, serve.api, serve.flower, serve.simulator):
         app.command(context_settings=NO_HELP)(become)
     app.command()(serve.migrate)
     app.command()(demo.demo)

@@ -67,6 +67,11 @@ def flower(context: typer.Context) -> None:
     _become("api.flower", context.args)
 
 
+def simulator(context: typer.Context) -> None:
+    """Start a stand-in for OpenAI, Anthropic and Gemini, for tests (--port, --rpm, --latency)."""
+    _become("simulator", context.args)
+
+
 def _become(module: str, arguments: list[str]) -> NoReturn:
     """Put the module's process in the place of this one, so that signals reach it directly."""
     sys.stdout.flush()
