@@ -65,13 +65,16 @@ class LimitedCalls:
         return await self._limiter.room(_bucket(service, model))
 
     async def make(
-        self, provider: str, permit: Permit | None, call: Coroutine[Any, Any, Answer]
+        self,
+        provider: str,
+        permit: Permit | None,
+        call: Callable[[], Coroutine[Any, Any, Answer]],
     ) -> Answer:
         """Make the call and settle its permit. Raises `ProviderError`."""
         started = self._clock()
         settlement = Settlement(Outcome.CANCELLED)
         try:
-            answer = await self._in_time(provider, call)
+            answer = await self._in_time(provider, call())
             settlement = Settlement(
                 Outcome.ANSWERED,
                 latency_seconds=self._clock() - started,

@@ -166,7 +166,7 @@ class ProviderCalls:
             raise
         try:
             answer: Answer = self._wait_for(
-                job, self._calls.make(call.provider, permit, call.ask(service))
+                job, self._calls.make(call.provider, permit, lambda: call.ask(service))
             )
         except CancelledError:
             self._ledger.write(

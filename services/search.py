@@ -63,4 +63,6 @@ class SearchService:
 
     async def _embed(self, service: LLMService, model: str, question: str) -> EmbeddingResponse:
         permit = await self._calls.enter(service, model, Need(service.estimate_tokens(question)))
-        return await self._calls.make(service.name, permit, service.embed([question], model, None))
+        return await self._calls.make(
+            service.name, permit, lambda: service.embed([question], model, None)
+        )

@@ -50,8 +50,8 @@ from tasks.publisher import CeleryDoorbell
 
 REDIS_TIMEOUT_SECONDS = 2.0
 LIMITER_CONNECTIONS = 50
-LEASE_MARGIN_SECONDS = 30.0
-"""What a call may take beyond its timeout, as for its row in the ledger before it leaves."""
+LEASE_SECONDS = 20.0
+"""After a worker's death, how long its calls still count as under way at the rate limit."""
 CLOSING_ORDER = (
     "providers",
     "loop",
@@ -228,7 +228,7 @@ class PromptStack:
             DividedBuckets(self.heartbeat.live_workers),
             self.models_file.limits,
             patience_seconds=self.settings.limiter_patience_seconds,
-            lease_seconds=self.settings.provider_timeout_seconds + LEASE_MARGIN_SECONDS,
+            lease_seconds=LEASE_SECONDS,
         )
 
     @cached_property

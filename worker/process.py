@@ -21,6 +21,8 @@ from worker.periodic import Periodic
 logger = logging.getLogger(__name__)
 
 RESULTS_SECONDS = 1.0
+RENEW_SECONDS = 5.0
+"""Between two renewals of the leases of running calls; a lease lasts four times as long."""
 EXIT_FAILED = 1
 EXIT_HUNG = 70
 CLOSING_SECONDS = 10.0
@@ -40,6 +42,7 @@ class WorkerProcess:
             Periodic("heartbeat", stack.heartbeat.beat, settings.heartbeat_seconds),
             Periodic("reconciler", stack.reconciler.run_once, settings.reconcile_seconds),
             Periodic("results", results.catch_up, RESULTS_SECONDS),
+            Periodic("leases", self._renew_leases, RENEW_SECONDS),
         ]
 
     def run(self) -> int:
@@ -86,6 +89,9 @@ class WorkerProcess:
             except LedgerUnavailable as error:
                 logger.warning("the ledger was not told that this worker stops: %s", error)
             logger.info("worker %s has stopped", stack.worker_id)
+
+    def _renew_leases(self) -> None:
+        self._stack.loop.run(self._stack.limiter.renew())
 
     def _shutting_down(self, **_: Any) -> None:
         last_word = self._grace_seconds + STOP_PATIENCE_SECONDS + CLOSING_SECONDS

@@ -40,7 +40,7 @@ SHORTEST_SLEEP = 0.004
 MOST_BUCKETS = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Permit:
     """Leave to make one call; to be settled in any case."""
 
@@ -67,7 +67,7 @@ class RateLimiter:
     ) -> None:
         """Take `settings` in the order of their precedence: the first that matches holds.
 
-        `lease_seconds` must be longer than any call takes.
+        A call counts as ended `lease_seconds` after its worker has renewed its lease.
         """
         self._shared = shared
         self._divided = divided
@@ -79,6 +79,7 @@ class RateLimiter:
         self._resting_until = -math.inf
         self._is_away = False
         self._known: dict[Bucket, Limits] = {}
+        self._held: set[Permit] = set()
 
     def settings_for(self, provider: str, model: str) -> ModelLimits | None:
         """What a person has set for a model."""
@@ -102,7 +103,9 @@ class RateLimiter:
                 match verdict:
                     case Grant():
                         waited = self._clock() - started
-                        return Permit(bucket, need, verdict, was_shared, waited)
+                        permit = Permit(bucket, need, verdict, was_shared, waited)
+                        self._held.add(permit)
+                        return permit
                     case Wait(seconds):
                         await asyncio.sleep(self._sleep(seconds))
                     case _:
@@ -124,6 +127,7 @@ class RateLimiter:
 
     async def settle(self, permit: Permit, settlement: Settlement) -> None:
         """Say what the call came to. Never raises: without Redis, its lease ends by itself."""
+        self._held.discard(permit)
         if not permit.is_shared:
             self._divided.settle(permit.bucket, settlement)
             return
@@ -135,6 +139,16 @@ class RateLimiter:
                 permit.need,
                 settlement,
             )
+        except (RedisError, OSError) as error:
+            self._rest(error)
+
+    async def renew(self) -> None:
+        """Keep the leases of the calls under way; to be called several times a lease."""
+        if self._clock() < self._resting_until:
+            return
+        held = [(permit.bucket, permit.grant) for permit in self._held if permit.is_shared]
+        try:
+            await self._shared.renew(held, self._lease_seconds)
         except (RedisError, OSError) as error:
             self._rest(error)
 

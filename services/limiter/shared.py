@@ -1,5 +1,6 @@
 """The limiter's state in Redis, for all workers: one script call a question."""
 
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -23,6 +24,8 @@ from services.limiter.terms import (
 )
 
 SCRIPT = "limiter.lua"
+FLIGHT = 4
+"""Which of a bucket's keys has the leases of the calls under way."""
 
 
 class SharedBuckets:
@@ -103,6 +106,18 @@ class SharedBuckets:
             *("" if state is None else state.limit for state in states),
             *("" if state is None else state.remaining for state in states),
         )
+
+    async def renew(self, held: Sequence[tuple[Bucket, Grant]], lease: float) -> None:
+        """Put off the end of these grants' leases to `lease` seconds from now."""
+        if not held:
+            return
+        seconds, microseconds = await self._redis.time()
+        until = int(seconds) + int(microseconds) / 1e6 + lease
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for bucket, grant in held:
+                # XX: what was settled meanwhile stays so.
+                pipeline.zadd(_keys(bucket)[FLIGHT], {grant.waiter: until}, xx=True)
+            await pipeline.execute()
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -13,9 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
 from config.embedded.servers import ServerUrls
 from config.limits import ModelLimits
+from services.limiter.divided import DividedBuckets
+from services.limiter.limiter import RateLimiter
+from services.limiter.shared import SharedBuckets
 from services.limiter.terms import (
     Closed,
     Grant,
@@ -336,6 +340,30 @@ def test_a_call_that_nobody_settles_gives_its_place_back(url: str) -> None:
         await script.grant()
 
     talk(url, work, in_flight=1)
+
+
+def test_a_worker_renews_what_it_has_under_way(url: str) -> None:
+    async def run() -> None:
+        redis: AsyncRedis = AsyncRedis.from_url(url, decode_responses=True)
+        limiter = RateLimiter(
+            SharedBuckets(redis),
+            DividedBuckets(lambda: 1),
+            [ModelLimits(provider="made-up", in_flight=2)],
+            patience_seconds=0.0,
+            lease_seconds=20.0,
+        )
+        kept, settled = [await limiter.acquire(BUCKET, NEED) for _ in range(2)]
+        await limiter.settle(settled, Settlement(Outcome.ANSWERED))
+        key = "promptstack:limiter:{made-up:key}:model:flight"
+        await redis.zadd(key, {kept.grant.waiter: 1.0})
+        await limiter.renew()
+        [(waiter, until)] = await redis.zrange(key, 0, -1, withscores=True)
+        seconds, _ = await redis.time()
+        assert waiter == kept.grant.waiter
+        assert 15 < until - int(seconds) < 25
+        await limiter.aclose()
+
+    asyncio.run(run())
 
 
 def test_input_and_output_tokens_are_limited_apart(url: str) -> None:
