@@ -116,7 +116,9 @@ class UsageRepository:
 def _usage(by: Sequence[Group], row: tuple[Any, ...]) -> Usage:
     keys: dict[str, Any] = {str(group): None for group in Group}
     keys |= {str(group): value for group, value in zip(by, row, strict=False)}
-    return Usage(**keys, **dict(zip(_SUMS, row[len(by) :], strict=True)))
+    sums = dict(zip(_SUMS, row[len(by) :], strict=True))
+    # PostgreSQL's zero has ten digits, which reads as 0E-10.
+    return Usage(**keys, **{**sums, "cost_usd": sums["cost_usd"] or Decimal(0)})
 
 
 _SUMS = (

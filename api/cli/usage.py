@@ -15,6 +15,7 @@ from api.cli.terminal import JsonFlag, out, print_json, printable
 from repositories.usage import Group, Usage
 from services.errors import InvalidInput
 
+SMALLEST = Decimal("0.000001")
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -28,8 +29,8 @@ def usage(
     as_json: JsonFlag = False,
 ) -> None:
     """Show what was asked of providers, what it took and what it cost."""
-    groups = _groups(by)
     with connected(start_servers=True) as stack:
+        groups = _groups(by)
         sums = partial(
             stack.usage.sums,
             since=_time(since),
@@ -40,7 +41,7 @@ def usage(
         )
         rows, together = sums(groups), sums([])
     if as_json:
-        print_json([{**asdict(row), "cost_usd": str(row.cost_usd)} for row in rows])
+        print_json([{**asdict(row), "cost_usd": f"{row.cost_usd:f}"} for row in rows])
         return
     if not together:
         out.print("Nothing was asked of any provider in that time.")
@@ -87,7 +88,9 @@ def _numbers(row: Usage) -> list[str]:
 
 def _dollars(amount: Decimal) -> str:
     """Cents where there are any, and else as many digits as tell something."""
-    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.6f}"
+    if amount >= 1 or amount == 0:
+        return f"{amount:,.2f}"
+    return f"{amount:.6f}" if amount >= SMALLEST else f"<{SMALLEST}"
 
 
 def _groups(named: str) -> list[Group]:

@@ -615,3 +615,23 @@ def test_many_files_are_enqueued_some_at_a_time(
     assert succeeded(done) == "Accepted 250 jobs; follow them with `promptstack jobs watch`.\n"
     assert count(stack, Job) == 250
     assert stack.doorbell.waiting(Queue.EMBEDDINGS) == 250
+
+
+def test_usage_is_shown_and_what_is_wrong_is_said(cli: Cli, stack: PromptStack) -> None:
+    empty = cli("usage")
+    assert (empty.returncode, empty.stdout.strip()) == (
+        0,
+        "Nothing was asked of any provider in that time.",
+    )
+    job = stack.jobs.enqueue_generation("x")
+    stack.generation.run(job.id, lambda progress: None)
+    shown = cli("usage", "--by", "provider,model")
+    assert shown.returncode == 0
+    assert "demo-1" in shown.stdout
+    [row] = json.loads(cli("usage", "--since", "1h", "--json").stdout)
+    assert (row["model"], row["calls"], row["cost_usd"]) == ("demo-1", 1, "0")
+    for wrong in (["--by", "hour"], ["--since", "soon"], ["--user", "nobody@example.org"]):
+        refused = cli("usage", *wrong)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("promptstack: ")
+        assert "Traceback" not in refused.stderr
