@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -18,7 +17,6 @@ from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from config.names import Queue
 from repositories.models import Job, JobKind, JobState
 from repositories.session import Ledger, UnitOfWork
 from services.doorbell import Doorbell, Ring, ring_now
@@ -26,69 +24,14 @@ from services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongSt
 from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
 from services.llm.requests import Fallback, GenerationRequest, Message, Tool
+from services.new_job import JobDefaults, JobOptions, NewJob, check_options
 from services.progress import Progress, ProgressService
 from services.text import check_storable, check_storable_json
 from services.views import AttemptView, JobView
 
-MAX_KEY_CHARACTERS = 200
 MAX_SOURCE_BYTES = 2_000
 """PostgreSQL refuses index entries over about 2,700 bytes."""
 MAX_EXPLANATION = 400
-
-
-QUEUES = {
-    (JobKind.GENERATION, False): Queue.GENERATION,
-    (JobKind.GENERATION, True): Queue.GENERATION_BULK,
-    (JobKind.EMBEDDING, False): Queue.EMBEDDINGS,
-    (JobKind.EMBEDDING, True): Queue.EMBEDDINGS_BULK,
-}
-
-
-@dataclass(frozen=True)
-class JobDefaults:
-    """What holds for a job that says nothing else."""
-
-    generation_provider: str
-    embedding_provider: str
-    max_retries: int
-    expires_seconds: float
-    max_text_bytes: int
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """What every kind of job can be told at enqueue."""
-
-    user_id: UUID | None = None
-    idempotency_key: str | None = None
-    max_retries: int | None = None
-    expires_in: float | None = None
-    """Seconds until the job, if it is not done, ends as expired."""
-    is_bulk: bool = False
-    """Whether interactive jobs go before it: for batches that nobody waits for."""
-
-
-@dataclass(frozen=True)
-class NewJob:
-    """A request that was checked and may be stored."""
-
-    kind: JobKind
-    provider: str
-    model: str
-    body: dict[str, Any]
-    """What the caller asked for; the same body is the same request."""
-    options: JobOptions
-
-    @property
-    def queue(self) -> Queue:
-        """Where its message goes."""
-        return QUEUES[self.kind, self.options.is_bulk]
-
-    @property
-    def request_hash(self) -> str:
-        """Tells whether two requests are the same."""
-        canonical = json.dumps([self.kind, self.provider, self.model, self.body], sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 class JobService:
@@ -330,7 +273,7 @@ class JobService:
         return JobView.model_validate(job)
 
     def _find_same(self, work: UnitOfWork, new: NewJob) -> JobView | None:
-        _check_options(new.options)
+        check_options(new.options)
         key = new.options.idempotency_key
         if key is None:
             return None
@@ -386,20 +329,6 @@ def check_source(source: str) -> None:
 def _check_user(work: UnitOfWork, user_id: UUID | None) -> None:
     if user_id is not None and work.users.get(user_id) is None:
         raise NotFound(f"There is no user {user_id}.")
-
-
-def _check_options(options: JobOptions) -> None:
-    key = options.idempotency_key
-    if key is not None:
-        check_storable(key, "The idempotency key")
-        if not 0 < len(key) <= MAX_KEY_CHARACTERS:
-            raise InvalidInput(
-                f"The idempotency key must have 1 to {MAX_KEY_CHARACTERS} characters."
-            )
-    if options.max_retries is not None and not 0 <= options.max_retries <= 100:
-        raise InvalidInput("max_retries must be between 0 and 100.")
-    if options.expires_in is not None and not 0 < options.expires_in <= 366 * 86_400:
-        raise InvalidInput("expires_in must be more than 0 seconds and at most a year.")
 
 
 def _find(work: UnitOfWork, job_id: UUID, owner: UUID | None) -> Job:

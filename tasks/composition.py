@@ -27,7 +27,7 @@ from services.embedding import EmbeddingService
 from services.execution import Execution
 from services.generation import GenerationService
 from services.heartbeat import Heartbeat
-from services.jobs import JobDefaults, JobService
+from services.jobs import JobService
 from services.keys import KeyService
 from services.limited_calls import LimitedCalls
 from services.limiter.divided import DividedBuckets
@@ -36,6 +36,7 @@ from services.limiter.shared import SharedBuckets
 from services.llm.event_loop import EventLoop
 from services.llm.factory import LLMServiceFactory
 from services.llm.pool import ProviderPool
+from services.new_job import JobDefaults
 from services.patience import PatientLedger
 from services.prices import Prices
 from services.progress import ProgressService

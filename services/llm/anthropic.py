@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 from uuid import UUID
@@ -16,7 +17,7 @@ from services.errors import InvalidInput
 from services.llm.base import Capability, LLMResponse, LLMService, TokenCount, fingerprint
 from services.llm.errors import AuthenticationFailed, InvalidProviderRequest, ProviderError
 from services.llm.headers import limit_report, request_id
-from services.llm.requests import GenerationRequest, Message
+from services.llm.requests import GenerationRequest, Message, with_options
 from services.llm.translation import broken, from_status, reading, refused, timed_out, unusable
 from services.text import make_storable, make_storable_json
 
@@ -72,6 +73,7 @@ class AnthropicService(LLMService):
     def check_request(cls, request: GenerationRequest) -> None:
         """See `LLMService`; temperatures go to 1 here, and long answers would need streaming."""
         super().check_request(request)
+        request.check_system_first(cls.name)
         if (request.temperature or 0.0) > 1.0:
             raise InvalidInput("Provider 'anthropic' takes temperatures from 0 to 1.")
         if (request.max_tokens or 0) > MOST_TOKENS_AT_ONCE:
@@ -87,7 +89,7 @@ class AnthropicService(LLMService):
             self.check_request(request)
         except InvalidInput as error:
             raise InvalidProviderRequest(str(error)) from error
-        answer = await self._ask("/v1/messages", _body(request) | request.options)
+        answer = await self._ask("/v1/messages", with_options(_body(request), request.options))
         with reading(self.name, answer.text, answer.status_code, answer.headers):
             body = json.loads(answer.content)
             parts = body["content"]
@@ -158,6 +160,8 @@ class AnthropicService(LLMService):
                 raise AuthenticationFailed("anthropic needs an API key; set ANTHROPIC_API_KEY.")
             if not (self._api_key.isascii() and self._api_key.isprintable()):
                 raise AuthenticationFailed("ANTHROPIC_API_KEY has characters that no key has.")
+            # aiohttp warns of bodies over 1 MiB, but all they cost is a copy to the socket.
+            warnings.filterwarnings("ignore", "Sending a large body directly", ResourceWarning)
             timeout = httpx2.Timeout(self._timeout, connect=CONNECT_SECONDS)
             self._client = anthropic.AsyncAnthropic(
                 # Without a placeholder and a URL, the SDK would look into the environment.

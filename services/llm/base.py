@@ -267,7 +267,7 @@ class LLMService(ABC):
 
 def fingerprint(api_key: str) -> str:
     """Name a key without telling it: 12 hex digits of its SHA-256."""
-    return sha256(api_key.encode()).hexdigest()[:12] if api_key else "none"
+    return sha256(api_key.encode(errors="surrogatepass")).hexdigest()[:12] if api_key else "none"
 
 
 def _check_vectors(vectors: npt.NDArray[np.float32], texts: int, provider: str) -> None:

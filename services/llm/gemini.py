@@ -30,6 +30,8 @@ from services.llm.translation import broken, from_status, reading, refused, time
 from services.text import make_storable, make_storable_json
 
 GEMINI_URL = "https://generativelanguage.googleapis.com"
+API_VERSION = "v1"
+"""The SDK's own default, named so that the environment doesn't choose another one."""
 CONNECT_SECONDS = 10.0
 AVAILABILITY_SECONDS = 5.0
 CONNECTIONS = httpx2.Limits(
@@ -87,6 +89,12 @@ class GeminiService(LLMService):
         self._timeout = timeout
         self._client: genai.Client | None = None
         self._http: httpx2.AsyncClient | None = None
+
+    @classmethod
+    def check_request(cls, request: GenerationRequest) -> None:
+        """See `LLMService`; the system prompt is apart here, so nothing of it can come later."""
+        super().check_request(request)
+        request.check_system_first(cls.name)
 
     async def _generate(
         self, request: GenerationRequest, user_id: UUID | None, failures: int
@@ -224,6 +232,7 @@ class GeminiService(LLMService):
                 vertexai=False,
                 http_options=types.HttpOptions(
                     base_url=self._base_url or GEMINI_URL,
+                    api_version=API_VERSION,
                     timeout=int(self._timeout * 1_000),
                     # Its aiohttp transport tries again by itself, after up to ten seconds.
                     httpx_async_client=self._http,

@@ -13,6 +13,7 @@ import warnings
 from binascii import a2b_base64
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from hashlib import sha1
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import UUID
@@ -40,7 +41,7 @@ from services.llm.base import (
 )
 from services.llm.errors import AuthenticationFailed, InvalidProviderRequest, ProviderError
 from services.llm.headers import limit_report, request_id
-from services.llm.requests import GenerationRequest
+from services.llm.requests import GenerationRequest, with_options
 from services.llm.translation import (
     broken,
     from_status,
@@ -62,6 +63,7 @@ CONNECTIONS = httpx2.Limits(max_connections=1_000, keepalive_expiry=4.0)
 
 RESERVED_OPTIONS = frozenset({"model", "messages", "input", "n", "stream"})
 RESPONSES = "responses"
+ENCODINGS = "https://openaipublic.blob.core.windows.net/encodings"
 DIMENSIONS: Mapping[str, int] = {
     "text-embedding-3-small": 1_536,
     "text-embedding-3-large": 3_072,
@@ -134,7 +136,7 @@ class OpenAIService(LLMService):
             raise InvalidProviderRequest(str(error)) from error
         options = {name: value for name, value in request.options.items() if name != "api"}
         wire = responses if request.options.get("api") == RESPONSES else chat
-        answer = await self._ask(wire.PATH, wire.body(request) | options)
+        answer = await self._ask(wire.PATH, with_options(wire.body(request), options))
         with self._reading(answer):
             # Only the standard parser takes half a surrogate pair, which make_storable replaces.
             said = wire.read(json.loads(answer.content))
@@ -179,16 +181,17 @@ class OpenAIService(LLMService):
     async def count_tokens(self, text: str, model: str) -> TokenCount:
         """By tiktoken where its encodings are on this machine; else an estimate.
 
-        tiktoken downloads an encoding when it first needs one. A worker shall not do that by
-        surprise: only a folder that TIKTOKEN_CACHE_DIR names and that holds them is used.
+        tiktoken downloads an encoding when it first needs one, without a time-out. A worker shall
+        not do that by surprise: only a folder that TIKTOKEN_CACHE_DIR names and that holds the
+        encoding is used.
         """
-        if not _has_encodings(os.environ.get("TIKTOKEN_CACHE_DIR", "")):
-            return await super().count_tokens(text, model)
         try:
-            encoding = await asyncio.to_thread(tiktoken.encoding_for_model, model)
-        except (KeyError, OSError, ValueError):
-            # Of a model that tiktoken doesn't know, or whose encoding isn't there.
+            name = tiktoken.encoding_name_for_model(model)
+        except KeyError:
             return await super().count_tokens(text, model)
+        if not _is_cached(name, os.environ.get("TIKTOKEN_CACHE_DIR", "")):
+            return await super().count_tokens(text, model)
+        encoding = await asyncio.to_thread(tiktoken.get_encoding, name)
         return TokenCount(len(encoding.encode(text, disallowed_special=())), is_exact=True)
 
     @property
@@ -269,8 +272,11 @@ def translate(error: Exception) -> ProviderError:
     return unusable("openai")
 
 
-def _has_encodings(folder: str) -> bool:
-    return bool(folder) and Path(folder).is_dir() and any(Path(folder).iterdir())
+def _is_cached(encoding: str, folder: str) -> bool:
+    """Whether a folder has an encoding, under the name by which tiktoken looks for it."""
+    address = f"{ENCODINGS}/{encoding}.tiktoken"
+    name = sha1(address.encode(), usedforsecurity=False).hexdigest()
+    return bool(folder) and (Path(folder) / name).is_file()
 
 
 def _vector(embedding: str | list[float]) -> npt.NDArray[np.float32]:

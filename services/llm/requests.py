@@ -1,6 +1,7 @@
 """What a generation can be asked for, whichever provider answers it."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from services.errors import InvalidInput
 from services.text import check_storable, check_storable_json
 
 MAX_FALLBACKS = 5
@@ -167,9 +169,32 @@ class GenerationRequest(BaseModel):
         said = [turn.content for turn in self.conversation() if turn.role == "system"]
         return "\n\n".join(said)
 
+    def check_system_first(self, provider: str) -> None:
+        """Raise `InvalidInput` where a system turn comes later, or nothing but system turns."""
+        roles = [turn.role for turn in self.turns()]
+        others = [position for position, role in enumerate(roles) if role != "system"]
+        if not others:
+            raise InvalidInput(f"Provider '{provider}' needs a turn beside the system prompt.")
+        if "system" in roles[others[0] :]:
+            raise InvalidInput(f"Provider '{provider}' takes system turns only at the start.")
+
     def text(self) -> str:
         """All that is asked, to estimate its tokens."""
         parts = [turn.content for turn in self.conversation()]
         parts += [call.model_dump_json() for turn in self.turns() for call in turn.tool_calls]
         parts += [tool.model_dump_json() for tool in self.tools]
         return "\n".join(parts)
+
+
+def with_options(body: Mapping[str, Any], options: Mapping[str, JsonValue]) -> dict[str, Any]:
+    """Add a caller's options to a request's body.
+
+    Where both have an object of one name, their members are put together: an option beside a JSON
+    schema must not take its place.
+    """
+    whole = dict(body)
+    for name, value in options.items():
+        ours = whole.get(name)
+        both = isinstance(ours, dict) and isinstance(value, dict)
+        whole[name] = {**ours, **value} if both else value  # type: ignore[dict-item]
+    return whole

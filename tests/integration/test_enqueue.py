@@ -27,9 +27,10 @@ from repositories.models import Job, JobKind, JobState
 from repositories.session import Ledger
 from services.doorbell import BrokerUnavailable, Doorbell, Ring
 from services.errors import IdempotencyConflict, InvalidInput, UnknownModel, UnknownProvider
-from services.jobs import JobDefaults, JobService
+from services.jobs import JobService
 from services.llm.openai import RESERVED_OPTIONS
 from services.llm.requests import Message
+from services.new_job import JobDefaults
 from services.reconciler import Reconciler
 from services.views import JobView
 from tasks.composition import PromptStack

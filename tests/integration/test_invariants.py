@@ -36,7 +36,7 @@ from repositories.session import UnitOfWork
 from services.doorbell import Ring
 from services.errors import WrongState
 from services.execution import JobOutcome
-from services.jobs import JobDefaults, JobService
+from services.jobs import JobService
 from services.llm.base import (
     Capability,
     EmbeddingLimits,
@@ -46,6 +46,7 @@ from services.llm.base import (
 )
 from services.llm.errors import InvalidProviderRequest, Overloaded, ProviderError, RateLimited
 from services.llm.requests import GenerationRequest
+from services.new_job import JobDefaults
 from services.progress import Progress
 from services.reconciler import Reconciler
 from services.views import JobView

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -379,9 +380,48 @@ def test_what_a_provider_does_not_support_is_refused_and_not_dropped() -> None:
         (OpenAIService, RESPONSES.request(seed=0), "seed"),
         (OpenAIService, CHAT.request(options={"api": "other"}), "api"),
     ]
+    late = (Message(role="user", content="x"), Message(role="system", content="y"))
+    for kind in (ANTHROPIC, GEMINI):
+        moved = kind.request(prompt=None, messages=late)
+        wrong.append((kind.service, moved, "only at the start"))
+        alone = kind.request(prompt=None, messages=late[1:])
+        wrong.append((kind.service, alone, "beside the system prompt"))
     for service, request, said in wrong:
         with pytest.raises(InvalidInput, match=said):
             service.check_request(request)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        (ANTHROPIC, {"output_config": {"effort": "low"}}),
+        (RESPONSES, {"text": {"verbosity": "low"}}),
+    ],
+    ids=["anthropic", "openai-responses"],
+)
+def test_an_option_beside_a_json_schema_does_not_take_its_place(
+    kind: Kind, option: dict[str, Any], simulator: SimulatorProcess
+) -> None:
+    options = {**dict(kind.options), **option}
+    answer = generate(kind, simulator, json_schema=SCHEMA, options=options)
+    assert answer.text == '{"color": "simulated", "sure": true}'
+
+
+@of_all
+def test_a_large_prompt_arrives(kind: Kind, simulator: SimulatorProcess) -> None:
+    prompt = "x" * 2_000_000
+    assert generate(kind, simulator, prompt=prompt).input_tokens == 500_000
+
+
+def test_without_its_encoding_tiktoken_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would download one."""
+    (tmp_path / "something-else").touch()
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("tiktoken.get_encoding", lambda name: pytest.fail("asked"))
+    counted = asyncio.run(OpenAIService().count_tokens("abcdefgh", "gpt-5-mini"))
+    assert (counted.tokens, counted.is_exact) == (2, False)
 
 
 # Embeddings
