@@ -29,7 +29,7 @@ async def serve(port: int, latency: Latency, limits: Limits) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the arguments and serve."""
-    parser = argparse.ArgumentParser(prog="simulator", description=__doc__)
+    parser = argparse.ArgumentParser(prog="promptstack simulator", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--latency-spread", type=float, default=0.0, help="share of it, 0 to 1")

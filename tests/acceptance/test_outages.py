@@ -130,8 +130,14 @@ def test_a_failing_provider_is_asked_again_and_paid_once(
     wait_until(lambda: is_done(stack, job), "the generation to end", 60)
     done = stack.jobs.get(job.id)
     assert done.state is JobState.SUCCEEDED
-    # The rate limit cost no retry.
-    assert (done.attempt, done.failures) == (4, 2)
+    # The rate limit cost no retry, and so short a wait no way back to the queue.
+    assert (done.attempt, done.failures) == (3, 2)
+    assert [call.error_code for call in stack.jobs.get_attempts(job.id)] == [
+        "PROVIDER_OVERLOADED",
+        "RATE_LIMITED",
+        "PROVIDER_UNREACHABLE",
+        None,
+    ]
     document = stack.jobs.enqueue_embedding(
         "\n\n".join(f"Paragraph {n}. " + "word " * 150 for n in range(30)),
         source="paragraphs.txt",
