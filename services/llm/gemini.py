@@ -51,6 +51,8 @@ KNOWN_OPTIONS = frozenset(types.GenerateContentConfig.model_fields) - {
     "response_json_schema",
     "tools",
     "automatic_function_calling",
+    "automatic_continuation",
+    "continuation_token",
 }
 FINISH_REASONS: Mapping[str, str] = {"STOP": "stop", "MAX_TOKENS": "length"}
 REFUSALS = frozenset(
@@ -273,6 +275,8 @@ def _config(request: GenerationRequest) -> types.GenerateContentConfig:
         "max_output_tokens": request.max_tokens,
         "stop_sequences": list(request.stop) or None,
         "seed": request.seed,
+        # Else the SDK may go on with an answer by calls of its own, which nobody counts.
+        "automatic_continuation": False,
     }
     if request.json_schema is not None:
         fields["response_mime_type"] = "application/json"

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from services.llm.requests import GenerationRequest, Message
-from services.text import make_storable
+from services.text import make_storable, make_storable_json
 
 PATH = "/chat/completions"
 SCHEMA_NAME = "answer"
@@ -94,11 +94,19 @@ def names_tool(request: GenerationRequest) -> bool:
 
 
 def tool_call(id_: str, name: str, arguments: str) -> dict[str, JsonValue]:
-    """A call of a tool. Raises `ValueError` where its arguments are no JSON."""
+    """A call of a tool.
+
+    Arguments that are no JSON, as where `max_tokens` cut them, stay the text that they are: the
+    answer is paid for, and asking again would pay once more for the same.
+    """
+    try:
+        made = json.loads(arguments or "{}")
+    except ValueError:
+        made = arguments
     return {
         "id": make_storable(id_),
         "name": make_storable(name),
-        "arguments": json.loads(arguments or "{}"),
+        "arguments": make_storable_json(made),
     }
 
 

@@ -68,6 +68,7 @@ _BY_STATUS: Mapping[int, Meaning] = {
 _BY_WORDS: tuple[tuple[str, Meaning], ...] = (
     ("credit balance is too low", _NO_QUOTA),  # Anthropic, status 400
     ("spend limit", _NO_QUOTA),  # Anthropic
+    ("api usage limits", _NO_QUOTA),  # Anthropic, status 400: the spending that somebody set
     ("perday", _NO_QUOTA),  # Gemini's quotaId of a day's quota, which no short wait cures
     ("maximum context length", _TOO_LONG),  # OpenAI's embeddings, vLLM
     ("prompt is too long", _TOO_LONG),  # Anthropic

@@ -1,0 +1,9 @@
+"""What models want called."""
+
+from services.llm.openai_chat import tool_call
+
+
+def test_arguments_that_were_cut_stay_text_and_are_not_asked_for_again() -> None:
+    assert tool_call("a", "look", '{"color": "bl')["arguments"] == '{"color": "bl'
+    assert tool_call("a", "look", "")["arguments"] == {}
+    assert tool_call("a", "look", '{"color": "\\u0000"}')["arguments"] == {"color": "\ufffd"}
