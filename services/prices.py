@@ -8,7 +8,10 @@ from config.prices import ModelPrice
 
 IN_THIS_PROCESS = frozenset({"demo", "local"})
 """Providers that ask nobody, so that their price is known: nothing."""
-GENAI_PRICES_NAMES = {"gemini": "google"}
+GENAI_PRICES_NAMES = {"openai": "openai", "anthropic": "anthropic", "gemini": "google"}
+"""Of our providers. No others: it would take a `my-openai` for OpenAI."""
+MOST_DOLLARS = 10**8
+"""What the ledger's column holds, far above any real call."""
 MILLION = 1_000_000
 DIGITS = Decimal("0.0000000001")
 """What the ledger's column holds."""
@@ -46,7 +49,9 @@ class Prices:
         return _known(provider, model, input_tokens, output_tokens, cached_tokens)
 
 
-def _by(price: ModelPrice, input_tokens: int, output_tokens: int, cached_tokens: int) -> Decimal:
+def _by(
+    price: ModelPrice, input_tokens: int, output_tokens: int, cached_tokens: int
+) -> Decimal | None:
     cached_price = price.cached_input_per_million
     if cached_price is None:
         cached_price = price.input_per_million
@@ -55,12 +60,15 @@ def _by(price: ModelPrice, input_tokens: int, output_tokens: int, cached_tokens:
         + cached_price * cached_tokens
         + price.output_per_million * output_tokens
     )
-    return (dollars / MILLION).quantize(DIGITS)
+    dollars /= MILLION
+    return dollars.quantize(DIGITS) if dollars < MOST_DOLLARS else None
 
 
 def _known(
     provider: str, model: str, input_tokens: int, output_tokens: int, cached_tokens: int
 ) -> Decimal | None:
+    if provider not in GENAI_PRICES_NAMES:
+        return None
     # Here, because it takes 0.3 s to import and most commands ask for no price.
     from genai_prices import Usage, calc_price  # noqa: PLC0415
 
@@ -70,9 +78,9 @@ def _known(
         cache_read_tokens=cached_tokens or None,
     )
     try:
-        known = calc_price(
-            usage, model_ref=model, provider_id=GENAI_PRICES_NAMES.get(provider, provider)
-        )
+        known = calc_price(usage, model_ref=model, provider_id=GENAI_PRICES_NAMES[provider])
     except (LookupError, ValueError):
         return None  # a model or a provider of somebody's own
-    return known.total_price.quantize(DIGITS)
+    # Of a model that isn't priced by tokens, the list says nothing and not zero.
+    is_priced = 0 < known.total_price < MOST_DOLLARS or not input_tokens + output_tokens
+    return known.total_price.quantize(DIGITS) if is_priced else None

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from api.cli.connection import connected
@@ -63,7 +64,7 @@ def _table(groups: list[Group], rows: list[Usage], total: Usage) -> Table:
         table.add_column(name, justify="right")
     for row in rows:
         named = asdict(row)
-        keys = [printable(str(named[str(group)] or "-")) for group in groups]
+        keys = [escape(printable(str(named[str(group)] or "-"))) for group in groups]
         table.add_row(*keys, *_numbers(row))
     if groups:
         table.add_row("together", *[""] * (len(groups) - 1), *_numbers(total), style="bold")

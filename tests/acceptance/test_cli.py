@@ -346,7 +346,7 @@ def test_jobs(
     assert [attempt["state"] for attempt in detail["attempts"]] == ["succeeded"]
     reason = "The demo provider was told to refuse this request."
     assert "INVALID_PROVIDER_REQUEST" in succeeded(shown_failed)
-    assert f"1.0 failed: {reason}" in shown_failed.stdout
+    assert f"1.0 demo/demo-1 failed: {reason}" in shown_failed.stdout
     assert watched.returncode == 1
     assert watched.stdout == "1 succeeded, 1 did not.\n"
     assert f"{failing.id} failed: {reason}" in watched.stderr

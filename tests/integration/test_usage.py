@@ -49,6 +49,10 @@ def test_what_nobody_knows_is_unknown_and_never_zero() -> None:
     prices = Prices()
     assert cost(prices, "openai", "a-model-of-ours") is None
     assert cost(prices, "ours", "gpt-5-mini") is None
+    assert cost(prices, "my-openai", "gpt-5-mini") is None
+    assert cost(prices, "openai", "whisper-1") is None
+    dear = Prices([ModelPrice(provider="x", input_per_million=Decimal(1_000_000))])
+    assert cost(dear, "x", "m", input_tokens=2**31 - 1) is None
     assert cost(prices, "openai", "gpt-5-mini", input_tokens=None) is None
     assert cost(prices, "openai", "gpt-5-mini", cached_tokens=2_000) is None
     assert cost(prices, "openai", "gpt-5-mini", output_tokens=-1) is None
