@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -14,17 +12,15 @@ import httpx2
 from pydantic import JsonValue
 
 from services.errors import InvalidInput
-from services.llm.base import Capability, LLMResponse, LLMService, TokenCount, fingerprint
-from services.llm.errors import AuthenticationFailed, InvalidProviderRequest, ProviderError
+from services.llm.base import Capability, LLMResponse, TokenCount
+from services.llm.errors import ProviderError
 from services.llm.headers import limit_report, request_id
+from services.llm.remote import CONNECTIONS, RemoteService
 from services.llm.requests import GenerationRequest, Message, with_options
 from services.llm.translation import broken, from_status, reading, refused, timed_out, unusable
 from services.text import make_storable, make_storable_json
 
 ANTHROPIC_URL = "https://api.anthropic.com"
-CONNECT_SECONDS = 10.0
-AVAILABILITY_SECONDS = 5.0
-CONNECTIONS = httpx2.Limits(max_connections=1_000, keepalive_expiry=4.0)
 
 DEFAULT_MAX_TOKENS = 4_096
 """The API wants a maximum; this is taken where a request names none."""
@@ -40,34 +36,16 @@ FINISH_REASONS: Mapping[str, str] = {
 }
 
 
-class AnthropicService(LLMService):
+class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
     """Generations from Anthropic. One client with one connection pool, made on the first call."""
 
     name = "anthropic"
+    official_url = ANTHROPIC_URL
+    key_setting = "ANTHROPIC_API_KEY"
+    reserved_options = RESERVED_OPTIONS
     default_models: ClassVar[Mapping[Capability, str]] = {Capability.GENERATION: "claude-haiku-4-5"}
     unsupported: ClassVar[frozenset[str]] = frozenset({"seed"})
     known_options: ClassVar[frozenset[str] | None] = None
-
-    def __init__(
-        self,
-        *,
-        api_key: str | None = None,
-        base_url: str | None = None,
-        timeout: float = 60.0,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        super().__init__(clock=clock)
-        self._api_key = (api_key or "").strip()
-        self._base_url = base_url
-        self._timeout = timeout
-        self._client: anthropic.AsyncAnthropic | None = None
-
-    @classmethod
-    def check_options(cls, options: Mapping[str, JsonValue]) -> None:
-        """Pass everything on but what has a field of its own or changes the answer's form."""
-        reserved = ", ".join(sorted(RESERVED_OPTIONS & options.keys()))
-        if reserved:
-            raise InvalidInput(f"Provider '{cls.name}' doesn't take {reserved} as an option.")
 
     @classmethod
     def check_request(cls, request: GenerationRequest) -> None:
@@ -85,10 +63,7 @@ class AnthropicService(LLMService):
     async def _generate(
         self, request: GenerationRequest, user_id: UUID | None, failures: int
     ) -> LLMResponse:
-        try:
-            self.check_request(request)
-        except InvalidInput as error:
-            raise InvalidProviderRequest(str(error)) from error
+        self._check_again(request)
         answer = await self._ask("/v1/messages", with_options(_body(request), request.options))
         with reading(self.name, answer.text, answer.status_code, answer.headers):
             body = json.loads(answer.content)
@@ -122,26 +97,6 @@ class AnthropicService(LLMService):
         with reading(self.name, answer.text, answer.status_code, answer.headers):
             return TokenCount(int(json.loads(answer.content)["input_tokens"]), is_exact=True)
 
-    @property
-    def credential(self) -> str:
-        """See `LLMService`."""
-        return fingerprint(self._api_key)
-
-    async def is_available(self) -> bool:
-        """Whether the list of models is answered within a few seconds."""
-        try:
-            async with asyncio.timeout(AVAILABILITY_SECONDS):
-                await self._ask("/v1/models")
-        except (ProviderError, TimeoutError):
-            return False
-        return True
-
-    async def aclose(self) -> None:
-        """Close the pooled connections. A later call opens new ones."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
-
     async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
         """POST `body`, or GET when there is none."""
         client = self._connected()
@@ -154,24 +109,22 @@ class AnthropicService(LLMService):
         except (anthropic.AnthropicError, aiohttp.ClientError, TimeoutError) as error:
             raise translate(error) from error
 
-    def _connected(self) -> anthropic.AsyncAnthropic:
-        if self._client is None:
-            if not self._api_key and not self._base_url:
-                raise AuthenticationFailed("anthropic needs an API key; set ANTHROPIC_API_KEY.")
-            if not (self._api_key.isascii() and self._api_key.isprintable()):
-                raise AuthenticationFailed("ANTHROPIC_API_KEY has characters that no key has.")
-            # aiohttp warns of bodies over 1 MiB, but all they cost is a copy to the socket.
-            warnings.filterwarnings("ignore", "Sending a large body directly", ResourceWarning)
-            timeout = httpx2.Timeout(self._timeout, connect=CONNECT_SECONDS)
-            self._client = anthropic.AsyncAnthropic(
-                # Without a placeholder and a URL, the SDK would look into the environment.
-                api_key=self._api_key or "none",
-                base_url=self._base_url or ANTHROPIC_URL,
-                max_retries=0,
-                timeout=timeout,
-                http_client=anthropic.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout),
-            )
-        return self._client
+    def _connect(
+        self, api_key: str, base_url: str, timeout: httpx2.Timeout
+    ) -> anthropic.AsyncAnthropic:
+        return anthropic.AsyncAnthropic(
+            api_key=api_key,
+            base_url=base_url,
+            max_retries=0,
+            timeout=timeout,
+            http_client=anthropic.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout),
+        )
+
+    async def _disconnect(self, client: anthropic.AsyncAnthropic) -> None:
+        await client.close()
+
+    async def _list_models(self) -> None:
+        await self._ask("/v1/models")
 
 
 def translate(error: Exception) -> ProviderError:

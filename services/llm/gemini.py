@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
@@ -13,18 +12,16 @@ from google import genai
 from google.genai import errors, types
 from pydantic import JsonValue, ValidationError
 
-from services.errors import InvalidInput
 from services.llm.base import (
     Capability,
     EmbeddingLimits,
     EmbeddingResponse,
     LLMResponse,
-    LLMService,
     TokenCount,
-    fingerprint,
 )
-from services.llm.errors import AuthenticationFailed, InvalidProviderRequest, ProviderError
+from services.llm.errors import InvalidProviderRequest, ProviderError
 from services.llm.headers import LONGEST_WAIT, limit_report, request_id
+from services.llm.remote import CONNECTIONS, RemoteService
 from services.llm.requests import GenerationRequest, Message
 from services.llm.translation import broken, from_status, reading, refused, timed_out, unusable
 from services.text import make_storable, make_storable_json
@@ -32,11 +29,6 @@ from services.text import make_storable, make_storable_json
 GEMINI_URL = "https://generativelanguage.googleapis.com"
 API_VERSION = "v1"
 """The SDK's own default, named so that the environment doesn't choose another one."""
-CONNECT_SECONDS = 10.0
-AVAILABILITY_SECONDS = 5.0
-CONNECTIONS = httpx2.Limits(
-    max_connections=1_000, max_keepalive_connections=1_000, keepalive_expiry=4.0
-)
 DIMENSIONS: Mapping[str, int] = {"gemini-embedding-001": 3_072, "gemini-embedding-2": 3_072}
 """Of the models whose vectors have but one length as long as nobody asks for another."""
 KNOWN_OPTIONS = frozenset(types.GenerateContentConfig.model_fields) - {
@@ -62,10 +54,13 @@ REFUSALS = frozenset(
 T = TypeVar("T")
 
 
-class GeminiService(LLMService):
+class GeminiService(RemoteService[genai.Client]):
     """Generations and embeddings from Gemini. One client with one pool, made on the first call."""
 
     name = "gemini"
+    official_url = GEMINI_URL
+    key_setting = "GEMINI_API_KEY"
+    _http: httpx2.AsyncClient
     default_models: ClassVar[Mapping[Capability, str]] = {
         Capability.GENERATION: "gemini-2.5-flash",
         Capability.EMBEDDING: "gemini-embedding-001",
@@ -77,21 +72,6 @@ class GeminiService(LLMService):
         items=100, bytes=1_000_000, tokens=20_000
     )
 
-    def __init__(
-        self,
-        *,
-        api_key: str | None = None,
-        base_url: str | None = None,
-        timeout: float = 60.0,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        super().__init__(clock=clock)
-        self._api_key = (api_key or "").strip()
-        self._base_url = base_url
-        self._timeout = timeout
-        self._client: genai.Client | None = None
-        self._http: httpx2.AsyncClient | None = None
-
     @classmethod
     def check_request(cls, request: GenerationRequest) -> None:
         """See `LLMService`; the system prompt is apart here, so nothing of it can come later."""
@@ -101,14 +81,12 @@ class GeminiService(LLMService):
     async def _generate(
         self, request: GenerationRequest, user_id: UUID | None, failures: int
     ) -> LLMResponse:
+        self._check_again(request)
         try:
-            self.check_request(request)
             config = _config(request)
-        except (InvalidInput, ValidationError) as error:
+        except ValidationError as error:
             raise InvalidProviderRequest(
                 "gemini does not take these options; see its GenerateContentConfig."
-                if isinstance(error, ValidationError)
-                else str(error)
             ) from error
         contents: Any = _contents(request.turns())
         models = self._connected().aio.models
@@ -190,29 +168,6 @@ class GeminiService(LLMService):
         with reading(self.name, "", 200, {}):
             return TokenCount(int(answer.total_tokens or 0), is_exact=True)
 
-    @property
-    def credential(self) -> str:
-        """See `LLMService`."""
-        return fingerprint(self._api_key)
-
-    async def is_available(self) -> bool:
-        """Whether the list of models is answered within a few seconds."""
-        try:
-            async with asyncio.timeout(AVAILABILITY_SECONDS):
-                await self._in_time(self._connected().aio.models.list())
-        except (ProviderError, TimeoutError):
-            return False
-        return True
-
-    async def aclose(self) -> None:
-        """Close the pooled connections. A later call opens new ones."""
-        client, self._client = self._client, None
-        if client is not None and self._http is not None:
-            await client.aio.aclose()
-            client.close()
-            # Ours, so the SDK leaves it open.
-            await self._http.aclose()
-
     async def _in_time(self, call: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self._timeout):
@@ -220,28 +175,29 @@ class GeminiService(LLMService):
         except (errors.APIError, httpx2.HTTPError, TimeoutError, ValueError) as error:
             raise translate(error) from error
 
-    def _connected(self) -> genai.Client:
-        if self._client is None:
-            if not self._api_key and not self._base_url:
-                raise AuthenticationFailed("gemini needs an API key; set GEMINI_API_KEY.")
-            if not (self._api_key.isascii() and self._api_key.isprintable()):
-                raise AuthenticationFailed("GEMINI_API_KEY has characters that no key has.")
-            timeout = httpx2.Timeout(self._timeout, connect=CONNECT_SECONDS)
-            self._http = httpx2.AsyncClient(limits=CONNECTIONS, timeout=timeout)
-            self._client = genai.Client(
-                # Named, so that the SDK does not look into the environment.
-                api_key=self._api_key or "none",
-                vertexai=False,
-                http_options=types.HttpOptions(
-                    base_url=self._base_url or GEMINI_URL,
-                    api_version=API_VERSION,
-                    timeout=int(self._timeout * 1_000),
-                    # Its aiohttp transport tries again by itself, after up to ten seconds.
-                    httpx_async_client=self._http,
-                    retry_options=types.HttpRetryOptions(attempts=1),
-                ),
-            )
-        return self._client
+    def _connect(self, api_key: str, base_url: str, timeout: httpx2.Timeout) -> genai.Client:
+        self._http = httpx2.AsyncClient(limits=CONNECTIONS, timeout=timeout)
+        return genai.Client(
+            api_key=api_key,
+            vertexai=False,
+            http_options=types.HttpOptions(
+                base_url=base_url,
+                api_version=API_VERSION,
+                timeout=int(self._timeout * 1_000),
+                # Its aiohttp transport tries again by itself, after up to ten seconds.
+                httpx_async_client=self._http,
+                retry_options=types.HttpRetryOptions(attempts=1),
+            ),
+        )
+
+    async def _disconnect(self, client: genai.Client) -> None:
+        await client.aio.aclose()
+        client.close()
+        # Ours, so the SDK leaves it open.
+        await self._http.aclose()
+
+    async def _list_models(self) -> None:
+        await self._in_time(self._connected().aio.models.list())
 
 
 def translate(error: Exception) -> ProviderError:

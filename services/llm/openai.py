@@ -8,8 +8,6 @@ asked for in base64 and decoded here, because the SDK's lists of floats cost far
 import asyncio
 import json
 import os
-import time
-import warnings
 from binascii import a2b_base64
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -35,12 +33,11 @@ from services.llm.base import (
     EmbeddingLimits,
     EmbeddingResponse,
     LLMResponse,
-    LLMService,
     TokenCount,
-    fingerprint,
 )
-from services.llm.errors import AuthenticationFailed, InvalidProviderRequest, ProviderError
+from services.llm.errors import ProviderError
 from services.llm.headers import limit_report, request_id
+from services.llm.remote import CONNECTIONS, RemoteService
 from services.llm.requests import GenerationRequest, with_options
 from services.llm.translation import (
     broken,
@@ -53,13 +50,7 @@ from services.llm.translation import (
 from services.text import make_storable
 
 OPENAI_URL = "https://api.openai.com/v1"
-CONNECT_SECONDS = 10.0
-AVAILABILITY_SECONDS = 5.0
 
-# The aiohttp transport keeps every connection up to `max_connections` alive and ignores
-# `max_keepalive_connections`. Idle ones are dropped just before uvicorn, which serves most
-# compatible APIs, drops them after 5 s: a POST that meets a closing connection is lost.
-CONNECTIONS = httpx2.Limits(max_connections=1_000, keepalive_expiry=4.0)
 
 RESERVED_OPTIONS = frozenset({"model", "messages", "input", "n", "stream"})
 RESPONSES = "responses"
@@ -72,7 +63,7 @@ DIMENSIONS: Mapping[str, int] = {
 """Of the models whose vectors have but one length as long as nobody asks for another."""
 
 
-class OpenAIService(LLMService):
+class OpenAIService(RemoteService[openai.AsyncOpenAI]):
     """Generations and embeddings from OpenAI or, by `base_url`, from a compatible server.
 
     Generations go to chat completions, which every compatible server has, or with the option
@@ -83,6 +74,9 @@ class OpenAIService(LLMService):
     """
 
     name = "openai"
+    official_url = OPENAI_URL
+    key_setting = "OPENAI_API_KEY"
+    reserved_options = RESERVED_OPTIONS
     default_models: ClassVar[Mapping[Capability, str]] = {
         Capability.GENERATION: "gpt-5-mini",
         Capability.EMBEDDING: "text-embedding-3-small",
@@ -93,26 +87,10 @@ class OpenAIService(LLMService):
     # Denser text under this bound is refused by the API itself as `ContextTooLong`.
     embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(items=2_048, bytes=1_200_000)
 
-    def __init__(
-        self,
-        *,
-        api_key: str | None = None,
-        base_url: str | None = None,
-        timeout: float = 60.0,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        super().__init__(clock=clock)
-        self._api_key = (api_key or "").strip()
-        self._base_url = base_url
-        self._timeout = timeout
-        self._client: openai.AsyncOpenAI | None = None
-
     @classmethod
     def check_options(cls, options: Mapping[str, JsonValue]) -> None:
-        """Pass everything on but what has a field of its own or changes the answer's form."""
-        reserved = ", ".join(sorted(RESERVED_OPTIONS & options.keys()))
-        if reserved:
-            raise InvalidInput(f"Provider '{cls.name}' doesn't take {reserved} as an option.")
+        """See `RemoteService`; and `api` names one of two."""
+        super().check_options(options)
         if options.get("api", "chat") not in {"chat", RESPONSES}:
             raise InvalidInput(f"The option api must be chat or {RESPONSES}.")
 
@@ -130,10 +108,7 @@ class OpenAIService(LLMService):
     async def _generate(
         self, request: GenerationRequest, user_id: UUID | None, failures: int
     ) -> LLMResponse:
-        try:
-            self.check_request(request)
-        except InvalidInput as error:
-            raise InvalidProviderRequest(str(error)) from error
+        self._check_again(request)
         options = {name: value for name, value in request.options.items() if name != "api"}
         wire = responses if request.options.get("api") == RESPONSES else chat
         answer = await self._ask(wire.PATH, with_options(wire.body(request), options))
@@ -194,26 +169,6 @@ class OpenAIService(LLMService):
         encoding = await asyncio.to_thread(tiktoken.get_encoding, name)
         return TokenCount(len(encoding.encode(text, disallowed_special=())), is_exact=True)
 
-    @property
-    def credential(self) -> str:
-        """See `LLMService`."""
-        return fingerprint(self._api_key)
-
-    async def is_available(self) -> bool:
-        """Whether the list of models is answered within a few seconds."""
-        try:
-            async with asyncio.timeout(AVAILABILITY_SECONDS):
-                await self._ask("/models")
-        except (ProviderError, TimeoutError):
-            return False
-        return True
-
-    async def aclose(self) -> None:
-        """Close the pooled connections. A later call opens new ones."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
-
     def _reading(self, answer: httpx2.Response) -> AbstractContextManager[None]:
         return reading(self.name, answer.text, answer.status_code, answer.headers)
 
@@ -229,25 +184,20 @@ class OpenAIService(LLMService):
         except (openai.OpenAIError, aiohttp.ClientError, TimeoutError) as error:
             raise translate(error) from error
 
-    def _connected(self) -> openai.AsyncOpenAI:
-        if self._client is None:
-            if not self._api_key and not self._base_url:
-                raise AuthenticationFailed("openai needs an API key; set OPENAI_API_KEY.")
-            if not (self._api_key.isascii() and self._api_key.isprintable()):
-                raise AuthenticationFailed("OPENAI_API_KEY has characters that no key has.")
-            # aiohttp warns of bodies over 1 MiB, but all they cost is a copy to the socket.
-            warnings.filterwarnings("ignore", "Sending a large body directly", ResourceWarning)
-            timeout = httpx2.Timeout(self._timeout, connect=CONNECT_SECONDS)
-            self._client = openai.AsyncOpenAI(
-                # Without a placeholder the SDK would send the environment's OpenAI key, and
-                # without a URL it would send ours to the environment's OPENAI_BASE_URL.
-                api_key=self._api_key or "none",
-                base_url=self._base_url or OPENAI_URL,
-                max_retries=0,
-                timeout=timeout,
-                http_client=openai.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout),
-            )
-        return self._client
+    def _connect(self, api_key: str, base_url: str, timeout: httpx2.Timeout) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
+            api_key=api_key,
+            base_url=base_url,
+            max_retries=0,
+            timeout=timeout,
+            http_client=openai.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout),
+        )
+
+    async def _disconnect(self, client: openai.AsyncOpenAI) -> None:
+        await client.close()
+
+    async def _list_models(self) -> None:
+        await self._ask("/models")
 
 
 def translate(error: Exception) -> ProviderError:

@@ -596,7 +596,7 @@ def test_our_key_is_not_sent_to_an_address_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, simulator: SimulatorProcess
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    monkeypatch.setattr("services.llm.openai.OPENAI_URL", simulator.url)
+    monkeypatch.setattr(OpenAIService, "official_url", simulator.url)
 
     async def ask() -> None:
         service = OpenAIService(api_key="sk-test")
