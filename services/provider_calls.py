@@ -2,7 +2,7 @@
 
 import logging
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from decimal import Decimal
@@ -195,21 +195,21 @@ class ProviderCalls:
             "output_tokens": _credible(getattr(answer, "output_tokens", 0)),
         }
         cached = _credible(getattr(answer, "cached_tokens", 0)) or 0
-        cost = self._prices.cost(call.provider, call.model, cached_tokens=cached, **tokens)
+        took = {
+            **tokens,
+            "cached_tokens": cached,
+            "cost_usd": self._prices.cost(
+                call.provider, call.model, cached_tokens=cached, **tokens
+            ),
+            "latency_seconds": answer.latency_seconds,
+            "limiter_wait_seconds": permit.waited_seconds if permit else None,
+            "provider_request_id": make_storable(answer.provider_request_id or "") or None,
+        }
 
         def store(unit: UnitOfWork) -> None:
             # The job's row before the attempt's, as everywhere: no two can wait for each other.
             keep(unit, answer)
-            unit.attempts.settle(
-                attempt_id,
-                AttemptState.SUCCEEDED,
-                **tokens,
-                cached_tokens=cached,
-                cost_usd=cost,
-                latency_seconds=answer.latency_seconds,
-                limiter_wait_seconds=permit.waited_seconds if permit else None,
-                provider_request_id=make_storable(answer.provider_request_id or "") or None,
-            )
+            unit.attempts.settle(attempt_id, AttemptState.SUCCEEDED, **took)
 
         try:
             self._ledger.write(store)
@@ -218,7 +218,7 @@ class ProviderCalls:
         except Exception as error:
             # What it cost is on record even where the answer can't be.
             known = error if isinstance(error, PromptStackError) else bug(error)
-            self._settle_attempt(attempt_id, known)
+            self._settle_attempt(attempt_id, known, took)
             raise
 
     def _wait_for(self, job: HeldJob, work: Coroutine[Any, Any, Any]) -> Any:
@@ -233,7 +233,16 @@ class ProviderCalls:
                 f"{job.claim.provider}'s client cancelled its own call."
             ) from error
 
-    def _settle_attempt(self, attempt_id: int, error: PromptStackError) -> None:
+    def _settle_attempt(
+        self, attempt_id: int, error: PromptStackError, took: Mapping[str, Any] | None = None
+    ) -> None:
+        """Record a failure, with what the call `took` where there was an answer."""
+        if took is None:
+            took = {
+                # Known where the provider refused the call; of others, nobody knows.
+                "cost_usd": Decimal(0) if isinstance(error, NOT_BILLED) else None,
+                "provider_request_id": getattr(error, "request_id", None),
+            }
         self._ledger.write(
             lambda unit: unit.attempts.settle(
                 attempt_id,
@@ -241,9 +250,7 @@ class ProviderCalls:
                 error_code=error.code,
                 error=str(error),
                 detail=error.detail,
-                # Known where the provider refused the call; of others, nobody knows.
-                cost_usd=Decimal(0) if isinstance(error, NOT_BILLED) else None,
-                provider_request_id=getattr(error, "request_id", None),
+                **took,
             )
         )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from services.limiter.terms import (
+    DIMENSIONS,
     Bucket,
     Grant,
     Later,
@@ -91,18 +92,18 @@ class DividedBuckets:
     def _share(self, limits: Limits) -> Limits:
         workers = max(1, self._workers())
         in_flight = limits.in_flight
-        if all(_rate(limits, name) is None for name in _NAMES) and in_flight is None:
+        if all(_rate(limits, name) is None for name in DIMENSIONS) and in_flight is None:
             in_flight = UNKNOWN_IN_FLIGHT
         return replace(
             limits,
-            **{name: _divided(getattr(limits, name), workers) for name in _NAMES},
+            **{name: _divided(getattr(limits, name), workers) for name in DIMENSIONS},
             # Less than one call would be none.
             in_flight=None if in_flight is None else max(1.0, in_flight // workers),
         )
 
     def _fill(self, bucket: Bucket, share: Limits, now: float) -> _Level:
         level = self._levels.setdefault(bucket, _Level({}, now))
-        for name in _NAMES:
+        for name in DIMENSIONS:
             rate = _rate(share, name)
             if rate is None:
                 level.amounts.pop(name, None)
@@ -111,9 +112,6 @@ class DividedBuckets:
             level.amounts[name] = min(_full(name, rate), filled)
         level.filled_at = now
         return level
-
-
-_NAMES = ("requests", "tokens", "input", "output")
 
 
 def _rate(limits: Limits, name: str) -> float | None:

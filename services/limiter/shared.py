@@ -85,7 +85,7 @@ class SharedBuckets:
     ) -> None:
         """Say what a granted call came to."""
         told = settlement.report.limits if settlement.report else {}
-        states: list[Any] = [told.get(name) for name in DIMENSIONS.values()]  # type: ignore[call-overload]
+        states = [told.get(name) for name in DIMENSIONS]
         await self._run(
             bucket,
             "settle",

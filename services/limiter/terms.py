@@ -1,12 +1,11 @@
 """The words between the limiter and those who ask it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from config.limits import ModelLimits
-from services.llm.limit_report import LimitReport
+from services.llm.limit_report import Dimension, LimitReport
 
 
 class Bucket(NamedTuple):
@@ -137,10 +136,5 @@ class TooLarge:
 
 Verdict = Grant | Wait | Later | Closed | Spent | TooLarge
 
-DIMENSIONS: Mapping[str, str] = {
-    "requests": "requests",
-    "tokens": "tokens",
-    "input": "input_tokens",
-    "output": "output_tokens",
-}
-"""The limiter's dimensions and their names in a `LimitReport`."""
+DIMENSIONS: tuple[Dimension, ...] = ("requests", "tokens", "input", "output")
+"""In the order in which the script has them."""

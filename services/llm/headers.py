@@ -16,10 +16,10 @@ LIMITS: Mapping[Dimension, tuple[tuple[str, str], ...]] = {
     ),
     # Anthropic's `tokens` is whichever of its two limits binds now; they are told apart below.
     "tokens": (("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens"),),
-    "input_tokens": (
+    "input": (
         ("anthropic-ratelimit-input-tokens-limit", "anthropic-ratelimit-input-tokens-remaining"),
     ),
-    "output_tokens": (
+    "output": (
         ("anthropic-ratelimit-output-tokens-limit", "anthropic-ratelimit-output-tokens-remaining"),
     ),
 }

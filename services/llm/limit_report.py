@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Dimension = Literal["requests", "tokens", "input_tokens", "output_tokens"]
+Dimension = Literal["requests", "tokens", "input", "output"]
+"""What is limited a minute: calls, all tokens, or input and output tokens apart."""
 
 
 @dataclass(frozen=True)

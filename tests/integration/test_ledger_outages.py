@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
@@ -225,6 +226,11 @@ def test_an_attempt_whose_answer_cannot_be_kept_is_settled(
     job = stack.jobs.enqueue_generation("x", max_retries=0)
     assert stack.generation.run(job.id, nobody).state is JobState.FAILED
     assert paid(stack, job) == ["failed"]
+    # What it cost is on record even so.
+    [attempt] = stack.jobs.get_attempts(job.id)
+    assert (attempt.input_tokens, attempt.cost_usd) == (1, Decimal(0))
+    assert attempt.output_tokens
+    assert attempt.latency_seconds is not None
 
 
 def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(

@@ -202,8 +202,8 @@ def test_the_headers_tell_of_limits(kind: Kind, simulator: SimulatorProcess) -> 
         return
     assert (told["requests"].limit, told["requests"].remaining) == (600, 599)
     if kind is ANTHROPIC:
-        assert told["input_tokens"].remaining == 60_000 - answer.input_tokens
-        assert told["output_tokens"].limit == 6_000
+        assert told["input"].remaining == 60_000 - answer.input_tokens
+        assert told["output"].limit == 6_000
     else:
         assert told["tokens"].remaining == 60_000 - answer.tokens_used
 
