@@ -8,7 +8,7 @@ from repositories.jobs import Claim
 from repositories.models import JobState
 from repositories.session import UnitOfWork
 from services.llm.base import EmbeddingResponse, LLMResponse
-from services.patience import PatientLedger
+from services.patient_ledger import PatientLedger
 from services.progress import Progress, ProgressService
 from services.provider_calls import HeldJob, ProviderCall, ProviderCalls
 from services.running import Hold, RunningJobs

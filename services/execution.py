@@ -20,7 +20,7 @@ from repositories.session import UnitOfWork
 from services.backoff import Backoff
 from services.claimed_job import ClaimedJob, Report, Work
 from services.heartbeat import Heartbeat
-from services.patience import PatientLedger
+from services.patient_ledger import PatientLedger
 from services.progress import Progress, ProgressService
 from services.provider_calls import ProviderCalls, bug
 from services.running import Hold, RunningJobs

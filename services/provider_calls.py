@@ -29,7 +29,7 @@ from services.llm.errors import (
 )
 from services.llm.event_loop import EventLoop
 from services.llm.pool import ProviderPool
-from services.patience import PatientLedger
+from services.patient_ledger import PatientLedger
 from services.prices import Prices
 from services.running import Hold, RunningJobs
 from services.text import make_storable

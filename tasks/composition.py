@@ -37,7 +37,7 @@ from services.llm.event_loop import EventLoop
 from services.llm.factory import LLMServiceFactory
 from services.llm.pool import ProviderPool
 from services.new_job import JobDefaults
-from services.patience import PatientLedger
+from services.patient_ledger import PatientLedger
 from services.prices import Prices
 from services.progress import ProgressService
 from services.provider_calls import ProviderCalls

@@ -13,7 +13,7 @@ from celery.signals import setup_logging, worker_shutting_down
 
 from config.names import Queue
 from repositories.errors import LedgerUnavailable
-from services.patience import STOP_PATIENCE_SECONDS
+from services.patient_ledger import STOP_PATIENCE_SECONDS
 from tasks.app import register_tasks
 from tasks.composition import PromptStack
 from worker.periodic import Periodic

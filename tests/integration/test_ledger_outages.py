@@ -201,8 +201,8 @@ def test_a_change_that_is_always_refused_ends_its_job_and_frees_the_worker(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one that is longer than the database's statement_timeout."""
-    monkeypatch.setattr("services.patience.MAX_REFUSALS", 2)
-    monkeypatch.setattr("services.patience.LEDGER_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("services.patient_ledger.MAX_REFUSALS", 2)
+    monkeypatch.setattr("services.patient_ledger.LEDGER_RETRY_SECONDS", 0.01)
 
     def refuse(self: JobRepository, *_: object) -> None:
         self._session.execute(text(TROUBLES["57014"]))
@@ -253,7 +253,7 @@ def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
             wait_until(lambda: waits_for_a_lock(stack), "the reconciler to wait for the job")
 
     monkeypatch.setattr(JobRepository, "succeed", succeed)
-    monkeypatch.setattr("services.patience.logger.warning", lambda *said: warned.append(said))
+    monkeypatch.setattr("services.patient_ledger.logger.warning", lambda *said: warned.append(said))
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x")
     assert stack.generation.run(job.id, nobody).state is JobState.SUCCEEDED
@@ -284,7 +284,7 @@ def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
         real(self, claim, current, total)
 
     monkeypatch.setattr(JobRepository, "set_progress", set_progress)
-    monkeypatch.setattr("services.patience.logger.warning", lambda *said: warned.append(said))
+    monkeypatch.setattr("services.patient_ledger.logger.warning", lambda *said: warned.append(said))
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_embedding("Some words.", source="a")
     assert stack.embedding.run(job.id, nobody).state is JobState.SUCCEEDED
