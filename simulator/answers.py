@@ -1,13 +1,13 @@
 """What a simulated model answers: the same for the same input, in every run and process."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import shake_256
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 DEFAULT_DIMENSIONS = 1_536
+MOST_DIMENSIONS = 65_536
 
 
 def vector_for(
@@ -17,7 +17,10 @@ def vector_for(
 
     The numbers are the SHAKE-256 of "model NUL text" read as little-endian 16-bit integers, so a
     shorter vector is the start of the longer one, scaled: as with OpenAI's `dimensions`.
+    Raises `ValueError` of an impossible length.
     """
+    if not 1 <= dimensions <= MOST_DIMENSIONS:
+        raise ValueError(f"dimensions must be 1 to {MOST_DIMENSIONS}")
     digest = shake_256(f"{model}\0{text}".encode()).digest(2 * dimensions)
     numbers = np.frombuffer(digest, dtype="<i2").astype(np.float32)
     return numbers / np.linalg.norm(numbers)
@@ -32,18 +35,3 @@ def text_for(model: str, prompts: Sequence[str]) -> str:
 def tokens_in(text: str) -> int:
     """Count tokens as OpenAI's embeddings service does: a quarter of the UTF-8 bytes."""
     return -(-len(text.encode()) // 4)
-
-
-def instance_of(schema: Mapping[str, Any]) -> Any:
-    """Return a small instance of a JSON schema, of the types that answers are made of."""
-    if "enum" in schema:
-        return schema["enum"][0]
-    match schema.get("type"):
-        case "object":
-            return {name: instance_of(part) for name, part in schema.get("properties", {}).items()}
-        case "array":
-            return [instance_of(schema.get("items", {}))]
-        case "integer" | "number":
-            return 1
-        case other:
-            return {"boolean": True, "null": None}.get(str(other), "simulated")

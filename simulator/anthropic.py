@@ -25,7 +25,7 @@ _TYPES = {
 }
 
 
-def refuse(refusal: Refusal) -> Mapping[str, Any]:
+def refuse(refusal: Refusal, request_id: str) -> Mapping[str, Any]:
     """Make an error body."""
     status, message = refusal.status, refusal.message
     if refusal.code == "insufficient_quota":
@@ -33,7 +33,7 @@ def refuse(refusal: Refusal) -> Mapping[str, Any]:
     if refusal.code == "context_length_exceeded":
         message = "prompt is too long: 250000 tokens > 200000 maximum"
     error = {"type": _TYPES.get(status, "api_error"), "message": message}
-    return {"type": "error", "error": error, "request_id": "req_simulated"}
+    return {"type": "error", "error": error, "request_id": request_id}
 
 
 def limit_headers(limits: Mapping[str, Standing]) -> Mapping[str, str]:
@@ -107,6 +107,7 @@ ANTHROPIC = Wire(
     endpoints={("POST", MESSAGES): messages, ("POST", COUNT): count_tokens},
     refuse=refuse,
     limit_headers=limit_headers,
+    request_id_header="request-id",
 )
 
 

@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.answers import instance_of, text_for, tokens_in
+from simulator.answers import text_for, tokens_in
 from simulator.faults import Fault
+from simulator.schema import instance_of
 from simulator.wire import Ask, Refusal
 
+MOST_CONTEXT = 1_048_576
+"""Tokens of a prompt, whatever the model."""
 CACHED_MARK = "[cached]"
 """A first turn that begins with it counts as in the provider's cache."""
 
@@ -40,8 +43,14 @@ class Made:
 
 
 def make(asked: Asked, fault: Fault) -> Made:
-    """Answer: the call of a tool, an instance of a schema, or a text."""
-    arguments = None
+    """Answer: the call of a tool, an instance of a schema, or a text.
+
+    Raises `Refusal` of more than `MOST_CONTEXT`.
+    """
+    spent, arguments = sum(map(tokens_in, asked.prompts)), None
+    if spent > MOST_CONTEXT:
+        message = f"Your input of {spent} tokens exceeds the context window of {MOST_CONTEXT}."
+        raise Refusal(400, message, "context_length_exceeded")
     if asked.tool is not None:
         text, arguments = "", instance_of(asked.tool_schema or {"type": "object"})
     elif asked.schema is not None:
@@ -51,7 +60,6 @@ def make(asked: Asked, fault: Fault) -> Made:
     most, is_cut = asked.most_tokens, False
     if most is not None and most < tokens_in(text):
         text, is_cut = text.encode()[: 4 * most].decode(errors="ignore"), True
-    spent = sum(map(tokens_in, asked.prompts))
     is_cached = asked.prompts[0].startswith(CACHED_MARK)
     return Made(
         text=text,

@@ -36,6 +36,14 @@ class Fault:
     retry_after: float | str | None = None
     retry_after_ms: float | None = None
     seconds: float = 5.0
+    endpoint: str = ""
+    """Only calls whose path ends so."""
+    model: str = ""
+    """Only calls of this model."""
+
+    def hits(self, path: str, model: str) -> bool:
+        """Say whether it may happen to a call of this path and model."""
+        return path.endswith(self.endpoint) and self.model in {"", model}
 
     def headers(self) -> dict[str, str]:
         """Return the headers that say how long to wait."""
@@ -88,15 +96,17 @@ class FaultScript:
         self._random = random.Random(seed)
         self._rates = rates
 
-    def take(self) -> Fault:
-        """Return what is to go wrong with the next call, or `NO_FAULT`."""
-        if self._coming:
-            return self._coming.popleft()
+    def take(self, path: str, model: str) -> Fault:
+        """Return what is to go wrong with a call of this path and model, or `NO_FAULT`."""
+        for place, fault in enumerate(self._coming):
+            if fault.hits(path, model):
+                del self._coming[place]
+                return fault
         if self._rates:
             drawn = self._random.random()
             for rate, fault in self._rates:
                 if drawn < rate:
-                    return fault
+                    return fault if fault.hits(path, model) else NO_FAULT
                 drawn -= rate
         return NO_FAULT
 

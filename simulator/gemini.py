@@ -1,6 +1,6 @@
 """The wire of Gemini: content, embeddings, the count of tokens and the list of models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ EMBED = "embedContent"
 MODELS = ("gemini-2.5-flash", "gemini-embedding-001", "gemini-embedding-2")
 DIMENSIONS = 3_072
 MOST_CONTENTS = 100
+THOUGHT_TOKENS = 16
+"""Of a model that is told how much to think."""
 RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
 QUOTA_FAILURE = "type.googleapis.com/google.rpc.QuotaFailure"
 ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
@@ -32,19 +34,24 @@ _STATUSES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+_QUOTAS = {
+    "requests": "GenerateRequestsPerMinutePerProjectPerModel",
+    "tokens": "GenerateContentInputTokensPerModelPerMinute",
+}
 
 
-def refuse(refusal: Refusal) -> Mapping[str, Any]:
+def refuse(refusal: Refusal, request_id: str) -> Mapping[str, Any]:
     """Make an error body; here it holds when to come again, and the headers don't."""
     status, message = refusal.status, refusal.message
     details: list[dict[str, Any]] = []
     if refusal.code == "insufficient_quota":
         quota = {"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}
         details.append({"@type": QUOTA_FAILURE, "violations": [quota]})
-    elif isinstance(refusal, LimitReached) and refusal.wait is not None:
-        quota = {"quotaId": "GenerateRequestsPerMinutePerProjectPerModel"}
+    elif isinstance(refusal, LimitReached):
+        quota = {"quotaId": _QUOTAS.get(refusal.dimension, _QUOTAS["requests"])}
         details.append({"@type": QUOTA_FAILURE, "violations": [quota]})
-        details.append({"@type": RETRY_INFO, "retryDelay": f"{refusal.wait:.3f}s"})
+        if refusal.wait is not None:
+            details.append({"@type": RETRY_INFO, "retryDelay": f"{refusal.wait:.3f}s"})
     if status == 401:
         # Google says so with another status.
         details.append({"@type": ERROR_INFO, "reason": "API_KEY_INVALID"})
@@ -71,13 +78,16 @@ def generate(ask: Ask) -> Answer:
         "finishReason": "MAX_TOKENS" if made.is_cut else "STOP",
         "index": 0,
     }
+    config = ask.body.get("generationConfig") or {}
+    thoughts = THOUGHT_TOKENS if config.get("thinkingConfig") else 0
     answer: dict[str, Any] = {
         "candidates": [] if ask.fault.kind == "wrong_count" else [candidate],
         "usageMetadata": {
             "promptTokenCount": made.input_tokens,
             "cachedContentTokenCount": made.cached_tokens,
             "candidatesTokenCount": made.output_tokens,
-            "totalTokenCount": made.input_tokens + made.output_tokens,
+            "thoughtsTokenCount": thoughts,
+            "totalTokenCount": made.input_tokens + made.output_tokens + thoughts,
         },
         "modelVersion": asked.model,
         "responseId": "simulated",
@@ -85,13 +95,13 @@ def generate(ask: Ask) -> Answer:
     if is_refused(ask):
         answer["candidates"], answer["promptFeedback"] = [], {"blockReason": "SAFETY"}
     key = billing_key(GENERATE, asked.model, "\n".join(asked.prompts))
-    return Answer(answer, (key,), made.input_tokens, made.output_tokens)
+    return Answer(answer, (key,), made.input_tokens, made.output_tokens + thoughts)
 
 
 def embed(ask: Ask) -> Answer:
     """Embed one content."""
-    text = _text(required(ask.body, "content", dict))
-    return _embedded(ask, [text], lambda rows: {"embedding": rows[0] if rows else None})
+    required(ask.body, "content", dict)
+    return _embedded(ask, [ask.body], lambda rows: {"embedding": rows[0] if rows else None})
 
 
 def batch_embed(ask: Ask) -> Answer:
@@ -99,8 +109,7 @@ def batch_embed(ask: Ask) -> Answer:
     requests = required(ask.body, "requests", list)
     if not 1 <= len(requests) <= MOST_CONTENTS:
         raise Refusal(400, f"at most {MOST_CONTENTS} requests can be in one batch")
-    texts = [_text(request["content"]) for request in requests]
-    return _embedded(ask, texts, lambda rows: {"embeddings": rows})
+    return _embedded(ask, requests, lambda rows: {"embeddings": rows})
 
 
 def count_tokens(ask: Ask) -> Answer:
@@ -123,23 +132,27 @@ GEMINI = Wire(
     },
     refuse=refuse,
     limit_headers=limit_headers,
+    tells_when_in_body=True,
 )
 
 
-def _embedded(ask: Ask, texts: list[str], form: Any) -> Answer:
+def _embedded(ask: Ask, requests: Sequence[Mapping[str, Any]], form: Any) -> Answer:
     model = known(ask.path["model"])
+    texts = [_text(request["content"]) for request in requests]
     if not all(texts):
         raise Refusal(400, "content contains an empty Part.")
     rows: list[dict[str, Any]] = []
-    for text in texts:
-        vector = vector_for(model, text, DIMENSIONS)
+    for request, text in zip(requests, texts, strict=True):
+        vector = vector_for(model, text, request.get("outputDimensionality") or DIMENSIONS)
         if ask.fault.kind == "nan" and not rows:
             vector[0] = np.nan
         if ask.fault.kind == "short":
             vector = vector[:-1]
-        rows.append({"values": [float(number) for number in vector]})
+        rows.append({"values": vector})
     if ask.fault.kind == "wrong_count":
         rows.pop()
+    elif ask.fault.kind == "shuffled":
+        rows.reverse()
     return Answer(
         form(rows),
         billed=tuple(billing_key(EMBED, model, text) for text in texts),
@@ -166,18 +179,16 @@ def _asked(ask: Ask) -> Asked:
         model=known(ask.path["model"]),
         prompts=[*([system] if system else []), *map(_text, contents)],
         most_tokens=config.get("maxOutputTokens"),
-        schema=config.get("responseJsonSchema"),
+        schema=config.get("responseJsonSchema") or config.get("responseSchema"),
         tool=tool["name"] if tool else None,
         tool_schema=_parameters(tool) if tool else None,
     )
 
 
 def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a tool's arguments, in either of Google's spellings; the SDK mixes them."""
-    found: Mapping[str, Any] = (
-        tool.get("parametersJsonSchema") or tool.get("parameters_json_schema") or {}
-    )
-    return found
+    """The schema of a tool's arguments, in any of Google's spellings; the SDK mixes them."""
+    names = ("parametersJsonSchema", "parameters_json_schema", "parameters")
+    return next((tool[name] for name in names if tool.get(name)), {})
 
 
 def _text(content: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from simulator.answers import DEFAULT_DIMENSIONS, tokens_in, vector_for
 from simulator.asking import Asked, is_refused, known, make, required, text_of
 from simulator.ledger import billing_key
+from simulator.limits import LimitReached
 from simulator.openai_responses import RESPONSES, responses
 from simulator.wire import Answer, Ask, Refusal, Standing, Wire
 
@@ -27,12 +28,14 @@ _TYPES = {401: "invalid_request_error", 429: "requests", 503: "service_unavailab
 _CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 
 
-def refuse(refusal: Refusal) -> Mapping[str, Any]:
+def refuse(refusal: Refusal, request_id: str) -> Mapping[str, Any]:
     """Make an error body. Some codes are their own type, as at OpenAI."""
     kind = "server_error" if refusal.status >= 500 else "invalid_request_error"
     kind = _TYPES.get(refusal.status, kind)
     if refusal.code in {"insufficient_quota", "max_tokens_per_request"}:
         kind = refusal.code
+    if isinstance(refusal, LimitReached) and refusal.dimension.endswith("tokens"):
+        kind = "tokens"
     code = refusal.code or _CODES.get(refusal.status)
     return {"error": {"message": refusal.message, "type": kind, "param": None, "code": code}}
 
@@ -140,16 +143,16 @@ def _asked(body: Mapping[str, Any]) -> Asked:
     if not turns:
         raise Refusal(400, "'messages' is too short.", "invalid_value")
     tools = body.get("tools") or []
-    calls = tools and body.get("tool_choice") != "none" and turns[-1]["role"] != "tool"
+    calls = tools and body.get("tool_choice") != "none" and turns[-1].get("role") != "tool"
     tool = tools[0]["function"] if calls else None
     form = body.get("response_format") or {}
     return Asked(
         model=model,
-        prompts=[text_of(turn["content"]) for turn in turns],
-        most_tokens=body.get("max_completion_tokens"),
+        prompts=[text_of(turn.get("content")) for turn in turns],
+        most_tokens=body.get("max_completion_tokens", body.get("max_tokens")),
         schema=(form.get("json_schema") or {}).get("schema"),
         tool=tool["name"] if tool else None,
-        tool_schema=tool["parameters"] if tool else None,
+        tool_schema=tool.get("parameters") if tool else None,
     )
 
 
@@ -177,7 +180,5 @@ def _check_inputs(texts: list[Any]) -> int:
     return total
 
 
-def _encode(vector: npt.NDArray[np.float32], as_floats: bool) -> str | list[float]:
-    if as_floats:
-        return [float(number) for number in vector]
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+def _encode(vector: npt.NDArray[np.float32], as_floats: bool) -> str | npt.NDArray[np.float32]:
+    return vector if as_floats else base64.b64encode(vector.astype("<f4").tobytes()).decode()

@@ -76,5 +76,5 @@ def _asked(body: Mapping[str, Any]) -> Asked:
         most_tokens=body.get("max_output_tokens"),
         schema=((body.get("text") or {}).get("format") or {}).get("schema"),
         tool=tool["name"] if tool else None,
-        tool_schema=tool["parameters"] if tool else None,
+        tool_schema=tool.get("parameters") if tool else None,
     )

@@ -66,6 +66,9 @@ class Wire:
 
     endpoints: Mapping[tuple[str, str], Endpoint]
     """By method and path."""
-    refuse: Callable[[Refusal], Mapping[str, Any]]
-    """Makes the provider's error body."""
+    refuse: Callable[[Refusal, str], Mapping[str, Any]]
+    """Makes the provider's error body; the second argument is the id of the call."""
     limit_headers: LimitHeaders
+    request_id_header: str = "x-request-id"
+    tells_when_in_body: bool = False
+    """Whether a refusal says there when to come again, and not in headers."""

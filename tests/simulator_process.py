@@ -73,9 +73,9 @@ class SimulatorProcess:
         """Clear the ledger, the counters and the faults still to come."""
         self._call("/control/reset", {})
 
-    def ledger(self) -> dict[str, int]:
-        """How often each piece of work was billed, by `simulator.ledger.billing_key`."""
-        billed: dict[str, int] = self._call("/ledger")["billed"]
+    def ledger(self, times: int = 1) -> dict[str, int]:
+        """What was billed so often or more, by `simulator.ledger.billing_key`."""
+        billed: dict[str, int] = self._call(f"/ledger?times={times}")["billed"]
         return billed
 
     def stats(self) -> dict[str, Any]:

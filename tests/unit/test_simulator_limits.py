@@ -134,7 +134,7 @@ def test_faults_by_rate_come_as_often_as_told_and_the_same_for_a_seed() -> None:
     def draw() -> list[str]:
         script = FaultScript()
         script.set_rates(*parse_rates(raw))
-        return [script.take().kind for _ in range(2_000)]
+        return [script.take("/v1/embeddings", "m").kind for _ in range(2_000)]
 
     drawn = draw()
     assert drawn == draw()
@@ -146,9 +146,9 @@ def test_the_script_goes_before_the_rates_and_a_reset_drops_both() -> None:
     script = FaultScript()
     script.set_rates(*parse_rates({"faults": [{"rate": 1, "kind": "reset"}]}))
     script.add([parse({"kind": "none"})])
-    assert [script.take().kind for _ in range(2)] == ["none", "reset"]
+    assert [script.take("/v1/embeddings", "m").kind for _ in range(2)] == ["none", "reset"]
     script.reset()
-    assert script.take().kind == "none"
+    assert script.take("/v1/embeddings", "m").kind == "none"
 
 
 @pytest.mark.parametrize(
