@@ -13,7 +13,9 @@ CONNECTIONS = 32
 SECONDS = 5.0
 BODIES = {
     "/v1/chat/completions": {"model": "m", "messages": [{"role": "user", "content": "Why?"}]},
-    "/v1beta/models/m:batchEmbedContents": {"requests": [{"content": {"parts": [{"text": "Why?"}]}}]},
+    "/v1beta/models/m:batchEmbedContents": {
+        "requests": [{"content": {"parts": [{"text": "Why?"}]}}]
+    },
     "/v1/embeddings": {"model": "m", "input": "Why?", "encoding_format": "base64"},
 }
 
