@@ -159,6 +159,16 @@ class Settings(BaseSettings):
     job_expires_seconds: PositiveSeconds = Field(
         86_400.0, description="Time from enqueue after which an unfinished job ends as expired."
     )
+    job_retention_seconds: Seconds = Field(
+        7_776_000.0,
+        description="Time after its end for which a job, its answer and its idempotency key are "
+        "kept (90 days); 0 keeps them for ever.",
+    )
+    attempt_retention_seconds: Seconds = Field(
+        34_560_000.0,
+        description="How long the record of a provider call and its cost is kept, also when its "
+        "job is gone (400 days); 0 keeps it for ever.",
+    )
     retry_backoff_seconds: PositiveSeconds = Field(
         1.0, description="Upper bound of the first wait before a retry; doubles each time."
     )
@@ -174,7 +184,7 @@ class Settings(BaseSettings):
         8, ge=1, le=500, description="Jobs that one worker process runs at once."
     )
     heartbeat_seconds: PositiveSeconds = Field(
-        2.0, description="Time between a worker's heartbeats and checks for cancelled jobs."
+        1.0, description="Time between a worker's heartbeats and checks for cancelled jobs."
     )
     worker_lost_seconds: PositiveSeconds = Field(
         15.0, description="Silence after which a worker counts as dead and its jobs run elsewhere."
@@ -183,7 +193,9 @@ class Settings(BaseSettings):
         1.0, description="Time between two looks for jobs that are due, lost or expired."
     )
     shutdown_grace_seconds: Seconds = Field(
-        10.0, description="Time that running calls get at shutdown before they are handed on."
+        10.0,
+        description="Time that running calls get at shutdown before they are handed on; a second "
+        "SIGTERM ends it.",
     )
 
     @model_validator(mode="before")

@@ -1,6 +1,7 @@
 """Attempts: what was asked of a provider, and what came of it."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -17,16 +18,29 @@ class AttemptRepository(BaseRepository[Attempt]):
 
     model = Attempt
 
-    def start(self, claim: Claim, *, call: int, provider: str, model: str, items: int) -> int:
+    def start(
+        self,
+        claim: Claim,
+        *,
+        call: int,
+        provider: str,
+        model: str,
+        items: int,
+        expected_tokens: int | None = None,
+        expected_cost_usd: Decimal | None = None,
+    ) -> int:
         """Record that a call is about to leave; the attempt's id. The same call twice is one."""
         row = insert(Attempt).values(
             job_id=claim.job_id,
+            user_id=claim.user_id,
             number=claim.attempt,
             call=call,
             worker_id=claim.worker_id,
             provider=provider,
             model=model,
             items=items,
+            expected_tokens=expected_tokens,
+            expected_cost_usd=expected_cost_usd,
         )
         return self._session.execute(
             row.on_conflict_do_update(

@@ -10,7 +10,6 @@ from sqlalchemy import (
     ColumnElement,
     Update,
     case,
-    exists,
     func,
     or_,
     select,
@@ -21,9 +20,10 @@ from sqlalchemy.orm import Session, defer
 from config.names import Queue
 from repositories.base import BaseRepository
 from repositories.errors import ClaimLost
-from repositories.models import Attempt, AttemptState, Job, JobState, Worker
+from repositories.models import Job, JobKind, JobState
 
 OPEN_STATES = (JobState.QUEUED, JobState.RUNNING)
+RETRIABLE_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Claim:
     failures: int
     max_retries: int
     is_bulk: bool
+    seconds_left: float
+    """From the claim to the job's deadline, by the database's clock."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,20 @@ class JobRef:
     state: str
     rung_at: datetime | None
     created_at: datetime
+
+
+@dataclass(frozen=True)
+class EndedJobs:
+    """Jobs that ended without success before `until`; what is None is not asked for."""
+
+    until: datetime
+    since: datetime | None = None
+    state: JobState | None = None
+    user_id: UUID | None = None
+    kind: JobKind | None = None
+    provider: str | None = None
+    model: str | None = None
+    error_code: str | None = None
 
 
 class JobRepository(BaseRepository[Job]):
@@ -108,6 +124,7 @@ class JobRepository(BaseRepository[Job]):
                 Job.failures,
                 Job.max_retries,
                 Job.queue,
+                _SECONDS_LEFT,
             )
         ).one_or_none()
         if row is None:
@@ -123,6 +140,7 @@ class JobRepository(BaseRepository[Job]):
             failures=row.failures,
             max_retries=row.max_retries,
             is_bulk=Queue(row.queue).is_bulk,
+            seconds_left=float(row.seconds_left),
         )
 
     def check_claim(self, claim: Claim) -> None:
@@ -186,6 +204,10 @@ class JobRepository(BaseRepository[Job]):
             ),
         )
 
+    def expire(self, claim: Claim) -> None:
+        """End the job as expired. Raises `ClaimLost`."""
+        self._change(claim, update(Job).values(**EXPIRED))
+
     def retry_later(
         self, claim: Claim, delay: float, error_code: str, error: str, *, counts: bool
     ) -> None:
@@ -193,7 +215,7 @@ class JobRepository(BaseRepository[Job]):
         self._change(
             claim,
             update(Job).values(
-                **_BACK_IN_QUEUE,
+                **BACK_IN_QUEUE,
                 not_before=func.now() + timedelta(seconds=delay),
                 failures=Job.failures + (1 if counts else 0),
                 error_code=error_code,
@@ -204,7 +226,7 @@ class JobRepository(BaseRepository[Job]):
     def release(self, job_id: UUID, attempt: int) -> bool:
         """Hand a job back untried, for another worker to take at once; False if it wasn't held."""
         return self._changes_one(
-            update(Job).where(*_held(job_id, attempt)).values(**_BACK_IN_QUEUE, not_before=None)
+            update(Job).where(*_held(job_id, attempt)).values(**BACK_IN_QUEUE, not_before=None)
         )
 
     def cancel(self, job_id: UUID) -> bool:
@@ -225,27 +247,45 @@ class JobRepository(BaseRepository[Job]):
 
         Where its answer came when it had ended, that is its result now, and nothing is queued.
         """
-        is_answered = Job.result.is_not(None)
         return self._changes_one(
             update(Job)
-            .where(
-                Job.id == job_id,
-                Job.state.in_([JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED]),
-            )
-            .values(
-                **{
-                    **_BACK_IN_QUEUE,
-                    "state": case((is_answered, JobState.SUCCEEDED), else_=JobState.QUEUED),
-                },
-                not_before=None,
-                failures=0,
-                error_code=None,
-                error=None,
-                current=case((is_answered, Job.total), else_=Job.current),
-                finished_at=case((is_answered, func.now()), else_=None),
-                expires_at=func.now() + timedelta(seconds=lifetime),
-            )
+            .where(Job.id == job_id, Job.state.in_(RETRIABLE_STATES))
+            .values(**_reopened(lifetime))
         )
+
+    def reopen_many(self, ended: EndedJobs, lifetime: float, limit: int) -> Sequence[UUID]:
+        """Do the same with up to `limit` jobs of these, the oldest first; their ids."""
+        conditions = {
+            "state": ended.state is not None and Job.state == ended.state,
+            "user": ended.user_id is not None and Job.user_id == ended.user_id,
+            "kind": ended.kind is not None and Job.kind == ended.kind,
+            "provider": ended.provider is not None and Job.provider == ended.provider,
+            "model": ended.model is not None and Job.model == ended.model,
+            "error": ended.error_code is not None and Job.error_code == ended.error_code,
+            "since": ended.since is not None and Job.finished_at >= ended.since,
+        }
+        chosen = (
+            select(Job.id)
+            .where(
+                Job.finished_at.is_not(None),
+                # What ends again while this goes on is not taken twice.
+                Job.finished_at < ended.until,
+                Job.state.in_(RETRIABLE_STATES),
+                *(condition for condition in conditions.values() if condition is not False),
+            )
+            .order_by(Job.finished_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("chosen")
+            .prefix_with("MATERIALIZED")
+        )
+        return self._session.scalars(
+            update(Job)
+            .where(Job.id.in_(select(chosen.c.id)))
+            .values(**_reopened(lifetime))
+            .returning(Job.id)
+            .execution_options(synchronize_session=False)
+        ).all()
 
     def seconds_until_due(self, job_id: UUID) -> float | None:
         """How long a job still waits before its next try, by the database's clock."""
@@ -261,64 +301,6 @@ class JobRepository(BaseRepository[Job]):
             )
         )
         return dict(rows.all())
-
-    def expire_overdue(self, limit: int = 1_000) -> Sequence[JobRef]:
-        """End up to `limit` open jobs whose deadline has passed."""
-        overdue = (
-            select(Job.id)
-            .where(Job.finished_at.is_(None), Job.expires_at <= func.now())
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-            # Else PostgreSQL may run it again and again, and lock more than `limit`.
-            .cte("overdue")
-            .prefix_with("MATERIALIZED")
-        )
-        return job_refs(
-            self._session,
-            update(Job)
-            .where(Job.id.in_(select(overdue.c.id)))
-            .values(
-                state=JobState.EXPIRED,
-                rung_at=_TAKEN_AT,
-                not_before=None,
-                finished_at=func.now(),
-                error_code="EXPIRED",
-                error="The job's deadline passed before it was done.",
-            ),
-        )
-
-    def free_lost(self, silence: float) -> Sequence[JobRef]:
-        """Take jobs from workers that were silent for `silence` seconds.
-
-        A lost worker uses up one of the job's retries, so that a job that kills its worker ends.
-        """
-        alive = exists().where(
-            Worker.id == Job.worker_id,
-            Worker.heartbeat_at > func.now() - timedelta(seconds=silence),
-        )
-        last_try = Job.failures >= Job.max_retries
-        freed = job_refs(
-            self._session,
-            update(Job)
-            .where(Job.state == JobState.RUNNING, ~alive)
-            .values(
-                **{**_BACK_IN_QUEUE, "state": case((last_try, "failed"), else_="queued")},
-                failures=Job.failures + 1,
-                error_code="WORKER_LOST",
-                error="The worker that ran this job died.",
-                finished_at=case((last_try, func.now()), else_=None),
-            ),
-        )
-        if freed:
-            self._session.execute(
-                update(Attempt)
-                .where(
-                    Attempt.job_id.in_([job.id for job in freed]),
-                    Attempt.state == AttemptState.STARTED,
-                )
-                .values(state=AttemptState.LOST, finished_at=func.now())
-            )
-        return freed
 
     def count_open(self) -> dict[str, int]:
         """How many jobs are queued and running."""
@@ -353,7 +335,7 @@ def job_refs(session: Session, statement: Update) -> list[JobRef]:
     return [JobRef(**row._asdict()) for row in rows]
 
 
-_BACK_IN_QUEUE: dict[str, Any] = {
+BACK_IN_QUEUE: dict[str, Any] = {
     "state": JobState.QUEUED,
     "worker_id": None,
     "rung_at": None,
@@ -363,6 +345,34 @@ _BACK_IN_QUEUE: dict[str, Any] = {
 
 _TAKEN_AT = case((Job.state == JobState.RUNNING, Job.rung_at))
 """When the job's message was sent, if it was taken: of a job that ends in the queue, it wasn't."""
+
+
+EXPIRED: dict[str, Any] = {
+    "state": JobState.EXPIRED,
+    "rung_at": _TAKEN_AT,
+    "not_before": None,
+    "finished_at": func.now(),
+    "error_code": "EXPIRED",
+    "error": "The job's deadline passed before it was done.",
+}
+
+
+_SECONDS_LEFT = func.extract("epoch", Job.expires_at - func.clock_timestamp()).label("seconds_left")
+
+
+def _reopened(lifetime: float) -> dict[str, Any]:
+    is_answered = Job.result.is_not(None)
+    return {
+        **BACK_IN_QUEUE,
+        "state": case((is_answered, JobState.SUCCEEDED), else_=JobState.QUEUED),
+        "not_before": None,
+        "failures": 0,
+        "error_code": None,
+        "error": None,
+        "current": case((is_answered, Job.total), else_=Job.current),
+        "finished_at": case((is_answered, func.now()), else_=None),
+        "expires_at": func.now() + timedelta(seconds=lifetime),
+    }
 
 
 def _held(job_id: UUID, attempt: int) -> tuple[ColumnElement[bool], ...]:

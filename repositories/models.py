@@ -67,11 +67,19 @@ class JobState(StrEnum):
 class AttemptState(StrEnum):
     """What is known of one call to a provider."""
 
-    STARTED = "started"  # the request may have left: what it cost is unknown
+    STARTED = "started"  # the request may have left
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    LOST = "lost"  # its worker died; it may have been billed
+    LOST = "lost"  # its worker died
+
+
+class Billing(StrEnum):
+    """What is known of a call's money."""
+
+    UNKNOWN = "unknown"  # it may have left, and nobody heard an answer
+    NOT_BILLED = "not_billed"  # it never left, or the provider refused it
+    BILLED = "billed"  # it was answered
 
 
 def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
@@ -181,6 +189,7 @@ class Job(Base):
         ),
         Index("jobs_open", "state", postgresql_where=text("finished_at IS NULL")),
         Index("jobs_deadline", "expires_at", postgresql_where=text("finished_at IS NULL")),
+        Index("jobs_ended", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         # What `take_unrung` asks every second; see there.
         Index(
             "jobs_unrung",
@@ -219,7 +228,9 @@ class Attempt(Base):
     __tablename__ = "attempts"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    job_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
+    """None when the job was pruned: what was paid for it stays on record."""
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
     number: Mapped[int]
     """The job's `attempt` under which the call was made."""
     call: Mapped[int]
@@ -228,7 +239,11 @@ class Attempt(Base):
     provider: Mapped[str]
     model: Mapped[str]
     state: Mapped[str] = mapped_column(server_default=AttemptState.STARTED)
+    billing: Mapped[str] = mapped_column(server_default=Billing.UNKNOWN)
     items: Mapped[int] = mapped_column(server_default="1")
+    expected_tokens: Mapped[int | None]
+    """Input and output together, as far as could be known before."""
+    expected_cost_usd: Mapped[Decimal | None] = mapped_column(Numeric(18, 10))
     input_tokens: Mapped[int | None]
     output_tokens: Mapped[int | None]
     cached_tokens: Mapped[int | None]
@@ -245,12 +260,15 @@ class Attempt(Base):
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
 
-    job: Mapped[Job] = relationship(back_populates="attempts")
+    job: Mapped[Job | None] = relationship(back_populates="attempts")
 
     __table_args__ = (
         _one_of("state", AttemptState),
+        _one_of("billing", Billing),
         UniqueConstraint("job_id", "number", "call", name="attempts_job_number_call_key"),
         Index("attempts_started", "started_at", postgresql_using="brin"),
+        Index("attempts_jobless", "started_at", postgresql_where=text("job_id IS NULL")),
+        Index("attempts_unsettled", "id", postgresql_where=text("billing = 'unknown'")),
     )
 
 

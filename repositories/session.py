@@ -21,6 +21,7 @@ from repositories.errors import LedgerConflict, LedgerOutdated, LedgerReadOnly, 
 from repositories.jobs import JobRepository
 from repositories.reservations import ReservationRepository
 from repositories.rings import RingRepository
+from repositories.upkeep import UpkeepRepository
 from repositories.usage import UsageRepository
 from repositories.users import ApiKeyRepository, UserRepository
 from repositories.workers import WorkerRepository
@@ -86,6 +87,11 @@ class UnitOfWork:
     def usage(self) -> UsageRepository:
         """Sums over attempts."""
         return UsageRepository(self.session)
+
+    @cached_property
+    def upkeep(self) -> UpkeepRepository:
+        """What the reconciler does to many jobs at once."""
+        return UpkeepRepository(self.session)
 
     @cached_property
     def reservations(self) -> ReservationRepository:

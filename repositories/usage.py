@@ -8,10 +8,10 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import SQLColumnExpression, func, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, func, select
 from sqlalchemy.orm import Session
 
-from repositories.models import Attempt, AttemptState, Job, User
+from repositories.models import Attempt, AttemptState, Billing, User
 
 
 class Group(StrEnum):
@@ -59,6 +59,20 @@ class Usage:
     """Together."""
 
 
+@dataclass(frozen=True)
+class Unsettled:
+    """Calls of one state of which nobody knows whether they were billed."""
+
+    state: AttemptState
+    calls: int
+    expected_tokens: int
+    """Input and output together, as far as could be known before the calls."""
+    expected_cost_usd: Decimal
+    """Of the calls whose model has a known price."""
+    unknown_cost: int
+    """Calls without one."""
+
+
 class UsageRepository:
     """Sums over what providers were asked."""
 
@@ -94,13 +108,12 @@ class UsageRepository:
                 func.coalesce(func.sum(Attempt.limiter_wait_seconds), 0.0),
             )
             .select_from(Attempt)
-            .join(Job, Attempt.job_id == Job.id)
-            .outerjoin(User, Job.user_id == User.id)
+            .outerjoin(User, Attempt.user_id == User.id)
         )
         conditions = {
             "since": since is not None and Attempt.started_at >= since,
             "until": until is not None and Attempt.started_at < until,
-            "user": user_id is not None and Job.user_id == user_id,
+            "user": user_id is not None and Attempt.user_id == user_id,
             "provider": provider is not None and Attempt.provider == provider,
             "model": model is not None and Attempt.model == model,
         }
@@ -111,6 +124,55 @@ class UsageRepository:
             query = query.group_by(*groups).order_by(*groups)
         rows = self._session.execute(query).all()
         return [_usage(by, tuple(row)) for row in rows if row[len(by)]]
+
+    def unsettled(
+        self, *, since: datetime | None = None, user_id: UUID | None = None
+    ) -> list[Unsettled]:
+        """Sum the calls that may have been paid for without an answer, by their state."""
+        rows = self._session.execute(
+            select(
+                Attempt.state,
+                func.count(),
+                func.coalesce(func.sum(Attempt.expected_tokens), 0),
+                func.coalesce(func.sum(Attempt.expected_cost_usd), 0),
+                func.count().filter(Attempt.expected_cost_usd.is_(None)),
+            )
+            .where(*_unsettled(since, user_id))
+            .group_by(Attempt.state)
+            .order_by(Attempt.state)
+        )
+        return [
+            Unsettled(AttemptState(state), calls, int(tokens or 0), cost or Decimal(0), unknown)
+            for state, calls, tokens, cost, unknown in rows
+        ]
+
+    def calls(
+        self,
+        limit: int,
+        *,
+        only_unsettled: bool = False,
+        since: datetime | None = None,
+        user_id: UUID | None = None,
+    ) -> Sequence[Attempt]:
+        """The newest calls, newest first."""
+        conditions = _of(since, user_id)
+        if only_unsettled:
+            conditions = _unsettled(since, user_id)
+        query = select(Attempt).where(*conditions).order_by(Attempt.id.desc()).limit(limit)
+        return self._session.scalars(query).all()
+
+
+def _of(since: datetime | None, user_id: UUID | None) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if since is not None:
+        conditions.append(Attempt.started_at >= since)
+    if user_id is not None:
+        conditions.append(Attempt.user_id == user_id)
+    return conditions
+
+
+def _unsettled(since: datetime | None, user_id: UUID | None) -> list[ColumnElement[bool]]:
+    return [Attempt.billing == Billing.UNKNOWN, *_of(since, user_id)]
 
 
 def _usage(by: Sequence[Group], row: tuple[Any, ...]) -> Usage:

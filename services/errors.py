@@ -35,6 +35,12 @@ class EmbeddedElsewhere(PromptStackError):
     counts_as_failure = False
 
 
+class DeadlinePassed(PromptStackError):
+    """The job's deadline passed before it was done."""
+
+    code = "EXPIRED"
+
+
 class IdempotencyConflict(PromptStackError):
     """The same idempotency key came with another request."""
 

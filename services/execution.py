@@ -4,6 +4,7 @@ No database session is open while a provider is asked: each step is a transactio
 everything that changes the job is fenced by the claim.
 """
 
+import time
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from repositories.models import Job, JobState
 from repositories.session import UnitOfWork
 from services.backoff import Backoff
 from services.claimed_job import ClaimedJob, Report, Work
+from services.errors import DeadlinePassed
 from services.heartbeat import Heartbeat
 from services.patient_ledger import PatientLedger
 from services.progress import Progress, ProgressService
@@ -82,6 +84,7 @@ class Execution:
         if claim is None:
             return self._present(job_id)
         hold.attempt = claim.attempt
+        hold.deadline = time.monotonic() + claim.seconds_left
         job = ClaimedJob(
             claim,
             hold,
@@ -101,6 +104,8 @@ class Execution:
             self._ledger.write(lambda unit: unit.jobs.release(job_id, claim.attempt))
         except TransientLedgerError:
             raise  # no fault of the job's
+        except DeadlinePassed:
+            self._expire(claim)
         except PromptStackError as error:
             self._settle(claim, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job must end
@@ -130,6 +135,10 @@ class Execution:
 
         with suppress(ClaimLost):
             self._ledger.write(write)
+
+    def _expire(self, claim: Claim) -> None:
+        with suppress(ClaimLost):
+            self._ledger.write(lambda unit: unit.jobs.expire(claim))
 
     def _present(self, job_id: UUID) -> JobOutcome:
         """Read from the ledger how the job stands, show it, and say it to the queue."""

@@ -6,9 +6,9 @@ down delays the job but does not refuse it.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from repositories.jobs import RETRIABLE_STATES, EndedJobs
 from repositories.models import Job, JobKind, JobState
 from repositories.session import Ledger, UnitOfWork
 from services.doorbell import Doorbell, Ring, ring_now
@@ -32,6 +33,8 @@ from services.views import AttemptView, JobView
 MAX_SOURCE_BYTES = 2_000
 """PostgreSQL refuses index entries over about 2,700 bytes."""
 MAX_EXPLANATION = 400
+RETRIED_AT_ONCE = 500
+"""Jobs queued again in one transaction."""
 
 
 class JobService:
@@ -220,6 +223,43 @@ class JobService:
                 )
             self._ring_after_commit(work, job)
         return self._shown(job_id)
+
+    def retry_many(
+        self,
+        *,
+        owner: UUID | None = None,
+        state: JobState | None = JobState.FAILED,
+        kind: JobKind | None = None,
+        provider: str | None = None,
+        model: str | None = None,
+        error_code: str | None = None,
+        since: datetime | None = None,
+        told: Callable[[int], None] = lambda retried: None,
+    ) -> int:
+        """Queue all jobs again that ended so until now, for example after an outage; how many.
+
+        `state` is failed, cancelled or expired, or None for all three; `since` is when they ended.
+        Some hundred are queued at a time, and `told` of each step. Workers' reconcilers ring them.
+        Raises `WrongState` for another state.
+        """
+        if state is not None and state not in RETRIABLE_STATES:
+            raise WrongState(f"A {state} job can't be retried; only failed, cancelled and expired.")
+        for text in (provider, model, error_code):
+            check_storable(text or "", "The filter")
+        retried = 0
+        with self._ledger.transaction() as work:
+            until = work.now()
+        ended = EndedJobs(until, since, state, owner, kind, provider, model, error_code)
+        while True:
+            with self._ledger.transaction() as work:
+                reopened = work.jobs.reopen_many(
+                    ended, self._defaults.expires_seconds, RETRIED_AT_ONCE
+                )
+            self._progress.rebuild(reopened)
+            retried += len(reopened)
+            told(len(reopened))
+            if len(reopened) < RETRIED_AT_ONCE:
+                return retried
 
     @contextmanager
     def _unit_of_work(self, session: Session | None) -> Iterator[UnitOfWork]:

@@ -1,16 +1,19 @@
 """Provider calls under the limiter: leave before, the truth of what it took after."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+from services.errors import DeadlinePassed
 from services.limiter.limiter import Permit, RateLimiter
 from services.limiter.terms import Bucket, Need, Outcome, Settlement
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
 from services.llm.errors import (
     BadResponse,
     ConnectionFailed,
+    NeverSent,
     Overloaded,
     ProviderError,
     ProviderTimeout,
@@ -26,6 +29,7 @@ OUTCOMES: Mapping[type[ProviderError], Outcome] = {
     Overloaded: Outcome.FAILED,
     ProviderTimeout: Outcome.FAILED,
     ConnectionFailed: Outcome.FAILED,
+    NeverSent: Outcome.FAILED,
     # It lives and has counted the call; how much it took isn't known.
     BadResponse: Outcome.ANSWERED,
 }
@@ -69,12 +73,17 @@ class LimitedCalls:
         provider: str,
         permit: Permit | None,
         call: Callable[[], Coroutine[Any, Any, Answer]],
+        *,
+        seconds_left: float = math.inf,
     ) -> Answer:
-        """Make the call and settle its permit. Raises `ProviderError`."""
+        """Make the call and settle its permit. Raises `ProviderError`.
+
+        Raises `DeadlinePassed` where there is no answer within the `seconds_left` to its job.
+        """
         started = self._clock()
         settlement = Settlement(Outcome.CANCELLED)
         try:
-            answer = await self._in_time(provider, call())
+            answer = await self._in_time(provider, call, seconds_left)
             settlement = Settlement(
                 Outcome.ANSWERED,
                 latency_seconds=self._clock() - started,
@@ -100,11 +109,21 @@ class LimitedCalls:
         if permit is not None:
             await self._limiter.settle(permit, Settlement(Outcome.CANCELLED))
 
-    async def _in_time(self, provider: str, call: Coroutine[Any, Any, Answer]) -> Answer:
+    async def _in_time(
+        self,
+        provider: str,
+        call: Callable[[], Coroutine[Any, Any, Answer]],
+        seconds_left: float,
+    ) -> Answer:
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await call
+            async with asyncio.timeout(min(self._timeout_seconds, seconds_left)):
+                return await call()
         except TimeoutError as error:
+            if seconds_left < self._timeout_seconds:
+                raise DeadlinePassed(
+                    f"The job's deadline passed while {provider} was asked; the call is closed and "
+                    "may still be billed."
+                ) from error
             raise ProviderTimeout(
                 f"{provider} did not answer within {self._timeout_seconds:g} s; the call may still "
                 "be billed."

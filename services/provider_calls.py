@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 from config.errors import PromptStackError
 from repositories.errors import TransientLedgerError
 from repositories.jobs import Claim
-from repositories.models import AttemptState
+from repositories.models import AttemptState, Billing
 from repositories.session import UnitOfWork
+from services.errors import DeadlinePassed
 from services.limited_calls import LimitedCalls
 from services.limiter.errors import CircuitOpen, QuotaSpent
 from services.limiter.limiter import Permit
@@ -20,8 +21,10 @@ from services.limiter.terms import Need
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
 from services.llm.errors import (
     AuthenticationFailed,
+    BadResponse,
     ConnectionFailed,
     InvalidProviderRequest,
+    NeverSent,
     Overloaded,
     ProviderTimeout,
     QuotaExhausted,
@@ -44,8 +47,11 @@ NOT_BILLED = (
     Overloaded,
     AuthenticationFailed,
     InvalidProviderRequest,
+    NeverSent,
 )
-"""The errors with which a provider refuses a call: it does no work and bills none."""
+"""The errors with which a provider refuses a call, or never saw it: it bills none."""
+BROKE_IN_MIDST = frozenset({500, 502, 504})
+"""Statuses that don't tell whether the work was done before something broke."""
 MAX_THROTTLED = 3
 """Times in a row that a call is sent anew after a 429 before its job goes back to the queue."""
 STANDS_IN_FOR = (
@@ -148,6 +154,10 @@ class ProviderCalls:
     ) -> Answer:
         """Make one call with its attempt row around it."""
         number = job.hold.next_call()
+        need = call.need(service)
+        if job.hold.seconds_left() <= 0:
+            self._loop.submit(self._calls.give_back(permit))
+            raise DeadlinePassed("The job's deadline passed before its call was made.")
 
         def begin(unit: UnitOfWork) -> int:
             unit.jobs.check_claim(job.claim)
@@ -157,6 +167,13 @@ class ProviderCalls:
                 provider=call.provider,
                 model=call.model,
                 items=call.items,
+                expected_tokens=_credible(need.input_tokens + need.output_tokens),
+                expected_cost_usd=self._prices.cost(
+                    call.provider,
+                    call.model,
+                    input_tokens=need.input_tokens,
+                    output_tokens=need.output_tokens,
+                ),
             )
 
         try:
@@ -166,7 +183,13 @@ class ProviderCalls:
             raise
         try:
             answer: Answer = self._wait_for(
-                job, self._calls.make(call.provider, permit, lambda: call.ask(service))
+                job,
+                self._calls.make(
+                    call.provider,
+                    permit,
+                    lambda: call.ask(service),
+                    seconds_left=job.hold.seconds_left(),
+                ),
             )
         except CancelledError:
             self._ledger.write(
@@ -197,6 +220,7 @@ class ProviderCalls:
         cached = _credible(getattr(answer, "cached_tokens", 0)) or 0
         took = {
             **tokens,
+            "billing": Billing.BILLED,
             "cached_tokens": cached,
             "cost_usd": self._prices.cost(
                 call.provider, call.model, cached_tokens=cached, **tokens
@@ -238,9 +262,10 @@ class ProviderCalls:
     ) -> None:
         """Record a failure, with what the call `took` where there was an answer."""
         if took is None:
+            billing = _billing(error)
             took = {
-                # Known where the provider refused the call; of others, nobody knows.
-                "cost_usd": Decimal(0) if isinstance(error, NOT_BILLED) else None,
+                "billing": billing,
+                "cost_usd": Decimal(0) if billing is Billing.NOT_BILLED else None,
                 "provider_request_id": getattr(error, "request_id", None),
             }
         self._ledger.write(
@@ -266,6 +291,14 @@ def bug(error: Exception) -> PromptStackError:
     return PromptStackError(
         f"The worker met an unexpected {type(error).__name__}; its log has the traceback."
     )
+
+
+def _billing(error: PromptStackError) -> Billing:
+    """What an error tells of the money."""
+    if isinstance(error, BadResponse):
+        return Billing.BILLED
+    broke = isinstance(error, Overloaded) and error.status in BROKE_IN_MIDST
+    return Billing.NOT_BILLED if isinstance(error, NOT_BILLED) and not broke else Billing.UNKNOWN
 
 
 def _credible(tokens: int | None) -> int | None:

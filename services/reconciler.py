@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from config.names import Queue
@@ -25,6 +26,17 @@ PATIENCE_SECONDS = 10.0
 FORGET_WORKERS_SECONDS = 3_600.0
 
 
+@dataclass(frozen=True)
+class Retention:
+    """How long what is over is kept, in seconds; 0 is for ever."""
+
+    jobs_seconds: float
+    attempts_seconds: float
+
+
+FOR_EVER = Retention(0.0, 0.0)
+
+
 class Reconciler:
     """One round of it may run in every worker: a lock lets one at a time do it."""
 
@@ -36,6 +48,7 @@ class Reconciler:
         waiting: WaitingJobs,
         *,
         worker_lost_seconds: float,
+        retention: Retention = FOR_EVER,
         clock: Callable[[UnitOfWork], datetime] = UnitOfWork.now,
     ) -> None:
         self._ledger = ledger
@@ -43,12 +56,13 @@ class Reconciler:
         self._progress = progress
         self._waiting = waiting
         self._worker_lost_seconds = worker_lost_seconds
+        self._retention = retention
         self._clock = clock
         self._last_round: datetime | None = None
         self._silence_counts_from = datetime.max.replace(tzinfo=UTC)
 
     def run_once(self) -> int:
-        """Free lost jobs, end overdue ones, ring what is due; how many were rung.
+        """Free lost jobs, end overdue ones, prune old ones, ring what is due; how many were rung.
 
         Raises `LedgerUnavailable`. A broker that is away is waited for.
         """
@@ -57,8 +71,8 @@ class Reconciler:
                 silence_counts = self._silence_counts(self._clock(unit))
                 if not unit.try_lock("reconciler"):
                     return 0
-                freed = unit.jobs.free_lost(self._worker_lost_seconds) if silence_counts else []
-                ended = [*unit.jobs.expire_overdue(), *(job for job in freed if not _waits(job))]
+                freed = unit.upkeep.free_lost(self._worker_lost_seconds) if silence_counts else []
+                ended = [*unit.upkeep.expire_overdue(), *(job for job in freed if not _waits(job))]
                 unit.workers.forget_dead(FORGET_WORKERS_SECONDS)
                 unit.reservations.forget_idle()
         except LedgerUnavailable:
@@ -67,6 +81,7 @@ class Reconciler:
         for job in freed:
             logger.warning("job %s was freed: its worker died", job.id)
         self._progress.rebuild([job.id for job in {*freed, *ended}])
+        self._prune()
         self._waiting.call_back()
         try:
             # For a job that has ended, its message only makes AsyncResult and Flower say so.
@@ -76,6 +91,13 @@ class Reconciler:
         except BrokerUnavailable as error:
             logger.warning("jobs that are due wait for the broker: %s", error)
             return 0
+
+    def _prune(self) -> None:
+        with self._ledger.transaction() as unit:
+            if self._retention.jobs_seconds:
+                unit.upkeep.prune_jobs(self._retention.jobs_seconds)
+            if self._retention.attempts_seconds:
+                unit.upkeep.prune_attempts(self._retention.attempts_seconds)
 
     def _silence_counts(self, now: datetime) -> bool:
         """Whether a worker's silence proves that it is dead.

@@ -1,5 +1,6 @@
 """The jobs that this worker process has in hand now, and the provider calls they wait for."""
 
+import math
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping
@@ -28,11 +29,17 @@ class Hold:
     calls: int = 0
     is_cancelled: bool = False
     """Whether we cancelled its call, and not the provider itself."""
+    deadline: float = math.inf
+    """When its job expires, by `time.monotonic`."""
 
     def next_call(self) -> int:
         """Count the calls of this hold, from 0."""
         self.calls += 1
         return self.calls - 1
+
+    def seconds_left(self) -> float:
+        """Time until its job expires."""
+        return self.deadline - time.monotonic()
 
 
 class RunningJobs:

@@ -5,8 +5,10 @@ from datetime import datetime
 from uuid import UUID
 
 from repositories.session import Ledger
-from repositories.usage import Group, Usage
+from repositories.usage import Group, Unsettled, Usage
 from services.errors import InvalidInput, NotFound
+from services.text import check_storable
+from services.views import CallView
 
 
 class UsageService:
@@ -14,6 +16,32 @@ class UsageService:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+
+    def calls(
+        self,
+        *,
+        only_unsettled: bool = False,
+        since: datetime | None = None,
+        owner: UUID | None = None,
+        limit: int = 50,
+    ) -> list[CallView]:
+        """The newest provider calls, newest first.
+
+        With `only_unsettled`, those that may have been paid for without an answer: the request
+        may have left, and its worker died, timed out, or waits still.
+        """
+        with self._ledger.transaction() as unit:
+            rows = unit.usage.calls(
+                limit, only_unsettled=only_unsettled, since=since, user_id=owner
+            )
+            return [CallView.model_validate(row) for row in rows]
+
+    def unsettled(
+        self, *, since: datetime | None = None, owner: UUID | None = None
+    ) -> list[Unsettled]:
+        """What may have been paid for without an answer, summed by the calls' state."""
+        with self._ledger.transaction() as unit:
+            return unit.usage.unsettled(since=since, user_id=owner)
 
     def sums(
         self,
@@ -36,6 +64,8 @@ class UsageService:
             raise InvalidInput("Name each group once.")
         if since is not None and until is not None and since >= until:
             raise InvalidInput("`since` must be before `until`.")
+        for named in (email, provider, model):
+            check_storable(named or "", "The filter")
         with self._ledger.transaction() as unit:
             user_id = owner
             if email is not None:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from repositories.models import AttemptState, JobKind, JobState
+from repositories.models import AttemptState, Billing, JobKind, JobState
 
 
 class JobView(BaseModel):
@@ -43,9 +43,12 @@ class AttemptView(BaseModel):
     number: int
     call: int
     state: AttemptState
+    billing: Billing
     provider: str
     model: str
     items: int
+    expected_tokens: int | None
+    expected_cost_usd: Decimal | None
     input_tokens: int | None
     output_tokens: int | None
     cached_tokens: int | None
@@ -58,3 +61,11 @@ class AttemptView(BaseModel):
     detail: str | None
     started_at: datetime
     finished_at: datetime | None
+
+
+class CallView(AttemptView):
+    """A provider call with the job that made it."""
+
+    id: int
+    job_id: UUID | None
+    """None when the job was pruned."""

@@ -41,7 +41,7 @@ from services.patient_ledger import PatientLedger
 from services.prices import Prices
 from services.progress import ProgressService
 from services.provider_calls import ProviderCalls
-from services.reconciler import Reconciler
+from services.reconciler import Reconciler, Retention
 from services.running import RunningJobs
 from services.search import SearchService
 from services.usage import UsageService
@@ -310,6 +310,9 @@ class PromptStack:
             self.progress,
             self.waiting_jobs,
             worker_lost_seconds=self.settings.worker_lost_seconds,
+            retention=Retention(
+                self.settings.job_retention_seconds, self.settings.attempt_retention_seconds
+            ),
         )
 
     def close(self) -> None:

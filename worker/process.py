@@ -37,6 +37,7 @@ class WorkerProcess:
         settings = stack.settings
         self._concurrency = settings.worker_concurrency
         self._grace_seconds = settings.shutdown_grace_seconds
+        self._is_stopping = False
         results: Any = stack.celery.backend
         self._periodic = [
             Periodic("heartbeat", stack.heartbeat.beat, settings.heartbeat_seconds),
@@ -94,6 +95,12 @@ class WorkerProcess:
         self._stack.loop.run(self._stack.limiter.renew())
 
     def _shutting_down(self, **_: Any) -> None:
+        if self._is_stopping:
+            logger.info("told again to stop: running calls are handed back now")
+            # In a thread: this is a signal's handler, which may have interrupted a holder of locks.
+            threading.Thread(target=self._stack.running.stop, daemon=True).start()
+            return
+        self._is_stopping = True
         last_word = self._grace_seconds + STOP_PATIENCE_SECONDS + CLOSING_SECONDS
         steps = ((self._grace_seconds, self._stack.running.stop), (last_word, _leave_at_once))
         for seconds, action in steps:

@@ -13,7 +13,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from api.cli.connection import connected
 from api.cli.documents import TextFile, find_files, read_text
-from api.cli.terminal import JOB_FAILED, JsonFlag, err, out, print_json, printable, stop
+from api.cli.terminal import JOB_FAILED, JsonFlag, err, out, plural, print_json, printable, stop
 from api.cli.watching import show_until_done, shown
 from repositories.models import JobState
 from services.errors import InvalidInput
@@ -172,11 +172,6 @@ def batches(files: list[Path], max_bytes: int) -> Iterator[list[TextFile]]:
             some, size = [], 0
     if some:
         yield some
-
-
-def plural(count: int, what: str) -> str:
-    """Count things in words."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def summarize(jobs: list[JobView]) -> dict[str, Any]:

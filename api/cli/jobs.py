@@ -6,6 +6,8 @@ from typing import Annotated
 from uuid import UUID
 
 import typer
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from api.cli.connection import connected
@@ -15,6 +17,8 @@ from api.cli.terminal import (
     JsonFlag,
     err,
     out,
+    plural,
+    point_in_time,
     print_json,
     printable,
     stop,
@@ -28,6 +32,7 @@ app = typer.Typer(help="Look at jobs, follow, cancel and retry them.", no_args_i
 
 Ids = Annotated[list[UUID], typer.Argument(help="Ids of jobs.")]
 SHORT_ERROR = 60
+COUNTED = (SpinnerColumn(), TextColumn("{task.completed:,.0f} {task.description}"))
 MANY = 100_000
 
 
@@ -54,12 +59,12 @@ def list_(
         table.add_row(
             str(job.id),
             job.kind,
-            printable(f"{job.provider}/{job.model}"),
+            escape(printable(f"{job.provider}/{job.model}")),
             job.state,
             f"{job.current}/{job.total}",
             str(job.attempt),
             f"{age.total_seconds():,.0f} s",
-            printable(job.error or "")[:SHORT_ERROR],
+            escape(printable(job.error or "")[:SHORT_ERROR]),
         )
     out.print(table if jobs else "No jobs.")
 
@@ -127,10 +132,47 @@ def cancel(job_ids: Ids, as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def retry(job_ids: Ids, as_json: JsonFlag = False) -> None:
-    """Queue failed, cancelled or expired jobs again."""
+def retry(
+    job_ids: Annotated[list[UUID] | None, typer.Argument(help="Ids of jobs.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="All failed jobs; or those below.")] = False,
+    state: Annotated[
+        JobState | None, typer.Option(help="All in this state: failed, cancelled or expired.")
+    ] = None,
+    kind: Annotated[JobKind | None, typer.Option(help="Only jobs of this kind.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
+    error: Annotated[
+        str | None, typer.Option(help="Only with this error code, as `jobs show` tells it.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only what ended since: a date, 2h, 7d, 4w.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Queue failed, cancelled or expired jobs again: those named, or all that match."""
+    matches = (state, kind, provider, model, error, since)
+    wants_many = all_ or any(given is not None for given in matches)
+    if bool(job_ids) == wants_many:
+        stop("Name jobs by their ids, or choose them by --all, --state, --error and the like.")
     with connected(start_servers=True) as stack:
-        _change_each(job_ids, stack.jobs.retry, "queued again", as_json=as_json)
+        if job_ids:
+            _change_each(job_ids, stack.jobs.retry, "queued again", as_json=as_json)
+            return
+        with Progress(*COUNTED, console=err, disable=as_json) as bar:
+            task = bar.add_task("queued again", total=None)
+            retried = stack.jobs.retry_many(
+                state=state or JobState.FAILED,
+                kind=kind,
+                provider=provider,
+                model=model,
+                error_code=error,
+                since=point_in_time(since) if since else None,
+                told=lambda some: bar.advance(task, some),
+            )
+    if as_json:
+        print_json({"retried": retried})
+    else:
+        out.print(f"Queued again: {plural(retried, 'job')}." if retried else "No job matches.")
 
 
 def _change_each(

@@ -6,17 +6,23 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from config.errors import PromptStackError
+from services.errors import InvalidInput
 
 JOB_FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 """Exit codes: a job failed; nothing was done; stopped by Ctrl-C."""
 
 UUID_CHARACTERS = 36
+
+SMALLEST = Decimal("0.000001")
+UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -66,3 +72,29 @@ def plain_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("\nInterrupted. Jobs that were accepted go on; see `promptstack jobs list`.")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def dollars(amount: Decimal) -> str:
+    """Cents where there are any, and else as many digits as tell something."""
+    if amount >= 1 or amount == 0:
+        return f"{amount:,.2f}"
+    return f"{amount:.6f}" if amount >= SMALLEST else f"<{SMALLEST}"
+
+
+def point_in_time(given: str) -> datetime:
+    """Read a date, a time, or a span back from now. Raises `InvalidInput`."""
+    back = re.fullmatch(r"(\d{1,4})([hdw])", given)
+    if back:
+        return datetime.now(UTC) - timedelta(**{UNITS[back[2]]: int(back[1])})
+    try:
+        then = datetime.fromisoformat(given)
+    except ValueError as error:
+        raise InvalidInput(
+            f"{given[:40]!r} is no time; write 2026-11-23, 2026-11-23T12:00, 12h, 7d or 4w."
+        ) from error
+    return then if then.tzinfo else then.replace(tzinfo=UTC)
+
+
+def plural(count: int, what: str) -> str:
+    """Count things in words."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

@@ -1,9 +1,6 @@
 """`promptstack usage`: tokens and money."""
 
-import re
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from functools import partial
 from typing import Annotated
 
@@ -12,12 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from api.cli.connection import connected
-from api.cli.terminal import JsonFlag, out, print_json, printable
+from api.cli.terminal import JsonFlag, dollars, out, point_in_time, print_json, printable
 from repositories.usage import Group, Usage
 from services.errors import InvalidInput
-
-SMALLEST = Decimal("0.000001")
-UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
 def usage(
@@ -34,8 +28,8 @@ def usage(
         groups = _groups(by)
         sums = partial(
             stack.usage.sums,
-            since=_time(since),
-            until=_time(until) if until else None,
+            since=point_in_time(since),
+            until=point_in_time(until) if until else None,
             email=user,
             provider=provider,
             model=model,
@@ -74,7 +68,7 @@ def _table(groups: list[Group], rows: list[Usage], total: Usage) -> Table:
 
 
 def _numbers(row: Usage) -> list[str]:
-    cost = _dollars(row.cost_usd) if row.unknown_cost < row.calls else "?"
+    cost = dollars(row.cost_usd) if row.unknown_cost < row.calls else "?"
     return [
         f"{row.calls:,}",
         f"{row.failed:,}",
@@ -87,28 +81,8 @@ def _numbers(row: Usage) -> list[str]:
     ]
 
 
-def _dollars(amount: Decimal) -> str:
-    """Cents where there are any, and else as many digits as tell something."""
-    if amount >= 1 or amount == 0:
-        return f"{amount:,.2f}"
-    return f"{amount:.6f}" if amount >= SMALLEST else f"<{SMALLEST}"
-
-
 def _groups(named: str) -> list[Group]:
     try:
         return [Group(name.strip()) for name in named.split(",") if name.strip()]
     except ValueError as error:
         raise InvalidInput(f"--by takes some of {', '.join(Group)}.") from error
-
-
-def _time(given: str) -> datetime:
-    back = re.fullmatch(r"(\d{1,4})([hdw])", given)
-    if back:
-        return datetime.now(UTC) - timedelta(**{UNITS[back[2]]: int(back[1])})
-    try:
-        then = datetime.fromisoformat(given)
-    except ValueError as error:
-        raise InvalidInput(
-            f"{given[:40]!r} is no time; write 2026-11-23, 2026-11-23T12:00, 12h, 7d or 4w."
-        ) from error
-    return then if then.tzinfo else then.replace(tzinfo=UTC)

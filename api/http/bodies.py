@@ -1,5 +1,6 @@
 """What all requests that enqueue a job have in common."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Header
@@ -48,3 +49,8 @@ class JobBody(BaseModel):
     @classmethod
     def _few_fields(cls, value: Any) -> Any:
         return refuse_many_fields(value)
+
+
+def in_utc(time: datetime | None) -> datetime | None:
+    """Take a time without a zone for one in UTC."""
+    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time

@@ -1,12 +1,14 @@
 """Jobs: list, show, cancel and retry."""
 
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.auth import Owner, Stack
+from api.http.bodies import in_utc
 from repositories.models import JobKind, JobState
 from services.views import JobView
 
@@ -32,6 +34,25 @@ class JobPage(BaseModel):
     """Send it as `after` to get the next page; null on the last one."""
 
 
+class RetryMany(BaseModel):
+    """Which of your jobs to queue again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: Literal[JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED] = JobState.FAILED
+    kind: JobKind | None = None
+    provider: str | None = None
+    model: str | None = None
+    error_code: str | None = None
+    since: datetime | None = Field(None, description="When they ended; UTC unless it says.")
+
+
+class Retried(BaseModel):
+    """How many jobs were queued again."""
+
+    retried: int
+
+
 @router.get("")
 def list_jobs(stack: Stack, owner: Owner, query: Annotated[JobQuery, Query()]) -> JobPage:
     """Show your jobs, newest first."""
@@ -40,6 +61,13 @@ def list_jobs(stack: Stack, owner: Owner, query: Annotated[JobQuery, Query()]) -
     found = stack.jobs.get_many(owner=owner, **dict(wanted))
     page = found[: query.limit]
     return JobPage(jobs=page, after=page[-1].id if len(found) > len(page) else None)
+
+
+@router.post("/retry")
+def retry_jobs(stack: Stack, owner: Owner, which: RetryMany) -> Retried:
+    """Queue all your jobs again that ended so, for example after an outage."""
+    chosen = dict(which) | {"since": in_utc(which.since)}
+    return Retried(retried=stack.jobs.retry_many(owner=owner, **chosen))
 
 
 @router.get("/{job_id}")

@@ -1,13 +1,15 @@
 """Usage: what was asked of providers, what it took and what it cost."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.auth import Owner, Stack
-from repositories.usage import Group, Usage
+from api.http.bodies import in_utc
+from repositories.usage import Group, Unsettled, Usage
+from services.views import CallView
 
 router = APIRouter(prefix="/usage", tags=["usage"])
 
@@ -25,19 +27,44 @@ class UsageQuery(BaseModel):
     model: str | None = None
 
 
+class CallQuery(BaseModel):
+    """Which provider calls to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    unsettled: bool = Field(False, description="Only calls that may have been paid and lost.")
+    since: datetime | None = Field(None, description="From this time on; UTC unless it says.")
+    limit: int = Field(50, ge=1, le=1_000, description="How many, the newest first.")
+
+
+class Calls(BaseModel):
+    """Provider calls, and the sum of those that may have been paid for without an answer."""
+
+    calls: list[CallView]
+    unsettled: list[Unsettled]
+
+
+@router.get("/calls")
+def list_calls(stack: Stack, owner: Owner, query: Annotated[CallQuery, Query()]) -> Calls:
+    """Show your provider calls, and what is known of their money."""
+    since = in_utc(query.since)
+    return Calls(
+        calls=stack.usage.calls(
+            only_unsettled=query.unsettled, since=since, owner=owner, limit=query.limit
+        ),
+        unsettled=stack.usage.unsettled(since=since, owner=owner),
+    )
+
+
 @router.get("")
 def sum_usage(stack: Stack, owner: Owner, query: Annotated[UsageQuery, Query()]) -> list[Usage]:
     """Show your usage; an administrator sees everybody's."""
     return stack.usage.sums(
         query.by,
-        since=_in_utc(query.since),
-        until=_in_utc(query.until),
+        since=in_utc(query.since),
+        until=in_utc(query.until),
         owner=owner,
         email=query.user,
         provider=query.provider,
         model=query.model,
     )
-
-
-def _in_utc(time: datetime | None) -> datetime | None:
-    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time

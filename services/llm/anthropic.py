@@ -140,11 +140,11 @@ def translate(error: Exception) -> ProviderError:
         )
     # The aiohttp transport names every broken or refused connection a ConnectTimeout.
     if isinstance(error.__cause__, httpx2.ConnectTimeout):
-        return broken("anthropic")
+        return broken("anthropic", error)
     if isinstance(error, (anthropic.APITimeoutError, TimeoutError)):
         return timed_out("anthropic")
     if isinstance(error, anthropic.APIConnectionError):
-        return broken("anthropic")
+        return broken("anthropic", error)
     return unusable("anthropic")
 
 

@@ -68,6 +68,10 @@ class ConnectionFailed(ProviderError):
     transient = True
 
 
+class NeverSent(ConnectionFailed):
+    """There was no connection to the provider, so that nothing was sent and nothing billed."""
+
+
 class AuthenticationFailed(ProviderError):
     """The provider refused our credentials."""
 

@@ -219,7 +219,7 @@ def translate(error: Exception) -> ProviderError:
     if isinstance(error, (httpx2.TimeoutException, TimeoutError)):
         return timed_out("gemini")
     if isinstance(error, httpx2.HTTPError):
-        return broken("gemini")
+        return broken("gemini", error)
     return unusable("gemini")
 
 

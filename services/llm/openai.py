@@ -214,11 +214,11 @@ def translate(error: Exception) -> ProviderError:
     # The aiohttp transport names every broken or refused connection a ConnectTimeout, and the SDK
     # then calls it a timeout.
     if isinstance(error.__cause__, httpx2.ConnectTimeout):
-        return broken("openai")
+        return broken("openai", error)
     if isinstance(error, (openai.APITimeoutError, TimeoutError)):
         return timed_out("openai")
     if isinstance(error, openai.APIConnectionError):
-        return broken("openai")
+        return broken("openai", error)
     return unusable("openai")
 
 

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+import aiohttp
+
 from services.llm.errors import (
     AuthenticationFailed,
     BadResponse,
@@ -11,6 +13,7 @@ from services.llm.errors import (
     ContentRefused,
     ContextTooLong,
     InvalidProviderRequest,
+    NeverSent,
     Overloaded,
     ProviderError,
     ProviderTimeout,
@@ -125,9 +128,14 @@ def timed_out(provider: str) -> ProviderTimeout:
     return ProviderTimeout(f"{provider} did not answer in time; the call may still be billed.")
 
 
-def broken(provider: str) -> ConnectionFailed:
-    """No connection, or one that broke."""
-    return ConnectionFailed(f"The connection to {provider} failed or broke.")
+def broken(provider: str, error: BaseException) -> ConnectionFailed:
+    """No connection, or one that broke when the request may have arrived."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, aiohttp.ClientConnectorError):
+            return NeverSent(f"{provider} could not be reached; check the network and its address.")
+        cause = cause.__cause__ or cause.__context__
+    return ConnectionFailed(f"The connection to {provider} broke; the call may still be billed.")
 
 
 def unusable(provider: str) -> BadResponse:

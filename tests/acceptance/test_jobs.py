@@ -87,6 +87,40 @@ def test_sigterm_hands_running_work_to_the_next_worker(
     assert finish(stack, job).state is JobState.SUCCEEDED
 
 
+def test_a_second_sigterm_hands_running_work_over_at_once(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    leaving = start_worker(SHUTDOWN_GRACE_SECONDS="600")
+    job = stack.jobs.enqueue_generation("x", options={"delay_seconds": 60})
+    wait_until(lambda: stack.jobs.get(job.id).state is JobState.RUNNING, "the job to run")
+    leaving.send(signal.SIGTERM)
+    wait_until(lambda: "Warm shutdown" in leaving.output(), "the first signal to be heard")
+    assert stack.jobs.get(job.id).state is JobState.RUNNING
+    leaving.send(signal.SIGTERM)
+    assert leaving.wait() == 0
+    assert stack.jobs.get(job.id).state is JobState.QUEUED
+
+
+def test_a_rolling_restart_under_load_loses_and_doubles_nothing(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    jobs = [
+        stack.jobs.enqueue_generation(f"{number}", options={"delay_seconds": 0.05})
+        for number in range(200)
+    ]
+    workers = [start_worker(WORKER_CONCURRENCY="4") for _ in range(2)]
+    for worker in workers:
+        start_worker(WORKER_CONCURRENCY="4")
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0
+    for job in jobs:
+        assert finish(stack, job).state is JobState.SUCCEEDED
+    with stack.ledger.transaction() as unit:
+        attempts = unit.attempts.get_many(limit=1_000)
+    answered = [attempt.job_id for attempt in attempts if attempt.state == "succeeded"]
+    assert sorted(map(str, answered)) == sorted(str(job.id) for job in jobs)
+
+
 def test_async_result_ends_also_for_jobs_that_end_while_no_message_travels(
     stack: PromptStack, start_worker: Callable[..., Process]
 ) -> None:

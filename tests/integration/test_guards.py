@@ -186,7 +186,7 @@ def test_a_claim_is_fenced(stack: PromptStack) -> None:
     assert sorted(claim is None for claim in claims) == [False, True]
     stale = next(claim for claim in claims if claim is not None)
     with stack.ledger.transaction() as unit:
-        unit.jobs.free_lost(0.0)
+        unit.upkeep.free_lost(0.0)
         fresh = unit.jobs.claim(job.id, second)
         assert fresh is not None
     with pytest.raises(ClaimLost), stack.ledger.transaction() as unit:
@@ -202,9 +202,9 @@ def test_silence_frees_a_job_and_age_does_not(stack: PromptStack) -> None:
     with stack.ledger.transaction() as unit:
         assert unit.jobs.claim(job.id, stack.worker_id)
         unit.session.execute(update(Job).values(started_at=text("now() - interval '1 day'")))
-        assert not unit.jobs.free_lost(60.0)
+        assert not unit.upkeep.free_lost(60.0)
         unit.session.execute(text("UPDATE workers SET heartbeat_at = now() - interval '61 s'"))
-        assert [freed.id for freed in unit.jobs.free_lost(60.0)] == [job.id]
+        assert [freed.id for freed in unit.upkeep.free_lost(60.0)] == [job.id]
 
 
 def test_no_transaction_is_open_while_the_provider_is_asked(

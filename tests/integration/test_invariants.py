@@ -485,7 +485,7 @@ def test_invariant_05_a_worker_that_claims_is_alive(
 
     def look() -> None:
         with stack.ledger.transaction() as unit:
-            claims.append(len(unit.jobs.free_lost(60.0)))
+            claims.append(len(unit.upkeep.free_lost(60.0)))
 
     provider.on_call = look
     assert run(stack, generate(stack)).state is JobState.SUCCEEDED
@@ -501,7 +501,7 @@ def test_invariant_04_an_answer_that_comes_late_is_stored_while_nobody_else_asks
     def count_as_dead() -> None:
         sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '1 h'")
         with stack.ledger.transaction() as unit:
-            assert [freed.id for freed in unit.jobs.free_lost(60.0)] == [job.id]
+            assert [freed.id for freed in unit.upkeep.free_lost(60.0)] == [job.id]
 
     def cancel_and_retry() -> None:
         stack.jobs.cancel(again.id)
@@ -1168,7 +1168,7 @@ def test_invariant_11_what_has_ended_stays_as_it_is(
         before, calls = columns(stack, job), provider.calls
         assert before["finished_at"] is not None
         current = Claim(
-            job.id, before["attempt"], stack.worker_id, None, "fake", "f-1", {}, 0, 3, False
+            job.id, before["attempt"], stack.worker_id, None, "fake", "f-1", {}, 0, 3, False, 60.0
         )
         with subtests.test(str(ending)):
             with pytest.raises(WrongState, match=str(ending)):

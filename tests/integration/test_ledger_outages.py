@@ -241,7 +241,7 @@ def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
 
     def free_lost() -> None:
         with stack.ledger.transaction() as unit:
-            unit.jobs.free_lost(15.0)
+            unit.upkeep.free_lost(15.0)
 
     def succeed(self: JobRepository, *values: object) -> None:
         real(self, *values)  # type: ignore[arg-type]
@@ -270,7 +270,7 @@ def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
 
     def sweep() -> None:
         with stack.ledger.transaction() as unit:
-            unit.jobs.free_lost(15.0)
+            unit.upkeep.free_lost(15.0)
             unit.reservations.forget_idle()
 
     def set_progress(self: JobRepository, claim: Claim, current: int, total: int) -> None:

@@ -24,6 +24,7 @@ from services.llm.errors import (
     ContentRefused,
     ContextTooLong,
     InvalidProviderRequest,
+    NeverSent,
     Overloaded,
     ProviderError,
     ProviderTimeout,
@@ -491,7 +492,7 @@ def test_nobody_listening_is_a_failed_connection() -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
 
-        assert type(failure(url)) is ConnectionFailed
+        assert type(failure(url)) is NeverSent
 
 
 @pytest.mark.parametrize("fault", [{"kind": "hang"}, {"kind": "billed_timeout"}, {"kind": "drip"}])

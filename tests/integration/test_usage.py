@@ -156,6 +156,7 @@ def add(
         unit.session.add(
             Attempt(
                 job_id=job.id,
+                user_id=user_id,
                 number=1,
                 call=0,
                 worker_id=job.id,

@@ -1,0 +1,114 @@
+"""Upkeep: what the reconciler does to many jobs at once."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sqlalchemy import case, delete, exists, func, select, update
+from sqlalchemy.orm import Session
+
+from repositories.jobs import BACK_IN_QUEUE, EXPIRED, JobRef, job_refs
+from repositories.models import Attempt, AttemptState, Job, JobState, Worker
+
+
+class UpkeepRepository:
+    """Ends what is overdue, frees what dead workers held, deletes what is old."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def expire_overdue(self, limit: int = 1_000) -> Sequence[JobRef]:
+        """End up to `limit` open jobs whose deadline has passed."""
+        overdue = (
+            select(Job.id)
+            .where(Job.finished_at.is_(None), Job.expires_at <= func.now())
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            # Else PostgreSQL may run it again and again, and lock more than `limit`.
+            .cte("overdue")
+            .prefix_with("MATERIALIZED")
+        )
+        return job_refs(
+            self._session,
+            update(Job).where(Job.id.in_(select(overdue.c.id))).values(**EXPIRED),
+        )
+
+    def free_lost(self, silence: float) -> Sequence[JobRef]:
+        """Take jobs from workers that were silent for `silence` seconds.
+
+        A lost worker uses up one of the job's retries, so that a job that kills its worker ends.
+        """
+        alive = exists().where(
+            Worker.id == Job.worker_id,
+            Worker.heartbeat_at > func.now() - timedelta(seconds=silence),
+        )
+        last_try = Job.failures >= Job.max_retries
+        freed = job_refs(
+            self._session,
+            update(Job)
+            .where(Job.state == JobState.RUNNING, ~alive)
+            .values(
+                **{**BACK_IN_QUEUE, "state": case((last_try, "failed"), else_="queued")},
+                failures=Job.failures + 1,
+                error_code="WORKER_LOST",
+                error=case((last_try, _GIVEN_UP), else_="The worker that ran this job died."),
+                finished_at=case((last_try, func.now()), else_=None),
+            ),
+        )
+        if freed:
+            self._session.execute(
+                update(Attempt)
+                .where(
+                    Attempt.job_id.in_([job.id for job in freed]),
+                    Attempt.state == AttemptState.STARTED,
+                )
+                .values(state=AttemptState.LOST, finished_at=func.now())
+            )
+        return freed
+
+    def prune_jobs(self, retention: float, limit: int = 500) -> int:
+        """Delete up to `limit` jobs that ended `retention` seconds ago or before; how many."""
+        old = (
+            select(Job.id)
+            .where(
+                Job.finished_at.is_not(None),
+                Job.finished_at < func.now() - timedelta(seconds=retention),
+            )
+            .order_by(Job.finished_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("old")
+            .prefix_with("MATERIALIZED")
+        )
+        deleted = self._session.scalars(
+            delete(Job)
+            .where(Job.id.in_(select(old.c.id)))
+            .returning(Job.id)
+            .execution_options(synchronize_session=False)
+        )
+        return len(deleted.all())
+
+    def prune_attempts(self, retention: float, limit: int = 500) -> int:
+        """Delete up to `limit` attempts of pruned jobs that began `retention` seconds ago."""
+        old = (
+            select(Attempt.id)
+            .where(
+                Attempt.job_id.is_(None),
+                Attempt.started_at < func.now() - timedelta(seconds=retention),
+            )
+            .order_by(Attempt.started_at)
+            .limit(limit)
+        )
+        deleted = self._session.scalars(
+            delete(Attempt)
+            .where(Attempt.id.in_(old))
+            .returning(Attempt.id)
+            .execution_options(synchronize_session=False)
+        )
+        return len(deleted.all())
+
+
+_GIVEN_UP = func.concat(
+    "The worker that ran this job died, after ",
+    Job.failures,
+    " failures before: it is not tried again by itself, as it may be what ends workers.",
+)

@@ -1,0 +1,199 @@
+"""Deadlines, retention and retries of many jobs."""
+
+import time
+from collections.abc import Callable, Iterator
+from uuid import UUID
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+from typer.testing import CliRunner
+
+from api.cli.main import build
+from api.http.app import create_app
+from config.settings import Settings
+from repositories.models import AttemptState, JobKind, JobState
+from services.errors import WrongState
+from services.reconciler import Reconciler, Retention
+from services.views import JobView
+from tasks.composition import PromptStack
+from tests.processes import Process, wait_until
+from tests.simulator_process import SimulatorProcess
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[SimulatorProcess]:
+    with SimulatorProcess() as running:
+        yield running
+
+
+@pytest.fixture
+def remote(
+    environment: dict[str, str], simulator: SimulatorProcess, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PromptStack]:
+    simulator.reset()
+    monkeypatch.setenv("OPENAI_BASE_URL", simulator.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with PromptStack.open(Settings(_env_file=None)) as stack:
+        yield stack
+
+
+def in_flight(simulator: SimulatorProcess) -> int:
+    return int(simulator.stats()["in_flight"])
+
+
+# Deadlines and cancels
+
+
+def test_a_call_gets_no_more_time_than_its_job_has(
+    remote: PromptStack, simulator: SimulatorProcess
+) -> None:
+    simulator.control({"kind": "hang"})
+    began = time.monotonic()
+    job = remote.jobs.enqueue_generation("Why?", provider="openai", expires_in=1.0)
+    remote.generation.run(job.id, lambda progress: None)
+    assert time.monotonic() - began < 20, "the provider's own time-out is 120 s"
+    ended = remote.jobs.get(job.id)
+    assert (ended.state, ended.error_code) == (JobState.EXPIRED, "EXPIRED")
+    [call] = remote.jobs.get_attempts(job.id)
+    assert (call.state, call.error_code, call.billing) == ("failed", "EXPIRED", "unknown")
+
+
+def test_a_cancelled_job_s_call_is_closed_within_two_seconds(
+    remote: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+) -> None:
+    """With the heartbeat that a worker has by default."""
+    simulator.control({"kind": "hang"})
+    start_worker(HEARTBEAT_SECONDS="1", WORKER_LOST_SECONDS="15")
+    job = remote.jobs.enqueue_generation("Why?", provider="openai")
+    wait_until(lambda: in_flight(simulator) == 1, "the call to be open")
+    remote.jobs.cancel(job.id)
+    cancelled = time.monotonic()
+    wait_until(lambda: in_flight(simulator) == 0, "the call to be closed")
+    took = time.monotonic() - cancelled
+    assert took < 4, f"{took:.1f} s; 2 s on a machine with nothing else to do"
+    wait_until(
+        lambda: remote.jobs.get_attempts(job.id)[0].state is AttemptState.CANCELLED,
+        "the call to be settled",
+    )
+
+
+# Retention
+
+
+def test_what_ended_long_ago_goes_and_frees_its_key(stack: PromptStack) -> None:
+    old = end(stack, "cancel", key="k")
+    fresh = end(stack, "cancel")
+    open_ = stack.jobs.enqueue_generation("x")
+    with stack.ledger.transaction() as unit:
+        query = text("UPDATE jobs SET finished_at = now() - interval '2 days' WHERE id = :id")
+        unit.session.execute(query, {"id": old.id})
+        everything = text("UPDATE jobs SET created_at = now() - interval '9 days'")
+        unit.session.execute(everything)
+    reconciler = Reconciler(
+        stack.ledger,
+        stack.doorbell,
+        stack.progress,
+        stack.waiting_jobs,
+        worker_lost_seconds=15.0,
+        retention=Retention(jobs_seconds=86_400.0, attempts_seconds=0.0),
+    )
+    reconciler.run_once()
+    assert {job.id for job in stack.jobs.get_many()} == {fresh.id, open_.id}
+    again = stack.jobs.enqueue_generation("something else", idempotency_key="k")
+    assert again.id != old.id
+
+
+def test_nothing_goes_where_retention_is_zero(stack: PromptStack) -> None:
+    old = end(stack, "cancel")
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text("UPDATE jobs SET finished_at = now() - interval '20 years'"))
+    Reconciler(
+        stack.ledger,
+        stack.doorbell,
+        stack.progress,
+        stack.waiting_jobs,
+        worker_lost_seconds=15.0,
+        retention=Retention(0.0, 0.0),
+    ).run_once()
+    assert stack.jobs.get(old.id).state is JobState.CANCELLED
+
+
+# Retries of many
+
+
+def end(stack: PromptStack, how: str = "fail", *, key: str | None = None) -> JobView:
+    job = stack.jobs.enqueue_generation("x", idempotency_key=key)
+    with stack.ledger.transaction() as unit:
+        claim = unit.jobs.claim(job.id, stack.worker_id)
+        assert claim is not None
+        match how:
+            case "fail":
+                unit.jobs.fail(claim, "PROVIDER_TIMEOUT", "too slow")
+            case "refuse":
+                unit.jobs.fail(claim, "CONTENT_REFUSED", "no")
+            case "succeed":
+                unit.jobs.succeed(claim, {"text": "y"})
+            case "cancel":
+                unit.jobs.cancel(job.id)
+    return job
+
+
+def states(stack: PromptStack) -> dict[UUID, JobState]:
+    return {job.id: job.state for job in stack.jobs.get_many(limit=2_000)}
+
+
+def test_all_of_an_outage_is_queued_again_and_nothing_else(stack: PromptStack) -> None:
+    slow = [end(stack) for _ in range(3)]
+    others = [end(stack, how) for how in ("refuse", "succeed", "cancel")]
+    before = states(stack)
+    steps: list[int] = []
+    assert stack.jobs.retry_many(error_code="PROVIDER_TIMEOUT", told=steps.append) == 3
+    assert sum(steps) == 3
+    after = states(stack)
+    assert {after[job.id] for job in slow} == {JobState.QUEUED}
+    assert all(after[job.id] == before[job.id] for job in others)
+    # The reconciler rings them, and knows that they are not new.
+    assert stack.reconciler.run_once() == 3
+
+
+def test_filters_narrow_what_is_retried(stack: PromptStack) -> None:
+    end(stack)
+    end(stack, "refuse")
+    end(stack, "cancel")
+    assert stack.jobs.retry_many(provider="openai") == 0
+    assert stack.jobs.retry_many(kind=JobKind.EMBEDDING) == 0
+    assert stack.jobs.retry_many(model="nothing") == 0
+    assert stack.jobs.retry_many(state=JobState.CANCELLED) == 1
+    assert stack.jobs.retry_many(state=None) == 2
+    with pytest.raises(WrongState, match="succeeded"):
+        stack.jobs.retry_many(state=JobState.SUCCEEDED)
+
+
+def test_more_than_one_transaction_s_worth_is_retried(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.jobs.RETRIED_AT_ONCE", 2)
+    for _ in range(5):
+        end(stack)
+    steps: list[int] = []
+    assert stack.jobs.retry_many(told=steps.append) == 5
+    assert steps == [2, 2, 1]
+
+
+def test_the_command_and_the_http_door_retry_many(stack: PromptStack) -> None:
+    mine = end(stack)
+    with TestClient(create_app(stack)) as client:
+        key = stack.keys.create("ada@example.org", "laptop")
+        answer = client.post("/api/v1/jobs/retry", json={}, headers={"X-API-Key": key})
+        assert answer.json() == {"retried": 0}, "another's jobs stay as they are"
+        answer = client.post(
+            "/api/v1/jobs/retry", json={"state": "succeeded"}, headers={"X-API-Key": key}
+        )
+        assert answer.status_code == 422
+    none = CliRunner().invoke(build(), ["jobs", "retry"])
+    assert none.exit_code == 2
+    assert "--all" in none.output
+    shown = CliRunner().invoke(build(), ["jobs", "retry", "--error", "PROVIDER_TIMEOUT"])
+    assert "Queued again: 1 job." in shown.output, shown.output
+    assert stack.jobs.get(mine.id).state is JobState.QUEUED
