@@ -7,7 +7,7 @@ import time
 
 import psutil
 
-from tests.simulator_process import SimulatorProcess
+from simulator.process import SimulatorProcess
 
 CONNECTIONS = 32
 SECONDS = 5.0

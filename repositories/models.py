@@ -131,6 +131,20 @@ class Worker(Base):
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class Watch(Base):
+    """What the reconcilers of all workers have seen of the ledger itself: one row."""
+
+    __tablename__ = "watch"
+
+    id: Mapped[int] = mapped_column(primary_key=True, server_default=text("1"))
+    last_round: Mapped[float]
+    """In seconds since 1970, by the database's clock."""
+    blind: Mapped[list[tuple[float | None, float]]] = mapped_column(JSONB)
+    """Spans in which nobody saw the ledger, from and to; from None is for ever."""
+
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+
 class Job(Base):
     """One unit that a caller enqueued."""
 

@@ -1,13 +1,15 @@
 """Upkeep: what the reconciler does to many jobs at once."""
 
+import math
 from collections.abc import Sequence
 from datetime import timedelta
 
 from sqlalchemy import case, delete, exists, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from repositories.jobs import BACK_IN_QUEUE, EXPIRED, JobRef, job_refs
-from repositories.models import Attempt, AttemptState, Job, JobState, Worker
+from repositories.models import Attempt, AttemptState, Job, JobState, Watch, Worker
 
 
 class UpkeepRepository:
@@ -15,6 +17,24 @@ class UpkeepRepository:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+
+    def last_watch(self) -> tuple[float | None, list[tuple[float, float]]]:
+        """When a reconciler last looked, and the spans in which none could, in seconds."""
+        watch = self._session.get(Watch, 1)
+        if watch is None:
+            return None, []
+        spans = [(-math.inf if begin is None else begin, end) for begin, end in watch.blind]
+        return watch.last_round, spans
+
+    def note_watch(self, now: float, blind: Sequence[tuple[float, float]]) -> None:
+        """Note that a reconciler looks now; for one at a time."""
+        spans = [[begin if math.isfinite(begin) else None, end] for begin, end in blind]
+        values = {"last_round": now, "blind": spans}
+        self._session.execute(
+            insert(Watch)
+            .values(id=1, **values)
+            .on_conflict_do_update(index_elements=[Watch.id], set_=values)
+        )
 
     def expire_overdue(self, limit: int = 1_000) -> Sequence[JobRef]:
         """End up to `limit` open jobs whose deadline has passed."""

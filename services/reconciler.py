@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from config.names import Queue
-from repositories.errors import LedgerUnavailable
 from repositories.jobs import JobRef
 from repositories.models import JobState
 from repositories.session import Ledger, UnitOfWork
 from services.doorbell import BrokerUnavailable, Doorbell, Ring
 from services.progress import ProgressService
+from services.silence import blind_spans, silence_of_the_dead
 from services.waiting_jobs import WaitingJobs
 
 logger = logging.getLogger(__name__)
@@ -58,26 +58,20 @@ class Reconciler:
         self._worker_lost_seconds = worker_lost_seconds
         self._retention = retention
         self._clock = clock
-        self._last_round: datetime | None = None
-        self._silence_counts_from = datetime.max.replace(tzinfo=UTC)
 
     def run_once(self) -> int:
         """Free lost jobs, end overdue ones, prune old ones, ring what is due; how many were rung.
 
         Raises `LedgerUnavailable`. A broker that is away is waited for.
         """
-        try:
-            with self._ledger.transaction() as unit:
-                silence_counts = self._silence_counts(self._clock(unit))
-                if not unit.try_lock("reconciler"):
-                    return 0
-                freed = unit.upkeep.free_lost(self._worker_lost_seconds) if silence_counts else []
-                ended = [*unit.upkeep.expire_overdue(), *(job for job in freed if not _waits(job))]
-                unit.workers.forget_dead(FORGET_WORKERS_SECONDS)
-                unit.reservations.forget_idle()
-        except LedgerUnavailable:
-            self._last_round = None
-            raise
+        with self._ledger.transaction() as unit:
+            if not unit.try_lock("reconciler"):
+                return 0
+            silence = self._watch(unit)
+            freed = [] if silence is None else unit.upkeep.free_lost(silence)
+            ended = [*unit.upkeep.expire_overdue(), *(job for job in freed if not _waits(job))]
+            unit.workers.forget_dead(FORGET_WORKERS_SECONDS)
+            unit.reservations.forget_idle()
         for job in freed:
             logger.warning("job %s was freed: its worker died", job.id)
         self._progress.rebuild([job.id for job in {*freed, *ended}])
@@ -99,17 +93,13 @@ class Reconciler:
             if self._retention.attempts_seconds:
                 unit.upkeep.prune_attempts(self._retention.attempts_seconds)
 
-    def _silence_counts(self, now: datetime) -> bool:
-        """Whether a worker's silence proves that it is dead.
-
-        Not while PostgreSQL was away, hung, or lost its clock since the last round, and some time
-        after that: nobody could send heartbeats then.
-        """
-        gap = timedelta(seconds=self._worker_lost_seconds / 2)
-        if self._last_round is None or not timedelta() <= now - self._last_round < gap:
-            self._silence_counts_from = now + timedelta(seconds=self._worker_lost_seconds)
-        self._last_round = now
-        return now >= self._silence_counts_from
+    def _watch(self, unit: UnitOfWork) -> float | None:
+        """Note this round; the silence that proves a worker's death now, if any does."""
+        now = self._clock(unit).timestamp()
+        last_round, blind = unit.upkeep.last_watch()
+        blind = blind_spans(blind, last_round, now, self._worker_lost_seconds / 2)
+        unit.upkeep.note_watch(now, blind)
+        return silence_of_the_dead(blind, now, self._worker_lost_seconds)
 
     def _ring_due(self) -> int:
         epoch = self._doorbell.epoch()

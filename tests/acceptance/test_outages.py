@@ -14,9 +14,9 @@ from config.embedded.valkey import Valkey
 from config.settings import load_settings
 from repositories.models import JobState
 from services.views import JobView
+from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
-from tests.simulator_process import SimulatorProcess
 from worker.process import EXIT_HUNG
 
 

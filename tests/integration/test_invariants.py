@@ -50,9 +50,9 @@ from services.new_job import JobDefaults
 from services.progress import Progress
 from services.reconciler import Reconciler
 from services.views import JobView
+from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
-from tests.simulator_process import SimulatorProcess
 
 MARK = "marmalade"
 """Stands in prompts, documents and answers, and may stand nowhere but in PostgreSQL."""
@@ -654,15 +654,41 @@ def test_invariant_05_nobodys_silence_counts_while_the_ledger_itself_was_away(
         worker_lost_seconds=15.0,
         clock=clock,
     )
-    # It was away, as far as this reconciler knows; it hung, or its host slept; it lost its clock.
-    for happens in (0.0, 20.0, -3_600.0):
+    # Nobody had ever looked; it lost its clock; it hung, or its host slept, of which 20 s don't
+    # count, and then the living get a moment to find it again.
+    for happens, steps in (
+        (0.0, (0.0, 5.0, 5.0, 4.9)),
+        (-3_600.0, (0.0, 5.0, 5.0)),
+        (20.0, (0.0, 4.9)),
+    ):
         clock.move(happens)
-        for passed in (0.0, 5.0, 5.0, 4.9):
+        for passed in steps:
             clock.move(passed)
             reconciler.run_once()
             assert state(stack, job) is JobState.RUNNING
     clock.move(0.2)
     reconciler.run_once()
+    assert state(stack, job) is JobState.QUEUED
+
+
+def test_invariant_05_a_new_process_knows_what_others_have_seen(
+    stack: PromptStack, provider: Provider
+) -> None:
+    """Where workers come and go, each would else wait anew before it frees what the dead held."""
+    clock = Clock()
+    reconciler_of(stack, clock)
+    job = generate(stack)
+    claimed(stack, job)
+    sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '16 s'")
+    clock.move(1.0)
+    Reconciler(
+        stack.ledger,
+        stack.doorbell,
+        stack.progress,
+        stack.waiting_jobs,
+        worker_lost_seconds=15.0,
+        clock=clock,
+    ).run_once()
     assert state(stack, job) is JobState.QUEUED
 
 

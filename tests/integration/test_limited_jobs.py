@@ -16,9 +16,9 @@ from services.errors import InvalidInput, UnknownModel
 from services.llm.openai import OpenAIService
 from services.llm.requests import Fallback
 from services.views import AttemptView, JobView
+from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
-from tests.simulator_process import SimulatorProcess
 
 API_KEY = "sk-never-to-be-seen"
 BUSY = {"kind": "status", "status": 503}

@@ -15,9 +15,9 @@ from api.http.app import create_app
 from config.settings import Settings
 from repositories.models import AttemptState, Billing, JobState
 from services.views import AttemptView, JobView
+from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
-from tests.simulator_process import SimulatorProcess
 
 PRICES = '[[prices]]\nprovider = "openai"\ninput_per_million = 1000000\noutput_per_million = 0\n'
 """A dollar for each input token."""

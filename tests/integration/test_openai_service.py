@@ -39,8 +39,8 @@ from simulator.answers import text_for, vector_for
 from simulator.faults import NO_FAULT
 from simulator.ledger import billing_key
 from simulator.openai import embeddings
+from simulator.process import SimulatorProcess
 from simulator.wire import Ask
-from tests.simulator_process import SimulatorProcess
 
 CHAT = "gpt-5-mini"
 EMBEDDING = "text-embedding-3-small"

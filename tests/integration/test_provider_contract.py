@@ -30,7 +30,7 @@ from services.llm.gemini import GeminiService
 from services.llm.openai import OpenAIService
 from services.llm.requests import GenerationRequest, Message, Tool, ToolCall
 from simulator.answers import text_for, vector_for
-from tests.simulator_process import SimulatorProcess
+from simulator.process import SimulatorProcess
 
 API_KEY = "sk-never-to-be-seen"
 PROMPT = "Why is the sky blue?"

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from simulator.answers import text_for, vector_for
 from simulator.ledger import billing_key
-from tests.simulator_process import SimulatorProcess
+from simulator.process import SimulatorProcess
 
 GPT = "gpt-5-mini"
 CLAUDE = "claude-haiku-4-5"

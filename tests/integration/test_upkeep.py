@@ -16,9 +16,9 @@ from repositories.models import AttemptState, JobKind, JobState
 from services.errors import WrongState
 from services.reconciler import Reconciler, Retention
 from services.views import JobView
+from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
-from tests.simulator_process import SimulatorProcess
 
 
 @pytest.fixture(scope="module")

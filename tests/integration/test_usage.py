@@ -18,8 +18,8 @@ from repositories.models import Attempt, JobKind
 from repositories.usage import Group, Usage
 from services.errors import InvalidInput, NotFound
 from services.prices import Prices
+from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
-from tests.simulator_process import SimulatorProcess
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 

@@ -1,7 +1,8 @@
-"""What is known of a call's money; attempts that outlive their job; jobs by their end."""
+"""What is known of a call's money; attempts outlive their job; what the reconcilers have seen."""
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0006"
 down_revision = "0005"
@@ -36,6 +37,13 @@ def upgrade() -> None:
         ["id"],
         postgresql_where=sa.text("billing = 'unknown'"),
     )
+    op.create_table(
+        "watch",
+        sa.Column("id", sa.Integer(), server_default="1", primary_key=True),
+        sa.Column("last_round", sa.Float(), nullable=False),
+        sa.Column("blind", JSONB(), nullable=False),
+        sa.CheckConstraint("id = 1", name="one_row"),
+    )
     op.create_index(
         "attempts_jobless",
         "attempts",
@@ -51,6 +59,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.drop_table("watch")
     op.drop_index("jobs_ended", "jobs")
     op.drop_index("attempts_jobless", "attempts")
     op.drop_index("attempts_unsettled", "attempts")

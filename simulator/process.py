@@ -1,4 +1,4 @@
-"""The provider simulator as a process of its own, for tests."""
+"""The simulator as a process of its own, and its doors: for tests, benchmarks and chaos."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self, cast
 from urllib.request import ProxyHandler, Request, build_opener
 
 ROOT = Path(__file__).parents[1]
@@ -28,8 +28,8 @@ class SimulatorProcess:
         self._process = subprocess.Popen(
             [*command, str(self._latency)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        stdout = cast("IO[str]", self._process.stdout)
+        line = stdout.readline()
         if not line:
             self._end()
             raise RuntimeError("The simulator ended before it listened.")
@@ -46,6 +46,7 @@ class SimulatorProcess:
 
     @property
     def pid(self) -> int:
+        """Its process id."""
         return self._process.pid
 
     @property

@@ -1,0 +1,1 @@
+"""Faults on purpose: a known load under fire, and a judge of what became of it."""

@@ -1,0 +1,47 @@
+"""`python -m chaos`: servers, workers and a provider of our own under fire."""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from chaos.own import run_own
+
+
+def main() -> int:
+    """Run and print the scorecard; 1 where something was lost, doubled or unexplained."""
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=450.0, help="for load and faults")
+    parser.add_argument("--kills", type=int, default=125)
+    parser.add_argument("--times", type=int, default=5, help="of each other fault")
+    parser.add_argument("--logs", type=Path, help="folder for the workers' logs")
+    parser.add_argument("--json", type=Path, help="file for the scorecard as JSON")
+    given = parser.parse_args()
+    folder = given.logs or Path(tempfile.mkdtemp(prefix="promptstack-chaos-logs-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    scorecard = run_own(
+        seed=given.seed,
+        jobs=given.jobs,
+        seconds=given.seconds,
+        kills=given.kills,
+        times=given.times,
+        folder=folder,
+        say=_say,
+    )
+    if given.json:
+        given.json.write_text(json.dumps(scorecard.as_json(), default=str, indent=2))
+    for line in scorecard.lines():
+        _say(line)
+    return 0 if scorecard.passed else 1
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""The judge: what became of the load, by the provider's books and the database alone.
+
+It shares no code with the product but the words for faults, and reads the tables by its own SQL.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any
+from uuid import UUID
+
+import psycopg2
+import psycopg2.extras
+
+from chaos.driver import Happened
+from chaos.load import Accepted
+from chaos.plan import Fault
+
+CLOCKS = timedelta(seconds=0.25)
+"""How far our clock may be from the database's, and a signal from its record."""
+BREAKS_CALLS = frozenset({Fault.KILL, Fault.STOP, Fault.TERM, Fault.PARTITION})
+"""The faults of one worker, whose calls under way are paid for and lost."""
+LOSES_MESSAGES = frozenset({Fault.FLUSH, Fault.REDIS_KILL, Fault.REDIS_REPLACE})
+STOPS_LEDGER = frozenset({Fault.POSTGRES_KILL, Fault.POSTGRES_RESTART})
+
+WATCH = """
+CREATE TABLE chaos_changes_after_the_end (job_id uuid, was text, became text, at timestamptz);
+CREATE FUNCTION chaos_note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  INSERT INTO chaos_changes_after_the_end VALUES (OLD.id, OLD.state, NEW.state, clock_timestamp());
+  RETURN NULL;
+END $$;
+CREATE TRIGGER chaos_watch AFTER UPDATE ON jobs FOR EACH ROW
+  WHEN (OLD.finished_at IS NOT NULL AND
+        (OLD.state <> NEW.state OR OLD.result IS DISTINCT FROM NEW.result
+         AND OLD.result IS NOT NULL))
+  EXECUTE FUNCTION chaos_note();
+"""
+UNWATCH = """
+DROP TRIGGER IF EXISTS chaos_watch ON jobs;
+DROP FUNCTION IF EXISTS chaos_note();
+DROP TABLE IF EXISTS chaos_changes_after_the_end;
+"""
+JOBS = "SELECT id, state, error_code, result ->> 'text' AS text FROM jobs WHERE id = ANY(%s)"
+ATTEMPTS = (
+    "SELECT job_id, number, worker_id, state, billing, started_at, finished_at FROM attempts "
+    "WHERE job_id = ANY(%s) ORDER BY job_id, number, call"
+)
+CHANGES = "SELECT count(*) FROM chaos_changes_after_the_end"
+VECTORS = (
+    "SELECT DISTINCT c.text FROM chunks c JOIN embeddings e ON e.content_hash = c.content_hash "
+    "WHERE c.text = ANY(%s)"
+)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A provider call, as the ledger has it."""
+
+    job_id: UUID
+    number: int
+    worker_id: UUID
+    state: str
+    billing: str
+    started_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass
+class Verdict:
+    """What became of the load."""
+
+    accepted: int
+    ended: Counter[str]
+    """Jobs by their state."""
+    failures: Counter[str]
+    """Failed jobs by their error code."""
+    lost: int
+    """Accepted jobs that are not there, or have not ended."""
+    changed_after_end: int
+    """Results or states that were changed when the job had ended: doubled results."""
+    wrong: int
+    """Successes whose answer is missing or another job's."""
+    calls_billed: int | None = None
+    billed_twice: int | None = None
+    """Calls billed beyond the first of their job. None where nobody keeps the provider's books."""
+    unrecorded: int | None = None
+    """Calls that were billed and have no attempt in the ledger."""
+    billed_twice_by: Counter[str] = field(default_factory=Counter)
+    """Those calls by the fault that broke the call before them."""
+    unexplained: list[UUID] = field(default_factory=list)
+    """Jobs that were billed twice with no fault to explain it."""
+    in_flight_at_faults: int = 0
+    """Calls under way at a worker when it was killed, frozen, stopped, or cut off."""
+    recovery: dict[str, float] = field(default_factory=dict)
+    """Seconds: the longest of each kind."""
+    rebuilt: int = 0
+    """Jobs whose progress in Redis agrees with the database."""
+
+    def problems(self) -> list[str]:
+        """Say what must not be, in words; empty where all is well."""
+        found = {
+            f"{self.lost} accepted jobs are lost or have not ended": self.lost,
+            f"{self.changed_after_end} jobs changed after their end": self.changed_after_end,
+            f"{self.wrong} answers are missing or another job's": self.wrong,
+            f"{self.unrecorded} billed calls are not on record": self.unrecorded,
+            f"{len(self.unexplained)} jobs were billed twice for no fault": len(self.unexplained),
+            f"{self.billed_twice} calls billed twice, {self.in_flight_at_faults} in flight": max(
+                0, (self.billed_twice or 0) - self.in_flight_at_faults
+            ),
+            f"the progress of {self.accepted - self.rebuilt} jobs is wrong": self.accepted
+            - self.rebuilt,
+        }
+        return [words for words, count in found.items() if count]
+
+
+class Judge:
+    """Reads the database with a connection of its own."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    def watch(self) -> None:
+        """From now on, let the database note every change of a job that has ended."""
+        self._run(UNWATCH + WATCH)
+
+    def unwatch(self) -> None:
+        """Take that away again."""
+        self._run(UNWATCH)
+
+    def open_jobs(self, ids: Sequence[UUID]) -> int:
+        """How many of these have not ended."""
+        query = "SELECT count(*) FROM jobs WHERE id = ANY(%s) AND finished_at IS NULL"
+        [(count,)] = self._read(query, ids)
+        return int(count)
+
+    def states(self, ids: Sequence[UUID]) -> dict[UUID, str]:
+        """The state of each."""
+        return {row[0]: row[1] for row in self._read(JOBS, ids)}
+
+    def judge(
+        self,
+        load: Sequence[Accepted],
+        happened: Sequence[Happened],
+        *,
+        billed: Mapping[str, int] | None,
+        slots: int,
+    ) -> Verdict:
+        """Judge the load; `billed` are the simulator's books, `slots` the calls at once."""
+        ids = [job.id for job in load]
+        found = {row[0]: row[1:] for row in self._read(JOBS, ids)}
+        attempts = [Attempt(*row) for row in self._read(ATTEMPTS, ids)]
+        succeeded = {id_ for id_, row in found.items() if row[0] == "succeeded"}
+        open_ = sum(row[0] in {"queued", "running"} for row in found.values())
+        verdict = Verdict(
+            accepted=len(load),
+            ended=Counter(row[0] for row in found.values()),
+            failures=Counter(row[1] for row in found.values() if row[0] == "failed"),
+            lost=len(load) - len(found) + open_,
+            changed_after_end=int(self._read(CHANGES, None)[0][0]),
+            wrong=self._wrong(load, succeeded, {id_: row[2] for id_, row in found.items()}),
+        )
+        verdict.recovery = _recovery(attempts, happened, slots)
+        broken = [one for one in happened if one.fault in BREAKS_CALLS]
+        verdict.in_flight_at_faults = sum(
+            any(_is_under_way(attempt, one) for one in broken) for attempt in attempts
+        )
+        if billed is not None:
+            _judge_bills(verdict, load, attempts, broken, billed)
+        return verdict
+
+    def _wrong(
+        self, load: Sequence[Accepted], succeeded: set[UUID], texts: Mapping[UUID, str | None]
+    ) -> int:
+        embedded = [job for job in load if job.is_embedding and job.id in succeeded]
+        stored = {row[0] for row in self._read(VECTORS, [job.marker for job in embedded])}
+        generated = [job for job in load if not job.is_embedding and job.id in succeeded]
+        return sum(job.marker not in stored for job in embedded) + sum(
+            job.marker not in (texts[job.id] or "") for job in generated
+        )
+
+    def _read(self, query: str, values: Sequence[object] | None) -> list[tuple[Any, ...]]:
+        with psycopg2.connect(self._dsn) as connection, connection.cursor() as cursor:
+            psycopg2.extras.register_uuid(None, connection)  # type: ignore[no-untyped-call]
+            cursor.execute(query, None if values is None else (list(values),))
+            return cursor.fetchall()
+
+    def _run(self, statements: str) -> None:
+        with psycopg2.connect(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute(statements)
+
+
+def _judge_bills(
+    verdict: Verdict,
+    load: Sequence[Accepted],
+    attempts: Sequence[Attempt],
+    broken: Sequence[Happened],
+    billed: Mapping[str, int],
+) -> None:
+    of_job: dict[UUID, list[Attempt]] = {}
+    for attempt in attempts:
+        of_job.setdefault(attempt.job_id, []).append(attempt)
+    verdict.calls_billed = sum(billed.get(job.billing_key, 0) for job in load)
+    verdict.billed_twice = verdict.unrecorded = 0
+    for job in load:
+        extra = billed.get(job.billing_key, 0) - 1
+        if extra <= 0:
+            continue
+        verdict.billed_twice += extra
+        may_be_billed = [one for one in of_job.get(job.id, []) if one.billing != "not_billed"]
+        verdict.unrecorded += max(0, extra + 1 - len(may_be_billed))
+        # The answer that was kept needs no excuse; each one before it does.
+        reasons = [
+            reason
+            for attempt in may_be_billed
+            if attempt.state != "succeeded" or attempt is not may_be_billed[-1]
+            if (reason := _reason(attempt, broken)) is not None
+        ]
+        verdict.billed_twice_by.update(str(reason) for reason in reasons[:extra])
+        if len(reasons) < extra:
+            verdict.unexplained.append(job.id)
+
+
+def _reason(attempt: Attempt, broken: Iterable[Happened]) -> Fault | None:
+    return next((one.fault for one in broken if _is_under_way(attempt, one)), None)
+
+
+def _is_under_way(attempt: Attempt, fault: Happened) -> bool:
+    """Whether the fault hit the worker that made the call, while it did."""
+    return (
+        attempt.worker_id == fault.worker_id
+        and attempt.started_at - CLOCKS <= fault.ended
+        and (attempt.finished_at is None or attempt.finished_at + CLOCKS >= fault.began)
+        and attempt.started_at <= fault.began + CLOCKS
+    )
+
+
+def _recovery(
+    attempts: Sequence[Attempt], happened: Sequence[Happened], slots: int
+) -> dict[str, float]:
+    """Measure how long work stood still, in seconds; the longest of each kind."""
+    starts = sorted(attempt.started_at for attempt in attempts)
+    longest: dict[str, float] = {}
+
+    def note(what: str, seconds: float) -> None:
+        longest[what] = max(longest.get(what, 0.0), seconds)
+
+    killed = {one.worker_id: one for one in happened if one.fault is Fault.KILL}
+    by_job: dict[UUID, list[Attempt]] = {}
+    for attempt in attempts:
+        by_job.setdefault(attempt.job_id, []).append(attempt)
+    for calls in by_job.values():
+        for lost, again in pairwise(calls):
+            kill = killed.get(lost.worker_id)
+            if kill is not None and lost.state == "lost" and lost.finished_at is not None:
+                note("a killed worker's job was free", _seconds(lost.finished_at - kill.began))
+                note("a killed worker's job ran again", _seconds(again.started_at - kill.began))
+    for one in happened:
+        # As many as could have been taken off the queue before: the next one is news.
+        later = [start for start in starts if start > one.ended][: slots + 1]
+        if len(later) > slots:
+            seconds = _seconds(later[-1] - one.ended)
+            if one.fault in LOSES_MESSAGES:
+                note("the queue moved after Redis lost it or was away", seconds)
+            if one.fault in STOPS_LEDGER:
+                note("the queue moved after PostgreSQL was back", seconds)
+    return longest
+
+
+def _seconds(span: timedelta) -> float:
+    return span.total_seconds()

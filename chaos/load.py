@@ -1,0 +1,110 @@
+"""A known load: every job that was accepted, and what each may be billed for."""
+
+import threading
+import time
+from dataclasses import dataclass
+from uuid import UUID
+
+from config.errors import PromptStackError
+from repositories.session import Ledger
+from services.jobs import JobService
+from simulator.ledger import billing_key
+
+BATCH = 50
+REST_SECONDS = 0.2
+EVERY = 20
+"""One job in so many is an embedding."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job of the load."""
+
+    id: UUID
+    marker: str
+    """What its answer must hold, and no other's does."""
+    billing_key: str
+    """Its name in the simulator's books."""
+    is_embedding: bool
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whom to ask for what."""
+
+    provider: str
+    generation_model: str | None
+    embedding_model: str | None
+    """None: no embeddings."""
+
+
+class Load:
+    """Enqueues jobs at an even rate, whatever happens meanwhile."""
+
+    def __init__(
+        self, jobs: JobService, ledger: Ledger, target: Target, *, name: str, seconds: float
+    ) -> None:
+        """Spread the load over so many `seconds`; `name` makes its prompts its own."""
+        self._jobs = jobs
+        self._ledger = ledger
+        self._target = target
+        self._name = name
+        self._seconds = seconds
+        self.accepted: list[Accepted] = []
+        self.refusals = 0
+        """Batches that were not accepted at once: the servers were away."""
+        self._stopped = threading.Event()
+
+    def run(self, count: int) -> None:
+        """Enqueue `count` jobs."""
+        began = time.monotonic()
+        for first in range(0, count, BATCH):
+            due = began + self._seconds * first / count
+            if self._stopped.wait(max(0.0, due - time.monotonic())):
+                return
+            batch = range(first, min(first + BATCH, count))
+            while not self._stopped.is_set():
+                try:
+                    accepted = self._enqueue(batch)
+                except PromptStackError as error:
+                    if not error.transient:
+                        raise
+                    # The same keys again: what was committed unknown to us is there already.
+                    self.refusals += 1
+                    self._stopped.wait(REST_SECONDS)
+                else:
+                    self.accepted += accepted
+                    break
+
+    def stop(self) -> None:
+        """Enqueue no more."""
+        self._stopped.set()
+
+    def _enqueue(self, numbers: range) -> list[Accepted]:
+        with self._ledger.transaction() as unit:
+            return [self._enqueue_one(number, unit.session) for number in numbers]
+
+    def _enqueue_one(self, number: int, session: object) -> Accepted:
+        marker = f"{self._name} {number:06d}."
+        target = self._target
+        key = f"{self._name}-{number}"
+        if target.embedding_model is not None and number % EVERY == 0:
+            job = self._jobs.enqueue_embedding(
+                marker,
+                source=key,
+                provider=target.provider,
+                model=target.embedding_model,
+                idempotency_key=key,
+                session=session,  # type: ignore[arg-type]
+            )
+            bill = billing_key("/v1/embeddings", job.model, marker)
+            return Accepted(job.id, marker, bill, is_embedding=True)
+        job = self._jobs.enqueue_generation(
+            marker,
+            provider=target.provider,
+            model=target.generation_model,
+            idempotency_key=key,
+            session=session,  # type: ignore[arg-type]
+        )
+        bill = billing_key("/v1/chat/completions", job.model, marker)
+        return Accepted(job.id, marker, bill, is_embedding=False)

@@ -1,0 +1,159 @@
+"""A run on servers, a simulator and workers of our own: `make chaos`."""
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from uuid import UUID
+
+from chaos.driver import Act, alone, freely, on_workers
+from chaos.judge import Judge
+from chaos.load import Load, Target
+from chaos.plan import Fault, Planned, draw
+from chaos.run import Order, run
+from chaos.scorecard import Scorecard
+from chaos.servers import Servers, dsn
+from chaos.workers import OwnWorkers
+from config.celery import kombu_url
+from config.settings import load_settings
+from repositories.migrations import upgrade
+from simulator.process import SimulatorProcess
+from tasks.composition import PromptStack
+
+SLOTS = 16
+WORKERS = 3
+MODEL = "gpt-5-mini"
+EMBEDDING_MODEL = "text-embedding-3-small"
+MODELS_FILE = "models.toml"
+LATENCY_SECONDS = 0.3
+DELAY_SECONDS = 0.3
+PATIENCE_SECONDS = 90.0
+LIMITS = '[[limits]]\nprovider = "openai"\nrequests_per_minute = 600000\nin_flight = 200\n'
+"""Out of the way: what is tried here is durability, and without them workers begin carefully."""
+TROUBLE: tuple[dict[str, object], ...] = (
+    {"rate": 0.2, "kind": "status", "status": 503},
+    {"rate": 0.1, "kind": "status", "status": 429, "retry_after": 1},
+    {"rate": 0.1, "kind": "reset"},
+    {"rate": 0.05, "kind": "hang"},
+)
+"""What the provider does in its bad moments; none of it is billed."""
+
+
+def run_own(
+    *,
+    seed: int,
+    jobs: int,
+    seconds: float,
+    kills: int,
+    times: int,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Scorecard:
+    """Start everything, run, judge, and leave nothing behind but the logs in `folder`."""
+    plan = draw(seed, seconds, kills=kills, times=times)
+    with ExitStack() as opened:
+        provider = opened.enter_context(SimulatorProcess())
+        (folder / MODELS_FILE).write_text(LIMITS)
+        provider.set_latency(LATENCY_SECONDS, spread=0.5)
+        servers = Servers(Path(tempfile.mkdtemp(prefix="promptstack-chaos-")))
+        opened.callback(servers.stop)
+        servers.start()
+        stack = opened.enter_context(_open(servers, provider, folder))
+        upgrade(stack.ledger.engine)
+        workers = OwnWorkers(
+            [
+                _environment(servers, provider, folder, by_line=n == WORKERS - 1)
+                for n in range(WORKERS)
+            ],
+            folder,
+        )
+        opened.callback(workers.stop)
+        workers.wait_until_ready()
+        say(f"{WORKERS} workers run; {len(plan)} faults in {seconds:.0f} s; logs: {folder}")
+        load = Load(
+            stack.jobs,
+            stack.ledger,
+            Target("openai", MODEL, EMBEDDING_MODEL),
+            name=f"chaos {seed}",
+            seconds=seconds * 0.9,
+        )
+        return run(
+            Order(seed, jobs, plan, SLOTS * WORKERS, PATIENCE_SECONDS),
+            load,
+            _acts(servers, workers, provider),
+            Judge(dsn(servers.database_url)),
+            books=provider.ledger,
+            progress=stack.progress,
+            say=say,
+        )
+
+
+def _acts(servers: Servers, workers: OwnWorkers, provider: SimulatorProcess) -> dict[Fault, Act]:
+    def partition(planned: Planned) -> UUID | None:
+        victim = workers.last()
+        servers.lines.cut()
+        time.sleep(planned.seconds)
+        servers.lines.mend()
+        return victim.worker_id
+
+    def delay(seconds: float) -> None:
+        servers.lines.delay(DELAY_SECONDS)
+        time.sleep(seconds)
+        servers.lines.delay(0.0)
+
+    def misbehave(seconds: float) -> None:
+        provider.set_fault_rates(*TROUBLE)
+        time.sleep(seconds)
+        provider.set_fault_rates()
+
+    provider_lock = threading.Lock()
+    postgres, redis = servers.postgres_lock, servers.redis_lock
+    return {
+        **on_workers(workers),
+        Fault.FLUSH: alone(redis, lambda seconds: servers.flush_redis()),
+        Fault.REDIS_KILL: alone(redis, lambda seconds: servers.kill_redis(seconds, replace=False)),
+        Fault.REDIS_REPLACE: alone(
+            redis, lambda seconds: servers.kill_redis(seconds, replace=True)
+        ),
+        Fault.REDIS_FULL: alone(redis, servers.fill_redis),
+        Fault.POSTGRES_KILL: alone(postgres, servers.kill_postgres),
+        Fault.POSTGRES_RESTART: alone(postgres, servers.restart_postgres),
+        Fault.POSTGRES_FULL: alone(postgres, servers.fill_postgres),
+        Fault.CUT: alone(postgres, lambda seconds: servers.cut_connections()),
+        Fault.PARTITION: partition,
+        Fault.DELAY: freely(delay),
+        Fault.PROVIDER: alone(provider_lock, misbehave),
+    }
+
+
+@contextmanager
+def _open(servers: Servers, provider: SimulatorProcess, folder: Path) -> Iterator[PromptStack]:
+    variables = _environment(servers, provider, folder, by_line=False)
+    given = {name.lower(): value for name, value in variables.items()}
+    given["PROMPTSTACK_STATE_DIR"] = given.pop("promptstack_state_dir")
+    with PromptStack.open(load_settings(_env_file=None, **given)) as stack:
+        yield stack
+
+
+def _environment(
+    servers: Servers, provider: SimulatorProcess, folder: Path, *, by_line: bool
+) -> Mapping[str, str]:
+    """The settings of a worker; `by_line` leads it to the servers by lines that can be hurt."""
+    database = servers.database_url_by_line if by_line else servers.database_url
+    redis = servers.redis_url_by_line if by_line else servers.redis_url
+    return {
+        "DATABASE_URL": database,
+        "REDIS_URL": redis,
+        "CELERY_BROKER_URL": kombu_url(redis),
+        "OPENAI_API_KEY": "sk-chaos",
+        "OPENAI_BASE_URL": provider.url,
+        "MODELS_FILE": str(folder / MODELS_FILE),
+        "PROVIDER_TIMEOUT_SECONDS": "10",
+        "WORKER_CONCURRENCY": str(SLOTS),
+        "SHUTDOWN_GRACE_SECONDS": "2",
+        "JOB_MAX_RETRIES": "10",
+        "RETRY_BACKOFF_MAX_SECONDS": "5",
+        "PROMPTSTACK_STATE_DIR": str(folder / "state"),
+    }

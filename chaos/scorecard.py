@@ -1,0 +1,80 @@
+"""The scorecard of a run, for a person and for programs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from chaos.judge import Verdict
+from chaos.plan import Fault
+
+WIDTH = 52
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """What was done, and what came of it."""
+
+    seed: int
+    seconds: float
+    faults: Mapping[Fault, int]
+    faults_failed: list[str]
+    refusals: int
+    verdict: Verdict
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was lost, doubled or unexplained."""
+        return not self.verdict.problems()
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        verdict = asdict(self.verdict)
+        verdict["unexplained"] = [str(id_) for id_ in self.verdict.unexplained]
+        faults = {str(fault): count for fault, count in self.faults.items()}
+        return {**asdict(self), "faults": faults, "verdict": verdict, "passed": self.passed}
+
+    def lines(self) -> list[str]:
+        """All of it, for a person."""
+        verdict = self.verdict
+        faults = ", ".join(f"{count} {fault}" for fault, count in self.faults.items() if count)
+        lines = [
+            f"seed {self.seed}, {self.seconds:.0f} s; faults: {faults or 'none'}",
+            _line("jobs accepted", verdict.accepted),
+            _line("ended", sum(verdict.ended.values()), _named(verdict.ended)),
+            *(
+                [_line("  failed, by reason", "", _named(verdict.failures))]
+                if verdict.failures
+                else []
+            ),
+            _line("lost", verdict.lost),
+            _line("changed after their end (doubled results)", verdict.changed_after_end),
+            _line("wrong or missing answers", verdict.wrong),
+        ]
+        if verdict.calls_billed is not None:
+            lines += [
+                _line("calls billed", verdict.calls_billed),
+                _line("billed twice", verdict.billed_twice, _named(verdict.billed_twice_by)),
+                _line("  in flight at those faults", verdict.in_flight_at_faults),
+                _line("  for no fault", len(verdict.unexplained)),
+                _line("billed but not on record", verdict.unrecorded),
+            ]
+        lines += [
+            _line(f"{what}, at the latest", f"{seconds:.1f} s")
+            for what, seconds in sorted(verdict.recovery.items())
+        ]
+        lines.append(_line("progress that agrees with the database", verdict.rebuilt))
+        if self.refusals:
+            lines.append(_line("enqueues that had to be sent again", self.refusals))
+        lines += [f"  not done: {reason}" for reason in self.faults_failed]
+        problems = verdict.problems()
+        lines += [f"PROBLEM: {problem}" for problem in problems]
+        return [*lines, "passed" if self.passed else "NOT passed"]
+
+
+def _line(what: str, value: object, more: str = "") -> str:
+    shown = f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{what:<{WIDTH}} {shown:>8}  {more}".rstrip()
+
+
+def _named(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))

@@ -1,0 +1,61 @@
+"""How long a worker must be silent to count as dead."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.silence import blind_spans, silence_of_the_dead
+
+LOST = 15.0
+
+
+@pytest.mark.parametrize(
+    ("spans", "now", "silence"),
+    [
+        ([], 100.0, 15.0),
+        # Nobody had looked before.
+        ([(-math.inf, 100.0)], 114.9, None),
+        ([(-math.inf, 100.0)], 115.0, 15.0),
+        # It was away for 20 s: these don't count, and the living get 5 s to find it again.
+        ([(80.0, 100.0)], 104.9, None),
+        ([(80.0, 100.0)], 105.0, 35.0),
+        ([(80.0, 100.0)], 115.0, 15.0),
+        ([(50.0, 60.0), (70.0, 90.0)], 96.0, 35.0),
+        ([(60.0, 69.0), (70.0, 90.0)], 96.0, 44.0),
+    ],
+)
+def test_time_in_which_nobody_could_send_a_heartbeat_is_no_silence(
+    spans: list[tuple[float, float]], now: float, silence: float | None
+) -> None:
+    assert silence_of_the_dead(spans, now, LOST) == silence
+
+
+def test_a_gap_between_rounds_is_blind_and_a_clock_put_back_forgets_all() -> None:
+    assert blind_spans([], None, 5.0, 7.5) == [(-math.inf, 5.0)]
+    assert blind_spans([(1.0, 2.0)], 10.0, 17.4, 7.5) == [(1.0, 2.0)]
+    assert blind_spans([(1.0, 2.0)], 10.0, 17.5, 7.5) == [(1.0, 2.0), (10.0, 17.5)]
+    assert blind_spans([(1.0, 2.0)], 10.0, 9.0, 7.5) == [(-math.inf, 9.0)]
+    assert blind_spans([(1.0, 2.0)], 701.0, 702.0, 7.5) == []
+
+
+@given(st.lists(st.floats(0.1, 40.0), max_size=30), st.floats(1.0, 60.0))
+def test_within_the_silence_heartbeats_could_be_sent_for_just_so_long(
+    gaps: list[float], lost: float
+) -> None:
+    now, spans = 0.0, blind_spans([], None, 0.0, lost / 2)
+    for gap in gaps:
+        spans = blind_spans(spans, now, now + gap, lost / 2)
+        now += gap
+    silence = silence_of_the_dead(spans, now, lost)
+    seen = now - sum(end - max(begin, 0.0) for begin, end in spans)
+    if silence is None:
+        assert seen < lost or now - spans[-1][1] < lost / 3
+        return
+    since = now - silence
+    could_beat = silence - sum(
+        max(0.0, min(end, now) - max(begin, since)) for begin, end in spans if end > since
+    )
+    assert could_beat == pytest.approx(lost)
+    assert silence >= lost - 1e-9
