@@ -10,6 +10,7 @@ COPY pyproject.toml uv.lock README.md LICENSE ./
 RUN uv sync --frozen --no-dev --no-install-project
 
 COPY api ./api
+COPY chaos ./chaos
 COPY config ./config
 COPY repositories ./repositories
 COPY services ./services

@@ -10,6 +10,8 @@ class Queue(StrEnum):
     EMBEDDINGS = "embeddings"
     GENERATION_BULK = "generation-bulk"
     EMBEDDINGS_BULK = "embeddings-bulk"
+    RESUMED = "resumed"
+    """Interactive jobs that a worker had begun and lost or gave back: they have waited before."""
 
     @property
     def is_bulk(self) -> bool:

@@ -187,7 +187,7 @@ class Settings(BaseSettings):
         1.0, description="Time between a worker's heartbeats and checks for cancelled jobs."
     )
     worker_lost_seconds: PositiveSeconds = Field(
-        15.0, description="Silence after which a worker counts as dead and its jobs run elsewhere."
+        12.0, description="Silence after which a worker counts as dead and its jobs run elsewhere."
     )
     reconcile_seconds: PositiveSeconds = Field(
         1.0, description="Time between two looks for jobs that are due, lost or expired."

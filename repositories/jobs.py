@@ -226,7 +226,9 @@ class JobRepository(BaseRepository[Job]):
     def release(self, job_id: UUID, attempt: int) -> bool:
         """Hand a job back untried, for another worker to take at once; False if it wasn't held."""
         return self._changes_one(
-            update(Job).where(*_held(job_id, attempt)).values(**BACK_IN_QUEUE, not_before=None)
+            update(Job)
+            .where(*_held(job_id, attempt))
+            .values(**BACK_IN_QUEUE, queue=BEFORE_THE_QUEUE, not_before=None)
         )
 
     def cancel(self, job_id: UUID) -> bool:
@@ -341,6 +343,12 @@ BACK_IN_QUEUE: dict[str, Any] = {
     "rung_at": None,
     "rung_epoch": None,
 }
+
+
+BEFORE_THE_QUEUE = case(
+    (Job.queue.in_([queue for queue in Queue if queue.is_bulk]), Job.queue), else_=Queue.RESUMED
+)
+"""Where a job waits that was begun before: not behind all that came since."""
 
 
 _TAKEN_AT = case((Job.state == JobState.RUNNING, Job.rung_at))

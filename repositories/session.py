@@ -28,13 +28,16 @@ from repositories.workers import WorkerRepository
 
 CONNECT_TIMEOUT_SECONDS = 5
 SILENCE_SECONDS = 15
+IDLE_SECONDS = 10
+"""How long a transaction may wait for its next statement: a process that was frozen in the middle
+of one would else keep its locks, and everybody who wants them waiting."""
 CONFLICTS = frozenset({"40001", "40P01", "55P03"})
 """PostgreSQL's codes for a serialization failure, a deadlock, a lock that isn't free."""
 NO_WRITES = frozenset({"25006", "53100"})
 """PostgreSQL's codes for a standby and for a full disk."""
-OUTAGES = ("08", "53", "57", "58")
-"""How its codes begin for a lost connection, too many connections, a shutdown or a cancelled
-statement, an error of its machine."""
+OUTAGES = ("08", "25P03", "53", "57", "58")
+"""How its codes begin for a lost connection, a transaction that was idle too long, too many
+connections, a shutdown or a cancelled statement, an error of its machine."""
 OUTDATED_SCHEMA = frozenset({"42P01", "42703"})
 """PostgreSQL's codes for a table and a column that don't exist."""
 _AFTER_COMMIT = "promptstack.after_commit"
@@ -172,6 +175,7 @@ class Ledger:
                 "application_name": "promptstack",
             },
         )
+        event.listen(self._engine, "connect", _limit_idleness)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
 
     @contextmanager
@@ -211,6 +215,12 @@ class Ledger:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+
+def _limit_idleness(connection: Any, _: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    connection.commit()
 
 
 def _explain(error: DBAPIError | psycopg2.Error) -> PromptStackError | None:

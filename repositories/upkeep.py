@@ -8,7 +8,7 @@ from sqlalchemy import case, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from repositories.jobs import BACK_IN_QUEUE, EXPIRED, JobRef, job_refs
+from repositories.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED, JobRef, job_refs
 from repositories.models import Attempt, AttemptState, Job, JobState, Watch, Worker
 
 
@@ -61,13 +61,22 @@ class UpkeepRepository:
             Worker.id == Job.worker_id,
             Worker.heartbeat_at > func.now() - timedelta(seconds=silence),
         )
+        orphans = (
+            select(Job.id)
+            .where(Job.state == JobState.RUNNING, ~alive)
+            # What a worker is writing just now is not waited for: it may be frozen.
+            .with_for_update(skip_locked=True)
+            .cte("orphans")
+            .prefix_with("MATERIALIZED")
+        )
         last_try = Job.failures >= Job.max_retries
         freed = job_refs(
             self._session,
             update(Job)
-            .where(Job.state == JobState.RUNNING, ~alive)
+            .where(Job.id.in_(select(orphans.c.id)))
             .values(
                 **{**BACK_IN_QUEUE, "state": case((last_try, "failed"), else_="queued")},
+                queue=BEFORE_THE_QUEUE,
                 failures=Job.failures + 1,
                 error_code="WORKER_LOST",
                 error=case((last_try, _GIVEN_UP), else_="The worker that ran this job died."),

@@ -23,6 +23,9 @@ ROUNDS = 4
 PATIENCE_SECONDS = 10.0
 """How long a job may stay queued after its message was sent, once its queue is empty."""
 
+STATEMENT_SECONDS = 10.0
+"""Longest wait for one statement: while it hangs, nobody else may do this work."""
+
 FORGET_WORKERS_SECONDS = 3_600.0
 
 
@@ -65,6 +68,7 @@ class Reconciler:
         Raises `LedgerUnavailable`. A broker that is away is waited for.
         """
         with self._ledger.transaction() as unit:
+            unit.limit_statements(STATEMENT_SECONDS)
             if not unit.try_lock("reconciler"):
                 return 0
             silence = self._watch(unit)
@@ -116,6 +120,7 @@ class Reconciler:
         # Marked first: when two reconcilers meet, each job is rung by one of them, and if this
         # process dies before it has rung, the messages that are taken later tell.
         with self._ledger.transaction() as unit:
+            unit.limit_statements(STATEMENT_SECONDS)
             if not unit.try_lock("reconciler"):
                 return 0
             jobs = unit.rings.take_unrung(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from fastapi.testclient import TestClient
@@ -11,8 +11,11 @@ from typer.testing import CliRunner
 
 from api.cli.main import build
 from api.http.app import create_app
+from config.names import Queue
 from config.settings import Settings
+from repositories.errors import LedgerUnavailable
 from repositories.models import AttemptState, JobKind, JobState
+from repositories.session import Ledger
 from services.errors import WrongState
 from services.reconciler import Reconciler, Retention
 from services.views import JobView
@@ -197,3 +200,69 @@ def test_the_command_and_the_http_door_retry_many(stack: PromptStack) -> None:
     shown = CliRunner().invoke(build(), ["jobs", "retry", "--error", "PROVIDER_TIMEOUT"])
     assert "Queued again: 1 job." in shown.output, shown.output
     assert stack.jobs.get(mine.id).state is JobState.QUEUED
+
+
+# What a dead or frozen worker held
+
+
+def claimed(stack: PromptStack, **how: object) -> UUID:
+    job = stack.jobs.enqueue_generation("x", **how)  # type: ignore[arg-type]
+    with stack.ledger.transaction() as unit:
+        assert unit.jobs.claim(job.id, uuid4()) is not None
+    return job.id
+
+
+def queue_of(stack: PromptStack, job_id: UUID) -> str:
+    with stack.ledger.transaction() as unit:
+        job = unit.jobs.get(job_id)
+        assert job is not None
+        return job.queue
+
+
+def test_what_a_dead_worker_held_does_not_wait_behind_all_that_came_since(
+    stack: PromptStack,
+) -> None:
+    freed, handed_back, bulk = claimed(stack), claimed(stack), claimed(stack, bulk=True)
+    with stack.ledger.transaction() as unit:
+        assert unit.jobs.release(handed_back, 1)
+        assert {job.queue for job in unit.upkeep.free_lost(60.0)} == {"resumed", "generation-bulk"}
+    assert queue_of(stack, freed) == queue_of(stack, handed_back) == Queue.RESUMED
+    assert queue_of(stack, bulk) == Queue.GENERATION_BULK
+
+
+def test_a_job_that_is_being_written_is_freed_later_and_keeps_nobody_waiting(
+    stack: PromptStack,
+) -> None:
+    written, other = claimed(stack), claimed(stack)
+    with stack.ledger.transaction() as frozen:
+        frozen.session.execute(
+            text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": written}
+        )
+        with stack.ledger.transaction() as unit:
+            assert [job.id for job in unit.upkeep.free_lost(60.0)] == [other]
+    with stack.ledger.transaction() as unit:
+        assert [job.id for job in unit.upkeep.free_lost(60.0)] == [written]
+
+
+def test_a_process_that_freezes_within_a_transaction_loses_its_locks(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repositories.session.IDLE_SECONDS", 1)
+    ledger = Ledger(stack.database_url)
+
+    def is_free() -> bool:
+        with stack.ledger.transaction() as unit:
+            return unit.try_lock("reconciler")
+
+    def freeze() -> None:
+        with ledger.transaction() as frozen:
+            assert frozen.try_lock("reconciler")
+            assert not is_free()
+            wait_until(is_free, "the lock to be free again")
+            frozen.now()
+
+    with pytest.raises(LedgerUnavailable):
+        freeze()
+    with ledger.transaction() as again:
+        assert again.try_lock("reconciler")
+    ledger.close()

@@ -10,7 +10,12 @@ branch_labels = None
 depends_on = None
 
 
+QUEUES = "'generation', 'embeddings', 'generation-bulk', 'embeddings-bulk'"
+
+
 def upgrade() -> None:
+    op.drop_constraint("queue_known", "jobs")
+    op.create_check_constraint("queue_known", "jobs", f"queue IN ({QUEUES}, 'resumed')")
     op.add_column("attempts", sa.Column("user_id", sa.Uuid()))
     op.add_column(
         "attempts", sa.Column("billing", sa.Text(), nullable=False, server_default="unknown")
@@ -59,6 +64,12 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute(
+        "UPDATE jobs SET queue = CASE kind WHEN 'embedding' THEN 'embeddings' ELSE kind END "
+        "WHERE queue = 'resumed'"
+    )
+    op.drop_constraint("queue_known", "jobs")
+    op.create_check_constraint("queue_known", "jobs", f"queue IN ({QUEUES})")
     op.drop_table("watch")
     op.drop_index("jobs_ended", "jobs")
     op.drop_index("attempts_jobless", "attempts")
