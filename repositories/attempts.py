@@ -1,11 +1,13 @@
 """Attempts: what was asked of a provider, and what came of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from functools import cache
+from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Table, Update, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from repositories.base import BaseRepository
@@ -30,31 +32,27 @@ class AttemptRepository(BaseRepository[Attempt]):
         expected_cost_usd: Decimal | None = None,
     ) -> int:
         """Record that a call is about to leave; the attempt's id. The same call twice is one."""
-        row = insert(Attempt).values(
-            job_id=claim.job_id,
-            user_id=claim.user_id,
-            number=claim.attempt,
-            call=call,
-            worker_id=claim.worker_id,
-            provider=provider,
-            model=model,
-            items=items,
-            expected_tokens=expected_tokens,
-            expected_cost_usd=expected_cost_usd,
-        )
-        return self._session.execute(
-            row.on_conflict_do_update(
-                constraint="attempts_job_number_call_key", set_={"items": items}
-            ).returning(Attempt.id)
+        attempt_id: int = self._session.execute(
+            _START,
+            {
+                "job_id": claim.job_id,
+                "user_id": claim.user_id,
+                "number": claim.attempt,
+                "call": call,
+                "worker_id": claim.worker_id,
+                "provider": provider,
+                "model": model,
+                "items": items,
+                "expected_tokens": expected_tokens,
+                "expected_cost_usd": expected_cost_usd,
+            },
         ).scalar_one()
+        return attempt_id
 
     def settle(self, attempt_id: int, state: AttemptState, **outcome: Any) -> None:
         """Record what came of a call that was started."""
-        self._session.execute(
-            update(Attempt)
-            .where(Attempt.id == attempt_id)
-            .values(state=state, finished_at=func.now(), **outcome)
-        )
+        values = {"state": state, **outcome}
+        self._session.execute(_settle(tuple(values)), {"the_attempt": attempt_id, **_new(values)})
 
     def totals(self, job_id: UUID) -> "Totals":
         """What a job's calls came to, over all its attempts."""
@@ -78,3 +76,43 @@ class Totals:
     items: int
     """Items that calls answered."""
     tokens: int
+
+
+# Built once: to build a statement costs more than to run it.
+
+_ATTEMPTS = cast("Table", Attempt.__table__)
+
+_INSERT = insert(_ATTEMPTS).values(
+    {
+        name: bindparam(name)
+        for name in (
+            "job_id",
+            "user_id",
+            "number",
+            "call",
+            "worker_id",
+            "provider",
+            "model",
+            "items",
+            "expected_tokens",
+            "expected_cost_usd",
+        )
+    }
+)
+_START = _INSERT.on_conflict_do_update(
+    constraint="attempts_job_number_call_key", set_={"items": _INSERT.excluded["items"]}
+).returning(_ATTEMPTS.c.id)
+
+
+@cache
+def _settle(names: tuple[str, ...]) -> Update:
+    columns = {name: bindparam(f"new_{name}", type_=_ATTEMPTS.c[name].type) for name in names}
+    return (
+        update(_ATTEMPTS)
+        .where(_ATTEMPTS.c.id == bindparam("the_attempt"))
+        .values(**columns, finished_at=func.now())
+    )
+
+
+def _new(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"new_{name}": value for name, value in values.items()}

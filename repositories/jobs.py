@@ -11,7 +11,6 @@ from sqlalchemy import (
     Update,
     case,
     func,
-    or_,
     select,
     update,
 )
@@ -20,9 +19,17 @@ from sqlalchemy.orm import Session, defer
 from config.names import Queue
 from repositories.base import BaseRepository
 from repositories.errors import ClaimLost
-from repositories.models import Job, JobKind, JobState
+from repositories.job_statements import (
+    ADD,
+    CHECK_CLAIM,
+    CLAIM,
+    OPEN_STATES,
+    STANDING,
+    SUCCEED,
+    TAKEN_AT,
+)
+from repositories.models import Job, JobKind, JobState, new_id
 
-OPEN_STATES = (JobState.QUEUED, JobState.RUNNING)
 RETRIABLE_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
 
 
@@ -42,6 +49,28 @@ class Claim:
     is_bulk: bool
     seconds_left: float
     """From the claim to the job's deadline, by the database's clock."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a job stands, and what its calls came to."""
+
+    id: UUID
+    state: str
+    provider: str
+    model: str
+    current: int
+    total: int
+    attempt: int
+    failures: int
+    error_code: str | None
+    error: str | None
+    not_before: datetime | None
+    seconds_until_due: float | None
+    """How long it waits before its next try, by the database's clock; None where it doesn't."""
+    calls: int
+    tokens: int
+    """Of all its calls, input and output together."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +114,15 @@ class JobRepository(BaseRepository[Job]):
             query if with_results else query.options(defer(Job.result))
         ).all()
 
+    def add(self, *, lifetime: float, **values: Any) -> Job | None:
+        """Add a queued job that expires in `lifetime` seconds, by the clock that ends it.
+
+        None where its caller has a job of the same idempotency key.
+        """
+        return self._session.scalars(
+            ADD, {**values, "id": new_id(), "lifetime": timedelta(seconds=lifetime)}
+        ).one_or_none()
+
     def find_by_idempotency_key(self, user_id: UUID | None, key: str) -> Job | None:
         """The job that this caller enqueued under this key."""
         return self._session.scalars(
@@ -98,34 +136,7 @@ class JobRepository(BaseRepository[Job]):
         is when the message that led here was sent; see `RingRepository.take_unrung`.
         """
         row = self._session.execute(
-            update(Job)
-            .where(
-                Job.id == job_id,
-                Job.state == JobState.QUEUED,
-                or_(Job.not_before.is_(None), Job.not_before <= func.now()),
-                Job.expires_at > func.now(),
-            )
-            .values(
-                state=JobState.RUNNING,
-                attempt=Job.attempt + 1,
-                worker_id=worker_id,
-                # LEAST passes over NULL, and a message of unknown time must tell nothing.
-                rung_at=None if rung_at is None else func.least(rung_at, func.now()),
-                not_before=None,
-                started_at=func.coalesce(Job.started_at, func.now()),
-            )
-            .returning(
-                Job.id,
-                Job.attempt,
-                Job.user_id,
-                Job.provider,
-                Job.model,
-                Job.request,
-                Job.failures,
-                Job.max_retries,
-                Job.queue,
-                _SECONDS_LEFT,
-            )
+            CLAIM, {"the_job": job_id, "the_worker": worker_id, "sent_at": rung_at}
         ).one_or_none()
         if row is None:
             return None
@@ -145,8 +156,7 @@ class JobRepository(BaseRepository[Job]):
 
     def check_claim(self, claim: Claim) -> None:
         """Lock the job's row while the claim still holds. Raises `ClaimLost`."""
-        held = select(Job.id).where(*_held(claim.job_id, claim.attempt)).with_for_update()
-        if self._session.scalar(held) is None:
+        if self._session.scalar(CHECK_CLAIM, _of(claim)) is None:
             raise _lost(claim)
 
     def set_progress(self, claim: Claim, current: int, total: int) -> None:
@@ -159,21 +169,8 @@ class JobRepository(BaseRepository[Job]):
         Also where the job was taken from us and no other attempt has begun: the answer is paid
         for, and asking again would pay twice.
         """
-        stored = self._changes_one(
-            update(Job)
-            .where(Job.id == claim.job_id, Job.attempt == claim.attempt, Job.state.in_(OPEN_STATES))
-            .values(
-                state=JobState.SUCCEEDED,
-                rung_at=_TAKEN_AT,
-                result=dict(result),
-                current=Job.total,
-                error_code=None,
-                error=None,
-                not_before=None,
-                finished_at=func.now(),
-            )
-        )
-        if not stored:
+        stored = self._session.scalar(SUCCEED, {**_of(claim), "the_result": dict(result)})
+        if stored is None:
             raise _lost(claim)
 
     def keep_answer(self, claim: Claim, result: Mapping[str, object]) -> None:
@@ -238,7 +235,7 @@ class JobRepository(BaseRepository[Job]):
             .where(Job.id == job_id, Job.state.in_(OPEN_STATES))
             .values(
                 state=JobState.CANCELLED,
-                rung_at=_TAKEN_AT,
+                rung_at=TAKEN_AT,
                 finished_at=func.now(),
                 not_before=None,
             )
@@ -289,11 +286,10 @@ class JobRepository(BaseRepository[Job]):
             .execution_options(synchronize_session=False)
         ).all()
 
-    def seconds_until_due(self, job_id: UUID) -> float | None:
-        """How long a job still waits before its next try, by the database's clock."""
-        wait = func.extract("epoch", Job.not_before - func.clock_timestamp())
-        seconds = self._session.scalar(select(wait).where(Job.id == job_id))
-        return None if seconds is None else float(seconds)
+    def standing(self, job_id: UUID) -> Standing | None:
+        """Where a job stands, and what its calls came to."""
+        row = self._session.execute(STANDING, {"the_job": job_id}).one_or_none()
+        return None if row is None else Standing(**row._mapping)
 
     def running_of(self, worker_id: UUID) -> dict[UUID, int]:
         """The jobs that the ledger says this worker runs, each with its attempt."""
@@ -351,21 +347,14 @@ BEFORE_THE_QUEUE = case(
 """Where a job waits that was begun before: not behind all that came since."""
 
 
-_TAKEN_AT = case((Job.state == JobState.RUNNING, Job.rung_at))
-"""When the job's message was sent, if it was taken: of a job that ends in the queue, it wasn't."""
-
-
 EXPIRED: dict[str, Any] = {
     "state": JobState.EXPIRED,
-    "rung_at": _TAKEN_AT,
+    "rung_at": TAKEN_AT,
     "not_before": None,
     "finished_at": func.now(),
     "error_code": "EXPIRED",
     "error": "The job's deadline passed before it was done.",
 }
-
-
-_SECONDS_LEFT = func.extract("epoch", Job.expires_at - func.clock_timestamp()).label("seconds_left")
 
 
 def _reopened(lifetime: float) -> dict[str, Any]:
@@ -385,6 +374,10 @@ def _reopened(lifetime: float) -> dict[str, Any]:
 
 def _held(job_id: UUID, attempt: int) -> tuple[ColumnElement[bool], ...]:
     return (Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING)
+
+
+def _of(claim: Claim) -> dict[str, Any]:
+    return {"the_job": claim.job_id, "the_attempt": claim.attempt}
 
 
 def _lost(claim: Claim) -> ClaimLost:

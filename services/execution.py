@@ -13,10 +13,9 @@ from typing import Any
 from uuid import UUID
 
 from config.errors import PromptStackError
-from repositories.attempts import Totals
 from repositories.errors import ClaimLost, TransientLedgerError
 from repositories.jobs import Claim
-from repositories.models import Job, JobState
+from repositories.models import JobState
 from repositories.session import UnitOfWork
 from services.backoff import Backoff
 from services.claimed_job import ClaimedJob, Report, Work
@@ -142,18 +141,9 @@ class Execution:
 
     def _present(self, job_id: UUID) -> JobOutcome:
         """Read from the ledger how the job stands, show it, and say it to the queue."""
-
-        def read(unit: UnitOfWork) -> tuple[Job, float | None, Totals] | None:
-            job = next(iter(unit.jobs.get_all([job_id])), None)
-            if job is None:
-                return None
-            waits = unit.jobs.seconds_until_due(job_id) if job.not_before else None
-            return job, waits, unit.attempts.totals(job_id)
-
-        found = self._ledger.write(read)
-        if found is None:
+        job = self._ledger.write(lambda unit: unit.jobs.standing(job_id))
+        if job is None:
             return JobOutcome(state=None)
-        job, waits, totals = found
         progress = Progress.of(job)
         if progress.state is JobState.RUNNING:
             return JobOutcome(state=None)  # it runs elsewhere
@@ -168,9 +158,9 @@ class Execution:
                 "provider": job.provider,
                 "model": job.model,
                 "done": progress.current,
-                "calls": totals.calls,
-                "tokens": totals.tokens,
+                "calls": job.calls,
+                "tokens": job.tokens,
             },
             error=f"{job.error_code}: {job.error}" if job.error_code else "",
-            retry_in=waits,
+            retry_in=job.seconds_until_due,
         )

@@ -8,13 +8,11 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from pydantic import JsonValue, ValidationError
-from sqlalchemy import func
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from repositories.jobs import RETRIABLE_STATES, EndedJobs
@@ -287,28 +285,26 @@ class JobService:
         _check_user(work, options.user_id)
         lifetime = options.expires_in or self._defaults.expires_seconds
         retries = options.max_retries
-        try:
-            with work.session.begin_nested():
-                job = work.jobs.create(
-                    kind=new.kind,
-                    queue=new.queue,
-                    provider=new.provider,
-                    model=new.model,
-                    request=request,
-                    request_hash=new.request_hash,
-                    user_id=options.user_id,
-                    idempotency_key=options.idempotency_key,
-                    max_retries=self._defaults.max_retries if retries is None else retries,
-                    # By the clock that ends it.
-                    expires_at=func.now() + timedelta(seconds=lifetime),
-                )
-        except IntegrityError:
-            # Somebody else may have enqueued under the same key since we looked.
+        job = work.jobs.add(
+            kind=new.kind,
+            queue=new.queue,
+            provider=new.provider,
+            model=new.model,
+            request=request,
+            request_hash=new.request_hash,
+            user_id=options.user_id,
+            idempotency_key=options.idempotency_key,
+            max_retries=self._defaults.max_retries if retries is None else retries,
+            lifetime=lifetime,
+        )
+        if job is None:
+            # Somebody else has enqueued under the same key since we looked.
             known = self._find_same(work, new)
             if known is None:
-                raise
+                raise WrongState(
+                    "A job of the same idempotency key was deleted just now; try again."
+                )
             return known
-        work.session.refresh(job)
         self._ring_after_commit(work, job)
         return JobView.model_validate(job)
 

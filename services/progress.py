@@ -12,6 +12,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from config.names import PROGRESS_KEY
+from repositories.jobs import Standing
 from repositories.models import Job, JobState
 from repositories.session import Ledger
 
@@ -40,7 +41,7 @@ class Progress:
     """Unix time of the next attempt, 0 when none is waited for."""
 
     @classmethod
-    def of(cls, job: Job) -> "Progress":
+    def of(cls, job: Job | Standing) -> "Progress":
         """Read progress off the ledger's row."""
         return cls(
             job_id=job.id,

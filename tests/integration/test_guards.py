@@ -252,7 +252,9 @@ def test_the_attempt_stands_before_the_call_and_stored_vectors_are_not_asked_for
 
 def is_due(stack: PromptStack, job_id: UUID) -> bool:
     with stack.ledger.transaction() as unit:
-        return (unit.jobs.seconds_until_due(job_id) or 0.0) <= 0.0
+        standing = unit.jobs.standing(job_id)
+    assert standing is not None
+    return (standing.seconds_until_due or 0.0) <= 0.0
 
 
 def test_a_rate_limit_costs_no_retry_and_waits_as_told(
@@ -268,7 +270,9 @@ def test_a_rate_limit_costs_no_retry_and_waits_as_told(
     waiting = stack.jobs.get(job.id)
     assert (waiting.state, waiting.failures) == (JobState.QUEUED, 0)
     with stack.ledger.transaction() as unit:
-        assert (unit.jobs.seconds_until_due(job.id) or 0.0) > 55.0
+        standing = unit.jobs.standing(job.id)
+    assert standing is not None
+    assert (standing.seconds_until_due or 0.0) > 55.0
     assert threading.active_count() <= threads + 1  # waiting holds nothing here
 
 
