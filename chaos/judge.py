@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
+from statistics import median
 from typing import Any
 from uuid import UUID
 
@@ -67,6 +68,25 @@ class Attempt:
     finished_at: datetime | None
 
 
+@dataclass(frozen=True)
+class Spans:
+    """How long something took, in seconds."""
+
+    count: int
+    median: float
+    most: float
+    """99 of 100 took no longer."""
+    longest: float
+
+    @classmethod
+    def of(cls, spans: Sequence[float]) -> "Spans":
+        """Sum them up; there must be some."""
+        ordered = sorted(spans)
+        return cls(
+            len(ordered), median(ordered), ordered[int(0.99 * (len(ordered) - 1))], ordered[-1]
+        )
+
+
 @dataclass
 class Verdict:
     """What became of the load."""
@@ -93,8 +113,8 @@ class Verdict:
     """Jobs that were billed twice with no fault to explain it."""
     in_flight_at_faults: int = 0
     """Calls under way at a worker when it was killed, frozen, stopped, or cut off."""
-    recovery: dict[str, float] = field(default_factory=dict)
-    """Seconds: the longest of each kind."""
+    recovery: dict[str, Spans] = field(default_factory=dict)
+    """How long work stood still, by what it waited for."""
     rebuilt: int = 0
     """Jobs whose progress in Redis agrees with the database."""
 
@@ -238,13 +258,13 @@ def _is_under_way(attempt: Attempt, fault: Happened) -> bool:
 
 def _recovery(
     attempts: Sequence[Attempt], happened: Sequence[Happened], slots: int
-) -> dict[str, float]:
-    """Measure how long work stood still, in seconds; the longest of each kind."""
+) -> dict[str, Spans]:
+    """Measure how long work stood still."""
     starts = sorted(attempt.started_at for attempt in attempts)
-    longest: dict[str, float] = {}
+    found: dict[str, list[float]] = {}
 
     def note(what: str, seconds: float) -> None:
-        longest[what] = max(longest.get(what, 0.0), seconds)
+        found.setdefault(what, []).append(seconds)
 
     killed = {one.worker_id: one for one in happened if one.fault is Fault.KILL}
     by_job: dict[UUID, list[Attempt]] = {}
@@ -265,7 +285,7 @@ def _recovery(
                 note("the queue moved after Redis lost it or was away", seconds)
             if one.fault in STOPS_LEDGER:
                 note("the queue moved after PostgreSQL was back", seconds)
-    return longest
+    return {what: Spans.of(spans) for what, spans in found.items()}
 
 
 def _seconds(span: timedelta) -> float:

@@ -59,8 +59,12 @@ class Scorecard:
                 _line("billed but not on record", verdict.unrecorded),
             ]
         lines += [
-            _line(f"{what}, at the latest", f"{seconds:.1f} s")
-            for what, seconds in sorted(verdict.recovery.items())
+            _line(
+                what,
+                f"{spans.median:.1f} s",
+                f"median; 99% {spans.most:.1f} s, longest {spans.longest:.1f} s of {spans.count:,}",
+            )
+            for what, spans in sorted(verdict.recovery.items())
         ]
         lines.append(_line("progress that agrees with the database", verdict.rebuilt))
         if self.refusals:
