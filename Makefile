@@ -6,12 +6,13 @@ BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format chaos clean
 
 help:
 	@echo "make demo    show the main job on this machine"
 	@echo "make test    run all tests, on real servers"
 	@echo "make check   lint, types, imports"
+	@echo "make chaos   kill, freeze and cut off everything for ten minutes under load, and judge"
 	@echo "make format  format the code"
 	@echo "make clean   remove what make made, and the data of the embedded servers"
 
@@ -20,6 +21,9 @@ demo: .venv/synced
 
 test: .venv/synced
 	$(BIN)/pytest
+
+chaos: .venv/synced
+	@$(BIN)/python -m chaos $(CHAOS)
 
 check: .venv/synced
 	$(BIN)/ruff check

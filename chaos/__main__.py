@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from chaos.own import run_own
+from chaos.stock import run_stock
 
 
 def main() -> int:
@@ -19,9 +20,23 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=5, help="of each other fault")
     parser.add_argument("--logs", type=Path, help="folder for the workers' logs")
     parser.add_argument("--json", type=Path, help="file for the scorecard as JSON")
+    parser.add_argument("--against", choices=["celery"], help="run this rival instead")
     given = parser.parse_args()
     folder = given.logs or Path(tempfile.mkdtemp(prefix="promptstack-chaos-logs-"))
     folder.mkdir(parents=True, exist_ok=True)
+    if given.against:
+        score = run_stock(
+            seed=given.seed,
+            jobs=given.jobs,
+            seconds=given.seconds,
+            kills=given.kills,
+            times=given.times,
+            folder=folder,
+            say=_say,
+        )
+        for line in score.lines():
+            _say(line)
+        return 0
     scorecard = run_own(
         seed=given.seed,
         jobs=given.jobs,
@@ -31,10 +46,10 @@ def main() -> int:
         folder=folder,
         say=_say,
     )
-    if given.json:
-        given.json.write_text(json.dumps(scorecard.as_json(), default=str, indent=2))
     for line in scorecard.lines():
         _say(line)
+    if given.json:
+        given.json.write_text(json.dumps(scorecard.as_json(), indent=2))
     return 0 if scorecard.passed else 1
 
 

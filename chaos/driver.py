@@ -90,7 +90,7 @@ def on_workers(workers: Workers) -> dict[Fault, Act]:
         while time.monotonic() < deadline:
             for turn in range(TURNS):
                 victim = workers.pick((planned.choice + turn / TURNS) % 1)
-                if victim is not None and victim.worker_id is not None and victim.pid not in frozen:
+                if victim is not None and victim.is_ready and victim.pid not in frozen:
                     return victim
             time.sleep(LOOK_SECONDS)
         raise NothingToHit("all workers are starting, or frozen")

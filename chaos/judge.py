@@ -92,9 +92,9 @@ class Verdict:
     """What became of the load."""
 
     accepted: int
-    ended: Counter[str]
+    ended: dict[str, int]
     """Jobs by their state."""
-    failures: Counter[str]
+    failures: dict[str, int]
     """Failed jobs by their error code."""
     lost: int
     """Accepted jobs that are not there, or have not ended."""
@@ -107,7 +107,7 @@ class Verdict:
     """Calls billed beyond the first of their job. None where nobody keeps the provider's books."""
     unrecorded: int | None = None
     """Calls that were billed and have no attempt in the ledger."""
-    billed_twice_by: Counter[str] = field(default_factory=Counter)
+    billed_twice_by: dict[str, int] = field(default_factory=dict)
     """Those calls by the fault that broke the call before them."""
     unexplained: list[UUID] = field(default_factory=list)
     """Jobs that were billed twice with no fault to explain it."""
@@ -175,8 +175,8 @@ class Judge:
         open_ = sum(row[0] in {"queued", "running"} for row in found.values())
         verdict = Verdict(
             accepted=len(load),
-            ended=Counter(row[0] for row in found.values()),
-            failures=Counter(row[1] for row in found.values() if row[0] == "failed"),
+            ended=dict(Counter(row[0] for row in found.values())),
+            failures=dict(Counter(row[1] for row in found.values() if row[0] == "failed")),
             lost=len(load) - len(found) + open_,
             changed_after_end=int(self._read(CHANGES, None)[0][0]),
             wrong=self._wrong(load, succeeded, {id_: row[2] for id_, row in found.items()}),
@@ -223,6 +223,7 @@ def _judge_bills(
         of_job.setdefault(attempt.job_id, []).append(attempt)
     verdict.calls_billed = sum(billed.get(job.billing_key, 0) for job in load)
     verdict.billed_twice = verdict.unrecorded = 0
+    explained: Counter[str] = Counter()
     for job in load:
         extra = billed.get(job.billing_key, 0) - 1
         if extra <= 0:
@@ -237,9 +238,10 @@ def _judge_bills(
             if attempt.state != "succeeded" or attempt is not may_be_billed[-1]
             if (reason := _reason(attempt, broken)) is not None
         ]
-        verdict.billed_twice_by.update(str(reason) for reason in reasons[:extra])
+        explained.update(str(reason) for reason in reasons[:extra])
         if len(reasons) < extra:
             verdict.unexplained.append(job.id)
+    verdict.billed_twice_by = dict(explained)
 
 
 def _reason(attempt: Attempt, broken: Iterable[Happened]) -> Fault | None:

@@ -3,15 +3,15 @@
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from uuid import UUID
 
 from chaos.driver import Act, alone, freely, on_workers
 from chaos.judge import Judge
 from chaos.load import Load, Target
-from chaos.plan import Fault, Planned, draw
+from chaos.plan import LOST_SECONDS, Fault, Planned, draw
 from chaos.run import Order, run
 from chaos.scorecard import Scorecard
 from chaos.servers import Servers, dsn
@@ -48,11 +48,12 @@ def run_own(
     seconds: float,
     kills: int,
     times: int,
+    lost_seconds: float = LOST_SECONDS,
     folder: Path,
     say: Callable[[str], None],
 ) -> Scorecard:
     """Start everything, run, judge, and leave nothing behind but the logs in `folder`."""
-    plan = draw(seed, seconds, kills=kills, times=times)
+    plan = draw(seed, seconds, kills=kills, times=times, lost_seconds=lost_seconds)
     with ExitStack() as opened:
         provider = opened.enter_context(SimulatorProcess())
         (folder / MODELS_FILE).write_text(LIMITS)
@@ -60,15 +61,15 @@ def run_own(
         servers = Servers(Path(tempfile.mkdtemp(prefix="promptstack-chaos-")))
         opened.callback(servers.stop)
         servers.start()
-        stack = opened.enter_context(_open(servers, provider, folder))
+        environment = _environment(servers, provider, folder, lost_seconds)
+        stack = opened.enter_context(_open(environment))
         upgrade(stack.ledger.engine)
-        workers = OwnWorkers(
-            [
-                _environment(servers, provider, folder, by_line=n == WORKERS - 1)
-                for n in range(WORKERS)
-            ],
-            folder,
-        )
+        by_line = environment | {
+            "DATABASE_URL": servers.database_url_by_line,
+            "REDIS_URL": servers.redis_url_by_line,
+            "CELERY_BROKER_URL": kombu_url(servers.redis_url_by_line),
+        }
+        workers = OwnWorkers([environment] * (WORKERS - 1) + [by_line], folder)
         opened.callback(workers.stop)
         workers.wait_until_ready()
         say(f"{WORKERS} workers run; {len(plan)} faults in {seconds:.0f} s; logs: {folder}")
@@ -82,7 +83,7 @@ def run_own(
         return run(
             Order(seed, jobs, plan, SLOTS * WORKERS, PATIENCE_SECONDS),
             load,
-            _acts(servers, workers, provider),
+            acts_on_all(servers, workers, provider),
             Judge(dsn(servers.database_url)),
             books=provider.ledger,
             progress=stack.progress,
@@ -90,7 +91,11 @@ def run_own(
         )
 
 
-def _acts(servers: Servers, workers: OwnWorkers, provider: SimulatorProcess) -> dict[Fault, Act]:
+def acts_on_all(
+    servers: Servers, workers: OwnWorkers, provider: SimulatorProcess
+) -> dict[Fault, Act]:
+    """What can be done to servers, workers and a provider of our own."""
+
     def partition(planned: Planned) -> UUID | None:
         victim = workers.last()
         servers.lines.cut()
@@ -128,30 +133,27 @@ def _acts(servers: Servers, workers: OwnWorkers, provider: SimulatorProcess) -> 
     }
 
 
-@contextmanager
-def _open(servers: Servers, provider: SimulatorProcess, folder: Path) -> Iterator[PromptStack]:
-    variables = _environment(servers, provider, folder, by_line=False)
-    given = {name.lower(): value for name, value in variables.items()}
+def _open(environment: Mapping[str, str]) -> PromptStack:
+    """The stack of whoever enqueues."""
+    given: dict[str, object] = {name.lower(): value for name, value in environment.items()}
     given["PROMPTSTACK_STATE_DIR"] = given.pop("promptstack_state_dir")
-    with PromptStack.open(load_settings(_env_file=None, **given)) as stack:
-        yield stack
+    return PromptStack.open(load_settings(_env_file=None, **given))
 
 
 def _environment(
-    servers: Servers, provider: SimulatorProcess, folder: Path, *, by_line: bool
-) -> Mapping[str, str]:
-    """The settings of a worker; `by_line` leads it to the servers by lines that can be hurt."""
-    database = servers.database_url_by_line if by_line else servers.database_url
-    redis = servers.redis_url_by_line if by_line else servers.redis_url
+    servers: Servers, provider: SimulatorProcess, folder: Path, lost_seconds: float
+) -> dict[str, str]:
+    """The settings of workers."""
     return {
-        "DATABASE_URL": database,
-        "REDIS_URL": redis,
-        "CELERY_BROKER_URL": kombu_url(redis),
+        "DATABASE_URL": servers.database_url,
+        "REDIS_URL": servers.redis_url,
+        "CELERY_BROKER_URL": kombu_url(servers.redis_url),
         "OPENAI_API_KEY": "sk-chaos",
         "OPENAI_BASE_URL": provider.url,
         "MODELS_FILE": str(folder / MODELS_FILE),
         "PROVIDER_TIMEOUT_SECONDS": "10",
         "WORKER_CONCURRENCY": str(SLOTS),
+        "WORKER_LOST_SECONDS": str(lost_seconds),
         "SHUTDOWN_GRACE_SECONDS": "2",
         "JOB_MAX_RETRIES": "10",
         "RETRY_BACKOFF_MAX_SECONDS": "5",

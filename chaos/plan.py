@@ -26,8 +26,8 @@ class Fault(StrEnum):
 
 
 SECONDS: Mapping[Fault, tuple[float, float]] = {
-    # Longer than the silence after which a worker counts as dead, which is 15 s.
-    Fault.STOP: (17.0, 20.0),
+    # Longer than the silence after which a worker counts as dead.
+    Fault.STOP: (14.0, 18.0),
     Fault.REDIS_KILL: (0.5, 2.0),
     Fault.REDIS_REPLACE: (0.5, 2.0),
     Fault.REDIS_FULL: (2.0, 4.0),
@@ -39,7 +39,11 @@ SECONDS: Mapping[Fault, tuple[float, float]] = {
     Fault.DELAY: (3.0, 6.0),
     Fault.PROVIDER: (3.0, 5.0),
 }
-"""How long a fault lasts, from and to; the others are over at once."""
+"""How long a fault lasts, from and to; the others are over at once.
+
+For workers that count as dead after `LOST_SECONDS`; a faster pace shortens all.
+"""
+LOST_SECONDS = 12.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,13 @@ class Planned:
 
 
 def draw(
-    seed: int, seconds: float, *, kills: int, times: int, faults: Sequence[Fault] = tuple(Fault)
+    seed: int,
+    seconds: float,
+    *,
+    kills: int,
+    times: int,
+    faults: Sequence[Fault] = tuple(Fault),
+    lost_seconds: float = LOST_SECONDS,
 ) -> list[Planned]:
     """Plan `kills` kills and each other of `faults` so many `times`, in the order of time.
 
@@ -70,7 +80,7 @@ def draw(
     others = [fault for fault in faults if fault is not Fault.KILL] * times
     random_.shuffle(others)
     for at, fault in zip(_spread(random_, len(others), seconds), others, strict=True):
-        lasts = random_.uniform(*SECONDS.get(fault, (0.0, 0.0)))
+        lasts = random_.uniform(*SECONDS.get(fault, (0.0, 0.0))) * lost_seconds / LOST_SECONDS
         planned.append(Planned(at, fault, lasts, random_.random()))
     return sorted(planned, key=lambda one: one.at)
 

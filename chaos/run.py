@@ -53,10 +53,8 @@ def run(
         for thread in threads:
             thread.start()
         _wait(threads, lambda: _report(began, load, driver, say))
-        deadline = time.monotonic() + order.patience
         ids = [job.id for job in load.accepted]
-        while judge.open_jobs(ids) and time.monotonic() < deadline:
-            time.sleep(LOOK_SECONDS)
+        _wait_for_the_rest(began, ids, judge, order.patience, say)
         verdict = judge.judge(
             load.accepted,
             driver.happened,
@@ -87,6 +85,18 @@ def _wait(threads: Sequence[threading.Thread], report: Callable[[], None]) -> No
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
             report()
+
+
+def _wait_for_the_rest(
+    began: float, ids: Sequence[UUID], judge: Judge, patience: float, say: Callable[[str], None]
+) -> None:
+    deadline = time.monotonic() + patience
+    reported = 0.0
+    while (left := judge.open_jobs(ids)) and time.monotonic() < deadline:
+        if time.monotonic() - reported > REPORT_SECONDS:
+            reported = time.monotonic()
+            say(f"{time.monotonic() - began:4.0f} s: {left:,} jobs are left")
+        time.sleep(LOOK_SECONDS)
 
 
 def _report(began: float, load: Load, driver: Driver, say: Callable[[str], None]) -> None:

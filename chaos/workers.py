@@ -22,7 +22,6 @@ from repositories.session import Ledger
 ROOT = Path(__file__).parents[1]
 STOP_SECONDS = 40.0
 START_SECONDS = 60.0
-NAMES_ITSELF = re.compile(r"worker ([0-9a-f-]{36}) takes")
 LOOK_SECONDS = 0.05
 ALIVE_SECONDS = 10.0
 
@@ -33,7 +32,8 @@ class Victim:
 
     pid: int
     worker_id: UUID | None
-    """None where it has not said it yet."""
+    """None where the ledger doesn't know such workers."""
+    is_ready: bool = True
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal; one that has ended meanwhile gets none."""
@@ -48,11 +48,29 @@ class Workers(Protocol):
         """The worker at this share of those that run now."""
 
 
+@dataclass(frozen=True)
+class Command:
+    """How to start a worker, and how it says that it is ready."""
+
+    arguments: Sequence[str]
+    ready: re.Pattern[str]
+    """In its log; its first group, if there is one, is the worker's id."""
+
+
+OURS = Command(
+    (sys.executable, "-m", "worker", "--with-parent"),
+    re.compile(r"worker ([0-9a-f-]{36}) takes"),
+)
+
+
 class OwnWorker:
     """A worker of ours that is started again when it ends."""
 
-    def __init__(self, name: str, environment: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self, name: str, command: Command, environment: Mapping[str, str], folder: Path
+    ) -> None:
         self._name = name
+        self._command = command
         self._environment = {**os.environ, **environment}
         self._folder = folder
         self._starts = 0
@@ -61,8 +79,9 @@ class OwnWorker:
     @property
     def victim(self) -> Victim:
         """The process that runs now."""
-        found = NAMES_ITSELF.search(self._log.read_text(errors="replace"))
-        return Victim(self.process.pid, UUID(found[1]) if found else None)
+        found = self._command.ready.search(self._log.read_text(errors="replace"))
+        worker_id = UUID(found[1]) if found and found.groups() else None
+        return Victim(self.process.pid, worker_id, found is not None)
 
     def keep(self) -> None:
         """Start it again if it has ended."""
@@ -92,7 +111,7 @@ class OwnWorker:
         self._log = self._folder / f"{self._name}-{self._starts}.log"
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker", "--with-parent"],
+                self._command.arguments,
                 cwd=ROOT,
                 env=self._environment,
                 # Its end tells the worker that we are gone.
@@ -109,10 +128,15 @@ class OwnWorker:
 class OwnWorkers:
     """Workers of ours, kept running."""
 
-    def __init__(self, environments: Sequence[Mapping[str, str]], folder: Path) -> None:
+    def __init__(
+        self,
+        environments: Sequence[Mapping[str, str]],
+        folder: Path,
+        command: Command = OURS,
+    ) -> None:
         """Start one with each environment."""
         self._workers = [
-            OwnWorker(f"worker-{number}", environment, folder)
+            OwnWorker(f"worker-{number}", command, environment, folder)
             for number, environment in enumerate(environments)
         ]
         self._stopped = threading.Event()
@@ -122,7 +146,7 @@ class OwnWorkers:
     def wait_until_ready(self) -> None:
         """Wait until each has said who it is. Raises `TimeoutError`."""
         deadline = time.monotonic() + START_SECONDS
-        while any(worker.victim.worker_id is None for worker in self._workers):
+        while not all(worker.victim.is_ready for worker in self._workers):
             if time.monotonic() > deadline:
                 raise TimeoutError("The workers did not start; their logs say why.")
             time.sleep(LOOK_SECONDS)

@@ -12,42 +12,14 @@ from urllib.request import ProxyHandler, Request, build_opener
 ROOT = Path(__file__).parents[1]
 
 
-class SimulatorProcess:
-    """Runs `python -m simulator` while the context is open."""
+class SimulatorDoors:
+    """The doors of a simulator that runs somewhere: what it does, and its books."""
 
-    url: str
-    """Where the provider's API is, with its /v1."""
-
-    def __init__(self, *, latency: float = 0.0) -> None:
-        self._latency = latency
+    def __init__(self, url: str = "") -> None:
+        self.url = url
+        """Where the provider's API is, with its /v1."""
         # A proxy set in the environment must not see calls to this machine.
         self._opener = build_opener(ProxyHandler({}))
-
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "simulator", "--port", "0", "--latency"]
-        self._process = subprocess.Popen(
-            [*command, str(self._latency)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        stdout = cast("IO[str]", self._process.stdout)
-        line = stdout.readline()
-        if not line:
-            self._end()
-            raise RuntimeError("The simulator ended before it listened.")
-        self.url = json.loads(line)["url"]
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
 
     @property
     def origin(self) -> str:
@@ -104,6 +76,40 @@ class SimulatorProcess:
         with self._opener.open(request, timeout=10) as response:
             answer: dict[str, Any] = json.load(response)
         return answer
+
+
+class SimulatorProcess(SimulatorDoors):
+    """Runs `python -m simulator` while the context is open."""
+
+    def __init__(self, *, latency: float = 0.0) -> None:
+        super().__init__()
+        self._latency = latency
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "simulator", "--port", "0", "--latency"]
+        self._process = subprocess.Popen(
+            [*command, str(self._latency)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        stdout = cast("IO[str]", self._process.stdout)
+        line = stdout.readline()
+        if not line:
+            self._end()
+            raise RuntimeError("The simulator ended before it listened.")
+        self.url = json.loads(line)["url"]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def _end(self) -> None:
         with self._process as process:

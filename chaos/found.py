@@ -1,0 +1,73 @@
+"""A run on a deployment that somebody else keeps running: `promptstack chaos`."""
+
+from collections.abc import Callable, Sequence
+
+import psycopg2
+
+from chaos.driver import Act, on_workers
+from chaos.judge import Judge
+from chaos.load import Load, Target
+from chaos.plan import Fault, Planned, draw
+from chaos.run import Order, run
+from chaos.scorecard import Scorecard
+from chaos.servers import CUT, dsn
+from chaos.workers import FoundWorkers
+from simulator.process import SimulatorDoors
+from tasks.composition import PromptStack
+
+POSSIBLE = (Fault.KILL, Fault.STOP, Fault.TERM, Fault.FLUSH, Fault.CUT)
+"""What can be done from outside; the rest needs servers of our own."""
+
+
+def run_found(
+    stack: PromptStack,
+    *,
+    seed: int,
+    jobs: int,
+    seconds: float,
+    kills: int,
+    times: int,
+    faults: Sequence[Fault],
+    target: Target,
+    simulator_url: str | None,
+    patience: float,
+    say: Callable[[str], None],
+) -> Scorecard:
+    """Send a load, hurt the workers of this machine and the servers' connections, and judge.
+
+    Whoever keeps the workers running must start them again. With `simulator_url`, calls that were
+    billed twice are judged too.
+    """
+    load = Load(
+        stack.jobs, stack.ledger, target, name=f"chaos {stack.worker_id}", seconds=seconds * 0.9
+    )
+    workers = FoundWorkers(stack.ledger)
+    with stack.ledger.transaction() as unit:
+        slots = unit.workers.count_alive(stack.settings.worker_lost_seconds)
+    return run(
+        Order(
+            seed,
+            jobs,
+            draw(seed, seconds, kills=kills, times=times, faults=faults),
+            slots * stack.settings.worker_concurrency,
+            patience,
+        ),
+        load,
+        {fault: act for fault, act in _acts(stack, workers).items() if fault in faults},
+        Judge(dsn(stack.database_url)),
+        books=SimulatorDoors(simulator_url).ledger if simulator_url else None,
+        progress=stack.progress,
+        say=say,
+    )
+
+
+def _acts(stack: PromptStack, workers: FoundWorkers) -> dict[Fault, Act]:
+    def flush(planned: Planned) -> None:
+        stack.redis.flushdb()
+
+    def cut(planned: Planned) -> None:
+        with psycopg2.connect(dsn(stack.database_url)) as connection:
+            connection.cursor().execute(CUT)
+        stack.redis.client_kill_filter(_type="normal", skipme=True)
+
+    return {**on_workers(workers), Fault.FLUSH: flush, Fault.CUT: cut}

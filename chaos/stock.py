@@ -1,0 +1,181 @@
+"""Stock Celery over Redis under the same plan: `python -m chaos --against celery`.
+
+It has no database, so the faults of PostgreSQL are left out. A job counts as lost when the provider
+was never asked for it, or when its answer is nowhere to be read.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from celery.exceptions import CeleryError
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from chaos.driver import Driver
+from chaos.own import LATENCY_SECONDS, MODEL, SLOTS, WORKERS, acts_on_all
+from chaos.plan import Fault, draw
+from chaos.servers import Servers
+from chaos.workers import Command, OwnWorkers
+from config.celery import kombu_url
+from simulator.ledger import billing_key
+from simulator.process import SimulatorProcess
+
+APP = "chaos.stock_app"
+IDLE_SECONDS = 45.0
+"""Without a new bill for so long, longer than its visibility time-out, nothing more will come."""
+NO_DATABASE = frozenset(
+    {Fault.POSTGRES_KILL, Fault.POSTGRES_RESTART, Fault.POSTGRES_FULL, Fault.CUT}
+)
+BROKER_ERRORS = (OperationalError, RedisError, CeleryError, OSError)
+
+
+@dataclass(frozen=True)
+class StockScore:
+    """What became of the load of stock Celery."""
+
+    faults: dict[Fault, int]
+    accepted: int
+    never_asked: int
+    answers_gone: int
+    billed: int
+    billed_twice: int
+    seconds: float
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        done = ", ".join(f"{count} {fault}" for fault, count in self.faults.items() if count)
+        return [
+            f"stock Celery, {self.seconds:.0f} s; faults: {done}",
+            f"tasks accepted                  {self.accepted:>8,}",
+            f"lost: provider never asked      {self.never_asked:>8,}",
+            f"lost: answered, and no result   {self.answers_gone:>8,}",
+            f"calls billed                    {self.billed:>8,}",
+            f"billed twice                    {self.billed_twice:>8,}",
+        ]
+
+
+def run_stock(
+    *,
+    seed: int,
+    jobs: int,
+    seconds: float,
+    kills: int,
+    times: int,
+    folder: Path,
+    say: Callable[[str], None],
+) -> StockScore:
+    """Run the same load under the same plan."""
+    began = time.monotonic()
+    plan = [
+        planned
+        for planned in draw(seed, seconds, kills=kills, times=times)
+        if planned.fault not in NO_DATABASE
+    ]
+    with ExitStack() as opened:
+        provider = opened.enter_context(SimulatorProcess())
+        provider.set_latency(LATENCY_SECONDS, spread=0.5)
+        servers = Servers(Path(tempfile.mkdtemp(prefix="promptstack-chaos-")))
+        opened.callback(servers.stop)
+        servers.start()
+        direct, by_line = map(kombu_url, (servers.redis_url, servers.redis_url_by_line))
+        environments = [
+            _environment(direct if number < WORKERS - 1 else by_line, provider)
+            for number in range(WORKERS)
+        ]
+        workers = OwnWorkers(environments, folder, _command())
+        opened.callback(workers.stop)
+        workers.wait_until_ready()
+        app = _app(_environment(direct, provider))
+        driver = Driver(acts_on_all(servers, workers, provider))
+        faults = threading.Thread(target=driver.run, args=(plan,), name="driver")
+        faults.start()
+        sent = _send(app, jobs, seconds * 0.9, f"chaos {seed}", say)
+        faults.join()
+        books = _settled(provider, len(sent), say)
+        by_key = {task.id: books.get(key, 0) for task, key in sent}
+        billed = sum(by_key.values())
+        asked = [task for task, _ in sent if by_key[task.id]]
+        return StockScore(
+            faults=driver.counts(),
+            accepted=len(sent),
+            never_asked=len(sent) - len(asked),
+            answers_gone=sum(not _is_there(task) for task in asked),
+            billed=billed,
+            billed_twice=billed - len(asked),
+            seconds=time.monotonic() - began,
+        )
+
+
+def _command() -> Command:
+    options = ["--pool", "threads", "--concurrency", str(SLOTS), "--loglevel", "INFO"]
+    return Command(
+        (sys.executable, "-m", "celery", "-A", f"{APP}:app", "worker", *options),
+        re.compile(r" ready\."),
+    )
+
+
+def _environment(url: str, provider: SimulatorProcess) -> dict[str, str]:
+    return {
+        "RIVAL_BROKER": url,
+        "RIVAL_BACKEND": url.replace("redis+socket://", "socket://"),
+        "OPENAI_API_KEY": "sk-chaos",
+        "OPENAI_BASE_URL": provider.url,
+    }
+
+
+def _app(environment: dict[str, str]) -> Any:
+    # It reads them when it is imported, as stock Celery apps do.
+    os.environ.update(environment)
+    return import_module(APP)
+
+
+def _send(
+    app: Any, jobs: int, seconds: float, name: str, say: Callable[[str], None]
+) -> list[tuple[Any, str]]:
+    """Send the load at an even rate, each task until it is accepted."""
+    sent: list[tuple[Any, str]] = []
+    began = time.monotonic()
+    for number in range(jobs):
+        time.sleep(max(0.0, began + seconds * number / jobs - time.monotonic()))
+        marker = f"{name} {number:06d}."
+        while True:
+            with suppress(*BROKER_ERRORS):
+                task = app.generate.apply_async((marker, MODEL), retry=False)
+                break
+            time.sleep(0.2)
+        sent.append((task, billing_key("/v1/chat/completions", MODEL, marker)))
+        if number % 1_000 == 999:
+            say(f"{time.monotonic() - began:4.0f} s: {number + 1:,} tasks accepted")
+    return sent
+
+
+def _settled(
+    provider: SimulatorProcess, expected: int, say: Callable[[str], None]
+) -> dict[str, int]:
+    """Wait until every task was billed, or nothing more comes; the provider's books."""
+    books = provider.ledger()
+    last_news = time.monotonic()
+    while len(books) < expected and time.monotonic() - last_news < IDLE_SECONDS:
+        time.sleep(1.0)
+        newer = provider.ledger()
+        if sum(newer.values()) > sum(books.values()):
+            last_news = time.monotonic()
+        books = newer
+    say(f"{len(books):,} of {expected:,} were asked of the provider")
+    return books
+
+
+def _is_there(task: Any) -> bool:
+    with suppress(*BROKER_ERRORS):
+        return bool(task.state == "SUCCESS")
+    return False

@@ -1,0 +1,25 @@
+"""A small run of all that can go wrong, always the same one; the full one is `make chaos`."""
+
+from pathlib import Path
+
+from chaos.own import run_own
+from chaos.plan import Fault
+
+
+def test_nothing_is_lost_or_doubled_under_fire(tmp_path: Path) -> None:
+    said: list[str] = []
+    scorecard = run_own(
+        seed=7,
+        jobs=300,
+        seconds=20.0,
+        kills=6,
+        times=1,
+        # A quarter of the usual, and all that lasts is as much shorter.
+        lost_seconds=3.0,
+        folder=tmp_path,
+        say=said.append,
+    )
+    report = "\n".join([*said, *scorecard.lines()])
+    assert scorecard.passed, report
+    assert scorecard.verdict.accepted == scorecard.verdict.ended["succeeded"] == 300, report
+    assert scorecard.faults == dict.fromkeys(Fault, 1) | {Fault.KILL: 6}, report

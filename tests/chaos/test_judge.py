@@ -1,0 +1,140 @@
+"""The judge of the chaos runs: it must see what is wrong, and not what isn't."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import text
+
+from chaos.driver import Happened
+from chaos.judge import Judge, Verdict
+from chaos.load import Accepted, Load, Target
+from chaos.plan import Fault, draw
+from chaos.servers import dsn
+from repositories.models import AttemptState, Billing
+from tasks.composition import PromptStack
+
+
+@pytest.fixture
+def load(stack: PromptStack) -> list[Accepted]:
+    """Two jobs that have succeeded, watched from their beginning."""
+    Judge(dsn(stack.database_url)).watch()
+    target = Target("demo", None, embedding_model=None)
+    sent = Load(stack.jobs, stack.ledger, target, name="test", seconds=0.0)
+    sent.run(2)
+    for job in sent.accepted:
+        stack.generation.run(job.id, lambda progress: None)
+    return sent.accepted
+
+
+def judge(
+    stack: PromptStack,
+    load: list[Accepted],
+    *happened: Happened,
+    billed: tuple[int, int] = (1, 1),
+) -> Verdict:
+    verdict = Judge(dsn(stack.database_url)).judge(
+        load,
+        happened,
+        billed={job.billing_key: times for job, times in zip(load, billed, strict=True)},
+        slots=1,
+    )
+    verdict.rebuilt = len(load)
+    return verdict
+
+
+def change(stack: PromptStack, statement: str, **values: object) -> None:
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text(statement), values)
+
+
+def test_a_good_run_passes(stack: PromptStack, load: list[Accepted]) -> None:
+    verdict = judge(stack, load)
+    assert verdict.problems() == []
+    assert (verdict.accepted, verdict.ended, verdict.calls_billed) == (2, {"succeeded": 2}, 2)
+
+
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("DELETE FROM jobs WHERE id = :id", "lost"),
+        ("UPDATE jobs SET state = 'queued', finished_at = NULL WHERE id = :id", "lost"),
+        ("""UPDATE jobs SET result = '{"text": "x"}' WHERE id = :id""", "changed"),
+        ("""UPDATE jobs SET result = '{"text": "x"}' WHERE id = :id""", "missing or another"),
+        ("UPDATE jobs SET state = 'failed' WHERE id = :id", "changed"),
+    ],
+    ids=["deleted", "open", "another result", "wrong result", "another state"],
+)
+def test_what_must_not_be_is_found(
+    stack: PromptStack, load: list[Accepted], statement: str, found: str
+) -> None:
+    change(stack, statement, id=load[0].id)
+    problems = judge(stack, load).problems()
+    assert any(found in problem for problem in problems), problems
+
+
+def lose_a_call(stack: PromptStack, job_id: UUID, worker: UUID) -> None:
+    """Put a call on record that came before the one that was answered, and was lost."""
+    change(
+        stack,
+        "UPDATE attempts SET number = 2 WHERE job_id = :job; ",
+        job=job_id,
+    )
+    change(
+        stack,
+        "INSERT INTO attempts (job_id, number, call, worker_id, provider, model, state, billing, "
+        "started_at, finished_at) VALUES (:job, 1, 0, :worker, 'demo', 'demo-1', :state, :billing, "
+        "now() - interval '30 s', now() - interval '10 s')",
+        job=job_id,
+        worker=worker,
+        state=AttemptState.LOST,
+        billing=Billing.UNKNOWN,
+    )
+
+
+def hit(worker: UUID, ago: float, fault: Fault = Fault.KILL) -> Happened:
+    at = datetime.now(UTC) - timedelta(seconds=ago)
+    return Happened(fault, at, at, worker)
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        (lambda worker: hit(worker, 20.0), None),
+        (lambda worker: hit(worker, 40.0), "for no fault"),  # before the call
+        (lambda worker: hit(worker, 5.0), "for no fault"),  # after it was missed
+        (lambda worker: hit(uuid4(), 20.0), "for no fault"),  # another worker
+        (lambda worker: hit(worker, 20.0, Fault.FLUSH), "for no fault"),  # breaks no call
+    ],
+    ids=["hit", "too early", "too late", "another worker", "another fault"],
+)
+def test_a_call_is_billed_twice_for_a_fault_that_hit_it_or_for_none(
+    stack: PromptStack,
+    load: list[Accepted],
+    fault: Callable[[UUID], Happened],
+    problem: str | None,
+) -> None:
+    worker = uuid4()
+    lose_a_call(stack, load[0].id, worker)
+    verdict = judge(stack, load, fault(worker), billed=(2, 1))
+    assert verdict.billed_twice == 1
+    if problem is None:
+        assert verdict.problems() == []
+        assert verdict.billed_twice_by == {"kill": 1}
+        assert verdict.in_flight_at_faults == 1
+    else:
+        assert any(problem in found for found in verdict.problems())
+
+
+def test_a_bill_without_a_record_is_found(stack: PromptStack, load: list[Accepted]) -> None:
+    assert any("not on record" in found for found in judge(stack, load, billed=(3, 1)).problems())
+
+
+def test_the_same_seed_plans_the_same_and_all_that_is_asked_for() -> None:
+    plan = draw(3, 60.0, kills=7, times=2)
+    assert plan == draw(3, 60.0, kills=7, times=2) != draw(4, 60.0, kills=7, times=2)
+    counts = {fault: sum(one.fault is fault for one in plan) for fault in Fault}
+    assert counts == dict.fromkeys(Fault, 2) | {Fault.KILL: 7}
+    assert all(0 <= one.at <= 60 and 0 <= one.choice < 1 for one in plan)
+    assert draw(3, 60.0, kills=5, times=1, faults=[Fault.CUT])[0].fault is Fault.CUT
