@@ -15,7 +15,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=20_000)
-    parser.add_argument("--seconds", type=float, default=450.0, help="for load and faults")
+    parser.add_argument("--seconds", type=float, default=440.0, help="for load and faults")
     parser.add_argument("--kills", type=int, default=125)
     parser.add_argument("--times", type=int, default=5, help="of each other fault")
     parser.add_argument("--logs", type=Path, help="folder for the workers' logs")

@@ -12,7 +12,7 @@ from simulator.ledger import billing_key
 
 BATCH = 50
 REST_SECONDS = 0.2
-EVERY = 20
+EVERY = 40
 """One job in so many is an embedding."""
 
 

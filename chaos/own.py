@@ -29,7 +29,7 @@ EMBEDDING_MODEL = "text-embedding-3-small"
 MODELS_FILE = "models.toml"
 LATENCY_SECONDS = 0.3
 DELAY_SECONDS = 0.3
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 130.0
 LIMITS = '[[limits]]\nprovider = "openai"\nrequests_per_minute = 600000\nin_flight = 200\n'
 """Out of the way: what is tried here is durability, and without them workers begin carefully."""
 TROUBLE: tuple[dict[str, object], ...] = (
