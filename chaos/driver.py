@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
@@ -21,8 +21,17 @@ LOOK_SECONDS = 0.2
 TURNS = 8
 """Looks around for a worker, from the one that was chosen."""
 
-Act = Callable[[Planned], UUID | None]
-"""Does one fault and returns when it is over; the id of the worker that it hit, if it hit one."""
+
+@dataclass(frozen=True)
+class Hit:
+    """A worker that was hit, and when."""
+
+    worker_id: UUID | None
+    at: datetime
+
+
+Act = Callable[[Planned], Hit | None]
+"""Does one fault and returns when it is over; whom it hit, if it hit one worker."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +81,19 @@ class Driver:
     def _do(self, planned: Planned) -> None:
         began = datetime.now(UTC)
         try:
-            worker_id = self._acts[planned.fault](planned)
+            hit = self._acts[planned.fault](planned)
         except Exception as error:  # noqa: BLE001 - the scorecard tells it
             with self._lock:
                 self.failed.append(f"{planned.fault}: {type(error).__name__}: {error}")
             return
+        ended = datetime.now(UTC)
+        done = (
+            Happened(planned.fault, began, ended, None)
+            if hit is None
+            else Happened(planned.fault, hit.at, ended, hit.worker_id)
+        )
         with self._lock:
-            self.happened.append(Happened(planned.fault, began, datetime.now(UTC), worker_id))
+            self.happened.append(done)
 
 
 def on_workers(workers: Workers) -> dict[Fault, Act]:
@@ -90,29 +105,30 @@ def on_workers(workers: Workers) -> dict[Fault, Act]:
         while time.monotonic() < deadline:
             for turn in range(TURNS):
                 victim = workers.pick((planned.choice + turn / TURNS) % 1)
-                if victim is not None and victim.is_ready and victim.pid not in frozen:
+                if victim is not None and victim.pid not in frozen:
                     return victim
             time.sleep(LOOK_SECONDS)
         raise NothingToHit("all workers are starting, or frozen")
 
-    def kill(planned: Planned) -> UUID | None:
+    def send(planned: Planned, number: signal.Signals) -> tuple[Victim, Hit]:
         victim = pick(planned)
-        victim.send(signal.SIGKILL)
-        return victim.worker_id
+        hit = Hit(victim.worker_id, datetime.now(UTC))
+        victim.send(number)
+        return victim, hit
 
-    def stop(planned: Planned) -> UUID | None:
-        victim = pick(planned)
+    def kill(planned: Planned) -> Hit:
+        return send(planned, signal.SIGKILL)[1]
+
+    def term(planned: Planned) -> Hit:
+        return send(planned, signal.SIGTERM)[1]
+
+    def stop(planned: Planned) -> Hit:
+        victim, hit = send(planned, signal.SIGSTOP)
         frozen.add(victim.pid)
-        victim.send(signal.SIGSTOP)
         time.sleep(planned.seconds)
         frozen.discard(victim.pid)
         victim.send(signal.SIGCONT)
-        return victim.worker_id
-
-    def term(planned: Planned) -> UUID | None:
-        victim = pick(planned)
-        victim.send(signal.SIGTERM)
-        return victim.worker_id
+        return hit
 
     return {Fault.KILL: kill, Fault.STOP: stop, Fault.TERM: term}
 
@@ -125,8 +141,3 @@ def alone(lock: AbstractContextManager[object], act: Callable[[float], object]) 
             act(planned.seconds)
 
     return do
-
-
-def freely(act: Callable[[float], object]) -> Act:
-    """Make an act of what may be done at any time."""
-    return alone(nullcontext(), act)

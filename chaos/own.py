@@ -5,17 +5,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
-from uuid import UUID
 
-from chaos.driver import Act, alone, freely, on_workers
+from chaos.driver import Act, Hit, alone, on_workers
 from chaos.judge import Judge
 from chaos.load import Load, Target
 from chaos.plan import LOST_SECONDS, Fault, Planned, draw
 from chaos.run import Order, run
 from chaos.scorecard import Scorecard
 from chaos.servers import Servers, dsn
-from chaos.workers import OwnWorkers
+from chaos.workers import OURS, OwnWorkers
 from config.celery import kombu_url
 from config.settings import load_settings
 from repositories.migrations import upgrade
@@ -69,7 +69,7 @@ def run_own(
             "REDIS_URL": servers.redis_url_by_line,
             "CELERY_BROKER_URL": kombu_url(servers.redis_url_by_line),
         }
-        workers = OwnWorkers([environment] * (WORKERS - 1) + [by_line], folder)
+        workers = OwnWorkers([(environment, WORKERS - 1), (by_line, 1)], folder, OURS)
         opened.callback(workers.stop)
         workers.wait_until_ready()
         say(f"{WORKERS} workers run; {len(plan)} faults in {seconds:.0f} s; logs: {folder}")
@@ -96,12 +96,14 @@ def acts_on_all(
 ) -> dict[Fault, Act]:
     """What can be done to servers, workers and a provider of our own."""
 
-    def partition(planned: Planned) -> UUID | None:
-        victim = workers.last()
-        servers.lines.cut()
-        time.sleep(planned.seconds)
-        servers.lines.mend()
-        return victim.worker_id
+    def partition(planned: Planned) -> Hit:
+        with line_lock:
+            last = workers.last()
+            hit = Hit(last.worker_id if last else None, datetime.now(UTC))
+            servers.lines.cut()
+            time.sleep(planned.seconds)
+            servers.lines.mend()
+        return hit
 
     def delay(seconds: float) -> None:
         servers.lines.delay(DELAY_SECONDS)
@@ -113,7 +115,7 @@ def acts_on_all(
         time.sleep(seconds)
         provider.set_fault_rates()
 
-    provider_lock = threading.Lock()
+    line_lock, provider_lock = threading.Lock(), threading.Lock()
     postgres, redis = servers.postgres_lock, servers.redis_lock
     return {
         **on_workers(workers),
@@ -128,7 +130,7 @@ def acts_on_all(
         Fault.POSTGRES_FULL: alone(postgres, servers.fill_postgres),
         Fault.CUT: alone(postgres, lambda seconds: servers.cut_connections()),
         Fault.PARTITION: partition,
-        Fault.DELAY: freely(delay),
+        Fault.DELAY: alone(line_lock, delay),
         Fault.PROVIDER: alone(provider_lock, misbehave),
     }
 

@@ -39,6 +39,16 @@ NO_DATABASE = frozenset(
 BROKER_ERRORS = (OperationalError, RedisError, CeleryError, OSError)
 
 
+STOCK = Command(
+    lambda processes: (
+        *(sys.executable, "-m", "chaos.keep", str(processes)),
+        *(sys.executable, "-m", "celery", "-A", f"{APP}:app", "worker", "--loglevel", "INFO"),
+        *("--pool", "threads", "--concurrency", str(SLOTS)),
+    ),
+    re.compile(r"\[(?P<pid>\d+)\] \S+ ready\."),
+)
+
+
 @dataclass(frozen=True)
 class StockScore:
     """What became of the load of stock Celery."""
@@ -88,14 +98,12 @@ def run_stock(
         opened.callback(servers.stop)
         servers.start()
         direct, by_line = map(kombu_url, (servers.redis_url, servers.redis_url_by_line))
-        environments = [
-            _environment(direct if number < WORKERS - 1 else by_line, provider)
-            for number in range(WORKERS)
-        ]
-        workers = OwnWorkers(environments, folder, _command())
+        environment = _environment(direct, provider)
+        groups = [(environment, WORKERS - 1), (_environment(by_line, provider), 1)]
+        workers = OwnWorkers(groups, folder, STOCK)
         opened.callback(workers.stop)
         workers.wait_until_ready()
-        app = _app(_environment(direct, provider))
+        app = _app(environment)
         driver = Driver(acts_on_all(servers, workers, provider))
         faults = threading.Thread(target=driver.run, args=(plan,), name="driver")
         faults.start()
@@ -114,14 +122,6 @@ def run_stock(
             billed_twice=billed - len(asked),
             seconds=time.monotonic() - began,
         )
-
-
-def _command() -> Command:
-    options = ["--pool", "threads", "--concurrency", str(SLOTS), "--loglevel", "INFO"]
-    return Command(
-        (sys.executable, "-m", "celery", "-A", f"{APP}:app", "worker", *options),
-        re.compile(r" ready\."),
-    )
 
 
 def _environment(url: str, provider: SimulatorProcess) -> dict[str, str]:

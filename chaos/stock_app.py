@@ -14,7 +14,7 @@ app.conf.update(
     # An hour by default: what a killed worker held would come back after the end of the run.
     broker_transport_options={"visibility_timeout": 30},
     result_extended=False,
-    worker_hijack_root_logger=False,
+    worker_log_format="[%(process)d] %(message)s",
 )
 
 

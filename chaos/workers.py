@@ -6,9 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,7 +32,14 @@ class Victim:
     pid: int
     worker_id: UUID | None
     """None where the ledger doesn't know such workers."""
-    is_ready: bool = True
+
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal; one that has ended meanwhile gets none."""
@@ -50,127 +56,96 @@ class Workers(Protocol):
 
 @dataclass(frozen=True)
 class Command:
-    """How to start a worker, and how it says that it is ready."""
+    """How to start some worker processes, and how their log says that one is ready."""
 
-    arguments: Sequence[str]
+    arguments: Callable[[int], Sequence[str]]
+    """Of the number of processes; they are started again when they end."""
     ready: re.Pattern[str]
-    """In its log; its first group, if there is one, is the worker's id."""
+    """Names the `pid`, and the `worker` where the ledger knows it."""
 
 
 OURS = Command(
-    (sys.executable, "-m", "worker", "--with-parent"),
-    re.compile(r"worker ([0-9a-f-]{36}) takes"),
+    lambda processes: (
+        *(sys.executable, "-m", "worker", "--with-parent"),
+        *("--processes", str(processes)),
+    ),
+    re.compile(r"worker (?P<worker>[0-9a-f-]{36}) \(process (?P<pid>\d+)\) takes"),
 )
 
 
-class OwnWorker:
-    """A worker of ours that is started again when it ends."""
-
-    def __init__(
-        self, name: str, command: Command, environment: Mapping[str, str], folder: Path
-    ) -> None:
-        self._name = name
-        self._command = command
-        self._environment = {**os.environ, **environment}
-        self._folder = folder
-        self._starts = 0
-        self._start()
-
-    @property
-    def victim(self) -> Victim:
-        """The process that runs now."""
-        found = self._command.ready.search(self._log.read_text(errors="replace"))
-        worker_id = UUID(found[1]) if found and found.groups() else None
-        return Victim(self.process.pid, worker_id, found is not None)
-
-    def keep(self) -> None:
-        """Start it again if it has ended."""
-        if self.process.poll() is not None:
-            self._close()
-            self._start()
-
-    def end(self) -> None:
-        """Tell it to stop."""
-        self.process.send_signal(signal.SIGCONT)
-        self.process.terminate()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for its end; False where it had to be ended by force."""
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            return False
-        finally:
-            self._close()
-        return True
-
-    def _start(self) -> None:
-        self._starts += 1
-        self._log = self._folder / f"{self._name}-{self._starts}.log"
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self._command.arguments,
-                cwd=ROOT,
-                env=self._environment,
-                # Its end tells the worker that we are gone.
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-            )
-
-    def _close(self) -> None:
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-
-
 class OwnWorkers:
-    """Workers of ours, kept running."""
+    """Workers of ours, in the order in which they were asked for."""
 
     def __init__(
-        self,
-        environments: Sequence[Mapping[str, str]],
-        folder: Path,
-        command: Command = OURS,
+        self, groups: Sequence[tuple[Mapping[str, str], int]], folder: Path, command: Command
     ) -> None:
-        """Start one with each environment."""
-        self._workers = [
-            OwnWorker(f"worker-{number}", command, environment, folder)
-            for number, environment in enumerate(environments)
-        ]
-        self._stopped = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
-        self._keeper.start()
+        """Start so many of each environment."""
+        self._command = command
+        self._count = sum(count for _, count in groups)
+        self._logs: list[Path] = []
+        self._groups: list[subprocess.Popen[bytes]] = []
+        for number, (environment, count) in enumerate(groups):
+            log = folder / f"workers-{number}.log"
+            self._logs.append(log)
+            with log.open("wb") as output:
+                self._groups.append(
+                    subprocess.Popen(
+                        command.arguments(count),
+                        cwd=ROOT,
+                        env={**os.environ, **environment},
+                        # Its end tells them that we are gone.
+                        stdin=subprocess.PIPE,
+                        stdout=output,
+                        stderr=output,
+                    )
+                )
 
     def wait_until_ready(self) -> None:
         """Wait until each has said who it is. Raises `TimeoutError`."""
         deadline = time.monotonic() + START_SECONDS
-        while not all(worker.victim.is_ready for worker in self._workers):
+        while len(self._ready(*self._logs)) < self._count:
             if time.monotonic() > deadline:
                 raise TimeoutError("The workers did not start; their logs say why.")
             time.sleep(LOOK_SECONDS)
 
     def pick(self, choice: float) -> Victim | None:
-        """The worker at this share of all; see `Workers.pick`."""
-        return self._workers[int(choice * len(self._workers))].victim
+        """The worker at this share of those that are ready; see `Workers.pick`."""
+        ready = self._ready(*self._logs)
+        return ready[int(choice * len(ready))] if ready else None
 
-    def last(self) -> Victim:
-        """The one whose lines can be hurt."""
-        return self._workers[-1].victim
+    def last(self) -> Victim | None:
+        """The one whose lines can be hurt, if it is ready."""
+        return next(iter(self._ready(self._logs[-1])), None)
 
     def stop(self) -> int:
-        """End all; how many did not end by themselves."""
-        self._stopped.set()
-        self._keeper.join()
-        for worker in self._workers:
-            worker.end()
-        return sum(not worker.wait(STOP_SECONDS) for worker in self._workers)
+        """End all; how many groups did not end by themselves."""
+        for group in self._groups:
+            group.terminate()
+        return sum(not _has_ended(group) for group in self._groups)
 
-    def _keep(self) -> None:
-        while not self._stopped.wait(LOOK_SECONDS):
-            for worker in self._workers:
-                worker.keep()
+    def _ready(self, *logs: Path) -> list[Victim]:
+        found = [
+            Victim(int(named["pid"]), UUID(named["worker"]) if "worker" in named else None)
+            for log in logs
+            for named in (
+                match.groupdict()
+                for match in self._command.ready.finditer(log.read_text(errors="replace"))
+            )
+        ]
+        return [victim for victim in found if victim.is_alive()]
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
+    return True
 
 
 class FoundWorkers:

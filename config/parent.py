@@ -8,14 +8,19 @@ STDIN = 0
 
 
 def die_with_parent() -> None:
-    """End this process in order when its standard input, a pipe from its parent, closes.
+    """End this process in order when its standard input, a pipe from its parent, closes."""
+    end_with(STDIN)
 
-    The kernel closes it however the parent ends, also by SIGKILL.
+
+def end_with(pipe: int) -> None:
+    """End this process in order when this pipe closes.
+
+    The kernel closes it however the process at its other end does end, also by SIGKILL.
     """
 
     def wait() -> None:
         # Not through sys.stdin, whose lock this thread would hold when the interpreter ends.
-        while os.read(STDIN, 1_024):
+        while os.read(pipe, 1_024):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 

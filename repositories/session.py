@@ -28,7 +28,7 @@ from repositories.workers import WorkerRepository
 
 CONNECT_TIMEOUT_SECONDS = 5
 SILENCE_SECONDS = 15
-IDLE_SECONDS = 10
+IDLE_SECONDS = 5
 """How long a transaction may wait for its next statement: a process that was frozen in the middle
 of one would else keep its locks, and everybody who wants them waiting."""
 CONFLICTS = frozenset({"40001", "40P01", "55P03"})

@@ -67,11 +67,11 @@ class Reconciler:
 
         Raises `LedgerUnavailable`. A broker that is away is waited for.
         """
+        silence = self._watch()
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
             if not unit.try_lock("reconciler"):
                 return 0
-            silence = self._watch(unit)
             freed = [] if silence is None else unit.upkeep.free_lost(silence)
             ended = [*unit.upkeep.expire_overdue(), *(job for job in freed if not _waits(job))]
             unit.workers.forget_dead(FORGET_WORKERS_SECONDS)
@@ -97,13 +97,21 @@ class Reconciler:
             if self._retention.attempts_seconds:
                 unit.upkeep.prune_attempts(self._retention.attempts_seconds)
 
-    def _watch(self, unit: UnitOfWork) -> float | None:
-        """Note this round; the silence that proves a worker's death now, if any does."""
-        now = self._clock(unit).timestamp()
-        last_round, blind = unit.upkeep.last_watch()
-        blind = blind_spans(blind, last_round, now, self._worker_lost_seconds / 2)
-        unit.upkeep.note_watch(now, blind)
-        return silence_of_the_dead(blind, now, self._worker_lost_seconds)
+    def _watch(self) -> float | None:
+        """Note that the ledger is there; the silence that proves a worker's death now, if any does.
+
+        Apart from the rest, and by all workers: one that freezes with the lock of the rest must
+        not look like an outage of the ledger.
+        """
+        with self._ledger.transaction() as unit:
+            unit.limit_statements(STATEMENT_SECONDS)
+            if not unit.try_lock("watch"):
+                return None
+            now = self._clock(unit).timestamp()
+            last_round, blind = unit.upkeep.last_watch()
+            blind = blind_spans(blind, last_round, now, self._worker_lost_seconds / 2)
+            unit.upkeep.note_watch(now, blind)
+            return silence_of_the_dead(blind, now, self._worker_lost_seconds)
 
     def _ring_due(self) -> int:
         epoch = self._doorbell.epoch()

@@ -1,4 +1,4 @@
-"""Start a worker: `python -m worker`, or `promptstack worker`."""
+"""Start workers: `python -m worker`, or `promptstack worker`."""
 
 import argparse
 import sys
@@ -6,33 +6,81 @@ import sys
 from config.errors import PromptStackError
 from config.logging import configure_logging
 from config.parent import die_with_parent
-from config.settings import load_settings
+from config.settings import Settings, load_settings
+from services.llm.factory import LLMServiceFactory
 from tasks.composition import PromptStack
-from worker.process import WorkerProcess
+from worker.process import EXIT_FAILED, WorkerProcess
+from worker.processes import WRONG_SETTINGS, WorkerProcesses
 
 
 def main() -> int:
-    """Run one worker; the exit code."""
+    """Run workers until told to stop; the exit code."""
     parser = argparse.ArgumentParser(prog="promptstack worker")
     parser.add_argument(
         "--concurrency",
         dest="worker_concurrency",
         type=int,
         default=argparse.SUPPRESS,
-        help="jobs at once (WORKER_CONCURRENCY)",
+        help="jobs at once in each process (WORKER_CONCURRENCY)",
+    )
+    parser.add_argument(
+        "--processes", type=_count, help="keep so many worker processes; one a processor is enough"
     )
     parser.add_argument("--with-parent", action="store_true", help="end when the starter ends")
     given = vars(parser.parse_args())
-    if given.pop("with_parent"):
-        die_with_parent()
+    processes, with_parent = given.pop("processes"), given.pop("with_parent")
     try:
         settings = load_settings(**given)
         configure_logging(settings)
-        with PromptStack.open(settings) as stack:
-            return WorkerProcess(stack).run()
+        if processes is None:
+            if with_parent:
+                die_with_parent()
+            return _work(settings)
+        _import_providers(settings)
+        keeper = WorkerProcesses(
+            processes, lambda: _work_for_keeper(settings), with_parent=with_parent
+        )
+        return keeper.run()
     except PromptStackError as error:
-        sys.stderr.write(f"promptstack worker: {error}\n")
-        return 2
+        return _say(error)
+
+
+def _work(settings: Settings) -> int:
+    """Run one worker. Raises `PromptStackError` where it can't start."""
+    with PromptStack.open(settings) as stack:
+        return WorkerProcess(stack).run()
+
+
+def _work_for_keeper(settings: Settings) -> int:
+    """Run one worker; the exit code says whether another try may help: the ledger comes back."""
+    try:
+        return _work(settings)
+    except PromptStackError as error:
+        return EXIT_FAILED if _say(error) and error.transient else WRONG_SETTINGS
+
+
+def _import_providers(settings: Settings) -> None:
+    """Import what the workers will need: an SDK takes up to a second."""
+    keys = {
+        "openai": settings.openai_api_key,
+        "anthropic": settings.anthropic_api_key,
+        "gemini": settings.gemini_api_key,
+    }
+    factory = LLMServiceFactory()
+    for name in [name for name, key in keys.items() if key is not None]:
+        factory.service_class(name)
+
+
+def _count(given: str) -> int:
+    count = int(given)
+    if not 1 <= count <= 64:
+        raise argparse.ArgumentTypeError("1 to 64")
+    return count
+
+
+def _say(error: PromptStackError) -> int:
+    sys.stderr.write(f"promptstack worker: {error}\n")
+    return WRONG_SETTINGS
 
 
 if __name__ == "__main__":

@@ -76,7 +76,12 @@ class WorkerProcess:
             without_gossip=True,
             without_mingle=True,
         )
-        logger.info("worker %s takes %d jobs at once", stack.worker_id, self._concurrency)
+        logger.info(
+            "worker %s (process %d) takes %d jobs at once",
+            stack.worker_id,
+            os.getpid(),
+            self._concurrency,
+        )
         try:
             consumer.start()
             # Celery's own code where it gave up; without one, nobody told it to stop.

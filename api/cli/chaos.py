@@ -16,7 +16,7 @@ PATIENCE_SECONDS = 120.0
 def chaos(
     jobs: Annotated[int, typer.Option(min=1, help="Size of the load.")] = 500,
     seconds: Annotated[float, typer.Option(min=5, help="For load and faults.")] = 60.0,
-    kills: Annotated[int, typer.Option(min=0, help="Workers ended by SIGKILL.")] = 8,
+    kills: Annotated[int, typer.Option(min=0, help="Workers ended by SIGKILL.")] = 3,
     times: Annotated[int, typer.Option(min=0, help="Times for each other fault.")] = 1,
     faults: Annotated[
         str, typer.Option(help=f"Of {', '.join(POSSIBLE)}.")
