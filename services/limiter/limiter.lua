@@ -289,6 +289,8 @@ local outcome, latency = ARGV[9], tonumber(ARGV[10])
 local is_held = redis.call('ZREM', KEYS[5], ARGV[8]) == 1
 local charged = {input = tonumber(ARGV[14]), output = tonumber(ARGV[15])}
 charged.tokens = charged.input + charged.output
+-- As at the grant: nothing is charged more than a minute's limit, so no more comes back.
+if limits.tokens then charged.tokens = math.min(charged.tokens, limits.tokens) end
 local used = {input = tonumber(ARGV[16]), output = tonumber(ARGV[17])}
 local granted_at, is_probe = tonumber(ARGV[18]), ARGV[19] == '1'
 

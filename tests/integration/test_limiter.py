@@ -495,3 +495,20 @@ def test_requests_that_are_wrong_do_not_open_the_circuit(url: str) -> None:
         await script.grant()
 
     talk(url, work, requests_per_minute=60_000)
+
+
+def test_a_call_clipped_to_a_minutes_tokens_gets_back_no_more_than_it_was_charged(
+    url: str,
+) -> None:
+    """Its maximum of output is over the limit; what it took is nearly a minute's worth."""
+
+    async def work(script: Script) -> Verdict:
+        need = Need(100, 20_000)
+        grant = await script.grant(need)
+        await script.settle(grant, need=need, input_tokens=100, output_tokens=800)
+        return await script.ask(need, patience=0.0)
+
+    verdict = talk(url, work, tokens_per_minute=1_000)
+    # 900 tokens of 1,000 a minute: the next call has to wait for most of it.
+    assert isinstance(verdict, Later)
+    assert verdict.seconds > 45
