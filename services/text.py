@@ -65,10 +65,12 @@ def make_storable(text: str) -> str:
 
 
 def make_storable_json(value: Any) -> Any:
-    """Do the same in every text of a JSON value."""
+    """Do the same in every text of a JSON value; a number that JSON doesn't know becomes null."""
     match value:
         case str():
             return make_storable(value)
+        case float() if not math.isfinite(value):
+            return None
         case list() | tuple():
             return [make_storable_json(item) for item in value]
         case dict():
