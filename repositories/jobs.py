@@ -174,7 +174,7 @@ class JobRepository(BaseRepository[Job]):
             raise _lost(claim)
 
     def keep_answer(self, claim: Claim, result: Mapping[str, object]) -> None:
-        """Keep an answer that came when its attempt had been cancelled or had expired.
+        """Keep an answer that came when its attempt had been cancelled, given up or had expired.
 
         The job's state stays as it is. A retry finds the answer and pays no more: see `reopen`.
         """
@@ -183,7 +183,7 @@ class JobRepository(BaseRepository[Job]):
             .where(
                 Job.id == claim.job_id,
                 Job.attempt == claim.attempt,
-                Job.state.in_([JobState.CANCELLED, JobState.EXPIRED]),
+                Job.state.in_(RETRIABLE_STATES),
             )
             .values(result=dict(result))
         )

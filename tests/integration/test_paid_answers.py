@@ -1,0 +1,59 @@
+"""Answers that were paid for are kept, whatever becomes of their job meanwhile."""
+
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, update
+
+from repositories.models import Billing, JobState, Worker
+from services.limiter.limiter import RateLimiter
+from services.limiter.terms import Settlement
+from services.llm.base import LLMResponse
+from services.llm.demo import DemoService
+from services.views import JobView
+from tasks.composition import PromptStack
+
+LIMITS = '[[limits]]\nprovider = "demo"\nin_flight = 1\n'
+
+
+@pytest.fixture
+def limited(stack: PromptStack, tmp_path: Any) -> Iterator[PromptStack]:
+    """A stack whose demo provider is under the limiter."""
+    file = tmp_path / "models.toml"
+    file.write_text(LIMITS)
+    settings = stack.settings.model_copy(update={"models_file": file})
+    with PromptStack.open(settings) as opened:
+        yield opened
+
+
+def run(stack: PromptStack, job: JobView) -> JobView:
+    stack.generation.run(job.id, lambda progress: None)
+    return stack.jobs.get(job.id)
+
+
+def test_the_answer_of_a_worker_that_was_given_up_is_kept_for_a_retry(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was frozen and not dead: its job failed, and then its answer came."""
+    stack.heartbeat.beat()
+    generate = DemoService._generate
+
+    async def generate_late(self: DemoService, *asked: Any) -> LLMResponse:
+        with stack.ledger.transaction() as unit:
+            unit.session.execute(
+                update(Worker).values(heartbeat_at=func.now() - timedelta(seconds=100))
+            )
+            assert [str(job.state) for job in unit.upkeep.free_lost(60.0)] == ["failed"]
+        return await generate(self, *asked)
+
+    monkeypatch.setattr(DemoService, "_generate", generate_late)
+    ended = run(stack, stack.jobs.enqueue_generation("Why?", max_retries=0))
+    assert (ended.state, ended.error_code) == (JobState.FAILED, "WORKER_LOST")
+    assert [call.billing for call in stack.jobs.get_attempts(ended.id)] == [Billing.BILLED]
+    again = stack.jobs.retry(ended.id)
+    assert again.state is JobState.SUCCEEDED
+    assert again.result is not None
+    assert "demonstration" in again.result["text"]
