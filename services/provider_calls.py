@@ -181,29 +181,32 @@ class ProviderCalls:
         except BaseException:
             self._loop.submit(self._calls.give_back(permit))
             raise
+        answered: list[Answer] = []
+
+        async def ask() -> Answer:
+            answered.append(await call.ask(service))
+            return answered[0]
+
         try:
-            answer: Answer = self._wait_for(
+            self._wait_for(
                 job,
-                self._calls.make(
-                    call.provider,
-                    permit,
-                    lambda: call.ask(service),
-                    seconds_left=job.hold.seconds_left(),
-                ),
+                self._calls.make(call.provider, permit, ask, seconds_left=job.hold.seconds_left()),
             )
         except CancelledError:
-            self._ledger.write(
-                lambda unit: unit.attempts.settle(attempt_id, AttemptState.CANCELLED)
-            )
-            raise
+            # Where only the limiter was still to be told, the answer is there, and paid for.
+            if not answered:
+                self._ledger.write(
+                    lambda unit: unit.attempts.settle(attempt_id, AttemptState.CANCELLED)
+                )
+                raise
         except PromptStackError as error:
             self._settle_attempt(attempt_id, error)
             raise
         except Exception as error:
             self._settle_attempt(attempt_id, bug(error))
             raise
-        self._keep(attempt_id, call, permit, answer, keep)
-        return answer
+        self._keep(attempt_id, call, permit, answered[0], keep)
+        return answered[0]
 
     def _keep(
         self,

@@ -1,7 +1,6 @@
 """Answers that were paid for are kept, whatever becomes of their job meanwhile."""
 
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
 from datetime import timedelta
 from typing import Any
 
@@ -57,3 +56,18 @@ def test_the_answer_of_a_worker_that_was_given_up_is_kept_for_a_retry(
     assert again.state is JobState.SUCCEEDED
     assert again.result is not None
     assert "demonstration" in again.result["text"]
+
+
+def test_an_answer_is_kept_where_its_worker_stops_while_the_limiter_is_told(
+    limited: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = RateLimiter.settle
+
+    async def settle_late(self: RateLimiter, permit: Any, settlement: Settlement) -> None:
+        limited.running.stop()
+        await settle(self, permit, settlement)
+
+    monkeypatch.setattr(RateLimiter, "settle", settle_late)
+    ended = run(limited, limited.jobs.enqueue_generation("Why?"))
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 1)
+    assert [call.billing for call in limited.jobs.get_attempts(ended.id)] == [Billing.BILLED]
