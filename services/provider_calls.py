@@ -1,11 +1,13 @@
 """Provider calls of jobs: each with its row in the ledger, its permit, and those that stand in."""
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from config.errors import PromptStackError
@@ -135,7 +137,9 @@ class ProviderCalls:
         service = self._providers.get(call.provider)
         throttled = 0
         while True:
-            permit = self._wait_for(job, self._calls.enter(service, call.model, call.need(service)))
+            permit = self._wait_for(
+                job, self._enter(job.hold, service, call.model, call.need(service))
+            )
             try:
                 return self._make_once(job, call, service, permit, keep)
             except RateLimited as error:
@@ -143,6 +147,24 @@ class ProviderCalls:
                 is_long = (error.retry_after or 0.0) > self._calls.patience_seconds
                 if permit is None or is_long or throttled == MAX_THROTTLED:
                     raise
+
+    async def _enter(
+        self, hold: Hold, service: LLMService, model: str, need: Need
+    ) -> Permit | None:
+        """Wait for leave to make a call; it is given back where the job was cancelled by then."""
+        task = asyncio.current_task()
+        if task is not None:
+            task.add_done_callback(partial(self._give_back_unheard, hold))
+        return await self._calls.enter(service, model, need)
+
+    def _give_back_unheard(self, hold: Hold, task: "asyncio.Task[Permit | None]") -> None:
+        """Give a permit back that came just when nobody waited for it any more.
+
+        On the event loop, after whoever waits was told. Its lease would be renewed for ever.
+        """
+        is_unheard = hold.call is not None and hold.call.cancelled()
+        if is_unheard and not task.cancelled() and task.exception() is None:
+            self._loop.submit(self._calls.give_back(task.result()))
 
     def _make_once(
         self,

@@ -14,6 +14,7 @@ from services.llm.base import LLMResponse
 from services.llm.demo import DemoService
 from services.views import JobView
 from tasks.composition import PromptStack
+from tests.processes import wait_until
 
 LIMITS = '[[limits]]\nprovider = "demo"\nin_flight = 1\n'
 
@@ -71,3 +72,20 @@ def test_an_answer_is_kept_where_its_worker_stops_while_the_limiter_is_told(
     ended = run(limited, limited.jobs.enqueue_generation("Why?"))
     assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 1)
     assert [call.billing for call in limited.jobs.get_attempts(ended.id)] == [Billing.BILLED]
+
+
+def test_a_permit_that_comes_when_its_job_was_cancelled_is_given_back(
+    limited: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire = RateLimiter.acquire
+
+    async def acquire_too_late(self: RateLimiter, *asked: Any) -> Any:
+        permit = await acquire(self, *asked)
+        limited.running.cancel_lost(limited.running.claimed(), {})
+        return permit
+
+    monkeypatch.setattr(RateLimiter, "acquire", acquire_too_late)
+    run(limited, limited.jobs.enqueue_generation("Why?"))
+    wait_until(lambda: not limited.limiter._held, "the permit to be given back")
+    flights = "promptstack:limiter:*:flight"
+    wait_until(lambda: not limited.redis.keys(flights), "its place in flight to be free")
