@@ -17,7 +17,7 @@ from repositories.models import AttemptState, Billing
 from repositories.session import UnitOfWork
 from services.errors import DeadlinePassed
 from services.limited_calls import LimitedCalls
-from services.limiter.errors import CircuitOpen, QuotaSpent
+from services.limiter.errors import CircuitOpen, LimiterWait, QuotaSpent
 from services.limiter.limiter import Permit
 from services.limiter.terms import Need
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
@@ -28,6 +28,7 @@ from services.llm.errors import (
     InvalidProviderRequest,
     NeverSent,
     Overloaded,
+    ProviderError,
     ProviderTimeout,
     QuotaExhausted,
     RateLimited,
@@ -119,13 +120,17 @@ class ProviderCalls:
         The answer is paid for, so it is kept whether or not the claim still holds: `keep` must
         not raise `ClaimLost`. Raises `ProviderError`, `ClaimLost`, and the limiter's errors.
         """
-        *first, last = calls
-        for call in first:
+        met: list[PromptStackError] = []
+        for call in calls:
             try:
                 return self._make_in_turn(job, call, keep)
             except STANDS_IN_FOR as error:
                 logger.warning("%s/%s does not answer: %s", call.provider, call.model, error.code)
-        return self._make_in_turn(job, last, keep)
+                met.append(error)
+            except (LimiterWait, RateLimited) as error:
+                met.append(error)
+                break
+        raise _deciding(met)
 
     def _make_in_turn(
         self,
@@ -303,6 +308,23 @@ class ProviderCalls:
                 **took,
             )
         )
+
+
+def _deciding(met: Sequence[PromptStackError]) -> PromptStackError:
+    """Of the errors of all providers that were asked, the one that decides what becomes of a job.
+
+    What may have been billed uses up a retry, also where a fallback only has to wait: else the
+    job would pay again and again. A fallback without quota ends no job that another may answer.
+    """
+    paid = [error for error in met if error.counts_as_failure and _may_be_billed(error)]
+    transient = [error for error in met if error.transient]
+    waits = met[-1].transient and not met[-1].counts_as_failure
+    return ((paid if waits else []) or transient or list(met))[-1]
+
+
+def _may_be_billed(error: PromptStackError) -> bool:
+    # The limiter's own errors come before a call.
+    return isinstance(error, ProviderError) and _billing(error) is not Billing.NOT_BILLED
 
 
 def bug(error: Exception) -> PromptStackError:

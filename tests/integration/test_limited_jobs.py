@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from sqlalchemy import text as sql
 
 from config.errors import ConfigurationError
 from config.models_file import ModelsFile
@@ -372,3 +373,35 @@ def test_the_models_file_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
         ModelsFile.read(tmp_path / "missing")
     assert ModelsFile.read(None).limits == ()
+
+
+# A fallback that can't help
+
+
+ONE_A_MINUTE = '[[limits]]\nprovider = "backup"\nrequests_per_minute = 1\n'
+
+
+def test_a_fallback_that_must_wait_makes_failures_of_the_first_no_free_retries(
+    open_stack: Open, first: SimulatorProcess
+) -> None:
+    """Calls that time out may each be billed: a job makes no more of them than its retries."""
+    stack = open_stack(ONE_A_MINUTE)
+    first.control(*[{"kind": "reset"}] * 3)
+    assert run(stack, generate(stack, "backup")).state is JobState.SUCCEEDED
+    job = run(stack, generate(stack, "backup", max_retries=1))
+    told = (job.state, job.error_code, job.failures)
+    assert told == (JobState.QUEUED, "PROVIDER_UNREACHABLE", 1)
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(sql("UPDATE jobs SET not_before = now()"))
+    job = run(stack, job)
+    assert (job.state, job.failures) == (JobState.FAILED, 2)
+
+
+def test_a_fallback_without_quota_takes_no_retry_from_the_first(
+    open_stack: Open, first: SimulatorProcess, second: SimulatorProcess
+) -> None:
+    stack = open_stack()
+    first.control(BUSY)
+    second.control(SPENT)
+    job = run(stack, generate(stack, "backup", max_retries=1))
+    assert (job.state, job.error_code) == (JobState.QUEUED, "PROVIDER_OVERLOADED")
