@@ -67,18 +67,22 @@ _BY_STATUS: Mapping[int, Meaning] = {
     413: _TOO_LONG,
     429: _SLOW_DOWN,
 }
-# Where a provider has no code for it, only its words tell. Lower case; taken in this order.
-_BY_WORDS: tuple[tuple[str, Meaning], ...] = (
-    ("credit balance is too low", _NO_QUOTA),  # Anthropic, status 400
-    ("spend limit", _NO_QUOTA),  # Anthropic
-    ("api usage limits", _NO_QUOTA),  # Anthropic, status 400: the spending that somebody set
-    ("perday", _NO_QUOTA),  # Gemini's quotaId of a day's quota, which no short wait cures
-    ("maximum context length", _TOO_LONG),  # OpenAI's embeddings, vLLM
-    ("prompt is too long", _TOO_LONG),  # Anthropic
-    ("input token count", _TOO_LONG),  # Gemini
-    ("request too large", _TOO_LONG),  # OpenAI, status 429: larger than a minute's tokens
+_ANY = frozenset({400, 403, 429})
+"""Statuses with which words decide."""
+# Where a provider has no code for it, only its words tell. Lower case; taken in this order. What it
+# says may quote the request, such as the name of a tool: nobody's words may close an account, so
+# those of spent quota count only of whom, and with the status, they are known of.
+_BY_WORDS: tuple[tuple[str, Meaning, str | None, frozenset[int]], ...] = (
+    ("credit balance is too low", _NO_QUOTA, "anthropic", _ANY),  # status 400
+    ("spend limit", _NO_QUOTA, "anthropic", _ANY),
+    ("api usage limits", _NO_QUOTA, "anthropic", _ANY),  # status 400: the spending somebody set
+    # Gemini's quotaId of a day's quota, which no short wait cures
+    ("perday", _NO_QUOTA, None, frozenset({429})),
+    ("maximum context length", _TOO_LONG, None, _ANY),  # OpenAI's embeddings, vLLM
+    ("prompt is too long", _TOO_LONG, None, _ANY),  # Anthropic
+    ("input token count", _TOO_LONG, None, _ANY),  # Gemini
+    ("request too large", _TOO_LONG, None, _ANY),  # OpenAI, 429: larger than a minute's tokens
 )
-_WORDS_DECIDE = frozenset({400, 403, 429})
 
 
 def from_status(
@@ -97,7 +101,7 @@ def from_status(
     asks us to wait, in seconds, where the headers don't hold it. The sentence is ours alone: what
     the provider wrote may repeat the prompt and goes to `detail`.
     """
-    kind, meaning = _meaning(status, codes, text)
+    kind, meaning = _meaning(provider, status, codes, text)
     call = request_id(headers)
     wait = retry_after(headers, datetime.now(UTC)) if wait is None else wait
     return kind(
@@ -111,15 +115,14 @@ def from_status(
     )
 
 
-def _meaning(status: int, codes: Iterable[object], text: str) -> Meaning:
+def _meaning(provider: str, status: int, codes: Iterable[object], text: str) -> Meaning:
     for code in codes:
         if code in _BY_CODE:
             return _BY_CODE[str(code)]
-    if status in _WORDS_DECIDE:
-        said = text.lower()
-        for words, meaning in _BY_WORDS:
-            if words in said:
-                return meaning
+    said = text.lower() if status in _ANY else ""
+    for words, meaning, sayer, statuses in _BY_WORDS:
+        if status in statuses and sayer in {None, provider} and words in said:
+            return meaning
     return _BY_STATUS.get(status, _OVERLOADED if status >= 500 else _INVALID)
 
 
