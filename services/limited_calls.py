@@ -13,6 +13,7 @@ from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
 from services.llm.errors import (
     BadResponse,
     ConnectionFailed,
+    ModelQuotaExhausted,
     NeverSent,
     Overloaded,
     ProviderError,
@@ -26,6 +27,7 @@ Answer = TypeVar("Answer", LLMResponse, EmbeddingResponse)
 OUTCOMES: Mapping[type[ProviderError], Outcome] = {
     RateLimited: Outcome.THROTTLED,
     QuotaExhausted: Outcome.QUOTA,
+    ModelQuotaExhausted: Outcome.MODEL_QUOTA,
     Overloaded: Outcome.FAILED,
     ProviderTimeout: Outcome.FAILED,
     ConnectionFailed: Outcome.FAILED,

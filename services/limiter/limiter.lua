@@ -119,7 +119,7 @@ end
 if operation == 'room' then
   -- ARGV 8 horizon. How many calls more could leave within it than wait already.
   local horizon = tonumber(ARGV[8])
-  local closed = math.max(get('paused'), get('open_until'), get('probe_until'),
+  local closed = math.max(get('paused'), get('open_until'), get('probe_until'), get('quota_until'),
     tonumber(redis.call('HGET', KEYS[6], 'quota_until') or 0))
   local room = closed > now and 0 or LARGEST_WINDOW
   for _, name in ipairs(NAMES) do
@@ -152,7 +152,8 @@ if operation == 'acquire' then
     return {verdict, tostring(seconds), what}
   end
 
-  local quota_until = tonumber(redis.call('HGET', KEYS[6], 'quota_until') or 0)
+  local quota_until = math.max(get('quota_until'),
+    tonumber(redis.call('HGET', KEYS[6], 'quota_until') or 0))
   if quota_until > now then return refuse('quota', quota_until - now, '') end
 
   local open_until, probe_until = get('open_until'), get('probe_until')
@@ -315,7 +316,8 @@ end
 -- What was charged is put right. A throttled or refused call is not counted by the provider; of
 -- one that broke, nobody knows.
 used.requests, charged.requests = 1, 1
-if outcome == 'throttled' or outcome == 'refused' or outcome == 'quota' then
+if outcome == 'throttled' or outcome == 'refused' or outcome == 'quota'
+  or outcome == 'model_quota' then
   used = {requests = outcome == 'throttled' and 0 or 1, input = 0, output = 0}
 end
 if used.input and used.output and is_held then
@@ -392,6 +394,8 @@ if outcome == 'throttled' then
     set('window', math.max(1, get('window', FIRST_WINDOW) / 2))
     set('window_cut', now)
   end
+elseif outcome == 'model_quota' then
+  set('quota_until', now + QUOTA_REST)
 elseif outcome == 'quota' then
   redis.call('HSET', KEYS[6], 'quota_until', string.format('%.6f', now + QUOTA_REST))
   redis.call('EXPIRE', KEYS[6], QUOTA_REST * 2)

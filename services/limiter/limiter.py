@@ -235,8 +235,8 @@ def _refusal(bucket: Bucket, verdict: Verdict) -> Exception:
             )
         case Spent():
             return QuotaSpent(
-                f"The account at {bucket.provider} has no quota or money left; top it up, then "
-                "retry the job."
+                f"The account at {bucket.provider} has no quota or money left for "
+                f"{bucket.model}; top it up, then retry the job."
             )
         case _:
             raise AssertionError(verdict)

@@ -43,6 +43,8 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     """The provider is well; this one request isn't."""
     QUOTA = "quota"
+    MODEL_QUOTA = "model_quota"
+    """The account has quota, and this model none."""
     CANCELLED = "cancelled"
 
 

@@ -47,6 +47,10 @@ class QuotaExhausted(ProviderError):
     counts_as_failure = False
 
 
+class ModelQuotaExhausted(QuotaExhausted):
+    """The quota of one model is used up, such as a day's; other models have their own."""
+
+
 class Overloaded(ProviderError):
     """The provider is up but can't serve us now (5xx)."""
 

@@ -13,6 +13,7 @@ from services.llm.errors import (
     ContentRefused,
     ContextTooLong,
     InvalidProviderRequest,
+    ModelQuotaExhausted,
     NeverSent,
     Overloaded,
     ProviderError,
@@ -27,6 +28,7 @@ LONGEST_DETAIL = 2_000
 
 _REFUSED_KEY = (AuthenticationFailed, "does not accept the API key for this; check {key}")
 _NO_QUOTA = (QuotaExhausted, "says that the account has no quota or money left")
+_NO_MODEL_QUOTA = (ModelQuotaExhausted, "says that the quota of this model is used up")
 _SLOW_DOWN = (RateLimited, "asks us to slow down")
 _TOO_LONG = (ContextTooLong, "says that the input is longer than it takes")
 _REFUSED_CONTENT = (ContentRefused, "refused the input by its content filter")
@@ -77,6 +79,7 @@ _BY_WORDS: tuple[tuple[str, Meaning, str | None, frozenset[int]], ...] = (
     ("spend limit", _NO_QUOTA, "anthropic", _ANY),
     ("api usage limits", _NO_QUOTA, "anthropic", _ANY),  # status 400: the spending somebody set
     # Gemini's quotaId of a day's quota, which no short wait cures
+    ("perdayperprojectpermodel", _NO_MODEL_QUOTA, None, frozenset({429})),
     ("perday", _NO_QUOTA, None, frozenset({429})),
     ("maximum context length", _TOO_LONG, None, _ANY),  # OpenAI's embeddings, vLLM
     ("prompt is too long", _TOO_LONG, None, _ANY),  # Anthropic

@@ -405,3 +405,17 @@ def test_a_fallback_without_quota_takes_no_retry_from_the_first(
     second.control(SPENT)
     job = run(stack, generate(stack, "backup", max_retries=1))
     assert (job.state, job.error_code) == (JobState.QUEUED, "PROVIDER_OVERLOADED")
+
+
+def test_the_spent_quota_of_one_model_leaves_the_others_to_their_jobs(
+    open_stack: Open, first: SimulatorProcess
+) -> None:
+    """Gemini counts a day's requests by model."""
+    stack = open_stack(gemini_api_key=API_KEY, gemini_base_url=first.origin)
+    first.control(SPENT)
+    other = [Fallback(provider="gemini", model="gemini-2.5-pro")]
+    helped = stack.jobs.enqueue_generation("Why?", provider="gemini", fallbacks=other)
+    assert run(stack, helped).state is JobState.SUCCEEDED
+    spared = run(stack, stack.jobs.enqueue_generation("Why?", provider="gemini"))
+    assert (spared.state, spared.error_code) == (JobState.FAILED, "QUOTA_EXHAUSTED")
+    assert attempts(stack, spared) == []
