@@ -23,7 +23,15 @@ from services.llm.errors import InvalidProviderRequest, ProviderError
 from services.llm.headers import LONGEST_WAIT, limit_report, request_id
 from services.llm.remote import CONNECTIONS, RemoteService
 from services.llm.requests import GenerationRequest, Message
-from services.llm.translation import broken, from_status, reading, refused, timed_out, unusable
+from services.llm.translation import (
+    broken,
+    from_status,
+    never_sent,
+    reading,
+    refused,
+    timed_out,
+    unusable,
+)
 from services.text import make_storable, make_storable_json
 
 GEMINI_URL = "https://generativelanguage.googleapis.com"
@@ -216,6 +224,8 @@ def translate(error: Exception) -> ProviderError:
             headers=_headers(error.response),
             wait=_retry_delay(facts),
         )
+    if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)):
+        return never_sent("gemini")
     if isinstance(error, (httpx2.TimeoutException, TimeoutError)):
         return timed_out("gemini")
     if isinstance(error, httpx2.HTTPError):

@@ -134,12 +134,17 @@ def timed_out(provider: str) -> ProviderTimeout:
     return ProviderTimeout(f"{provider} did not answer in time; the call may still be billed.")
 
 
+def never_sent(provider: str) -> NeverSent:
+    """No connection was made."""
+    return NeverSent(f"{provider} could not be reached; check the network and its address.")
+
+
 def broken(provider: str, error: BaseException) -> ConnectionFailed:
     """No connection, or one that broke when the request may have arrived."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, aiohttp.ClientConnectorError):
-            return NeverSent(f"{provider} could not be reached; check the network and its address.")
+            return never_sent(provider)
         cause = cause.__cause__ or cause.__context__
     return ConnectionFailed(f"The connection to {provider} broke; the call may still be billed.")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from services.llm.errors import (
     ContextTooLong,
     InvalidProviderRequest,
     ModelQuotaExhausted,
+    NeverSent,
     Overloaded,
     ProviderError,
     ProviderTimeout,
@@ -493,3 +495,20 @@ def test_errors_of_embeddings_are_told_apart(
 def test_anthropic_has_no_embeddings(simulator: SimulatorProcess) -> None:
     with pytest.raises(InvalidProviderRequest, match="no embedding"):
         embed(ANTHROPIC, simulator, ["one"])
+
+
+@of_all
+def test_nobody_listening_is_never_billed(kind: Kind) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}{kind.path}"
+
+        async def ask() -> None:
+            service = kind.service(api_key=API_KEY, base_url=url)
+            try:
+                await service.generate_text(kind.request(), None)
+            finally:
+                await service.aclose()
+
+        with pytest.raises(NeverSent):
+            asyncio.run(ask())
