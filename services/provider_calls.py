@@ -253,7 +253,11 @@ class ProviderCalls:
             "billing": Billing.BILLED,
             "cached_tokens": cached,
             "cost_usd": self._prices.cost(
-                call.provider, call.model, cached_tokens=cached, **tokens
+                call.provider,
+                call.model,
+                cached_tokens=cached,
+                cache_write_tokens=_credible(getattr(answer, "cache_write_tokens", 0)) or 0,
+                **tokens,
             ),
             "latency_seconds": answer.latency_seconds,
             "limiter_wait_seconds": permit.waited_seconds if permit else None,

@@ -75,17 +75,17 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
                 raise refused(self.name, stop_reason, answer.status_code, answer.headers)
             usage = body["usage"]
             cached = int(usage.get("cache_read_input_tokens") or 0)
+            written = int(usage.get("cache_creation_input_tokens") or 0)
             return LLMResponse(
                 text=text,
                 model=make_storable(body["model"]),
                 # `input_tokens` is what no cache had a part in; the sum is what was read.
-                input_tokens=int(usage["input_tokens"])
-                + cached
-                + int(usage.get("cache_creation_input_tokens") or 0),
+                input_tokens=int(usage["input_tokens"]) + cached + written,
                 output_tokens=int(usage["output_tokens"]),
                 finish_reason=make_storable(FINISH_REASONS.get(stop_reason, stop_reason)),
                 provider_request_id=request_id(answer.headers),
                 cached_tokens=cached,
+                cache_write_tokens=written,
                 tool_calls=calls,
                 limits=limit_report(answer.headers),
             )

@@ -47,6 +47,8 @@ class LLMResponse:
     latency_seconds: float = 0.0
     cached_tokens: int = 0
     """How many of the input tokens the provider had in its cache."""
+    cache_write_tokens: int = 0
+    """How many of the input tokens it put there, where that has a price of its own."""
     tool_calls: tuple[dict[str, JsonValue], ...] = ()
     """The tools that the model wants called: `id`, `name` and `arguments` each."""
     limits: LimitReport | None = None
