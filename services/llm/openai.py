@@ -52,7 +52,7 @@ from services.text import make_storable
 OPENAI_URL = "https://api.openai.com/v1"
 
 
-RESERVED_OPTIONS = frozenset({"model", "messages", "input", "n", "stream"})
+RESERVED_OPTIONS = frozenset({"model", "messages", "input", "n", "stream", "background"})
 RESPONSES = "responses"
 ENCODINGS = "https://openaipublic.blob.core.windows.net/encodings"
 DIMENSIONS: Mapping[str, int] = {

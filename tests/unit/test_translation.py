@@ -2,7 +2,9 @@
 
 import pytest
 
+from services.errors import InvalidInput
 from services.llm.errors import InvalidProviderRequest, ProviderError, QuotaExhausted
+from services.llm.openai import OpenAIService
 from services.llm.translation import from_status
 
 TOOL = "Invalid schema for function 'sales_perday': 'spend limit' is not of type 'object'."
@@ -25,3 +27,9 @@ def test_the_words_of_spent_quota_are_known() -> None:
         ("gemini", 429, PER_DAY),
     ):
         assert isinstance(meaning(provider, status, said), QuotaExhausted)
+
+
+def test_openai_is_not_asked_to_answer_later() -> None:
+    """Its answer would come empty, be paid for, and be asked for again."""
+    with pytest.raises(InvalidInput, match="background"):
+        OpenAIService.check_options({"api": "responses", "background": True})
