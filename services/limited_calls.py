@@ -109,7 +109,7 @@ class LimitedCalls:
     async def give_back(self, permit: Permit | None) -> None:
         """Settle a permit whose call was never made."""
         if permit is not None:
-            await self._limiter.settle(permit, Settlement(Outcome.CANCELLED))
+            await self._limiter.settle(permit, Settlement(Outcome.UNUSED))
 
     async def _in_time(
         self,

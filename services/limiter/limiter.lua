@@ -317,8 +317,9 @@ end
 -- one that broke, nobody knows.
 used.requests, charged.requests = 1, 1
 if outcome == 'throttled' or outcome == 'refused' or outcome == 'quota'
-  or outcome == 'model_quota' then
-  used = {requests = outcome == 'throttled' and 0 or 1, input = 0, output = 0}
+  or outcome == 'model_quota' or outcome == 'unused' then
+  local is_free = outcome == 'throttled' or outcome == 'unused'
+  used = {requests = is_free and 0 or 1, input = 0, output = 0}
 end
 if used.input and used.output and is_held then
   used.tokens = used.input + used.output
@@ -410,7 +411,7 @@ if outcome == 'failed' then
     set('opens', get('opens') + 1)
     set('probe_until', 0)
   end
-elseif outcome ~= 'cancelled' then
+elseif outcome ~= 'cancelled' and outcome ~= 'unused' then
   set('failures', 0)
   if get('open_until') <= now then
     set('open_until', 0)

@@ -46,6 +46,8 @@ class Outcome(StrEnum):
     MODEL_QUOTA = "model_quota"
     """The account has quota, and this model none."""
     CANCELLED = "cancelled"
+    UNUSED = "unused"
+    """No call was made."""
 
 
 @dataclass(frozen=True)

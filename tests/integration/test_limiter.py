@@ -512,3 +512,11 @@ def test_a_call_clipped_to_a_minutes_tokens_gets_back_no_more_than_it_was_charge
     # 900 tokens of 1,000 a minute: the next call has to wait for most of it.
     assert isinstance(verdict, Later)
     assert verdict.seconds > 45
+
+
+def test_a_permit_whose_call_was_never_made_is_given_back_whole(url: str) -> None:
+    async def work(script: Script) -> Verdict:
+        await script.settle(await script.grant(), Outcome.UNUSED)
+        return await script.grant()
+
+    assert isinstance(talk(url, work, requests_per_minute=6), Grant)
