@@ -82,7 +82,8 @@ class WorkerProcesses:
             lived = time.monotonic() - self._started.pop(pid)
             code = os.waitstatus_to_exitcode(status)
             if self._is_stopping:
-                self._exit_code = self._exit_code or abs(code)
+                # One that had only begun to start dies of the signal itself, and has nothing to do.
+                self._exit_code = self._exit_code or (0 if code == -signal.SIGTERM else abs(code))
             elif code == WRONG_SETTINGS:
                 self._exit_code = code
                 self._stop(signal.SIGTERM, None)
