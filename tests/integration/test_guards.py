@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from config.settings import load_settings
 from repositories.errors import ClaimLost
 from repositories.models import Document, Job, JobState
-from services.errors import InvalidInput
+from services.errors import InvalidInput, WrongState
 from services.llm.base import (
     Capability,
     EmbeddingLimits,
@@ -324,7 +324,14 @@ def test_terminal_states_are_final_unless_a_person_asks(
     run_generation(stack, job.id)
     assert stack.jobs.get(job.id).state is JobState.SUCCEEDED
     run_generation(stack, job.id)
-    assert stack.jobs.get(job.id).attempt == 1
+    ended = stack.jobs.get(job.id)
+    assert ended.attempt == 1
+    # A success is final for everybody.
+    for ask in (stack.jobs.retry, stack.jobs.cancel):
+        with pytest.raises(WrongState):
+            ask(job.id)
+    assert stack.jobs.retry_many(state=None) == 0
+    assert stack.jobs.get(job.id) == ended
 
 
 @pytest.mark.parametrize(
