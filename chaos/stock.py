@@ -181,7 +181,7 @@ def _settled(
 
 
 def _stored(redis_url: str, ids: Sequence[str]) -> int:
-    """How many of these tasks have a result: read past Celery, whose own reader may have given up."""
+    """How many of these tasks have a result; past Celery's reader, which may have given up."""
     found = 0
     with redis.Redis.from_url(redis_url) as client:
         for first in range(0, len(ids), SLICE):
