@@ -4,14 +4,16 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from chaos.own import run_own
-from chaos.stock import run_stock
+from chaos.scorecard import Scorecard
+from chaos.stock import StockScore, run_stock
 
 
 def main() -> int:
-    """Run and print the scorecard; 1 where something was lost, doubled or unexplained."""
+    """Run and print the score; 1 where something was lost, doubled or unexplained."""
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=20_000)
@@ -19,25 +21,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=125)
     parser.add_argument("--times", type=int, default=5, help="of each other fault")
     parser.add_argument("--logs", type=Path, help="folder for the workers' logs")
-    parser.add_argument("--json", type=Path, help="file for the scorecard as JSON")
+    parser.add_argument("--json", type=Path, help="file for the score as JSON")
     parser.add_argument("--against", choices=["celery"], help="run this rival instead")
     given = parser.parse_args()
     folder = given.logs or Path(tempfile.mkdtemp(prefix="promptstack-chaos-logs-"))
     folder.mkdir(parents=True, exist_ok=True)
-    if given.against:
-        score = run_stock(
-            seed=given.seed,
-            jobs=given.jobs,
-            seconds=given.seconds,
-            kills=given.kills,
-            times=given.times,
-            folder=folder,
-            say=_say,
-        )
-        for line in score.lines():
-            _say(line)
-        return 0
-    scorecard = run_own(
+    run: Callable[..., Scorecard | StockScore] = run_stock if given.against else run_own
+    score = run(
         seed=given.seed,
         jobs=given.jobs,
         seconds=given.seconds,
@@ -46,11 +36,11 @@ def main() -> int:
         folder=folder,
         say=_say,
     )
-    for line in scorecard.lines():
+    for line in score.lines():
         _say(line)
     if given.json:
-        given.json.write_text(json.dumps(scorecard.as_json(), indent=2))
-    return 0 if scorecard.passed else 1
+        given.json.write_text(json.dumps(score.as_json(), indent=2))
+    return 0 if score.passed else 1
 
 
 def _say(line: str) -> None:
