@@ -14,6 +14,11 @@ from repositories.models import Job, JobState
 
 _WAITING = (Job.state == JobState.QUEUED, Job.error_code == RATE_LIMIT_WAIT)
 NEARLY_DUE_SECONDS = 1.0
+UNSURE_SECONDS = 4.0
+"""What Redis may lose when it crashes: it writes its log to disk every second, or every two where
+the disk is slow. One second more, as it tells its age in whole ones."""
+RESTARTED_SECONDS = 60.0
+"""How long after its start that is looked for."""
 FRESH_SECONDS = 5.0
 """How long the caller of a new job gets to send its message before the reconciler does."""
 
@@ -24,7 +29,13 @@ class RingRepository(BaseRepository[Job]):
     model = Job
 
     def take_unrung(
-        self, epoch: str, *, idle_queues: Sequence[str], patience: float, limit: int
+        self,
+        epoch: str,
+        *,
+        idle_queues: Sequence[str],
+        patience: float,
+        limit: int,
+        uptime: float | None = None,
     ) -> Sequence[JobRef]:
         """Mark due jobs that need a message as rung in `epoch` and return them, sorted by age.
 
@@ -32,7 +43,8 @@ class RingRepository(BaseRepository[Job]):
 
         A job needs one when none was sent for it, when its message was sent in another epoch
         of the broker (whose queues are gone), or when it was sent over `patience` seconds ago
-        and nothing waits in its queue any more, or `patience` before one that was taken.
+        and nothing waits in its queue any more, or `patience` before one that was taken, or just
+        before the broker was started, `uptime` seconds ago: it may not have kept that.
         """
         patient = timedelta(seconds=patience)
         gone_before = self._last_taken(patient)
@@ -60,6 +72,7 @@ class RingRepository(BaseRepository[Job]):
                 )
                 for queue, before in gone_before.items()
             ),
+            *((sent_in_order, reason) for reason in _sent_before_a_restart(epoch, uptime)),
         ]
         found = union_all(
             *(
@@ -153,3 +166,19 @@ class RingRepository(BaseRepository[Job]):
             .where(Job.id.in_(job_ids), Job.state == JobState.QUEUED)
             .values(rung_at=None, rung_epoch=None)
         )
+
+
+def _sent_before_a_restart(epoch: str, uptime: float | None) -> list[list[ColumnElement[bool]]]:
+    if uptime is None or uptime > RESTARTED_SECONDS:
+        return []
+    started = func.now() - timedelta(seconds=uptime)
+    unsure = timedelta(seconds=UNSURE_SECONDS)
+    return [
+        [
+            Job.rung_epoch == epoch,
+            Job.queue == queue,
+            Job.rung_at > started - unsure,
+            Job.rung_at < started,
+        ]
+        for queue in Queue
+    ]

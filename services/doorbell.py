@@ -55,6 +55,9 @@ class Doorbell(Protocol):
     def epoch(self) -> str:
         """Name the broker's present data: it changes when the queues are lost."""
 
+    def uptime(self) -> float | None:
+        """Seconds since the broker was started; None where nobody knows."""
+
     def ring(self, ring: Ring) -> None:
         """Send a job's message. Raises `BrokerUnavailable`."""
 

@@ -114,16 +114,16 @@ class Reconciler:
             return silence_of_the_dead(blind, now, self._worker_lost_seconds)
 
     def _ring_due(self) -> int:
-        epoch = self._doorbell.epoch()
+        epoch, uptime = self._doorbell.epoch(), self._doorbell.uptime()
         rung = 0
         for _ in range(ROUNDS):
-            batch = self._ring_batch(epoch)
+            batch = self._ring_batch(epoch, uptime)
             rung += batch
             if batch < BATCH:
                 break
         return rung
 
-    def _ring_batch(self, epoch: str) -> int:
+    def _ring_batch(self, epoch: str, uptime: float | None) -> int:
         idle = [queue for queue in Queue if self._doorbell.waiting(queue) == 0]
         # Marked first: when two reconcilers meet, each job is rung by one of them, and if this
         # process dies before it has rung, the messages that are taken later tell.
@@ -132,7 +132,11 @@ class Reconciler:
             if not unit.try_lock("reconciler"):
                 return 0
             jobs = unit.rings.take_unrung(
-                epoch, idle_queues=idle, patience=PATIENCE_SECONDS, limit=BATCH
+                epoch,
+                idle_queues=idle,
+                patience=PATIENCE_SECONDS,
+                limit=BATCH,
+                uptime=uptime,
             )
         for position, job in enumerate(jobs):
             try:

@@ -48,6 +48,13 @@ class CeleryDoorbell:
         except RedisError as error:
             raise self._unavailable(error) from error
 
+    def uptime(self) -> float | None:
+        """Since Redis was started, in whole seconds; where another broker is used, of no weight."""
+        try:
+            return float(self._redis.info("server")["uptime_in_seconds"])
+        except (RedisError, KeyError, ValueError):
+            return None  # some hosted ones don't tell
+
     def ring(self, ring: Ring) -> None:
         """Send a job's message; monitors see its id, provider and model. See `Doorbell.ring`."""
         self._check_rest()

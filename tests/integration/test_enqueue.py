@@ -58,6 +58,9 @@ class Bell:
         self.when_rung(ring)
         self.rung.append(ring.job_id)
 
+    def uptime(self) -> float | None:
+        return None
+
     def waiting(self, queue: Queue) -> int:
         self._check()
         return len(self.rung)

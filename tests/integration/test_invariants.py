@@ -266,6 +266,9 @@ def test_invariant_01_a_job_is_committed_when_its_message_leaves_and_when_enqueu
         def epoch(self) -> str:
             return "epoch"
 
+        def uptime(self) -> float | None:
+            return None
+
         def waiting(self, queue: Queue) -> int:
             return 0
 

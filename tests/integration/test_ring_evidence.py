@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 from amqp.exceptions import RecoverableConnectionError
@@ -92,3 +93,35 @@ def test_a_rabbitmq_that_breaks_the_connection_refuses_no_job(
 
     monkeypatch.setattr(stack.doorbell._app, "send_task", send)
     assert stack.jobs.enqueue_generation("x").state is JobState.QUEUED
+
+
+def test_what_was_sent_just_before_a_crash_of_the_broker_is_sent_again_and_no_more(
+    stack: PromptStack,
+) -> None:
+    """It comes back with its data, but for the last second or two."""
+    ages = {"long before": 20.0, "just before": 11.0, "after": 2.0}
+    jobs = {when: stack.jobs.enqueue_generation(when).id for when in ages}
+    epoch = stack.doorbell.epoch()
+    for when, age in ages.items():
+        with stack.ledger.transaction() as unit:
+            unit.session.execute(
+                text("UPDATE jobs SET rung_at = now() - make_interval(secs => :s) WHERE id = :id"),
+                {"s": age, "id": jobs[when]},
+            )
+
+    def take(uptime: float | None) -> list[UUID]:
+        with stack.ledger.transaction() as unit:
+            taken = unit.rings.take_unrung(
+                epoch, idle_queues=[], patience=60.0, limit=10, uptime=uptime
+            )
+        return [job.id for job in taken]
+
+    assert take(None) == take(600.0) == []
+    assert take(10.0) == [jobs["just before"]]
+    assert take(10.0) == []
+
+
+def test_redis_tells_its_age(stack: PromptStack) -> None:
+    uptime = stack.doorbell.uptime()
+    assert uptime is not None
+    assert uptime >= 0
