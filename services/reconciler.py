@@ -40,6 +40,15 @@ class Retention:
 FOR_EVER = Retention(0.0, 0.0)
 
 
+@dataclass(frozen=True)
+class Proof:
+    """How long a worker must have been silent at a moment to count as dead, in seconds."""
+
+    silence: float
+    at: float
+    """By the ledger's clock."""
+
+
 class Reconciler:
     """One round of it may run in every worker: a lock lets one at a time do it."""
 
@@ -67,12 +76,12 @@ class Reconciler:
 
         Raises `LedgerUnavailable`. A broker that is away is waited for.
         """
-        silence = self._watch()
+        proof = self._watch()
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
             if not unit.try_lock("reconciler"):
                 return 0
-            freed = [] if silence is None else unit.upkeep.free_lost(silence)
+            freed = [] if proof is None else unit.upkeep.free_lost(self._silence(proof, unit))
             ended = [*unit.upkeep.expire_overdue(), *(job for job in freed if not _waits(job))]
             unit.workers.forget_dead(FORGET_WORKERS_SECONDS)
             unit.reservations.forget_idle()
@@ -97,8 +106,12 @@ class Reconciler:
             if self._retention.attempts_seconds:
                 unit.upkeep.prune_attempts(self._retention.attempts_seconds)
 
-    def _watch(self) -> float | None:
-        """Note that the ledger is there; the silence that proves a worker's death now, if any does.
+    def _silence(self, proof: Proof, unit: UnitOfWork) -> float:
+        """The silence that proves a death now: the ledger may have hung since it was watched."""
+        return proof.silence + max(0.0, self._clock(unit).timestamp() - proof.at)
+
+    def _watch(self) -> Proof | None:
+        """Note that the ledger is there; the silence that proves a worker's death, if any does.
 
         Apart from the rest, and by all workers: one that freezes with the lock of the rest must
         not look like an outage of the ledger.
@@ -111,7 +124,8 @@ class Reconciler:
             last_round, blind = unit.upkeep.last_watch()
             blind = blind_spans(blind, last_round, now, self._worker_lost_seconds / 2)
             unit.upkeep.note_watch(now, blind)
-            return silence_of_the_dead(blind, now, self._worker_lost_seconds)
+            silence = silence_of_the_dead(blind, now, self._worker_lost_seconds)
+            return None if silence is None else Proof(silence, now)
 
     def _ring_due(self) -> int:
         epoch, uptime = self._doorbell.epoch(), self._doorbell.uptime()

@@ -674,6 +674,27 @@ def test_invariant_05_nobodys_silence_counts_while_the_ledger_itself_was_away(
     assert state(stack, job) is JobState.QUEUED
 
 
+def test_invariant_05_nobodys_silence_counts_that_hung_with_the_ledger_within_a_round(
+    stack: PromptStack, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger was watched, hung for 20 s, and the round went on before any heartbeat."""
+    clock, real = Clock(), UnitOfWork.try_lock
+    reconciler = reconciler_of(stack, clock)
+    job = generate(stack)
+    claimed(stack, job)
+
+    def hang(self: UnitOfWork, name: str) -> bool:
+        if name == "reconciler":
+            monkeypatch.setattr(UnitOfWork, "try_lock", real)
+            clock.move(20.0)
+            sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '20 s'")
+        return real(self, name)
+
+    monkeypatch.setattr(UnitOfWork, "try_lock", hang)
+    reconciler.run_once()
+    assert state(stack, job) is JobState.RUNNING
+
+
 def test_invariant_05_a_new_process_knows_what_others_have_seen(
     stack: PromptStack, provider: Provider
 ) -> None:
