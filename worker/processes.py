@@ -5,7 +5,8 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from config.parent import STDIN, end_with
@@ -17,6 +18,7 @@ SHORT_LIFE_SECONDS, REST_SECONDS = 2.0, 1.0
 """What ends so soon is started again only after a rest."""
 WRONG_SETTINGS = 2
 """The exit code of a worker that can't start at all; starting it again would not help."""
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class WorkerProcesses:
@@ -40,7 +42,7 @@ class WorkerProcesses:
     def run(self) -> int:
         """Work until SIGTERM or Ctrl-C, which the workers are told of; the exit code."""
         self._theirs, self._ours = os.pipe()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPPING:
             signal.signal(number, self._stop)
         while self._started or not self._is_stopping:
             self._start_missing()
@@ -51,13 +53,19 @@ class WorkerProcesses:
         return self._exit_code
 
     def _start_missing(self) -> None:
-        while len(self._started) < self._count and not self._is_stopping:
-            if time.monotonic() < self._rest_until:
-                return
-            pid = os.fork()
-            if pid == 0:
-                self._become_worker()
-            self._started[pid] = time.monotonic()
+        while self._misses_one() and time.monotonic() >= self._rest_until:
+            with _undisturbed():
+                if self._misses_one():
+                    self._fork()
+
+    def _misses_one(self) -> bool:
+        return len(self._started) < self._count and not self._is_stopping
+
+    def _fork(self) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker()
+        self._started[pid] = time.monotonic()
 
     def _become_worker(self) -> None:
         """Be the child: this never returns."""
@@ -66,24 +74,33 @@ class WorkerProcesses:
             os.close(self._ours)
             # Ctrl-C reaches the one that forked us alone, which tells us in order.
             os.setpgid(0, 0)
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in STOPPING:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             end_with(self._theirs)
             code = self._work()
+        except Exception:
+            # Nobody else would tell: this process ends below.
+            logger.exception("a worker met what it did not expect")
         finally:
             logging.shutdown()
             os._exit(code)
 
     def _reap(self) -> None:
         while self._started:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            with _undisturbed():
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                began = self._started.pop(pid, None)
             if pid == 0:
                 return
-            lived = time.monotonic() - self._started.pop(pid)
+            if began is None:
+                continue  # an orphan that the system gave us, as it does to the first process
+            lived = time.monotonic() - began
             code = os.waitstatus_to_exitcode(status)
             if self._is_stopping:
-                # One that had only begun to start dies of the signal itself, and has nothing to do.
-                self._exit_code = self._exit_code or (0 if code == -signal.SIGTERM else abs(code))
+                # By SIGTERM ends who had not begun.
+                if code != -signal.SIGTERM:
+                    self._exit_code = self._exit_code or abs(code)
             elif code == WRONG_SETTINGS:
                 self._exit_code = code
                 self._stop(signal.SIGTERM, None)
@@ -97,6 +114,20 @@ class WorkerProcesses:
         self._is_stopping = True
         for pid in self._started:
             os.kill(pid, signal.SIGTERM)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let signals wait: whoever is told to stop must be known, and be there.
+
+    A worker that is just being forked would else never hear of it, or take the signal for one to
+    its keeper.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def _is_closed(descriptor: int) -> bool:
