@@ -48,7 +48,7 @@ ATTEMPTS = (
     "SELECT job_id, number, worker_id, state, billing, started_at, finished_at FROM attempts "
     "WHERE job_id = ANY(%s) ORDER BY job_id, number, call"
 )
-CHANGES = "SELECT count(*) FROM chaos_changes_after_the_end"
+CHANGES = "SELECT count(*) FROM chaos_changes_after_the_end WHERE job_id = ANY(%s)"
 VECTORS = (
     "SELECT DISTINCT c.text FROM chunks c JOIN embeddings e ON e.content_hash = c.content_hash "
     "WHERE c.text = ANY(%s)"
@@ -107,6 +107,8 @@ class Verdict:
     """Calls billed beyond the first of their job. None where nobody keeps the provider's books."""
     unrecorded: int | None = None
     """Calls that were billed and have no attempt in the ledger."""
+    unbilled: int | None = None
+    """Successes that the provider's books don't have: these are not the books of this load."""
     billed_twice_by: dict[str, int] = field(default_factory=dict)
     """Those calls by the fault that broke the call before them."""
     unexplained: list[UUID] = field(default_factory=list)
@@ -120,11 +122,14 @@ class Verdict:
 
     def problems(self) -> list[str]:
         """Say what must not be, in words; empty where all is well."""
+        succeeded = self.ended.get("succeeded", 0)
         found = {
+            "no job succeeded, which shows nothing": not succeeded,
             f"{self.lost} accepted jobs are lost or have not ended": self.lost,
             f"{self.changed_after_end} jobs changed after their end": self.changed_after_end,
             f"{self.wrong} answers are missing or another job's": self.wrong,
             f"{self.unrecorded} billed calls are not on record": self.unrecorded,
+            f"{self.unbilled} answers are not on the provider's books": self.unbilled,
             f"{len(self.unexplained)} jobs were billed twice for no fault": len(self.unexplained),
             f"{self.billed_twice} calls billed twice, {self.in_flight_at_faults} in flight": max(
                 0, (self.billed_twice or 0) - self.in_flight_at_faults
@@ -178,7 +183,7 @@ class Judge:
             ended=dict(Counter(row[0] for row in found.values())),
             failures=dict(Counter(row[1] for row in found.values() if row[0] == "failed")),
             lost=len(load) - len(found) + open_,
-            changed_after_end=int(self._read(CHANGES, None)[0][0]),
+            changed_after_end=int(self._read(CHANGES, ids)[0][0]),
             wrong=self._wrong(load, succeeded, {id_: row[2] for id_, row in found.items()}),
         )
         verdict.recovery = _recovery(attempts, happened, slots)
@@ -188,6 +193,9 @@ class Judge:
         )
         if billed is not None:
             _judge_bills(verdict, load, attempts, broken, billed)
+            verdict.unbilled = sum(
+                job.id in succeeded and not billed.get(job.billing_key) for job in load
+            )
         return verdict
 
     def _wrong(
@@ -200,10 +208,10 @@ class Judge:
             job.marker not in (texts[job.id] or "") for job in generated
         )
 
-    def _read(self, query: str, values: Sequence[object] | None) -> list[tuple[Any, ...]]:
+    def _read(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         with psycopg2.connect(self._dsn) as connection, connection.cursor() as cursor:
             psycopg2.extras.register_uuid(None, connection)  # type: ignore[no-untyped-call]
-            cursor.execute(query, None if values is None else (list(values),))
+            cursor.execute(query, (list(values),))
             return cursor.fetchall()
 
     def _run(self, statements: str) -> None:
@@ -226,11 +234,11 @@ def _judge_bills(
     explained: Counter[str] = Counter()
     for job in load:
         extra = billed.get(job.billing_key, 0) - 1
+        may_be_billed = [one for one in of_job.get(job.id, []) if one.billing != "not_billed"]
+        verdict.unrecorded += max(0, extra + 1 - len(may_be_billed))
         if extra <= 0:
             continue
         verdict.billed_twice += extra
-        may_be_billed = [one for one in of_job.get(job.id, []) if one.billing != "not_billed"]
-        verdict.unrecorded += max(0, extra + 1 - len(may_be_billed))
         # The answer that was kept needs no excuse; each one before it does.
         reasons = [
             reason

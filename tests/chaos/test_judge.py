@@ -131,6 +131,34 @@ def test_a_bill_without_a_record_is_found(stack: PromptStack, load: list[Accepte
     assert any("not on record" in found for found in judge(stack, load, billed=(3, 1)).problems())
 
 
+def test_a_bill_without_any_record_is_found(stack: PromptStack, load: list[Accepted]) -> None:
+    change(stack, "DELETE FROM attempts WHERE job_id = :id", id=load[0].id)
+    assert any("not on record" in found for found in judge(stack, load).problems())
+
+
+def test_books_of_another_provider_judge_nothing(stack: PromptStack, load: list[Accepted]) -> None:
+    problems = judge(stack, load, billed=(0, 0)).problems()
+    assert any("not on the provider's books" in found for found in problems)
+
+
+def test_a_run_in_which_nothing_succeeded_does_not_pass(
+    stack: PromptStack, load: list[Accepted]
+) -> None:
+    Judge(dsn(stack.database_url)).unwatch()
+    change(stack, "UPDATE jobs SET state = 'failed', result = NULL")
+    Judge(dsn(stack.database_url)).watch()
+    assert any("no job succeeded" in found for found in judge(stack, load).problems())
+
+
+def test_what_others_do_to_their_jobs_meanwhile_is_no_problem(
+    stack: PromptStack, load: list[Accepted]
+) -> None:
+    other = stack.jobs.enqueue_generation("x")
+    stack.jobs.cancel(other.id)
+    stack.jobs.retry(other.id)
+    assert judge(stack, load).problems() == []
+
+
 def test_the_same_seed_plans_the_same_and_all_that_is_asked_for() -> None:
     plan = draw(3, 60.0, kills=7, times=2)
     assert plan == draw(3, 60.0, kills=7, times=2) != draw(4, 60.0, kills=7, times=2)
