@@ -42,13 +42,14 @@ def run_found(
         stack.jobs, stack.ledger, target, name=f"chaos {stack.worker_id}", seconds=seconds * 0.9
     )
     workers = FoundWorkers(stack.ledger)
+    lost_seconds = stack.settings.worker_lost_seconds
     with stack.ledger.transaction() as unit:
-        slots = unit.workers.count_alive(stack.settings.worker_lost_seconds)
+        slots = unit.workers.count_alive(lost_seconds)
     return run(
         Order(
             seed,
             jobs,
-            draw(seed, seconds, kills=kills, times=times, faults=faults),
+            draw(seed, seconds, kills=kills, times=times, faults=faults, lost_seconds=lost_seconds),
             slots * stack.settings.worker_concurrency,
             patience,
         ),

@@ -64,6 +64,7 @@ def run(
         _judge_progress(verdict, ids, progress, judge)
         return Scorecard(
             seed=order.seed,
+            jobs=order.jobs,
             seconds=time.monotonic() - began,
             faults=driver.counts(),
             faults_failed=driver.failed,

@@ -15,6 +15,8 @@ class Scorecard:
     """What was done, and what came of it."""
 
     seed: int
+    jobs: int
+    """How many the load should have had."""
     seconds: float
     faults: Mapping[Fault, int]
     faults_failed: list[str]
@@ -24,7 +26,16 @@ class Scorecard:
     @property
     def passed(self) -> bool:
         """Whether nothing was lost, doubled or unexplained."""
-        return not self.verdict.problems()
+        return not self.problems()
+
+    def problems(self) -> list[str]:
+        """Say what must not be, also of the run itself: one that did nothing shows nothing."""
+        missing = self.jobs - self.verdict.accepted
+        found = {
+            f"{missing} jobs of the load were never accepted": missing,
+            "no fault could be done": self.faults_failed and not any(self.faults.values()),
+        }
+        return [*(words for words, is_so in found.items() if is_so), *self.verdict.problems()]
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for programs."""
@@ -70,7 +81,7 @@ class Scorecard:
         if self.refusals:
             lines.append(_line("enqueues that had to be sent again", self.refusals))
         lines += [f"  not done: {reason}" for reason in self.faults_failed]
-        problems = verdict.problems()
+        problems = self.problems()
         lines += [f"PROBLEM: {problem}" for problem in problems]
         return [*lines, "passed" if self.passed else "NOT passed"]
 

@@ -1,0 +1,75 @@
+"""A run: what makes it worth nothing is no success."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+
+from chaos.driver import Act, NothingToHit
+from chaos.found import run_found
+from chaos.judge import Judge
+from chaos.load import Load, Target
+from chaos.plan import Fault, Planned, draw
+from chaos.run import Order, run
+from chaos.scorecard import Scorecard
+from chaos.servers import dsn
+from tasks.composition import PromptStack
+from tests.processes import Process
+
+DEMO = Target("demo", None, embedding_model=None)
+
+
+def run_it(stack: PromptStack, target: Target, acts: Mapping[Fault, Act]) -> Scorecard:
+    plan = draw(1, 1.0, kills=1, times=0, faults=list(acts))
+    return run(
+        Order(1, 2, plan, slots=1, patience=10.0),
+        Load(stack.jobs, stack.ledger, target, name="run", seconds=0.0),
+        acts,
+        Judge(dsn(stack.database_url)),
+        books=None,
+        progress=stack.progress,
+        say=lambda line: None,
+    )
+
+
+def nobody(planned: Planned) -> None:
+    raise NothingToHit("all workers are elsewhere")
+
+
+def test_a_run_without_a_fault_that_could_be_done_does_not_pass(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    start_worker()
+    scorecard = run_it(stack, DEMO, {Fault.KILL: nobody})
+    assert not scorecard.passed
+    assert scorecard.problems() == ["no fault could be done"]
+    assert run_it(stack, DEMO, {}).passed
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_load_that_was_refused_does_not_pass(stack: PromptStack) -> None:
+    scorecard = run_it(stack, Target("nobody", None, embedding_model=None), {})
+    assert not scorecard.passed
+    assert "2 jobs of the load were never accepted" in scorecard.problems()
+
+
+def test_a_frozen_worker_is_frozen_until_this_deployment_takes_it_for_dead(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[Order] = []
+    monkeypatch.setattr("chaos.found.run", lambda order, *rest, **more: orders.append(order))
+    monkeypatch.setattr(stack.settings, "worker_lost_seconds", 60.0)
+    faults: Sequence[Fault] = [Fault.STOP]
+    run_found(
+        stack,
+        seed=1,
+        jobs=1,
+        seconds=10.0,
+        kills=0,
+        times=3,
+        faults=faults,
+        target=DEMO,
+        simulator_url=None,
+        patience=1.0,
+        say=lambda line: None,
+    )
+    assert all(planned.seconds > 60.0 for planned in orders[0].plan)
