@@ -45,13 +45,16 @@ class Heartbeat:
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
             unit.workers.beat(self._worker_id, socket.gethostname(), os.getpid())
-            recorded = unit.jobs.running_of(self._worker_id)
             self._live_workers = unit.workers.count_alive(self._lost_seconds)
+        self._beat_at = now
+        # Apart: while a migration or a person has the table of jobs locked, workers live on.
+        with self._ledger.transaction() as unit:
+            unit.limit_statements(STATEMENT_SECONDS)
+            recorded = unit.jobs.running_of(self._worker_id)
             # Recorded as ours but not in hand: the database was away when we let go of it.
             for job_id, attempt in recorded.items():
                 if not self._running.holds(job_id, attempt):
                     unit.jobs.release(job_id, attempt)
-        self._beat_at = now
         for job_id in self._running.cancel_lost(claimed, recorded):
             logger.info("job %s was taken from this worker; its call is closed", job_id)
 

@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, make_url, text
 from config.embedded.servers import ServerUrls
 from config.names import Queue
 from repositories.embeddings import EmbeddingRepository
-from repositories.errors import LedgerConflict
+from repositories.errors import LedgerConflict, LedgerUnavailable
 from repositories.jobs import Claim, JobRepository
 from repositories.models import JobState
 from repositories.rings import RingRepository
@@ -231,6 +231,24 @@ def test_an_attempt_whose_answer_cannot_be_kept_is_settled(
     assert (attempt.input_tokens, attempt.cost_usd) == (1, Decimal(0))
     assert attempt.output_tokens
     assert attempt.latency_seconds is not None
+
+
+def test_nobody_dies_of_a_lock_on_the_jobs(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A migration has it for as long as it takes, or `pg_dump` and who waits behind it."""
+    monkeypatch.setattr("services.heartbeat.STATEMENT_SECONDS", 0.2)
+    stack.heartbeat.beat()
+    job = stack.jobs.enqueue_generation("x")
+    with stack.ledger.transaction() as unit:
+        assert unit.jobs.claim(job.id, stack.worker_id) is not None
+        unit.session.execute(text("UPDATE workers SET heartbeat_at = now() - interval '16 s'"))
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
+        with pytest.raises(LedgerUnavailable):
+            stack.heartbeat.beat()
+    with stack.ledger.transaction() as unit:
+        assert unit.upkeep.free_lost(15.0) == []
 
 
 def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
