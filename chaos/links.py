@@ -18,7 +18,6 @@ class Lines:
         self._is_dead = False
         self._passable = asyncio.Event()
         self._loop.call_soon_threadsafe(self._passable.set)
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self, socket: str) -> int:
         """Lead a TCP port of the loopback address to a Unix socket; the port."""
