@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from datetime import timedelta
+from uuid import UUID
 
 from sqlalchemy import case, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from repositories.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED, JobRef, job_refs
-from repositories.models import Attempt, AttemptState, Job, JobState, Watch, Worker
+from repositories.models import Attempt, AttemptState, Billing, Job, JobState, Watch, Worker
 
 
 class UpkeepRepository:
@@ -93,6 +94,21 @@ class UpkeepRepository:
                 .values(state=AttemptState.LOST, finished_at=func.now())
             )
         return freed
+
+    def lose_calls(self, workers: Sequence[UUID]) -> None:
+        """Mark as lost what dead workers had asked for jobs that had ended when they died."""
+        if workers:
+            self._session.execute(
+                update(Attempt)
+                .where(
+                    Attempt.worker_id.in_(workers),
+                    Attempt.state == AttemptState.STARTED,
+                    # As the index has it: nothing is known of the money of a call under way.
+                    Attempt.billing == Billing.UNKNOWN,
+                )
+                .values(state=AttemptState.LOST, finished_at=func.now())
+                .execution_options(synchronize_session=False)
+            )
 
     def prune_jobs(self, retention: float, limit: int = 500) -> int:
         """Delete up to `limit` jobs that ended `retention` seconds ago or before; how many."""

@@ -1,5 +1,6 @@
 """Workers, alive or dead by their heartbeat."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -40,7 +41,12 @@ class WorkerRepository(BaseRepository[Worker]):
         fresh = Worker.heartbeat_at > func.now() - timedelta(seconds=silence)
         return self._session.scalar(select(func.count()).where(fresh)) or 0
 
-    def forget_dead(self, silence: float) -> None:
-        """Sweep away workers that have been silent for `silence` seconds."""
+    def forget_dead(self, silence: float) -> Sequence[UUID]:
+        """Sweep away workers that have been silent for `silence` seconds; which."""
         stale = Worker.heartbeat_at <= func.now() - timedelta(seconds=silence)
-        self._session.execute(delete(Worker).where(stale))
+        return self._session.scalars(
+            delete(Worker)
+            .where(stale)
+            .returning(Worker.id)
+            .execution_options(synchronize_session=False)
+        ).all()

@@ -83,7 +83,7 @@ class Reconciler:
                 return 0
             freed = [] if proof is None else unit.upkeep.free_lost(self._silence(proof, unit))
             ended = [*unit.upkeep.expire_overdue(), *(job for job in freed if not _waits(job))]
-            unit.workers.forget_dead(FORGET_WORKERS_SECONDS)
+            unit.upkeep.lose_calls(unit.workers.forget_dead(FORGET_WORKERS_SECONDS))
             unit.reservations.forget_idle()
         for job in freed:
             logger.warning("job %s was freed: its worker died", job.id)

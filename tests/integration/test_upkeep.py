@@ -266,3 +266,20 @@ def test_a_process_that_freezes_within_a_transaction_loses_its_locks(
     with ledger.transaction() as again:
         assert again.try_lock("reconciler")
     ledger.close()
+
+
+def test_a_dead_worker_s_call_for_a_cancelled_job_is_not_under_way_for_ever(
+    stack: PromptStack,
+) -> None:
+    worker, job = uuid4(), stack.jobs.enqueue_generation("x")
+    with stack.ledger.transaction() as unit:
+        unit.workers.beat(worker, "host", 1)
+        claim = unit.jobs.claim(job.id, worker)
+        assert claim is not None
+        unit.attempts.start(claim, call=0, provider="demo", model="demo-1", items=1)
+    stack.jobs.cancel(job.id)
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text("UPDATE workers SET heartbeat_at = now() - interval '2 h'"))
+    stack.reconciler.run_once()
+    [call] = stack.jobs.get_attempts(job.id)
+    assert (call.state, call.billing) == (AttemptState.LOST, "unknown")
