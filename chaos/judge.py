@@ -113,6 +113,8 @@ class Verdict:
     """Those calls by the fault that broke the call before them."""
     unexplained: list[UUID] = field(default_factory=list)
     """Jobs that were billed twice with no fault to explain it."""
+    details: list[str] = field(default_factory=list)
+    """The calls of these jobs."""
     in_flight_at_faults: int = 0
     """Calls under way at a worker when it was killed, frozen, stopped, or cut off."""
     recovery: dict[str, Spans] = field(default_factory=dict)
@@ -249,7 +251,16 @@ def _judge_bills(
         explained.update(str(reason) for reason in reasons[:extra])
         if len(reasons) < extra:
             verdict.unexplained.append(job.id)
+            verdict.details += [_told(attempt) for attempt in may_be_billed]
     verdict.billed_twice_by = dict(explained)
+
+
+def _told(attempt: Attempt) -> str:
+    until = "?" if attempt.finished_at is None else f"{attempt.finished_at:%H:%M:%S.%f}"
+    return (
+        f"job {attempt.job_id} attempt {attempt.number} by worker {attempt.worker_id}: "
+        f"{attempt.state}, {attempt.started_at:%H:%M:%S.%f} to {until}"
+    )
 
 
 def _reason(attempt: Attempt, broken: Iterable[Happened]) -> Fault | None:

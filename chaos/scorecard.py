@@ -81,6 +81,7 @@ class Scorecard:
         if self.refusals:
             lines.append(_line("enqueues that had to be sent again", self.refusals))
         lines += [f"  not done: {reason}" for reason in self.faults_failed]
+        lines += [f"  {told}" for told in verdict.details]
         problems = self.problems()
         lines += [f"PROBLEM: {problem}" for problem in problems]
         return [*lines, "passed" if self.passed else "NOT passed"]
