@@ -187,6 +187,7 @@ class ProviderCalls:
             raise DeadlinePassed("The job's deadline passed before its call was made.")
 
         def begin(unit: UnitOfWork) -> int:
+            self._running.check_may_begin(job.hold)
             unit.jobs.check_claim(job.claim)
             return unit.attempts.start(
                 job.claim,

@@ -49,6 +49,7 @@ class RunningJobs:
         self._loop = loop
         self._lock = threading.Lock()
         self._holds: set[Hold] = set()
+        self._is_closing = False
         self._stopped_at: float | None = None
         self._stopped = threading.Event()
 
@@ -77,6 +78,20 @@ class RunningJobs:
             call = self._loop.submit(coroutine)
             hold.call = call
         return call.result()
+
+    def let_none_begin(self) -> None:
+        """Let running calls end, and no other begin; a signal's handler may call it.
+
+        A call that begins within the grace of a shutdown would be cut off at its end, and paid
+        again by the next worker.
+        """
+        self._is_closing = True
+
+    def check_may_begin(self, hold: Hold) -> None:
+        """Raise `concurrent.futures.CancelledError` where no call may begin any more."""
+        if self._is_closing:
+            hold.is_cancelled = True
+            raise CancelledError
 
     def pause(self, hold: Hold, seconds: float) -> None:
         """Wait a little. Raises `concurrent.futures.CancelledError` when all is stopped."""

@@ -106,6 +106,7 @@ class WorkerProcess:
             threading.Thread(target=self._stack.running.stop, daemon=True).start()
             return
         self._is_stopping = True
+        self._stack.running.let_none_begin()
         last_word = self._grace_seconds + STOP_PATIENCE_SECONDS + CLOSING_SECONDS
         steps = ((self._grace_seconds, self._stack.running.stop), (last_word, _leave_at_once))
         for seconds, action in steps:

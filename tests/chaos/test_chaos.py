@@ -14,8 +14,8 @@ def test_nothing_is_lost_or_doubled_under_fire(tmp_path: Path) -> None:
         seconds=20.0,
         kills=6,
         times=1,
-        # A quarter of the usual, and all that lasts is as much shorter.
-        lost_seconds=3.0,
+        # Less than half of the usual, and all that lasts is as much shorter.
+        lost_seconds=5.0,
         folder=tmp_path,
         say=said.append,
     )

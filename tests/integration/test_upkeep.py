@@ -283,3 +283,16 @@ def test_a_dead_worker_s_call_for_a_cancelled_job_is_not_under_way_for_ever(
     stack.reconciler.run_once()
     [call] = stack.jobs.get_attempts(job.id)
     assert (call.state, call.billing) == (AttemptState.LOST, "unknown")
+
+
+def test_a_worker_that_is_told_to_stop_begins_no_call(
+    remote: PromptStack, simulator: SimulatorProcess
+) -> None:
+    """It would be cut off when the grace is over, and paid for again."""
+    job = remote.jobs.enqueue_generation("Why?", provider="openai")
+    remote.running.let_none_begin()
+    remote.generation.run(job.id, lambda progress: None)
+    handed_back = remote.jobs.get(job.id)
+    assert (handed_back.state, handed_back.failures) == (JobState.QUEUED, 0)
+    assert remote.jobs.get_attempts(job.id) == []
+    assert simulator.ledger() == {}
