@@ -92,7 +92,8 @@ def test_a_second_sigterm_hands_running_work_over_at_once(
 ) -> None:
     leaving = start_worker(SHUTDOWN_GRACE_SECONDS="600")
     job = stack.jobs.enqueue_generation("x", options={"delay_seconds": 60})
-    wait_until(lambda: stack.jobs.get(job.id).state is JobState.RUNNING, "the job to run")
+    # Running is not enough: what has not begun its call then is handed back at once.
+    wait_until(lambda: stack.jobs.get_attempts(job.id), "the job's call to begin")
     leaving.send(signal.SIGTERM)
     wait_until(lambda: "Warm shutdown" in leaving.output(), "the first signal to be heard")
     assert stack.jobs.get(job.id).state is JobState.RUNNING
