@@ -15,7 +15,6 @@ class Lines:
         self._thread = threading.Thread(target=self._loop.run_forever, name="lines", daemon=True)
         self._thread.start()
         self._delay = 0.0
-        self._is_dead = False
         self._passable = asyncio.Event()
         self._loop.call_soon_threadsafe(self._passable.set)
 

@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass
 from uuid import UUID
 
+from sqlalchemy.orm import Session
+
 from config.errors import PromptStackError
 from repositories.session import Ledger
 from services.jobs import JobService
@@ -84,7 +86,7 @@ class Load:
         with self._ledger.transaction() as unit:
             return [self._enqueue_one(number, unit.session) for number in numbers]
 
-    def _enqueue_one(self, number: int, session: object) -> Accepted:
+    def _enqueue_one(self, number: int, session: Session) -> Accepted:
         marker = f"{self._name} {number:06d}."
         target = self._target
         key = f"{self._name}-{number}"
@@ -95,7 +97,7 @@ class Load:
                 provider=target.provider,
                 model=target.embedding_model,
                 idempotency_key=key,
-                session=session,  # type: ignore[arg-type]
+                session=session,
             )
             bill = billing_key("/v1/embeddings", job.model, marker)
             return Accepted(job.id, marker, bill, is_embedding=True)
@@ -104,7 +106,7 @@ class Load:
             provider=target.provider,
             model=target.generation_model,
             idempotency_key=key,
-            session=session,  # type: ignore[arg-type]
+            session=session,
         )
         bill = billing_key("/v1/chat/completions", job.model, marker)
         return Accepted(job.id, marker, bill, is_embedding=False)

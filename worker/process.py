@@ -1,4 +1,4 @@
-"""A worker: a Celery consumer with a pool of threads, an event loop, and two periodic threads."""
+"""A worker: a Celery consumer with a pool of threads, an event loop, and periodic threads."""
 
 import faulthandler
 import logging
