@@ -10,6 +10,8 @@ class Queue(StrEnum):
     EMBEDDINGS = "embeddings"
     GENERATION_BULK = "generation-bulk"
     EMBEDDINGS_BULK = "embeddings-bulk"
+    MAINTENANCE = "maintenance"
+    """The ends of runs, such as building an index."""
     RESUMED = "resumed"
     """Interactive jobs that a worker had begun and lost or gave back: they have waited before."""
 
@@ -19,15 +21,27 @@ class Queue(StrEnum):
         return self in {Queue.GENERATION_BULK, Queue.EMBEDDINGS_BULK}
 
 
+class VectorType(StrEnum):
+    """How pgvector stores the numbers of a vector: in 4 bytes each, or in 2."""
+
+    VECTOR = "vector"
+    HALFVEC = "halfvec"
+
+
 class TaskName(StrEnum):
     """The name under which a task is sent."""
 
     GENERATE_TEXT = "tasks.generation.generate_text"
     GENERATE_EMBEDDINGS = "tasks.embeddings.generate_embeddings"
+    RUN_SHARD = "tasks.runs.run_shard"
+    FINALIZE_RUN = "tasks.runs.finalize_run"
 
 
 PROGRESS_KEY = "promptstack:progress:{job_id}"
 """Redis hash: where a job stands now."""
+
+RUN_KEY = "promptstack:run:{run_id}"
+"""Redis hash: where a run stands now. Its changes are in a stream with `:events` after it."""
 
 EPOCH_KEY = "promptstack:broker-epoch"
 """Lives in the broker's Redis and dies with its data: tells a flushed broker from a slow one."""

@@ -1,18 +1,28 @@
 """Attempts: what was asked of a provider, and what came of it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from functools import cache
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Table, Update, bindparam, func, select, update
+from sqlalchemy import ARRAY, Table, Update, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from repositories.base import BaseRepository
 from repositories.jobs import Claim
 from repositories.models import Attempt, AttemptState
+
+
+@dataclass(frozen=True)
+class NewCall:
+    """A call that is about to leave."""
+
+    call: int
+    items: int
+    expected_tokens: int | None
+    expected_cost_usd: Decimal | None
 
 
 class AttemptRepository(BaseRepository[Attempt]):
@@ -53,6 +63,35 @@ class AttemptRepository(BaseRepository[Attempt]):
         """Record what came of a call that was started."""
         values = {"state": state, **outcome}
         self._session.execute(_settle(tuple(values)), {"the_attempt": attempt_id, **_new(values)})
+
+    def start_many(self, claim: Claim, calls: Sequence[NewCall]) -> list[int]:
+        """Record that calls are about to leave; the attempts' ids, in their order."""
+        rows = [
+            {
+                "job_id": claim.job_id,
+                "user_id": claim.user_id,
+                "number": claim.attempt,
+                "worker_id": claim.worker_id,
+                "provider": claim.provider,
+                "model": claim.model,
+                **asdict(call),
+            }
+            for call in calls
+        ]
+        # Neither again nor in another order: a transaction that is tried again had not committed.
+        started = self._session.execute(
+            insert(_ATTEMPTS).returning(_ATTEMPTS.c.id, sort_by_parameter_order=True), rows
+        )
+        return list(started.scalars())
+
+    def settle_many(self, settled: Sequence[Mapping[str, Any]]) -> None:
+        """Record what came of calls, each by its `attempt_id`, all with the same columns."""
+        if settled:
+            names = tuple(name for name in settled[0] if name != "attempt_id")
+            self._session.execute(
+                _settle_many(names),
+                {f"new_{name}": [one[name] for one in settled] for name in ("attempt_id", *names)},
+            )
 
     def totals(self, job_id: UUID) -> "Totals":
         """What a job's calls came to, over all its attempts."""
@@ -111,6 +150,20 @@ def _settle(names: tuple[str, ...]) -> Update:
         update(_ATTEMPTS)
         .where(_ATTEMPTS.c.id == bindparam("the_attempt"))
         .values(**columns, finished_at=func.now())
+    )
+
+
+@cache
+def _settle_many(names: tuple[str, ...]) -> Update:
+    arrays = [
+        func.unnest(bindparam(f"new_{name}", type_=ARRAY(_ATTEMPTS.c[column].type))).label(name)
+        for name, column in (("attempt_id", "id"), *((name, name) for name in names))
+    ]
+    new = select(*arrays).subquery()
+    return (
+        update(_ATTEMPTS)
+        .where(_ATTEMPTS.c.id == new.c.attempt_id)
+        .values({name: new.c[name] for name in names} | {"finished_at": func.now()})
     )
 
 

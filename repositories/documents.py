@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import delete, exists, func, insert, select
+from sqlalchemy import delete, exists, func, insert, or_, select
 from sqlalchemy.dialects import postgresql
 
 from repositories.base import BaseRepository
-from repositories.embeddings import EMBEDDINGS
+from repositories.embeddings import TABLES
 from repositories.models import Chunk, Document, EmbeddingModel, new_id
 
 
@@ -74,11 +74,14 @@ class DocumentRepository(BaseRepository[Document]):
         self, document_id: UUID, provider: str, model: str
     ) -> Sequence[Passage]:
         """The document's chunks that this model has no vector for, in order."""
-        stored = (
-            exists()
-            .where(EMBEDDINGS.c.content_hash == Chunk.content_hash)
-            .where(EMBEDDINGS.c.model_id == EmbeddingModel.id)
-            .where(EmbeddingModel.provider == provider, EmbeddingModel.model == model)
+        of_model = (EmbeddingModel.provider == provider, EmbeddingModel.model == model)
+        stored = or_(
+            *(
+                exists()
+                .where(vectors.c.content_hash == Chunk.content_hash)
+                .where(vectors.c.model_id == EmbeddingModel.id, *of_model)
+                for vectors in TABLES.values()
+            )
         )
         rows = self._session.execute(
             select(Chunk.position, Chunk.start, Chunk.text, Chunk.content_hash)

@@ -4,13 +4,14 @@ A vector belongs to the content of a chunk and not to the chunk: text that comes
 version of a document or in another document, is found by its hash and not paid for again.
 """
 
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
+import psycopg2.errors
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy import (
     Column,
@@ -21,30 +22,42 @@ from sqlalchemy import (
     Table,
     cast,
     func,
+    literal,
     select,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import TypeEngine
 
+from config.names import VectorType
 from repositories.base import BaseRepository
+from repositories.copying import copy_binary
 from repositories.models import Base, Chunk, Document, EmbeddingModel
 
-EMBEDDINGS = Table(
-    "embeddings",
-    Base.metadata,
-    Column("model_id", Integer, primary_key=True),
-    Column("content_hash", LargeBinary, primary_key=True),
-    Column("vector", VECTOR, nullable=False),
-    Column("created_at", DateTime(timezone=True), server_default=func.now()),
-    postgresql_partition_by="LIST (model_id)",
-)
+
+def _table(name: str, vector: TypeEngine[Any]) -> Table:
+    return Table(
+        name,
+        Base.metadata,
+        Column("model_id", Integer, primary_key=True),
+        Column("content_hash", LargeBinary, primary_key=True),
+        Column("vector", vector, nullable=False),
+        Column("created_at", DateTime(timezone=True), server_default=func.now()),
+        postgresql_partition_by="LIST (model_id)",
+    )
+
+
+TABLES: Mapping[str, Table] = {
+    VectorType.VECTOR: _table("embeddings", VECTOR()),
+    VectorType.HALFVEC: _table("half_embeddings", HALFVEC()),
+}
+"""Of each storage one, as all partitions of a table have its type."""
 
 # pgvector indexes `vector` up to 2,000 dimensions and `halfvec` up to 4,000 (its README, HNSW).
 MAX_INDEXED_VECTOR = 2_000
 MAX_INDEXED_HALFVEC = 4_000
 
 HASH_BYTES = 32
-COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-COPY_END = b"\xff\xff"
 
 
 @dataclass(frozen=True)
@@ -75,8 +88,19 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         )
         return self._session.scalars(query).one_or_none()
 
-    def register_model(self, provider: str, model: str, dimensions: int) -> EmbeddingModel:
-        """Return the row of a model and dimension; the first time, make its partition and index."""
+    def register_model(
+        self,
+        provider: str,
+        model: str,
+        dimensions: int,
+        *,
+        storage: VectorType = VectorType.VECTOR,
+        with_index: bool = True,
+    ) -> EmbeddingModel:
+        """Return the row of a model and dimension; the first time, make its partition and index.
+
+        A bulk load goes `with_index=False`, and builds it at its end: see `VectorIndexes`.
+        """
         known = self._find(provider, model, dimensions)
         if known is None:
             # Two workers may meet a new model at once; the second waits here, and then sees it.
@@ -84,7 +108,7 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
                 text("SELECT pg_advisory_xact_lock(hashtext('embedding_models'))")
             )
             known = self._find(provider, model, dimensions)
-        return known or self._add_model(provider, model, dimensions)
+        return known or self._add_model(provider, model, dimensions, storage, with_index=with_index)
 
     def store(
         self, model: EmbeddingModel, hashes: Sequence[bytes], vectors: npt.NDArray[np.float32]
@@ -92,40 +116,47 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         """Store vectors of shape (len(hashes), dimensions); one that is there already stays.
 
         By COPY BINARY: turning floats into SQL text costs more than everything else together.
+        Straight into the model's partition, as next to never one of them is there; else by way of
+        a temporary table, which costs twice as much.
         """
+        rows = vector_rows(model, hashes, vectors)
+        partition = partition_of(model)
+        columns = "(model_id, content_hash, vector)"
         cursor = self._session.connection().connection.cursor()
         try:
-            cursor.execute(
-                "CREATE TEMPORARY TABLE IF NOT EXISTS incoming_vectors"
-                " (model_id integer, content_hash bytea, vector vector) ON COMMIT DELETE ROWS"
-            )
-            cursor.copy_expert(
-                "COPY incoming_vectors FROM STDIN (FORMAT binary)",
-                io.BytesIO(_copy_rows(model.id, hashes, vectors)),
-            )
-            cursor.execute(
-                "INSERT INTO embeddings (model_id, content_hash, vector)"
-                " SELECT model_id, content_hash, vector FROM incoming_vectors"
-                # In one order: two jobs with the same passages would else wait for each other.
-                " ORDER BY content_hash ON CONFLICT DO NOTHING"
-            )
-            cursor.execute("TRUNCATE incoming_vectors")
+            cursor.execute("SAVEPOINT vectors")
+            try:
+                copy_binary(cursor, f"{partition} {columns}", rows)
+            except psycopg2.errors.UniqueViolation:
+                cursor.execute("ROLLBACK TO SAVEPOINT vectors")
+                cursor.execute(f"CREATE TEMPORARY TABLE incoming (LIKE {partition}) ON COMMIT DROP")
+                copy_binary(cursor, f"incoming {columns}", rows)
+                ordered = "SELECT model_id, content_hash, vector FROM incoming ORDER BY 2"
+                cursor.execute(
+                    f"INSERT INTO {partition} {columns} {ordered} ON CONFLICT DO NOTHING"
+                )
+                cursor.execute("DROP TABLE incoming")
+            cursor.execute("RELEASE SAVEPOINT vectors")
         finally:
             cursor.close()
 
     def find_stored(self, provider: str, model: str, hashes: Sequence[bytes]) -> set[bytes]:
-        """Those of the contents that have a vector of this model."""
-        query = (
-            select(EMBEDDINGS.c.content_hash)
-            .join(EmbeddingModel, EmbeddingModel.id == EMBEDDINGS.c.model_id)
-            .where(EmbeddingModel.provider == provider, EmbeddingModel.model == model)
-            .where(EMBEDDINGS.c.content_hash.in_(hashes))
+        """Those of the contents that have a vector of this model, of its newest dimension."""
+        known = self.find_model(provider, model)
+        if known is None or not hashes:
+            return set()
+        vectors = TABLES[known.storage]
+        # One array: thousands of parameters of their own would cost more than the search.
+        wanted = func.any(literal(list(hashes), ARRAY(LargeBinary)))
+        query = select(vectors.c.content_hash).where(
+            vectors.c.model_id == known.id, vectors.c.content_hash == wanted
         )
         return set(map(bytes, self._session.scalars(query)))
 
     def count(self, model: EmbeddingModel) -> int:
         """How many vectors a model has."""
-        query = select(func.count()).where(EMBEDDINGS.c.model_id == model.id)
+        vectors = TABLES[model.storage]
+        query = select(func.count()).where(vectors.c.model_id == model.id)
         return self._session.scalar(query) or 0
 
     def search(
@@ -136,7 +167,8 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         self._session.execute(text(f"SET LOCAL hnsw.ef_search = {min(max(200, 4 * limit), 1_000)}"))
         # Without it, an index scan ends at ef_search rows, of which some may belong to no chunk.
         self._session.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
-        distance = _indexed(model.dimensions).cosine_distance(vector)
+        vectors = TABLES[model.storage]
+        distance = _indexed(model).cosine_distance(vector)
         rows = self._session.execute(
             select(
                 Document.id,
@@ -146,10 +178,10 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
                 Chunk.text,
                 (1 - distance).label("score"),
             )
-            .select_from(EMBEDDINGS)
-            .join(Chunk, Chunk.content_hash == EMBEDDINGS.c.content_hash)
+            .select_from(vectors)
+            .join(Chunk, Chunk.content_hash == vectors.c.content_hash)
             .join(Document, Document.id == Chunk.document_id)
-            .where(EMBEDDINGS.c.model_id == model.id)
+            .where(vectors.c.model_id == model.id)
             .order_by(distance)
             .limit(limit)
         )
@@ -159,43 +191,70 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         found = self.get_many(provider=provider, model=model, dimensions=dimensions)
         return found[0] if found else None
 
-    def _add_model(self, provider: str, model: str, dimensions: int) -> EmbeddingModel:
-        row = self.create(provider=provider, model=model, dimensions=dimensions)
-        partition = f"embeddings_{row.id}"
+    def _add_model(
+        self,
+        provider: str,
+        model: str,
+        dimensions: int,
+        storage: VectorType,
+        *,
+        with_index: bool,
+    ) -> EmbeddingModel:
+        row = self.create(provider=provider, model=model, dimensions=dimensions, storage=storage)
+        partition, parent = partition_of(row), TABLES[storage].name
         # Fixed names and integers only: DDL takes no parameters.
         self._session.execute(
-            text(f"CREATE TABLE {partition} PARTITION OF embeddings FOR VALUES IN ({row.id})")
+            text(f"CREATE TABLE {partition} PARTITION OF {parent} FOR VALUES IN ({row.id})")
         )
-        kind = _index_type(dimensions)
-        if kind is not None:
-            self._session.execute(
-                text(
-                    f"CREATE INDEX {partition}_hnsw ON {partition}"
-                    f" USING hnsw ((vector::{kind}({dimensions})) {kind}_cosine_ops)"
-                )
-            )
+        if with_index and index_type(row) is not None:
+            self._session.execute(text(create_index(row)))
         return row
 
 
-def _index_type(dimensions: int) -> str | None:
-    if dimensions <= MAX_INDEXED_VECTOR:
+def partition_of(model: EmbeddingModel) -> str:
+    """Where the model's vectors lie."""
+    return f"{TABLES[model.storage].name}_{model.id}"
+
+
+def index_name(model: EmbeddingModel) -> str:
+    """The name of the model's HNSW index."""
+    return f"{partition_of(model)}_hnsw"
+
+
+def index_type(model: EmbeddingModel) -> str | None:
+    """As what the model's vectors are indexed; None where pgvector can't index so many numbers."""
+    if model.dimensions <= MAX_INDEXED_VECTOR and model.storage == VectorType.VECTOR:
         return "vector"
-    return "halfvec" if dimensions <= MAX_INDEXED_HALFVEC else None
+    return "halfvec" if model.dimensions <= MAX_INDEXED_HALFVEC else None
 
 
-def _indexed(dimensions: int) -> ColumnElement[object]:
+def create_index(model: EmbeddingModel, how: str = "") -> str:
+    """The statement that builds the model's index, `how` being such as CONCURRENTLY."""
+    kind = index_type(model)
+    return (
+        f"CREATE INDEX {how} {index_name(model)} ON {partition_of(model)}"
+        f" USING hnsw ((vector::{kind}({model.dimensions})) {kind}_cosine_ops)"
+    )
+
+
+def _indexed(model: EmbeddingModel) -> ColumnElement[object]:
     """The expression that the model's index is built on."""
-    if _index_type(dimensions) == "halfvec":
-        return cast(EMBEDDINGS.c.vector, HALFVEC(dimensions))
-    return cast(EMBEDDINGS.c.vector, VECTOR(dimensions))
+    vector = TABLES[model.storage].c.vector
+    kind = HALFVEC if index_type(model) == "halfvec" else VECTOR
+    return cast(vector, kind(model.dimensions))
 
 
-def _copy_rows(model_id: int, hashes: Sequence[bytes], vectors: npt.NDArray[np.float32]) -> bytes:
+def vector_rows(
+    model: EmbeddingModel, hashes: Sequence[bytes], vectors: npt.NDArray[np.float32]
+) -> bytes:
     """Lay rows out as COPY BINARY reads them (PostgreSQL manual, COPY; pgvector's vector_recv).
 
     Every row has the same size, so one structured array holds them all.
     """
     count, dimensions = vectors.shape
+    # In one order: two workers with the same contents would else wait for each other.
+    order = sorted(range(count), key=hashes.__getitem__)
+    kind, size = (">f4", 4) if model.storage == VectorType.VECTOR else (">f2", 2)
     rows = np.zeros(
         count,
         dtype=[
@@ -207,15 +266,18 @@ def _copy_rows(model_id: int, hashes: Sequence[bytes], vectors: npt.NDArray[np.f
             ("vector_size", ">i4"),
             ("dimensions", ">i2"),
             ("unused", ">i2"),
-            ("vector", ">f4", (dimensions,)),
+            ("vector", kind, (dimensions,)),
         ],
     )
     rows["fields"] = 3
     rows["model_size"] = 4
-    rows["model"] = model_id
+    rows["model"] = model.id
     rows["hash_size"] = HASH_BYTES
-    rows["hash"] = np.frombuffer(b"".join(hashes), dtype=f"V{HASH_BYTES}")
-    rows["vector_size"] = 4 + 4 * dimensions
+    rows["hash"] = np.frombuffer(b"".join(hashes[i] for i in order), dtype=f"V{HASH_BYTES}")
+    rows["vector_size"] = 4 + size * dimensions
     rows["dimensions"] = dimensions
-    rows["vector"] = vectors
-    return COPY_HEADER + rows.tobytes() + COPY_END
+    # A number too large for 2 bytes becomes infinite, which PostgreSQL refuses; a unit vector's
+    # never is.
+    with np.errstate(over="ignore"):
+        rows["vector"] = vectors[order]
+    return rows.tobytes()

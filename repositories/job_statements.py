@@ -30,6 +30,7 @@ _GIVEN = (
     "user_id",
     "idempotency_key",
     "max_retries",
+    "run_id",
 )
 ADD = (
     insert(Job)
@@ -70,6 +71,7 @@ CLAIM = (
         _JOBS.c.failures,
         _JOBS.c.max_retries,
         _JOBS.c.queue,
+        _JOBS.c.run_id,
         func.extract("epoch", _JOBS.c.expires_at - func.clock_timestamp()).label("seconds_left"),
     )
 )

@@ -49,6 +49,8 @@ class Claim:
     is_bulk: bool
     seconds_left: float
     """From the claim to the job's deadline, by the database's clock."""
+    run_id: UUID | None = None
+    """Whose shard it is."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ class JobRepository(BaseRepository[Job]):
         None where its caller has a job of the same idempotency key.
         """
         return self._session.scalars(
-            ADD, {**values, "id": new_id(), "lifetime": timedelta(seconds=lifetime)}
+            ADD,
+            {"run_id": None, **values, "id": new_id(), "lifetime": timedelta(seconds=lifetime)},
         ).one_or_none()
 
     def find_by_idempotency_key(self, user_id: UUID | None, key: str) -> Job | None:
@@ -151,6 +154,7 @@ class JobRepository(BaseRepository[Job]):
             failures=row.failures,
             max_retries=row.max_retries,
             is_bulk=Queue(row.queue).is_bulk,
+            run_id=row.run_id,
             seconds_left=float(row.seconds_left),
         )
 

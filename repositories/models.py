@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from config.names import Queue
+from config.names import Queue, VectorType
 
 
 def new_id() -> UUID:
@@ -46,6 +46,10 @@ class JobKind(StrEnum):
 
     GENERATION = "generation"
     EMBEDDING = "embedding"
+    SHARD = "shard"
+    """The answers or vectors of a slice of a run."""
+    FINALIZATION = "finalization"
+    """The end of a run."""
 
 
 class JobState(StrEnum):
@@ -82,7 +86,8 @@ class Billing(StrEnum):
     BILLED = "billed"  # it was answered
 
 
-def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
+def one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
+    """A check that a column holds one of these."""
     names = ", ".join(f"'{state}'" for state in states)
     return CheckConstraint(f"{column} IN ({names})", name=f"{column}_known")
 
@@ -156,6 +161,8 @@ class Job(Base):
     """Where its message waits: what was sent to one queue is taken in order."""
     state: Mapped[str] = mapped_column(server_default=JobState.QUEUED)
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    """Whose shard it is."""
     provider: Mapped[str]
     model: Mapped[str]
     request: Mapped[dict[str, Any]] = mapped_column(deferred=True)
@@ -189,9 +196,9 @@ class Job(Base):
     )
 
     __table_args__ = (
-        _one_of("kind", JobKind),
-        _one_of("queue", Queue),
-        _one_of("state", JobState),
+        one_of("kind", JobKind),
+        one_of("queue", Queue),
+        one_of("state", JobState),
         Index(
             "jobs_idempotency_key",
             "user_id",
@@ -232,6 +239,12 @@ class Job(Base):
             postgresql_where=text("state = 'queued' AND error_code = 'RATE_LIMIT_WAIT'"),
         ),
         Index("jobs_of_user", "user_id", "id"),
+        Index("jobs_of_run", "run_id", postgresql_where=text("run_id IS NOT NULL")),
+        Index(
+            "jobs_of_run_open",
+            "run_id",
+            postgresql_where=text("run_id IS NOT NULL AND finished_at IS NULL"),
+        ),
         Index("jobs_of_worker", "worker_id", postgresql_where=text("state = 'running'")),
     )
 
@@ -277,8 +290,8 @@ class Attempt(Base):
     job: Mapped[Job | None] = relationship(back_populates="attempts")
 
     __table_args__ = (
-        _one_of("state", AttemptState),
-        _one_of("billing", Billing),
+        one_of("state", AttemptState),
+        one_of("billing", Billing),
         UniqueConstraint("job_id", "number", "call", name="attempts_job_number_call_key"),
         Index("attempts_started", "started_at", postgresql_using="brin"),
         Index("attempts_jobless", "started_at", postgresql_where=text("job_id IS NULL")),
@@ -352,8 +365,10 @@ class EmbeddingModel(Base):
     provider: Mapped[str]
     model: Mapped[str]
     dimensions: Mapped[int]
+    storage: Mapped[str] = mapped_column(server_default=VectorType.VECTOR)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (
+        one_of("storage", VectorType),
         UniqueConstraint("provider", "model", "dimensions", name="embedding_models_key"),
     )

@@ -14,13 +14,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 from config.errors import PromptStackError
+from repositories.answers import AnswerRepository
 from repositories.attempts import AttemptRepository
 from repositories.documents import DocumentRepository
 from repositories.embeddings import EmbeddingRepository
 from repositories.errors import LedgerConflict, LedgerOutdated, LedgerReadOnly, LedgerUnavailable
+from repositories.items import ItemRepository
 from repositories.jobs import JobRepository
 from repositories.reservations import ReservationRepository
 from repositories.rings import RingRepository
+from repositories.runs import RunRepository
 from repositories.upkeep import UpkeepRepository
 from repositories.usage import UsageRepository
 from repositories.users import ApiKeyRepository, UserRepository
@@ -87,6 +90,21 @@ class UnitOfWork:
         return EmbeddingRepository(self.session)
 
     @cached_property
+    def runs(self) -> RunRepository:
+        """Runs."""
+        return RunRepository(self.session)
+
+    @cached_property
+    def items(self) -> ItemRepository:
+        """Items of runs, and their outcomes."""
+        return ItemRepository(self.session)
+
+    @cached_property
+    def answers(self) -> AnswerRepository:
+        """Answers by what was asked."""
+        return AnswerRepository(self.session)
+
+    @cached_property
     def usage(self) -> UsageRepository:
         """Sums over attempts."""
         return UsageRepository(self.session)
@@ -145,6 +163,22 @@ class _AfterCommit:
     is_committed: bool = False
 
 
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say of the driver's errors what they mean. Raises what `Ledger.transaction` raises."""
+    try:
+        yield
+    except (DBAPIError, psycopg2.Error) as error:
+        known = _explain(error)
+        if known is None:
+            raise
+        raise known from error
+    except PoolTimeoutError as error:
+        raise LedgerUnavailable(
+            "All connections to the database are in use; raise DATABASE_POOL_SIZE."
+        ) from error
+
+
 class Ledger:
     """The database: makes units of work from one pool of connections."""
 
@@ -184,18 +218,8 @@ class Ledger:
 
         Raises `LedgerUnavailable`, `LedgerConflict`, and `LedgerOutdated`.
         """
-        try:
-            with self._sessions.begin() as session:
-                yield UnitOfWork(session)
-        except (DBAPIError, psycopg2.Error) as error:
-            explained = _explain(error)
-            if explained is None:
-                raise
-            raise explained from error
-        except PoolTimeoutError as error:
-            raise LedgerUnavailable(
-                "All connections to the database are in use; raise DATABASE_POOL_SIZE."
-            ) from error
+        with explained(), self._sessions.begin() as session:
+            yield UnitOfWork(session)
 
     @staticmethod
     def join(session: Session) -> UnitOfWork:

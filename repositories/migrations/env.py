@@ -2,7 +2,8 @@
 
 from alembic import context
 
-import repositories.embeddings  # noqa: F401 - adds its table to the metadata
+import repositories.embeddings
+import repositories.run_models  # noqa: F401 - they add their tables to the metadata
 from repositories.models import Base
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)

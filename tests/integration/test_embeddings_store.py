@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event, select, text
 
 from repositories.documents import Passage
-from repositories.embeddings import EMBEDDINGS, Match
+from repositories.embeddings import TABLES, Match
 from repositories.models import EmbeddingModel
 from repositories.session import Ledger, UnitOfWork
 from tasks.composition import PromptStack
@@ -57,8 +57,8 @@ def add_document(unit: UnitOfWork, source: str, passages: Sequence[str]) -> None
 
 def stored(unit: UnitOfWork, model: EmbeddingModel) -> dict[bytes, Vectors]:
     rows = unit.session.execute(
-        select(EMBEDDINGS.c.content_hash, EMBEDDINGS.c.vector).where(
-            EMBEDDINGS.c.model_id == model.id
+        select(TABLES["vector"].c.content_hash, TABLES["vector"].c.vector).where(
+            TABLES["vector"].c.model_id == model.id
         )
     )
     return {bytes(row[0]): np.asarray(row[1], dtype=np.float32) for row in rows}

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 import repositories.migrations as ledger_migrations
 from config.embedded.servers import ServerUrls
 from config.errors import PromptStackError
-from repositories.embeddings import EMBEDDINGS
+from repositories.embeddings import TABLES
 from repositories.errors import LedgerOutdated, LedgerUnavailable, UnknownFilter
 from repositories.migrations import pending, upgrade
 from repositories.models import Base, Job, User
@@ -509,7 +509,7 @@ def schema(engine: Engine) -> dict[str, Any]:
 
 
 def test_the_models_are_what_the_migrations_make(ledger: Ledger) -> None:
-    assert EMBEDDINGS.metadata is Base.metadata
+    assert TABLES["vector"].metadata is Base.metadata
     with ledger.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Base.metadata) == []

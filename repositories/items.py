@@ -1,0 +1,278 @@
+"""Items of runs: handed in by COPY, taken by range, ended by outcomes that are only added."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    ColumnElement,
+    Integer,
+    delete,
+    exists,
+    func,
+    literal,
+    select,
+)
+from sqlalchemy.dialects.postgresql import insert as insert_or
+from sqlalchemy.orm import Session
+
+from repositories.copying import copy_binary
+from repositories.embeddings import TABLES
+from repositories.models import EmbeddingModel
+from repositories.run_models import Answer, Item, Outcome
+
+_LENGTH = Struct(">i")
+_HEAD = Struct(">hi16sii")
+NULL = _LENGTH.pack(-1)
+JSONB_VERSION = b"\x01"
+DUPLICATE_ID = "DUPLICATE_ID"
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """An item as it is handed in; JSON is given as its bytes."""
+
+    position: int
+    custom_id: str
+    content_hash: bytes | None
+    text: bytes | None
+    """In UTF-8."""
+    messages: bytes | None
+    attributes: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpenItem:
+    """An item that has not ended."""
+
+    position: int
+    content_hash: bytes
+    text: str | None
+    messages: list[Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an item ended."""
+
+    position: int
+    is_reused: bool = False
+    error_code: str | None = None
+    error: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Some open items of a run that follow each other."""
+
+    first: int
+    last: int
+    items: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many outcomes were added; what was known before is not counted again."""
+
+    succeeded: int = 0
+    failed: int = 0
+    reused: int = 0
+
+
+class ItemRepository:
+    """The items of runs and their outcomes."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, run_id: UUID, items: Iterable[NewItem]) -> None:
+        """Add items by COPY BINARY."""
+        rows = b"".join(_row(run_id.bytes, item) for item in items)
+        columns = "(run_id, position, custom_id, content_hash, text, messages, metadata)"
+        cursor = self._session.connection().connection.cursor()
+        try:
+            copy_binary(cursor, f"items {columns}", rows)
+        finally:
+            cursor.close()
+
+    def end(self, run_id: UUID, ended: Sequence[Ended]) -> Counted:
+        """Add outcomes, of items that have none; what was added."""
+        if not ended:
+            return Counted()
+        columns = {
+            "is_reused": Boolean(),
+            "error_code": Outcome.error_code.type,
+            "error": Outcome.error.type,
+            "detail": Outcome.detail.type,
+        }
+        values: list[ColumnElement[Any]] = [
+            func.unnest(literal([one.position for one in ended], ARRAY(Integer)))
+        ]
+        # Nearly all are alike, and short then: no error, nothing to tell.
+        values += [
+            func.unnest(literal([getattr(one, name) for one in ended], ARRAY(kind)))
+            if any(getattr(one, name) not in (None, False) for one in ended)
+            else literal(False if name == "is_reused" else None, kind)
+            for name, kind in columns.items()
+        ]
+        added = (
+            insert_or(Outcome)
+            .from_select(["run_id", "position", *columns], select(literal(run_id), *values))
+            .on_conflict_do_nothing()
+            .returning(Outcome.error_code.is_(None), Outcome.is_reused)
+        )
+        rows = self._session.execute(added).all()
+        succeeded = sum(is_well for is_well, _ in rows)
+        reused = sum(is_reused for _, is_reused in rows)
+        return Counted(succeeded, len(rows) - succeeded, reused)
+
+    def end_duplicates(self, run_id: UUID) -> int:
+        """End as failed what has the `custom_id` of an item before it; how many."""
+        first = func.first_value(Item.position).over(
+            partition_by=Item.custom_id, order_by=Item.position
+        )
+        seen = select(Item.position, first.label("first")).where(Item.run_id == run_id).subquery()
+        again = select(
+            literal(run_id),
+            seen.c.position,
+            literal(DUPLICATE_ID),
+            func.format("Line %s has the same id; each needs its own.", seen.c.first),
+        ).where(seen.c.position != seen.c.first)
+        columns = ["run_id", "position", "error_code", "error"]
+        added = insert_or(Outcome).from_select(columns, again).on_conflict_do_nothing()
+        return len(self._session.scalars(added.returning(Outcome.position)).all())
+
+    def next_slice(self, run_id: UUID, position: int, size: int) -> Slice | None:
+        """The next `size` open items from a position on; None where there is none."""
+        ahead = (
+            select(Item.position)
+            .where(Item.run_id == run_id, Item.position >= position, _is_open())
+            .order_by(Item.position)
+            .limit(size)
+            .subquery()
+        )
+        row = self._session.execute(
+            select(func.min(ahead.c.position), func.max(ahead.c.position), func.count())
+        ).one()
+        return Slice(*row) if row[2] else None
+
+    def open_in(self, run_id: UUID, first: int, last: int) -> list[OpenItem]:
+        """The open items from `first` to `last`, in order."""
+        rows = self._session.execute(
+            select(Item.position, Item.content_hash, Item.text, Item.messages)
+            .where(Item.run_id == run_id, Item.position.between(first, last), _is_open())
+            .order_by(Item.position)
+        )
+        return [OpenItem(row[0], bytes(row[1]), row[2], row[3]) for row in rows]
+
+    def end_open(self, run_id: UUID, first: int, last: int, error_code: str, error: str) -> int:
+        """End as failed what is still open from `first` to `last`; how many."""
+        left = select(Item.run_id, Item.position, literal(error_code), literal(error)).where(
+            Item.run_id == run_id, Item.position.between(first, last), _is_open()
+        )
+        columns = ["run_id", "position", "error_code", "error"]
+        added = insert_or(Outcome).from_select(columns, left).on_conflict_do_nothing()
+        return len(self._session.scalars(added.returning(Outcome.position)).all())
+
+    def reopen_failed(self, run_id: UUID) -> int:
+        """Open what has failed at a provider, not what never could be asked; how many."""
+        could_be_asked = exists().where(
+            Item.run_id == Outcome.run_id,
+            Item.position == Outcome.position,
+            Item.content_hash.is_not(None),
+        )
+        reopened = self._session.scalars(
+            delete(Outcome)
+            .where(
+                Outcome.run_id == run_id,
+                Outcome.error_code.is_not(None),
+                Outcome.error_code != DUPLICATE_ID,
+                could_be_asked,
+            )
+            .returning(Outcome.position)
+            .execution_options(synchronize_session=False)
+        )
+        return len(reopened.all())
+
+    def count_outcomes(self, run_id: UUID) -> Counted:
+        """All outcomes of a run."""
+        row = self._session.execute(
+            select(
+                func.count().filter(Outcome.error_code.is_(None)),
+                func.count().filter(Outcome.error_code.is_not(None)),
+                func.count().filter(Outcome.is_reused),
+            ).where(Outcome.run_id == run_id)
+        ).one()
+        return Counted(*row)
+
+    def unpaid(
+        self, run_id: UUID, provider: str, model: str, embedding_model: EmbeddingModel | None
+    ) -> tuple[int, int]:
+        """How many different contents must be paid for, and their UTF-8 bytes."""
+        size = func.coalesce(func.octet_length(Item.text), 0) + func.coalesce(
+            func.octet_length(func.cast(Item.messages, type_=Item.text.type)), 0
+        )
+        distinct = (
+            select(Item.content_hash, func.max(size).label("size"))
+            .where(Item.run_id == run_id, Item.content_hash.is_not(None), _is_open())
+            .group_by(Item.content_hash)
+            .subquery()
+        )
+        if embedding_model is None:
+            is_paid = exists().where(
+                Answer.provider == provider,
+                Answer.model == model,
+                Answer.content_hash == distinct.c.content_hash,
+            )
+        else:
+            vectors = TABLES[embedding_model.storage]
+            is_paid = exists().where(
+                vectors.c.model_id == embedding_model.id,
+                vectors.c.content_hash == distinct.c.content_hash,
+            )
+        row = self._session.execute(
+            select(func.count(), func.coalesce(func.sum(distinct.c.size), 0)).where(~is_paid)
+        ).one()
+        return int(row[0]), int(row[1])
+
+    def delete_of(self, run_id: UUID, limit: int) -> int:
+        """Delete up to `limit` items of a run with their outcomes; how many."""
+        for table in (Outcome, Item):
+            some = select(table.position).where(table.run_id == run_id).limit(limit)
+            deleted = self._session.scalars(
+                delete(table)
+                .where(table.run_id == run_id, table.position.in_(some))
+                .returning(table.position)
+                .execution_options(synchronize_session=False)
+            ).all()
+        return len(deleted)
+
+
+def _is_open() -> ColumnElement[bool]:
+    return ~exists().where(Outcome.run_id == Item.run_id, Outcome.position == Item.position)
+
+
+def _row(run_id: bytes, item: NewItem) -> bytes:
+    """Lay an item out as COPY BINARY reads it."""
+    custom_id = item.custom_id.encode()
+    text, messages = item.text, item.messages
+    return b"".join(
+        (
+            _HEAD.pack(7, 16, run_id, 4, item.position),
+            _LENGTH.pack(len(custom_id)),
+            custom_id,
+            NULL if item.content_hash is None else b"\x00\x00\x00\x20" + item.content_hash,
+            NULL if text is None else _LENGTH.pack(len(text)) + text,
+            NULL if messages is None else _jsonb(messages),
+            _jsonb(item.attributes),
+        )
+    )
+
+
+def _jsonb(value: bytes) -> bytes:
+    return _LENGTH.pack(len(value) + 1) + JSONB_VERSION + value

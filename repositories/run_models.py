@@ -1,0 +1,157 @@
+"""The tables of runs: what was handed in, and what became of each item.
+
+Items never change and outcomes are only added: an item is open as long as it has no outcome. What
+was paid for belongs to its content, not to its item: a vector lies in `embeddings`, an answer in
+`answers`, and every item of the same content, in any run, is served by it.
+"""
+
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, ForeignKey, Index, Numeric, func
+from sqlalchemy import text as sql
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from repositories.models import Base, new_id, one_of
+
+
+class RunKind(StrEnum):
+    """What a run makes."""
+
+    GENERATION = "generation"
+    EMBEDDING = "embedding"
+
+
+class RunState(StrEnum):
+    """Where a run stands; docs/architecture.md draws the transitions."""
+
+    PREPARING = "preparing"  # its items are being read
+    RUNNING = "running"
+    FINALIZING = "finalizing"  # every item has ended
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run has ended."""
+        return self not in {RunState.PREPARING, RunState.RUNNING, RunState.FINALIZING}
+
+
+class Run(Base):
+    """A batch: many items under one id."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    kind: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default=RunState.PREPARING)
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    provider: Mapped[str]
+    model: Mapped[str]
+    parameters: Mapped[dict[str, Any]]
+    """Of its generations: a `GenerationRequest` without its prompt."""
+    in_flight: Mapped[int]
+    """Calls under way at once in each worker."""
+    max_retries: Mapped[int]
+    max_cost_usd: Mapped[Decimal | None] = mapped_column(Numeric(18, 10))
+
+    total: Mapped[int] = mapped_column(server_default="0")
+    last_position: Mapped[int] = mapped_column(server_default="0")
+    next_position: Mapped[int] = mapped_column(server_default="0")
+    """Items from here on belong to no shard yet."""
+    served_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When it was last given a shard: who waits longest is next."""
+
+    # Of its outcomes; changed with them, in the same transactions.
+    succeeded: Mapped[int] = mapped_column(server_default="0")
+    failed: Mapped[int] = mapped_column(server_default="0")
+    reused: Mapped[int] = mapped_column(server_default="0")
+    """Those that succeeded and cost nothing, as their content was paid for before."""
+    # Of its provider calls.
+    calls: Mapped[int] = mapped_column(server_default="0")
+    input_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    output_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    cost_usd: Mapped[Decimal] = mapped_column(Numeric(18, 10), server_default="0")
+    reserved_usd: Mapped[Decimal] = mapped_column(Numeric(18, 10), server_default="0")
+    """The most that calls may come to whose cost isn't known (yet)."""
+    limiter_wait_seconds: Mapped[float] = mapped_column(server_default="0")
+    version: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    """Raised by every change of these sums: of two views of a run, the newer one is known by it."""
+
+    error_code: Mapped[str | None]
+    error: Mapped[str | None]
+    expires_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    touched_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """While it is being read: when its last items came."""
+    started_at: Mapped[datetime | None]
+    """Of the last start: a retry starts it anew."""
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        one_of("kind", RunKind),
+        one_of("state", RunState),
+        Index("runs_open", "served_at", postgresql_where=sql("finished_at IS NULL")),
+        Index("runs_of_user", "user_id", "id"),
+    )
+
+
+class Item(Base):
+    """One input of a run. It never changes.
+
+    Without a foreign key to its run: checking that a million times costs more than to store them.
+    """
+
+    __tablename__ = "items"
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    """The number of the line or record in its source, from 1."""
+    custom_id: Mapped[str]
+    content_hash: Mapped[bytes | None]
+    """What its vector or answer is found by; None where there is nothing to ask for."""
+    text: Mapped[str | None]
+    messages: Mapped[list[Any] | None] = mapped_column(JSONB)
+    attributes: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB)
+
+    __table_args__ = (
+        Index("items_content", "content_hash", postgresql_where=sql("content_hash IS NOT NULL")),
+    )
+
+
+class Outcome(Base):
+    """How an item ended. One without an outcome is still to be done."""
+
+    __tablename__ = "outcomes"
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    is_reused: Mapped[bool] = mapped_column(server_default=sql("false"))
+    error_code: Mapped[str | None]
+    """None where it succeeded."""
+    error: Mapped[str | None]
+    detail: Mapped[str | None]
+    """The provider's own words, or an answer that could not be taken. For the owner only."""
+
+
+class Answer(Base):
+    """What a model answered, by what it was asked."""
+
+    __tablename__ = "answers"
+
+    provider: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    content_hash: Mapped[bytes] = mapped_column(primary_key=True)
+    """Over everything that was asked, and by whom: no user is served another's answer."""
+    result: Mapped[dict[str, Any]]
+    used_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When a run was last served by it."""
+
+    __table_args__ = (Index("answers_used", "used_at", postgresql_using="brin"),)

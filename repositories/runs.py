@@ -1,0 +1,264 @@
+"""Runs: their sums, and which of them gets the next shard."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, distinct, exists, func, or_, select, update
+
+from repositories.base import BaseRepository
+from repositories.models import Job, JobKind, JobState
+from repositories.run_models import Run, RunState
+
+OPEN_STATES = (RunState.PREPARING, RunState.RUNNING, RunState.FINALIZING)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is added to the sums of a run."""
+
+    succeeded: int = 0
+    failed: int = 0
+    reused: int = 0
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: Decimal = Decimal(0)
+    reserved_usd: Decimal = Decimal(0)
+    limiter_wait_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A slice of a run that has ended, and not well."""
+
+    first: int
+    last: int
+    state: str
+    error_code: str | None
+    error: str | None
+
+
+class RunRepository(BaseRepository[Run]):
+    """The states and sums of runs."""
+
+    model = Run
+
+    def add(self, *, lifetime: float, **values: Any) -> Run:
+        """Add a run that is being read and expires in `lifetime` seconds."""
+        return self.create(expires_at=func.now() + timedelta(seconds=lifetime), **values)
+
+    def lock(self, run_id: UUID) -> Run | None:
+        """Return the run, and keep others from changing it until the transaction ends."""
+        query = select(Run).where(Run.id == run_id).with_for_update()
+        return self._session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+
+    def change(self, run_id: UUID, change: Change) -> Run | None:
+        """Add to the sums of a run; the run as it is then."""
+        added = {name: getattr(Run, name) + value for name, value in vars(change).items() if value}
+        return self._set(run_id, **added)
+
+    def reserve(self, run_id: UUID, amount: Decimal) -> bool:
+        """Reserve money for calls; False where the run's limit leaves less."""
+        spent = Run.cost_usd + Run.reserved_usd
+        return (
+            self._set(
+                run_id,
+                or_(Run.max_cost_usd.is_(None), spent + amount <= Run.max_cost_usd),
+                reserved_usd=Run.reserved_usd + amount,
+            )
+            is not None
+        )
+
+    def touch(self, run_id: UUID, total: int, last_position: int) -> None:
+        """Note how much of a run has been read. Raises nothing where it was given up meanwhile."""
+        self._set(
+            run_id,
+            Run.state == RunState.PREPARING,
+            total=total,
+            last_position=last_position,
+            touched_at=func.now(),
+        )
+
+    def start(self, run_id: UUID, *, lifetime: float | None = None, **values: Any) -> Run | None:
+        """Let a run's open items be worked on, from the first on."""
+        if lifetime is not None:
+            values["expires_at"] = func.now() + timedelta(seconds=lifetime)
+        return self._set(
+            run_id,
+            state=RunState.RUNNING,
+            started_at=func.now(),
+            finished_at=None,
+            next_position=0,
+            error_code=None,
+            error=None,
+            **values,
+        )
+
+    def finish(
+        self, run_id: UUID, state: RunState, error_code: str | None = None, error: str | None = None
+    ) -> Run | None:
+        """End a run; None where it had ended already."""
+        return self._set(
+            run_id,
+            Run.state.in_(OPEN_STATES),
+            state=state,
+            error_code=error_code,
+            error=error,
+            finished_at=func.now(),
+        )
+
+    def finalize(self, run_id: UUID) -> Run | None:
+        """Note that every item of a run has ended."""
+        return self._set(run_id, Run.state == RunState.RUNNING, state=RunState.FINALIZING)
+
+    def count_working_shards(self) -> int:
+        """How many shards are queued or running, without those that wait for a time to come."""
+        query = select(func.count()).where(*_open_shards(), ~_waits())
+        return self._session.scalar(query) or 0
+
+    def next_to_serve(self) -> Run | None:
+        """The run that gets the next shard: the one with the fewest, and waiting longest.
+
+        None of which a shard waits, as for its rate limit: it can't use another one.
+        """
+        of_run = [*_open_shards(), Job.run_id == Run.id]
+        shards = select(func.count()).where(*of_run).correlate(Run).scalar_subquery()
+        return self._session.scalars(
+            select(Run)
+            .where(
+                Run.state == RunState.RUNNING,
+                Run.next_position <= Run.last_position,
+                ~exists().where(*of_run, _waits()),
+            )
+            .order_by(shards, Run.served_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        ).one_or_none()
+
+    def note_served(self, run_id: UUID, next_position: int) -> None:
+        """Note that items before `next_position` belong to shards."""
+        self._set(run_id, next_position=next_position, served_at=func.clock_timestamp())
+
+    def find_done(self) -> Sequence[UUID]:
+        """Running runs all of whose items belong to shards which have ended."""
+        return self._session.scalars(
+            select(Run.id).where(
+                Run.state == RunState.RUNNING,
+                Run.next_position > Run.last_position,
+                ~exists().where(*_open_shards(), Job.run_id == Run.id),
+            )
+        ).all()
+
+    def find_unfinalized(self) -> Sequence[UUID]:
+        """Runs whose end nobody works on."""
+        ends = (
+            exists()
+            .where(Job.run_id == Run.id, Job.kind == JobKind.FINALIZATION)
+            .where(Job.finished_at.is_(None))
+        )
+        return self._session.scalars(
+            select(Run.id).where(Run.state == RunState.FINALIZING, ~ends)
+        ).all()
+
+    def failed_shards(self, run: Run) -> list[Shard]:
+        """The shards of a run's last start that ended otherwise than well."""
+        rows = self._session.execute(
+            select(
+                Job.request["first"].as_integer(),
+                Job.request["last"].as_integer(),
+                Job.state,
+                Job.error_code,
+                Job.error,
+            ).where(
+                Job.run_id == run.id,
+                Job.kind == JobKind.SHARD,
+                Job.created_at >= run.started_at,
+                Job.finished_at.is_not(None),
+                Job.state != JobState.SUCCEEDED,
+            )
+        )
+        return [Shard(*row) for row in rows]
+
+    def find_failing(self, error_codes: Sequence[str]) -> list[tuple[UUID, str, str]]:
+        """Running runs with a shard that failed of something that no other can escape."""
+        rows = self._session.execute(
+            select(Run.id, Job.error_code, Job.error)
+            .join(Job, Job.run_id == Run.id)
+            .where(
+                Run.state == RunState.RUNNING,
+                Job.kind == JobKind.SHARD,
+                Job.created_at >= Run.started_at,
+                Job.state == JobState.FAILED,
+                Job.error_code.in_(error_codes),
+            )
+            .distinct(Run.id)
+        )
+        return [(row[0], str(row[1]), str(row[2])) for row in rows]
+
+    def open_shards(self, run_id: UUID) -> Sequence[UUID]:
+        """The jobs of a run that have not ended."""
+        query = select(Job.id).where(Job.run_id == run_id, Job.finished_at.is_(None))
+        return self._session.scalars(query).all()
+
+    def count_workers(self, run_id: UUID) -> int:
+        """How many workers are at it now."""
+        query = select(func.count(distinct(Job.worker_id))).where(
+            *_open_shards(), Job.run_id == run_id, Job.state == JobState.RUNNING
+        )
+        return self._session.scalar(query) or 0
+
+    def find_overdue(self) -> Sequence[UUID]:
+        """Open runs whose deadline has passed."""
+        return self._session.scalars(
+            select(Run.id).where(Run.finished_at.is_(None), Run.expires_at <= func.now())
+        ).all()
+
+    def find_abandoned(self, silence: float) -> Sequence[UUID]:
+        """Runs whose reader has added nothing for `silence` seconds."""
+        return self._session.scalars(
+            select(Run.id).where(
+                Run.state == RunState.PREPARING,
+                Run.touched_at < func.now() - timedelta(seconds=silence),
+            )
+        ).all()
+
+    def loads_vectors(self, provider: str, model: str, *, but: UUID) -> bool:
+        """Whether another run adds vectors of a model."""
+        query = select(
+            exists().where(
+                Run.provider == provider,
+                Run.model == model,
+                Run.state == RunState.RUNNING,
+                Run.id != but,
+            )
+        )
+        return bool(self._session.scalar(query))
+
+    def find_old(self, retention: float) -> UUID | None:
+        """A run that ended `retention` seconds ago or before."""
+        return self._session.scalar(
+            select(Run.id)
+            .where(Run.finished_at < func.now() - timedelta(seconds=retention))
+            .limit(1)
+        )
+
+    def _set(self, run_id: UUID, *conditions: ColumnElement[bool], **values: Any) -> Run | None:
+        return self._session.scalars(
+            update(Run)
+            .where(Run.id == run_id, *conditions)
+            .values(version=Run.version + 1, **values)
+            .returning(Run)
+            .execution_options(synchronize_session=False, populate_existing=True)
+        ).one_or_none()
+
+
+def _open_shards() -> list[ColumnElement[bool]]:
+    return [Job.run_id.is_not(None), Job.finished_at.is_(None), Job.kind == JobKind.SHARD]
+
+
+def _waits() -> ColumnElement[bool]:
+    return (Job.state == JobState.QUEUED) & (Job.not_before > func.now())
