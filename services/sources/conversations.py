@@ -1,0 +1,48 @@
+"""The messages of a record, checked as those of a job are."""
+
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
+
+from services.llm.requests import Message, ToolCall
+from services.sources.reading import BadRecord, Fault
+
+MESSAGES = TypeAdapter(list[Message])
+NAMES = Message.model_fields.keys() | ToolCall.model_fields.keys()
+
+
+def checked_messages(value: Any, max_bytes: int) -> list[dict[str, JsonValue]]:
+    """Return the messages as JSON. Raises `BadRecord`, and `InvalidInput` for text not storable."""
+    if not isinstance(value, list | tuple):
+        raise BadRecord(Fault.WRONG_TYPE, "The field 'messages' must be a list.")
+    if not value:
+        raise BadRecord(Fault.EMPTY_TEXT, "The field 'messages' is empty.")
+    try:
+        messages = MESSAGES.validate_python([_without_nulls(turn) for turn in value])
+    except ValidationError as error:
+        raise BadRecord(Fault.WRONG_TYPE, _reason(error)) from error
+    plain: list[dict[str, JsonValue]] = MESSAGES.dump_python(
+        messages, mode="json", exclude_defaults=True
+    )
+    if len(orjson.dumps(plain)) > max_bytes:
+        raise BadRecord(
+            Fault.TOO_LONG, f"The messages have more than {max_bytes:,} bytes, written as JSON."
+        )
+    return plain
+
+
+def _without_nulls(turn: Any) -> Any:
+    """Leave out what a table has for each of its rows, also for those that lack it."""
+    if isinstance(turn, BaseModel):
+        return turn
+    if not isinstance(turn, dict):
+        return turn
+    return {name: part for name, part in turn.items() if part is not None}
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    # A name that we don't know is the caller's text.
+    path = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in NAMES)
+    return f"The field 'messages' is not right at '{path}': {first['msg']}."

@@ -1,0 +1,33 @@
+"""Records from Python: strings and mappings."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from services.sources.plain import as_json
+from services.sources.reading import BadInput, BadRecord, Fault, Input
+from services.sources.records import RecordCheck, kind_of
+
+
+def read_iterable(source: Any, check: RecordCheck) -> Iterator[Input | BadInput]:
+    """Read strings, each a text, and mappings, each a record."""
+    for position, item in enumerate(source, 1):
+        try:
+            yield check(position, _record(item, check.first_text_name))
+        except BadRecord as bad:
+            yield BadInput(position, None, bad.fault, str(bad))
+
+
+def _record(item: Any, text_name: str) -> dict[str, Any]:
+    if isinstance(item, str):
+        return {text_name: item}
+    if not isinstance(item, Mapping):
+        raise BadRecord(
+            Fault.WRONG_TYPE, f"A record must be a string or a mapping, and is {kind_of(item)}."
+        )
+    return {_name(name): as_json(value) for name, value in item.items()}
+
+
+def _name(name: Any) -> str:
+    if isinstance(name, str):
+        return name
+    raise BadRecord(Fault.WRONG_TYPE, f"A field's name must be a string, and is {kind_of(name)}.")

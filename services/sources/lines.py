@@ -1,0 +1,36 @@
+"""Physical lines of a stream of bytes, none of them longer than a bound."""
+
+from collections.abc import Iterable, Iterator
+
+
+def physical_lines(blocks: Iterable[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:
+    r"""Yield each line's number, from 1, and the line without its `\n`.
+
+    In the place of a line with more than `limit` bytes stands None: such a line may be the rest of
+    a file that is no text at all, and is let go as it is read.
+    """
+    number = 0
+    held: list[bytes] = []
+    size = 0
+    for block in blocks:
+        first, *others = block.split(b"\n")
+        size += len(first)
+        if size > limit:
+            held.clear()
+        else:
+            held.append(first)
+        if not others:
+            continue
+        number += 1
+        yield number, b"".join(held) if size <= limit else None
+        last = others.pop()
+        if len(block) <= limit:
+            yield from enumerate(others, number + 1)
+        else:
+            for at, line in enumerate(others, number + 1):
+                yield at, line if len(line) <= limit else None
+        number += len(others)
+        size = len(last)
+        held = [last] if size <= limit else []
+    if size:
+        yield number + 1, b"".join(held) if size <= limit else None

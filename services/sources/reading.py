@@ -1,0 +1,89 @@
+"""What is read, and how: the words that the readers share."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import JsonValue
+
+from services.errors import InvalidInput
+
+
+class Format(StrEnum):
+    """How records lie in a source."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+    LINES = "lines"
+    """Each line is a text."""
+    FOLDER = "folder"
+    """Each text or Markdown file is a document; also one such file by itself."""
+
+
+class Fault(StrEnum):
+    """What can be wrong with one record."""
+
+    BAD_ENCODING = "BAD_ENCODING"
+    BAD_JSON = "BAD_JSON"
+    BAD_CSV = "BAD_CSV"
+    BAD_ID = "BAD_ID"
+    CONFLICT = "CONFLICT"
+    EMPTY_TEXT = "EMPTY_TEXT"
+    MISSING_FIELD = "MISSING_FIELD"
+    NOT_STORABLE = "NOT_STORABLE"
+    TOO_LONG = "TOO_LONG"
+    UNREADABLE = "UNREADABLE"
+    WRONG_TYPE = "WRONG_TYPE"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A record that can be worked on: it has either a text or messages."""
+
+    position: int
+    """Number of the record in its source, from 1: the line where it starts in JSONL, text and CSV,
+    the row in Parquet and lists, the running number where texts are cut into chunks."""
+    custom_id: str
+    text: str | None
+    messages: list[dict[str, JsonValue]] | None
+    metadata: dict[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class BadInput:
+    """A record that can't be worked on, and why. The others are not hurt by it."""
+
+    position: int
+    custom_id: str | None
+    code: str
+    """One of `Fault`."""
+    reason: str
+    """A sentence that never quotes the text."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read a source."""
+
+    format: Format | None = None
+    """None: as the name's suffix says, also `.jsonl.gz` or `.csv.zst`."""
+    text_column: str | None = None
+    """None: `text`, else `prompt`."""
+    id_column: str | None = None
+    """None: `custom_id`, else `id`, else the position."""
+    columns: tuple[str, ...] | None = None
+    """Which fields are kept as metadata. None: all but the text and the id."""
+    template: str | None = None
+    """What the text is made of: `Summarise: {text}`, with fields of the record in braces."""
+    max_bytes: int = 10_000_000
+    """The longest text, in UTF-8 bytes."""
+    chunk_characters: int | None = None
+    """Cut each text into chunks of at most so many characters, each an input of its own."""
+
+
+class BadRecord(InvalidInput):
+    """One record can't be taken. Readers turn it into a `BadInput` and go on."""
+
+    def __init__(self, fault: Fault, reason: str) -> None:
+        super().__init__(reason)
+        self.fault = fault

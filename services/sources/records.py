@@ -1,0 +1,146 @@
+"""One record of a source, whatever its format: checked, and made an input."""
+
+from collections.abc import Mapping
+from types import NoneType
+from typing import Any
+
+from pydantic import JsonValue
+
+from services.errors import InvalidInput
+from services.sources.conversations import checked_messages
+from services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
+from services.sources.templates import Template
+from services.text import check_storable, check_storable_json
+
+TEXT_NAMES = ("text", "prompt")
+ID_NAMES = ("custom_id", "id")
+MESSAGES = "messages"
+MAX_ID_BYTES = 2_000
+"""As long as a document's source."""
+KINDS = (
+    (NoneType, "null"),
+    (bool, "a boolean"),
+    (str, "a string"),
+    ((int, float), "a number"),
+    (Mapping, "an object"),
+    ((list, tuple), "a list"),
+)
+"""In this order, as a bool is one of Python's numbers."""
+
+
+class RecordCheck:
+    """Turns records into inputs, as a `Reading` has it."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._text_names = (reading.text_column,) if reading.text_column else TEXT_NAMES
+        self._own_id = reading.id_column
+        self._id_names = (reading.id_column,) if reading.id_column else ID_NAMES
+        self._columns = None if reading.columns is None else frozenset(reading.columns)
+        self._template = None if reading.template is None else Template(reading.template)
+        self._takes_messages = reading.text_column is None and self._template is None
+        self._max_bytes = reading.max_bytes
+
+    def __call__(
+        self, position: int, record: dict[str, Any], *, clean: bool = False
+    ) -> Input | BadInput:
+        """Check a record, which is used up. `clean` says that its metadata needs no check."""
+        custom_id = None
+        try:
+            id_name, custom_id = self._find_id(position, record)
+            text_name = self.text_name(record)
+            text, messages = self._find_text(record, text_name)
+            if text_name is not None:
+                del record[text_name]
+            if id_name is not None:
+                record.pop(id_name, None)  # it may be the text as well
+            if self._columns is not None:
+                record = {name: record[name] for name in record.keys() & self._columns}
+            if not clean:
+                check_storable_json(record, "The record")
+        except BadRecord as bad:
+            return BadInput(position, custom_id, bad.fault, str(bad))
+        except InvalidInput as bad:
+            return BadInput(position, custom_id, Fault.NOT_STORABLE, str(bad))
+        return Input(position, custom_id, text, messages, record)
+
+    @property
+    def first_text_name(self) -> str:
+        """The field of a text that has no record around it."""
+        return self._text_names[0]
+
+    def text_name(self, record: dict[str, Any]) -> str | None:
+        """The field that has the text, if one does."""
+        for name in self._text_names:
+            if record.get(name) is not None:
+                return name
+        return next((name for name in self._text_names if name in record), None)
+
+    def check_text(self, text: str) -> str:
+        """Return the text. Raises `BadRecord`, and `InvalidInput` where it can't be stored."""
+        if not text or text.isspace():
+            raise BadRecord(Fault.EMPTY_TEXT, "The text is empty.")
+        if not text.isascii() or "\x00" in text:
+            check_storable(text, "The text")
+        # A character has at most four bytes: most texts need no count.
+        if len(text) * 4 > self._max_bytes and len(text.encode()) > self._max_bytes:
+            raise BadRecord(
+                Fault.TOO_LONG, f"The text has more than {self._max_bytes:,} UTF-8 bytes."
+            )
+        return text
+
+    def _find_id(self, position: int, record: dict[str, Any]) -> tuple[str | None, str]:
+        for name in self._id_names:
+            value = record.get(name)
+            if value is not None:
+                return name, _checked_id(value, name)
+        if self._own_id is not None:
+            raise BadRecord(Fault.MISSING_FIELD, f"The record has no '{self._own_id}', its id.")
+        return None, str(position)
+
+    def _find_text(
+        self, record: dict[str, Any], name: str | None
+    ) -> tuple[str | None, list[dict[str, JsonValue]] | None]:
+        if self._template is not None:
+            return self.check_text(self._template.render(record)), None
+        value = None if name is None else record[name]
+        if self._takes_messages and record.get(MESSAGES) is not None:
+            if value is not None:
+                raise BadRecord(
+                    Fault.CONFLICT, f"The record has both '{name}' and 'messages'; keep one."
+                )
+            return None, checked_messages(record.pop(MESSAGES), self._max_bytes)
+        if isinstance(value, str):
+            return self.check_text(value), None
+        if name is None:
+            wanted = " or ".join(f"'{name}'" for name in self._text_names)
+            raise BadRecord(Fault.MISSING_FIELD, f"The record has no {wanted}.")
+        if value is None:
+            raise BadRecord(Fault.EMPTY_TEXT, f"The field '{name}' is null.")
+        raise BadRecord(
+            Fault.WRONG_TYPE, f"The field '{name}' must be a string, and is {kind_of(value)}."
+        )
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls a value."""
+    for types, name in KINDS:
+        if isinstance(value, types):
+            return name
+    return f"a {type(value).__name__}"
+
+
+def _checked_id(value: Any, name: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise BadRecord(
+            Fault.WRONG_TYPE,
+            f"The id '{name}' must be a string or a whole number, and is {kind_of(value)}.",
+        )
+    if not value.isascii() or "\x00" in value:
+        check_storable(value, "The id")
+    if not value or len(value) * 4 > MAX_ID_BYTES < len(value.encode()):
+        raise BadRecord(
+            Fault.BAD_ID, f"The id '{name}' must have 1 to {MAX_ID_BYTES:,} UTF-8 bytes."
+        )
+    return value
