@@ -35,7 +35,7 @@ def _generate(job: ClaimedJob) -> None:
 
     def keep(unit: UnitOfWork, response: LLMResponse) -> None:
         # With the attempt, in one transaction: an answer on record must be there to read.
-        result = _result(response)
+        result = result_of(response)
         try:
             unit.jobs.succeed(claim, result)
         except ClaimLost:
@@ -57,7 +57,8 @@ def _call(claim: Claim, target: GenerationRequest) -> ProviderCall:
     )
 
 
-def _result(response: LLMResponse) -> dict[str, object]:
+def result_of(response: LLMResponse) -> dict[str, object]:
+    """An answer as it is stored."""
     result = {
         "text": response.text,
         "model": response.model,

@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,6 +14,7 @@ from repositories.errors import TransientLedgerError
 from repositories.jobs import Claim
 from repositories.models import AttemptState, Billing
 from repositories.session import UnitOfWork
+from services.billing import billing_of, credible, not_taken, taken
 from services.errors import DeadlinePassed
 from services.limited_calls import LimitedCalls
 from services.limiter.errors import CircuitOpen, LimiterWait, QuotaSpent
@@ -22,11 +22,7 @@ from services.limiter.limiter import Permit
 from services.limiter.terms import Need
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
 from services.llm.errors import (
-    AuthenticationFailed,
-    BadResponse,
     ConnectionFailed,
-    InvalidProviderRequest,
-    NeverSent,
     Overloaded,
     ProviderError,
     ProviderTimeout,
@@ -38,23 +34,9 @@ from services.llm.pool import ProviderPool
 from services.patient_ledger import PatientLedger
 from services.prices import Prices
 from services.running import Hold, RunningJobs
-from services.text import make_storable
 
 logger = logging.getLogger(__name__)
 
-MAX_TOKENS = 2**31 - 1
-"""What the ledger's column holds, far above any real call."""
-NOT_BILLED = (
-    RateLimited,
-    QuotaExhausted,
-    Overloaded,
-    AuthenticationFailed,
-    InvalidProviderRequest,
-    NeverSent,
-)
-"""The errors with which a provider refuses a call, or never saw it: it bills none."""
-BROKE_IN_MIDST = frozenset({500, 502, 504})
-"""Statuses that don't tell whether the work was done before something broke."""
 MAX_THROTTLED = 3
 """Times in a row that a call is sent anew after a 429 before its job goes back to the queue."""
 STANDS_IN_FOR = (
@@ -195,7 +177,7 @@ class ProviderCalls:
                 provider=call.provider,
                 model=call.model,
                 items=call.items,
-                expected_tokens=_credible(need.input_tokens + need.output_tokens),
+                expected_tokens=credible(need.input_tokens + need.output_tokens),
                 expected_cost_usd=self._prices.cost(
                     call.provider,
                     call.model,
@@ -244,26 +226,7 @@ class ProviderCalls:
         answer: Answer,
         keep: Callable[[UnitOfWork, Answer], None],
     ) -> None:
-        tokens = {
-            "input_tokens": _credible(answer.input_tokens),
-            "output_tokens": _credible(getattr(answer, "output_tokens", 0)),
-        }
-        cached = _credible(getattr(answer, "cached_tokens", 0)) or 0
-        took = {
-            **tokens,
-            "billing": Billing.BILLED,
-            "cached_tokens": cached,
-            "cost_usd": self._prices.cost(
-                call.provider,
-                call.model,
-                cached_tokens=cached,
-                cache_write_tokens=_credible(getattr(answer, "cache_write_tokens", 0)) or 0,
-                **tokens,
-            ),
-            "latency_seconds": answer.latency_seconds,
-            "limiter_wait_seconds": permit.waited_seconds if permit else None,
-            "provider_request_id": make_storable(answer.provider_request_id or "") or None,
-        }
+        took = taken(answer, call.provider, call.model, permit, self._prices)
 
         def store(unit: UnitOfWork) -> None:
             # The job's row before the attempt's, as everywhere: no two can wait for each other.
@@ -297,12 +260,7 @@ class ProviderCalls:
     ) -> None:
         """Record a failure, with what the call `took` where there was an answer."""
         if took is None:
-            billing = _billing(error)
-            took = {
-                "billing": billing,
-                "cost_usd": Decimal(0) if billing is Billing.NOT_BILLED else None,
-                "provider_request_id": getattr(error, "request_id", None),
-            }
+            took = not_taken(error)
         self._ledger.write(
             lambda unit: unit.attempts.settle(
                 attempt_id,
@@ -329,7 +287,7 @@ def _deciding(met: Sequence[PromptStackError]) -> PromptStackError:
 
 def _may_be_billed(error: PromptStackError) -> bool:
     # The limiter's own errors come before a call.
-    return isinstance(error, ProviderError) and _billing(error) is not Billing.NOT_BILLED
+    return isinstance(error, ProviderError) and billing_of(error) is not Billing.NOT_BILLED
 
 
 def bug(error: Exception) -> PromptStackError:
@@ -343,16 +301,3 @@ def bug(error: Exception) -> PromptStackError:
     return PromptStackError(
         f"The worker met an unexpected {type(error).__name__}; its log has the traceback."
     )
-
-
-def _billing(error: PromptStackError) -> Billing:
-    """What an error tells of the money."""
-    if isinstance(error, BadResponse):
-        return Billing.BILLED
-    broke = isinstance(error, Overloaded) and error.status in BROKE_IN_MIDST
-    return Billing.NOT_BILLED if isinstance(error, NOT_BILLED) and not broke else Billing.UNKNOWN
-
-
-def _credible(tokens: int | None) -> int | None:
-    """A count of tokens, or None where a provider tells nonsense: the answer is kept anyway."""
-    return tokens if tokens is not None and 0 <= tokens <= MAX_TOKENS else None
