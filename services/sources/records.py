@@ -68,6 +68,11 @@ class RecordCheck:
         """The field of a text that has no record around it."""
         return self._text_names[0]
 
+    @property
+    def first_id_name(self) -> str:
+        """The field of an id that the source itself gives."""
+        return self._id_names[0]
+
     def text_name(self, record: dict[str, Any]) -> str | None:
         """The field that has the text, if one does."""
         for name in self._text_names:
