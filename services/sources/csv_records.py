@@ -1,10 +1,17 @@
 """Where a record of a CSV file begins and ends, for records of any length."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
-QUOTE, COMMA = b'"', b","
+QUOTE, COMMA = ord('"'), b","
+_IN_QUOTES = rb'[^"]*+(?:""[^"]*+)*+'
+_CELL = rb'(?:"' + _IN_QUOTES + rb'"|[^",]*+)'
+REST_IN_QUOTES = re.compile(_IN_QUOTES)
+CELLS = re.compile(b"(?:" + _CELL + b",)*+")
+WHOLE_RECORD = re.compile(_CELL + b"(?:," + _CELL + rb")*+\r?\n")
+"""What most records are: known at once, without going through them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +34,7 @@ class _At(Enum):
     """After a quote within quotes: the end of the quotes, or the first of two that mean one."""
 
 
-_OUTSIDE = frozenset({_At.FIELD_START, _At.PLAIN})
+AFTER_QUOTE = {QUOTE: _At.QUOTED, ord(","): _At.FIELD_START}
 
 
 def csv_records(blocks: Iterable[bytes], limit: int) -> Iterator[CsvRecord]:
@@ -43,7 +50,7 @@ def csv_records(blocks: Iterable[bytes], limit: int) -> Iterator[CsvRecord]:
     for block in blocks:
         for fragment in _fragments(block):
             ends = fragment.endswith(b"\n")
-            if at in _OUTSIDE and QUOTE not in fragment:
+            if ends and at is _At.FIELD_START and WHOLE_RECORD.fullmatch(fragment):
                 at = _At.PLAIN
             else:
                 at = _after(at, fragment.removesuffix(b"\n"))
@@ -76,21 +83,29 @@ def _fragments(block: bytes) -> Iterator[bytes]:
 
 def _after(at: _At, fragment: bytes) -> _At:
     """Tell where a fragment of a line leaves us."""
-    place = 0
-    while place < len(fragment):
-        if at in {_At.QUOTED, _At.PLAIN}:
-            sign, then = (QUOTE, _At.AFTER_QUOTE) if at is _At.QUOTED else (COMMA, _At.FIELD_START)
-            found = fragment.find(sign, place)
-            if found == -1:
+    place, end = 0, len(fragment)
+    while place < end:
+        if at is _At.QUOTED:
+            place = _end_of_match(REST_IN_QUOTES, fragment, place)
+            if place == end:
                 return at
-            at, place = then, found + 1
-            continue
-        sign = fragment[place : place + 1]
-        if sign == QUOTE:
-            at = _At.QUOTED
-        elif sign == COMMA:
+            at = _At.AFTER_QUOTE
+        elif at is _At.PLAIN:
+            place = fragment.find(COMMA, place)
+            if place == -1:
+                return at
             at = _At.FIELD_START
+        elif at is _At.AFTER_QUOTE:
+            at = AFTER_QUOTE.get(fragment[place], _At.PLAIN)
         else:
-            at = _At.PLAIN
+            place = _end_of_match(CELLS, fragment, place)
+            if place == end:
+                return at
+            at = _At.QUOTED if fragment[place] == QUOTE else _At.PLAIN
         place += 1
     return at
+
+
+def _end_of_match(pattern: re.Pattern[bytes], fragment: bytes, place: int) -> int:
+    found = pattern.match(fragment, place)
+    return place if found is None else found.end()

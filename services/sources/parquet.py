@@ -41,7 +41,9 @@ def read_parquet(
 def _batches(origin: Origin, file: Any, columns: list[str]) -> Iterator[Any]:
     done = 0
     try:
-        for batch in file.iter_batches(_batch_rows(file.metadata), columns=columns):
+        for batch in file.iter_batches(
+            _batch_rows(file.metadata), columns=columns, use_threads=False
+        ):
             yield batch
             done += batch.num_rows
     except (OSError, pa.ArrowException) as error:
@@ -52,10 +54,11 @@ def _batches(origin: Origin, file: Any, columns: list[str]) -> Iterator[Any]:
 
 def _batch_rows(metadata: Any) -> int:
     """How many rows are read at once: few where they are long."""
-    size = sum(
-        metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)
-    )
-    return max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(size, 1)))
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    # The sizes of single rows are not known: the average of the group with the longest ones.
+    averages = (group.total_byte_size / max(group.num_rows, 1) for group in groups)
+    longest: float = max(averages, default=0.0)
+    return max(1, min(MAX_BATCH_ROWS, int(BATCH_BYTES / max(longest, 1.0))))
 
 
 def _rows(batch: Any) -> Iterator[dict[str, Any] | BadRecord]:

@@ -108,12 +108,13 @@ class RecordCheck:
         if self._template is not None:
             return self.check_text(self._template.render(record)), None
         value = None if name is None else record[name]
-        if self._takes_messages and record.get(MESSAGES) is not None:
+        turns = record.pop(MESSAGES, None) if self._takes_messages else None
+        if turns is not None:
             if value is not None:
                 raise BadRecord(
                     Fault.CONFLICT, f"The record has both '{name}' and 'messages'; keep one."
                 )
-            return None, checked_messages(record.pop(MESSAGES), self._max_bytes)
+            return None, checked_messages(turns, self._max_bytes)
         if isinstance(value, str):
             return self.check_text(value), None
         if name is None:
