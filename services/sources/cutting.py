@@ -49,7 +49,7 @@ class Cutter:
     ) -> Iterator[Input | BadInput]:
         kept = item.metadata
         if self._columns is not None:
-            kept = {name: kept[name] for name in kept.keys() & self._columns}
+            kept = {name: kept[name] for name in kept if name in self._columns}
         for number, passage in enumerate(self._chunker.cut(whole, item.custom_id), 1):
             position, custom_id = next(positions), f"{item.custom_id}#{number}"
             metadata = {**kept, SOURCE: item.custom_id, START: passage.start}

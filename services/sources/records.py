@@ -54,7 +54,7 @@ class RecordCheck:
             if id_name is not None:
                 record.pop(id_name, None)  # it may be the text as well
             if self._columns is not None:
-                record = {name: record[name] for name in record.keys() & self._columns}
+                record = {name: record[name] for name in record if name in self._columns}
             if not clean:
                 check_storable_json(record, "The record")
         except BadRecord as bad:

@@ -49,6 +49,7 @@ def in_blocks(data: bytes, size: int) -> Iterator[bytes]:
     return (data[at : at + size] for at in range(0, len(data), size))
 
 
+@effort(deadline=None)
 @given(rows, st.sampled_from(["\n", "\r\n"]), st.booleans())
 def test_csv_comes_back_as_it_was_written(
     written: list[tuple[str, str, str]], end: str, quote_all: bool
@@ -65,7 +66,7 @@ def test_csv_comes_back_as_it_was_written(
     assert len(found) == len(written)
 
 
-@effort(max_examples=400)
+@effort(deadline=None, max_examples=400)
 @given(st.text('",\nab', max_size=40), st.integers(1, 45))
 def test_records_end_where_the_csv_module_ends_them(text: str, size: int) -> None:
     reader = csv.reader(text.splitlines(keepends=True))
@@ -77,6 +78,7 @@ def test_records_end_where_the_csv_module_ends_them(text: str, size: int) -> Non
     assert ends == [line for line, _ in expected][:-1]
 
 
+@effort(deadline=None)
 @given(st.text('",\nab', max_size=60), st.integers(1, 70), st.integers(0, 20))
 def test_a_long_record_is_let_go_and_the_next_one_is_kept(text: str, size: int, limit: int) -> None:
     data = text.encode()

@@ -40,6 +40,7 @@ def escaped(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
+@effort(deadline=None)
 @given(pieces, literals, st.data())
 def test_a_template_is_filled_in_as_str_format_would(
     parts: list[tuple[str, str]], end: str, data: st.DataObject
@@ -52,6 +53,7 @@ def test_a_template_is_filled_in_as_str_format_would(
     assert template.names == list(dict.fromkeys(name for _, name in parts))
 
 
+@effort(deadline=None)
 @given(st.text("{}ab.![]: ", max_size=12))
 def test_what_is_no_template_is_refused_and_the_rest_is_filled_in(text: str) -> None:
     try:
