@@ -50,7 +50,7 @@ def csv_records(blocks: Iterable[bytes], limit: int) -> Iterator[CsvRecord]:
     for block in blocks:
         for fragment in _fragments(block):
             ends = fragment.endswith(b"\n")
-            if ends and at is _At.FIELD_START and WHOLE_RECORD.fullmatch(fragment):
+            if at is _At.FIELD_START and WHOLE_RECORD.fullmatch(fragment):
                 at = _At.PLAIN
             else:
                 at = _after(at, fragment.removesuffix(b"\n"))

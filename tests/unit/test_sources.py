@@ -213,6 +213,7 @@ def test_messages_are_checked_and_written_alike() -> None:
         (rb'{"text": "\ud800"}', None, Fault.NOT_STORABLE, "half of a surrogate pair"),
         (rb'{"id": "x", "text": "a\u0000"}', "x", Fault.NOT_STORABLE, "a NUL character"),
         (rb'{"id": "x", "text": "a", "b": {"c": "\u0000"}}', "x", Fault.NOT_STORABLE, "The record"),
+        (rb'{"id": "x", "text": "a", "b": "\u0000"}', "x", Fault.NOT_STORABLE, "The record"),
         (rb'{"id": "\u0000", "text": "a"}', None, Fault.NOT_STORABLE, "The id"),
         (b'{"id": "x", "text": ""}', "x", Fault.EMPTY_TEXT, "The text is empty."),
         (b'{"id": "x", "text": " \\n"}', "x", Fault.EMPTY_TEXT, "The text is empty."),
@@ -439,6 +440,12 @@ def test_a_stream_that_unpacks_by_itself_and_is_cut_off() -> None:
     data = gzip.compress(stream(*({"text": f"{n}"} for n in range(1_000))).getvalue())
     reason = refused(gzip.GzipFile(fileobj=io.BytesIO(data[:-9])))
     assert reason.endswith("bytes: it ended with an error.")
+
+
+def test_positions_hold_over_many_blocks() -> None:
+    data = b"".join(b"line %d\n" % number for number in range(1, 100_001))
+    for item in good(io.BytesIO(data), format=Format.LINES):
+        assert item.text == f"line {item.position}"
 
 
 def test_a_record_that_holds_itself_hurts_no_other() -> None:
