@@ -392,3 +392,15 @@ def test_memory_does_not_grow_with_a_parquet_file(tmp_path: Path) -> None:
     small, large = (parquet_of(count, tmp_path) for count in (20_000, 100_000))
     peak(small, 20_000)  # pyarrow imports more as it is used
     assert peak(large, 100_000) < peak(small, 20_000) + 3_000_000  # it has 10 MB of text
+
+
+def test_long_rows_of_parquet_are_read_few_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    text = "x" * 100_000
+    # A page is read as a whole, so they must not have all of the rows.
+    pq.write_table(pa.table({"text": [text] * 400}), path, use_dictionary=False, write_batch_size=8)
+    before = pa.total_allocated_bytes()
+    found = read_inputs(path, Reading())
+    assert next(found) == Input(1, "1", text, None, {})
+    assert pa.total_allocated_bytes() - before < 20_000_000  # of 40 MB
+    assert sum(1 for _ in found) == 399
