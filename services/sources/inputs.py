@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from services.errors import InvalidInput
+from services.sources.cutting import Cutter, whole_texts
+from services.sources.folders import read_folder
 from services.sources.iterables import read_iterable
 from services.sources.jsonl import read_jsonl, read_lines
 from services.sources.opening import Origin, byte_blocks
+from services.sources.parquet import read_parquet
 from services.sources.reading import BadInput, Fault, Format, Input, Reading
 from services.sources.records import RecordCheck
+from services.sources.tables import read_csv
 
 __all__ = ["BadInput", "Fault", "Format", "Input", "Reading", "Source", "read_inputs"]
 
@@ -20,8 +24,11 @@ Source = str | Path | BinaryIO | Iterable[str | Mapping[str, Any]]
 FORMATS = {
     ".jsonl": Format.JSONL,
     ".ndjson": Format.JSONL,
+    ".csv": Format.CSV,
+    ".parquet": Format.PARQUET,
     ".txt": Format.LINES,
     ".text": Format.LINES,
+    **dict.fromkeys((".md", ".markdown", ".mdx", ".rst"), Format.FOLDER),
 }
 
 
@@ -31,17 +38,29 @@ def read_inputs(source: Source, reading: Reading) -> Iterator[Input | BadInput]:
     Raises `InvalidInput` at once for what can be told before the source is opened, and on the way
     where the source can't be read on. A record that is wrong is a `BadInput`, and hurts no other.
     """
-    check = RecordCheck(reading)
+    if reading.chunk_characters is None:
+        return _records(source, reading, RecordCheck(reading))
+    cutter = Cutter(reading, reading.chunk_characters)
+    return cutter.cut(_records(source, reading, RecordCheck(whole_texts(reading))))
+
+
+def _records(source: Source, reading: Reading, check: RecordCheck) -> Iterator[Input | BadInput]:
     origin = _origin(source)
     if origin is None:
         return read_iterable(source, check)
     match _format(origin, reading):
         case Format.JSONL:
             return read_jsonl(byte_blocks(origin), check, reading.max_bytes)
+        case Format.CSV:
+            return read_csv(origin.name, byte_blocks(origin), check, reading)
+        case Format.PARQUET:
+            return read_parquet(origin, check, reading)
         case Format.LINES:
             return read_lines(byte_blocks(origin), check, reading.max_bytes)
-        case other:
-            raise InvalidInput(f"{other} can't be read yet.")
+        case Format.FOLDER:
+            if origin.path is None:
+                raise InvalidInput(f"{origin.name} is no folder and no file; name its format.")
+            return read_folder(origin.path, check, reading)
 
 
 def _origin(source: Any) -> Origin | None:
@@ -51,7 +70,7 @@ def _origin(source: Any) -> Origin | None:
         case "-":
             return Origin(None)
         case str() | Path():
-            return Origin(Path(source))
+            return Origin(_there(Path(source)))
         case io.TextIOBase():
             raise InvalidInput("The stream gives text, not bytes; open it in binary mode.")
         case bytes() | bytearray() | Mapping():
@@ -60,14 +79,32 @@ def _origin(source: Any) -> Origin | None:
             return Origin(None, source) if hasattr(source, "read") else None
 
 
+def _there(path: Path) -> Path:
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise InvalidInput(f"{path} does not exist.") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "its name is no file's name"
+        raise InvalidInput(f"{path!s:.200} can't be read: {why}.") from error
+    return path
+
+
 def _format(origin: Origin, reading: Reading) -> Format:
+    if origin.path is not None and origin.path.is_dir():
+        if reading.format not in {None, Format.FOLDER}:
+            raise InvalidInput(f"{origin.path} is a folder; name a file in it.")
+        return Format.FOLDER
     if reading.format is not None:
         return reading.format
-    if origin.suffix in FORMATS:
-        return FORMATS[origin.suffix]
+    found = FORMATS.get(origin.suffix)
+    if found is Format.LINES and reading.chunk_characters is not None and origin.path is not None:
+        return Format.FOLDER  # who wants a text cut has no text a line
+    if found is not None:
+        return found
     if origin.path is None:
         return Format.JSONL
     raise InvalidInput(
-        f"The suffix of {origin.name} tells no format; "
+        f"The suffix of {origin.path} tells no format; "
         f"name one of {', '.join(known.value for known in Format)}."
     )

@@ -62,11 +62,13 @@ def too_long(position: int, what: str, limit: int) -> BadInput:
     return BadInput(position, None, Fault.TOO_LONG, reason)
 
 
-def not_utf8(position: int, what: str, error: UnicodeDecodeError) -> BadInput:
+def not_utf8(
+    position: int, what: str, error: UnicodeDecodeError, custom_id: str | None = None
+) -> BadInput:
     """Say which byte is wrong."""
     byte = error.object[error.start]
     reason = f"{what} is not UTF-8 (byte {byte:#04x} at {error.start + 1})."
-    return BadInput(position, None, Fault.BAD_ENCODING, reason)
+    return BadInput(position, custom_id, Fault.BAD_ENCODING, reason)
 
 
 def _not_json(position: int, line: bytes, error: orjson.JSONDecodeError) -> BadInput:

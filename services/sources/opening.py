@@ -105,8 +105,8 @@ def _guarded(origin: Origin, read: Read, compression: str | None = None) -> Read
         nonlocal done
         try:
             block = read(size) or b""
-        except (OSError, pa.ArrowInvalid) as error:
-            why = getattr(error, "strerror", None) or f"its {compression} data is {_damage(error)}"
+        except (OSError, EOFError, pa.ArrowException) as error:
+            why = getattr(error, "strerror", None) or _damage(error, compression)
             raise InvalidInput(
                 f"{origin.name} can't be read on after {done:,} bytes: {why}."
             ) from error
@@ -118,8 +118,10 @@ def _guarded(origin: Origin, read: Read, compression: str | None = None) -> Read
     return guarded
 
 
-def _damage(error: Exception) -> str:
-    return "cut off" if "truncated" in str(error).lower() else "damaged"
+def _damage(error: Exception, compression: str | None) -> str:
+    if compression is None:
+        return "it ended with an error"  # a stream of the caller's, which may be of any kind
+    return f"its {compression} data is {'cut off' if 'runcated' in str(error) else 'damaged'}"
 
 
 def _at_least(read: Read, size: int) -> bytes:

@@ -80,6 +80,10 @@ class Reading:
     chunk_characters: int | None = None
     """Cut each text into chunks of at most so many characters, each an input of its own."""
 
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1 or (self.chunk_characters is not None and self.chunk_characters < 1):
+            raise InvalidInput("Texts and chunks must be allowed at least one byte and character.")
+
 
 class BadRecord(InvalidInput):
     """One record can't be taken. Readers turn it into a `BadInput` and go on."""

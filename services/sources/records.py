@@ -54,7 +54,7 @@ class RecordCheck:
             if id_name is not None:
                 record.pop(id_name, None)  # it may be the text as well
             if self._columns is not None:
-                record = {name: record[name] for name in record.keys() & self._columns}
+                record = {name: record[name] for name in record if name in self._columns}
             if not clean:
                 check_storable_json(record, "The record")
         except BadRecord as bad:
@@ -67,6 +67,11 @@ class RecordCheck:
     def first_text_name(self) -> str:
         """The field of a text that has no record around it."""
         return self._text_names[0]
+
+    @property
+    def first_id_name(self) -> str:
+        """The field of an id that the source itself gives."""
+        return self._id_names[0]
 
     def text_name(self, record: dict[str, Any]) -> str | None:
         """The field that has the text, if one does."""
@@ -103,12 +108,13 @@ class RecordCheck:
         if self._template is not None:
             return self.check_text(self._template.render(record)), None
         value = None if name is None else record[name]
-        if self._takes_messages and record.get(MESSAGES) is not None:
+        turns = record.pop(MESSAGES, None) if self._takes_messages else None
+        if turns is not None:
             if value is not None:
                 raise BadRecord(
                     Fault.CONFLICT, f"The record has both '{name}' and 'messages'; keep one."
                 )
-            return None, checked_messages(record.pop(MESSAGES), self._max_bytes)
+            return None, checked_messages(turns, self._max_bytes)
         if isinstance(value, str):
             return self.check_text(value), None
         if name is None:

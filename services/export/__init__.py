@@ -1,0 +1,1 @@
+"""What runs made, written to files as it streams by."""

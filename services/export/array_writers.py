@@ -1,0 +1,117 @@
+"""Results as columns and arrays: Parquet and NumPy. Each holds some of them at a time."""
+
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from services.export.columns import Shape, checked_vector
+from services.export.items import Produced
+from services.export.line_writers import LINE, identity
+
+GROUP_BYTES = 16_777_216
+GROUP_ROWS = 10_000
+WHOLE_NUMBERS = frozenset({"position", "input_tokens", "output_tokens"})
+"""Columns of Parquet; the others but the vector are strings."""
+
+
+class Parquet:
+    """A row a result, in groups of rows; metadata and the like as JSON."""
+
+    def __init__(self, file: BinaryIO, shape: Shape) -> None:
+        self._shape = shape
+        self._kinds = {
+            name: pa.int64() if name in WHOLE_NUMBERS else pa.string() for name in shape.names
+        }
+        if shape.dimensions is not None:
+            self._kinds["vector"] = pa.list_(pa.float32(), shape.dimensions)
+        self._writer = pq.ParquetWriter(
+            file,
+            pa.schema(list(self._kinds.items())),
+            compression="zstd",
+            use_dictionary=[name for name in ("model", "finish_reason") if name in self._kinds],
+        )
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def write(self, item: Produced) -> None:
+        """Keep one row, and write them when they are enough for a group."""
+        row = self._shape.row(item)
+        self._rows.append(row)
+        self._bytes += sum(_size(value) for value in row.values())
+        if self._bytes >= GROUP_BYTES or len(self._rows) >= GROUP_ROWS:
+            self._write_group()
+
+    def finish(self) -> None:
+        """Write the last rows and the footer."""
+        self._write_group()
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """Close the writer: it would do so itself later, when its file is closed already."""
+        with suppress(OSError, ValueError, pa.ArrowException):
+            self._writer.close()
+
+    def _write_group(self) -> None:
+        if not self._rows:
+            return
+        columns = {
+            name: self._vectors()
+            if name == "vector"
+            else pa.array([row[name] for row in self._rows], kind)
+            for name, kind in self._kinds.items()
+        }
+        self._writer.write_table(pa.table(columns), row_group_size=len(self._rows))
+        self._rows.clear()
+        self._bytes = 0
+
+    def _vectors(self) -> Any:
+        size = self._shape.dimensions or 0
+        found = [row["vector"] for row in self._rows]
+        missing = np.array([vector is None for vector in found])
+        nothing = np.zeros(size, np.float32)
+        flat = np.concatenate([nothing if vector is None else vector for vector in found])
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), size, mask=pa.array(missing))
+
+
+class Npy:
+    """Vectors as the rows of a NumPy array, and beside it, line by line, whose they are."""
+
+    def __init__(self, file: BinaryIO, ids: BinaryIO, dimensions: int, *, with_input: bool) -> None:
+        self._file = file
+        self._ids = ids
+        self._dimensions = dimensions
+        self._with_input = with_input
+        self._count = 0
+        self._write_header()
+
+    def write(self, item: Produced) -> None:
+        """Write one row of each."""
+        self._file.write(checked_vector(item, self._dimensions).data)
+        line = identity(item, with_input=self._with_input)
+        self._ids.write(orjson.dumps(line, option=LINE))
+        self._count += 1
+
+    def finish(self) -> None:
+        """Write the number of rows to the place that was kept for it."""
+        self._file.seek(0)
+        self._write_header()
+
+    def abandon(self) -> None:
+        """Nothing is held."""
+
+    def _write_header(self) -> None:
+        # NumPy leaves room for the first axis to grow: the header has the same size each time.
+        np.lib.format.write_array_header_1_0(
+            self._file,
+            {"descr": "<f4", "fortran_order": False, "shape": (self._count, self._dimensions)},
+        )
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    return len(value) if isinstance(value, str) else 8

@@ -1,0 +1,91 @@
+"""Results as rows of a table."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from services.export.items import ExportFailed, Produced
+
+PLAIN_ANSWER = ("model", "finish_reason", "input_tokens", "output_tokens")
+"""Fields of an answer with a column of their name."""
+ANSWER = ("answer", *PLAIN_ANSWER, "json", "details")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Which columns there are."""
+
+    with_input: bool
+    with_answer: bool
+    dimensions: int | None
+    """None: there are no vectors."""
+
+    @property
+    def names(self) -> list[str]:
+        """The columns in order."""
+        names = ["position", "custom_id", "metadata"]
+        names += ["text"] if self.with_input else []
+        names += ["vector"] if self.dimensions is not None else []
+        names += ANSWER if self.with_answer else ()
+        return names
+
+    def row(self, item: Produced) -> dict[str, Any]:
+        """One result; its vector is an array still. Raises `ExportFailed` if it is unlike."""
+        row: dict[str, Any] = {
+            "position": item.position,
+            "custom_id": item.custom_id,
+            "metadata": as_json(item.metadata),
+        }
+        if self.with_input:
+            row["text"] = item.text
+        if self.dimensions is not None:
+            row["vector"] = None if item.vector is None else checked_vector(item, self.dimensions)
+        elif item.vector is not None:
+            raise _unlike(item)
+        if self.with_answer:
+            row |= _answer(item.answer or {})
+        elif item.answer is not None:
+            raise _unlike(item)
+        return row
+
+
+def checked_vector(item: Produced, dimensions: int) -> npt.NDArray[np.float32]:
+    """Return the vector. Raises `ExportFailed` if there is none of that size."""
+    if item.vector is None:
+        raise ExportFailed(
+            f"The result at position {item.position} is no vector; choose another format."
+        )
+    vector = np.ascontiguousarray(item.vector, dtype=np.float32)
+    if vector.shape != (dimensions,):
+        raise ExportFailed(
+            f"The vector at position {item.position} has {vector.size:,} dimensions, and the "
+            f"others {dimensions:,}."
+        )
+    return vector
+
+
+def as_json(value: Any) -> str:
+    """Return a value as JSON; floats with as many digits as they need to be read back the same."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+
+
+def _answer(answer: dict[str, Any]) -> dict[str, Any]:
+    others = {
+        name: value for name, value in answer.items() if name not in {"text", "json", *PLAIN_ANSWER}
+    }
+    return {
+        "answer": answer.get("text"),
+        **{name: answer.get(name) for name in PLAIN_ANSWER},
+        "json": as_json(answer["json"]) if "json" in answer else None,
+        "details": as_json(others) if others else None,
+    }
+
+
+def _unlike(item: Produced) -> ExportFailed:
+    return ExportFailed(
+        f"The result at position {item.position} is of another kind than those before it; "
+        "only JSON Lines holds both."
+    )

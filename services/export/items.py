@@ -1,0 +1,67 @@
+"""What is exported: results, items that failed, and what became of them."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import JsonValue
+
+from config.errors import PromptStackError
+
+
+class ExportFailed(PromptStackError):
+    """An export couldn't be written; what was there before is untouched."""
+
+    code = "EXPORT_FAILED"
+
+
+class ExportFormat(StrEnum):
+    """How results are written."""
+
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+    NPY = "npy"
+    """Vectors only; their ids stand in a file beside them."""
+    CSV = "csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """A result: a vector or an answer, and whose it is."""
+
+    position: int
+    custom_id: str
+    metadata: dict[str, JsonValue]
+    text: str | None
+    """What was sent. Written only when asked for."""
+    vector: npt.NDArray[np.float32] | None
+    answer: dict[str, JsonValue] | None
+    """`text`, `model`, `finish_reason`, `input_tokens`, `output_tokens` and whatever else; `json`
+    where the answer was to be JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedItem:
+    """An item without a result, and why."""
+
+    position: int
+    custom_id: str | None
+    code: str
+    error: str
+    detail: str | None
+    metadata: dict[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSummary:
+    """What was written, and where."""
+
+    items: int
+    errors: int
+    path: Path
+    ids_path: Path | None
+    """Beside a `.npy` file: whose vector each row is."""
+    errors_path: Path | None
+    """None where nothing failed."""

@@ -1,0 +1,115 @@
+"""Results and errors as lines of text: JSON Lines and CSV."""
+
+import csv
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import orjson
+
+from services.export.columns import Shape, as_json
+from services.export.items import FailedItem, Produced
+
+LINE = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+
+
+class Writer(Protocol):
+    """Writes results as they come."""
+
+    def write(self, item: Produced) -> None:
+        """Write one result."""
+
+    def finish(self) -> None:
+        """Write what comes last. Who opened the file closes it."""
+
+    def abandon(self) -> None:
+        """Let go of what isn't written: the file will be thrown away."""
+
+
+class JsonLines:
+    """One JSON object a line."""
+
+    def __init__(self, file: BinaryIO, *, with_input: bool) -> None:
+        self._file = file
+        self._with_input = with_input
+
+    def write(self, item: Produced) -> None:
+        """Write one line."""
+        line = identity(item, with_input=self._with_input)
+        if item.vector is not None:
+            line["vector"] = np.ascontiguousarray(item.vector, dtype=np.float32)
+        if item.answer is not None:
+            line["answer"] = item.answer
+        self._file.write(orjson.dumps(line, option=LINE))
+
+    def finish(self) -> None:
+        """Nothing comes last."""
+
+    def abandon(self) -> None:
+        """Nothing is held."""
+
+
+class Csv:
+    """A header and a row a result; what is no text and no number stands there as JSON."""
+
+    def __init__(self, file: BinaryIO, shape: Shape) -> None:
+        self._shape = shape
+        self._rows = csv.DictWriter(_Encoded(file), shape.names)
+        self._rows.writeheader()
+
+    def write(self, item: Produced) -> None:
+        """Write one row."""
+        row = self._shape.row(item)
+        if row.get("vector") is not None:
+            row["vector"] = as_json(row["vector"])
+        self._rows.writerow(row)
+
+    def finish(self) -> None:
+        """Nothing comes last."""
+
+    def abandon(self) -> None:
+        """Nothing is held."""
+
+
+class ErrorLines:
+    """What failed, one JSON object a line."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, item: FailedItem) -> None:
+        """Write one line."""
+        self._file.write(
+            orjson.dumps(
+                {
+                    "position": item.position,
+                    "custom_id": item.custom_id,
+                    "code": item.code,
+                    "error": item.error,
+                    "detail": item.detail,
+                    "metadata": item.metadata,
+                },
+                option=LINE,
+            )
+        )
+
+
+def identity(item: Produced, *, with_input: bool) -> dict[str, Any]:
+    """Whose a result is, with what was sent if it was asked for."""
+    line: dict[str, Any] = {
+        "position": item.position,
+        "custom_id": item.custom_id,
+        "metadata": item.metadata,
+    }
+    if with_input:
+        line["text"] = item.text
+    return line
+
+
+class _Encoded:
+    """Text for a file of bytes; unlike `TextIOWrapper`, it doesn't close the file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        return self._file.write(text.encode())

@@ -1,0 +1,49 @@
+"""Which columns of a table are wanted, and whether they are there."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from services.errors import InvalidInput
+from services.sources.reading import Reading
+from services.sources.records import ID_NAMES, MESSAGES, TEXT_NAMES
+from services.sources.templates import Template
+
+SHOWN = 20
+
+
+def wanted_columns(name: str, columns: Sequence[str], reading: Reading) -> list[str]:
+    """Return those of `columns` that must be read, in their order. Raises `InvalidInput`.
+
+    `name` is what the table is called in the error.
+    """
+    _check_names(name, columns)
+    filled = Template(reading.template).names if reading.template is not None else []
+    kept = columns if reading.columns is None else reading.columns
+    named = [*filled, *(reading.columns or ())]
+    named += [column for column in (reading.text_column, reading.id_column) if column is not None]
+    missing = next((column for column in named if column not in columns), None)
+    if missing is not None:
+        raise InvalidInput(f"{name} has no column '{missing}'; it has {_listed(columns)}.")
+    texts = {reading.text_column} if reading.text_column else {*TEXT_NAMES, MESSAGES}
+    whole_text_needed = reading.template is None or reading.chunk_characters is not None
+    if whole_text_needed and texts.isdisjoint(columns):
+        raise InvalidInput(
+            f"{name} has no column 'text', 'prompt' or 'messages'; it has {_listed(columns)}. "
+            "Say which one has the text."
+        )
+    ids = {reading.id_column} if reading.id_column else set(ID_NAMES)
+    needed = {*filled, *kept, *texts, *ids}
+    return [column for column in columns if column in needed]
+
+
+def _check_names(name: str, columns: Sequence[str]) -> None:
+    if not all(column.strip() for column in columns):
+        raise InvalidInput(f"{name} has a column without a name; give it one.")
+    twice = next((column for column, count in Counter(columns).items() if count > 1), None)
+    if twice is not None:
+        raise InvalidInput(f"{name} has two columns '{twice}'; rename one.")
+
+
+def _listed(columns: Sequence[str]) -> str:
+    shown = ", ".join(columns[:SHOWN])
+    return shown if len(columns) <= SHOWN else f"{shown} and {len(columns) - SHOWN} more"

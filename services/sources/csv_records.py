@@ -1,0 +1,111 @@
+"""Where a record of a CSV file begins and ends, for records of any length."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+
+QUOTE, COMMA = ord('"'), b","
+_IN_QUOTES = rb'[^"]*+(?:""[^"]*+)*+'
+_CELL = rb'(?:"' + _IN_QUOTES + rb'"|[^",]*+)'
+REST_IN_QUOTES = re.compile(_IN_QUOTES)
+CELLS = re.compile(b"(?:" + _CELL + b",)*+")
+WHOLE_RECORD = re.compile(_CELL + b"(?:," + _CELL + rb")*+\r?\n")
+"""What most records are: known at once, without going through them."""
+
+
+@dataclass(frozen=True, slots=True)
+class CsvRecord:
+    """One record, which may have several lines."""
+
+    position: int
+    """The line that it starts on, from 1."""
+    content: bytes | None
+    """Without the end of its last line. None: it was longer than the bound and was let go."""
+    complete: bool = True
+    """Whether its last quote was closed before the file ended."""
+
+
+class _At(Enum):
+    FIELD_START = auto()
+    PLAIN = auto()
+    QUOTED = auto()
+    AFTER_QUOTE = auto()
+    """After a quote within quotes: the end of the quotes, or the first of two that mean one."""
+
+
+AFTER_QUOTE = {QUOTE: _At.QUOTED, ord(","): _At.FIELD_START}
+
+
+def csv_records(blocks: Iterable[bytes], limit: int) -> Iterator[CsvRecord]:
+    """Cut a stream into records as the csv module would, but keep none longer than `limit` bytes.
+
+    The csv module would read a quote that is never closed, and with it the rest of the file, into
+    memory; and what it gives up on in the middle it takes for the next record.
+    """
+    at = _At.FIELD_START
+    line = begin = 1
+    held: list[bytes] = []
+    size = 0
+    for block in blocks:
+        for fragment in _fragments(block):
+            ends = fragment.endswith(b"\n")
+            if at is _At.FIELD_START and WHOLE_RECORD.fullmatch(fragment):
+                at = _At.PLAIN
+            else:
+                at = _after(at, fragment.removesuffix(b"\n"))
+            size += len(fragment)
+            if size <= limit:
+                held.append(fragment)
+            else:
+                held.clear()
+            if not ends:
+                continue
+            line += 1
+            if at is _At.QUOTED:
+                continue
+            yield CsvRecord(begin, b"".join(held).removesuffix(b"\n") if size <= limit else None)
+            at, begin, size = _At.FIELD_START, line, 0
+            held.clear()
+    if size:
+        content = b"".join(held) if size <= limit else None
+        yield CsvRecord(begin, content, complete=at is not _At.QUOTED)
+
+
+def _fragments(block: bytes) -> Iterator[bytes]:
+    """Cut after each end of a line, and nowhere else."""
+    *lines, rest = block.split(b"\n")
+    for line in lines:
+        yield line + b"\n"
+    if rest:
+        yield rest
+
+
+def _after(at: _At, fragment: bytes) -> _At:
+    """Tell where a fragment of a line leaves us."""
+    place, end = 0, len(fragment)
+    while place < end:
+        if at is _At.QUOTED:
+            place = _end_of_match(REST_IN_QUOTES, fragment, place)
+            if place == end:
+                return at
+            at = _At.AFTER_QUOTE
+        elif at is _At.PLAIN:
+            place = fragment.find(COMMA, place)
+            if place == -1:
+                return at
+            at = _At.FIELD_START
+        elif at is _At.AFTER_QUOTE:
+            at = AFTER_QUOTE.get(fragment[place], _At.PLAIN)
+        else:
+            place = _end_of_match(CELLS, fragment, place)
+            if place == end:
+                return at
+            at = _At.QUOTED if fragment[place] == QUOTE else _At.PLAIN
+        place += 1
+    return at
+
+
+def _end_of_match(pattern: re.Pattern[bytes], fragment: bytes, place: int) -> int:
+    found = pattern.match(fragment, place)
+    return place if found is None else found.end()

@@ -1,0 +1,71 @@
+"""Documents from text and Markdown files."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from services.errors import InvalidInput
+from services.sources.cutting import SOURCE
+from services.sources.jsonl import not_utf8
+from services.sources.opening import Origin, byte_blocks
+from services.sources.reading import BadInput, Fault, Input, Reading
+from services.sources.records import RecordCheck
+
+SUFFIXES = frozenset({".md", ".markdown", ".mdx", ".rst", ".text", ".txt"})
+"""What is read from a folder; a file that is named itself may have any suffix."""
+
+
+def read_folder(path: Path, check: RecordCheck, reading: Reading) -> Iterator[Input | BadInput]:
+    """Read each text file below a folder, in the order of their names; or the one file.
+
+    A document's id is its path within the folder, and stands in its metadata as `source` too.
+    """
+    position = 0
+    for position, file in enumerate(_text_files(path) if path.is_dir() else [path], 1):
+        name = str(file) if file == path else file.relative_to(path).as_posix()
+        text = _text(Origin(file), position, name, reading.max_bytes)
+        if isinstance(text, BadInput):
+            yield text
+            continue
+        record = {SOURCE: name, check.first_id_name: name, check.first_text_name: text}
+        yield check(position, record)
+    if not position:
+        raise InvalidInput(f"{path} holds no text files ({', '.join(sorted(SUFFIXES))}).")
+
+
+def _text_files(folder: Path) -> Iterator[Path]:
+    """Walk through a folder in order; only the names of one way down are held in memory."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InvalidInput(f"{folder} can't be read: {error.strerror}.") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _text_files(Path(entry.path))
+        elif Path(entry.name).suffix.lower() in SUFFIXES and _is_file(entry):
+            yield Path(entry.path)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return True  # where a link leads is not known: reading it says why
+
+
+def _text(origin: Origin, position: int, name: str, max_bytes: int) -> str | BadInput:
+    content = bytearray()
+    try:
+        for block in byte_blocks(origin):
+            content += block
+            if len(content) > max_bytes:
+                reason = f"The file has more than {max_bytes:,} bytes; split it."
+                return BadInput(position, name, Fault.TOO_LONG, reason)
+        return content.decode()
+    except UnicodeDecodeError as error:
+        return not_utf8(position, "The file", error, name)
+    except InvalidInput as error:
+        return BadInput(position, name, Fault.UNREADABLE, str(error))
