@@ -1,0 +1,128 @@
+"""How fast texts become vectors in pgvector, beside a script and beside the least work there is.
+
+Run `python -m benchmarks.embedding_run --help`. The run of ours is not measured here yet.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import create_engine, text
+
+from benchmarks.embedding_rivals import RIVALS
+from benchmarks.metering import Meter
+from config.embedded.servers import EmbeddedServers, remove
+from simulator.process import SimulatorProcess
+
+LATENCY = 0.2
+NO_LIMIT = 10**12
+COLUMNS = (
+    "who", "batch", "vectors", "vectors/s", "client CPU ms/1,000", "PostgreSQL CPU ms/1,000",
+    "simulator CPU share", "peak RSS MB", "429s", "x script", "of bound",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One program, once or at the median."""
+
+    rate: float
+    client_ms: float
+    postgres_ms: float
+    simulator_share: float
+    peak_mb: float
+    throttled: float
+
+
+def main() -> None:
+    """Run each program alone, one after the other, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--texts", type=int, default=50_000)
+    parser.add_argument("--script-texts", type=int, default=5_000, help="fewer: it is slow")
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 512, 2_048])
+    parser.add_argument("--rounds", type=int, default=3, help="the median is shown")
+    parser.add_argument("--who", nargs="+", choices=RIVALS, default=list(RIVALS))
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="promptstack-benchmark-"))
+    found: dict[tuple[str, int, int], Figures] = {}
+    try:
+        with (
+            EmbeddedServers(folder, durable=False) as urls,
+            SimulatorProcess(latency=LATENCY) as simulator,
+        ):
+            simulator.set_limits(requests_per_minute=NO_LIMIT, tokens_per_minute=NO_LIMIT)
+            for batch in given.batch:
+                for name in given.who:
+                    count = given.script_texts if name == "script" else given.texts
+                    rounds = [
+                        measure(name, simulator, urls.database_url, count, batch)
+                        for _ in range(given.rounds)
+                    ]
+                    found[name, batch, count] = median(rounds)
+    finally:
+        remove(folder)
+    show(found)
+
+
+def measure(
+    name: str, simulator: SimulatorProcess, database_url: str, count: int, batch: int
+) -> Figures:
+    """Run one program in a process of its own."""
+    simulator.reset()
+    command = [sys.executable, "-m", "benchmarks.embedding_rivals", name, simulator.url]
+    command += [database_url, str(count), str(batch)]
+    with Meter([_postmaster(database_url)]) as postgres, Meter([simulator.pid]) as simulated:
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    said = json.loads(done.stdout)
+    return Figures(
+        rate=count / said["seconds"],
+        client_ms=said["cpu_seconds"] * 1e6 / count,
+        postgres_ms=postgres.cost().cpu_seconds * 1e6 / count,
+        simulator_share=simulated.cost().cpu_seconds / said["seconds"],
+        peak_mb=said["peak_rss"] / 1e6,
+        throttled=simulator.stats()["by_status"].get("429", 0),
+    )
+
+
+def median(rounds: list[Figures]) -> Figures:
+    """The median of each figure."""
+    names = Figures.__dataclass_fields__
+    return Figures(**{it: statistics.median(getattr(one, it) for one in rounds) for it in names})
+
+
+def show(found: dict[tuple[str, int, int], Figures]) -> None:
+    """Print the table; ratios are to the best batch of the script and of the bound."""
+    best = {
+        who: max((it.rate for key, it in found.items() if key[0] == who), default=float("nan"))
+        for who in ("script", "bound")
+    }
+    table = Table(*COLUMNS)
+    for (who, batch, count), it in found.items():
+        table.add_row(
+            who, f"{batch:,}", f"{count:,}", f"{it.rate:,.0f}", f"{it.client_ms:,.0f}",
+            f"{it.postgres_ms:,.0f}", f"{it.simulator_share:.0%}", f"{it.peak_mb:,.0f}",
+            f"{it.throttled:.0f}", f"{it.rate / best['script']:.2f}",
+            f"{it.rate / best['bound']:.0%}",
+        )  # fmt: skip
+    Console(width=160).print(table)
+
+
+def _postmaster(database_url: str) -> int:
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        backend = psutil.Process(connection.scalar(text("SELECT pg_backend_pid()")))
+        pid = backend.ppid()
+    engine.dispose()
+    return pid
+
+
+if __name__ == "__main__":
+    main()
