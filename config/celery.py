@@ -9,6 +9,8 @@ from config.settings import Settings
 ROUTES = {
     TaskName.GENERATE_TEXT: Queue.GENERATION,
     TaskName.GENERATE_EMBEDDINGS: Queue.EMBEDDINGS,
+    TaskName.RUN_SHARD: Queue.GENERATION_BULK,
+    TaskName.FINALIZE_RUN: Queue.MAINTENANCE,
 }
 
 

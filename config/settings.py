@@ -11,6 +11,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from config.errors import ConfigurationError
+from config.names import VectorType
 
 DEFAULT_SECRET_KEY = "change-me"  # noqa: S105 - refused in production
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
@@ -179,7 +180,23 @@ class Settings(BaseSettings):
         86_400, ge=60, description="How long Redis keeps progress; the ledger has it for ever."
     )
 
+    # Runs
+    run_in_flight: int = Field(
+        32, ge=1, le=1_000, description="Calls of a run under way at once in each worker."
+    )
+    run_expires_seconds: PositiveSeconds = Field(
+        604_800.0, description="Time after which an unfinished run ends as expired (7 days)."
+    )
+    vector_type: VectorType = Field(
+        VectorType.VECTOR,
+        description="How the vectors of a model that is new here are stored: vector (4 bytes a "
+        "number) or halfvec (2 bytes; search loses next to nothing).",
+    )
+
     # Workers
+    worker_shards: int = Field(
+        4, ge=1, le=100, description="Shards of runs that one worker works on beside its jobs."
+    )
     worker_concurrency: int = Field(
         8, ge=1, le=500, description="Jobs that one worker process runs at once."
     )

@@ -75,7 +75,7 @@ class Slice:
     items: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Counted:
     """How many outcomes were added; what was known before is not counted again."""
 

@@ -1,8 +1,9 @@
 """A job in the hands of this worker: what its work may do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from repositories.jobs import Claim
 from repositories.models import JobState
@@ -49,6 +50,29 @@ class ClaimedJob:
     def in_ledger(self, write: Callable[[UnitOfWork], T]) -> T:
         """Run one transaction; see `PatientLedger.write`."""
         return self._ledger.write(write)
+
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin calls of the work's own; they are cancelled where the job is taken from us."""
+        return self._running.begin(self._hold, coroutine)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the job was taken from us, or all was stopped."""
+        return self._hold.is_cancelled
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether no call may begin any more, as the worker is about to stop."""
+        return self._running.is_closing
+
+    def hand_back(self) -> NoReturn:
+        """Stop here, for another worker to go on. Raises `CancelledError`."""
+        self._hold.is_cancelled = True
+        raise CancelledError
+
+    def seconds_left(self) -> float:
+        """Time until the job expires."""
+        return self._hold.seconds_left()
 
     def pause(self, seconds: float) -> None:
         """Wait for something that others do. Raises `CancelledError` when the worker stops."""

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,9 +20,10 @@ from services.errors import EmbeddedElsewhere, NotFound
 from services.execution import Execution, JobOutcome
 from services.limiter.errors import RequestTooLarge
 from services.limiter.terms import Need
-from services.llm.base import EmbeddingLimits, EmbeddingResponse
+from services.llm.base import EmbeddingResponse
 from services.llm.errors import ContextTooLong
 from services.llm.pool import ProviderPool
+from services.packing import pack
 from services.provider_calls import ProviderCall
 
 SHARED_POLL_SECONDS = 0.25
@@ -204,25 +205,3 @@ def _succeed(unit: UnitOfWork, claim: Claim, document_id: UUID, total: int) -> N
         "dimensions": model.dimensions if model else None,
     }
     unit.jobs.succeed(claim, result)
-
-
-def pack(
-    passages: Sequence[Passage], limits: EmbeddingLimits, count: Callable[[str], int]
-) -> Iterator[list[Passage]]:
-    """Fill provider calls in order, each within the limits of items, UTF-8 bytes and tokens.
-
-    `count` estimates the tokens of a text.
-    """
-    batch: list[Passage] = []
-    bytes_ = tokens = 0
-    for passage in passages:
-        bytes_ += len(passage.text.encode())
-        tokens += count(passage.text) if limits.tokens is not None else 0
-        is_over = bytes_ > limits.bytes or (limits.tokens is not None and tokens > limits.tokens)
-        if batch and (len(batch) == limits.items or is_over):
-            yield batch
-            batch, bytes_ = [], len(passage.text.encode())
-            tokens = count(passage.text) if limits.tokens is not None else 0
-        batch.append(passage)
-    if batch:
-        yield batch

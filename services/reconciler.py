@@ -11,6 +11,7 @@ from repositories.models import JobState
 from repositories.session import Ledger, UnitOfWork
 from services.doorbell import BrokerUnavailable, Doorbell, Ring
 from services.progress import ProgressService
+from services.runs.dispatch import Dispatch
 from services.silence import blind_spans, silence_of_the_dead
 from services.waiting_jobs import WaitingJobs
 
@@ -58,6 +59,7 @@ class Reconciler:
         doorbell: Doorbell,
         progress: ProgressService,
         waiting: WaitingJobs,
+        dispatch: Dispatch,
         *,
         worker_lost_seconds: float,
         retention: Retention = FOR_EVER,
@@ -67,6 +69,7 @@ class Reconciler:
         self._doorbell = doorbell
         self._progress = progress
         self._waiting = waiting
+        self._dispatch = dispatch
         self._worker_lost_seconds = worker_lost_seconds
         self._retention = retention
         self._clock = clock
@@ -90,6 +93,7 @@ class Reconciler:
         self._progress.rebuild([job.id for job in {*freed, *ended}])
         self._prune()
         self._waiting.call_back()
+        self._dispatch.upkeep(self._retention.jobs_seconds)
         try:
             # For a job that has ended, its message only makes AsyncResult and Flower say so.
             for job in ended:

@@ -70,6 +70,13 @@ class RunningJobs:
 
         Raises `concurrent.futures.CancelledError`, and what the call raises.
         """
+        return self.begin(hold, coroutine).result()
+
+    def begin(self, hold: Hold, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin a call on the event loop, which is cancelled where the job is taken from us.
+
+        Raises `concurrent.futures.CancelledError` where all was stopped.
+        """
         with self._lock:
             if self._stopped_at is not None:
                 hold.is_cancelled = True
@@ -77,7 +84,7 @@ class RunningJobs:
                 raise CancelledError
             call = self._loop.submit(coroutine)
             hold.call = call
-        return call.result()
+        return call
 
     def let_none_begin(self) -> None:
         """Let running calls end, and no other begin; a signal's handler may call it.
@@ -86,6 +93,11 @@ class RunningJobs:
         again by the next worker.
         """
         self._is_closing = True
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether no call may begin any more."""
+        return self._is_closing
 
     def check_may_begin(self, hold: Hold) -> None:
         """Raise `concurrent.futures.CancelledError` where no call may begin any more."""

@@ -10,6 +10,7 @@ from config.settings import Settings
 from tasks.embeddings import generate_embeddings
 from tasks.generation import generate_text
 from tasks.job_task import JobTask, Workshop
+from tasks.runs import finalize_run, run_shard
 
 
 def create_app(settings: Settings, redis_url: str, *, results: bool = True) -> Celery:
@@ -29,6 +30,8 @@ def register_tasks(app: Celery, workshop: Workshop) -> None:
     tasks: dict[str, Any] = {
         TaskName.GENERATE_TEXT: generate_text,
         TaskName.GENERATE_EMBEDDINGS: generate_embeddings,
+        TaskName.RUN_SHARD: run_shard,
+        TaskName.FINALIZE_RUN: finalize_run,
     }
     for name, function in tasks.items():
         register = app.task(name=str(name), bind=True, base=JobTask, workshop=workshop)

@@ -21,6 +21,7 @@ from config.errors import ConfigurationError
 from config.models_file import ModelsFile
 from config.settings import Settings, get_settings
 from repositories.session import Ledger
+from repositories.vector_indexes import VectorIndexes
 from services.backoff import Backoff
 from services.chunking import Chunker
 from services.embedding import EmbeddingService
@@ -43,6 +44,13 @@ from services.progress import ProgressService
 from services.provider_calls import ProviderCalls
 from services.reconciler import Reconciler, Retention
 from services.running import RunningJobs
+from services.runs.asking import EmbeddingTerms
+from services.runs.dispatch import Dispatch
+from services.runs.in_flight import InFlight
+from services.runs.progress import RunProgress
+from services.runs.service import RunDefaults, RunService
+from services.runs.shard import ShardTools
+from services.runs.work import RunWork
 from services.search import SearchService
 from services.usage import UsageService
 from services.waiting_jobs import WaitingJobs
@@ -252,7 +260,7 @@ class PromptStack:
             self.running,
             loop=self.loop,
             calls=self.limited_calls,
-            prices=Prices(self.models_file.prices),
+            prices=self.prices,
         )
 
     @cached_property
@@ -279,6 +287,78 @@ class PromptStack:
         """Runs embedding jobs."""
         chunker = Chunker(self.settings.chunk_characters)
         return EmbeddingService(self.execution, self.providers, chunker)
+
+    @cached_property
+    def prices(self) -> Prices:
+        """What calls cost."""
+        return Prices(self.models_file.prices)
+
+    @cached_property
+    def run_progress(self) -> RunProgress:
+        """Where runs stand."""
+        return RunProgress(self.redis, self.ledger, ttl_seconds=self.settings.progress_ttl_seconds)
+
+    @cached_property
+    def dispatch(self) -> Dispatch:
+        """What gives out the shards of runs."""
+        settings = self.settings
+        return Dispatch(
+            self.ledger,
+            self.doorbell,
+            self.run_progress,
+            shards_a_worker=settings.worker_shards,
+            worker_lost_seconds=settings.worker_lost_seconds,
+            max_retries=settings.job_max_retries,
+        )
+
+    @cached_property
+    def vector_indexes(self) -> VectorIndexes:
+        """What builds the indexes of vectors."""
+        return VectorIndexes(self.ledger)
+
+    @cached_property
+    def runs(self) -> RunService:
+        """Runs."""
+        settings = self.settings
+        defaults = RunDefaults(
+            generation_provider=settings.default_llm_provider,
+            embedding_provider=settings.default_embedding_provider,
+            max_retries=settings.job_max_retries,
+            expires_seconds=settings.run_expires_seconds,
+            in_flight=settings.run_in_flight,
+            max_text_bytes=settings.max_text_bytes,
+        )
+        return RunService(
+            self.ledger,
+            self.factory,
+            self.dispatch,
+            self.run_progress,
+            self.prices,
+            limiter=self.limiter,
+            indexes=self.vector_indexes,
+            defaults=defaults,
+        )
+
+    @cached_property
+    def run_work(self) -> RunWork:
+        """Works on shards, and ends runs."""
+        settings = self.settings
+        tools = ShardTools(
+            calls=self.limited_calls,
+            gate=InFlight(),
+            prices=self.prices,
+            backoff=Backoff(settings.retry_backoff_seconds, settings.retry_backoff_max_seconds),
+            show=self.run_progress.show,
+        )
+        return RunWork(
+            self.execution,
+            self.providers,
+            self.dispatch,
+            self.run_progress,
+            tools,
+            indexes=self.vector_indexes,
+            terms=EmbeddingTerms(storage=settings.vector_type),
+        )
 
     @cached_property
     def heartbeat_ledger(self) -> Ledger:
@@ -309,6 +389,7 @@ class PromptStack:
             self.doorbell,
             self.progress,
             self.waiting_jobs,
+            self.dispatch,
             worker_lost_seconds=self.settings.worker_lost_seconds,
             retention=Retention(
                 self.settings.job_retention_seconds, self.settings.attempt_retention_seconds

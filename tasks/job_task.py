@@ -18,6 +18,7 @@ from services.errors import InvalidInput
 from services.execution import JobOutcome
 from services.generation import GenerationService
 from services.progress import Progress
+from services.runs.work import RunWork
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,10 @@ class Workshop(Protocol):
     @property
     def embedding(self) -> EmbeddingService:
         """Runs embedding jobs."""
+
+    @property
+    def run_work(self) -> RunWork:
+        """Works on shards, and ends runs."""
 
 
 class JobTask(Task[Any, Any]):

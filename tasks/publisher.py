@@ -18,6 +18,8 @@ from services.doorbell import BrokerUnavailable, Ring
 TASKS = {
     JobKind.GENERATION: TaskName.GENERATE_TEXT,
     JobKind.EMBEDDING: TaskName.GENERATE_EMBEDDINGS,
+    JobKind.SHARD: TaskName.RUN_SHARD,
+    JobKind.FINALIZATION: TaskName.FINALIZE_RUN,
 }
 
 BROKER_ERRORS = (OperationalError, AMQPError, RedisError, OSError)

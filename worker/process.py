@@ -35,7 +35,8 @@ class WorkerProcess:
     def __init__(self, stack: PromptStack) -> None:
         self._stack = stack
         settings = stack.settings
-        self._concurrency = settings.worker_concurrency
+        # Interactive jobs must not wait for a thread until a shard is done.
+        self._concurrency = settings.worker_concurrency + settings.worker_shards
         self._grace_seconds = settings.shutdown_grace_seconds
         self._is_stopping = False
         results: Any = stack.celery.backend
@@ -54,7 +55,7 @@ class WorkerProcess:
         stack = self._stack
         register_tasks(stack.celery, stack)
         # Made now: two first tasks, in two threads, would make them twice.
-        _ = stack.generation, stack.embedding
+        _ = stack.generation, stack.embedding, stack.run_work
         # Alive before the first claim; and where there is no ledger, a clear error at once.
         stack.heartbeat.beat()
         for periodic in self._periodic:

@@ -89,6 +89,8 @@ class EmbeddingLimits:
     """Texts a request."""
     bytes: int
     """UTF-8 bytes a request."""
+    text_bytes: int | None = None
+    """UTF-8 bytes of one text, above which it is surely too long; else the provider says so."""
     tokens: int | None = None
     """Tokens a request, as `estimate_tokens` counts them, where bytes don't bound them."""
 

@@ -84,8 +84,11 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
     known_options: ClassVar[frozenset[str] | None] = None
     # The API takes 300,000 tokens a request and counts a byte as a quarter of a token. It takes
     # 8,192 real tokens a text; 4 bytes each is the same rule, which fits prose in Latin script.
-    # Denser text under this bound is refused by the API itself as `ContextTooLong`.
-    embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(items=2_048, bytes=1_200_000)
+    # Denser text under this bound is refused by the API itself as `ContextTooLong`; no text has
+    # 8 bytes a token.
+    embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(
+        items=2_048, bytes=1_200_000, text_bytes=8 * 8_192
+    )
 
     @classmethod
     def check_options(cls, options: Mapping[str, JsonValue]) -> None:

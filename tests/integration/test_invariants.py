@@ -589,6 +589,7 @@ def reconciler_of(stack: PromptStack, clock: Clock, silence: float = 15.0) -> Re
         stack.doorbell,
         stack.progress,
         stack.waiting_jobs,
+        stack.dispatch,
         worker_lost_seconds=silence,
         clock=clock,
     )
@@ -654,6 +655,7 @@ def test_invariant_05_nobodys_silence_counts_while_the_ledger_itself_was_away(
         stack.doorbell,
         stack.progress,
         stack.waiting_jobs,
+        stack.dispatch,
         worker_lost_seconds=15.0,
         clock=clock,
     )
@@ -710,6 +712,7 @@ def test_invariant_05_a_new_process_knows_what_others_have_seen(
         stack.doorbell,
         stack.progress,
         stack.waiting_jobs,
+        stack.dispatch,
         worker_lost_seconds=15.0,
         clock=clock,
     ).run_once()

@@ -98,6 +98,7 @@ def test_what_ended_long_ago_goes_and_frees_its_key(stack: PromptStack) -> None:
         stack.doorbell,
         stack.progress,
         stack.waiting_jobs,
+        stack.dispatch,
         worker_lost_seconds=15.0,
         retention=Retention(jobs_seconds=86_400.0, attempts_seconds=0.0),
     )
@@ -116,6 +117,7 @@ def test_nothing_goes_where_retention_is_zero(stack: PromptStack) -> None:
         stack.doorbell,
         stack.progress,
         stack.waiting_jobs,
+        stack.dispatch,
         worker_lost_seconds=15.0,
         retention=Retention(0.0, 0.0),
     ).run_once()

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repositories.documents import Passage
-from services.embedding import pack
 from services.llm.base import EmbeddingLimits
+from services.packing import pack
 
 
 def passages_of(texts: list[str]) -> list[Passage]:

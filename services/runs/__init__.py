@@ -1,0 +1,1 @@
+"""Runs: batches of embeddings or generations under one id, cut into shards that workers take."""

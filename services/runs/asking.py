@@ -1,0 +1,239 @@
+"""What runs of each kind ask of a provider, and what they keep of its answers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+from config.errors import PromptStackError
+from config.names import VectorType
+from repositories.items import OpenItem
+from repositories.run_models import Run, RunKind
+from repositories.session import UnitOfWork
+from services.generation import EXPECTED_OUTPUT_TOKENS, result_of
+from services.limiter.terms import Need
+from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
+from services.llm.requests import GenerationRequest
+from services.packing import pack
+from services.runs.schemas import AnswerSchema
+
+ENVELOPE_TOKENS = 64
+"""More than any provider adds to a prompt for roles and the like."""
+
+Answer = LLMResponse | EmbeddingResponse
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is asked for once, however many items have it."""
+
+    hash: bytes
+    positions: tuple[int, ...]
+    text: str
+    """Empty where there are messages."""
+    messages: Sequence[Any] | None = None
+
+
+@dataclass(eq=False)
+class Call:
+    """One question: a prompt, or texts that are embedded together."""
+
+    contents: Sequence[Content]
+    tries: int = 0
+    """How often it has failed by its own fault."""
+
+    @property
+    def hashes(self) -> list[bytes]:
+        """Of its contents."""
+        return [content.hash for content in self.contents]
+
+    @property
+    def positions(self) -> Iterable[int]:
+        """Of all items that it serves."""
+        return (position for content in self.contents for position in content.positions)
+
+    def only(self, hashes: Collection[bytes]) -> "Call":
+        """The same for some of its contents."""
+        contents = [content for content in self.contents if content.hash in hashes]
+        return Call(contents, self.tries)
+
+    def halves(self) -> "list[Call]":
+        """The same in two: to find which of its contents is refused."""
+        middle = len(self.contents) // 2
+        return [Call(self.contents[:middle]), Call(self.contents[middle:])]
+
+
+def contents_of(items: Iterable[OpenItem]) -> list[Content]:
+    """The different contents of items, in order."""
+    first: dict[bytes, OpenItem] = {}
+    positions: dict[bytes, list[int]] = {}
+    for item in items:
+        first.setdefault(item.content_hash, item)
+        positions.setdefault(item.content_hash, []).append(item.position)
+    return [
+        Content(hash_, tuple(positions[hash_]), item.text or "", item.messages)
+        for hash_, item in first.items()
+    ]
+
+
+class Asking(ABC):
+    """What one run asks, and how."""
+
+    def __init__(self, run: Run) -> None:
+        self.provider = run.provider
+        self.model = run.model
+        self.user_id: UUID | None = run.user_id
+
+    @abstractmethod
+    def calls(self, contents: Sequence[Content], service: LLMService) -> list[Call]:
+        """Put contents together to calls, within what one call may hold."""
+
+    @abstractmethod
+    async def ask(self, call: Call, service: LLMService) -> Answer:
+        """Make the call. Raises `ProviderError`."""
+
+    @abstractmethod
+    def need(self, call: Call, service: LLMService) -> Need:
+        """What it is expected to take."""
+
+    @abstractmethod
+    def most(self, call: Call) -> tuple[int, int] | None:
+        """The most tokens that it can take, input and output; None where that isn't known.
+
+        A token is a byte of text or more.
+        """
+
+    def fault(self, answer: Answer) -> PromptStackError | None:
+        """What is wrong with an answer that was paid for."""
+        return None
+
+    @abstractmethod
+    def find_stored(self, unit: UnitOfWork, hashes: Sequence[bytes]) -> set[bytes]:
+        """Those of the contents that were paid for before."""
+
+    @abstractmethod
+    def keep(self, unit: UnitOfWork, answered: Sequence[tuple[Call, Any]]) -> None:
+        """Store answers by their contents."""
+
+
+@dataclass(frozen=True)
+class EmbeddingTerms:
+    """How vectors are stored."""
+
+    storage: VectorType = VectorType.VECTOR
+
+
+class EmbeddingAsking(Asking):
+    """Vectors of texts."""
+
+    def __init__(self, run: Run, terms: EmbeddingTerms) -> None:
+        super().__init__(run)
+        self._terms = terms
+        self._in_flight = run.in_flight
+
+    def calls(self, contents: Sequence[Content], service: LLMService) -> list[Call]:
+        """See `Asking`: as full as the provider allows."""
+        limits = service.embedding_limits
+        return [Call(batch) for batch in pack(contents, limits, service.estimate_tokens)]
+
+    async def ask(self, call: Call, service: LLMService) -> Answer:
+        """See `Asking`."""
+        return await service.embed(
+            [content.text for content in call.contents], self.model, self.user_id
+        )
+
+    def need(self, call: Call, service: LLMService) -> Need:
+        """See `Asking`."""
+        return Need(
+            sum(service.estimate_tokens(content.text) for content in call.contents), is_bulk=True
+        )
+
+    def most(self, call: Call) -> tuple[int, int] | None:
+        """See `Asking`."""
+        return sum(len(content.text.encode()) for content in call.contents), 0
+
+    def find_stored(self, unit: UnitOfWork, hashes: Sequence[bytes]) -> set[bytes]:
+        """See `Asking`."""
+        return unit.embeddings.find_stored(self.provider, self.model, hashes)
+
+    def keep(self, unit: UnitOfWork, answered: Sequence[tuple[Call, EmbeddingResponse]]) -> None:
+        """See `Asking`."""
+        by_width: dict[int, list[tuple[Call, EmbeddingResponse]]] = {}
+        for call, answer in answered:
+            by_width.setdefault(answer.vectors.shape[1], []).append((call, answer))
+        for width, alike in by_width.items():
+            model = unit.embeddings.register_model(
+                self.provider, self.model, width, storage=self._terms.storage, with_index=False
+            )
+            hashes = [hash_ for call, _ in alike for hash_ in call.hashes]
+            vectors = np.concatenate([answer.vectors for _, answer in alike])
+            unit.embeddings.store(model, hashes, vectors)
+
+
+class GenerationAsking(Asking):
+    """Answers to prompts."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._parameters = run.parameters
+        schema = run.parameters.get("json_schema")
+        self._schema = None if schema is None else AnswerSchema(schema)
+
+    def calls(self, contents: Sequence[Content], service: LLMService) -> list[Call]:
+        """See `Asking`: one each."""
+        return [Call([content]) for content in contents]
+
+    async def ask(self, call: Call, service: LLMService) -> Answer:
+        """See `Asking`."""
+        return await service.generate_text(
+            self._request(call.contents[0]), self.user_id, failures=call.tries
+        )
+
+    def need(self, call: Call, service: LLMService) -> Need:
+        """See `Asking`."""
+        request = self._request(call.contents[0])
+        expected = service.estimate_tokens(request.text())
+        return Need(expected, request.max_tokens or EXPECTED_OUTPUT_TOKENS, is_bulk=True)
+
+    def most(self, call: Call) -> tuple[int, int] | None:
+        """See `Asking`; without `max_tokens` nobody knows."""
+        request = self._request(call.contents[0])
+        if request.max_tokens is None:
+            return None
+        schema = len(str(request.json_schema or ""))
+        return len(request.text().encode()) + schema + ENVELOPE_TOKENS, request.max_tokens
+
+    def fault(self, answer: Answer) -> PromptStackError | None:
+        """See `Asking`: where it is no instance of the schema."""
+        if self._schema is None or not isinstance(answer, LLMResponse):
+            return None
+        return self._schema.fault(answer)
+
+    def find_stored(self, unit: UnitOfWork, hashes: Sequence[bytes]) -> set[bytes]:
+        """See `Asking`."""
+        return unit.answers.find_stored(self.provider, self.model, hashes)
+
+    def keep(self, unit: UnitOfWork, answered: Sequence[tuple[Call, LLMResponse]]) -> None:
+        """See `Asking`."""
+        results = {call.contents[0].hash: self._result(answer) for call, answer in answered}
+        unit.answers.store(self.provider, self.model, results)
+
+    def _result(self, answer: LLMResponse) -> Mapping[str, Any]:
+        result = result_of(answer)
+        return result if self._schema is None else {**result, "json": self._schema.read(answer)}
+
+    def _request(self, content: Content) -> GenerationRequest:
+        asked: dict[str, Any] = dict(self._parameters)
+        if content.messages:
+            asked["messages"] = content.messages
+        else:
+            asked["prompt"] = content.text
+        return GenerationRequest(provider=self.provider, model=self.model, **asked)
+
+
+def asking_of(run: Run, terms: EmbeddingTerms) -> Asking:
+    """How this run asks."""
+    return GenerationAsking(run) if run.kind == RunKind.GENERATION else EmbeddingAsking(run, terms)

@@ -1,0 +1,183 @@
+"""The calls of a shard on the event loop; the shard's thread hears of them as events."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from config.errors import PromptStackError
+from services.limited_calls import LimitedCalls
+from services.limiter.limiter import Permit
+from services.llm.base import LLMService
+from services.provider_calls import bug
+from services.runs.asking import Answer, Asking, Call
+
+LOOK_SECONDS = 0.1
+LINGER_SECONDS = 0.015
+"""How long more events are waited for once there is one: what comes together is stored together,
+and a transaction costs as much for twenty calls as for one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Permitted:
+    """A call may leave."""
+
+    call: Call
+    permit: Permit | None
+
+
+@dataclass(frozen=True, eq=False)
+class Refused:
+    """A call may not leave now; it was not made."""
+
+    call: Call
+    error: PromptStackError
+
+
+@dataclass(frozen=True, eq=False)
+class Sent:
+    """A call whose attempt is on record."""
+
+    call: Call
+    permit: Permit | None
+    attempt_id: int
+    most_usd: Any
+    """What was reserved for it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """A call has its answer."""
+
+    sent: Sent
+    answer: Answer
+
+
+@dataclass(frozen=True, eq=False)
+class Failed:
+    """A call has none."""
+
+    sent: Sent
+    error: PromptStackError
+
+
+Event = Permitted | Refused | Answered | Failed
+
+
+class CallSession:
+    """Runs calls until it is ended or cancelled."""
+
+    def __init__(self, asking: Asking, service: LLMService, calls: LimitedCalls) -> None:
+        self._asking = asking
+        self._service = service
+        self._calls = calls
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._begun = threading.Event()
+        self._ended = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over: asyncio.Event | None = None
+
+    async def run(self) -> None:
+        """Be there for calls. Cancelled, it closes them all."""
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        self._begun.set()
+        try:
+            await self._over.wait()
+        finally:
+            self._over.set()
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._ended.set()
+
+    def wait_until_begun(self, running: Future[None]) -> None:
+        """Return when calls can be made. Raises `CancelledError` where that won't be."""
+        while not self._begun.wait(LOOK_SECONDS):
+            if running.done():
+                raise CancelledError
+
+    def ask_leave(self, calls: list[Call]) -> None:
+        """Ask the limiter for calls: each comes to `Permitted` or `Refused`."""
+        self._start([self._enter(call) for call in calls])
+
+    def send(self, sent: list[Sent], seconds_left: float) -> None:
+        """Make calls: each comes to `Answered` or `Failed`."""
+        self._start([self._make(one, seconds_left) for one in sent])
+
+    def give_back(self, permits: list[Permit | None]) -> None:
+        """Settle permits of calls that are not made after all."""
+        for permit in permits:
+            # Also where the session is over: its lease would be renewed for ever.
+            if permit is not None and self._loop is not None:
+                asyncio.run_coroutine_threadsafe(self._calls.give_back(permit), self._loop)
+
+    def end(self) -> None:
+        """Close what is left, and wait until it is closed."""
+        if self._loop is not None and self._over is not None and self._begun.is_set():
+            self._loop.call_soon_threadsafe(self._over.set)
+            self._ended.wait()
+
+    def events(self, seconds: float) -> list[Event]:
+        """What has happened, once something has; nothing after `seconds`."""
+        found: list[Event] = []
+        try:
+            found.append(self._events.get(timeout=max(0.0, seconds)))
+        except Empty:
+            return found
+        time.sleep(LINGER_SECONDS)
+        return found + self.events_now()
+
+    def events_now(self) -> list[Event]:
+        """What has happened by now."""
+        found: list[Event] = []
+        while True:
+            try:
+                found.append(self._events.get_nowait())
+            except Empty:
+                return found
+
+    def _start(self, coroutines: list[Coroutine[Any, Any, None]]) -> None:
+        if coroutines and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._start_here, coroutines)
+
+    def _start_here(self, coroutines: list[Coroutine[Any, Any, None]]) -> None:
+        if self._over is None or self._over.is_set():
+            for coroutine in coroutines:
+                coroutine.close()
+            return
+        for coroutine in coroutines:
+            task = asyncio.get_running_loop().create_task(coroutine)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _enter(self, call: Call) -> None:
+        try:
+            need = self._asking.need(call, self._service)
+            permit = await self._calls.enter(self._service, self._asking.model, need)
+        except PromptStackError as error:
+            self._events.put(Refused(call, error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the item must end
+            self._events.put(Refused(call, bug(error)))
+        else:
+            self._events.put(Permitted(call, permit))
+
+    async def _make(self, sent: Sent, seconds_left: float) -> None:
+        async def ask() -> Any:
+            return await self._asking.ask(sent.call, self._service)
+
+        try:
+            answer = await self._calls.make(
+                self._asking.provider, sent.permit, ask, seconds_left=seconds_left
+            )
+        except PromptStackError as error:
+            self._events.put(Failed(sent, error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the item must end
+            self._events.put(Failed(sent, bug(error)))
+        else:
+            self._events.put(Answered(sent, answer))

@@ -1,0 +1,116 @@
+"""Taking a run's inputs in: checked, hashed, and into the ledger block by block."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from uuid import UUID
+
+import orjson
+
+from repositories.items import Ended, NewItem
+from repositories.session import Ledger, UnitOfWork
+from services.sources.inputs import BadInput, Input
+
+BLOCK = 10_000
+"""Inputs in one transaction: some megabytes."""
+FAULTS_TOLD = 20
+
+Hasher = Callable[[Input], bytes]
+"""Names what is asked for: the same name, the same answer."""
+
+
+@dataclass
+class Intake:
+    """What has come in so far."""
+
+    items: int = 0
+    bad: int = 0
+    last_position: int = 0
+    faults: list[BadInput] = field(default_factory=list)
+    """The first of them."""
+
+
+def embedding_hasher() -> Hasher:
+    """Of a text alone: its vector serves everybody, documents too."""
+    return lambda one: hashlib.sha256((one.text or "").encode()).digest()
+
+
+def generation_hasher(asked: object) -> Hasher:
+    """Of a prompt with all that is `asked` beside it, as JSON."""
+    base = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
+
+    def hash_of(one: Input) -> bytes:
+        content = base.copy()
+        if one.messages is None:
+            content.update(b"\x00" + (one.text or "").encode())
+        else:
+            content.update(b"\x01" + orjson.dumps(one.messages, option=orjson.OPT_SORT_KEYS))
+        return content.digest()
+
+    return hash_of
+
+
+def take_in(
+    ledger: Ledger,
+    run_id: UUID,
+    inputs: Iterator[Input | BadInput],
+    hash_of: Hasher,
+    told: Callable[[Intake], None],
+) -> Intake:
+    """Store all inputs of a run; `told` hears of each block. Raises what reading them raises.
+
+    One block is stored while the next one is read, and no more wait: memory does not grow.
+    """
+    intake = Intake()
+    stored: Future[None] | None = None
+    with ThreadPoolExecutor(1, "intake") as writer:
+        while block := list(islice(inputs, BLOCK)):
+            items = [_item(one, hash_of) for one in block]
+            bad = [one for one in block if isinstance(one, BadInput)]
+            if stored is not None:
+                stored.result()
+                told(intake)
+            intake.items += len(block)
+            intake.bad += len(bad)
+            intake.last_position = max(intake.last_position, *(one.position for one in block))
+            intake.faults += bad[: FAULTS_TOLD - len(intake.faults)]
+            counts = (intake.items, intake.last_position)
+            stored = writer.submit(_store, ledger, run_id, items, bad, counts)
+        if stored is not None:
+            stored.result()
+    told(intake)
+    return intake
+
+
+def _store(
+    ledger: Ledger,
+    run_id: UUID,
+    items: list[NewItem],
+    bad: list[BadInput],
+    counts: tuple[int, int],
+) -> None:
+    def write(unit: UnitOfWork) -> None:
+        unit.items.add(run_id, items)
+        unit.items.end(
+            run_id, [Ended(one.position, error_code=one.code, error=one.reason) for one in bad]
+        )
+        unit.runs.touch(run_id, *counts)
+
+    with ledger.transaction() as unit:
+        write(unit)
+
+
+def _item(one: Input | BadInput, hash_of: Hasher) -> NewItem:
+    if isinstance(one, BadInput):
+        custom_id = one.custom_id if one.custom_id is not None else str(one.position)
+        return NewItem(one.position, custom_id, None, None, None, b"{}")
+    return NewItem(
+        one.position,
+        one.custom_id,
+        hash_of(one),
+        None if one.text is None else one.text.encode(),
+        None if one.messages is None else orjson.dumps(one.messages),
+        orjson.dumps(one.metadata) if one.metadata else b"{}",
+    )

@@ -1,0 +1,433 @@
+"""Runs as people use them: hand one in, watch it, stop it, try its failures again, take its output.
+
+Nothing is paid for before every input was read and checked, and `start` was said.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from pydantic import JsonValue, ValidationError
+
+from repositories.run_models import Run, RunKind, RunState
+from repositories.runs import Change
+from repositories.session import Ledger
+from repositories.vector_indexes import VectorIndexes
+from services.errors import InvalidInput, NotFound, WrongState
+from services.generation import EXPECTED_OUTPUT_TOKENS
+from services.limiter.limiter import RateLimiter
+from services.llm.base import BYTES_PER_TOKEN, Capability
+from services.llm.factory import LLMServiceFactory
+from services.llm.requests import GenerationRequest, Tool
+from services.prices import Prices
+from services.runs.dispatch import Dispatch
+from services.runs.intake import Hasher, Intake, embedding_hasher, generation_hasher, take_in
+from services.runs.progress import RunProgress
+from services.runs.schemas import AnswerSchema
+from services.runs.views import Preflight, RunView
+from services.sources.inputs import Reading, Source, read_inputs
+from services.text import check_storable
+
+POLL_SECONDS = 0.1
+MAX_IN_FLIGHT = 1_000
+MAX_NAME_CHARACTERS = 200
+LARGE_LOAD = 0.2
+"""Of a model's vectors: if so many more come, its index is built anew at the end instead of being
+kept up. Measured: docs/benchmarks.md."""
+DELETED_AT_ONCE = 50_000
+
+
+class BadInputs(InvalidInput):
+    """Some inputs of a run can't be asked for; nothing was paid and nothing is kept."""
+
+    code = "BAD_INPUTS"
+
+
+@dataclass(frozen=True)
+class RunDefaults:
+    """What holds for a run that says nothing else."""
+
+    generation_provider: str
+    embedding_provider: str
+    max_retries: int
+    expires_seconds: float
+    in_flight: int
+    max_text_bytes: int
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What every kind of run can be told."""
+
+    name: str = ""
+    user_id: UUID | None = None
+    in_flight: int | None = None
+    """Calls under way at once in each worker; the rate limiter may let fewer leave."""
+    max_cost_usd: Decimal | None = None
+    max_retries: int | None = None
+    expires_in: float | None = None
+    reading: Reading = field(default_factory=Reading)
+    told: Callable[[Intake], None] = lambda _: None
+    """Hears how much has been read."""
+
+
+@dataclass(frozen=True)
+class _New:
+    kind: RunKind
+    provider: str
+    model: str
+    parameters: dict[str, Any]
+    hash_of: Hasher
+
+
+class RunService:
+    """Accepts runs and answers for them."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        factory: LLMServiceFactory,
+        dispatch: Dispatch,
+        progress: RunProgress,
+        prices: Prices,
+        *,
+        limiter: RateLimiter,
+        indexes: VectorIndexes,
+        defaults: RunDefaults,
+    ) -> None:
+        self._ledger = ledger
+        self._factory = factory
+        self._dispatch = dispatch
+        self._progress = progress
+        self._prices = prices
+        self._limiter = limiter
+        self._indexes = indexes
+        self._defaults = defaults
+
+    def embed(self, source: Source, *, skip_bad: bool = False, **how: Any) -> RunView:
+        """Embed every text of `source`; see `prepare_embedding`. Returns when it is accepted.
+
+        Raises `BadInputs` where some can't be, unless `skip_bad`: then those end as failed.
+        """
+        return self._accept(self.prepare_embedding(source, **how, is_counted=False), skip_bad)
+
+    def generate(self, source: Source, *, skip_bad: bool = False, **how: Any) -> RunView:
+        """Ask for an answer to every prompt of `source`; see `prepare_generation` and `embed`."""
+        return self._accept(self.prepare_generation(source, **how, is_counted=False), skip_bad)
+
+    def prepare_embedding(
+        self,
+        source: Source,
+        *,
+        provider: str | None = None,
+        model: str | None = None,
+        is_counted: bool = True,
+        **options: Any,
+    ) -> Preflight:
+        """Read and check the texts of `source`, and say what embedding them comes to.
+
+        `options` are those of `RunOptions`; `is_counted` looks for what was paid for before. Call
+        `start` or `discard` then. Raises `InvalidInput`.
+        """
+        provider = provider or self._defaults.embedding_provider
+        service = self._factory.service_class(provider)
+        model = service.choose_model(Capability.EMBEDDING, model)
+        new = _New(RunKind.EMBEDDING, provider, model, {}, embedding_hasher())
+        longest = service.embedding_limits.text_bytes
+        return self._prepare(new, source, RunOptions(**options), longest, is_counted=is_counted)
+
+    def prepare_generation(
+        self,
+        source: Source,
+        *,
+        provider: str | None = None,
+        model: str | None = None,
+        system: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        json_schema: dict[str, JsonValue] | None = None,
+        tools: Sequence[Tool] = (),
+        tool_choice: str | None = None,
+        provider_options: dict[str, JsonValue] | None = None,
+        reuse: bool = True,
+        is_counted: bool = True,
+        **options: Any,
+    ) -> Preflight:
+        """Read and check the prompts of `source`, and say what answering them comes to.
+
+        Without `reuse`, answers of earlier runs are not taken; see `prepare_embedding`.
+        """
+        provider = provider or self._defaults.generation_provider
+        service = self._factory.service_class(provider)
+        model = service.choose_model(Capability.GENERATION, model)
+        try:
+            request = GenerationRequest(
+                provider=provider,
+                model=model,
+                prompt="of each item",
+                system=system,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                stop=tuple(stop),
+                seed=seed,
+                json_schema=json_schema,
+                tools=tuple(tools),
+                tool_choice=tool_choice,
+                options=provider_options or {},
+            )
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InvalidInput(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        service.check_request(request)
+        if json_schema is not None:
+            AnswerSchema(json_schema)
+        chosen = RunOptions(**options)
+        if chosen.max_cost_usd is not None and max_tokens is None:
+            raise InvalidInput("A limit of the cost needs max_tokens: without it none can be held.")
+        parameters = request.model_dump(
+            mode="json", exclude_defaults=True, exclude={"provider", "model", "prompt"}
+        )
+        asked = [str(chosen.user_id), parameters, None if reuse else time.time_ns()]
+        new = _New(RunKind.GENERATION, provider, model, parameters, generation_hasher(asked))
+        return self._prepare(new, source, chosen, None, is_counted=is_counted)
+
+    def start(self, run_id: UUID) -> RunView:
+        """Let a run that was prepared be worked on. Raises `NotFound` and `WrongState`."""
+        with self._ledger.transaction() as unit:
+            run = unit.runs.lock(run_id)
+            if run is None:
+                raise NotFound(f"There is no run {run_id}.")
+            if run.state != RunState.PREPARING:
+                raise WrongState(f"The run is {run.state}; only a prepared one can be started.")
+            bad = unit.items.count_outcomes(run_id).failed
+            unit.runs.change(run_id, Change(failed=bad - run.failed))
+            started = unit.runs.start(run_id)
+        if started is None:
+            raise NotFound(f"There is no run {run_id}.")
+        self._make_room(started)
+        self._progress.publish(started)
+        self._dispatch.run_once()
+        return RunView.of(started)
+
+    def discard(self, run_id: UUID) -> None:
+        """Forget a run that was prepared and not started."""
+        with self._ledger.transaction() as unit:
+            run = unit.runs.lock(run_id)
+            if run is None or run.state != RunState.PREPARING:
+                return
+            unit.runs.finish(run_id, RunState.CANCELLED, "DISCARDED", "It was never started.")
+        deleted = DELETED_AT_ONCE
+        while deleted == DELETED_AT_ONCE:
+            with self._ledger.transaction() as unit:
+                deleted = unit.items.delete_of(run_id, DELETED_AT_ONCE)
+        with self._ledger.transaction() as unit:
+            unit.runs.delete(unit.runs.lock(run_id) or run)
+
+    def get(self, run_id: UUID, owner: UUID | None = None) -> RunView:
+        """The run, fresh from the ledger. Raises `NotFound`, also for somebody else's."""
+        return RunView.of(self._owned(run_id, owner))
+
+    def get_many(self, owner: UUID | None = None, limit: int = 20) -> list[RunView]:
+        """The newest runs."""
+        filters: dict[str, Any] = {} if owner is None else {"user_id": owner}
+        with self._ledger.transaction() as unit:
+            runs = unit.runs.get_many(limit=limit, newest_first=True, **filters)
+        return [RunView.of(run) for run in runs]
+
+    def cancel(self, run_id: UUID, owner: UUID | None = None) -> RunView:
+        """Stop a run; what it has produced is kept. Raises `NotFound` and `WrongState`."""
+        run = self._owned(run_id, owner)
+        if self._dispatch.end(run_id, RunState.CANCELLED) is None:
+            raise WrongState(f"The run has ended already: it is {run.state}.")
+        return self.get(run_id)
+
+    def retry(
+        self, run_id: UUID, owner: UUID | None = None, max_cost_usd: Decimal | None = None
+    ) -> RunView:
+        """Try again what failed at a provider or was never tried. Raises `NotFound`, `WrongState`.
+
+        What succeeded is neither asked nor paid for again; inputs that were bad stay so.
+        """
+        self._owned(run_id, owner)
+        with self._ledger.transaction() as unit:
+            run = unit.runs.lock(run_id)
+            if run is None or not RunState(run.state).is_final:
+                raise WrongState("The run goes on; it can be retried when it has ended.")
+            reopened = unit.items.reopen_failed(run_id)
+            if not reopened and run.succeeded + run.failed >= run.total:
+                raise WrongState("The run has nothing left to try: no item failed at a provider.")
+            unit.runs.change(run_id, Change(failed=-reopened))
+            limit = {} if max_cost_usd is None else {"max_cost_usd": max_cost_usd}
+            started = unit.runs.start(run_id, lifetime=self._defaults.expires_seconds, **limit)
+        if started is not None:
+            self._progress.publish(started)
+        self._dispatch.run_once()
+        return self.get(run_id)
+
+    def wait(self, run_id: UUID, seconds: float = math.inf) -> RunView:
+        """Wait until the run has ended. Raises `TimeoutError`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            run = self.get(run_id)
+            if run.state.is_final:
+                return run
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"The run is {run.state} after {seconds:g} s.")
+            time.sleep(POLL_SECONDS)
+
+    def _prepare(
+        self,
+        new: _New,
+        source: Source,
+        options: RunOptions,
+        longest: int | None,
+        *,
+        is_counted: bool,
+    ) -> Preflight:
+        self._check(new, options)
+        defaults = self._defaults
+        limit = min(options.reading.max_bytes, defaults.max_text_bytes, longest or math.inf)
+        inputs = read_inputs(source, replace(options.reading, max_bytes=int(limit)))
+        retries = options.max_retries
+        with self._ledger.transaction() as unit:
+            run_id = unit.runs.add(
+                lifetime=options.expires_in or defaults.expires_seconds,
+                kind=new.kind,
+                name=options.name,
+                user_id=options.user_id,
+                provider=new.provider,
+                model=new.model,
+                parameters=new.parameters,
+                in_flight=options.in_flight or defaults.in_flight,
+                max_retries=defaults.max_retries if retries is None else retries,
+                max_cost_usd=options.max_cost_usd,
+            ).id
+        try:
+            intake = take_in(self._ledger, run_id, inputs, new.hash_of, options.told)
+            _check_not_empty(intake)
+            with self._ledger.transaction() as unit:
+                duplicates = unit.items.end_duplicates(run_id)
+            return self._preflight(run_id, new, intake, duplicates, is_counted=is_counted)
+        except BaseException:
+            self.discard(run_id)
+            raise
+
+    def _check(self, new: _New, options: RunOptions) -> None:
+        check_storable(options.name, "The run's name")
+        if len(options.name) > MAX_NAME_CHARACTERS:
+            raise InvalidInput(f"The name must have at most {MAX_NAME_CHARACTERS} characters.")
+        if options.in_flight is not None and not 1 <= options.in_flight <= MAX_IN_FLIGHT:
+            raise InvalidInput(f"in_flight must be from 1 to {MAX_IN_FLIGHT}.")
+        if options.max_retries is not None and not 0 <= options.max_retries <= 100:
+            raise InvalidInput("max_retries must be between 0 and 100.")
+        if options.max_cost_usd is not None:
+            if options.max_cost_usd < 0:
+                raise InvalidInput("A limit of the cost can't be negative.")
+            price = self._prices.cost(new.provider, new.model, input_tokens=1, output_tokens=1)
+            if price is None:
+                raise InvalidInput(
+                    f"The price of {new.provider}/{new.model} is not known, so no limit can be "
+                    "held; set it in MODELS_FILE."
+                )
+
+    def _preflight(
+        self, run_id: UUID, new: _New, intake: Intake, duplicates: int, *, is_counted: bool
+    ) -> Preflight:
+        good = intake.items - intake.bad - duplicates
+        to_pay, bytes_ = good, 0
+        if is_counted:
+            with self._ledger.transaction() as unit:
+                model = None
+                if new.kind == RunKind.EMBEDDING:
+                    model = unit.embeddings.find_model(new.provider, new.model)
+                if model is not None or new.kind == RunKind.GENERATION:
+                    to_pay, bytes_ = unit.items.unpaid(run_id, new.provider, new.model, model)
+                else:
+                    # A model without vectors has no answers either: all is to be paid for.
+                    to_pay, bytes_ = unit.items.unpaid(run_id, new.provider, new.model, None)
+        asked = len(str(new.parameters.get("system") or "")) * to_pay
+        input_tokens = (bytes_ + asked) // BYTES_PER_TOKEN
+        longest = new.parameters.get("max_tokens") or EXPECTED_OUTPUT_TOKENS
+        output_tokens = to_pay * longest if new.kind == RunKind.GENERATION else 0
+        return Preflight(
+            run_id=run_id,
+            provider=new.provider,
+            model=new.model,
+            items=intake.items,
+            bad=intake.bad + duplicates,
+            faults=intake.faults,
+            duplicates=duplicates,
+            to_pay=to_pay,
+            reused=good - to_pay,
+            tokens=input_tokens + output_tokens,
+            cost_usd=self._prices.cost(
+                new.provider, new.model, input_tokens=input_tokens, output_tokens=output_tokens
+            ),
+            seconds=self._seconds(new, to_pay, input_tokens, output_tokens),
+        )
+
+    def _seconds(
+        self, new: _New, contents: int, input_tokens: int, output_tokens: int
+    ) -> float | None:
+        """How long it takes at the limits that somebody has set."""
+        limits = self._limiter.settings_for(new.provider, new.model)
+        if limits is None:
+            return None
+        calls = contents
+        if new.kind == RunKind.EMBEDDING:
+            packing = self._factory.service_class(new.provider).embedding_limits
+            by_size = input_tokens * BYTES_PER_TOKEN / packing.bytes
+            calls = math.ceil(max(contents / packing.items, by_size))
+        takes = (
+            (calls, limits.requests_per_minute),
+            (input_tokens + output_tokens, limits.tokens_per_minute),
+            (input_tokens, limits.input_tokens_per_minute),
+            (output_tokens, limits.output_tokens_per_minute),
+        )
+        known = [taken / limit * 60 for taken, limit in takes if limit]
+        return max(known) if known else None
+
+    def _accept(self, preflight: Preflight, skip_bad: bool) -> RunView:
+        if preflight.bad and not skip_bad:
+            self.discard(preflight.run_id)
+            raise BadInputs(explain_faults(preflight))
+        return self.start(preflight.run_id)
+
+    def _make_room(self, run: Run) -> None:
+        """Drop a model's index before many vectors come: it is built anew at the run's end."""
+        if run.kind != RunKind.EMBEDDING:
+            return
+        with self._ledger.transaction() as unit:
+            model = unit.embeddings.find_model(run.provider, run.model)
+            known = 0 if model is None else unit.embeddings.count(model)
+        if model is not None and run.total > LARGE_LOAD * known:
+            self._indexes.drop(model)
+
+    def _owned(self, run_id: UUID, owner: UUID | None) -> Run:
+        with self._ledger.transaction() as unit:
+            run = unit.runs.get(run_id)
+        if run is None or (owner is not None and run.user_id != owner):
+            raise NotFound(f"There is no run {run_id}.")
+        return run
+
+
+def _check_not_empty(intake: Intake) -> None:
+    if intake.items == 0:
+        raise InvalidInput("The source holds nothing; there is nothing to do.")
+
+
+def explain_faults(preflight: Preflight) -> str:
+    """Say in one sentence what is wrong with the inputs of a run."""
+    first = "; ".join(f"{fault.position}: {fault.reason}" for fault in preflight.faults[:3])
+    again = f" {preflight.duplicates} have an id that came before." if preflight.duplicates else ""
+    return (
+        f"{preflight.bad} of {preflight.items} inputs can't be asked for, and nothing was paid."
+        f"{again} First: {first or 'see the ids'}. Mend them, or go on without them (skip_bad)."
+    )

@@ -1,0 +1,562 @@
+"""What a worker does with a shard: many calls under way, and what they bring stored together."""
+
+import heapq
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from itertools import count
+from typing import Any
+
+from config.errors import PromptStackError
+from repositories.attempts import NewCall
+from repositories.errors import ClaimLost
+from repositories.items import Counted, Ended
+from repositories.models import AttemptState, Billing, JobState
+from repositories.run_models import Run
+from repositories.runs import Change
+from repositories.session import UnitOfWork
+from services.backoff import Backoff
+from services.billing import credible, not_taken, taken
+from services.claimed_job import ClaimedJob
+from services.errors import DeadlinePassed, EmbeddedElsewhere
+from services.limited_calls import LimitedCalls
+from services.llm.base import LLMService
+from services.prices import Prices
+from services.runs.asking import Asking, Call, contents_of
+from services.runs.call_session import (
+    Answered,
+    CallSession,
+    Event,
+    Failed,
+    Permitted,
+    Refused,
+    Sent,
+)
+from services.runs.in_flight import InFlight
+from services.runs.verdicts import ENDS_THE_RUN, BudgetReached, ended, is_parted, is_retried
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.05
+"""Between two looks for a free place, where other shards of the run have them all."""
+LOOK_AGAIN_SECONDS = 1.0
+SHARED_POLL_SECONDS = 0.25
+PATIENCE_SECONDS = 3.0
+"""How long a shard with nothing under way waits in a worker; then in the queue."""
+
+
+@dataclass(frozen=True)
+class ShardTools:
+    """What all shards of a worker use."""
+
+    calls: LimitedCalls
+    gate: InFlight
+    prices: Prices
+    backoff: Backoff
+    show: Callable[[Run], None]
+    """Told of the run's sums when they have changed."""
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass
+class Committed:
+    """What a transaction did, to be acted on once it is committed."""
+
+    run: Run | None = None
+    sent: list[Sent] = field(default_factory=list)
+    unsent: list[Permitted] = field(default_factory=list)
+    """Permitted, and not made: paid for by others, or over the budget."""
+    elsewhere: list[Call] = field(default_factory=list)
+    """What another attempt is asking for just now."""
+    over_budget: list[Call] = field(default_factory=list)
+    done: int = 0
+    is_ours: bool = True
+
+
+class ShardWork:
+    """One shard in the hands of this worker, in a thread of its own."""
+
+    def __init__(
+        self,
+        job: ClaimedJob,
+        run: Run,
+        asking: Asking,
+        service: LLMService,
+        tools: ShardTools,
+    ) -> None:
+        self._job = job
+        self._claim = job.claim
+        self._run = run
+        self._asking = asking
+        self._service = service
+        self._tools = tools
+        self._session = CallSession(asking, service, tools.calls)
+        self._ready: deque[Call] = deque()
+        self._delayed: list[tuple[float, int, Call]] = []
+        self._order = count()
+        self._elsewhere: list[Call] = []
+        self._asked = 0
+        """Calls that wait for leave."""
+        self._under_way: dict[int, Sent] = {}
+        self._room = run.in_flight
+        """How many may wait for leave at once: fewer when the limiter has sent some away."""
+        self._refusal: PromptStackError | None = None
+        self._refused_until = 0.0
+        self._idle_since: float | None = None
+        self._fatal: PromptStackError | None = None
+        self._number = count()
+        self._total = self._done = 0
+        self._shown_at = 0.0
+
+    def do(self) -> None:
+        """Bring every open item of the shard to its outcome.
+
+        Raises `ClaimLost`, `CancelledError`, `DeadlinePassed`, what ends the whole run, and what
+        the shard has to wait for longer than a worker should.
+        """
+        first, last = self._claim.request["first"], self._claim.request["last"]
+        self._load(first, last)
+        self._session.wait_until_begun(self._job.begin(self._session.run()))
+        try:
+            while self._has_work():
+                self._check()
+                self._ask_leave()
+                self._settle(self._session.events(self._patience()))
+        finally:
+            self._session.end()
+            self._close()
+        if self._fatal is not None:
+            raise self._fatal
+
+    @property
+    def sums(self) -> dict[str, int]:
+        """What the shard came to: numbers only, for everybody to see."""
+        return {"items": self._total, "done": self._done}
+
+    def _load(self, first: int, last: int) -> None:
+        """Find what is open, and end at once what was paid for before."""
+
+        def look(unit: UnitOfWork) -> tuple[list[Call], int, int, Run | None]:
+            unit.jobs.check_claim(self._claim)
+            contents = contents_of(unit.items.open_in(self._run.id, first, last))
+            stored = self._asking.find_stored(unit, [content.hash for content in contents])
+            found = [
+                Ended(position, is_reused=True)
+                for content in contents
+                if content.hash in stored
+                for position in content.positions
+            ]
+            counted = unit.items.end(self._run.id, found)
+            run = unit.runs.change(self._run.id, _of(counted))
+            left = [content for content in contents if content.hash not in stored]
+            total = sum(len(content.positions) for content in contents)
+            return self._asking.calls(left, self._service), total, len(found), run
+
+        calls, self._total, self._done, run = self._job.in_ledger(look)
+        self._ready.extend(calls)
+        self._show(run)
+
+    def _has_work(self) -> bool:
+        if self._under_way or self._asked:
+            return True
+        if self._fatal is not None:
+            return False
+        return bool(self._ready or self._delayed or self._elsewhere)
+
+    def _check(self) -> None:
+        if self._job.is_cancelled or (self._job.is_closing and not self._under_way):
+            self._job.hand_back()
+        if self._job.seconds_left() <= 0:
+            raise DeadlinePassed("The run's deadline passed before all of its items were done.")
+
+    def _ask_leave(self) -> None:
+        """Ask for as many calls as there are places."""
+        now = self._tools.clock()
+        while self._delayed and self._delayed[0][0] <= now:
+            self._ready.append(heapq.heappop(self._delayed)[2])
+        if self._job.is_closing or self._fatal is not None or now < self._refused_until:
+            return
+        wanted = min(len(self._ready), self._room - self._asked)
+        places = self._tools.gate.take(self._run.id, self._run.in_flight, wanted)
+        asked = [self._ready.popleft() for _ in range(places)]
+        self._asked += places
+        self._session.ask_leave(asked)
+
+    def _patience(self) -> float:
+        """How long to wait for the next event. Raises what is waited for where that is too long."""
+        now = self._tools.clock()
+        if self._under_way or self._asked:
+            self._idle_since = None
+            return LOOK_SECONDS if self._ready else LOOK_AGAIN_SECONDS
+        if self._fatal is not None or self._job.is_closing:
+            return 0.0
+        self._idle_since = self._idle_since or now
+        if self._ready:
+            wait = max(LOOK_SECONDS, self._refused_until - now)
+            cause = self._refusal if now < self._refused_until else None
+        elif self._delayed:
+            wait, cause = self._delayed[0][0] - now, self._refusal
+        else:
+            self._look_elsewhere()
+            wait, cause = SHARED_POLL_SECONDS, _ELSEWHERE
+        waited = now - self._idle_since
+        if cause is not None and max(wait, waited) > PATIENCE_SECONDS:
+            raise cause
+        return max(0.0, wait)
+
+    def _look_elsewhere(self) -> None:
+        """See what others have paid for by now, and take over what they have given up."""
+        waiting = self._elsewhere
+
+        def look(unit: UnitOfWork) -> tuple[set[bytes], set[bytes], Counted, Run | None]:
+            unit.jobs.check_claim(self._claim)
+            free = unit.reservations.take(
+                self._claim, [hash_ for call in waiting for hash_ in call.hashes]
+            )
+            stored = self._asking.find_stored(unit, list(free))
+            if stored:
+                unit.reservations.release(self._claim, list(stored))
+            found = [
+                Ended(position, is_reused=True)
+                for call in waiting
+                for position in call.only(stored).positions
+            ]
+            counted = unit.items.end(self._run.id, found)
+            return stored, free, counted, unit.runs.change(self._run.id, _of(counted))
+
+        stored, free, counted, run = self._job.in_ledger(look)
+        self._done += counted.succeeded
+        self._ready.extend(call for one in waiting if (call := one.only(free - stored)).contents)
+        self._elsewhere = [
+            call for one in waiting if (call := one.only(set(one.hashes) - free)).contents
+        ]
+        self._show(run)
+
+    def _settle(self, events: list[Event]) -> None:
+        """Store what has come, record what is to leave, in one transaction; then act on it."""
+        if not events:
+            return
+        permitted = [event for event in events if isinstance(event, Permitted)]
+        refused = [event for event in events if isinstance(event, Refused)]
+        answered, failed = self._judge(events)
+        again: list[tuple[float, Call]] = []
+        ends: list[Ended] = []
+        for call, error in (
+            *((one.sent.call, one.error) for one in failed),
+            *((one.call, one.error) for one in refused),
+        ):
+            ends += self._what_next(call, error, again)
+        over = [*(one.sent for one in answered), *(one.sent for one in failed)]
+        committed = self._job.in_ledger(
+            lambda unit: self._write(unit, permitted, answered, failed, ends)
+        )
+        self._asked -= len(permitted) + len(refused)
+        for sent in over:
+            del self._under_way[sent.attempt_id]
+        self._under_way |= {sent.attempt_id: sent for sent in committed.sent}
+        places = len(over) + len(refused) + len(permitted) - len(committed.sent)
+        self._tools.gate.give_back(self._run.id, places)
+        if permitted:
+            self._room = min(self._run.in_flight, self._room + len(permitted))
+        self._session.send(committed.sent, self._job.seconds_left())
+        self._session.give_back([one.permit for one in committed.unsent])
+        now = self._tools.clock()
+        for delay, call in again:
+            heapq.heappush(self._delayed, (now + delay, next(self._order), call))
+        self._elsewhere += committed.elsewhere
+        self._wait_for_budget(committed.over_budget)
+        self._done += committed.done
+        self._show(committed.run)
+        if not committed.is_ours:
+            raise ClaimLost(f"Shard {self._claim.job_id} is no longer this attempt's.")
+
+    def _judge(self, events: list[Event]) -> tuple[list[Answered], list[Failed]]:
+        """Part the calls that ended into those with an answer to keep and the others."""
+        answered: list[Answered] = []
+        failed = [event for event in events if isinstance(event, Failed)]
+        for event in events:
+            if isinstance(event, Answered):
+                fault = self._asking.fault(event.answer)
+                if fault is None:
+                    answered.append(event)
+                else:
+                    # It was paid for, and says so.
+                    failed.append(_Unfit(event.sent, fault, event.answer))
+        return answered, failed
+
+    def _what_next(
+        self, call: Call, error: PromptStackError, again: list[tuple[float, Call]]
+    ) -> list[Ended]:
+        """Decide what a failure means; the outcomes of items that are given up."""
+        if isinstance(error, ENDS_THE_RUN):
+            self._fatal = error
+            return []
+        if is_retried(call, error, self._run.max_retries):
+            if error.counts_as_failure:
+                tries = call.tries + 1
+                delay = self._tools.backoff.delay(tries, error.retry_after)
+                again.append((delay, replace(call, tries=tries)))
+                self._refusal = error
+            else:
+                self._ready.appendleft(call)
+                self._refusal = error
+                self._room = max(1, self._asked - 1)
+                wait = min(error.retry_after or LOOK_SECONDS, LOOK_AGAIN_SECONDS)
+                idle = not self._under_way and self._asked <= 1
+                self._refused_until = self._tools.clock() + (
+                    error.retry_after or wait if idle else wait
+                )
+            return []
+        if is_parted(call, error):
+            again += [(0.0, half) for half in call.halves()]
+            return []
+        return ended(call, error)
+
+    def _write(
+        self,
+        unit: UnitOfWork,
+        permitted: list[Permitted],
+        answered: list[Answered],
+        failed: list[Failed],
+        ends: list[Ended],
+    ) -> Committed:
+        """One transaction. It may run twice, so it changes nothing but the ledger."""
+        claim, committed = self._claim, Committed()
+        try:
+            unit.jobs.check_claim(claim)
+        except ClaimLost:
+            committed.is_ours = False
+        if answered:
+            self._asking.keep(unit, [(one.sent.call, one.answer) for one in answered])
+            ends = ends + [
+                Ended(position, is_reused=number > 0)
+                for one in answered
+                for content in one.sent.call.contents
+                for number, position in enumerate(content.positions)
+            ]
+        change = self._settle_attempts(unit, answered, failed)
+        ended_calls = [*(one.sent for one in answered), *(one.sent for one in failed)]
+        over = [hash_ for sent in ended_calls for hash_ in sent.call.hashes]
+        if over:
+            unit.reservations.release(claim, over)
+        if committed.is_ours:
+            ends = ends + self._begin(unit, permitted, committed)
+            counted = unit.items.end(self._run.id, ends)
+            committed.done = counted.succeeded + counted.failed
+            change = replace(
+                change,
+                **vars(counted),
+                reserved_usd=change.reserved_usd + sum(one.most_usd for one in committed.sent),
+            )
+            if committed.done:
+                unit.jobs.set_progress(claim, self._done + committed.done, self._total)
+        else:
+            committed.unsent = permitted
+        committed.run = unit.runs.change(self._run.id, change)
+        return committed
+
+    def _settle_attempts(
+        self, unit: UnitOfWork, answered: list[Answered], failed: list[Failed]
+    ) -> Change:
+        """Record what calls came to; what that adds to the run's sums."""
+        well = [
+            {**self._took(one.sent, one.answer), "state": AttemptState.SUCCEEDED}
+            for one in answered
+        ]
+        ill = [self._failure(one) for one in failed]
+        unit.attempts.settle_many(well)
+        unit.attempts.settle_many(ill)
+        settled = [*well, *ill]
+        # What may have been billed stays reserved for ever: a limit is a limit.
+        reserved = [
+            *(one.sent.most_usd for one in answered),
+            *(one.sent.most_usd for one in failed),
+        ]
+        freed = sum(
+            (
+                most
+                for most, row in zip(reserved, settled, strict=True)
+                if row["billing"] != Billing.UNKNOWN
+            ),
+            Decimal(0),
+        )
+        return Change(
+            calls=len(settled),
+            input_tokens=sum(row["input_tokens"] or 0 for row in settled),
+            output_tokens=sum(row["output_tokens"] or 0 for row in settled),
+            cost_usd=sum((row["cost_usd"] or Decimal(0) for row in settled), Decimal(0)),
+            reserved_usd=-freed,
+            limiter_wait_seconds=sum(row["limiter_wait_seconds"] or 0.0 for row in settled),
+        )
+
+    def _failure(self, one: Failed) -> dict[str, Any]:
+        took = (
+            self._took(one.sent, one.answer)
+            if isinstance(one, _Unfit)
+            else {"attempt_id": one.sent.attempt_id, **_NOTHING, **not_taken(one.error)}
+        )
+        return {
+            **took,
+            "error_code": one.error.code,
+            "error": str(one.error),
+            "detail": one.error.detail,
+            "state": AttemptState.FAILED,
+        }
+
+    def _took(self, sent: Sent, answer: Any) -> dict[str, Any]:
+        asking = self._asking
+        took = taken(answer, asking.provider, asking.model, sent.permit, self._tools.prices)
+        return {"attempt_id": sent.attempt_id, **took}
+
+    def _begin(
+        self, unit: UnitOfWork, permitted: list[Permitted], committed: Committed
+    ) -> list[Ended]:
+        """Record calls that are about to leave; outcomes of items that were paid for meanwhile."""
+        if not permitted:
+            return []
+        if self._job.is_closing or self._fatal is not None:
+            committed.unsent = permitted
+            return []
+        wanted = [hash_ for one in permitted for hash_ in one.call.hashes]
+        ours = unit.reservations.take(self._claim, wanted)
+        stored = self._asking.find_stored(unit, list(ours))
+        if stored:
+            unit.reservations.release(self._claim, list(stored))
+        found: list[Ended] = []
+        leaving: list[tuple[Permitted, Call]] = []
+        for one in permitted:
+            found += [
+                Ended(position, is_reused=True) for position in one.call.only(stored).positions
+            ]
+            elsewhere = one.call.only([hash_ for hash_ in one.call.hashes if hash_ not in ours])
+            if elsewhere.contents:
+                committed.elsewhere.append(elsewhere)
+            call = one.call.only(ours - stored)
+            if call.contents:
+                leaving.append((one, call))
+            else:
+                committed.unsent.append(one)
+        self._start(unit, leaving, committed)
+        return found
+
+    def _start(
+        self, unit: UnitOfWork, leaving: list[tuple[Permitted, Call]], committed: Committed
+    ) -> None:
+        affordable = self._affordable(unit, leaving, committed)
+        if not affordable:
+            return
+        rows = []
+        for (_, call), _ in affordable:
+            need = self._asking.need(call, self._service)
+            expected = {"input_tokens": need.input_tokens, "output_tokens": need.output_tokens}
+            rows.append(
+                NewCall(
+                    call=next(self._number),
+                    items=len(call.contents),
+                    expected_tokens=credible(need.input_tokens + need.output_tokens),
+                    expected_cost_usd=self._tools.prices.cost(
+                        self._asking.provider, self._asking.model, **expected
+                    ),
+                )
+            )
+        ids = unit.attempts.start_many(self._claim, rows)
+        committed.sent = [
+            Sent(call, one.permit, attempt_id, most)
+            for ((one, call), most), attempt_id in zip(affordable, ids, strict=True)
+        ]
+
+    def _affordable(
+        self, unit: UnitOfWork, leaving: list[tuple[Permitted, Call]], committed: Committed
+    ) -> list[tuple[tuple[Permitted, Call], Decimal]]:
+        """The calls that the run's limit leaves money for, each with the most it can cost."""
+        if self._run.max_cost_usd is None:
+            return [(one, Decimal(0)) for one in leaving]
+        run = unit.runs.lock(self._run.id)
+        left = Decimal(0)
+        if run is not None and run.max_cost_usd is not None:
+            left = run.max_cost_usd - run.cost_usd - run.reserved_usd
+        affordable = []
+        for permitted, call in leaving:
+            most = self._most_usd(call)
+            if most is not None and most <= left:
+                left -= most
+                affordable.append(((permitted, call), most))
+            else:
+                committed.over_budget.append(call)
+                committed.unsent.append(permitted)
+        if committed.over_budget:
+            over = [hash_ for call in committed.over_budget for hash_ in call.hashes]
+            unit.reservations.release(self._claim, over)
+        return affordable
+
+    def _most_usd(self, call: Call) -> Decimal | None:
+        most = self._asking.most(call)
+        if most is None:
+            return None
+        return self._tools.prices.cost(
+            self._asking.provider, self._asking.model, input_tokens=most[0], output_tokens=most[1]
+        )
+
+    def _wait_for_budget(self, calls: list[Call]) -> None:
+        """Wait for what calls under way really cost; with none under way, no money is left."""
+        if not calls:
+            return
+        self._ready.extendleft(reversed(calls))
+        if self._under_way:
+            self._refused_until = self._tools.clock() + LOOK_SECONDS
+            return
+        self._fatal = BudgetReached(
+            f"The run was stopped before it could cost more than ${self._run.max_cost_usd}; raise "
+            "the limit with `promptstack runs retry --max-cost`."
+        )
+
+    def _close(self) -> None:
+        """Keep what has come, and note what was cut off."""
+        events = self._session.events_now()
+        permitted = [one for one in events if isinstance(one, Permitted)]
+        self._session.give_back([one.permit for one in permitted])
+        try:
+            self._settle([one for one in events if isinstance(one, Answered | Failed)])
+            if self._under_way:
+                cut = [
+                    {"attempt_id": id_, "state": AttemptState.CANCELLED} for id_ in self._under_way
+                ]
+                self._job.in_ledger(lambda unit: unit.attempts.settle_many(cut))
+        finally:
+            self._tools.gate.give_back(self._run.id, self._asked + len(self._under_way))
+            self._asked = 0
+            self._under_way.clear()
+
+    def _show(self, run: Run | None) -> None:
+        if run is not None:
+            self._tools.show(run)
+        now = self._tools.clock()
+        if now - self._shown_at >= LOOK_AGAIN_SECONDS:
+            self._shown_at = now
+            self._job.show(JobState.RUNNING, self._done, self._total)
+
+
+@dataclass(frozen=True, eq=False)
+class _Unfit(Failed):
+    """An answer that was paid for and can't be taken."""
+
+    answer: Any = None
+
+
+_ELSEWHERE = EmbeddedElsewhere(
+    "Another job asks for the same contents; the shard waits for them.", retry_after=1.0
+)
+_NOTHING: dict[str, Any] = {
+    "input_tokens": None,
+    "output_tokens": None,
+    "cached_tokens": None,
+    "latency_seconds": None,
+    "limiter_wait_seconds": None,
+}
+
+
+def _of(counted: Counted) -> Change:
+    return Change(**vars(counted))

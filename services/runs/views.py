@@ -1,0 +1,88 @@
+"""Runs as callers see them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from uuid import UUID
+
+from repositories.run_models import Run, RunKind, RunState
+from services.sources.inputs import BadInput
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run."""
+
+    id: UUID
+    kind: RunKind
+    state: RunState
+    name: str
+    provider: str
+    model: str
+    total: int
+    succeeded: int
+    failed: int
+    reused: int
+    """Of those that succeeded: what had been paid for before."""
+    calls: int
+    tokens: int
+    cost_usd: Decimal
+    max_cost_usd: Decimal | None
+    in_flight: int
+    error_code: str | None
+    error: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, run: Run) -> "RunView":
+        """Read it off the ledger's row."""
+        return cls(
+            id=run.id,
+            kind=RunKind(run.kind),
+            state=RunState(run.state),
+            name=run.name,
+            provider=run.provider,
+            model=run.model,
+            total=run.total,
+            succeeded=run.succeeded,
+            failed=run.failed,
+            reused=run.reused,
+            calls=run.calls,
+            tokens=run.input_tokens + run.output_tokens,
+            cost_usd=run.cost_usd,
+            max_cost_usd=run.max_cost_usd,
+            in_flight=run.in_flight,
+            error_code=run.error_code,
+            error=run.error,
+            created_at=run.created_at,
+            started_at=run.started_at,
+            finished_at=run.finished_at,
+        )
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a run would do: known before anything is paid for."""
+
+    run_id: UUID
+    provider: str
+    model: str
+    items: int
+    bad: int
+    """Of them, those that can't be asked for."""
+    faults: list[BadInput]
+    """The first of these."""
+    duplicates: int
+    """Of the bad ones, those with the id of an earlier one."""
+    to_pay: int
+    """Different contents that nothing was paid for yet."""
+    reused: int
+    """Items that cost nothing: their content was paid for, or comes twice."""
+    tokens: int
+    """Expected, input and output together."""
+    cost_usd: Decimal | None
+    """Expected; None where no price is known."""
+    seconds: float | None
+    """At the known limits; None where none is known."""

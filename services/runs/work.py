@@ -1,0 +1,112 @@
+"""What workers do for runs: their shards, and their ends."""
+
+import logging
+from datetime import datetime
+from uuid import UUID
+
+from repositories.models import EmbeddingModel, JobState
+from repositories.run_models import Run, RunKind, RunState
+from repositories.runs import Change
+from repositories.session import UnitOfWork
+from repositories.vector_indexes import VectorIndexes
+from services.claimed_job import ClaimedJob, Report
+from services.errors import NotFound
+from services.execution import Execution, JobOutcome
+from services.llm.pool import ProviderPool
+from services.runs.asking import EmbeddingTerms, asking_of
+from services.runs.dispatch import Dispatch
+from services.runs.progress import RunProgress
+from services.runs.shard import ShardTools, ShardWork
+
+logger = logging.getLogger(__name__)
+
+
+class RunWork:
+    """Runs the jobs of runs."""
+
+    def __init__(
+        self,
+        execution: Execution,
+        providers: ProviderPool,
+        dispatch: Dispatch,
+        progress: RunProgress,
+        tools: ShardTools,
+        *,
+        indexes: VectorIndexes,
+        terms: EmbeddingTerms,
+    ) -> None:
+        self._execution = execution
+        self._providers = providers
+        self._dispatch = dispatch
+        self._progress = progress
+        self._tools = tools
+        self._indexes = indexes
+        self._terms = terms
+
+    def run_shard(
+        self, job_id: UUID, report: Report, rung_at: datetime | None = None
+    ) -> JobOutcome:
+        """Work on a shard if it is there to take, and give out the next one."""
+        outcome = self._execution.run(job_id, self._work, report, rung_at)
+        if outcome.state is not None:
+            self._dispatch.run_once()
+        return outcome
+
+    def finalize(self, job_id: UUID, report: Report, rung_at: datetime | None = None) -> JobOutcome:
+        """Do what is left when every item of a run has ended; see `Execution.run`."""
+        return self._execution.run(job_id, self._finalize, report, rung_at)
+
+    def _work(self, job: ClaimedJob) -> None:
+        run = self._run_of(job)
+        sums: dict[str, int] = {}
+        if run.state == RunState.RUNNING:
+            asking = asking_of(run, self._terms)
+            work = ShardWork(job, run, asking, self._providers.get(run.provider), self._tools)
+            work.do()
+            sums = work.sums
+        job.in_ledger(lambda unit: unit.jobs.succeed(job.claim, sums))
+
+    def _finalize(self, job: ClaimedJob) -> None:
+        run = self._run_of(job)
+        job.show(JobState.RUNNING)
+        if run.kind == RunKind.EMBEDDING:
+            self._index(job, run)
+        ended = job.in_ledger(lambda unit: _end(unit, job, run.id))
+        if ended is not None:
+            self._progress.publish(ended)
+
+    def _index(self, job: ClaimedJob, run: Run) -> None:
+        def look(unit: UnitOfWork) -> tuple[EmbeddingModel | None, bool]:
+            model = unit.embeddings.find_model(run.provider, run.model)
+            return model, unit.runs.loads_vectors(run.provider, run.model, but=run.id)
+
+        model, is_loaded = job.in_ledger(look)
+        if model is None or is_loaded:
+            return  # the last of several runs builds it
+        if self._indexes.build(model):
+            logger.info("the index of %s/%s was built", run.provider, run.model)
+
+    def _run_of(self, job: ClaimedJob) -> Run:
+        run_id = job.claim.run_id
+        run = None if run_id is None else job.in_ledger(lambda unit: unit.runs.get(run_id))
+        if run is None:
+            raise NotFound("The run was deleted before it was done.")
+        return run
+
+
+def _end(unit: UnitOfWork, job: ClaimedJob, run_id: UUID) -> Run | None:
+    """Complete the run, its sums put right by its outcomes: they are the truth."""
+    unit.jobs.succeed(job.claim, {})
+    run = unit.runs.lock(run_id)
+    if run is None or run.state != RunState.FINALIZING:
+        return run
+    counted = unit.items.count_outcomes(run_id)
+    wrong = {
+        name: value - getattr(run, name)
+        for name, value in vars(counted).items()
+        if value != getattr(run, name)
+    }
+    if wrong:
+        logger.error("the sums of run %s were wrong by %s and are put right", run_id, wrong)
+        unit.runs.change(run_id, Change(**wrong))
+    return unit.runs.finish(run_id, RunState.COMPLETED)
