@@ -11,6 +11,8 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Integer,
+    Text,
+    cast,
     delete,
     exists,
     func,
@@ -215,7 +217,7 @@ class ItemRepository:
     ) -> tuple[int, int]:
         """How many different contents must be paid for, and their UTF-8 bytes."""
         size = func.coalesce(func.octet_length(Item.text), 0) + func.coalesce(
-            func.octet_length(func.cast(Item.messages, type_=Item.text.type)), 0
+            func.octet_length(cast(Item.messages, Text)), 0
         )
         distinct = (
             select(Item.content_hash, func.max(size).label("size"))

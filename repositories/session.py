@@ -23,6 +23,7 @@ from repositories.items import ItemRepository
 from repositories.jobs import JobRepository
 from repositories.reservations import ReservationRepository
 from repositories.rings import RingRepository
+from repositories.run_results import RunResultRepository
 from repositories.runs import RunRepository
 from repositories.upkeep import UpkeepRepository
 from repositories.usage import UsageRepository
@@ -98,6 +99,11 @@ class UnitOfWork:
     def items(self) -> ItemRepository:
         """Items of runs, and their outcomes."""
         return ItemRepository(self.session)
+
+    @cached_property
+    def results(self) -> RunResultRepository:
+        """What runs have produced."""
+        return RunResultRepository(self.session)
 
     @cached_property
     def answers(self) -> AnswerRepository:

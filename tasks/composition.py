@@ -48,6 +48,7 @@ from services.runs.asking import EmbeddingTerms
 from services.runs.dispatch import Dispatch
 from services.runs.in_flight import InFlight
 from services.runs.progress import RunProgress
+from services.runs.results import RunResults
 from services.runs.service import RunDefaults, RunService
 from services.runs.shard import ShardTools
 from services.runs.work import RunWork
@@ -338,6 +339,11 @@ class PromptStack:
             indexes=self.vector_indexes,
             defaults=defaults,
         )
+
+    @cached_property
+    def run_results(self) -> RunResults:
+        """The output of runs."""
+        return RunResults(self.ledger)
 
     @cached_property
     def run_work(self) -> RunWork:

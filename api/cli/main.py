@@ -2,7 +2,7 @@
 
 import typer
 
-from api.cli import attempts, chaos, demo, doctor, enqueue, jobs, keys, search, serve, usage
+from api.cli import attempts, chaos, demo, doctor, enqueue, jobs, keys, runs, search, serve, usage
 from api.cli.terminal import print_what_can_be
 
 NO_HELP = {**serve.PASS_THROUGH, "help_option_names": []}
@@ -28,6 +28,7 @@ def build() -> typer.Typer:
     app.command()(doctor.doctor)
     app.command()(chaos.chaos)
     app.add_typer(jobs.app, name="jobs")
+    app.add_typer(runs.app, name="runs")
     app.add_typer(keys.app, name="keys")
     return app
 

@@ -670,7 +670,12 @@ def test_a_worker_faster_than_the_note_of_the_ring_loses_no_retry(
 @pytest.fixture
 def reconciler(stack: PromptStack, bell: Bell) -> Reconciler:
     return Reconciler(
-        stack.ledger, bell, stack.progress, stack.waiting_jobs, stack.dispatch, worker_lost_seconds=15.0
+        stack.ledger,
+        bell,
+        stack.progress,
+        stack.waiting_jobs,
+        stack.dispatch,
+        worker_lost_seconds=15.0,
     )
 
 
@@ -714,7 +719,14 @@ def test_reconcilers_that_meet_ring_each_job_once(
     start = threading.Barrier(4)
 
     def reconcile(_: int) -> int:
-        one = Reconciler(ledger, bell, stack.progress, stack.waiting_jobs, stack.dispatch, worker_lost_seconds=15.0)
+        one = Reconciler(
+            ledger,
+            bell,
+            stack.progress,
+            stack.waiting_jobs,
+            stack.dispatch,
+            worker_lost_seconds=15.0,
+        )
         start.wait()
         return one.run_once()
 

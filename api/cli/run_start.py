@@ -1,0 +1,310 @@
+"""`promptstack runs embed` and `generate`: check a file, say what it costs, run it, write it."""
+
+import json
+import sys
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from rich.console import Console
+
+from api.cli.connection import connected
+from api.cli.run_output import write_output
+from api.cli.run_watch import watch_run
+from api.cli.terminal import (
+    JOB_FAILED,
+    WRONG_INPUT,
+    JsonFlag,
+    dollars,
+    err,
+    out,
+    plural,
+    print_json,
+    printable,
+    stop,
+)
+from repositories.run_models import RunState
+from services.errors import InvalidInput
+from services.runs.intake import Intake
+from services.runs.service import RunOptions
+from services.runs.views import Preflight, RunView
+from services.sources.inputs import Format, Reading
+from tasks.composition import PromptStack
+
+SourceArgument = Annotated[
+    str, typer.Argument(help="A file (.jsonl, .csv, .parquet, .txt), a folder, or - for stdin.")
+]
+Provider = Annotated[str | None, typer.Option(help="Who is asked.")]
+Model = Annotated[str | None, typer.Option(help="The provider's default when left out.")]
+FormatOption = Annotated[
+    Format | None, typer.Option("--format", help="Where the name's suffix doesn't tell.")
+]
+TextColumn = Annotated[str | None, typer.Option(help="Field of the text; `text`, else `prompt`.")]
+IdColumn = Annotated[str | None, typer.Option(help="Field of the id; `custom_id`, else `id`.")]
+Columns = Annotated[
+    str | None, typer.Option(help="Fields to keep as metadata, with commas; all when left out.")
+]
+InFlight = Annotated[int | None, typer.Option(help="Calls under way at once in each worker.")]
+MaxCost = Annotated[str | None, typer.Option(help="Dollars; the run stops before it costs more.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only check, count and estimate.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without inputs that are bad.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Don't wait for the end.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write to .jsonl, .parquet, .npy or .csv.")
+]
+Name = Annotated[str, typer.Option(help="A name to know the run by.")]
+FAULTS_SHOWN = 20
+
+
+def embed(
+    source: SourceArgument,
+    provider: Provider = None,
+    model: Model = None,
+    format_: FormatOption = None,
+    text_column: TextColumn = None,
+    id_column: IdColumn = None,
+    columns: Columns = None,
+    chunk: Annotated[
+        int | None, typer.Option(help="Cut texts into chunks of at most so many characters.")
+    ] = None,
+    in_flight: InFlight = None,
+    max_cost: MaxCost = None,
+    name: Name = "",
+    dry_run: DryRun = False,
+    skip_bad: SkipBad = False,
+    detach: Detach = False,
+    output: Output = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Embed every text of a file or folder."""
+    with connected() as stack:
+        if chunk is None and source != "-" and Path(source).is_dir():
+            chunk = stack.settings.chunk_characters
+        reading = Reading(
+            format=format_,
+            text_column=text_column,
+            id_column=id_column,
+            columns=_names(columns),
+            chunk_characters=chunk,
+        )
+        reader = _Reader()
+        with reader:
+            preflight = stack.runs.prepare_embedding(
+                _source(source),
+                provider=provider,
+                model=model,
+                **_options(name or source, in_flight, max_cost, reading, reader),
+            )
+        _go_on(
+            stack,
+            preflight,
+            dry_run=dry_run,
+            skip_bad=skip_bad,
+            detach=detach,
+            output=output,
+            as_json=as_json,
+        )
+
+
+def generate(
+    source: SourceArgument,
+    template: Annotated[
+        str | None, typer.Option(help="The prompt over fields: 'Summarise: {text}'.")
+    ] = None,
+    provider: Provider = None,
+    model: Model = None,
+    system: Annotated[str | None, typer.Option(help="System prompt of all.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="A file with the JSON schema that answers must follow.")
+    ] = None,
+    reuse: Annotated[bool, typer.Option(help="Take answers of earlier runs.")] = True,
+    format_: FormatOption = None,
+    text_column: TextColumn = None,
+    id_column: IdColumn = None,
+    columns: Columns = None,
+    in_flight: InFlight = None,
+    max_cost: MaxCost = None,
+    name: Name = "",
+    dry_run: DryRun = False,
+    skip_bad: SkipBad = False,
+    detach: Detach = False,
+    output: Output = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Generate an answer to every prompt of a file."""
+    with connected() as stack:
+        reading = Reading(
+            format=format_,
+            text_column=text_column,
+            id_column=id_column,
+            columns=_names(columns),
+            template=template,
+        )
+        reader = _Reader()
+        with reader:
+            preflight = stack.runs.prepare_generation(
+                _source(source),
+                provider=provider,
+                model=model,
+                system=system,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                json_schema=_schema(json_schema),
+                reuse=reuse,
+                **_options(name or source, in_flight, max_cost, reading, reader),
+            )
+        _go_on(
+            stack,
+            preflight,
+            dry_run=dry_run,
+            skip_bad=skip_bad,
+            detach=detach,
+            output=output,
+            as_json=as_json,
+        )
+
+
+class _Reader:
+    """Shows how much has been read."""
+
+    def __init__(self) -> None:
+        self._status = Console(stderr=True).status("Reading ...")
+
+    def __enter__(self) -> None:
+        self._status.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def told(self, intake: Intake) -> None:
+        """Hear of a block."""
+        self._status.update(f"Reading: {intake.items:,} inputs, {intake.bad:,} of them bad")
+
+
+def _options(
+    name: str, in_flight: int | None, max_cost: str | None, reading: Reading, reader: _Reader
+) -> dict[str, Any]:
+    options = RunOptions(
+        name=name[-200:],
+        in_flight=in_flight,
+        max_cost_usd=dollars_of(max_cost),
+        reading=reading,
+        told=reader.told,
+    )
+    return vars(options)
+
+
+def _go_on(
+    stack: PromptStack,
+    preflight: Preflight,
+    *,
+    dry_run: bool,
+    skip_bad: bool,
+    detach: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Say what is ahead; start the run, unless somebody must decide first."""
+    _show_preflight(preflight)
+    run_id = preflight.run_id
+    if dry_run:
+        stack.runs.discard(run_id)
+        if as_json:
+            print_json(_preflight_json(preflight))
+        return
+    if preflight.bad and not skip_bad and not _agrees(preflight):
+        stack.runs.discard(run_id)
+        stop("some inputs are bad, so nothing was done; mend them or give --skip-bad.", WRONG_INPUT)
+    run = stack.runs.start(run_id)
+    if detach:
+        _print_run(run, as_json=as_json)
+        return
+    finish(stack, run_id, output, as_json=as_json)
+
+
+def finish(stack: PromptStack, run_id: UUID, output: Path | None, *, as_json: bool) -> None:
+    """Watch a run to its end, write its output, and exit as it ended."""
+    watch_run(stack, run_id, quiet=as_json)
+    run = stack.runs.get(run_id)
+    if output is not None:
+        write_output(stack, run_id, output)
+    _print_run(run, as_json=as_json)
+    if run.state is not RunState.COMPLETED:
+        stop(f"the run {run.state}: {run.error or 'no reason given'}", JOB_FAILED)
+    if run.failed:
+        raise typer.Exit(JOB_FAILED)
+
+
+def _print_run(run: RunView, *, as_json: bool) -> None:
+    if as_json:
+        print_json(vars(run))
+        return
+    paid = "nothing was paid" if run.calls == 0 else f"${dollars(run.cost_usd)}"
+    out.print(
+        f"Run {run.id} is {run.state}: {run.succeeded:,} of {plural(run.total, 'item')} done, "
+        f"{run.failed:,} failed, {run.reused:,} reused; {plural(run.calls, 'call')}, {paid}."
+    )
+
+
+def _show_preflight(preflight: Preflight) -> None:
+    cost = "unknown" if preflight.cost_usd is None else f"${dollars(preflight.cost_usd)}"
+    seconds = preflight.seconds
+    time_ = "unknown (no limits are set)" if seconds is None else f"at least {seconds:,.0f} s"
+    err.print(
+        f"{plural(preflight.items, 'input')} for {preflight.provider}/{preflight.model}: "
+        f"{preflight.bad:,} bad, {preflight.reused:,} reused, {preflight.to_pay:,} to pay for.\n"
+        f"Expected: {preflight.tokens:,} tokens, cost {cost}, time {time_}.",
+        markup=False,
+    )
+    for fault in preflight.faults[:FAULTS_SHOWN]:
+        err.print(printable(f"  line {fault.position}: {fault.code}: {fault.reason}"), markup=False)
+    if preflight.duplicates:
+        err.print(f"  {plural(preflight.duplicates, 'input')} with the id of an earlier one")
+
+
+def _preflight_json(preflight: Preflight) -> dict[str, Any]:
+    faults = [
+        {"position": one.position, "custom_id": one.custom_id, "code": one.code, "why": one.reason}
+        for one in preflight.faults
+    ]
+    return {**vars(preflight), "faults": faults}
+
+
+def _agrees(preflight: Preflight) -> bool:
+    if not sys.stdin.isatty():
+        return False
+    return typer.confirm(f"Go on without the {preflight.bad:,} bad inputs?", err=True)
+
+
+def dollars_of(given: str | None) -> Decimal | None:
+    """Read an amount of dollars. Raises `InvalidInput`."""
+    if given is None:
+        return None
+    try:
+        amount = Decimal(given.removeprefix("$"))
+    except InvalidOperation:
+        raise InvalidInput(f"{given[:40]!r} is no amount of dollars.") from None
+    if not amount.is_finite():
+        raise InvalidInput("The amount must be a number.")
+    return amount
+
+
+def _source(given: str) -> str | Path:
+    return given if given == "-" else Path(given)
+
+
+def _names(given: str | None) -> tuple[str, ...] | None:
+    return None if given is None else tuple(name.strip() for name in given.split(",") if name)
+
+
+def _schema(path: Path | None) -> Any:
+    if path is None:
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path} can't be read as JSON: {error}.") from error
