@@ -5,7 +5,7 @@ version of a document or in another document, is found by its hash and not paid 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from sqlalchemy import (
     DateTime,
     Integer,
     LargeBinary,
+    Select,
     Table,
     cast,
     func,
@@ -33,6 +34,7 @@ from config.names import VectorType
 from repositories.base import BaseRepository
 from repositories.copying import copy_binary
 from repositories.models import Base, Chunk, Document, EmbeddingModel
+from repositories.run_models import Item
 
 
 def _table(name: str, vector: TypeEngine[Any]) -> Table:
@@ -58,19 +60,25 @@ MAX_INDEXED_VECTOR = 2_000
 MAX_INDEXED_HALFVEC = 4_000
 
 HASH_BYTES = 32
+ITEMS_LOOKED_AT = 4
+"""For each that is wanted, as several may have the same text."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """A passage that search found."""
+    """A passage that search found: of a document, or an item of a run."""
 
-    document_id: UUID
+    document_id: UUID | None
     source: str
+    """Of an item: the source in its metadata, else its `custom_id`."""
     position: int
     start: int
     text: str
     score: float
     """Cosine similarity, 1 is the same direction."""
+    run_id: UUID | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """The metadata of an item."""
 
 
 class EmbeddingRepository(BaseRepository[EmbeddingModel]):
@@ -163,10 +171,7 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         self, model: EmbeddingModel, vector: npt.NDArray[np.float32], limit: int
     ) -> list[Match]:
         """The passages nearest to `vector`, of shape (dimensions,), best first."""
-        # pgvector's 40 misses one neighbour in a hundred; 200 costs 2 ms more (20,000 vectors).
-        self._session.execute(text(f"SET LOCAL hnsw.ef_search = {min(max(200, 4 * limit), 1_000)}"))
-        # Without it, an index scan ends at ef_search rows, of which some may belong to no chunk.
-        self._session.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
+        self._search_widely(limit)
         vectors = TABLES[model.storage]
         distance = _indexed(model).cosine_distance(vector)
         rows = self._session.execute(
@@ -186,6 +191,63 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
             .limit(limit)
         )
         return [Match(*row) for row in rows]
+
+    def search_items(
+        self,
+        model: EmbeddingModel,
+        vector: npt.NDArray[np.float32],
+        limit: int,
+        where: Mapping[str, Any],
+    ) -> list[Match]:
+        """The items of runs nearest to `vector` whose metadata have what `where` says.
+
+        The same text in several items is found once.
+        """
+        self._search_widely(limit)
+        vectors = TABLES[model.storage]
+        distance = _indexed(model).cosine_distance(vector)
+        start = Item.attributes["start"].as_integer()
+        query = (
+            select(
+                func.coalesce(Item.attributes["source"].astext, Item.custom_id),
+                Item.position,
+                func.coalesce(start, 0),
+                Item.text,
+                (1 - distance).label("score"),
+                Item.run_id,
+                Item.attributes,
+            )
+            .select_from(vectors)
+            .join(Item, Item.content_hash == vectors.c.content_hash)
+            .where(vectors.c.model_id == model.id, Item.text.is_not(None))
+            .order_by(distance)
+            .limit(ITEMS_LOOKED_AT * limit)
+        )
+        if where:
+            query = query.where(Item.attributes.contains(dict(where)))
+        found = self._distinct(query, limit)
+        if where and len(found) < limit:
+            # The index gives up where next to nothing fits; then all that fits is compared.
+            self._session.execute(text("SET LOCAL enable_indexscan = off"))
+            found = self._distinct(query, limit)
+        return found
+
+    def _distinct(self, query: Select[Any], limit: int) -> list[Match]:
+        found: dict[str, Match] = {}
+        for source, position, start, passage, score, run_id, attributes in self._session.execute(
+            query
+        ):
+            found.setdefault(
+                passage,
+                Match(None, source, position, start, passage, score, run_id, attributes),
+            )
+        return list(found.values())[:limit]
+
+    def _search_widely(self, limit: int) -> None:
+        # pgvector's 40 misses one neighbour in a hundred; 200 costs 2 ms more (20,000 vectors).
+        self._session.execute(text(f"SET LOCAL hnsw.ef_search = {min(max(200, 4 * limit), 1_000)}"))
+        # Without it, an index scan ends at ef_search rows, of which some may belong to no chunk.
+        self._session.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
 
     def _find(self, provider: str, model: str, dimensions: int) -> EmbeddingModel | None:
         found = self.get_many(provider=provider, model=model, dimensions=dimensions)

@@ -1,6 +1,13 @@
 """Search: the passages nearest in meaning to a question."""
 
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import JsonValue
+
 from repositories.embeddings import Match
+from repositories.models import EmbeddingModel
 from repositories.session import Ledger
 from services.errors import InvalidInput, NotFound
 from services.limited_calls import LimitedCalls
@@ -41,10 +48,11 @@ class SearchService:
         provider: str | None = None,
         model: str | None = None,
         limit: int = 5,
+        where: Mapping[str, JsonValue] | None = None,
     ) -> list[Match]:
-        """Return up to `limit` passages, best first.
+        """Return up to `limit` passages, best first: of documents, and items of runs.
 
-        Raises `InvalidInput` for an empty question, `NotFound` when the model has no vectors,
+        `where` names metadata that items must have; documents have none. Raises `InvalidInput` for an empty question, `NotFound` when the model has no vectors,
         and what the limiter and the provider raise.
         """
         if not check_storable(question, "The question").strip():
@@ -53,13 +61,41 @@ class SearchService:
             raise InvalidInput(f"The limit must be between 1 and {MAX_RESULTS}.")
         provider = provider or self._default_provider
         model = self._factory.service_class(provider).choose_model(Capability.EMBEDDING, model)
+        self._find(provider, model)
+        answer = self._loop.run(self._embed(self._providers.get(provider), model, question))
+        return self.search_vector(
+            answer.vectors[0], provider=provider, model=model, limit=limit, where=where
+        )
+
+    def search_vector(
+        self,
+        vector: npt.NDArray[np.float32],
+        *,
+        provider: str,
+        model: str,
+        limit: int = 5,
+        where: Mapping[str, JsonValue] | None = None,
+    ) -> list[Match]:
+        """Do the same for a vector of shape (dimensions,) that this model made."""
+        stored = self._find(provider, model)
+        if vector.shape != (stored.dimensions,):
+            raise InvalidInput(
+                f"Vectors of {provider}/{model} have {stored.dimensions} dimensions, "
+                f"not shape {vector.shape}."
+            )
+        with self._ledger.transaction() as unit:
+            items = unit.embeddings.search_items(stored, vector, limit, where or {})
+            documents = [] if where else unit.embeddings.search(stored, vector, limit)
+        found = sorted([*documents, *items], key=lambda match: -match.score)
+        # A text that was embedded both ways is found once.
+        return list({match.text: match for match in reversed(found)}.values())[::-1][:limit]
+
+    def _find(self, provider: str, model: str) -> EmbeddingModel:
         with self._ledger.transaction() as unit:
             stored = unit.embeddings.find_model(provider, model)
         if stored is None:
             raise NotFound(f"Nothing has been embedded with {provider}/{model} yet.")
-        answer = self._loop.run(self._embed(self._providers.get(provider), model, question))
-        with self._ledger.transaction() as unit:
-            return unit.embeddings.search(stored, answer.vectors[0], limit)
+        return stored
 
     async def _embed(self, service: LLMService, model: str, question: str) -> EmbeddingResponse:
         permit = await self._calls.enter(service, model, Need(service.estimate_tokens(question)))

@@ -1,12 +1,14 @@
 """`promptstack search`: find passages by meaning."""
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
 from api.cli.connection import connected
 from api.cli.terminal import JsonFlag, out, print_json, printable
 from repositories.embeddings import Match
+from services.errors import InvalidInput
 
 SHORT_PASSAGE = 160
 
@@ -16,11 +18,20 @@ def search(
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many passages.")] = 5,
     provider: Annotated[str | None, typer.Option(help="Provider of the embeddings.")] = None,
     model: Annotated[str | None, typer.Option(help="Model of the embeddings.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Metadata that items must have, as name=value.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Find the passages nearest in meaning to a question."""
     with connected(start_servers=True) as stack:
-        matches = stack.search.search(question, provider=provider, model=model, limit=limit)
+        matches = stack.search.search(
+            question,
+            provider=provider,
+            model=model,
+            limit=limit,
+            where=dict(map(_condition, where or [])),
+        )
     if as_json:
         print_json(
             [
@@ -30,12 +41,25 @@ def search(
                     "position": match.position,
                     "start": match.start,
                     "text": match.text,
+                    "run": match.run_id,
+                    "metadata": match.attributes,
                 }
                 for match in matches
             ]
         )
     else:
         print_matches(matches)
+
+
+def _condition(given: str) -> tuple[str, Any]:
+    """Read `name=value`, the value as JSON where it is some."""
+    name, equals, value = given.partition("=")
+    if not name or not equals:
+        raise InvalidInput(f"{given[:40]!r} is no condition; write name=value.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def print_matches(matches: list[Match]) -> None:
