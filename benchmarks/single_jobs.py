@@ -11,7 +11,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -177,6 +176,7 @@ def _stock(url: str, slots: int) -> Iterator[Side]:
         redis = processes.enter_context(
             Redis.from_url(server.connection_url, decode_responses=True)
         )
+
         def enqueue(prompt: str) -> str:
             return str(stock.generate.delay(prompt, None).id)
 

@@ -10,6 +10,7 @@ from config.settings import Settings
 from tasks.embeddings import generate_embeddings
 from tasks.generation import generate_text
 from tasks.job_task import JobTask, Workshop
+from tasks.monitors import GatheredEvents, Monitors
 
 
 def create_app(settings: Settings, redis_url: str, *, results: bool = True) -> Celery:
@@ -17,19 +18,21 @@ def create_app(settings: Settings, redis_url: str, *, results: bool = True) -> C
 
     With them, each message sent would subscribe to its result, and stay subscribed for ever.
     """
-    app = Celery("promptstack", set_as_current=False)
+    app = Celery("promptstack", set_as_current=False, events=GatheredEvents)
     app.conf.update(celery_settings(settings, redis_url))
     if not results:
         app.conf.update(result_backend=None)
     return app
 
 
-def register_tasks(app: Celery, workshop: Workshop) -> None:
+def register_tasks(app: Celery, workshop: Workshop, monitors: Monitors) -> None:
     """Give the app its tasks, which call the services of `workshop`. For workers only."""
     tasks: dict[str, Any] = {
         TaskName.GENERATE_TEXT: generate_text,
         TaskName.GENERATE_EMBEDDINGS: generate_embeddings,
     }
     for name, function in tasks.items():
-        register = app.task(name=str(name), bind=True, base=JobTask, workshop=workshop)
+        register = app.task(
+            name=str(name), bind=True, base=JobTask, workshop=workshop, monitors=monitors
+        )
         register(function)

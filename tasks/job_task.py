@@ -18,6 +18,7 @@ from services.errors import InvalidInput
 from services.execution import JobOutcome
 from services.generation import GenerationService
 from services.progress import Progress
+from tasks.monitors import Monitors
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class JobTask(Task[Any, Any]):
 
     abstract = True
     workshop: Workshop
+    monitors: Monitors
     # Expected: Celery logs these as one line, without a traceback.
     throws = (JobFailed, InvalidInput)
     # A job has started when it was claimed, and `report` says so. Celery would say it for every
@@ -132,4 +134,5 @@ class JobTask(Task[Any, Any]):
         By the name alone they would rank it, with PROGRESS above REVOKED and below FAILURE, and
         keep the higher one of a cancelled job, or of a failed one that somebody retried.
         """
-        self.send_event(name, retry=False, state=state, **fields)
+        if not self.monitors.send(name, str(self.request.id), state=state, **fields):
+            self.send_event(name, retry=False, state=state, **fields)
