@@ -118,6 +118,7 @@ def _run(side: Side, jobs: int, producers: int) -> float:
     prompts = [f"Question {number}: what is a ledger?" for number in range(jobs)]
     with ThreadPoolExecutor(producers) as pool:
         open_ = list(pool.map(side.enqueue, prompts))
+    sys.stderr.write(f"enq {(datetime.now(UTC) - began).total_seconds()}\n")
     ended = began
 
     def is_done() -> bool:

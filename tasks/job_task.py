@@ -9,6 +9,7 @@ from uuid import UUID
 
 from celery import Task, states
 from celery.exceptions import CeleryError, Ignore, Retry
+from celery.worker.request import Request
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -61,12 +62,23 @@ class Workshop(Protocol):
         """Runs embedding jobs."""
 
 
+class JobRequest(Request):
+    """A message in a worker."""
+
+    def acknowledge(self) -> None:
+        """Spare Redis the exchange about a message that it has no record of (config/celery.py)."""
+        app: Any = self.app
+        if not app.conf.worker_disable_prefetch:
+            super().acknowledge()
+
+
 class JobTask(Task[Any, Any]):
     """A task whose message is the id of a job in the ledger."""
 
     abstract = True
     workshop: Workshop
     monitors: Monitors
+    Request = "tasks.job_task:JobRequest"
     # Expected: Celery logs these as one line, without a traceback.
     throws = (JobFailed, InvalidInput)
     # A job has started when it was claimed, and `report` says so. Celery would say it for every

@@ -4,6 +4,7 @@ import faulthandler
 import logging
 import os
 import socket
+import sys
 import threading
 import warnings
 from contextlib import suppress
@@ -24,6 +25,9 @@ from worker.periodic import Periodic
 
 logger = logging.getLogger(__name__)
 
+SWITCH_SECONDS = 0.001
+"""How long a thread may keep the others from running: at Python's 0.005, what takes messages and
+what talks to providers wait most of the time for threads that are in no hurry."""
 VIEWS_SECONDS = 0.05
 """Between two rounds of showing in Redis what became of jobs: soon enough for eyes."""
 RENEW_SECONDS = 5.0
@@ -58,6 +62,7 @@ class WorkerProcess:
         Then no job is begun; running calls get the grace period, and what is left is handed back.
         """
         stack = self._stack
+        sys.setswitchinterval(SWITCH_SECONDS)
         register_tasks(stack.celery, stack, self._monitors)
         self._results.write_behind()
         stack.progress.write_behind()
