@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from repositories.jobs import Claim
+from repositories.jobs import Claim, Standing
 from repositories.models import JobState
 from repositories.session import UnitOfWork
 from services.llm.base import EmbeddingResponse, LLMResponse
@@ -40,6 +40,8 @@ class ClaimedJob:
         self._running = running
         self._progress = progress
         self._report = report
+        self.standing: Standing | None = None
+        """How the job stands since its work is done, where that is known."""
         self._shown = Progress(claim.job_id, JobState.RUNNING, 0, 1, claim.failures)
 
     def call(self, *calls: ProviderCall, keep: Callable[[UnitOfWork, Answer], None]) -> Answer:
