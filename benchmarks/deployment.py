@@ -125,13 +125,13 @@ def start(
     return process
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float, *, pause: float = 0.1) -> None:
     """Wait until it holds. Raises `TimeoutError`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {seconds:g} s")
-        time.sleep(0.1)
+        time.sleep(pause)
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 from typing import Any
 from urllib.parse import urlsplit
 
+from kombu import Exchange
+from kombu import Queue as KombuQueue
+
 from config.names import Queue, TaskName
 from config.settings import Settings
 
@@ -40,6 +43,18 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
         "timezone": "UTC",
         # A job's queue follows from its task's name, so that send_task by name needs no options.
         "task_routes": {str(task): {"queue": str(queue)} for task, queue in ROUTES.items()},
+        # Taken from Redis for good: a record of what was taken, written and deleted again, would
+        # cost two more exchanges a message, and it is made after the message was taken. Another
+        # broker needs the acknowledgement to keep to the number of free threads.
+        "task_queues": [
+            KombuQueue(
+                str(queue),
+                Exchange(str(queue)),
+                routing_key=str(queue),
+                no_ack=not settings.celery_broker_url,
+            )
+            for queue in Queue
+        ],
         "task_default_queue": str(Queue.GENERATION),
         # A message is only a doorbell: what is lost with it, the ledger rings again. Acknowledging
         # late buys nothing then, and in kombu 5.7 an ack on a connection that broke while the job

@@ -32,11 +32,16 @@ _GIVEN = (
     "max_retries",
     "run_id",
 )
+_EPOCH = bindparam("epoch", type_=_JOBS.c.rung_epoch.type)
 ADD = (
     insert(Job)
     .values(
         {name: bindparam(name, type_=_JOBS.c[name].type) for name in _GIVEN}
-        | {"expires_at": func.now() + bindparam("lifetime", type_=Interval)}
+        | {
+            "rung_epoch": _EPOCH,
+            "rung_at": case((_EPOCH.is_not(None), func.now())),
+            "expires_at": func.now() + bindparam("lifetime", type_=Interval),
+        }
     )
     .on_conflict_do_nothing()
     .returning(Job)

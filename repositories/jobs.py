@@ -116,14 +116,21 @@ class JobRepository(BaseRepository[Job]):
             query if with_results else query.options(defer(Job.result))
         ).all()
 
-    def add(self, *, lifetime: float, **values: Any) -> Job | None:
+    def add(self, *, lifetime: float, epoch: str | None = None, **values: Any) -> Job | None:
         """Add a queued job that expires in `lifetime` seconds, by the clock that ends it.
 
-        None where its caller has a job of the same idempotency key.
+        With `epoch`, that of the broker, it is marked as rung: its message leaves right after the
+        commit. None where its caller has a job of the same idempotency key.
         """
         return self._session.scalars(
             ADD,
-            {"run_id": None, **values, "id": new_id(), "lifetime": timedelta(seconds=lifetime)},
+            {
+                "run_id": None,
+                **values,
+                "id": new_id(),
+                "epoch": epoch,
+                "lifetime": timedelta(seconds=lifetime),
+            },
         ).one_or_none()
 
     def find_by_idempotency_key(self, user_id: UUID | None, key: str) -> Job | None:

@@ -20,6 +20,7 @@ from repositories.documents import DocumentRepository
 from repositories.embeddings import EmbeddingRepository
 from repositories.errors import LedgerConflict, LedgerOutdated, LedgerReadOnly, LedgerUnavailable
 from repositories.items import ItemRepository
+from repositories.job_batches import JobBatchRepository
 from repositories.jobs import JobRepository
 from repositories.reservations import ReservationRepository
 from repositories.rings import RingRepository
@@ -69,6 +70,11 @@ class UnitOfWork:
     def jobs(self) -> JobRepository:
         """Jobs."""
         return JobRepository(self.session)
+
+    @cached_property
+    def batches(self) -> JobBatchRepository:
+        """Steps of many jobs at once."""
+        return JobBatchRepository(self.session)
 
     @cached_property
     def rings(self) -> RingRepository:

@@ -5,7 +5,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
-from repositories.jobs import Claim
+from repositories.jobs import Claim, Standing
 from repositories.models import JobState
 from repositories.session import UnitOfWork
 from services.llm.base import EmbeddingResponse, LLMResponse
@@ -41,6 +41,8 @@ class ClaimedJob:
         self._running = running
         self._progress = progress
         self._report = report
+        self.standing: Standing | None = None
+        """How the job stands since its work is done, where that is known."""
         self._shown = Progress(claim.job_id, JobState.RUNNING, 0, 1, claim.failures)
 
     def call(self, *calls: ProviderCall, keep: Callable[[UnitOfWork, Answer], None]) -> Answer:

@@ -14,12 +14,14 @@ from uuid import UUID
 
 from config.errors import PromptStackError
 from repositories.errors import ClaimLost, TransientLedgerError
-from repositories.jobs import Claim
+from repositories.job_batches import Asked
+from repositories.jobs import Claim, Standing
 from repositories.models import JobState
 from repositories.session import UnitOfWork
 from services.backoff import Backoff
 from services.claimed_job import ClaimedJob, Report, Work
 from services.errors import DeadlinePassed
+from services.group_commit import GroupCommit, NotTogether
 from services.heartbeat import Heartbeat
 from services.patient_ledger import PatientLedger
 from services.progress import Progress, ProgressService
@@ -49,6 +51,7 @@ class Execution:
         calls: ProviderCalls,
         progress: ProgressService,
         running: RunningJobs,
+        together: GroupCommit,
         *,
         backoff: Backoff,
         heartbeat: Heartbeat,
@@ -58,6 +61,7 @@ class Execution:
         self._calls = calls
         self._progress = progress
         self._running = running
+        self._together = together
         self._backoff = backoff
         self._heartbeat = heartbeat
         self._worker_id = worker_id
@@ -79,7 +83,7 @@ class Execution:
 
     def _run(self, hold: Hold, work: Work, report: Report, rung_at: datetime | None) -> JobOutcome:
         job_id = hold.job_id
-        claim = self._ledger.write(lambda unit: self._claim(unit, job_id, rung_at))
+        claim = self._claim(job_id, rung_at)
         if claim is None:
             return self._present(job_id)
         hold.attempt = claim.attempt
@@ -96,6 +100,8 @@ class Execution:
         try:
             job.show(JobState.RUNNING)
             work(job)
+            if job.standing is not None:
+                return self._say(job.standing)
         except ClaimLost:
             pass  # cancelled, expired or taken over meanwhile: the ledger says which
         except CancelledError:
@@ -111,7 +117,15 @@ class Execution:
             self._settle(claim, bug(error))
         return self._present(job_id)
 
-    def _claim(self, unit: UnitOfWork, job_id: UUID, rung_at: datetime | None) -> Claim | None:
+    def _claim(self, job_id: UUID, rung_at: datetime | None) -> Claim | None:
+        if not self._heartbeat.is_late():
+            with suppress(NotTogether):
+                return self._together.claim(Asked(job_id, rung_at))
+        return self._ledger.write(lambda unit: self._claim_alone(unit, job_id, rung_at))
+
+    def _claim_alone(
+        self, unit: UnitOfWork, job_id: UUID, rung_at: datetime | None
+    ) -> Claim | None:
         if self._heartbeat.is_late():
             # Whoever can claim is alive. Without this, a worker whose heartbeats are late would
             # pay for jobs that are freed at once.
@@ -142,8 +156,9 @@ class Execution:
     def _present(self, job_id: UUID) -> JobOutcome:
         """Read from the ledger how the job stands, show it, and say it to the queue."""
         job = self._ledger.write(lambda unit: unit.jobs.standing(job_id))
-        if job is None:
-            return JobOutcome(state=None)
+        return JobOutcome(state=None) if job is None else self._say(job)
+
+    def _say(self, job: Standing) -> JobOutcome:
         progress = Progress.of(job)
         if progress.state is JobState.RUNNING:
             return JobOutcome(state=None)  # it runs elsewhere
@@ -153,7 +168,7 @@ class Execution:
         return JobOutcome(
             state=progress.state,
             summary={
-                "job": str(job_id),
+                "job": str(job.id),
                 "state": str(progress.state),
                 "provider": job.provider,
                 "model": job.model,

@@ -3,11 +3,10 @@
 from datetime import datetime
 from uuid import UUID
 
-from repositories.errors import ClaimLost
 from repositories.jobs import Claim
-from repositories.session import UnitOfWork
 from services.claimed_job import ClaimedJob, Report
 from services.execution import Execution, JobOutcome
+from services.job_result import JobResult
 from services.limiter.terms import Need
 from services.llm.base import LLMResponse, LLMService
 from services.llm.requests import GenerationRequest
@@ -33,15 +32,10 @@ def _generate(job: ClaimedJob) -> None:
     claim = job.claim
     request = GenerationRequest.model_validate(claim.request)
 
-    def keep(unit: UnitOfWork, response: LLMResponse) -> None:
-        # With the attempt, in one transaction: an answer on record must be there to read.
-        result = result_of(response)
-        try:
-            unit.jobs.succeed(claim, result)
-        except ClaimLost:
-            unit.jobs.keep_answer(claim, result)
-
+    # With the attempt, in one transaction: an answer on record must be there to read.
+    keep = JobResult(claim, result_of)
     job.call(*(_call(claim, target) for target in request.targets()), keep=keep)
+    job.standing = keep.standing
 
 
 def _call(claim: Claim, target: GenerationRequest) -> ProviderCall:

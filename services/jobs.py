@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from repositories.jobs import RETRIABLE_STATES, EndedJobs
 from repositories.models import Job, JobKind, JobState
 from repositories.session import Ledger, UnitOfWork
-from services.doorbell import Doorbell, Ring, ring_now
+from services.doorbell import BrokerUnavailable, Doorbell, Ring, ring_marked, ring_now
 from services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
 from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
@@ -87,6 +87,7 @@ class JobService:
         """
         job_options = JobOptions(user_id, idempotency_key, max_retries, expires_in, bulk)
         check_storable_json(options or {}, "The options")
+        epoch = self._epoch(session)
         with self._unit_of_work(session) as work:
             provider = provider or self._preferred_provider(work, user_id)
             service = self._factory.service_class(provider)
@@ -114,7 +115,7 @@ class JobService:
             body = request.model_dump(mode="json", exclude_defaults=True)
             self._check_size(json.dumps(body, ensure_ascii=False), "The request")
             new = NewJob(JobKind.GENERATION, provider, request.model, body, job_options)
-            return self._find_same(work, new) or self._accept(work, new, body)
+            return self._find_same(work, new) or self._accept(work, new, body, epoch)
 
     def enqueue_embedding(
         self,
@@ -147,13 +148,14 @@ class JobService:
         content_hash = hashlib.sha256(text.encode()).digest()
         body = {"source": source, "content_hash": content_hash.hex()}
         new = NewJob(JobKind.EMBEDDING, provider, model, body, job_options)
+        epoch = self._epoch(session)
         with self._unit_of_work(session) as work:
             known = self._find_same(work, new)
             if known is not None:
                 return known
             _check_user(work, user_id)
             document_id = work.documents.put(user_id, source, text, content_hash)
-            return self._accept(work, new, {**body, "document_id": str(document_id)})
+            return self._accept(work, new, {**body, "document_id": str(document_id)}, epoch)
 
     def get(self, job_id: UUID, *, owner: UUID | None = None) -> JobView:
         """Return a job; with `owner`, only one of that user's. Raises `NotFound`."""
@@ -279,8 +281,10 @@ class JobService:
         preferred = user.preferred_provider if user else None
         return preferred or self._defaults.generation_provider
 
-    def _accept(self, work: UnitOfWork, new: NewJob, request: dict[str, Any]) -> JobView:
-        """Store the job; `request` is what its worker reads."""
+    def _accept(
+        self, work: UnitOfWork, new: NewJob, request: dict[str, Any], epoch: str | None
+    ) -> JobView:
+        """Store the job; `request` is what its worker reads, `epoch` as of `_epoch`."""
         options = new.options
         _check_user(work, options.user_id)
         lifetime = options.expires_in or self._defaults.expires_seconds
@@ -296,6 +300,7 @@ class JobService:
             idempotency_key=options.idempotency_key,
             max_retries=self._defaults.max_retries if retries is None else retries,
             lifetime=lifetime,
+            epoch=epoch,
         )
         if job is None:
             # Somebody else has enqueued under the same key since we looked.
@@ -305,7 +310,7 @@ class JobService:
                     "A job of the same idempotency key was deleted just now; try again."
                 )
             return known
-        self._ring_after_commit(work, job)
+        work.after_commit(self._ring if epoch is None else self._ring_marked, Ring.of(job))
         return JobView.model_validate(job)
 
     def _find_same(self, work: UnitOfWork, new: NewJob) -> JobView | None:
@@ -325,6 +330,21 @@ class JobService:
 
     def _ring_after_commit(self, work: UnitOfWork, job: Job) -> None:
         work.after_commit(self._ring, Ring.of(job))
+
+    def _ring_marked(self, rings: list[Ring]) -> None:
+        ring_marked(self._ledger, self._doorbell, rings)
+
+    def _epoch(self, session: Session | None) -> str | None:
+        """The broker's epoch, for a job whose message leaves when it is committed in a moment.
+
+        None where nobody knows when its caller commits, and where the broker is away.
+        """
+        if session is not None:
+            return None
+        try:
+            return self._doorbell.epoch()
+        except BrokerUnavailable:
+            return None  # said when it is not rung
 
     def _ring(self, rings: list[Ring]) -> None:
         ring_now(self._ledger, self._doorbell, rings)

@@ -2,9 +2,10 @@
 
 import logging
 import math
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -70,17 +71,38 @@ class ProgressService:
         self._ttl_seconds = ttl_seconds
         self._clock = clock
         self._resting_until = -math.inf
+        self._is_behind = False
+        self._waiting: dict[UUID, Progress] = {}
+        self._waiting_lock = threading.Lock()
+
+    def write_behind(self) -> None:
+        """Leave the showing to `flush`, many jobs at a time; in workers, which call it."""
+        self._is_behind = True
 
     def publish(self, *shown: Progress) -> None:
-        """Show where jobs stand. Redis being away costs the view, not the job."""
+        """Show where jobs stand, now or soon. Redis being away costs the view, not the job."""
+        if not self._is_behind:
+            self._show(shown)
+            return
+        with self._waiting_lock:
+            self._waiting.update({progress.job_id: progress for progress in shown})
+
+    def flush(self) -> None:
+        """Show what waits. Called again and again while a worker runs."""
+        with self._waiting_lock:
+            waiting, self._waiting = self._waiting, {}
+        if waiting:
+            self._show(waiting.values())
+
+    def _show(self, shown: Iterable[Progress]) -> None:
         if self._clock() < self._resting_until:
             return
         try:
-            with self._redis.pipeline() as pipeline:
+            with self._redis.pipeline(transaction=False) as pipeline:
                 for progress in shown:
                     key = PROGRESS_KEY.format(job_id=progress.job_id)
                     fields: dict[Any, str] = {
-                        name: str(value) for name, value in asdict(progress).items()
+                        name: str(value) for name, value in vars(progress).items()
                     }
                     fields["updated_at"] = str(self._clock())
                     pipeline.hset(key, mapping=fields)

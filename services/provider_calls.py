@@ -5,17 +5,21 @@ import logging
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from config.errors import PromptStackError
 from repositories.errors import TransientLedgerError
+from repositories.job_batches import Answered, Beginning
 from repositories.jobs import Claim
 from repositories.models import AttemptState, Billing
 from repositories.session import UnitOfWork
 from services.billing import billing_of, credible, not_taken, taken
 from services.errors import DeadlinePassed
+from services.group_commit import GroupCommit, NotTogether
+from services.job_result import JobResult
 from services.limited_calls import LimitedCalls
 from services.limiter.errors import CircuitOpen, LimiterWait, QuotaSpent
 from services.limiter.limiter import Permit
@@ -77,6 +81,7 @@ class ProviderCalls:
     def __init__(
         self,
         ledger: PatientLedger,
+        together: GroupCommit,
         providers: ProviderPool,
         running: RunningJobs,
         *,
@@ -85,6 +90,7 @@ class ProviderCalls:
         prices: Prices,
     ) -> None:
         self._ledger = ledger
+        self._together = together
         self._providers = providers
         self._running = running
         self._loop = loop
@@ -168,26 +174,8 @@ class ProviderCalls:
             self._loop.submit(self._calls.give_back(permit))
             raise DeadlinePassed("The job's deadline passed before its call was made.")
 
-        def begin(unit: UnitOfWork) -> int:
-            self._running.check_may_begin(job.hold)
-            unit.jobs.check_claim(job.claim)
-            return unit.attempts.start(
-                job.claim,
-                call=number,
-                provider=call.provider,
-                model=call.model,
-                items=call.items,
-                expected_tokens=credible(need.input_tokens + need.output_tokens),
-                expected_cost_usd=self._prices.cost(
-                    call.provider,
-                    call.model,
-                    input_tokens=need.input_tokens,
-                    output_tokens=need.output_tokens,
-                ),
-            )
-
         try:
-            attempt_id = self._ledger.write(begin)
+            attempt_id = self._begin(job, call, number, need)
         except BaseException:
             self._loop.submit(self._calls.give_back(permit))
             raise
@@ -215,16 +203,47 @@ class ProviderCalls:
         except Exception as error:
             self._settle_attempt(attempt_id, bug(error))
             raise
-        self._keep(attempt_id, call, permit, answered[0], keep)
+        self._keep(job.claim, attempt_id, call, answered[0], keep, permit=permit)
         return answered[0]
+
+    def _begin(self, job: HeldJob, call: ProviderCall, number: int, need: Need) -> int:
+        """Record that a call is about to leave; the attempt's id. Raises `ClaimLost`."""
+        values: dict[str, Any] = {
+            "call": number,
+            "provider": call.provider,
+            "model": call.model,
+            "items": call.items,
+            "expected_tokens": credible(need.input_tokens + need.output_tokens),
+            "expected_cost_usd": self._prices.cost(
+                call.provider,
+                call.model,
+                input_tokens=need.input_tokens,
+                output_tokens=need.output_tokens,
+            ),
+        }
+
+        def check() -> None:
+            self._running.check_may_begin(job.hold)
+
+        def begin_alone(unit: UnitOfWork) -> int:
+            check()
+            unit.jobs.check_claim(job.claim)
+            return unit.attempts.start(job.claim, **values)
+
+        try:
+            return self._together.begin(Beginning(job.claim, values), check)
+        except NotTogether:
+            return self._ledger.write(begin_alone)
 
     def _keep(
         self,
+        claim: Claim,
         attempt_id: int,
         call: ProviderCall,
-        permit: Permit | None,
         answer: Answer,
         keep: Callable[[UnitOfWork, Answer], None],
+        *,
+        permit: Permit | None,
     ) -> None:
         took = taken(answer, call.provider, call.model, permit, self._prices)
 
@@ -234,6 +253,11 @@ class ProviderCalls:
             unit.attempts.settle(attempt_id, AttemptState.SUCCEEDED, **took)
 
         try:
+            if isinstance(keep, JobResult) and isinstance(answer, LLMResponse):
+                with suppress(NotTogether):
+                    step = Answered(claim, attempt_id, keep.read(answer), took)
+                    keep.standing = self._together.succeed(step)
+                    return
             self._ledger.write(store)
         except TransientLedgerError:
             raise

@@ -52,8 +52,9 @@ class SearchService:
     ) -> list[Match]:
         """Return up to `limit` passages, best first: of documents, and items of runs.
 
-        `where` names metadata that items must have; documents have none. Raises `InvalidInput` for an empty question, `NotFound` when the model has no vectors,
-        and what the limiter and the provider raise.
+        `where` names metadata that items must have; documents have none. Raises `InvalidInput`
+        for an empty question, `NotFound` when the model has no vectors, and what the limiter and
+        the provider raise.
         """
         if not check_storable(question, "The question").strip():
             raise InvalidInput("The question is empty.")

@@ -10,6 +10,7 @@ from config.settings import Settings
 from tasks.embeddings import generate_embeddings
 from tasks.generation import generate_text
 from tasks.job_task import JobTask, Workshop
+from tasks.monitors import GatheredEvents, Monitors
 from tasks.runs import finalize_run, run_shard
 
 
@@ -18,14 +19,14 @@ def create_app(settings: Settings, redis_url: str, *, results: bool = True) -> C
 
     With them, each message sent would subscribe to its result, and stay subscribed for ever.
     """
-    app = Celery("promptstack", set_as_current=False)
+    app = Celery("promptstack", set_as_current=False, events=GatheredEvents)
     app.conf.update(celery_settings(settings, redis_url))
     if not results:
         app.conf.update(result_backend=None)
     return app
 
 
-def register_tasks(app: Celery, workshop: Workshop) -> None:
+def register_tasks(app: Celery, workshop: Workshop, monitors: Monitors) -> None:
     """Give the app its tasks, which call the services of `workshop`. For workers only."""
     tasks: dict[str, Any] = {
         TaskName.GENERATE_TEXT: generate_text,
@@ -34,5 +35,7 @@ def register_tasks(app: Celery, workshop: Workshop) -> None:
         TaskName.FINALIZE_RUN: finalize_run,
     }
     for name, function in tasks.items():
-        register = app.task(name=str(name), bind=True, base=JobTask, workshop=workshop)
+        register = app.task(
+            name=str(name), bind=True, base=JobTask, workshop=workshop, monitors=monitors
+        )
         register(function)

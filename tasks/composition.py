@@ -27,6 +27,7 @@ from services.chunking import Chunker
 from services.embedding import EmbeddingService
 from services.execution import Execution
 from services.generation import GenerationService
+from services.group_commit import GroupCommit
 from services.heartbeat import Heartbeat
 from services.jobs import JobService
 from services.keys import KeyService
@@ -253,10 +254,16 @@ class PromptStack:
         return PatientLedger(self.ledger, self.running)
 
     @cached_property
+    def group_commit(self) -> GroupCommit:
+        """What makes the steps of many jobs together."""
+        return GroupCommit(self.ledger, self.worker_id)
+
+    @cached_property
     def provider_calls(self) -> ProviderCalls:
         """The provider calls of jobs."""
         return ProviderCalls(
             self.patient_ledger,
+            self.group_commit,
             self.providers,
             self.running,
             loop=self.loop,
@@ -273,6 +280,7 @@ class PromptStack:
             self.provider_calls,
             self.progress,
             self.running,
+            self.group_commit,
             backoff=Backoff(settings.retry_backoff_seconds, settings.retry_backoff_max_seconds),
             heartbeat=self.heartbeat,
             worker_id=self.worker_id,

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from celery import Task, states
 from celery.exceptions import CeleryError, Ignore, Retry
+from celery.worker.request import Request
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -19,6 +20,7 @@ from services.execution import JobOutcome
 from services.generation import GenerationService
 from services.progress import Progress
 from services.runs.work import RunWork
+from tasks.monitors import Monitors
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +67,23 @@ class Workshop(Protocol):
         """Works on shards, and ends runs."""
 
 
+class JobRequest(Request):
+    """A message in a worker."""
+
+    def acknowledge(self) -> None:
+        """Spare Redis the exchange about a message that it has no record of (config/celery.py)."""
+        app: Any = self.app
+        if not app.conf.worker_disable_prefetch:
+            super().acknowledge()
+
+
 class JobTask(Task[Any, Any]):
     """A task whose message is the id of a job in the ledger."""
 
     abstract = True
     workshop: Workshop
+    monitors: Monitors
+    Request = "tasks.job_task:JobRequest"
     # Expected: Celery logs these as one line, without a traceback.
     throws = (JobFailed, InvalidInput)
     # A job has started when it was claimed, and `report` says so. Celery would say it for every
@@ -137,4 +151,5 @@ class JobTask(Task[Any, Any]):
         By the name alone they would rank it, with PROGRESS above REVOKED and below FAILURE, and
         keep the higher one of a cancelled job, or of a failed one that somebody retried.
         """
-        self.send_event(name, retry=False, state=state, **fields)
+        if not self.monitors.send(name, str(self.request.id), state=state, **fields):
+            self.send_event(name, retry=False, state=state, **fields)

@@ -45,8 +45,11 @@ class CeleryDoorbell:
         """Name the broker's present data, by a key that dies with it."""
         self._check_rest()
         try:
-            self._redis.set(EPOCH_KEY, str(uuid4()), nx=True)
-            return str(self._redis.get(EPOCH_KEY))
+            with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.set(EPOCH_KEY, str(uuid4()), nx=True)
+                pipeline.get(EPOCH_KEY)
+                _, epoch = pipeline.execute()
+            return str(epoch)
         except RedisError as error:
             raise self._unavailable(error) from error
 

@@ -3,11 +3,11 @@
 import logging
 import threading
 import time
+from itertools import islice
 from typing import Any
 
+from celery import states
 from celery.backends.redis import RedisBackend
-from celery.exceptions import BackendStoreError
-from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 logger = logging.getLogger(__name__)
@@ -16,8 +16,8 @@ REST_SECONDS = 2.0
 """After a failure, how long Redis is left alone: tasks must not wait for a time-out each time."""
 MAX_WAITING = 10_000
 """Results kept for a Redis that is away; of more, the oldest are let go."""
-
-Stored = tuple[Any, str, tuple[Any, ...], dict[str, Any]]
+TOGETHER = 500
+"""Results stored in one exchange with Redis."""
 
 
 class ResultView(RedisBackend):
@@ -30,44 +30,71 @@ class ResultView(RedisBackend):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._resting_until = 0.0
-        self._waiting: dict[str, Stored] = {}
+        self._waiting: dict[str, str] = {}
         self._waiting_lock = threading.Lock()
+        self._storing_lock = threading.Lock()
+        self._is_behind = False
 
-    def store_result(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
-        """Store a result now, or keep it for later."""
+    def write_behind(self) -> None:
+        """Leave the storing to `catch_up`, many results at a time; in workers, which call it."""
+        self._is_behind = True
+
+    def store_result(
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: Any = None,
+        request: Any = None,
+        **_: Any,
+    ) -> Any:
+        """Store a result now or soon, or keep it for when Redis is there again."""
+        result = self.encode_result(result, state)
+        celery: Any = super()  # more than its types tell
+        meta = celery._get_result_meta(
+            result=result, state=state, traceback=traceback, request=request
+        )
+        encoded: str = celery.encode({**meta, "task_id": task_id})
         with self._waiting_lock:
             # The newest state of a task comes last, and alone.
             self._waiting.pop(task_id, None)
-        if self._is_stored(task_id, (result, state, args, kwargs)):
-            return result
-        with self._waiting_lock:
-            self._waiting[task_id] = (result, state, args, kwargs)
+            self._waiting[task_id] = encoded
             if len(self._waiting) > MAX_WAITING:
                 del self._waiting[next(iter(self._waiting))]
+        if not self._is_behind:
+            self.catch_up()
         return result
 
     def catch_up(self) -> None:
         """Store what waits. Called again and again while a worker runs."""
-        while self._waiting:
-            with self._waiting_lock:
-                task_id = next(iter(self._waiting), None)
-                if task_id is None:
+        with self._storing_lock:
+            while self._waiting and time.monotonic() >= self._resting_until:
+                with self._waiting_lock:
+                    stored = dict(islice(self._waiting.items(), TOGETHER))
+                try:
+                    self._store(stored)
+                except (RedisError, OSError) as error:
+                    self._resting_until = time.monotonic() + REST_SECONDS
+                    logger.warning(
+                        "%d jobs are shown to Celery later (%s)",
+                        len(stored),
+                        type(error).__name__,
+                    )
                     return
-                stored = self._waiting[task_id]
-            if not self._is_stored(task_id, stored):
-                return
-            with self._waiting_lock:
-                if self._waiting.get(task_id) is stored:
-                    del self._waiting[task_id]
+                with self._waiting_lock:
+                    for task_id, encoded in stored.items():
+                        if self._waiting.get(task_id) is encoded:
+                            del self._waiting[task_id]
 
-    def _is_stored(self, task_id: str, stored: Stored) -> bool:
-        if time.monotonic() < self._resting_until:
-            return False
-        result, state, args, kwargs = stored
-        try:
-            super().store_result(task_id, result, state, *args, **kwargs)
-        except (BackendStoreError, OperationalError, RedisError, OSError) as error:
-            self._resting_until = time.monotonic() + REST_SECONDS
-            logger.warning("job %s is shown to Celery later (%s)", task_id, type(error).__name__)
-            return False
-        return True
+    def _store(self, results: dict[str, str]) -> None:
+        """What Celery does for each result alone: a success stays, and who waits is told."""
+        named = {self.get_key_for_task(task_id): result for task_id, result in results.items()}
+        expires: Any = getattr(self, "expires", None)
+        known = self.client.mget(list(named))
+        with self.client.pipeline(transaction=False) as pipeline:
+            for (key, result), before in zip(named.items(), known, strict=True):
+                if before and self.decode(before)["status"] == states.SUCCESS:
+                    continue
+                pipeline.set(key, result, ex=expires or None)
+                pipeline.publish(key, result)
+            pipeline.execute()

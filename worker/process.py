@@ -4,23 +4,32 @@ import faulthandler
 import logging
 import os
 import socket
+import sys
 import threading
 import warnings
+from contextlib import suppress
 from typing import Any
 
 from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_shutting_down
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from config.names import Queue
 from repositories.errors import LedgerUnavailable
 from services.patient_ledger import STOP_PATIENCE_SECONDS
 from tasks.app import register_tasks
 from tasks.composition import PromptStack
+from tasks.monitors import Monitors
 from worker.periodic import Periodic
 
 logger = logging.getLogger(__name__)
 
-RESULTS_SECONDS = 1.0
+SWITCH_SECONDS = 0.001
+"""How long a thread may keep the others from running: at Python's 0.005, what takes messages and
+what talks to providers wait most of the time for threads that are in no hurry."""
+VIEWS_SECONDS = 0.05
+"""Between two rounds of showing in Redis what became of jobs: soon enough for eyes."""
 RENEW_SECONDS = 5.0
 """Between two renewals of the leases of running calls; a lease lasts four times as long."""
 EXIT_FAILED = 1
@@ -39,11 +48,12 @@ class WorkerProcess:
         self._concurrency = settings.worker_concurrency + settings.worker_shards
         self._grace_seconds = settings.shutdown_grace_seconds
         self._is_stopping = False
-        results: Any = stack.celery.backend
+        self._results: Any = stack.celery.backend
+        self._monitors = Monitors()
         self._periodic = [
             Periodic("heartbeat", stack.heartbeat.beat, settings.heartbeat_seconds),
             Periodic("reconciler", stack.reconciler.run_once, settings.reconcile_seconds),
-            Periodic("results", results.catch_up, RESULTS_SECONDS),
+            Periodic("views", self._show, VIEWS_SECONDS),
             Periodic("leases", self._renew_leases, RENEW_SECONDS),
         ]
 
@@ -53,7 +63,10 @@ class WorkerProcess:
         Then no job is begun; running calls get the grace period, and what is left is handed back.
         """
         stack = self._stack
-        register_tasks(stack.celery, stack)
+        sys.setswitchinterval(SWITCH_SECONDS)
+        register_tasks(stack.celery, stack, self._monitors)
+        self._results.write_behind()
+        stack.progress.write_behind()
         # Made now: two first tasks, in two threads, would make them twice.
         _ = stack.generation, stack.embedding, stack.run_work
         # Alive before the first claim; and where there is no ledger, a clear error at once.
@@ -77,6 +90,7 @@ class WorkerProcess:
             without_gossip=True,
             without_mingle=True,
         )
+        self._monitors.watch(consumer)
         logger.info(
             "worker %s (process %d) takes %d jobs at once",
             stack.worker_id,
@@ -91,11 +105,20 @@ class WorkerProcess:
             worker_shutting_down.disconnect(self._shutting_down)
             for periodic in self._periodic:
                 periodic.stop()
+            self._show()
             try:
                 stack.heartbeat.leave()
             except LedgerUnavailable as error:
                 logger.warning("the ledger was not told that this worker stops: %s", error)
             logger.info("worker %s has stopped", stack.worker_id)
+
+    def _show(self) -> None:
+        """Show in Redis what the ledger knows by now."""
+        self._stack.progress.flush()
+        self._results.catch_up()
+        with suppress(OperationalError, RedisError, OSError):
+            # Lets none go: Celery keeps them until its broker is there again.
+            self._monitors.flush()
 
     def _renew_leases(self) -> None:
         self._stack.loop.run(self._stack.limiter.renew())

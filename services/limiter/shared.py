@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from config.limits import ModelLimits
 from config.names import LIMITER_KEY
+from services.limiter.script_calls import ScriptCalls
 from services.limiter.terms import (
     DIMENSIONS,
     Bucket,
@@ -33,7 +34,7 @@ class SharedBuckets:
 
     def __init__(self, redis: "Redis", script: str | None = None) -> None:
         self._redis = redis
-        self._script = redis.register_script(script or read_script())
+        self._script = ScriptCalls(redis, script or read_script())
 
     async def ask(
         self,
@@ -127,9 +128,9 @@ class SharedBuckets:
         self, bucket: Bucket, operation: str, settings: ModelLimits, *arguments: Any
     ) -> list[str]:
         limits = Limits.of(settings)
-        answer: list[str] = await self._script(
-            keys=_keys(bucket),
-            args=[
+        answer: list[str] = await self._script.call(
+            _keys(bucket),
+            [
                 operation,
                 _or_none(limits.requests),
                 _or_none(limits.tokens),

@@ -636,13 +636,49 @@ def test_accepted_is_accepted_also_when_the_ring_cannot_be_noted(
             kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
             connection.execute(text(kill), {"name": name})
 
+    jobs = service(stack, Bell(close_the_database))
     try:
-        job = service(stack, Bell(close_the_database)).enqueue_generation("x")
+        # In a caller's transaction, as a job of its own is marked before it is rung.
+        with ledger.transaction() as unit:
+            job = jobs.enqueue_generation("x", session=unit.session)
     finally:
         with admin.connect() as connection:
             connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
         admin.dispose()
     assert row(ledger, job.id).rung_at is None
+
+
+def test_a_job_is_marked_as_rung_when_it_is_committed(stack: PromptStack, ledger: Ledger) -> None:
+    marked: list[str | None] = []
+    bell = Bell(lambda ring: marked.append(row(ledger, ring.job_id).rung_epoch))
+    service(stack, bell).enqueue_generation("x")
+    assert marked == ["epoch"]
+
+
+def test_a_job_whose_ring_fails_is_not_marked_any_more(stack: PromptStack, ledger: Ledger) -> None:
+    def fail(_: Ring) -> None:
+        raise BrokerUnavailable("The broker is away.")
+
+    job = service(stack, Bell(fail)).enqueue_generation("x")
+    assert (row(ledger, job.id).rung_at, row(ledger, job.id).rung_epoch) == (None, None)
+
+
+def test_a_marked_job_whose_enqueuer_died_is_rung_when_it_is_missed(
+    stack: PromptStack, ledger: Ledger
+) -> None:
+    class Died(BaseException):
+        pass
+
+    def die(_: Ring) -> None:
+        raise Died
+
+    with pytest.raises(Died):
+        service(stack, Bell(die)).enqueue_generation("x")
+    with ledger.transaction() as unit:
+        queue = [str(Queue.GENERATION)]
+        assert not unit.rings.take_unrung("epoch", idle_queues=queue, patience=10.0, limit=10)
+        due = unit.rings.take_unrung("epoch", idle_queues=queue, patience=0.0, limit=10)
+        assert len(due) == 1
 
 
 def test_a_worker_faster_than_the_note_of_the_ring_loses_no_retry(

@@ -1,0 +1,224 @@
+"""Steps of many jobs in one transaction: each is what it would be alone."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import event
+
+from repositories.errors import ClaimLost, LedgerUnavailable
+from repositories.job_batches import Answered, Asked, Beginning, JobBatchRepository
+from repositories.jobs import Claim, JobRepository
+from repositories.models import AttemptState, Job, JobState
+from repositories.session import Ledger
+from services.group_commit import GroupCommit, NotTogether
+from tasks.composition import PromptStack
+
+JOBS = 24
+VALUES = {
+    "call": 0,
+    "provider": "demo",
+    "model": "demo-1",
+    "items": 1,
+    "expected_tokens": 7,
+    "expected_cost_usd": Decimal("0.0000000125"),
+}
+TOOK = {
+    "billing": "billed",
+    "input_tokens": 3,
+    "output_tokens": 4,
+    "cached_tokens": 1,
+    "cost_usd": Decimal("0.0000000375"),
+    "latency_seconds": 0.25,
+    "limiter_wait_seconds": None,
+    "provider_request_id": "req_1",
+}
+
+
+@pytest.fixture
+def ledger(stack: PromptStack) -> Ledger:
+    return stack.ledger
+
+
+@pytest.fixture
+def jobs(stack: PromptStack) -> list[UUID]:
+    stack.heartbeat.beat()
+    return [stack.jobs.enqueue_generation(f"Question {number}").id for number in range(JOBS)]
+
+
+def together(steps: list[Callable[[], Any]]) -> list[Any]:
+    """Make steps at once; what each returned, or the error that it raised."""
+    begin = threading.Barrier(len(steps))
+
+    def make(step: Callable[[], Any]) -> Any:
+        begin.wait()
+        try:
+            return step()
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            return error
+
+    with ThreadPoolExecutor(len(steps)) as pool:
+        return list(pool.map(make, steps))
+
+
+def claim_all(ledger: Ledger, worker: UUID, ids: list[UUID]) -> dict[UUID, Claim]:
+    with ledger.transaction() as unit:
+        return unit.batches.claim([Asked(id_, None) for id_ in ids], worker)
+
+
+def job(ledger: Ledger, job_id: UUID) -> Job:
+    with ledger.transaction() as unit:
+        found = unit.jobs.get(job_id)
+        assert found is not None
+        assert found.attempts is not None
+        return found
+
+
+def test_jobs_that_run_at_once_are_written_together(
+    stack: PromptStack, ledger: Ledger, jobs: list[UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    real = JobBatchRepository.succeed
+
+    def succeed(self: JobBatchRepository, answers: Any) -> Any:
+        sizes.append(len(answers))
+        return real(self, answers)
+
+    monkeypatch.setattr(JobBatchRepository, "succeed", succeed)
+    commits: list[Any] = []
+    _ = stack.generation, stack.limiter
+    event.listen(ledger.engine, "commit", commits.append)
+    outcomes = together(
+        [lambda id_=id_: stack.generation.run(id_, lambda _: None) for id_ in jobs]  # type: ignore[misc]
+    )
+    assert [outcome.state for outcome in outcomes] == [JobState.SUCCEEDED] * JOBS
+    assert max(sizes) > 1
+    assert len(commits) < 4 * JOBS
+    for id_, outcome in zip(jobs, outcomes, strict=True):
+        found = job(ledger, id_)
+        (attempt,) = found.attempts
+        assert found.result is not None
+        assert found.result["text"]
+        assert (found.state, found.current, found.attempt) == (JobState.SUCCEEDED, 1, 1)
+        assert attempt.state == AttemptState.SUCCEEDED
+        assert outcome.summary["tokens"] == found.result["tokens_used"]
+        assert outcome.summary["calls"] == 1
+
+
+def test_of_two_messages_of_a_job_one_claims_it(stack: PromptStack, jobs: list[UUID]) -> None:
+    group = stack.group_commit
+
+    def claim(id_: UUID) -> Claim | None:
+        try:
+            return group.claim(Asked(id_, None))
+        except NotTogether:
+            with stack.ledger.transaction() as unit:
+                return unit.jobs.claim(id_, stack.worker_id)
+
+    claims = together([lambda id_=id_: claim(id_) for id_ in jobs * 2])  # type: ignore[misc]
+    taken = [claim for claim in claims if claim is not None]
+    assert sorted(claim.job_id for claim in taken) == sorted(jobs)
+    assert {claim.attempt for claim in taken} == {1}
+
+
+def test_a_batch_says_of_a_claim_what_a_single_one_says(
+    stack: PromptStack, ledger: Ledger, jobs: list[UUID]
+) -> None:
+    claims = claim_all(ledger, stack.worker_id, jobs[:1])
+    with ledger.transaction() as unit:
+        alone = unit.jobs.claim(jobs[1], stack.worker_id)
+    assert alone is not None
+    found = claims[jobs[0]]
+    for name in ("attempt", "worker_id", "user_id", "provider", "model", "max_retries", "is_bulk"):
+        assert getattr(found, name) == getattr(alone, name)
+    assert found.request == alone.request | {"prompt": "Question 0"}
+    assert found.seconds_left == pytest.approx(alone.seconds_left, abs=5)
+
+
+def test_a_claim_that_is_lost_begins_nothing_and_keeps_no_result(
+    stack: PromptStack, ledger: Ledger, jobs: list[UUID]
+) -> None:
+    claims = claim_all(ledger, stack.worker_id, jobs[:2])
+    held, lost = (claims[id_] for id_ in jobs[:2])
+    with ledger.transaction() as unit:
+        begun = unit.batches.begin([Beginning(held, VALUES), Beginning(lost, VALUES)])
+    stack.jobs.cancel(jobs[1])
+    with ledger.transaction() as unit:
+        again = unit.batches.begin([Beginning(held, VALUES), Beginning(lost, VALUES)])
+        standings = unit.batches.succeed(
+            [
+                Answered(claim, begun[(claim.job_id, 0)], {"text": 'An "é" \\ \n'}, TOOK)
+                for claim in (held, lost)
+            ]
+        )
+    assert again == {(held.job_id, 0): begun[(held.job_id, 0)]}
+    assert list(standings) == [held.job_id]
+    stored = job(ledger, held.job_id)
+    (attempt,) = stored.attempts
+    assert stored.result == {"text": 'An "é" \\ \n'}
+    assert {name: getattr(attempt, name) for name in TOOK} == TOOK
+    assert attempt.expected_cost_usd == VALUES["expected_cost_usd"]
+    assert job(ledger, lost.job_id).state == JobState.CANCELLED
+    assert job(ledger, lost.job_id).attempts[0].state == AttemptState.STARTED
+    with ledger.transaction() as unit:
+        alone = unit.jobs.standing(held.job_id)
+    assert standings[held.job_id] == alone
+
+
+def test_a_step_alone_and_steps_that_meet_a_trouble_are_left_to_each_one(
+    stack: PromptStack, jobs: list[UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NotTogether):
+        stack.group_commit.claim(Asked(jobs[0], None))
+
+    def fail(*_: Any) -> None:
+        raise LedgerUnavailable("Away.")
+
+    monkeypatch.setattr(JobBatchRepository, "claim", fail)
+    outcomes = together(
+        [lambda id_=id_: stack.generation.run(id_, lambda _: None) for id_ in jobs]  # type: ignore[misc]
+    )
+    assert {outcome.state for outcome in outcomes} == {JobState.SUCCEEDED}
+
+
+def test_one_row_that_is_locked_holds_up_nobody_else(
+    stack: PromptStack, ledger: Ledger, jobs: list[UUID]
+) -> None:
+    done: list[UUID] = []
+
+    def run(id_: UUID) -> None:
+        stack.generation.run(id_, lambda _: None)
+        done.append(id_)
+
+    with ThreadPoolExecutor(JOBS) as pool, ledger.transaction() as unit:
+        assert JobRepository(unit.session).cancel(jobs[0])
+        running = [pool.submit(run, id_) for id_ in jobs]
+        for others in running[1:]:
+            others.result(4.0)  # before our idle transaction is ended by PostgreSQL
+        assert jobs[0] not in done
+        unit.session.commit()
+    assert job(ledger, jobs[0]).state == JobState.CANCELLED
+
+
+def test_a_check_that_fails_stops_its_own_step_only(
+    stack: PromptStack, ledger: Ledger, jobs: list[UUID]
+) -> None:
+    claims = claim_all(ledger, stack.worker_id, jobs)
+    group = GroupCommit(ledger, stack.worker_id)
+
+    def begin(claim: Claim) -> int | Exception:
+        def check() -> None:
+            if claim.job_id == jobs[0]:
+                raise ClaimLost("Not any more.")
+
+        return group.begin(Beginning(claim, VALUES), check)
+
+    begun = together([lambda id_=id_: begin(claims[id_]) for id_ in jobs])  # type: ignore[misc]
+    assert isinstance(begun[0], ClaimLost)
+    assert not job(ledger, jobs[0]).attempts
+    assert all(isinstance(other, int | NotTogether) for other in begun[1:])
+    assert any(isinstance(other, int) for other in begun[1:])
