@@ -75,8 +75,11 @@ class RunningJobs:
                 hold.is_cancelled = True
                 coroutine.close()
                 raise CancelledError
-            call = self._loop.submit(coroutine)
-            hold.call = call
+        # Without the lock: to wake the loop lets other threads run, which would all wait for it.
+        call = self._loop.submit(coroutine)
+        hold.call = call
+        if self._stopped.is_set():
+            self._cancel(hold)  # stopped just now, perhaps before it had a call
         return call.result()
 
     def let_none_begin(self) -> None:
