@@ -195,9 +195,8 @@ class RunRepository(BaseRepository[Run]):
                 Job.state == JobState.FAILED,
                 Job.error_code.in_(error_codes),
             )
-            .distinct(Run.id)
         )
-        return [(row[0], str(row[1]), str(row[2])) for row in rows]
+        return list({row[0]: (row[0], str(row[1]), str(row[2])) for row in rows}.values())
 
     def open_shards(self, run_id: UUID) -> Sequence[UUID]:
         """The jobs of a run that have not ended."""

@@ -1,8 +1,11 @@
 """What a call cost, by what a person has set or by the known prices of the world's models."""
 
 from collections.abc import Sequence
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from config.prices import ModelPrice
 
@@ -13,6 +16,18 @@ GENAI_PRICES_NAMES = {"openai": "openai", "anthropic": "anthropic", "gemini": "g
 MOST_DOLLARS = 10**8
 """What the ledger's column holds, far above any real call."""
 MILLION = 1_000_000
+RATES = ("input_mtok", "cache_read_mtok", "cache_write_mtok", "output_mtok")
+"""The tokens that we count, as genai-prices names their rates."""
+ELSEWHERE = frozenset(
+    {
+        "input_audio_mtok",
+        "output_audio_mtok",
+        "cache_audio_read_mtok",
+        "web_searches_kcount",
+        "storage_searches_kcount",
+    }
+)
+"""Rates of what we never count."""
 DIGITS = Decimal("0.0000000001")
 """What the ledger's column holds."""
 
@@ -49,6 +64,9 @@ class Prices:
                 return _by(price, input_tokens, output_tokens, cached_tokens)
         if provider in IN_THIS_PROCESS:
             return Decimal(0)
+        rates = _rates(provider, model, datetime.now(UTC).date())
+        if rates is not None:
+            return rates.cost(rest, cached_tokens, cache_write_tokens, output_tokens)
         return _known(
             provider,
             model,
@@ -72,6 +90,60 @@ def _by(
     )
     dollars /= MILLION
     return dollars.quantize(DIGITS) if dollars < MOST_DOLLARS else None
+
+
+class Rates(NamedTuple):
+    """A model's dollars for a million tokens, where there is nothing more to its price."""
+
+    input: Decimal
+    cache_read: Decimal
+    cache_write: Decimal
+    output: Decimal
+
+    def cost(self, fresh: int, cached: int, written: int, output: int) -> Decimal | None:
+        """What so many tokens cost; those that were cached or written there are not fresh."""
+        dollars = (
+            self.input * fresh
+            + self.cache_read * cached
+            + self.cache_write * written
+            + self.output * output
+        ) / MILLION
+        is_priced = 0 < dollars < MOST_DOLLARS or not fresh + cached + written + output
+        return dollars.quantize(DIGITS) if is_priced else None
+
+
+@lru_cache(maxsize=1_000)
+def _rates(provider: str, model: str, _: date) -> Rates | None:
+    """The rates of a model on a day, None where its price is unknown or has steps.
+
+    To ask genai-prices for each call costs a worker more time than all it does in the ledger.
+    """
+    if provider not in GENAI_PRICES_NAMES:
+        return None
+    from genai_prices import Usage, calc_price  # noqa: PLC0415
+
+    name = GENAI_PRICES_NAMES[provider]
+    try:
+        found = calc_price(Usage(input_tokens=1), model_ref=model, provider_id=name)
+    except (LookupError, ValueError):
+        return None
+    if any(price.constraint for price in _dated(found.model.prices)):
+        return None  # it may change within the day
+    known = {rate: value for rate, value in vars(found.model_price).items() if value is not None}
+    rates = {rate: known.pop(rate, None) for rate in RATES}
+    if not all(value is None or isinstance(value, Decimal) for value in rates.values()):
+        return None
+    input_, read, write, output = rates.values()
+    if input_ is None or output is None or not ELSEWHERE.issuperset(known):
+        return None
+    return Rates(
+        input_, input_ if read is None else read, input_ if write is None else write, output
+    )
+
+
+def _dated(prices: Any) -> Sequence[Any]:
+    """The prices of a model that has had several, or has them at several times of a day."""
+    return prices if isinstance(prices, list) else []
 
 
 def _known(provider: str, model: str, **tokens: int | None) -> Decimal | None:
