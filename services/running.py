@@ -82,18 +82,12 @@ class RunningJobs:
                 hold.is_cancelled = True
                 coroutine.close()
                 raise CancelledError
-<<<<<<< HEAD
-            call = self._loop.submit(coroutine)
-            hold.call = call
-        return call
-=======
         # Without the lock: to wake the loop lets other threads run, which would all wait for it.
         call = self._loop.submit(coroutine)
         hold.call = call
         if self._stopped.is_set():
             self._cancel(hold)  # stopped just now, perhaps before it had a call
-        return call.result()
->>>>>>> 7bf7815361ffcc49351f4dc94a1ac14d9802d674
+        return call
 
     def let_none_begin(self) -> None:
         """Let running calls end, and no other begin; a signal's handler may call it.
