@@ -75,6 +75,7 @@ class JobBatchRepository:
                 max_retries=row.max_retries,
                 is_bulk=Queue(row.queue).is_bulk,
                 seconds_left=float(row.seconds_left),
+                run_id=row.run_id,
             )
             for row in found
         }
@@ -148,6 +149,7 @@ UPDATE jobs SET
 FROM asked WHERE jobs.id = asked.id AND jobs.state = 'queued'
 RETURNING jobs.id, jobs.attempt, jobs.user_id, jobs.provider, jobs.model,
     CAST(jobs.request AS text) AS request, jobs.failures, jobs.max_retries, jobs.queue,
+    jobs.run_id,
     extract(epoch FROM jobs.expires_at - clock_timestamp()) AS seconds_left
 """)
 

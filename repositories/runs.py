@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -40,6 +40,16 @@ class Shard:
     state: str
     error_code: str | None
     error: str | None
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A run with a shard that failed of what no other can escape."""
+
+    run_id: UUID
+    started_at: datetime
+    error_code: str
+    error: str
 
 
 class RunRepository(BaseRepository[Run]):
@@ -99,12 +109,20 @@ class RunRepository(BaseRepository[Run]):
         )
 
     def finish(
-        self, run_id: UUID, state: RunState, error_code: str | None = None, error: str | None = None
+        self,
+        run_id: UUID,
+        state: RunState,
+        error_code: str | None = None,
+        error: str | None = None,
+        *,
+        started_at: datetime | None = None,
     ) -> Run | None:
-        """End a run; None where it had ended already."""
+        """End a run; None where it had ended already, or was started anew since `started_at`."""
+        same = [] if started_at is None else [Run.started_at == started_at]
         return self._set(
             run_id,
             Run.state.in_(OPEN_STATES),
+            *same,
             state=state,
             error_code=error_code,
             error=error,
@@ -183,10 +201,10 @@ class RunRepository(BaseRepository[Run]):
         )
         return [Shard(*row) for row in rows]
 
-    def find_failing(self, error_codes: Sequence[str]) -> list[tuple[UUID, str, str]]:
+    def find_failing(self, error_codes: Sequence[str]) -> list[Failing]:
         """Running runs with a shard that failed of something that no other can escape."""
         rows = self._session.execute(
-            select(Run.id, Job.error_code, Job.error)
+            select(Run.id, Run.started_at, Job.error_code, Job.error)
             .join(Job, Job.run_id == Run.id)
             .where(
                 Run.state == RunState.RUNNING,
@@ -196,11 +214,13 @@ class RunRepository(BaseRepository[Run]):
                 Job.error_code.in_(error_codes),
             )
         )
-        return list({row[0]: (row[0], str(row[1]), str(row[2])) for row in rows}.values())
+        return list({row[0]: Failing(*row) for row in rows}.values())
 
-    def open_shards(self, run_id: UUID) -> Sequence[UUID]:
-        """The jobs of a run that have not ended."""
-        query = select(Job.id).where(Job.run_id == run_id, Job.finished_at.is_(None))
+    def open_shards(self, run: Run) -> Sequence[UUID]:
+        """The jobs of an ended run that have not ended; not those of a later start."""
+        query = select(Job.id).where(
+            Job.run_id == run.id, Job.finished_at.is_(None), Job.created_at <= run.finished_at
+        )
         return self._session.scalars(query).all()
 
     def count_workers(self, run_id: UUID) -> int:

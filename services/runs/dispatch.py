@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -57,8 +58,15 @@ class Dispatch:
         """
         with self._ledger.transaction() as unit:
             failing = unit.runs.find_failing(RUN_ENDING_CODES)
-        for run_id, code, error in failing:
-            self.end(run_id, RunState.FAILED, code, error)
+        for one in failing:
+            # Only of the start that was seen: somebody may have retried the run meanwhile.
+            self.end(
+                one.run_id,
+                RunState.FAILED,
+                one.error_code,
+                one.error,
+                started_at=one.started_at,
+            )
         self._in_turn(self._serve)
         self._in_turn(self._finalize)
 
@@ -81,16 +89,18 @@ class Dispatch:
         state: RunState,
         error_code: str | None = None,
         error: str | None = None,
+        *,
+        started_at: datetime | None = None,
     ) -> Run | None:
         """End a run before all its items have; what they came to is kept. None if it had ended."""
         with self._ledger.transaction() as unit:
-            ended = unit.runs.finish(run_id, state, error_code, error)
+            ended = unit.runs.finish(run_id, state, error_code, error, started_at=started_at)
         if ended is None:
             return None
         rings: list[Ring] = []
         # Apart, as everywhere a job is locked before its run.
         with self._ledger.transaction() as unit:
-            for job_id in unit.runs.open_shards(run_id):
+            for job_id in unit.runs.open_shards(ended):
                 unit.jobs.cancel(job_id)
             if ended.kind == RunKind.EMBEDDING and ended.started_at is not None:
                 rings = [self._add(unit, ended, JobKind.FINALIZATION, Queue.MAINTENANCE, {})]
@@ -131,7 +141,8 @@ class Dispatch:
         changed: list[Run] = []
         for run_id in unit.runs.find_done():
             run = unit.runs.lock(run_id)
-            if run is None:
+            # Looked at again under the lock: it may have ended and been started anew.
+            if run is None or run_id not in unit.runs.find_done():
                 continue
             for shard in unit.runs.failed_shards(run):
                 error = shard.error or f"Its shard was {shard.state}."

@@ -100,6 +100,10 @@ def _end(unit: UnitOfWork, job: ClaimedJob, run_id: UUID) -> Run | None:
     run = unit.runs.lock(run_id)
     if run is None or run.state != RunState.FINALIZING:
         return run
+    if unit.items.next_slice(run_id, 0, 1) is not None:
+        # Nobody knows a way to this; but a run that says it is done must be.
+        logger.error("run %s has items without an outcome and goes on", run_id)
+        return unit.runs.start(run_id)
     counted = unit.items.count_outcomes(run_id)
     wrong = {
         name: value - getattr(run, name)
