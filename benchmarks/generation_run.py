@@ -1,6 +1,7 @@
-"""How fast many generations are answered, by programs that a user would write.
+"""How fast many generations are answered: by a run, and by programs that a user would write.
 
-Run `python -m benchmarks.generation_run --help`. The run of ours is not measured here yet.
+Run `python -m benchmarks.generation_run --help`. Of a run, the client is its one worker; the time
+counts from when it is accepted.
 """
 
 import argparse
@@ -15,9 +16,14 @@ from rich.table import Table
 
 from benchmarks.generation_rivals import RIVALS
 from benchmarks.metering import Meter
+from benchmarks.own_runs import measure as measure_run
+from benchmarks.own_runs import one_worker
+from services.runs.service import RunService
+from services.runs.views import RunView
 from simulator.process import SimulatorProcess
 
 LATENCY = 0.5
+OURS = "a run"
 NO_LIMIT = 10**12
 COLUMNS = (
     "who", "makespan s", "items/s", "client CPU ms/item", "simulator CPU share", "peak RSS MB",
@@ -46,7 +52,7 @@ def main() -> None:
     table = Table(*COLUMNS)
     with SimulatorProcess(latency=LATENCY) as simulator:
         simulator.set_limits(requests_per_minute=NO_LIMIT, tokens_per_minute=NO_LIMIT)
-        for name in RIVALS:
+        for name in (*RIVALS, OURS):
             rounds = [
                 measure(name, simulator, given.items, given.in_flight) for _ in range(given.rounds)
             ]
@@ -62,6 +68,8 @@ def main() -> None:
 def measure(name: str, simulator: SimulatorProcess, count: int, in_flight: int) -> Figures:
     """Run one program in a process of its own."""
     simulator.reset()
+    if name == OURS:
+        return measure_ours(simulator, count, in_flight)
     command = [sys.executable, "-m", "benchmarks.generation_rivals", name, simulator.url]
     with Meter([simulator.pid]) as simulated:
         done = subprocess.run(
@@ -73,6 +81,28 @@ def measure(name: str, simulator: SimulatorProcess, count: int, in_flight: int) 
         client_ms=said["cpu_seconds"] * 1e3 / count,
         simulator_share=simulated.cost().cpu_seconds / said["seconds"],
         peak_mb=said["peak_rss"] / 1e6,
+        throttled=simulator.stats()["by_status"].get("429", 0),
+    )
+
+
+def measure_ours(simulator: SimulatorProcess, count: int, in_flight: int) -> Figures:
+    """A run on a worker that has loaded the SDK, as one in service has."""
+    with one_worker(simulator.url) as deployed:
+
+        def submit(runs: RunService, prefix: str = "Say", items: int = count) -> RunView:
+            prompts = [f"{prefix} {number}" for number in range(items)]
+            return runs.generate(prompts, provider="openai", in_flight=in_flight, max_tokens=64)
+
+        measure_run(deployed, lambda runs: submit(runs, "Warm up", 20))
+        with Meter([simulator.pid]) as simulated:
+            done = measure_run(deployed, submit)
+    if done.run.succeeded != count:
+        raise RuntimeError(f"only {done.run.succeeded} of {count} were answered")
+    return Figures(
+        seconds=done.seconds,
+        client_ms=done.worker_cpu * 1e3 / count,
+        simulator_share=simulated.cost().cpu_seconds / done.seconds,
+        peak_mb=done.peak_rss / 1e6,
         throttled=simulator.stats()["by_status"].get("429", 0),
     )
 

@@ -214,7 +214,10 @@ class RunRepository(BaseRepository[Run]):
                 Job.error_code.in_(error_codes),
             )
         )
-        return list({row[0]: Failing(*row) for row in rows}.values())
+        found = {
+            row[0]: Failing(row[0], row[1], str(row[2]), str(row[3])) for row in rows if row[1]
+        }
+        return list(found.values())
 
     def open_shards(self, run: Run) -> Sequence[UUID]:
         """The jobs of an ended run that have not ended; not those of a later start."""

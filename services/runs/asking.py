@@ -179,6 +179,7 @@ class GenerationAsking(Asking):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self._parameters = run.parameters
+        self._last: tuple[Content | None, GenerationRequest | None] = (None, None)
         schema = run.parameters.get("json_schema")
         self._schema = None if schema is None else AnswerSchema(schema)
 
@@ -226,12 +227,18 @@ class GenerationAsking(Asking):
         return result if self._schema is None else {**result, "json": self._schema.read(answer)}
 
     def _request(self, content: Content) -> GenerationRequest:
+        # One call asks for it several times in a row, and to check it costs more than to look.
+        last, request = self._last
+        if last is content and request is not None:
+            return request
         asked: dict[str, Any] = dict(self._parameters)
         if content.messages:
             asked["messages"] = content.messages
         else:
             asked["prompt"] = content.text
-        return GenerationRequest(provider=self.provider, model=self.model, **asked)
+        request = GenerationRequest(provider=self.provider, model=self.model, **asked)
+        self._last = (content, request)
+        return request
 
 
 def asking_of(run: Run, terms: EmbeddingTerms) -> Asking:

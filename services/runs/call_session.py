@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -17,7 +17,7 @@ from services.provider_calls import bug
 from services.runs.asking import Answer, Asking, Call
 
 LOOK_SECONDS = 0.1
-LINGER_SECONDS = 0.015
+LINGER_SECONDS = 0.03
 """How long more events are waited for once there is one: what comes together is stored together,
 and a transaction costs as much for twenty calls as for one."""
 
@@ -71,7 +71,15 @@ Event = Permitted | Refused | Answered | Failed
 class CallSession:
     """Runs calls until it is ended or cancelled."""
 
-    def __init__(self, asking: Asking, service: LLMService, calls: LimitedCalls) -> None:
+    def __init__(
+        self,
+        asking: Asking,
+        service: LLMService,
+        calls: LimitedCalls,
+        gate: Callable[[], asyncio.Semaphore],
+    ) -> None:
+        """Take `gate`, which holds calls back while as many as may be are under way."""
+        self._gate = gate
         self._asking = asking
         self._service = service
         self._calls = calls
@@ -172,9 +180,10 @@ class CallSession:
             return await self._asking.ask(sent.call, self._service)
 
         try:
-            answer = await self._calls.make(
-                self._asking.provider, sent.permit, ask, seconds_left=seconds_left
-            )
+            async with self._gate():
+                answer = await self._calls.make(
+                    self._asking.provider, sent.permit, ask, seconds_left=seconds_left
+                )
         except PromptStackError as error:
             self._events.put(Failed(sent, error))
         except Exception as error:  # noqa: BLE001 - whatever it is, the item must end

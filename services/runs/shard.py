@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -35,7 +36,7 @@ from services.runs.call_session import (
     Refused,
     Sent,
 )
-from services.runs.in_flight import InFlight
+from services.runs.in_flight import InFlight, places
 from services.runs.verdicts import ENDS_THE_RUN, BudgetReached, ended, is_parted, is_retried
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,9 @@ class ShardWork:
         self._asking = asking
         self._service = service
         self._tools = tools
-        self._session = CallSession(asking, service, tools.calls)
+        self._session = CallSession(
+            asking, service, tools.calls, partial(tools.gate.under_way, run.id, run.in_flight)
+        )
         self._ready: deque[Call] = deque()
         self._delayed: list[tuple[float, int, Call]] = []
         self._order = count()
@@ -101,7 +104,7 @@ class ShardWork:
         self._asked = 0
         """Calls that wait for leave."""
         self._under_way: dict[int, Sent] = {}
-        self._room = run.in_flight
+        self._room = places(run.in_flight)
         """How many may wait for leave at once: fewer when the limiter has sent some away."""
         self._refusal: PromptStackError | None = None
         self._refused_until = 0.0
@@ -180,9 +183,9 @@ class ShardWork:
         if self._job.is_closing or self._fatal is not None or now < self._refused_until:
             return
         wanted = min(len(self._ready), self._room - self._asked)
-        places = self._tools.gate.take(self._run.id, self._run.in_flight, wanted)
-        asked = [self._ready.popleft() for _ in range(places)]
-        self._asked += places
+        given = self._tools.gate.take(self._run.id, self._run.in_flight, wanted)
+        asked = [self._ready.popleft() for _ in range(given)]
+        self._asked += given
         self._session.ask_leave(asked)
 
     def _patience(self) -> float:
@@ -257,10 +260,10 @@ class ShardWork:
         for sent in over:
             del self._under_way[sent.attempt_id]
         self._under_way |= {sent.attempt_id: sent for sent in committed.sent}
-        places = len(over) + len(refused) + len(permitted) - len(committed.sent)
-        self._tools.gate.give_back(self._run.id, places)
+        free = len(over) + len(refused) + len(permitted) - len(committed.sent)
+        self._tools.gate.give_back(self._run.id, free)
         if permitted:
-            self._room = min(self._run.in_flight, self._room + len(permitted))
+            self._room = min(places(self._run.in_flight), self._room + len(permitted))
         self._session.send(committed.sent, self._job.seconds_left())
         self._session.give_back([one.permit for one in committed.unsent])
         now = self._tools.clock()
