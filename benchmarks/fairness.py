@@ -44,16 +44,14 @@ def main() -> None:
             items = given.smallest if is_last else given.items
             with deployed.stack.ledger.transaction() as unit:
                 user = unit.users.create(email=f"user-{number}@example.com").id
-            prompts = [f"User {number} asks {one}" for one in range(items)]
-            run = runs.generate(
-                prompts, provider="openai", in_flight=100, max_tokens=16, user_id=user
-            )
+            texts = [f"Text {one} of user {number}" for one in range(items)]
+            run = runs.embed(texts, provider="openai", in_flight=8, user_id=user)
             followed.append(Followed(run.id, items))
         while any(one.is_open for one in followed):
             time.sleep(LOOK_SECONDS)
             for one in followed:
                 look(one, runs.get(one.id).succeeded, time.monotonic() - began)
-    table = Table("run", "items", "first answer s", "done s")
+    table = Table("run", "items", "first vector s", "done s")
     for number, one in enumerate(followed):
         table.add_row(str(number), f"{one.items:,}", f"{one.moved_at:.1f}", f"{one.ended_at:.1f}")
     Console().print(table)
