@@ -87,9 +87,10 @@ class SearchService:
         with self._ledger.transaction() as unit:
             items = unit.embeddings.search_items(stored, vector, limit, where or {})
             documents = [] if where else unit.embeddings.search(stored, vector, limit)
-        found = sorted([*documents, *items], key=lambda match: -match.score)
         # A text that was embedded both ways is found once.
-        return list({match.text: match for match in reversed(found)}.values())[::-1][:limit]
+        known = {match.text for match in documents}
+        others = [match for match in items if match.text not in known]
+        return sorted([*documents, *others], key=lambda match: -match.score)[:limit]
 
     def _find(self, provider: str, model: str) -> EmbeddingModel:
         with self._ledger.transaction() as unit:

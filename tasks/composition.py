@@ -51,7 +51,7 @@ from services.runs.in_flight import InFlight
 from services.runs.progress import RunProgress
 from services.runs.results import RunResults
 from services.runs.service import RunDefaults, RunService
-from services.runs.shard import ShardTools
+from services.runs.shard_store import ShardTools
 from services.runs.work import RunWork
 from services.search import SearchService
 from services.usage import UsageService

@@ -85,6 +85,7 @@ class CallSession:
         self._calls = calls
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._left: set[int] = set()
         self._begun = threading.Event()
         self._ended = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -124,6 +125,10 @@ class CallSession:
             # Also where the session is over: its lease would be renewed for ever.
             if permit is not None and self._loop is not None:
                 asyncio.run_coroutine_threadsafe(self._calls.give_back(permit), self._loop)
+
+    def has_left(self, sent: Sent) -> bool:
+        """Whether a call was really made; some wait, recorded, for a place."""
+        return sent.attempt_id in self._left
 
     def end(self) -> None:
         """Close what is left, and wait until it is closed."""
@@ -181,6 +186,7 @@ class CallSession:
 
         try:
             async with self._gate():
+                self._left.add(sent.attempt_id)
                 answer = await self._calls.make(
                     self._asking.provider, sent.permit, ask, seconds_left=seconds_left
                 )

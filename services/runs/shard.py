@@ -2,30 +2,21 @@
 
 import heapq
 import logging
-import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Any
 
 from config.errors import PromptStackError
-from repositories.attempts import NewCall
 from repositories.errors import ClaimLost
 from repositories.items import Counted, Ended
-from repositories.models import AttemptState, Billing, JobState
+from repositories.models import JobState
 from repositories.run_models import Run
 from repositories.runs import Change
 from repositories.session import UnitOfWork
-from services.backoff import Backoff
-from services.billing import credible, not_taken, taken
 from services.claimed_job import ClaimedJob
 from services.errors import DeadlinePassed, EmbeddedElsewhere
-from services.limited_calls import LimitedCalls
 from services.llm.base import LLMService
-from services.prices import Prices
 from services.runs.asking import Asking, Call, contents_of
 from services.runs.call_session import (
     Answered,
@@ -36,7 +27,8 @@ from services.runs.call_session import (
     Refused,
     Sent,
 )
-from services.runs.in_flight import InFlight, places
+from services.runs.in_flight import places
+from services.runs.shard_store import Come, ShardStore, ShardSums, ShardTools, Unfit
 from services.runs.verdicts import ENDS_THE_RUN, BudgetReached, ended, is_parted, is_retried
 
 logger = logging.getLogger(__name__)
@@ -47,34 +39,6 @@ LOOK_AGAIN_SECONDS = 1.0
 SHARED_POLL_SECONDS = 0.25
 PATIENCE_SECONDS = 3.0
 """How long a shard with nothing under way waits in a worker; then in the queue."""
-
-
-@dataclass(frozen=True)
-class ShardTools:
-    """What all shards of a worker use."""
-
-    calls: LimitedCalls
-    gate: InFlight
-    prices: Prices
-    backoff: Backoff
-    show: Callable[[Run], None]
-    """Told of the run's sums when they have changed."""
-    clock: Callable[[], float] = time.monotonic
-
-
-@dataclass
-class Committed:
-    """What a transaction did, to be acted on once it is committed."""
-
-    run: Run | None = None
-    sent: list[Sent] = field(default_factory=list)
-    unsent: list[Permitted] = field(default_factory=list)
-    """Permitted, and not made: paid for by others, or over the budget."""
-    elsewhere: list[Call] = field(default_factory=list)
-    """What another attempt is asking for just now."""
-    over_budget: list[Call] = field(default_factory=list)
-    done: int = 0
-    is_ours: bool = True
 
 
 class ShardWork:
@@ -94,6 +58,7 @@ class ShardWork:
         self._asking = asking
         self._service = service
         self._tools = tools
+        self._store = ShardStore(job.claim, run, asking, service, tools)
         self._session = CallSession(
             asking, service, tools.calls, partial(tools.gate.under_way, run.id, run.in_flight)
         )
@@ -110,8 +75,7 @@ class ShardWork:
         self._refused_until = 0.0
         self._idle_since: float | None = None
         self._fatal: PromptStackError | None = None
-        self._number = count()
-        self._total = self._done = 0
+        self._sums = ShardSums()
         self._shown_at = 0.0
 
     def do(self) -> None:
@@ -137,7 +101,7 @@ class ShardWork:
     @property
     def sums(self) -> dict[str, int]:
         """What the shard came to: numbers only, for everybody to see."""
-        return {"items": self._total, "done": self._done}
+        return {"items": self._sums.total, "done": self._sums.done}
 
     def _load(self, first: int, last: int) -> None:
         """Find what is open, and end at once what was paid for before."""
@@ -158,7 +122,7 @@ class ShardWork:
             total = sum(len(content.positions) for content in contents)
             return self._asking.calls(left, self._service), total, len(found), run
 
-        calls, self._total, self._done, run = self._job.in_ledger(look)
+        calls, self._sums.total, self._sums.done, run = self._job.in_ledger(look)
         self._ready.extend(calls)
         self._show(run)
 
@@ -231,7 +195,7 @@ class ShardWork:
             return stored, free, counted, unit.runs.change(self._run.id, _of(counted))
 
         stored, free, counted, run = self._job.in_ledger(look)
-        self._done += counted.succeeded
+        self._sums.done += counted.succeeded
         self._ready.extend(call for one in waiting if (call := one.only(free - stored)).contents)
         self._elsewhere = [
             call for one in waiting if (call := one.only(set(one.hashes) - free)).contents
@@ -253,9 +217,9 @@ class ShardWork:
         ):
             ends += self._what_next(call, error, again)
         over = [*(one.sent for one in answered), *(one.sent for one in failed)]
-        committed = self._job.in_ledger(
-            lambda unit: self._write(unit, permitted, answered, failed, ends)
-        )
+        may_begin = not self._job.is_closing and self._fatal is None
+        come = Come(permitted, answered, failed, ends, may_begin)
+        committed = self._job.in_ledger(lambda unit: self._store.write(unit, come, self._sums))
         self._asked -= len(permitted) + len(refused)
         for sent in over:
             del self._under_way[sent.attempt_id]
@@ -271,7 +235,7 @@ class ShardWork:
             heapq.heappush(self._delayed, (now + delay, next(self._order), call))
         self._elsewhere += committed.elsewhere
         self._wait_for_budget(committed.over_budget)
-        self._done += committed.done
+        self._sums.done += committed.done
         self._show(committed.run)
         if not committed.is_ours:
             raise ClaimLost(f"Shard {self._claim.job_id} is no longer this attempt's.")
@@ -287,7 +251,7 @@ class ShardWork:
                     answered.append(event)
                 else:
                     # It was paid for, and says so.
-                    failed.append(_Unfit(event.sent, fault, event.answer))
+                    failed.append(Unfit(event.sent, fault, event.answer))
         return answered, failed
 
     def _what_next(
@@ -318,191 +282,6 @@ class ShardWork:
             return []
         return ended(call, error)
 
-    def _write(
-        self,
-        unit: UnitOfWork,
-        permitted: list[Permitted],
-        answered: list[Answered],
-        failed: list[Failed],
-        ends: list[Ended],
-    ) -> Committed:
-        """One transaction. It may run twice, so it changes nothing but the ledger."""
-        claim, committed = self._claim, Committed()
-        try:
-            unit.jobs.check_claim(claim)
-        except ClaimLost:
-            committed.is_ours = False
-        if answered:
-            self._asking.keep(unit, [(one.sent.call, one.answer) for one in answered])
-            ends = ends + [
-                Ended(position, is_reused=number > 0)
-                for one in answered
-                for content in one.sent.call.contents
-                for number, position in enumerate(content.positions)
-            ]
-        change = self._settle_attempts(unit, answered, failed)
-        ended_calls = [*(one.sent for one in answered), *(one.sent for one in failed)]
-        over = [hash_ for sent in ended_calls for hash_ in sent.call.hashes]
-        if over:
-            unit.reservations.release(claim, over)
-        if committed.is_ours:
-            ends = ends + self._begin(unit, permitted, committed)
-            counted = unit.items.end(self._run.id, ends)
-            committed.done = counted.succeeded + counted.failed
-            change = replace(
-                change,
-                **vars(counted),
-                reserved_usd=change.reserved_usd + sum(one.most_usd for one in committed.sent),
-            )
-            if committed.done:
-                unit.jobs.set_progress(claim, self._done + committed.done, self._total)
-        else:
-            committed.unsent = permitted
-        committed.run = unit.runs.change(self._run.id, change)
-        return committed
-
-    def _settle_attempts(
-        self, unit: UnitOfWork, answered: list[Answered], failed: list[Failed]
-    ) -> Change:
-        """Record what calls came to; what that adds to the run's sums."""
-        well = [
-            {**self._took(one.sent, one.answer), "state": AttemptState.SUCCEEDED}
-            for one in answered
-        ]
-        ill = [self._failure(one) for one in failed]
-        unit.attempts.settle_many(well)
-        unit.attempts.settle_many(ill)
-        settled = [*well, *ill]
-        # What may have been billed stays reserved for ever: a limit is a limit.
-        reserved = [
-            *(one.sent.most_usd for one in answered),
-            *(one.sent.most_usd for one in failed),
-        ]
-        freed = sum(
-            (
-                most
-                for most, row in zip(reserved, settled, strict=True)
-                if row["billing"] != Billing.UNKNOWN
-            ),
-            Decimal(0),
-        )
-        return Change(
-            calls=len(settled),
-            input_tokens=sum(row["input_tokens"] or 0 for row in settled),
-            output_tokens=sum(row["output_tokens"] or 0 for row in settled),
-            cost_usd=sum((row["cost_usd"] or Decimal(0) for row in settled), Decimal(0)),
-            reserved_usd=-freed,
-            limiter_wait_seconds=sum(row["limiter_wait_seconds"] or 0.0 for row in settled),
-        )
-
-    def _failure(self, one: Failed) -> dict[str, Any]:
-        took = (
-            self._took(one.sent, one.answer)
-            if isinstance(one, _Unfit)
-            else {"attempt_id": one.sent.attempt_id, **_NOTHING, **not_taken(one.error)}
-        )
-        return {
-            **took,
-            "error_code": one.error.code,
-            "error": str(one.error),
-            "detail": one.error.detail,
-            "state": AttemptState.FAILED,
-        }
-
-    def _took(self, sent: Sent, answer: Any) -> dict[str, Any]:
-        asking = self._asking
-        took = taken(answer, asking.provider, asking.model, sent.permit, self._tools.prices)
-        return {"attempt_id": sent.attempt_id, **took}
-
-    def _begin(
-        self, unit: UnitOfWork, permitted: list[Permitted], committed: Committed
-    ) -> list[Ended]:
-        """Record calls that are about to leave; outcomes of items that were paid for meanwhile."""
-        if not permitted:
-            return []
-        if self._job.is_closing or self._fatal is not None:
-            committed.unsent = permitted
-            return []
-        wanted = [hash_ for one in permitted for hash_ in one.call.hashes]
-        ours = unit.reservations.take(self._claim, wanted)
-        stored = self._asking.find_stored(unit, list(ours))
-        if stored:
-            unit.reservations.release(self._claim, list(stored))
-        found: list[Ended] = []
-        leaving: list[tuple[Permitted, Call]] = []
-        for one in permitted:
-            found += [
-                Ended(position, is_reused=True) for position in one.call.only(stored).positions
-            ]
-            elsewhere = one.call.only([hash_ for hash_ in one.call.hashes if hash_ not in ours])
-            if elsewhere.contents:
-                committed.elsewhere.append(elsewhere)
-            call = one.call.only(ours - stored)
-            if call.contents:
-                leaving.append((one, call))
-            else:
-                committed.unsent.append(one)
-        self._start(unit, leaving, committed)
-        return found
-
-    def _start(
-        self, unit: UnitOfWork, leaving: list[tuple[Permitted, Call]], committed: Committed
-    ) -> None:
-        affordable = self._affordable(unit, leaving, committed)
-        if not affordable:
-            return
-        rows = []
-        for (_, call), _ in affordable:
-            need = self._asking.need(call, self._service)
-            expected = {"input_tokens": need.input_tokens, "output_tokens": need.output_tokens}
-            rows.append(
-                NewCall(
-                    call=next(self._number),
-                    items=len(call.contents),
-                    expected_tokens=credible(need.input_tokens + need.output_tokens),
-                    expected_cost_usd=self._tools.prices.cost(
-                        self._asking.provider, self._asking.model, **expected
-                    ),
-                )
-            )
-        ids = unit.attempts.start_many(self._claim, rows)
-        committed.sent = [
-            Sent(call, one.permit, attempt_id, most)
-            for ((one, call), most), attempt_id in zip(affordable, ids, strict=True)
-        ]
-
-    def _affordable(
-        self, unit: UnitOfWork, leaving: list[tuple[Permitted, Call]], committed: Committed
-    ) -> list[tuple[tuple[Permitted, Call], Decimal]]:
-        """The calls that the run's limit leaves money for, each with the most it can cost."""
-        if self._run.max_cost_usd is None:
-            return [(one, Decimal(0)) for one in leaving]
-        run = unit.runs.lock(self._run.id)
-        left = Decimal(0)
-        if run is not None and run.max_cost_usd is not None:
-            left = run.max_cost_usd - run.cost_usd - run.reserved_usd
-        affordable = []
-        for permitted, call in leaving:
-            most = self._most_usd(call)
-            if most is not None and most <= left:
-                left -= most
-                affordable.append(((permitted, call), most))
-            else:
-                committed.over_budget.append(call)
-                committed.unsent.append(permitted)
-        if committed.over_budget:
-            over = [hash_ for call in committed.over_budget for hash_ in call.hashes]
-            unit.reservations.release(self._claim, over)
-        return affordable
-
-    def _most_usd(self, call: Call) -> Decimal | None:
-        most = self._asking.most(call)
-        if most is None:
-            return None
-        return self._tools.prices.cost(
-            self._asking.provider, self._asking.model, input_tokens=most[0], output_tokens=most[1]
-        )
-
     def _wait_for_budget(self, calls: list[Call]) -> None:
         """Wait for what calls under way really cost; with none under way, no money is left."""
         if not calls:
@@ -524,10 +303,10 @@ class ShardWork:
         try:
             self._settle([one for one in events if isinstance(one, Answered | Failed)])
             if self._under_way:
-                cut = [
-                    {"attempt_id": id_, "state": AttemptState.CANCELLED} for id_ in self._under_way
-                ]
-                self._job.in_ledger(lambda unit: unit.attempts.settle_many(cut))
+                cut = list(self._under_way.values())
+                left = {one.attempt_id for one in cut if self._session.has_left(one)}
+                self._session.give_back([one.permit for one in cut if one.attempt_id not in left])
+                self._job.in_ledger(lambda unit: self._store.cut_off(unit, cut, left))
         finally:
             self._tools.gate.give_back(self._run.id, self._asked + len(self._under_way))
             self._asked = 0
@@ -539,26 +318,12 @@ class ShardWork:
         now = self._tools.clock()
         if now - self._shown_at >= LOOK_AGAIN_SECONDS:
             self._shown_at = now
-            self._job.show(JobState.RUNNING, self._done, self._total)
-
-
-@dataclass(frozen=True, eq=False)
-class _Unfit(Failed):
-    """An answer that was paid for and can't be taken."""
-
-    answer: Any = None
+            self._job.show(JobState.RUNNING, self._sums.done, self._sums.total)
 
 
 _ELSEWHERE = EmbeddedElsewhere(
     "Another job asks for the same contents; the shard waits for them.", retry_after=1.0
 )
-_NOTHING: dict[str, Any] = {
-    "input_tokens": None,
-    "output_tokens": None,
-    "cached_tokens": None,
-    "latency_seconds": None,
-    "limiter_wait_seconds": None,
-}
 
 
 def _of(counted: Counted) -> Change:

@@ -16,7 +16,8 @@ from services.llm.pool import ProviderPool
 from services.runs.asking import EmbeddingTerms, asking_of
 from services.runs.dispatch import Dispatch
 from services.runs.progress import RunProgress
-from services.runs.shard import ShardTools, ShardWork
+from services.runs.shard import ShardWork
+from services.runs.shard_store import ShardTools
 
 logger = logging.getLogger(__name__)
 

@@ -211,7 +211,7 @@ def test_spent_quota_ends_a_run_and_a_retry_pays_only_for_the_rest(
             runs.runs.retry(run.id)
         return runs.runs.get(failed.id).state is RunState.COMPLETED
 
-    wait_until(retried, "the run, retried until the account is asked again", 90.0)
+    wait_until(retried, "the run, retried until the account is asked again", 180.0)
     done = runs.runs.get(failed.id)
     assert (done.succeeded, done.failed) == (60, 0)
     assert simulator.stats()["billed"] == 60 - failed.succeeded

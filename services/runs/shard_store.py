@@ -1,0 +1,306 @@
+"""What a shard writes: in one transaction all that has come since the last."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from itertools import count
+from typing import Any
+
+from repositories.attempts import NewCall
+from repositories.errors import ClaimLost
+from repositories.items import Ended
+from repositories.jobs import Claim
+from repositories.models import AttemptState, Billing
+from repositories.run_models import Run
+from repositories.runs import Change
+from repositories.session import UnitOfWork
+from services.backoff import Backoff
+from services.billing import credible, not_taken, taken
+from services.limited_calls import LimitedCalls
+from services.llm.base import LLMService
+from services.prices import Prices
+from services.runs.asking import Asking, Call
+from services.runs.call_session import Answered, Failed, Permitted, Sent
+from services.runs.in_flight import InFlight
+
+
+@dataclass(frozen=True)
+class ShardTools:
+    """What all shards of a worker use."""
+
+    calls: LimitedCalls
+    gate: InFlight
+    prices: Prices
+    backoff: Backoff
+    show: Callable[[Run], None]
+    """Told of the run's sums when they have changed."""
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass
+class Committed:
+    """What a transaction did, to be acted on once it is committed."""
+
+    run: Run | None = None
+    sent: list[Sent] = field(default_factory=list)
+    unsent: list[Permitted] = field(default_factory=list)
+    """Permitted, and not made: paid for by others, or over the budget."""
+    elsewhere: list[Call] = field(default_factory=list)
+    """What another attempt is asking for just now."""
+    over_budget: list[Call] = field(default_factory=list)
+    done: int = 0
+    is_ours: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Unfit(Failed):
+    """An answer that was paid for and can't be taken."""
+
+    answer: Any = None
+
+
+@dataclass(frozen=True)
+class Come:
+    """What has come since the last transaction."""
+
+    permitted: list[Permitted]
+    answered: list[Answered]
+    failed: list[Failed]
+    ends: list[Ended]
+    """Of items that are given up."""
+    may_begin: bool
+
+
+@dataclass
+class ShardSums:
+    """How many items a shard has, and how many of them have ended."""
+
+    total: int = 0
+    done: int = 0
+
+
+class ShardStore:
+    """Writes what one shard comes to."""
+
+    def __init__(
+        self,
+        claim: Claim,
+        run: Run,
+        asking: Asking,
+        service: LLMService,
+        tools: ShardTools,
+    ) -> None:
+        self._claim = claim
+        self._run = run
+        self._asking = asking
+        self._service = service
+        self._tools = tools
+        self._number = count()
+
+    def write(self, unit: UnitOfWork, come: Come, sums: ShardSums) -> Committed:
+        """One transaction. It may run twice, so it changes nothing but the ledger."""
+        claim, committed = self._claim, Committed()
+        permitted, answered, failed, ends = come.permitted, come.answered, come.failed, come.ends
+        try:
+            unit.jobs.check_claim(claim)
+        except ClaimLost:
+            committed.is_ours = False
+        if answered:
+            self._asking.keep(unit, [(one.sent.call, one.answer) for one in answered])
+            ends = ends + [
+                Ended(position, is_reused=number > 0)
+                for one in answered
+                for content in one.sent.call.contents
+                for number, position in enumerate(content.positions)
+            ]
+        change = self._settle_attempts(unit, answered, failed)
+        ended_calls = [*(one.sent for one in answered), *(one.sent for one in failed)]
+        over = [hash_ for sent in ended_calls for hash_ in sent.call.hashes]
+        if over:
+            unit.reservations.release(claim, over)
+        if committed.is_ours:
+            ends = ends + self._begin(unit, come, committed)
+            counted = unit.items.end(self._run.id, ends)
+            committed.done = counted.succeeded + counted.failed
+            change = replace(
+                change,
+                **vars(counted),
+                reserved_usd=change.reserved_usd + sum(one.most_usd for one in committed.sent),
+            )
+            if committed.done:
+                unit.jobs.set_progress(claim, sums.done + committed.done, sums.total)
+        else:
+            committed.unsent = permitted
+        committed.run = unit.runs.change(self._run.id, change)
+        return committed
+
+    def cut_off(self, unit: UnitOfWork, cut: list[Sent], left: set[int]) -> None:
+        """Record that calls were cut off; those that have not left were surely not billed."""
+        unsent = [one for one in cut if one.attempt_id not in left]
+        unit.attempts.settle_many(
+            [{"attempt_id": id_, "state": AttemptState.CANCELLED} for id_ in sorted(left)]
+        )
+        unit.attempts.settle_many(
+            [
+                {
+                    "attempt_id": one.attempt_id,
+                    "state": AttemptState.CANCELLED,
+                    "billing": Billing.NOT_BILLED,
+                    "cost_usd": Decimal(0),
+                }
+                for one in unsent
+            ]
+        )
+        freed = sum((one.most_usd for one in unsent), Decimal(0))
+        unit.runs.change(self._run.id, Change(reserved_usd=-freed))
+
+    def _settle_attempts(
+        self, unit: UnitOfWork, answered: list[Answered], failed: list[Failed]
+    ) -> Change:
+        """Record what calls came to; what that adds to the run's sums."""
+        well = [
+            {**self._took(one.sent, one.answer), "state": AttemptState.SUCCEEDED}
+            for one in answered
+        ]
+        ill = [self._failure(one) for one in failed]
+        unit.attempts.settle_many(well)
+        unit.attempts.settle_many(ill)
+        settled = [*well, *ill]
+        # What may have been billed stays reserved for ever: a limit is a limit.
+        reserved = [
+            *(one.sent.most_usd for one in answered),
+            *(one.sent.most_usd for one in failed),
+        ]
+        freed = sum(
+            (
+                most
+                for most, row in zip(reserved, settled, strict=True)
+                if row["billing"] != Billing.UNKNOWN
+            ),
+            Decimal(0),
+        )
+        return Change(
+            calls=len(settled),
+            input_tokens=sum(row["input_tokens"] or 0 for row in settled),
+            output_tokens=sum(row["output_tokens"] or 0 for row in settled),
+            cost_usd=sum((row["cost_usd"] or Decimal(0) for row in settled), Decimal(0)),
+            reserved_usd=-freed,
+            limiter_wait_seconds=sum(row["limiter_wait_seconds"] or 0.0 for row in settled),
+        )
+
+    def _failure(self, one: Failed) -> dict[str, Any]:
+        took = (
+            self._took(one.sent, one.answer)
+            if isinstance(one, Unfit)
+            else {"attempt_id": one.sent.attempt_id, **_NOTHING, **not_taken(one.error)}
+        )
+        return {
+            **took,
+            "error_code": one.error.code,
+            "error": str(one.error),
+            "detail": one.error.detail,
+            "state": AttemptState.FAILED,
+        }
+
+    def _took(self, sent: Sent, answer: Any) -> dict[str, Any]:
+        asking = self._asking
+        took = taken(answer, asking.provider, asking.model, sent.permit, self._tools.prices)
+        return {"attempt_id": sent.attempt_id, **took}
+
+    def _begin(self, unit: UnitOfWork, come: Come, committed: Committed) -> list[Ended]:
+        """Record calls that are about to leave; outcomes of items that were paid for meanwhile."""
+        permitted = come.permitted
+        if not permitted:
+            return []
+        if not come.may_begin:
+            committed.unsent = permitted
+            return []
+        wanted = [hash_ for one in permitted for hash_ in one.call.hashes]
+        ours = unit.reservations.take(self._claim, wanted)
+        stored = self._asking.find_stored(unit, list(ours))
+        if stored:
+            unit.reservations.release(self._claim, list(stored))
+        found: list[Ended] = []
+        leaving: list[tuple[Permitted, Call]] = []
+        for one in permitted:
+            found += [
+                Ended(position, is_reused=True) for position in one.call.only(stored).positions
+            ]
+            elsewhere = one.call.only([hash_ for hash_ in one.call.hashes if hash_ not in ours])
+            if elsewhere.contents:
+                committed.elsewhere.append(elsewhere)
+            call = one.call.only(ours - stored)
+            if call.contents:
+                leaving.append((one, call))
+            else:
+                committed.unsent.append(one)
+        self._start(unit, leaving, committed)
+        return found
+
+    def _start(
+        self, unit: UnitOfWork, leaving: list[tuple[Permitted, Call]], committed: Committed
+    ) -> None:
+        affordable = self._affordable(unit, leaving, committed)
+        if not affordable:
+            return
+        rows = []
+        for (_, call), _ in affordable:
+            need = self._asking.need(call, self._service)
+            expected = {"input_tokens": need.input_tokens, "output_tokens": need.output_tokens}
+            rows.append(
+                NewCall(
+                    call=next(self._number),
+                    items=len(call.contents),
+                    expected_tokens=credible(need.input_tokens + need.output_tokens),
+                    expected_cost_usd=self._tools.prices.cost(
+                        self._asking.provider, self._asking.model, **expected
+                    ),
+                )
+            )
+        ids = unit.attempts.start_many(self._claim, rows)
+        committed.sent = [
+            Sent(call, one.permit, attempt_id, most)
+            for ((one, call), most), attempt_id in zip(affordable, ids, strict=True)
+        ]
+
+    def _affordable(
+        self, unit: UnitOfWork, leaving: list[tuple[Permitted, Call]], committed: Committed
+    ) -> list[tuple[tuple[Permitted, Call], Decimal]]:
+        """The calls that the run's limit leaves money for, each with the most it can cost."""
+        if self._run.max_cost_usd is None:
+            return [(one, Decimal(0)) for one in leaving]
+        run = unit.runs.lock(self._run.id)
+        left = Decimal(0)
+        if run is not None and run.max_cost_usd is not None:
+            left = run.max_cost_usd - run.cost_usd - run.reserved_usd
+        affordable = []
+        for permitted, call in leaving:
+            most = self._most_usd(call)
+            if most is not None and most <= left:
+                left -= most
+                affordable.append(((permitted, call), most))
+            else:
+                committed.over_budget.append(call)
+                committed.unsent.append(permitted)
+        if committed.over_budget:
+            over = [hash_ for call in committed.over_budget for hash_ in call.hashes]
+            unit.reservations.release(self._claim, over)
+        return affordable
+
+    def _most_usd(self, call: Call) -> Decimal | None:
+        most = self._asking.most(call)
+        if most is None:
+            return None
+        return self._tools.prices.cost(
+            self._asking.provider, self._asking.model, input_tokens=most[0], output_tokens=most[1]
+        )
+
+
+_NOTHING: dict[str, Any] = {
+    "input_tokens": None,
+    "output_tokens": None,
+    "cached_tokens": None,
+    "latency_seconds": None,
+    "limiter_wait_seconds": None,
+}
