@@ -7,12 +7,22 @@ from functools import cache
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Table, Update, bindparam, func, select, update
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    Table,
+    Update,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 
 from repositories.base import BaseRepository
 from repositories.jobs import Claim
-from repositories.models import Attempt, AttemptState
+from repositories.models import Attempt, AttemptState, Billing
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,11 @@ class AttemptRepository(BaseRepository[Attempt]):
         values = {"state": state, **outcome}
         self._session.execute(_settle(tuple(values)), {"the_attempt": attempt_id, **_new(values)})
 
-    def start_many(self, claim: Claim, calls: Sequence[NewCall]) -> list[int]:
-        """Record that calls are about to leave; the attempts' ids, in their order."""
+    def start_many(self, claim: Claim, calls: Sequence[NewCall]) -> list[tuple[int, bool]]:
+        """Record that calls are about to leave; each attempt's id, and whether it is new.
+
+        The same call twice is one: a commit may have gone well whose answer was lost.
+        """
         rows = [
             {
                 "job_id": claim.job_id,
@@ -78,20 +91,29 @@ class AttemptRepository(BaseRepository[Attempt]):
             }
             for call in calls
         ]
-        # Neither again nor in another order: a transaction that is tried again had not committed.
+        statement = _MANY.values(rows)
         started = self._session.execute(
-            insert(_ATTEMPTS).returning(_ATTEMPTS.c.id, sort_by_parameter_order=True), rows
+            statement.on_conflict_do_update(
+                constraint="attempts_job_number_call_key",
+                set_={"items": statement.excluded["items"]},
+            ).returning(_ATTEMPTS.c.call, _ATTEMPTS.c.id, _IS_NEW)
         )
-        return list(started.scalars())
+        by_call = {row[0]: (row[1], row[2]) for row in started}
+        return [by_call[call.call] for call in calls]
 
-    def settle_many(self, settled: Sequence[Mapping[str, Any]]) -> None:
-        """Record what came of calls, each by its `attempt_id`, all with the same columns."""
-        if settled:
-            names = tuple(name for name in settled[0] if name != "attempt_id")
-            self._session.execute(
-                _settle_many(names),
-                {f"new_{name}": [one[name] for one in settled] for name in ("attempt_id", *names)},
-            )
+    def settle_many(self, settled: Sequence[Mapping[str, Any]]) -> set[int]:
+        """Record what came of calls, each by its `attempt_id`, all with the same columns.
+
+        The ids of those of which the money was not known before: of others this is said again.
+        """
+        if not settled:
+            return set()
+        names = tuple(name for name in settled[0] if name != "attempt_id")
+        rows = self._session.scalars(
+            _settle_many(names),
+            {f"new_{name}": [one[name] for one in settled] for name in ("attempt_id", *names)},
+        )
+        return set(rows)
 
     def totals(self, job_id: UUID) -> "Totals":
         """What a job's calls came to, over all its attempts."""
@@ -138,6 +160,9 @@ _INSERT = insert(_ATTEMPTS).values(
         )
     }
 )
+_MANY = insert(_ATTEMPTS)
+_IS_NEW = literal_column("attempts.xmax = 0", Boolean)
+"""PostgreSQL sets it where a row was updated instead."""
 _START = _INSERT.on_conflict_do_update(
     constraint="attempts_job_number_call_key", set_={"items": _INSERT.excluded["items"]}
 ).returning(_ATTEMPTS.c.id)
@@ -162,8 +187,9 @@ def _settle_many(names: tuple[str, ...]) -> Update:
     new = select(*arrays).subquery()
     return (
         update(_ATTEMPTS)
-        .where(_ATTEMPTS.c.id == new.c.attempt_id)
+        .where(_ATTEMPTS.c.id == new.c.attempt_id, _ATTEMPTS.c.billing == Billing.UNKNOWN)
         .values({name: new.c[name] for name in names} | {"finished_at": func.now()})
+        .returning(_ATTEMPTS.c.id)
     )
 
 

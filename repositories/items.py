@@ -4,13 +4,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any
+from typing import cast as cast_type
 from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
     Boolean,
     ColumnElement,
+    CursorResult,
     Integer,
+    Result,
     Text,
     cast,
     delete,
@@ -147,7 +150,7 @@ class ItemRepository:
         ).where(seen.c.position != seen.c.first)
         columns = ["run_id", "position", "error_code", "error"]
         added = insert_or(Outcome).from_select(columns, again).on_conflict_do_nothing()
-        return len(self._session.scalars(added.returning(Outcome.position)).all())
+        return _changed(self._session.execute(added))
 
     def next_slice(self, run_id: UUID, position: int, size: int) -> Slice | None:
         """The next `size` open items from a position on; None where there is none."""
@@ -179,7 +182,7 @@ class ItemRepository:
         )
         columns = ["run_id", "position", "error_code", "error"]
         added = insert_or(Outcome).from_select(columns, left).on_conflict_do_nothing()
-        return len(self._session.scalars(added.returning(Outcome.position)).all())
+        return _changed(self._session.execute(added))
 
     def reopen_failed(self, run_id: UUID) -> int:
         """Open what has failed at a provider, not what never could be asked; how many."""
@@ -188,18 +191,18 @@ class ItemRepository:
             Item.position == Outcome.position,
             Item.content_hash.is_not(None),
         )
-        reopened = self._session.scalars(
-            delete(Outcome)
-            .where(
-                Outcome.run_id == run_id,
-                Outcome.error_code.is_not(None),
-                Outcome.error_code != DUPLICATE_ID,
-                could_be_asked,
+        return _changed(
+            self._session.execute(
+                delete(Outcome)
+                .where(
+                    Outcome.run_id == run_id,
+                    Outcome.error_code.is_not(None),
+                    Outcome.error_code != DUPLICATE_ID,
+                    could_be_asked,
+                )
+                .execution_options(synchronize_session=False)
             )
-            .returning(Outcome.position)
-            .execution_options(synchronize_session=False)
         )
-        return len(reopened.all())
 
     def count_outcomes(self, run_id: UUID) -> Counted:
         """All outcomes of a run."""
@@ -246,13 +249,18 @@ class ItemRepository:
         """Delete up to `limit` items of a run with their outcomes; how many."""
         for table in (Outcome, Item):
             some = select(table.position).where(table.run_id == run_id).limit(limit)
-            deleted = self._session.scalars(
-                delete(table)
-                .where(table.run_id == run_id, table.position.in_(some))
-                .returning(table.position)
-                .execution_options(synchronize_session=False)
-            ).all()
-        return len(deleted)
+            deleted = _changed(
+                self._session.execute(
+                    delete(table)
+                    .where(table.run_id == run_id, table.position.in_(some))
+                    .execution_options(synchronize_session=False)
+                )
+            )
+        return deleted
+
+
+def _changed(result: Result[Any]) -> int:
+    return cast_type("CursorResult[Any]", result).rowcount
 
 
 def _is_open() -> ColumnElement[bool]:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, distinct, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, distinct, exists, func, select, update
 
 from repositories.base import BaseRepository
 from repositories.models import Job, JobKind, JobState
@@ -70,18 +70,6 @@ class RunRepository(BaseRepository[Run]):
         """Add to the sums of a run; the run as it is then."""
         added = {name: getattr(Run, name) + value for name, value in vars(change).items() if value}
         return self._set(run_id, **added)
-
-    def reserve(self, run_id: UUID, amount: Decimal) -> bool:
-        """Reserve money for calls; False where the run's limit leaves less."""
-        spent = Run.cost_usd + Run.reserved_usd
-        return (
-            self._set(
-                run_id,
-                or_(Run.max_cost_usd.is_(None), spent + amount <= Run.max_cost_usd),
-                reserved_usd=Run.reserved_usd + amount,
-            )
-            is not None
-        )
 
     def touch(self, run_id: UUID, total: int, last_position: int) -> None:
         """Note how much of a run has been read. Raises nothing where it was given up meanwhile."""
@@ -232,6 +220,13 @@ class RunRepository(BaseRepository[Run]):
             *_open_shards(), Job.run_id == run_id, Job.state == JobState.RUNNING
         )
         return self._session.scalar(query) or 0
+
+    def find_half_ended(self) -> Sequence[Run]:
+        """Ended runs that still have shards from before their end."""
+        open_ = exists().where(
+            *_open_shards(), Job.run_id == Run.id, Job.created_at <= Run.finished_at
+        )
+        return self._session.scalars(select(Run).where(Run.finished_at.is_not(None), open_)).all()
 
     def find_overdue(self) -> Sequence[UUID]:
         """Open runs whose deadline has passed."""

@@ -1,7 +1,7 @@
 """Puts right what messages, brokers and workers that vanished left behind."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -93,7 +93,12 @@ class Reconciler:
         self._progress.rebuild([job.id for job in {*freed, *ended}])
         self._prune()
         self._waiting.call_back()
+        rung = self._ring(ended)
+        # Last: whatever is wrong with a run must not keep jobs from being rung.
         self._dispatch.upkeep(self._retention.jobs_seconds)
+        return rung
+
+    def _ring(self, ended: Sequence[JobRef]) -> int:
         try:
             # For a job that has ended, its message only makes AsyncResult and Flower say so.
             for job in ended:

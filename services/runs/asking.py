@@ -1,5 +1,6 @@
 """What runs of each kind ask of a provider, and what they keep of its answers."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from repositories.session import UnitOfWork
 from services.generation import EXPECTED_OUTPUT_TOKENS, result_of
 from services.limiter.terms import Need
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
+from services.llm.errors import BadResponse
 from services.llm.requests import GenerationRequest
 from services.packing import pack
 from services.runs.schemas import AnswerSchema
 
+MOST_HALF = 65_504
+"""The largest number of IEEE 754's two bytes."""
 ENVELOPE_TOKENS = 64
 """More than any provider adds to a prompt for roles and the like."""
 
@@ -132,7 +136,6 @@ class EmbeddingAsking(Asking):
     def __init__(self, run: Run, terms: EmbeddingTerms) -> None:
         super().__init__(run)
         self._terms = terms
-        self._in_flight = run.in_flight
 
     def calls(self, contents: Sequence[Content], service: LLMService) -> list[Call]:
         """See `Asking`: as full as the provider allows."""
@@ -154,6 +157,17 @@ class EmbeddingAsking(Asking):
     def most(self, call: Call) -> tuple[int, int] | None:
         """See `Asking`."""
         return sum(len(content.text.encode()) for content in call.contents), 0
+
+    def fault(self, answer: Answer) -> PromptStackError | None:
+        """See `Asking`: where its numbers don't fit into two bytes."""
+        if self._terms.storage == VectorType.VECTOR or not isinstance(answer, EmbeddingResponse):
+            return None
+        if np.abs(answer.vectors).max() <= MOST_HALF:
+            return None
+        return BadResponse(
+            f"{self.provider} answered numbers over {MOST_HALF:,}, which halfvec can't hold; set "
+            "VECTOR_TYPE to vector before a model's first vectors."
+        )
 
     def find_stored(self, unit: UnitOfWork, hashes: Sequence[bytes]) -> set[bytes]:
         """See `Asking`."""
@@ -204,7 +218,7 @@ class GenerationAsking(Asking):
         request = self._request(call.contents[0])
         if request.max_tokens is None:
             return None
-        schema = len(str(request.json_schema or ""))
+        schema = len(json.dumps(request.json_schema or "").encode())
         return len(request.text().encode()) + schema + ENVELOPE_TOKENS, request.max_tokens
 
     def fault(self, answer: Answer) -> PromptStackError | None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -28,6 +29,8 @@ class Permitted:
 
     call: Call
     permit: Permit | None
+    number: int
+    """Of the call within the shard's attempt: its row is one, however often it is written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,7 @@ class CallSession:
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._left: set[int] = set()
+        self._numbers = count()
         self._begun = threading.Event()
         self._ended = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -102,8 +106,11 @@ class CallSession:
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._ended.set()
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                # Also where it is cancelled just now: somebody waits for this.
+                self._ended.set()
 
     def wait_until_begun(self, running: Future[None]) -> None:
         """Return when calls can be made. Raises `CancelledError` where that won't be."""
@@ -178,7 +185,7 @@ class CallSession:
         except Exception as error:  # noqa: BLE001 - whatever it is, the item must end
             self._events.put(Refused(call, bug(error)))
         else:
-            self._events.put(Permitted(call, permit))
+            self._events.put(Permitted(call, permit, next(self._numbers)))
 
     async def _make(self, sent: Sent, seconds_left: float) -> None:
         async def ask() -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from config.names import Queue
+from repositories.errors import TransientLedgerError
 from repositories.models import JobKind
 from repositories.run_models import Run, RunKind, RunState
 from repositories.runs import Change
@@ -70,15 +71,28 @@ class Dispatch:
         self._in_turn(self._serve)
         self._in_turn(self._finalize)
 
+    def nudge(self) -> None:
+        """Do the same where what counts is done, and a worker's upkeep would do it a second later.
+
+        Never raises for a ledger that is away.
+        """
+        try:
+            self.run_once()
+        except TransientLedgerError as error:
+            logger.warning("shards are given out later: %s", error)
+
     def upkeep(self, retention: float) -> None:
         """Do the same, end overdue and abandoned runs, and delete those that ended long ago."""
         with self._ledger.transaction() as unit:
             overdue = [(id_, RunState.EXPIRED) for id_ in unit.runs.find_overdue()]
             left = [(id_, RunState.FAILED) for id_ in unit.runs.find_abandoned(ABANDONED_SECONDS)]
+            half_ended = unit.runs.find_half_ended()
         for run_id, state in overdue:
             self.end(run_id, state, "EXPIRED", "The run's deadline passed before it was done.")
         for run_id, state in left:
             self.end(run_id, state, "NOT_ACCEPTED", "Whoever handed the run in went away midway.")
+        for run in half_ended:
+            self._clean_up(run)
         self.run_once()
         if retention:
             self._prune(retention)
@@ -97,16 +111,20 @@ class Dispatch:
             ended = unit.runs.finish(run_id, state, error_code, error, started_at=started_at)
         if ended is None:
             return None
+        # Apart, as everywhere a job is locked before its run; `upkeep` does it where we die here.
+        self._clean_up(ended)
+        self._progress.publish(ended)
+        return ended
+
+    def _clean_up(self, ended: Run) -> None:
+        """Cancel the shards of an ended run; what was embedded still gets its index."""
         rings: list[Ring] = []
-        # Apart, as everywhere a job is locked before its run.
         with self._ledger.transaction() as unit:
             for job_id in unit.runs.open_shards(ended):
                 unit.jobs.cancel(job_id)
             if ended.kind == RunKind.EMBEDDING and ended.started_at is not None:
                 rings = [self._add(unit, ended, JobKind.FINALIZATION, Queue.MAINTENANCE, {})]
         ring_now(self._ledger, self._doorbell, rings)
-        self._progress.publish(ended)
-        return ended
 
     def _in_turn(self, step: Callable[[UnitOfWork], tuple[list[Ring], list[Run]]]) -> None:
         with self._ledger.transaction() as unit:

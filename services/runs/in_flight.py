@@ -21,8 +21,9 @@ class InFlight:
     def take(self, run_id: UUID, in_flight: int, wanted: int) -> int:
         """Take up to `wanted` of the places; how many there were."""
         with self._lock:
-            given = max(0, min(wanted, places(in_flight) - self._taken[run_id]))
-            self._taken[run_id] += given
+            given = max(0, min(wanted, places(in_flight) - self._taken.get(run_id, 0)))
+            if given:
+                self._taken[run_id] += given
             return given
 
     def give_back(self, run_id: UUID, places_: int) -> None:

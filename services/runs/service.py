@@ -5,7 +5,7 @@ Nothing is paid for before every input was read and checked, and `start` was sai
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -19,6 +19,7 @@ from repositories.session import Ledger
 from repositories.vector_indexes import VectorIndexes
 from services.errors import InvalidInput, NotFound, WrongState
 from services.generation import EXPECTED_OUTPUT_TOKENS
+from services.jobs import explain
 from services.limiter.limiter import RateLimiter
 from services.llm.base import BYTES_PER_TOKEN, Capability
 from services.llm.factory import LLMServiceFactory
@@ -182,15 +183,11 @@ class RunService:
                 options=provider_options or {},
             )
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InvalidInput(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+            raise InvalidInput(explain(error)) from None
         service.check_request(request)
         if json_schema is not None:
             AnswerSchema(json_schema)
         chosen = RunOptions(**options)
-        if chosen.max_cost_usd is not None and max_tokens is None:
-            raise InvalidInput("A limit of the cost needs max_tokens: without it none can be held.")
         parameters = request.model_dump(
             mode="json", exclude_defaults=True, exclude={"provider", "model", "prompt"}
         )
@@ -213,7 +210,7 @@ class RunService:
             raise NotFound(f"There is no run {run_id}.")
         self._make_room(started)
         self._progress.publish(started)
-        self._dispatch.run_once()
+        self._dispatch.nudge()
         return RunView.of(started)
 
     def discard(self, run_id: UUID) -> None:
@@ -260,6 +257,8 @@ class RunService:
             run = unit.runs.lock(run_id)
             if run is None or not RunState(run.state).is_final:
                 raise WrongState("The run goes on; it can be retried when it has ended.")
+            if max_cost_usd is not None:
+                self._check_limit(run.kind, run.provider, run.model, run.parameters)
             reopened = unit.items.reopen_failed(run_id)
             if not reopened and run.succeeded + run.failed >= run.total:
                 raise WrongState("The run has nothing left to try: no item failed at a provider.")
@@ -268,7 +267,7 @@ class RunService:
             started = unit.runs.start(run_id, lifetime=self._defaults.expires_seconds, **limit)
         if started is not None:
             self._progress.publish(started)
-        self._dispatch.run_once()
+        self._dispatch.nudge()
         return self.get(run_id)
 
     def wait(self, run_id: UUID, seconds: float = math.inf) -> RunView:
@@ -330,12 +329,26 @@ class RunService:
         if options.max_cost_usd is not None:
             if options.max_cost_usd < 0:
                 raise InvalidInput("A limit of the cost can't be negative.")
-            price = self._prices.cost(new.provider, new.model, input_tokens=1, output_tokens=1)
-            if price is None:
-                raise InvalidInput(
-                    f"The price of {new.provider}/{new.model} is not known, so no limit can be "
-                    "held; set it in MODELS_FILE."
-                )
+            self._check_limit(new.kind, new.provider, new.model, new.parameters)
+
+    def _check_limit(
+        self, kind: str, provider: str, model: str, parameters: Mapping[str, Any]
+    ) -> None:
+        """Raise `InvalidInput` where a limit of the cost could not be held."""
+        if self._prices.cost(provider, model, input_tokens=1, output_tokens=1) is None:
+            raise InvalidInput(
+                f"The price of {provider}/{model} is not known, so no limit of the cost can be "
+                "held; set it in MODELS_FILE."
+            )
+        if kind == RunKind.EMBEDDING:
+            return
+        if parameters.get("max_tokens") is None:
+            raise InvalidInput("A limit of the cost needs max_tokens: without it none can be held.")
+        if parameters.get("options"):
+            raise InvalidInput(
+                "A limit of the cost can't be held together with provider options, as they may "
+                "change what a call takes; leave one of them out."
+            )
 
     def _preflight(
         self, run_id: UUID, new: _New, intake: Intake, duplicates: int, *, is_counted: bool

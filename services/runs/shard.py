@@ -3,12 +3,12 @@
 import heapq
 import logging
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 
 from config.errors import PromptStackError
-from repositories.errors import ClaimLost
+from repositories.errors import ClaimLost, LedgerRefused, TransientLedgerError
 from repositories.items import Counted, Ended
 from repositories.models import JobState
 from repositories.run_models import Run
@@ -17,6 +17,7 @@ from repositories.session import UnitOfWork
 from services.claimed_job import ClaimedJob
 from services.errors import DeadlinePassed, EmbeddedElsewhere
 from services.llm.base import LLMService
+from services.provider_calls import bug
 from services.runs.asking import Asking, Call, contents_of
 from services.runs.call_session import (
     Answered,
@@ -39,6 +40,22 @@ LOOK_AGAIN_SECONDS = 1.0
 SHARED_POLL_SECONDS = 0.25
 PATIENCE_SECONDS = 3.0
 """How long a shard with nothing under way waits in a worker; then in the queue."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a call that failed, or was not let go."""
+
+    error: PromptStackError
+    ends: list[Ended] = field(default_factory=list)
+    """Of its items, where it is given up."""
+    again: list[Call] = field(default_factory=list)
+    """What is asked again, after a `delay`."""
+    delay: float = 0.0
+    waits: Call | None = None
+    """The same call, which costs it no try."""
+    is_fatal: bool = False
+    """For the whole run."""
 
 
 class ShardWork:
@@ -206,20 +223,41 @@ class ShardWork:
         """Store what has come, record what is to leave, in one transaction; then act on it."""
         if not events:
             return
+        try:
+            self._settle_together(events)
+        except ClaimLost:
+            raise  # what came is settled
+        except (TransientLedgerError, LedgerRefused):
+            self._let_go(events)
+            raise
+        except Exception as error:
+            # One answer that can't be stored must not take others with it, which are paid for.
+            if len(events) > 1:
+                for event in events:
+                    self._settle([event])
+            elif isinstance(events[0], Answered):
+                self._settle([_unfit(events[0], error)])
+            else:
+                self._let_go(events)
+                raise
+
+    def _let_go(self, events: list[Event]) -> None:
+        self._session.give_back([one.permit for one in events if isinstance(one, Permitted)])
+
+    def _settle_together(self, events: list[Event]) -> None:
         permitted = [event for event in events if isinstance(event, Permitted)]
         refused = [event for event in events if isinstance(event, Refused)]
         answered, failed = self._judge(events)
-        again: list[tuple[float, Call]] = []
-        ends: list[Ended] = []
-        for call, error in (
-            *((one.sent.call, one.error) for one in failed),
-            *((one.call, one.error) for one in refused),
-        ):
-            ends += self._what_next(call, error, again)
-        over = [*(one.sent for one in answered), *(one.sent for one in failed)]
-        may_begin = not self._job.is_closing and self._fatal is None
+        decided = [self._decide(one.sent.call, one.error) for one in failed]
+        decided += [self._decide(one.call, one.error) for one in refused]
+        ends = [end for one in decided for end in one.ends]
+        may_begin = not (
+            self._job.is_closing or self._fatal or any(one.is_fatal for one in decided)
+        )
         come = Come(permitted, answered, failed, ends, may_begin)
         committed = self._job.in_ledger(lambda unit: self._store.write(unit, come, self._sums))
+        # Nothing above has changed what this shard knows: it may have to be done again.
+        over = [*(one.sent for one in answered), *(one.sent for one in failed)]
         self._asked -= len(permitted) + len(refused)
         for sent in over:
             del self._under_way[sent.attempt_id]
@@ -230,9 +268,8 @@ class ShardWork:
             self._room = min(places(self._run.in_flight), self._room + len(permitted))
         self._session.send(committed.sent, self._job.seconds_left())
         self._session.give_back([one.permit for one in committed.unsent])
-        now = self._tools.clock()
-        for delay, call in again:
-            heapq.heappush(self._delayed, (now + delay, next(self._order), call))
+        for one in decided:
+            self._follow(one)
         self._elsewhere += committed.elsewhere
         self._wait_for_budget(committed.over_budget)
         self._sums.done += committed.done
@@ -254,33 +291,37 @@ class ShardWork:
                     failed.append(Unfit(event.sent, fault, event.answer))
         return answered, failed
 
-    def _what_next(
-        self, call: Call, error: PromptStackError, again: list[tuple[float, Call]]
-    ) -> list[Ended]:
-        """Decide what a failure means; the outcomes of items that are given up."""
+    def _decide(self, call: Call, error: PromptStackError) -> Decision:
+        """What a failure means for a call and its items."""
         if isinstance(error, ENDS_THE_RUN):
-            self._fatal = error
-            return []
+            return Decision(error, is_fatal=True)
         if is_retried(call, error, self._run.max_retries):
-            if error.counts_as_failure:
-                tries = call.tries + 1
-                delay = self._tools.backoff.delay(tries, error.retry_after)
-                again.append((delay, replace(call, tries=tries)))
-                self._refusal = error
-            else:
-                self._ready.appendleft(call)
-                self._refusal = error
-                self._room = max(1, self._asked - 1)
-                wait = min(error.retry_after or LOOK_SECONDS, LOOK_AGAIN_SECONDS)
-                idle = not self._under_way and self._asked <= 1
-                self._refused_until = self._tools.clock() + (
-                    error.retry_after or wait if idle else wait
-                )
-            return []
+            if not error.counts_as_failure:
+                return Decision(error, waits=call)
+            tries = call.tries + 1
+            delay = self._tools.backoff.delay(tries, error.retry_after)
+            return Decision(error, again=[replace(call, tries=tries)], delay=delay)
         if is_parted(call, error):
-            again += [(0.0, half) for half in call.halves()]
-            return []
-        return ended(call, error)
+            return Decision(error, again=call.halves())
+        return Decision(error, ends=ended(call, error))
+
+    def _follow(self, decision: Decision) -> None:
+        """Do what was decided."""
+        error, now = decision.error, self._tools.clock()
+        if decision.is_fatal:
+            self._fatal = error
+        for call in decision.again:
+            heapq.heappush(self._delayed, (now + decision.delay, next(self._order), call))
+        if decision.again:
+            self._refusal = error
+        if decision.waits is not None:
+            # There is no room for it now, nor for others that would ask.
+            self._ready.appendleft(decision.waits)
+            self._refusal = error
+            self._room = max(1, self._asked)
+            is_idle = not (self._under_way or self._asked)
+            told = error.retry_after or LOOK_SECONDS
+            self._refused_until = now + (told if is_idle else min(told, LOOK_AGAIN_SECONDS))
 
     def _wait_for_budget(self, calls: list[Call]) -> None:
         """Wait for what calls under way really cost; with none under way, no money is left."""
@@ -328,3 +369,9 @@ _ELSEWHERE = EmbeddedElsewhere(
 
 def _of(counted: Counted) -> Change:
     return Change(**vars(counted))
+
+
+def _unfit(event: Answered, error: Exception) -> Unfit:
+    """An answer that was paid for and can't be stored."""
+    known = error if isinstance(error, PromptStackError) else bug(error)
+    return Unfit(event.sent, known, event.answer)

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from itertools import count
 from typing import Any
 
 from repositories.attempts import NewCall
@@ -50,6 +49,7 @@ class Committed:
     """What another attempt is asking for just now."""
     over_budget: list[Call] = field(default_factory=list)
     done: int = 0
+    reserved_usd: Decimal = Decimal(0)
     is_ours: bool = True
 
 
@@ -96,7 +96,6 @@ class ShardStore:
         self._asking = asking
         self._service = service
         self._tools = tools
-        self._number = count()
 
     def write(self, unit: UnitOfWork, come: Come, sums: ShardSums) -> Committed:
         """One transaction. It may run twice, so it changes nothing but the ledger."""
@@ -126,7 +125,7 @@ class ShardStore:
             change = replace(
                 change,
                 **vars(counted),
-                reserved_usd=change.reserved_usd + sum(one.most_usd for one in committed.sent),
+                reserved_usd=change.reserved_usd + committed.reserved_usd,
             )
             if committed.done:
                 unit.jobs.set_progress(claim, sums.done + committed.done, sums.total)
@@ -141,7 +140,7 @@ class ShardStore:
         unit.attempts.settle_many(
             [{"attempt_id": id_, "state": AttemptState.CANCELLED} for id_ in sorted(left)]
         )
-        unit.attempts.settle_many(
+        news = unit.attempts.settle_many(
             [
                 {
                     "attempt_id": one.attempt_id,
@@ -152,8 +151,12 @@ class ShardStore:
                 for one in unsent
             ]
         )
-        freed = sum((one.most_usd for one in unsent), Decimal(0))
-        unit.runs.change(self._run.id, Change(reserved_usd=-freed))
+        unit.runs.change(
+            self._run.id,
+            Change(
+                reserved_usd=-sum((o.most_usd for o in unsent if o.attempt_id in news), Decimal(0))
+            ),
+        )
 
     def _settle_attempts(
         self, unit: UnitOfWork, answered: list[Answered], failed: list[Failed]
@@ -164,28 +167,21 @@ class ShardStore:
             for one in answered
         ]
         ill = [self._failure(one) for one in failed]
-        unit.attempts.settle_many(well)
-        unit.attempts.settle_many(ill)
-        settled = [*well, *ill]
+        # A commit may have gone well whose answer was lost: nothing is counted twice.
+        news = unit.attempts.settle_many(well) | unit.attempts.settle_many(ill)
+        reserved = {one.sent.attempt_id: one.sent.most_usd for one in answered}
+        reserved |= {one.sent.attempt_id: one.sent.most_usd for one in failed}
+        settled = [row for row in (*well, *ill) if row["attempt_id"] in news]
         # What may have been billed stays reserved for ever: a limit is a limit.
-        reserved = [
-            *(one.sent.most_usd for one in answered),
-            *(one.sent.most_usd for one in failed),
+        freed = [
+            reserved[row["attempt_id"]] for row in settled if row["billing"] != Billing.UNKNOWN
         ]
-        freed = sum(
-            (
-                most
-                for most, row in zip(reserved, settled, strict=True)
-                if row["billing"] != Billing.UNKNOWN
-            ),
-            Decimal(0),
-        )
         return Change(
             calls=len(settled),
             input_tokens=sum(row["input_tokens"] or 0 for row in settled),
             output_tokens=sum(row["output_tokens"] or 0 for row in settled),
             cost_usd=sum((row["cost_usd"] or Decimal(0) for row in settled), Decimal(0)),
-            reserved_usd=-freed,
+            reserved_usd=-sum(freed, Decimal(0)),
             limiter_wait_seconds=sum(row["limiter_wait_seconds"] or 0.0 for row in settled),
         )
 
@@ -245,12 +241,12 @@ class ShardStore:
         if not affordable:
             return
         rows = []
-        for (_, call), _ in affordable:
+        for (one, call), _ in affordable:
             need = self._asking.need(call, self._service)
             expected = {"input_tokens": need.input_tokens, "output_tokens": need.output_tokens}
             rows.append(
                 NewCall(
-                    call=next(self._number),
+                    call=one.number,
                     items=len(call.contents),
                     expected_tokens=credible(need.input_tokens + need.output_tokens),
                     expected_cost_usd=self._tools.prices.cost(
@@ -258,11 +254,11 @@ class ShardStore:
                     ),
                 )
             )
-        ids = unit.attempts.start_many(self._claim, rows)
-        committed.sent = [
-            Sent(call, one.permit, attempt_id, most)
-            for ((one, call), most), attempt_id in zip(affordable, ids, strict=True)
-        ]
+        for ((one, call), most), (attempt_id, is_new) in zip(
+            affordable, unit.attempts.start_many(self._claim, rows), strict=True
+        ):
+            committed.sent.append(Sent(call, one.permit, attempt_id, most))
+            committed.reserved_usd += most if is_new else Decimal(0)
 
     def _affordable(
         self, unit: UnitOfWork, leaving: list[tuple[Permitted, Call]], committed: Committed

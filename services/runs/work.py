@@ -50,7 +50,7 @@ class RunWork:
         """Work on a shard if it is there to take, and give out the next one."""
         outcome = self._execution.run(job_id, self._work, report, rung_at)
         if outcome.state is not None:
-            self._dispatch.run_once()
+            self._dispatch.nudge()
         return outcome
 
     def finalize(self, job_id: UUID, report: Report, rung_at: datetime | None = None) -> JobOutcome:

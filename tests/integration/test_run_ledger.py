@@ -1,0 +1,194 @@
+"""What a run's shards write: counted once however often it is written, and safe from faults."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any, ClassVar
+from uuid import UUID
+
+import numpy as np
+import pytest
+from sqlalchemy import text
+
+from config.names import VectorType
+from repositories.answers import AnswerRepository
+from repositories.errors import LedgerUnavailable
+from repositories.run_models import RunState
+from repositories.session import Ledger, UnitOfWork
+from services.errors import InvalidInput
+from services.llm.base import Capability, EmbeddingResponse, LLMService
+from services.runs.views import RunView
+from tasks.composition import PromptStack
+
+
+class Forgetful:
+    """A ledger that commits, and whose answer is lost: each second time from the second on."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._times = 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[UnitOfWork]:
+        with self._ledger.transaction() as unit:
+            yield unit
+        self._times += 1
+        # The claim comes first: who doesn't hear of it lets the job go.
+        if self._times > 1 and self._times % 2 == 0:
+            raise LedgerUnavailable("The connection broke after the commit.")
+
+    def ping(self) -> str:
+        return self._ledger.ping()
+
+
+class Loud(LLMService):
+    """Embeds, and some texts with numbers that two bytes don't hold."""
+
+    name = "loud"
+    is_limited = False
+    default_models: ClassVar = {Capability.EMBEDDING: "loud-1"}
+
+    async def _embed(
+        self, texts: Sequence[str], model: str, user_id: UUID | None
+    ) -> EmbeddingResponse:
+        vectors = np.ones((len(texts), 3), dtype=np.float32)
+        vectors[["loud" in one for one in texts]] *= 1e6
+        return EmbeddingResponse(vectors=vectors, model=model, input_tokens=len(texts))
+
+    async def is_available(self) -> bool:
+        return True
+
+
+def work(stack: PromptStack, run: RunView) -> RunView:
+    """Do all that there is to do for a run, here."""
+    while True:
+        with stack.ledger.transaction() as unit:
+            jobs = unit.session.execute(
+                text("SELECT id, kind FROM jobs WHERE run_id = :run AND state = 'queued'"),
+                {"run": run.id},
+            ).all()
+        if not jobs:
+            return stack.runs.get(run.id)
+        for job_id, kind in jobs:
+            do = stack.run_work.run_shard if kind == "shard" else stack.run_work.finalize
+            do(job_id, lambda _: None)
+        stack.dispatch.run_once()
+
+
+def one(stack: PromptStack, query: str) -> Any:
+    with stack.ledger.transaction() as unit:
+        return unit.session.execute(text(query)).one()
+
+
+def test_a_commit_whose_answer_was_lost_is_counted_once(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.patient_ledger.LEDGER_RETRY_SECONDS", 0.0)
+    run = stack.runs.generate(
+        [f"Say {n}." for n in range(60)],
+        provider="demo",
+        in_flight=7,
+        max_tokens=50,
+        max_cost_usd=Decimal(1),
+    )
+    (shard,) = one(stack, "SELECT id FROM jobs")
+    with monkeypatch.context() as patched:
+        patched.setattr(stack.patient_ledger, "_ledger", Forgetful(stack.ledger))
+        stack.run_work.run_shard(shard, lambda _: None)
+    stack.dispatch.run_once()
+    done = work(stack, run)
+    assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 60, 0)
+    calls, tokens, unsettled = one(
+        stack,
+        "SELECT count(*), sum(input_tokens + output_tokens), "
+        "count(*) FILTER (WHERE billing = 'unknown') FROM attempts",
+    )
+    assert (calls, unsettled) == (60, 0)
+    assert (done.calls, done.tokens) == (60, tokens)
+    assert one(stack, "SELECT reserved_usd FROM runs") == (0,)
+    assert one(stack, "SELECT count(*) FROM reservations") == (0,)
+
+
+def test_an_answer_that_cannot_be_stored_sinks_no_other(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = AnswerRepository.store
+
+    def fussy(self: AnswerRepository, provider: str, model: str, results: Any) -> None:
+        if any("number 13." in result["text"] for result in results.values()):
+            raise ValueError("No.")
+        store(self, provider, model, results)
+
+    monkeypatch.setattr(AnswerRepository, "store", fussy)
+    prompts = [f"Say number {n}." for n in range(40)]
+    done = work(stack, stack.runs.generate(prompts, provider="demo", max_retries=0))
+    assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 39, 1)
+    (failed,) = stack.run_results.failed(done.id)
+    assert failed.position == 14
+    # What it cost is on record.
+    assert one(stack, "SELECT count(*) FROM attempts WHERE billing = 'billed'") == (40,)
+
+
+def test_numbers_that_two_bytes_do_not_hold_fail_their_item_alone(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.factory.register("loud", Loud)
+    monkeypatch.setattr(stack.settings, "vector_type", VectorType.HALFVEC)
+    texts = [f"text {n}" for n in range(20)]
+    texts[7] = "a loud one"
+    run = stack.runs.embed(texts, provider="loud", max_retries=0)
+    done = work(stack, run)
+    assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 19, 1)
+    (failed,) = stack.run_results.failed(done.id)
+    assert (failed.position, failed.code) == (8, "BAD_PROVIDER_RESPONSE")
+
+
+def test_what_an_end_left_half_done_is_done_later(stack: PromptStack) -> None:
+    run = stack.runs.embed(["one", "two"])
+    with stack.ledger.transaction() as unit:
+        assert unit.runs.finish(run.id, RunState.CANCELLED) is not None
+    # Whoever ended it died here.
+    assert one(stack, "SELECT count(*) FROM jobs WHERE state = 'queued'") == (1,)
+    stack.dispatch.upkeep(0.0)
+    states = "SELECT string_agg(kind || ' ' || state, ', ' ORDER BY kind DESC) FROM jobs"
+    assert one(stack, states) == ("shard cancelled, finalization queued",)
+    stack.dispatch.upkeep(0.0)
+    assert one(stack, "SELECT count(*) FROM jobs") == (2,)
+
+
+def test_a_run_that_cannot_be_tended_keeps_no_job_from_being_rung(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.jobs.enqueue_generation("Say it.")
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(
+            text(
+                "UPDATE jobs SET created_at = now() - interval '1 minute', "
+                "rung_at = NULL, rung_epoch = NULL"
+            )
+        )
+
+    def fails(_: float) -> None:
+        raise RuntimeError("Something is wrong with a run.")
+
+    monkeypatch.setattr(stack.dispatch, "upkeep", fails)
+    with pytest.raises(RuntimeError):
+        stack.reconciler.run_once()
+    assert one(stack, "SELECT rung_at IS NOT NULL FROM jobs") == (True,)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ({}, "needs max_tokens"),
+        ({"max_tokens": 5, "provider_options": {"delay_seconds": 0}}, "provider options"),
+        ({"max_tokens": 5, "provider": "openai", "model": "nobody-knows-it"}, "price"),
+    ],
+)
+def test_a_limit_of_the_cost_that_could_not_be_held_is_refused(
+    stack: PromptStack, how: dict[str, Any], why: str
+) -> None:
+    given = {"provider": "demo", **how}
+    with pytest.raises(InvalidInput, match=why):
+        stack.runs.generate(["Say it."], max_cost_usd=Decimal(1), **given)
+    assert one(stack, "SELECT count(*) FROM runs") == (0,)
