@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import io
 import json
-import os
 import sys
 import time
 from binascii import a2b_base64
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import openai
 import orjson
+import psutil
 from psycopg2.extras import execute_values
 from sqlalchemy import create_engine
 
@@ -117,7 +117,7 @@ def main() -> None:
         cursor.execute("CREATE EXTENSION IF NOT EXISTS vector; DROP TABLE IF EXISTS rival")
         cursor.execute(TABLE)
     connection.commit()
-    with Meter([os.getpid()]) as meter:
+    with Meter(psutil.Process()) as meter:
         began = time.monotonic()
         asyncio.run(RIVALS[given.name](given.url, batches, connection))
         seconds = time.monotonic() - began
@@ -126,8 +126,7 @@ def main() -> None:
         stored = cursor.fetchone()[0]
     if stored != given.count:
         sys.exit(f"{stored} of {given.count} vectors were stored.")
-    cost = meter.cost()
-    figures = {"seconds": seconds, "cpu_seconds": cost.cpu_seconds, "peak_rss": cost.peak_rss}
+    figures = {"seconds": seconds, "cpu_seconds": meter.cpu_seconds, "peak_rss": meter.peak_rss}
     sys.stdout.write(json.dumps(figures) + "\n")
 
 

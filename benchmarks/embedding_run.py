@@ -93,14 +93,17 @@ def measure(
     simulator.reset()
     command = [sys.executable, "-m", "benchmarks.embedding_rivals", name, simulator.url]
     command += [database_url, str(count), str(batch)]
-    with Meter([_postmaster(database_url)]) as postgres, Meter([simulator.pid]) as simulated:
+    with (
+        Meter(_postmaster(database_url)) as postgres,
+        Meter(psutil.Process(simulator.pid)) as simulated,
+    ):
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     said = json.loads(done.stdout)
     return Figures(
         rate=count / said["seconds"],
         client_ms=said["cpu_seconds"] * 1e6 / count,
-        postgres_ms=postgres.cost().cpu_seconds * 1e6 / count,
-        simulator_share=simulated.cost().cpu_seconds / said["seconds"],
+        postgres_ms=postgres.cpu_seconds * 1e6 / count,
+        simulator_share=simulated.cpu_seconds / said["seconds"],
         peak_mb=said["peak_rss"] / 1e6,
         throttled=simulator.stats()["by_status"].get("429", 0),
     )
@@ -116,7 +119,7 @@ def measure_ours(simulator: SimulatorProcess, count: int) -> tuple[Figures, tupl
 
         measure_run(deployed, lambda runs: submit(runs, ["Warm up."]))
         texts = make_texts(count)
-        with Meter([simulator.pid]) as simulated:
+        with Meter(psutil.Process(simulator.pid)) as simulated:
             done = measure_run(deployed, lambda runs: submit(runs, texts))
     if done.run.succeeded != count:
         raise RuntimeError(f"only {done.run.succeeded} of {count} were embedded")
@@ -124,7 +127,7 @@ def measure_ours(simulator: SimulatorProcess, count: int) -> tuple[Figures, tupl
         rate=count / done.seconds,
         client_ms=done.worker_cpu * 1e6 / count,
         postgres_ms=done.postgres_cpu * 1e6 / count,
-        simulator_share=simulated.cost().cpu_seconds / done.seconds,
+        simulator_share=simulated.cpu_seconds / done.seconds,
         peak_mb=done.peak_rss / 1e6,
         throttled=simulator.stats()["by_status"].get("429", 0),
     )
@@ -154,13 +157,13 @@ def show(found: dict[tuple[str, int, int], Figures]) -> None:
     Console(width=160).print(table)
 
 
-def _postmaster(database_url: str) -> int:
+def _postmaster(database_url: str) -> psutil.Process:
     engine = create_engine(database_url)
     with engine.connect() as connection:
         backend = psutil.Process(connection.scalar(text("SELECT pg_backend_pid()")))
-        pid = backend.ppid()
+        postmaster = psutil.Process(backend.ppid())
     engine.dispose()
-    return pid
+    return postmaster
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@
 import argparse
 import asyncio
 import json
-import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -14,6 +13,7 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 import openai
 import orjson
+import psutil
 
 from benchmarks.deployment import MODEL
 from benchmarks.metering import Meter
@@ -69,14 +69,13 @@ def main() -> None:
     parser.add_argument("count", type=int)
     parser.add_argument("in_flight", type=int)
     given = parser.parse_args()
-    with Meter([os.getpid()]) as meter:
+    with Meter(psutil.Process()) as meter:
         began = time.monotonic()
         answered = asyncio.run(RIVALS[given.name](given.url, given.count, given.in_flight))
         seconds = time.monotonic() - began
     if answered != given.count:
         sys.exit(f"{answered} of {given.count} were answered.")
-    cost = meter.cost()
-    figures = {"seconds": seconds, "cpu_seconds": cost.cpu_seconds, "peak_rss": cost.peak_rss}
+    figures = {"seconds": seconds, "cpu_seconds": meter.cpu_seconds, "peak_rss": meter.peak_rss}
     sys.stdout.write(json.dumps(figures) + "\n")
 
 

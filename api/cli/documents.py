@@ -7,9 +7,7 @@ from pathlib import Path
 
 from services.errors import InvalidInput
 from services.jobs import check_source
-
-SUFFIXES = frozenset({".md", ".markdown", ".mdx", ".rst", ".text", ".txt"})
-"""What is read from a folder; a file that is named itself may have any suffix."""
+from services.sources.reading import SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from api.cli.terminal import err, plural
 from repositories.run_models import RunKind
-from services.export.results import ExportFormat, export
+from services.export.items import ExportFormat
 from tasks.composition import PromptStack
 
 STANDARD_OUTPUT = Path("-")
@@ -20,6 +20,9 @@ def write_output(
     with_input: bool = False,
 ) -> None:
     """Write results in the order of the inputs, and failures beside them."""
+    # Here, as it takes a while to load and most commands write nothing.
+    from services.export.results import export  # noqa: PLC0415
+
     run = stack.runs.get(run_id)
     summary = export(
         path,

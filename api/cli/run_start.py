@@ -30,7 +30,7 @@ from services.errors import InvalidInput
 from services.runs.intake import Intake
 from services.runs.service import RunOptions
 from services.runs.views import Preflight, RunView
-from services.sources.inputs import Format, Reading
+from services.sources.reading import Format, Reading
 from tasks.composition import PromptStack
 
 SourceArgument = Annotated[

@@ -14,7 +14,7 @@ from api.cli.connection import connected
 from api.cli.run_output import write_output
 from api.cli.run_start import dollars_of, finish
 from api.cli.terminal import UUID_CHARACTERS, JsonFlag, dollars, out, print_json, printable
-from services.export.results import ExportFormat
+from services.export.items import ExportFormat
 
 app = typer.Typer(help="Batches of embeddings and generations.", no_args_is_help=True)
 app.command()(run_start.embed)

@@ -11,7 +11,7 @@ import orjson
 
 from repositories.items import Ended, NewItem
 from repositories.session import Ledger, UnitOfWork
-from services.sources.inputs import BadInput, Input
+from services.sources.reading import BadInput, Input
 
 BLOCK = 10_000
 """Inputs in one transaction: some megabytes."""

@@ -30,7 +30,7 @@ from services.runs.intake import Hasher, Intake, embedding_hasher, generation_ha
 from services.runs.progress import RunProgress
 from services.runs.schemas import AnswerSchema
 from services.runs.views import Preflight, RunView
-from services.sources.inputs import Reading, Source, read_inputs
+from services.sources.reading import Reading, Source
 from services.text import check_storable
 
 POLL_SECONDS = 0.1
@@ -290,6 +290,9 @@ class RunService:
         *,
         is_counted: bool,
     ) -> Preflight:
+        # Here, as pyarrow takes 40 MB, and workers, which accept no runs, have no use for it.
+        from services.sources.inputs import read_inputs  # noqa: PLC0415
+
         self._check(new, options)
         defaults = self._defaults
         limit = min(options.reading.max_bytes, defaults.max_text_bytes, longest or math.inf)

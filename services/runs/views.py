@@ -6,7 +6,7 @@ from decimal import Decimal
 from uuid import UUID
 
 from repositories.run_models import Run, RunKind, RunState
-from services.sources.inputs import BadInput
+from services.sources.reading import BadInput
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,8 @@ from services.errors import InvalidInput
 from services.sources.cutting import SOURCE
 from services.sources.jsonl import not_utf8
 from services.sources.opening import Origin, byte_blocks
-from services.sources.reading import BadInput, Fault, Input, Reading
+from services.sources.reading import SUFFIXES, BadInput, Fault, Input, Reading
 from services.sources.records import RecordCheck
-
-SUFFIXES = frozenset({".md", ".markdown", ".mdx", ".rst", ".text", ".txt"})
-"""What is read from a folder; a file that is named itself may have any suffix."""
 
 
 def read_folder(path: Path, check: RecordCheck, reading: Reading) -> Iterator[Input | BadInput]:

@@ -1,9 +1,9 @@
 """The way in: any source to a stream of checked inputs, in memory that doesn't grow with it."""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from services.errors import InvalidInput
 from services.sources.cutting import Cutter, whole_texts
@@ -12,14 +12,11 @@ from services.sources.iterables import read_iterable
 from services.sources.jsonl import read_jsonl, read_lines
 from services.sources.opening import Origin, byte_blocks
 from services.sources.parquet import read_parquet
-from services.sources.reading import BadInput, Fault, Format, Input, Reading
+from services.sources.reading import BadInput, Fault, Format, Input, Reading, Source
 from services.sources.records import RecordCheck
 from services.sources.tables import read_csv
 
 __all__ = ["BadInput", "Fault", "Format", "Input", "Reading", "Source", "read_inputs"]
-
-Source = str | Path | BinaryIO | Iterable[str | Mapping[str, Any]]
-"""A path, `-` for standard input, a folder, a binary stream, or texts and records themselves."""
 
 FORMATS = {
     ".jsonl": Format.JSONL,

@@ -1,11 +1,21 @@
 """What is read, and how: the words that the readers share."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from pydantic import JsonValue
 
 from services.errors import InvalidInput
+
+Source = str | Path | BinaryIO | Iterable[str | Mapping[str, Any]]
+"""A path, `-` for standard input, a folder, a binary stream, or texts and records themselves."""
+
+
+SUFFIXES = frozenset({".md", ".markdown", ".mdx", ".rst", ".text", ".txt"})
+"""What is read from a folder; a file that is named itself may have any suffix."""
 
 
 class Format(StrEnum):

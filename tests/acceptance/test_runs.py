@@ -178,13 +178,14 @@ def test_invariant_12_an_item_that_is_refused_sinks_neither_its_call_nor_its_run
 def test_what_fails_for_a_while_is_tried_again_and_what_fails_for_good_can_be_retried(
     runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
-    start_worker(JOB_MAX_RETRIES="2")
-    simulator.set_fault_rates({"kind": "status", "status": 503, "rate": 0.1}, seed=3)
+    start_worker()
+    none: dict[str, Any] = {"kind": "none"}
+    busy: dict[str, Any] = {"kind": "status", "status": 503}
+    simulator.control(*[none, busy] * 5)
     run = ended(runs, runs.runs.generate(prompts(100), max_tokens=16, in_flight=8))
-    assert run.state is RunState.COMPLETED
-    assert run.succeeded + run.failed == 100
-    assert run.calls > 100
-    simulator.set_fault_rates()
+    assert (run.state, run.succeeded, run.failed) == (RunState.COMPLETED, 100, 0)
+    assert run.calls == 105
+    assert simulator.stats()["billed"] == 100
     simulator.control({"kind": "status", "status": 400, "code": "bad"})
     one = ended(runs, runs.runs.generate(["only this"], max_tokens=16))
     assert (one.state, one.failed) == (RunState.COMPLETED, 1)

@@ -1,7 +1,7 @@
 """One or more guards for each invariant of the design, against real servers.
 
-Not here, as the product doesn't have it yet: the shared limiter of invariant 9 (only what a rate
-limit does to a job), and invariant 12, which is about runs.
+Not here: the shared limiter of invariant 9 (only what a rate limit does to a job), which has
+test_limiter.py, and invariant 12, which is about runs: acceptance/test_runs.py.
 """
 
 import asyncio
