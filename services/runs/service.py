@@ -38,7 +38,7 @@ MAX_IN_FLIGHT = 1_000
 MAX_NAME_CHARACTERS = 200
 LARGE_LOAD = 0.2
 """Of a model's vectors: if so many more come, its index is built anew at the end instead of being
-kept up. Measured: docs/benchmarks.md."""
+kept up. A guess: what each costs has not been measured side by side."""
 DELETED_AT_ONCE = 50_000
 
 
