@@ -194,11 +194,15 @@ class Settings(BaseSettings):
     )
 
     # Workers
-    worker_shards: int = Field(
-        4, ge=1, le=100, description="Shards of runs that one worker works on beside its jobs."
-    )
     worker_concurrency: int = Field(
         8, ge=1, le=500, description="Jobs that one worker process runs at once."
+    )
+    worker_shards: int = Field(
+        4,
+        ge=1,
+        le=100,
+        description="How many of these may be shards of runs, which take long; one fewer than all "
+        "at most, where there is more than one.",
     )
     heartbeat_seconds: PositiveSeconds = Field(
         1.0, description="Time between a worker's heartbeats and checks for cancelled jobs."

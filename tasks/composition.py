@@ -315,7 +315,8 @@ class PromptStack:
             self.ledger,
             self.doorbell,
             self.run_progress,
-            shards_a_worker=settings.worker_shards,
+            # A worker full of shards would let interactive jobs wait until one is done.
+            shards_a_worker=max(1, min(settings.worker_shards, settings.worker_concurrency - 1)),
             worker_lost_seconds=settings.worker_lost_seconds,
             max_retries=settings.job_max_retries,
         )

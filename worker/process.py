@@ -44,8 +44,7 @@ class WorkerProcess:
     def __init__(self, stack: PromptStack) -> None:
         self._stack = stack
         settings = stack.settings
-        # Interactive jobs must not wait for a thread until a shard is done.
-        self._concurrency = settings.worker_concurrency + settings.worker_shards
+        self._concurrency = settings.worker_concurrency
         self._grace_seconds = settings.shutdown_grace_seconds
         self._is_stopping = False
         self._results: Any = stack.celery.backend

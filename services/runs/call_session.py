@@ -18,9 +18,10 @@ from services.provider_calls import bug
 from services.runs.asking import Answer, Asking, Call
 
 LOOK_SECONDS = 0.1
-LINGER_SECONDS = 0.03
-"""How long more events are waited for once there is one: what comes together is stored together,
-and a transaction costs as much for twenty calls as for one."""
+LINGER_A_CALL, LONGEST_LINGER = 0.00015, 0.03
+"""How long more events are waited for once there is one, in seconds for each call that there is:
+what comes together is stored together, and a transaction costs as much for twenty calls as for
+one. Of few calls, few come together, and waiting would only leave their places empty."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,14 +144,14 @@ class CallSession:
             self._loop.call_soon_threadsafe(self._over.set)
             self._ended.wait()
 
-    def events(self, seconds: float) -> list[Event]:
-        """What has happened, once something has; nothing after `seconds`."""
+    def events(self, seconds: float, calls: int) -> list[Event]:
+        """What has happened to the `calls`, once something has; nothing after `seconds`."""
         found: list[Event] = []
         try:
             found.append(self._events.get(timeout=max(0.0, seconds)))
         except Empty:
             return found
-        time.sleep(LINGER_SECONDS)
+        time.sleep(min(LONGEST_LINGER, calls * LINGER_A_CALL))
         return found + self.events_now()
 
     def events_now(self) -> list[Event]:

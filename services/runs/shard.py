@@ -108,7 +108,8 @@ class ShardWork:
             while self._has_work():
                 self._check()
                 self._ask_leave()
-                self._settle(self._session.events(self._patience()))
+                calls = self._asked + len(self._under_way)
+                self._settle(self._session.events(self._patience(), calls))
         finally:
             self._session.end()
             self._close()
