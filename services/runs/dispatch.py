@@ -18,14 +18,22 @@ from services.runs.verdicts import RUN_ENDING_CODES
 
 logger = logging.getLogger(__name__)
 
-SHARD_ITEMS = {RunKind.GENERATION: 1_000, RunKind.EMBEDDING: 8_192}
-"""Enough for many full calls, and few enough that runs take turns."""
+ITEMS_A_PLACE = {RunKind.GENERATION: 20, RunKind.EMBEDDING: 2_048}
+MOST_ITEMS = {RunKind.GENERATION: 1_000, RunKind.EMBEDDING: 8_192}
+"""Enough for many full calls, and few enough that runs take turns: one with few calls in flight
+would hold its worker's place for long with as many items as one with many."""
 QUEUES = {
     RunKind.GENERATION: Queue.GENERATION_BULK,
     RunKind.EMBEDDING: Queue.EMBEDDINGS_BULK,
 }
 ABANDONED_SECONDS = 3_600.0
 PRUNED_AT_ONCE = 20_000
+
+
+def shard_items(run: Run) -> int:
+    """How many items of `run` are one shard."""
+    kind = RunKind(run.kind)
+    return min(MOST_ITEMS[kind], run.in_flight * ITEMS_A_PLACE[kind])
 
 
 class Dispatch:
@@ -144,7 +152,7 @@ class Dispatch:
             if run is None:
                 break
             kind = RunKind(run.kind)
-            found = unit.items.next_slice(run.id, run.next_position, SHARD_ITEMS[kind])
+            found = unit.items.next_slice(run.id, run.next_position, shard_items(run))
             if found is None:
                 unit.runs.note_served(run.id, run.last_position + 1)
                 continue

@@ -14,7 +14,6 @@ from sqlalchemy import text
 
 from repositories.run_models import RunState
 from services.export.results import export
-from services.runs.dispatch import SHARD_ITEMS
 from services.runs.service import BadInputs
 from services.runs.views import RunView
 from services.sources.inputs import Reading
@@ -349,8 +348,7 @@ def test_a_small_run_is_not_behind_a_large_one(
 ) -> None:
     simulator.set_latency(0.05)
     start_worker(WORKER_SHARDS="2")
-    size = max(SHARD_ITEMS.values()) // 2
-    large = runs.runs.generate(prompts(size), max_tokens=16, in_flight=4)
+    large = runs.runs.generate(prompts(5_000), max_tokens=16, in_flight=4)
     small = runs.runs.generate([f"a small one {n}" for n in range(20)], max_tokens=16, in_flight=4)
     done = ended(runs, small)
     assert done.state is RunState.COMPLETED
