@@ -1,13 +1,14 @@
 """Answers of models, found by what was asked."""
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import ARRAY, LargeBinary, delete, func, literal, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import LargeBinary, Table, bindparam, delete, func, select, text, update
 from sqlalchemy.orm import Session
 
+from repositories.arrays import ArrayLiteral
 from repositories.run_models import Answer, Run
 
 
@@ -19,32 +20,23 @@ class AnswerRepository:
 
     def store(self, provider: str, model: str, results: Mapping[bytes, Mapping[str, Any]]) -> None:
         """Store answers by their content; one that is there already stays."""
+        # In one order: two workers with the same contents would else wait for each other.
         rows = [
-            {"provider": provider, "model": model, "content_hash": content, "result": dict(result)}
-            # In one order: two workers with the same contents would else wait for each other.
-            for content, result in sorted(results.items())
+            {"content_hash": content.hex(), "result": results[content]}
+            for content in sorted(results)
         ]
         if rows:
-            self._session.execute(insert(Answer).values(rows).on_conflict_do_nothing())
+            whose = {"provider": provider, "model": model}
+            self._session.execute(_STORE, {**whose, "rows": json.dumps(rows)})
 
     def find_stored(self, provider: str, model: str, hashes: Sequence[bytes]) -> set[bytes]:
         """Those of the contents that have an answer, which is in use from now on."""
         if not hashes:
             return set()
-        wanted = func.any(literal(list(hashes), ARRAY(LargeBinary)))
-        these = (
-            Answer.provider == provider,
-            Answer.model == model,
-            Answer.content_hash == wanted,
-        )
-        found = set(map(bytes, self._session.scalars(select(Answer.content_hash).where(*these))))
+        these = {"the_provider": provider, "the_model": model, "the_hashes": list(hashes)}
+        found = set(map(bytes, self._session.scalars(_FIND, these)))
         if found:
-            self._session.execute(
-                update(Answer)
-                .where(*these, Answer.used_at < func.now() - timedelta(days=1))
-                .values(used_at=func.now())
-                .execution_options(synchronize_session=False)
-            )
+            self._session.execute(_USE, these)
         return found
 
     def prune(self, retention: float, limit: int = 500) -> int:
@@ -74,3 +66,26 @@ class AnswerRepository:
             .execution_options(synchronize_session=False)
         )
         return len(deleted.all())
+
+
+# Built once: to build a statement costs more than to run it.
+
+_ANSWERS = cast("Table", Answer.__table__)
+_THESE = (
+    _ANSWERS.c.provider == bindparam("the_provider"),
+    _ANSWERS.c.model == bindparam("the_model"),
+    _ANSWERS.c.content_hash == func.any(bindparam("the_hashes", type_=ArrayLiteral(LargeBinary()))),
+)
+_FIND = select(_ANSWERS.c.content_hash).where(*_THESE)
+_USE = (
+    update(_ANSWERS)
+    .where(*_THESE, _ANSWERS.c.used_at < func.now() - timedelta(days=1))
+    .values(used_at=func.now())
+)
+# Rows travel as one JSON document, which PostgreSQL takes apart.
+_STORE = text("""
+INSERT INTO answers (provider, model, content_hash, result)
+SELECT :provider, :model, decode(content_hash, 'hex'), result
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS new(content_hash text, result jsonb)
+ON CONFLICT DO NOTHING
+""")

@@ -1,15 +1,15 @@
 """Attempts: what was asked of a provider, and what came of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import (
-    ARRAY,
     Boolean,
+    ColumnElement,
     Table,
     Update,
     bindparam,
@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
+from repositories.arrays import ArrayLiteral
 from repositories.base import BaseRepository
 from repositories.jobs import Claim
 from repositories.models import Attempt, AttemptState, Billing
@@ -79,24 +80,18 @@ class AttemptRepository(BaseRepository[Attempt]):
 
         The same call twice is one: a commit may have gone well whose answer was lost.
         """
-        rows = [
-            {
-                "job_id": claim.job_id,
-                "user_id": claim.user_id,
-                "number": claim.attempt,
-                "worker_id": claim.worker_id,
-                "provider": claim.provider,
-                "model": claim.model,
-                **asdict(call),
-            }
-            for call in calls
-        ]
-        statement = _MANY.values(rows)
+        names = ("call", "items", "expected_tokens", "expected_cost_usd")
         started = self._session.execute(
-            statement.on_conflict_do_update(
-                constraint="attempts_job_number_call_key",
-                set_={"items": statement.excluded["items"]},
-            ).returning(_ATTEMPTS.c.call, _ATTEMPTS.c.id, _IS_NEW)
+            _START_MANY,
+            {
+                "the_job": claim.job_id,
+                "the_user": claim.user_id,
+                "the_number": claim.attempt,
+                "the_worker": claim.worker_id,
+                "the_provider": claim.provider,
+                "the_model": claim.model,
+                **{f"new_{name}": [getattr(call, name) for call in calls] for name in names},
+            },
         )
         by_call = {row[0]: (row[1], row[2]) for row in started}
         return [by_call[call.call] for call in calls]
@@ -160,12 +155,34 @@ _INSERT = insert(_ATTEMPTS).values(
         )
     }
 )
-_MANY = insert(_ATTEMPTS)
 _IS_NEW = literal_column("attempts.xmax = 0", Boolean)
 """PostgreSQL sets it where a row was updated instead."""
 _START = _INSERT.on_conflict_do_update(
     constraint="attempts_job_number_call_key", set_={"items": _INSERT.excluded["items"]}
 ).returning(_ATTEMPTS.c.id)
+
+
+def _unnested(name: str, column: str) -> ColumnElement[Any]:
+    kind = ArrayLiteral(_ATTEMPTS.c[column].type)
+    return func.unnest(bindparam(f"new_{name}", type_=kind)).label(name)
+
+
+_NEW_CALLS = {
+    "job_id": bindparam("the_job", type_=_ATTEMPTS.c.job_id.type),
+    "user_id": bindparam("the_user", type_=_ATTEMPTS.c.user_id.type),
+    "number": bindparam("the_number", type_=_ATTEMPTS.c.number.type),
+    "worker_id": bindparam("the_worker", type_=_ATTEMPTS.c.worker_id.type),
+    "provider": bindparam("the_provider", type_=_ATTEMPTS.c.provider.type),
+    "model": bindparam("the_model", type_=_ATTEMPTS.c.model.type),
+    **{
+        name: _unnested(name, name)
+        for name in ("call", "items", "expected_tokens", "expected_cost_usd")
+    },
+}
+_INSERT_MANY = insert(_ATTEMPTS).from_select(list(_NEW_CALLS), select(*_NEW_CALLS.values()))
+_START_MANY = _INSERT_MANY.on_conflict_do_update(
+    constraint="attempts_job_number_call_key", set_={"items": _INSERT_MANY.excluded["items"]}
+).returning(_ATTEMPTS.c.call, _ATTEMPTS.c.id, _IS_NEW)
 
 
 @cache
@@ -180,11 +197,8 @@ def _settle(names: tuple[str, ...]) -> Update:
 
 @cache
 def _settle_many(names: tuple[str, ...]) -> Update:
-    arrays = [
-        func.unnest(bindparam(f"new_{name}", type_=ARRAY(_ATTEMPTS.c[column].type))).label(name)
-        for name, column in (("attempt_id", "id"), *((name, name) for name in names))
-    ]
-    new = select(*arrays).subquery()
+    arrays = [_unnested(name, name) for name in names]
+    new = select(_unnested("attempt_id", "id"), *arrays).subquery()
     return (
         update(_ATTEMPTS)
         .where(_ATTEMPTS.c.id == new.c.attempt_id, _ATTEMPTS.c.billing == Billing.UNKNOWN)

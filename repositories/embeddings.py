@@ -27,10 +27,10 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
 from config.names import VectorType
+from repositories.arrays import ArrayLiteral
 from repositories.base import BaseRepository
 from repositories.copying import copy_binary
 from repositories.models import Base, Chunk, Document, EmbeddingModel
@@ -127,7 +127,7 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         Straight into the model's partition, as next to never one of them is there; else by way of
         a temporary table, which costs twice as much.
         """
-        rows = vector_rows(model, hashes, vectors)
+        rows = vector_rows(model, hashes, vectors).view(np.uint8).data
         partition = partition_of(model)
         columns = "(model_id, content_hash, vector)"
         cursor = self._session.connection().connection.cursor()
@@ -154,8 +154,7 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         if known is None or not hashes:
             return set()
         vectors = TABLES[known.storage]
-        # One array: thousands of parameters of their own would cost more than the search.
-        wanted = func.any(literal(list(hashes), ARRAY(LargeBinary)))
+        wanted = func.any(literal(list(hashes), ArrayLiteral(LargeBinary())))
         query = select(vectors.c.content_hash).where(
             vectors.c.model_id == known.id, vectors.c.content_hash == wanted
         )
@@ -308,7 +307,7 @@ def _indexed(model: EmbeddingModel) -> ColumnElement[object]:
 
 def vector_rows(
     model: EmbeddingModel, hashes: Sequence[bytes], vectors: npt.NDArray[np.float32]
-) -> bytes:
+) -> npt.NDArray[Any]:
     """Lay rows out as COPY BINARY reads them (PostgreSQL manual, COPY; pgvector's vector_recv).
 
     Every row has the same size, so one structured array holds them all.
@@ -317,7 +316,7 @@ def vector_rows(
     # In one order: two workers with the same contents would else wait for each other.
     order = sorted(range(count), key=hashes.__getitem__)
     kind, size = (">f4", 4) if model.storage == VectorType.VECTOR else (">f2", 2)
-    rows = np.zeros(
+    rows = np.empty(
         count,
         dtype=[
             ("fields", ">i2"),
@@ -337,9 +336,9 @@ def vector_rows(
     rows["hash_size"] = HASH_BYTES
     rows["hash"] = np.frombuffer(b"".join(hashes[i] for i in order), dtype=f"V{HASH_BYTES}")
     rows["vector_size"] = 4 + size * dimensions
-    rows["dimensions"] = dimensions
+    rows["dimensions"], rows["unused"] = dimensions, 0
     # A number too large for 2 bytes becomes infinite, which PostgreSQL refuses; a unit vector's
     # never is.
     with np.errstate(over="ignore"):
         rows["vector"] = vectors[order]
-    return rows.tobytes()
+    return rows

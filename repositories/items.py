@@ -2,19 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 from typing import cast as cast_type
 from uuid import UUID
 
 from sqlalchemy import (
-    ARRAY,
-    Boolean,
     ColumnElement,
     CursorResult,
-    Integer,
+    Executable,
     Result,
+    Table,
     Text,
+    bindparam,
     cast,
     delete,
     exists,
@@ -25,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as insert_or
 from sqlalchemy.orm import Session
 
+from repositories.arrays import ArrayLiteral
 from repositories.copying import copy_binary
 from repositories.embeddings import TABLES
 from repositories.models import EmbeddingModel
@@ -50,8 +52,7 @@ class NewItem:
     attributes: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class OpenItem:
+class OpenItem(NamedTuple):
     """An item that has not ended."""
 
     position: int
@@ -60,8 +61,7 @@ class OpenItem:
     messages: list[Any] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """How an item ended."""
 
     position: int
@@ -109,32 +109,13 @@ class ItemRepository:
         """Add outcomes, of items that have none; what was added."""
         if not ended:
             return Counted()
-        columns = {
-            "is_reused": Boolean(),
-            "error_code": Outcome.error_code.type,
-            "error": Outcome.error.type,
-            "detail": Outcome.detail.type,
-        }
-        values: list[ColumnElement[Any]] = [
-            func.unnest(literal([one.position for one in ended], ARRAY(Integer)))
-        ]
         # Nearly all are alike, and short then: no error, nothing to tell.
-        values += [
-            func.unnest(literal([getattr(one, name) for one in ended], ARRAY(kind)))
-            if any(getattr(one, name) not in (None, False) for one in ended)
-            else literal(False if name == "is_reused" else None, kind)
-            for name, kind in columns.items()
-        ]
-        added = (
-            insert_or(Outcome)
-            .from_select(["run_id", "position", *columns], select(literal(run_id), *values))
-            .on_conflict_do_nothing()
-            .returning(Outcome.error_code.is_(None), Outcome.is_reused)
-        )
-        rows = self._session.execute(added).all()
-        succeeded = sum(is_well for is_well, _ in rows)
-        reused = sum(is_reused for _, is_reused in rows)
-        return Counted(succeeded, len(rows) - succeeded, reused)
+        told = tuple(name for name in _TOLD if any(getattr(one, name) for one in ended))
+        new = {f"new_{name}": [getattr(one, name) for one in ended] for name in ("position", *told)}
+        succeeded, failed, reused = self._session.execute(
+            _end(told), {"the_run": run_id, **new}
+        ).one()
+        return Counted(succeeded, failed, reused)
 
     def end_duplicates(self, run_id: UUID) -> int:
         """End as failed what has the `custom_id` of an item before it; how many."""
@@ -169,9 +150,7 @@ class ItemRepository:
     def open_in(self, run_id: UUID, first: int, last: int) -> list[OpenItem]:
         """The open items from `first` to `last`, in order."""
         rows = self._session.execute(
-            select(Item.position, Item.content_hash, Item.text, Item.messages)
-            .where(Item.run_id == run_id, Item.position.between(first, last), _is_open())
-            .order_by(Item.position)
+            _OPEN_IN, {"the_run": run_id, "the_first": first, "the_last": last}
         )
         return [OpenItem(row[0], bytes(row[1]), row[2], row[3]) for row in rows]
 
@@ -265,6 +244,44 @@ def _changed(result: Result[Any]) -> int:
 
 def _is_open() -> ColumnElement[bool]:
     return ~exists().where(Outcome.run_id == Item.run_id, Outcome.position == Item.position)
+
+
+# Built once: to build a statement costs more than to run it.
+
+_ITEMS, _OUTCOMES = cast_type("Table", Item.__table__), cast_type("Table", Outcome.__table__)
+_OPEN_IN = (
+    select(_ITEMS.c.position, _ITEMS.c.content_hash, _ITEMS.c.text, _ITEMS.c.messages)
+    .where(
+        _ITEMS.c.run_id == bindparam("the_run"),
+        _ITEMS.c.position.between(bindparam("the_first"), bindparam("the_last")),
+        _is_open(),
+    )
+    .order_by(_ITEMS.c.position)
+)
+_TOLD = ("is_reused", "error_code", "error", "detail")
+"""What an outcome may say; what it doesn't is as in a new row."""
+
+
+@cache
+def _end(told: tuple[str, ...]) -> Executable:
+    columns = ("position", *told)
+    arrays = [
+        func.unnest(bindparam(f"new_{name}", type_=ArrayLiteral(_OUTCOMES.c[name].type)))
+        for name in columns
+    ]
+    new = select(bindparam("the_run", type_=_OUTCOMES.c.run_id.type), *arrays)
+    added = (
+        insert_or(_OUTCOMES)
+        .from_select(["run_id", *columns], new)
+        .on_conflict_do_nothing()
+        .returning(_OUTCOMES.c.error_code, _OUTCOMES.c.is_reused)
+        .cte("added")
+    )
+    return select(
+        func.count().filter(added.c.error_code.is_(None)),
+        func.count().filter(added.c.error_code.is_not(None)),
+        func.count().filter(added.c.is_reused),
+    ).select_from(added)
 
 
 def _row(run_id: bytes, item: NewItem) -> bytes:

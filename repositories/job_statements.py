@@ -85,6 +85,13 @@ CHECK_CLAIM = (
     select(_JOBS.c.id).where(*_THE_CLAIM, _JOBS.c.state == JobState.RUNNING).with_for_update()
 )
 
+SET_PROGRESS = (
+    update(_JOBS)
+    .where(*_THE_CLAIM, _JOBS.c.state == JobState.RUNNING)
+    .values(current=bindparam("the_current"), total=bindparam("the_total"))
+    .returning(_JOBS.c.id)
+)
+
 SUCCEED = (
     update(_JOBS)
     .where(*_THE_CLAIM, _JOBS.c.state.in_(OPEN_STATES))

@@ -24,6 +24,7 @@ from repositories.job_statements import (
     CHECK_CLAIM,
     CLAIM,
     OPEN_STATES,
+    SET_PROGRESS,
     STANDING,
     SUCCEED,
     TAKEN_AT,
@@ -172,7 +173,9 @@ class JobRepository(BaseRepository[Job]):
 
     def set_progress(self, claim: Claim, current: int, total: int) -> None:
         """Record how many of the job's items are done. Raises `ClaimLost`."""
-        self._change(claim, update(Job).values(current=current, total=total))
+        values = {**_of(claim), "the_current": current, "the_total": total}
+        if self._session.scalar(SET_PROGRESS, values) is None:
+            raise _lost(claim)
 
     def succeed(self, claim: Claim, result: Mapping[str, object]) -> None:
         """Store the result and end the job. Raises `ClaimLost`; then nothing is stored.

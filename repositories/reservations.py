@@ -1,21 +1,25 @@
 """Reservations: which running job is about to pay for a content's vector."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from sqlalchemy import (
+    CursorResult,
     Integer,
     LargeBinary,
+    Table,
     Text,
     Uuid,
+    bindparam,
     delete,
     exists,
     func,
-    literal,
     or_,
     select,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.dialects.postgresql import insert
 
+from repositories.arrays import ArrayLiteral
 from repositories.base import BaseRepository
 from repositories.jobs import Claim
 from repositories.models import Job, JobState, Reservation
@@ -31,46 +35,66 @@ class ReservationRepository(BaseRepository[Reservation]):
 
     def take(self, claim: Claim, hashes: Sequence[bytes]) -> set[bytes]:
         """Reserve contents for a claim; those that no other running attempt has reserved."""
-        holds = exists().where(
-            Job.id == Reservation.job_id,
-            Job.attempt == Reservation.attempt,
-            Job.state == JobState.RUNNING,
-        )
-        # An array, since a document may have thousands. In one order: two jobs with the same
-        # passages would else wait for each other.
-        contents = select(
-            literal(claim.provider, Text),
-            literal(claim.model, Text),
-            func.unnest(literal(sorted(set(hashes)), ARRAY(LargeBinary))),
-            literal(claim.job_id, Uuid),
-            literal(claim.attempt, Integer),
-        )
-        columns = ["provider", "model", "content_hash", "job_id", "attempt"]
-        taken = (
-            insert(Reservation)
-            .from_select(columns, contents)
-            .on_conflict_do_update(
-                index_elements=[Reservation.provider, Reservation.model, Reservation.content_hash],
-                set_={"job_id": claim.job_id, "attempt": claim.attempt},
-                where=or_(Reservation.job_id == claim.job_id, ~holds),
-            )
-            .returning(Reservation.content_hash)
-        )
-        return set(map(bytes, self._session.scalars(taken)))
+        # In one order: two jobs with the same passages would else wait for each other.
+        wanted = sorted(set(hashes))
+        of_claim = {**_of(claim), "the_hashes": wanted}
+        taken = cast("CursorResult[None]", self._session.execute(_TAKE, of_claim)).rowcount
+        if taken == len(wanted):
+            return set(wanted)
+        return set(map(bytes, self._session.scalars(_HELD, of_claim)))
 
     def release(self, claim: Claim, hashes: Sequence[bytes]) -> None:
         """Give up the claim's reservations of these contents."""
-        self._session.execute(
-            delete(Reservation).where(
-                Reservation.provider == claim.provider,
-                Reservation.model == claim.model,
-                Reservation.content_hash.in_(hashes),
-                Reservation.job_id == claim.job_id,
-            ),
-            execution_options=UNSEEN,
-        )
+        if hashes:
+            self._session.execute(_RELEASE, {**_of(claim), "the_hashes": list(hashes)})
 
     def forget_idle(self) -> None:
         """Sweep away what no running job holds."""
         runs = exists().where(Job.id == Reservation.job_id, Job.state == JobState.RUNNING)
         self._session.execute(delete(Reservation).where(~runs), execution_options=UNSEEN)
+
+
+def _of(claim: Claim) -> dict[str, object]:
+    return {
+        "the_provider": claim.provider,
+        "the_model": claim.model,
+        "the_job": claim.job_id,
+        "the_attempt": claim.attempt,
+    }
+
+
+# Built once: to build a statement costs more than to run it.
+
+_RESERVATIONS = cast("Table", Reservation.__table__)
+_HASHES = bindparam("the_hashes", type_=ArrayLiteral(LargeBinary()))
+_NEW = {
+    "provider": bindparam("the_provider", type_=Text),
+    "model": bindparam("the_model", type_=Text),
+    "content_hash": func.unnest(_HASHES),
+    "job_id": bindparam("the_job", type_=Uuid),
+    "attempt": bindparam("the_attempt", type_=Integer),
+}
+_HOLDS = exists().where(
+    Job.id == _RESERVATIONS.c.job_id,
+    Job.attempt == _RESERVATIONS.c.attempt,
+    Job.state == JobState.RUNNING,
+)
+_TAKE = (
+    insert(_RESERVATIONS)
+    .from_select(list(_NEW), select(*_NEW.values()))
+    .on_conflict_do_update(
+        index_elements=[_RESERVATIONS.c[name] for name in ("provider", "model", "content_hash")],
+        set_={"job_id": _NEW["job_id"], "attempt": _NEW["attempt"]},
+        where=or_(_RESERVATIONS.c.job_id == _NEW["job_id"], ~_HOLDS),
+    )
+)
+_THESE = (
+    _RESERVATIONS.c.provider == _NEW["provider"],
+    _RESERVATIONS.c.model == _NEW["model"],
+    _RESERVATIONS.c.content_hash == func.any(_HASHES),
+    _RESERVATIONS.c.job_id == _NEW["job_id"],
+)
+_HELD = select(_RESERVATIONS.c.content_hash).where(
+    *_THESE, _RESERVATIONS.c.attempt == _NEW["attempt"]
+)
+_RELEASE = delete(_RESERVATIONS).where(*_THESE)

@@ -65,7 +65,7 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
     ) -> LLMResponse:
         self._check_again(request)
         answer = await self._ask("/v1/messages", with_options(_body(request), request.options))
-        with reading(self.name, answer.text, answer.status_code, answer.headers):
+        with reading(self.name, lambda: answer.text, answer.status_code, answer.headers):
             body = json.loads(answer.content)
             parts = body["content"]
             text = make_storable("".join(part["text"] for part in parts if part["type"] == "text"))
@@ -94,7 +94,7 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
         """By Anthropic's own count, which is free but for its rate limit."""
         turns = [{"role": "user", "content": text}]
         answer = await self._ask("/v1/messages/count_tokens", {"model": model, "messages": turns})
-        with reading(self.name, answer.text, answer.status_code, answer.headers):
+        with reading(self.name, lambda: answer.text, answer.status_code, answer.headers):
             return TokenCount(int(json.loads(answer.content)["input_tokens"]), is_exact=True)
 
     async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:

@@ -102,7 +102,7 @@ class GeminiService(RemoteService[genai.Client]):
             models.generate_content(model=request.model, contents=contents, config=config)
         )
         headers = _headers(answer.sdk_http_response)
-        with reading(self.name, "", 200, headers):
+        with reading(self.name, str, 200, headers):
             return self._read(answer, request, headers)
 
     def _read(
@@ -152,7 +152,7 @@ class GeminiService(RemoteService[genai.Client]):
         models = self._connected().aio.models
         answer = await self._in_time(models.embed_content(model=model, contents=contents))
         headers = _headers(answer.sdk_http_response)
-        with reading(self.name, "", 200, headers):
+        with reading(self.name, str, 200, headers):
             rows = answer.embeddings or []
             if len(rows) != len(texts):
                 raise ValueError(f"{len(rows)} vectors for {len(texts)} texts")
@@ -173,7 +173,7 @@ class GeminiService(RemoteService[genai.Client]):
         """By Gemini's own count, which is free but for its rate limit."""
         models = self._connected().aio.models
         answer = await self._in_time(models.count_tokens(model=model, contents=text))
-        with reading(self.name, "", 200, {}):
+        with reading(self.name, str, 200, {}):
             return TokenCount(int(answer.total_tokens or 0), is_exact=True)
 
     async def _in_time(self, call: Awaitable[T]) -> T:

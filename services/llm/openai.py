@@ -8,7 +8,6 @@ asked for in base64 and decoded here, because the SDK's lists of floats cost far
 import asyncio
 import json
 import os
-from binascii import a2b_base64
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha1
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import openai
 import tiktoken
+from pybase64 import b64decode
 from pydantic import JsonValue
 from pydantic_core import from_json
 
@@ -173,7 +173,7 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
         return TokenCount(len(encoding.encode(text, disallowed_special=())), is_exact=True)
 
     def _reading(self, answer: httpx2.Response) -> AbstractContextManager[None]:
-        return reading(self.name, answer.text, answer.status_code, answer.headers)
+        return reading(self.name, lambda: answer.text, answer.status_code, answer.headers)
 
     async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
         """POST `body`, or GET when there is none."""
@@ -234,7 +234,7 @@ def _is_cached(encoding: str, folder: str) -> bool:
 
 def _vector(embedding: str | list[float]) -> npt.NDArray[np.float32]:
     if isinstance(embedding, str):
-        return np.frombuffer(a2b_base64(embedding, strict_mode=True), dtype="<f4")
+        return np.frombuffer(b64decode(embedding, validate=True), dtype="<f4")
     # A number too large for float32 becomes infinite, which `embed` refuses.
     with np.errstate(over="ignore"):
         return np.array(embedding, dtype=np.float32)

@@ -1,6 +1,6 @@
 """What a provider's refusal means to us: the same rules for all of them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -168,14 +168,19 @@ def refused(
 
 
 @contextmanager
-def reading(provider: str, text: str, status: int, headers: Mapping[str, str]) -> Iterator[None]:
-    """Turn whatever is wrong with the form of an answer into `BadResponse`."""
+def reading(
+    provider: str, text: Callable[[], str], status: int, headers: Mapping[str, str]
+) -> Iterator[None]:
+    """Turn whatever is wrong with the form of an answer into `BadResponse`.
+
+    `text` reads the answer's text, which may be long, where something is wrong.
+    """
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise BadResponse(
             f"{provider} answered in a form that cannot be used; nothing was stored.",
-            detail=detail(f"{error}: {text[:LONGEST_DETAIL]}"),
+            detail=detail(f"{error}: {text()[:LONGEST_DETAIL]}"),
             status=status,
             request_id=request_id(headers),
             limits=limit_report(headers),

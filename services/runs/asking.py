@@ -4,7 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import numpy as np
@@ -30,8 +30,7 @@ ENVELOPE_TOKENS = 64
 Answer = LLMResponse | EmbeddingResponse
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(NamedTuple):
     """What is asked for once, however many items have it."""
 
     hash: bytes
@@ -62,7 +61,7 @@ class Call:
     def only(self, hashes: Collection[bytes]) -> "Call":
         """The same for some of its contents."""
         contents = [content for content in self.contents if content.hash in hashes]
-        return Call(contents, self.tries)
+        return self if len(contents) == len(self.contents) else Call(contents, self.tries)
 
     def halves(self) -> "list[Call]":
         """The same in two: to find which of its contents is refused."""
@@ -183,7 +182,8 @@ class EmbeddingAsking(Asking):
                 self.provider, self.model, width, storage=self._terms.storage, with_index=False
             )
             hashes = [hash_ for call, _ in alike for hash_ in call.hashes]
-            vectors = np.concatenate([answer.vectors for _, answer in alike])
+            answers = [answer.vectors for _, answer in alike]
+            vectors = answers[0] if len(answers) == 1 else np.concatenate(answers)
             unit.embeddings.store(model, hashes, vectors)
 
 
