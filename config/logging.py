@@ -43,7 +43,8 @@ def configure_logging(settings: Settings, *, quiet: bool = False) -> None:
         if settings.log_format == "json"
         else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     )
-    level = logging.DEBUG if settings.debug else logging.WARNING if quiet else logging.INFO
+    least = logging.WARNING if quiet else logging.getLevelNamesMapping()[settings.log_level]
+    level = logging.DEBUG if settings.debug else least
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _QUIET:
         # Libraries log requests with their bodies at DEBUG and INFO: prompts never go to logs.

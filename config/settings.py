@@ -69,6 +69,9 @@ class Settings(BaseSettings):
         "development", description="production refuses unsafe defaults."
     )
     debug: bool = Field(False, description="Log at DEBUG level.")
+    log_level: Literal["INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="The least that is logged; WARNING leaves out a line for each call."
+    )
     log_format: Literal["text", "json"] = Field("text", description="One line of either a record.")
     state_dir: Path = Field(
         Path(".promptstack"),

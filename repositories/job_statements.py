@@ -34,7 +34,7 @@ _GIVEN = (
 )
 _EPOCH = bindparam("epoch", type_=_JOBS.c.rung_epoch.type)
 ADD = (
-    insert(Job)
+    insert(_JOBS)
     .values(
         {name: bindparam(name, type_=_JOBS.c[name].type) for name in _GIVEN}
         | {
@@ -44,7 +44,7 @@ ADD = (
         }
     )
     .on_conflict_do_nothing()
-    .returning(Job)
+    .returning(*_JOBS.c)
 )
 
 _SENT_AT = bindparam("sent_at", type_=_JOBS.c.rung_at.type)

@@ -101,8 +101,10 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
     def check_request(cls, request: GenerationRequest) -> None:
         """See `LLMService`; the Responses API has neither stop texts nor seeds."""
         super().check_request(request)
+        if request.options.get("api") != RESPONSES:
+            return
         lacking = [name for name in ("stop", "seed") if getattr(request, name) not in {None, ()}]
-        if request.options.get("api") == RESPONSES and lacking:
+        if lacking:
             raise InvalidInput(
                 f"The Responses API does not support {', '.join(lacking)}; leave it out, or leave "
                 "out the option api."

@@ -180,8 +180,9 @@ class GenerationRequest(BaseModel):
 
     def text(self) -> str:
         """All that is asked, to estimate its tokens."""
-        parts = [turn.content for turn in self.conversation()]
-        parts += [call.model_dump_json() for turn in self.turns() for call in turn.tool_calls]
+        parts = [said for said in (self.system, self.prompt) if said]
+        parts += [turn.content for turn in self.messages]
+        parts += [call.model_dump_json() for turn in self.messages for call in turn.tool_calls]
         parts += [tool.model_dump_json() for tool in self.tools]
         return "\n".join(parts)
 

@@ -47,6 +47,10 @@ class Call:
     contents: Sequence[Content]
     tries: int = 0
     """How often it has failed by its own fault."""
+    request: GenerationRequest | None = None
+    """What is asked, once it was put together."""
+    need: Need | None = None
+    """What it is expected to take, once it was estimated."""
 
     @property
     def hashes(self) -> list[bytes]:
@@ -98,9 +102,11 @@ class Asking(ABC):
     async def ask(self, call: Call, service: LLMService) -> Answer:
         """Make the call. Raises `ProviderError`."""
 
-    @abstractmethod
     def need(self, call: Call, service: LLMService) -> Need:
         """What it is expected to take."""
+        if call.need is None:
+            call.need = self._estimate(call, service)
+        return call.need
 
     @abstractmethod
     def most(self, call: Call) -> tuple[int, int] | None:
@@ -108,6 +114,10 @@ class Asking(ABC):
 
         A token is a byte of text or more.
         """
+
+    @abstractmethod
+    def _estimate(self, call: Call, service: LLMService) -> Need:
+        """Estimate what it takes."""
 
     def fault(self, answer: Answer) -> PromptStackError | None:
         """What is wrong with an answer that was paid for."""
@@ -147,7 +157,7 @@ class EmbeddingAsking(Asking):
             [content.text for content in call.contents], self.model, self.user_id
         )
 
-    def need(self, call: Call, service: LLMService) -> Need:
+    def _estimate(self, call: Call, service: LLMService) -> Need:
         """See `Asking`."""
         return Need(
             sum(service.estimate_tokens(content.text) for content in call.contents), is_bulk=True
@@ -193,7 +203,6 @@ class GenerationAsking(Asking):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self._parameters = run.parameters
-        self._last: tuple[Content | None, GenerationRequest | None] = (None, None)
         schema = run.parameters.get("json_schema")
         self._schema = None if schema is None else AnswerSchema(schema)
 
@@ -203,19 +212,17 @@ class GenerationAsking(Asking):
 
     async def ask(self, call: Call, service: LLMService) -> Answer:
         """See `Asking`."""
-        return await service.generate_text(
-            self._request(call.contents[0]), self.user_id, failures=call.tries
-        )
+        return await service.generate_text(self._request(call), self.user_id, failures=call.tries)
 
-    def need(self, call: Call, service: LLMService) -> Need:
+    def _estimate(self, call: Call, service: LLMService) -> Need:
         """See `Asking`."""
-        request = self._request(call.contents[0])
+        request = self._request(call)
         expected = service.estimate_tokens(request.text())
         return Need(expected, request.max_tokens or EXPECTED_OUTPUT_TOKENS, is_bulk=True)
 
     def most(self, call: Call) -> tuple[int, int] | None:
         """See `Asking`; without `max_tokens` nobody knows."""
-        request = self._request(call.contents[0])
+        request = self._request(call)
         if request.max_tokens is None:
             return None
         schema = len(json.dumps(request.json_schema or "").encode())
@@ -240,19 +247,15 @@ class GenerationAsking(Asking):
         result = result_of(answer)
         return result if self._schema is None else {**result, "json": self._schema.read(answer)}
 
-    def _request(self, content: Content) -> GenerationRequest:
-        # One call asks for it several times in a row, and to check it costs more than to look.
-        last, request = self._last
-        if last is content and request is not None:
-            return request
-        asked: dict[str, Any] = dict(self._parameters)
-        if content.messages:
-            asked["messages"] = content.messages
-        else:
-            asked["prompt"] = content.text
-        request = GenerationRequest(provider=self.provider, model=self.model, **asked)
-        self._last = (content, request)
-        return request
+    def _request(self, call: Call) -> GenerationRequest:
+        if call.request is None:
+            content, asked = call.contents[0], dict(self._parameters)
+            if content.messages:
+                asked["messages"] = content.messages
+            else:
+                asked["prompt"] = content.text
+            call.request = GenerationRequest(provider=self.provider, model=self.model, **asked)
+        return call.request
 
 
 def asking_of(run: Run, terms: EmbeddingTerms) -> Asking:

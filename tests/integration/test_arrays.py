@@ -41,7 +41,9 @@ def test_a_list_arrives_as_it_left(
     sent = func.unnest(bindparam("sent", type_=ArrayLiteral(kind)), type_=kind)
     query = select(sent.column_valued("one"))
 
-    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(st.lists(values | st.none(), max_size=20))
     def check(elements: list[Any]) -> None:
         with stack.ledger.transaction() as unit:
