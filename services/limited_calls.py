@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from services.errors import DeadlinePassed
 from services.limiter.limiter import Permit, RateLimiter
-from services.limiter.terms import Bucket, Need, Outcome, Settlement
+from services.limiter.terms import Bucket, Limits, Need, Outcome, Settlement
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
 from services.llm.errors import (
     BadResponse,
@@ -69,6 +69,10 @@ class LimitedCalls:
     async def room(self, service: LLMService, model: str) -> int:
         """How many calls more than wait now could leave soon."""
         return await self._limiter.room(_bucket(service, model))
+
+    async def limits(self, service: LLMService, model: str) -> Limits:
+        """What is known of the limits of a model."""
+        return await self._limiter.limits(_bucket(service, model))
 
     async def make(
         self,

@@ -35,6 +35,7 @@ from services.limited_calls import LimitedCalls
 from services.limiter.divided import DividedBuckets
 from services.limiter.limiter import RateLimiter
 from services.limiter.shared import SharedBuckets
+from services.limiter.terms import Limits
 from services.llm.event_loop import EventLoop
 from services.llm.factory import LLMServiceFactory
 from services.llm.pool import ProviderPool
@@ -47,6 +48,7 @@ from services.reconciler import Reconciler, Retention
 from services.running import RunningJobs
 from services.runs.asking import EmbeddingTerms
 from services.runs.dispatch import Dispatch
+from services.runs.estimates import Estimator
 from services.runs.in_flight import InFlight
 from services.runs.progress import RunProgress
 from services.runs.results import RunResults
@@ -344,10 +346,14 @@ class PromptStack:
             self.dispatch,
             self.run_progress,
             self.prices,
-            limiter=self.limiter,
+            estimator=Estimator(self.ledger, self.factory, self.prices, self._limits_of),
             indexes=self.vector_indexes,
             defaults=defaults,
         )
+
+    def _limits_of(self, provider: str, model: str) -> Limits:
+        service = self.providers.get(provider)
+        return self.loop.run(self.limited_calls.limits(service, model))
 
     @cached_property
     def run_results(self) -> RunResults:

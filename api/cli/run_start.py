@@ -253,7 +253,7 @@ def _print_run(run: RunView, *, as_json: bool) -> None:
 def _show_preflight(preflight: Preflight) -> None:
     cost = "unknown" if preflight.cost_usd is None else f"${dollars(preflight.cost_usd)}"
     seconds = preflight.seconds
-    time_ = "unknown (no limits are set)" if seconds is None else f"at least {seconds:,.0f} s"
+    time_ = "unknown (no limits are known)" if seconds is None else f"at least {seconds:,.0f} s"
     err.print(
         f"{plural(preflight.items, 'input')} for {preflight.provider}/{preflight.model}: "
         f"{preflight.bad:,} bad, {preflight.reused:,} reused, {preflight.to_pay:,} to pay for.\n"

@@ -125,6 +125,17 @@ class RateLimiter:
             self._rest(error)
             return 0
 
+    async def limits(self, bucket: Bucket) -> Limits:
+        """What a person has set, and not more than the provider has told of."""
+        limits = Limits.of(self._of(bucket))
+        if self._clock() < self._resting_until:
+            return limits
+        try:
+            return limits.within(await self._shared.told(bucket))
+        except (RedisError, OSError) as error:
+            self._rest(error)
+            return limits
+
     async def settle(self, permit: Permit, settlement: Settlement) -> None:
         """Say what the call came to. Never raises: without Redis, its lease ends by itself."""
         self._held.discard(permit)

@@ -72,6 +72,12 @@ class SharedBuckets:
         _, room = await self._run(bucket, "room", settings, horizon)
         return int(room)
 
+    async def told(self, bucket: Bucket) -> Limits:
+        """The limits that the provider's answers have told of."""
+        fields = [f"told_{name}" for name in DIMENSIONS]
+        found = await self._redis.hmget(_keys(bucket)[0], fields)
+        return Limits(*(None if limit is None else float(limit) for limit in found))
+
     async def leave(self, bucket: Bucket, settings: ModelLimits, waiter: str, need: Need) -> None:
         """Ask no more."""
         await self._run(bucket, "leave", settings, _member(waiter, need))

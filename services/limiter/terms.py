@@ -84,6 +84,13 @@ class Limits:
             in_flight=settings.in_flight,
         )
 
+    def within(self, others: "Limits") -> "Limits":
+        """The narrower of both, each."""
+        pairs = zip(vars(self).values(), vars(others).values(), strict=True)
+        return Limits(
+            *(min((one for one in pair if one is not None), default=None) for pair in pairs)
+        )
+
 
 @dataclass(frozen=True)
 class Grant:

@@ -18,15 +18,14 @@ from repositories.runs import Change
 from repositories.session import Ledger
 from repositories.vector_indexes import VectorIndexes
 from services.errors import InvalidInput, NotFound, WrongState
-from services.generation import EXPECTED_OUTPUT_TOKENS
 from services.jobs import explain
-from services.limiter.limiter import RateLimiter
-from services.llm.base import BYTES_PER_TOKEN, Capability
+from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
 from services.llm.requests import GenerationRequest, Tool
 from services.prices import Prices
 from services.runs.dispatch import Dispatch
-from services.runs.intake import Hasher, Intake, embedding_hasher, generation_hasher, take_in
+from services.runs.estimates import Estimator, NewRun
+from services.runs.intake import Intake, embedding_hasher, generation_hasher, take_in
 from services.runs.progress import RunProgress
 from services.runs.schemas import AnswerSchema
 from services.runs.views import Preflight, RunView
@@ -76,15 +75,6 @@ class RunOptions:
     """Hears how much has been read."""
 
 
-@dataclass(frozen=True)
-class _New:
-    kind: RunKind
-    provider: str
-    model: str
-    parameters: dict[str, Any]
-    hash_of: Hasher
-
-
 class RunService:
     """Accepts runs and answers for them."""
 
@@ -96,7 +86,7 @@ class RunService:
         progress: RunProgress,
         prices: Prices,
         *,
-        limiter: RateLimiter,
+        estimator: Estimator,
         indexes: VectorIndexes,
         defaults: RunDefaults,
     ) -> None:
@@ -105,7 +95,7 @@ class RunService:
         self._dispatch = dispatch
         self._progress = progress
         self._prices = prices
-        self._limiter = limiter
+        self._estimator = estimator
         self._indexes = indexes
         self._defaults = defaults
 
@@ -137,7 +127,7 @@ class RunService:
         provider = provider or self._defaults.embedding_provider
         service = self._factory.service_class(provider)
         model = service.choose_model(Capability.EMBEDDING, model)
-        new = _New(RunKind.EMBEDDING, provider, model, {}, embedding_hasher())
+        new = NewRun(RunKind.EMBEDDING, provider, model, {}, embedding_hasher())
         longest = service.embedding_limits.text_bytes
         return self._prepare(new, source, RunOptions(**options), longest, is_counted=is_counted)
 
@@ -192,7 +182,7 @@ class RunService:
             mode="json", exclude_defaults=True, exclude={"provider", "model", "prompt"}
         )
         asked = [str(chosen.user_id), parameters, None if reuse else time.time_ns()]
-        new = _New(RunKind.GENERATION, provider, model, parameters, generation_hasher(asked))
+        new = NewRun(RunKind.GENERATION, provider, model, parameters, generation_hasher(asked))
         return self._prepare(new, source, chosen, None, is_counted=is_counted)
 
     def start(self, run_id: UUID) -> RunView:
@@ -283,7 +273,7 @@ class RunService:
 
     def _prepare(
         self,
-        new: _New,
+        new: NewRun,
         source: Source,
         options: RunOptions,
         longest: int | None,
@@ -316,12 +306,12 @@ class RunService:
             _check_not_empty(intake)
             with self._ledger.transaction() as unit:
                 duplicates = unit.items.end_duplicates(run_id)
-            return self._preflight(run_id, new, intake, duplicates, is_counted=is_counted)
+            return self._estimator.estimate(run_id, new, intake, duplicates, is_counted=is_counted)
         except BaseException:
             self.discard(run_id)
             raise
 
-    def _check(self, new: _New, options: RunOptions) -> None:
+    def _check(self, new: NewRun, options: RunOptions) -> None:
         check_storable(options.name, "The run's name")
         if len(options.name) > MAX_NAME_CHARACTERS:
             raise InvalidInput(f"The name must have at most {MAX_NAME_CHARACTERS} characters.")
@@ -352,63 +342,6 @@ class RunService:
                 "A limit of the cost can't be held together with provider options, as they may "
                 "change what a call takes; leave one of them out."
             )
-
-    def _preflight(
-        self, run_id: UUID, new: _New, intake: Intake, duplicates: int, *, is_counted: bool
-    ) -> Preflight:
-        good = intake.items - intake.bad - duplicates
-        to_pay, bytes_ = good, 0
-        if is_counted:
-            with self._ledger.transaction() as unit:
-                model = None
-                if new.kind == RunKind.EMBEDDING:
-                    model = unit.embeddings.find_model(new.provider, new.model)
-                if model is not None or new.kind == RunKind.GENERATION:
-                    to_pay, bytes_ = unit.items.unpaid(run_id, new.provider, new.model, model)
-                else:
-                    # A model without vectors has no answers either: all is to be paid for.
-                    to_pay, bytes_ = unit.items.unpaid(run_id, new.provider, new.model, None)
-        asked = len(str(new.parameters.get("system") or "")) * to_pay
-        input_tokens = (bytes_ + asked) // BYTES_PER_TOKEN
-        longest = new.parameters.get("max_tokens") or EXPECTED_OUTPUT_TOKENS
-        output_tokens = to_pay * longest if new.kind == RunKind.GENERATION else 0
-        return Preflight(
-            run_id=run_id,
-            provider=new.provider,
-            model=new.model,
-            items=intake.items,
-            bad=intake.bad + duplicates,
-            faults=intake.faults,
-            duplicates=duplicates,
-            to_pay=to_pay,
-            reused=good - to_pay,
-            tokens=input_tokens + output_tokens,
-            cost_usd=self._prices.cost(
-                new.provider, new.model, input_tokens=input_tokens, output_tokens=output_tokens
-            ),
-            seconds=self._seconds(new, to_pay, input_tokens, output_tokens),
-        )
-
-    def _seconds(
-        self, new: _New, contents: int, input_tokens: int, output_tokens: int
-    ) -> float | None:
-        """How long it takes at the limits that somebody has set."""
-        limits = self._limiter.settings_for(new.provider, new.model)
-        if limits is None:
-            return None
-        calls = contents
-        if new.kind == RunKind.EMBEDDING:
-            packing = self._factory.service_class(new.provider).embedding_limits
-            by_size = input_tokens * BYTES_PER_TOKEN / packing.bytes
-            calls = math.ceil(max(contents / packing.items, by_size))
-        takes = (
-            (calls, limits.requests_per_minute),
-            (input_tokens + output_tokens, limits.tokens_per_minute),
-            (input_tokens, limits.input_tokens_per_minute),
-            (output_tokens, limits.output_tokens_per_minute),
-        )
-        known = [taken / limit * 60 for taken, limit in takes if limit]
-        return max(known) if known else None
 
     def _accept(self, preflight: Preflight, skip_bad: bool) -> RunView:
         if preflight.bad and not skip_bad:

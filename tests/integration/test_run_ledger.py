@@ -16,7 +16,9 @@ from repositories.errors import LedgerUnavailable
 from repositories.run_models import RunState
 from repositories.session import Ledger, UnitOfWork
 from services.errors import InvalidInput
+from services.limiter.terms import Need, Outcome, Settlement
 from services.llm.base import Capability, EmbeddingResponse, LLMService
+from services.llm.limit_report import LimitReport, LimitState
 from services.runs.views import RunView
 from tasks.composition import PromptStack
 
@@ -192,3 +194,20 @@ def test_a_limit_of_the_cost_that_could_not_be_held_is_refused(
     with pytest.raises(InvalidInput, match=why):
         stack.runs.generate(["Say it."], max_cost_usd=Decimal(1), **given)
     assert one(stack, "SELECT count(*) FROM runs") == (0,)
+
+
+def test_the_least_time_is_at_the_limits_that_the_provider_has_told_of(stack: PromptStack) -> None:
+    def seconds() -> float | None:
+        prompts = [f"Question {number}" for number in range(20)]
+        preflight = stack.runs.prepare_generation(prompts, provider="openai", max_tokens=5)
+        stack.runs.discard(preflight.run_id)
+        return preflight.seconds
+
+    assert seconds() is None
+    service = stack.providers.get("openai")
+    model = service.choose_model(Capability.GENERATION, None)
+    permit = stack.loop.run(stack.limited_calls.enter(service, model, Need(1)))
+    assert permit is not None
+    report = LimitReport({"requests": LimitState(60, 59), "tokens": LimitState(10**9, 10**9 - 1)})
+    stack.loop.run(stack.limiter.settle(permit, Settlement(Outcome.ANSWERED, report=report)))
+    assert seconds() == pytest.approx(20.0)
