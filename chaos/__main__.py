@@ -5,6 +5,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from chaos.own import run_own
@@ -17,6 +18,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=20_000)
+    parser.add_argument("--items", type=int, default=5_000, help="of a run beside the jobs")
     parser.add_argument("--seconds", type=float, default=440.0, help="for load and faults")
     parser.add_argument("--kills", type=int, default=125)
     parser.add_argument("--times", type=int, default=5, help="of each other fault")
@@ -26,7 +28,10 @@ def main() -> int:
     given = parser.parse_args()
     folder = given.logs or Path(tempfile.mkdtemp(prefix="promptstack-chaos-logs-"))
     folder.mkdir(parents=True, exist_ok=True)
-    run: Callable[..., Scorecard | StockScore] = run_stock if given.against else run_own
+    # Stock Celery has no runs.
+    run: Callable[..., Scorecard | StockScore] = (
+        run_stock if given.against else partial(run_own, items=given.items)
+    )
     score = run(
         seed=given.seed,
         jobs=given.jobs,

@@ -191,7 +191,7 @@ class Judge:
         verdict.recovery = _recovery(attempts, happened, slots)
         broken = [one for one in happened if one.fault in BREAKS_CALLS]
         verdict.in_flight_at_faults = sum(
-            any(_is_under_way(attempt, one) for one in broken) for attempt in attempts
+            any(is_under_way(attempt, one) for one in broken) for attempt in attempts
         )
         if billed is not None:
             _judge_bills(verdict, load, attempts, broken, billed)
@@ -264,10 +264,10 @@ def _told(attempt: Attempt) -> str:
 
 
 def _reason(attempt: Attempt, broken: Iterable[Happened]) -> Fault | None:
-    return next((one.fault for one in broken if _is_under_way(attempt, one)), None)
+    return next((one.fault for one in broken if is_under_way(attempt, one)), None)
 
 
-def _is_under_way(attempt: Attempt, fault: Happened) -> bool:
+def is_under_way(attempt: Attempt, fault: Happened) -> bool:
     """Whether the fault hit the worker that made the call, while it did."""
     return (
         attempt.worker_id == fault.worker_id

@@ -14,6 +14,7 @@ class Lines:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="lines", daemon=True)
         self._thread.start()
+        self._servers: list[asyncio.Server] = []
         self._delay = 0.0
         self._passable = asyncio.Event()
         self._loop.call_soon_threadsafe(self._passable.set)
@@ -25,6 +26,7 @@ class Lines:
             server = await asyncio.start_server(
                 lambda reader, writer: self._connect(socket, reader, writer), "127.0.0.1", 0
             )
+            self._servers.append(server)
             port: int = server.sockets[0].getsockname()[1]
             return port
 
@@ -44,8 +46,19 @@ class Lines:
 
     def close(self) -> None:
         """End all lines."""
+
+        async def end() -> None:
+            for server in self._servers:
+                server.close()
+            passing = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in passing:
+                task.cancel()
+            await asyncio.gather(*passing, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     async def _connect(
         self, socket: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

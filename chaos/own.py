@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+from chaos.batch import Batch
 from chaos.driver import Act, Hit, alone, on_workers
 from chaos.judge import Judge
 from chaos.load import Load, Target
@@ -45,6 +46,7 @@ def run_own(
     *,
     seed: int,
     jobs: int,
+    items: int = 0,
     seconds: float,
     kills: int,
     times: int,
@@ -52,7 +54,10 @@ def run_own(
     folder: Path,
     say: Callable[[str], None],
 ) -> Scorecard:
-    """Start everything, run, judge, and leave nothing behind but the logs in `folder`."""
+    """Start everything, run, judge, and leave nothing behind but the logs in `folder`.
+
+    With `items`, a run of so many goes beside the jobs.
+    """
     plan = draw(seed, seconds, kills=kills, times=times, lost_seconds=lost_seconds)
     with ExitStack() as opened:
         provider = opened.enter_context(SimulatorProcess())
@@ -80,14 +85,27 @@ def run_own(
             name=f"chaos {seed}",
             seconds=seconds * 0.9,
         )
+        database = dsn(servers.database_url)
+        batch = None
+        if items:
+            batch = Batch(
+                stack.runs,
+                MODEL,
+                name=f"chaos {seed}",
+                items=items,
+                dsn=database,
+                books=provider.ledger,
+                patience=PATIENCE_SECONDS,
+            )
         return run(
             Order(seed, jobs, plan, SLOTS * WORKERS, PATIENCE_SECONDS),
             load,
             acts_on_all(servers, workers, provider),
-            Judge(dsn(servers.database_url)),
+            Judge(database),
             books=provider.ledger,
             progress=stack.progress,
             say=say,
+            batch=batch.judge if batch else None,
         )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from chaos.driver import Act, Driver
+from chaos.batch import BatchVerdict
+from chaos.driver import Act, Driver, Happened
 from chaos.judge import Judge, Verdict
 from chaos.load import Load
 from chaos.plan import Fault, Planned
@@ -40,8 +41,12 @@ def run(
     books: Callable[[], Mapping[str, int]] | None,
     progress: ProgressService,
     say: Callable[[str], None],
+    batch: Callable[[Sequence[Happened]], BatchVerdict] | None = None,
 ) -> Scorecard:
-    """Run and judge. What has not ended in time is judged as it stands."""
+    """Run and judge. What has not ended in time is judged as it stands.
+
+    `batch` waits for a run beside the jobs, and judges it by the faults that happened.
+    """
     began = time.monotonic()
     driver = Driver(acts)
     judge.watch()
@@ -70,6 +75,7 @@ def run(
             faults_failed=driver.failed,
             refusals=load.refusals,
             verdict=verdict,
+            batch=None if batch is None else batch(driver.happened),
         )
     finally:
         load.stop()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from chaos.batch import BatchVerdict
 from chaos.judge import Verdict
 from chaos.plan import Fault
 
@@ -22,6 +23,7 @@ class Scorecard:
     faults_failed: list[str]
     refusals: int
     verdict: Verdict
+    batch: BatchVerdict | None = None
 
     @property
     def passed(self) -> bool:
@@ -35,7 +37,9 @@ class Scorecard:
             f"{missing} jobs of the load were never accepted": missing,
             "no fault could be done": self.faults_failed and not any(self.faults.values()),
         }
-        return [*(words for words, is_so in found.items() if is_so), *self.verdict.problems()]
+        of_batch = [] if self.batch is None else self.batch.problems()
+        own = [words for words, is_so in found.items() if is_so]
+        return [*own, *self.verdict.problems(), *of_batch]
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for programs."""
@@ -78,6 +82,17 @@ class Scorecard:
             for what, spans in sorted(verdict.recovery.items())
         ]
         lines.append(_line("progress that agrees with the database", verdict.rebuilt))
+        if self.batch is not None:
+            batch = self.batch
+            lines += [
+                _line("items of a run", batch.items, batch.state),
+                _line("  succeeded", batch.succeeded),
+                _line("  wrong or missing answers", batch.wrong),
+                _line("  calls billed", batch.calls_billed),
+                _line("  billed twice", batch.billed_twice),
+                _line("    in flight at the faults of a worker", batch.in_flight_at_faults),
+                _line("  billed but not on record", batch.unrecorded),
+            ]
         if self.refusals:
             lines.append(_line("enqueues that had to be sent again", self.refusals))
         lines += [f"  not done: {reason}" for reason in self.faults_failed]

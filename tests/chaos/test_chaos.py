@@ -11,6 +11,7 @@ def test_nothing_is_lost_or_doubled_under_fire(tmp_path: Path) -> None:
     scorecard = run_own(
         seed=7,
         jobs=300,
+        items=200,
         seconds=20.0,
         kills=6,
         times=1,
@@ -22,4 +23,6 @@ def test_nothing_is_lost_or_doubled_under_fire(tmp_path: Path) -> None:
     report = "\n".join([*said, *scorecard.lines()])
     assert scorecard.passed, report
     assert scorecard.verdict.accepted == scorecard.verdict.ended["succeeded"] == 300, report
+    assert scorecard.batch is not None
+    assert (scorecard.batch.items, scorecard.batch.succeeded) == (200, 200), report
     assert scorecard.faults == dict.fromkeys(Fault, 1) | {Fault.KILL: 6}, report

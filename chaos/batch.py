@@ -1,0 +1,131 @@
+"""A batch under fire: one run of many items beside the jobs, and what became of it.
+
+Like the judge, it reads the tables by its own SQL and the provider's books.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2
+import psycopg2.extras
+
+from chaos.driver import Happened
+from chaos.judge import BREAKS_CALLS, Attempt, is_under_way
+from services.runs.service import RunService
+from simulator.ledger import billing_key
+
+IN_FLIGHT = 8
+MAX_TOKENS = 64
+MAX_RETRIES = 10
+LOOK_SECONDS = 0.5
+
+STATE = "SELECT state, finished_at FROM runs WHERE id = %s"
+ITEMS = (
+    "SELECT i.text, o.run_id IS NOT NULL AND o.error_code IS NULL, a.result ->> 'text' "
+    "FROM items i LEFT JOIN outcomes o ON o.run_id = i.run_id AND o.position = i.position "
+    "LEFT JOIN answers a ON a.content_hash = i.content_hash WHERE i.run_id = %s"
+)
+ATTEMPTS = (
+    "SELECT a.job_id, a.number, a.worker_id, a.state, a.billing, a.started_at, a.finished_at "
+    "FROM attempts a JOIN jobs j ON j.id = a.job_id WHERE j.run_id = %s"
+)
+
+
+@dataclass(frozen=True)
+class BatchVerdict:
+    """What became of a run."""
+
+    items: int
+    state: str
+    succeeded: int
+    wrong: int
+    """Successes whose answer is missing or another item's."""
+    calls_billed: int
+    billed_twice: int
+    """Calls billed beyond the first of their item."""
+    in_flight_at_faults: int
+    """Its calls under way at a worker when it was killed, frozen, stopped, or cut off."""
+    unrecorded: int
+    """Billed calls beyond those that the ledger has."""
+
+    def problems(self) -> list[str]:
+        """Say what must not be, in words; empty where all is well."""
+        found = {
+            f"the run is {self.state}": self.state != "completed",
+            f"{self.items - self.succeeded} items of the run did not succeed": self.items
+            - self.succeeded,
+            f"{self.wrong} answers of the run are missing or another item's": self.wrong,
+            f"{self.unrecorded} billed calls of the run are not on record": self.unrecorded,
+            f"{self.billed_twice} calls of the run billed twice, {self.in_flight_at_faults} in "
+            "flight": max(0, self.billed_twice - self.in_flight_at_faults),
+        }
+        return [words for words, is_so in found.items() if is_so]
+
+
+class Batch:
+    """One generation run of the load."""
+
+    def __init__(
+        self,
+        runs: RunService,
+        model: str,
+        *,
+        name: str,
+        items: int,
+        dsn: str,
+        books: Callable[[], Mapping[str, int]],
+        patience: float,
+    ) -> None:
+        """Hand it in; `patience` is for what is left of it when the last fault is over, seconds."""
+        self._prompts = [f"{name} item {number:06d}." for number in range(items)]
+        run = runs.generate(
+            self._prompts,
+            provider="openai",
+            model=model,
+            max_tokens=MAX_TOKENS,
+            in_flight=IN_FLIGHT,
+            max_retries=MAX_RETRIES,
+            name=name,
+        )
+        self._id, self._model = run.id, model
+        self._dsn, self._books, self._patience = dsn, books, patience
+
+    def judge(self, happened: Sequence[Happened]) -> BatchVerdict:
+        """Wait for its end, and judge it by the database and the provider's books."""
+        state = self._wait()
+        found = self._read(ITEMS)
+        texts = {text: (bool(is_well), str(answer)) for text, is_well, answer in found}
+        attempts = [Attempt(*row) for row in self._read(ATTEMPTS)]
+        billed = self._books()
+        keys = [billing_key("/v1/chat/completions", self._model, one) for one in self._prompts]
+        bills = [billed.get(key, 0) for key in keys]
+        broken = [one for one in happened if one.fault in BREAKS_CALLS]
+        recorded = sum(one.billing != "not_billed" for one in attempts)
+        return BatchVerdict(
+            items=len(self._prompts),
+            state=state,
+            succeeded=sum(is_well for is_well, _ in texts.values()),
+            wrong=sum(is_well and text not in answer for text, (is_well, answer) in texts.items()),
+            calls_billed=sum(bills),
+            billed_twice=sum(max(0, count - 1) for count in bills),
+            in_flight_at_faults=sum(
+                any(is_under_way(attempt, one) for one in broken) for attempt in attempts
+            ),
+            unrecorded=max(0, sum(bills) - recorded),
+        )
+
+    def _wait(self) -> str:
+        deadline = time.monotonic() + self._patience
+        while True:
+            [(state, finished_at)] = self._read(STATE)
+            if finished_at is not None or time.monotonic() > deadline:
+                return str(state)
+            time.sleep(LOOK_SECONDS)
+
+    def _read(self, query: str) -> list[tuple[Any, ...]]:
+        with psycopg2.connect(self._dsn) as connection, connection.cursor() as cursor:
+            psycopg2.extras.register_uuid(None, connection)  # type: ignore[no-untyped-call]
+            cursor.execute(query, (self._id,))
+            return cursor.fetchall()
