@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from config.errors import ConfigurationError
-from config.names import VectorType
+from config.names import MIN_CHUNK_TOKENS, VectorType
 
 DEFAULT_SECRET_KEY = "change-me"  # noqa: S105 - refused in production
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
@@ -154,8 +154,17 @@ class Settings(BaseSettings):
     max_text_bytes: int = Field(
         10_000_000, ge=1, description="Largest prompt or document that is accepted, in UTF-8 bytes."
     )
-    chunk_characters: int = Field(
-        1_000, ge=50, le=20_000, description="Longest chunk of a document, in characters."
+    chunk_tokens: int = Field(
+        512,
+        ge=MIN_CHUNK_TOKENS,
+        le=8_000,
+        description="Longest chunk of a document, in tokens of cl100k_base.",
+    )
+    chunk_overlap_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="How much of a chunk the next one may begin with, in tokens; an eighth of "
+        "CHUNK_TOKENS if not set.",
     )
     job_max_retries: int = Field(
         3, ge=0, le=100, description="Failed attempts after which a job gets no further one."
@@ -249,6 +258,12 @@ class Settings(BaseSettings):
     def _workers_outlive_heartbeats(self) -> Self:
         if self.worker_lost_seconds < 3 * self.heartbeat_seconds:
             raise ValueError("WORKER_LOST_SECONDS must be at least three times HEARTBEAT_SECONDS")
+        return self
+
+    @model_validator(mode="after")
+    def _chunks_go_on(self) -> Self:
+        if self.chunk_overlap_tokens is not None and self.chunk_overlap_tokens >= self.chunk_tokens:
+            raise ValueError("CHUNK_OVERLAP_TOKENS must be less than CHUNK_TOKENS")
         return self
 
     @property

@@ -325,7 +325,7 @@ class Document(Base):
     text: Mapped[str]
     content_hash: Mapped[bytes]
     chunked_hash: Mapped[bytes | None]
-    """Which text and chunk size its chunks were cut from; stale when it differs."""
+    """Which text, and how, its chunks were cut from; stale when it differs."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 

@@ -294,10 +294,14 @@ class PromptStack:
         return GenerationService(self.execution)
 
     @cached_property
+    def chunker(self) -> Chunker:
+        """What cuts documents."""
+        return Chunker(self.settings.chunk_tokens, self.settings.chunk_overlap_tokens)
+
+    @cached_property
     def embedding(self) -> EmbeddingService:
         """Runs embedding jobs."""
-        chunker = Chunker(self.settings.chunk_characters)
-        return EmbeddingService(self.execution, self.providers, chunker)
+        return EmbeddingService(self.execution, self.providers, self.chunker)
 
     @cached_property
     def prices(self) -> Prices:

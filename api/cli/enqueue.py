@@ -153,8 +153,7 @@ def watch_embedding(
     stack: PromptStack, jobs: dict[UUID, Enqueued], *, quiet: bool = False
 ) -> list[JobView]:
     """Show a bar over the chunks of all documents until they are embedded; the ended jobs."""
-    size = stack.settings.chunk_characters
-    guesses = {job_id: 1 + file.characters // size for job_id, file in jobs.items()}
+    guesses = {job_id: stack.chunker.guess(file.characters) for job_id, file in jobs.items()}
     show_until_done(stack, guesses, label="Embedding", unit="chunks", quiet=quiet)
     return stack.jobs.get_all(list(jobs))
 

@@ -66,8 +66,14 @@ def embed(
     text_column: TextColumn = None,
     id_column: IdColumn = None,
     columns: Columns = None,
-    chunk: Annotated[
-        int | None, typer.Option(help="Cut texts into chunks of at most so many characters.")
+    chunk_tokens: Annotated[
+        int | None, typer.Option(help="Cut texts into chunks of at most so many tokens.")
+    ] = None,
+    chunk_overlap_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a chunk that the next may begin with; unless given, an eighth."
+        ),
     ] = None,
     in_flight: InFlight = None,
     max_cost: MaxCost = None,
@@ -80,14 +86,17 @@ def embed(
 ) -> None:
     """Embed every text of a file or folder."""
     with connected() as stack:
-        if chunk is None and source != "-" and Path(source).is_dir():
-            chunk = stack.settings.chunk_characters
+        if chunk_tokens is None and source != "-" and Path(source).is_dir():
+            chunk_tokens = stack.settings.chunk_tokens
+            if chunk_overlap_tokens is None:
+                chunk_overlap_tokens = stack.settings.chunk_overlap_tokens
         reading = Reading(
             format=format_,
             text_column=text_column,
             id_column=id_column,
             columns=_names(columns),
-            chunk_characters=chunk,
+            chunk_tokens=chunk_tokens,
+            chunk_overlap_tokens=chunk_overlap_tokens,
         )
         reader = _Reader()
         with reader:

@@ -25,7 +25,7 @@ def wanted_columns(name: str, columns: Sequence[str], reading: Reading) -> list[
     if missing is not None:
         raise InvalidInput(f"{name} has no column '{missing}'; it has {_listed(columns)}.")
     texts = {reading.text_column} if reading.text_column else {*TEXT_NAMES, MESSAGES}
-    whole_text_needed = reading.template is None or reading.chunk_characters is not None
+    whole_text_needed = reading.template is None or reading.chunk_tokens is not None
     if whole_text_needed and texts.isdisjoint(columns):
         raise InvalidInput(
             f"{name} has no column 'text', 'prompt' or 'messages'; it has {_listed(columns)}. "

@@ -24,8 +24,8 @@ class Cutter:
     first character. The template is filled in with each chunk in the place of the text.
     """
 
-    def __init__(self, reading: Reading, characters: int) -> None:
-        self._chunker = Chunker(characters)
+    def __init__(self, reading: Reading, chunker: Chunker) -> None:
+        self._chunker = chunker
         self._check = RecordCheck(reading)
         self._template = None if reading.template is None else Template(reading.template)
         self._columns = None if reading.columns is None else frozenset(reading.columns)

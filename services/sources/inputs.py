@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from services.chunking import Chunker
 from services.errors import InvalidInput
 from services.sources.cutting import Cutter, whole_texts
 from services.sources.folders import read_folder
@@ -35,9 +36,9 @@ def read_inputs(source: Source, reading: Reading) -> Iterator[Input | BadInput]:
     Raises `InvalidInput` at once for what can be told before the source is opened, and on the way
     where the source can't be read on. A record that is wrong is a `BadInput`, and hurts no other.
     """
-    if reading.chunk_characters is None:
+    if reading.chunk_tokens is None:
         return _records(source, reading, RecordCheck(reading))
-    cutter = Cutter(reading, reading.chunk_characters)
+    cutter = Cutter(reading, Chunker(reading.chunk_tokens, reading.chunk_overlap_tokens))
     return cutter.cut(_records(source, reading, RecordCheck(whole_texts(reading))))
 
 
@@ -95,7 +96,7 @@ def _format(origin: Origin, reading: Reading) -> Format:
     if reading.format is not None:
         return reading.format
     found = FORMATS.get(origin.suffix)
-    if found is Format.LINES and reading.chunk_characters is not None and origin.path is not None:
+    if found is Format.LINES and reading.chunk_tokens is not None and origin.path is not None:
         return Format.FOLDER  # who wants a text cut has no text a line
     if found is not None:
         return found

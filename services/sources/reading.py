@@ -87,12 +87,16 @@ class Reading:
     """What the text is made of: `Summarise: {text}`, with fields of the record in braces."""
     max_bytes: int = 10_000_000
     """The longest text, in UTF-8 bytes."""
-    chunk_characters: int | None = None
-    """Cut each text into chunks of at most so many characters, each an input of its own."""
+    chunk_tokens: int | None = None
+    """Cut each text into chunks of at most so many tokens, each an input of its own."""
+    chunk_overlap_tokens: int | None = None
+    """How much of a chunk the next one may begin with. None: an eighth of `chunk_tokens`."""
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1 or (self.chunk_characters is not None and self.chunk_characters < 1):
-            raise InvalidInput("Texts and chunks must be allowed at least one byte and character.")
+        if self.max_bytes < 1:
+            raise InvalidInput("Texts must be allowed at least one byte.")
+        if self.chunk_tokens is None and self.chunk_overlap_tokens is not None:
+            raise InvalidInput("Chunks can overlap only where a size of chunks is given.")
 
 
 class BadRecord(InvalidInput):

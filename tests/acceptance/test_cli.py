@@ -34,7 +34,7 @@ NOWHERE = {
 }
 PLAIN: Mapping[str, str] = {}
 UNKNOWN = "00000000-0000-7000-8000-000000000000"
-PARAGRAPHS = [f"Paragraph {number} of a handbook. " + "More words. " * 70 for number in range(5)]
+PARAGRAPHS = [f"Paragraph {number} of a handbook. " + "More words. " * 140 for number in range(5)]
 
 Done = subprocess.CompletedProcess[str]
 Cli = Callable[..., Done]

@@ -179,7 +179,7 @@ def test_progress_of_a_document(
     stack: PromptStack, start_worker: Callable[..., Process], flower: FlowerClient
 ) -> None:
     worker = start_worker()
-    text = "\n\n".join(f"{MARK} {number}: " + "word " * 150 for number in range(1_000))
+    text = "\n\n".join(f"{MARK} {number}: " + "word " * 400 for number in range(1_000))
     job = stack.jobs.enqueue_embedding(text, source=f"{MARK}.txt")
     shown: set[tuple[str, Any]] = set()
 

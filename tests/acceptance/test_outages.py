@@ -139,7 +139,7 @@ def test_a_failing_provider_is_asked_again_and_paid_once(
         None,
     ]
     document = stack.jobs.enqueue_embedding(
-        "\n\n".join(f"Paragraph {n}. " + "word " * 150 for n in range(30)),
+        "\n\n".join(f"Paragraph {n}. " + "word " * 400 for n in range(30)),
         source="paragraphs.txt",
         provider="openai",
     )

@@ -59,8 +59,8 @@ MARK = "marmalade"
 NO_REDIS = "unix:///nowhere/at/all.sock"
 BATCH = 2
 """Passages that the fake provider takes in one call."""
-PASSAGE = 100
-"""Characters of a passage in these tests."""
+PASSAGE = {"chunk_tokens": 16, "chunk_overlap_tokens": 0}
+"""How long a passage is in these tests."""
 
 
 class Provider:
@@ -91,7 +91,7 @@ class Provider:
 @pytest.fixture
 def stack(settings: Settings) -> Iterator[PromptStack]:
     """As everywhere, with passages that are short."""
-    with PromptStack.open(settings.model_copy(update={"chunk_characters": PASSAGE})) as opened:
+    with PromptStack.open(settings.model_copy(update=PASSAGE)) as opened:
         yield opened
 
 
@@ -151,8 +151,13 @@ def generate(stack: PromptStack, prompt: str = "Hello.", **how: Any) -> JobView:
 
 def embed(stack: PromptStack, *passages: str, source: str = "a.txt", **how: Any) -> JobView:
     """A job for a document that is cut into exactly these passages."""
-    padded = [f"{passage} ".ljust(PASSAGE * 3 // 4, "x") for passage in passages]
-    return stack.jobs.enqueue_embedding("\n\n".join(padded), source=source, provider="fake", **how)
+    text = "\n\n".join(map(padded, passages))
+    return stack.jobs.enqueue_embedding(text, source=source, provider="fake", **how)
+
+
+def padded(passage: str) -> str:
+    """A passage so long that no two of them fit into one chunk."""
+    return passage + " word" * 9
 
 
 def first_words(texts: Sequence[str]) -> list[str]:
@@ -935,7 +940,7 @@ def test_invariant_07_what_a_job_that_is_over_had_reserved_is_free(
         job, same = embed(stack, text, source=f"{number}"), embed(stack, text, source=f"{number}b")
         stale = claimed(stack, job)
         with stack.ledger.transaction() as unit:
-            digest = hashlib.sha256(f"{text} ".ljust(PASSAGE * 3 // 4, "x").encode()).digest()
+            digest = hashlib.sha256(padded(text).encode()).digest()
             assert unit.reservations.take(stale, [digest]) == {digest}
             assert unit.reservations.take(replace(stale, job_id=same.id), [digest]) == set()
         with stack.ledger.transaction() as unit:
@@ -1180,7 +1185,7 @@ def test_invariant_10_a_stale_entry_gives_way_to_the_ledger(
 def test_invariant_10_without_redis_a_job_is_seen_and_done(
     stack: PromptStack, provider: Provider
 ) -> None:
-    with another(stack, redis_url=NO_REDIS, chunk_characters=PASSAGE) as cut_off:
+    with another(stack, redis_url=NO_REDIS, **PASSAGE) as cut_off:
         employ(cut_off, provider)
         jobs = [generate(cut_off), embed(cut_off, "a", "b", "c")]
         for job in jobs:

@@ -298,7 +298,7 @@ def test_passages_over_a_limit_are_halved_until_they_fit(
     stack = open_stack(
         '[[limits]]\nprovider = "openai"\ntokens_per_minute = 1000\nburst_seconds = 60\n'
     )
-    text = "\n\n".join(f"Passage {n} " + "x" * 900 for n in range(6))
+    text = "\n\n".join(f"Passage {n} " + "x " * 450 for n in range(6))
     job = stack.jobs.enqueue_embedding(text, source="a", provider="openai")
     waiting = run(stack, job)
     assert (waiting.error_code, waiting.current, waiting.total) == (RATE_LIMIT_WAIT, 3, 6)
@@ -314,7 +314,7 @@ def test_passages_that_the_provider_finds_too_large_are_halved(
     open_stack: Open, first: SimulatorProcess
 ) -> None:
     stack = open_stack()
-    text = "\n\n".join(f"Passage {n} " + "x" * 900 for n in range(4))
+    text = "\n\n".join(f"Passage {n} " + "x " * 450 for n in range(4))
     first.control(TOO_LARGE, TOO_LARGE)
     ended = run(stack, stack.jobs.enqueue_embedding(text, source="a", provider="openai"))
     assert ended.state is JobState.SUCCEEDED

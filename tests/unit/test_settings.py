@@ -42,7 +42,8 @@ WRONG = {
     "REFRESH_TOKEN_EXPIRE_DAYS": ["0"],
     "FLOWER_PORT": ["-1", "65536"],
     "MAX_TEXT_BYTES": ["0"],
-    "CHUNK_CHARACTERS": ["49", "20001"],
+    "CHUNK_TOKENS": ["15", "8001"],
+    "CHUNK_OVERLAP_TOKENS": ["-1", "few"],
     "JOB_MAX_RETRIES": ["-1", "101"],
     "PROGRESS_TTL_SECONDS": ["59"],
     "WORKER_CONCURRENCY": ["0", "501"],
@@ -118,6 +119,13 @@ def test_several_wrong_values_are_all_named(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(variable, "x")
     message = refusal()
     assert all(f"{variable}: " in message for variable in ("API_PORT", "LOG_FORMAT", "REDIS_URL"))
+
+
+def test_chunks_must_be_longer_than_what_overlaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHUNK_OVERLAP_TOKENS", "512")
+    assert "CHUNK_OVERLAP_TOKENS must be less than CHUNK_TOKENS" in refusal()
+    monkeypatch.setenv("CHUNK_TOKENS", "513")
+    assert load_settings().chunk_overlap_tokens == 512
 
 
 def test_workers_must_outlive_their_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,11 +86,11 @@ def test_a_malformed_template_is_refused_before_anything_is_read(
     if reason is None:
         assert Template(template).render({"text": "x"}) == "{x"
         return
-    for characters in (None, 50):
+    for tokens in (None, 50):
         with pytest.raises(InvalidInput) as caught:
             read_inputs(
                 iter(lambda: pytest.fail("read"), None),
-                Reading(template=template, chunk_characters=characters),
+                Reading(template=template, chunk_tokens=tokens),
             )
         assert reason in str(caught.value)
 
@@ -126,12 +126,12 @@ def test_the_filled_in_text_is_checked() -> None:
 
 
 @effort(deadline=None)
-@given(st.lists(st.text("ab .\n#é", max_size=300), max_size=4), st.integers(5, 80))
+@given(st.lists(st.text("ab .\n#é", max_size=300), max_size=4), st.integers(16, 80))
 def test_chunks_are_those_of_the_chunker(documents: list[str], size: int) -> None:
     written = [
         {"id": f"d{number}.md", "text": text, "n": number} for number, text in enumerate(documents)
     ]
-    found = read(written, chunk_characters=size)
+    found = read(written, chunk_tokens=size)
     expected = [
         (f"d{number}.md#{at}", chunk.text, {"n": number, "source": f"d{number}.md", "start": start})
         for number, text in enumerate(documents)
@@ -148,10 +148,8 @@ def test_chunks_are_those_of_the_chunker(documents: list[str], size: int) -> Non
 
 def test_a_template_is_filled_in_with_each_chunk() -> None:
     record = {"id": "d", "prompt": LONG, "title": "T", "n": 1}
-    found = read(
-        [record], chunk_characters=100, template="{id} {title}: {prompt}", columns=("n", "x")
-    )
-    chunks = [chunk.text for chunk in Chunker(100).cut(LONG, "d")]
+    found = read([record], chunk_tokens=30, template="{id} {title}: {prompt}", columns=("n", "x"))
+    chunks = [chunk.text for chunk in Chunker(30).cut(LONG, "d")]
     assert len(chunks) > 5
     assert [item.text for item in found if isinstance(item, Input)] == [
         f"d T: {chunk}" for chunk in chunks
@@ -164,7 +162,7 @@ def test_a_template_is_filled_in_with_each_chunk() -> None:
 def test_what_is_bad_stays_bad_between_chunks() -> None:
     turns = [{"role": "user", "content": "Hi"}]
     items = ["one", " ", {"messages": turns}, {"text": "two", "title": "T"}]
-    found = read(items, chunk_characters=50, template="{title}: {text}")
+    found = read(items, chunk_tokens=50, template="{title}: {text}")
     assert [
         (item.position, item.custom_id, item.code if isinstance(item, BadInput) else item.text)
         for item in found
@@ -179,7 +177,7 @@ def test_what_is_bad_stays_bad_between_chunks() -> None:
 def test_tables_keep_what_the_template_of_chunks_needs(tmp_path: Path) -> None:
     path = tmp_path / "in.parquet"
     pq.write_table(pa.table({"text": ["t"], "title": ["T"], "n": [1], "other": ["o"]}), path)
-    reading = {"chunk_characters": 50, "template": "{title} {text}", "columns": ("n",)}
+    reading = {"chunk_tokens": 50, "template": "{title} {text}", "columns": ("n",)}
     metadata: dict[str, JsonValue] = {"n": 1, "source": "1", "start": 0}
     assert read(path, **reading) == [Input(1, "1#1", "T t", None, metadata)]
     (tmp_path / "in.csv").write_text("title,text,n,other\nT,t,1,o\n")
@@ -187,7 +185,7 @@ def test_tables_keep_what_the_template_of_chunks_needs(tmp_path: Path) -> None:
         Input(1, "2#1", "T t", None, {**metadata, "n": "1", "source": "2"})
     ]
     assert "no column 'text'" in refused(
-        _csv(tmp_path, "title\nT\n"), chunk_characters=50, template="{title}"
+        _csv(tmp_path, "title\nT\n"), chunk_tokens=50, template="{title}"
     )
 
 
@@ -228,8 +226,8 @@ def test_a_folders_text_files_are_documents_in_order(folder: Path) -> None:
 
 def test_a_folders_chunks_have_running_numbers(folder: Path) -> None:
     (folder / "a/z.md").write_text("# Z\n\n" + LONG)
-    found = read(folder, chunk_characters=100)
-    chunks = Chunker(100).cut("# Z\n\n" + LONG, "a/z.md")
+    found = read(folder, chunk_tokens=30)
+    chunks = Chunker(30).cut("# Z\n\n" + LONG, "a/z.md")
     assert len(found) == len(chunks) + 3
     assert found[1 : len(chunks) + 1] == [
         Input(at, f"a/z.md#{at - 1}", chunk.text, None, {"source": "a/z.md", "start": chunk.start})
@@ -272,15 +270,15 @@ def test_one_markdown_file_is_one_document(tmp_path: Path) -> None:
     path = tmp_path / "a.md"
     path.write_text("one\ntwo")
     assert read(path) == [Input(1, str(path), "one\ntwo", None, {"source": str(path)})]
-    assert read(path, chunk_characters=50)[0].custom_id == f"{path}#1"
+    assert read(path, chunk_tokens=50)[0].custom_id == f"{path}#1"
 
 
 def test_a_text_file_is_lines_unless_it_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo")
     assert [item.custom_id for item in read(path)] == ["1", "2"]
-    assert [item.custom_id for item in read(path, chunk_characters=50)] == [f"{path}#1"]
-    lines = read(path, chunk_characters=50, format=Format.LINES)
+    assert [item.custom_id for item in read(path, chunk_tokens=50)] == [f"{path}#1"]
+    lines = read(path, chunk_tokens=50, format=Format.LINES)
     assert [item.custom_id for item in lines] == ["1#1", "2#1"]
 
 

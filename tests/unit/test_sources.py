@@ -457,10 +457,19 @@ def test_a_record_that_holds_itself_hurts_no_other() -> None:
     assert fine == Input(2, "2", "b", None, {})
 
 
-@pytest.mark.parametrize("reading", [{"max_bytes": 0}, {"chunk_characters": 0}])
-def test_a_bound_of_nothing_is_refused(reading: dict[str, int]) -> None:
-    with pytest.raises(InvalidInput, match="at least one"):
+@pytest.mark.parametrize("reading", [{"max_bytes": 0}, {"chunk_overlap_tokens": 9}])
+def test_bounds_that_make_no_sense_are_refused(reading: dict[str, int]) -> None:
+    with pytest.raises(InvalidInput, match=r"at least one byte|only where a size"):
         Reading(**reading)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sizes", [(15, None), (-1, None), (20, 20), (20, -1)])
+def test_chunks_that_make_no_sense_are_refused_before_anything_is_read(
+    sizes: tuple[int, int | None],
+) -> None:
+    reading = Reading(chunk_tokens=sizes[0], chunk_overlap_tokens=sizes[1])
+    with pytest.raises(InvalidInput, match="tokens"):
+        read_inputs(iter(lambda: pytest.fail("read"), None), reading)
 
 
 def test_metadata_keeps_its_order() -> None:
