@@ -13,6 +13,7 @@ from sqlalchemy import (
     Table,
     Update,
     bindparam,
+    exists,
     func,
     literal_column,
     select,
@@ -23,7 +24,7 @@ from sqlalchemy.dialects.postgresql import insert
 from repositories.arrays import ArrayLiteral
 from repositories.base import BaseRepository
 from repositories.jobs import Claim
-from repositories.models import Attempt, AttemptState, Billing
+from repositories.models import Attempt, AttemptState, Billing, Job, JobState
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class AttemptRepository(BaseRepository[Attempt]):
     def settle_many(self, settled: Sequence[Mapping[str, Any]]) -> set[int]:
         """Record what came of calls, each by its `attempt_id`, all with the same columns.
 
-        The ids of those of which the money was not known before: of others this is said again.
+        The ids of those of which this is news: of others it was known, and is said again.
         """
         if not settled:
             return set()
@@ -109,6 +110,20 @@ class AttemptRepository(BaseRepository[Attempt]):
             {f"new_{name}": [one[name] for one in settled] for name in ("attempt_id", *names)},
         )
         return set(rows)
+
+    def are_under_way(self, run_id: UUID, *, but: UUID) -> bool:
+        """Whether calls of a run are under way in other shards than the job `but`."""
+        query = select(
+            exists().where(
+                Job.run_id == run_id,
+                Job.id != but,
+                Job.state == JobState.RUNNING,
+                Attempt.job_id == Job.id,
+                Attempt.number == Job.attempt,
+                Attempt.state == AttemptState.STARTED,
+            )
+        )
+        return bool(self._session.scalar(query))
 
     def totals(self, job_id: UUID) -> "Totals":
         """What a job's calls came to, over all its attempts."""
@@ -199,9 +214,12 @@ def _settle(names: tuple[str, ...]) -> Update:
 def _settle_many(names: tuple[str, ...]) -> Update:
     arrays = [_unnested(name, name) for name in names]
     new = select(_unnested("attempt_id", "id"), *arrays).subquery()
+    is_news = _ATTEMPTS.c.state != new.c.state
+    if "billing" in names:
+        is_news |= new.c.billing != Billing.UNKNOWN
     return (
         update(_ATTEMPTS)
-        .where(_ATTEMPTS.c.id == new.c.attempt_id, _ATTEMPTS.c.billing == Billing.UNKNOWN)
+        .where(_ATTEMPTS.c.id == new.c.attempt_id, _ATTEMPTS.c.billing == Billing.UNKNOWN, is_news)
         .values({name: new.c[name] for name in names} | {"finished_at": func.now()})
         .returning(_ATTEMPTS.c.id)
     )

@@ -14,6 +14,8 @@ MOST_CONTEXT = 1_048_576
 """Tokens of a prompt, whatever the model."""
 CACHED_MARK = "[cached]"
 """A first turn that begins with it counts as in the provider's cache."""
+UNFIT_MARK = "[unfit]"
+"""A last turn that begins with it is answered with null, whatever the schema."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def make(asked: Asked, fault: Fault) -> Made:
     if asked.tool is not None:
         text, arguments = "", instance_of(asked.tool_schema or {"type": "object"})
     elif asked.schema is not None:
-        text = json.dumps(instance_of(asked.schema))
+        is_unfit = asked.prompts[-1].startswith(UNFIT_MARK)
+        text = json.dumps(None if is_unfit else instance_of(asked.schema))
     else:
         text = text_for(asked.model, asked.prompts) + ("\0" if fault.kind == "nul" else "")
     most, is_cut = asked.most_tokens, False

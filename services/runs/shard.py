@@ -3,6 +3,7 @@
 import heapq
 import logging
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -29,8 +30,15 @@ from services.runs.call_session import (
     Sent,
 )
 from services.runs.in_flight import places
-from services.runs.shard_store import Come, ShardStore, ShardSums, ShardTools, Unfit
-from services.runs.verdicts import ENDS_THE_RUN, BudgetReached, ended, is_parted, is_retried
+from services.runs.shard_store import Come, Committed, ShardStore, ShardSums, ShardTools, Unfit
+from services.runs.verdicts import (
+    ENDS_THE_RUN,
+    BudgetHeld,
+    BudgetReached,
+    ended,
+    is_parted,
+    is_retried,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +99,8 @@ class ShardWork:
         self._refusal: PromptStackError | None = None
         self._refused_until = 0.0
         self._idle_since: float | None = None
+        self._held_since: float | None = None
+        """Since when other shards' calls hold all that is left of the run's limit."""
         self._fatal: PromptStackError | None = None
         self._sums = ShardSums()
         self._shown_at = 0.0
@@ -186,7 +196,13 @@ class ShardWork:
             wait, cause = self._delayed[0][0] - now, self._refusal
         else:
             self._look_elsewhere()
-            wait, cause = SHARED_POLL_SECONDS, _ELSEWHERE
+            wait, cause = (
+                SHARED_POLL_SECONDS,
+                EmbeddedElsewhere(
+                    "Another job asks for the same contents; the shard waits for them.",
+                    retry_after=1.0,
+                ),
+            )
         waited = now - self._idle_since
         if cause is not None and max(wait, waited) > PATIENCE_SECONDS:
             raise cause
@@ -272,7 +288,7 @@ class ShardWork:
         for one in decided:
             self._follow(one)
         self._elsewhere += committed.elsewhere
-        self._wait_for_budget(committed.over_budget)
+        self._wait_for_budget(committed)
         self._sums.done += committed.done
         self._show(committed.run)
         if not committed.is_ours:
@@ -324,18 +340,29 @@ class ShardWork:
             told = error.retry_after or LOOK_SECONDS
             self._refused_until = now + (told if is_idle else min(told, LOOK_AGAIN_SECONDS))
 
-    def _wait_for_budget(self, calls: list[Call]) -> None:
+    def _wait_for_budget(self, committed: Committed) -> None:
         """Wait for what calls under way really cost; with none under way, no money is left."""
-        if not calls:
+        now = self._tools.clock()
+        if not committed.over_budget:
+            self._held_since = None
             return
-        self._ready.extendleft(reversed(calls))
+        self._ready.extendleft(reversed(committed.over_budget))
         if self._under_way:
-            self._refused_until = self._tools.clock() + LOOK_SECONDS
-            return
-        self._fatal = BudgetReached(
-            f"The run was stopped before it could cost more than ${self._run.max_cost_usd}; raise "
-            "the limit with `promptstack runs retry --max-cost`."
-        )
+            self._refused_until = now + LOOK_SECONDS
+        elif committed.is_money_held:
+            self._held_since = self._held_since or now
+            is_long = now - self._held_since > PATIENCE_SECONDS
+            # Longer than a worker should wait: the shard goes back to the queue.
+            self._refused_until = now + (2 * PATIENCE_SECONDS if is_long else SHARED_POLL_SECONDS)
+            self._refusal = BudgetHeld(
+                "Calls under way may cost all that is left of the run's limit; the shard waits.",
+                retry_after=1.0,
+            )
+        else:
+            self._fatal = BudgetReached(
+                f"The run was stopped before it could cost more than ${self._run.max_cost_usd}; "
+                "raise the limit with `promptstack runs retry --max-cost`."
+            )
 
     def _close(self) -> None:
         """Keep what has come, and note what was cut off."""
@@ -343,7 +370,8 @@ class ShardWork:
         permitted = [one for one in events if isinstance(one, Permitted)]
         self._session.give_back([one.permit for one in permitted])
         try:
-            self._settle([one for one in events if isinstance(one, Answered | Failed)])
+            with suppress(ClaimLost):  # what came is settled; what was cut off is not
+                self._settle([one for one in events if isinstance(one, Answered | Failed)])
             if self._under_way:
                 cut = list(self._under_way.values())
                 left = {one.attempt_id for one in cut if self._session.has_left(one)}
@@ -361,11 +389,6 @@ class ShardWork:
         if now - self._shown_at >= LOOK_AGAIN_SECONDS:
             self._shown_at = now
             self._job.show(JobState.RUNNING, self._sums.done, self._sums.total)
-
-
-_ELSEWHERE = EmbeddedElsewhere(
-    "Another job asks for the same contents; the shard waits for them.", retry_after=1.0
-)
 
 
 def _of(counted: Counted) -> Change:

@@ -11,7 +11,7 @@ from repositories.errors import ClaimLost
 from repositories.items import Ended
 from repositories.jobs import Claim
 from repositories.models import AttemptState, Billing
-from repositories.run_models import Run
+from repositories.run_models import Run, RunState
 from repositories.runs import Change
 from repositories.session import UnitOfWork
 from services.backoff import Backoff
@@ -48,6 +48,8 @@ class Committed:
     elsewhere: list[Call] = field(default_factory=list)
     """What another attempt is asking for just now."""
     over_budget: list[Call] = field(default_factory=list)
+    is_money_held: bool = False
+    """Whether calls of other shards are under way, which may leave some of it over."""
     done: int = 0
     reserved_usd: Decimal = Decimal(0)
     is_ours: bool = True
@@ -119,7 +121,7 @@ class ShardStore:
         if over:
             unit.reservations.release(claim, over)
         if committed.is_ours:
-            ends = ends + self._begin(unit, come, committed)
+            ends = ends + self._begin(unit, come, committed, change)
             counted = unit.items.end(self._run.id, ends)
             committed.done = counted.succeeded + counted.failed
             change = replace(
@@ -204,7 +206,9 @@ class ShardStore:
         took = taken(answer, asking.provider, asking.model, sent.permit, self._tools.prices)
         return {"attempt_id": sent.attempt_id, **took}
 
-    def _begin(self, unit: UnitOfWork, come: Come, committed: Committed) -> list[Ended]:
+    def _begin(
+        self, unit: UnitOfWork, come: Come, committed: Committed, settled: Change
+    ) -> list[Ended]:
         """Record calls that are about to leave; outcomes of items that were paid for meanwhile."""
         permitted = come.permitted
         if not permitted:
@@ -231,13 +235,17 @@ class ShardStore:
                 leaving.append((one, call))
             else:
                 committed.unsent.append(one)
-        self._start(unit, leaving, committed)
+        self._start(unit, leaving, committed, settled)
         return found
 
     def _start(
-        self, unit: UnitOfWork, leaving: list[tuple[Permitted, Call]], committed: Committed
+        self,
+        unit: UnitOfWork,
+        leaving: list[tuple[Permitted, Call]],
+        committed: Committed,
+        settled: Change,
     ) -> None:
-        affordable = self._affordable(unit, leaving, committed)
+        affordable = self._affordable(unit, leaving, committed, settled)
         if not affordable:
             return
         rows = []
@@ -261,15 +269,27 @@ class ShardStore:
             committed.reserved_usd += most if is_new else Decimal(0)
 
     def _affordable(
-        self, unit: UnitOfWork, leaving: list[tuple[Permitted, Call]], committed: Committed
+        self,
+        unit: UnitOfWork,
+        leaving: list[tuple[Permitted, Call]],
+        committed: Committed,
+        settled: Change,
     ) -> list[tuple[tuple[Permitted, Call], Decimal]]:
         """The calls that the run's limit leaves money for, each with the most it can cost."""
         if self._run.max_cost_usd is None:
             return [(one, Decimal(0)) for one in leaving]
         run = unit.runs.lock(self._run.id)
+        started_at = self._run.started_at
+        if run is None or (run.state, run.started_at) != (RunState.RUNNING, started_at):
+            # It has ended, and may have begun anew with another limit: that is for other shards.
+            committed.is_ours = False
+            committed.unsent += [permitted for permitted, _ in leaving]
+            return []
         left = Decimal(0)
-        if run is not None and run.max_cost_usd is not None:
+        if run.max_cost_usd is not None:
             left = run.max_cost_usd - run.cost_usd - run.reserved_usd
+            # What this very transaction adds to the run's row comes last in it.
+            left -= settled.cost_usd + settled.reserved_usd
         affordable = []
         for permitted, call in leaving:
             most = self._most_usd(call)
@@ -282,6 +302,10 @@ class ShardStore:
         if committed.over_budget:
             over = [hash_ for call in committed.over_budget for hash_ in call.hashes]
             unit.reservations.release(self._claim, over)
+            # Under the run's lock: what these cost has not been taken into account.
+            committed.is_money_held = unit.attempts.are_under_way(
+                self._run.id, but=self._claim.job_id
+            )
         return affordable
 
     def _most_usd(self, call: Call) -> Decimal | None:

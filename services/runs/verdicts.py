@@ -21,6 +21,15 @@ class BudgetReached(PromptStackError):
     code = "BUDGET_REACHED"
 
 
+class BudgetHeld(PromptStackError):
+    """Calls under way may cost all that is left of the run's limit; they are waited for."""
+
+    code = "BUDGET_HELD"
+    transient = True
+    counts_as_failure = False
+    backs_off = False
+
+
 ENDS_THE_RUN = (AuthenticationFailed, QuotaExhausted, QuotaSpent, BudgetReached)
 """Of the account, or the run itself: every other call would meet the same."""
 RUN_ENDING_CODES = tuple({error.code for error in ENDS_THE_RUN})

@@ -126,8 +126,9 @@ def states(stack: PromptStack, flower: FlowerClient, job: JobView) -> tuple[str,
 
 
 def ring_again(stack: PromptStack, worker: Process, job_id: UUID, *, running: int = 0) -> None:
-    """Deliver a job's message once more, and wait until it is dealt with."""
-    received = f"{TaskName.GENERATE_TEXT}[{job_id}] received"
+    """Deliver a job's message once more; wait until all but the `running` ones are dealt with."""
+    task = f"Task {TaskName.GENERATE_TEXT}[{job_id}] "
+    received, dealt_with = f"{task}received", f"celery.app.trace: {task}"
     before = worker.output().count(received)
     stack.celery.send_task(
         str(TaskName.GENERATE_TEXT),
@@ -136,7 +137,12 @@ def ring_again(stack: PromptStack, worker: Process, job_id: UUID, *, running: in
         argsrepr=f"job {job_id} with demo/demo-1",
     )
     wait_until(lambda: worker.output().count(received) > before, "the message to arrive")
-    wait_until(lambda: stack.redis.hlen("unacked") <= running, "it to be acknowledged")
+
+    def is_dealt_with() -> bool:
+        log = worker.output()
+        return log.count(dealt_with) >= log.count(received) - running
+
+    wait_until(is_dealt_with, "the worker to be done with the message")
 
 
 def check_no_content(flower: FlowerClient, worker: Process, *jobs: JobView) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -20,57 +20,10 @@ from services.sources.inputs import Reading
 from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
+from tests.runs import ended, failures, has_done, in_ledger, prompts
 
-LIMITS = '[[limits]]\nprovider = "openai"\nin_flight = 64\n'
 MODEL = "text-embedding-3-small"
 DIMENSIONS = 1_536
-
-
-@pytest.fixture
-def simulator(
-    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[SimulatorProcess]:
-    limits = tmp_path / "limits.toml"
-    limits.write_text(LIMITS)
-    with SimulatorProcess() as running:
-        variables = {
-            "OPENAI_BASE_URL": running.url,
-            "OPENAI_API_KEY": "sk-test",
-            "DEFAULT_LLM_PROVIDER": "openai",
-            "DEFAULT_EMBEDDING_PROVIDER": "openai",
-            "MODELS_FILE": str(limits),
-        }
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        environment.update(variables)
-        yield running
-
-
-@pytest.fixture
-def runs(simulator: SimulatorProcess, stack: PromptStack) -> PromptStack:
-    return stack
-
-
-def ended(stack: PromptStack, run: RunView, seconds: float = 60.0) -> RunView:
-    wait_until(lambda: stack.runs.get(run.id).state.is_final, f"the end of run {run.id}", seconds)
-    return stack.runs.get(run.id)
-
-
-def prompts(count: int) -> list[dict[str, str]]:
-    return [{"custom_id": f"id-{n}", "prompt": f"Prompt number {n}"} for n in range(count)]
-
-
-def failures(stack: PromptStack, run: RunView) -> dict[str | None, str]:
-    return {one.custom_id: one.code for one in stack.run_results.failed(run.id)}
-
-
-def has_done(stack: PromptStack, run: RunView, items: int) -> bool:
-    return stack.runs.get(run.id).succeeded >= items
-
-
-def in_ledger(stack: PromptStack, query: str) -> Any:
-    with stack.ledger.transaction() as unit:
-        return unit.session.scalar(text(query))
 
 
 def test_embeddings_come_out_in_order_and_the_same_run_again_bills_nothing(

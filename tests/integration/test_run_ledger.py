@@ -1,8 +1,10 @@
 """What a run's shards write: counted once however often it is written, and safe from faults."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from threading import Thread
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -17,10 +19,16 @@ from repositories.run_models import RunState
 from repositories.session import Ledger, UnitOfWork
 from services.errors import InvalidInput
 from services.limiter.terms import Need, Outcome, Settlement
-from services.llm.base import Capability, EmbeddingResponse, LLMService
+from services.llm.base import Capability, EmbeddingResponse, LLMResponse, LLMService
+from services.llm.errors import Overloaded
 from services.llm.limit_report import LimitReport, LimitState
+from services.llm.requests import GenerationRequest
+from services.runs.call_session import CallSession
 from services.runs.views import RunView
 from tasks.composition import PromptStack
+from tests.processes import wait_until
+
+DONE = LLMResponse(text="Done.", model="any", input_tokens=1, output_tokens=1, finish_reason="stop")
 
 
 class Forgetful:
@@ -59,6 +67,47 @@ class Loud(LLMService):
 
     async def is_available(self) -> bool:
         return True
+
+
+class Unsure(LLMService):
+    """Breaks in the midst of each first try, so that nobody knows whether it was billed."""
+
+    name = "unsure"
+    is_limited = False
+    default_models: ClassVar = {Capability.GENERATION: "unsure-1"}
+
+    async def _generate(
+        self, request: GenerationRequest, user_id: UUID | None, failures: int
+    ) -> LLMResponse:
+        if failures == 0:
+            raise Overloaded("It broke.", status=500)
+        return DONE
+
+    async def is_available(self) -> bool:
+        return True
+
+
+class Held(LLMService):
+    """Answers when it is told to, in the order in which it was asked."""
+
+    name = "held"
+    is_limited = False
+    default_models: ClassVar = {Capability.GENERATION: "held-1"}
+    asked: ClassVar[list[asyncio.Event]] = []
+
+    async def _generate(
+        self, request: GenerationRequest, user_id: UUID | None, failures: int
+    ) -> LLMResponse:
+        self.asked.append(asyncio.Event())
+        await self.asked[-1].wait()
+        return DONE
+
+    async def is_available(self) -> bool:
+        return True
+
+    @classmethod
+    async def answer(cls, number: int) -> None:
+        cls.asked[number].set()
 
 
 def work(stack: PromptStack, run: RunView) -> RunView:
@@ -109,6 +158,57 @@ def test_a_commit_whose_answer_was_lost_is_counted_once(
     assert (done.calls, done.tokens) == (60, tokens)
     assert one(stack, "SELECT reserved_usd FROM runs") == (0,)
     assert one(stack, "SELECT count(*) FROM reservations") == (0,)
+
+
+def test_a_call_that_may_have_been_billed_is_counted_once_too(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.patient_ledger.LEDGER_RETRY_SECONDS", 0.0)
+    stack.factory.register("unsure", Unsure)
+    run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="unsure", in_flight=7)
+    (shard,) = one(stack, "SELECT id FROM jobs")
+    with monkeypatch.context() as patched:
+        patched.setattr(stack.patient_ledger, "_ledger", Forgetful(stack.ledger))
+        stack.run_work.run_shard(shard, lambda _: None)
+    done = work(stack, run)
+    assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 20, 0)
+    assert one(stack, "SELECT count(*) FROM attempts WHERE billing = 'unknown'") == (20,)
+    assert done.calls == 40
+
+
+def test_an_answer_in_the_last_moment_of_a_cancelled_shard_hides_no_call_that_was_cut(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.factory.register("held", Held)
+    monkeypatch.setattr(Held, "asked", [])
+    run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="held", in_flight=6)
+    (shard,) = one(stack, "SELECT id FROM jobs")
+    end = CallSession.end
+
+    def end_just_when_an_answer_comes(session: CallSession) -> None:
+        stack.loop.run(Held.answer(1))
+        wait_until(lambda: not session._events.empty(), "the second answer")
+        end(session)
+
+    monkeypatch.setattr(CallSession, "end", end_just_when_an_answer_comes)
+    working = Thread(target=stack.run_work.run_shard, args=(shard, lambda _: None))
+    working.start()
+    wait_until(lambda: len(Held.asked) == 6, "the calls to be made")
+    stack.runs.cancel(run.id)
+    stack.loop.run(Held.answer(0))
+    working.join(30.0)
+    assert not working.is_alive()
+    with stack.ledger.transaction() as unit:
+        known = unit.session.execute(
+            text("SELECT state, billing, count(*) FROM attempts GROUP BY 1, 2 ORDER BY 1, 2")
+        ).all()
+    # Two were answered, two more left in their places, and one still waited for a place.
+    assert known == [
+        ("cancelled", "not_billed", 1),
+        ("cancelled", "unknown", 6),
+        ("succeeded", "billed", 2),
+    ]
+    assert one(stack, "SELECT count(*) FROM answers") == (2,)
 
 
 def test_an_answer_that_cannot_be_stored_sinks_no_other(

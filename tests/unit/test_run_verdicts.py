@@ -2,6 +2,8 @@
 
 from collections import Counter, deque
 from dataclasses import replace
+from math import ceil, log2
+from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.errors import PromptStackError
+from repositories.run_models import Run
+from services.backoff import Backoff
 from services.llm.errors import (
     BadResponse,
     ContentRefused,
@@ -18,9 +22,13 @@ from services.llm.errors import (
     ProviderTimeout,
     RateLimited,
 )
+from services.prices import Prices
 from services.runs.asking import Call, Content
 from services.runs.in_flight import InFlight, places
+from services.runs.shard import ShardWork
+from services.runs.shard_store import ShardTools
 from services.runs.verdicts import ended, is_parted, is_retried
+from services.sources.reading import BadRecord
 
 ONE_OF_MANY = (BadResponse, ContentRefused, ContextTooLong, InvalidProviderRequest, ProviderTimeout)
 
@@ -60,8 +68,13 @@ def test_the_bad_ones_of_a_call_are_found_and_the_others_are_served(
     assert set(failed) == expected
     assert set(served) == set(range(2 * count)) - expected
     assert max([*failed.values(), *served.values()]) == 1
-    # Each call on the way down is made twice at most, and a text alone as often as it may be.
-    assert asked <= 4 * count + len(expected) * (max_retries + 1)
+    # Of each bad one's way down: two calls a level, as long as nothing is tried again.
+    levels, found = ceil(log2(count)), len(expected) // 2
+    most = 1 + 2 * levels * found
+    if kind.transient:
+        # What failed on the way is made once more, and a text alone as often as it may be.
+        most += (levels * min(max_retries, 1) + max_retries) * found
+    assert asked <= most
 
 
 @pytest.mark.parametrize("max_retries", [0, 1, 3])
@@ -74,6 +87,40 @@ def test_an_outage_uses_up_tries_and_a_rate_limit_does_not(max_retries: int) -> 
     # Nobody's text is at fault: it is not asked for again in parts.
     assert not is_parted(call, Overloaded("Down.", status=503))
     assert is_retried(call, RateLimited("Slow down."), max_retries)
+
+
+def all_errors(kind: type[PromptStackError] = PromptStackError) -> set[type[PromptStackError]]:
+    """Every error that a call may end with, as far as it is known here."""
+    children = {child for child in kind.__subclasses__() if child is not BadRecord}
+    return {kind}.union(*(all_errors(child) for child in children))
+
+
+@pytest.mark.parametrize("kind", sorted(all_errors(), key=str))
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("tries", [0, 1, 3])
+def test_every_error_has_one_consequence(
+    kind: type[PromptStackError], count: int, tries: int
+) -> None:
+    tools = ShardTools(
+        calls=Mock(), gate=InFlight(), prices=Prices(), backoff=Backoff(1.0, 9.0), show=Mock()
+    )
+    run = Run(id=UUID(int=1), in_flight=2, max_retries=3)
+    shard = ShardWork(Mock(), run, Mock(), Mock(), tools)
+    call = replace(call_of(count), tries=tries)
+    decision = shard._decide(call, kind("It is refused."))
+    positions = sorted(call.positions)
+    again = sorted(position for one in decision.again for position in one.positions)
+    consequences = [
+        decision.is_fatal,
+        decision.waits is call,
+        again == positions,
+        [end.position for end in decision.ends] == positions,
+    ]
+    assert sum(consequences) == 1
+    if decision.again and len(decision.again) == 1:
+        assert decision.again[0].tries == tries + 1 <= run.max_retries
+    if tries >= run.max_retries and kind.counts_as_failure:
+        assert decision.is_fatal or decision.ends or len(decision.again) == 2
 
 
 @given(st.integers(1, 50), st.lists(st.tuples(st.booleans(), st.integers(0, 60)), max_size=60))
@@ -91,3 +138,21 @@ def test_places_are_never_more_than_there_are(
             back = min(number, taken)
             gate.give_back(run_id, back)
             taken -= back
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 20)), max_size=60))
+def test_places_that_are_given_back_are_there_again_and_are_no_other_runs(
+    takes: list[tuple[int, int]],
+) -> None:
+    gate, in_flight = InFlight(), 7
+    taken: Counter[UUID] = Counter()
+    for number, wanted in takes:
+        run_id = UUID(int=number)
+        taken[run_id] += gate.take(run_id, in_flight, wanted)
+        assert taken[run_id] <= places(in_flight)
+    for run_id, number in taken.items():
+        asked = sum(wanted for one, wanted in takes if UUID(int=one) == run_id)
+        assert number == min(asked, places(in_flight))
+        gate.give_back(run_id, number)
+    for run_id in taken:
+        assert gate.take(run_id, in_flight, 1_000) == places(in_flight)

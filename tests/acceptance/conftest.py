@@ -1,0 +1,36 @@
+"""The simulator as the provider of real worker processes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from simulator.process import SimulatorProcess
+from tasks.composition import PromptStack
+
+LIMITS = '[[limits]]\nprovider = "openai"\nin_flight = 64\n'
+
+
+@pytest.fixture
+def simulator(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SimulatorProcess]:
+    limits = tmp_path / "limits.toml"
+    limits.write_text(LIMITS)
+    with SimulatorProcess() as running:
+        variables = {
+            "OPENAI_BASE_URL": running.url,
+            "OPENAI_API_KEY": "sk-test",
+            "DEFAULT_LLM_PROVIDER": "openai",
+            "DEFAULT_EMBEDDING_PROVIDER": "openai",
+            "MODELS_FILE": str(limits),
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        environment.update(variables)
+        yield running
+
+
+@pytest.fixture
+def runs(simulator: SimulatorProcess, stack: PromptStack) -> PromptStack:
+    return stack

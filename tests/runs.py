@@ -1,0 +1,31 @@
+"""What tests of runs look at."""
+
+from typing import Any
+
+from sqlalchemy import text
+
+from services.runs.views import RunView
+from tasks.composition import PromptStack
+from tests.processes import wait_until
+
+
+def ended(stack: PromptStack, run: RunView, seconds: float = 60.0) -> RunView:
+    wait_until(lambda: stack.runs.get(run.id).state.is_final, f"the end of run {run.id}", seconds)
+    return stack.runs.get(run.id)
+
+
+def prompts(count: int) -> list[dict[str, str]]:
+    return [{"custom_id": f"id-{n}", "prompt": f"Prompt number {n}"} for n in range(count)]
+
+
+def failures(stack: PromptStack, run: RunView) -> dict[str | None, str]:
+    return {one.custom_id: one.code for one in stack.run_results.failed(run.id)}
+
+
+def has_done(stack: PromptStack, run: RunView, items: int) -> bool:
+    return stack.runs.get(run.id).succeeded >= items
+
+
+def in_ledger(stack: PromptStack, query: str) -> Any:
+    with stack.ledger.transaction() as unit:
+        return unit.session.scalar(text(query))
