@@ -41,25 +41,28 @@ class VectorIndexes:
         return True
 
     def build(self, model: EmbeddingModel) -> bool:
-        """Build a model's index if it isn't there; whether it had to be built."""
+        """Build a model's index if it isn't there; False where another process is at it."""
         if index_type(model) is None:
-            return False
+            return True
         with explained(), self._connection() as connection:
             # For one process at a time, also where this one is killed: the session has the lock.
+            # Not waited for in a statement: the other's build waits for all statements to end.
             lock = {"name": index_name(model)}
-            connection.execute(text("SELECT pg_advisory_lock(hashtext(:name))"), lock)
+            if not connection.scalar(text("SELECT pg_try_advisory_lock(hashtext(:name))"), lock):
+                return False
             try:
-                return self._build(connection, model)
+                self._build(connection, model)
             finally:
                 connection.execute(text("SELECT pg_advisory_unlock(hashtext(:name))"), lock)
+        return True
 
-    def _build(self, connection: Connection, model: EmbeddingModel) -> bool:
+    def _build(self, connection: Connection, model: EmbeddingModel) -> None:
         is_valid = connection.scalar(
             text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"),
             {"name": index_name(model)},
         )
         if is_valid:
-            return False
+            return
         if is_valid is not None:
             # What a build left that was broken off.
             connection.execute(text(f"DROP INDEX CONCURRENTLY {index_name(model)}"))
@@ -69,7 +72,6 @@ class VectorIndexes:
             connection.execute(text(f"ANALYZE {partition_of(model)}"))
         finally:
             connection.execute(text("RESET maintenance_work_mem"))
-        return True
 
     def _connection(self) -> Connection:
         return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")

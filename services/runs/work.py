@@ -21,6 +21,8 @@ from services.runs.shard_store import ShardTools
 
 logger = logging.getLogger(__name__)
 
+INDEX_POLL_SECONDS = 0.5
+
 
 class RunWork:
     """Runs the jobs of runs."""
@@ -84,8 +86,8 @@ class RunWork:
         model, is_loaded = job.in_ledger(look)
         if model is None or is_loaded:
             return  # the last of several runs builds it
-        if self._indexes.build(model):
-            logger.info("the index of %s/%s was built", run.provider, run.model)
+        while not self._indexes.build(model):
+            job.pause(INDEX_POLL_SECONDS)
 
     def _run_of(self, job: ClaimedJob) -> Run:
         run_id = job.claim.run_id
