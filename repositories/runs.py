@@ -132,7 +132,8 @@ class RunRepository(BaseRepository[Run]):
             state=state,
             error_code=error_code,
             error=error,
-            finished_at=func.now(),
+            # After every shard that was made while this waited for the run's lock.
+            finished_at=func.clock_timestamp(),
         )
 
     def finalize(self, run_id: UUID) -> Run | None:
@@ -225,10 +226,15 @@ class RunRepository(BaseRepository[Run]):
         }
         return list(found.values())
 
-    def open_shards(self, run: Run) -> Sequence[UUID]:
-        """The jobs of an ended run that have not ended; not those of a later start."""
+    def is_on(self, run: Run) -> bool:
+        """Whether a run goes on in the start that was read."""
+        found = self._session.execute(_IS_ON, {"the_run": run.id}).one_or_none()
+        return found is not None and tuple(found) == (RunState.RUNNING, run.started_at)
+
+    def queued_shards(self, run: Run) -> Sequence[UUID]:
+        """The jobs of an ended run that nobody works on; not those of a later start."""
         query = select(Job.id).where(
-            Job.run_id == run.id, Job.finished_at.is_(None), Job.created_at <= run.finished_at
+            Job.run_id == run.id, Job.state == JobState.QUEUED, Job.created_at <= run.finished_at
         )
         return self._session.scalars(query).all()
 
@@ -240,11 +246,14 @@ class RunRepository(BaseRepository[Run]):
         return self._session.scalar(query) or 0
 
     def find_half_ended(self) -> Sequence[Run]:
-        """Ended runs that still have shards from before their end."""
-        open_ = exists().where(
-            *_open_shards(), Job.run_id == Run.id, Job.created_at <= Run.finished_at
+        """Ended runs that still have queued shards from before their end."""
+        left = exists().where(
+            *_open_shards(),
+            Job.run_id == Run.id,
+            Job.state == JobState.QUEUED,
+            Job.created_at <= Run.finished_at,
         )
-        return self._session.scalars(select(Run).where(Run.finished_at.is_not(None), open_)).all()
+        return self._session.scalars(select(Run).where(Run.finished_at.is_not(None), left)).all()
 
     def find_overdue(self) -> Sequence[UUID]:
         """Open runs whose deadline has passed."""
@@ -289,6 +298,9 @@ class RunRepository(BaseRepository[Run]):
             .returning(Run)
             .execution_options(**POPULATED)
         ).one_or_none()
+
+
+_IS_ON = select(Run.state, Run.started_at).where(Run.id == bindparam("the_run"))
 
 
 @cache

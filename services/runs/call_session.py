@@ -90,6 +90,7 @@ class CallSession:
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._left: set[int] = set()
+        self._is_held = False
         self._numbers = count()
         self._begun = threading.Event()
         self._ended = threading.Event()
@@ -133,6 +134,10 @@ class CallSession:
             # Also where the session is over: its lease would be renewed for ever.
             if permit is not None and self._loop is not None:
                 asyncio.run_coroutine_threadsafe(self._calls.give_back(permit), self._loop)
+
+    def hold(self) -> None:
+        """Let no call leave any more, also of those that wait, recorded, for a place."""
+        self._is_held = True
 
     def has_left(self, sent: Sent) -> bool:
         """Whether a call was really made; some wait, recorded, for a place."""
@@ -194,6 +199,8 @@ class CallSession:
 
         try:
             async with self._gate():
+                if self._is_held:
+                    return  # the shard knows it as one that has not left
                 self._left.add(sent.attempt_id)
                 answer = await self._calls.make(
                     self._asking.provider, sent.permit, ask, seconds_left=seconds_left

@@ -125,10 +125,14 @@ class Dispatch:
         return ended
 
     def _clean_up(self, ended: Run) -> None:
-        """Cancel the shards of an ended run; what was embedded still gets its index."""
+        """Cancel the queued shards of an ended run; what was embedded still gets its index.
+
+        Those in the hands of a worker let no call begin any more, and keep what is under way: it
+        is paid for.
+        """
         rings: list[Ring] = []
         with self._ledger.transaction() as unit:
-            for job_id in unit.runs.open_shards(ended):
+            for job_id in unit.runs.queued_shards(ended):
                 unit.jobs.cancel(job_id)
             if ended.kind == RunKind.EMBEDDING and ended.started_at is not None:
                 rings = [self._add(unit, ended, JobKind.FINALIZATION, Queue.MAINTENANCE, {})]

@@ -102,6 +102,8 @@ class ShardWork:
         self._held_since: float | None = None
         """Since when other shards' calls hold all that is left of the run's limit."""
         self._fatal: PromptStackError | None = None
+        self._is_over = False
+        """Whether the run has ended: what is under way is kept, and nothing begins."""
         self._sums = ShardSums()
         self._shown_at = 0.0
 
@@ -125,6 +127,11 @@ class ShardWork:
             self._close()
         if self._fatal is not None:
             raise self._fatal
+        if self._job.is_closing and self._is_undone():
+            self._job.hand_back()
+
+    def _is_undone(self) -> bool:
+        return not self._is_over and self._sums.done < self._sums.total
 
     @property
     def sums(self) -> dict[str, int]:
@@ -155,14 +162,17 @@ class ShardWork:
         self._show(run)
 
     def _has_work(self) -> bool:
-        if self._under_way or self._asked:
-            return True
-        if self._fatal is not None:
-            return False
-        return bool(self._ready or self._delayed or self._elsewhere)
+        if not self._may_begin():
+            # What is under way is paid for, and waited for; what has not left is not.
+            self._session.hold()
+            is_out = any(map(self._session.has_left, self._under_way.values()))
+            return is_out or (bool(self._asked) and not self._job.is_closing)
+        return bool(
+            self._under_way or self._asked or self._ready or self._delayed or self._elsewhere
+        )
 
     def _check(self) -> None:
-        if self._job.is_cancelled or (self._job.is_closing and not self._under_way):
+        if self._job.is_cancelled:
             self._job.hand_back()
         if self._job.seconds_left() <= 0:
             raise DeadlinePassed("The run's deadline passed before all of its items were done.")
@@ -172,8 +182,13 @@ class ShardWork:
         now = self._tools.clock()
         while self._delayed and self._delayed[0][0] <= now:
             self._ready.append(heapq.heappop(self._delayed)[2])
-        if self._job.is_closing or self._fatal is not None or now < self._refused_until:
-            return
+        if self._may_begin() and now >= self._refused_until:
+            self._take_places()
+
+    def _may_begin(self) -> bool:
+        return not (self._job.is_closing or self._is_over or self._fatal is not None)
+
+    def _take_places(self) -> None:
         wanted = min(len(self._ready), self._room - self._asked)
         given = self._tools.gate.take(self._run.id, self._run.in_flight, wanted)
         asked = [self._ready.popleft() for _ in range(given)]
@@ -186,7 +201,7 @@ class ShardWork:
         if self._under_way or self._asked:
             self._idle_since = None
             return LOOK_SECONDS if self._ready else LOOK_AGAIN_SECONDS
-        if self._fatal is not None or self._job.is_closing:
+        if not self._may_begin():
             return 0.0
         self._idle_since = self._idle_since or now
         if self._ready:
@@ -250,13 +265,22 @@ class ShardWork:
         except Exception as error:
             # One answer that can't be stored must not take others with it, which are paid for.
             if len(events) > 1:
-                for event in events:
-                    self._settle([event])
+                self._settle_apart(events)
             elif isinstance(events[0], Answered):
                 self._settle([_unfit(events[0], error)])
             else:
                 self._let_go(events)
                 raise
+
+    def _settle_apart(self, events: list[Event]) -> None:
+        lost: ClaimLost | None = None
+        for event in events:
+            try:
+                self._settle([event])
+            except ClaimLost as error:
+                lost = error  # said when all is settled
+        if lost is not None:
+            raise lost
 
     def _let_go(self, events: list[Event]) -> None:
         self._session.give_back([one.permit for one in events if isinstance(one, Permitted)])
@@ -268,9 +292,7 @@ class ShardWork:
         decided = [self._decide(one.sent.call, one.error) for one in failed]
         decided += [self._decide(one.call, one.error) for one in refused]
         ends = [end for one in decided for end in one.ends]
-        may_begin = not (
-            self._job.is_closing or self._fatal or any(one.is_fatal for one in decided)
-        )
+        may_begin = self._may_begin() and not any(one.is_fatal for one in decided)
         come = Come(permitted, answered, failed, ends, may_begin)
         committed = self._job.in_ledger(lambda unit: self._store.write(unit, come, self._sums))
         # Nothing above has changed what this shard knows: it may have to be done again.
@@ -288,6 +310,7 @@ class ShardWork:
         for one in decided:
             self._follow(one)
         self._elsewhere += committed.elsewhere
+        self._is_over |= committed.is_over
         self._wait_for_budget(committed)
         self._sums.done += committed.done
         self._show(committed.run)

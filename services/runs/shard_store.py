@@ -11,7 +11,7 @@ from repositories.errors import ClaimLost
 from repositories.items import Ended
 from repositories.jobs import Claim
 from repositories.models import AttemptState, Billing
-from repositories.run_models import Run, RunState
+from repositories.run_models import Run
 from repositories.runs import Change
 from repositories.session import UnitOfWork
 from services.backoff import Backoff
@@ -53,6 +53,8 @@ class Committed:
     done: int = 0
     reserved_usd: Decimal = Decimal(0)
     is_ours: bool = True
+    is_over: bool = False
+    """Whether the run has ended, or was started anew: other shards go on with it then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +215,8 @@ class ShardStore:
         permitted = come.permitted
         if not permitted:
             return []
-        if not come.may_begin:
+        committed.is_over = not unit.runs.is_on(self._run)
+        if committed.is_over or not come.may_begin:
             committed.unsent = permitted
             return []
         wanted = [hash_ for one in permitted for hash_ in one.call.hashes]
@@ -279,10 +282,9 @@ class ShardStore:
         if self._run.max_cost_usd is None:
             return [(one, Decimal(0)) for one in leaving]
         run = unit.runs.lock(self._run.id)
-        started_at = self._run.started_at
-        if run is None or (run.state, run.started_at) != (RunState.RUNNING, started_at):
-            # It has ended, and may have begun anew with another limit: that is for other shards.
-            committed.is_ours = False
+        if run is None or not unit.runs.is_on(self._run):
+            # It has ended, and may have begun anew with another limit.
+            committed.is_over = True
             committed.unsent += [permitted for permitted, _ in leaving]
             return []
         left = Decimal(0)

@@ -194,7 +194,7 @@ def test_an_answer_in_the_last_moment_of_a_cancelled_shard_hides_no_call_that_wa
     working = Thread(target=stack.run_work.run_shard, args=(shard, lambda _: None))
     working.start()
     wait_until(lambda: len(Held.asked) == 6, "the calls to be made")
-    stack.runs.cancel(run.id)
+    stack.jobs.cancel(shard)
     stack.loop.run(Held.answer(0))
     working.join(30.0)
     assert not working.is_alive()
