@@ -198,10 +198,11 @@ def test_a_cancelled_run_keeps_what_it_has_and_asks_no_more(
     run = runs.runs.generate(prompts(500), max_tokens=16, in_flight=8)
     wait_until(lambda: runs.runs.get(run.id).succeeded >= 20, "the first answers")
     runs.runs.cancel(run.id)
-    simulator.wait_until_idle(10.0)
+    under_way = "SELECT count(*) FROM attempts WHERE state = 'started'"
+    wait_until(lambda: in_ledger(runs, under_way) == 0, "the end of all calls")
     asked = simulator.stats()["requests"]
     stopped = runs.runs.get(run.id)
-    assert stopped.state is RunState.CANCELLED
+    assert (stopped.state, stopped.succeeded) == (RunState.CANCELLED, asked)
     kept = list(runs.run_results.produced(run.id))
     assert len(kept) == stopped.succeeded >= 20
     assert asked < 500

@@ -181,7 +181,7 @@ def test_an_answer_in_the_last_moment_of_a_cancelled_shard_hides_no_call_that_wa
 ) -> None:
     stack.factory.register("held", Held)
     monkeypatch.setattr(Held, "asked", [])
-    run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="held", in_flight=6)
+    stack.runs.generate([f"Say {n}." for n in range(20)], provider="held", in_flight=6)
     (shard,) = one(stack, "SELECT id FROM jobs")
     end = CallSession.end
 
