@@ -180,9 +180,14 @@ class JobService:
         after: UUID | None = None,
         limit: int = 50,
     ) -> list[JobView]:
-        """Jobs, newest first; `after` is the last id of the page before."""
+        """Jobs, newest first; `after` is the last id of the page before.
+
+        Those that runs are made of are among them only where their `kind` is asked for.
+        """
         filters: dict[str, Any] = {"user_id": owner, "state": state, "kind": kind}
         chosen = {name: value for name, value in filters.items() if value is not None}
+        if kind is None:
+            chosen["run_id"] = None
         with self._ledger.transaction() as work:
             rows = work.jobs.get_many(limit=limit, after=after, newest_first=True, **chosen)
             return [JobView.model_validate(row) for row in rows]

@@ -80,13 +80,14 @@ def watch(
 
 @app.command()
 def cancel(run_id: RunId, as_json: JsonFlag = False) -> None:
-    """Stop a run; what it has produced is kept."""
+    """Stop a run: no call begins any more; what is produced and under way is kept."""
     with connected() as stack:
         run = stack.runs.cancel(run_id)
     if as_json:
         print_json(vars(run))
     else:
-        out.print(f"Cancelled; {run.succeeded:,} of {run.total:,} are done and kept.")
+        done = f"{run.succeeded:,} of {run.total:,} are done and kept"
+        out.print(f"Cancelled; {done}, as is what calls under way still bring.")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from config.names import VectorType
 from repositories.answers import AnswerRepository
 from repositories.errors import LedgerUnavailable
+from repositories.models import JobKind
 from repositories.run_models import RunState
 from repositories.session import Ledger, UnitOfWork
 from services.errors import InvalidInput
@@ -311,3 +312,10 @@ def test_the_least_time_is_at_the_limits_that_the_provider_has_told_of(stack: Pr
     report = LimitReport({"requests": LimitState(60, 59), "tokens": LimitState(10**9, 10**9 - 1)})
     stack.loop.run(stack.limiter.settle(permit, Settlement(Outcome.ANSWERED, report=report)))
     assert seconds() == pytest.approx(20.0)
+
+
+def test_the_jobs_of_runs_are_listed_only_where_they_are_asked_for(stack: PromptStack) -> None:
+    single = stack.jobs.enqueue_generation("Say it.", provider="demo")
+    stack.runs.generate(["Say this."], provider="demo")
+    assert [job.id for job in stack.jobs.get_many()] == [single.id]
+    assert len(stack.jobs.get_many(kind=JobKind.SHARD)) == 1
