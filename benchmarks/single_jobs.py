@@ -147,7 +147,9 @@ def _run(side: Side, jobs: int, producers: int) -> float:
 
 @contextmanager
 def _ours(url: str, slots: int) -> Iterator[Side]:
-    with deployment(url, MODELS, WORKER_CONCURRENCY=str(slots)) as deployed:
+    # As Celery's own workers do by default.
+    quiet = {"LOG_LEVEL": "WARNING"}
+    with deployment(url, MODELS, WORKER_CONCURRENCY=str(slots), **quiet) as deployed:
         deployed.start_workers(1)
         with deployed.stack.ledger.transaction() as unit:
             backend = unit.session.scalar(text("SELECT pg_backend_pid()"))

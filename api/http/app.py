@@ -8,14 +8,14 @@ from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from api.http import embeddings, generations, health, jobs, usage
+from api.http import embeddings, generations, health, jobs, runs, usage
 from api.http.errors import HANDLERS
 from api.http.health import HealthCheck
 from api.http.middleware import ProblemMiddleware
 from api.http.problems import RESPONSES
 from tasks.composition import PromptStack
 
-RESOURCES = (generations.router, embeddings.router, jobs.router, usage.router)
+RESOURCES = (generations.router, embeddings.router, jobs.router, runs.router, usage.router)
 
 
 def create_app(stack: PromptStack) -> FastAPI:
@@ -40,7 +40,7 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.state.stack = stack
     app.state.health = HealthCheck(stack)
     # Made now, so that two first requests in two threads don't make them twice.
-    _ = stack.keys, stack.jobs, stack.usage
+    _ = stack.keys, stack.jobs, stack.runs, stack.run_results, stack.usage
 
     # The last one added is the outermost.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)

@@ -18,37 +18,37 @@ class RunResults:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def produced(self, run_id: UUID, *, with_input: bool = False) -> Iterator[Produced]:
-        """What has succeeded so far. Raises `NotFound`."""
+    def produced(
+        self, run_id: UUID, *, with_input: bool = False, after: int = 0, page: int = PAGE
+    ) -> Iterator[Produced]:
+        """What has succeeded so far, after a position; read by `page`. Raises `NotFound`."""
         with self._ledger.transaction() as unit:
             run = unit.runs.get(run_id)
         if run is None:
             raise NotFound(f"There is no run {run_id}.")
-        after = 0
         while True:
             with self._ledger.transaction() as unit:
-                page = _page(unit, run, after, with_input)
-            for row in page:
+                rows = _rows(unit, run, after, page, with_input)
+            for row in rows:
                 yield Produced(
                     row.position, row.custom_id, row.attributes, row.text, row.vector, row.answer
                 )
-            if len(page) < PAGE:
+            if len(rows) < page:
                 return
-            after = page[-1].position
+            after = rows[-1].position
 
-    def failed(self, run_id: UUID) -> Iterator[FailedItem]:
-        """What has failed so far."""
-        after = 0
+    def failed(self, run_id: UUID, *, after: int = 0, page: int = PAGE) -> Iterator[FailedItem]:
+        """What has failed so far, after a position; read by `page`."""
         while True:
             with self._ledger.transaction() as unit:
-                page = unit.results.failures(run_id, after, PAGE)
-            for row in page:
+                rows = unit.results.failures(run_id, after, page)
+            for row in rows:
                 yield FailedItem(
                     row.position, row.custom_id, row.code, row.error, row.detail, row.attributes
                 )
-            if len(page) < PAGE:
+            if len(rows) < page:
                 return
-            after = page[-1].position
+            after = rows[-1].position
 
     def dimensions(self, run_id: UUID) -> int | None:
         """How many numbers a vector of the run has; None of a generation."""
@@ -60,12 +60,12 @@ class RunResults:
         return None if model is None else model.dimensions
 
 
-def _page(unit: UnitOfWork, run: Run, after: int, with_input: bool) -> list[ResultRow]:
+def _rows(unit: UnitOfWork, run: Run, after: int, limit: int, with_input: bool) -> list[ResultRow]:
     if run.kind == RunKind.GENERATION:
         return unit.results.answers(
-            run.id, run.provider, run.model, after, PAGE, with_text=with_input
+            run.id, run.provider, run.model, after, limit, with_text=with_input
         )
     model = unit.embeddings.find_model(run.provider, run.model)
     if model is None:
         return []
-    return unit.results.vectors(run.id, model, after, PAGE, with_text=with_input)
+    return unit.results.vectors(run.id, model, after, limit, with_text=with_input)

@@ -32,6 +32,7 @@ from tasks.composition import PromptStack
 GENERATIONS = "/api/v1/generations"
 EMBEDDINGS = "/api/v1/embeddings"
 JOBS = "/api/v1/jobs"
+RUNS = "/api/v1/runs"
 NOBODY = "127.0.0.1:1"
 JSON = {"Content-Type": "application/json"}
 
@@ -355,7 +356,10 @@ def test_unknown_addresses_and_methods_are_problems(client: TestClient) -> None:
 # Who may
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", JOBS), ("POST", GENERATIONS)])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", JOBS), ("POST", GENERATIONS), ("GET", RUNS), ("POST", f"{RUNS}/embeddings")],
+)
 def test_nobody_gets_in_without_a_key(stack: PromptStack, method: str, path: str) -> None:
     with TestClient(create_app(stack)) as client:
         for name, value in (

@@ -25,9 +25,9 @@ from services.llm.errors import Overloaded
 from services.llm.limit_report import LimitReport, LimitState
 from services.llm.requests import GenerationRequest
 from services.runs.call_session import CallSession
-from services.runs.views import RunView
 from tasks.composition import PromptStack
 from tests.processes import wait_until
+from tests.runs import work
 
 DONE = LLMResponse(text="Done.", model="any", input_tokens=1, output_tokens=1, finish_reason="stop")
 
@@ -111,22 +111,6 @@ class Held(LLMService):
         cls.asked[number].set()
 
 
-def work(stack: PromptStack, run: RunView) -> RunView:
-    """Do all that there is to do for a run, here."""
-    while True:
-        with stack.ledger.transaction() as unit:
-            jobs = unit.session.execute(
-                text("SELECT id, kind FROM jobs WHERE run_id = :run AND state = 'queued'"),
-                {"run": run.id},
-            ).all()
-        if not jobs:
-            return stack.runs.get(run.id)
-        for job_id, kind in jobs:
-            do = stack.run_work.run_shard if kind == "shard" else stack.run_work.finalize
-            do(job_id, lambda _: None)
-        stack.dispatch.run_once()
-
-
 def one(stack: PromptStack, query: str) -> Any:
     with stack.ledger.transaction() as unit:
         return unit.session.execute(text(query)).one()
@@ -148,7 +132,7 @@ def test_a_commit_whose_answer_was_lost_is_counted_once(
         patched.setattr(stack.patient_ledger, "_ledger", Forgetful(stack.ledger))
         stack.run_work.run_shard(shard, lambda _: None)
     stack.dispatch.run_once()
-    done = work(stack, run)
+    done = work(stack, run.id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 60, 0)
     calls, tokens, unsettled = one(
         stack,
@@ -171,7 +155,7 @@ def test_a_call_that_may_have_been_billed_is_counted_once_too(
     with monkeypatch.context() as patched:
         patched.setattr(stack.patient_ledger, "_ledger", Forgetful(stack.ledger))
         stack.run_work.run_shard(shard, lambda _: None)
-    done = work(stack, run)
+    done = work(stack, run.id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 20, 0)
     assert one(stack, "SELECT count(*) FROM attempts WHERE billing = 'unknown'") == (20,)
     assert done.calls == 40
@@ -224,7 +208,7 @@ def test_an_answer_that_cannot_be_stored_sinks_no_other(
 
     monkeypatch.setattr(AnswerRepository, "store", fussy)
     prompts = [f"Say number {n}." for n in range(40)]
-    done = work(stack, stack.runs.generate(prompts, provider="demo", max_retries=0))
+    done = work(stack, stack.runs.generate(prompts, provider="demo", max_retries=0).id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 39, 1)
     (failed,) = stack.run_results.failed(done.id)
     assert failed.position == 14
@@ -240,7 +224,7 @@ def test_numbers_that_two_bytes_do_not_hold_fail_their_item_alone(
     texts = [f"text {n}" for n in range(20)]
     texts[7] = "a loud one"
     run = stack.runs.embed(texts, provider="loud", max_retries=0)
-    done = work(stack, run)
+    done = work(stack, run.id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 19, 1)
     (failed,) = stack.run_results.failed(done.id)
     assert (failed.position, failed.code) == (8, "BAD_PROVIDER_RESPONSE")

@@ -1,0 +1,219 @@
+"""Runs: hand in many texts or prompts at once, watch, stop and read them."""
+
+from decimal import Decimal
+from itertools import islice
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response, status
+from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, model_validator
+
+from api.http.auth import CurrentCaller, Owner, Stack
+from api.http.bodies import refuse_many_fields
+from services.llm.requests import MAX_TOOLS, Text, Tool
+from services.runs.views import RunView
+from services.sources.reading import Reading
+
+router = APIRouter(prefix="/runs", tags=["runs"])
+
+Record = Text | dict[str, JsonValue]
+
+
+class RunBody(BaseModel):
+    """What every run can be told."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    items: Annotated[list[Record], FailFast(), Field(min_length=1)] = Field(
+        description="Texts, or objects with `text`, `prompt` or `messages`, a `custom_id`, and "
+        "other fields that are kept as metadata. As many as the server's MAX_BODY_BYTES holds."
+    )
+    provider: Text | None = Field(None, description="Unset: the default provider.")
+    model: Text | None = Field(None, description="Unset: the provider's default model.")
+    name: Text = Field("", description="For you to find it again.")
+    skip_bad: bool = Field(
+        False, description="Go on without items that can't be asked for; else the run is refused."
+    )
+    in_flight: int | None = Field(None, description="Calls at once in each worker.")
+    max_cost_usd: Decimal | None = Field(
+        None, description="The run ends before it could cost more."
+    )
+    max_retries: int | None = Field(None, description="Failed tries after which an item fails.")
+    expires_in: float | None = Field(
+        None, description="Seconds after which the run, if it is not done, ends as expired."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        return refuse_many_fields(value)
+
+
+class EmbeddingRunBody(RunBody):
+    """Texts to embed."""
+
+
+class GenerationRunBody(RunBody):
+    """Prompts to answer, and how."""
+
+    template: Text | None = Field(
+        None, description="What a prompt is made of: `Summarise: {text}`, with fields of the item."
+    )
+    system: Text | None = Field(None, description="What the model is to know and obey throughout.")
+    temperature: float | None = Field(None, description="0 to 2.")
+    max_tokens: int | None = Field(None, description="Longest answer, in tokens.")
+    stop: Annotated[tuple[Text, ...], FailFast()] = Field(
+        (), description="Texts at which an answer ends."
+    )
+    seed: int | None = Field(None, description="For answers that can be repeated.")
+    json_schema: dict[str, JsonValue] | None = Field(
+        None, description="A JSON schema; an answer that is no instance of it fails its item."
+    )
+    tools: Annotated[tuple[Tool, ...], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
+        (), description="Tools that the model may call."
+    )
+    tool_choice: Text | None = Field(
+        None, description="`auto`, `none`, `required` or the name of a tool."
+    )
+    provider_options: dict[str, JsonValue] | None = Field(
+        None, description="Parameters that only this provider knows."
+    )
+    reuse: bool = Field(True, description="Take answers that earlier runs have paid for.")
+
+
+class RunRetry(BaseModel):
+    """How to try again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_cost_usd: Decimal | None = Field(None, description="A new limit of the run's cost.")
+
+
+class Cursor(BaseModel):
+    """Which part to read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(100, ge=1, le=1_000, description="Items on a page.")
+    after: int = Field(0, ge=0, description="`after` of the page before.")
+
+
+class RunList(BaseModel):
+    """The newest runs."""
+
+    runs: list[RunView]
+
+
+class ResultPage(BaseModel):
+    """Items that have succeeded, in order."""
+
+    results: list[dict[str, JsonValue]]
+    """`position`, `custom_id`, `metadata`, and `vector` or `answer`."""
+    after: int | None
+    """Send it as `after` to get the next page; null on the last one."""
+
+
+class FailurePage(BaseModel):
+    """Items that have failed, in order."""
+
+    failures: list[dict[str, JsonValue]]
+    """`position`, `custom_id`, `metadata`, `code`, `error` and what the provider said."""
+    after: int | None
+
+
+@router.post("/embeddings", status_code=status.HTTP_202_ACCEPTED)
+def create_embedding_run(
+    body: EmbeddingRunBody, stack: Stack, caller: CurrentCaller, response: Response
+) -> RunView:
+    """Accept a run that embeds each item; `Location` says where to ask for it."""
+    how = dict(body)
+    run = stack.runs.embed(how.pop("items"), user_id=caller.user_id, **how)
+    response.headers["Location"] = f"{stack.settings.api_v1_prefix}/runs/{run.id}"
+    return run
+
+
+@router.post("/generations", status_code=status.HTTP_202_ACCEPTED)
+def create_generation_run(
+    body: GenerationRunBody, stack: Stack, caller: CurrentCaller, response: Response
+) -> RunView:
+    """Accept a run that answers each item; `Location` says where to ask for it."""
+    how = dict(body)
+    reading = Reading(template=how.pop("template"))
+    run = stack.runs.generate(how.pop("items"), user_id=caller.user_id, reading=reading, **how)
+    response.headers["Location"] = f"{stack.settings.api_v1_prefix}/runs/{run.id}"
+    return run
+
+
+@router.get("")
+def list_runs(
+    stack: Stack, owner: Owner, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> RunList:
+    """Show your runs, newest first."""
+    return RunList(runs=stack.runs.get_many(owner, limit))
+
+
+@router.get("/{run_id}")
+def get_run(run_id: UUID, stack: Stack, owner: Owner) -> RunView:
+    """Show a run."""
+    return stack.runs.get(run_id, owner)
+
+
+@router.post("/{run_id}/cancel")
+def cancel_run(run_id: UUID, stack: Stack, owner: Owner) -> RunView:
+    """Stop a run: no call begins any more; what is produced and under way is kept."""
+    return stack.runs.cancel(run_id, owner)
+
+
+@router.post("/{run_id}/retry")
+def retry_run(run_id: UUID, stack: Stack, owner: Owner, how: RunRetry | None = None) -> RunView:
+    """Try again what failed or was never tried; what succeeded isn't paid for again."""
+    return stack.runs.retry(run_id, owner, how.max_cost_usd if how else None)
+
+
+@router.get("/{run_id}/results")
+def get_results(
+    run_id: UUID, stack: Stack, owner: Owner, cursor: Annotated[Cursor, Query()]
+) -> ResultPage:
+    """Show what a run has produced so far."""
+    stack.runs.get(run_id, owner)
+    found = stack.run_results.produced(run_id, after=cursor.after, page=cursor.limit + 1)
+    rows = list(islice(found, cursor.limit + 1))
+    shown = rows[: cursor.limit]
+    return ResultPage(
+        results=[
+            {
+                "position": row.position,
+                "custom_id": row.custom_id,
+                "metadata": row.metadata,
+                **({"answer": row.answer} if row.vector is None else {}),
+                **({} if row.vector is None else {"vector": row.vector.tolist()}),
+            }
+            for row in shown
+        ],
+        after=shown[-1].position if len(rows) > len(shown) else None,
+    )
+
+
+@router.get("/{run_id}/failures")
+def get_failures(
+    run_id: UUID, stack: Stack, owner: Owner, cursor: Annotated[Cursor, Query()]
+) -> FailurePage:
+    """Show which items of a run have failed so far, and why."""
+    stack.runs.get(run_id, owner)
+    found = stack.run_results.failed(run_id, after=cursor.after, page=cursor.limit + 1)
+    rows = list(islice(found, cursor.limit + 1))
+    shown = rows[: cursor.limit]
+    return FailurePage(
+        failures=[
+            {
+                "position": row.position,
+                "custom_id": row.custom_id,
+                "metadata": row.metadata,
+                "code": row.code,
+                "error": row.error,
+                "detail": row.detail,
+            }
+            for row in shown
+        ],
+        after=shown[-1].position if len(rows) > len(shown) else None,
+    )

@@ -1,0 +1,210 @@
+"""Runs over HTTP, on the real ledger and Redis; their jobs are worked on here."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+
+from api.http.app import create_app
+from tasks.composition import PromptStack
+from tests.integration.test_http_api import problem
+from tests.runs import work
+
+RUNS = "/api/v1/runs"
+PROMPTS = [{"custom_id": f"id-{number}", "prompt": f"Say {number}."} for number in range(5)]
+
+
+@contextmanager
+def serve(stack: PromptStack, email: str = "ada@example.org", **user: bool) -> Iterator[TestClient]:
+    key = stack.keys.create(email, "Test", **user)
+    with TestClient(create_app(stack), headers={"Authorization": f"Bearer {key}"}) as client:
+        yield client
+
+
+@pytest.fixture
+def client(stack: PromptStack) -> Iterator[TestClient]:
+    with serve(stack) as client:
+        yield client
+
+
+def accepted(client: TestClient, path: str, **body: Any) -> dict[str, Any]:
+    response = client.post(f"{RUNS}/{path}", json=body)
+    assert response.status_code == 202, response.text
+    run: dict[str, Any] = response.json()
+    assert response.headers["location"] == f"{RUNS}/{run['id']}"
+    return run
+
+
+def done(stack: PromptStack, client: TestClient, run: dict[str, Any]) -> dict[str, Any]:
+    work(stack, UUID(run["id"]))
+    found: dict[str, Any] = client.get(f"{RUNS}/{run['id']}").json()
+    return found
+
+
+def test_prompts_are_answered_in_order_and_read_by_the_page(
+    stack: PromptStack, client: TestClient
+) -> None:
+    items = [{**item, "lang": "en"} for item in PROMPTS]
+    run = accepted(client, "generations", items=items, provider="demo", name="mine")
+    assert (run["state"], run["total"], run["name"]) == ("running", 5, "mine")
+    run = done(stack, client, run)
+    assert (run["state"], run["succeeded"], run["failed"]) == ("completed", 5, 0)
+    seen: list[dict[str, Any]] = []
+    after: int | None = 0
+    while after is not None:
+        page = client.get(f"{RUNS}/{run['id']}/results?limit=2&after={after}").json()
+        assert 1 <= len(page["results"]) <= 2
+        seen += page["results"]
+        after = page["after"]
+    assert [row["custom_id"] for row in seen] == [item["custom_id"] for item in PROMPTS]
+    assert all(row["metadata"] == {"lang": "en"} for row in seen)
+    assert all(
+        item["prompt"] in row["answer"]["text"] for item, row in zip(PROMPTS, seen, strict=True)
+    )
+    assert "vector" not in seen[0]
+
+
+def test_texts_are_embedded(stack: PromptStack, client: TestClient) -> None:
+    run = accepted(client, "embeddings", items=["one", {"text": "two"}], provider="local")
+    run = done(stack, client, run)
+    assert run["succeeded"] == 2
+    page = client.get(f"{RUNS}/{run['id']}/results").json()
+    assert [len(row["vector"]) for row in page["results"]] == [256, 256]
+    assert page["after"] is None
+
+
+def test_bad_items_refuse_a_run_or_end_in_its_failures(
+    stack: PromptStack, client: TestClient
+) -> None:
+    items = [*PROMPTS, {"prompt": " "}, {"prompt": 7}, {"custom_id": "id-0", "prompt": "Again?"}]
+    body = {"items": items, "provider": "demo"}
+    told = problem(client.post(f"{RUNS}/generations", json=body), 422, "BAD_INPUTS")
+    assert "3 of 8" in told["detail"]
+    assert client.get(RUNS).json() == {"runs": []}
+    run = done(stack, client, accepted(client, "generations", **body, skip_bad=True))
+    assert (run["state"], run["succeeded"], run["failed"]) == ("completed", 5, 3)
+    first = client.get(f"{RUNS}/{run['id']}/failures?limit=2").json()
+    rest = client.get(f"{RUNS}/{run['id']}/failures?limit=2&after={first['after']}").json()
+    codes = [row["code"] for row in (*first["failures"], *rest["failures"])]
+    assert codes == ["EMPTY_TEXT", "WRONG_TYPE", "DUPLICATE_ID"]
+    assert rest["after"] is None
+
+
+def test_templates_and_limits_hold(client: TestClient) -> None:
+    run = accepted(
+        client,
+        "generations",
+        items=[{"city": "Rome"}],
+        template="Where is {city}?",
+        provider="openai",
+        max_tokens=5,
+        max_cost_usd="0.5",
+        in_flight=3,
+    )
+    assert (run["max_cost_usd"], run["in_flight"]) == ("0.5000000000", 3)
+
+
+def test_a_text_is_a_text_and_never_a_file(stack: PromptStack, client: TestClient) -> None:
+    run = accepted(client, "generations", items=["/etc/passwd", "-"], provider="demo")
+    assert run["total"] == 2
+    run = done(stack, client, run)
+    page = client.get(f"{RUNS}/{run['id']}/results").json()
+    assert "/etc/passwd" in page["results"][0]["answer"]["text"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"items": []},
+        {"items": "/etc/passwd"},
+        {"items": [3]},
+        {"items": ["x"], "unknown": 1},
+        {"items": ["x"], "in_flight": 0},
+        {"items": ["x"], "max_cost_usd": -1},
+        {"items": ["x"], "provider": "nobody"},
+        {"items": ["x\0"]},
+        {"items": [{"prompt": "x"}], "template": "{missing}"},
+        {"items": ["x"], "json_schema": {"type": "nothing"}},
+        {"items": ["x"], "temperature": 9},
+    ],
+)
+def test_what_cannot_be_a_run_is_refused_and_leaves_nothing(
+    stack: PromptStack, client: TestClient, body: dict[str, Any]
+) -> None:
+    response = client.post(f"{RUNS}/generations", json={"provider": "openai", **body})
+    assert response.status_code == 422, response.text
+    with stack.ledger.transaction() as unit:
+        assert unit.session.scalar(text("SELECT count(*) FROM runs")) == 0
+
+
+def test_cancel_and_retry_follow_the_run(stack: PromptStack, client: TestClient) -> None:
+    run = accepted(client, "generations", items=PROMPTS, provider="demo")
+    address = f"{RUNS}/{run['id']}"
+    problem(client.post(f"{address}/retry"), 409, "WRONG_STATE")
+    assert client.post(f"{address}/cancel").json()["state"] == "cancelled"
+    problem(client.post(f"{address}/cancel"), 409, "WRONG_STATE")
+    assert client.post(f"{address}/retry").json()["state"] == "running"
+    assert done(stack, client, run)["succeeded"] == 5
+
+
+def test_others_runs_do_not_exist(stack: PromptStack, client: TestClient) -> None:
+    mine = accepted(client, "generations", items=PROMPTS, provider="demo")["id"]
+    with serve(stack, "stranger@example.org") as stranger:
+        for run_id in (mine, uuid4()):
+            for method, path in (
+                ("GET", ""),
+                ("GET", "/results"),
+                ("GET", "/failures"),
+                ("POST", "/cancel"),
+                ("POST", "/retry"),
+            ):
+                response = stranger.request(method, f"{RUNS}/{run_id}{path}")
+                problem(response, 404, "NOT_FOUND")
+        assert stranger.get(RUNS).json() == {"runs": []}
+    with serve(stack, "root@example.org", is_admin=True) as admin:
+        assert [run["id"] for run in admin.get(RUNS).json()["runs"]] == [mine]
+
+
+def test_one_users_answers_serve_no_other(stack: PromptStack, client: TestClient) -> None:
+    done(stack, client, accepted(client, "generations", items=PROMPTS, provider="demo"))
+    again = done(stack, client, accepted(client, "generations", items=PROMPTS, provider="demo"))
+    assert again["reused"] == 5
+    with serve(stack, "stranger@example.org") as stranger:
+        run = accepted(stranger, "generations", items=PROMPTS, provider="demo")
+        assert done(stack, stranger, run)["reused"] == 0
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        '{"prompt": "x", "score": NaN}',
+        '{"prompt": "x", "score": 1e999}',
+        '{"prompt": "x", "note": "\\ud800"}',
+        '{"prompt": "x", "note": "\\u0000"}',
+        '{"prompt": "x", "\\ud800": 1}',
+        '{"prompt": "\\ud800"}',
+        '{"custom_id": "\\ud800", "prompt": "x"}',
+        '{"custom_id": {}, "prompt": "x"}',
+        '{"prompt": "x", "deep": ' + "[" * 500 + "]" * 500 + "}",
+        '{"messages": [{"role": "user"}]}',
+        '{"messages": [{"role": "king", "content": "x"}]}',
+        '{"prompt": "x", "number": ' + "9" * 400 + "}",
+    ],
+)
+def test_no_item_whatever_makes_the_server_fail(
+    stack: PromptStack, client: TestClient, item: str
+) -> None:
+    body = f'{{"items": ["good", {item}], "provider": "demo", "skip_bad": true}}'
+    response = client.post(
+        f"{RUNS}/generations", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code in {202, 422}, response.text
+    if response.status_code == 202:
+        run = done(stack, client, response.json())
+        assert (run["state"], run["succeeded"] + run["failed"]) == ("completed", 2)
+        assert client.get(f"{RUNS}/{run['id']}/results").status_code == 200
+        assert client.get(f"{RUNS}/{run['id']}/failures").status_code == 200
