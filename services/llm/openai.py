@@ -126,8 +126,8 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
             return LLMResponse(
                 text=text,
                 model=make_storable(said.model or request.model),
-                input_tokens=_or_estimate(said.input_tokens, self.estimate_tokens, request.text()),
-                output_tokens=_or_estimate(said.output_tokens, self.estimate_tokens, text),
+                input_tokens=_or(said.input_tokens, lambda: self.estimate_tokens(request.text())),
+                output_tokens=_or(said.output_tokens, lambda: self.estimate_tokens(text)),
                 finish_reason=make_storable(said.finish_reason),
                 provider_request_id=request_id(answer.headers),
                 cached_tokens=said.cached_tokens,
@@ -242,6 +242,6 @@ def _vector(embedding: str | list[float]) -> npt.NDArray[np.float32]:
         return np.array(embedding, dtype=np.float32)
 
 
-def _or_estimate(used: int | None, estimate: Callable[[str], int], text: str) -> int:
+def _or(used: int | None, estimate: Callable[[], int]) -> int:
     """What the answer says it used; some servers say nothing."""
-    return estimate(text) if used is None else used
+    return estimate() if used is None else used
