@@ -88,6 +88,12 @@ class InvalidProviderRequest(ProviderError):
     code = "INVALID_PROVIDER_REQUEST"
 
 
+class ModelNotFound(InvalidProviderRequest):
+    """The provider knows no such model, or its address is wrong."""
+
+    code = "MODEL_NOT_FOUND"
+
+
 class ContextTooLong(InvalidProviderRequest):
     """The input is longer than the model takes."""
 

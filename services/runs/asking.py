@@ -41,6 +41,14 @@ class Content(NamedTuple):
 
 
 @dataclass(eq=False)
+class Parting:
+    """What the parts share of a call that is asked again in parts."""
+
+    left: int
+    """How many of its contents may be paid for in vain from now on."""
+
+
+@dataclass(eq=False)
 class Call:
     """One question: a prompt, or texts that are embedded together."""
 
@@ -51,6 +59,8 @@ class Call:
     """What is asked, once it was put together."""
     need: Need | None = None
     """What it is expected to take, once it was estimated."""
+    parting: Parting | None = None
+    """Of what it is a part."""
 
     @property
     def hashes(self) -> list[bytes]:
@@ -65,12 +75,18 @@ class Call:
     def only(self, hashes: Collection[bytes]) -> "Call":
         """The same for some of its contents."""
         contents = [content for content in self.contents if content.hash in hashes]
-        return self if len(contents) == len(self.contents) else Call(contents, self.tries)
+        if len(contents) == len(self.contents):
+            return self
+        return Call(contents, self.tries, parting=self.parting)
 
-    def halves(self) -> "list[Call]":
-        """The same in two: to find which of its contents is refused."""
+    def halves(self, parting: Parting | None = None) -> "list[Call]":
+        """The same in two."""
         middle = len(self.contents) // 2
-        return [Call(self.contents[:middle]), Call(self.contents[middle:])]
+        parting = parting or self.parting
+        return [
+            Call(self.contents[:middle], parting=parting),
+            Call(self.contents[middle:], parting=parting),
+        ]
 
 
 def contents_of(items: Iterable[OpenItem]) -> list[Content]:

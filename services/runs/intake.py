@@ -11,7 +11,7 @@ import orjson
 
 from repositories.items import Ended, NewItem
 from repositories.session import Ledger, UnitOfWork
-from services.sources.reading import BadInput, Input
+from services.sources.reading import BadInput, Fault, Input
 
 BLOCK = 10_000
 """Inputs in one transaction: some megabytes."""
@@ -50,6 +50,16 @@ def generation_hasher(asked: object) -> Hasher:
         return content.digest()
 
     return hash_of
+
+
+def texts_only(inputs: Iterator[Input | BadInput]) -> Iterator[Input | BadInput]:
+    """The same, but what has messages, which can't be embedded, is bad."""
+    for one in inputs:
+        if isinstance(one, Input) and one.text is None:
+            reason = "It has messages, which can't be embedded; give it a text."
+            yield BadInput(one.position, one.custom_id, Fault.WRONG_TYPE, reason)
+        else:
+            yield one
 
 
 def take_in(

@@ -25,7 +25,7 @@ from services.llm.requests import GenerationRequest, Tool
 from services.prices import Prices
 from services.runs.dispatch import Dispatch
 from services.runs.estimates import Estimator, NewRun
-from services.runs.intake import Intake, embedding_hasher, generation_hasher, take_in
+from services.runs.intake import Intake, embedding_hasher, generation_hasher, take_in, texts_only
 from services.runs.progress import RunProgress
 from services.runs.schemas import AnswerSchema
 from services.runs.views import Preflight, RunView
@@ -288,6 +288,8 @@ class RunService:
         defaults = self._defaults
         limit = min(options.reading.max_bytes, defaults.max_text_bytes, longest or math.inf)
         inputs = read_inputs(source, replace(options.reading, max_bytes=int(limit)))
+        if new.kind == RunKind.EMBEDDING:
+            inputs = texts_only(inputs)
         retries = options.max_retries
         with self._ledger.transaction() as unit:
             run_id = unit.runs.add(

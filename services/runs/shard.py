@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import partial
 from itertools import count
 
@@ -38,6 +39,8 @@ from services.runs.verdicts import (
     ended,
     is_parted,
     is_retried,
+    paid_in_vain,
+    parts,
 )
 
 logger = logging.getLogger(__name__)
@@ -62,6 +65,8 @@ class Decision:
     delay: float = 0.0
     waits: Call | None = None
     """The same call, which costs it no try."""
+    in_vain: int = 0
+    """How many contents were paid for with the call whose parts are asked."""
     is_fatal: bool = False
     """For the whole run."""
 
@@ -342,7 +347,8 @@ class ShardWork:
             delay = self._tools.backoff.delay(tries, error.retry_after)
             return Decision(error, again=[replace(call, tries=tries)], delay=delay)
         if is_parted(call, error):
-            return Decision(error, again=call.halves())
+            again = parts(call)
+            return Decision(error, again=again, in_vain=paid_in_vain(call, error))
         return Decision(error, ends=ended(call, error))
 
     def _follow(self, decision: Decision) -> None:
@@ -354,6 +360,8 @@ class ShardWork:
             heapq.heappush(self._delayed, (now + decision.delay, next(self._order), call))
         if decision.again:
             self._refusal = error
+        if decision.in_vain and (parting := decision.again[0].parting) is not None:
+            parting.left -= decision.in_vain
         if decision.waits is not None:
             # There is no room for it now, nor for others that would ask.
             self._ready.appendleft(decision.waits)
@@ -369,8 +377,19 @@ class ShardWork:
         if not committed.over_budget:
             self._held_since = None
             return
-        self._ready.extendleft(reversed(committed.over_budget))
-        if self._under_way:
+        over, many = committed.over_budget, False
+        if not self._under_way and not committed.is_money_held:
+            # A text less may be what the money is enough for.
+            many = any(len(call.contents) > 1 for call in over)
+            over = [
+                half
+                for call in over
+                for half in (call.halves() if len(call.contents) > 1 else [call])
+            ]
+        self._ready.extendleft(reversed(over))
+        if many:
+            self._held_since = None
+        elif self._under_way:
             self._refused_until = now + LOOK_SECONDS
         elif committed.is_money_held:
             self._held_since = self._held_since or now
@@ -383,7 +402,7 @@ class ShardWork:
             )
         else:
             self._fatal = BudgetReached(
-                f"The run was stopped before it could cost more than ${self._run.max_cost_usd}; "
+                f"The run was stopped before it could cost more than ${_plain(self._run)}; "
                 "raise the limit with `promptstack runs retry --max-cost`."
             )
 
@@ -412,6 +431,10 @@ class ShardWork:
         if now - self._shown_at >= LOOK_AGAIN_SECONDS:
             self._shown_at = now
             self._job.show(JobState.RUNNING, self._sums.done, self._sums.total)
+
+
+def _plain(run: Run) -> str:
+    return f"{(run.max_cost_usd or Decimal(0)).normalize():f}"
 
 
 def _of(counted: Counted) -> Change:

@@ -176,10 +176,9 @@ class ShardStore:
         reserved = {one.sent.attempt_id: one.sent.most_usd for one in answered}
         reserved |= {one.sent.attempt_id: one.sent.most_usd for one in failed}
         settled = [row for row in (*well, *ill) if row["attempt_id"] in news]
-        # What may have been billed stays reserved for ever: a limit is a limit.
-        freed = [
-            reserved[row["attempt_id"]] for row in settled if row["billing"] != Billing.UNKNOWN
-        ]
+        # What was or may have been billed, and nobody knows how much, stays reserved for ever: a
+        # limit is a limit.
+        freed = [reserved[row["attempt_id"]] for row in settled if row["cost_usd"] is not None]
         return Change(
             calls=len(settled),
             input_tokens=sum(row["input_tokens"] or 0 for row in settled),

@@ -2,6 +2,8 @@
 
 from config.errors import PromptStackError
 from repositories.items import Ended
+from repositories.models import Billing
+from services.billing import billing_of
 from services.errors import InvalidInput
 from services.limiter.errors import QuotaSpent, RequestTooLarge
 from services.llm.errors import (
@@ -9,10 +11,11 @@ from services.llm.errors import (
     BadResponse,
     ContentRefused,
     InvalidProviderRequest,
+    ModelNotFound,
     ProviderTimeout,
     QuotaExhausted,
 )
-from services.runs.asking import Call
+from services.runs.asking import Call, Parting
 
 
 class BudgetReached(PromptStackError):
@@ -30,9 +33,12 @@ class BudgetHeld(PromptStackError):
     backs_off = False
 
 
-ENDS_THE_RUN = (AuthenticationFailed, QuotaExhausted, QuotaSpent, BudgetReached)
+ENDS_THE_RUN = (AuthenticationFailed, ModelNotFound, QuotaExhausted, QuotaSpent, BudgetReached)
 """Of the account, or the run itself: every other call would meet the same."""
 RUN_ENDING_CODES = tuple({error.code for error in ENDS_THE_RUN})
+IN_VAIN = 4
+"""How often all contents of a call may be paid for in vain from its first parting on, to find those
+that make it fail: a single one is found for less than two."""
 MAY_BE_ONE_OF_MANY = (
     InvalidProviderRequest,
     ContentRefused,
@@ -49,13 +55,30 @@ def is_retried(call: Call, error: PromptStackError, max_retries: int) -> bool:
     if not error.transient or not error.counts_as_failure:
         return error.transient
     # One bad text would make all of them be paid for, try by try: after the second they part.
-    most = min(max_retries, 1) if _may_be_one(call, error) else max_retries
+    most = max_retries
+    if _may_be_one(call, error):
+        most = min(max_retries, 1) if call.parting is None else 0
     return call.tries < most
 
 
 def is_parted(call: Call, error: PromptStackError) -> bool:
-    """Whether its texts are asked for again in two calls, to find the one that is refused."""
-    return _may_be_one(call, error)
+    """Whether its texts are asked for again in two calls, to find the one that is refused.
+
+    Where that costs money, no more often than a few bad ones need: it may be all of them.
+    """
+    if not _may_be_one(call, error):
+        return False
+    return call.parting is None or call.parting.left >= paid_in_vain(call, error)
+
+
+def parts(call: Call) -> list[Call]:
+    """The two calls."""
+    return call.halves(call.parting or Parting(IN_VAIN * len(call.contents)))
+
+
+def paid_in_vain(call: Call, error: PromptStackError) -> int:
+    """How many contents of a failed call were, or may have been, paid for."""
+    return 0 if billing_of(error) is Billing.NOT_BILLED else len(call.contents)
 
 
 def ended(call: Call, error: PromptStackError) -> list[Ended]:

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from repositories.models import AttemptState
 from repositories.run_models import RunState
 from services.runs.in_flight import places
+from services.runs.verdicts import IN_VAIN
 from services.runs.views import RunView
 from simulator.asking import UNFIT_MARK
 from simulator.process import SimulatorProcess
@@ -64,9 +65,9 @@ class Costly:
         self.model = GENERATES if self._is_generation else EMBEDS
         # A call for texts has 2,048 of them, as a shard does here.
         self.items = 1_200 if self._is_generation else 6_144
-        self.limits = ["0.006", "0.012"] if self._is_generation else ["0.0005"]
-        self.most = Decimal("0.00006" if self._is_generation else "0.00041")
-        """More than any one call can cost."""
+        self.limits = ["0.006", "0.012"] if self._is_generation else ["0.0001"]
+        self.most = Decimal("0.00006" if self._is_generation else "0.000001")
+        """More than any one item can cost."""
 
     def start(self) -> RunView:
         if self._is_generation:
@@ -253,3 +254,45 @@ def test_the_books_agree_with_the_providers_but_for_the_calls_of_workers_that_di
     assert Decimal(0) <= missed <= sum(row.expected_cost_usd for row in runs.usage.unsettled())
     (usage,) = runs.usage.sums()
     assert (usage.calls, usage.cost_usd) == (600 + lost, done.cost_usd)
+
+
+def test_answers_that_cannot_be_read_are_paid_for_and_count_against_the_limit(
+    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+) -> None:
+    start_worker(**PATIENT)
+    simulator.set_fault_rates({"rate": 1, "kind": "truncated"})
+    texts = [f"a text of some words with the number {n:05}" for n in range(100)]
+    limit = Decimal("0.0003")
+    stopped = ended(runs, runs.runs.embed(texts, max_cost_usd=limit))
+    assert (stopped.state, stopped.error_code) == (RunState.FAILED, "BUDGET_REACHED")
+    assert simulator.stats()["billed"] > 0
+    assert billed_usd(runs, simulator, EMBEDS) <= limit
+    # Without a limit they end, too, and before each was paid for many times.
+    other = [f"another {text}" for text in texts]
+    simulator.reset()
+    simulator.set_fault_rates({"rate": 1, "kind": "truncated"})
+    done = ended(runs, runs.runs.embed(other, max_retries=2))
+    assert (done.state, done.failed) == (RunState.COMPLETED, 100)
+    assert max(simulator.ledger().values()) <= 2 + IN_VAIN
+
+
+def test_a_model_that_is_not_there_ends_a_run_with_its_first_calls(
+    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+) -> None:
+    start_worker(**PATIENT)
+    run = ended(runs, runs.runs.embed(["one", "two", "three"], model="unknown-model"))
+    assert (run.state, run.error_code) == (RunState.FAILED, "MODEL_NOT_FOUND")
+    assert simulator.stats()["requests"] == 1
+
+
+def test_a_limit_that_is_enough_for_what_is_asked_is_enough(
+    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+) -> None:
+    start_worker(**PATIENT)
+    texts = [f"a text of some words with the number {n:05}" for n in range(3_000)]
+    preflight = runs.runs.prepare_embedding(texts, max_cost_usd=Decimal("0.001"))
+    assert preflight.cost_usd is not None
+    assert preflight.cost_usd < Decimal("0.001") < 2 * preflight.cost_usd
+    done = ended(runs, runs.runs.start(preflight.run_id))
+    assert (done.state, done.succeeded) == (RunState.COMPLETED, 3_000)
+    assert billed_usd(runs, simulator, EMBEDS) <= Decimal("0.001")

@@ -21,6 +21,7 @@ from services.llm.errors import (
     ContentRefused,
     ContextTooLong,
     InvalidProviderRequest,
+    ModelNotFound,
     ModelQuotaExhausted,
     NeverSent,
     Overloaded,
@@ -205,10 +206,11 @@ def test_the_headers_tell_of_limits(kind: Kind, simulator: SimulatorProcess) -> 
         return
     assert (told["requests"].limit, told["requests"].remaining) == (600, 599)
     if kind is ANTHROPIC:
-        assert told["input"].remaining == 60_000 - answer.input_tokens
+        # A token a millisecond comes back while the answer is made.
+        assert 60_000 - answer.input_tokens <= told["input"].remaining < 60_000
         assert told["output"].limit == 6_000
     else:
-        assert told["tokens"].remaining == 60_000 - answer.tokens_used
+        assert 60_000 - answer.tokens_used <= told["tokens"].remaining < 60_000
 
 
 @of_all
@@ -255,7 +257,7 @@ REFUSALS: list[tuple[str, dict[str, Any], type[ProviderError], float | None]] = 
     ("wrong key", status(401), AuthenticationFailed, None),
     ("forbidden", status(403), AuthenticationFailed, None),
     ("wrong request", status(400), InvalidProviderRequest, None),
-    ("no such model", status(404), InvalidProviderRequest, None),
+    ("no such model", status(404), ModelNotFound, None),
     ("too long", status(400, code="context_length_exceeded"), ContextTooLong, None),
     ("too large", status(413), ContextTooLong, None),
     ("refused", {"kind": "refused"}, ContentRefused, None),

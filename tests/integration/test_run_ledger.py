@@ -25,6 +25,7 @@ from services.llm.errors import Overloaded
 from services.llm.limit_report import LimitReport, LimitState
 from services.llm.requests import GenerationRequest
 from services.runs.call_session import CallSession
+from services.runs.service import BadInputs
 from tasks.composition import PromptStack
 from tests.processes import wait_until
 from tests.runs import work
@@ -303,3 +304,24 @@ def test_the_jobs_of_runs_are_listed_only_where_they_are_asked_for(stack: Prompt
     stack.runs.generate(["Say this."], provider="demo")
     assert [job.id for job in stack.jobs.get_many()] == [single.id]
     assert len(stack.jobs.get_many(kind=JobKind.SHARD)) == 1
+
+
+def test_search_finds_as_many_as_are_wanted_however_often_each_text_is_there(
+    stack: PromptStack,
+) -> None:
+    texts = [{"text": f"Text {n} of the sea.", "lang": "en" if n % 2 else "de"} for n in range(30)]
+    for _ in range(6):
+        work(stack, stack.runs.embed([*texts, *texts[:5]], provider="local").id)
+    for where, most in (({"lang": "en"}, 15), ({"lang": "fr"}, 0), ({}, 30)):
+        for limit in (5, 100):
+            found = stack.search.search("the sea", limit=limit, provider="local", where=where)
+            assert len({one.text for one in found}) == len(found) == min(limit, most)
+
+
+def test_messages_cannot_be_embedded(stack: PromptStack) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    items: list[dict[str, Any]] = [{"text": "fine"}, {"messages": messages}]
+    with pytest.raises(BadInputs, match="2: It has messages"):
+        stack.runs.embed(items, provider="local")
+    done = work(stack, stack.runs.embed(items, provider="local", skip_bad=True).id)
+    assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 1, 1)

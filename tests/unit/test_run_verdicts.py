@@ -27,10 +27,11 @@ from services.runs.asking import Call, Content
 from services.runs.in_flight import InFlight, places
 from services.runs.shard import ShardWork
 from services.runs.shard_store import ShardTools
-from services.runs.verdicts import ended, is_parted, is_retried
+from services.runs.verdicts import IN_VAIN, ended, is_parted, is_retried, paid_in_vain, parts
 from services.sources.reading import BadRecord
 
-ONE_OF_MANY = (BadResponse, ContentRefused, ContextTooLong, InvalidProviderRequest, ProviderTimeout)
+ONE_OF_MANY = (ContentRefused, ContextTooLong, InvalidProviderRequest)
+BILLED = (BadResponse, ProviderTimeout)
 
 
 def call_of(count: int) -> Call:
@@ -61,7 +62,7 @@ def test_the_bad_ones_of_a_call_are_found_and_the_others_are_served(
             assert error.transient
             waiting.append(replace(call, tries=call.tries + 1))
         elif is_parted(call, error):
-            waiting.extend(call.halves())
+            waiting.extend(parts(call))
         else:
             failed.update(end.position for end in ended(call, error))
     expected = {p for n in bad if n < count for p in (2 * n, 2 * n + 1)}
@@ -75,6 +76,49 @@ def test_the_bad_ones_of_a_call_are_found_and_the_others_are_served(
         # What failed on the way is made once more, and a text alone as often as it may be.
         most += (levels * min(max_retries, 1) + max_retries) * found
     assert asked <= most
+
+
+@given(
+    st.integers(1, 300),
+    st.sets(st.integers(0, 299)),
+    st.sampled_from(BILLED),
+    st.integers(0, 4),
+)
+def test_what_is_paid_in_vain_is_bounded_and_a_single_bad_one_hurts_no_other(
+    count: int, bad: set[int], kind: type[PromptStackError], max_retries: int
+) -> None:
+    whole = Call([Content(n.to_bytes(2), (n,), f"text {n}") for n in range(count)])
+    waiting = deque([whole])
+    failed: Counter[int] = Counter()
+    served: Counter[int] = Counter()
+    in_vain = alone = 0
+    while waiting:
+        call = waiting.popleft()
+        if not any(position in bad for position in call.positions):
+            served.update(call.positions)
+            continue
+        error = kind("It is no answer.")
+        if len(call.contents) > 1:
+            in_vain += paid_in_vain(call, error)
+        else:
+            alone += 1
+        if is_retried(call, error, max_retries):
+            waiting.append(replace(call, tries=call.tries + 1))
+        elif is_parted(call, error):
+            again = parts(call)
+            assert again[0].parting is not None
+            again[0].parting.left -= paid_in_vain(call, error)
+            waiting.extend(again)
+        else:
+            failed.update(end.position for end in ended(call, error))
+    assert sorted([*failed, *served]) == list(range(count))
+    assert max([*failed.values(), *served.values()]) == 1
+    # Twice as a whole, then in parts; those that are left are asked once more and given up.
+    assert in_vain <= (2 + IN_VAIN) * count
+    assert alone <= len(failed) * (1 + max_retries)
+    here = {n for n in bad if n < count}
+    if len(here) <= 2:
+        assert set(failed) == here
 
 
 @pytest.mark.parametrize("max_retries", [0, 1, 3])
