@@ -17,6 +17,7 @@ from benchmarks.own_runs import OwnRun, Sample, measure, one_worker
 from services.runs.service import RunService
 from services.runs.views import RunView
 
+SHORTEST_SECONDS = 2.0
 COLUMNS = (
     "items", "accepted/s", "items/s", "items/s at 10%", "items/s at the end", "worker MB at 10%",
     "at 100%", "database MB",
@@ -62,18 +63,18 @@ def row(done: OwnRun, size: int, database: int) -> list[str]:
         f"{size:,}",
         f"{size / done.accept_seconds:,.0f}",
         f"{size / done.seconds:,.0f}",
-        f"{rate(begin, first[-1]):,.0f}",
-        f"{rate(end[0], end[-1]):,.0f}",
+        rate(begin, first[-1]),
+        rate(end[0], end[-1]),
         f"{first[-1].rss / 1e6:,.0f}",
         f"{done.samples[-1].rss / 1e6:,.0f}",
         f"{database / 1e6:,.0f}",
     ]
 
 
-def rate(first: Sample, last: Sample) -> float:
-    """Items a second between two looks."""
+def rate(first: Sample, last: Sample) -> str:
+    """Items a second between two looks, where they are far enough apart to tell."""
     passed = last.seconds - first.seconds
-    return (last.done - first.done) / passed if passed else float("nan")
+    return f"{(last.done - first.done) / passed:,.0f}" if passed > SHORTEST_SECONDS else "-"
 
 
 if __name__ == "__main__":
