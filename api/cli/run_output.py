@@ -1,44 +1,78 @@
 """Writing what a run has produced."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 from api.cli.terminal import err, plural
 from repositories.run_models import RunKind
-from services.export.items import ExportFormat
+from services.errors import InvalidInput
+from services.export.items import ExportFormat, ExportSummary
+from services.export.places import STANDARD_OUTPUT, check_output
 from tasks.composition import PromptStack
 
-STANDARD_OUTPUT = Path("-")
+
+@dataclass(frozen=True)
+class Target:
+    """Where results go; None: nowhere."""
+
+    path: Path | None
+    format: ExportFormat | None = None
+    overwrite: bool = False
+
+    def check(self, kind: RunKind, source: str | None = None) -> None:
+        """Refuse a place that takes no results, or has what would be lost, before any is paid."""
+        if self.path is None:
+            return
+        try:
+            check_output(
+                self.path,
+                self.format,
+                has_vectors=kind is RunKind.EMBEDDING,
+                source=source,
+                overwrite=self.overwrite,
+            )
+        except InvalidInput as error:
+            raise InvalidInput(f"{error} Nothing was done.") from error
 
 
 def write_output(
-    stack: PromptStack,
-    run_id: UUID,
-    path: Path,
-    format_: ExportFormat | None = None,
-    *,
-    with_input: bool = False,
+    stack: PromptStack, run_id: UUID, target: Target, *, with_input: bool = False
 ) -> None:
-    """Write results in the order of the inputs, and failures beside them."""
+    """Write results in the order of the inputs, and failures beside them. Raises `InvalidInput`."""
     # Here, as it takes a while to load and most commands write nothing.
     from services.export.results import export  # noqa: PLC0415
 
+    if target.path is None:
+        return
     run = stack.runs.get(run_id)
+    has_vectors = run.kind is RunKind.EMBEDDING
+    # Again, as another may have written there while the run went on.
+    check_output(target.path, target.format, has_vectors=has_vectors, overwrite=target.overwrite)
     summary = export(
-        path,
+        target.path,
         stack.run_results.produced(run_id, with_input=with_input),
         stack.run_results.failed(run_id),
-        format=format_,
+        format=target.format,
         dimensions=stack.run_results.dimensions(run_id),
-        count=run.succeeded if run.state.is_final and run.kind is RunKind.EMBEDDING else None,
+        count=run.succeeded if run.state.is_final and has_vectors else None,
         with_input=with_input,
+        keep_old=True,
     )
-    if path == STANDARD_OUTPUT:
+    if target.path != STANDARD_OUTPUT:
+        _tell(summary)
+
+
+def _tell(summary: ExportSummary) -> None:
+    failures = plural(summary.errors, "failure")
+    if not summary.is_written:
+        err.print(f"There are no results: {summary.path} was not written.", markup=False)
+        if summary.errors_path is not None:
+            err.print(f"Wrote {failures}: {summary.errors_path}", markup=False)
         return
     files = [str(summary.path)]
     files += [str(one) for one in (summary.ids_path, summary.errors_path) if one is not None]
     err.print(
-        f"Wrote {plural(summary.items, 'result')} and {plural(summary.errors, 'failure')}: "
-        f"{', '.join(files)}",
+        f"Wrote {plural(summary.items, 'result')} and {failures}: {', '.join(files)}",
         markup=False,
     )

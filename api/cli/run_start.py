@@ -5,31 +5,20 @@ import sys
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any
-from uuid import UUID
 
 import typer
 from rich.console import Console
 
 from api.cli.connection import connected
-from api.cli.run_output import write_output
-from api.cli.run_watch import watch_run
-from api.cli.terminal import (
-    JOB_FAILED,
-    WRONG_INPUT,
-    JsonFlag,
-    dollars,
-    err,
-    out,
-    plural,
-    print_json,
-    printable,
-    stop,
-)
-from repositories.run_models import RunState
+from api.cli.run_end import finish, print_run
+from api.cli.run_output import Target
+from api.cli.run_preflight import preflight_json, show_preflight
+from api.cli.terminal import WRONG_INPUT, JsonFlag, plural, print_json, stop
+from repositories.run_models import RunKind
 from services.errors import InvalidInput
 from services.runs.intake import Intake
 from services.runs.service import RunOptions
-from services.runs.views import Preflight, RunView
+from services.runs.views import Preflight
 from services.sources.reading import Format, Reading
 from tasks.composition import PromptStack
 
@@ -55,7 +44,9 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write to .jsonl, .parquet, .npy or .csv.")
 ]
 Name = Annotated[str, typer.Option(help="A name to know the run by.")]
-FAULTS_SHOWN = 20
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Take the place of files that are there already.")
+]
 
 
 def embed(
@@ -82,10 +73,13 @@ def embed(
     skip_bad: SkipBad = False,
     detach: Detach = False,
     output: Output = None,
+    overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Embed every text of a file or folder."""
     with connected() as stack:
+        target = Target(output, overwrite=overwrite)
+        target.check(RunKind.EMBEDDING, source)
         if chunk_tokens is None and source != "-" and Path(source).is_dir():
             chunk_tokens = stack.settings.chunk_tokens
             if chunk_overlap_tokens is None:
@@ -112,7 +106,8 @@ def embed(
             dry_run=dry_run,
             skip_bad=skip_bad,
             detach=detach,
-            output=output,
+            target=target,
+            named_by_id=chunk_tokens is not None,
             as_json=as_json,
         )
 
@@ -142,10 +137,13 @@ def generate(
     skip_bad: SkipBad = False,
     detach: Detach = False,
     output: Output = None,
+    overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Generate an answer to every prompt of a file."""
     with connected() as stack:
+        target = Target(output, overwrite=overwrite)
+        target.check(RunKind.GENERATION, source)
         reading = Reading(
             format=format_,
             text_column=text_column,
@@ -172,7 +170,8 @@ def generate(
             dry_run=dry_run,
             skip_bad=skip_bad,
             detach=detach,
-            output=output,
+            target=target,
+            named_by_id=Path(source).is_dir(),
             as_json=as_json,
         )
 
@@ -214,79 +213,37 @@ def _go_on(
     dry_run: bool,
     skip_bad: bool,
     detach: bool,
-    output: Path | None,
+    target: Target,
+    named_by_id: bool,
     as_json: bool,
 ) -> None:
     """Say what is ahead; start the run, unless somebody must decide first."""
-    _show_preflight(preflight)
+    show_preflight(preflight, named_by_id=named_by_id)
     run_id = preflight.run_id
     if dry_run:
         stack.runs.discard(run_id)
         if as_json:
-            print_json(_preflight_json(preflight))
+            print_json(preflight_json(preflight))
+        if preflight.bad and not skip_bad:
+            stop("some inputs are bad; mend them or give --skip-bad.", WRONG_INPUT)
         return
     if preflight.bad and not skip_bad and not _agrees(preflight):
         stack.runs.discard(run_id)
         stop("some inputs are bad, so nothing was done; mend them or give --skip-bad.", WRONG_INPUT)
     run = stack.runs.start(run_id)
     if detach:
-        _print_run(run, as_json=as_json)
+        print_run(run, as_json=as_json)
         return
-    finish(stack, run_id, output, as_json=as_json)
-
-
-def finish(stack: PromptStack, run_id: UUID, output: Path | None, *, as_json: bool) -> None:
-    """Watch a run to its end, write its output, and exit as it ended."""
-    watch_run(stack, run_id, quiet=as_json)
-    run = stack.runs.get(run_id)
-    if output is not None:
-        write_output(stack, run_id, output)
-    _print_run(run, as_json=as_json)
-    if run.state is not RunState.COMPLETED:
-        stop(f"the run {run.state}: {run.error or 'no reason given'}", JOB_FAILED)
-    if run.failed:
-        raise typer.Exit(JOB_FAILED)
-
-
-def _print_run(run: RunView, *, as_json: bool) -> None:
-    if as_json:
-        print_json(vars(run))
-        return
-    paid = "nothing was paid" if run.calls == 0 else f"${dollars(run.cost_usd)}"
-    out.print(
-        f"Run {run.id} is {run.state}: {run.succeeded:,} of {plural(run.total, 'item')} done, "
-        f"{run.failed:,} failed, {run.reused:,} reused; {plural(run.calls, 'call')}, {paid}."
-    )
-
-
-def _show_preflight(preflight: Preflight) -> None:
-    cost = "unknown" if preflight.cost_usd is None else f"${dollars(preflight.cost_usd)}"
-    seconds = preflight.seconds
-    time_ = "unknown (no limits are known)" if seconds is None else f"at least {seconds:,.0f} s"
-    err.print(
-        f"{plural(preflight.items, 'input')} for {preflight.provider}/{preflight.model}: "
-        f"{preflight.bad:,} bad, {preflight.reused:,} reused, {preflight.to_pay:,} to pay for.\n"
-        f"Expected: {preflight.tokens:,} tokens, cost {cost}, time {time_}.",
-        markup=False,
-    )
-    for fault in preflight.faults[:FAULTS_SHOWN]:
-        err.print(printable(f"  line {fault.position}: {fault.code}: {fault.reason}"), markup=False)
-    if preflight.duplicates:
-        err.print(f"  {plural(preflight.duplicates, 'input')} with the id of an earlier one")
-
-
-def _preflight_json(preflight: Preflight) -> dict[str, Any]:
-    faults = [
-        {"position": one.position, "custom_id": one.custom_id, "code": one.code, "why": one.reason}
-        for one in preflight.faults
-    ]
-    return {**vars(preflight), "faults": faults}
+    finish(stack, run_id, target, as_json=as_json)
 
 
 def _agrees(preflight: Preflight) -> bool:
     if not sys.stdin.isatty():
         return False
-    return typer.confirm(f"Go on without the {preflight.bad:,} bad inputs?", err=True)
+    try:
+        return typer.confirm(f"Go on without the {plural(preflight.bad, 'bad input')}?", err=True)
+    except typer.Abort:
+        return False
 
 
 def dollars_of(given: str | None) -> Decimal | None:

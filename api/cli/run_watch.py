@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from api.cli.terminal import err, stop
+from api.cli.terminal import err, plural, stop
 from repositories.run_models import RunState
 from services.runs.progress import RunStanding
 from tasks.composition import PromptStack
@@ -39,17 +39,24 @@ class Rate:
 
 def watch_run(stack: PromptStack, run_id: UUID, *, quiet: bool = False) -> RunStanding:
     """Show a run until it has ended; how it stands then."""
-    rate = Rate()
     standing = _look(stack, run_id)
+    if quiet:
+        while not standing.state.is_final:
+            time.sleep(LOOK_SECONDS)
+            standing = _look(stack, run_id)
+        return standing
+    rate = Rate()
     with Live(console=err, refresh_per_second=4, transient=False) as screen:
         while True:
             rate.add(time.monotonic(), standing.done)
-            if not quiet:
-                screen.update(_picture(standing, rate))
+            screen.update(_picture(standing, rate))
             if standing.state.is_final:
-                return standing
+                break
             time.sleep(LOOK_SECONDS)
             standing = _look(stack, run_id)
+    if not err.is_terminal:
+        err.line()  # the screen ends its last line only on a terminal
+    return standing
 
 
 def _look(stack: PromptStack, run_id: UUID) -> RunStanding:
@@ -62,9 +69,9 @@ def _look(stack: PromptStack, run_id: UUID) -> RunStanding:
 def _picture(standing: RunStanding, rate: Rate) -> Table:
     grid = Table.grid(padding=(0, 2))
     bar = ProgressBar(total=max(1, standing.total), completed=standing.done, width=40)
-    grid.add_row(str(standing.state), bar, f"{standing.done:,} of {standing.total:,}")
+    grid.add_row(str(standing.state), bar, f"{standing.succeeded:,} of {standing.total:,}")
     facts = [f"{standing.failed:,} failed", f"{standing.reused:,} reused"]
-    facts += [f"{standing.calls:,} calls", f"{standing.tokens:,} tokens"]
+    facts += [plural(standing.calls, "call"), plural(standing.tokens, "token")]
     facts += [f"${standing.cost_usd:,.4f}"]
     speed = rate.per_second()
     if not standing.state.is_final:
@@ -73,7 +80,7 @@ def _picture(standing: RunStanding, rate: Rate) -> Table:
             facts += [f"{speed:,.0f}/s", f"ETA {left}"]
         if standing.calls:
             facts.append(f"limiter wait {standing.limiter_wait_seconds / standing.calls:.2f} s")
-        facts.append(f"{standing.workers} worker{'' if standing.workers == 1 else 's'}")
+        facts.append(plural(standing.workers, "worker"))
     whole = Table.grid()
     whole.add_row(grid)
     whole.add_row("  ".join(facts))

@@ -11,9 +11,10 @@ from rich.table import Table
 
 from api.cli import run_start
 from api.cli.connection import connected
-from api.cli.run_output import write_output
-from api.cli.run_start import dollars_of, finish
-from api.cli.terminal import UUID_CHARACTERS, JsonFlag, dollars, out, print_json, printable
+from api.cli.run_end import finish
+from api.cli.run_output import Target, write_output
+from api.cli.run_start import dollars_of
+from api.cli.terminal import UUID_CHARACTERS, JsonFlag, dollars, out, plural, print_json, printable
 from services.export.items import ExportFormat
 
 app = typer.Typer(help="Batches of embeddings and generations.", no_args_is_help=True)
@@ -46,7 +47,7 @@ def list_(
             run.kind,
             escape(f"{run.provider}/{run.model}"),
             run.state,
-            f"{run.succeeded + run.failed:,}/{run.total:,}",
+            f"{run.succeeded:,}/{run.total:,}",
             f"{run.failed:,}",
             f"{run.reused:,}",
             f"${dollars(run.cost_usd)}",
@@ -71,11 +72,14 @@ def show(run_id: RunId, as_json: JsonFlag = False) -> None:
 def watch(
     run_id: RunId,
     output: run_start.Output = None,
+    overwrite: run_start.Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show a run live until it has ended."""
     with connected() as stack:
-        finish(stack, run_id, output, as_json=as_json)
+        target = Target(output, overwrite=overwrite)
+        target.check(stack.runs.get(run_id).kind)
+        finish(stack, run_id, target, as_json=as_json)
 
 
 @app.command()
@@ -96,17 +100,21 @@ def retry(
     max_cost: Annotated[str | None, typer.Option(help="A new limit, in dollars.")] = None,
     detach: run_start.Detach = False,
     output: run_start.Output = None,
+    overwrite: run_start.Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Try again what failed or was never tried; what succeeded isn't paid for again."""
     with connected() as stack:
+        target = Target(output, overwrite=overwrite)
+        target.check(stack.runs.get(run_id).kind)
         run = stack.runs.retry(run_id, max_cost_usd=dollars_of(max_cost))
         if not detach:
-            finish(stack, run_id, output, as_json=as_json)
+            finish(stack, run_id, target, as_json=as_json)
         elif as_json:
             print_json(vars(run))
         else:
-            out.print(f"{run.total - run.succeeded - run.failed:,} items are tried again.")
+            left = run.total - run.succeeded - run.failed
+            out.print(f"{plural(left, 'item')} {'is' if left == 1 else 'are'} tried again.")
 
 
 @app.command()
@@ -119,7 +127,10 @@ def export(
     with_input: Annotated[
         bool, typer.Option("--with-input", help="Also write what was asked.")
     ] = False,
+    overwrite: run_start.Overwrite = False,
 ) -> None:
     """Write what a run has produced, in order, and its failures beside it."""
     with connected(start_servers=True) as stack:
-        write_output(stack, run_id, path, format_, with_input=with_input)
+        target = Target(path, format_, overwrite=overwrite)
+        target.check(stack.runs.get(run_id).kind)
+        write_output(stack, run_id, target, with_input=with_input)

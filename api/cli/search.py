@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from api.cli.connection import connected
-from api.cli.terminal import JsonFlag, out, print_json, printable
+from api.cli.terminal import JsonFlag, err, out, print_json, printable
 from repositories.embeddings import Match
 from services.errors import InvalidInput
 
@@ -47,8 +47,10 @@ def search(
                 for match in matches
             ]
         )
-    else:
+    elif matches:
         print_matches(matches)
+    else:
+        err.print("Nothing found.")
 
 
 def _condition(given: str) -> tuple[str, Any]:

@@ -53,7 +53,17 @@ def print_what_can_be() -> None:
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+    typer.echo(json.dumps(value, indent=2, default=_as_text, ensure_ascii=False))
+
+
+def _as_text(value: Any) -> str:
+    match value:
+        case datetime():
+            return value.isoformat()
+        case Decimal():
+            return f"{value.normalize():f}"
+        case _:
+            return str(value)
 
 
 def stop(message: str, code: int = WRONG_INPUT) -> NoReturn:

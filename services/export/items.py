@@ -65,3 +65,5 @@ class ExportSummary:
     """Beside a `.npy` file: whose vector each row is."""
     errors_path: Path | None
     """None where nothing failed."""
+    is_written: bool = True
+    """False where there were no results, and what was there before was left."""

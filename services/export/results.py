@@ -8,9 +8,8 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from services.errors import InvalidInput
 from services.export.array_writers import Npy, Parquet
-from services.export.atomic import COMPRESSIONS, AtomicFiles
+from services.export.atomic import AtomicFiles
 from services.export.columns import Shape
 from services.export.items import (
     ExportFailed,
@@ -20,6 +19,7 @@ from services.export.items import (
     Produced,
 )
 from services.export.line_writers import Csv, ErrorLines, JsonLines, Writer
+from services.export.places import STANDARD_OUTPUT, beside, check_place, format_of
 
 __all__ = [
     "ExportFailed",
@@ -31,10 +31,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-STANDARD_OUTPUT = Path("-")
-FORMATS = {f".{known.value}": known for known in ExportFormat} | {".ndjson": ExportFormat.JSONL}
-LINED = frozenset({ExportFormat.JSONL, ExportFormat.CSV})
-"""Formats that may be compressed as a whole; Parquet is within, and NumPy reads none."""
 
 
 def export(
@@ -46,30 +42,38 @@ def export(
     dimensions: int | None = None,
     count: int | None = None,
     with_input: bool = False,
+    keep_old: bool = False,
 ) -> ExportSummary:
     """Write results in the order they come in, and what failed to `<stem>.errors.jsonl` beside.
 
     `format` None goes by the suffix. `dimensions` None are those of the first vector. `count` says
     how many results there must be, and None that any number is right. `-` is standard output, in
-    JSON Lines; errors are only counted then.
+    JSON Lines; errors are only counted then. With `keep_old`, an old output stays where
+    there are no results; only errors are written then.
 
     All files appear together and whole, or the old ones stay as they are.
     """
-    kind = _format(path, format)
+    kind = format_of(path, format)
     if path == STANDARD_OUTPUT:
         lines = JsonLines(sys.stdout.buffer, with_input=with_input)
         items = _write_all(lines, produced, count)
         sys.stdout.buffer.flush()
         return ExportSummary(items, sum(1 for _ in errors), path, None, None)
-    _check_place(path)
-    ids_path = _beside(path, "ids") if kind is ExportFormat.NPY else None
-    errors_path = _beside(path, "errors")
+    check_place(path)
+    ids_path = beside(path, "ids") if kind is ExportFormat.NPY else None
+    errors_path = beside(path, "errors")
     try:
         with AtomicFiles() as files:
             first, produced = _peeked(produced)
             found = dimensions
             if found is None and first is not None and first.vector is not None:
                 found = first.vector.size
+            if keep_old and first is None and (_holds(path) or _is_shapeless(kind, found)):
+                _check_count(0, count)
+                failed = _write_errors(files, errors_path, errors, keep_old=True)
+                return ExportSummary(
+                    0, failed, path, None, errors_path if failed else None, is_written=False
+                )
             shape = Shape(with_input, first is not None and first.answer is not None, found)
             writer = _writer(files, path, ids_path, kind, shape)
             items = _write_all(writer, produced, count)
@@ -100,10 +104,21 @@ def _check_count(items: int, expected: int | None) -> None:
         )
 
 
-def _write_errors(files: AtomicFiles, path: Path, errors: Iterable[FailedItem]) -> int:
+def _holds(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _is_shapeless(kind: ExportFormat, dimensions: int | None) -> bool:
+    return kind is ExportFormat.NPY and dimensions is None
+
+
+def _write_errors(
+    files: AtomicFiles, path: Path, errors: Iterable[FailedItem], *, keep_old: bool = False
+) -> int:
     first, errors = _peeked(errors)
     if first is None:
-        files.remove(path)
+        if not keep_old:
+            files.remove(path)
         return 0
     writer = ErrorLines(files.create(path))
     failed = 0
@@ -126,40 +141,8 @@ def _writer(
         case ExportFormat.NPY:
             if shape.dimensions is None:
                 raise ExportFailed("There are no vectors to write; choose another format.")
-            ids = files.create(ids_path or _beside(path, "ids"))
+            ids = files.create(ids_path or beside(path, "ids"))
             return Npy(files.create(path), ids, shape.dimensions, with_input=shape.with_input)
-
-
-def _format(path: Path, asked: ExportFormat | None) -> ExportFormat:
-    if path == STANDARD_OUTPUT:
-        if asked not in {None, ExportFormat.JSONL}:
-            raise InvalidInput("Only JSON Lines goes to standard output; name a file.")
-        return ExportFormat.JSONL
-    compressed = path.suffix.lower() in COMPRESSIONS
-    inner = Path(path.stem) if compressed else path
-    kind = asked or FORMATS.get(inner.suffix.lower())
-    if kind is None:
-        raise InvalidInput(
-            f"The suffix of {path} tells no format; name it {', '.join(FORMATS)}, "
-            "or .jsonl.gz, or .jsonl.zst."
-        )
-    if compressed and kind not in LINED:
-        raise InvalidInput(f"A {kind} file is not compressed as a whole; drop {path.suffix}.")
-    return kind
-
-
-def _check_place(path: Path) -> None:
-    if path.is_dir():
-        raise InvalidInput(f"{path} is a folder; name a file in it.")
-    if path.exists() and not path.is_file():
-        raise InvalidInput(f"{path} is not a regular file; for standard output, give '-'.")
-    if not path.parent.is_dir():
-        raise InvalidInput(f"There is no folder {path.parent}; make it first.")
-
-
-def _beside(path: Path, what: str) -> Path:
-    name = path.stem if path.suffix.lower() in COMPRESSIONS else path.name
-    return path.with_name(f"{Path(name).stem}.{what}.jsonl")
 
 
 def _peeked(items: Iterable[T]) -> tuple[T | None, Iterator[T]]:

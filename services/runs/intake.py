@@ -94,6 +94,14 @@ def take_in(
     return intake
 
 
+def first_faults(unit: UnitOfWork, run_id: UUID) -> list[BadInput]:
+    """What is wrong with the first inputs of a run that is not started, as the ledger has it."""
+    return [
+        BadInput(row.position, row.custom_id, row.code, row.error)
+        for row in unit.results.failures(run_id, 0, FAULTS_TOLD)
+    ]
+
+
 def _store(
     ledger: Ledger,
     run_id: UUID,

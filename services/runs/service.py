@@ -25,7 +25,14 @@ from services.llm.requests import GenerationRequest, Tool
 from services.prices import Prices
 from services.runs.dispatch import Dispatch
 from services.runs.estimates import Estimator, NewRun
-from services.runs.intake import Intake, embedding_hasher, generation_hasher, take_in, texts_only
+from services.runs.intake import (
+    Intake,
+    embedding_hasher,
+    first_faults,
+    generation_hasher,
+    take_in,
+    texts_only,
+)
 from services.runs.progress import RunProgress
 from services.runs.schemas import AnswerSchema
 from services.runs.views import Preflight, RunView
@@ -309,6 +316,8 @@ class RunService:
             _check_not_empty(intake)
             with self._ledger.transaction() as unit:
                 duplicates = unit.items.end_duplicates(run_id)
+                if duplicates:
+                    intake.faults = first_faults(unit, run_id)
             return self._estimator.estimate(run_id, new, intake, duplicates, is_counted=is_counted)
         except BaseException:
             self.discard(run_id)

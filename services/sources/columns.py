@@ -29,7 +29,7 @@ def wanted_columns(name: str, columns: Sequence[str], reading: Reading) -> list[
     if whole_text_needed and texts.isdisjoint(columns):
         raise InvalidInput(
             f"{name} has no column 'text', 'prompt' or 'messages'; it has {_listed(columns)}. "
-            "Say which one has the text."
+            "Say which one has the text (--text-column)."
         )
     ids = {reading.id_column} if reading.id_column else set(ID_NAMES)
     needed = {*filled, *kept, *texts, *ids}

@@ -258,6 +258,27 @@ def test_an_old_error_file_goes_when_nothing_failed(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out.jsonl.gz"]
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_no_results_take_no_old_results_place(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"out{suffix}"
+    export(path, [vector(1, 2)], [FAILED])
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    other = FailedItem(7, None, "EMPTY_TEXT", "The text is empty.", None, {})
+    for failed in ([], [other]):
+        done = export(path, [], failed, keep_old=True)
+        assert (done.items, done.errors, done.is_written) == (0, len(failed), False)
+        errors = tmp_path / "out.errors.jsonl"
+        assert [line["position"] for line in lines(errors)] == [7 if failed else 2]
+        found = {file: file.read_bytes() for file in tmp_path.iterdir()}
+        assert found | {errors: before[errors]} == before
+
+
+def test_failures_are_written_where_no_vector_tells_a_size(tmp_path: Path) -> None:
+    done = export(tmp_path / "out.npy", [], [FAILED], keep_old=True)
+    assert not done.is_written
+    assert names(tmp_path) == ["out.errors.jsonl"]
+
+
 @pytest.mark.parametrize(
     "suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".csv", ".npy"]
 )

@@ -1,0 +1,49 @@
+"""What a run would come to, and what is wrong with its inputs."""
+
+from typing import Any
+
+from api.cli.terminal import dollars, err, plural, printable
+from services.runs.views import Preflight
+from services.sources.reading import BadInput
+
+
+def show_preflight(preflight: Preflight, *, named_by_id: bool) -> None:
+    """Say on standard error what is ahead.
+
+    `named_by_id`: an input's position is no line of a file, and its id says where it comes from.
+    """
+    cost = "unknown" if preflight.cost_usd is None else f"${dollars(preflight.cost_usd)}"
+    seconds = preflight.seconds
+    time_ = "unknown (no limits are known)" if seconds is None else f"at least {seconds:,.0f} s"
+    err.print(
+        f"{plural(preflight.items, 'input')} for {preflight.provider}/{preflight.model}: "
+        f"{preflight.bad:,} bad, {preflight.reused:,} reused, {preflight.to_pay:,} to pay for.\n"
+        f"Expected: {plural(preflight.tokens, 'token')}, cost {cost}, time {time_}.",
+        markup=False,
+    )
+    for fault in preflight.faults:
+        where = _where(fault, named_by_id=named_by_id)
+        err.print(printable(f"  {where}: {fault.code}: {fault.reason}"), markup=False)
+    if more := _untold(preflight):
+        err.print(f"  and {more:,} more")
+    if preflight.duplicates:
+        err.print(f"  {plural(preflight.duplicates, 'input')} with the id of an earlier one")
+
+
+def preflight_json(preflight: Preflight) -> dict[str, Any]:
+    """Give all of it to programs; `faults` are the first of those that are `bad`."""
+    faults = [
+        {"position": one.position, "custom_id": one.custom_id, "code": one.code, "why": one.reason}
+        for one in preflight.faults
+    ]
+    return {**vars(preflight), "faults": faults, "faults_untold": _untold(preflight)}
+
+
+def _untold(preflight: Preflight) -> int:
+    return preflight.bad - len(preflight.faults)
+
+
+def _where(fault: BadInput, *, named_by_id: bool) -> str:
+    if not named_by_id:
+        return f"line {fault.position}"
+    return fault.custom_id or f"input {fault.position}"

@@ -1,0 +1,256 @@
+"""`promptstack runs` and the files it writes; the worker's part is done here, by who watches."""
+
+import json
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from api.cli import run_end
+from api.cli.main import build
+from api.cli.run_watch import watch_run
+from repositories.run_models import RunState
+from services.errors import InvalidInput
+from services.export import atomic
+from services.export.places import check_output
+from tasks.composition import PromptStack
+from tests.runs import work
+
+LINES = '{"id": "a", "text": "One"}\n{"id": "b", "text": "Two"}\n'
+BAD = '{"id": "c", "text": ""}\n'
+
+
+@pytest.fixture(autouse=True)
+def worked(stack: PromptStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Who watches a run does it."""
+
+    def watch(_: PromptStack, run_id: UUID, *, quiet: bool) -> None:
+        assert quiet in {True, False}
+        work(stack, run_id)
+
+    monkeypatch.setattr(run_end, "watch_run", watch)
+    monkeypatch.chdir(tmp_path)
+    Path("texts.jsonl").write_text(LINES)
+
+
+def runs(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(build(), ["runs", *arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def embed(*arguments: str, code: int = 0, source: str = "texts.jsonl") -> Result:
+    return runs("embed", source, "--provider", "local", *arguments, code=code)
+
+
+def refused(stack: PromptStack, *arguments: str, source: str = "texts.jsonl") -> str:
+    """What is said where nothing is done."""
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    known = len(stack.runs.get_many())
+    said = embed(*arguments, source=source, code=2).stderr
+    assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
+    assert len(stack.runs.get_many()) == known
+    assert "Nothing was done." in said
+    return said
+
+
+def only_run(stack: PromptStack) -> UUID:
+    (run,) = stack.runs.get_many()
+    return run.id
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("texts.jsonl", "texts.jsonl"),
+        ("v.ids.jsonl", "v.npy"),
+        ("v.errors.jsonl", "v.parquet"),
+        ("texts.jsonl", "soft.jsonl"),
+        ("texts.jsonl", "hard.jsonl"),
+        ("soft.jsonl", "texts.jsonl"),
+    ],
+)
+def test_the_source_is_never_overwritten(
+    source: str, output: str, overwrite: list[str], stack: PromptStack
+) -> None:
+    for name in ("v.ids.jsonl", "v.errors.jsonl"):
+        Path(name).write_text(LINES)
+    Path("soft.jsonl").symlink_to("texts.jsonl")
+    os.link("texts.jsonl", "hard.jsonl")
+    assert "is the source" in refused(stack, "-o", output, *overwrite, source=source)
+
+
+def test_neither_is_standard_input(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    with Path("texts.jsonl").open() as given:
+        monkeypatch.setattr(sys, "stdin", given)
+        with pytest.raises(InvalidInput, match="is the source"):
+            check_output(Path("texts.jsonl"), has_vectors=True, source="-", overwrite=True)
+
+
+@pytest.mark.parametrize("there", ["out.npy", "out.errors.jsonl", "out.ids.jsonl"])
+def test_what_is_there_is_overwritten_only_when_told(there: str, stack: PromptStack) -> None:
+    Path(there).write_text("precious")
+    assert f"{there} exists already" in refused(stack, "-o", "out.npy")
+    embed("-o", "out.npy", "--overwrite")
+    files = {path.name for path in Path().glob("out.*")}
+    assert files == {"out.npy", "out.ids.jsonl"}
+    run = str(only_run(stack))
+    for command in (["export", run, "out.npy"], ["watch", run, "-o", "out.npy"]):
+        assert "exists already" in runs(*command, code=2).stderr
+        runs(*command, "--overwrite")
+    assert "exists already" in runs("retry", run, "-o", "out.npy", code=2).stderr
+
+
+def test_no_results_leave_an_old_output(stack: PromptStack) -> None:
+    embed("-o", "out.jsonl")
+    good = Path("out.jsonl").read_bytes()
+    Path("bad.jsonl").write_text(BAD)
+    done = embed("--skip-bad", "-o", "out.jsonl", "--overwrite", source="bad.jsonl", code=1)
+    assert "no results: out.jsonl was not written" in done.stderr
+    assert Path("out.jsonl").read_bytes() == good
+    assert "EMPTY_TEXT" in Path("out.errors.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("out", "tells no format"),
+        ("out.xlsx", "tells no format"),
+        ("nowhere/out.jsonl", "There is no folder"),
+        ("folder.jsonl", "is a folder"),
+        ("/proc/out.jsonl", "can't be written"),
+        (f"{'x' * 250}.jsonl", "can't be written: File name too long"),
+    ],
+)
+def test_the_output_is_judged_first(output: str, reason: str, stack: PromptStack) -> None:
+    Path("folder.jsonl").mkdir()
+    assert reason in refused(stack, "-o", output)
+    assert reason in refused(stack, "-o", output, "--overwrite")
+
+
+def test_answers_are_no_arrays() -> None:
+    said = runs("generate", "texts.jsonl", "-o", "out.npy", code=2).stderr
+    assert "Answers are no vectors" in said
+
+
+def test_a_full_disk_loses_no_results(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "_sync", full)
+        done = embed("-o", "out.jsonl", "--json", code=1)
+    run = str(only_run(stack))
+    assert "No space left on device" in done.stderr
+    assert f"promptstack runs export {run} out.jsonl" in done.stderr
+    told = json.loads(done.stdout)
+    assert (told["id"], told["succeeded"]) == (run, 2)
+    runs("export", run, "out.jsonl")
+    assert len(Path("out.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_output_that_appeared_meanwhile_is_left(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watch(_: PromptStack, run_id: UUID, **__: Any) -> None:
+        work(stack, run_id)
+        Path("out.jsonl").write_text("of another")
+
+    monkeypatch.setattr(run_end, "watch_run", watch)
+    assert "exists already" in embed("-o", "out.jsonl", code=1).stderr
+    assert Path("out.jsonl").read_text() == "of another"
+
+
+def test_ctrl_c_says_how_to_go_on(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def watch(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_end, "watch_run", watch)
+    done = embed("-o", "out.jsonl", "--json", code=130)
+    run = only_run(stack)
+    assert done.stdout == ""
+    assert done.stderr.count(str(run)) == 4
+    assert f"promptstack runs watch {run} -o out.jsonl" in done.stderr
+    assert f"promptstack runs cancel {run}" in done.stderr
+    assert "jobs" not in done.stderr
+
+
+def test_bad_lines_are_told_and_counted() -> None:
+    Path("texts.jsonl").write_text(LINES + BAD * 30 + LINES)
+    done = embed("--dry-run", code=2)
+    assert "line 3: EMPTY_TEXT" in done.stderr
+    assert "and 12 more" in done.stderr
+    embed("--dry-run", "--skip-bad")
+    told = json.loads(embed("--dry-run", "--json", code=2).stdout)
+    assert (told["bad"], len(told["faults"]), told["faults_untold"]) == (32, 20, 12)
+
+
+def test_duplicates_are_told_by_line() -> None:
+    Path("texts.jsonl").write_text(LINES + LINES)
+    said = embed("--dry-run", code=2).stderr
+    assert "line 3: DUPLICATE_ID: Line 1 has the same id" in said
+    assert "line 4: DUPLICATE_ID: Line 2 has the same id" in said
+    assert "more\n" not in said
+
+
+def test_a_bad_file_of_a_folder_is_named() -> None:
+    Path("docs").mkdir()
+    Path("docs/a.md").write_text("Good.")
+    Path("docs/b.md").write_bytes(b"\xff")
+    said = embed("--dry-run", source="docs", code=2).stderr
+    assert "  b.md: BAD_ENCODING" in said
+
+
+def test_programs_get_plain_numbers_and_times(stack: PromptStack) -> None:
+    told = json.loads(embed("--json").stdout)
+    assert told["cost_usd"] == "0"
+    assert "T" in told["created_at"]
+    assert datetime.fromisoformat(told["created_at"]).tzinfo is not None
+    assert json.loads(runs("list", "--json").stdout) == [told]
+
+
+def test_what_is_watched_ends_its_line_and_counts_in_words(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watch(_: PromptStack, run_id: UUID, *, quiet: bool) -> None:
+        work(stack, run_id)
+        watch_run(stack, run_id, quiet=quiet)
+
+    monkeypatch.setattr(run_end, "watch_run", watch)
+    Path("texts.jsonl").write_text('{"text": "Only"}')
+    said = embed("-o", "out.jsonl").stderr.splitlines()
+    assert "Wrote 1 result and 0 failures: out.jsonl" in said
+    assert "1 input for" in said[0]
+    assert any("1 call  1 token" in line for line in said), said
+    assert [line for line in said if line.startswith("Run ")] == [f"Run {only_run(stack)}"]
+
+
+def test_a_cancelled_run_says_so(stack: PromptStack) -> None:
+    embed("--detach")
+    run = only_run(stack)
+    runs("cancel", str(run))
+    assert stack.runs.get(run).state is RunState.CANCELLED
+    said = runs("watch", str(run), code=1).stderr
+    assert "the run was cancelled" in said
+    assert "reason" not in said
+
+
+def test_done_in_the_list_is_what_succeeded() -> None:
+    Path("texts.jsonl").write_text(LINES + BAD)
+    embed("--skip-bad", code=1)
+    assert "2/3" in runs("list").stdout
+
+
+def test_nothing_found_is_said() -> None:
+    embed()
+    search = ["search", "any", "--provider", "local", "--where", "lang=none"]
+    result = CliRunner().invoke(build(), search)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "Nothing found." in result.stderr
