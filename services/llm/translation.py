@@ -35,7 +35,7 @@ _TOO_LONG = (ContextTooLong, "says that the input is longer than it takes")
 _REFUSED_CONTENT = (ContentRefused, "refused the input by its content filter")
 _TIMEOUT = (ProviderTimeout, "took too long")
 _OVERLOADED = (Overloaded, "can't answer now")
-_UNKNOWN = (ModelNotFound, "does not know the model, or its address is wrong")
+_UNKNOWN = (ModelNotFound, "does not know the address; the model may not exist")
 _INVALID = (InvalidProviderRequest, "says that the request is wrong")
 
 Meaning = tuple[type[ProviderError], str]

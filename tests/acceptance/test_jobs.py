@@ -52,15 +52,15 @@ def test_failures_on_purpose_are_retried_and_then_succeed(
 def test_a_killed_worker_in_mid_document_costs_nothing_twice(
     stack: PromptStack, start_worker: Callable[..., Process]
 ) -> None:
-    text = "\n\n".join(f"Paragraph {number}: " + "word " * 400 for number in range(2_000))
-    doomed = start_worker()
+    text = "\n\n".join(f"Paragraph {number}: " + "word " * 150 for number in range(2_000))
+    doomed = start_worker(CHUNK_TOKENS="192")
     job = stack.jobs.enqueue_embedding(text, source="long.txt")
     wait_until(lambda: stack.jobs.get(job.id).current > 0, "the first chunks of the document")
     doomed.kill()
     halfway = stack.jobs.get(job.id)
     assert 0 < halfway.current < halfway.total
-    start_worker()
-    done = finish(stack, job)
+    start_worker(CHUNK_TOKENS="192")
+    done = finish(stack, job, 60.0)
     assert done.state is JobState.SUCCEEDED
     assert done.current == done.total == 2_000
     with stack.ledger.transaction() as unit:

@@ -229,7 +229,7 @@ def test_no_transaction_is_open_while_the_provider_is_asked(
 def test_the_attempt_stands_before_the_call_and_stored_vectors_are_not_asked_for_again(
     stack: PromptStack, fake: type[FakeService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paragraphs = [f"Paragraph {n}. " + "word " * 190 for n in range(6)]
+    paragraphs = [f"Paragraph {n}. " + "word " * 400 for n in range(6)]
     job = stack.jobs.enqueue_embedding("\n\n".join(paragraphs), source="a", provider="fake")
     seen: list[int] = []
 
