@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from config.names import RUN_KEY
+from repositories.errors import TransientLedgerError
 from repositories.run_models import Run, RunState
 from repositories.session import Ledger
 
@@ -112,10 +114,11 @@ class RunProgress:
         self.publish(run)
 
     def publish(self, run: Run) -> RunStanding:
-        """Show where a run stands. Redis being away costs the view, not the run."""
+        """Show where a run stands. Redis or the ledger being away costs the view, not the run."""
         workers = 0
         if not RunState(run.state).is_final:
-            with self._ledger.transaction() as unit:
+            # Whoever shows a run has just stored something, which must not look undone.
+            with suppress(TransientLedgerError), self._ledger.transaction() as unit:
                 workers = unit.runs.count_workers(run.id)
         standing = RunStanding.of(run, workers, self._clock())
         self._write(standing)

@@ -255,6 +255,10 @@ class RunService:
             run = unit.runs.lock(run_id)
             if run is None or not RunState(run.state).is_final:
                 raise WrongState("The run goes on; it can be retried when it has ended.")
+            if run.started_at is None:
+                raise WrongState(
+                    "The run was never started, so it may lack inputs; hand it in anew."
+                )
             if max_cost_usd is not None:
                 self._check_limit(run.kind, run.provider, run.model, run.parameters)
             reopened = unit.items.reopen_failed(run_id)

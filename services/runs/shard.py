@@ -261,7 +261,7 @@ class ShardWork:
         if not events:
             return
         try:
-            self._settle_together(events)
+            recorded = self._record(events)
         except ClaimLost:
             raise  # what came is settled
         except (TransientLedgerError, LedgerRefused):
@@ -276,6 +276,9 @@ class ShardWork:
             else:
                 self._let_go(events)
                 raise
+        else:
+            # Not within the same `try`: what is committed is neither stored nor sent again.
+            self._act(*recorded)
 
     def _settle_apart(self, events: list[Event]) -> None:
         lost: ClaimLost | None = None
@@ -290,7 +293,8 @@ class ShardWork:
     def _let_go(self, events: list[Event]) -> None:
         self._session.give_back([one.permit for one in events if isinstance(one, Permitted)])
 
-    def _settle_together(self, events: list[Event]) -> None:
+    def _record(self, events: list[Event]) -> tuple[Come, list[Refused], list[Decision], Committed]:
+        """Store it. Changes nothing but the ledger, as it may have to be done again."""
         permitted = [event for event in events if isinstance(event, Permitted)]
         refused = [event for event in events if isinstance(event, Refused)]
         answered, failed = self._judge(events)
@@ -300,8 +304,13 @@ class ShardWork:
         may_begin = self._may_begin() and not any(one.is_fatal for one in decided)
         come = Come(permitted, answered, failed, ends, may_begin)
         committed = self._job.in_ledger(lambda unit: self._store.write(unit, come, self._sums))
-        # Nothing above has changed what this shard knows: it may have to be done again.
-        over = [*(one.sent for one in answered), *(one.sent for one in failed)]
+        return come, refused, decided, committed
+
+    def _act(
+        self, come: Come, refused: list[Refused], decided: list[Decision], committed: Committed
+    ) -> None:
+        permitted = come.permitted
+        over = [one.sent for one in (*come.answered, *come.failed)]
         self._asked -= len(permitted) + len(refused)
         for sent in over:
             del self._under_way[sent.attempt_id]

@@ -17,8 +17,9 @@ from repositories.answers import AnswerRepository
 from repositories.errors import LedgerUnavailable
 from repositories.models import JobKind
 from repositories.run_models import RunState
+from repositories.runs import RunRepository
 from repositories.session import Ledger, UnitOfWork
-from services.errors import InvalidInput
+from services.errors import InvalidInput, WrongState
 from services.limiter.terms import Need, Outcome, Settlement
 from services.llm.base import Capability, EmbeddingResponse, LLMResponse, LLMService
 from services.llm.errors import Overloaded
@@ -325,3 +326,47 @@ def test_messages_cannot_be_embedded(stack: PromptStack) -> None:
         stack.runs.embed(items, provider="local")
     done = work(stack, stack.runs.embed(items, provider="local", skip_bad=True).id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 1, 1)
+
+
+def test_a_view_that_cannot_be_shown_cuts_off_no_call(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="demo", in_flight=4)
+
+    def away(self: RunRepository, run_id: UUID) -> int:
+        raise LedgerUnavailable("It is away for a moment.")
+
+    monkeypatch.setattr(RunRepository, "count_workers", away)
+    done = work(stack, run.id)
+    assert (done.state, done.succeeded, done.calls) == (RunState.COMPLETED, 20, 20)
+    assert one(stack, "SELECT count(*) FROM attempts") == (20,)
+
+
+def test_what_fails_after_the_commit_is_not_stored_or_sent_again(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.factory.register("held", Held)
+    monkeypatch.setattr(Held, "asked", [])
+    stack.runs.generate(["One.", "Two."], provider="held", in_flight=4, max_retries=0)
+    (shard,) = one(stack, "SELECT id FROM jobs")
+    sent: list[int] = []
+    send = CallSession.send
+
+    def send_and_fail(session: CallSession, calls: Any, seconds_left: float) -> None:
+        sent.extend(call.attempt_id for call in calls)
+        send(session, calls, seconds_left)
+        if calls:
+            raise RuntimeError("Something is wrong after the commit.")
+
+    monkeypatch.setattr(CallSession, "send", send_and_fail)
+    stack.run_work.run_shard(shard, lambda _: None)
+    assert len(sent) == len(set(sent))
+    assert one(stack, "SELECT count(*) FROM attempts WHERE state = 'started'") == (0,)
+
+
+def test_a_run_that_was_never_started_cannot_be_retried(stack: PromptStack) -> None:
+    preflight = stack.runs.prepare_generation(["Say it."], provider="demo")
+    stack.runs.cancel(preflight.run_id)
+    with pytest.raises(WrongState, match="never started"):
+        stack.runs.retry(preflight.run_id)
+    assert one(stack, "SELECT count(*) FROM jobs") == (0,)
