@@ -310,7 +310,7 @@ class ShardWork:
         self, come: Come, refused: list[Refused], decided: list[Decision], committed: Committed
     ) -> None:
         permitted = come.permitted
-        over = [one.sent for one in (*come.answered, *come.failed)]
+        over = [*(one.sent for one in come.answered), *(one.sent for one in come.failed)]
         self._asked -= len(permitted) + len(refused)
         for sent in over:
             del self._under_way[sent.attempt_id]
