@@ -8,11 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg2
-import psycopg2.extras
-
 from chaos.driver import Happened
-from chaos.judge import BREAKS_CALLS, Attempt, is_under_way
+from chaos.judge import BREAKS_CALLS, Attempt, is_under_way, read
 from services.runs.service import RunService
 from simulator.ledger import billing_key
 
@@ -125,7 +122,4 @@ class Batch:
             time.sleep(LOOK_SECONDS)
 
     def _read(self, query: str) -> list[tuple[Any, ...]]:
-        with psycopg2.connect(self._dsn) as connection, connection.cursor() as cursor:
-            psycopg2.extras.register_uuid(None, connection)  # type: ignore[no-untyped-call]
-            cursor.execute(query, (self._id,))
-            return cursor.fetchall()
+        return read(self._dsn, query, self._id)

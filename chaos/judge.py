@@ -211,14 +211,19 @@ class Judge:
         )
 
     def _read(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
-        with psycopg2.connect(self._dsn) as connection, connection.cursor() as cursor:
-            psycopg2.extras.register_uuid(None, connection)  # type: ignore[no-untyped-call]
-            cursor.execute(query, (list(values),))
-            return cursor.fetchall()
+        return read(self._dsn, query, list(values))
 
     def _run(self, statements: str) -> None:
         with psycopg2.connect(self._dsn) as connection, connection.cursor() as cursor:
             cursor.execute(statements)
+
+
+def read(dsn: str, query: str, value: object) -> list[tuple[Any, ...]]:
+    """Rows of a query with one parameter, on a connection of its own."""
+    with psycopg2.connect(dsn) as connection, connection.cursor() as cursor:
+        psycopg2.extras.register_uuid(None, connection)  # type: ignore[no-untyped-call]
+        cursor.execute(query, (value,))
+        return cursor.fetchall()
 
 
 def _judge_bills(

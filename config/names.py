@@ -37,9 +37,6 @@ class TaskName(StrEnum):
     FINALIZE_RUN = "tasks.runs.finalize_run"
 
 
-MIN_CHUNK_TOKENS = 16
-"""Of a chunk. One character can be four tokens, and must fit with what overlaps."""
-
 PROGRESS_KEY = "promptstack:progress:{job_id}"
 """Redis hash: where a job stands now."""
 

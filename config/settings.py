@@ -11,9 +11,11 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from config.errors import ConfigurationError
-from config.names import MIN_CHUNK_TOKENS, VectorType
+from config.names import VectorType
 
 DEFAULT_SECRET_KEY = "change-me"  # noqa: S105 - refused in production
+MIN_CHUNK_TOKENS = 16
+"""Of a chunk. One character can be four tokens, and must fit with what overlaps."""
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "sentinel", "sqs")
 

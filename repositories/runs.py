@@ -228,8 +228,8 @@ class RunRepository(BaseRepository[Run]):
 
     def is_on(self, run: Run) -> bool:
         """Whether a run goes on in the start that was read."""
-        found = self._session.execute(_IS_ON, {"the_run": run.id}).one_or_none()
-        return found is not None and tuple(found) == (RunState.RUNNING, run.started_at)
+        same = {"the_run": run.id, "the_start": run.started_at}
+        return self._session.execute(_IS_ON, same).one_or_none() is not None
 
     def queued_shards(self, run: Run) -> Sequence[UUID]:
         """The jobs of an ended run that nobody works on; not those of a later start."""
@@ -300,7 +300,11 @@ class RunRepository(BaseRepository[Run]):
         ).one_or_none()
 
 
-_IS_ON = select(Run.state, Run.started_at).where(Run.id == bindparam("the_run"))
+_IS_ON = select(Run.id).where(
+    Run.id == bindparam("the_run"),
+    Run.state == RunState.RUNNING,
+    Run.started_at == bindparam("the_start"),
+)
 
 
 @cache

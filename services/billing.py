@@ -10,6 +10,7 @@ from services.llm.base import EmbeddingResponse, LLMResponse
 from services.llm.errors import (
     AuthenticationFailed,
     BadResponse,
+    ContentRefused,
     InvalidProviderRequest,
     NeverSent,
     Overloaded,
@@ -78,6 +79,8 @@ def billing_of(error: PromptStackError) -> Billing:
     """What an error tells of the money."""
     if isinstance(error, BadResponse):
         return Billing.BILLED
+    if isinstance(error, ContentRefused) and 400 <= (error.status or 0) < 500:
+        return Billing.NOT_BILLED  # the input was filtered: no model has seen it
     broke = isinstance(error, Overloaded) and error.status in BROKE_IN_MIDST
     return Billing.NOT_BILLED if isinstance(error, NOT_BILLED) and not broke else Billing.UNKNOWN
 

@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-from config.names import MIN_CHUNK_TOKENS
+from config.settings import MIN_CHUNK_TOKENS
 from repositories.documents import Passage
 from services.errors import InvalidInput
 

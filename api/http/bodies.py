@@ -1,12 +1,12 @@
-"""What all requests that enqueue a job have in common."""
+"""What requests that enqueue a job or start a run have in common."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Header
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, model_validator
 
-from services.llm.requests import Text
+from services.llm.requests import MAX_TOOLS, Text, Tool
 
 MAX_FIELDS = 100
 """No request has as many. Validation says something about each unknown field, and a body of a
@@ -29,26 +29,54 @@ def refuse_many_fields(value: Any) -> Any:
     return value
 
 
-class JobBody(BaseModel):
-    """What every job can be told. The enqueue API checks the values."""
+class Body(BaseModel):
+    """What every job and run can be told. The enqueue API checks the values."""
 
     model_config = ConfigDict(extra="forbid")
 
     provider: Text | None = Field(None, description="Unset: the default provider.")
     model: Text | None = Field(None, description="Unset: the provider's default model.")
     max_retries: int | None = Field(
-        None, description="Failed attempts after which the job gets no further one: 0 to 100."
+        None, description="Failed attempts after which there is no further one: 0 to 100."
     )
     expires_in: float | None = Field(
-        None, description="Seconds after which the job, if it is not done, ends as expired."
+        None, description="Seconds after which it ends as expired where it is not done."
     )
-
-    bulk: bool = Field(False, description="Let interactive jobs go first; for batches.")
 
     @model_validator(mode="before")
     @classmethod
     def _few_fields(cls, value: Any) -> Any:
         return refuse_many_fields(value)
+
+
+class JobBody(Body):
+    """What every job can be told."""
+
+    bulk: bool = Field(False, description="Let interactive jobs go first; for batches.")
+
+
+class GenerationParameters(BaseModel):
+    """How to generate, whatever the prompt."""
+
+    system: Text | None = Field(None, description="What the model is to know and obey throughout.")
+    temperature: float | None = Field(None, description="0 to 2.")
+    max_tokens: int | None = Field(None, description="Longest answer, in tokens.")
+    stop: Annotated[tuple[Text, ...], FailFast()] = Field(
+        (), description="Texts at which the answer ends."
+    )
+    seed: int | None = Field(None, description="For answers that can be repeated.")
+    json_schema: dict[str, JsonValue] | None = Field(
+        None, description="A JSON schema that the answer must be an instance of."
+    )
+    tools: Annotated[tuple[Tool, ...], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
+        (), description="Tools that the model may call; the result then has `tool_calls`."
+    )
+    tool_choice: Text | None = Field(
+        None, description="`auto`, `none`, `required` or the name of a tool."
+    )
+    options: dict[str, JsonValue] | None = Field(
+        None, description="Parameters that only this provider knows."
+    )
 
 
 def in_utc(time: datetime | None) -> datetime | None:

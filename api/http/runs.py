@@ -1,35 +1,34 @@
 """Runs: hand in many texts or prompts at once, watch, stop and read them."""
 
+from collections.abc import Iterator
 from decimal import Decimal
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response, status
-from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 
 from api.http.auth import CurrentCaller, Owner, Stack
-from api.http.bodies import refuse_many_fields
-from services.llm.requests import MAX_TOOLS, Text, Tool
+from api.http.bodies import Body, GenerationParameters
+from services.export.items import FailedItem, Produced
+from services.llm.requests import Text
 from services.runs.views import RunView
 from services.sources.reading import Reading
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
 Record = Text | dict[str, JsonValue]
+Row = TypeVar("Row", Produced, FailedItem)
 
 
-class RunBody(BaseModel):
+class RunBody(Body):
     """What every run can be told."""
-
-    model_config = ConfigDict(extra="forbid")
 
     items: Annotated[list[Record], FailFast(), Field(min_length=1)] = Field(
         description="Texts, or objects with `text`, `prompt` or `messages`, a `custom_id`, and "
         "other fields that are kept as metadata. As many as the server's MAX_BODY_BYTES holds."
     )
-    provider: Text | None = Field(None, description="Unset: the default provider.")
-    model: Text | None = Field(None, description="Unset: the provider's default model.")
     name: Text = Field("", description="For you to find it again.")
     skip_bad: bool = Field(
         False, description="Go on without items that can't be asked for; else the run is refused."
@@ -38,45 +37,17 @@ class RunBody(BaseModel):
     max_cost_usd: Decimal | None = Field(
         None, description="The run ends before it could cost more."
     )
-    max_retries: int | None = Field(None, description="Failed tries after which an item fails.")
-    expires_in: float | None = Field(
-        None, description="Seconds after which the run, if it is not done, ends as expired."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_fields(cls, value: Any) -> Any:
-        return refuse_many_fields(value)
 
 
 class EmbeddingRunBody(RunBody):
     """Texts to embed."""
 
 
-class GenerationRunBody(RunBody):
+class GenerationRunBody(GenerationParameters, RunBody):
     """Prompts to answer, and how."""
 
     template: Text | None = Field(
         None, description="What a prompt is made of: `Summarise: {text}`, with fields of the item."
-    )
-    system: Text | None = Field(None, description="What the model is to know and obey throughout.")
-    temperature: float | None = Field(None, description="0 to 2.")
-    max_tokens: int | None = Field(None, description="Longest answer, in tokens.")
-    stop: Annotated[tuple[Text, ...], FailFast()] = Field(
-        (), description="Texts at which an answer ends."
-    )
-    seed: int | None = Field(None, description="For answers that can be repeated.")
-    json_schema: dict[str, JsonValue] | None = Field(
-        None, description="A JSON schema; an answer that is no instance of it fails its item."
-    )
-    tools: Annotated[tuple[Tool, ...], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
-        (), description="Tools that the model may call."
-    )
-    tool_choice: Text | None = Field(
-        None, description="`auto`, `none`, `required` or the name of a tool."
-    )
-    provider_options: dict[str, JsonValue] | None = Field(
-        None, description="Parameters that only this provider knows."
     )
     reuse: bool = Field(True, description="Take answers that earlier runs have paid for.")
 
@@ -116,8 +87,8 @@ class ResultPage(BaseModel):
 class FailurePage(BaseModel):
     """Items that have failed, in order."""
 
-    failures: list[dict[str, JsonValue]]
-    """`position`, `custom_id`, `metadata`, `code`, `error` and what the provider said."""
+    failures: list[FailedItem]
+    """Each with its reason and what the provider said."""
     after: int | None
 
 
@@ -138,8 +109,13 @@ def create_generation_run(
 ) -> RunView:
     """Accept a run that answers each item; `Location` says where to ask for it."""
     how = dict(body)
-    reading = Reading(template=how.pop("template"))
-    run = stack.runs.generate(how.pop("items"), user_id=caller.user_id, reading=reading, **how)
+    run = stack.runs.generate(
+        how.pop("items"),
+        user_id=caller.user_id,
+        reading=Reading(template=how.pop("template")),
+        provider_options=how.pop("options"),
+        **how,
+    )
     response.headers["Location"] = f"{stack.settings.api_v1_prefix}/runs/{run.id}"
     return run
 
@@ -177,21 +153,8 @@ def get_results(
     """Show what a run has produced so far."""
     stack.runs.get(run_id, owner)
     found = stack.run_results.produced(run_id, after=cursor.after, page=cursor.limit + 1)
-    rows = list(islice(found, cursor.limit + 1))
-    shown = rows[: cursor.limit]
-    return ResultPage(
-        results=[
-            {
-                "position": row.position,
-                "custom_id": row.custom_id,
-                "metadata": row.metadata,
-                **({"answer": row.answer} if row.vector is None else {}),
-                **({} if row.vector is None else {"vector": row.vector.tolist()}),
-            }
-            for row in shown
-        ],
-        after=shown[-1].position if len(rows) > len(shown) else None,
-    )
+    shown, after = _page(found, cursor.limit)
+    return ResultPage(results=list(map(_result, shown)), after=after)
 
 
 @router.get("/{run_id}/failures")
@@ -201,19 +164,23 @@ def get_failures(
     """Show which items of a run have failed so far, and why."""
     stack.runs.get(run_id, owner)
     found = stack.run_results.failed(run_id, after=cursor.after, page=cursor.limit + 1)
-    rows = list(islice(found, cursor.limit + 1))
-    shown = rows[: cursor.limit]
-    return FailurePage(
-        failures=[
-            {
-                "position": row.position,
-                "custom_id": row.custom_id,
-                "metadata": row.metadata,
-                "code": row.code,
-                "error": row.error,
-                "detail": row.detail,
-            }
-            for row in shown
-        ],
-        after=shown[-1].position if len(rows) > len(shown) else None,
-    )
+    shown, after = _page(found, cursor.limit)
+    return FailurePage(failures=shown, after=after)
+
+
+def _page(found: Iterator[Row], limit: int) -> tuple[list[Row], int | None]:
+    """The rows of a page, and where the next one goes on."""
+    # One more than the page holds tells whether there is a next one.
+    rows = list(islice(found, limit + 1))
+    shown = rows[:limit]
+    return shown, shown[-1].position if len(rows) > limit else None
+
+
+def _result(row: Produced) -> dict[str, Any]:
+    came = {"answer": row.answer} if row.vector is None else {"vector": row.vector.tolist()}
+    return {
+        "position": row.position,
+        "custom_id": row.custom_id,
+        "metadata": row.metadata,
+        **came,
+    }

@@ -80,9 +80,10 @@ class Call:
         return Call(contents, self.tries, parting=self.parting)
 
     def halves(self, parting: Parting | None = None) -> "list[Call]":
-        """The same in two."""
-        middle = len(self.contents) // 2
-        parting = parting or self.parting
+        """The same in two; of one content, as it is."""
+        if len(self.contents) == 1:
+            return [self]
+        middle, parting = len(self.contents) // 2, parting or self.parting
         return [
             Call(self.contents[:middle], parting=parting),
             Call(self.contents[middle:], parting=parting),

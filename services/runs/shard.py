@@ -382,23 +382,12 @@ class ShardWork:
 
     def _wait_for_budget(self, committed: Committed) -> None:
         """Wait for what calls under way really cost; with none under way, no money is left."""
-        now = self._tools.clock()
-        if not committed.over_budget:
+        over, now = committed.over_budget, self._tools.clock()
+        if not over or self._under_way or not committed.is_money_held:
             self._held_since = None
+        if not over:
             return
-        over, many = committed.over_budget, False
-        if not self._under_way and not committed.is_money_held:
-            # A text less may be what the money is enough for.
-            many = any(len(call.contents) > 1 for call in over)
-            over = [
-                half
-                for call in over
-                for half in (call.halves() if len(call.contents) > 1 else [call])
-            ]
-        self._ready.extendleft(reversed(over))
-        if many:
-            self._held_since = None
-        elif self._under_way:
+        if self._under_way:
             self._refused_until = now + LOOK_SECONDS
         elif committed.is_money_held:
             self._held_since = self._held_since or now
@@ -409,11 +398,15 @@ class ShardWork:
                 "Calls under way may cost all that is left of the run's limit; the shard waits.",
                 retry_after=1.0,
             )
-        else:
+        elif all(len(call.contents) == 1 for call in over):
             self._fatal = BudgetReached(
                 f"The run was stopped before it could cost more than ${_plain(self._run)}; "
                 "raise the limit with `promptstack runs retry --max-cost`."
             )
+        else:
+            # Of fewer texts the money may be enough.
+            over = [half for call in over for half in call.halves()]
+        self._ready.extendleft(reversed(over))
 
     def _close(self) -> None:
         """Keep what has come, and note what was cut off."""

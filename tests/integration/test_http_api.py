@@ -13,7 +13,6 @@ from uuid import UUID, uuid4
 
 import pytest
 from fastapi.testclient import TestClient
-from httpx2 import Response
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
@@ -28,6 +27,7 @@ from repositories.errors import LedgerUnavailable
 from repositories.models import JobState
 from services.llm.requests import Message
 from tasks.composition import PromptStack
+from tests.http import problem, serve
 
 GENERATIONS = "/api/v1/generations"
 EMBEDDINGS = "/api/v1/embeddings"
@@ -35,14 +35,6 @@ JOBS = "/api/v1/jobs"
 RUNS = "/api/v1/runs"
 NOBODY = "127.0.0.1:1"
 JSON = {"Content-Type": "application/json"}
-
-
-@contextmanager
-def serve(stack: PromptStack, email: str = "ada@example.org", **user: bool) -> Iterator[TestClient]:
-    """A client with a key of this user."""
-    key = stack.keys.create(email, "Test", **user)
-    with TestClient(create_app(stack), headers={"Authorization": f"Bearer {key}"}) as client:
-        yield client
 
 
 @contextmanager
@@ -61,18 +53,6 @@ def client(stack: PromptStack) -> Iterator[TestClient]:
 def stranger(stack: PromptStack) -> Iterator[TestClient]:
     with serve(stack, "stranger@example.org") as client:
         yield client
-
-
-def problem(response: Response, status: int, code: str) -> dict[str, Any]:
-    """The problem in a response, checked for its form."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    body: dict[str, Any] = response.json()
-    assert set(body) - {"errors"} == {"type", "title", "status", "detail", "code"}
-    assert (body["status"], body["code"]) == (status, code)
-    assert body["title"]
-    assert body["detail"]
-    return body
 
 
 # Enqueueing

@@ -1,7 +1,6 @@
 """Runs over HTTP, on the real ledger and Redis; their jobs are worked on here."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -9,20 +8,12 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from api.http.app import create_app
 from tasks.composition import PromptStack
-from tests.integration.test_http_api import problem
+from tests.http import problem, serve
 from tests.runs import work
 
 RUNS = "/api/v1/runs"
 PROMPTS = [{"custom_id": f"id-{number}", "prompt": f"Say {number}."} for number in range(5)]
-
-
-@contextmanager
-def serve(stack: PromptStack, email: str = "ada@example.org", **user: bool) -> Iterator[TestClient]:
-    key = stack.keys.create(email, "Test", **user)
-    with TestClient(create_app(stack), headers={"Authorization": f"Bearer {key}"}) as client:
-        yield client
 
 
 @pytest.fixture

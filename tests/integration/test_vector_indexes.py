@@ -25,6 +25,11 @@ def make_model(stack: PromptStack, vectors: int) -> EmbeddingModel:
     return model
 
 
+def has_valid_index(stack: PromptStack, model: EmbeddingModel) -> bool:
+    with stack.ledger.transaction() as unit:
+        return bool(unit.session.scalar(VALID, {"name": index_name(model)}))
+
+
 def test_who_meets_a_build_under_way_does_not_stand_in_its_way(stack: PromptStack) -> None:
     model = make_model(stack, 6_000)
     indexes = VectorIndexes(stack.ledger)
@@ -39,8 +44,7 @@ def test_who_meets_a_build_under_way_does_not_stand_in_its_way(stack: PromptStac
         assert not indexes.build(model)
         assert building.result(60.0)
     assert indexes.build(model)
-    with stack.ledger.transaction() as unit:
-        assert unit.session.scalar(VALID, {"name": index_name(model)})
+    assert has_valid_index(stack, model)
 
 
 def test_a_build_that_was_broken_off_is_made_anew(stack: PromptStack) -> None:
@@ -53,8 +57,7 @@ def test_a_build_that_was_broken_off_is_made_anew(stack: PromptStack) -> None:
             {"name": index_name(model)},
         )
     assert indexes.build(model)
-    with stack.ledger.transaction() as unit:
-        assert unit.session.scalar(VALID, {"name": index_name(model)})
+    assert has_valid_index(stack, model)
 
 
 def test_a_dropped_index_is_gone(stack: PromptStack) -> None:

@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 
 from services.errors import InvalidInput
 from services.export import array_writers
+from services.export.atomic import COMPRESSIONS
+from services.export.places import COMPRESSED
 from services.export.results import (
     ExportFailed,
     ExportFormat,
@@ -449,3 +451,7 @@ def test_memory_does_not_grow_with_the_results(
 
     peak(10)  # pyarrow imports more as it is used
     assert peak(12_000) < peak(4_000) + 500_000  # 2 MB of vectors more
+
+
+def test_what_is_compressed_is_known_before_it_is_written() -> None:
+    assert set(COMPRESSIONS) == COMPRESSED
