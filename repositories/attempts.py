@@ -97,6 +97,15 @@ class AttemptRepository(BaseRepository[Attempt]):
         by_call = {row[0]: (row[1], row[2]) for row in started}
         return [by_call[call.call] for call in calls]
 
+    def begun(self, claim: Claim, calls: Sequence[int]) -> set[int]:
+        """Those of the claim's calls that are on record."""
+        query = select(Attempt.call).where(
+            Attempt.job_id == claim.job_id,
+            Attempt.number == claim.attempt,
+            Attempt.call.in_(calls),
+        )
+        return set(self._session.scalars(query))
+
     def settle_many(self, settled: Sequence[Mapping[str, Any]]) -> set[int]:
         """Record what came of calls, each by its `attempt_id`, all with the same columns.
 

@@ -1,6 +1,6 @@
 """Items of runs: handed in by COPY, taken by range, ended by outcomes that are only added."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from struct import Struct
@@ -30,13 +30,15 @@ from repositories.arrays import ArrayLiteral
 from repositories.copying import copy_binary
 from repositories.embeddings import TABLES
 from repositories.models import EmbeddingModel
-from repositories.run_models import Answer, Item, Outcome
+from repositories.run_models import Answer, Item, ItemTries, Outcome
 
 _LENGTH = Struct(">i")
 _HEAD = Struct(">hi16sii")
 NULL = _LENGTH.pack(-1)
 JSONB_VERSION = b"\x01"
 DUPLICATE_ID = "DUPLICATE_ID"
+UNSEEN: Mapping[str, Any] = {"synchronize_session": False}
+"""No session holds these rows as objects: what is deleted need not be sent back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class OpenItem(NamedTuple):
     content_hash: bytes
     text: str | None
     messages: list[Any] | None
+    tries: int
+    """How often it has failed by its own fault."""
 
 
 class Ended(NamedTuple):
@@ -152,7 +156,13 @@ class ItemRepository:
         rows = self._session.execute(
             _OPEN_IN, {"the_run": run_id, "the_first": first, "the_last": last}
         )
-        return [OpenItem(row[0], bytes(row[1]), row[2], row[3]) for row in rows]
+        return [OpenItem(row[0], bytes(row[1]), *row[2:]) for row in rows]
+
+    def note_tries(self, run_id: UUID, tries: Mapping[int, int]) -> None:
+        """Note how often open items have failed, by their positions."""
+        if tries:
+            new = {"new_position": list(tries), "new_tries": list(tries.values())}
+            self._session.execute(_NOTE_TRIES, {"the_run": run_id, **new})
 
     def end_open(self, run_id: UUID, first: int, last: int, error_code: str, error: str) -> int:
         """End as failed what is still open from `first` to `last`; how many."""
@@ -170,6 +180,9 @@ class ItemRepository:
             Item.position == Outcome.position,
             Item.content_hash.is_not(None),
         )
+        self._session.execute(
+            delete(ItemTries).where(ItemTries.run_id == run_id), execution_options=UNSEEN
+        )
         return _changed(
             self._session.execute(
                 delete(Outcome)
@@ -179,7 +192,7 @@ class ItemRepository:
                     Outcome.error_code != DUPLICATE_ID,
                     could_be_asked,
                 )
-                .execution_options(synchronize_session=False)
+                .execution_options(**UNSEEN)
             )
         )
 
@@ -226,13 +239,13 @@ class ItemRepository:
 
     def delete_of(self, run_id: UUID, limit: int) -> int:
         """Delete up to `limit` items of a run with their outcomes; how many."""
-        for table in (Outcome, Item):
+        for table in (Outcome, ItemTries, Item):
             some = select(table.position).where(table.run_id == run_id).limit(limit)
             deleted = _changed(
                 self._session.execute(
                     delete(table)
                     .where(table.run_id == run_id, table.position.in_(some))
-                    .execution_options(synchronize_session=False)
+                    .execution_options(**UNSEEN)
                 )
             )
         return deleted
@@ -249,14 +262,38 @@ def _is_open() -> ColumnElement[bool]:
 # Built once: to build a statement costs more than to run it.
 
 _ITEMS, _OUTCOMES = cast_type("Table", Item.__table__), cast_type("Table", Outcome.__table__)
+_TRIES = cast_type("Table", ItemTries.__table__)
 _OPEN_IN = (
-    select(_ITEMS.c.position, _ITEMS.c.content_hash, _ITEMS.c.text, _ITEMS.c.messages)
+    select(
+        _ITEMS.c.position,
+        _ITEMS.c.content_hash,
+        _ITEMS.c.text,
+        _ITEMS.c.messages,
+        func.coalesce(_TRIES.c.tries, 0),
+    )
+    .outerjoin(
+        _TRIES, (_TRIES.c.run_id == _ITEMS.c.run_id) & (_TRIES.c.position == _ITEMS.c.position)
+    )
     .where(
         _ITEMS.c.run_id == bindparam("the_run"),
         _ITEMS.c.position.between(bindparam("the_first"), bindparam("the_last")),
         _is_open(),
     )
     .order_by(_ITEMS.c.position)
+)
+_NEW_TRIES = insert_or(_TRIES).from_select(
+    ["run_id", "position", "tries"],
+    select(
+        bindparam("the_run", type_=_TRIES.c.run_id.type),
+        *(
+            func.unnest(bindparam(f"new_{name}", type_=ArrayLiteral(_TRIES.c[name].type)))
+            for name in ("position", "tries")
+        ),
+    ),
+)
+_NOTE_TRIES = _NEW_TRIES.on_conflict_do_update(
+    index_elements=[_TRIES.c.run_id, _TRIES.c.position],
+    set_={"tries": func.greatest(_TRIES.c.tries, _NEW_TRIES.excluded["tries"])},
 )
 _TOLD = ("is_reused", "error_code", "error", "detail")
 """What an outcome may say; what it doesn't is as in a new row."""

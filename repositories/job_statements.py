@@ -40,6 +40,11 @@ ADD = (
         | {
             "rung_epoch": _EPOCH,
             "rung_at": case((_EPOCH.is_not(None), func.now())),
+            # Of a run's shard not when its transaction began: the run may have begun anew since.
+            "created_at": case(
+                (bindparam("run_id", type_=_JOBS.c.run_id.type).is_(None), func.now()),
+                else_=func.clock_timestamp(),
+            ),
             "expires_at": func.now() + bindparam("lifetime", type_=Interval),
         }
     )

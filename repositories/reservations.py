@@ -1,10 +1,12 @@
 """Reservations: which running job is about to pay for a content's vector."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from sqlalchemy import (
+    ColumnElement,
     CursorResult,
+    Executable,
     Integer,
     LargeBinary,
     Table,
@@ -14,6 +16,7 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    literal_column,
     or_,
     select,
 )
@@ -23,9 +26,6 @@ from repositories.arrays import ArrayLiteral
 from repositories.base import BaseRepository
 from repositories.jobs import Claim
 from repositories.models import Job, JobState, Reservation
-
-UNSEEN = {"synchronize_session": False}
-"""No session holds these rows as objects: what is deleted need not be sent back."""
 
 
 class ReservationRepository(BaseRepository[Reservation]):
@@ -44,14 +44,17 @@ class ReservationRepository(BaseRepository[Reservation]):
         return set(map(bytes, self._session.scalars(_HELD, of_claim)))
 
     def release(self, claim: Claim, hashes: Sequence[bytes]) -> None:
-        """Give up the claim's reservations of these contents."""
+        """Give up the claim's reservations of these contents; to be said after `take`.
+
+        Those that another is looking at just now stay until the job lets go of all: to wait for
+        whoever may wait for what was given up before would be for ever.
+        """
         if hashes:
             self._session.execute(_RELEASE, {**_of(claim), "the_hashes": list(hashes)})
 
     def forget_idle(self) -> None:
         """Sweep away what no running job holds."""
-        runs = exists().where(Job.id == Reservation.job_id, Job.state == JobState.RUNNING)
-        self._session.execute(delete(Reservation).where(~runs), execution_options=UNSEEN)
+        self._session.execute(_FORGET_IDLE)
 
 
 def _of(claim: Claim) -> dict[str, object]:
@@ -93,8 +96,17 @@ _THESE = (
     _RESERVATIONS.c.model == _NEW["model"],
     _RESERVATIONS.c.content_hash == func.any(_HASHES),
     _RESERVATIONS.c.job_id == _NEW["job_id"],
+    _RESERVATIONS.c.attempt == _NEW["attempt"],
 )
-_HELD = select(_RESERVATIONS.c.content_hash).where(
-    *_THESE, _RESERVATIONS.c.attempt == _NEW["attempt"]
-)
-_RELEASE = delete(_RESERVATIONS).where(*_THESE)
+_HELD = select(_RESERVATIONS.c.content_hash).where(*_THESE)
+
+
+def _delete(*those: ColumnElement[bool]) -> Executable:
+    """Delete what nobody else has locked."""
+    row: ColumnElement[Any] = literal_column("ctid")
+    free = select(row).select_from(_RESERVATIONS).where(*those).with_for_update(skip_locked=True)
+    return delete(_RESERVATIONS).where(row == func.any(func.array(free.scalar_subquery())))
+
+
+_RELEASE = _delete(*_THESE)
+_FORGET_IDLE = _delete(~_HOLDS)

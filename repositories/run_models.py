@@ -126,6 +126,16 @@ class Item(Base):
     )
 
 
+class ItemTries(Base):
+    """How often an open item has failed, where it has: its tries are bounded, whoever has it."""
+
+    __tablename__ = "item_tries"
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    tries: Mapped[int]
+
+
 class Outcome(Base):
     """How an item ended. One without an outcome is still to be done."""
 

@@ -106,7 +106,8 @@ class RunRepository(BaseRepository[Run]):
         return self._set(
             run_id,
             state=RunState.RUNNING,
-            started_at=func.now(),
+            # After every shard that was made while this waited for the run's lock.
+            started_at=func.clock_timestamp(),
             finished_at=None,
             next_position=0,
             error_code=None,
@@ -145,19 +146,23 @@ class RunRepository(BaseRepository[Run]):
         query = select(func.count()).where(*_open_shards(), ~_waits())
         return self._session.scalar(query) or 0
 
-    def next_to_serve(self) -> Run | None:
+    def next_to_serve(self, own_wait: str, most_waiting: int) -> Run | None:
         """The run that gets the next shard: the one with the fewest, and waiting longest.
 
-        None of which a shard waits, as for its rate limit: it can't use another one.
+        None of which a shard waits, as for its rate limit: it can't use another one. Up to
+        `most_waiting` may wait with the error code `own_wait`, that of a cause of their own.
         """
         of_run = [*_open_shards(), Job.run_id == Run.id]
         shards = select(func.count()).where(*of_run).correlate(Run).scalar_subquery()
+        is_own = Job.error_code.is_not_distinct_from(own_wait)
+        own = select(func.count()).where(*of_run, _waits(), is_own).correlate(Run)
         return self._session.scalars(
             select(Run)
             .where(
                 Run.state == RunState.RUNNING,
                 Run.next_position <= Run.last_position,
-                ~exists().where(*of_run, _waits()),
+                ~exists().where(*of_run, _waits(), ~is_own),
+                own.scalar_subquery() < most_waiting,
             )
             .order_by(shards, Run.served_at)
             .limit(1)

@@ -38,6 +38,8 @@ class Content(NamedTuple):
     text: str
     """Empty where there are messages."""
     messages: Sequence[Any] | None = None
+    tries: int = 0
+    """How often it has failed by its own fault before this shard was taken."""
 
 
 @dataclass(eq=False)
@@ -84,22 +86,26 @@ class Call:
         if len(self.contents) == 1:
             return [self]
         middle, parting = len(self.contents) // 2, parting or self.parting
+        halves = self.contents[:middle], self.contents[middle:]
         return [
-            Call(self.contents[:middle], parting=parting),
-            Call(self.contents[middle:], parting=parting),
+            Call(half, half[0].tries if len(half) == 1 else 0, parting=parting) for half in halves
         ]
 
 
 def contents_of(items: Iterable[OpenItem]) -> list[Content]:
     """The different contents of items, in order."""
-    first: dict[bytes, OpenItem] = {}
-    positions: dict[bytes, list[int]] = {}
+    alike: dict[bytes, list[OpenItem]] = {}
     for item in items:
-        first.setdefault(item.content_hash, item)
-        positions.setdefault(item.content_hash, []).append(item.position)
+        alike.setdefault(item.content_hash, []).append(item)
     return [
-        Content(hash_, tuple(positions[hash_]), item.text or "", item.messages)
-        for hash_, item in first.items()
+        Content(
+            hash_,
+            tuple(item.position for item in same),
+            same[0].text or "",
+            same[0].messages,
+            max(item.tries for item in same),
+        )
+        for hash_, same in alike.items()
     ]
 
 
@@ -166,7 +172,14 @@ class EmbeddingAsking(Asking):
     def calls(self, contents: Sequence[Content], service: LLMService) -> list[Call]:
         """See `Asking`: as full as the provider allows."""
         limits = service.embedding_limits
-        return [Call(batch) for batch in pack(contents, limits, service.estimate_tokens)]
+        by_tries: dict[int, list[Content]] = {}
+        for content in contents:
+            by_tries.setdefault(content.tries, []).append(content)
+        return [
+            Call(batch, tries)
+            for tries, alike in sorted(by_tries.items())
+            for batch in pack(alike, limits, service.estimate_tokens)
+        ]
 
     async def ask(self, call: Call, service: LLMService) -> Answer:
         """See `Asking`."""
@@ -225,7 +238,7 @@ class GenerationAsking(Asking):
 
     def calls(self, contents: Sequence[Content], service: LLMService) -> list[Call]:
         """See `Asking`: one each."""
-        return [Call([content]) for content in contents]
+        return [Call([content], content.tries) for content in contents]
 
     async def ask(self, call: Call, service: LLMService) -> Answer:
         """See `Asking`."""

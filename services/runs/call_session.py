@@ -194,20 +194,30 @@ class CallSession:
             self._events.put(Permitted(call, permit, next(self._numbers)))
 
     async def _make(self, sent: Sent, seconds_left: float) -> None:
+        answers: list[Answer] = []
+
         async def ask() -> Any:
-            return await self._asking.ask(sent.call, self._service)
+            answers.append(await self._asking.ask(sent.call, self._service))
+            return answers[0]
 
         try:
             async with self._gate():
-                if self._is_held:
-                    return  # the shard knows it as one that has not left
+                # In this order, as `hold` and then `has_left` come from another thread: one of the
+                # two sees the other.
                 self._left.add(sent.attempt_id)
-                answer = await self._calls.make(
+                if self._is_held:
+                    self._left.discard(sent.attempt_id)
+                    return  # the shard knows it as one that has not left
+                await self._calls.make(
                     self._asking.provider, sent.permit, ask, seconds_left=seconds_left
                 )
+            self._events.put(Answered(sent, answers[0]))
+        except asyncio.CancelledError:
+            # Where only the limiter was still to be told, the answer is there, and paid for.
+            if answers:
+                self._events.put(Answered(sent, answers[0]))
+            raise
         except PromptStackError as error:
             self._events.put(Failed(sent, error))
         except Exception as error:  # noqa: BLE001 - whatever it is, the item must end
             self._events.put(Failed(sent, bug(error)))
-        else:
-            self._events.put(Answered(sent, answer))

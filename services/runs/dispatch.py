@@ -14,7 +14,7 @@ from repositories.runs import Change
 from repositories.session import Ledger, UnitOfWork
 from services.doorbell import Doorbell, Ring, ring_now
 from services.runs.progress import RunProgress
-from services.runs.verdicts import RUN_ENDING_CODES
+from services.runs.verdicts import RUN_ENDING_CODES, TriedLater
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ QUEUES = {
     RunKind.GENERATION: Queue.GENERATION_BULK,
     RunKind.EMBEDDING: Queue.EMBEDDINGS_BULK,
 }
+MOST_WAITING = 8
+"""Shards of a run that wait to try items again, before it is given no other."""
 ABANDONED_SECONDS = 3_600.0
 PRUNED_AT_ONCE = 20_000
 
@@ -152,7 +154,7 @@ class Dispatch:
         places = workers * self._shards_a_worker - unit.runs.count_working_shards()
         rings: list[Ring] = []
         while places > 0:
-            run = unit.runs.next_to_serve()
+            run = unit.runs.next_to_serve(TriedLater.code, MOST_WAITING)
             if run is None:
                 break
             kind = RunKind(run.kind)
@@ -174,7 +176,10 @@ class Dispatch:
             # Looked at again under the lock: it may have ended and been started anew.
             if run is None or run_id not in unit.runs.find_done():
                 continue
-            for shard in unit.runs.failed_shards(run):
+            failed = unit.runs.failed_shards(run)
+            if any(shard.error_code in RUN_ENDING_CODES for shard in failed):
+                continue  # it failed just now: the next round ends the run
+            for shard in failed:
                 error = shard.error or f"Its shard was {shard.state}."
                 code = shard.error_code or shard.state.upper()
                 lost = unit.items.end_open(run_id, shard.first, shard.last, code, error)

@@ -1,13 +1,10 @@
 """What a worker does with a shard: many calls under way, and what they bring stored together."""
 
-import heapq
 import logging
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
-from itertools import count
 
 from config.errors import PromptStackError
 from repositories.errors import ClaimLost, LedgerRefused, TransientLedgerError
@@ -42,6 +39,7 @@ from services.runs.verdicts import (
     paid_in_vain,
     parts,
 )
+from services.runs.waiting_calls import WaitingCalls
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +58,13 @@ class Decision:
     error: PromptStackError
     ends: list[Ended] = field(default_factory=list)
     """Of its items, where it is given up."""
-    again: list[Call] = field(default_factory=list)
-    """What is asked again, after a `delay`."""
+    retried: Call | None = None
+    """The same call with one try more, after a `delay`."""
     delay: float = 0.0
     waits: Call | None = None
     """The same call, which costs it no try."""
+    parts: list[Call] = field(default_factory=list)
+    """What is asked instead."""
     in_vain: int = 0
     """How many contents were paid for with the call whose parts are asked."""
     is_fatal: bool = False
@@ -92,17 +92,13 @@ class ShardWork:
         self._session = CallSession(
             asking, service, tools.calls, partial(tools.gate.under_way, run.id, run.in_flight)
         )
-        self._ready: deque[Call] = deque()
-        self._delayed: list[tuple[float, int, Call]] = []
-        self._order = count()
+        self._waiting = WaitingCalls(tools.clock)
         self._elsewhere: list[Call] = []
         self._asked = 0
         """Calls that wait for leave."""
         self._under_way: dict[int, Sent] = {}
         self._room = places(run.in_flight)
         """How many may wait for leave at once: fewer when the limiter has sent some away."""
-        self._refusal: PromptStackError | None = None
-        self._refused_until = 0.0
         self._idle_since: float | None = None
         self._held_since: float | None = None
         """Since when other shards' calls hold all that is left of the run's limit."""
@@ -163,7 +159,7 @@ class ShardWork:
             return self._asking.calls(left, self._service), total, len(found), run
 
         calls, self._sums.total, self._sums.done, run = self._job.in_ledger(look)
-        self._ready.extend(calls)
+        self._waiting.add(calls)
         self._show(run)
 
     def _has_work(self) -> bool:
@@ -172,9 +168,7 @@ class ShardWork:
             self._session.hold()
             is_out = any(map(self._session.has_left, self._under_way.values()))
             return is_out or (bool(self._asked) and not self._job.is_closing)
-        return bool(
-            self._under_way or self._asked or self._ready or self._delayed or self._elsewhere
-        )
+        return bool(self._under_way or self._asked or self._waiting or self._elsewhere)
 
     def _check(self) -> None:
         if self._job.is_cancelled:
@@ -184,49 +178,38 @@ class ShardWork:
 
     def _ask_leave(self) -> None:
         """Ask for as many calls as there are places."""
-        now = self._tools.clock()
-        while self._delayed and self._delayed[0][0] <= now:
-            self._ready.append(heapq.heappop(self._delayed)[2])
-        if self._may_begin() and now >= self._refused_until:
-            self._take_places()
+        if not self._may_begin():
+            return
+        wanted = min(self._waiting.count_ready(), self._room - self._asked)
+        given = self._tools.gate.take(self._run.id, self._run.in_flight, wanted)
+        self._asked += given
+        self._session.ask_leave(self._waiting.take(given))
 
     def _may_begin(self) -> bool:
         return not (self._job.is_closing or self._is_over or self._fatal is not None)
 
-    def _take_places(self) -> None:
-        wanted = min(len(self._ready), self._room - self._asked)
-        given = self._tools.gate.take(self._run.id, self._run.in_flight, wanted)
-        asked = [self._ready.popleft() for _ in range(given)]
-        self._asked += given
-        self._session.ask_leave(asked)
-
     def _patience(self) -> float:
         """How long to wait for the next event. Raises what is waited for where that is too long."""
         now = self._tools.clock()
+        wait, cause = self._waiting.wait()
+        wait = max(LOOK_SECONDS, wait)
         if self._under_way or self._asked:
             self._idle_since = None
-            return LOOK_SECONDS if self._ready else LOOK_AGAIN_SECONDS
+            return min(wait, LOOK_AGAIN_SECONDS) if self._waiting else LOOK_AGAIN_SECONDS
         if not self._may_begin():
             return 0.0
         self._idle_since = self._idle_since or now
-        if self._ready:
-            wait = max(LOOK_SECONDS, self._refused_until - now)
-            cause = self._refusal if now < self._refused_until else None
-        elif self._delayed:
-            wait, cause = self._delayed[0][0] - now, self._refusal
-        else:
+        if not self._waiting:
             self._look_elsewhere()
-            wait, cause = (
-                SHARED_POLL_SECONDS,
-                EmbeddedElsewhere(
-                    "Another job asks for the same contents; the shard waits for them.",
-                    retry_after=1.0,
-                ),
+            wait = SHARED_POLL_SECONDS
+            cause = EmbeddedElsewhere(
+                "Another job asks for the same contents; the shard waits for them.",
+                retry_after=1.0,
             )
         waited = now - self._idle_since
         if cause is not None and max(wait, waited) > PATIENCE_SECONDS:
             raise cause
-        return max(0.0, wait)
+        return min(wait, LOOK_AGAIN_SECONDS)
 
     def _look_elsewhere(self) -> None:
         """See what others have paid for by now, and take over what they have given up."""
@@ -234,12 +217,10 @@ class ShardWork:
 
         def look(unit: UnitOfWork) -> tuple[set[bytes], set[bytes], Counted, Run | None]:
             unit.jobs.check_claim(self._claim)
-            free = unit.reservations.take(
-                self._claim, [hash_ for call in waiting for hash_ in call.hashes]
-            )
-            stored = self._asking.find_stored(unit, list(free))
-            if stored:
-                unit.reservations.release(self._claim, list(stored))
+            hashes = [hash_ for call in waiting for hash_ in call.hashes]
+            free = unit.reservations.take(self._claim, hashes)
+            stored = self._asking.find_stored(unit, hashes)
+            unit.reservations.release(self._claim, list(stored))
             found = [
                 Ended(position, is_reused=True)
                 for call in waiting
@@ -250,9 +231,9 @@ class ShardWork:
 
         stored, free, counted, run = self._job.in_ledger(look)
         self._sums.done += counted.succeeded
-        self._ready.extend(call for one in waiting if (call := one.only(free - stored)).contents)
+        self._waiting.add(call for one in waiting if (call := one.only(free - stored)).contents)
         self._elsewhere = [
-            call for one in waiting if (call := one.only(set(one.hashes) - free)).contents
+            call for one in waiting if (call := one.only(set(one.hashes) - free - stored)).contents
         ]
         self._show(run)
 
@@ -264,7 +245,7 @@ class ShardWork:
             recorded = self._record(events)
         except ClaimLost:
             raise  # what came is settled
-        except (TransientLedgerError, LedgerRefused):
+        except TransientLedgerError:
             self._let_go(events)
             raise
         except Exception as error:
@@ -281,14 +262,17 @@ class ShardWork:
             self._act(*recorded)
 
     def _settle_apart(self, events: list[Event]) -> None:
-        lost: ClaimLost | None = None
-        for event in events:
+        met: Exception | None = None
+        for number, event in enumerate(events):
             try:
                 self._settle([event])
-            except ClaimLost as error:
-                lost = error  # said when all is settled
-        if lost is not None:
-            raise lost
+            except (TransientLedgerError, LedgerRefused):
+                self._let_go(events[number + 1 :])  # not even an error can be written
+                raise
+            except Exception as error:  # noqa: BLE001 - it is raised when all is settled
+                met = met or error
+        if met is not None:
+            raise met
 
     def _let_go(self, events: list[Event]) -> None:
         self._session.give_back([one.permit for one in events if isinstance(one, Permitted)])
@@ -302,7 +286,8 @@ class ShardWork:
         decided += [self._decide(one.call, one.error) for one in refused]
         ends = [end for one in decided for end in one.ends]
         may_begin = self._may_begin() and not any(one.is_fatal for one in decided)
-        come = Come(permitted, answered, failed, ends, may_begin)
+        retried = [one.retried for one in decided if one.retried is not None]
+        come = Come(permitted, answered, failed, ends, retried, may_begin)
         committed = self._job.in_ledger(lambda unit: self._store.write(unit, come, self._sums))
         return come, refused, decided, committed
 
@@ -354,31 +339,28 @@ class ShardWork:
                 return Decision(error, waits=call)
             tries = call.tries + 1
             delay = self._tools.backoff.delay(tries, error.retry_after)
-            return Decision(error, again=[replace(call, tries=tries)], delay=delay)
+            return Decision(error, retried=replace(call, tries=tries), delay=delay)
         if is_parted(call, error):
-            again = parts(call)
-            return Decision(error, again=again, in_vain=paid_in_vain(call, error))
+            return Decision(error, parts=parts(call), in_vain=paid_in_vain(call, error))
         return Decision(error, ends=ended(call, error))
 
     def _follow(self, decision: Decision) -> None:
         """Do what was decided."""
-        error, now = decision.error, self._tools.clock()
+        error = decision.error
         if decision.is_fatal:
             self._fatal = error
-        for call in decision.again:
-            heapq.heappush(self._delayed, (now + decision.delay, next(self._order), call))
-        if decision.again:
-            self._refusal = error
-        if decision.in_vain and (parting := decision.again[0].parting) is not None:
+        if decision.retried is not None:
+            self._waiting.delay(decision.retried, decision.delay)
+        self._waiting.add(decision.parts)
+        if decision.in_vain and (parting := decision.parts[0].parting) is not None:
             parting.left -= decision.in_vain
         if decision.waits is not None:
             # There is no room for it now, nor for others that would ask.
-            self._ready.appendleft(decision.waits)
-            self._refusal = error
+            self._waiting.put_back([decision.waits])
             self._room = max(1, self._asked)
             is_idle = not (self._under_way or self._asked)
             told = error.retry_after or LOOK_SECONDS
-            self._refused_until = now + (told if is_idle else min(told, LOOK_AGAIN_SECONDS))
+            self._waiting.hold(told if is_idle else min(told, LOOK_AGAIN_SECONDS), error)
 
     def _wait_for_budget(self, committed: Committed) -> None:
         """Wait for what calls under way really cost; with none under way, no money is left."""
@@ -388,15 +370,18 @@ class ShardWork:
         if not over:
             return
         if self._under_way:
-            self._refused_until = now + LOOK_SECONDS
+            self._waiting.hold(LOOK_SECONDS)
         elif committed.is_money_held:
             self._held_since = self._held_since or now
             is_long = now - self._held_since > PATIENCE_SECONDS
             # Longer than a worker should wait: the shard goes back to the queue.
-            self._refused_until = now + (2 * PATIENCE_SECONDS if is_long else SHARED_POLL_SECONDS)
-            self._refusal = BudgetHeld(
-                "Calls under way may cost all that is left of the run's limit; the shard waits.",
-                retry_after=1.0,
+            self._waiting.hold(
+                2 * PATIENCE_SECONDS if is_long else SHARED_POLL_SECONDS,
+                BudgetHeld(
+                    "Calls under way may cost all that is left of the run's limit; the shard "
+                    "waits.",
+                    retry_after=1.0,
+                ),
             )
         elif all(len(call.contents) == 1 for call in over):
             self._fatal = BudgetReached(
@@ -406,7 +391,7 @@ class ShardWork:
         else:
             # Of fewer texts the money may be enough.
             over = [half for call in over for half in call.halves()]
-        self._ready.extendleft(reversed(over))
+        self._waiting.put_back(over)
 
     def _close(self) -> None:
         """Keep what has come, and note what was cut off."""
@@ -416,10 +401,15 @@ class ShardWork:
         try:
             with suppress(ClaimLost):  # what came is settled; what was cut off is not
                 self._settle([one for one in events if isinstance(one, Answered | Failed)])
-            if self._under_way:
-                cut = list(self._under_way.values())
-                left = {one.attempt_id for one in cut if self._session.has_left(one)}
-                self._session.give_back([one.permit for one in cut if one.attempt_id not in left])
+        finally:
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        cut = list(self._under_way.values())
+        left = {one.attempt_id for one in cut if self._session.has_left(one)}
+        self._session.give_back([one.permit for one in cut if one.attempt_id not in left])
+        try:
+            if cut:
                 self._job.in_ledger(lambda unit: self._store.cut_off(unit, cut, left))
         finally:
             self._tools.gate.give_back(self._run.id, self._asked + len(self._under_way))

@@ -73,6 +73,8 @@ class Come:
     failed: list[Failed]
     ends: list[Ended]
     """Of items that are given up."""
+    retried: list[Call]
+    """What is asked again, with its new number of tries."""
     may_begin: bool
 
 
@@ -120,10 +122,10 @@ class ShardStore:
         change = self._settle_attempts(unit, answered, failed)
         ended_calls = [*(one.sent for one in answered), *(one.sent for one in failed)]
         over = [hash_ for sent in ended_calls for hash_ in sent.call.hashes]
-        if over:
-            unit.reservations.release(claim, over)
         if committed.is_ours:
             ends = ends + self._begin(unit, come, committed, change)
+            tries = {place: call.tries for call in come.retried for place in call.positions}
+            unit.items.note_tries(self._run.id, tries)
             counted = unit.items.end(self._run.id, ends)
             committed.done = counted.succeeded + counted.failed
             change = replace(
@@ -135,6 +137,8 @@ class ShardStore:
                 unit.jobs.set_progress(claim, sums.done + committed.done, sums.total)
         else:
             committed.unsent = permitted
+        # After others were taken: see `ReservationRepository.release`.
+        unit.reservations.release(claim, over)
         committed.run = unit.runs.change(self._run.id, change)
         return committed
 
@@ -291,10 +295,14 @@ class ShardStore:
             left = run.max_cost_usd - run.cost_usd - run.reserved_usd
             # What this very transaction adds to the run's row comes last in it.
             left -= settled.cost_usd + settled.reserved_usd
+        # Where the answer to a commit was lost: what it has reserved is in those sums.
+        begun = unit.attempts.begun(self._claim, [permitted.number for permitted, _ in leaving])
         affordable = []
         for permitted, call in leaving:
             most = self._most_usd(call)
-            if most is not None and most <= left:
+            if most is not None and permitted.number in begun:
+                affordable.append(((permitted, call), most))
+            elif most is not None and most <= left:
                 left -= most
                 affordable.append(((permitted, call), most))
             else:

@@ -33,6 +33,15 @@ class BudgetHeld(PromptStackError):
     backs_off = False
 
 
+class TriedLater(PromptStackError):
+    """Items that have failed are tried again after a while; nothing else of the shard is left."""
+
+    code = "TRIED_LATER"
+    transient = True
+    counts_as_failure = False
+    backs_off = False
+
+
 ENDS_THE_RUN = (AuthenticationFailed, ModelNotFound, QuotaExhausted, QuotaSpent, BudgetReached)
 """Of the account, or the run itself: every other call would meet the same."""
 RUN_ENDING_CODES = tuple({error.code for error in ENDS_THE_RUN})

@@ -8,10 +8,14 @@ from typing import Any, cast
 import pytest
 
 from services.limited_calls import LimitedCalls
-from services.llm.base import LLMService
+from services.llm.base import LLMResponse, LLMService
 from services.llm.event_loop import EventLoop
 from services.runs.asking import Asking, Call
-from services.runs.call_session import CallSession, Permitted, Sent
+from services.runs.call_session import Answered, CallSession, Permitted, Sent
+
+AN_ANSWER = LLMResponse(
+    text="Done.", model="any", input_tokens=1, output_tokens=1, finish_reason="stop"
+)
 
 
 class StubbornCalls:
@@ -39,11 +43,22 @@ class StubbornCalls:
         self.given_back.append(permit)
 
 
+class SlowToSettle(StubbornCalls):
+    """Calls whose limiter is long told what they took."""
+
+    async def make(self, _provider: str, _permit: None, ask: Any, **_: Any) -> None:
+        await ask()
+        await super().make()
+
+
 class NoAsking:
     provider, model = "none", "none"
 
     def need(self, *_: Any) -> None:
         return None
+
+    async def ask(self, *_: Any) -> LLMResponse:
+        return AN_ANSWER
 
 
 @pytest.fixture
@@ -84,3 +99,26 @@ def test_a_cancel_while_calls_are_being_closed_lets_nobody_wait(loop: EventLoop)
     # The second was recorded and had not left: there was one place.
     assert session.has_left(Sent(call, None, 1, 0))
     assert not session.has_left(Sent(call, None, 2, 0))
+
+
+def test_an_answer_that_came_before_its_call_was_cancelled_is_not_lost(loop: EventLoop) -> None:
+    calls = SlowToSettle()
+    calls.may_close.set()
+    gate = asyncio.Semaphore(1)
+    session = CallSession(
+        cast("Asking", NoAsking()),
+        cast("LLMService", None),
+        cast("LimitedCalls", calls),
+        lambda: gate,
+    )
+    running = loop.submit(session.run())
+    session.wait_until_begun(running)
+    sent = Sent(Call([]), None, 1, 0)
+    session.send([sent], 60.0)
+    assert calls.made.wait(10.0)
+    running.cancel()
+    session.end()
+    (event,) = session.events_now()
+    assert isinstance(event, Answered)
+    assert event.sent is sent
+    assert event.answer is AN_ANSWER

@@ -158,18 +158,20 @@ def test_every_error_has_one_consequence(
     call = replace(call_of(count), tries=tries)
     decision = shard._decide(call, kind("It is refused."))
     positions = sorted(call.positions)
-    again = sorted(position for one in decision.again for position in one.positions)
+    in_parts = sorted(position for one in decision.parts for position in one.positions)
     consequences = [
         decision.is_fatal,
         decision.waits is call,
-        again == positions,
+        decision.retried is not None,
+        in_parts == positions,
         [end.position for end in decision.ends] == positions,
     ]
     assert sum(consequences) == 1
-    if decision.again and len(decision.again) == 1:
-        assert decision.again[0].tries == tries + 1 <= run.max_retries
+    if decision.retried is not None:
+        assert decision.retried.tries == tries + 1 <= run.max_retries
+        assert sorted(decision.retried.positions) == positions
     if tries >= run.max_retries and kind.counts_as_failure:
-        assert decision.is_fatal or decision.ends or len(decision.again) == 2
+        assert decision.is_fatal or decision.ends or len(decision.parts) == 2
 
 
 @given(st.integers(1, 50), st.lists(st.tuples(st.booleans(), st.integers(0, 60)), max_size=60))

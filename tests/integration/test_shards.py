@@ -1,0 +1,256 @@
+"""What a worker makes of a shard where something is in its way."""
+
+from collections import Counter
+from collections.abc import Sequence
+from decimal import Decimal
+from threading import Thread
+from typing import Any, ClassVar
+from uuid import UUID
+
+import numpy as np
+import pytest
+from sqlalchemy import text
+
+from repositories.answers import AnswerRepository
+from repositories.errors import LedgerRefused
+from repositories.jobs import Claim
+from repositories.models import JobState
+from repositories.run_models import RunState
+from repositories.runs import RunRepository
+from services.limiter.errors import LimiterWait
+from services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
+from services.llm.errors import InvalidProviderRequest, Overloaded, ProviderTimeout
+from tasks.composition import PromptStack
+from tests.integration.test_run_ledger import Forgetful, Held, one
+from tests.processes import wait_until
+from tests.runs import failures, work
+
+
+class Pairs(LLMService):
+    """Embeds two texts at once; what a text says becomes of its call."""
+
+    name = "pairs"
+    is_limited = False
+    default_models: ClassVar = {Capability.EMBEDDING: "pairs-1"}
+    embedding_limits = EmbeddingLimits(items=2, bytes=10_000)
+    asked: ClassVar[Counter[str]] = Counter()
+
+    async def _embed(
+        self, texts: Sequence[str], model: str, user_id: UUID | None
+    ) -> EmbeddingResponse:
+        self.asked.update(texts)
+        for text_ in texts:
+            if text_.startswith("bad"):
+                raise InvalidProviderRequest("It is refused.")
+            if text_.startswith("slow") and self.asked[text_] == 1:
+                raise Overloaded("Come again.", status=503, retry_after=3.2)
+            if text_.startswith("timeout"):
+                raise ProviderTimeout("It did not answer.", retry_after=0.05)
+            if text_.startswith("wait") and self.asked[text_] == 1:
+                raise LimiterWait("There is no room.", retry_after=0.05)
+        vectors = np.ones((len(texts), 3), dtype=np.float32)
+        return EmbeddingResponse(vectors=vectors, model=model, input_tokens=len(texts))
+
+    async def is_available(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def providers(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack.factory.register("pairs", Pairs)
+    stack.factory.register("held", Held)
+    monkeypatch.setattr(Pairs, "asked", Counter())
+    monkeypatch.setattr(Held, "asked", [])
+
+
+def test_an_item_that_fails_while_another_waits_for_its_turn_fails_alone(
+    stack: PromptStack,
+) -> None:
+    run = stack.runs.embed(["slow", "fine", "bad", "good"], provider="pairs", max_retries=5)
+    done = work(stack, run.id)
+    assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 3, 1)
+    assert failures(stack, done) == {"3": "INVALID_PROVIDER_REQUEST"}
+
+
+def test_tries_are_counted_on_where_a_shard_is_taken_up_again(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.runs.shard.PATIENCE_SECONDS", 0.0)
+    run = stack.runs.embed(["timeout"], provider="pairs", max_retries=3)
+    done = work(stack, run.id)
+    assert (done.state, done.failed) == (RunState.COMPLETED, 1)
+    assert one(stack, "SELECT max(attempt) FROM jobs WHERE kind = 'shard'") == (4,)
+    assert Pairs.asked["timeout"] == 4
+    # To try it again is to begin anew.
+    stack.runs.retry(run.id)
+    work(stack, run.id)
+    assert Pairs.asked["timeout"] == 8
+
+
+def test_a_shard_that_waits_to_try_again_keeps_no_other_from_its_turn(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.runs.dispatch.MOST_ITEMS", {"embedding": 2, "generation": 2})
+    monkeypatch.setattr(stack.dispatch, "_shards_a_worker", 1)
+    stack.runs.embed(["slow", "fine", "good", "well"], provider="pairs")
+    (shard,) = one(stack, "SELECT id FROM jobs WHERE kind = 'shard'")
+    stack.run_work.run_shard(shard, lambda _: None)
+    waits = "SELECT error_code FROM jobs WHERE not_before > now()"
+    assert one(stack, waits) == ("TRIED_LATER",)
+    stack.dispatch.run_once()
+    assert one(stack, "SELECT count(*) FROM jobs WHERE kind = 'shard'") == (2,)
+
+
+def test_a_worker_that_is_to_stop_keeps_what_is_under_way_and_hands_the_rest_back(
+    stack: PromptStack,
+) -> None:
+    run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="held", in_flight=4)
+    (shard,) = one(stack, "SELECT id FROM jobs")
+    working = Thread(target=stack.run_work.run_shard, args=(shard, lambda _: None))
+    working.start()
+    wait_until(lambda: len(Held.asked) == 4, "the calls to be made")
+    stack.running.let_none_begin()
+    answered = 0
+
+    def has_ended() -> bool:
+        nonlocal answered
+        # What was recorded just before may leave yet.
+        while answered < len(Held.asked):
+            stack.loop.run(Held.answer(answered))
+            answered += 1
+        return not working.is_alive()
+
+    wait_until(has_ended, "the end of the calls under way")
+    assert stack.jobs.get(shard).state is JobState.QUEUED
+    succeeded = "SELECT count(*) FROM attempts WHERE state = 'succeeded'"
+    assert one(stack, succeeded) == (answered,)
+    left = "SELECT count(*) FROM attempts WHERE state <> 'succeeded' AND billing <> 'not_billed'"
+    assert one(stack, left) == (0,)
+    assert stack.runs.get(run.id).succeeded == answered < 20
+
+
+def test_money_that_a_lost_commit_has_reserved_is_not_counted_against_itself(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.patient_ledger.LEDGER_RETRY_SECONDS", 0.0)
+
+    def dollar_a_token(*_: Any, input_tokens: int, output_tokens: int, **__: Any) -> Decimal:
+        return Decimal(input_tokens + output_tokens)
+
+    monkeypatch.setattr(stack.prices, "cost", dollar_a_token)
+    # Enough for one such call, and not for two.
+    run = stack.runs.generate(
+        ["Say it."], provider="demo", max_tokens=500, max_cost_usd=Decimal(800)
+    )
+    (shard,) = one(stack, "SELECT id FROM jobs")
+    with monkeypatch.context() as patched:
+        patched.setattr(stack.patient_ledger, "_ledger", Forgetful(stack.ledger))
+        stack.run_work.run_shard(shard, lambda _: None)
+    done = work(stack, run.id)
+    assert (done.state, done.succeeded, done.error_code) == (RunState.COMPLETED, 1, None)
+    assert one(stack, "SELECT reserved_usd FROM runs") == (0,)
+
+
+def test_an_answer_that_the_ledger_refuses_sinks_no_other(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = AnswerRepository.store
+
+    def fussy(self: AnswerRepository, provider: str, model: str, results: Any) -> None:
+        if any("number 13." in result["text"] for result in results.values()):
+            raise LedgerRefused("It won't have it.")
+        store(self, provider, model, results)
+
+    monkeypatch.setattr(AnswerRepository, "store", fussy)
+    prompts = [f"Say number {n}." for n in range(40)]
+    done = work(stack, stack.runs.generate(prompts, provider="demo", max_retries=0).id)
+    assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 39, 1)
+    assert one(stack, "SELECT count(*) FROM attempts WHERE billing = 'billed'") == (40,)
+
+
+def test_two_who_want_what_the_other_gives_up_do_not_wait_for_each_other(
+    stack: PromptStack,
+) -> None:
+    mine, theirs = (claim_of(stack, word) for word in ("mine", "theirs"))
+    x, y = b"x" * 32, b"y" * 32
+    with stack.ledger.transaction() as unit:
+        assert unit.reservations.take(mine, [x]) == {x}
+        assert unit.reservations.take(theirs, [y]) == {y}
+    with stack.ledger.transaction() as first, stack.ledger.transaction() as second:
+        for unit in (first, second):
+            unit.limit_statements(5.0)
+        assert first.reservations.take(mine, [y]) == set()
+        assert second.reservations.take(theirs, [x]) == set()
+        first.reservations.release(mine, [x])
+        second.reservations.release(theirs, [y])
+        second.reservations.forget_idle()
+
+
+def test_an_attempt_that_was_taken_over_gives_nothing_up(stack: PromptStack) -> None:
+    old = claim_of(stack, "mine")
+    content = b"x" * 32
+    with stack.ledger.transaction() as unit:
+        unit.reservations.take(old, [content])
+        unit.jobs.release(old.job_id, old.attempt)
+        new = unit.jobs.claim(old.job_id, old.worker_id)
+        assert new is not None
+        assert unit.reservations.take(new, [content]) == {content}
+        unit.reservations.release(old, [content])
+        assert len(unit.reservations.get_many()) == 1
+
+
+def claim_of(stack: PromptStack, word: str) -> Claim:
+    """A job in this process's hands."""
+    job = stack.jobs.enqueue_generation(f"Say {word}.", provider="demo")
+    with stack.ledger.transaction() as unit:
+        claim = unit.jobs.claim(job.id, stack.worker_id)
+        assert claim is not None
+        return claim
+
+
+def test_what_is_stored_is_found_also_where_another_still_has_it_reserved(
+    stack: PromptStack,
+) -> None:
+    other = claim_of(stack, "other")
+    run = stack.runs.embed(["one", "two"], provider="pairs")
+    with stack.ledger.transaction() as unit:
+        hashes = list(
+            map(bytes, unit.session.scalars(text("SELECT content_hash FROM items ORDER BY 1")))
+        )
+        unit.session.execute(
+            text(
+                "INSERT INTO reservations (provider, model, content_hash, job_id, attempt) "
+                "SELECT 'pairs', 'pairs-1', content_hash, :job, :attempt FROM items"
+            ),
+            {"job": other.job_id, "attempt": other.attempt},
+        )
+    (shard,) = one(stack, "SELECT id FROM jobs WHERE kind = 'shard'")
+    working = Thread(target=stack.run_work.run_shard, args=(shard, lambda _: None))
+    working.start()
+    with stack.ledger.transaction() as unit:
+        model = unit.embeddings.register_model("pairs", "pairs-1", 3)
+        unit.embeddings.store(model, hashes, np.ones((2, 3), dtype=np.float32))
+    working.join(30.0)
+    assert not working.is_alive()
+    done = work(stack, run.id)
+    assert (done.state, done.succeeded, done.reused) == (RunState.COMPLETED, 2, 2)
+    assert Pairs.asked.total() == 0
+
+
+def test_a_shard_that_fails_between_two_looks_ends_its_run(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stack.runs.embed(["one", "two"], provider="pairs")
+    with stack.ledger.transaction() as unit:
+        (shard,) = unit.session.execute(text("SELECT id FROM jobs")).one()
+        claim = unit.jobs.claim(shard, stack.worker_id)
+        assert claim is not None
+        unit.jobs.fail(claim, "QUOTA_EXHAUSTED", "There is no money left.")
+    with monkeypatch.context() as patched:
+        patched.setattr(RunRepository, "find_failing", lambda *_: [])
+        stack.dispatch.run_once()
+    assert stack.runs.get(run.id).state is RunState.RUNNING
+    stack.dispatch.run_once()
+    ended = stack.runs.get(run.id)
+    assert (ended.state, ended.error_code) == (RunState.FAILED, "QUOTA_EXHAUSTED")
+    assert ended.failed == 0
