@@ -252,13 +252,13 @@ class RunRepository(BaseRepository[Run]):
 
     def find_half_ended(self) -> Sequence[Run]:
         """Ended runs that still have queued shards from before their end."""
-        left = exists().where(
-            *_open_shards(),
-            Job.run_id == Run.id,
-            Job.state == JobState.QUEUED,
-            Job.created_at <= Run.finished_at,
+        # From the shards, which are few, to the runs.
+        query = (
+            select(Run)
+            .join(Job, Job.run_id == Run.id)
+            .where(*_open_shards(), Job.state == JobState.QUEUED, Job.created_at <= Run.finished_at)
         )
-        return self._session.scalars(select(Run).where(Run.finished_at.is_not(None), left)).all()
+        return self._session.scalars(query).unique().all()
 
     def find_overdue(self) -> Sequence[UUID]:
         """Runs whose deadline has passed before all of their items were done."""
