@@ -45,7 +45,9 @@ def shard_items(run: Run) -> int:
 
 
 class Dispatch:
-    """Gives out shards and ends runs. Any worker may do it, one at a time does.
+    """Gives out shards and ends runs. Any worker does it, also several at once.
+
+    A lock lets one at a time give out shards. Whoever ends a run looks again under its lock.
 
     Shards are made when there is a worker for them, of the run that waits longest with the fewest:
     so the queue holds few messages of however many items, and a small run isn't behind a large one.

@@ -305,3 +305,19 @@ def test_what_is_read_of_a_run_that_is_deleted_meanwhile_does_not_look_complete(
     stack.dispatch.upkeep(DAY)
     with pytest.raises(NotFound):
         list(reading)
+
+
+def test_one_worker_at_a_time_deletes_what_is_old(stack: PromptStack) -> None:
+    run = generate(stack)
+    stack.runs.cancel(run.id)
+    job = stack.jobs.enqueue_generation("Say it.", provider="demo")
+    stack.jobs.cancel(job.id)
+    change(stack, "UPDATE runs SET finished_at = now() - interval '1 year'")
+    change(stack, "UPDATE jobs SET finished_at = now() - interval '1 year' WHERE run_id IS NULL")
+    old = f"SELECT (SELECT count(*) FROM runs) + count(*) FROM jobs WHERE id = '{job.id}'"
+    with stack.ledger.transaction() as another:
+        assert another.try_lock("prune")
+        stack.reconciler.run_once()
+    assert in_ledger(stack, old) == 2
+    stack.reconciler.run_once()
+    assert in_ledger(stack, old) == 0
