@@ -12,7 +12,7 @@ from repositories.errors import TransientLedgerError
 from repositories.items import Slice
 from repositories.models import Job, JobKind, JobState
 from repositories.run_models import Run, RunKind, RunState
-from repositories.runs import Change
+from repositories.runs import Change, Shard
 from repositories.session import Ledger, UnitOfWork
 from services.doorbell import Doorbell, Ring, ring_now
 from services.runs.progress import RunProgress
@@ -210,9 +210,8 @@ class Dispatch:
             if run is None or not unit.runs.is_done(run_id):
                 return
             shards = unit.runs.failed_shards(run)
-            is_undone = run.succeeded + run.failed < run.total
-            is_expired = is_undone and any(shard.state == JobState.EXPIRED for shard in shards)
-            if not is_expired:
+            cut_short = _cut_short(run, shards)
+            if cut_short is None:
                 for shard in shards:
                     error = shard.error or f"Its shard was {shard.state}."
                     code = shard.error_code or shard.state.upper()
@@ -220,9 +219,9 @@ class Dispatch:
                     unit.runs.change(run_id, Change(failed=lost))
                 run = unit.runs.finalize(run_id) or run
                 rings = [self._add_finalization(unit, run)]
-        if is_expired:
+        if cut_short is not None:
             # What is left stays open, as where the run's end comes before that of its shards.
-            self.end(run_id, RunState.EXPIRED, *EXPIRED, started_at=run.started_at)
+            self.end(run_id, *cut_short, started_at=run.started_at)
             return
         ring_now(self._ledger, self._doorbell, rings)
         self._progress.publish(run)
@@ -298,6 +297,18 @@ class Dispatch:
             if run_id is not None and unit.items.delete_of(run_id, PRUNED_AT_ONCE) == 0:
                 unit.runs.forget_pruned(run_id)
             unit.answers.prune(retention)
+
+
+def _cut_short(run: Run, shards: Sequence[Shard]) -> tuple[RunState, str, str | None] | None:
+    """How a run ends that has items left which no shard can do any more; None where it is done."""
+    if run.succeeded + run.failed >= run.total:
+        return None
+    for shard in shards:
+        if shard.error_code in RUN_ENDING_CODES:
+            # Its shard failed after that was last looked for.
+            return RunState.FAILED, shard.error_code, shard.error
+    is_expired = any(shard.state == JobState.EXPIRED for shard in shards)
+    return (RunState.EXPIRED, *EXPIRED) if is_expired else None
 
 
 @contextmanager

@@ -193,6 +193,23 @@ def test_a_run_whose_shards_expired_is_expired_and_can_be_retried(stack: PromptS
     assert (done.state, done.succeeded) == (RunState.COMPLETED, 3)
 
 
+def test_a_run_whose_shard_failed_of_the_account_just_now_is_not_completed(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = generate(stack)
+    # After it was looked for, and before what is done is.
+    monkeypatch.setattr(RunRepository, "find_failing", lambda *_: [])
+    change(
+        stack,
+        "UPDATE jobs SET state = 'failed', finished_at = now(), error_code = 'QUOTA_EXHAUSTED', "
+        "error = 'Nothing is left.'",
+    )
+    stack.dispatch.run_once()
+    ended = stack.runs.get(run.id)
+    assert (ended.state, ended.error_code) == (RunState.FAILED, "QUOTA_EXHAUSTED")
+    assert (ended.error, ended.failed) == ("Nothing is left.", 0)
+
+
 # One bad run among many
 
 
