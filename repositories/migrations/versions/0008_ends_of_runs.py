@@ -1,4 +1,4 @@
-"""Runs that are being deleted, and indexes for what is asked of runs every second."""
+"""Runs that are being deleted, and those that ended, by when."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,22 +17,9 @@ def upgrade() -> None:
         ["finished_at"],
         postgresql_where=sa.text("finished_at IS NOT NULL"),
     )
-    op.create_index(
-        "jobs_of_run_failed",
-        "jobs",
-        ["run_id"],
-        postgresql_where=sa.text(
-            "run_id IS NOT NULL AND state IN ('failed', 'cancelled', 'expired')"
-        ),
-    )
-    op.drop_index("answers_used", "answers")
-    op.create_index("answers_used", "answers", ["used_at"])
 
 
 def downgrade() -> None:
-    op.drop_index("answers_used", "answers")
-    op.create_index("answers_used", "answers", ["used_at"], postgresql_using="brin")
-    op.drop_index("jobs_of_run_failed", "jobs")
     op.drop_index("runs_ended", "runs")
     # What they name would else never be deleted.
     op.execute("DELETE FROM outcomes WHERE run_id IN (SELECT run_id FROM pruned_runs)")
