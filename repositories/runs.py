@@ -129,8 +129,13 @@ class RunRepository(BaseRepository[Run]):
         *,
         started_at: datetime | None = None,
     ) -> Run | None:
-        """End a run; None where it had ended already, or was started anew since `started_at`."""
+        """End a run; None where it had ended already, or was started anew since `started_at`.
+
+        One all of whose items are done doesn't expire any more.
+        """
         same = [] if started_at is None else [Run.started_at == started_at]
+        if state == RunState.EXPIRED:
+            same.append(Run.state != RunState.FINALIZING)
         return self._set(
             run_id,
             Run.state.in_(OPEN_STATES),

@@ -41,7 +41,7 @@ class VectorIndexes:
     def drop(unit: UnitOfWork, model: EmbeddingModel) -> bool:
         """Drop a model's index before many vectors come; False where that can't be done now.
 
-        In the transaction that lets them come, as its last step: its end brings the index back.
+        As the last step of the transaction that lets them come, which goes on either way.
         """
         name = index_name(model)
         # Not while it is built: the two would wait for each other.

@@ -368,7 +368,7 @@ class RunService:
     def _make_room(self, unit: UnitOfWork, run: Run) -> None:
         """Drop a model's index before many vectors come: it is built anew at the run's end.
 
-        In the transaction of its start, so that none is dropped for a run that doesn't end.
+        In the transaction of its start: from then on, its end brings the index back.
         """
         if run.kind != RunKind.EMBEDDING:
             return

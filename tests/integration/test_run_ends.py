@@ -6,7 +6,9 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import text
+from typer.testing import CliRunner
 
+from api.cli.main import build
 from repositories.embeddings import index_name
 from repositories.errors import LedgerUnavailable
 from repositories.items import Counted, ItemRepository, Slice
@@ -74,6 +76,8 @@ def test_a_run_whose_index_cannot_be_built_is_completed_without_it(
     assert done.error_code == "INDEX_NOT_BUILT"
     assert "already exists" in str(done.error)
     assert str(done.id) in caplog.text
+    shown = CliRunner().invoke(build(), ["runs", "show", str(done.id)])
+    assert "already exists" in shown.output
     assert in_ledger(stack, f"{FINALIZATIONS} AND run_id = '{done.id}'") == 2
     assert len(stack.search.search("the woods", limit=30, provider="local")) == 30
     change(stack, f"DROP TABLE {name}")
@@ -160,6 +164,8 @@ def test_a_run_whose_items_are_done_does_not_expire(stack: PromptStack) -> None:
     assert stack.runs.get(run.id).state is RunState.FINALIZING
     change(stack, OVERDUE)
     stack.dispatch.upkeep(0.0)
+    # Nor where it was found to be overdue just before.
+    assert stack.dispatch.end(run.id, RunState.EXPIRED) is None
     assert stack.runs.get(run.id).state is RunState.FINALIZING
     assert in_ledger(stack, f"{FINALIZATIONS} AND expires_at > now() + interval '1 hour'") == 1
     assert work(stack, run.id).state is RunState.COMPLETED
