@@ -60,7 +60,8 @@ def _load(ledger: Ledger, name: str, there: int, new: int, *, anew: bool) -> flo
     indexes.build(model)
     began = time.monotonic()
     if anew:
-        indexes.drop(model)
+        with ledger.transaction() as unit:
+            indexes.drop(unit, model)
     _store(ledger, model, there, new)
     indexes.build(model)
     return time.monotonic() - began

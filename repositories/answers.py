@@ -44,7 +44,8 @@ class AnswerRepository:
 
         Nor any older run that is still here.
         """
-        oldest_run = select(func.min(Run.created_at)).scalar_subquery()
+        # Ids are in order of creation, and have an index.
+        oldest_run = select(Run.created_at).order_by(Run.id).limit(1).scalar_subquery()
         old = (
             select(Answer.provider, Answer.model, Answer.content_hash)
             .where(
@@ -52,6 +53,7 @@ class AnswerRepository:
                 Answer.used_at < func.now() - timedelta(seconds=retention, days=1),
                 Answer.used_at < func.coalesce(oldest_run, func.now()) - timedelta(days=1),
             )
+            .order_by(Answer.used_at)
             .limit(limit)
             .subquery()
         )

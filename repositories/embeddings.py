@@ -60,6 +60,8 @@ MAX_INDEXED_VECTOR = 2_000
 MAX_INDEXED_HALFVEC = 4_000
 
 HASH_BYTES = 32
+COUNTED = 100_000
+"""So many vectors are counted in some hundredths of a second."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,15 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         vectors = TABLES[model.storage]
         query = select(func.count()).where(vectors.c.model_id == model.id)
         return self._session.scalar(query) or 0
+
+    def estimate(self, model: EmbeddingModel) -> float:
+        """About how many vectors a model has, if there are many: counting them takes seconds."""
+        known = self._session.scalar(
+            text("SELECT reltuples FROM pg_class WHERE oid = to_regclass(:partition)"),
+            {"partition": partition_of(model)},
+        )
+        # It is -1 before the first ANALYZE, and may be far off soon after it.
+        return known if known is not None and known >= COUNTED else self.count(model)
 
     def search(
         self, model: EmbeddingModel, vector: npt.NDArray[np.float32], limit: int

@@ -41,6 +41,13 @@ class LedgerRefused(PromptStackError):
     transient = True
 
 
+class IndexNotBuilt(PromptStackError):
+    """PostgreSQL could not build the search index of a model."""
+
+    code = "INDEX_NOT_BUILT"
+    transient = True
+
+
 class LedgerConflict(TransientLedgerError):
     """Two transactions got in each other's way, and PostgreSQL ended this one."""
 

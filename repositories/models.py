@@ -245,6 +245,13 @@ class Job(Base):
             "run_id",
             postgresql_where=text("run_id IS NOT NULL AND finished_at IS NULL"),
         ),
+        Index(
+            "jobs_of_run_failed",
+            "run_id",
+            postgresql_where=text(
+                "run_id IS NOT NULL AND state IN ('failed', 'cancelled', 'expired')"
+            ),
+        ),
         Index("jobs_of_worker", "worker_id", postgresql_where=text("state = 'running'")),
     )
 

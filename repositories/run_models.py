@@ -99,8 +99,17 @@ class Run(Base):
         one_of("kind", RunKind),
         one_of("state", RunState),
         Index("runs_open", "served_at", postgresql_where=sql("finished_at IS NULL")),
+        Index("runs_ended", "finished_at", postgresql_where=sql("finished_at IS NOT NULL")),
         Index("runs_of_user", "user_id", "id"),
     )
+
+
+class PrunedRun(Base):
+    """A run that was deleted, and whose items still have to be: there may be millions."""
+
+    __tablename__ = "pruned_runs"
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
 
 
 class Item(Base):
@@ -164,4 +173,4 @@ class Answer(Base):
     used_at: Mapped[datetime] = mapped_column(server_default=func.now())
     """When a run was last served by it."""
 
-    __table_args__ = (Index("answers_used", "used_at", postgresql_using="brin"),)
+    __table_args__ = (Index("answers_used", "used_at"),)

@@ -1,6 +1,6 @@
 """Runs: their sums, and which of them gets the next shard."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -11,20 +11,26 @@ from uuid import UUID
 from sqlalchemy import (
     ColumnElement,
     Executable,
+    and_,
     bindparam,
+    delete,
     distinct,
     exists,
     func,
+    or_,
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import insert
 
 from repositories.base import BaseRepository
+from repositories.jobs import RETRIABLE_STATES
 from repositories.models import Job, JobKind, JobState
-from repositories.run_models import Run, RunState
+from repositories.run_models import PrunedRun, Run, RunState
 
 POPULATED: Mapping[str, Any] = {"synchronize_session": False, "populate_existing": True}
 """The row as the statement returns it is what counts, not what the session has seen before."""
+UNSEEN: Mapping[str, Any] = {"synchronize_session": False}
 OPEN_STATES = (RunState.PREPARING, RunState.RUNNING, RunState.FINALIZING)
 
 
@@ -124,8 +130,13 @@ class RunRepository(BaseRepository[Run]):
         *,
         started_at: datetime | None = None,
     ) -> Run | None:
-        """End a run; None where it had ended already, or was started anew since `started_at`."""
+        """End a run; None where it had ended already, or was started anew since `started_at`.
+
+        One all of whose items are done doesn't expire any more.
+        """
         same = [] if started_at is None else [Run.started_at == started_at]
+        if state == RunState.EXPIRED:
+            same.append(Run.state != RunState.FINALIZING)
         return self._set(
             run_id,
             Run.state.in_(OPEN_STATES),
@@ -146,7 +157,9 @@ class RunRepository(BaseRepository[Run]):
         query = select(func.count()).where(*_open_shards(), ~_waits())
         return self._session.scalar(query) or 0
 
-    def next_to_serve(self, own_wait: str, most_waiting: int) -> Run | None:
+    def next_to_serve(
+        self, own_wait: str, most_waiting: int, but: Collection[UUID] = ()
+    ) -> Run | None:
         """The run that gets the next shard: the one with the fewest, and waiting longest.
 
         None of which a shard waits, as for its rate limit: it can't use another one. Up to
@@ -159,7 +172,8 @@ class RunRepository(BaseRepository[Run]):
         return self._session.scalars(
             select(Run)
             .where(
-                Run.state == RunState.RUNNING,
+                *_open(RunState.RUNNING),
+                Run.id.not_in(but),
                 Run.next_position <= Run.last_position,
                 ~exists().where(*of_run, _waits(), ~is_own),
                 own.scalar_subquery() < most_waiting,
@@ -175,24 +189,25 @@ class RunRepository(BaseRepository[Run]):
 
     def find_done(self) -> Sequence[UUID]:
         """Running runs all of whose items belong to shards which have ended."""
-        return self._session.scalars(
-            select(Run.id).where(
-                Run.state == RunState.RUNNING,
-                Run.next_position > Run.last_position,
-                ~exists().where(*_open_shards(), Job.run_id == Run.id),
-            )
-        ).all()
+        return self._session.scalars(select(Run.id).where(*_done())).all()
+
+    def is_done(self, run_id: UUID) -> bool:
+        """Whether a run is one of these."""
+        return self._session.scalar(select(Run.id).where(Run.id == run_id, *_done())) is not None
 
     def find_unfinalized(self) -> Sequence[UUID]:
         """Runs whose end nobody works on."""
-        ends = (
-            exists()
-            .where(Job.run_id == Run.id, Job.kind == JobKind.FINALIZATION)
-            .where(Job.finished_at.is_(None))
-        )
-        return self._session.scalars(
-            select(Run.id).where(Run.state == RunState.FINALIZING, ~ends)
-        ).all()
+        return self._session.scalars(select(Run.id).where(*_unfinalized())).all()
+
+    def is_unfinalized(self, run_id: UUID) -> bool:
+        """Whether a run is one of these."""
+        query = select(Run.id).where(Run.id == run_id, *_unfinalized())
+        return self._session.scalar(query) is not None
+
+    def failed_finalizations(self, run: Run) -> Sequence[Job]:
+        """The jobs that should have completed a run since its last start, and could not."""
+        query = select(Job).where(*_failed(run, JobKind.FINALIZATION)).order_by(Job.id)
+        return self._session.scalars(query).all()
 
     def failed_shards(self, run: Run) -> list[Shard]:
         """The shards of a run's last start that ended otherwise than well."""
@@ -203,13 +218,7 @@ class RunRepository(BaseRepository[Run]):
                 Job.state,
                 Job.error_code,
                 Job.error,
-            ).where(
-                Job.run_id == run.id,
-                Job.kind == JobKind.SHARD,
-                Job.created_at >= run.started_at,
-                Job.finished_at.is_not(None),
-                Job.state != JobState.SUCCEEDED,
-            )
+            ).where(*_failed(run, JobKind.SHARD))
         )
         return [Shard(*row) for row in rows]
 
@@ -219,7 +228,7 @@ class RunRepository(BaseRepository[Run]):
             select(Run.id, Run.started_at, Job.error_code, Job.error)
             .join(Job, Job.run_id == Run.id)
             .where(
-                Run.state == RunState.RUNNING,
+                *_open(RunState.RUNNING),
                 Job.kind == JobKind.SHARD,
                 Job.created_at >= Run.started_at,
                 Job.state == JobState.FAILED,
@@ -239,7 +248,10 @@ class RunRepository(BaseRepository[Run]):
     def queued_shards(self, run: Run) -> Sequence[UUID]:
         """The jobs of an ended run that nobody works on; not those of a later start."""
         query = select(Job.id).where(
-            Job.run_id == run.id, Job.state == JobState.QUEUED, Job.created_at <= run.finished_at
+            *_open_shards(),
+            Job.run_id == run.id,
+            Job.state == JobState.QUEUED,
+            Job.created_at <= run.finished_at,
         )
         return self._session.scalars(query).all()
 
@@ -252,25 +264,32 @@ class RunRepository(BaseRepository[Run]):
 
     def find_half_ended(self) -> Sequence[Run]:
         """Ended runs that still have queued shards from before their end."""
-        left = exists().where(
-            *_open_shards(),
-            Job.run_id == Run.id,
-            Job.state == JobState.QUEUED,
-            Job.created_at <= Run.finished_at,
+        # From the shards, which are few, to the runs.
+        query = (
+            select(Run)
+            .join(Job, Job.run_id == Run.id)
+            .where(*_open_shards(), Job.state == JobState.QUEUED, Job.created_at <= Run.finished_at)
         )
-        return self._session.scalars(select(Run).where(Run.finished_at.is_not(None), left)).all()
+        return self._session.scalars(query).unique().all()
 
     def find_overdue(self) -> Sequence[UUID]:
-        """Open runs whose deadline has passed."""
+        """Runs whose deadline has passed before all of their items were done."""
+        is_undone = Run.succeeded + Run.failed < Run.total
         return self._session.scalars(
-            select(Run.id).where(Run.finished_at.is_(None), Run.expires_at <= func.now())
+            select(Run.id).where(
+                Run.finished_at.is_(None),
+                or_(
+                    Run.state == RunState.PREPARING, and_(Run.state == RunState.RUNNING, is_undone)
+                ),
+                Run.expires_at <= func.now(),
+            )
         ).all()
 
     def find_abandoned(self, silence: float) -> Sequence[UUID]:
         """Runs whose reader has added nothing for `silence` seconds."""
         return self._session.scalars(
             select(Run.id).where(
-                Run.state == RunState.PREPARING,
+                *_open(RunState.PREPARING),
                 Run.touched_at < func.now() - timedelta(seconds=silence),
             )
         ).all()
@@ -281,19 +300,38 @@ class RunRepository(BaseRepository[Run]):
             exists().where(
                 Run.provider == provider,
                 Run.model == model,
-                Run.state == RunState.RUNNING,
+                *_open(RunState.RUNNING),
                 Run.id != but,
             )
         )
         return bool(self._session.scalar(query))
 
-    def find_old(self, retention: float) -> UUID | None:
-        """A run that ended `retention` seconds ago or before."""
-        return self._session.scalar(
+    def prune(self, retention: float) -> UUID | None:
+        """Delete a run that ended `retention` seconds ago or before, and nobody has in hand.
+
+        At once and whole, as far as anybody can see; its items are deleted by and by.
+        """
+        run_id: UUID | None = self._session.scalar(
             select(Run.id)
             .where(Run.finished_at < func.now() - timedelta(seconds=retention))
+            .order_by(Run.finished_at)
             .limit(1)
+            # Somebody may just be about to retry it.
+            .with_for_update(skip_locked=True)
         )
+        if run_id is not None:
+            self._session.execute(insert(PrunedRun).values(run_id=run_id))
+            self._session.execute(delete(Run).where(Run.id == run_id), execution_options=UNSEEN)
+        return run_id
+
+    def next_pruned(self) -> UUID | None:
+        """A run that was deleted, and whose items still have to be."""
+        return self._session.scalar(select(PrunedRun.run_id).limit(1))
+
+    def forget_pruned(self, run_id: UUID) -> None:
+        """Note that the items of a run are deleted, too."""
+        is_it = PrunedRun.run_id == run_id
+        self._session.execute(delete(PrunedRun).where(is_it), execution_options=UNSEEN)
 
     def _set(self, run_id: UUID, *conditions: ColumnElement[bool], **values: Any) -> Run | None:
         return self._session.scalars(
@@ -325,6 +363,35 @@ def _change(names: tuple[str, ...]) -> Executable:
         .values(version=Run.version + 1, **added)
         .returning(Run)
     )
+
+
+def _open(state: RunState) -> list[ColumnElement[bool]]:
+    """What is open has not ended, which the index of open runs is found by."""
+    return [Run.finished_at.is_(None), Run.state == state]
+
+
+def _done() -> list[ColumnElement[bool]]:
+    return [
+        *_open(RunState.RUNNING),
+        Run.next_position > Run.last_position,
+        ~exists().where(*_open_shards(), Job.run_id == Run.id),
+    ]
+
+
+def _unfinalized() -> list[ColumnElement[bool]]:
+    is_worked_on = exists().where(
+        Job.run_id == Run.id, Job.kind == JobKind.FINALIZATION, Job.finished_at.is_(None)
+    )
+    return [*_open(RunState.FINALIZING), ~is_worked_on]
+
+
+def _failed(run: Run, kind: JobKind) -> list[ColumnElement[bool]]:
+    return [
+        Job.run_id == run.id,
+        Job.kind == kind,
+        Job.created_at >= run.started_at,
+        Job.state.in_(RETRIABLE_STATES),
+    ]
 
 
 def _open_shards() -> list[ColumnElement[bool]]:

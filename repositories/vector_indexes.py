@@ -4,44 +4,66 @@ For 50,000 vectors of 1,536 dimensions that took two minutes on two cores, and t
 seconds (python -m benchmarks.embedding_run).
 """
 
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
+from typing import Any
+
+import psycopg2
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from repositories.embeddings import create_index, index_name, index_type, partition_of
+from repositories.errors import IndexNotBuilt
 from repositories.models import EmbeddingModel
-from repositories.session import Ledger, explained
+from repositories.session import Ledger, UnitOfWork, explained
+
+logger = logging.getLogger(__name__)
 
 BUILD_MEMORY = "512MB"
 """A build that does not fit gets many times slower (pgvector's README, Index Build Time)."""
 LOCK_SECONDS = 2
+LOOK_SECONDS = 0.2
+"""Between two looks whether a build is to be stopped."""
 
 
 class VectorIndexes:
     """Builds and drops them.
 
-    Not in a unit of work: what is built concurrently, so that vectors can be stored meanwhile,
-    belongs to no transaction.
+    What is built concurrently, so that vectors can be stored meanwhile, belongs to no transaction.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._engine: Engine = ledger.engine
 
-    def drop(self, model: EmbeddingModel) -> bool:
-        """Drop a model's index before many vectors come; False where searches keep it in use."""
-        with explained(), self._connection() as connection:
-            connection.execute(text(f"SET lock_timeout = '{LOCK_SECONDS}s'"))
-            try:
-                connection.execute(text(f"DROP INDEX IF EXISTS {index_name(model)}"))
-            except DBAPIError as error:
-                if getattr(error.orig, "pgcode", None) != "55P03":
-                    raise
-                return False
-            finally:
-                connection.execute(text("RESET lock_timeout"))
+    @staticmethod
+    def drop(unit: UnitOfWork, model: EmbeddingModel) -> bool:
+        """Drop a model's index before many vectors come; False where that can't be done now.
+
+        As the last step of the transaction that lets them come, which goes on either way.
+        """
+        name = index_name(model)
+        # Not while it is built: the two would wait for each other.
+        if not unit.try_lock(name):
+            return False
+        try:
+            with unit.session.begin_nested():
+                # Searches keep it in use, and whoever waits for it lets no other search begin.
+                unit.session.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
+                unit.session.execute(text(f"DROP INDEX IF EXISTS {name}"))
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise
+            logger.warning("index %s could not be dropped and is kept up: %s", name, error.orig)
+            return False
         return True
 
-    def build(self, model: EmbeddingModel) -> bool:
-        """Build a model's index if it isn't there; False where another process is at it."""
+    def build(self, model: EmbeddingModel, is_stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Build a model's index if it isn't there; False where another process is at it.
+
+        Raises `IndexNotBuilt`, also soon after `is_stopped`, and `LedgerUnavailable`.
+        """
         if index_type(model) is None:
             return True
         with explained(), self._connection() as connection:
@@ -51,27 +73,71 @@ class VectorIndexes:
             if not connection.scalar(text("SELECT pg_try_advisory_lock(hashtext(:name))"), lock):
                 return False
             try:
-                self._build(connection, model)
-            finally:
-                connection.execute(text("SELECT pg_advisory_unlock(hashtext(:name))"), lock)
+                self._build(connection, model, is_stopped)
+            except DBAPIError as error:
+                # Also where the connection broke: a build may be what ends PostgreSQL.
+                raise IndexNotBuilt(
+                    f"The search index of {model.provider}/{model.model} could not be built: "
+                    f"{_reason(error)}."
+                ) from error
+            # Else the next build may come before PostgreSQL has seen this session's end.
+            connection.execute(text("SELECT pg_advisory_unlock(hashtext(:name))"), lock)
         return True
 
-    def _build(self, connection: Connection, model: EmbeddingModel) -> None:
+    def _build(
+        self, connection: Connection, model: EmbeddingModel, is_stopped: Callable[[], bool]
+    ) -> None:
         is_valid = connection.scalar(
             text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"),
             {"name": index_name(model)},
         )
         if is_valid:
             return
-        if is_valid is not None:
-            # What a build left that was broken off.
-            connection.execute(text(f"DROP INDEX CONCURRENTLY {index_name(model)}"))
         connection.execute(text(f"SET maintenance_work_mem = '{BUILD_MEMORY}'"))
-        try:
-            connection.execute(text(create_index(model, "CONCURRENTLY")))
+        drop = text(f"DROP INDEX CONCURRENTLY {index_name(model)}")
+        with _cancelled(connection, is_stopped):
+            if is_valid is not None:
+                # What a build left that was broken off.
+                connection.execute(drop)
+            try:
+                connection.execute(text(create_index(model, "CONCURRENTLY")))
+            except DBAPIError:
+                if not is_stopped():
+                    # It takes room on the disk, and time of all that store vectors.
+                    with suppress(DBAPIError):
+                        connection.execute(drop)
+                raise
             connection.execute(text(f"ANALYZE {partition_of(model)}"))
-        finally:
-            connection.execute(text("RESET maintenance_work_mem"))
 
-    def _connection(self) -> Connection:
-        return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """A connection of its own: its lock and its settings end with it."""
+        with self._engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.detach()
+            yield connection
+
+
+@contextmanager
+def _cancelled(connection: Connection, is_stopped: Callable[[], bool]) -> Iterator[None]:
+    """Cancel whatever statement of the connection is under way, once it is to be stopped."""
+    driver: Any = connection.connection.dbapi_connection
+    is_over = Event()
+
+    def watch() -> None:
+        while not is_over.wait(LOOK_SECONDS):
+            if is_stopped():
+                with suppress(psycopg2.Error):
+                    driver.cancel()
+
+    watching = Thread(target=watch, name="index-build", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watching.join()
+
+
+def _reason(error: DBAPIError) -> str:
+    return str(error.orig).strip().partition("\n")[0]

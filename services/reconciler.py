@@ -51,7 +51,11 @@ class Proof:
 
 
 class Reconciler:
-    """One round of it may run in every worker: a lock lets one at a time do it."""
+    """A round of it runs in every worker, each second.
+
+    Of the steps that two could do twice or that are long, a lock lets one at a time do each; the
+    others change only what is still as they found it.
+    """
 
     def __init__(
         self,
@@ -110,6 +114,8 @@ class Reconciler:
 
     def _prune(self) -> None:
         with self._ledger.transaction() as unit:
+            if not unit.try_lock("prune"):
+                return
             if self._retention.jobs_seconds:
                 unit.upkeep.prune_jobs(self._retention.jobs_seconds)
             if self._retention.attempts_seconds:

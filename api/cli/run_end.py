@@ -65,6 +65,8 @@ def print_run(run: RunView, *, as_json: bool) -> None:
         f"Run {run.id} is {run.state}: {run.succeeded:,} of {plural(run.total, 'item')} done, "
         f"{run.failed:,} failed, {run.reused:,} reused; {plural(run.calls, 'call')}, {paid}."
     )
+    if run.state is RunState.COMPLETED and run.error:
+        err.print(run.error, style="yellow", markup=False)
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """The ledger's schema, step by step (Alembic)."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -10,6 +13,8 @@ from sqlalchemy import Engine, text
 
 # Any fixed number: all that matters is that every migrating process takes the same one.
 MIGRATION_LOCK = 7_316_498_025
+LOOK_SECONDS = 0.2
+"""Between two looks whether another process has done it."""
 
 
 def upgrade(engine: Engine) -> tuple[str | None, str | None]:
@@ -17,9 +22,9 @@ def upgrade(engine: Engine) -> tuple[str | None, str | None]:
 
     Safe to run by many processes at once: one migrates, the others wait and find it done.
     """
-    with engine.begin() as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    with _alone(engine), engine.connect() as connection:
         before = MigrationContext.configure(connection).get_current_revision()
+        connection.rollback()  # each step has a transaction of its own
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -31,6 +36,23 @@ def pending(engine: Engine) -> bool:
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
     return current != ScriptDirectory.from_config(_config()).get_current_head()
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[None]:
+    """Let one process at a time migrate, also where it is killed: its session has the lock.
+
+    Not waited for in a statement: an index's build waits for all statements to end.
+    """
+    key = {"key": MIGRATION_LOCK}
+    with engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), key):
+            time.sleep(LOOK_SECONDS)
+        try:
+            yield
+        finally:
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
 
 
 def _config() -> Config:

@@ -1,4 +1,4 @@
-"""Run by Alembic: `repositories.migrations.upgrade` hands it the connection and its transaction."""
+"""Run by Alembic: `repositories.migrations.upgrade` hands it the connection."""
 
 from alembic import context
 
@@ -6,5 +6,11 @@ import repositories.embeddings
 import repositories.run_models  # noqa: F401 - they add their tables to the metadata
 from repositories.models import Base
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
-context.run_migrations()
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    # So that a step may leave it, and build an index without stopping those that write.
+    transaction_per_migration=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -29,6 +29,7 @@ class RunResults:
         while True:
             with self._ledger.transaction() as unit:
                 rows = _rows(unit, run, after, page, with_input)
+                _check_is_there(unit, run_id)
             for row in rows:
                 yield Produced(
                     row.position, row.custom_id, row.attributes, row.text, row.vector, row.answer
@@ -42,6 +43,7 @@ class RunResults:
         while True:
             with self._ledger.transaction() as unit:
                 rows = unit.results.failures(run_id, after, page)
+                _check_is_there(unit, run_id)
             for row in rows:
                 yield FailedItem(
                     row.position, row.custom_id, row.code, row.error, row.detail, row.attributes
@@ -58,6 +60,12 @@ class RunResults:
                 return None
             model = unit.embeddings.find_model(run.provider, run.model)
         return None if model is None else model.dimensions
+
+
+def _check_is_there(unit: UnitOfWork, run_id: UUID) -> None:
+    """Asked after its items were read: they are deleted after it, so that none was missing."""
+    if unit.runs.get(run_id) is None:
+        raise NotFound(f"There is no run {run_id}, or it was deleted while it was read.")
 
 
 def _rows(unit: UnitOfWork, run: Run, after: int, limit: int, with_input: bool) -> list[ResultRow]:

@@ -15,7 +15,7 @@ from pydantic import JsonValue, ValidationError
 
 from repositories.run_models import Run, RunKind, RunState
 from repositories.runs import Change
-from repositories.session import Ledger
+from repositories.session import Ledger, UnitOfWork
 from repositories.vector_indexes import VectorIndexes
 from services.errors import InvalidInput, NotFound, WrongState
 from services.jobs import explain
@@ -204,9 +204,9 @@ class RunService:
             bad = unit.items.count_outcomes(run_id).failed
             unit.runs.change(run_id, Change(failed=bad - run.failed))
             started = unit.runs.start(run_id)
-        if started is None:
-            raise NotFound(f"There is no run {run_id}.")
-        self._make_room(started)
+            if started is None:
+                raise NotFound(f"There is no run {run_id}.")
+            self._make_room(unit, started)
         self._progress.publish(started)
         self._dispatch.nudge()
         return RunView.of(started)
@@ -365,15 +365,16 @@ class RunService:
             raise BadInputs(explain_faults(preflight))
         return self.start(preflight.run_id)
 
-    def _make_room(self, run: Run) -> None:
-        """Drop a model's index before many vectors come: it is built anew at the run's end."""
+    def _make_room(self, unit: UnitOfWork, run: Run) -> None:
+        """Drop a model's index before many vectors come: it is built anew at the run's end.
+
+        In the transaction of its start: from then on, its end brings the index back.
+        """
         if run.kind != RunKind.EMBEDDING:
             return
-        with self._ledger.transaction() as unit:
-            model = unit.embeddings.find_model(run.provider, run.model)
-            known = 0 if model is None else unit.embeddings.count(model)
-        if model is not None and run.total > LARGE_LOAD * known:
-            self._indexes.drop(model)
+        model = unit.embeddings.find_model(run.provider, run.model)
+        if model is not None and run.total > LARGE_LOAD * unit.embeddings.estimate(model):
+            self._indexes.drop(unit, model)
 
     def _owned(self, run_id: UUID, owner: UUID | None) -> Run:
         with self._ledger.transaction() as unit:

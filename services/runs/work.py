@@ -4,6 +4,7 @@ import logging
 from datetime import datetime
 from uuid import UUID
 
+from repositories.errors import IndexNotBuilt
 from repositories.models import EmbeddingModel, JobState
 from repositories.run_models import Run, RunKind, RunState
 from repositories.runs import Change
@@ -72,9 +73,12 @@ class RunWork:
     def _finalize(self, job: ClaimedJob) -> None:
         run = self._run_of(job)
         job.show(JobState.RUNNING)
+        why: str | None = None
         if run.kind == RunKind.EMBEDDING:
-            self._index(job, run)
-        ended = job.in_ledger(lambda unit: _end(unit, job, run.id))
+            why = job.claim.request.get("without_index")
+            if why is None:
+                self._index(job, run)
+        ended = job.in_ledger(lambda unit: _end(unit, job, run.id, why))
         if ended is not None:
             self._progress.publish(ended)
 
@@ -86,8 +90,14 @@ class RunWork:
         model, is_loaded = job.in_ledger(look)
         if model is None or is_loaded:
             return  # the last of several runs builds it
-        while not self._indexes.build(model):
-            job.pause(INDEX_POLL_SECONDS)
+        try:
+            while not self._indexes.build(model, lambda: job.is_cancelled):
+                job.pause(INDEX_POLL_SECONDS)
+        except IndexNotBuilt as error:
+            if job.is_cancelled:
+                job.hand_back()
+            logger.warning("run %s waits for its index: %s", run.id, error)
+            raise
 
     def _run_of(self, job: ClaimedJob) -> Run:
         run_id = job.claim.run_id
@@ -97,8 +107,11 @@ class RunWork:
         return run
 
 
-def _end(unit: UnitOfWork, job: ClaimedJob, run_id: UUID) -> Run | None:
-    """Complete the run, its sums put right by its outcomes: they are the truth."""
+def _end(unit: UnitOfWork, job: ClaimedJob, run_id: UUID, without_index: str | None) -> Run | None:
+    """Complete the run, its sums put right by its outcomes: they are the truth.
+
+    `without_index` is why its model has no index.
+    """
     unit.jobs.succeed(job.claim, {})
     run = unit.runs.lock(run_id)
     if run is None or run.state != RunState.FINALIZING:
@@ -116,4 +129,12 @@ def _end(unit: UnitOfWork, job: ClaimedJob, run_id: UUID) -> Run | None:
     if wrong:
         logger.error("the sums of run %s were wrong by %s and are put right", run_id, wrong)
         unit.runs.change(run_id, Change(**wrong))
-    return unit.runs.finish(run_id, RunState.COMPLETED)
+    if without_index is None:
+        return unit.runs.finish(run_id, RunState.COMPLETED)
+    return unit.runs.finish(
+        run_id,
+        RunState.COMPLETED,
+        IndexNotBuilt.code,
+        f"{without_index} Its output is complete; searches compare all vectors, which takes "
+        "longer, until a later run of the model builds the index.",
+    )

@@ -29,6 +29,7 @@ from repositories.migrations import pending, upgrade
 from repositories.models import Base, Job, User
 from repositories.session import Ledger, UnitOfWork
 from tasks.composition import PromptStack
+from tests.processes import wait_until
 
 _numbers = itertools.count()
 SECRET = "marmalade"
@@ -531,6 +532,34 @@ def test_a_downgrade_leaves_nothing_and_an_upgrade_brings_all_back(
     assert upgrade(ledger.engine) == (None, head)
     assert schema(ledger.engine) == before
     assert upgrade(ledger.engine) == (head, head)
+
+
+def test_an_index_of_a_large_table_is_built_while_it_is_written_to(
+    stack: PromptStack, ledger: Ledger
+) -> None:
+    migrated(stack.database_url, lambda config: command.downgrade(config, "0008"))
+    with ledger.transaction() as unit:
+        # As a build leaves it that was broken off.
+        unit.session.execute(
+            text(
+                "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'answers_used'::regclass"
+            )
+        )
+    engine = create_engine(stack.database_url)
+    waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with ThreadPoolExecutor(1) as other, engine.connect() as writer:
+        writer.execute(text("LOCK TABLE jobs IN ROW EXCLUSIVE MODE"))
+        migrating = other.submit(upgrade, ledger.engine)
+        wait_until(lambda: writer.scalar(waits), "the migration to wait for the writer")
+        with ledger.transaction() as unit:
+            unit.session.execute(text("SET LOCAL lock_timeout = '2s'"))
+            add_job(unit)
+        writer.rollback()
+        migrating.result(30.0)
+    engine.dispose()
+    assert not pending(ledger.engine)
+    with ledger.transaction() as unit:
+        assert unit.session.scalar(text("SELECT bool_and(indisvalid) FROM pg_index"))
 
 
 def test_processes_that_migrate_at_once_do_it_once(empty_database: str) -> None:

@@ -16,7 +16,7 @@ from config.names import VectorType
 from repositories.answers import AnswerRepository
 from repositories.errors import LedgerUnavailable
 from repositories.models import JobKind
-from repositories.run_models import RunState
+from repositories.run_models import Run, RunState
 from repositories.runs import RunRepository
 from repositories.session import Ledger, UnitOfWork
 from services.errors import InvalidInput, WrongState
@@ -26,6 +26,7 @@ from services.llm.errors import Overloaded
 from services.llm.limit_report import LimitReport, LimitState
 from services.llm.requests import GenerationRequest
 from services.runs.call_session import CallSession
+from services.runs.dispatch import Dispatch
 from services.runs.service import BadInputs
 from tasks.composition import PromptStack
 from tests.processes import wait_until
@@ -232,12 +233,19 @@ def test_numbers_that_two_bytes_do_not_hold_fail_their_item_alone(
     assert (failed.position, failed.code) == (8, "BAD_PROVIDER_RESPONSE")
 
 
-def test_what_an_end_left_half_done_is_done_later(stack: PromptStack) -> None:
+def test_what_an_end_left_half_done_is_done_later(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = stack.runs.embed(["one", "two"])
-    with stack.ledger.transaction() as unit:
-        assert unit.runs.finish(run.id, RunState.CANCELLED) is not None
-    # Whoever ended it died here.
-    assert one(stack, "SELECT count(*) FROM jobs WHERE state = 'queued'") == (1,)
+
+    def dies(self: Dispatch, ended: Run) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Dispatch, "_clean_up", dies)
+        with pytest.raises(SystemExit):
+            stack.runs.cancel(run.id)
+    assert one(stack, "SELECT count(*) FROM jobs WHERE kind = 'shard' AND state = 'queued'") == (1,)
     stack.dispatch.upkeep(0.0)
     states = "SELECT string_agg(kind || ' ' || state, ', ' ORDER BY kind DESC) FROM jobs"
     assert one(stack, states) == ("shard cancelled, finalization queued",)

@@ -16,7 +16,6 @@ from repositories.errors import LedgerRefused
 from repositories.jobs import Claim
 from repositories.models import JobState
 from repositories.run_models import RunState
-from repositories.runs import RunRepository
 from services.limiter.errors import LimiterWait
 from services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
 from services.llm.errors import InvalidProviderRequest, Overloaded, ProviderTimeout
@@ -235,22 +234,3 @@ def test_what_is_stored_is_found_also_where_another_still_has_it_reserved(
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.reused) == (RunState.COMPLETED, 2, 2)
     assert Pairs.asked.total() == 0
-
-
-def test_a_shard_that_fails_between_two_looks_ends_its_run(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = stack.runs.embed(["one", "two"], provider="pairs")
-    with stack.ledger.transaction() as unit:
-        (shard,) = unit.session.execute(text("SELECT id FROM jobs")).one()
-        claim = unit.jobs.claim(shard, stack.worker_id)
-        assert claim is not None
-        unit.jobs.fail(claim, "QUOTA_EXHAUSTED", "There is no money left.")
-    with monkeypatch.context() as patched:
-        patched.setattr(RunRepository, "find_failing", lambda *_: [])
-        stack.dispatch.run_once()
-    assert stack.runs.get(run.id).state is RunState.RUNNING
-    stack.dispatch.run_once()
-    ended = stack.runs.get(run.id)
-    assert (ended.state, ended.error_code) == (RunState.FAILED, "QUOTA_EXHAUSTED")
-    assert ended.failed == 0

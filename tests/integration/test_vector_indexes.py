@@ -1,16 +1,22 @@
 """The indexes of vectors, built and dropped while others are at work."""
 
 import hashlib
+import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from sqlalchemy import text
+import pytest
+from sqlalchemy import create_engine, text
 
-from repositories.embeddings import index_name
+from repositories.embeddings import index_name, partition_of
+from repositories.errors import IndexNotBuilt
 from repositories.models import EmbeddingModel
+from repositories.run_models import RunState
 from repositories.vector_indexes import VectorIndexes
 from tasks.composition import PromptStack
-from tests.processes import wait_until
+from tests.processes import Process, wait_until
+from tests.runs import in_ledger, work
 
 VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
 BUILDING = text("SELECT count(*) FROM pg_stat_progress_create_index")
@@ -64,6 +70,82 @@ def test_a_dropped_index_is_gone(stack: PromptStack) -> None:
     model = make_model(stack, 50)
     indexes = VectorIndexes(stack.ledger)
     assert indexes.build(model)
-    assert indexes.drop(model)
+    with stack.ledger.transaction() as unit:
+        assert indexes.drop(unit, model)
     with stack.ledger.transaction() as unit:
         assert unit.session.scalar(VALID, {"name": index_name(model)}) is None
+
+
+def test_a_worker_that_is_told_to_stop_hands_a_build_back_at_once(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    work(stack, stack.runs.embed(["one", "two"], provider="local").id)
+    with stack.ledger.transaction() as unit:
+        model = unit.embeddings.find_model("local", "wordllama-256")
+    assert model is not None
+    run = stack.runs.embed(["three", "four"], provider="local")
+    assert not has_valid_index(stack, model)
+    # A build waits for whoever writes to the table, as long as that takes.
+    engine = create_engine(stack.database_url)
+    with engine.connect() as writer:
+        writer.execute(text(f"LOCK TABLE {partition_of(model)} IN ROW EXCLUSIVE MODE"))
+        worker = start_worker(SHUTDOWN_GRACE_SECONDS="1")
+        is_building = "SELECT count(*) FROM pg_stat_progress_create_index"
+        wait_until(lambda: in_ledger(stack, is_building), "the build")
+        worker.send(signal.SIGTERM)
+        assert worker.wait(15.0) == 0
+        states = "SELECT state FROM jobs WHERE kind = 'finalization' ORDER BY id DESC LIMIT 1"
+        assert in_ledger(stack, states) == "queued"
+    engine.dispose()
+    done = work(stack, run.id)
+    assert (done.state, done.error_code) == (RunState.COMPLETED, None)
+    assert has_valid_index(stack, model)
+
+
+def test_a_build_that_fails_leaves_nothing_behind(stack: PromptStack) -> None:
+    model = make_model(stack, 50)
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(
+            text(f"UPDATE {partition_of(model)} SET vector = '[1,2]' WHERE ctid = '(0,1)'")
+        )
+    with pytest.raises(IndexNotBuilt, match="expected 256 dimensions"):
+        VectorIndexes(stack.ledger).build(model)
+    with stack.ledger.transaction() as unit:
+        assert unit.session.scalar(VALID, {"name": index_name(model)}) is None
+
+
+def test_an_index_is_not_dropped_while_it_is_built(stack: PromptStack) -> None:
+    model = make_model(stack, 50)
+    indexes = VectorIndexes(stack.ledger)
+    assert indexes.build(model)
+    with stack.ledger.transaction() as builder:
+        assert builder.try_lock(index_name(model))
+        with stack.ledger.transaction() as unit:
+            assert not indexes.drop(unit, model)
+        assert not indexes.build(model)
+    assert has_valid_index(stack, model)
+
+
+def test_an_index_that_a_search_holds_is_kept_and_its_transaction_goes_on(
+    stack: PromptStack,
+) -> None:
+    model = make_model(stack, 50)
+    indexes = VectorIndexes(stack.ledger)
+    assert indexes.build(model)
+    with stack.ledger.transaction() as searching:
+        searching.embeddings.search(model, np.ones(256, np.float32), 1)
+        with stack.ledger.transaction() as unit:
+            assert not indexes.drop(unit, model)
+            assert unit.embeddings.count(model) == 50
+    assert has_valid_index(stack, model)
+
+
+def test_many_vectors_are_estimated_and_few_are_counted(stack: PromptStack) -> None:
+    model = make_model(stack, 50)
+    for known, estimated in ((-1, 50), (20_000, 50), (3_000_000, 3_000_000)):
+        with stack.ledger.transaction() as unit:
+            unit.session.execute(
+                text("UPDATE pg_class SET reltuples = :known WHERE relname = :name"),
+                {"known": known, "name": partition_of(model)},
+            )
+            assert unit.embeddings.estimate(model) == estimated

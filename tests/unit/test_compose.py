@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from api.cli.main import build
 from config.settings import Settings, load_settings
+from repositories.vector_indexes import BUILD_MEMORY
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -128,6 +129,11 @@ def test_redis_drops_nothing() -> None:
     command = " ".join(SERVICES["redis"]["command"])
     assert "--appendonly yes" in command
     assert "--maxmemory-policy noeviction" in command
+
+
+def test_postgres_has_shared_memory_for_the_builds_of_two_indexes() -> None:
+    assert SERVICES["postgres"]["shm_size"] == "1gb"
+    assert BUILD_MEMORY == "512MB"
 
 
 @pytest.mark.parametrize("name", ["redis", "postgres"])
