@@ -208,6 +208,16 @@ def test_a_bad_file_of_a_folder_is_named() -> None:
     assert "  b.md: BAD_ENCODING" in said
 
 
+@pytest.mark.parametrize("amount", ["nan", "-inf", "-1", "1e30"])
+def test_a_limit_that_is_no_amount_is_refused(stack: PromptStack, amount: str) -> None:
+    embed("--detach")
+    run = only_run(stack)
+    stack.runs.cancel(run)
+    said = runs("retry", str(run), f"--max-cost={amount}", "--detach", code=2).stderr
+    assert "amount" in said
+    assert stack.runs.get(run).state == RunState.CANCELLED
+
+
 def test_programs_get_plain_numbers_and_times(stack: PromptStack) -> None:
     told = json.loads(embed("--json").stdout)
     assert told["cost_usd"] == "0"
