@@ -326,7 +326,14 @@ class RunService:
                 duplicates = unit.items.end_duplicates(run_id)
                 if duplicates:
                     intake.faults = first_faults(unit, run_id)
-            return self._estimator.estimate(run_id, new, intake, duplicates, is_counted=is_counted)
+            return self._estimator.estimate(
+                run_id,
+                new,
+                intake,
+                duplicates,
+                max_cost_usd=options.max_cost_usd,
+                is_counted=is_counted,
+            )
         except BaseException:
             self.discard(run_id)
             raise

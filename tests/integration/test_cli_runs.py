@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -190,6 +191,25 @@ def test_bad_lines_are_told_and_counted() -> None:
     embed("--dry-run", "--skip-bad")
     told = json.loads(embed("--dry-run", "--json", code=2).stdout)
     assert (told["bad"], len(told["faults"]), told["faults_untold"]) == (32, 20, 12)
+
+
+def test_a_limit_below_the_expected_cost_is_told(stack: PromptStack) -> None:
+    asked = ("generate", "texts.jsonl", "--provider", "openai", "--max-tokens", "1000")
+    plain = runs(*asked, "--dry-run", "--json")
+    told = json.loads(plain.stdout)
+    assert (told["max_cost_usd"], told["is_over_limit"]) == (None, False)
+    assert "The limit" not in plain.stderr
+    cost = Decimal(told["cost_usd"])
+    enough = runs(*asked, "--dry-run", "--json", "--max-cost", f"{cost:f}")
+    told = json.loads(enough.stdout)
+    assert (Decimal(told["max_cost_usd"]), told["is_over_limit"]) == (cost, False)
+    assert "The limit" not in enough.stderr
+    little = runs(*asked, "--dry-run", "--json", "--max-cost", f"{cost / 2:f}")
+    assert json.loads(little.stdout)["is_over_limit"] is True
+    assert "The limit of $" in little.stderr
+    assert "stops before all is done" in little.stderr
+    runs(*asked, "--max-cost", f"{cost / 2:f}", "--detach")
+    assert stack.runs.get(only_run(stack)).state == RunState.RUNNING
 
 
 def test_duplicates_are_told_by_line() -> None:
