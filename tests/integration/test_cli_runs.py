@@ -136,6 +136,31 @@ def test_the_output_is_judged_first(output: str, reason: str, stack: PromptStack
     assert reason in refused(stack, "-o", output, "--overwrite")
 
 
+def test_no_output_is_promised_where_nobody_waits_for_results(stack: PromptStack) -> None:
+    for output in ("out.jsonl", "-"):
+        said = refused(stack, "-o", output, "--detach")
+        assert "--detach" in said
+        assert "promptstack runs export" in said
+    embed()
+    run = str(only_run(stack))
+    said = runs("retry", run, "-o", "out.jsonl", "--detach", code=2).stderr
+    assert f"promptstack runs export {run} out.jsonl" in said
+
+
+@pytest.mark.parametrize("summary", [[], ["--json"]])
+def test_standard_output_has_results_only(stack: PromptStack, summary: list[str]) -> None:
+    done = embed("-o", "-", *summary)
+    assert [json.loads(line)["custom_id"] for line in done.stdout.splitlines()] == ["a", "b"]
+    run = str(only_run(stack))
+    again = runs("watch", run, "-o", "-", *summary)
+    assert again.stdout == done.stdout
+    if summary:
+        told = json.loads(again.stderr[again.stderr.index("{") :])
+        assert (told["id"], told["succeeded"]) == (run, 2)
+    else:
+        assert "2 of 2 items done" in again.stderr
+
+
 def test_answers_are_no_arrays() -> None:
     said = runs("generate", "texts.jsonl", "-o", "out.npy", code=2).stderr
     assert "Answers are no vectors" in said
