@@ -30,6 +30,7 @@ from services.runs.intake import (
     embedding_hasher,
     first_faults,
     generation_hasher,
+    shown_as_read,
     take_in,
     texts_only,
 )
@@ -320,7 +321,8 @@ class RunService:
                 max_cost_usd=options.max_cost_usd,
             ).id
         try:
-            intake = take_in(self._ledger, run_id, inputs, new.hash_of, options.told)
+            with shown_as_read(self._ledger, run_id):
+                intake = take_in(self._ledger, run_id, inputs, new.hash_of, options.told)
             _check_not_empty(intake)
             with self._ledger.transaction() as unit:
                 duplicates = unit.items.end_duplicates(run_id)
