@@ -202,7 +202,7 @@ def _check_pattern(pattern: str) -> None:
     except (re2.error, UnicodeEncodeError) as error:
         raise InvalidInput(
             f"The schema's pattern {pattern[:MAX_QUOTED]!r} can't be used, as RE2 doesn't take it "
-            f"({_words(error)}); write it without look-around and back-references."
+            f"({_words(error)}); make it simpler, without look-around and back-references."
         ) from None
 
 
