@@ -105,6 +105,10 @@ class RunRepository(BaseRepository[Run]):
             touched_at=func.now(),
         )
 
+    def show_reading(self, run_id: UUID) -> None:
+        """Note that a run's source is still read, though nothing came."""
+        self._set(run_id, Run.state == RunState.PREPARING, touched_at=func.now())
+
     def start(self, run_id: UUID, *, lifetime: float | None = None, **values: Any) -> Run | None:
         """Let a run's open items be worked on, from the first on."""
         if lifetime is not None:
@@ -286,7 +290,7 @@ class RunRepository(BaseRepository[Run]):
         ).all()
 
     def find_abandoned(self, silence: float) -> Sequence[UUID]:
-        """Runs whose reader has added nothing for `silence` seconds."""
+        """Runs whose reader has shown nothing of itself for `silence` seconds."""
         return self._session.scalars(
             select(Run.id).where(
                 *_open(RunState.PREPARING),

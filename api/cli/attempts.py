@@ -39,10 +39,7 @@ def attempts(
         print_json(
             {
                 "attempts": [call.model_dump(mode="json") for call in calls],
-                "unsettled": [
-                    asdict(row) | {"expected_cost_usd": f"{row.expected_cost_usd:f}"}
-                    for row in sums
-                ],
+                "unsettled": [asdict(row) for row in sums],
             }
         )
         return

@@ -46,7 +46,8 @@ def finish(stack: PromptStack, run_id: UUID, target: Target, *, as_json: bool) -
         unwritten = True
         err.print(f"promptstack: {error}", style="red", markup=False)
         err.print(f"The results of run {run_id} are kept: {export}", markup=False)
-    print_run(run, as_json=as_json)
+    # A program reads results from standard output, and would take the summary for one.
+    print_run(run, as_json=as_json, to_err=target.is_standard_output)
     if run.state is RunState.CANCELLED:
         stop("the run was cancelled.", JOB_FAILED)
     if run.state is not RunState.COMPLETED:
@@ -55,13 +56,13 @@ def finish(stack: PromptStack, run_id: UUID, target: Target, *, as_json: bool) -
         raise typer.Exit(JOB_FAILED)
 
 
-def print_run(run: RunView, *, as_json: bool) -> None:
+def print_run(run: RunView, *, as_json: bool, to_err: bool = False) -> None:
     """Say how a run stands."""
     if as_json:
-        print_json(vars(run))
+        print_json(vars(run), to_err=to_err)
         return
     paid = "nothing was paid" if run.calls == 0 else f"${dollars(run.cost_usd)}"
-    out.print(
+    (err if to_err else out).print(
         f"Run {run.id} is {run.state}: {run.succeeded:,} of {plural(run.total, 'item')} done, "
         f"{run.failed:,} failed, {run.reused:,} reused; {plural(run.calls, 'call')}, {paid}."
     )

@@ -1,5 +1,6 @@
 """Writing what a run has produced."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -20,10 +21,31 @@ class Target:
     format: ExportFormat | None = None
     overwrite: bool = False
 
-    def check(self, kind: RunKind, source: str | None = None) -> None:
-        """Refuse a place that takes no results, or has what would be lost, before any is paid."""
+    @property
+    def is_standard_output(self) -> bool:
+        """Whether results go where commands print."""
+        return self.path == STANDARD_OUTPUT
+
+    def check(
+        self,
+        kind: RunKind,
+        source: str | None = None,
+        *,
+        detach: bool = False,
+        run: UUID | None = None,
+    ) -> None:
+        """Refuse a place that takes no results, or has what would be lost, before any is paid.
+
+        `run` is None where it isn't known yet.
+        """
         if self.path is None:
             return
+        if detach:
+            raise InvalidInput(
+                "With --detach nobody waits for results, so none would be written. Leave -o out, "
+                f"and write them later: promptstack runs export {run or 'RUN'} "
+                f"{shlex.quote(str(self.path))}. Nothing was done."
+            )
         try:
             check_output(
                 self.path,
@@ -59,7 +81,7 @@ def write_output(
         with_input=with_input,
         keep_old=True,
     )
-    if target.path != STANDARD_OUTPUT:
+    if not target.is_standard_output:
         _tell(summary)
 
 

@@ -21,6 +21,12 @@ def show_preflight(preflight: Preflight, *, named_by_id: bool) -> None:
         f"Expected: {plural(preflight.tokens, 'token')}, cost {cost}, time {time_}.",
         markup=False,
     )
+    if preflight.is_over_limit and preflight.max_cost_usd is not None:
+        err.print(
+            f"The limit of ${dollars(preflight.max_cost_usd)} is below that cost: the run stops "
+            "before all is done. Raise --max-cost, or go on later by `promptstack runs retry`.",
+            markup=False,
+        )
     for fault in preflight.faults:
         where = _where(fault, named_by_id=named_by_id)
         err.print(printable(f"  {where}: {fault.code}: {fault.reason}"), markup=False)
@@ -36,7 +42,12 @@ def preflight_json(preflight: Preflight) -> dict[str, Any]:
         {"position": one.position, "custom_id": one.custom_id, "code": one.code, "why": one.reason}
         for one in preflight.faults
     ]
-    return {**vars(preflight), "faults": faults, "faults_untold": _untold(preflight)}
+    return {
+        **vars(preflight),
+        "is_over_limit": preflight.is_over_limit,
+        "faults": faults,
+        "faults_untold": _untold(preflight),
+    }
 
 
 def _untold(preflight: Preflight) -> int:

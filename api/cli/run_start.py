@@ -79,7 +79,7 @@ def embed(
     """Embed every text of a file or folder."""
     with connected() as stack:
         target = Target(output, overwrite=overwrite)
-        target.check(RunKind.EMBEDDING, source)
+        target.check(RunKind.EMBEDDING, source, detach=detach)
         if chunk_tokens is None and source != "-" and Path(source).is_dir():
             chunk_tokens = stack.settings.chunk_tokens
             if chunk_overlap_tokens is None:
@@ -143,7 +143,7 @@ def generate(
     """Generate an answer to every prompt of a file."""
     with connected() as stack:
         target = Target(output, overwrite=overwrite)
-        target.check(RunKind.GENERATION, source)
+        target.check(RunKind.GENERATION, source, detach=detach)
         reading = Reading(
             format=format_,
             text_column=text_column,

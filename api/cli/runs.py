@@ -106,7 +106,7 @@ def retry(
     """Try again what failed or was never tried; what succeeded isn't paid for again."""
     with connected() as stack:
         target = Target(output, overwrite=overwrite)
-        target.check(stack.runs.get(run_id).kind)
+        target.check(stack.runs.get(run_id).kind, detach=detach, run=run_id)
         run = stack.runs.retry(run_id, max_cost_usd=dollars_of(max_cost))
         if not detach:
             finish(stack, run_id, target, as_json=as_json)

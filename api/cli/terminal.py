@@ -51,9 +51,9 @@ def print_what_can_be() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, *, to_err: bool = False) -> None:
     """Print one JSON document."""
-    typer.echo(json.dumps(value, indent=2, default=_as_text, ensure_ascii=False))
+    typer.echo(json.dumps(value, indent=2, default=_as_text, ensure_ascii=False), err=to_err)
 
 
 def _as_text(value: Any) -> str:

@@ -36,7 +36,7 @@ def usage(
         )
         rows, together = sums(groups), sums([])
     if as_json:
-        print_json([{**asdict(row), "cost_usd": f"{row.cost_usd:f}"} for row in rows])
+        print_json([asdict(row) for row in rows])
         return
     if not together:
         out.print("Nothing was asked of any provider in that time.")

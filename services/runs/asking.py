@@ -25,7 +25,9 @@ from services.runs.schemas import AnswerSchema
 MOST_HALF = 65_504
 """The largest number of IEEE 754's two bytes."""
 ENVELOPE_TOKENS = 64
-"""More than any provider adds to a prompt for roles and the like."""
+"""More than any provider adds to a turn, a call or a tool for roles, names of fields and such."""
+TOOLS_TOKENS = 1_024
+"""More than any provider says to a model of its own accord where there are tools."""
 
 Answer = LLMResponse | EmbeddingResponse
 
@@ -255,8 +257,17 @@ class GenerationAsking(Asking):
         request = self._request(call)
         if request.max_tokens is None:
             return None
-        schema = len(json.dumps(request.json_schema or "").encode())
-        return len(request.text().encode()) + schema + ENVELOPE_TOKENS, request.max_tokens
+        turns = request.conversation()
+        calls = [call for turn in turns for call in turn.tool_calls]
+        texts = [text for turn in turns for text in (turn.content, turn.tool_call_id or "")]
+        structured: list[Any] = [made.model_dump() for made in (*calls, *request.tools)]
+        if request.json_schema is not None:
+            structured.append(request.json_schema)
+        told = sum(len(text.encode()) for text in texts)
+        # With its escapes and spaces it is as long as a provider may get it, or longer.
+        told += sum(len(json.dumps(made)) for made in structured)
+        told += ENVELOPE_TOKENS * (len(turns) + len(structured))
+        return told + (TOOLS_TOKENS if request.tools else 0), request.max_tokens
 
     def fault(self, answer: Answer) -> PromptStackError | None:
         """See `Asking`: where it is no instance of the schema."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -46,7 +47,14 @@ class Estimator:
         self._limits_of = limits_of
 
     def estimate(
-        self, run_id: UUID, new: NewRun, intake: Intake, duplicates: int, *, is_counted: bool
+        self,
+        run_id: UUID,
+        new: NewRun,
+        intake: Intake,
+        duplicates: int,
+        *,
+        max_cost_usd: Decimal | None,
+        is_counted: bool,
     ) -> Preflight:
         """Say what a run comes to; `is_counted` looks for what was paid for before."""
         good = intake.items - intake.bad - duplicates
@@ -69,6 +77,7 @@ class Estimator:
             cost_usd=self._prices.cost(
                 new.provider, new.model, input_tokens=input_tokens, output_tokens=output_tokens
             ),
+            max_cost_usd=max_cost_usd,
             seconds=self._seconds(new, to_pay, input_tokens, output_tokens) if is_counted else None,
         )
 

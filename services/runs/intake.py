@@ -1,21 +1,29 @@
 """Taking a run's inputs in: checked, hashed, and into the ledger block by block."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from threading import Event, Thread
 from uuid import UUID
 
 import orjson
 
+from repositories.errors import TransientLedgerError
 from repositories.items import Ended, NewItem
 from repositories.session import Ledger, UnitOfWork
 from services.sources.reading import BadInput, Fault, Input
 
+logger = logging.getLogger(__name__)
+
 BLOCK = 10_000
 """Inputs in one transaction: some megabytes."""
 FAULTS_TOLD = 20
+SHOWN_SECONDS = 60.0
+"""Far less than the silence after which a reader counts as gone."""
 
 Hasher = Callable[[Input], bytes]
 """Names what is asked for: the same name, the same answer."""
@@ -92,6 +100,31 @@ def take_in(
             stored.result()
     told(intake)
     return intake
+
+
+@contextmanager
+def shown_as_read(ledger: Ledger, run_id: UUID) -> Iterator[None]:
+    """Show that a run's source is still read, while the context is open.
+
+    By a thread of its own, as who waits for the next line of a pipe can do nothing else.
+    """
+    over = Event()
+
+    def show() -> None:
+        while not over.wait(SHOWN_SECONDS):
+            try:
+                with ledger.transaction() as unit:
+                    unit.runs.show_reading(run_id)
+            except TransientLedgerError as error:
+                logger.warning("that a run is still read is said later: %s", error)
+
+    shower = Thread(target=show, name="intake-shown", daemon=True)
+    shower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        shower.join()
 
 
 def first_faults(unit: UnitOfWork, run_id: UUID) -> list[BadInput]:

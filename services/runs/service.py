@@ -30,6 +30,7 @@ from services.runs.intake import (
     embedding_hasher,
     first_faults,
     generation_hasher,
+    shown_as_read,
     take_in,
     texts_only,
 )
@@ -42,6 +43,8 @@ from services.text import check_storable
 POLL_SECONDS = 0.1
 MAX_IN_FLIGHT = 1_000
 MAX_NAME_CHARACTERS = 200
+MAX_COST_USD = 99_999_999
+"""As much as the ledger's columns hold."""
 LARGE_LOAD = 0.2
 """Of a model's vectors: if so many more come, its index is built anew at the end instead of being
 kept up. With 10% more that takes 2.5 times as long, with 20% 0.8 times, and half as long with as
@@ -250,6 +253,8 @@ class RunService:
 
         What succeeded is neither asked nor paid for again; inputs that were bad stay so.
         """
+        if max_cost_usd is not None:
+            _check_amount(max_cost_usd)
         self._owned(run_id, owner)
         with self._ledger.transaction() as unit:
             run = unit.runs.lock(run_id)
@@ -316,13 +321,21 @@ class RunService:
                 max_cost_usd=options.max_cost_usd,
             ).id
         try:
-            intake = take_in(self._ledger, run_id, inputs, new.hash_of, options.told)
+            with shown_as_read(self._ledger, run_id):
+                intake = take_in(self._ledger, run_id, inputs, new.hash_of, options.told)
             _check_not_empty(intake)
             with self._ledger.transaction() as unit:
                 duplicates = unit.items.end_duplicates(run_id)
                 if duplicates:
                     intake.faults = first_faults(unit, run_id)
-            return self._estimator.estimate(run_id, new, intake, duplicates, is_counted=is_counted)
+            return self._estimator.estimate(
+                run_id,
+                new,
+                intake,
+                duplicates,
+                max_cost_usd=options.max_cost_usd,
+                is_counted=is_counted,
+            )
         except BaseException:
             self.discard(run_id)
             raise
@@ -336,8 +349,7 @@ class RunService:
         if options.max_retries is not None and not 0 <= options.max_retries <= 100:
             raise InvalidInput("max_retries must be between 0 and 100.")
         if options.max_cost_usd is not None:
-            if options.max_cost_usd < 0:
-                raise InvalidInput("A limit of the cost can't be negative.")
+            _check_amount(options.max_cost_usd)
             self._check_limit(new.kind, new.provider, new.model, new.parameters)
 
     def _check_limit(
@@ -382,6 +394,14 @@ class RunService:
         if run is None or (owner is not None and run.user_id != owner):
             raise NotFound(f"There is no run {run_id}.")
         return run
+
+
+def _check_amount(limit: Decimal) -> None:
+    """Refuse what is no amount of dollars: a comparison with NaN would hold no limit at all."""
+    if not limit.is_finite() or not 0 <= limit <= MAX_COST_USD:
+        raise InvalidInput(
+            f"A limit of the cost must be an amount of dollars from 0 to {MAX_COST_USD:,}."
+        )
 
 
 def _check_not_empty(intake: Intake) -> None:

@@ -84,5 +84,14 @@ class Preflight:
     """Expected, input and output together."""
     cost_usd: Decimal | None
     """Expected; None where no price is known."""
+    max_cost_usd: Decimal | None
+    """The run's limit."""
     seconds: float | None
     """At the known limits; None where none is known."""
+
+    @property
+    def is_over_limit(self) -> bool:
+        """Whether the run is expected to end at its limit, before all is done."""
+        if self.cost_usd is None or self.max_cost_usd is None:
+            return False
+        return self.cost_usd > self.max_cost_usd

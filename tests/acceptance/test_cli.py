@@ -636,6 +636,10 @@ def test_usage_is_shown_and_what_is_wrong_is_said(cli: Cli, stack: PromptStack) 
     assert "demo-1" in shown.stdout
     [row] = json.loads(cli("usage", "--since", "1h", "--json").stdout)
     assert (row["model"], row["calls"], row["cost_usd"]) == ("demo-1", 1, "0")
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text("UPDATE attempts SET cost_usd = 0.0001"))
+    [row] = json.loads(cli("usage", "--json").stdout)
+    assert row["cost_usd"] == "0.0001"
     for wrong in (["--by", "hour"], ["--since", "soon"], ["--user", "nobody@example.org"]):
         refused = cli("usage", *wrong)
         assert refused.returncode == 2

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -135,6 +136,31 @@ def test_the_output_is_judged_first(output: str, reason: str, stack: PromptStack
     assert reason in refused(stack, "-o", output, "--overwrite")
 
 
+def test_no_output_is_promised_where_nobody_waits_for_results(stack: PromptStack) -> None:
+    for output in ("out.jsonl", "-"):
+        said = refused(stack, "-o", output, "--detach")
+        assert "--detach" in said
+        assert "promptstack runs export" in said
+    embed()
+    run = str(only_run(stack))
+    said = runs("retry", run, "-o", "out.jsonl", "--detach", code=2).stderr
+    assert f"promptstack runs export {run} out.jsonl" in said
+
+
+@pytest.mark.parametrize("summary", [[], ["--json"]])
+def test_standard_output_has_results_only(stack: PromptStack, summary: list[str]) -> None:
+    done = embed("-o", "-", *summary)
+    assert [json.loads(line)["custom_id"] for line in done.stdout.splitlines()] == ["a", "b"]
+    run = str(only_run(stack))
+    again = runs("watch", run, "-o", "-", *summary)
+    assert again.stdout == done.stdout
+    if summary:
+        told = json.loads(again.stderr[again.stderr.index("{") :])
+        assert (told["id"], told["succeeded"]) == (run, 2)
+    else:
+        assert "2 of 2 items done" in again.stderr
+
+
 def test_answers_are_no_arrays() -> None:
     said = runs("generate", "texts.jsonl", "-o", "out.npy", code=2).stderr
     assert "Answers are no vectors" in said
@@ -192,6 +218,25 @@ def test_bad_lines_are_told_and_counted() -> None:
     assert (told["bad"], len(told["faults"]), told["faults_untold"]) == (32, 20, 12)
 
 
+def test_a_limit_below_the_expected_cost_is_told(stack: PromptStack) -> None:
+    asked = ("generate", "texts.jsonl", "--provider", "openai", "--max-tokens", "1000")
+    plain = runs(*asked, "--dry-run", "--json")
+    told = json.loads(plain.stdout)
+    assert (told["max_cost_usd"], told["is_over_limit"]) == (None, False)
+    assert "The limit" not in plain.stderr
+    cost = Decimal(told["cost_usd"])
+    enough = runs(*asked, "--dry-run", "--json", "--max-cost", f"{cost:f}")
+    told = json.loads(enough.stdout)
+    assert (Decimal(told["max_cost_usd"]), told["is_over_limit"]) == (cost, False)
+    assert "The limit" not in enough.stderr
+    little = runs(*asked, "--dry-run", "--json", "--max-cost", f"{cost / 2:f}")
+    assert json.loads(little.stdout)["is_over_limit"] is True
+    assert "The limit of $" in little.stderr
+    assert "stops before all is done" in little.stderr
+    runs(*asked, "--max-cost", f"{cost / 2:f}", "--detach")
+    assert stack.runs.get(only_run(stack)).state == RunState.RUNNING
+
+
 def test_duplicates_are_told_by_line() -> None:
     Path("texts.jsonl").write_text(LINES + LINES)
     said = embed("--dry-run", code=2).stderr
@@ -206,6 +251,16 @@ def test_a_bad_file_of_a_folder_is_named() -> None:
     Path("docs/b.md").write_bytes(b"\xff")
     said = embed("--dry-run", source="docs", code=2).stderr
     assert "  b.md: BAD_ENCODING" in said
+
+
+@pytest.mark.parametrize("amount", ["nan", "-inf", "-1", "1e30"])
+def test_a_limit_that_is_no_amount_is_refused(stack: PromptStack, amount: str) -> None:
+    embed("--detach")
+    run = only_run(stack)
+    stack.runs.cancel(run)
+    said = runs("retry", str(run), f"--max-cost={amount}", "--detach", code=2).stderr
+    assert "amount" in said
+    assert stack.runs.get(run).state == RunState.CANCELLED
 
 
 def test_programs_get_plain_numbers_and_times(stack: PromptStack) -> None:

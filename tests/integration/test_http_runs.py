@@ -116,10 +116,15 @@ def test_a_text_is_a_text_and_never_a_file(stack: PromptStack, client: TestClien
         {"items": ["x"], "unknown": 1},
         {"items": ["x"], "in_flight": 0},
         {"items": ["x"], "max_cost_usd": -1},
+        {"items": ["x"], "max_cost_usd": "NaN"},
+        {"items": ["x"], "max_cost_usd": "1e30"},
         {"items": ["x"], "provider": "nobody"},
         {"items": ["x\0"]},
         {"items": [{"prompt": "x"}], "template": "{missing}"},
         {"items": ["x"], "json_schema": {"type": "nothing"}},
+        {"items": ["x"], "json_schema": {"$ref": "#/$defs/missing"}},
+        {"items": ["x"], "json_schema": {"$ref": "http://127.0.0.1:1/schema.json"}},
+        {"items": ["x"], "json_schema": {"pattern": "(?=a)b"}},
         {"items": ["x"], "temperature": 9},
     ],
 )
@@ -140,6 +145,18 @@ def test_cancel_and_retry_follow_the_run(stack: PromptStack, client: TestClient)
     problem(client.post(f"{address}/cancel"), 409, "WRONG_STATE")
     assert client.post(f"{address}/retry").json()["state"] == "running"
     assert done(stack, client, run)["succeeded"] == 5
+
+
+@pytest.mark.parametrize("amount", ["NaN", "-Infinity", -1, "1e30"])
+def test_a_retry_takes_no_limit_that_is_no_amount(
+    stack: PromptStack, client: TestClient, amount: Any
+) -> None:
+    run = accepted(client, "embeddings", items=["one"], provider="local")
+    address = f"{RUNS}/{run['id']}"
+    client.post(f"{address}/cancel")
+    refused = client.post(f"{address}/retry", json={"max_cost_usd": amount})
+    assert refused.status_code == 422, refused.text
+    assert stack.runs.get(UUID(run["id"])).state == "cancelled"
 
 
 def test_others_runs_do_not_exist(stack: PromptStack, client: TestClient) -> None:

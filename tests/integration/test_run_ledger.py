@@ -291,6 +291,19 @@ def test_a_limit_of_the_cost_that_could_not_be_held_is_refused(
     assert one(stack, "SELECT count(*) FROM runs") == (0,)
 
 
+@pytest.mark.parametrize("amount", ["NaN", "sNaN", "Infinity", "-Infinity", "-0.01", "1e8", "1e30"])
+def test_a_limit_of_the_cost_that_is_no_amount_is_refused(stack: PromptStack, amount: str) -> None:
+    with pytest.raises(InvalidInput, match="limit of the cost"):
+        stack.runs.embed(["one"], provider="local", max_cost_usd=Decimal(amount))
+    assert one(stack, "SELECT count(*) FROM runs") == (0,)
+    run = stack.runs.embed(["one"], provider="local", max_cost_usd=Decimal(99999999))
+    stack.runs.cancel(run.id)
+    with pytest.raises(InvalidInput, match="limit of the cost"):
+        stack.runs.retry(run.id, max_cost_usd=Decimal(amount))
+    assert stack.runs.get(run.id).state == RunState.CANCELLED
+    assert stack.runs.get(run.id).max_cost_usd == Decimal(99999999)
+
+
 def test_the_least_time_is_at_the_limits_that_the_provider_has_told_of(stack: PromptStack) -> None:
     def seconds() -> float | None:
         prompts = [f"Question {number}" for number in range(20)]

@@ -1,11 +1,17 @@
 """Runs that nobody works on: overdue, left midway, old; and vectors in two bytes a number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from threading import enumerate as enumerate_threads
+from uuid import UUID
 
 import numpy as np
+import pytest
 from sqlalchemy import text
 
+from repositories.errors import LedgerUnavailable
 from repositories.run_models import RunState
+from repositories.runs import RunRepository
+from services.runs import intake
 from services.runs.views import RunView
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
@@ -40,6 +46,33 @@ def test_a_run_whose_reader_went_away_is_not_accepted(stack: PromptStack) -> Non
     left = stack.runs.get(prepared.run_id)
     assert (left.state, left.error_code) == (RunState.FAILED, "NOT_ACCEPTED")
     assert count(stack, "jobs") == 0
+
+
+def test_a_source_that_is_silent_for_long_is_not_given_up(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "SHOWN_SECONDS", 0.05)
+    show, away = RunRepository.show_reading, [LedgerUnavailable("The ledger is away.")]
+
+    def show_or_fail(runs: RunRepository, run_id: UUID) -> None:
+        if away:
+            raise away.pop()
+        show(runs, run_id)
+
+    monkeypatch.setattr(RunRepository, "show_reading", show_or_fail)
+
+    def slow() -> Iterator[str]:
+        yield "one"
+        change(stack, ABANDONED)
+        recent = "runs WHERE touched_at > now() - interval '1 hour'"
+        wait_until(lambda: count(stack, recent) == 1, "a sign that the source is still read")
+        stack.dispatch.upkeep(0.0)
+        yield "two"
+
+    run = stack.runs.embed(slow())
+    assert (run.state, run.total) == (RunState.RUNNING, 2)
+    assert away == []
+    assert not [one for one in enumerate_threads() if one.name.startswith("intake")]
 
 
 def test_an_overdue_run_ends_with_its_shards_and_can_be_retried(
