@@ -16,6 +16,7 @@ from sqlalchemy import (
     delete,
     distinct,
     exists,
+    false,
     func,
     or_,
     select,
@@ -403,4 +404,5 @@ def _open_shards() -> list[ColumnElement[bool]]:
 
 
 def _waits() -> ColumnElement[bool]:
-    return (Job.state == JobState.QUEUED) & (Job.not_before > func.now())
+    # What never failed has no time to wait for; NULL would make it neither wait nor not wait.
+    return (Job.state == JobState.QUEUED) & func.coalesce(Job.not_before > func.now(), false())

@@ -100,6 +100,17 @@ def test_a_shard_that_waits_to_try_again_keeps_no_other_from_its_turn(
     assert one(stack, "SELECT count(*) FROM jobs WHERE kind = 'shard'") == (2,)
 
 
+def test_no_more_shards_are_queued_than_there_are_places_in_workers(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.runs.dispatch.MOST_ITEMS", {"embedding": 1, "generation": 1})
+    monkeypatch.setattr(stack.dispatch, "_shards_a_worker", 3)
+    stack.runs.embed([f"text {n}" for n in range(20)], provider="pairs")
+    for _ in range(3):
+        stack.dispatch.run_once()
+    assert one(stack, "SELECT count(*) FROM jobs") == (3,)
+
+
 def test_a_worker_that_is_to_stop_keeps_what_is_under_way_and_hands_the_rest_back(
     stack: PromptStack,
 ) -> None:
