@@ -1,5 +1,7 @@
 """Ten runs at once of different users: whether all move, and when the smallest ends.
 
+All are accepted before the one worker starts: else the first had it to themselves for a while.
+
 Run `python -m benchmarks.fairness --help`.
 """
 
@@ -11,7 +13,8 @@ from uuid import UUID
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.own_runs import LOOK_SECONDS, one_worker
+from benchmarks.deployment import deployment
+from benchmarks.own_runs import LIMITS, LOOK_SECONDS
 from simulator.process import SimulatorProcess
 
 LATENCY = 0.2
@@ -35,10 +38,12 @@ def main() -> None:
     parser.add_argument("--smallest", type=int, default=2_000)
     parser.add_argument("--runs", type=int, default=10)
     given = parser.parse_args()
-    with SimulatorProcess(latency=LATENCY) as simulator, one_worker(simulator.url) as deployed:
+    with (
+        SimulatorProcess(latency=LATENCY) as simulator,
+        deployment(simulator.url, LIMITS, LOG_LEVEL="WARNING") as deployed,
+    ):
         runs = deployed.stack.runs
         followed: list[Followed] = []
-        began = time.monotonic()
         for number in range(given.runs):
             is_last = number == given.runs - 1
             items = given.smallest if is_last else given.items
@@ -47,6 +52,8 @@ def main() -> None:
             texts = [f"Text {one} of user {number}" for one in range(items)]
             run = runs.embed(texts, provider="openai", in_flight=8, user_id=user)
             followed.append(Followed(run.id, items))
+        deployed.start_workers(1)
+        began = time.monotonic()
         while any(one.is_open for one in followed):
             time.sleep(LOOK_SECONDS)
             for one in followed:

