@@ -112,7 +112,7 @@ class Settings(BaseSettings):
     )
     secret_key: SecretStr = Field(
         SecretStr(DEFAULT_SECRET_KEY),
-        description="Will sign tokens of users; long and random in production.",
+        description="Will sign tokens of users, and nothing yet; long and random in production.",
     )
     access_token_expire_minutes: int = Field(30, ge=1, description="For tokens of users, to come.")
     refresh_token_expire_days: int = Field(7, ge=1, description="For tokens of users, to come.")

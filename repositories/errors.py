@@ -58,3 +58,9 @@ class LedgerOutdated(PromptStackError):
     """The database's schema isn't the one that this code needs."""
 
     code = "LEDGER_OUTDATED"
+
+
+class RightsMissing(PromptStackError):
+    """The database's role, or its server, can't do what the schema needs."""
+
+    code = "RIGHTS_MISSING"

@@ -11,6 +11,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
+from repositories.migrations.rights import prepare_database, rights_explained
+
 # Any fixed number: all that matters is that every migrating process takes the same one.
 MIGRATION_LOCK = 7_316_498_025
 LOOK_SECONDS = 0.2
@@ -21,10 +23,13 @@ def upgrade(engine: Engine) -> tuple[str | None, str | None]:
     """Bring the schema to the newest revision; the revisions before and after.
 
     Safe to run by many processes at once: one migrates, the others wait and find it done.
+    Raises `RightsMissing`, and what `Ledger.transaction` raises.
     """
-    with _alone(engine), engine.connect() as connection:
+    with rights_explained(), _alone(engine), engine.connect() as connection:
         before = MigrationContext.configure(connection).get_current_revision()
         connection.rollback()  # each step has a transaction of its own
+        if before is None:
+            prepare_database(connection)
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
