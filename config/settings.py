@@ -156,6 +156,18 @@ class Settings(BaseSettings):
     max_text_bytes: int = Field(
         10_000_000, ge=1, description="Largest prompt or document that is accepted, in UTF-8 bytes."
     )
+    max_json_values: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="Most values in a request's options, tools and calls of tools together.",
+    )
+    max_json_depth: int = Field(
+        50, ge=1, le=50, description="Deepest nesting of a request's options and tools."
+    )
+    max_option_bytes: int = Field(
+        1_000_000, ge=2, description="Longest options of a request, in UTF-8 bytes of JSON."
+    )
     chunk_tokens: int = Field(
         512,
         ge=MIN_CHUNK_TOKENS,

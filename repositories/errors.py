@@ -34,6 +34,12 @@ class LedgerReadOnly(LedgerUnavailable):
     code = "LEDGER_READ_ONLY"
 
 
+class LedgerSlow(TransientLedgerError):
+    """PostgreSQL is there, and ended a transaction that took too long between or within steps."""
+
+    code = "LEDGER_SLOW"
+
+
 class LedgerRefused(PromptStackError):
     """PostgreSQL answers, but refuses one change again and again."""
 

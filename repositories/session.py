@@ -1,5 +1,7 @@
 """The unit of work: one transaction and the repositories within it. Only it commits."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,7 +10,8 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import psycopg2
-from sqlalchemy import Engine, create_engine, event, func, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
@@ -18,7 +21,13 @@ from repositories.answers import AnswerRepository
 from repositories.attempts import AttemptRepository
 from repositories.documents import DocumentRepository
 from repositories.embeddings import EmbeddingRepository
-from repositories.errors import LedgerConflict, LedgerOutdated, LedgerReadOnly, LedgerUnavailable
+from repositories.errors import (
+    LedgerConflict,
+    LedgerOutdated,
+    LedgerReadOnly,
+    LedgerSlow,
+    LedgerUnavailable,
+)
 from repositories.items import ItemRepository
 from repositories.job_batches import JobBatchRepository
 from repositories.jobs import JobRepository
@@ -40,11 +49,22 @@ CONFLICTS = frozenset({"40001", "40P01", "55P03"})
 """PostgreSQL's codes for a serialization failure, a deadlock, a lock that isn't free."""
 NO_WRITES = frozenset({"25006", "53100"})
 """PostgreSQL's codes for a standby and for a full disk."""
-OUTAGES = ("08", "25P03", "53", "57", "58")
-"""How its codes begin for a lost connection, a transaction that was idle too long, too many
-connections, a shutdown or a cancelled statement, an error of its machine."""
+TOO_IDLE, TOO_LONG = "25P03", "57014"
+SLOWNESS = {
+    TOO_IDLE: f"This process did nothing for {IDLE_SECONDS} s in the middle of a transaction, so "
+    "the database ended it: the machine is too busy, or the step is too large.",
+    TOO_LONG: "A statement took longer than it may, so the database ended it: it is too busy, or "
+    "somebody else holds what the statement needs.",
+}
+"""By its codes for a transaction that was idle too long, and a statement that was cancelled. It is
+no outage: who says so sends people to look in the wrong place, and waits for its end."""
+OUTAGES = ("08", "53", "57", "58")
+"""How its codes begin for a lost connection, too many connections, a shutdown, an error of its
+machine."""
 OUTDATED_SCHEMA = frozenset({"42P01", "42703"})
 """PostgreSQL's codes for a table and a column that don't exist."""
+_ASKED, _ANSWERED = "promptstack.asked", "promptstack.answered"
+"""When the last statement of a connection was sent, and when it was answered."""
 _AFTER_COMMIT = "promptstack.after_commit"
 
 Item = TypeVar("Item")
@@ -222,13 +242,17 @@ class Ledger:
             },
         )
         event.listen(self._engine, "connect", _limit_idleness)
+        event.listen(self._engine, "begin", _note_answer)
+        event.listen(self._engine, "before_cursor_execute", _note_question)
+        event.listen(self._engine, "after_cursor_execute", _note_answer)
+        event.listen(self._engine, "handle_error", _tell_idleness)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
 
     @contextmanager
     def transaction(self) -> Iterator[UnitOfWork]:
         """Open a transaction; commit at the end, roll back on any error, always close.
 
-        Raises `LedgerUnavailable`, `LedgerConflict`, and `LedgerOutdated`.
+        Raises `LedgerUnavailable`, `LedgerSlow`, `LedgerConflict`, and `LedgerOutdated`.
         """
         with explained(), self._sessions.begin() as session:
             yield UnitOfWork(session)
@@ -259,6 +283,29 @@ def _limit_idleness(connection: Any, _: object) -> None:
     connection.commit()
 
 
+def _note_question(connection: Connection, *_: object) -> None:
+    connection.info[_ASKED] = time.monotonic()
+
+
+def _note_answer(connection: Connection, *_: object) -> None:
+    connection.info[_ANSWERED] = time.monotonic()
+
+
+def _tell_idleness(context: ExceptionContext) -> None:
+    """Tell a connection that broke from one that the database closed, as nothing came for so long.
+
+    PostgreSQL says so when it closes, and nobody reads that any more: the next statement only
+    finds the connection gone.
+    """
+    if not context.is_disconnect or context.connection is None:
+        return
+    info = context.connection.info
+    answered, asked = info.get(_ANSWERED, math.inf), info.get(_ASKED, -math.inf)
+    idle = (asked if asked > answered else time.monotonic()) - answered
+    if idle >= IDLE_SECONDS:
+        raise LedgerSlow(f"{SLOWNESS[TOO_IDLE]} Try again.") from context.original_exception
+
+
 def _explain(error: DBAPIError | psycopg2.Error) -> PromptStackError | None:
     """Tell an outage and a conflict from what PostgreSQL refuses for good.
 
@@ -268,6 +315,8 @@ def _explain(error: DBAPIError | psycopg2.Error) -> PromptStackError | None:
     code = getattr(cause, "pgcode", None)
     if code in CONFLICTS:
         return LedgerConflict("Two changes of the same rows met in the database; try again.")
+    if code in SLOWNESS:
+        return LedgerSlow(f"{SLOWNESS[code]} Try again.", detail=str(cause))
     if code in OUTDATED_SCHEMA:
         return LedgerOutdated(
             "The database's schema is missing or older than this version; "

@@ -39,7 +39,7 @@ class Heartbeat:
         self._live_workers = 1
 
     def beat(self) -> None:
-        """Do both once. Raises `LedgerUnavailable`."""
+        """Do both once. Raises `TransientLedgerError`."""
         now = self._clock()
         claimed = self._running.claimed()
         with self._ledger.transaction() as unit:

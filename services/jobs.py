@@ -12,25 +12,25 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
 from repositories.jobs import RETRIABLE_STATES, EndedJobs
 from repositories.models import Job, JobKind, JobState
 from repositories.session import Ledger, UnitOfWork
+from services.bounds import checked_time, refused_in_words
 from services.doorbell import BrokerUnavailable, Doorbell, Ring, ring_marked, ring_now
 from services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
 from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
 from services.llm.requests import Fallback, GenerationRequest, Message, Tool
-from services.new_job import JobDefaults, JobOptions, NewJob, check_options
+from services.new_job import JobDefaults, JobOptions, NewJob
 from services.progress import Progress, ProgressService
-from services.text import check_storable, check_storable_json
+from services.text import check_storable
 from services.views import AttemptView, JobView
 
 MAX_SOURCE_BYTES = 2_000
 """PostgreSQL refuses index entries over about 2,700 bytes."""
-MAX_EXPLANATION = 400
 RETRIED_AT_ONCE = 500
 """Jobs queued again in one transaction."""
 
@@ -85,36 +85,42 @@ class JobService:
         answer. Interactive jobs go before `bulk` ones. Raises `InvalidInput`,
         `IdempotencyConflict`.
         """
-        job_options = JobOptions(user_id, idempotency_key, max_retries, expires_in, bulk)
-        check_storable_json(options or {}, "The options")
+        # All that takes long for a long request comes before the transaction: PostgreSQL ends one
+        # in which nothing happens for some seconds.
+        provider = provider or self._preferred_provider(session, user_id)
+        model = self._factory.service_class(provider).choose_model(Capability.GENERATION, model)
+        with refused_in_words():
+            job_options = JobOptions(
+                user_id=user_id,
+                idempotency_key=idempotency_key,
+                max_retries=max_retries,
+                expires_in=expires_in,
+                is_bulk=bulk,
+            )
+            request = GenerationRequest(
+                provider=provider,
+                model=model,
+                prompt=prompt,
+                messages=tuple(messages),
+                system=system,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                stop=tuple(stop),
+                seed=seed,
+                json_schema=json_schema,
+                tools=tuple(tools),
+                tool_choice=tool_choice,
+                options=options or {},
+                fallbacks=tuple(map(self._complete, fallbacks)),
+            )
+        self._defaults.json_bounds.check(request)
+        for target in request.targets():
+            self._factory.service_class(target.provider).check_request(target)
+        body = request.model_dump(mode="json", exclude_defaults=True)
+        self._check_size(json.dumps(body, ensure_ascii=False), "The request")
+        new = NewJob(JobKind.GENERATION, provider, request.model, body, job_options)
         epoch = self._epoch(session)
         with self._unit_of_work(session) as work:
-            provider = provider or self._preferred_provider(work, user_id)
-            service = self._factory.service_class(provider)
-            try:
-                request = GenerationRequest(
-                    provider=provider,
-                    model=service.choose_model(Capability.GENERATION, model),
-                    prompt=prompt,
-                    messages=tuple(messages),
-                    system=system,
-                    temperature=temperature,
-                    max_tokens=max_tokens,
-                    stop=tuple(stop),
-                    seed=seed,
-                    json_schema=json_schema,
-                    tools=tuple(tools),
-                    tool_choice=tool_choice,
-                    options=options or {},
-                    fallbacks=tuple(map(self._complete, fallbacks)),
-                )
-            except ValidationError as error:
-                raise InvalidInput(explain(error)) from None
-            for target in request.targets():
-                self._factory.service_class(target.provider).check_request(target)
-            body = request.model_dump(mode="json", exclude_defaults=True)
-            self._check_size(json.dumps(body, ensure_ascii=False), "The request")
-            new = NewJob(JobKind.GENERATION, provider, request.model, body, job_options)
             return self._find_same(work, new) or self._accept(work, new, body, epoch)
 
     def enqueue_embedding(
@@ -137,7 +143,14 @@ class JobService:
         replaces its text, and only chunks that changed are paid for. The rest is as for
         `enqueue_generation`.
         """
-        job_options = JobOptions(user_id, idempotency_key, max_retries, expires_in, bulk)
+        with refused_in_words():
+            job_options = JobOptions(
+                user_id=user_id,
+                idempotency_key=idempotency_key,
+                max_retries=max_retries,
+                expires_in=expires_in,
+                is_bulk=bulk,
+            )
         provider = provider or self._defaults.embedding_provider
         model = self._factory.service_class(provider).choose_model(Capability.EMBEDDING, model)
         check_storable(text, "The document")
@@ -249,6 +262,7 @@ class JobService:
         """
         if state is not None and state not in RETRIABLE_STATES:
             raise WrongState(f"A {state} job can't be retried; only failed, cancelled and expired.")
+        since = checked_time(since, "since")
         for text in (provider, model, error_code):
             check_storable(text or "", "The filter")
         retried = 0
@@ -276,13 +290,15 @@ class JobService:
 
     def _complete(self, fallback: Fallback) -> Fallback:
         """Name the model of a fallback. Raises `UnknownProvider`, `UnknownModel`."""
-        check_storable_json(fallback.options, "The fallback's options")
         service = self._factory.service_class(fallback.provider)
         model = service.choose_model(Capability.GENERATION, fallback.model)
         return fallback.model_copy(update={"model": model})
 
-    def _preferred_provider(self, work: UnitOfWork, user_id: UUID | None) -> str:
-        user = work.users.get(user_id) if user_id else None
+    def _preferred_provider(self, session: Session | None, user_id: UUID | None) -> str:
+        if user_id is None:
+            return self._defaults.generation_provider
+        with self._unit_of_work(session) as work:
+            user = work.users.get(user_id)
         preferred = user.preferred_provider if user else None
         return preferred or self._defaults.generation_provider
 
@@ -319,7 +335,6 @@ class JobService:
         return JobView.model_validate(job)
 
     def _find_same(self, work: UnitOfWork, new: NewJob) -> JobView | None:
-        check_options(new.options)
         key = new.options.idempotency_key
         if key is None:
             return None
@@ -368,16 +383,6 @@ class JobService:
                 f"{what} has {size:,} bytes; at most {self._defaults.max_text_bytes:,} are "
                 "accepted (MAX_TEXT_BYTES). Split it."
             )
-
-
-def explain(error: ValidationError) -> str:
-    """Say in one sentence what is wrong with a request, without quoting it."""
-    problems = []
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
-        where = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        problems.append(f"{where}: {message}" if where else message)
-    return f"The request is not valid: {'; '.join(problems)[:MAX_EXPLANATION]}."
 
 
 def check_source(source: str) -> None:

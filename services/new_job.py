@@ -2,16 +2,17 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from config.names import Queue
 from repositories.models import JobKind
-from services.errors import InvalidInput
-from services.text import check_storable
-
-MAX_KEY_CHARACTERS = 200
+from services.bounds import Lifetime, Retries
+from services.json_bounds import JsonBounds
+from services.llm.requests import Text
 
 QUEUES = {
     (JobKind.GENERATION, False): Queue.GENERATION,
@@ -30,17 +31,18 @@ class JobDefaults:
     max_retries: int
     expires_seconds: float
     max_text_bytes: int
+    json_bounds: JsonBounds = field(default_factory=JsonBounds)
 
 
-@dataclass(frozen=True)
-class JobOptions:
+class JobOptions(BaseModel):
     """What every kind of job can be told at enqueue."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     user_id: UUID | None = None
-    idempotency_key: str | None = None
-    max_retries: int | None = None
-    expires_in: float | None = None
-    """Seconds until the job, if it is not done, ends as expired."""
+    idempotency_key: Annotated[Text, Field(min_length=1, max_length=200)] | None = None
+    max_retries: Retries | None = None
+    expires_in: Lifetime | None = None
     is_bulk: bool = False
     """Whether interactive jobs go before it: for batches that nobody waits for."""
 
@@ -55,29 +57,16 @@ class NewJob:
     body: dict[str, Any]
     """What the caller asked for; the same body is the same request."""
     options: JobOptions
+    request_hash: str = field(init=False)
+    """Tells whether two requests are the same. Made at once, as it takes a while for a long one,
+    and nothing that does happens in a transaction."""
+
+    def __post_init__(self) -> None:
+        canonical = json.dumps([self.kind, self.provider, self.model, self.body], sort_keys=True)
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        object.__setattr__(self, "request_hash", digest)
 
     @property
     def queue(self) -> Queue:
         """Where its message goes."""
         return QUEUES[self.kind, self.options.is_bulk]
-
-    @property
-    def request_hash(self) -> str:
-        """Tells whether two requests are the same."""
-        canonical = json.dumps([self.kind, self.provider, self.model, self.body], sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def check_options(options: JobOptions) -> None:
-    """Raise `InvalidInput` for what no job can be told."""
-    key = options.idempotency_key
-    if key is not None:
-        check_storable(key, "The idempotency key")
-        if not 0 < len(key) <= MAX_KEY_CHARACTERS:
-            raise InvalidInput(
-                f"The idempotency key must have 1 to {MAX_KEY_CHARACTERS} characters."
-            )
-    if options.max_retries is not None and not 0 <= options.max_retries <= 100:
-        raise InvalidInput("max_retries must be between 0 and 100.")
-    if options.expires_in is not None and not 0 < options.expires_in <= 366 * 86_400:
-        raise InvalidInput("expires_in must be more than 0 seconds and at most a year.")

@@ -10,6 +10,7 @@ from repositories.errors import (
     LedgerConflict,
     LedgerReadOnly,
     LedgerRefused,
+    LedgerSlow,
     TransientLedgerError,
 )
 from repositories.session import Ledger, UnitOfWork
@@ -21,6 +22,9 @@ LEDGER_RETRY_SECONDS = 0.5
 SAY_AGAIN_SECONDS = 30.0
 MAX_REFUSALS = 60
 """Times, half a second apart, that one change may be refused by a database that is up."""
+SLOW_STEPS = 6
+"""For how many of these a transaction counts that the database ended as it took too long: each
+takes some seconds, and one that is too large is so every time."""
 STOP_PATIENCE_SECONDS = 8.0
 """How long a worker that stops still waits for PostgreSQL with what it has to store."""
 
@@ -51,10 +55,10 @@ class PatientLedger:
             except TransientLedgerError as error:
                 if self._running.seconds_since_stop() > STOP_PATIENCE_SECONDS:
                     raise
-                refusals += self._is_refused(error)
+                refusals += SLOW_STEPS if isinstance(error, LedgerSlow) else self._is_refused(error)
                 if refusals > MAX_REFUSALS:
                     raise LedgerRefused(
-                        f"The database is up but refused the same change {refusals} times: {error}",
+                        f"The database is up but refused the same change again and again: {error}",
                         detail=error.detail,
                     ) from error
                 if time.monotonic() - said_at > SAY_AGAIN_SECONDS:

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from repositories.session import Ledger
 from repositories.usage import Group, Unsettled, Usage
+from services.bounds import checked_time
 from services.errors import InvalidInput, NotFound
 from services.text import check_storable
 from services.views import CallView
@@ -30,6 +31,7 @@ class UsageService:
         With `only_unsettled`, those that may have been paid for without an answer: the request
         may have left, and its worker died, timed out, or waits still.
         """
+        since = checked_time(since, "since")
         with self._ledger.transaction() as unit:
             rows = unit.usage.calls(
                 limit, only_unsettled=only_unsettled, since=since, user_id=owner
@@ -40,6 +42,7 @@ class UsageService:
         self, *, since: datetime | None = None, owner: UUID | None = None
     ) -> list[Unsettled]:
         """What may have been paid for without an answer, summed by the calls' state."""
+        since = checked_time(since, "since")
         with self._ledger.transaction() as unit:
             return unit.usage.unsettled(since=since, user_id=owner)
 
@@ -62,6 +65,7 @@ class UsageService:
         """
         if len(set(by)) != len(by):
             raise InvalidInput("Name each group once.")
+        since, until = checked_time(since, "since"), checked_time(until, "until")
         if since is not None and until is not None and since >= until:
             raise InvalidInput("`since` must be before `until`.")
         for named in (email, provider, model):

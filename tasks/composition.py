@@ -30,6 +30,7 @@ from services.generation import GenerationService
 from services.group_commit import GroupCommit
 from services.heartbeat import Heartbeat
 from services.jobs import JobService
+from services.json_bounds import JsonBounds
 from services.keys import KeyService
 from services.limited_calls import LimitedCalls
 from services.limiter.divided import DividedBuckets
@@ -50,9 +51,10 @@ from services.runs.asking import EmbeddingTerms
 from services.runs.dispatch import Dispatch
 from services.runs.estimates import Estimator
 from services.runs.in_flight import InFlight
+from services.runs.new_run import RunDefaults
 from services.runs.progress import RunProgress
 from services.runs.results import RunResults
-from services.runs.service import RunDefaults, RunService
+from services.runs.service import RunService
 from services.runs.shard_store import ShardTools
 from services.runs.work import RunWork
 from services.search import SearchService
@@ -175,8 +177,16 @@ class PromptStack:
             max_retries=settings.job_max_retries,
             expires_seconds=settings.job_expires_seconds,
             max_text_bytes=settings.max_text_bytes,
+            json_bounds=self._json_bounds,
         )
         return JobService(self.ledger, self.doorbell, self.progress, self.factory, defaults)
+
+    @cached_property
+    def _json_bounds(self) -> JsonBounds:
+        settings = self.settings
+        return JsonBounds(
+            settings.max_json_values, settings.max_json_depth, settings.max_option_bytes
+        )
 
     @cached_property
     def keys(self) -> KeyService:
@@ -343,6 +353,7 @@ class PromptStack:
             expires_seconds=settings.run_expires_seconds,
             in_flight=settings.run_in_flight,
             max_text_bytes=settings.max_text_bytes,
+            json_bounds=self._json_bounds,
         )
         return RunService(
             self.ledger,

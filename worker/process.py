@@ -17,7 +17,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from config.names import Queue
-from repositories.errors import LedgerUnavailable
+from repositories.errors import TransientLedgerError
 from services.patient_ledger import STOP_PATIENCE_SECONDS
 from tasks.app import register_tasks
 from tasks.composition import PromptStack
@@ -114,7 +114,7 @@ class WorkerProcess:
             self._show()
             try:
                 stack.heartbeat.leave()
-            except LedgerUnavailable as error:
+            except TransientLedgerError as error:
                 logger.warning("the ledger was not told that this worker stops: %s", error)
             logger.info("worker %s has stopped", stack.worker_id)
 

@@ -17,7 +17,6 @@ from api.cli.terminal import WRONG_INPUT, JsonFlag, plural, print_json, stop
 from repositories.run_models import RunKind
 from services.errors import InvalidInput
 from services.runs.intake import Intake
-from services.runs.service import RunOptions
 from services.runs.views import Preflight
 from services.sources.reading import Format, Reading
 from tasks.composition import PromptStack
@@ -196,14 +195,13 @@ class _Reader:
 def _options(
     name: str, in_flight: int | None, max_cost: str | None, reading: Reading, reader: _Reader
 ) -> dict[str, Any]:
-    options = RunOptions(
-        name=name[-200:],
-        in_flight=in_flight,
-        max_cost_usd=dollars_of(max_cost),
-        reading=reading,
-        told=reader.told,
-    )
-    return vars(options)
+    return {
+        "name": name[-200:],
+        "in_flight": in_flight,
+        "max_cost_usd": dollars_of(max_cost),
+        "reading": reading,
+        "told": reader.told,
+    }
 
 
 def _go_on(

@@ -1,12 +1,12 @@
 """What requests that enqueue a job or start a run have in common."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Header
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, model_validator
 
-from services.llm.requests import MAX_TOOLS, Text, Tool
+from services.bounds import Lifetime, MaxTokens, Retries, Seed, Temperature
+from services.llm.requests import MAX_STOPS, MAX_TOOLS, JsonObject, Text, Tool
 
 MAX_FIELDS = 100
 """No request has as many. Validation says something about each unknown field, and a body of a
@@ -36,10 +36,10 @@ class Body(BaseModel):
 
     provider: Text | None = Field(None, description="Unset: the default provider.")
     model: Text | None = Field(None, description="Unset: the provider's default model.")
-    max_retries: int | None = Field(
-        None, description="Failed attempts after which there is no further one: 0 to 100."
+    max_retries: Retries | None = Field(
+        None, description="Failed attempts after which there is no further one."
     )
-    expires_in: float | None = Field(
+    expires_in: Lifetime | None = Field(
         None, description="Seconds after which it ends as expired where it is not done."
     )
 
@@ -59,12 +59,12 @@ class GenerationParameters(BaseModel):
     """How to generate, whatever the prompt."""
 
     system: Text | None = Field(None, description="What the model is to know and obey throughout.")
-    temperature: float | None = Field(None, description="0 to 2.")
-    max_tokens: int | None = Field(None, description="Longest answer, in tokens.")
-    stop: Annotated[tuple[Text, ...], FailFast()] = Field(
+    temperature: Temperature | None = None
+    max_tokens: MaxTokens | None = Field(None, description="Longest answer, in tokens.")
+    stop: Annotated[tuple[Text, ...], FailFast(), Field(max_length=MAX_STOPS)] = Field(
         (), description="Texts at which the answer ends."
     )
-    seed: int | None = Field(None, description="For answers that can be repeated.")
+    seed: Seed | None = Field(None, description="For answers that can be repeated.")
     json_schema: dict[str, JsonValue] | None = Field(
         None, description="A JSON schema that the answer must be an instance of."
     )
@@ -74,11 +74,6 @@ class GenerationParameters(BaseModel):
     tool_choice: Text | None = Field(
         None, description="`auto`, `none`, `required` or the name of a tool."
     )
-    options: dict[str, JsonValue] | None = Field(
+    options: JsonObject | None = Field(
         None, description="Parameters that only this provider knows."
     )
-
-
-def in_utc(time: datetime | None) -> datetime | None:
-    """Take a time without a zone for one in UTC."""
-    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time

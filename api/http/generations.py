@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, FailFast, Field
 
 from api.http.auth import CurrentCaller, Stack
 from api.http.bodies import GenerationParameters, IdempotencyKey, JobBody, refuse_many_fields
-from services.llm.requests import MAX_FALLBACKS, Fallback, Message, Text
+from services.llm.requests import MAX_FALLBACKS, MAX_TURNS, Fallback, Message, Text
 from services.views import JobView
 
 router = APIRouter(tags=["generations"])
@@ -19,7 +19,7 @@ class GenerationBody(GenerationParameters, JobBody):
     """What to generate: a prompt or messages, and how."""
 
     prompt: Text | None = Field(None, description="The input, where it is not `messages`.")
-    messages: Annotated[tuple[Turn, ...], FailFast()] = Field(
+    messages: Annotated[tuple[Turn, ...], FailFast(), Field(max_length=MAX_TURNS)] = Field(
         (), description="The turns of a conversation, where the input is not `prompt`."
     )
     fallbacks: Annotated[tuple[Fallback, ...], FailFast(), Field(max_length=MAX_FALLBACKS)] = Field(

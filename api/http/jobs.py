@@ -1,6 +1,5 @@
 """Jobs: list, show, cancel and retry."""
 
-from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -8,8 +7,8 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.auth import Owner, Stack
-from api.http.bodies import in_utc
 from repositories.models import JobKind, JobState
+from services.bounds import Time
 from services.views import JobView
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -44,7 +43,7 @@ class RetryMany(BaseModel):
     provider: str | None = None
     model: str | None = None
     error_code: str | None = None
-    since: datetime | None = Field(None, description="When they ended; UTC unless it says.")
+    since: Time | None = Field(None, description="When they ended; UTC unless it says.")
 
 
 class Retried(BaseModel):
@@ -66,8 +65,7 @@ def list_jobs(stack: Stack, owner: Owner, query: Annotated[JobQuery, Query()]) -
 @router.post("/retry")
 def retry_jobs(stack: Stack, owner: Owner, which: RetryMany) -> Retried:
     """Queue all your jobs again that ended so, for example after an outage."""
-    chosen = dict(which) | {"since": in_utc(which.since)}
-    return Retried(retried=stack.jobs.retry_many(owner=owner, **chosen))
+    return Retried(retried=stack.jobs.retry_many(owner=owner, **dict(which)))
 
 
 @router.get("/{job_id}")

@@ -1,7 +1,6 @@
 """Runs: hand in many texts or prompts at once, watch, stop and read them."""
 
 from collections.abc import Iterator
-from decimal import Decimal
 from itertools import islice
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 
 from api.http.auth import CurrentCaller, Owner, Stack
 from api.http.bodies import Body, GenerationParameters
+from services.bounds import Dollars, InFlight
 from services.export.items import FailedItem, Produced
 from services.llm.requests import Text
 from services.runs.views import RunView
@@ -33,8 +33,8 @@ class RunBody(Body):
     skip_bad: bool = Field(
         False, description="Go on without items that can't be asked for; else the run is refused."
     )
-    in_flight: int | None = Field(None, description="Calls at once in each worker.")
-    max_cost_usd: Decimal | None = Field(
+    in_flight: InFlight | None = Field(None, description="Calls at once in each worker.")
+    max_cost_usd: Dollars | None = Field(
         None, description="The run ends before it could cost more."
     )
 
@@ -57,7 +57,7 @@ class RunRetry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    max_cost_usd: Decimal | None = Field(None, description="A new limit of the run's cost.")
+    max_cost_usd: Dollars | None = Field(None, description="A new limit of the run's cost.")
 
 
 class Cursor(BaseModel):

@@ -1,14 +1,13 @@
 """Usage: what was asked of providers, what it took and what it cost."""
 
-from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.auth import Owner, Stack
-from api.http.bodies import in_utc
 from repositories.usage import Group, Unsettled, Usage
+from services.bounds import Time
 from services.views import CallView
 
 router = APIRouter(prefix="/usage", tags=["usage"])
@@ -20,8 +19,8 @@ class UsageQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     by: list[Group] = Field([Group.DAY, Group.MODEL], max_length=4, description="The groups.")
-    since: datetime | None = Field(None, description="From this time on; UTC unless it says.")
-    until: datetime | None = Field(None, description="Before this time.")
+    since: Time | None = Field(None, description="From this time on; UTC unless it says.")
+    until: Time | None = Field(None, description="Before this time.")
     user: str | None = Field(None, description="Only this user's, by email; for administrators.")
     provider: str | None = None
     model: str | None = None
@@ -33,7 +32,7 @@ class CallQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     unsettled: bool = Field(False, description="Only calls that may have been paid and lost.")
-    since: datetime | None = Field(None, description="From this time on; UTC unless it says.")
+    since: Time | None = Field(None, description="From this time on; UTC unless it says.")
     limit: int = Field(50, ge=1, le=1_000, description="How many, the newest first.")
 
 
@@ -47,12 +46,11 @@ class Calls(BaseModel):
 @router.get("/calls")
 def list_calls(stack: Stack, owner: Owner, query: Annotated[CallQuery, Query()]) -> Calls:
     """Show your provider calls, and what is known of their money."""
-    since = in_utc(query.since)
     return Calls(
         calls=stack.usage.calls(
-            only_unsettled=query.unsettled, since=since, owner=owner, limit=query.limit
+            only_unsettled=query.unsettled, since=query.since, owner=owner, limit=query.limit
         ),
-        unsettled=stack.usage.unsettled(since=since, owner=owner),
+        unsettled=stack.usage.unsettled(since=query.since, owner=owner),
     )
 
 
@@ -61,8 +59,8 @@ def sum_usage(stack: Stack, owner: Owner, query: Annotated[UsageQuery, Query()])
     """Show your usage; an administrator sees everybody's."""
     return stack.usage.sums(
         query.by,
-        since=in_utc(query.since),
-        until=in_utc(query.until),
+        since=query.since,
+        until=query.until,
         owner=owner,
         email=query.user,
         provider=query.provider,

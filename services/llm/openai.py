@@ -54,6 +54,8 @@ OPENAI_URL = "https://api.openai.com/v1"
 
 RESERVED_OPTIONS = frozenset({"model", "messages", "input", "n", "stream", "background"})
 RESPONSES = "responses"
+APIS = ("chat", RESPONSES)
+"""A tuple, as a caller may give what has no hash."""
 ENCODINGS = "https://openaipublic.blob.core.windows.net/encodings"
 DIMENSIONS: Mapping[str, int] = {
     "text-embedding-3-small": 1_536,
@@ -94,7 +96,7 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
     def check_options(cls, options: Mapping[str, JsonValue]) -> None:
         """See `RemoteService`; and `api` names one of two."""
         super().check_options(options)
-        if options.get("api", "chat") not in {"chat", RESPONSES}:
+        if options.get("api", "chat") not in APIS:
             raise InvalidInput(f"The option api must be chat or {RESPONSES}.")
 
     @classmethod

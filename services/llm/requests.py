@@ -13,12 +13,17 @@ from pydantic import (
     model_validator,
 )
 
+from services.bounds import MaxTokens, Seed, Temperature
 from services.errors import InvalidInput
 from services.text import check_storable, check_storable_json
 
 MAX_FALLBACKS = 5
 MAX_TOOLS = 128
 """As OpenAI has it."""
+MAX_STOPS = 100
+"""More than any provider takes."""
+MAX_TURNS = 10_000
+"""Of a conversation."""
 TOOL_NAME = r"^[A-Za-z0-9_-]{1,64}$"
 
 
@@ -93,7 +98,7 @@ class Fallback(BaseModel):
     provider: str
     model: str | None = None
     """The provider's default when None."""
-    options: dict[str, JsonValue] = Field(default_factory=dict)
+    options: JsonObject = Field(default_factory=dict)
     """Parameters of this provider; those of the first one don't go to it."""
 
 
@@ -105,18 +110,18 @@ class GenerationRequest(BaseModel):
     provider: str
     model: str
     prompt: Annotated[Text, Field(min_length=1)] | None = None
-    messages: tuple[Message, ...] = ()
+    messages: tuple[Message, ...] = Field(default=(), max_length=MAX_TURNS)
     system: Text | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
-    stop: tuple[Text, ...] = ()
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    temperature: Temperature | None = None
+    max_tokens: MaxTokens | None = None
+    stop: tuple[Text, ...] = Field(default=(), max_length=MAX_STOPS)
+    seed: Seed | None = None
     json_schema: JsonObject | None = None
     """What the answer must be an instance of."""
     tools: tuple[Tool, ...] = Field(default=(), max_length=MAX_TOOLS)
     tool_choice: Text | None = None
     """`auto`, `none`, `required` or the name of a tool."""
-    options: dict[str, JsonValue] = Field(default_factory=dict)
+    options: JsonObject = Field(default_factory=dict)
     """Parameters that only this provider knows, passed through as they are."""
     fallbacks: tuple[Fallback, ...] = Field(default=(), max_length=MAX_FALLBACKS)
     """Asked in this order on overload, outage, open circuit and spent quota."""

@@ -5,20 +5,20 @@ Nothing is paid for before every input was read and checked, and `start` was sai
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from repositories.run_models import Run, RunKind, RunState
 from repositories.runs import Change
 from repositories.session import Ledger, UnitOfWork
 from repositories.vector_indexes import VectorIndexes
+from services.bounds import refused_in_words
 from services.errors import InvalidInput, NotFound, WrongState
-from services.jobs import explain
 from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
 from services.llm.requests import GenerationRequest, Tool
@@ -34,17 +34,13 @@ from services.runs.intake import (
     take_in,
     texts_only,
 )
+from services.runs.new_run import RunDefaults, RunOptions
 from services.runs.progress import RunProgress
 from services.runs.schemas import AnswerSchema
 from services.runs.views import Preflight, RunView
-from services.sources.reading import Reading, Source
-from services.text import check_storable
+from services.sources.reading import Source
 
 POLL_SECONDS = 0.1
-MAX_IN_FLIGHT = 1_000
-MAX_NAME_CHARACTERS = 200
-MAX_COST_USD = 99_999_999
-"""As much as the ledger's columns hold."""
 LARGE_LOAD = 0.2
 """Of a model's vectors: if so many more come, its index is built anew at the end instead of being
 kept up. With 10% more that takes 2.5 times as long, with 20% 0.8 times, and half as long with as
@@ -56,34 +52,6 @@ class BadInputs(InvalidInput):
     """Some inputs of a run can't be asked for; nothing was paid and nothing is kept."""
 
     code = "BAD_INPUTS"
-
-
-@dataclass(frozen=True)
-class RunDefaults:
-    """What holds for a run that says nothing else."""
-
-    generation_provider: str
-    embedding_provider: str
-    max_retries: int
-    expires_seconds: float
-    in_flight: int
-    max_text_bytes: int
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What every kind of run can be told."""
-
-    name: str = ""
-    user_id: UUID | None = None
-    in_flight: int | None = None
-    """Calls under way at once in each worker; the rate limiter may let fewer leave."""
-    max_cost_usd: Decimal | None = None
-    max_retries: int | None = None
-    expires_in: float | None = None
-    reading: Reading = field(default_factory=Reading)
-    told: Callable[[Intake], None] = lambda _: None
-    """Hears how much has been read."""
 
 
 class RunService:
@@ -135,12 +103,14 @@ class RunService:
         `options` are those of `RunOptions`; `is_counted` looks for what was paid for before. Call
         `start` or `discard` then. Raises `InvalidInput`.
         """
+        with refused_in_words():
+            chosen = RunOptions(**options)
         provider = provider or self._defaults.embedding_provider
         service = self._factory.service_class(provider)
         model = service.choose_model(Capability.EMBEDDING, model)
         new = NewRun(RunKind.EMBEDDING, provider, model, {}, embedding_hasher())
         longest = service.embedding_limits.text_bytes
-        return self._prepare(new, source, RunOptions(**options), longest, is_counted=is_counted)
+        return self._prepare(new, source, chosen, longest, is_counted=is_counted)
 
     def prepare_generation(
         self,
@@ -168,7 +138,8 @@ class RunService:
         provider = provider or self._defaults.generation_provider
         service = self._factory.service_class(provider)
         model = service.choose_model(Capability.GENERATION, model)
-        try:
+        with refused_in_words():
+            chosen = RunOptions(**options)
             request = GenerationRequest(
                 provider=provider,
                 model=model,
@@ -183,12 +154,10 @@ class RunService:
                 tool_choice=tool_choice,
                 options=provider_options or {},
             )
-        except ValidationError as error:
-            raise InvalidInput(explain(error)) from None
+        self._defaults.json_bounds.check(request)
         service.check_request(request)
         if json_schema is not None:
             AnswerSchema(json_schema)
-        chosen = RunOptions(**options)
         parameters = request.model_dump(
             mode="json", exclude_defaults=True, exclude={"provider", "model", "prompt"}
         )
@@ -254,7 +223,8 @@ class RunService:
         What succeeded is neither asked nor paid for again; inputs that were bad stay so.
         """
         if max_cost_usd is not None:
-            _check_amount(max_cost_usd)
+            with refused_in_words():
+                max_cost_usd = RunOptions(max_cost_usd=max_cost_usd).max_cost_usd
         self._owned(run_id, owner)
         with self._ledger.transaction() as unit:
             run = unit.runs.lock(run_id)
@@ -341,15 +311,7 @@ class RunService:
             raise
 
     def _check(self, new: NewRun, options: RunOptions) -> None:
-        check_storable(options.name, "The run's name")
-        if len(options.name) > MAX_NAME_CHARACTERS:
-            raise InvalidInput(f"The name must have at most {MAX_NAME_CHARACTERS} characters.")
-        if options.in_flight is not None and not 1 <= options.in_flight <= MAX_IN_FLIGHT:
-            raise InvalidInput(f"in_flight must be from 1 to {MAX_IN_FLIGHT}.")
-        if options.max_retries is not None and not 0 <= options.max_retries <= 100:
-            raise InvalidInput("max_retries must be between 0 and 100.")
         if options.max_cost_usd is not None:
-            _check_amount(options.max_cost_usd)
             self._check_limit(new.kind, new.provider, new.model, new.parameters)
 
     def _check_limit(
@@ -394,14 +356,6 @@ class RunService:
         if run is None or (owner is not None and run.user_id != owner):
             raise NotFound(f"There is no run {run_id}.")
         return run
-
-
-def _check_amount(limit: Decimal) -> None:
-    """Refuse what is no amount of dollars: a comparison with NaN would hold no limit at all."""
-    if not limit.is_finite() or not 0 <= limit <= MAX_COST_USD:
-        raise InvalidInput(
-            f"A limit of the cost must be an amount of dollars from 0 to {MAX_COST_USD:,}."
-        )
 
 
 def _check_not_empty(intake: Intake) -> None:

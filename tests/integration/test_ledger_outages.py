@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, make_url, text
 from config.embedded.servers import ServerUrls
 from config.names import Queue
 from repositories.embeddings import EmbeddingRepository
-from repositories.errors import LedgerConflict, LedgerUnavailable
+from repositories.errors import LedgerConflict, LedgerSlow
 from repositories.jobs import Claim, JobRepository
 from repositories.models import JobState
 from repositories.rings import RingRepository
@@ -245,7 +245,7 @@ def test_nobody_dies_of_a_lock_on_the_jobs(
         unit.session.execute(text("UPDATE workers SET heartbeat_at = now() - interval '16 s'"))
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
-        with pytest.raises(LedgerUnavailable):
+        with pytest.raises(LedgerSlow):
             stack.heartbeat.beat()
     with stack.ledger.transaction() as unit:
         assert unit.upkeep.free_lost(15.0) == []

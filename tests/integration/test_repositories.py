@@ -3,9 +3,11 @@
 import itertools
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -24,7 +26,7 @@ import repositories.migrations as ledger_migrations
 from config.embedded.servers import ServerUrls
 from config.errors import PromptStackError
 from repositories.embeddings import TABLES
-from repositories.errors import LedgerOutdated, LedgerUnavailable, UnknownFilter
+from repositories.errors import LedgerOutdated, LedgerSlow, LedgerUnavailable, UnknownFilter
 from repositories.migrations import pending, upgrade
 from repositories.models import Base, Job, User
 from repositories.session import Ledger, UnitOfWork
@@ -450,6 +452,36 @@ def test_a_broken_connection_is_unavailable_and_the_next_one_works(ledger: Ledge
     with ledger.transaction() as unit:
         assert unit.users.get_many() == []
     killer.dispose()
+
+
+def test_what_takes_too_long_is_slow_and_no_outage(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repositories.session.IDLE_SECONDS", 0.3)
+
+    def idle(*, is_asked: bool = True) -> None:
+        with ledger.transaction() as unit:
+            unit.session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '100ms'"))
+            time.sleep(0.6)
+            if is_asked:
+                unit.now()
+
+    def long() -> None:
+        with ledger.transaction() as unit:
+            unit.limit_statements(0.02)
+            unit.session.execute(text("SELECT pg_sleep(5)"))
+
+    steps: list[tuple[Callable[[], None], str]] = [
+        (idle, "step is too large"),
+        (partial(idle, is_asked=False), "step is too large"),
+        (long, "statement took longer"),
+    ]
+    for step, said in steps:
+        with pytest.raises(LedgerSlow, match=said) as caught:
+            step()
+        assert caught.value.transient
+        assert not isinstance(caught.value, LedgerUnavailable)
+        assert "DATABASE_URL" not in str(caught.value)
 
 
 def test_an_unmigrated_database_says_what_to_do(empty_database: str) -> None:

@@ -13,7 +13,7 @@ from api.cli.main import build
 from api.http.app import create_app
 from config.names import Queue
 from config.settings import Settings
-from repositories.errors import LedgerUnavailable
+from repositories.errors import LedgerSlow
 from repositories.models import AttemptState, JobKind, JobState
 from repositories.session import Ledger
 from services.errors import WrongState
@@ -263,7 +263,7 @@ def test_a_process_that_freezes_within_a_transaction_loses_its_locks(
             wait_until(is_free, "the lock to be free again")
             frozen.now()
 
-    with pytest.raises(LedgerUnavailable):
+    with pytest.raises(LedgerSlow):
         freeze()
     with ledger.transaction() as again:
         assert again.try_lock("reconciler")

@@ -1,0 +1,80 @@
+"""What a caller may ask for: one type for each number and time, at every door.
+
+The HTTP API declares its bodies and queries with them, and the services check by them what comes
+from Python and from the command line.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_DOWN, Decimal
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from services.errors import InvalidInput
+
+MAX_COST_USD = 99_999_999
+"""As much as the ledger's columns hold."""
+SMALLEST_COST = Decimal("1e-10")
+"""As little as they hold."""
+LARGEST_OFFSET = timedelta(hours=14)
+MAX_EXPLANATION = 400
+
+
+def _rounded_down(limit: Decimal) -> Decimal:
+    return limit.quantize(SMALLEST_COST, ROUND_DOWN)
+
+
+def _in_utc(time: datetime) -> datetime:
+    if abs(time.utcoffset() or timedelta(0)) > LARGEST_OFFSET:
+        raise ValueError("must have an offset from UTC of at most 14 hours")
+    try:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("must be in the years 1 to 9999, in UTC") from error
+
+
+Retries = Annotated[int, Field(ge=0, le=100)]
+"""Failed attempts after which there is no further one."""
+Lifetime = Annotated[float, Field(gt=0, le=366 * 86_400, allow_inf_nan=False)]
+"""Seconds until what is not done ends as expired: a year at most."""
+InFlight = Annotated[int, Field(ge=1, le=1_000)]
+"""Calls at once in each worker."""
+Dollars = Annotated[
+    Decimal, Field(ge=0, le=MAX_COST_USD, allow_inf_nan=False), AfterValidator(_rounded_down)
+]
+"""A limit of the cost. A comparison with NaN would hold no limit at all."""
+Temperature = Annotated[float, Field(ge=0, le=2)]
+MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Time = Annotated[datetime, AfterValidator(_in_utc)]
+"""A time in UTC; one without a zone is taken for that. PostgreSQL takes no offset that is larger
+than any on earth."""
+
+
+@contextmanager
+def refused_in_words() -> Iterator[None]:
+    """Say in one sentence what is wrong with what is built here. Raises `InvalidInput`."""
+    try:
+        yield
+    except ValidationError as error:
+        raise InvalidInput(_explain(error)) from None
+
+
+def checked_time(time: datetime | None, name: str) -> datetime | None:
+    """Return a `Time`. Raises `InvalidInput` that says its `name`."""
+    try:
+        return None if time is None else _in_utc(time)
+    except ValueError as error:
+        raise InvalidInput(f"{name} {error}.") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """Say it without quoting the request."""
+    problems = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        problems.append(f"{where}: {message}" if where else message)
+    return f"The request is not valid: {'; '.join(problems)[:MAX_EXPLANATION]}."

@@ -1,0 +1,44 @@
+"""A run before it is stored: what it was told, and what holds where it was told nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.bounds import Dollars, InFlight, Lifetime, Retries
+from services.json_bounds import JsonBounds
+from services.llm.requests import Text
+from services.runs.intake import Intake
+from services.sources.reading import Reading
+
+
+@dataclass(frozen=True)
+class RunDefaults:
+    """What holds for a run that says nothing else."""
+
+    generation_provider: str
+    embedding_provider: str
+    max_retries: int
+    expires_seconds: float
+    in_flight: int
+    max_text_bytes: int
+    json_bounds: JsonBounds = field(default_factory=JsonBounds)
+
+
+class RunOptions(BaseModel):
+    """What every kind of run can be told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[Text, Field(max_length=200)] = ""
+    user_id: UUID | None = None
+    in_flight: InFlight | None = None
+    """The rate limiter may let fewer leave."""
+    max_cost_usd: Dollars | None = None
+    max_retries: Retries | None = None
+    expires_in: Lifetime | None = None
+    reading: Reading = Reading()
+    told: Callable[[Intake], None] = lambda _: None
+    """Hears how much has been read."""
