@@ -110,6 +110,23 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         12_000_000, ge=1_000, description="Largest HTTP body that is read, in bytes."
     )
+    max_body_values: int = Field(
+        1_000_000,
+        ge=1_000,
+        description="Most values (objects, lists, texts, numbers) in a JSON body: each takes time "
+        "and memory, however short it is.",
+    )
+    request_read_seconds: PositiveSeconds = Field(
+        60.0,
+        description="Time in which an HTTP request must arrive whole, and in which its sender must "
+        "take some of the answer; then the connection is closed.",
+    )
+    max_connections: int = Field(
+        800,
+        ge=1,
+        description="Most connections that the HTTP API holds open at once; below what the system "
+        "lets a process open (ulimit -n).",
+    )
     secret_key: SecretStr = Field(
         SecretStr(DEFAULT_SECRET_KEY),
         description="Will sign tokens of users, and nothing yet; long and random in production.",

@@ -11,8 +11,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from api.http import embeddings, generations, health, jobs, runs, usage
 from api.http.errors import HANDLERS
 from api.http.health import HealthCheck
-from api.http.middleware import ProblemMiddleware
+from api.http.middleware import FramingMiddleware, ProblemMiddleware
 from api.http.problems import RESPONSES
+from api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
 from tasks.composition import PromptStack
 
 RESOURCES = (generations.router, embeddings.router, jobs.router, runs.router, usage.router)
@@ -24,9 +25,11 @@ def create_app(stack: PromptStack) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # A thread a connection, and one for /healthz: a burst waits its turn instead of failing.
+        # A thread a connection, less those of large bodies and of /healthz: a burst waits its turn
+        # instead of failing.
         connections = settings.database_pool_size + settings.database_max_overflow
-        to_thread.current_default_thread_limiter().total_tokens = max(1, connections - 1)
+        threads = max(1, connections - LARGE_HANDLED_AT_ONCE - 1)
+        to_thread.current_default_thread_limiter().total_tokens = threads
         yield
 
     app = FastAPI(
@@ -39,6 +42,7 @@ def create_app(stack: PromptStack) -> FastAPI:
     )
     app.state.stack = stack
     app.state.health = HealthCheck(stack)
+    app.state.large_bodies = LargeBodies(settings.max_body_values)
     # Made now, so that two first requests in two threads don't make them twice.
     _ = stack.keys, stack.jobs, stack.runs, stack.run_results, stack.usage
 
@@ -47,6 +51,7 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.add_middleware(
         TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False
     )
+    app.add_middleware(FramingMiddleware)
     app.add_middleware(ProblemMiddleware)
 
     app.include_router(health.router)

@@ -28,18 +28,26 @@ Key = Annotated[
 ]
 
 
-def authenticate(stack: Stack, bearer: Bearer, key: Key) -> Caller:
-    """Return whose API key came with the request. Raises `NotAuthenticated`."""
-    given = bearer.credentials if bearer else key
+def caller_of(request: Request) -> Caller:
+    """Return whose API key came with a request. Raises `NotAuthenticated`."""
+    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    given = bearer.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key")
     if not given:
         raise NotAuthenticated(
             "An API key is needed: send `Authorization: Bearer ps_...` or `X-API-Key: ps_...`. "
             "Make one with `promptstack keys create`."
         )
+    stack: PromptStack = request.app.state.stack
     return stack.keys.authenticate(given)
 
 
-CurrentCaller = Annotated[Caller, Depends(authenticate)]
+async def get_caller(request: Request, bearer: Bearer, key: Key) -> Caller:
+    """Return who makes a request, as its route has found; the other two describe how to say it."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+CurrentCaller = Annotated[Caller, Depends(get_caller)]
 
 
 async def get_owner(caller: CurrentCaller) -> UUID | None:

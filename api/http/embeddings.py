@@ -7,10 +7,11 @@ from pydantic import Field
 
 from api.http.auth import CurrentCaller, Stack
 from api.http.bodies import IdempotencyKey, JobBody
+from api.http.route import AuthenticatedRoute
 from services.llm.requests import Text
 from services.views import JobView
 
-router = APIRouter(tags=["embeddings"])
+router = APIRouter(tags=["embeddings"], route_class=AuthenticatedRoute)
 
 
 class EmbeddingBody(JobBody):

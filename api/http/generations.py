@@ -7,10 +7,11 @@ from pydantic import BeforeValidator, FailFast, Field
 
 from api.http.auth import CurrentCaller, Stack
 from api.http.bodies import GenerationParameters, IdempotencyKey, JobBody, refuse_many_fields
+from api.http.route import AuthenticatedRoute
 from services.llm.requests import MAX_FALLBACKS, MAX_TURNS, Fallback, Message, Text
 from services.views import JobView
 
-router = APIRouter(tags=["generations"])
+router = APIRouter(tags=["generations"], route_class=AuthenticatedRoute)
 
 Turn = Annotated[Message, BeforeValidator(refuse_many_fields)]
 

@@ -7,11 +7,12 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.auth import Owner, Stack
+from api.http.route import AuthenticatedRoute
 from repositories.models import JobKind, JobState
 from services.bounds import Time
 from services.views import JobView
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute)
 
 
 class JobQuery(BaseModel):

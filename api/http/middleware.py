@@ -1,4 +1,4 @@
-"""What makes a problem of the errors that no handler sees."""
+"""What is looked at before any handler, and what makes a problem of errors that none sees."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -49,6 +49,25 @@ class ProblemMiddleware:
                 # Too late for a status: break off, so that nobody takes half an answer for all.
                 raise RuntimeError("the response broke off") from None
             await response(scope, receive, send)
+
+
+class FramingMiddleware:
+    """Refuses a request whose end is told in two ways (RFC 9112, 6.1).
+
+    A proxy before us may go by the other one, and take a part of the body for the next request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        names = {name for name, _ in scope.get("headers", ())}
+        if names >= {b"content-length", b"transfer-encoding"}:
+            detail = "A request has Content-Length or Transfer-Encoding, and not both."
+            await respond(400, detail, headers={"Connection": "close"})(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def _is_plain_error(start: Message) -> bool:

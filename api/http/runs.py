@@ -10,13 +10,14 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 
 from api.http.auth import CurrentCaller, Owner, Stack
 from api.http.bodies import Body, GenerationParameters
+from api.http.route import AuthenticatedRoute
 from services.bounds import Dollars, InFlight
 from services.export.items import FailedItem, Produced
 from services.llm.requests import Text
 from services.runs.views import RunView
 from services.sources.reading import Reading
 
-router = APIRouter(prefix="/runs", tags=["runs"])
+router = APIRouter(prefix="/runs", tags=["runs"], route_class=AuthenticatedRoute)
 
 Record = Text | dict[str, JsonValue]
 Row = TypeVar("Row", Produced, FailedItem)

@@ -6,11 +6,12 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.auth import Owner, Stack
+from api.http.route import AuthenticatedRoute
 from repositories.usage import Group, Unsettled, Usage
 from services.bounds import Time
 from services.views import CallView
 
-router = APIRouter(prefix="/usage", tags=["usage"])
+router = APIRouter(prefix="/usage", tags=["usage"], route_class=AuthenticatedRoute)
 
 
 class UsageQuery(BaseModel):

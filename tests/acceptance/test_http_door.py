@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -43,7 +45,7 @@ class Door:
 
     def curl(self, path: str, *arguments: str) -> tuple[int, dict[str, Any]]:
         """The status and the body of curl's answer."""
-        command = ["curl", "-sS", "--max-time", "20", "-w", "\n%{http_code}", *arguments]
+        command = ["curl", "-sS", "--max-time", "60", "-w", "\n%{http_code}", *arguments]
         ran = subprocess.run(
             [*command, self.url + path], capture_output=True, text=True, check=True
         )
@@ -104,16 +106,51 @@ def test_a_generation_from_curl_to_its_answer(
 
 
 def test_a_body_over_the_limit_is_answered_before_it_is_read(
-    open_door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    stack: PromptStack,
+    open_door: Callable[..., Door],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("MAX_BODY_BYTES", "100000")
     large = tmp_path / "large.json"
     large.write_bytes(b'"' + b"x" * 30_000_000 + b'"')
     door = open_door()
-    upload = ["-H", "Content-Type: application/json", "--data-binary", f"@{large}"]
+    key = f"X-API-Key: {stack.keys.create('ada@example.org', 'Ada')}"
+    upload = ["-H", key, "-H", "Content-Type: application/json", "--data-binary", f"@{large}"]
     for how in ([], ["-H", "Expect:"], ["-H", "Transfer-Encoding: chunked"]):
         status, problem = door.curl("/api/v1/generations", *upload, *how)
         assert (status, problem["code"]) == (413, "CONTENT_TOO_LARGE")
+
+
+def test_large_bodies_hold_up_nobody(
+    stack: PromptStack, open_door: Callable[..., Door], tmp_path: Path
+) -> None:
+    door = open_door()
+    key = f"X-API-Key: {stack.keys.create('ada@example.org', 'Ada')}"
+
+    def many(numbers: int) -> Path:
+        body = tmp_path / f"{numbers}.json"
+        inner = ",".join(["1"] * numbers)
+        body.write_text(f'{{"prompt": "x", "options": {{"a": [{inner}]}}}}')
+        return body
+
+    for numbers, headers, expected in (
+        (5_900_000, ["X-Nobody: 1"], 401),
+        (5_900_000, [key], 422),
+        (900_000, [key], 422),
+    ):
+        options = [part for header in headers for part in ("-H", header)]
+        body = ["-H", "Content-Type: application/json", "--data-binary", f"@{many(numbers)}"]
+        with ThreadPoolExecutor(4) as clients:
+            sent = [
+                clients.submit(door.curl, "/api/v1/generations", *options, *body) for _ in range(3)
+            ]
+            while not all(answer.done() for answer in sent):
+                started = time.monotonic()
+                with urllib.request.urlopen(door.url + "/healthz") as health:
+                    assert health.status == 200
+                assert time.monotonic() - started < 1
+        assert [answer.result()[0] for answer in sent] == [expected] * 3
 
 
 def test_ctrl_c_ends_it_in_order(open_door: Callable[..., Door]) -> None:

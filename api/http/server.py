@@ -1,0 +1,50 @@
+"""The server that the application runs in."""
+
+import json
+import math
+import socket
+import sys
+
+import uvicorn
+
+from api.http.app import create_app
+from api.http.protocol import BoundedProtocol
+from tasks.composition import PromptStack
+
+
+class Server(uvicorn.Server):
+    """Says on standard output where it listens, once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then print one line of JSON."""
+        await super().startup(sockets=sockets)
+        for listener in sockets or []:
+            sys.stdout.write(json.dumps({"url": _url(listener)}) + "\n")
+            sys.stdout.flush()
+
+
+def make_server(stack: PromptStack) -> Server:
+    """Make the server of an application over `stack`, with bounds on what a client can hold up."""
+    settings = stack.settings
+    return Server(
+        uvicorn.Config(
+            create_app(stack),
+            http=BoundedProtocol.bounded_by(
+                read_seconds=settings.request_read_seconds,
+                max_connections=settings.max_connections,
+            ),
+            ws="none",
+            log_config=None,
+            # Addresses may hold what callers search for.
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds),
+        )
+    )
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    # A server on all addresses is reached on this machine by its own.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
