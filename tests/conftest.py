@@ -14,11 +14,22 @@ from config.embedded.servers import EmbeddedServers, ServerUrls, remove
 from config.settings import Settings, get_settings, load_settings
 from repositories.migrations import upgrade
 from tasks.composition import PromptStack
-from tests.processes import Process, wait_until
+from tests.processes import Process, fork_server, stop_ignoring_signals, wait_until
 
 TEMPLATE = "migrated"
 REDIS_DATABASES = 16
 _numbers = itertools.count()
+
+
+def pytest_configure() -> None:
+    """Start with signals that children can rely on, however the tests were started."""
+    stop_ignoring_signals()
+
+
+def pytest_unconfigure() -> None:
+    """End what the tests of this process shared."""
+    if fork_server.cache_info().currsize:
+        fork_server().close()
 
 
 @pytest.fixture(scope="session")

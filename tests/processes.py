@@ -1,13 +1,20 @@
 """Real processes for tests: started with their own environment, watched by conditions."""
 
+import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Self
+from tempfile import TemporaryFile
+from typing import IO, Any, Self
+
+from tests.fork_server import NUMBER_BYTES, number_read, number_sent
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,19 +28,154 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0
         time.sleep(0.02)
 
 
+def stop_ignoring_signals() -> None:
+    """Let all children of this process start with the default for each signal.
+
+    A shell starts what runs in its background, and nohup what it runs, with signals ignored, and
+    every child inherits that, which then hears no Ctrl-C. A handler is not inherited.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+class Forked:
+    """A child of the fork server: what `subprocess.Popen` is for a program."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self._server = server
+        self.returncode: int | None = None
+        self.pid = self._number()
+
+    def poll(self) -> int | None:
+        """The exit code, once there is one."""
+        if self.returncode is None and select.select([self._server], [], [], 0)[0]:
+            self._end()
+        return self.returncode
+
+    def wait(self, seconds: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._server], [], [], seconds)[0]:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", seconds or 0.0)
+            self._end()
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _end(self) -> None:
+        self.returncode = self._number()
+        self._server.close()
+
+    def _number(self) -> int:
+        sent = self._server.recv(NUMBER_BYTES, socket.MSG_WAITALL)
+        assert sent, "the fork server is gone"
+        return number_read(sent)
+
+
+class ForkServer:
+    """The process that starts our commands; see `tests.fork_server`."""
+
+    def __init__(self) -> None:
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "tests.fork_server"]
+            self._process = subprocess.Popen(command, cwd=ROOT, stdin=theirs.fileno())
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        folder: Path = ROOT,
+        stdin: IO[Any],
+        stdout: IO[Any],
+        stderr: IO[Any],
+        new_session: bool = False,
+    ) -> Forked:
+        """Start `python *arguments` with just this environment and these files."""
+        request = json.dumps(
+            {
+                "arguments": arguments,
+                "environment": dict(environment),
+                "folder": str(folder),
+                "new_session": new_session,
+            }
+        ).encode()
+        files = [
+            each if isinstance(each, int) else each.fileno() for each in (stdin, stdout, stderr)
+        ]
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._channel, [b"."], [theirs.fileno(), *files])
+        ours.sendall(number_sent(len(request)) + request)
+        return Forked(ours)
+
+    def close(self) -> None:
+        """End it; what it started goes on."""
+        self._channel.close()
+        self._process.wait()
+
+
+@cache
+def fork_server() -> ForkServer:
+    """The one of this process, started when it is first needed."""
+    return ForkServer()
+
+
+def run(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    folder: Path = ROOT,
+    stdin: bytes = b"",
+    seconds: float = 60.0,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of ours to its end; all that it said."""
+    with TemporaryFile() as given, TemporaryFile() as output, TemporaryFile() as errors:
+        given.write(stdin)
+        given.seek(0)
+        process = fork_server().start(
+            arguments,
+            environment=environment,
+            folder=folder,
+            stdin=given,
+            stdout=output,
+            stderr=errors,
+        )
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        for file in (output, errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(
+            [*arguments], code, output.read().decode(), errors.read().decode()
+        )
+
+
 class Process:
     """A command of ours in a process of its own, whose output goes to a file."""
 
     def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
         self.log = log
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, *arguments],
-                env={**os.environ, **environment},
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
+        with log.open("ab") as output, Path(os.devnull).open("rb") as nothing:
+            self._process = fork_server().start(
+                arguments,
+                environment={**os.environ, **environment},
+                stdin=nothing,
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=output,
             )
 
     @property

@@ -24,7 +24,7 @@ from services.errors import NotAuthenticated
 from services.jobs import MAX_SOURCE_BYTES
 from services.views import JobView
 from tasks.composition import PromptStack
-from tests.processes import Process, wait_until
+from tests.processes import Process, run, wait_until
 
 COMMAND = str(Path(sys.executable).with_name("promptstack"))
 NOTHING = {"DATABASE_URL": "", "REDIS_URL": ""}
@@ -47,21 +47,15 @@ def cli(environment: dict[str, str], tmp_path: Path) -> Cli:
     folder = tmp_path / "cwd"
     folder.mkdir()
 
-    def run(*arguments: str, stdin: bytes = b"", **variables: str) -> Done:
-        done = subprocess.run(
+    def run_command(*arguments: str, stdin: bytes = b"", **variables: str) -> Done:
+        return run(
             [COMMAND, *arguments],
-            input=stdin,
-            capture_output=True,
-            env=command_environment({**environment, **variables}),
-            cwd=folder,
-            timeout=60,
-            check=False,
-        )
-        return subprocess.CompletedProcess(
-            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+            command_environment({**environment, **variables}),
+            folder=folder,
+            stdin=stdin,
         )
 
-    return run
+    return run_command
 
 
 def command_environment(variables: dict[str, str]) -> dict[str, str]:

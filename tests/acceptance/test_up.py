@@ -21,6 +21,7 @@ import pytest
 from config.embedded.account import data_folder
 from config.embedded.folders import digest
 from config.embedded.servers import remove
+from tests.processes import run as forked
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -83,16 +84,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 def run(folder: Path, *arguments: str) -> str:
     """Run a command to its end, which must be a good one; what it printed."""
-    done = subprocess.run(
-        [COMMAND, *arguments],
-        cwd=folder,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = forked([COMMAND, *arguments], environment(), folder=folder)
     assert done.returncode == 0, done
     return done.stdout
 
