@@ -137,11 +137,14 @@ class ItemRepository:
         added = insert_or(Outcome).from_select(columns, again).on_conflict_do_nothing()
         return _changed(self._session.execute(added))
 
-    def next_slice(self, run_id: UUID, position: int, size: int) -> Slice | None:
-        """The next `size` open items from a position on; None where there is none."""
+    def next_slice(
+        self, run_id: UUID, position: int, size: int, *, until: int | None = None
+    ) -> Slice | None:
+        """The next `size` open items from a position on, or `until` one; None where none is."""
+        end = [] if until is None else [Item.position <= until]
         ahead = (
             select(Item.position)
-            .where(Item.run_id == run_id, Item.position >= position, _is_open())
+            .where(Item.run_id == run_id, Item.position >= position, *end, _is_open())
             .order_by(Item.position)
             .limit(size)
             .subquery()

@@ -73,6 +73,7 @@ class JobBatchRepository:
                 request=json.loads(row.request),
                 failures=row.failures,
                 max_retries=row.max_retries,
+                deaths=row.deaths,
                 is_bulk=Queue(row.queue).is_bulk,
                 seconds_left=float(row.seconds_left),
                 run_id=row.run_id,
@@ -148,8 +149,8 @@ UPDATE jobs SET
     started_at = coalesce(jobs.started_at, now())
 FROM asked WHERE jobs.id = asked.id AND jobs.state = 'queued'
 RETURNING jobs.id, jobs.attempt, jobs.user_id, jobs.provider, jobs.model,
-    CAST(jobs.request AS text) AS request, jobs.failures, jobs.max_retries, jobs.queue,
-    jobs.run_id,
+    CAST(jobs.request AS text) AS request, jobs.failures, jobs.max_retries, jobs.deaths,
+    jobs.queue, jobs.run_id,
     extract(epoch FROM jobs.expires_at - clock_timestamp()) AS seconds_left
 """)
 

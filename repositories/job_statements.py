@@ -5,7 +5,7 @@ To build a statement costs more than to run it.
 
 from typing import cast
 
-from sqlalchemy import Float, Interval, Table, bindparam, case, func, or_, select, update
+from sqlalchemy import Float, Interval, Table, and_, bindparam, case, func, or_, select, update
 from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
@@ -30,6 +30,7 @@ _GIVEN = (
     "user_id",
     "idempotency_key",
     "max_retries",
+    "deaths",
     "run_id",
 )
 _EPOCH = bindparam("epoch", type_=_JOBS.c.rung_epoch.type)
@@ -80,6 +81,7 @@ CLAIM = (
         _JOBS.c.request,
         _JOBS.c.failures,
         _JOBS.c.max_retries,
+        _JOBS.c.deaths,
         _JOBS.c.queue,
         _JOBS.c.run_id,
         func.extract("epoch", _JOBS.c.expires_at - func.clock_timestamp()).label("seconds_left"),
@@ -90,10 +92,33 @@ CHECK_CLAIM = (
     select(_JOBS.c.id).where(*_THE_CLAIM, _JOBS.c.state == JobState.RUNNING).with_for_update()
 )
 
+_CURRENT = bindparam("the_current", type_=_JOBS.c.current.type)
+_TOTAL = bindparam("the_total", type_=_JOBS.c.total.type)
+_IS_AS_BEFORE = and_(_JOBS.c.current == _CURRENT, _JOBS.c.total == _TOTAL)
 SET_PROGRESS = (
     update(_JOBS)
     .where(*_THE_CLAIM, _JOBS.c.state == JobState.RUNNING)
-    .values(current=bindparam("the_current"), total=bindparam("the_total"))
+    .values(
+        current=_CURRENT,
+        total=_TOTAL,
+        # What gets on does not kill its workers.
+        deaths=case((_IS_AS_BEFORE, _JOBS.c.deaths), else_=0),
+    )
+    .returning(_JOBS.c.id)
+)
+
+SHARD_OF = (
+    select(
+        _JOBS.c.request["first"].as_integer(), _JOBS.c.request["last"].as_integer(), _JOBS.c.deaths
+    )
+    .where(*_THE_CLAIM, _JOBS.c.state == JobState.RUNNING)
+    .with_for_update()
+)
+
+NARROW_SHARD = (
+    update(_JOBS)
+    .where(*_THE_CLAIM, _JOBS.c.state == JobState.RUNNING)
+    .values(request=bindparam("the_request", type_=JSONB), deaths=bindparam("the_deaths"))
     .returning(_JOBS.c.id)
 )
 

@@ -23,8 +23,10 @@ from repositories.job_statements import (
     ADD,
     CHECK_CLAIM,
     CLAIM,
+    NARROW_SHARD,
     OPEN_STATES,
     SET_PROGRESS,
+    SHARD_OF,
     STANDING,
     SUCCEED,
     TAKEN_AT,
@@ -52,6 +54,8 @@ class Claim:
     """From the claim to the job's deadline, by the database's clock."""
     run_id: UUID | None = None
     """Whose shard it is."""
+    deaths: int = 0
+    """Workers that died one after the other with it in hand, and nothing of it done meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ class JobRepository(BaseRepository[Job]):
             ADD,
             {
                 "run_id": None,
+                "deaths": 0,
                 **values,
                 "id": new_id(),
                 "epoch": epoch,
@@ -163,6 +168,7 @@ class JobRepository(BaseRepository[Job]):
             request=row.request,
             failures=row.failures,
             max_retries=row.max_retries,
+            deaths=row.deaths,
             is_bulk=Queue(row.queue).is_bulk,
             run_id=row.run_id,
             seconds_left=float(row.seconds_left),
@@ -177,6 +183,20 @@ class JobRepository(BaseRepository[Job]):
         """Record how many of the job's items are done. Raises `ClaimLost`."""
         values = {**_of(claim), "the_current": current, "the_total": total}
         if self._session.scalar(SET_PROGRESS, values) is None:
+            raise _lost(claim)
+
+    def shard_of(self, claim: Claim) -> tuple[int, int, int]:
+        """A shard's first and last position, and its deaths; locks its row. Raises `ClaimLost`."""
+        row = self._session.execute(SHARD_OF, _of(claim)).one_or_none()
+        if row is None:
+            raise _lost(claim)
+        return row[0], row[1], row[2]
+
+    def narrow_shard(self, claim: Claim, first: int, last: int, deaths: int) -> None:
+        """Leave a shard with these positions, and so many deaths. Raises `ClaimLost`."""
+        request = {"first": first, "last": last}
+        values = {**_of(claim), "the_request": request, "the_deaths": deaths}
+        if self._session.scalar(NARROW_SHARD, values) is None:
             raise _lost(claim)
 
     def succeed(self, claim: Claim, result: Mapping[str, object]) -> None:
@@ -380,6 +400,7 @@ def _reopened(lifetime: float) -> dict[str, Any]:
         "state": case((is_answered, JobState.SUCCEEDED), else_=JobState.QUEUED),
         "not_before": None,
         "failures": 0,
+        "deaths": 0,
         "error_code": None,
         "error": None,
         "current": case((is_answered, Job.total), else_=Job.current),

@@ -178,6 +178,8 @@ class Job(Base):
     failures: Mapped[int] = mapped_column(server_default="0")
     """Attempts that failed for the job's own account; bounded by max_retries."""
     max_retries: Mapped[int]
+    deaths: Mapped[int] = mapped_column(server_default="0")
+    """Workers that died one after the other with it in hand, and nothing of it done meanwhile."""
     error_code: Mapped[str | None]
     error: Mapped[str | None]
 

@@ -5,12 +5,21 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import case, delete, exists, func, select, update
+from sqlalchemy import and_, case, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from repositories.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED, JobRef, job_refs
-from repositories.models import Attempt, AttemptState, Billing, Job, JobState, Watch, Worker
+from repositories.models import (
+    Attempt,
+    AttemptState,
+    Billing,
+    Job,
+    JobKind,
+    JobState,
+    Watch,
+    Worker,
+)
 
 
 class UpkeepRepository:
@@ -53,10 +62,12 @@ class UpkeepRepository:
             update(Job).where(Job.id.in_(select(overdue.c.id))).values(**EXPIRED),
         )
 
-    def free_lost(self, silence: float) -> Sequence[JobRef]:
-        """Take jobs from workers that were silent for `silence` seconds.
+    def free_lost(self, silence: float, limit: int = 1_000) -> Sequence[JobRef]:
+        """Take up to `limit` jobs from workers that were silent for `silence` seconds.
 
         A lost worker uses up one of the job's retries, so that a job that kills its worker ends.
+        Of work that can be cut smaller, as shards and documents, it is counted apart: whoever takes
+        it next cuts it, until what kills workers stands alone and fails by itself.
         """
         alive = exists().where(
             Worker.id == Job.worker_id,
@@ -65,12 +76,14 @@ class UpkeepRepository:
         orphans = (
             select(Job.id)
             .where(Job.state == JobState.RUNNING, ~alive)
+            .limit(limit)
             # What a worker is writing just now is not waited for: it may be frozen.
             .with_for_update(skip_locked=True)
             .cte("orphans")
             .prefix_with("MATERIALIZED")
         )
-        last_try = Job.failures >= Job.max_retries
+        can_be_cut = Job.kind.in_((JobKind.SHARD, JobKind.EMBEDDING))
+        last_try = and_(~can_be_cut, Job.failures >= Job.max_retries)
         freed = job_refs(
             self._session,
             update(Job)
@@ -78,7 +91,8 @@ class UpkeepRepository:
             .values(
                 **{**BACK_IN_QUEUE, "state": case((last_try, "failed"), else_="queued")},
                 queue=BEFORE_THE_QUEUE,
-                failures=Job.failures + 1,
+                failures=Job.failures + case((can_be_cut, 0), else_=1),
+                deaths=Job.deaths + 1,
                 error_code="WORKER_LOST",
                 error=case((last_try, _GIVEN_UP), else_="The worker that ran this job died."),
                 finished_at=case((last_try, func.now()), else_=None),

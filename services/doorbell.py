@@ -61,6 +61,9 @@ class Doorbell(Protocol):
     def ring(self, ring: Ring) -> None:
         """Send a job's message. Raises `BrokerUnavailable`."""
 
+    def ring_all(self, rings: Sequence[Ring]) -> None:
+        """Send many together. Raises `BrokerUnavailable`: then some may have been sent."""
+
     def waiting(self, queue: Queue) -> int:
         """How many messages wait in a queue. Raises `BrokerUnavailable`."""
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from math import ceil, log2
 from uuid import UUID
 
 from repositories.documents import Passage
@@ -16,7 +17,7 @@ from repositories.models import Document, JobState
 from repositories.session import UnitOfWork
 from services.chunking import Chunker
 from services.claimed_job import ClaimedJob, Report
-from services.errors import EmbeddedElsewhere, NotFound
+from services.errors import EmbeddedElsewhere, NotFound, WorkersLost
 from services.execution import Execution, JobOutcome
 from services.limiter.errors import RequestTooLarge
 from services.limiter.terms import Need
@@ -30,6 +31,8 @@ SHARED_POLL_SECONDS = 0.25
 SHARED_PATIENCE_SECONDS = 3.0
 """How long a job waits, in a worker, for passages that another one embeds; then in the queue."""
 SHARED_RETRY_SECONDS = 1.0
+LONGEST_SEARCH = 12
+"""Deaths after which the largest call, of 2,048 texts, has been halved down to one text."""
 
 
 class EmbeddingService:
@@ -46,6 +49,8 @@ class EmbeddingService:
 
     def _embed(self, job: ClaimedJob) -> None:
         claim = job.claim
+        # Before its content is looked at, which may be what kills.
+        _check_deaths(claim, LONGEST_SEARCH)
         document_id = UUID(claim.request["document_id"])
         began_to_wait = None
         while True:
@@ -72,7 +77,7 @@ class EmbeddingService:
         unique = {passage.content_hash: passage for passage in work.reserved}
         done = work.done
         batches = pack(list(unique.values()), service.embedding_limits, service.estimate_tokens)
-        coming = deque(batches)
+        coming = deque(_narrowed(job.claim, list(batches)))
         while coming:
             batch = coming.popleft()
             texts = {passage.content_hash: passage.text for passage in batch}
@@ -190,6 +195,29 @@ def _reserve(unit: UnitOfWork, claim: Claim, total: int, missing: Sequence[Passa
     ]
     late = sum(passage.content_hash in stored for passage in missing)
     return Work(total, total - len(missing) + late, reserved)
+
+
+def _narrowed(claim: Claim, batches: Sequence[Sequence[Passage]]) -> list[Sequence[Passage]]:
+    """Make calls smaller while workers die over them: from the second death on, each halves them.
+
+    So what kills stands alone in the end; all before it is embedded, and begins the count anew.
+    Raises `WorkersLost` where it has stood alone for as many deaths as the job has tries.
+    """
+    halvings = max(0, claim.deaths - 1)
+    largest = max(map(len, batches), default=1)
+    _check_deaths(claim, 0 if largest == 1 else 1 + ceil(log2(largest)))
+    size = max(1, largest >> halvings)
+    return [
+        batch[first : first + size] for batch in batches for first in range(0, len(batch), size)
+    ]
+
+
+def _check_deaths(claim: Claim, search: int) -> None:
+    if claim.deaths > search + claim.max_retries:
+        raise WorkersLost(
+            f"{claim.deaths} workers died one after the other while they ran this job: it is not "
+            "tried again by itself, as it may be what ends workers."
+        )
 
 
 def _succeed(unit: UnitOfWork, claim: Claim, document_id: UUID, total: int) -> None:

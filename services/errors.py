@@ -35,6 +35,12 @@ class EmbeddedElsewhere(PromptStackError):
     counts_as_failure = False
 
 
+class WorkersLost(PromptStackError):
+    """Workers died again and again with this work in hand, and with no other."""
+
+    code = "WORKER_LOST"
+
+
 class DeadlinePassed(PromptStackError):
     """The job's deadline passed before it was done."""
 

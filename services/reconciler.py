@@ -1,25 +1,27 @@
 """Puts right what messages, brokers and workers that vanished left behind."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from config.names import Queue
 from repositories.jobs import JobRef
 from repositories.models import JobState
-from repositories.session import Ledger, UnitOfWork
+from repositories.session import Ledger
 from services.doorbell import BrokerUnavailable, Doorbell, Ring
+from services.liveness import Liveness
 from services.progress import ProgressService
 from services.runs.dispatch import Dispatch
-from services.silence import blind_spans, silence_of_the_dead
 from services.waiting_jobs import WaitingJobs
 
 logger = logging.getLogger(__name__)
 
 BATCH = 500
+"""Messages that leave together, of one short transaction."""
 ROUNDS = 4
-"""Batches rung in one run, whose transactions stay short."""
+STEP_SECONDS = 5.0
+"""After this long a step begins no other batch: the next round goes on with it."""
 
 PATIENCE_SECONDS = 10.0
 """How long a job may stay queued after its message was sent, once its queue is empty."""
@@ -41,17 +43,8 @@ class Retention:
 FOR_EVER = Retention(0.0, 0.0)
 
 
-@dataclass(frozen=True)
-class Proof:
-    """How long a worker must have been silent at a moment to count as dead, in seconds."""
-
-    silence: float
-    at: float
-    """By the ledger's clock."""
-
-
 class Reconciler:
-    """A round of it runs in every worker, each second.
+    """Its steps run in every worker, each second, and each in a thread of its own there.
 
     Of the steps that two could do twice or that are long, a lock lets one at a time do each; the
     others change only what is still as they found it.
@@ -65,55 +58,60 @@ class Reconciler:
         waiting: WaitingJobs,
         dispatch: Dispatch,
         *,
-        worker_lost_seconds: float,
+        liveness: Liveness,
         retention: Retention = FOR_EVER,
-        clock: Callable[[UnitOfWork], datetime] = UnitOfWork.now,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
         self._doorbell = doorbell
         self._progress = progress
         self._waiting = waiting
         self._dispatch = dispatch
-        self._worker_lost_seconds = worker_lost_seconds
+        self._liveness = liveness
         self._retention = retention
-        self._clock = clock
+        self._timer = timer
 
     def run_once(self) -> int:
-        """Free lost jobs, end overdue ones, prune old ones, ring what is due; how many were rung.
+        """Do every step once, one after the other; how many jobs were rung.
 
         Raises `LedgerUnavailable`. A broker that is away is waited for.
         """
-        proof = self._watch()
-        with self._ledger.transaction() as unit:
-            unit.limit_statements(STATEMENT_SECONDS)
-            if not unit.try_lock("reconciler"):
-                return 0
-            freed = [] if proof is None else unit.upkeep.free_lost(self._silence(proof, unit))
-            ended = [*unit.upkeep.expire_overdue(), *(job for job in freed if not _waits(job))]
-            unit.upkeep.lose_calls(unit.workers.forget_dead(FORGET_WORKERS_SECONDS))
-            unit.reservations.forget_idle()
-        for job in freed:
-            logger.warning("job %s was freed: its worker died", job.id)
-        self._progress.rebuild([job.id for job in {*freed, *ended}])
-        self._prune()
-        self._waiting.call_back()
-        rung = self._ring(ended)
-        # Last: whatever is wrong with a run must not keep jobs from being rung.
-        self._dispatch.upkeep(self._retention.jobs_seconds)
+        self._liveness.run_once()
+        rung = self.ring()
+        self.tend()
         return rung
 
-    def _ring(self, ended: Sequence[JobRef]) -> int:
+    def ring(self) -> int:
+        """Show what liveness has changed, and ring what is due; how many jobs were rung."""
+        changed = self._liveness.take_changed()
+        if changed:
+            self._progress.rebuild([job.id for job in changed])
+        self._waiting.call_back()
         try:
             # For a job that has ended, its message only makes AsyncResult and Flower say so.
-            for job in ended:
-                self._doorbell.ring(Ring.of(job))
+            self._doorbell.ring_all([Ring.of(job) for job in changed if not _waits(job)])
             return self._ring_due()
         except BrokerUnavailable as error:
             logger.warning("jobs that are due wait for the broker: %s", error)
             return 0
 
+    def tend(self) -> None:
+        """Give out shards, end runs, and delete what is old."""
+        self._forget()
+        self._prune()
+        # Last: whatever is wrong with a run must not keep the rest from being done.
+        self._dispatch.upkeep(self._retention.jobs_seconds)
+
+    def _forget(self) -> None:
+        with self._ledger.transaction() as unit:
+            unit.limit_statements(STATEMENT_SECONDS)
+            if unit.try_lock("forget"):
+                unit.upkeep.lose_calls(unit.workers.forget_dead(FORGET_WORKERS_SECONDS))
+                unit.reservations.forget_idle()
+
     def _prune(self) -> None:
         with self._ledger.transaction() as unit:
+            unit.limit_statements(STATEMENT_SECONDS)
             if not unit.try_lock("prune"):
                 return
             if self._retention.jobs_seconds:
@@ -121,34 +119,14 @@ class Reconciler:
             if self._retention.attempts_seconds:
                 unit.upkeep.prune_attempts(self._retention.attempts_seconds)
 
-    def _silence(self, proof: Proof, unit: UnitOfWork) -> float:
-        """The silence that proves a death now: the ledger may have hung since it was watched."""
-        return proof.silence + max(0.0, self._clock(unit).timestamp() - proof.at)
-
-    def _watch(self) -> Proof | None:
-        """Note that the ledger is there; the silence that proves a worker's death, if any does.
-
-        Apart from the rest, and by all workers: one that freezes with the lock of the rest must
-        not look like an outage of the ledger.
-        """
-        with self._ledger.transaction() as unit:
-            unit.limit_statements(STATEMENT_SECONDS)
-            if not unit.try_lock("watch"):
-                return None
-            now = self._clock(unit).timestamp()
-            last_round, blind = unit.upkeep.last_watch()
-            blind = blind_spans(blind, last_round, now, self._worker_lost_seconds / 2)
-            unit.upkeep.note_watch(now, blind)
-            silence = silence_of_the_dead(blind, now, self._worker_lost_seconds)
-            return None if silence is None else Proof(silence, now)
-
     def _ring_due(self) -> int:
+        began = self._timer()
         epoch, uptime = self._doorbell.epoch(), self._doorbell.uptime()
         rung = 0
         for _ in range(ROUNDS):
             batch = self._ring_batch(epoch, uptime)
             rung += batch
-            if batch < BATCH:
+            if batch < BATCH or self._timer() - began > STEP_SECONDS:
                 break
         return rung
 
@@ -160,20 +138,20 @@ class Reconciler:
             unit.limit_statements(STATEMENT_SECONDS)
             if not unit.try_lock("reconciler"):
                 return 0
-            jobs = unit.rings.take_unrung(
+            jobs: Sequence[JobRef] = unit.rings.take_unrung(
                 epoch,
                 idle_queues=idle,
                 patience=PATIENCE_SECONDS,
                 limit=BATCH,
                 uptime=uptime,
             )
-        for position, job in enumerate(jobs):
-            try:
-                self._doorbell.ring(Ring.of(job))
-            except BrokerUnavailable:
-                with self._ledger.transaction() as unit:
-                    unit.rings.mark_unrung([left.id for left in jobs[position:]])
-                raise
+        try:
+            self._doorbell.ring_all([Ring.of(job) for job in jobs])
+        except BrokerUnavailable:
+            # Some may have left: a second message for a job does nothing.
+            with self._ledger.transaction() as unit:
+                unit.rings.mark_unrung([job.id for job in jobs])
+            raise
         return len(jobs)
 
 

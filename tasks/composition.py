@@ -37,6 +37,7 @@ from services.limiter.divided import DividedBuckets
 from services.limiter.limiter import RateLimiter
 from services.limiter.shared import SharedBuckets
 from services.limiter.terms import Limits
+from services.liveness import Liveness
 from services.llm.event_loop import EventLoop
 from services.llm.factory import LLMServiceFactory
 from services.llm.pool import ProviderPool
@@ -398,9 +399,9 @@ class PromptStack:
 
     @cached_property
     def heartbeat_ledger(self) -> Ledger:
-        """A connection that no job can keep from the heartbeat."""
+        """Connections that no job can keep from the heartbeat, nor from what frees the dead."""
         silence = max(1, int(self.settings.worker_lost_seconds / 3))
-        return Ledger(self.database_url, pool_size=1, max_overflow=0, silence=silence)
+        return Ledger(self.database_url, pool_size=2, max_overflow=0, silence=silence)
 
     @cached_property
     def heartbeat(self) -> Heartbeat:
@@ -418,6 +419,13 @@ class PromptStack:
         return WaitingJobs(self.ledger, self.providers, self.limited_calls, self.loop)
 
     @cached_property
+    def liveness(self) -> Liveness:
+        """What frees the jobs of dead workers and ends overdue ones."""
+        return Liveness(
+            self.heartbeat_ledger, worker_lost_seconds=self.settings.worker_lost_seconds
+        )
+
+    @cached_property
     def reconciler(self) -> Reconciler:
         """What puts lost things right."""
         return Reconciler(
@@ -426,7 +434,7 @@ class PromptStack:
             self.progress,
             self.waiting_jobs,
             self.dispatch,
-            worker_lost_seconds=self.settings.worker_lost_seconds,
+            liveness=self.liveness,
             retention=Retention(
                 self.settings.job_retention_seconds, self.settings.attempt_retention_seconds
             ),

@@ -56,7 +56,11 @@ class WorkerProcess:
         self._monitors = Monitors()
         self._periodic = [
             Periodic("heartbeat", stack.heartbeat.beat, settings.heartbeat_seconds),
-            Periodic("reconciler", stack.reconciler.run_once, settings.reconcile_seconds),
+            # Apart, each with its own pace: to send messages, or to delete what is old, may take
+            # long, and the dead must be missed in time meanwhile.
+            Periodic("liveness", stack.liveness.run_once, settings.reconcile_seconds),
+            Periodic("messages", stack.reconciler.ring, settings.reconcile_seconds),
+            Periodic("runs", stack.reconciler.tend, settings.reconcile_seconds),
             Periodic("views", self._show, VIEWS_SECONDS),
             Periodic("leases", self._renew_leases, RENEW_SECONDS),
         ]

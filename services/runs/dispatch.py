@@ -155,6 +155,10 @@ class Dispatch:
         self._progress.publish(ended)
         return ended
 
+    def ring(self, rings: Sequence[Ring]) -> None:
+        """Send messages of what was just committed; see `ring_now`."""
+        ring_now(self._ledger, self._doorbell, rings)
+
     def _clean_up(self, ended: Run) -> None:
         """Cancel the queued shards of an ended run.
 
@@ -187,7 +191,7 @@ class Dispatch:
                 if found is None:
                     unit.runs.note_served(run.id, run.last_position + 1)
                 else:
-                    rings = [self._add_shard(unit, run, found)]
+                    rings = [self.add_shard(unit, run, found)]
                     unit.runs.note_served(run.id, found.last + 1)
         except TransientLedgerError:
             raise
@@ -255,7 +259,8 @@ class Dispatch:
             )
         ring_now(self._ledger, self._doorbell, rings)
 
-    def _add_shard(self, unit: UnitOfWork, run: Run, found: Slice) -> Ring:
+    def add_shard(self, unit: UnitOfWork, run: Run, found: Slice, deaths: int = 0) -> Ring:
+        """Add the shard of these items; its message, for `ring` once this is committed."""
         lifetime = max(60.0, (run.expires_at - unit.now()).total_seconds())
         return self._add(
             unit,
@@ -264,6 +269,7 @@ class Dispatch:
             queue=QUEUES[RunKind(run.kind)],
             request={"first": found.first, "last": found.last},
             lifetime=lifetime,
+            deaths=deaths,
         )
 
     def _add_finalization(self, unit: UnitOfWork, run: Run, **request: str) -> Ring:

@@ -1,6 +1,7 @@
 """What workers do for runs: their shards, and their ends."""
 
 import logging
+from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from services.execution import Execution, JobOutcome
 from services.llm.pool import ProviderPool
 from services.runs.asking import EmbeddingTerms, asking_of
 from services.runs.dispatch import Dispatch
+from services.runs.narrowing import is_suspect, narrow
 from services.runs.progress import RunProgress
 from services.runs.shard import ShardWork
 from services.runs.shard_store import ShardTools
@@ -63,12 +65,24 @@ class RunWork:
     def _work(self, job: ClaimedJob) -> None:
         run = self._run_of(job)
         sums: dict[str, int] = {}
-        if run.state == RunState.RUNNING:
+        if run.state == RunState.RUNNING and not self._gives_up(job, run):
             asking = asking_of(run, self._terms)
             work = ShardWork(job, run, asking, self._providers.get(run.provider), self._tools)
             work.do()
             sums = work.sums
         job.in_ledger(lambda unit: unit.jobs.succeed(job.claim, sums))
+
+    def _gives_up(self, job: ClaimedJob, run: Run) -> bool:
+        """Narrow a shard whose workers keep dying; whether the item that was left has failed."""
+        if not is_suspect(job.claim):
+            return False
+        claim = job.claim
+        left = job.in_ledger(lambda unit: narrow(unit, claim, run, self._dispatch.add_shard))
+        job.claim = replace(claim, request={"first": left.first, "last": left.last})
+        self._dispatch.ring(left.rings)
+        if left.run is not None:
+            self._progress.publish(left.run)
+        return bool(left.failed)
 
     def _finalize(self, job: ClaimedJob) -> None:
         run = self._run_of(job)

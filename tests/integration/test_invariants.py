@@ -37,6 +37,7 @@ from services.doorbell import Ring
 from services.errors import WrongState
 from services.execution import JobOutcome
 from services.jobs import JobService
+from services.liveness import Liveness
 from services.llm.base import (
     Capability,
     EmbeddingLimits,
@@ -281,6 +282,10 @@ def test_invariant_01_a_job_is_committed_when_its_message_leaves_and_when_enqueu
             with engine.connect() as connection:
                 query = text("SELECT count(*) FROM jobs WHERE id = :id")
                 seen.append(connection.execute(query, {"id": ring.job_id}).scalar_one())
+
+        def ring_all(self, rings: Sequence[Ring]) -> None:
+            for ring in rings:
+                self.ring(ring)
 
     defaults = JobDefaults("fake", "fake", max_retries=3, expires_seconds=60, max_text_bytes=99)
     jobs = JobService(stack.ledger, Bell(), stack.progress, stack.factory, defaults)
@@ -588,16 +593,19 @@ class Clock:
         self.now += timedelta(seconds=seconds)
 
 
-def reconciler_of(stack: PromptStack, clock: Clock, silence: float = 15.0) -> Reconciler:
-    made = Reconciler(
+def new_reconciler(stack: PromptStack, clock: Clock, silence: float = 15.0) -> Reconciler:
+    return Reconciler(
         stack.ledger,
         stack.doorbell,
         stack.progress,
         stack.waiting_jobs,
         stack.dispatch,
-        worker_lost_seconds=silence,
-        clock=clock,
+        liveness=Liveness(stack.ledger, worker_lost_seconds=silence, clock=clock),
     )
+
+
+def reconciler_of(stack: PromptStack, clock: Clock, silence: float = 15.0) -> Reconciler:
+    made = new_reconciler(stack, clock, silence)
     made.run_once()
     for _ in range(3):
         clock.move(silence / 3)
@@ -655,15 +663,7 @@ def test_invariant_05_nobodys_silence_counts_while_the_ledger_itself_was_away(
     job = generate(stack)
     claimed(stack, job)
     sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '1 h'")
-    reconciler = Reconciler(
-        stack.ledger,
-        stack.doorbell,
-        stack.progress,
-        stack.waiting_jobs,
-        stack.dispatch,
-        worker_lost_seconds=15.0,
-        clock=clock,
-    )
+    reconciler = new_reconciler(stack, clock)
     # Nobody had ever looked; it lost its clock; it hung, or its host slept, of which 20 s don't
     # count, and then the living get a moment to find it again.
     for happens, steps in (
@@ -712,15 +712,7 @@ def test_invariant_05_a_new_process_knows_what_others_have_seen(
     claimed(stack, job)
     sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '16 s'")
     clock.move(1.0)
-    Reconciler(
-        stack.ledger,
-        stack.doorbell,
-        stack.progress,
-        stack.waiting_jobs,
-        stack.dispatch,
-        worker_lost_seconds=15.0,
-        clock=clock,
-    ).run_once()
+    new_reconciler(stack, clock).run_once()
     assert state(stack, job) is JobState.QUEUED
 
 

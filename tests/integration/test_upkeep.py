@@ -99,7 +99,7 @@ def test_what_ended_long_ago_goes_and_frees_its_key(stack: PromptStack) -> None:
         stack.progress,
         stack.waiting_jobs,
         stack.dispatch,
-        worker_lost_seconds=15.0,
+        liveness=stack.liveness,
         retention=Retention(jobs_seconds=86_400.0, attempts_seconds=0.0),
     )
     reconciler.run_once()
@@ -118,7 +118,7 @@ def test_nothing_goes_where_retention_is_zero(stack: PromptStack) -> None:
         stack.progress,
         stack.waiting_jobs,
         stack.dispatch,
-        worker_lost_seconds=15.0,
+        liveness=stack.liveness,
         retention=Retention(0.0, 0.0),
     ).run_once()
     assert stack.jobs.get(old.id).state is JobState.CANCELLED
