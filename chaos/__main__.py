@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from chaos.neighbours import slow_machine
 from chaos.own import run_own
 from chaos.scorecard import Scorecard
 from chaos.stock import StockScore, run_stock
@@ -22,6 +23,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=440.0, help="for load and faults")
     parser.add_argument("--kills", type=int, default=125)
     parser.add_argument("--times", type=int, default=5, help="of each other fault")
+    parser.add_argument("--processors", type=int, help="use only so many of this machine's")
+    parser.add_argument("--busy", type=int, default=0, help="busy loops beside it")
     parser.add_argument("--logs", type=Path, help="folder for the workers' logs")
     parser.add_argument("--json", type=Path, help="file for the score as JSON")
     parser.add_argument("--against", choices=["celery"], help="run this rival instead")
@@ -32,15 +35,16 @@ def main() -> int:
     run: Callable[..., Scorecard | StockScore] = (
         run_stock if given.against else partial(run_own, items=given.items)
     )
-    score = run(
-        seed=given.seed,
-        jobs=given.jobs,
-        seconds=given.seconds,
-        kills=given.kills,
-        times=given.times,
-        folder=folder,
-        say=_say,
-    )
+    with slow_machine(processors=given.processors, busy_loops=given.busy):
+        score = run(
+            seed=given.seed,
+            jobs=given.jobs,
+            seconds=given.seconds,
+            kills=given.kills,
+            times=given.times,
+            folder=folder,
+            say=_say,
+        )
     for line in score.lines():
         _say(line)
     if given.json:

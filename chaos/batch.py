@@ -3,9 +3,9 @@
 Like the judge, it reads the tables by its own SQL and the provider's books.
 """
 
-import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.driver import Happened
@@ -16,11 +16,11 @@ from simulator.ledger import billing_key
 IN_FLIGHT = 8
 MAX_TOKENS = 64
 MAX_RETRIES = 10
-LOOK_SECONDS = 0.5
 
 STATE = "SELECT state, finished_at FROM runs WHERE id = %s"
 ITEMS = (
-    "SELECT i.text, o.run_id IS NOT NULL AND o.error_code IS NULL, a.result ->> 'text' "
+    "SELECT i.text, o.run_id IS NOT NULL AND o.error_code IS NULL, a.result ->> 'text', "
+    "CASE WHEN o.run_id IS NULL THEN 'not ended' ELSE o.error_code END "
     "FROM items i LEFT JOIN outcomes o ON o.run_id = i.run_id AND o.position = i.position "
     "LEFT JOIN answers a ON a.content_hash = i.content_hash WHERE i.run_id = %s"
 )
@@ -46,6 +46,8 @@ class BatchVerdict:
     """Its calls under way at a worker when it was killed, frozen, stopped, or cut off."""
     unrecorded: int
     """Billed calls beyond those that the ledger has."""
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """Items that did not succeed, by the reason."""
 
     def problems(self) -> list[str]:
         """Say what must not be, in words; empty where all is well."""
@@ -73,9 +75,8 @@ class Batch:
         items: int,
         dsn: str,
         books: Callable[[], Mapping[str, int]],
-        patience: float,
     ) -> None:
-        """Hand it in; `patience` is for what is left of it when the last fault is over, seconds."""
+        """Hand it in."""
         self._prompts = [f"{name} item {number:06d}." for number in range(items)]
         run = runs.generate(
             self._prompts,
@@ -87,13 +88,13 @@ class Batch:
             name=name,
         )
         self._id, self._model = run.id, model
-        self._dsn, self._books, self._patience = dsn, books, patience
+        self._dsn, self._books = dsn, books
 
     def judge(self, happened: Sequence[Happened]) -> BatchVerdict:
-        """Wait for its end, and judge it by the database and the provider's books."""
-        state = self._wait()
+        """Judge it by the database and the provider's books, once nothing moves any more."""
+        [(state, _)] = self._read(STATE)
         found = self._read(ITEMS)
-        texts = {text: (bool(is_well), str(answer)) for text, is_well, answer in found}
+        texts = {text: (bool(is_well), str(answer)) for text, is_well, answer, _ in found}
         attempts = [Attempt(*row) for row in self._read(ATTEMPTS)]
         billed = self._books()
         keys = [billing_key("/v1/chat/completions", self._model, one) for one in self._prompts]
@@ -102,7 +103,7 @@ class Batch:
         recorded = sum(one.billing != "not_billed" for one in attempts)
         return BatchVerdict(
             items=len(self._prompts),
-            state=state,
+            state=str(state),
             succeeded=sum(is_well for is_well, _ in texts.values()),
             wrong=sum(is_well and text not in answer for text, (is_well, answer) in texts.items()),
             calls_billed=sum(bills),
@@ -111,15 +112,13 @@ class Batch:
                 any(is_under_way(attempt, one) for one in broken) for attempt in attempts
             ),
             unrecorded=max(0, sum(bills) - recorded),
+            failures=Counter(code for *_, code in found if code is not None),
         )
 
-    def _wait(self) -> str:
-        deadline = time.monotonic() + self._patience
-        while True:
-            [(state, finished_at)] = self._read(STATE)
-            if finished_at is not None or time.monotonic() > deadline:
-                return str(state)
-            time.sleep(LOOK_SECONDS)
+    def is_over(self) -> bool:
+        """Whether the run has ended."""
+        [(_, finished_at)] = self._read(STATE)
+        return finished_at is not None
 
     def _read(self, query: str) -> list[tuple[Any, ...]]:
         return read(self._dsn, query, self._id)

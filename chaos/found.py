@@ -52,6 +52,7 @@ def run_found(
             draw(seed, seconds, kills=kills, times=times, faults=faults, lost_seconds=lost_seconds),
             slots * stack.settings.worker_concurrency,
             patience,
+            lost_seconds,
         ),
         load,
         {fault: act for fault, act in _acts(stack, workers).items() if fault in faults},

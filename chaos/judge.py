@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
+from math import ceil
 from statistics import median
 from typing import Any
 from uuid import UUID
@@ -17,7 +18,7 @@ import psycopg2.extras
 
 from chaos.driver import Happened
 from chaos.load import Accepted
-from chaos.plan import Fault
+from chaos.plan import LOST_SECONDS, Fault
 
 CLOCKS = timedelta(seconds=0.25)
 """How far our clock may be from the database's, and a signal from its record."""
@@ -25,6 +26,11 @@ BREAKS_CALLS = frozenset({Fault.KILL, Fault.STOP, Fault.TERM, Fault.PARTITION})
 """The faults of one worker, whose calls under way are paid for and lost."""
 LOSES_MESSAGES = frozenset({Fault.FLUSH, Fault.REDIS_KILL, Fault.REDIS_REPLACE})
 STOPS_LEDGER = frozenset({Fault.POSTGRES_KILL, Fault.POSTGRES_RESTART})
+LEDGER_AWAY = STOPS_LEDGER | {Fault.POSTGRES_FULL}
+"""While it takes no writes, no heartbeat can be sent and no job freed."""
+FREE = "a killed worker's job was free"
+FREE_MOST_SECONDS, FREE_LONGEST_SECONDS = 8.0, 18.0
+"""How long after a worker counts as dead its jobs may wait: 99 of 100, and all of them."""
 
 WATCH = """
 CREATE TABLE chaos_changes_after_the_end (job_id uuid, was text, became text, at timestamptz);
@@ -42,6 +48,11 @@ UNWATCH = """
 DROP TRIGGER IF EXISTS chaos_watch ON jobs;
 DROP FUNCTION IF EXISTS chaos_note();
 DROP TABLE IF EXISTS chaos_changes_after_the_end;
+"""
+MOVEMENT = """
+SELECT count(*) FILTER (WHERE finished_at IS NULL), sum(attempt), sum(current), (
+  SELECT count(*) FROM attempts WHERE state = 'started'), (SELECT max(id) FROM attempts)
+FROM jobs WHERE created_at >= %s
 """
 JOBS = "SELECT id, state, error_code, result ->> 'text' AS text FROM jobs WHERE id = ANY(%s)"
 ATTEMPTS = (
@@ -83,7 +94,10 @@ class Spans:
         """Sum them up; there must be some."""
         ordered = sorted(spans)
         return cls(
-            len(ordered), median(ordered), ordered[int(0.99 * (len(ordered) - 1))], ordered[-1]
+            len(ordered),
+            median(ordered),
+            ordered[ceil(0.99 * (len(ordered) - 1))],
+            ordered[-1],
         )
 
 
@@ -97,7 +111,9 @@ class Verdict:
     failures: dict[str, int]
     """Failed jobs by their error code."""
     lost: int
-    """Accepted jobs that are not there, or have not ended."""
+    """Accepted jobs that are not there."""
+    unfinished: int
+    """Accepted jobs that have not ended, and nothing moves any more."""
     changed_after_end: int
     """Results or states that were changed when the job had ended: doubled results."""
     wrong: int
@@ -119,6 +135,8 @@ class Verdict:
     """Calls under way at a worker when it was killed, frozen, stopped, or cut off."""
     recovery: dict[str, Spans] = field(default_factory=dict)
     """How long work stood still, by what it waited for."""
+    lost_seconds: float = LOST_SECONDS
+    """The silence after which a worker counts as dead."""
     rebuilt: int = 0
     """Jobs whose progress in Redis agrees with the database."""
 
@@ -127,7 +145,8 @@ class Verdict:
         succeeded = self.ended.get("succeeded", 0)
         found = {
             "no job succeeded, which shows nothing": not succeeded,
-            f"{self.lost} accepted jobs are lost or have not ended": self.lost,
+            f"{self.lost} accepted jobs are lost": self.lost,
+            f"{self.unfinished} accepted jobs have not ended": self.unfinished,
             f"{self.changed_after_end} jobs changed after their end": self.changed_after_end,
             f"{self.wrong} answers are missing or another job's": self.wrong,
             f"{self.unrecorded} billed calls are not on record": self.unrecorded,
@@ -139,7 +158,21 @@ class Verdict:
             f"the progress of {self.accepted - self.rebuilt} jobs is wrong": self.accepted
             - self.rebuilt,
         }
-        return [words for words, count in found.items() if count]
+        return [*(words for words, count in found.items() if count), *self._late()]
+
+    def _late(self) -> list[str]:
+        free = self.recovery.get(FREE)
+        if free is None:
+            return []
+        most = self.lost_seconds + FREE_MOST_SECONDS
+        longest = self.lost_seconds + FREE_LONGEST_SECONDS
+        found = {
+            f"1 of 100 jobs of killed workers was free after {free.most:.1f} s, not within "
+            f"{most:.0f} s": free.most > most,
+            f"a job of a killed worker was free after {free.longest:.1f} s, not within "
+            f"{longest:.0f} s": free.longest > longest,
+        }
+        return [words for words, is_so in found.items() if is_so]
 
 
 class Judge:
@@ -155,6 +188,14 @@ class Judge:
     def unwatch(self) -> None:
         """Take that away again."""
         self._run(UNWATCH)
+
+    def movement(self, since: datetime) -> tuple[object, ...]:
+        """What changes while work goes on, of all jobs since then, those of runs too.
+
+        Its first value is how many have not ended.
+        """
+        [row] = read(self._dsn, MOVEMENT, since)
+        return row
 
     def open_jobs(self, ids: Sequence[UUID]) -> int:
         """How many of these have not ended."""
@@ -173,8 +214,12 @@ class Judge:
         *,
         billed: Mapping[str, int] | None,
         slots: int,
+        lost_seconds: float = LOST_SECONDS,
     ) -> Verdict:
-        """Judge the load; `billed` are the simulator's books, `slots` the calls at once."""
+        """Judge the load; `billed` are the simulator's books, `slots` the calls at once.
+
+        `lost_seconds` is the silence after which a worker counts as dead.
+        """
         ids = [job.id for job in load]
         found = {row[0]: row[1:] for row in self._read(JOBS, ids)}
         attempts = [Attempt(*row) for row in self._read(ATTEMPTS, ids)]
@@ -184,10 +229,12 @@ class Judge:
             accepted=len(load),
             ended=dict(Counter(row[0] for row in found.values())),
             failures=dict(Counter(row[1] for row in found.values() if row[0] == "failed")),
-            lost=len(load) - len(found) + open_,
+            lost=len(load) - len(found),
+            unfinished=open_,
             changed_after_end=int(self._read(CHANGES, ids)[0][0]),
             wrong=self._wrong(load, succeeded, {id_: row[2] for id_, row in found.items()}),
         )
+        verdict.lost_seconds = lost_seconds
         verdict.recovery = _recovery(attempts, happened, slots)
         broken = [one for one in happened if one.fault in BREAKS_CALLS]
         verdict.in_flight_at_faults = sum(
@@ -300,7 +347,8 @@ def _recovery(
         for lost, again in pairwise(calls):
             kill = killed.get(lost.worker_id)
             if kill is not None and lost.state == "lost" and lost.finished_at is not None:
-                note("a killed worker's job was free", _seconds(lost.finished_at - kill.began))
+                free = _seconds(lost.finished_at - kill.began)
+                note(FREE, free - _away(happened, kill.began, lost.finished_at))
                 note("a killed worker's job ran again", _seconds(again.started_at - kill.began))
     for one in happened:
         # As many as could have been taken off the queue before: the next one is news.
@@ -312,6 +360,17 @@ def _recovery(
             if one.fault in STOPS_LEDGER:
                 note("the queue moved after PostgreSQL was back", seconds)
     return {what: Spans.of(spans) for what, spans in found.items()}
+
+
+def _away(happened: Sequence[Happened], began: datetime, ended: datetime) -> float:
+    """Seconds between two times in which the ledger itself was away."""
+    total, until = 0.0, began
+    for one in sorted(happened, key=lambda one: one.began):
+        if one.fault in LEDGER_AWAY:
+            since = max(one.began, until)
+            until = max(until, min(one.ended, ended))
+            total += max(0.0, _seconds(until - since))
+    return total
 
 
 def _seconds(span: timedelta) -> float:

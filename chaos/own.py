@@ -95,17 +95,16 @@ def run_own(
                 items=items,
                 dsn=database,
                 books=provider.ledger,
-                patience=PATIENCE_SECONDS,
             )
         return run(
-            Order(seed, jobs, plan, SLOTS * WORKERS, PATIENCE_SECONDS),
+            Order(seed, jobs, plan, SLOTS * WORKERS, PATIENCE_SECONDS, lost_seconds),
             load,
             acts_on_all(servers, workers, provider),
             Judge(database),
             books=provider.ledger,
             progress=stack.progress,
             say=say,
-            batch=batch.judge if batch else None,
+            batch=batch,
         )
 
 

@@ -4,19 +4,22 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from chaos.batch import BatchVerdict
-from chaos.driver import Act, Driver, Happened
+from chaos.batch import Batch
+from chaos.driver import Act, Driver
 from chaos.judge import Judge, Verdict
 from chaos.load import Load
-from chaos.plan import Fault, Planned
+from chaos.plan import LOST_SECONDS, Fault, Planned
 from chaos.scorecard import Scorecard
 from services.progress import ProgressService
 
 LOOK_SECONDS = 0.5
 REPORT_SECONDS = 10.0
 SLICE = 1_000
+BEFORE = timedelta(minutes=1)
+"""A batch is handed in before the run begins, and clocks differ."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class Order:
     slots: int
     """Calls that all workers make at once."""
     patience: float
-    """Seconds for what is left when the last fault is over."""
+    """Seconds in which nothing may move before what is left counts as unfinished."""
+    lost_seconds: float = LOST_SECONDS
+    """The silence after which a worker counts as dead."""
 
 
 def run(
@@ -41,13 +46,13 @@ def run(
     books: Callable[[], Mapping[str, int]] | None,
     progress: ProgressService,
     say: Callable[[str], None],
-    batch: Callable[[Sequence[Happened]], BatchVerdict] | None = None,
+    batch: Batch | None = None,
 ) -> Scorecard:
-    """Run and judge. What has not ended in time is judged as it stands.
+    """Run, wait as long as anything moves, and judge when all is quiet.
 
-    `batch` waits for a run beside the jobs, and judges it by the faults that happened.
+    `batch` is a run beside the jobs.
     """
-    began = time.monotonic()
+    began, since = time.monotonic(), datetime.now(UTC) - BEFORE
     driver = Driver(acts)
     judge.watch()
     threads = [
@@ -59,12 +64,20 @@ def run(
             thread.start()
         _wait(threads, lambda: _report(began, load, driver, say))
         ids = [job.id for job in load.accepted]
-        _wait_for_the_rest(began, ids, judge, order.patience, say)
+        _wait_for_the_rest(
+            began,
+            lambda: bool(judge.open_jobs(ids)) or (batch is not None and not batch.is_over()),
+            lambda: judge.movement(since),
+            order.patience,
+            say,
+        )
+        billed = _quiet_books(books, lambda: judge.movement(since))
         verdict = judge.judge(
             load.accepted,
             driver.happened,
-            billed=None if books is None else books(),
+            billed=billed,
             slots=order.slots,
+            lost_seconds=order.lost_seconds,
         )
         _judge_progress(verdict, ids, progress, judge)
         return Scorecard(
@@ -75,7 +88,7 @@ def run(
             faults_failed=driver.failed,
             refusals=load.refusals,
             verdict=verdict,
-            batch=None if batch is None else batch(driver.happened),
+            batch=None if batch is None else batch.judge(driver.happened),
         )
     finally:
         load.stop()
@@ -95,15 +108,38 @@ def _wait(threads: Sequence[threading.Thread], report: Callable[[], None]) -> No
 
 
 def _wait_for_the_rest(
-    began: float, ids: Sequence[UUID], judge: Judge, patience: float, say: Callable[[str], None]
+    began: float,
+    is_left: Callable[[], bool],
+    movement: Callable[[], tuple[object, ...]],
+    patience: float,
+    say: Callable[[str], None],
 ) -> None:
-    deadline = time.monotonic() + patience
+    """Wait until nothing is left, or nothing has moved for so long."""
+    moved, before = time.monotonic(), movement()
     reported = 0.0
-    while (left := judge.open_jobs(ids)) and time.monotonic() < deadline:
+    while is_left() and time.monotonic() - moved < patience:
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
-            say(f"{time.monotonic() - began:4.0f} s: {left:,} jobs are left")
+            say(f"{time.monotonic() - began:4.0f} s: {before[0]:,} jobs are left")
         time.sleep(LOOK_SECONDS)
+        now = movement()
+        if now != before:
+            moved, before = time.monotonic(), now
+
+
+def _quiet_books(
+    books: Callable[[], Mapping[str, int]] | None, movement: Callable[[], tuple[object, ...]]
+) -> Mapping[str, int] | None:
+    """The provider's books, once neither they nor the ledger change any more."""
+    if books is None:
+        return None
+    before = (books(), movement())
+    while True:
+        time.sleep(2 * LOOK_SECONDS)
+        now = (books(), movement())
+        if now == before:
+            return now[0]
+        before = now
 
 
 def _report(began: float, load: Load, driver: Driver, say: Callable[[str], None]) -> None:

@@ -62,6 +62,7 @@ class Scorecard:
                 else []
             ),
             _line("lost", verdict.lost),
+            _line("not ended, and nothing moves any more", verdict.unfinished),
             _line("changed after their end (doubled results)", verdict.changed_after_end),
             _line("wrong or missing answers", verdict.wrong),
         ]
@@ -87,6 +88,11 @@ class Scorecard:
             lines += [
                 _line("items of a run", batch.items, batch.state),
                 _line("  succeeded", batch.succeeded),
+                *(
+                    [_line("  failed, by reason", "", _named(batch.failures))]
+                    if batch.failures
+                    else []
+                ),
                 _line("  wrong or missing answers", batch.wrong),
                 _line("  calls billed", batch.calls_billed),
                 _line("  billed twice", batch.billed_twice),
