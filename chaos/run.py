@@ -64,7 +64,7 @@ def run(
             thread.start()
         _wait(threads, lambda: _report(began, load, driver, say))
         ids = [job.id for job in load.accepted]
-        _wait_for_the_rest(
+        wait_for_the_rest(
             began,
             lambda: bool(judge.open_jobs(ids)) or (batch is not None and not batch.is_over()),
             lambda: judge.movement(since),
@@ -107,7 +107,7 @@ def _wait(threads: Sequence[threading.Thread], report: Callable[[], None]) -> No
             report()
 
 
-def _wait_for_the_rest(
+def wait_for_the_rest(
     began: float,
     is_left: Callable[[], bool],
     movement: Callable[[], tuple[object, ...]],

@@ -95,6 +95,7 @@ class CeleryDoorbell:
                         _arguments(ring),
                         argsrepr=_shown(ring),
                         kwargsrepr="",
+                        ignore_result=None,  # as `send_task` says it
                     )
                     amqp.send_task_message(
                         producer, str(TASKS[ring.kind]), message, queue=str(ring.queue)

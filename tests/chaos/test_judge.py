@@ -8,9 +8,10 @@ import pytest
 from sqlalchemy import text
 
 from chaos.driver import Happened
-from chaos.judge import Judge, Verdict
+from chaos.judge import FREE, Judge, Verdict
 from chaos.load import Accepted, Load, Target
 from chaos.plan import Fault, draw
+from chaos.run import wait_for_the_rest
 from chaos.servers import dsn
 from repositories.models import AttemptState, Billing
 from tasks.composition import PromptStack
@@ -59,7 +60,7 @@ def test_a_good_run_passes(stack: PromptStack, load: list[Accepted]) -> None:
     ("statement", "found"),
     [
         ("DELETE FROM jobs WHERE id = :id", "lost"),
-        ("UPDATE jobs SET state = 'queued', finished_at = NULL WHERE id = :id", "lost"),
+        ("UPDATE jobs SET state = 'queued', finished_at = NULL WHERE id = :id", "not ended"),
         ("""UPDATE jobs SET result = '{"text": "x"}' WHERE id = :id""", "changed"),
         ("""UPDATE jobs SET result = '{"text": "x"}' WHERE id = :id""", "missing or another"),
         ("UPDATE jobs SET state = 'failed' WHERE id = :id", "changed"),
@@ -125,6 +126,61 @@ def test_a_call_is_billed_twice_for_a_fault_that_hit_it_or_for_none(
         assert verdict.in_flight_at_faults == 1
     else:
         assert any(problem in found for found in verdict.problems())
+
+
+@pytest.mark.parametrize(
+    ("killed", "outages", "free"),
+    [
+        (30.0, [], 20.0),
+        (31.0, [], 21.0),
+        (31.0, [(Fault.POSTGRES_KILL, 25.0, 23.0)], 19.0),
+        # Not what was before or after it, nor the same time twice.
+        (31.0, [(Fault.POSTGRES_KILL, 90.0, 60.0), (Fault.POSTGRES_RESTART, 5.0, 1.0)], 21.0),
+        (31.0, [(Fault.POSTGRES_KILL, 25.0, 23.0), (Fault.POSTGRES_FULL, 24.0, 22.0)], 18.0),
+        # Redis frees nobody.
+        (31.0, [(Fault.REDIS_KILL, 25.0, 23.0)], 21.0),
+    ],
+)
+def test_a_killed_workers_job_must_be_free_in_time_beyond_outages_of_the_ledger(
+    stack: PromptStack,
+    load: list[Accepted],
+    killed: float,
+    outages: list[tuple[Fault, float, float]],
+    free: float,
+) -> None:
+    worker, now = uuid4(), datetime.now(UTC)
+    lose_a_call(stack, load[0].id, worker)  # missed ten seconds ago
+    change(stack, "UPDATE attempts SET started_at = now() - interval '40 s' WHERE number = 1")
+    away = [
+        Happened(fault, now - timedelta(seconds=since), now - timedelta(seconds=until), None)
+        for fault, since, until in outages
+    ]
+    verdict = judge(stack, load, hit(worker, killed), *away, billed=(2, 1))
+    span = verdict.recovery[FREE]
+    assert span.longest == pytest.approx(free, abs=0.9)
+    is_late = any("of killed workers was free after" in found for found in verdict.problems())
+    assert is_late == (free > 20.5)
+
+
+def test_the_rest_is_waited_for_as_long_as_anything_moves() -> None:
+    left, moves, looks = [True], iter(range(1_000)), []
+
+    def movement() -> tuple[int, int]:
+        looks.append(next(moves))
+        if looks[-1] == 4:
+            left[0] = False
+        return (1, looks[-1])
+
+    wait_for_the_rest(0.0, lambda: left[0], movement, patience=0.9, say=lambda line: None)
+    assert looks[-1] == 4, "two seconds, with less patience than that"
+    still: list[int] = []
+
+    def stands_still() -> tuple[int, int]:
+        still.append(1)
+        return (1, 1)
+
+    wait_for_the_rest(0.0, lambda: True, stands_still, patience=0.9, say=lambda line: None)
+    assert len(still) < 10
 
 
 def test_a_bill_without_a_record_is_found(stack: PromptStack, load: list[Accepted]) -> None:

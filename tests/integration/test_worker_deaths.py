@@ -1,0 +1,272 @@
+"""What becomes of work whose workers die: it is nobody's fault, until one item stands alone."""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+from uuid import UUID, uuid4
+
+import numpy as np
+import pytest
+from sqlalchemy import text
+
+from config.names import Queue
+from repositories.models import JobKind, JobState
+from repositories.run_models import RunState
+from repositories.session import UnitOfWork
+from services.doorbell import Ring
+from services.liveness import Liveness
+from services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
+from services.reconciler import Reconciler
+from services.runs.narrowing import narrow
+from tasks.composition import PromptStack
+from tests.processes import wait_until
+from tests.runs import failures, in_ledger
+
+MOST_DEATHS = 20
+"""More than any of these tests needs: a search without an end fails."""
+
+
+class WorkerDied(BaseException):
+    """Stands for the end of a process: nothing after it runs, and nothing is stored."""
+
+
+class Fragile(LLMService):
+    """Embeds; a text that says so ends the worker before its call is made."""
+
+    name = "fragile"
+    is_limited = False
+    default_models: ClassVar = {Capability.EMBEDDING: "fragile-1"}
+    embedding_limits = EmbeddingLimits(items=8, bytes=10_000)
+    asked: ClassVar[list[str]] = []
+
+    def estimate_tokens(self, text: str) -> int:
+        if "kills" in text:
+            raise WorkerDied
+        return 1
+
+    async def _embed(
+        self, texts: Sequence[str], model: str, user_id: UUID | None
+    ) -> EmbeddingResponse:
+        self.asked.extend(texts)
+        vectors = np.ones((len(texts), 3), dtype=np.float32)
+        return EmbeddingResponse(vectors=vectors, model=model, input_tokens=len(texts))
+
+    async def is_available(self) -> bool:
+        return True
+
+
+class FragileShards(Fragile):
+    """Looks at all texts of a shard before it makes the first call."""
+
+    name = "fragile-shards"
+    embedding_limits = EmbeddingLimits(items=8, bytes=10_000, tokens=10_000)
+
+
+@pytest.fixture(autouse=True)
+def providers(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    for service in (Fragile, FragileShards):
+        stack.factory.register(service.name, service)
+    monkeypatch.setattr(Fragile, "asked", [])
+
+
+def free(stack: PromptStack) -> None:
+    """The worker of every running job is missed."""
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text("DELETE FROM workers"))
+        unit.upkeep.free_lost(60.0)
+
+
+def work_until_done(stack: PromptStack, is_done: Callable[[], bool]) -> int:
+    """Run what is queued, with a new worker after each death; how many died."""
+    deaths = 0
+    while not is_done():
+        with stack.ledger.transaction() as unit:
+            query = text("SELECT id, kind FROM jobs WHERE state = 'queued' ORDER BY id")
+            queued = unit.session.execute(query).all()
+        for job_id, kind in queued:
+            run = {
+                "shard": stack.run_work.run_shard,
+                "finalization": stack.run_work.finalize,
+                "embedding": stack.embedding.run,
+            }[kind]
+            try:
+                run(job_id, lambda progress: None)
+            except WorkerDied:
+                deaths += 1
+                free(stack)
+        stack.dispatch.run_once()
+        assert deaths < MOST_DEATHS
+    return deaths
+
+
+def lose(stack: PromptStack, job_id: UUID, *, done: int | None = None, total: int = 10) -> None:
+    """Let a worker die over a job, after it has done so much of it."""
+    with stack.ledger.transaction() as unit:
+        claim = unit.jobs.claim(job_id, uuid4())
+        assert claim is not None
+        if done is not None:
+            unit.jobs.set_progress(claim, done, total)
+    free(stack)
+
+
+def test_an_item_that_kills_workers_is_found_and_fails_alone(stack: PromptStack) -> None:
+    texts = [f"text {number}" for number in range(16)]
+    texts[11] = "it kills"
+    run = stack.runs.embed(texts, provider="fragile-shards")
+    deaths = work_until_done(stack, lambda: stack.runs.get(run.id).state.is_final)
+    done = stack.runs.get(run.id)
+    assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 15, 1)
+    assert failures(stack, done) == {"12": "WORKER_LOST"}
+    assert sorted(Fragile.asked) == sorted(set(texts) - {"it kills"}), "each is paid once"
+    # Two for the whole, one for each half that it is in, and then its own tries and one more.
+    assert deaths == 2 + 3 + stack.settings.job_max_retries + 1
+
+
+def test_a_shard_that_gets_on_may_lose_any_number_of_workers(stack: PromptStack) -> None:
+    run = stack.runs.embed([f"text {number}" for number in range(16)], provider="fragile")
+    shard = in_ledger(stack, "SELECT id FROM jobs WHERE kind = 'shard'")
+    for done in range(1, 12):
+        lose(stack, shard, done=done)
+    query = "SELECT (count(*), sum(deaths), sum(failures)) FROM jobs WHERE kind = 'shard'"
+    assert in_ledger(stack, query) == "(1,1,0)", "one death since it last got on"
+    work_until_done(stack, lambda: stack.runs.get(run.id).state.is_final)
+    assert stack.runs.get(run.id).succeeded == 16
+
+
+def test_a_shard_is_halved_once_where_the_answer_to_the_commit_was_lost(
+    stack: PromptStack,
+) -> None:
+    run = stack.runs.embed([f"text {number}" for number in range(16)], provider="fragile")
+    shard = in_ledger(stack, "SELECT id FROM jobs WHERE kind = 'shard'")
+    lose(stack, shard)
+    lose(stack, shard)
+    with stack.ledger.transaction() as unit:
+        claim = unit.jobs.claim(shard, uuid4())
+        whole = unit.runs.get(run.id)
+    assert claim is not None
+    assert whole is not None
+    for _ in range(2):
+        with stack.ledger.transaction() as unit:
+            left = narrow(unit, claim, whole, stack.dispatch.add_shard)
+        assert (left.first, left.last) == (1, 8)
+    ranges = "SELECT string_agg(request::text, ' ' ORDER BY id) FROM jobs WHERE kind = 'shard'"
+    assert in_ledger(stack, ranges) == '{"last": 8, "first": 1} {"last": 16, "first": 9}'
+
+
+def test_a_document_pays_for_all_that_stands_before_the_chunk_that_kills(
+    stack: PromptStack,
+) -> None:
+    chunks = [f"# Part {number}\n\n" + f"word{number} " * 300 for number in range(12)]
+    chunks[9] = "# Part 9\n\n" + "kills " * 300
+    job = stack.jobs.enqueue_embedding("\n\n".join(chunks), source="a.md", provider="fragile")
+    work_until_done(stack, lambda: stack.jobs.get(job.id).state.is_final)
+    ended = stack.jobs.get(job.id)
+    assert (ended.state, ended.error_code) == (JobState.FAILED, "WORKER_LOST")
+    assert len(Fragile.asked) == len(set(Fragile.asked)), "no chunk is paid for twice"
+    assert any("word8" in asked for asked in Fragile.asked)
+    assert ended.current == len(Fragile.asked)
+
+
+class StuckBell:
+    """A broker that takes a message and never says so."""
+
+    def __init__(self) -> None:
+        self.is_asked = threading.Event()
+        self.may_answer = threading.Event()
+
+    def epoch(self) -> str:
+        return "epoch"
+
+    def uptime(self) -> float | None:
+        return None
+
+    def waiting(self, queue: Any) -> int:
+        return 0
+
+    def ring(self, ring: Ring) -> None:
+        raise AssertionError("the reconciler sends many together")
+
+    def ring_all(self, rings: Sequence[Ring]) -> None:
+        if rings:
+            self.is_asked.set()
+            self.may_answer.wait(60.0)
+
+
+def test_dead_workers_are_missed_while_messages_take_long(stack: PromptStack) -> None:
+    """The rounds of all reconcilers together would else look like an outage of the ledger."""
+    now = [1_000.0]
+
+    class Clock:
+        def __call__(self, unit: UnitOfWork) -> datetime:
+            return datetime.fromtimestamp(now[0], UTC)
+
+    liveness = Liveness(stack.ledger, worker_lost_seconds=12.0, clock=Clock())
+    bell = StuckBell()
+    reconciler = Reconciler(
+        stack.ledger,
+        bell,
+        stack.progress,
+        stack.waiting_jobs,
+        stack.dispatch,
+        liveness=liveness,
+    )
+    due = stack.jobs.enqueue_generation("to be rung")
+    with stack.ledger.transaction() as unit:
+        query = "UPDATE jobs SET rung_at = NULL, created_at = now() - interval '1 h' WHERE id = :id"
+        unit.session.execute(text(query), {"id": due.id})
+    messages = threading.Thread(target=reconciler.ring)
+    messages.start()
+    try:
+        wait_until(bell.is_asked.is_set, "the messages to be sent")
+        held = stack.jobs.enqueue_generation("held by the dead")
+        with stack.ledger.transaction() as unit:
+            assert unit.jobs.claim(held.id, uuid4()) is not None
+        for _ in range(14):
+            liveness.run_once()
+            now[0] += 1.0
+        assert stack.jobs.get(held.id).state is JobState.QUEUED
+    finally:
+        bell.may_answer.set()
+        messages.join()
+
+
+def test_more_jobs_than_one_transaction_s_worth_are_freed_in_a_round(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.liveness.BATCH", 2)
+    jobs = [stack.jobs.enqueue_generation("x").id for _ in range(5)]
+    with stack.ledger.transaction() as unit:
+        for job_id in jobs:
+            assert unit.jobs.claim(job_id, uuid4()) is not None
+        unit.upkeep.note_watch(unit.now().timestamp() - 0.1, [])
+    stack.liveness.run_once()
+    assert {job.state for job in stack.jobs.get_many()} == {JobState.QUEUED}
+    assert {job.id for job in stack.liveness.take_changed()} == set(jobs)
+    assert stack.liveness.take_changed() == []
+
+
+def test_many_messages_take_few_exchanges_and_say_what_one_says(stack: PromptStack) -> None:
+    sent = [
+        Ring(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1") for _ in range(300)
+    ]
+    stack.doorbell.ring(sent[0])
+    stack.doorbell.ring_all(sent[:1])  # connects
+    before = exchanges(stack)
+    stack.doorbell.ring_all(sent[1:])
+    assert exchanges(stack) - before < 100, "one for each would be 299"
+    alone, together, *others = (
+        json.loads(message) for message in reversed(stack.redis.lrange(Queue.GENERATION, 0, -1))
+    )
+    assert [other["headers"]["id"] for other in others] == [str(one.job_id) for one in sent[1:]]
+    for one in (alone, together):
+        # What differs from message to message, and what Celery says twice.
+        for name in ("delivery_tag", "reply_to", "argsrepr", "kwargsrepr"):
+            one["properties"].pop(name, None)
+    assert together == alone
+
+
+def exchanges(stack: PromptStack) -> int:
+    """How often the server has read from a connection."""
+    return int(stack.redis.info("stats")["total_reads_processed"])
