@@ -9,7 +9,11 @@ from typing import Any
 import psutil
 import pytest
 from celery.result import AsyncResult
+from kombu import Connection, Producer
+from kombu.transport import TRANSPORT_ALIASES
+from redis import Redis
 
+from config.celery import kombu_url
 from config.embedded.valkey import Valkey
 from config.settings import load_settings
 from repositories.models import JobState
@@ -48,6 +52,41 @@ def broker(environment: dict[str, str], tmp_path: Path) -> Iterator[Broker]:
 
 def is_done(stack: PromptStack, *jobs: JobView) -> bool:
     return all(stack.jobs.get(job.id).state.is_final for job in jobs)
+
+
+def test_a_redis_that_is_full_for_a_while_ends_no_worker(
+    start_worker: Callable[..., Process], broker: Broker
+) -> None:
+    worker = start_worker(REDIS_URL=broker.url, CELERY_BROKER_URL=kombu_url(broker.url))
+    done = broker.caller.jobs.enqueue_generation("before")
+    wait_until(lambda: is_done(broker.caller, done), "the worker to work")
+    with Redis.from_url(broker.url) as redis:
+        # It is asked to write as it looks for messages that were taken and not acknowledged.
+        redis.config_set("maxmemory", "1")
+        redis.client_kill_filter(_type="normal", skipme=True)
+        wait_until(lambda: "OutOfMemory" in worker.output(), "the worker to notice")
+        redis.config_set("maxmemory", "0")
+    after = broker.caller.jobs.enqueue_generation("after")
+    wait_until(lambda: is_done(broker.caller, after), "the worker to work again")
+    assert worker.is_running
+    assert "Unrecoverable" not in worker.output()
+
+
+def test_a_broker_connection_that_is_gone_is_closed_without_an_error(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With messages that were taken and not acknowledged; as kombu does it in a worker."""
+    monkeypatch.setitem(TRANSPORT_ALIASES, "mended", "tasks.broker:BrokerTransport")
+    address = kombu_url(broker.url).replace("redis", "mended", 1)
+    with Connection(address) as connection:
+        channel: Any = connection.default_channel
+        queue = channel.queue_declare("some").queue
+        Producer(channel).publish({}, routing_key=queue)
+        message = channel.basic_get(queue)
+        assert message is not None
+        channel.connection.client = None
+        channel.__dict__.pop("_pool", None)
+        channel.close()
 
 
 def test_a_job_is_accepted_while_the_broker_is_down_and_runs_when_it_is_back(
