@@ -185,6 +185,29 @@ class Settings(BaseSettings):
     max_option_bytes: int = Field(
         1_000_000, ge=2, description="Longest options of a request, in UTF-8 bytes of JSON."
     )
+    max_template_bytes: int = Field(
+        1_000_000, ge=1, description="Longest template of a run, in UTF-8 bytes."
+    )
+    max_template_places: int = Field(
+        1_000, ge=1, description="Most places in a template where a field is filled in."
+    )
+    max_rendered_bytes: int = Field(
+        200_000_000,
+        ge=1,
+        description="Longest inputs of a run that came by HTTP, all together and with their "
+        "template filled in, in bytes.",
+    )
+    max_record_values: int = Field(
+        1_000_000,
+        ge=100,
+        description="Most values in one record of a source, and columns of a table.",
+    )
+    max_source_part_bytes: int = Field(
+        67_108_864,
+        ge=1_048_576,
+        description="Most memory that one part of a Parquet file may take that can only be read "
+        "whole: its description, or few packed bytes that expand to many.",
+    )
     chunk_tokens: int = Field(
         512,
         ge=MIN_CHUNK_TOKENS,
@@ -226,6 +249,18 @@ class Settings(BaseSettings):
     # Runs
     run_in_flight: int = Field(
         32, ge=1, le=1_000, description="Calls of a run under way at once in each worker."
+    )
+    run_block_bytes: int = Field(
+        16_777_216,
+        ge=1_000,
+        description="Inputs of a run that are stored together, in bytes; two such blocks are in "
+        "memory while a run is handed in.",
+    )
+    shard_bytes: int = Field(
+        33_554_432,
+        ge=1_000,
+        description="Inputs of a run that a worker holds for one shard, in bytes; a longer one is "
+        "a shard by itself.",
     )
     run_expires_seconds: PositiveSeconds = Field(
         604_800.0, description="Time after which an unfinished run ends as expired (7 days)."

@@ -21,7 +21,9 @@ from sqlalchemy import (
     exists,
     func,
     literal,
+    or_,
     select,
+    true,
 )
 from sqlalchemy.dialects.postgresql import insert as insert_or
 from sqlalchemy.orm import Session
@@ -34,6 +36,7 @@ from repositories.run_models import Answer, Item, ItemTries, Outcome
 
 _LENGTH = Struct(">i")
 _HEAD = Struct(">hi16sii")
+_SIZE = Struct(">ii")
 NULL = _LENGTH.pack(-1)
 JSONB_VERSION = b"\x01"
 DUPLICATE_ID = "DUPLICATE_ID"
@@ -52,6 +55,11 @@ class NewItem:
     """In UTF-8."""
     messages: bytes | None
     attributes: bytes
+
+    @property
+    def size(self) -> int:
+        """Of what is asked, in bytes."""
+        return len(self.text or b"") + len(self.messages or b"")
 
 
 class OpenItem(NamedTuple):
@@ -102,7 +110,7 @@ class ItemRepository:
     def add(self, run_id: UUID, items: Iterable[NewItem]) -> None:
         """Add items by COPY BINARY."""
         rows = b"".join(_row(run_id.bytes, item) for item in items)
-        columns = "(run_id, position, custom_id, content_hash, text, messages, metadata)"
+        columns = "(run_id, position, custom_id, content_hash, text, messages, size, metadata)"
         cursor = self._session.connection().connection.cursor()
         try:
             copy_binary(cursor, f"items {columns}", rows)
@@ -138,19 +146,33 @@ class ItemRepository:
         return _changed(self._session.execute(added))
 
     def next_slice(
-        self, run_id: UUID, position: int, size: int, *, until: int | None = None
+        self,
+        run_id: UUID,
+        position: int,
+        size: int,
+        *,
+        most_bytes: int | None = None,
+        until: int | None = None,
     ) -> Slice | None:
-        """The next `size` open items from a position on, or `until` one; None where none is."""
+        """The next open items from a position on, or `until` one; None where there is none.
+
+        They are `size`, or fewer that have `most_bytes` together; one at least, whatever it has.
+        """
         end = [] if until is None else [Item.position <= until]
         ahead = (
-            select(Item.position)
+            select(Item.position, Item.size)
             .where(Item.run_id == run_id, Item.position >= position, *end, _is_open())
             .order_by(Item.position)
             .limit(size)
             .subquery()
         )
+        before = func.sum(ahead.c.size).over(order_by=ahead.c.position) - ahead.c.size
+        some = select(ahead.c.position, before.label("before"), ahead.c.size).subquery()
+        fits = [] if most_bytes is None else [some.c.before + some.c.size <= most_bytes]
         row = self._session.execute(
-            select(func.min(ahead.c.position), func.max(ahead.c.position), func.count())
+            select(func.min(some.c.position), func.max(some.c.position), func.count()).where(
+                or_(some.c.before == 0, *fits) if fits else true()
+            )
         ).one()
         return Slice(*row) if row[2] else None
 
@@ -330,12 +352,13 @@ def _row(run_id: bytes, item: NewItem) -> bytes:
     text, messages = item.text, item.messages
     return b"".join(
         (
-            _HEAD.pack(7, 16, run_id, 4, item.position),
+            _HEAD.pack(8, 16, run_id, 4, item.position),
             _LENGTH.pack(len(custom_id)),
             custom_id,
             NULL if item.content_hash is None else b"\x00\x00\x00\x20" + item.content_hash,
             NULL if text is None else _LENGTH.pack(len(text)) + text,
             NULL if messages is None else _jsonb(messages),
+            _SIZE.pack(4, item.size),
             _jsonb(item.attributes),
         )
     )

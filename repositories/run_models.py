@@ -128,6 +128,8 @@ class Item(Base):
     """What its vector or answer is found by; None where there is nothing to ask for."""
     text: Mapped[str | None]
     messages: Mapped[list[Any] | None] = mapped_column(JSONB)
+    size: Mapped[int] = mapped_column(server_default="0")
+    """Of its text or messages, in UTF-8 bytes."""
     attributes: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB)
 
     __table_args__ = (

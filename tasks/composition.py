@@ -59,6 +59,7 @@ from services.runs.service import RunService
 from services.runs.shard_store import ShardTools
 from services.runs.work import RunWork
 from services.search import SearchService
+from services.sources.reading import SourceBounds
 from services.usage import UsageService
 from services.waiting_jobs import WaitingJobs
 from tasks.app import create_app
@@ -333,6 +334,7 @@ class PromptStack:
             self.doorbell,
             self.run_progress,
             # A worker full of shards would let interactive jobs wait until one is done.
+            shard_bytes=settings.shard_bytes,
             shards_a_worker=max(1, min(settings.worker_shards, settings.worker_concurrency - 1)),
             worker_lost_seconds=settings.worker_lost_seconds,
             max_retries=settings.job_max_retries,
@@ -354,7 +356,14 @@ class PromptStack:
             expires_seconds=settings.run_expires_seconds,
             in_flight=settings.run_in_flight,
             max_text_bytes=settings.max_text_bytes,
+            block_bytes=settings.run_block_bytes,
             json_bounds=self._json_bounds,
+            source_bounds=SourceBounds(
+                settings.max_template_bytes,
+                settings.max_template_places,
+                settings.max_record_values,
+                settings.max_source_part_bytes,
+            ),
         )
         return RunService(
             self.ledger,

@@ -115,6 +115,7 @@ def create_generation_run(
         user_id=caller.user_id,
         reading=Reading(template=how.pop("template")),
         provider_options=how.pop("options"),
+        total_bytes=stack.settings.max_rendered_bytes,
         **how,
     )
     response.headers["Location"] = f"{stack.settings.api_v1_prefix}/runs/{run.id}"

@@ -63,6 +63,8 @@ class Call:
     """What is asked, once it was put together."""
     need: Need | None = None
     """What it is expected to take, once it was estimated."""
+    most: tuple[int, int] | None = None
+    """The most that it can take, once that was computed."""
     parting: Parting | None = None
     """Of what it is a part."""
 
@@ -133,12 +135,18 @@ class Asking(ABC):
             call.need = self._estimate(call, service)
         return call.need
 
-    @abstractmethod
     def most(self, call: Call) -> tuple[int, int] | None:
         """The most tokens that it can take, input and output; None where that isn't known.
 
         A token is a byte of text or more.
         """
+        if call.most is None:
+            call.most = self._most(call)
+        return call.most
+
+    @abstractmethod
+    def _most(self, call: Call) -> tuple[int, int] | None:
+        """Compute it."""
 
     @abstractmethod
     def _estimate(self, call: Call, service: LLMService) -> Need:
@@ -195,7 +203,7 @@ class EmbeddingAsking(Asking):
             sum(service.estimate_tokens(content.text) for content in call.contents), is_bulk=True
         )
 
-    def most(self, call: Call) -> tuple[int, int] | None:
+    def _most(self, call: Call) -> tuple[int, int] | None:
         """See `Asking`."""
         return sum(len(content.text.encode()) for content in call.contents), 0
 
@@ -252,7 +260,7 @@ class GenerationAsking(Asking):
         expected = service.estimate_tokens(request.text())
         return Need(expected, request.max_tokens or EXPECTED_OUTPUT_TOKENS, is_bulk=True)
 
-    def most(self, call: Call) -> tuple[int, int] | None:
+    def _most(self, call: Call) -> tuple[int, int] | None:
         """See `Asking`; without `max_tokens` nobody knows."""
         request = self._request(call)
         if request.max_tokens is None:

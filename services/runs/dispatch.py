@@ -62,6 +62,7 @@ class Dispatch:
         progress: RunProgress,
         *,
         shards_a_worker: int,
+        shard_bytes: int,
         worker_lost_seconds: float,
         max_retries: int,
     ) -> None:
@@ -69,6 +70,7 @@ class Dispatch:
         self._doorbell = doorbell
         self._progress = progress
         self._shards_a_worker = shards_a_worker
+        self._shard_bytes = shard_bytes
         self._worker_lost_seconds = worker_lost_seconds
         self._max_retries = max_retries
 
@@ -187,7 +189,12 @@ class Dispatch:
                 if run is None:
                     return False
                 run_id = run.id
-                found = unit.items.next_slice(run.id, run.next_position, shard_items(run))
+                found = unit.items.next_slice(
+                    run.id,
+                    run.next_position,
+                    shard_items(run),
+                    most_bytes=self._shard_bytes,
+                )
                 if found is None:
                     unit.runs.note_served(run.id, run.last_position + 1)
                 else:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from threading import Event, Thread
 from uuid import UUID
 
@@ -15,18 +14,48 @@ import orjson
 from repositories.errors import TransientLedgerError
 from repositories.items import Ended, NewItem
 from repositories.session import Ledger, UnitOfWork
+from services.errors import InvalidInput
 from services.sources.reading import BadInput, Fault, Input
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 10_000
-"""Inputs in one transaction: some megabytes."""
+"""Inputs in one transaction, where they are short."""
 FAULTS_TOLD = 20
 SHOWN_SECONDS = 60.0
 """Far less than the silence after which a reader counts as gone."""
 
+
+@dataclass
+class Block:
+    """Inputs that are stored together."""
+
+    items: list[NewItem] = field(default_factory=list)
+    bad: list[BadInput] = field(default_factory=list)
+    """Those of them that can't be asked for."""
+    size: int = 0
+    """In bytes."""
+
+    def add(self, item: NewItem, one: Input | BadInput) -> None:
+        """Take one more."""
+        self.items.append(item)
+        self.size += item.size + len(item.attributes)
+        if isinstance(one, BadInput):
+            self.bad.append(one)
+
+
 Hasher = Callable[[Input], bytes]
 """Names what is asked for: the same name, the same answer."""
+
+
+@dataclass(frozen=True)
+class IntakeBounds:
+    """How much is taken in."""
+
+    block_bytes: int = 16_777_216
+    """In one transaction; two such blocks are in memory at once."""
+    total_bytes: int | None = None
+    """Of the whole run. None: as much as the source has."""
 
 
 @dataclass
@@ -35,6 +64,8 @@ class Intake:
 
     items: int = 0
     bad: int = 0
+    bytes: int = 0
+    """With their metadata."""
     last_position: int = 0
     faults: list[BadInput] = field(default_factory=list)
     """The first of them."""
@@ -76,6 +107,8 @@ def take_in(
     inputs: Iterator[Input | BadInput],
     hash_of: Hasher,
     told: Callable[[Intake], None],
+    *,
+    bounds: IntakeBounds,
 ) -> Intake:
     """Store all inputs of a run; `told` hears of each block. Raises what reading them raises.
 
@@ -84,22 +117,40 @@ def take_in(
     intake = Intake()
     stored: Future[None] | None = None
     with ThreadPoolExecutor(1, "intake") as writer:
-        while block := list(islice(inputs, BLOCK)):
-            items = [_item(one, hash_of) for one in block]
-            bad = [one for one in block if isinstance(one, BadInput)]
+        for block in _blocks(inputs, hash_of, bounds.block_bytes):
+            intake.bytes += block.size
+            if bounds.total_bytes is not None and intake.bytes > bounds.total_bytes:
+                raise InvalidInput(
+                    f"The run's inputs come to more than {bounds.total_bytes:,} bytes, a template "
+                    "filled in (MAX_RENDERED_BYTES); hand them in as several runs."
+                )
             if stored is not None:
                 stored.result()
                 told(intake)
-            intake.items += len(block)
-            intake.bad += len(bad)
-            intake.last_position = max(intake.last_position, *(one.position for one in block))
-            intake.faults += bad[: FAULTS_TOLD - len(intake.faults)]
+            intake.items += len(block.items)
+            intake.bad += len(block.bad)
+            intake.last_position = max(intake.last_position, *(one.position for one in block.items))
+            intake.faults += block.bad[: FAULTS_TOLD - len(intake.faults)]
             counts = (intake.items, intake.last_position)
-            stored = writer.submit(_store, ledger, run_id, items, bad, counts)
+            stored = writer.submit(_store, ledger, run_id, block, counts)
         if stored is not None:
             stored.result()
     told(intake)
     return intake
+
+
+def _blocks(
+    inputs: Iterator[Input | BadInput], hash_of: Hasher, most_bytes: int
+) -> Iterator[Block]:
+    """Put inputs together: many short ones, or few long ones."""
+    block = Block()
+    for one in inputs:
+        block.add(_item(one, hash_of), one)
+        if len(block.items) >= BLOCK or block.size >= most_bytes:
+            yield block
+            block = Block()
+    if block.items:
+        yield block
 
 
 @contextmanager
@@ -135,22 +186,12 @@ def first_faults(unit: UnitOfWork, run_id: UUID) -> list[BadInput]:
     ]
 
 
-def _store(
-    ledger: Ledger,
-    run_id: UUID,
-    items: list[NewItem],
-    bad: list[BadInput],
-    counts: tuple[int, int],
-) -> None:
-    def write(unit: UnitOfWork) -> None:
-        unit.items.add(run_id, items)
-        unit.items.end(
-            run_id, [Ended(one.position, error_code=one.code, error=one.reason) for one in bad]
-        )
-        unit.runs.touch(run_id, *counts)
-
+def _store(ledger: Ledger, run_id: UUID, block: Block, counts: tuple[int, int]) -> None:
+    bad = [Ended(one.position, error_code=one.code, error=one.reason) for one in block.bad]
     with ledger.transaction() as unit:
-        write(unit)
+        unit.items.add(run_id, block.items)
+        unit.items.end(run_id, bad)
+        unit.runs.touch(run_id, *counts)
 
 
 def _item(one: Input | BadInput, hash_of: Hasher) -> NewItem:

@@ -11,7 +11,7 @@ from services.bounds import Dollars, InFlight, Lifetime, Retries
 from services.json_bounds import JsonBounds
 from services.llm.requests import Text
 from services.runs.intake import Intake
-from services.sources.reading import Reading
+from services.sources.reading import Reading, SourceBounds
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class RunDefaults:
     expires_seconds: float
     in_flight: int
     max_text_bytes: int
+    block_bytes: int
     json_bounds: JsonBounds = field(default_factory=JsonBounds)
+    source_bounds: SourceBounds = field(default_factory=SourceBounds)
 
 
 class RunOptions(BaseModel):
@@ -40,5 +42,7 @@ class RunOptions(BaseModel):
     max_retries: Retries | None = None
     expires_in: Lifetime | None = None
     reading: Reading = Reading()
+    total_bytes: int | None = None
+    """Of all inputs, a template filled in. None: as many as the source has."""
     told: Callable[[Intake], None] = lambda _: None
     """Hears how much has been read."""

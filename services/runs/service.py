@@ -27,6 +27,7 @@ from services.runs.dispatch import Dispatch
 from services.runs.estimates import Estimator, NewRun
 from services.runs.intake import (
     Intake,
+    IntakeBounds,
     embedding_hasher,
     first_faults,
     generation_hasher,
@@ -273,7 +274,8 @@ class RunService:
         self._check(new, options)
         defaults = self._defaults
         limit = min(options.reading.max_bytes, defaults.max_text_bytes, longest or math.inf)
-        inputs = read_inputs(source, replace(options.reading, max_bytes=int(limit)))
+        reading = replace(options.reading, max_bytes=int(limit), bounds=defaults.source_bounds)
+        inputs = read_inputs(source, reading)
         if new.kind == RunKind.EMBEDDING:
             inputs = texts_only(inputs)
         retries = options.max_retries
@@ -292,7 +294,10 @@ class RunService:
             ).id
         try:
             with shown_as_read(self._ledger, run_id):
-                intake = take_in(self._ledger, run_id, inputs, new.hash_of, options.told)
+                bounds = IntakeBounds(defaults.block_bytes, options.total_bytes)
+                intake = take_in(
+                    self._ledger, run_id, inputs, new.hash_of, options.told, bounds=bounds
+                )
             _check_not_empty(intake)
             with self._ledger.transaction() as unit:
                 duplicates = unit.items.end_duplicates(run_id)

@@ -17,7 +17,7 @@ from services.claimed_job import ClaimedJob
 from services.errors import DeadlinePassed, EmbeddedElsewhere
 from services.llm.base import LLMService
 from services.provider_calls import bug
-from services.runs.asking import Asking, Call, contents_of
+from services.runs.asking import Asking, Call, Content, contents_of
 from services.runs.call_session import (
     Answered,
     CallSession,
@@ -142,7 +142,7 @@ class ShardWork:
     def _load(self, first: int, last: int) -> None:
         """Find what is open, and end at once what was paid for before."""
 
-        def look(unit: UnitOfWork) -> tuple[list[Call], int, int, Run | None]:
+        def look(unit: UnitOfWork) -> tuple[list[Content], int, int, Run | None]:
             unit.jobs.check_claim(self._claim)
             contents = contents_of(unit.items.open_in(self._run.id, first, last))
             stored = self._asking.find_stored(unit, [content.hash for content in contents])
@@ -156,10 +156,11 @@ class ShardWork:
             run = unit.runs.change(self._run.id, _of(counted))
             left = [content for content in contents if content.hash not in stored]
             total = sum(len(content.positions) for content in contents)
-            return self._asking.calls(left, self._service), total, len(found), run
+            return left, total, len(found), run
 
-        calls, self._sums.total, self._sums.done, run = self._job.in_ledger(look)
-        self._waiting.add(calls)
+        left, self._sums.total, self._sums.done, run = self._job.in_ledger(look)
+        # Not in the transaction, as it goes through all texts: see `repositories.session`.
+        self._waiting.add(self._asking.calls(left, self._service))
         self._show(run)
 
     def _has_work(self) -> bool:
@@ -287,6 +288,9 @@ class ShardWork:
         ends = [end for one in decided for end in one.ends]
         may_begin = self._may_begin() and not any(one.is_fatal for one in decided)
         retried = [one.retried for one in decided if one.retried is not None]
+        if self._run.max_cost_usd is not None:
+            for one in permitted:
+                self._asking.most(one.call)  # computed here, as it goes through the whole text
         come = Come(permitted, answered, failed, ends, retried, may_begin)
         committed = self._job.in_ledger(lambda unit: self._store.write(unit, come, self._sums))
         return come, refused, decided, committed

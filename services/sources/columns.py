@@ -17,7 +17,8 @@ def wanted_columns(name: str, columns: Sequence[str], reading: Reading) -> list[
     `name` is what the table is called in the error.
     """
     _check_names(name, columns)
-    filled = Template(reading.template).names if reading.template is not None else []
+    template = Template.of(reading)
+    filled = [] if template is None else template.names
     kept = columns if reading.columns is None else reading.columns
     named = [*filled, *(reading.columns or ())]
     named += [column for column in (reading.text_column, reading.id_column) if column is not None]

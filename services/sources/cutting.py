@@ -27,7 +27,7 @@ class Cutter:
     def __init__(self, reading: Reading, chunker: Chunker) -> None:
         self._chunker = chunker
         self._check = RecordCheck(reading)
-        self._template = None if reading.template is None else Template(reading.template)
+        self._template = Template.of(reading)
         self._columns = None if reading.columns is None else frozenset(reading.columns)
         self._text_names = (reading.text_column,) if reading.text_column else TEXT_NAMES
         self._id_names = (reading.id_column,) if reading.id_column else ID_NAMES

@@ -72,6 +72,20 @@ class BadInput:
 
 
 @dataclass(frozen=True)
+class SourceBounds:
+    """How much a source may ask for beyond the length of its texts."""
+
+    template_bytes: int = 1_000_000
+    template_places: int = 1_000
+    """Where fields are filled in."""
+    record_values: int = 1_000_000
+    """In one record, whatever they are nested in; also the columns of a table."""
+    part_bytes: int = 67_108_864
+    """Of what can only be held whole: the description of a Parquet file, or what a few packed
+    bytes of it expand to."""
+
+
+@dataclass(frozen=True)
 class Reading:
     """How to read a source."""
 
@@ -91,6 +105,7 @@ class Reading:
     """Cut each text into chunks of at most so many tokens, each an input of its own."""
     chunk_overlap_tokens: int | None = None
     """How much of a chunk the next one may begin with. None: an eighth of `chunk_tokens`."""
+    bounds: SourceBounds = SourceBounds()
 
     def __post_init__(self) -> None:
         if self.max_bytes < 1:

@@ -36,7 +36,7 @@ class RecordCheck:
         self._own_id = reading.id_column
         self._id_names = (reading.id_column,) if reading.id_column else ID_NAMES
         self._columns = None if reading.columns is None else frozenset(reading.columns)
-        self._template = None if reading.template is None else Template(reading.template)
+        self._template = Template.of(reading)
         self._takes_messages = reading.text_column is None and self._template is None
         self._max_bytes = reading.max_bytes
 

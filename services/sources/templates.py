@@ -1,13 +1,14 @@
 """Texts made of a record's fields."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
 from services.errors import InvalidInput
-from services.sources.reading import BadRecord, Fault
+from services.sources.reading import BadRecord, Fault, Reading, SourceBounds
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[^{}]+|[{}]")
 
@@ -19,7 +20,20 @@ class Template:
     `{x.__class__}` would read what is no field of the record.
     """
 
-    def __init__(self, template: str) -> None:
+    def __init__(
+        self,
+        template: str,
+        *,
+        max_bytes: int = Reading.max_bytes,
+        bounds: SourceBounds = Reading.bounds,
+    ) -> None:
+        """Take it apart; `max_bytes` is the longest text it may make. Raises `InvalidInput`."""
+        if len(template.encode("utf-8", "surrogatepass")) > bounds.template_bytes:
+            raise InvalidInput(
+                f"The template has more than {bounds.template_bytes:,} bytes (MAX_TEMPLATE_BYTES); "
+                "shorten it."
+            )
+        self._max_bytes = max_bytes
         self._pieces: list[tuple[str, str | None]] = []
         """Each a text and the name of the field that follows it."""
         literal = ""
@@ -36,20 +50,50 @@ class Template:
             else:
                 literal += found[0] if found in {"{{", "}}"} else found
         self._pieces.append((literal, None))
+        if len(self._pieces) - 1 > bounds.template_places:
+            raise InvalidInput(
+                f"The template names fields in more than {bounds.template_places:,} places "
+                "(MAX_TEMPLATE_PLACES); name some once."
+            )
+        self._places = Counter(name for _, name in self._pieces if name is not None)
+        self._literal_bytes = sum(_bytes(literal) for literal, _ in self._pieces)
+
+    @classmethod
+    def of(cls, reading: Reading) -> Self | None:
+        """Return the one of a reading, if it has one. Raises `InvalidInput`."""
+        if reading.template is None:
+            return None
+        return cls(reading.template, max_bytes=reading.max_bytes, bounds=reading.bounds)
 
     @property
     def names(self) -> list[str]:
         """The fields it needs, each once, in order."""
-        return list(dict.fromkeys(name for _, name in self._pieces if name is not None))
+        return list(self._places)
 
     def render(self, fields: Mapping[str, Any]) -> str:
-        """Fill in the fields: strings as they are, other values as JSON. Raises `BadRecord`."""
+        """Fill in the fields: strings as they are, other values as JSON. Raises `BadRecord`.
+
+        How long it will be is computed first, so that no more than that is ever held.
+        """
+        filled = {name: _as_text(fields.get(name), name) for name in self._places}
+        size = self._literal_bytes
+        size += sum(places * _bytes(filled[name]) for name, places in self._places.items())
+        if size > self._max_bytes:
+            raise BadRecord(
+                Fault.TOO_LONG,
+                f"The template filled in has {size:,} UTF-8 bytes; at most {self._max_bytes:,} are "
+                "accepted.",
+            )
         parts = []
         for literal, name in self._pieces:
             parts.append(literal)
             if name is not None:
-                parts.append(_as_text(fields.get(name), name))
+                parts.append(filled[name])
         return "".join(parts)
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _checked_name(name: str) -> str:

@@ -254,10 +254,10 @@ def test_a_run_that_cannot_be_served_keeps_no_other_from_its_shards(
     ]
     next_slice = ItemRepository.next_slice
 
-    def fails(self: ItemRepository, run_id: UUID, position: int, size: int) -> Slice | None:
+    def fails(self: ItemRepository, run_id: UUID, position: int, *most: int, **how: Any) -> Slice | None:
         if run_id == prepared[0]:
             raise RuntimeError("Something is wrong with this run.")
-        return next_slice(self, run_id, position, size)
+        return next_slice(self, run_id, position, *most, **how)
 
     monkeypatch.setattr(ItemRepository, "next_slice", fails)
     for run_id in prepared:

@@ -1,0 +1,118 @@
+"""What a run may hold in memory, in the server and in a worker, whatever it is handed in."""
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from repositories.items import ItemRepository, OpenItem
+from tasks.composition import PromptStack
+from tests.http import problem, serve
+from tests.runs import in_ledger, work
+
+RUNS = "/api/v1/runs/generations"
+MUCH = 300_000_000
+
+
+@pytest.fixture
+def client(stack: PromptStack) -> Iterator[TestClient]:
+    with serve(stack) as client:
+        yield client
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Refuse much memory at once."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < MUCH, f"{peak:,} bytes"
+
+
+def test_a_template_that_is_filled_in_to_gigabytes_is_refused_before_it_is(
+    stack: PromptStack, client: TestClient
+) -> None:
+    body = {"items": [{"text": "x" * 100_000}] * 3, "template": "{text}" * 900, "provider": "demo"}
+    with bounded():
+        told = problem(client.post(RUNS, json=body), 422, "BAD_INPUTS")
+    assert "filled in" in told["detail"]
+    assert in_ledger(stack, "SELECT count(*) FROM runs") == 0
+
+
+@pytest.mark.parametrize(
+    ("template", "setting"),
+    [("{text}" * 1_001, "MAX_TEMPLATE_PLACES"), ("x" * 1_000_001, "MAX_TEMPLATE_BYTES")],
+    ids=["many places", "long"],
+)
+def test_a_template_itself_is_bounded(client: TestClient, template: str, setting: str) -> None:
+    told = problem(
+        client.post(RUNS, json={"items": [{"text": "x"}], "template": template}),
+        422,
+        "INVALID_INPUT",
+    )
+    assert setting in told["detail"]
+
+
+def test_all_that_a_template_makes_of_a_small_body_is_bounded(
+    stack: PromptStack, client: TestClient
+) -> None:
+    body = {
+        "items": [{"text": "x" * 10_000}] * 100,
+        "template": "{text}" * 900,
+        "provider": "demo",
+    }
+    with bounded():
+        told = problem(client.post(RUNS, json=body), 422, "INVALID_INPUT")
+    assert "MAX_RENDERED_BYTES" in told["detail"]
+    assert in_ledger(stack, "SELECT count(*) FROM items") == 0
+
+
+def test_a_block_of_intake_is_bounded_in_bytes(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many long texts of a source that is read in little memory are held a few at a time."""
+    real, blocks = ItemRepository.add, []
+
+    def add(self: ItemRepository, run_id: Any, items: Any) -> None:
+        blocks.append(sum(len(one.text or b"") for one in items))
+        real(self, run_id, items)
+
+    monkeypatch.setattr(ItemRepository, "add", add)
+    texts = (f"{number} " + "x" * 3_000_000 for number in range(60))
+    with bounded():
+        stack.runs.generate(texts, provider="demo")
+    assert sum(blocks) > 60 * 3_000_000
+    assert max(blocks) <= stack.settings.run_block_bytes + 3_000_100
+
+
+def test_a_shard_is_bounded_in_bytes(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many items it may have, a worker holds few long ones at once."""
+    real, loaded = ItemRepository.open_in, []
+
+    def open_in(self: ItemRepository, *which: Any) -> list[OpenItem]:
+        found = real(self, *which)
+        loaded.append(sum(len(one.text or "") for one in found))
+        return found
+
+    monkeypatch.setattr(ItemRepository, "open_in", open_in)
+    texts: Callable[[], Iterator[Any]] = lambda: (  # noqa: E731
+        f"{number} " + "x" * 5_000_000
+        if number % 2
+        else {"messages": [{"role": "user", "content": f"{number} " + "x" * 5_000_000}]}
+        for number in range(12)
+    )
+    stack.heartbeat.beat()
+    run = stack.runs.generate(texts(), provider="demo")
+    with bounded():
+        done = work(stack, run.id)
+    assert (done.state, done.succeeded) == ("completed", 12)
+    shards = in_ledger(stack, "SELECT count(*) FROM jobs WHERE kind = 'shard'")
+    # Of messages, half of them, the text is empty here.
+    assert max(loaded) <= stack.settings.shard_bytes
+    assert 12 * 5_000_000 / stack.settings.shard_bytes <= shards <= 12
