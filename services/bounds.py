@@ -22,7 +22,12 @@ LARGEST_OFFSET = timedelta(hours=14)
 MAX_EXPLANATION = 400
 
 
-def _rounded_down(limit: Decimal) -> Decimal:
+def _amount(limit: Decimal) -> Decimal:
+    """Refuse what is none: a comparison with NaN would hold no limit at all."""
+    if not limit.is_finite() or not 0 <= limit <= MAX_COST_USD:
+        raise ValueError(
+            f"a limit of the cost must be an amount of dollars from 0 to {MAX_COST_USD:,}"
+        )
     return limit.quantize(SMALLEST_COST, ROUND_DOWN)
 
 
@@ -41,10 +46,8 @@ Lifetime = Annotated[float, Field(gt=0, le=366 * 86_400, allow_inf_nan=False)]
 """Seconds until what is not done ends as expired: a year at most."""
 InFlight = Annotated[int, Field(ge=1, le=1_000)]
 """Calls at once in each worker."""
-Dollars = Annotated[
-    Decimal, Field(ge=0, le=MAX_COST_USD, allow_inf_nan=False), AfterValidator(_rounded_down)
-]
-"""A limit of the cost. A comparison with NaN would hold no limit at all."""
+Dollars = Annotated[Decimal, Field(allow_inf_nan=True), AfterValidator(_amount)]
+"""A limit of the cost."""
 Temperature = Annotated[float, Field(ge=0, le=2)]
 MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
