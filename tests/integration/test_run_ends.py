@@ -254,7 +254,9 @@ def test_a_run_that_cannot_be_served_keeps_no_other_from_its_shards(
     ]
     next_slice = ItemRepository.next_slice
 
-    def fails(self: ItemRepository, run_id: UUID, position: int, *most: int, **how: Any) -> Slice | None:
+    def fails(
+        self: ItemRepository, run_id: UUID, position: int, *most: int, **how: Any
+    ) -> Slice | None:
         if run_id == prepared[0]:
             raise RuntimeError("Something is wrong with this run.")
         return next_slice(self, run_id, position, *most, **how)
