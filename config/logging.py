@@ -3,8 +3,11 @@
 import json
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
+from typing import Any
 
+from config.controls import escaped
 from config.settings import Settings
 
 _QUIET = (
@@ -32,7 +35,44 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
+        elif frames := getattr(record, "frames", None):
+            entry["traceback"] = frames
         return json.dumps(entry)
+
+
+class TextFormatter(logging.Formatter):
+    """A line a record, and a traceback indented below it.
+
+    Whatever a record quotes, it begins no line that could be taken for a record of ours, and
+    commands no terminal.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as text."""
+        frames = getattr(record, "frames", None)
+        text = super().format(record)
+        return f"{text}\n{_indented(frames)}" if frames else text
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        """Return its line."""
+        return escaped(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the library's name
+        """Return the traceback below it."""
+        return _indented(super().formatException(ei))
+
+
+def _indented(traceback: str) -> str:
+    return "\n".join(f"    {escaped(line)}" for line in traceback.rstrip("\n").split("\n"))
+
+
+def log_unexpected(logger: logging.Logger, what: str, error: Exception) -> None:
+    """Log an error that nobody expected by its type and the way to it.
+
+    Its message stays out of the log: it may quote a prompt.
+    """
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("%s: %s", what, type(error).__name__, extra={"frames": frames})
 
 
 def configure_logging(settings: Settings, *, quiet: bool = False) -> None:
@@ -41,7 +81,7 @@ def configure_logging(settings: Settings, *, quiet: bool = False) -> None:
     handler.setFormatter(
         JsonFormatter()
         if settings.log_format == "json"
-        else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+        else TextFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     )
     least = logging.WARNING if quiet else logging.getLevelNamesMapping()[settings.log_level]
     level = logging.DEBUG if settings.debug else least

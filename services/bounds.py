@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import ROUND_DOWN, Decimal
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema
 
 from services.errors import InvalidInput
 
@@ -46,7 +46,19 @@ Lifetime = Annotated[float, Field(gt=0, le=366 * 86_400, allow_inf_nan=False)]
 """Seconds until what is not done ends as expired: a year at most."""
 InFlight = Annotated[int, Field(ge=1, le=1_000)]
 """Calls at once in each worker."""
-Dollars = Annotated[Decimal, Field(allow_inf_nan=True), AfterValidator(_amount)]
+Dollars = Annotated[
+    Decimal,
+    Field(allow_inf_nan=True),
+    AfterValidator(_amount),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "maximum": MAX_COST_USD},
+                {"type": "string", "pattern": r"^[0-9]{1,8}(\.[0-9]+)?$"},
+            ]
+        }
+    ),
+]
 """A limit of the cost."""
 Temperature = Annotated[float, Field(ge=0, le=2)]
 MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]

@@ -26,7 +26,7 @@ from services.llm.factory import LLMServiceFactory
 from services.llm.requests import Fallback, GenerationRequest, Message, Tool
 from services.new_job import JobDefaults, JobOptions, NewJob
 from services.progress import Progress, ProgressService
-from services.text import check_storable
+from services.text import check_name, check_storable
 from services.views import AttemptView, JobView
 
 MAX_SOURCE_BYTES = 2_000
@@ -387,7 +387,7 @@ class JobService:
 
 def check_source(source: str) -> None:
     """Raise `InvalidInput` if a document can't have this source."""
-    check_storable(source, "The source")
+    check_name(source, "The source")
     if not 0 < len(source.encode()) <= MAX_SOURCE_BYTES:
         raise InvalidInput(f"The source must have 1 to {MAX_SOURCE_BYTES:,} UTF-8 bytes.")
 

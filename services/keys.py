@@ -8,7 +8,7 @@ from uuid import UUID
 
 from repositories.session import Ledger
 from services.errors import InvalidInput, NotAuthenticated, NotFound
-from services.text import check_storable
+from services.text import check_name
 
 PREFIX = "ps_"
 MAX_EMAIL_CHARACTERS = 254
@@ -47,7 +47,7 @@ class KeyService:
 
         It can't be shown again. Raises `InvalidInput` for something that is no e-mail address.
         """
-        email = check_storable(email.strip(), "The e-mail address")
+        email = check_name(email.strip(), "The e-mail address")
         if email.count("@") != 1 or email.startswith("@") or email.endswith("@"):
             raise InvalidInput(f"{email[:80]!r} is not an e-mail address.")
         if len(email) > MAX_EMAIL_CHARACTERS:

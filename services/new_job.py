@@ -12,7 +12,7 @@ from config.names import Queue
 from repositories.models import JobKind
 from services.bounds import Lifetime, Retries
 from services.json_bounds import JsonBounds
-from services.llm.requests import Text
+from services.llm.requests import Name
 
 QUEUES = {
     (JobKind.GENERATION, False): Queue.GENERATION,
@@ -40,7 +40,7 @@ class JobOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     user_id: UUID | None = None
-    idempotency_key: Annotated[Text, Field(min_length=1, max_length=200)] | None = None
+    idempotency_key: Annotated[Name, Field(min_length=1)] | None = None
     max_retries: Retries | None = None
     expires_in: Lifetime | None = None
     is_bulk: bool = False

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -11,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from config.errors import PromptStackError
+from config.logging import log_unexpected
 from repositories.errors import TransientLedgerError
 from repositories.job_batches import Answered, Beginning
 from repositories.jobs import Claim
@@ -319,9 +319,7 @@ def bug(error: Exception) -> PromptStackError:
 
     Its message may quote a prompt, so only its type and the way to it are logged.
     """
-    logger.error(
-        "unexpected %s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
-    )
+    log_unexpected(logger, "a job failed", error)
     return PromptStackError(
         f"The worker met an unexpected {type(error).__name__}; its log has the traceback."
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from config.controls import CONTROLS
 from services.errors import InvalidInput
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -57,6 +58,22 @@ def check_storable_json(value: JsonValue, what: str, depth: int = 0) -> None:
                 check_storable_json(item, what, depth + 1)
         case _:
             pass  # null, true, false and other numbers are fine
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` unchanged, or raise `InvalidInput` if it has characters that no name has.
+
+    Names stand in logs, tables, messages and files, beside other things: a new line or a terminal
+    command in one would speak for somebody else.
+    """
+    check_storable(name, what)
+    found = CONTROLS.search(name)
+    if found is not None:
+        raise InvalidInput(
+            f"{what} has the control character U+{ord(found.group()):04X} at position "
+            f"{found.start()}; remove it."
+        )
+    return name
 
 
 def make_storable(text: str) -> str:

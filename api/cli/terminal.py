@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from config.controls import escaped
 from config.errors import PromptStackError
 from services.errors import InvalidInput
 
@@ -33,12 +34,9 @@ out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
 def printable(text: str) -> str:
     """Show control characters instead of sending them to the terminal, which would obey them."""
-    return _CONTROLS.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+    return escaped(text, but="\n\t")
 
 
 def print_what_can_be() -> None:

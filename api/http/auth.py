@@ -30,15 +30,24 @@ Key = Annotated[
 
 def caller_of(request: Request) -> Caller:
     """Return whose API key came with a request. Raises `NotAuthenticated`."""
-    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
-    given = bearer.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key")
-    if not given:
+    given = {*map(_bearer, request.headers.getlist("Authorization"))}
+    given |= {*request.headers.getlist("X-API-Key")}
+    if given <= {""}:
         raise NotAuthenticated(
             "An API key is needed: send `Authorization: Bearer ps_...` or `X-API-Key: ps_...`. "
             "Make one with `promptstack keys create`."
         )
+    if len(given) > 1:
+        # Whoever is before us may have looked at the other one.
+        raise NotAuthenticated("The request says in several ways, which differ, who sends it.")
     stack: PromptStack = request.app.state.stack
-    return stack.keys.authenticate(given)
+    return stack.keys.authenticate(given.pop())
+
+
+def _bearer(authorization: str) -> str:
+    """Return the key; nothing where it is another scheme's."""
+    scheme, _, key = authorization.strip().partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 async def get_caller(request: Request, bearer: Bearer, key: Key) -> Caller:

@@ -6,7 +6,7 @@ from fastapi import Header
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, model_validator
 
 from services.bounds import Lifetime, MaxTokens, Retries, Seed, Temperature
-from services.llm.requests import MAX_STOPS, MAX_TOOLS, JsonObject, Text, Tool
+from services.llm.requests import MAX_STOPS, MAX_TOOLS, JsonObject, Name, Text, Tool
 
 MAX_FIELDS = 100
 """No request has as many. Validation says something about each unknown field, and a body of a
@@ -21,6 +21,11 @@ IdempotencyKey = Annotated[
     ),
 ]
 
+NotBlank = Annotated[
+    Text, Field(json_schema_extra={"pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
+]
+"""Text with something in it. The services say so where there is nothing."""
+
 
 def refuse_many_fields(value: Any) -> Any:
     """Raise `ValueError` for an object with more fields than any request has."""
@@ -34,8 +39,8 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    provider: Text | None = Field(None, description="Unset: the default provider.")
-    model: Text | None = Field(None, description="Unset: the provider's default model.")
+    provider: Name | None = Field(None, description="Unset: the default provider.")
+    model: Name | None = Field(None, description="Unset: the provider's default model.")
     max_retries: Retries | None = Field(
         None, description="Failed attempts after which there is no further one."
     )
@@ -71,7 +76,7 @@ class GenerationParameters(BaseModel):
     tools: Annotated[tuple[Tool, ...], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
         (), description="Tools that the model may call; the result then has `tool_calls`."
     )
-    tool_choice: Text | None = Field(
+    tool_choice: Name | None = Field(
         None, description="`auto`, `none`, `required` or the name of a tool."
     )
     options: JsonObject | None = Field(

@@ -1,14 +1,15 @@
 """Embeddings: enqueue one document."""
 
 import hashlib
+from typing import Annotated
 
 from fastapi import APIRouter, Response, status
 from pydantic import Field
 
 from api.http.auth import CurrentCaller, Stack
-from api.http.bodies import IdempotencyKey, JobBody
+from api.http.bodies import IdempotencyKey, JobBody, NotBlank
 from api.http.route import AuthenticatedRoute
-from services.llm.requests import Text
+from services.llm.requests import Name
 from services.views import JobView
 
 router = APIRouter(tags=["embeddings"], route_class=AuthenticatedRoute)
@@ -17,8 +18,8 @@ router = APIRouter(tags=["embeddings"], route_class=AuthenticatedRoute)
 class EmbeddingBody(JobBody):
     """Which text to embed, and how."""
 
-    text: Text = Field(description="The document; it is cut into chunks.")
-    source: Text | None = Field(
+    text: NotBlank = Field(description="The document; it is cut into chunks.")
+    source: Annotated[Name, Field(max_length=2_000)] | None = Field(
         None,
         description="Names the document: a path, an address, an id of yours. The same source again "
         "replaces its text. Unset: `sha256:` and the text's hash.",

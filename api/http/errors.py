@@ -3,7 +3,6 @@
 import logging
 import math
 import re
-import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from api.http.problems import DETAILS, Fault, respond
 from config.errors import PromptStackError
+from config.logging import log_unexpected
 from repositories.errors import LedgerOutdated, TransientLedgerError
 from services.errors import (
     IdempotencyConflict,
@@ -78,12 +78,8 @@ async def invalid(request: Request, error: RequestValidationError) -> Response:
 
 
 def unexpected(error: Exception) -> Response:
-    """Log a fault of this program and answer it.
-
-    The error's message stays out of the log: it may quote a prompt.
-    """
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    logger.error("a request failed: %s\n%s", type(error).__name__, frames)
+    """Log a fault of this program and answer it."""
+    log_unexpected(logger, "a request failed", error)
     return respond(500)
 
 

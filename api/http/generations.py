@@ -3,12 +3,18 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Response, status
-from pydantic import BeforeValidator, FailFast, Field
+from pydantic import BeforeValidator, ConfigDict, FailFast, Field
 
 from api.http.auth import CurrentCaller, Stack
-from api.http.bodies import GenerationParameters, IdempotencyKey, JobBody, refuse_many_fields
+from api.http.bodies import (
+    GenerationParameters,
+    IdempotencyKey,
+    JobBody,
+    NotBlank,
+    refuse_many_fields,
+)
 from api.http.route import AuthenticatedRoute
-from services.llm.requests import MAX_FALLBACKS, MAX_TURNS, Fallback, Message, Text
+from services.llm.requests import MAX_FALLBACKS, MAX_TURNS, Fallback, Message
 from services.views import JobView
 
 router = APIRouter(tags=["generations"], route_class=AuthenticatedRoute)
@@ -19,7 +25,16 @@ Turn = Annotated[Message, BeforeValidator(refuse_many_fields)]
 class GenerationBody(GenerationParameters, JobBody):
     """What to generate: a prompt or messages, and how."""
 
-    prompt: Text | None = Field(None, description="The input, where it is not `messages`.")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
+                {"required": ["messages"], "properties": {"messages": {"minItems": 1}}},
+            ]
+        }
+    )
+
+    prompt: NotBlank | None = Field(None, description="The input, where it is not `messages`.")
     messages: Annotated[tuple[Turn, ...], FailFast(), Field(max_length=MAX_TURNS)] = Field(
         (), description="The turns of a conversation, where the input is not `prompt`."
     )

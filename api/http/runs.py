@@ -9,17 +9,17 @@ from fastapi import APIRouter, Query, Response, status
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 
 from api.http.auth import CurrentCaller, Owner, Stack
-from api.http.bodies import Body, GenerationParameters
+from api.http.bodies import Body, GenerationParameters, NotBlank
 from api.http.route import AuthenticatedRoute
 from services.bounds import Dollars, InFlight
 from services.export.items import FailedItem, Produced
-from services.llm.requests import Text
+from services.llm.requests import Name, Text
 from services.runs.views import RunView
 from services.sources.reading import Reading
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=AuthenticatedRoute)
 
-Record = Text | dict[str, JsonValue]
+Record = NotBlank | dict[str, JsonValue]
 Row = TypeVar("Row", Produced, FailedItem)
 
 
@@ -30,7 +30,7 @@ class RunBody(Body):
         description="Texts, or objects with `text`, `prompt` or `messages`, a `custom_id`, and "
         "other fields that are kept as metadata. As many as the server's MAX_BODY_BYTES holds."
     )
-    name: Text = Field("", description="For you to find it again.")
+    name: Name = Field("", description="For you to find it again.")
     skip_bad: bool = Field(
         False, description="Go on without items that can't be asked for; else the run is refused."
     )

@@ -18,7 +18,7 @@ from services.errors import InvalidInput, UnknownModel
 from services.llm.errors import BadResponse, InvalidProviderRequest, ProviderError
 from services.llm.limit_report import LimitReport
 from services.llm.requests import GenerationRequest
-from services.text import check_storable
+from services.text import check_name
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class LLMService(ABC):
         default = cls.default_models.get(capability)
         if default is None:
             raise UnknownModel(f"Provider '{cls.name}' offers no {capability} models.")
-        chosen = default if model is None else check_storable(model.strip(), "The model's name")
+        chosen = default if model is None else check_name(model.strip(), "The model's name")
         known = None if cls.known_models is None else cls.known_models[capability]
         if not 0 < len(chosen) <= MAX_MODEL_CHARACTERS or (
             known is not None and chosen not in known

@@ -6,7 +6,7 @@ from typing import Any
 
 from services.errors import UnknownProvider
 from services.llm.base import LLMService
-from services.text import check_storable
+from services.text import check_name
 
 ENTRY_POINT_GROUP = "promptstack.providers"
 
@@ -34,7 +34,7 @@ class LLMServiceFactory:
 
     def service_class(self, provider: str) -> type[LLMService]:
         """Return the provider's class without making a client. Raises `UnknownProvider`."""
-        check_storable(provider, "The provider's name")
+        check_name(provider, "The provider's name")
         if provider not in self._classes:
             point = self._entry_points.get(provider)
             if point is None:

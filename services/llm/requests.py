@@ -15,7 +15,7 @@ from pydantic import (
 
 from services.bounds import MaxTokens, Seed, Temperature
 from services.errors import InvalidInput
-from services.text import check_storable, check_storable_json
+from services.text import check_name, check_storable, check_storable_json
 
 MAX_FALLBACKS = 5
 MAX_TOOLS = 128
@@ -36,8 +36,20 @@ def _storable_json(value: dict[str, JsonValue], info: ValidationInfo) -> dict[st
     return value
 
 
-Text = Annotated[str, AfterValidator(_storable)]
+def _name(text: str, info: ValidationInfo) -> str:
+    return check_name(text, f"{info.field_name or 'name'}")
+
+
+Text = Annotated[
+    str, AfterValidator(_storable), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})
+]
 """A string that PostgreSQL can hold: no NUL, no lone surrogate."""
+Name = Annotated[
+    str,
+    AfterValidator(_name),
+    Field(max_length=200, json_schema_extra={"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}),
+]
+"""What something is called: text of one line without control characters."""
 JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_storable_json)]
 """An object that jsonb can hold."""
 
@@ -47,7 +59,7 @@ class ToolCall(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: Text
+    id: Name
     name: Annotated[Text, Field(pattern=TOOL_NAME)]
     arguments: JsonObject = Field(default_factory=dict)
 
@@ -61,7 +73,7 @@ class Message(BaseModel):
     content: Text = ""
     tool_calls: tuple[ToolCall, ...] = ()
     """What an assistant's turn called."""
-    tool_call_id: Text | None = None
+    tool_call_id: Name | None = None
     """Whose result a tool's turn is."""
 
     @model_validator(mode="after")

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from services.bounds import Dollars, InFlight, Lifetime, Retries
 from services.json_bounds import JsonBounds
-from services.llm.requests import Text
+from services.llm.requests import Name
 from services.runs.intake import Intake
 from services.sources.reading import Reading, SourceBounds
 
@@ -34,7 +33,7 @@ class RunOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[Text, Field(max_length=200)] = ""
+    name: Name = ""
     user_id: UUID | None = None
     in_flight: InFlight | None = None
     """The rate limiter may let fewer leave."""

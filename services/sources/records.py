@@ -10,7 +10,7 @@ from services.errors import InvalidInput
 from services.sources.conversations import checked_messages
 from services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
 from services.sources.templates import Template
-from services.text import check_storable, check_storable_json
+from services.text import check_name, check_storable, check_storable_json
 
 TEXT_NAMES = ("text", "prompt")
 ID_NAMES = ("custom_id", "id")
@@ -143,8 +143,8 @@ def _checked_id(value: Any, name: str) -> str:
             Fault.WRONG_TYPE,
             f"The id '{name}' must be a string or a whole number, and is {kind_of(value)}.",
         )
-    if not value.isascii() or "\x00" in value:
-        check_storable(value, "The id")
+    if not value.isprintable():
+        check_name(value, "The id")
     if not value or len(value) * 4 > MAX_ID_BYTES < len(value.encode()):
         raise BadRecord(
             Fault.BAD_ID, f"The id '{name}' must have 1 to {MAX_ID_BYTES:,} UTF-8 bytes."

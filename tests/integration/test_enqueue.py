@@ -19,6 +19,7 @@ from pydantic import JsonValue
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.orm import Session
 
+from config.controls import escaped
 from config.embedded.servers import ServerUrls
 from config.errors import PromptStackError
 from config.names import Queue
@@ -346,11 +347,12 @@ def test_what_is_accepted_is_stored_as_it_came(
     stored = row(ledger, job.id).request
     assert (stored["prompt"], stored["system"], stored["stop"]) == (prompt, other, [other])
     assert stored.get("options", {}) == options
-    embedding = jobs.enqueue_embedding(prompt, source=other)
+    source = f"a {escaped(other)}"
+    embedding = jobs.enqueue_embedding(prompt, source=source)
     with ledger.transaction() as unit:
         document = unit.documents.get(UUID(row(ledger, embedding.id).request["document_id"]))
         assert document is not None
-        assert (document.text, document.source) == (prompt, other)
+        assert (document.text, document.source) == (prompt, source)
 
 
 def test_a_job_gets_what_it_says_and_defaults_for_the_rest(

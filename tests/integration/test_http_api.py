@@ -365,6 +365,40 @@ def test_either_header_carries_the_key(stack: PromptStack) -> None:
         assert client.get(JOBS, headers={"Authorization": f"bearer {key}"}).status_code == 200
 
 
+def test_two_keys_of_which_one_is_wrong_are_refused(stack: PromptStack) -> None:
+    key = stack.keys.create("ada@example.org", "Ada")
+    right = ("X-API-Key", key)
+    with TestClient(create_app(stack)) as client:
+        for header in (
+            ("Authorization", "Bearer ps_wrong"),
+            ("Authorization", "Basic cHM6cHM="),
+            ("Authorization", ""),
+            ("X-API-Key", "ps_wrong"),
+        ):
+            for headers in ([right, header], [header, right]):
+                problem(client.get(JOBS, headers=headers), 401, "NOT_AUTHENTICATED")
+        both = [right, ("Authorization", f"Bearer {key}")]
+        assert client.get(JOBS, headers=both).status_code == 200
+
+
+def test_names_are_of_one_line_and_command_no_terminal(client: TestClient) -> None:
+    for bad in ("x\r\nX-Evil: 1", "\x1b[31mred", "a\u2028b", "left\u202eright", "x" * 3_000):
+        for path, body in (
+            (GENERATIONS, {"prompt": "x", "provider": "openai", "model": bad}),
+            (GENERATIONS, {"prompt": "x", "provider": bad}),
+            (
+                GENERATIONS,
+                {"prompt": "x", "fallbacks": [{"provider": "openai", "model": bad}]},
+            ),
+            (EMBEDDINGS, {"text": "x", "source": bad}),
+            (f"{RUNS}/embeddings", {"items": ["x"], "name": bad}),
+            (f"{RUNS}/embeddings", {"items": [{"text": "x", "custom_id": bad}]}),
+        ):
+            response = client.post(path, json=body)
+            assert response.status_code == 422, (path, bad)
+            assert bad not in response.text
+
+
 def test_others_jobs_do_not_exist_and_administrators_see_all(
     stack: PromptStack, client: TestClient, stranger: TestClient
 ) -> None:
@@ -497,9 +531,10 @@ def test_an_unexpected_error_tells_nothing_from_the_inside(
     with caplog.at_level(logging.DEBUG):
         response = client.get(JOBS)
     problem(response, 500, "INTERNAL_SERVER_ERROR")
-    assert prompt not in response.text + caplog.text
+    frames = "".join(getattr(record, "frames", "") for record in caplog.records)
+    assert prompt not in response.text + caplog.text + frames
     assert "ValueError" in caplog.text
-    assert "api/http/jobs.py" in caplog.text
+    assert "api/http/jobs.py" in frames
 
 
 def test_an_error_knows_when_to_come_again(

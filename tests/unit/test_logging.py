@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from config.logging import JsonFormatter
+from config.logging import JsonFormatter, TextFormatter, log_unexpected
 from tests.processes import ROOT
 
 PROGRAM = """
@@ -86,6 +86,33 @@ def test_text_names_level_and_logger() -> None:
     lines = run("text").splitlines()
     assert any(line.endswith('WARNING services.jobs: mind "this"') for line in lines)
     assert lines[-1].endswith("WARNING alembic.runtime: trouble")
+
+
+def test_no_text_begins_a_line_of_its_own_or_commands_a_terminal() -> None:
+    formatter = TextFormatter("%(levelname)s %(message)s")
+    evil = "x\r\nERROR forged \x1b[31m\x9b\x85\u2028\u202e\x00"
+    record = logging.LogRecord("a", logging.INFO, __file__, 1, "model %s", (evil,), None)
+    said = formatter.format(record)
+    assert said == r"INFO model x\r\nERROR forged \x1b[31m\x9b\x85\u2028\u202e\x00"
+    record.exc_info = (ValueError, ValueError(evil), None)
+    first, *others = formatter.format(record).splitlines()
+    assert first.startswith("INFO")
+    assert others
+    assert all(line.startswith("    ") and line.isprintable() for line in others)
+
+
+def test_an_unexpected_error_is_logged_by_its_way_and_not_by_its_message(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    try:
+        int("A " + "PROMPT")
+    except ValueError as error:
+        log_unexpected(logging.getLogger("a"), "a job failed", error)
+    (record,) = caplog.records
+    for said in (TextFormatter().format(record), JsonFormatter().format(record)):
+        assert "a job failed: ValueError" in said
+        assert "test_logging.py" in said
+        assert "PROMPT" not in said
 
 
 def test_a_quiet_command_shows_warnings_only() -> None:
