@@ -104,8 +104,9 @@ def test_no_text_begins_a_line_of_its_own_or_commands_a_terminal() -> None:
 def test_an_unexpected_error_is_logged_by_its_way_and_not_by_its_message(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    prompt = "A PROMPT"
     try:
-        int("A " + "PROMPT")
+        int(prompt)
     except ValueError as error:
         log_unexpected(logging.getLogger("a"), "a job failed", error)
     (record,) = caplog.records
