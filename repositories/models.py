@@ -100,7 +100,6 @@ class User(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     email: Mapped[str]
     name: Mapped[str] = mapped_column(server_default="")
-    is_admin: Mapped[bool] = mapped_column(server_default=text("false"))
     preferred_provider: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -118,6 +117,8 @@ class ApiKey(Base):
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
     name: Mapped[str]
     key_hash: Mapped[str] = mapped_column(unique=True)
+    is_admin: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether who has it sees everybody's jobs. The right ends with the key."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     revoked_at: Mapped[datetime | None]
 

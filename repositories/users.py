@@ -20,10 +20,6 @@ class UserRepository(BaseRepository[User]):
         query = select(User).where(func.lower(User.email) == func.lower(email))
         return self._session.scalars(query).one_or_none()
 
-    def get_admins(self) -> Sequence[User]:
-        """All administrators, oldest first."""
-        return self.get_many(limit=1_000, is_admin=True)
-
     def search(self, query: str, limit: int = 100) -> Sequence[User]:
         """Users whose name or e-mail contains `query` literally, whatever its case."""
         found = or_(

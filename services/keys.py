@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from repositories.models import ApiKey
 from repositories.session import Ledger
 from services.errors import InvalidInput, NotAuthenticated, NotFound
 from services.text import check_name
@@ -13,6 +14,7 @@ from services.text import check_name
 PREFIX = "ps_"
 MAX_EMAIL_CHARACTERS = 254
 """RFC 5321; it also keeps the address within what PostgreSQL indexes."""
+MAX_NAME_CHARACTERS = 200
 KEY_BYTES = 32
 """256 random bits: too many to guess, so a plain fast hash is enough to keep them by."""
 
@@ -32,6 +34,7 @@ class KeyView:
     id: UUID
     email: str
     name: str
+    is_admin: bool
     created_at: datetime
     revoked_at: datetime | None
 
@@ -45,8 +48,12 @@ class KeyService:
     def create(self, email: str, name: str, *, is_admin: bool = False) -> str:
         """Make a key for the user of this e-mail, who is added if new; the key itself.
 
-        It can't be shown again. Raises `InvalidInput` for something that is no e-mail address.
+        It can't be shown again. The right of an administrator is this key's, and not its user's.
+        Raises `InvalidInput` for something that is no e-mail address.
         """
+        name = check_name(name, "The key's name")
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise InvalidInput(f"The key's name has at most {MAX_NAME_CHARACTERS} characters.")
         email = check_name(email.strip(), "The e-mail address")
         if email.count("@") != 1 or email.startswith("@") or email.endswith("@"):
             raise InvalidInput(f"{email[:80]!r} is not an e-mail address.")
@@ -55,9 +62,7 @@ class KeyService:
         key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
         with self._ledger.transaction() as unit:
             user = unit.users.get_by_email(email) or unit.users.create(email=email, name=name)
-            if is_admin:
-                unit.users.update(user, is_admin=True)
-            unit.api_keys.create(user_id=user.id, name=name, key_hash=_hash(key))
+            unit.api_keys.create(user_id=user.id, name=name, key_hash=_hash(key), is_admin=is_admin)
         return key
 
     def authenticate(self, key: str) -> Caller:
@@ -66,21 +71,22 @@ class KeyService:
             found = unit.api_keys.find_valid(_hash(key)) if key.startswith(PREFIX) else None
             if found is None:
                 raise NotAuthenticated("The API key is not valid.")
-            return Caller(found.user_id, found.user.is_admin)
+            return Caller(found.user_id, found.is_admin)
 
     def get_all(self) -> list[KeyView]:
         """All keys, oldest first, without what they are known by."""
         with self._ledger.transaction() as unit:
-            return [
-                KeyView(key.id, key.user.email, key.name, key.created_at, key.revoked_at)
-                for key in unit.api_keys.get_all()
-            ]
+            return [_view(key) for key in unit.api_keys.get_all()]
 
     def revoke(self, key_id: UUID) -> None:
         """Let a key open nothing from now on. Raises `NotFound`."""
         with self._ledger.transaction() as unit:
             if not unit.api_keys.revoke(key_id):
                 raise NotFound(f"There is no key {key_id} that could be revoked.")
+
+
+def _view(key: ApiKey) -> KeyView:
+    return KeyView(key.id, key.user.email, key.name, key.is_admin, key.created_at, key.revoked_at)
 
 
 def _hash(key: str) -> str:

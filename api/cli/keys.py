@@ -40,12 +40,14 @@ def list_(as_json: JsonFlag = False) -> None:
         return
     table = Table(box=None)
     table.add_column("id", no_wrap=True, min_width=UUID_CHARACTERS)
-    for name in ("user", "name", "created", "revoked"):
+    for name in ("user", "name", "admin", "created", "revoked"):
         table.add_column(name)
     for key in keys:
         revoked = f"{key.revoked_at:%Y-%m-%d}" if key.revoked_at else ""
         created = f"{key.created_at:%Y-%m-%d}"
-        table.add_row(str(key.id), printable(key.email), printable(key.name), created, revoked)
+        admin = "yes" if key.is_admin else ""
+        names = printable(key.email), printable(key.name)
+        table.add_row(str(key.id), *names, admin, created, revoked)
     out.print(table if keys else "No keys.")
 
 

@@ -399,6 +399,18 @@ def test_names_are_of_one_line_and_command_no_terminal(client: TestClient) -> No
             assert bad not in response.text
 
 
+def test_an_administrators_right_is_the_keys_and_ends_with_it(stack: PromptStack) -> None:
+    with serve(stack, "ada@example.org") as ada, serve(stack, "eve@example.org") as older:
+        theirs = ada.post(GENERATIONS, json={"prompt": "x"}).json()["id"]
+        with serve(stack, "eve@example.org", is_admin=True) as admin:
+            assert admin.get(f"{JOBS}/{theirs}").status_code == 200
+            problem(older.get(f"{JOBS}/{theirs}"), 404, "NOT_FOUND")
+            [key] = [key for key in stack.keys.get_all() if key.is_admin]
+            stack.keys.revoke(key.id)
+            problem(admin.get(f"{JOBS}/{theirs}"), 401, "NOT_AUTHENTICATED")
+        problem(older.get(f"{JOBS}/{theirs}"), 404, "NOT_FOUND")
+
+
 def test_others_jobs_do_not_exist_and_administrators_see_all(
     stack: PromptStack, client: TestClient, stranger: TestClient
 ) -> None:

@@ -79,16 +79,17 @@ def test_a_row_is_created_with_its_defaults_read_changed_and_deleted(ledger: Led
     with ledger.transaction() as unit:
         user = unit.users.create(email="ada@example.org")
         user_id = user.id
-        assert (user.name, user.is_admin, user.preferred_provider) == ("", False, None)
+        assert (user.name, user.preferred_provider) == ("", None)
         assert user.created_at.tzinfo is not None
     with ledger.transaction() as unit:
         found = unit.users.get(user_id)
         assert found is not None
-        assert unit.users.update(found, name="Ada", is_admin=True) is found
+        assert unit.users.update(found, name="Ada", preferred_provider="demo") is found
     with ledger.transaction() as unit:
         found = unit.users.get(user_id)
         assert found is not None
-        assert (found.email, found.name, found.is_admin) == ("ada@example.org", "Ada", True)
+        kept = (found.email, found.name, found.preferred_provider)
+        assert kept == ("ada@example.org", "Ada", "demo")
         unit.users.delete(found)
         assert unit.users.get(user_id) is None
     with ledger.transaction() as unit:
@@ -135,14 +136,13 @@ def test_a_cursor_meets_every_row_once_though_others_add_rows(
 
 def test_filters_are_joined_by_and(ledger: Ledger) -> None:
     with ledger.transaction() as unit:
-        wanted = unit.users.create(email="a@example.org", name="Ada", is_admin=True)
+        wanted = unit.users.create(email="a@example.org", name="Ada", preferred_provider="demo")
         unit.users.create(email="b@example.org", name="Ada")
         unit.users.create(email="c@example.org", name="Eve", preferred_provider="openai")
-        assert list(unit.users.get_many(name="Ada", is_admin=True)) == [wanted]
+        assert list(unit.users.get_many(name="Ada", preferred_provider="demo")) == [wanted]
         assert len(unit.users.get_many(name="Ada")) == 2
-        assert len(unit.users.get_many(preferred_provider=None)) == 2
+        assert len(unit.users.get_many(preferred_provider=None)) == 1
         assert list(unit.users.get_many(name="Ada", email="c@example.org")) == []
-        assert list(unit.users.get_admins()) == [wanted]
 
 
 def test_an_unknown_column_is_refused_by_name(ledger: Ledger) -> None:
