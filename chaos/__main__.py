@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from chaos.neighbours import slow_machine
-from chaos.own import run_own
+from chaos.own import LATENCY_SECONDS, run_own
 from chaos.scorecard import Scorecard
 from chaos.stock import StockScore, run_stock
 
@@ -23,6 +23,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=440.0, help="for load and faults")
     parser.add_argument("--kills", type=int, default=125)
     parser.add_argument("--times", type=int, default=5, help="of each other fault")
+    parser.add_argument("--clients", type=int, default=0, help="that send the jobs by HTTP")
+    parser.add_argument("--latency", type=float, default=LATENCY_SECONDS, help="the provider's")
     parser.add_argument("--processors", type=int, help="use only so many of this machine's")
     parser.add_argument("--busy", type=int, default=0, help="busy loops beside it")
     parser.add_argument("--logs", type=Path, help="folder for the workers' logs")
@@ -33,7 +35,11 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     # Stock Celery has no runs.
     run: Callable[..., Scorecard | StockScore] = (
-        run_stock if given.against else partial(run_own, items=given.items)
+        run_stock
+        if given.against
+        else partial(
+            run_own, items=given.items, clients=given.clients, latency_seconds=given.latency
+        )
     )
     with slow_machine(processors=given.processors, busy_loops=given.busy):
         score = run(

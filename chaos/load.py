@@ -55,6 +55,8 @@ class Load:
         self.accepted: list[Accepted] = []
         self.refusals = 0
         """Batches that were not accepted at once: the servers were away."""
+        self.surprises: list[str] = []
+        """Answers that no caller should get; here they are exceptions."""
         self._stopped = threading.Event()
 
     def run(self, count: int) -> None:

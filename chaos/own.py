@@ -1,5 +1,6 @@
 """A run on servers, a simulator and workers of our own: `make chaos`."""
 
+import os
 import tempfile
 import threading
 import time
@@ -9,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from chaos.batch import Batch
+from chaos.clients import Clients, api_process
 from chaos.driver import Act, Hit, alone, on_workers
 from chaos.judge import Judge
 from chaos.load import Load, Target
-from chaos.plan import LOST_SECONDS, Fault, Planned, draw
+from chaos.plan import LOST_SECONDS, WITHOUT_API, Fault, Planned, draw
 from chaos.run import Order, run
 from chaos.scorecard import Scorecard
 from chaos.servers import Servers, dsn
@@ -50,19 +52,23 @@ def run_own(
     seconds: float,
     kills: int,
     times: int,
+    clients: int = 0,
+    latency_seconds: float = LATENCY_SECONDS,
     lost_seconds: float = LOST_SECONDS,
     folder: Path,
     say: Callable[[str], None],
 ) -> Scorecard:
     """Start everything, run, judge, and leave nothing behind but the logs in `folder`.
 
-    With `items`, a run of so many goes beside the jobs.
+    With `items`, a run of so many goes beside the jobs. With `clients`, so many of them send the
+    jobs by HTTP, to a server that is killed as well; `latency_seconds` is the provider's.
     """
-    plan = draw(seed, seconds, kills=kills, times=times, lost_seconds=lost_seconds)
+    faults = tuple(Fault) if clients else WITHOUT_API
+    plan = draw(seed, seconds, kills=kills, times=times, faults=faults, lost_seconds=lost_seconds)
     with ExitStack() as opened:
         provider = opened.enter_context(SimulatorProcess())
         (folder / MODELS_FILE).write_text(LIMITS)
-        provider.set_latency(LATENCY_SECONDS, spread=0.5)
+        provider.set_latency(latency_seconds, spread=0.5)
         servers = Servers(Path(tempfile.mkdtemp(prefix="promptstack-chaos-")))
         opened.callback(servers.stop)
         servers.start()
@@ -78,13 +84,19 @@ def run_own(
         opened.callback(workers.stop)
         workers.wait_until_ready()
         say(f"{WORKERS} workers run; {len(plan)} faults in {seconds:.0f} s; logs: {folder}")
-        load = Load(
-            stack.jobs,
-            stack.ledger,
-            Target("openai", MODEL, EMBEDDING_MODEL),
-            name=f"chaos {seed}",
-            seconds=seconds * 0.9,
-        )
+        name, sending = f"chaos {seed}", seconds * 0.9
+        acts = acts_on_all(servers, workers, provider)
+        load: Load | Clients
+        if clients:
+            api = opened.enter_context(
+                api_process({**os.environ, **environment}, folder / "api.log")
+            )
+            acts[Fault.API_KILL] = alone(threading.Lock(), lambda seconds: api.kill())
+            key = stack.keys.create("chaos@example.org", "chaos")
+            load = Clients(api.url, key, model=MODEL, name=name, clients=clients, seconds=sending)
+        else:
+            target = Target("openai", MODEL, EMBEDDING_MODEL)
+            load = Load(stack.jobs, stack.ledger, target, name=name, seconds=sending)
         database = dsn(servers.database_url)
         batch = None
         if items:
@@ -99,7 +111,7 @@ def run_own(
         return run(
             Order(seed, jobs, plan, SLOTS * WORKERS, PATIENCE_SECONDS, lost_seconds),
             load,
-            acts_on_all(servers, workers, provider),
+            acts,
             Judge(database),
             books=provider.ledger,
             progress=stack.progress,

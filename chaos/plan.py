@@ -23,6 +23,7 @@ class Fault(StrEnum):
     PARTITION = "partition"  # one worker's lines to both servers are dead
     DELAY = "delay"  # one worker's lines are slow
     PROVIDER = "provider"  # the provider refuses, breaks and hangs
+    API_KILL = "api-kill"  # the server of the HTTP API ends by SIGKILL and comes back
 
 
 SECONDS: Mapping[Fault, tuple[float, float]] = {
@@ -44,6 +45,8 @@ SECONDS: Mapping[Fault, tuple[float, float]] = {
 For workers that count as dead after `LOST_SECONDS`; a faster pace shortens all.
 """
 LOST_SECONDS = 12.0
+WITHOUT_API = tuple(fault for fault in Fault if fault is not Fault.API_KILL)
+"""Of a run whose load does not come by HTTP."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def draw(
     *,
     kills: int,
     times: int,
-    faults: Sequence[Fault] = tuple(Fault),
+    faults: Sequence[Fault] = WITHOUT_API,
     lost_seconds: float = LOST_SECONDS,
 ) -> list[Planned]:
     """Plan `kills` kills and each other of `faults` so many `times`, in the order of time.

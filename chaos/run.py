@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from chaos.batch import Batch
+from chaos.clients import Clients
 from chaos.driver import Act, Driver
 from chaos.judge import Judge, Verdict
 from chaos.load import Load
@@ -39,7 +40,7 @@ class Order:
 
 def run(
     order: Order,
-    load: Load,
+    load: Load | Clients,
     acts: Mapping[Fault, Act],
     judge: Judge,
     *,
@@ -87,6 +88,7 @@ def run(
             faults=driver.counts(),
             faults_failed=driver.failed,
             refusals=load.refusals,
+            surprises=load.surprises,
             verdict=verdict,
             batch=None if batch is None else batch.judge(driver.happened),
         )
@@ -142,7 +144,7 @@ def _quiet_books(
         before = now
 
 
-def _report(began: float, load: Load, driver: Driver, say: Callable[[str], None]) -> None:
+def _report(began: float, load: Load | Clients, driver: Driver, say: Callable[[str], None]) -> None:
     counts = driver.counts()
     others = sum(count for fault, count in counts.items() if fault is not Fault.KILL)
     say(

@@ -1,6 +1,6 @@
 """The scorecard of a run, for a person and for programs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ class Scorecard:
     faults_failed: list[str]
     refusals: int
     verdict: Verdict
+    surprises: Sequence[str] = ()
+    """Answers of the API that no client should get."""
     batch: BatchVerdict | None = None
 
     @property
@@ -35,6 +37,8 @@ class Scorecard:
         missing = self.jobs - self.verdict.accepted
         found = {
             f"{missing} jobs of the load were never accepted": missing,
+            f"{len(self.surprises)} answers of the API were none that a client expects, as "
+            f"{next(iter(self.surprises), '')}": self.surprises,
             "no fault could be done": self.faults_failed and not any(self.faults.values()),
         }
         of_batch = [] if self.batch is None else self.batch.problems()

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from chaos.driver import Happened
 from chaos.judge import FREE, Judge, Verdict
 from chaos.load import Accepted, Load, Target
-from chaos.plan import Fault, draw
+from chaos.plan import WITHOUT_API, Fault, draw
 from chaos.run import wait_for_the_rest
 from chaos.servers import dsn
 from repositories.models import AttemptState, Billing
@@ -219,6 +219,6 @@ def test_the_same_seed_plans_the_same_and_all_that_is_asked_for() -> None:
     plan = draw(3, 60.0, kills=7, times=2)
     assert plan == draw(3, 60.0, kills=7, times=2) != draw(4, 60.0, kills=7, times=2)
     counts = {fault: sum(one.fault is fault for one in plan) for fault in Fault}
-    assert counts == dict.fromkeys(Fault, 2) | {Fault.KILL: 7}
+    assert counts == dict.fromkeys(WITHOUT_API, 2) | {Fault.KILL: 7, Fault.API_KILL: 0}
     assert all(0 <= one.at <= 60 and 0 <= one.choice < 1 for one in plan)
     assert draw(3, 60.0, kills=5, times=1, faults=[Fault.CUT])[0].fault is Fault.CUT
