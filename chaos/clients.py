@@ -14,7 +14,7 @@ from uuid import UUID
 import aiohttp
 import psutil
 
-from chaos.load import Accepted
+from chaos.load import EVERY, Accepted, Target
 from chaos.workers import ROOT
 from simulator.ledger import billing_key
 
@@ -26,6 +26,21 @@ START_SECONDS = 60.0
 LOOK_SECONDS = 0.05
 
 
+@dataclass(frozen=True)
+class Sent:
+    """One request of a client."""
+
+    path: str
+    body: Mapping[str, str]
+    marker: str
+    bill: str
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it asks for one."""
+        return self.path == "embeddings"
+
+
 class Clients:
     """So many clients, each with one request at a time; their answers' ids are the load.
 
@@ -34,10 +49,10 @@ class Clients:
     """
 
     def __init__(
-        self, url: str, key: str, *, model: str, name: str, clients: int, seconds: float
+        self, url: str, key: str, target: Target, *, name: str, clients: int, seconds: float
     ) -> None:
         """Send to the API at `url`; spread over so many `seconds`."""
-        self._url, self._key, self._model, self._name = url, key, model, name
+        self._url, self._key, self._target, self._name = url, key, target, name
         self._clients, self._seconds = clients, seconds
         self.accepted: list[Accepted] = []
         self.refusals = 0
@@ -72,18 +87,18 @@ class Clients:
             await asyncio.gather(*(client() for _ in range(self._clients)))
 
     async def _send(self, session: aiohttp.ClientSession, number: int) -> None:
-        marker = f"{self._name} {number:06d}."
-        body = {"prompt": marker, "provider": "openai", "model": self._model}
+        sent = self._request(number)
         headers = {"Idempotency-Key": f"{self._name}-{number}"}
         while not self._is_stopped:
             try:
                 async with session.post(
-                    f"{self._url}/api/v1/generations", json=body, headers=headers
+                    f"{self._url}/api/v1/{sent.path}", json=sent.body, headers=headers
                 ) as answer:
                     if answer.status == ACCEPTED:
                         job_id = UUID((await answer.json())["id"])
-                        bill = billing_key("/v1/chat/completions", self._model, marker)
-                        self.accepted.append(Accepted(job_id, marker, bill, is_embedding=False))
+                        self.accepted.append(
+                            Accepted(job_id, sent.marker, sent.bill, sent.is_embedding)
+                        )
                         return
                     if answer.status not in {429, 503}:
                         self.surprises.append(f"{answer.status}: {(await answer.text())[:200]}")
@@ -91,6 +106,19 @@ class Clients:
                 pass  # sent again: what was accepted unknown to us is there already
             self.refusals += 1
             await asyncio.sleep(REST_SECONDS * (0.5 + random.random()))  # noqa: S311
+
+    def _request(self, number: int) -> Sent:
+        marker, target = f"{self._name} {number:06d}.", self._target
+        if target.embedding_model is not None and number % EVERY == 0:
+            model = target.embedding_model
+            body = {"text": marker, "source": f"{self._name}-{number}"}
+            bill = billing_key("/v1/embeddings", model, marker)
+        else:
+            model = str(target.generation_model)
+            body = {"prompt": marker}
+            bill = billing_key("/v1/chat/completions", model, marker)
+        path = "embeddings" if "text" in body else "generations"
+        return Sent(path, body | {"provider": target.provider, "model": model}, marker, bill)
 
 
 @dataclass

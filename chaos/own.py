@@ -86,6 +86,7 @@ def run_own(
         say(f"{WORKERS} workers run; {len(plan)} faults in {seconds:.0f} s; logs: {folder}")
         name, sending = f"chaos {seed}", seconds * 0.9
         acts = acts_on_all(servers, workers, provider)
+        target = Target("openai", MODEL, EMBEDDING_MODEL)
         load: Load | Clients
         if clients:
             api = opened.enter_context(
@@ -93,9 +94,8 @@ def run_own(
             )
             acts[Fault.API_KILL] = alone(threading.Lock(), lambda seconds: api.kill())
             key = stack.keys.create("chaos@example.org", "chaos")
-            load = Clients(api.url, key, model=MODEL, name=name, clients=clients, seconds=sending)
+            load = Clients(api.url, key, target, name=name, clients=clients, seconds=sending)
         else:
-            target = Target("openai", MODEL, EMBEDDING_MODEL)
             load = Load(stack.jobs, stack.ledger, target, name=name, seconds=sending)
         database = dsn(servers.database_url)
         batch = None
