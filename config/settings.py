@@ -208,6 +208,49 @@ class Settings(BaseSettings):
         description="Most memory that one part of a Parquet file may take that can only be read "
         "whole: its description, or few packed bytes that expand to many.",
     )
+    max_schema_nodes: int = Field(
+        10_000,
+        ge=1,
+        description="Values of any kind in a JSON schema that a caller sends, or in all that the "
+        "tools of one request take.",
+    )
+    max_schema_characters: int = Field(
+        200_000, ge=1, description="Characters in all names and texts of such a schema."
+    )
+    max_schema_depth: int = Field(
+        50,
+        ge=1,
+        le=100,
+        description="Levels that such a schema may nest, also where a reference leads to.",
+    )
+    max_schema_properties: int = Field(
+        1_000, ge=1, description="Properties that such a schema may name."
+    )
+    max_schema_enum_members: int = Field(
+        1_000, ge=1, description="Members of all enums of such a schema."
+    )
+    max_schema_patterns: int = Field(100, ge=0, description="Patterns of such a schema.")
+    max_schema_pattern_characters: int = Field(
+        1_000, ge=1, description="Longest pattern of such a schema; each has to be compiled."
+    )
+    max_schema_patterns_characters: int = Field(
+        10_000, ge=1, description="All patterns of such a schema together."
+    )
+    max_schema_expanded: int = Field(
+        100_000,
+        ge=1,
+        description="Keywords of a schema that answers are judged by, those of a part counted "
+        "each time that a reference leads to it.",
+    )
+    max_judging_steps: int = Field(
+        200_000,
+        ge=1,
+        description="Steps in which an answer must be judged by its schema; 1 to 3 microseconds "
+        "each.",
+    )
+    max_judging_seconds: PositiveSeconds = Field(
+        2.0, description="Processor time in which it must be."
+    )
     chunk_tokens: int = Field(
         512,
         ge=MIN_CHUNK_TOKENS,

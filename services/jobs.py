@@ -85,6 +85,8 @@ class JobService:
         answer. Interactive jobs go before `bulk` ones. Raises `InvalidInput`,
         `IdempotencyConflict`.
         """
+        self._defaults.schema_bounds.check(json_schema)
+        self._defaults.schema_bounds.check_tools([tool.parameters for tool in tools])
         # All that takes long for a long request comes before the transaction: PostgreSQL ends one
         # in which nothing happens for some seconds.
         provider = provider or self._preferred_provider(session, user_id)

@@ -13,6 +13,7 @@ from repositories.models import JobKind
 from services.bounds import Lifetime, Retries
 from services.json_bounds import JsonBounds
 from services.llm.requests import Name
+from services.schema_bounds import SchemaBounds
 
 QUEUES = {
     (JobKind.GENERATION, False): Queue.GENERATION,
@@ -32,6 +33,7 @@ class JobDefaults:
     expires_seconds: float
     max_text_bytes: int
     json_bounds: JsonBounds = field(default_factory=JsonBounds)
+    schema_bounds: SchemaBounds = field(default_factory=SchemaBounds)
 
 
 class JobOptions(BaseModel):

@@ -58,6 +58,7 @@ from services.runs.results import RunResults
 from services.runs.service import RunService
 from services.runs.shard_store import ShardTools
 from services.runs.work import RunWork
+from services.schema_bounds import SchemaBounds
 from services.search import SearchService
 from services.sources.reading import SourceBounds
 from services.usage import UsageService
@@ -180,6 +181,7 @@ class PromptStack:
             expires_seconds=settings.job_expires_seconds,
             max_text_bytes=settings.max_text_bytes,
             json_bounds=self._json_bounds,
+            schema_bounds=self._schema_bounds,
         )
         return JobService(self.ledger, self.doorbell, self.progress, self.factory, defaults)
 
@@ -188,6 +190,23 @@ class PromptStack:
         settings = self.settings
         return JsonBounds(
             settings.max_json_values, settings.max_json_depth, settings.max_option_bytes
+        )
+
+    @cached_property
+    def _schema_bounds(self) -> SchemaBounds:
+        settings = self.settings
+        return SchemaBounds(
+            nodes=settings.max_schema_nodes,
+            depth=settings.max_schema_depth,
+            characters=settings.max_schema_characters,
+            properties=settings.max_schema_properties,
+            enum_members=settings.max_schema_enum_members,
+            patterns=settings.max_schema_patterns,
+            pattern_characters=settings.max_schema_pattern_characters,
+            patterns_characters=settings.max_schema_patterns_characters,
+            expanded=settings.max_schema_expanded,
+            judging_steps=settings.max_judging_steps,
+            judging_seconds=settings.max_judging_seconds,
         )
 
     @cached_property
@@ -364,6 +383,7 @@ class PromptStack:
                 settings.max_record_values,
                 settings.max_source_part_bytes,
             ),
+            schema_bounds=self._schema_bounds,
         )
         return RunService(
             self.ledger,
@@ -404,6 +424,7 @@ class PromptStack:
             tools,
             indexes=self.vector_indexes,
             terms=EmbeddingTerms(storage=settings.vector_type),
+            schema_bounds=self._schema_bounds,
         )
 
     @cached_property

@@ -18,10 +18,13 @@ from services.generation import EXPECTED_OUTPUT_TOKENS, result_of
 from services.limiter.terms import Need
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
 from services.llm.errors import BadResponse
-from services.llm.requests import GenerationRequest
+from services.llm.requests import GenerationRequest, Message
 from services.packing import pack
-from services.runs.schemas import AnswerSchema
+from services.runs.schemas import AnswerNotJudged, AnswerSchema
+from services.schema_bounds import SchemaBounds
 
+OF_EACH_ITEM = "of each item"
+"""Stands where each item's own prompt will."""
 MOST_HALF = 65_504
 """The largest number of IEEE 754's two bytes."""
 ENVELOPE_TOKENS = 64
@@ -156,6 +159,10 @@ class Asking(ABC):
         """What is wrong with an answer that was paid for."""
         return None
 
+    def unjudged(self, answer: Answer) -> PromptStackError | None:
+        """What becomes of an answer that there is no time left to judge; see `fault`."""
+        return self.fault(answer)
+
     @abstractmethod
     def find_stored(self, unit: UnitOfWork, hashes: Sequence[bytes]) -> set[bytes]:
         """Those of the contents that were paid for before."""
@@ -240,11 +247,13 @@ class EmbeddingAsking(Asking):
 class GenerationAsking(Asking):
     """Answers to prompts."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, schema_bounds: SchemaBounds) -> None:
         super().__init__(run)
-        self._parameters = run.parameters
+        self._asked = GenerationRequest(
+            provider=run.provider, model=run.model, prompt=OF_EACH_ITEM, **run.parameters
+        )
         schema = run.parameters.get("json_schema")
-        self._schema = None if schema is None else AnswerSchema(schema)
+        self._schema = None if schema is None else AnswerSchema(schema, schema_bounds)
 
     def calls(self, contents: Sequence[Content], service: LLMService) -> list[Call]:
         """See `Asking`: one each."""
@@ -283,6 +292,16 @@ class GenerationAsking(Asking):
             return None
         return self._schema.fault(answer)
 
+    def unjudged(self, answer: Answer) -> PromptStackError | None:
+        """See `Asking`."""
+        if self._schema is None or not isinstance(answer, LLMResponse):
+            return None
+        return AnswerNotJudged(
+            "There was no time left to judge the answer by the schema, as the run or its worker "
+            "was stopped. Make the schema simpler, or ask for shorter answers.",
+            detail=answer.text,
+        )
+
     def find_stored(self, unit: UnitOfWork, hashes: Sequence[bytes]) -> set[bytes]:
         """See `Asking`."""
         return unit.answers.find_stored(self.provider, self.model, hashes)
@@ -298,15 +317,17 @@ class GenerationAsking(Asking):
 
     def _request(self, call: Call) -> GenerationRequest:
         if call.request is None:
-            content, asked = call.contents[0], dict(self._parameters)
-            if content.messages:
-                asked["messages"] = content.messages
-            else:
-                asked["prompt"] = content.text
-            call.request = GenerationRequest(provider=self.provider, model=self.model, **asked)
+            # Its parameters were checked with the first one: a schema takes its time.
+            asked: dict[str, Any] = {"prompt": call.contents[0].text}
+            if call.contents[0].messages:
+                turns = map(Message.model_validate, call.contents[0].messages)
+                asked = {"prompt": None, "messages": tuple(turns)}
+            call.request = self._asked.model_copy(update=asked)
         return call.request
 
 
-def asking_of(run: Run, terms: EmbeddingTerms) -> Asking:
-    """How this run asks."""
-    return GenerationAsking(run) if run.kind == RunKind.GENERATION else EmbeddingAsking(run, terms)
+def asking_of(run: Run, terms: EmbeddingTerms, schema_bounds: SchemaBounds) -> Asking:
+    """How this run asks. Raises `InvalidInput` for a schema that is beyond the bounds by now."""
+    if run.kind == RunKind.GENERATION:
+        return GenerationAsking(run, schema_bounds)
+    return EmbeddingAsking(run, terms)

@@ -10,6 +10,7 @@ from services.bounds import Dollars, InFlight, Lifetime, Retries
 from services.json_bounds import JsonBounds
 from services.llm.requests import Name
 from services.runs.intake import Intake
+from services.schema_bounds import SchemaBounds
 from services.sources.reading import Reading, SourceBounds
 
 
@@ -26,6 +27,7 @@ class RunDefaults:
     block_bytes: int
     json_bounds: JsonBounds = field(default_factory=JsonBounds)
     source_bounds: SourceBounds = field(default_factory=SourceBounds)
+    schema_bounds: SchemaBounds = field(default_factory=SchemaBounds)
 
 
 class RunOptions(BaseModel):

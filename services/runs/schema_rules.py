@@ -1,89 +1,32 @@
-"""JSON schemas of callers, made safe to judge by: nothing is fetched, and no pattern takes long."""
+"""JSON schemas of callers, made safe to judge by: nothing is fetched, and no work is endless."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import jsonschema
-import re2
-from jsonschema.exceptions import SchemaError, ValidationError
-from jsonschema.validators import extend
-from jsonschema_specifications import REGISTRY as KNOWN
+from jsonschema_specifications import REGISTRY
 from referencing import Registry, Specification
 from referencing.exceptions import CannotDetermineSpecification, Unresolvable
 from referencing.jsonschema import specification_with
 
 from services.errors import InvalidInput
+from services.runs.schema_forms import form_of
+from services.runs.schema_keywords import metered
+from services.runs.schema_meter import Judge, JudgeType, Meter
+from services.runs.schema_patterns import MAX_QUOTED, Patterns
+from services.schema_bounds import SchemaBounds
 
 REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")
 IN_PLACE_BY_NAME = ("dependentSchemas", "dependencies")
 """Rules of these judge the same value as the schema that they stand in."""
-MAX_QUOTED = 100
-
-Judge = Any
-JudgeType = Any
-"""The library's validators and their classes, of whose methods its protocol names only some."""
-
-
-def _is_found(pattern: str, text: str) -> bool:
-    # An answer may hold half of a surrogate pair, which has no place in UTF-8.
-    return _compiled(pattern).search(text.encode(errors="replace")) is not None
-
-
-def _compiled(pattern: str) -> Any:
-    """Compile for RE2, whose time grows with the text's length only. It keeps what it compiled."""
-    options = re2.Options()
-    options.log_errors = False
-    return re2.compile(pattern.encode(), options)
-
-
-def _pattern(_: Judge, pattern: str, value: Any, __: Any) -> Iterator[ValidationError]:
-    if isinstance(value, str) and not _is_found(pattern, value):
-        yield ValidationError("does not match the pattern")
-
-
-def _pattern_properties(
-    validator: Judge, patterns: Mapping[str, Any], value: Any, _: Any
-) -> Iterator[ValidationError]:
-    if not isinstance(value, dict):
-        return
-    for pattern, schema in patterns.items():
-        for name, inner in value.items():
-            if _is_found(pattern, name):
-                yield from validator.descend(inner, schema, path=name, schema_path=pattern)
-
-
-def _additional_properties(
-    kind: JudgeType, validator: Judge, rule: Any, value: Any, schema: Mapping[str, Any]
-) -> Iterable[ValidationError]:
-    """Let the library judge what no pattern names: it would match them by its own engine."""
-    patterns = schema.get("patternProperties")
-    if patterns and isinstance(value, dict):
-        schema = {key: one for key, one in schema.items() if key != "patternProperties"}
-        value = {
-            name: inner
-            for name, inner in value.items()
-            if not any(_is_found(pattern, name) for pattern in patterns)
-        }
-    return kind.VALIDATORS["additionalProperties"](validator, rule, value, schema) or ()
-
-
-def _bounded(kind: JudgeType) -> JudgeType:
-    return extend(  # type: ignore[no-untyped-call]
-        kind,
-        {
-            "pattern": _pattern,
-            "patternProperties": _pattern_properties,
-            "additionalProperties": partial(_additional_properties, kind),
-        },
-    )
-
+DEFINITIONS = ("$defs", "definitions")
+"""What stands there judges nothing before a reference leads to it."""
 
 LATEST: str = jsonschema.Draft202012Validator.META_SCHEMA["$schema"]
 DIALECTS: dict[str, JudgeType] = {
-    kind.META_SCHEMA["$schema"].rstrip("#"): _bounded(kind)
+    kind.META_SCHEMA["$schema"].rstrip("#"): kind
     for kind in (
         jsonschema.Draft4Validator,
         jsonschema.Draft6Validator,
@@ -92,13 +35,28 @@ DIALECTS: dict[str, JudgeType] = {
         jsonschema.Draft202012Validator,
     )
 }
+FORMS: dict[JudgeType, Judge] = {kind: form_of(kind) for kind in DIALECTS.values()}
+
+
+def _known() -> Registry[Any]:
+    """The metaschemas. With a $schema, they would be judged by the library's own keywords."""
+    registry: Registry[Any] = Registry()
+    for address in REGISTRY:
+        document = dict(REGISTRY.contents(address))
+        specification: Specification[Any] = specification_with(document.pop("$schema"))
+        registry = registry.with_resource(address, specification.create_resource(document))
+    return registry.crawl()
+
+
+KNOWN = _known()
 
 
 class SchemaRules:
     """A schema all of whose parts were looked at."""
 
-    def __init__(self, schema: Mapping[str, Any]) -> None:
+    def __init__(self, schema: Mapping[str, Any], bounds: SchemaBounds) -> None:
         """Raise `InvalidInput` for what is no schema, or can't be judged by."""
+        bounds.check(schema)
         dialect = schema.get("$schema", LATEST)
         kind = DIALECTS.get(dialect.rstrip("#")) if isinstance(dialect, str) else None
         if kind is None:
@@ -108,66 +66,92 @@ class SchemaRules:
             )
         self.names: set[str] = set()
         """Of all properties that it describes."""
+        self.meter = Meter(bounds.judging_steps, bounds.judging_seconds)
         self._kind = kind
+        self._bounds = bounds
         self._specification: Specification[Any] = specification_with(dialect)
+        self._patterns = Patterns(self.meter)
         self._uses: set[str] = set()
+        self._checked: set[int] = set()
         self._in_place: dict[int, set[int]] = {}
+        self._inner: dict[int, list[int]] = {}
+        self._own: dict[int, int] = {}
         # Said already: a part with $schema would be judged by the library's own engine.
         self._schema = {key: rule for key, rule in schema.items() if key != "$schema"}
+        root = self._specification.create_resource(self._schema)
         try:
-            self._check_form(self._schema)
-            self._look_through()
+            self._check_form(root)
+            address = root.id() or ""
+            # Crawled once; the library would do so anew for each reference to an anchor.
+            self._resolver = KNOWN.with_resource(address, root).crawl().resolver(address)
+            self._look_through(root)
             TopologicalSorter(self._in_place).prepare()
         except CycleError:
             raise InvalidInput(
                 "The schema refers to itself for the same value, without end; a reference back "
                 "must stand under a property or an item."
             ) from None
-        except RecursionError:
-            raise InvalidInput("The schema is nested too deeply; make it flatter.") from None
         except (CannotDetermineSpecification, ValueError):
             # ValueError: of an address in $id that is none.
             raise InvalidInput("The schema has an $id or $schema that is no address.") from None
+        self._check_expanded()
 
     def validator(self) -> Judge:
-        """What judges by it."""
-        return self._kind(self._schema, registry=Registry())
+        """What judges by it, counted by `meter`."""
+        self.meter.know(self._schema)
+        judge = metered(self._kind, self.meter, self._patterns)
+        return judge(self._schema, registry=Registry(), _resolver=self._resolver)
 
-    def _look_through(self) -> None:
+    def _look_through(self, root: Any) -> None:
         """See every part that may judge something: sub-schemas, and what references lead to."""
-        specification = self._specification
-        root = specification.create_resource(self._schema)
-        seen = {id(KNOWN.contents(address)) for address in KNOWN}
-        to_see = [(KNOWN.resolver_with_root(root), root)]
+        to_see = [(self._resolver, root)]
         while to_see:
             resolver, resource = to_see.pop()
             part = resource.contents
-            if not isinstance(part, dict) or id(part) in seen:
+            if id(part) in self._own:
                 continue
-            seen.add(id(part))
+            self._own[id(part)] = max(1, len(part)) if isinstance(part, dict) else 1
+            if not isinstance(part, dict):
+                continue
             self._look_at(part)
-            for key in REFERENCES:
-                if key not in part:
-                    continue
-                try:
-                    found = resolver.lookup(part[key])
-                except (Unresolvable, ValueError, TypeError, AttributeError):
-                    raise InvalidInput(
-                        f"The schema's {key} to {str(part[key])[:MAX_QUOTED]!r} leads nowhere. "
-                        "Nothing is fetched, so what it names must stand in the schema."
-                    ) from None
-                if id(found.contents) not in seen:
-                    self._check_form(found.contents)
-                self._in_place[id(part)].add(id(found.contents))
-                to_see.append((found.resolver, specification.create_resource(found.contents)))
-            to_see += [(resolver.in_subresource(sub), sub) for sub in resource.subresources()]
+            led_to = list(self._follow(resolver, part))
+            self._in_place[id(part)] |= {id(found.contents) for _, found in led_to}
+            inner = [(resolver.in_subresource(sub), sub) for sub in resource.subresources()]
+            defined = {id(one) for one in _by_name(part, DEFINITIONS)}
+            self._inner[id(part)] = [
+                *(id(found.contents) for _, found in led_to),
+                *(id(sub.contents) for _, sub in inner if id(sub.contents) not in defined),
+            ]
+            to_see += [*led_to, *inner]
 
-    def _check_form(self, part: Any) -> None:
-        try:
-            # Without formats: of those, only patterns matter, and RE2 knows others than Python.
-            self._kind.check_schema(part, format_checker=None)
-        except SchemaError as error:
-            raise InvalidInput(f"This is no JSON schema: {error.message[:200]}.") from error
+    def _follow(self, resolver: Any, part: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+        """What a part's references lead to, each with what resolves the next ones."""
+        for key in REFERENCES:
+            if key not in part:
+                continue
+            try:
+                found = resolver.lookup(part[key])
+            except (Unresolvable, ValueError, TypeError, AttributeError):
+                raise InvalidInput(
+                    f"The schema's {key} to {str(part[key])[:MAX_QUOTED]!r} leads nowhere. "
+                    "Nothing is fetched, so what it names must stand in the schema."
+                ) from None
+            resource = self._specification.create_resource(found.contents)
+            self._check_form(resource)
+            yield found.resolver, resource
+
+    def _check_form(self, resource: Any) -> None:
+        """Raise `InvalidInput` unless a part, and all that stands in it, has a schema's form."""
+        form, to_check = FORMS[self._kind], [resource]
+        while to_check:
+            one = to_check.pop()
+            if id(one.contents) in self._checked:
+                continue
+            self._checked.add(id(one.contents))
+            error = next(form.iter_errors(one.contents), None)
+            if error is not None:
+                raise InvalidInput(f"This is no JSON schema: {error.message[:200]}.")
+            to_check += one.subresources()
 
     def _look_at(self, part: dict[str, Any]) -> None:
         """Note what one part says, and raise `InvalidInput` for what can't be judged by."""
@@ -179,7 +163,7 @@ class SchemaRules:
         self._in_place[id(part)] = {id(inner) for inner in _judging_the_same(part)}
         for pattern in [part.get("pattern"), *part.get("patternProperties", {})]:
             if pattern is not None:
-                _check_pattern(pattern)
+                self._patterns.compile(pattern)
         self._uses |= part.keys() & {"patternProperties", "unevaluatedProperties"}
         if len(self._uses) > 1:
             raise InvalidInput(
@@ -187,25 +171,43 @@ class SchemaRules:
                 "judged in bounded time; use additionalProperties instead of the latter."
             )
 
+    def _check_expanded(self) -> None:
+        """Count keywords and levels, those of a part each time that something leads to it.
+
+        A part within itself, under a property or an item, counts as one keyword there: how often
+        it is come to is for the answer to say.
+        """
+        bounds, known = self._bounds, dict[int, tuple[int, int]]()
+        begun: set[int] = set()
+        to_do = [id(self._schema)]
+        while to_do:
+            part = to_do[-1]
+            inner = self._inner.get(part, [])
+            if part not in begun:
+                begun.add(part)
+                to_do += [one for one in inner if one not in begun]
+                continue
+            to_do.pop()
+            counted = [known.get(one, (1, 0)) for one in inner]
+            steps = self._own[part] + sum(steps for steps, _ in counted)
+            depth = 1 + max((depth for _, depth in counted), default=0)
+            known[part] = steps, depth
+            if depth > bounds.depth:
+                raise bounds.too_deep("The schema")
+            if steps > bounds.expanded:
+                words = "keywords, those of a part counted at each reference to it"
+                raise bounds.too_large("The schema", "expanded", words)
+
 
 def _judging_the_same(part: Mapping[str, Any]) -> Iterator[Any]:
     for key in IN_PLACE:
         inner = part.get(key)
         yield from inner if isinstance(inner, list) else [inner]
-    for key in IN_PLACE_BY_NAME:
-        yield from part.get(key, {}).values()
+    yield from _by_name(part, IN_PLACE_BY_NAME)
 
 
-def _check_pattern(pattern: str) -> None:
-    try:
-        _compiled(pattern)
-    except (re2.error, UnicodeEncodeError) as error:
-        raise InvalidInput(
-            f"The schema's pattern {pattern[:MAX_QUOTED]!r} can't be used, as RE2 doesn't take it "
-            f"({_words(error)}); make it simpler, without look-around and back-references."
-        ) from None
-
-
-def _words(error: Exception) -> str:
-    said = error.args[0] if error.args else ""
-    return said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+def _by_name(part: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Any]:
+    for key in keys:
+        inner = part.get(key)
+        # Some kinds don't know some of these keys, and say nothing about what stands there.
+        yield from inner.values() if isinstance(inner, dict) else ()

@@ -7,7 +7,9 @@ from jsonschema.exceptions import ValidationError
 
 from config.errors import PromptStackError
 from services.llm.base import LLMResponse
+from services.runs.schema_meter import OverBudget
 from services.runs.schema_rules import SchemaRules
+from services.schema_bounds import SchemaBounds
 from services.text import make_storable_json
 
 MAX_DEPTH = 100
@@ -20,18 +22,45 @@ class AnswerMismatch(PromptStackError):
     code = "ANSWER_MISMATCH"
 
 
+class AnswerNotJudged(PromptStackError):
+    """Nobody knows whether the model's answer is what the schema asks for: it takes too much."""
+
+    code = "ANSWER_NOT_JUDGED"
+
+
 class AnswerSchema:
     """A schema, ready to check answers."""
 
-    def __init__(self, schema: dict[str, Any]) -> None:
+    def __init__(self, schema: dict[str, Any], bounds: SchemaBounds) -> None:
         """Raise `InvalidInput` for what is no schema, or can't be judged by."""
-        rules = SchemaRules(schema)
+        rules = SchemaRules(schema, bounds)
+        self._bounds = bounds
         self._names = rules.names
         self._validator = rules.validator()
+        self._meter = rules.meter
 
-    def fault(self, answer: LLMResponse) -> AnswerMismatch | None:
-        """What is wrong with an answer. It was paid for: the error's detail holds it."""
-        fault = self._fault_in(answer)
+    @property
+    def steps(self) -> int:
+        """What the last answer took."""
+        return self._meter.taken
+
+    def fault(self, answer: LLMResponse) -> PromptStackError | None:
+        """What is wrong with an answer. It was paid for: the error's detail holds it.
+
+        It is found within the bounds' steps and seconds, or not at all. Not for several threads
+        at once.
+        """
+        try:
+            fault = self._fault_in(answer)
+        except (OverBudget, RecursionError):
+            bounds = self._bounds
+            return AnswerNotJudged(
+                "The answer can't be judged by the schema, as that takes more than "
+                f"{bounds.judging_steps:,} steps or {bounds.judging_seconds:g} s "
+                "(MAX_JUDGING_STEPS, MAX_JUDGING_SECONDS), or nests too deeply. Make the schema "
+                "simpler, or ask for shorter answers.",
+                detail=answer.text,
+            )
         return None if fault is None else AnswerMismatch(fault, detail=answer.text)
 
     def read(self, answer: LLMResponse) -> Any:
@@ -46,13 +75,11 @@ class AnswerSchema:
             return f"The answer is no JSON{cut}; raise max_tokens or change the prompt."
         if _is_deep(value):
             return f"The answer is nested more than {MAX_DEPTH} levels deep; change the prompt."
+        self._meter.begin(value)
         try:
             error = next(self._validator.iter_errors(value), None)
-        except (RecursionError, ArithmeticError):
-            return (
-                "The answer can't be judged by the schema: for it, the schema's references nest "
-                "too deeply, or a number is too large. Make the schema simpler."
-            )
+        except ArithmeticError:
+            return "The answer has a number that is too large to be judged; change the prompt."
         if error is None:
             return None
         # A part that is `false` breaks no named rule.

@@ -23,6 +23,7 @@ from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
 from services.llm.requests import GenerationRequest, Tool
 from services.prices import Prices
+from services.runs.asking import OF_EACH_ITEM
 from services.runs.dispatch import Dispatch
 from services.runs.estimates import Estimator, NewRun
 from services.runs.intake import (
@@ -139,12 +140,14 @@ class RunService:
         provider = provider or self._defaults.generation_provider
         service = self._factory.service_class(provider)
         model = service.choose_model(Capability.GENERATION, model)
+        self._defaults.schema_bounds.check(json_schema)
+        self._defaults.schema_bounds.check_tools([tool.parameters for tool in tools])
         with refused_in_words():
             chosen = RunOptions(**options)
             request = GenerationRequest(
                 provider=provider,
                 model=model,
-                prompt="of each item",
+                prompt=OF_EACH_ITEM,
                 system=system,
                 temperature=temperature,
                 max_tokens=max_tokens,
@@ -158,7 +161,7 @@ class RunService:
         self._defaults.json_bounds.check(request)
         service.check_request(request)
         if json_schema is not None:
-            AnswerSchema(json_schema)
+            AnswerSchema(json_schema, self._defaults.schema_bounds)
         parameters = request.model_dump(
             mode="json", exclude_defaults=True, exclude={"provider", "model", "prompt"}
         )

@@ -16,7 +16,6 @@ from repositories.session import UnitOfWork
 from services.claimed_job import ClaimedJob
 from services.errors import DeadlinePassed, EmbeddedElsewhere
 from services.llm.base import LLMService
-from services.provider_calls import bug
 from services.runs.asking import Asking, Call, Content, contents_of
 from services.runs.call_session import (
     Answered,
@@ -28,7 +27,8 @@ from services.runs.call_session import (
     Sent,
 )
 from services.runs.in_flight import places
-from services.runs.shard_store import Come, Committed, ShardStore, ShardSums, ShardTools, Unfit
+from services.runs.judging import Judging, unfit
+from services.runs.shard_store import Come, Committed, ShardStore, ShardSums, ShardTools
 from services.runs.verdicts import (
     ENDS_THE_RUN,
     BudgetHeld,
@@ -94,6 +94,7 @@ class ShardWork:
         )
         self._waiting = WaitingCalls(tools.clock)
         self._elsewhere: list[Call] = []
+        self._judging = Judging(asking, tools.clock)
         self._asked = 0
         """Calls that wait for leave."""
         self._under_way: dict[int, Sent] = {}
@@ -122,7 +123,7 @@ class ShardWork:
                 self._check()
                 self._ask_leave()
                 calls = self._asked + len(self._under_way)
-                self._settle(self._session.events(self._patience(), calls))
+                self._settle(self._come(calls))
         finally:
             self._session.end()
             self._close()
@@ -170,6 +171,14 @@ class ShardWork:
             is_out = any(map(self._session.has_left, self._under_way.values()))
             return is_out or (bool(self._asked) and not self._job.is_closing)
         return bool(self._under_way or self._asked or self._waiting or self._elsewhere)
+
+    def _come(self, calls: int) -> list[Event]:
+        """Wait for what happens to the `calls`; what has come is judged."""
+        if self._judging:
+            self._judging.add(self._session.events_now())
+        else:
+            self._judging.add(self._session.events(self._patience(), calls))
+        return self._judging.some()
 
     def _check(self) -> None:
         if self._job.is_cancelled:
@@ -254,7 +263,7 @@ class ShardWork:
             if len(events) > 1:
                 self._settle_apart(events)
             elif isinstance(events[0], Answered):
-                self._settle([_unfit(events[0], error)])
+                self._settle([unfit(events[0], error)])
             else:
                 self._let_go(events)
                 raise
@@ -282,7 +291,8 @@ class ShardWork:
         """Store it. Changes nothing but the ledger, as it may have to be done again."""
         permitted = [event for event in events if isinstance(event, Permitted)]
         refused = [event for event in events if isinstance(event, Refused)]
-        answered, failed = self._judge(events)
+        answered = [event for event in events if isinstance(event, Answered)]
+        failed = [event for event in events if isinstance(event, Failed)]
         decided = [self._decide(one.sent.call, one.error) for one in failed]
         decided += [self._decide(one.call, one.error) for one in refused]
         ends = [end for one in decided for end in one.ends]
@@ -319,20 +329,6 @@ class ShardWork:
         self._show(committed.run)
         if not committed.is_ours:
             raise ClaimLost(f"Shard {self._claim.job_id} is no longer this attempt's.")
-
-    def _judge(self, events: list[Event]) -> tuple[list[Answered], list[Failed]]:
-        """Part the calls that ended into those with an answer to keep and the others."""
-        answered: list[Answered] = []
-        failed = [event for event in events if isinstance(event, Failed)]
-        for event in events:
-            if isinstance(event, Answered):
-                fault = self._asking.fault(event.answer)
-                if fault is None:
-                    answered.append(event)
-                else:
-                    # It was paid for, and says so.
-                    failed.append(Unfit(event.sent, fault, event.answer))
-        return answered, failed
 
     def _decide(self, call: Call, error: PromptStackError) -> Decision:
         """What a failure means for a call and its items."""
@@ -399,7 +395,8 @@ class ShardWork:
 
     def _close(self) -> None:
         """Keep what has come, and note what was cut off."""
-        events = self._session.events_now()
+        self._judging.add(self._session.events_now())
+        events = self._judging.rest()
         permitted = [one for one in events if isinstance(one, Permitted)]
         self._session.give_back([one.permit for one in permitted])
         try:
@@ -435,9 +432,3 @@ def _plain(run: Run) -> str:
 
 def _of(counted: Counted) -> Change:
     return Change(**vars(counted))
-
-
-def _unfit(event: Answered, error: Exception) -> Unfit:
-    """An answer that was paid for and can't be stored."""
-    known = error if isinstance(error, PromptStackError) else bug(error)
-    return Unfit(event.sent, known, event.answer)

@@ -21,6 +21,7 @@ from services.runs.narrowing import is_suspect, narrow
 from services.runs.progress import RunProgress
 from services.runs.shard import ShardWork
 from services.runs.shard_store import ShardTools
+from services.schema_bounds import SchemaBounds
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class RunWork:
         *,
         indexes: VectorIndexes,
         terms: EmbeddingTerms,
+        schema_bounds: SchemaBounds,
     ) -> None:
         self._execution = execution
         self._providers = providers
@@ -48,6 +50,7 @@ class RunWork:
         self._tools = tools
         self._indexes = indexes
         self._terms = terms
+        self._schema_bounds = schema_bounds
 
     def run_shard(
         self, job_id: UUID, report: Report, rung_at: datetime | None = None
@@ -66,7 +69,7 @@ class RunWork:
         run = self._run_of(job)
         sums: dict[str, int] = {}
         if run.state == RunState.RUNNING and not self._gives_up(job, run):
-            asking = asking_of(run, self._terms)
+            asking = asking_of(run, self._terms, self._schema_bounds)
             work = ShardWork(job, run, asking, self._providers.get(run.provider), self._tools)
             work.do()
             sums = work.sums

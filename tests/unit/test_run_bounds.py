@@ -13,6 +13,7 @@ from repositories.run_models import Run, RunKind
 from services.llm.openai_chat import body
 from services.llm.requests import GenerationRequest
 from services.runs.asking import Call, Content, GenerationAsking
+from services.schema_bounds import SchemaBounds
 
 TOKENS_A_TURN = 8
 """Of a turn's role and borders; providers take 3 to 7."""
@@ -44,7 +45,7 @@ def most(content: Content, **parameters: Any) -> tuple[int, int] | None:
         user_id=uuid4(),
         max_cost_usd=Decimal(1),
     )
-    return GenerationAsking(run).most(Call([content]))
+    return GenerationAsking(run, SchemaBounds()).most(Call([content]))
 
 
 def conversation(messages: list[dict[str, Any]]) -> Content:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from services.errors import InvalidInput
 from services.llm.base import LLMResponse
 from services.runs.schemas import AnswerSchema
+from services.schema_bounds import SchemaBounds
 
 BACKTRACKS = "^(a+)+$"
 """Python's own engine would take longer than the universe is old."""
@@ -29,12 +30,12 @@ def answer(text: str) -> LLMResponse:
 
 
 def holds(schema: dict[str, Any], value: Any) -> bool:
-    return AnswerSchema(schema).fault(answer(json.dumps(value))) is None
+    return AnswerSchema(schema, SchemaBounds()).fault(answer(json.dumps(value))) is None
 
 
 def refused(schema: dict[str, Any]) -> str:
     with pytest.raises(InvalidInput) as caught:
-        AnswerSchema(schema)
+        AnswerSchema(schema, SchemaBounds())
     return str(caught.value)
 
 
@@ -214,7 +215,7 @@ SECRET = "whatsaid"
 def test_an_error_says_where_without_quoting_the_answer(
     schema: dict[str, Any], value: Any, where: str
 ) -> None:
-    fault = AnswerSchema(schema).fault(answer(json.dumps(value)))
+    fault = AnswerSchema(schema, SchemaBounds()).fault(answer(json.dumps(value)))
     assert fault is not None
     assert str(fault).endswith(f" at {where}.")
     assert SECRET not in str(fault)
@@ -224,7 +225,7 @@ def test_an_error_says_where_without_quoting_the_answer(
 
 @pytest.mark.parametrize("depth", [100, 400, 900, 100_000])
 def test_a_deep_answer_is_an_answer_that_does_not_fit(depth: int) -> None:
-    schema = AnswerSchema({"anyOf": [{"type": "null"}, {"items": {"$ref": "#"}}]})
+    schema = AnswerSchema({"anyOf": [{"type": "null"}, {"items": {"$ref": "#"}}]}, SchemaBounds())
     deep = answer("[" * depth + "]" * depth)
     fault = schema.fault(deep)
     assert fault is None or "nested" in str(fault) or "no JSON" in str(fault)
@@ -241,7 +242,7 @@ def test_a_deep_schema_is_refused() -> None:
 
 @pytest.mark.parametrize("number", ["1" + "0" * 400, "1e999", "-1e999", "NaN", "Infinity"])
 def test_a_number_that_is_too_large_is_an_answer_that_does_not_fit(number: str) -> None:
-    assert AnswerSchema({"multipleOf": 0.01}).fault(answer(number)) is not None
+    assert AnswerSchema({"multipleOf": 0.01}, SchemaBounds()).fault(answer(number)) is not None
 
 
 VALUES = st.recursive(
@@ -294,7 +295,7 @@ def keywords(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 )
 def test_a_schema_is_refused_or_judges_every_answer(schema: dict[str, Any], value: Any) -> None:
     try:
-        accepted = AnswerSchema(schema)
+        accepted = AnswerSchema(schema, SchemaBounds())
     except InvalidInput:
         return
     accepted.fault(answer(json.dumps(value)))

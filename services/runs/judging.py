@@ -1,0 +1,65 @@
+"""What has come to a shard, with its answers judged: some moments' worth at once."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from config.errors import PromptStackError
+from services.provider_calls import bug
+from services.runs.asking import Asking
+from services.runs.call_session import Answered, Event
+from services.runs.shard_store import Unfit
+
+AT_ONCE_SECONDS = 0.5
+LAST_SECONDS = 5.0
+"""How long answers are judged after their shard was stopped: a worker that stops has that long."""
+
+
+class Judging:
+    """Events in their order. Where judging takes long, others wait, and a cancel is seen."""
+
+    def __init__(self, asking: Asking, clock: Callable[[], float]) -> None:
+        self._asking = asking
+        self._clock = clock
+        self._waiting: deque[Event] = deque()
+
+    def __bool__(self) -> bool:
+        """Whether any wait."""
+        return bool(self._waiting)
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Take what has come."""
+        self._waiting.extend(events)
+
+    def some(self) -> list[Event]:
+        """As many as can be judged in a moment: one at least, where there is one."""
+        judged: list[Event] = []
+        until = self._clock() + AT_ONCE_SECONDS
+        while self._waiting and (not judged or self._clock() < until):
+            judged.append(self._judged(self._waiting.popleft()))
+        return judged
+
+    def rest(self) -> list[Event]:
+        """All, when the shard ends. What there is no time to judge says so, and is kept so."""
+        judged: list[Event] = []
+        until = self._clock() + LAST_SECONDS
+        while self._waiting:
+            is_late = self._clock() > until
+            judged.append(self._judged(self._waiting.popleft(), is_late=is_late))
+        return judged
+
+    def _judged(self, event: Event, *, is_late: bool = False) -> Event:
+        """The same, or what it is where its answer can't be taken: it was paid for, and says so."""
+        if not isinstance(event, Answered):
+            return event
+        try:
+            judge = self._asking.unjudged if is_late else self._asking.fault
+            fault = judge(event.answer)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others must be kept
+            fault = bug(error)
+        return event if fault is None else unfit(event, fault)
+
+
+def unfit(event: Answered, error: Exception) -> Unfit:
+    """An answer that was paid for and can't be taken, or stored."""
+    known = error if isinstance(error, PromptStackError) else bug(error)
+    return Unfit(event.sent, known, event.answer)
