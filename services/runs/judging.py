@@ -1,5 +1,6 @@
 """What has come to a shard, with its answers judged: some moments' worth at once."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -10,8 +11,8 @@ from services.runs.call_session import Answered, Event
 from services.runs.shard_store import Unfit
 
 AT_ONCE_SECONDS = 0.5
-LAST_SECONDS = 5.0
-"""How long answers are judged after their shard was stopped: a worker that stops has that long."""
+LAST_SECONDS = 8.0
+"""What all judging may take after a shard was stopped: a worker that stops has little more."""
 
 
 class Judging:
@@ -21,6 +22,7 @@ class Judging:
         self._asking = asking
         self._clock = clock
         self._waiting: deque[Event] = deque()
+        self._seconds_left = math.inf
 
     def __bool__(self) -> bool:
         """Whether any wait."""
@@ -29,6 +31,10 @@ class Judging:
     def add(self, events: Iterable[Event]) -> None:
         """Take what has come."""
         self._waiting.extend(events)
+
+    def hurry(self) -> None:
+        """From now on, let judging take so long and no longer: the shard is to end."""
+        self._seconds_left = min(self._seconds_left, LAST_SECONDS)
 
     def some(self) -> list[Event]:
         """As many as can be judged in a moment: one at least, where there is one."""
@@ -39,23 +45,23 @@ class Judging:
         return judged
 
     def rest(self) -> list[Event]:
-        """All, when the shard ends. What there is no time to judge says so, and is kept so."""
-        judged: list[Event] = []
-        until = self._clock() + LAST_SECONDS
-        while self._waiting:
-            is_late = self._clock() > until
-            judged.append(self._judged(self._waiting.popleft(), is_late=is_late))
-        return judged
+        """All, when the shard ends."""
+        self.hurry()
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return list(map(self._judged, waiting))
 
-    def _judged(self, event: Event, *, is_late: bool = False) -> Event:
+    def _judged(self, event: Event) -> Event:
         """The same, or what it is where its answer can't be taken: it was paid for, and says so."""
         if not isinstance(event, Answered):
             return event
+        begun = self._clock()
         try:
-            judge = self._asking.unjudged if is_late else self._asking.fault
+            judge = self._asking.fault if self._seconds_left > 0 else self._asking.unjudged
             fault = judge(event.answer)
         except Exception as error:  # noqa: BLE001 - whatever it is, the others must be kept
             fault = bug(error)
+        self._seconds_left -= self._clock() - begun
         return event if fault is None else unfit(event, fault)
 
 

@@ -148,6 +148,10 @@ class SchemaRules:
             if id(one.contents) in self._checked:
                 continue
             self._checked.add(id(one.contents))
+            if isinstance(one.contents, dict) and "$schema" in one.contents:
+                raise InvalidInput(
+                    "A part of the schema has a $schema of its own; name it at the top only."
+                )
             error = next(form.iter_errors(one.contents), None)
             if error is not None:
                 raise InvalidInput(f"This is no JSON schema: {error.message[:200]}.")
@@ -155,10 +159,6 @@ class SchemaRules:
 
     def _look_at(self, part: dict[str, Any]) -> None:
         """Note what one part says, and raise `InvalidInput` for what can't be judged by."""
-        if "$schema" in part:
-            raise InvalidInput(
-                "A part of the schema has a $schema of its own; name it at the top only."
-            )
         self.names.update(part.get("properties", {}))
         self._in_place[id(part)] = {id(inner) for inner in _judging_the_same(part)}
         for pattern in [part.get("pattern"), *part.get("patternProperties", {})]:

@@ -174,6 +174,9 @@ class ShardWork:
 
     def _come(self, calls: int) -> list[Event]:
         """Wait for what happens to the `calls`; what has come is judged."""
+        if self._is_over or self._job.is_closing:
+            # Nothing begins any more, and somebody waits for the place.
+            self._judging.hurry()
         if self._judging:
             self._judging.add(self._session.events_now())
         else:

@@ -11,7 +11,7 @@ from repositories.errors import ClaimLost
 from repositories.items import Ended
 from repositories.jobs import Claim
 from repositories.models import AttemptState, Billing
-from repositories.run_models import Run
+from repositories.run_models import Run, RunState
 from repositories.runs import Change
 from repositories.session import UnitOfWork
 from services.backoff import Backoff
@@ -139,7 +139,11 @@ class ShardStore:
             committed.unsent = permitted
         # After others were taken: see `ReservationRepository.release`.
         unit.reservations.release(claim, over)
-        committed.run = unit.runs.change(self._run.id, change)
+        run = committed.run = unit.runs.change(self._run.id, change)
+        if run is not None:
+            # Also where nothing was to begin: what is under way then is judged in a hurry.
+            is_same = run.started_at == self._run.started_at
+            committed.is_over |= run.state != RunState.RUNNING or not is_same
         return committed
 
     def cut_off(self, unit: UnitOfWork, cut: list[Sent], left: set[int]) -> None:

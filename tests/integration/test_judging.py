@@ -1,0 +1,109 @@
+"""Answers that take long to be judged: their items end, their money is kept, and others go on."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
+from threading import Event, Thread
+from typing import Any, ClassVar
+from uuid import UUID
+
+import pytest
+
+from repositories.run_models import RunState
+from services.llm.base import Capability, LLMResponse, LLMService
+from services.llm.requests import GenerationRequest
+from services.runs.asking import GenerationAsking
+from services.runs.schemas import AnswerMismatch
+from services.schema_bounds import SchemaBounds
+from tasks.composition import PromptStack
+from tests.integration.test_run_ledger import one
+from tests.processes import wait_until
+from tests.runs import failures, in_ledger, work
+
+SCHEMA: dict[str, Any] = {"items": {"allOf": [{"type": "integer"}] * 5}}
+LONG = json.dumps([1] * 200)
+
+
+class Says(LLMService):
+    """Answers what it is asked."""
+
+    name = "says"
+    is_limited = False
+    default_models: ClassVar = {Capability.GENERATION: "says-1"}
+
+    async def _generate(
+        self, request: GenerationRequest, user_id: UUID | None, failures: int
+    ) -> LLMResponse:
+        said = str(request.prompt)
+        return LLMResponse(said, request.model, 1, 1, finish_reason="stop")
+
+    async def is_available(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def provider(stack: PromptStack) -> None:
+    stack.factory.register("says", Says)
+    stack.__dict__["_schema_bounds"] = replace(SchemaBounds(), judging_steps=200)
+
+
+def test_an_answer_that_cannot_be_judged_ends_its_item_and_is_kept(stack: PromptStack) -> None:
+    run = stack.runs.generate(["[1]", LONG, '["x"]', "[2]"], provider="says", json_schema=SCHEMA)
+    done = work(stack, run.id)
+    assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 2, 2)
+    assert failures(stack, done) == {"2": "ANSWER_NOT_JUDGED", "3": "ANSWER_MISMATCH"}
+    failed = next(iter(stack.run_results.failed(run.id)))
+    assert (failed.detail, "MAX_JUDGING_STEPS" in failed.error) == (LONG, True)
+    # Each was paid for once, and it is on the books.
+    assert in_ledger(stack, "SELECT count(*) FROM attempts WHERE billing = 'billed'") == 4
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
+    """Judging is held up: the first event says that it is begun, the second lets it go on."""
+    begun, go_on, judged = Event(), Event(), count()
+
+    def fault(self: GenerationAsking, answer: Any) -> AnswerMismatch | None:
+        begun.set()
+        go_on.wait(60.0)
+        return None if next(judged) < 3 else AnswerMismatch("It is judged too late.")
+
+    monkeypatch.setattr(GenerationAsking, "fault", fault)
+    monkeypatch.setattr("services.runs.judging.AT_ONCE_SECONDS", 0.0)
+    monkeypatch.setattr("services.runs.judging.LAST_SECONDS", -1.0)
+    yield begun, go_on
+    go_on.set()
+
+
+def test_a_run_that_is_cancelled_while_it_judges_ends_and_keeps_all_answers(
+    stack: PromptStack, slow: tuple[Event, Event]
+) -> None:
+    begun, go_on = slow
+    prompts = [f"[{n}]" for n in range(20)]
+    run = stack.runs.generate(prompts, provider="says", json_schema=SCHEMA, in_flight=20)
+    (shard,) = one(stack, "SELECT id FROM jobs")
+    working = Thread(target=stack.run_work.run_shard, args=(shard, lambda _: None))
+    working.start()
+    assert begun.wait(30.0)
+    answered = "SELECT count(*) FROM attempts"
+    wait_until(lambda: in_ledger(stack, answered) == 20, "all calls to be made")
+    stack.runs.cancel(run.id)
+    go_on.set()
+    working.join(30.0)
+    assert not working.is_alive()
+    assert stack.jobs.get(shard).state.is_final
+    # One was judged in time; what the others are, nobody knows, but they are kept.
+    kept = failures(stack, run)
+    assert set(kept.values()) == {"ANSWER_NOT_JUDGED"}
+    assert 1 <= stack.runs.get(run.id).succeeded <= 3
+    assert in_ledger(stack, "SELECT count(*) FROM outcomes") == 20
+    assert in_ledger(stack, "SELECT count(*) FROM attempts WHERE billing <> 'billed'") == 0
+
+
+def test_a_run_with_a_schema_that_is_beyond_the_bounds_by_now_ends(stack: PromptStack) -> None:
+    run = stack.runs.generate(["[1]"], provider="says", json_schema=SCHEMA)
+    stack.__dict__["_schema_bounds"] = replace(SchemaBounds(), nodes=3)
+    done = work(stack, run.id)
+    assert (done.succeeded, done.failed) == (0, 1)
+    assert failures(stack, done) == {"1": "INVALID_INPUT"}
