@@ -1,9 +1,10 @@
 """Every setting of Prompt Stack, read from the environment and `.env`."""
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -52,6 +53,9 @@ def _url_with_port(url: str) -> str:
     return url
 
 
+HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
+WIDE_HOST = re.compile(r"\*|\*\.[^.]+|\*\.(ac|co|com|edu|gov|net|org)\.[a-z]{2}", re.IGNORECASE)
+"""Hosts of anybody: all, or all below a domain in which everybody can have one."""
 TEN_YEARS = 315_360_000.0
 Seconds = Annotated[float, Field(ge=0, le=TEN_YEARS, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=TEN_YEARS, allow_inf_nan=False)]
@@ -94,6 +98,10 @@ class Settings(BaseSettings):
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
         None, description="Redis or Valkey: progress, results, and the broker. Unset: embedded."
     )
+    redis_password: SecretStr | None = Field(
+        None,
+        description="Password of the server at REDIS_URL, where that has none; any characters.",
+    )
     celery_broker_url: Annotated[str, AfterValidator(_broker_url)] | None = Field(
         None, description="Another broker than REDIS_URL, for example amqp://... (RabbitMQ)."
     )
@@ -105,7 +113,9 @@ class Settings(BaseSettings):
     api_host: str = Field("127.0.0.1", description="Address on which the HTTP API listens.")
     api_port: int = Field(8000, ge=0, le=65535, description="Its port; 0 takes a free one.")
     allowed_hosts: Annotated[list[str], NoDecode] = Field(
-        ["*"], description="Host headers that are answered, separated by commas."
+        ["*"],
+        description="Host headers that are answered, separated by commas; *.example.org is all "
+        "below it.",
     )
     max_body_bytes: int = Field(
         12_000_000, ge=1_000, description="Largest HTTP body that is read, in bytes."
@@ -349,14 +359,33 @@ class Settings(BaseSettings):
         return values
 
     @model_validator(mode="after")
+    def _hosts_are_hosts(self) -> Self:
+        for host in self.allowed_hosts:
+            if HOST.fullmatch(host) is None:
+                raise ValueError(f"ALLOWED_HOSTS: {host!r} is not a host's name, *.name or *")
+        return self
+
+    @model_validator(mode="after")
+    def _add_redis_password(self) -> Self:
+        if self.redis_url is not None and self.redis_password is not None:
+            parts = urlsplit(self.redis_url)
+            if parts.password is None:
+                password = quote(self.redis_password.get_secret_value(), safe="")
+                place = f"{parts.username or ''}:{password}@{parts.netloc.rpartition('@')[2]}"
+                self.redis_url = parts._replace(netloc=place).geturl()
+        return self
+
+    @model_validator(mode="after")
     def _safe_in_production(self) -> Self:
         if not self.is_production:
             return self
         secret = self.secret_key.get_secret_value()
         if secret == DEFAULT_SECRET_KEY or len(secret) < 32:
             raise ValueError("SECRET_KEY must be set to 32 random characters or more in production")
-        if "*" in self.allowed_hosts or not self.allowed_hosts:
-            raise ValueError("ALLOWED_HOSTS must name the hosts (not *) in production")
+        if not self.allowed_hosts or any(map(WIDE_HOST.fullmatch, self.allowed_hosts)):
+            raise ValueError(
+                "ALLOWED_HOSTS must name the hosts in production, not * nor a pattern such as *.com"
+            )
         if self.database_url is None:
             raise ValueError("DATABASE_URL must be set in production")
         if self.redis_url is None:

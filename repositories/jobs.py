@@ -306,6 +306,8 @@ class JobRepository(BaseRepository[Job]):
                 # What ends again while this goes on is not taken twice.
                 Job.finished_at < ended.until,
                 Job.state.in_(RETRIABLE_STATES),
+                # A run sees to its parts itself.
+                Job.run_id.is_(None),
                 *(condition for condition in conditions.values() if condition is not False),
             )
             .order_by(Job.finished_at)

@@ -220,6 +220,7 @@ class JobService:
         """
         with self._ledger.transaction() as work:
             job = _find(work, job_id, owner)
+            _check_stands_alone(job, "cancel")
             is_unheard = job.state == JobState.QUEUED and job.rung_at is None
             if not work.jobs.cancel(job_id):
                 raise WrongState(f"Job {job_id} has ended already ({job.state}).")
@@ -236,6 +237,7 @@ class JobService:
         """
         with self._ledger.transaction() as work:
             job = _find(work, job_id, owner)
+            _check_stands_alone(job, "retry")
             if not work.jobs.reopen(job_id, self._defaults.expires_seconds):
                 raise WrongState(
                     f"Job {job_id} is {job.state}; only a failed, cancelled or expired job "
@@ -397,6 +399,15 @@ def check_source(source: str) -> None:
 def _check_user(work: UnitOfWork, user_id: UUID | None) -> None:
     if user_id is not None and work.users.get(user_id) is None:
         raise NotFound(f"There is no user {user_id}.")
+
+
+def _check_stands_alone(job: Job, what: str) -> None:
+    """Raise `WrongState` for a part of a run, which counts on its parts."""
+    if job.run_id is not None:
+        raise WrongState(
+            f"Job {job.id} is a part of run {job.run_id}; {what} the run: "
+            f"`promptstack runs {what} {job.run_id}`."
+        )
 
 
 def _find(work: UnitOfWork, job_id: UUID, owner: UUID | None) -> Job:

@@ -38,6 +38,7 @@ def main() -> int:
             arguments.host or settings.flower_host,
             settings.flower_port if arguments.port is None else arguments.port,
             settings.flower_basic_auth,
+            settings.allowed_hosts,
         )
         with PromptStack.open(settings) as stack:
             _serve(stack, listen)

@@ -3,6 +3,7 @@
 import ipaddress
 import os
 from ast import literal_eval
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,9 @@ from flower.app import Flower
 from flower.options import default_options
 from flower.urls import settings as flower_settings
 from pydantic import SecretStr
-from tornado.httputil import HTTPHeaders
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.ioloop import IOLoop
-from tornado.web import OutputTransform
+from tornado.web import ErrorHandler, OutputTransform
 
 from config.errors import ConfigurationError
 from tasks.composition import PromptStack
@@ -25,6 +26,7 @@ MAX_TASKS = 10_000
 FORGET_WORKERS_SECONDS = 600
 """Every start of a worker has its own name, so that old ones would fill the page."""
 
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 COLUMNS = "name,uuid,state,args,received,result"
 
 
@@ -36,6 +38,8 @@ class Listen:
     port: int
     basic_auth: SecretStr | None
     """user:password"""
+    allowed_hosts: Sequence[str] = ()
+    """Names that it has beside those of this machine; * is any, where it asks for a password."""
 
     def check(self) -> None:
         """Refuse what would be unsafe. Raises `ConfigurationError`."""
@@ -56,6 +60,18 @@ class Listen:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    def is_ours(self, host: str) -> bool:
+        """Whether a request for this host, without its port, is one for us.
+
+        A web page can point a name of its own at this machine and then read as its own whatever
+        answers to that name (DNS rebinding).
+        """
+        names = {*LOOPBACK, self.host, f"[{self.host}]", *self.allowed_hosts}
+        if "*" in names and self.basic_auth is not None:
+            return True
+        parent = "*." + host.partition(".")[2]
+        return host in names - {"*"} or parent in names
 
     def url(self, port: int) -> str:
         """The address for a browser on this machine."""
@@ -83,8 +99,8 @@ def create_dashboard(stack: PromptStack, listen: Listen) -> tuple[Any, int]:
         options.basic_auth = [listen.basic_auth.get_secret_value()]
     else:
         os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
-    dashboard = Flower(
-        options=options, capp=stack.celery, io_loop=IOLoop.current(), **flower_settings
+    dashboard = Dashboard(
+        listen, options=options, capp=stack.celery, io_loop=IOLoop.current(), **flower_settings
     )
     dashboard.add_transform(OwnPagesOnly)
     try:
@@ -94,6 +110,20 @@ def create_dashboard(stack: PromptStack, listen: Listen) -> tuple[Any, int]:
         raise ConfigurationError(
             f"Cannot listen on {listen.host}, port {listen.port}: {reason}."
         ) from error
+
+
+class Dashboard(Flower):  # type: ignore[misc]  # it has no types
+    """Flower, for requests that mean it."""
+
+    def __init__(self, listen: Listen, **kwargs: Any) -> None:
+        self._listen = listen
+        super().__init__(**kwargs)
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        """Return what answers a request; one for another host is refused."""
+        if self._listen.is_ours(request.host_name):
+            return super().find_handler(request, **kwargs)
+        return self.get_handler_delegate(request, ErrorHandler, {"status_code": 400})
 
 
 def shorten(task: Any) -> Any:

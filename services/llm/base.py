@@ -180,6 +180,7 @@ class LLMService(ABC):
         try:
             response = await self._generate(request, user_id, failures)
         except ProviderError as error:
+            error.hide(self.secret)
             self._log_failure("generation", request.model, error, started)
             raise
         response = replace(response, latency_seconds=self._clock() - started)
@@ -206,6 +207,7 @@ class LLMService(ABC):
             response = await self._embed(texts, model, user_id)
             _check_vectors(response.vectors, len(texts), self.name)
         except ProviderError as error:
+            error.hide(self.secret)
             self._log_failure("embedding", model, error, started)
             raise
         response = replace(response, latency_seconds=self._clock() - started)
@@ -228,6 +230,11 @@ class LLMService(ABC):
         self, texts: Sequence[str], model: str, user_id: UUID | None
     ) -> EmbeddingResponse:
         raise InvalidProviderRequest(f"Provider '{self.name}' offers no embedding models.")
+
+    @property
+    def secret(self) -> str:
+        """The key, which no error may tell; empty where there is none."""
+        return ""
 
     @property
     def credential(self) -> str:

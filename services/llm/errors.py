@@ -4,6 +4,9 @@ from config.errors import PromptStackError
 from services.llm.limit_report import LimitReport
 from services.text import make_storable
 
+HIDDEN = "[hidden]"
+SHORTEST_KEY = 8
+
 
 class ProviderError(PromptStackError):
     """The provider didn't give a usable answer."""
@@ -29,6 +32,17 @@ class ProviderError(PromptStackError):
         self.status = status
         self.limits = limits
         self.request_id = request_id and make_storable(request_id)
+
+    def hide(self, key: str) -> None:
+        """Take a key of ours out of what the provider said, also one that is cut off at the end."""
+        if self.detail is None or len(key) < SHORTEST_KEY:
+            return
+        shown = self.detail.replace(key, HIDDEN)
+        for length in range(len(key) - 1, SHORTEST_KEY - 1, -1):
+            if shown.endswith(key[:length]):
+                shown = shown[:-length] + HIDDEN
+                break
+        self.detail = shown
 
 
 class RateLimited(ProviderError):

@@ -65,6 +65,11 @@ class RemoteService(LLMService, Generic[Client]):
             raise InvalidInput(f"Provider '{cls.name}' doesn't take {reserved} as an option.")
 
     @property
+    def secret(self) -> str:
+        """See `LLMService`."""
+        return self._api_key
+
+    @property
     def credential(self) -> str:
         """See `LLMService`."""
         return fingerprint(self._api_key)

@@ -1,5 +1,6 @@
 """What a provider's refusal means to us: the same rules for all of them."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from datetime import UTC, datetime
 import aiohttp
 
 from services.llm.errors import (
+    HIDDEN,
     AuthenticationFailed,
     BadResponse,
     ConnectionFailed,
@@ -26,6 +28,13 @@ from services.llm.headers import limit_report, request_id, retry_after
 from services.text import make_storable
 
 LONGEST_DETAIL = 2_000
+_KEY = re.compile(
+    r"(?<![\w-])(?:(?:sk|pk|rk|ps|key|gsk|csk|xai|hf|pplx|nvapi)[-_]|AIza|ya29\.|eyJ)(?=[\w.*-]*[\d*])[\w.*-]{16,}"
+    r"|(?<=Bearer )\S{8,}|(?<=Basic )\S{8,}",
+    re.ASCII | re.IGNORECASE,
+)
+"""Keys as providers and their proxies make them (`sk-...`, `gsk_...`, `AIza...`, tokens of Google,
+JWTs), also with asterisks in their midst: long, and with a digit."""
 
 _REFUSED_KEY = (AuthenticationFailed, "does not accept the API key for this; check {key}")
 _NO_QUOTA = (QuotaExhausted, "says that the account has no quota or money left")
@@ -189,5 +198,8 @@ def reading(
 
 
 def detail(text: str) -> str:
-    """What a provider said, as far as it can be stored."""
-    return make_storable(text[:LONGEST_DETAIL])
+    """What a provider said, as far as it can be stored and shown: without what looks like a key.
+
+    A wrong key is quoted by some, whole or in part, and a server in between may quote the headers.
+    """
+    return make_storable(_KEY.sub(HIDDEN, text[: 2 * LONGEST_DETAIL]))[:LONGEST_DETAIL]

@@ -56,14 +56,17 @@ class FlowerClient:
         self.answers.append(answer)
         return answer
 
-    def open(self, path: str, *, data: bytes | None = None) -> HTTPResponse:
-        request = urllib.request.Request(self.url + path, data=data, headers=self._headers)
+    def open(
+        self, path: str, *, data: bytes | None = None, host: str | None = None
+    ) -> HTTPResponse:
+        headers = self._headers | ({} if host is None else {"Host": host})
+        request = urllib.request.Request(self.url + path, data=data, headers=headers)
         response: HTTPResponse = urllib.request.urlopen(request, timeout=10)
         return response
 
-    def status(self, path: str, *, data: bytes | None = None) -> int:
+    def status(self, path: str, *, data: bytes | None = None, host: str | None = None) -> int:
         try:
-            with self.open(path, data=data) as response:
+            with self.open(path, data=data, host=host) as response:
                 return response.status
         except urllib.error.HTTPError as error:
             error.close()
@@ -318,6 +321,33 @@ def test_flower_shows_and_does_not_act(flower: FlowerClient) -> None:
         assert flower.status(f"/api/{path}", data=b"{}") == 403
     with flower.open("/api/tasks") as response:
         assert response.headers["Access-Control-Allow-Origin"] is None
+
+
+def test_flower_answers_no_page_that_gives_this_machine_a_name_of_its_own(
+    flower: FlowerClient,
+) -> None:
+    for host, status in (
+        ("127.0.0.1", 200),
+        ("localhost:5555", 200),
+        ("[::1]:5555", 200),
+        ("evil.example", 400),
+        ("evil.example:80", 400),
+        ("127.0.0.1.evil.example", 400),
+        ("", 400),
+    ):
+        assert flower.status("/api/workers", host=host) == status, host
+
+
+def test_hosts_of_others_are_answered_only_with_a_password() -> None:
+    secret = SecretStr("me:secret")
+    anyone = Listen("127.0.0.1", 0, None, ["*"])
+    assert not anyone.is_ours("evil.example")
+    assert Listen("127.0.0.1", 0, secret, ["*"]).is_ours("evil.example")
+    named = Listen("10.0.0.1", 0, secret, ["flower.example.org", "*.example.net"])
+    for host in ("localhost", "10.0.0.1", "flower.example.org", "a.example.net"):
+        assert named.is_ours(host)
+    for host in ("example.org", "evil.example", "example.net", "*"):
+        assert not named.is_ours(host)
 
 
 def test_flower_asks_for_its_password_and_ends_in_order(

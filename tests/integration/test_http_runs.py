@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from repositories.models import JobKind
 from tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.runs import work
@@ -83,6 +84,20 @@ def test_bad_items_refuse_a_run_or_end_in_its_failures(
     codes = [row["code"] for row in (*first["failures"], *rest["failures"])]
     assert codes == ["EMPTY_TEXT", "WRONG_TYPE", "DUPLICATE_ID"]
     assert rest["after"] is None
+
+
+def test_a_part_of_a_run_is_cancelled_and_retried_with_it_alone(
+    stack: PromptStack, client: TestClient
+) -> None:
+    run = client.post(f"{RUNS}/embeddings", json={"items": ["a", "b"]}).json()["id"]
+    [shard] = stack.jobs.get_many(kind=JobKind.SHARD)
+    for what in ("cancel", "retry"):
+        told = problem(client.post(f"/api/v1/jobs/{shard.id}/{what}"), 409, "WRONG_STATE")
+        assert run in told["detail"]
+    with stack.ledger.transaction() as unit:
+        unit.jobs.cancel(shard.id)
+    assert stack.jobs.retry_many(state=None) == 0
+    assert stack.jobs.retry_many(state=None, kind=JobKind.SHARD) == 0
 
 
 def test_templates_and_limits_hold(client: TestClient) -> None:

