@@ -166,9 +166,16 @@ class UnitOfWork:
         query = text("SELECT pg_try_advisory_xact_lock(hashtext(:name))")
         return bool(self.session.scalar(query, {"name": name}))
 
-    def limit_statements(self, seconds: float) -> None:
-        """Let no statement of this transaction take longer; one that does is ended."""
+    def limit_statements(self, seconds: float, *, idle: float | None = None) -> None:
+        """Let no statement of this transaction take longer; one that does is ended.
+
+        With `idle`, the transaction is also ended where it waits so long for its next statement,
+        as that of a frozen process does.
+        """
         self.session.execute(text(f"SET LOCAL statement_timeout = {int(seconds * 1000)}"))
+        if idle is not None:
+            limit = f"SET LOCAL idle_in_transaction_session_timeout = {int(idle * 1000)}"
+            self.session.execute(text(limit))
 
     def after_commit(self, action: Callable[[list[Item]], None], item: Item) -> None:
         """Once the outermost transaction is committed, and never if it isn't, run `action`.

@@ -52,6 +52,8 @@ class Liveness:
         """Do nothing yet; `clock` is the ledger's, `timer` bounds how long a round works."""
         self._ledger = ledger
         self._worker_lost_seconds = worker_lost_seconds
+        # One that freezes with a lock must not look like an outage of the ledger to the others.
+        self._idle_seconds = max(1.0, worker_lost_seconds / 4)
         self._clock = clock
         self._timer = timer
         self._changed: deque[JobRef] = deque(maxlen=MOST_CHANGED)
@@ -82,7 +84,7 @@ class Liveness:
         done: list[JobRef] = []
         while True:
             with self._ledger.transaction() as unit:
-                unit.limit_statements(STATEMENT_SECONDS)
+                unit.limit_statements(STATEMENT_SECONDS, idle=self._idle_seconds)
                 if not unit.try_lock(LOCK):
                     return done
                 batch = step(unit)
@@ -94,11 +96,10 @@ class Liveness:
     def _watch(self) -> Proof | None:
         """Note that the ledger is there; the silence that proves a worker's death, if any does.
 
-        Apart from the rest, and by all workers: one that freezes with the lock of the rest must
-        not look like an outage of the ledger.
+        Apart from the rest, and by all workers: the rest may take longer.
         """
         with self._ledger.transaction() as unit:
-            unit.limit_statements(STATEMENT_SECONDS)
+            unit.limit_statements(STATEMENT_SECONDS, idle=self._idle_seconds)
             if not unit.try_lock("watch"):
                 return None
             now = self._clock(unit).timestamp()

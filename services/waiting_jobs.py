@@ -1,12 +1,17 @@
 """Jobs that wait in the ledger for a rate limit: called back when there is room."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from repositories.session import Ledger, UnitOfWork
 from services.errors import UnknownProvider
 from services.limited_calls import LimitedCalls
 from services.llm.event_loop import EventLoop
 from services.llm.pool import ProviderPool
+
+STEP_SECONDS = 2.0
+"""Longest time of a round, in which messages wait to be sent."""
+FIRST = ("", "")
 
 
 class WaitingJobs:
@@ -17,23 +22,41 @@ class WaitingJobs:
     """
 
     def __init__(
-        self, ledger: Ledger, providers: ProviderPool, calls: LimitedCalls, loop: EventLoop
+        self,
+        ledger: Ledger,
+        providers: ProviderPool,
+        calls: LimitedCalls,
+        loop: EventLoop,
+        *,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
         self._providers = providers
         self._calls = calls
         self._loop = loop
+        self._timer = timer
+        self._last = FIRST
+        """The model that was looked at last, where there was no time for the others."""
 
     def call_back(self) -> int:
-        """Let as many jobs be due as their limits have room for; how many."""
+        """Let as many jobs be due as their limits have room for; how many.
+
+        Where the limiter answers slowly, the next round goes on with the models that are left.
+        """
         with self._ledger.transaction() as unit:
-            waited_for = list(_models(unit))
+            waited_for = list(_models(unit, self._last))
+        began = self._timer()
         called = 0
         for provider, model in waited_for:
+            if self._timer() - began > STEP_SECONDS:
+                break
+            self._last = (provider, model)
             room = self._room(provider, model)
             if room > 0:
                 with self._ledger.transaction() as unit:
                     called += unit.rings.call_back(provider, model, room)
+        else:
+            self._last = FIRST
         return called
 
     def _room(self, provider: str, model: str) -> int:
@@ -44,8 +67,8 @@ class WaitingJobs:
         return self._loop.run(self._calls.room(service, model))
 
 
-def _models(unit: UnitOfWork) -> Iterator[tuple[str, str]]:
-    found = unit.rings.next_waiting(("", ""))
+def _models(unit: UnitOfWork, after: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    found = unit.rings.next_waiting(after)
     while found is not None:
         yield found
         found = unit.rings.next_waiting(found)

@@ -1,5 +1,6 @@
 """Jobs under limits, on real wires: fallbacks, circuits, spent quota, calls that are too large."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from services.errors import InvalidInput, UnknownModel
 from services.llm.openai import OpenAIService
 from services.llm.requests import Fallback
 from services.views import AttemptView, JobView
+from services.waiting_jobs import WaitingJobs
 from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
@@ -247,6 +249,26 @@ def test_a_job_that_must_wait_long_goes_back_and_is_called_when_there_is_room(
     assert waiting.not_before is not None
     assert due < waiting.not_before
     assert first.stats()["requests"] == 1
+
+
+def test_a_limiter_that_answers_slowly_is_asked_for_the_next_model_in_the_next_round(
+    open_stack: Open,
+) -> None:
+    """Messages wait for the end of a round."""
+    stack = open_stack(LIMITED)
+    for model in ("gpt-5-mini", "gpt-5-nano"):
+        for _ in range(2):
+            run(stack, stack.jobs.enqueue_generation("x", provider="openai", model=model))
+    seconds = itertools.count(0.0, 1.5)
+    with PromptStack.open(stack.settings.model_copy(update={"models_file": None})) as raised:
+        waiting = WaitingJobs(
+            raised.ledger,
+            raised.providers,
+            raised.limited_calls,
+            raised.loop,
+            timer=lambda: next(seconds),
+        )
+        assert [waiting.call_back() for _ in range(3)] == [1, 1, 0]
 
 
 def test_limits_are_kept_by_model(open_stack: Open) -> None:

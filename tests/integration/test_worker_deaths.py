@@ -10,11 +10,12 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from config.names import Queue
 from repositories.models import JobKind, JobState
 from repositories.run_models import RunState
-from repositories.session import UnitOfWork
+from repositories.session import Ledger, UnitOfWork
 from services.doorbell import Ring
 from services.liveness import Liveness
 from services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
@@ -230,6 +231,28 @@ def test_dead_workers_are_missed_while_messages_take_long(stack: PromptStack) ->
     finally:
         bell.may_answer.set()
         messages.join()
+
+
+def test_a_worker_that_freezes_as_it_watches_loses_the_lock_before_all_others(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody can watch for half the silence that proves a death, nobody is dead."""
+    monkeypatch.setattr("repositories.session.IDLE_SECONDS", 3_600)  # of other transactions
+    ledger = Ledger(stack.database_url)
+    with ledger.transaction() as unit:
+        unit.limit_statements(4.0, idle=0.5)
+        assert unit.try_lock("watch")
+        assert not watches(stack)
+        wait_until(lambda: watches(stack), "the others to watch again")
+        with pytest.raises(DBAPIError):
+            unit.now()
+        unit.session.rollback()
+    ledger.close()
+
+
+def watches(stack: PromptStack) -> bool:
+    with stack.ledger.transaction() as unit:
+        return unit.try_lock("watch")
 
 
 def test_more_jobs_than_one_transaction_s_worth_are_freed_in_a_round(
