@@ -46,6 +46,12 @@ class BaseRepository(Generic[T]):
         query = query.order_by(key.desc() if newest_first else key).offset(skip).limit(limit)
         return self._session.scalars(query).all()
 
+    def keys_between(self, first: UUID, last: UUID, *, limit: int) -> list[UUID]:
+        """Return primary keys in a range, both ends in it, the newest first."""
+        key = self._key()
+        query = select(key).where(key.between(first, last)).order_by(key.desc()).limit(limit)
+        return list(self._session.scalars(query))
+
     def create(self, **values: Any) -> T:
         """Add a row and flush it, so that its defaults are set and its constraints checked."""
         row: T = self.model(**values)

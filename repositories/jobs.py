@@ -1,6 +1,6 @@
 """Jobs: every change of state is one conditional UPDATE."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -328,6 +328,11 @@ class JobRepository(BaseRepository[Job]):
         """Where a job stands, and what its calls came to."""
         row = self._session.execute(STANDING, {"the_job": job_id}).one_or_none()
         return None if row is None else Standing(**row._mapping)
+
+    def open_of(self, job_ids: Collection[UUID]) -> set[UUID]:
+        """Those of these jobs that have not ended."""
+        query = select(Job.id).where(Job.id.in_(job_ids), Job.finished_at.is_(None))
+        return set(self._session.scalars(query))
 
     def running_of(self, worker_id: UUID) -> dict[UUID, int]:
         """The jobs that the ledger says this worker runs, each with its attempt."""

@@ -21,6 +21,12 @@ class UnknownModel(InvalidInput):
     code = "UNKNOWN_MODEL"
 
 
+class AmbiguousId(InvalidInput):
+    """The beginning of an id fits several."""
+
+    code = "AMBIGUOUS_ID"
+
+
 class NotFound(PromptStackError):
     """What was asked for isn't in the ledger, or isn't the caller's."""
 

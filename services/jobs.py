@@ -6,6 +6,8 @@ down delays the job but does not refuse it.
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,6 +23,7 @@ from repositories.session import Ledger, UnitOfWork
 from services.bounds import checked_time, refused_in_words
 from services.doorbell import BrokerUnavailable, Doorbell, Ring, ring_marked, ring_now
 from services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
+from services.ids import find_id
 from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
 from services.llm.requests import Fallback, GenerationRequest, Message, Tool
@@ -33,6 +36,7 @@ MAX_SOURCE_BYTES = 2_000
 """PostgreSQL refuses index entries over about 2,700 bytes."""
 RETRIED_AT_ONCE = 500
 """Jobs queued again in one transaction."""
+POLL_SECONDS = 0.1
 
 
 class JobService:
@@ -176,6 +180,29 @@ class JobService:
         """Return a job; with `owner`, only one of that user's. Raises `NotFound`."""
         with self._ledger.transaction() as work:
             return JobView.model_validate(_find(work, job_id, owner))
+
+    def find(self, given: str) -> UUID:
+        """The id of the one job whose id begins so. Raises what `find_id` raises."""
+        with self._ledger.transaction() as work:
+            return find_id(work.jobs, "job", given)
+
+    def wait(self, job_ids: Sequence[UUID], timeout: float = math.inf) -> list[JobView]:
+        """Wait until these jobs have ended; how they did, in the order of the ids.
+
+        Raises `NotFound`, and `TimeoutError` after `timeout` seconds; the jobs go on then.
+        """
+        if not timeout >= 0:
+            raise InvalidInput("The timeout must be 0 seconds or more.")
+        deadline = time.monotonic() + timeout
+        left = {job.id for job in self.get_all(job_ids) if not job.state.is_final}
+        while left:
+            if time.monotonic() >= deadline:
+                count = f"{len(left)} of {len(set(job_ids))} jobs"
+                raise TimeoutError(f"{count} have not ended after {timeout:g} s; they go on.")
+            time.sleep(POLL_SECONDS)
+            with self._ledger.transaction() as work:
+                left = work.jobs.open_of(left)
+        return self.get_all(job_ids)
 
     def get_all(self, job_ids: Sequence[UUID]) -> list[JobView]:
         """Return the jobs of these ids, in their order. Raises `NotFound` for the first missing."""

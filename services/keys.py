@@ -9,6 +9,7 @@ from uuid import UUID
 from repositories.models import ApiKey
 from repositories.session import Ledger
 from services.errors import InvalidInput, NotAuthenticated, NotFound
+from services.ids import find_id
 from services.text import check_name
 
 PREFIX = "ps_"
@@ -77,6 +78,11 @@ class KeyService:
         """All keys, oldest first, without what they are known by."""
         with self._ledger.transaction() as unit:
             return [_view(key) for key in unit.api_keys.get_all()]
+
+    def find(self, given: str) -> UUID:
+        """The id of the one key whose id begins so. Raises what `find_id` raises."""
+        with self._ledger.transaction() as unit:
+            return find_id(unit.api_keys, "key", given)
 
     def revoke(self, key_id: UUID) -> None:
         """Let a key open nothing from now on. Raises `NotFound`."""

@@ -52,5 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asyncio.run(serve(given.port, latency, limits))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Serve as the command line says."""
     main()
+
+
+if __name__ == "__main__":
+    run()

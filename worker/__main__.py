@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import NoReturn
 
 from config.errors import PromptStackError
 from config.logging import configure_logging
@@ -83,5 +84,10 @@ def _say(error: PromptStackError) -> int:
     return WRONG_SETTINGS
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Work, and end the process."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

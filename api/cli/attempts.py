@@ -5,11 +5,10 @@ from decimal import Decimal
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from api.cli.connection import connected
-from api.cli.terminal import JsonFlag, dollars, out, plural, point_in_time, print_json, printable
+from api.cli.table import Column, print_table
+from api.cli.terminal import JsonFlag, dollars, out, plural, point_in_time, print_items
 from repositories.models import AttemptState, Billing
 from repositories.usage import Unsettled
 from services.views import CallView
@@ -22,6 +21,18 @@ MEANING = {
 }
 
 
+COLUMNS = (
+    Column("began", rank=5),
+    Column("job"),
+    Column("model", rank=6),
+    Column("state"),
+    Column("money", rank=2),
+    Column("tokens", rank=4, right=True),
+    Column("cost $", rank=1, right=True),
+    Column("error", rank=3, elastic=True),
+)
+
+
 def attempts(
     unsettled: Annotated[
         bool, typer.Option("--unsettled", help="Only calls that may have been paid and lost.")
@@ -30,40 +41,33 @@ def attempts(
     limit: Annotated[int, typer.Option(min=0, max=10_000, help="How many to list.")] = 20,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show provider calls, newest first, and what is known of their money."""
+    """Show provider calls, and what is known of their money."""
     began = point_in_time(since)
     with connected(start_servers=True) as stack:
         calls = stack.usage.calls(only_unsettled=unsettled, since=began, limit=limit)
         sums = stack.usage.unsettled(since=began)
     if as_json:
-        print_json(
-            {
-                "attempts": [call.model_dump(mode="json") for call in calls],
-                "unsettled": [asdict(row) for row in sums],
-            }
+        print_items(
+            (call.model_dump(mode="json") for call in calls),
+            unsettled=[asdict(row) for row in sums],
         )
         return
     if calls:
-        out.print(_table(calls))
+        print_table(COLUMNS, list(map(_row, calls)))
     _say(sums)
 
 
-def _table(calls: list[CallView]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("began", "job", "model", "state", "money", "tokens", "cost $", "error"):
-        table.add_column(name, no_wrap=name == "job")
-    for call in calls:
-        table.add_row(
-            f"{call.started_at:%Y-%m-%d %H:%M:%S}",
-            str(call.job_id or "pruned"),
-            escape(printable(f"{call.provider}/{call.model}")),
-            str(call.state),
-            str(call.billing).replace("_", " "),
-            _tokens(call),
-            _cost(call),
-            call.error_code or "",
-        )
-    return table
+def _row(call: CallView) -> list[str]:
+    return [
+        f"{call.started_at:%Y-%m-%d %H:%M:%S}",
+        str(call.job_id or "pruned"),
+        f"{call.provider}/{call.model}",
+        call.state,
+        call.billing.replace("_", " "),
+        _tokens(call),
+        _cost(call),
+        call.error_code or "",
+    ]
 
 
 def _tokens(call: CallView) -> str:

@@ -31,7 +31,7 @@ def chaos(
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Send a load, hurt this deployment meanwhile, and judge what became of every job.
+    """Send a load, hurt this deployment, and judge every job.
 
     Workers on this machine are killed, frozen and stopped: something must start them again, as
     `promptstack up` does. `flush` deletes all that REDIS_URL holds, `cut` closes connections.

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from api.cli.terminal import err, plain_errors
+from api.cli.terminal import err
 from config.embedded.servers import EmbeddedServers, running
 from config.logging import configure_logging
 from config.settings import Settings, get_settings
@@ -14,24 +14,23 @@ from tasks.composition import PromptStack
 
 @contextmanager
 def connected(*, start_servers: bool = False) -> Iterator[PromptStack]:
-    """Give a command everything it needs; errors that we can explain become one line.
+    """Give a command everything it needs.
 
     With settings that name no servers, it joins the embedded ones that run here. Where none
     run, `start_servers` starts them for the length of the command; work that needs a worker
     does without, and says so.
     """
-    with plain_errors():
-        settings = get_settings()
-        configure_logging(settings, quiet=True)
-        if not needs_embedded(settings):
-            with PromptStack.open(settings) as stack:
-                yield stack
-        elif start_servers or running(settings.state_dir):
-            with embedded(settings) as stack:
-                yield stack
-        else:
-            with PromptStack.open(settings) as stack:  # says that nothing is running
-                yield stack
+    settings = get_settings()
+    configure_logging(settings, quiet=True)
+    if not needs_embedded(settings):
+        with PromptStack.open(settings) as stack:
+            yield stack
+    elif start_servers or running(settings.state_dir):
+        with embedded(settings) as stack:
+            yield stack
+    else:
+        with PromptStack.open(settings) as stack:  # says that nothing is running
+            yield stack
 
 
 @contextmanager

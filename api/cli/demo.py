@@ -11,7 +11,7 @@ from api.cli.connection import embedded
 from api.cli.enqueue import Enqueued, sentence, summarize, watch_embedding
 from api.cli.processes import Children, interrupt_on_signals
 from api.cli.search import print_matches
-from api.cli.terminal import JOB_FAILED, out, plain_errors, stop
+from api.cli.terminal import JOB_FAILED, out, stop
 from api.cli.watching import show_until_done
 from config.embedded.folders import make_folder
 from config.embedded.servers import remove
@@ -35,17 +35,16 @@ With OPENAI_API_KEY set: .venv/bin/promptstack generate --provider openai "Say h
 def demo() -> None:
     """Show the main job: embed, search, retry. Leaves nothing behind."""
     interrupt_on_signals()
-    with plain_errors():
-        settings = _demo_settings(get_settings())
-        configure_logging(settings, quiet=True)
-        # Under root PostgreSQL's own user passes through it, also at a later `up`.
-        make_folder(settings.state_dir, traversable=os.geteuid() == 0)
-        folder = Path(tempfile.mkdtemp(prefix="demo-", dir=settings.state_dir))
-        try:
-            _run(settings, folder)
-        finally:
-            remove(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+    settings = _demo_settings(get_settings())
+    configure_logging(settings, quiet=True)
+    # Under root PostgreSQL's own user passes through it, also at a later `up`.
+    make_folder(settings.state_dir, traversable=os.geteuid() == 0)
+    folder = Path(tempfile.mkdtemp(prefix="demo-", dir=settings.state_dir))
+    try:
+        _run(settings, folder)
+    finally:
+        remove(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _demo_settings(settings: Settings) -> Settings:

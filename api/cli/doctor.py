@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from api.cli.connection import connected, needs_embedded
-from api.cli.terminal import JOB_FAILED, JsonFlag, out, print_json
+from api.cli.terminal import JOB_FAILED, JsonFlag, out, print_items
 from config.errors import PromptStackError
 from config.names import Queue
 from repositories.migrations import pending
@@ -30,11 +32,12 @@ def doctor(as_json: JsonFlag = False) -> None:
     with connected(start_servers=True) as stack:
         findings = list(examine(stack))
     if as_json:
-        print_json([asdict(finding) for finding in findings])
+        print_items(map(asdict, findings))
     else:
+        table = Table.grid(padding=(0, 2, 0, 0))
         for finding in findings:
-            out.print(f"{MARKS[finding.status]}  {finding.name:<14}", end="")
-            out.print(finding.detail, markup=False)
+            table.add_row(MARKS[finding.status], finding.name, Text(finding.detail))
+        out.print(table)
     if any(finding.status == "missing" for finding in findings):
         raise typer.Exit(JOB_FAILED)
 

@@ -13,11 +13,22 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from api.cli.connection import connected
 from api.cli.documents import TextFile, find_files, read_text
-from api.cli.terminal import JOB_FAILED, JsonFlag, err, out, plural, print_json, printable, stop
+from api.cli.terminal import (
+    JOB_FAILED,
+    JsonFlag,
+    err,
+    out,
+    plural,
+    print_items,
+    print_json,
+    printable,
+    seconds_of,
+    stop,
+)
 from api.cli.watching import show_until_done, shown
 from repositories.models import JobState
 from services.errors import InvalidInput
-from services.llm.requests import Fallback
+from services.llm.requests import Fallback, Message
 from services.views import JobView
 from tasks.composition import PromptStack
 
@@ -27,6 +38,17 @@ Key = Annotated[str | None, typer.Option(help="Enqueue at most once under this k
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done.")]
 Retries = Annotated[int | None, typer.Option(help="Retries after failures; default from settings.")]
 Bulk = Annotated[bool, typer.Option("--bulk", help="Let interactive jobs go first.")]
+Expires = Annotated[
+    str | None, typer.Option(help="End as expired unless done within this: seconds, 30s, 10m, 2h.")
+]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", help="Text before which the answer ends; may repeat.")
+]
+Seed = Annotated[int | None, typer.Option(help="For answers that are the same again.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="Provider-specific NAME=VALUE, VALUE as JSON; may repeat."),
+]
 
 BATCH_FILES, BATCH_CHARACTERS = 100, 5_000_000
 
@@ -40,25 +62,31 @@ class Enqueued:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The prompt; - reads standard input.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; - reads standard input.")
+    ] = None,
+    message: Annotated[
+        list[str] | None,
+        typer.Option(help="A turn in place of PROMPT, as user:TEXT or assistant:TEXT; may repeat."),
+    ] = None,
     provider: Provider = None,
     model: Model = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 to 2.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     json_schema: Annotated[
         Path | None, typer.Option(help="A file with a JSON schema that the answer must follow.")
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="Provider-specific NAME=VALUE, VALUE as JSON; may come again."),
-    ] = None,
+    stop_at: Stop = None,
+    seed: Seed = None,
+    option: Options = None,
     fallback: Annotated[
         list[str] | None,
         typer.Option(help="PROVIDER or PROVIDER/MODEL to ask where it can't answer; may repeat."),
     ] = None,
     bulk: Bulk = False,
     max_retries: Retries = None,
+    expires_in: Expires = None,
     idempotency_key: Key = None,
     wait: Wait = True,
     as_json: JsonFlag = False,
@@ -67,16 +95,20 @@ def generate(
     with connected() as stack:
         job = stack.jobs.enqueue_generation(
             _read_input() if prompt == "-" else prompt,
+            messages=list(map(_parse_message, message or [])),
             provider=provider,
             model=model,
             system=system,
             temperature=temperature,
             max_tokens=max_tokens,
             json_schema=_read_schema(json_schema) if json_schema else None,
-            options=dict(map(_parse_option, option or [])),
+            stop=stop_at or [],
+            seed=seed,
+            options=options_of(option),
             fallbacks=list(map(_parse_fallback, fallback or [])),
             bulk=bulk,
             max_retries=max_retries,
+            expires_in=seconds_of(expires_in),
             idempotency_key=idempotency_key,
         )
         if wait:
@@ -98,18 +130,20 @@ def embed(
     model: Model = None,
     bulk: Bulk = False,
     max_retries: Retries = None,
+    expires_in: Expires = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out files that can't be embedded.")
     ] = False,
     wait: Wait = True,
     as_json: JsonFlag = False,
 ) -> None:
-    """Embed documents, so that `promptstack search` finds their passages.
+    """Embed documents, for `promptstack search` to find.
 
     A document embedded again pays only for the chunks that changed.
     """
     with connected() as stack:
         started = time.monotonic()
+        lifetime = seconds_of(expires_in)
         max_bytes = stack.settings.max_text_bytes
         jobs: dict[UUID, Enqueued] = {}
         files = _check_all(find_files(paths), max_bytes, skip_bad=skip_bad)
@@ -126,11 +160,12 @@ def embed(
                         model=model,
                         bulk=bulk,
                         max_retries=max_retries,
+                        expires_in=lifetime,
                         session=unit.session,
                     )
                     jobs[job.id] = Enqueued(file.source, len(file.text))
         if not wait:
-            _print_accepted(list(jobs), as_json=as_json)
+            _print_accepted(jobs, as_json=as_json)
             return
         finished = watch_embedding(stack, jobs, quiet=as_json)
         summary = summarize(finished)
@@ -220,12 +255,12 @@ def _check_all(paths: list[Path], max_bytes: int, *, skip_bad: bool) -> list[Pat
     return good
 
 
-def _print_accepted(job_ids: list[UUID], *, as_json: bool) -> None:
+def _print_accepted(jobs: dict[UUID, Enqueued], *, as_json: bool) -> None:
     if as_json:
-        print_json({"jobs": [str(job_id) for job_id in job_ids]})
+        print_items({"id": job_id, "source": file.source} for job_id, file in jobs.items())
     else:
         out.print(
-            f"Accepted {plural(len(job_ids), 'job')}; follow them with `promptstack jobs watch`."
+            f"Accepted {plural(len(jobs), 'job')}; follow them with `promptstack jobs watch`."
         )
 
 
@@ -251,6 +286,21 @@ def _read_schema(path: Path) -> dict[str, JsonValue]:
 def _parse_fallback(named: str) -> Fallback:
     provider, _, model = named.partition("/")
     return Fallback(provider=provider, model=model or None)
+
+
+def _parse_message(given: str) -> Message:
+    role, _, text = given.partition(":")
+    try:
+        return Message.model_validate({"role": role.strip().lower(), "content": text.strip()})
+    except ValueError as error:
+        raise InvalidInput(
+            f"--message {given[:80]!a} is no turn; write user:TEXT, assistant:TEXT or system:TEXT."
+        ) from error
+
+
+def options_of(given: list[str] | None) -> dict[str, JsonValue]:
+    """Read the options of a provider. Raises `InvalidInput`."""
+    return dict(map(_parse_option, given or []))
 
 
 def _parse_option(text: str) -> tuple[str, JsonValue]:

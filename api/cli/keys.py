@@ -2,15 +2,24 @@
 
 from dataclasses import asdict
 from typing import Annotated
-from uuid import UUID
 
 import typer
-from rich.table import Table
 
 from api.cli.connection import connected
-from api.cli.terminal import UUID_CHARACTERS, JsonFlag, err, out, print_json, printable
+from api.cli.table import Column, print_table
+from api.cli.terminal import ID_HELP, JsonFlag, err, out, print_items, print_json
+from services.keys import KeyView
 
 app = typer.Typer(help="Keys to the HTTP API.", no_args_is_help=True)
+
+COLUMNS = (
+    Column("id"),
+    Column("user", rank=1, elastic=True),
+    Column("name", rank=2, elastic=True),
+    Column("admin", rank=4),
+    Column("created", rank=5),
+    Column("revoked", rank=3),
+)
 
 
 @app.command()
@@ -36,24 +45,29 @@ def list_(as_json: JsonFlag = False) -> None:
     with connected(start_servers=True) as stack:
         keys = stack.keys.get_all()
     if as_json:
-        print_json([asdict(key) for key in keys])
-        return
-    table = Table(box=None)
-    table.add_column("id", no_wrap=True, min_width=UUID_CHARACTERS)
-    for name in ("user", "name", "admin", "created", "revoked"):
-        table.add_column(name)
-    for key in keys:
-        revoked = f"{key.revoked_at:%Y-%m-%d}" if key.revoked_at else ""
-        created = f"{key.created_at:%Y-%m-%d}"
-        admin = "yes" if key.is_admin else ""
-        names = printable(key.email), printable(key.name)
-        table.add_row(str(key.id), *names, admin, created, revoked)
-    out.print(table if keys else "No keys.")
+        print_items(map(asdict, keys))
+    elif keys:
+        print_table(COLUMNS, list(map(_row, keys)))
+    else:
+        out.print("No keys.")
+
+
+def _row(key: KeyView) -> list[str]:
+    revoked = f"{key.revoked_at:%Y-%m-%d}" if key.revoked_at else ""
+    admin = "yes" if key.is_admin else ""
+    return [str(key.id), key.email, key.name, admin, f"{key.created_at:%Y-%m-%d}", revoked]
 
 
 @app.command()
-def revoke(key_id: UUID) -> None:
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help=f"Id of the key; {ID_HELP}.")],
+    as_json: JsonFlag = False,
+) -> None:
     """Let a key open nothing from now on."""
     with connected(start_servers=True) as stack:
-        stack.keys.revoke(key_id)
-    out.print(f"Key {key_id} is revoked.")
+        found = stack.keys.find(key_id)
+        stack.keys.revoke(found)
+    if as_json:
+        print_json({"id": found, "revoked": True})
+    else:
+        out.print(f"Key {found} is revoked.")

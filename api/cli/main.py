@@ -1,20 +1,38 @@
 """The command `promptstack`."""
 
+from importlib.metadata import version
+from typing import Annotated, Any
+
 import typer
+from typer.core import TyperGroup
 
 from api.cli import attempts, chaos, demo, doctor, enqueue, jobs, keys, runs, search, serve, usage
-from api.cli.terminal import print_what_can_be
+from api.cli.terminal import plain_errors
 
 NO_HELP = {**serve.PASS_THROUGH, "help_option_names": []}
+HELP_WIDTH = 100
+
+
+class Commands(TyperGroup):
+    """The commands, none of which ends with a traceback for what we can explain."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        with plain_errors():
+            return super().invoke(ctx)
 
 
 def build() -> typer.Typer:
     """Put the commands together."""
     app = typer.Typer(
+        cls=Commands,
         help="Durable generation and embedding jobs on Celery, Redis and PostgreSQL.",
         no_args_is_help=True,
+        rich_markup_mode=None,  # its boxes leave little room for words, and name flags <bool>
         pretty_exceptions_enable=False,  # its tracebacks show local variables: prompts
+        context_settings={"max_content_width": HELP_WIDTH},
     )
+    app.callback()(_options)
     app.command()(serve.up)
     for become in (serve.worker, serve.api, serve.flower, serve.simulator):
         app.command(context_settings=NO_HELP)(become)
@@ -33,7 +51,18 @@ def build() -> typer.Typer:
     return app
 
 
-def run() -> None:
-    """Run the command line."""
-    print_what_can_be()
-    build()()
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"promptstack {version('prompt-stack')}")
+        raise typer.Exit
+
+
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Durable generation and embedding jobs on Celery, Redis and PostgreSQL."""

@@ -37,7 +37,7 @@ def finish(stack: PromptStack, run_id: UUID, target: Target, *, as_json: bool) -
         err.print(f"Run {run_id}", markup=False)
         watch_run(stack, run_id, quiet=as_json)
     run = stack.runs.get(run_id)
-    export = f"promptstack runs export {run_id} {to}"
+    export = f"promptstack runs export {run_id} -o {to}"
     unwritten = False
     try:
         with _left(f"Run {run_id} has ended, and its results are kept: {export}"):

@@ -43,7 +43,7 @@ class Target:
         if detach:
             raise InvalidInput(
                 "With --detach nobody waits for results, so none would be written. Leave -o out, "
-                f"and write them later: promptstack runs export {run or 'RUN'} "
+                f"and write them later: promptstack runs export {run or 'RUN'} -o "
                 f"{shlex.quote(str(self.path))}. Nothing was done."
             )
         try:
@@ -59,14 +59,19 @@ class Target:
 
 
 def write_output(
-    stack: PromptStack, run_id: UUID, target: Target, *, with_input: bool = False
-) -> None:
+    stack: PromptStack,
+    run_id: UUID,
+    target: Target,
+    *,
+    with_input: bool = False,
+    quiet: bool = False,
+) -> ExportSummary | None:
     """Write results in the order of the inputs, and failures beside them. Raises `InvalidInput`."""
     # Here, as it takes a while to load and most commands write nothing.
     from services.export.results import export  # noqa: PLC0415
 
     if target.path is None:
-        return
+        return None
     run = stack.runs.get(run_id)
     has_vectors = run.kind is RunKind.EMBEDDING
     # Again, as another may have written there while the run went on.
@@ -81,8 +86,9 @@ def write_output(
         with_input=with_input,
         keep_old=True,
     )
-    if not target.is_standard_output:
+    if not target.is_standard_output and not quiet:
         _tell(summary)
+    return summary
 
 
 def _tell(summary: ExportSummary) -> None:

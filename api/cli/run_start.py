@@ -10,10 +10,11 @@ import typer
 from rich.console import Console
 
 from api.cli.connection import connected
+from api.cli.enqueue import Expires, Options, Retries, Seed, Stop, options_of
 from api.cli.run_end import finish, print_run
 from api.cli.run_output import Target
 from api.cli.run_preflight import preflight_json, show_preflight
-from api.cli.terminal import WRONG_INPUT, JsonFlag, plural, print_json, stop
+from api.cli.terminal import WRONG_INPUT, JsonFlag, plural, print_json, seconds_of, stop
 from repositories.run_models import RunKind
 from services.errors import InvalidInput
 from services.runs.intake import Intake
@@ -67,6 +68,8 @@ def embed(
     ] = None,
     in_flight: InFlight = None,
     max_cost: MaxCost = None,
+    max_retries: Retries = None,
+    expires_in: Expires = None,
     name: Name = "",
     dry_run: DryRun = False,
     skip_bad: SkipBad = False,
@@ -97,7 +100,15 @@ def embed(
                 _source(source),
                 provider=provider,
                 model=model,
-                **_options(name or source, in_flight, max_cost, reading, reader),
+                **_options(
+                    name=name or source,
+                    in_flight=in_flight,
+                    max_cost=max_cost,
+                    max_retries=max_retries,
+                    expires_in=expires_in,
+                    reading=reading,
+                    reader=reader,
+                ),
             )
         _go_on(
             stack,
@@ -119,11 +130,14 @@ def generate(
     provider: Provider = None,
     model: Model = None,
     system: Annotated[str | None, typer.Option(help="System prompt of all.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 to 2.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     json_schema: Annotated[
         Path | None, typer.Option(help="A file with the JSON schema that answers must follow.")
     ] = None,
+    stop_at: Stop = None,
+    seed: Seed = None,
+    option: Options = None,
     reuse: Annotated[bool, typer.Option(help="Take answers of earlier runs.")] = True,
     format_: FormatOption = None,
     text_column: TextColumn = None,
@@ -131,6 +145,8 @@ def generate(
     columns: Columns = None,
     in_flight: InFlight = None,
     max_cost: MaxCost = None,
+    max_retries: Retries = None,
+    expires_in: Expires = None,
     name: Name = "",
     dry_run: DryRun = False,
     skip_bad: SkipBad = False,
@@ -160,8 +176,19 @@ def generate(
                 temperature=temperature,
                 max_tokens=max_tokens,
                 json_schema=_schema(json_schema),
+                stop=stop_at or [],
+                seed=seed,
+                provider_options=options_of(option),
                 reuse=reuse,
-                **_options(name or source, in_flight, max_cost, reading, reader),
+                **_options(
+                    name=name or source,
+                    in_flight=in_flight,
+                    max_cost=max_cost,
+                    max_retries=max_retries,
+                    expires_in=expires_in,
+                    reading=reading,
+                    reader=reader,
+                ),
             )
         _go_on(
             stack,
@@ -193,12 +220,21 @@ class _Reader:
 
 
 def _options(
-    name: str, in_flight: int | None, max_cost: str | None, reading: Reading, reader: _Reader
+    *,
+    name: str,
+    in_flight: int | None,
+    max_cost: str | None,
+    max_retries: int | None,
+    expires_in: str | None,
+    reading: Reading,
+    reader: _Reader,
 ) -> dict[str, Any]:
     return {
         "name": name[-200:],
         "in_flight": in_flight,
         "max_cost_usd": dollars_of(max_cost),
+        "max_retries": max_retries,
+        "expires_in": seconds_of(expires_in),
         "reading": reading,
         "told": reader.told,
     }

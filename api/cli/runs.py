@@ -1,27 +1,49 @@
 """`promptstack runs ...`: batches of embeddings and generations."""
 
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
-from uuid import UUID
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from api.cli import run_start
 from api.cli.connection import connected
 from api.cli.run_end import finish
 from api.cli.run_output import Target, write_output
 from api.cli.run_start import dollars_of
-from api.cli.terminal import UUID_CHARACTERS, JsonFlag, dollars, out, plural, print_json, printable
+from api.cli.table import Column, print_table
+from api.cli.terminal import (
+    ID_HELP,
+    JsonFlag,
+    age,
+    dollars,
+    out,
+    plural,
+    print_fields,
+    print_items,
+    print_json,
+    stop,
+)
 from services.export.items import ExportFormat
+from services.runs.views import RunView
 
 app = typer.Typer(help="Batches of embeddings and generations.", no_args_is_help=True)
 app.command()(run_start.embed)
 app.command()(run_start.generate)
 
-RunId = Annotated[UUID, typer.Argument(help="Id of the run.")]
+RunId = Annotated[str, typer.Argument(metavar="ID", help=f"Id of the run; {ID_HELP}.")]
+COLUMNS = (
+    Column("run"),
+    Column("name", rank=3, elastic=True),
+    Column("kind", rank=6),
+    Column("model", rank=8),
+    Column("state"),
+    Column("done", rank=1, right=True),
+    Column("failed", rank=4, right=True),
+    Column("reused", rank=7, right=True),
+    Column("cost", rank=2, right=True),
+    Column("age", rank=5, right=True),
+)
 
 
 @app.command("list")
@@ -33,39 +55,37 @@ def list_(
     with connected(start_servers=True) as stack:
         runs = stack.runs.get_many(limit=limit)
     if as_json:
-        print_json([vars(run) for run in runs])
-        return
-    table = Table(box=None)
-    table.add_column("run", no_wrap=True, min_width=UUID_CHARACTERS)
-    for name in ("name", "kind", "model", "state", "done", "failed", "reused", "cost", "age"):
-        table.add_column(name)
-    for run in runs:
-        age = datetime.now(UTC) - run.created_at
-        table.add_row(
-            str(run.id),
-            escape(printable(run.name)),
-            run.kind,
-            escape(f"{run.provider}/{run.model}"),
-            run.state,
-            f"{run.succeeded:,}/{run.total:,}",
-            f"{run.failed:,}",
-            f"{run.reused:,}",
-            f"${dollars(run.cost_usd)}",
-            str(age).split(".", maxsplit=1)[0],
-        )
-    out.print(table)
+        print_items(map(vars, runs))
+    elif runs:
+        print_table(COLUMNS, list(map(_row, runs)))
+    else:
+        out.print("No runs.")
+
+
+def _row(run: RunView) -> list[str]:
+    return [
+        str(run.id),
+        run.name,
+        run.kind,
+        f"{run.provider}/{run.model}",
+        run.state,
+        f"{run.succeeded:,}/{run.total:,}",
+        f"{run.failed:,}",
+        f"{run.reused:,}",
+        f"${dollars(run.cost_usd)}",
+        age(run.created_at),
+    ]
 
 
 @app.command()
 def show(run_id: RunId, as_json: JsonFlag = False) -> None:
     """Show a run."""
     with connected(start_servers=True) as stack:
-        run = stack.runs.get(run_id)
+        run = stack.runs.get(stack.runs.find(run_id))
     if as_json:
         print_json(vars(run))
         return
-    for name, value in vars(run).items():
-        out.print(f"{name:>14}  {printable(str(value))}", markup=False)
+    print_fields(vars(run))
 
 
 @app.command()
@@ -78,15 +98,16 @@ def watch(
     """Show a run live until it has ended."""
     with connected() as stack:
         target = Target(output, overwrite=overwrite)
-        target.check(stack.runs.get(run_id).kind)
-        finish(stack, run_id, target, as_json=as_json)
+        run = stack.runs.get(stack.runs.find(run_id))
+        target.check(run.kind)
+        finish(stack, run.id, target, as_json=as_json)
 
 
 @app.command()
 def cancel(run_id: RunId, as_json: JsonFlag = False) -> None:
-    """Stop a run: no call begins any more; what is produced and under way is kept."""
+    """Stop a run; what is produced and under way is kept."""
     with connected() as stack:
-        run = stack.runs.cancel(run_id)
+        run = stack.runs.cancel(stack.runs.find(run_id))
     if as_json:
         print_json(vars(run))
     else:
@@ -103,13 +124,17 @@ def retry(
     overwrite: run_start.Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Try again what failed or was never tried; what succeeded isn't paid for again."""
+    """Try again what failed or was never tried.
+
+    What succeeded isn't paid for again.
+    """
     with connected() as stack:
         target = Target(output, overwrite=overwrite)
-        target.check(stack.runs.get(run_id).kind, detach=detach, run=run_id)
-        run = stack.runs.retry(run_id, max_cost_usd=dollars_of(max_cost))
+        found = stack.runs.find(run_id)
+        target.check(stack.runs.get(found).kind, detach=detach, run=found)
+        run = stack.runs.retry(found, max_cost_usd=dollars_of(max_cost))
         if not detach:
-            finish(stack, run_id, target, as_json=as_json)
+            finish(stack, found, target, as_json=as_json)
         elif as_json:
             print_json(vars(run))
         else:
@@ -120,7 +145,17 @@ def retry(
 @app.command()
 def export(
     run_id: RunId,
-    path: Annotated[Path, typer.Argument(help="The file to write, or - for standard output.")],
+    path: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The same as --output.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write to .jsonl, .parquet, .npy or .csv, or - for stdout.",
+        ),
+    ] = None,
     format_: Annotated[
         ExportFormat | None, typer.Option("--format", help="Where the suffix doesn't tell.")
     ] = None,
@@ -128,9 +163,16 @@ def export(
         bool, typer.Option("--with-input", help="Also write what was asked.")
     ] = False,
     overwrite: run_start.Overwrite = False,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Write what a run has produced, in order, and its failures beside it."""
+    """Write what a run has produced, and its failures beside it."""
+    if (path is None) == (output is None):
+        stop("Name one file to write: -o answers.jsonl, or -o - for standard output.")
     with connected(start_servers=True) as stack:
-        target = Target(path, format_, overwrite=overwrite)
-        target.check(stack.runs.get(run_id).kind)
-        write_output(stack, run_id, target, with_input=with_input)
+        target = Target(path or output, format_, overwrite=overwrite)
+        run = stack.runs.get(stack.runs.find(run_id))
+        target.check(run.kind)
+        summary = write_output(stack, run.id, target, with_input=with_input, quiet=as_json)
+    if as_json and summary is not None:
+        # A program reads results from standard output, and would take the summary for one.
+        print_json(asdict(summary), to_err=target.is_standard_output)

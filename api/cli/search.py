@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from api.cli.connection import connected
-from api.cli.terminal import JsonFlag, err, out, print_json, printable
+from api.cli.terminal import JsonFlag, err, out, print_indented, print_items, printable
 from repositories.embeddings import Match
 from services.errors import InvalidInput
 
@@ -33,19 +33,17 @@ def search(
             where=dict(map(_condition, where or [])),
         )
     if as_json:
-        print_json(
-            [
-                {
-                    "source": match.source,
-                    "score": round(match.score, 4),
-                    "position": match.position,
-                    "start": match.start,
-                    "text": match.text,
-                    "run": match.run_id,
-                    "metadata": match.attributes,
-                }
-                for match in matches
-            ]
+        print_items(
+            {
+                "source": match.source,
+                "score": round(match.score, 4),
+                "position": match.position,
+                "start": match.start,
+                "text": match.text,
+                "run": match.run_id,
+                "metadata": match.attributes,
+            }
+            for match in matches
         )
     elif matches:
         print_matches(matches)
@@ -70,4 +68,4 @@ def print_matches(matches: list[Match]) -> None:
         passage = printable(" ".join(match.text.split()))
         shown = passage[:SHORT_PASSAGE] + ("..." if len(passage) > SHORT_PASSAGE else "")
         out.print(f"  {match.score:.3f}  {printable(match.source)}", style="bold", markup=False)
-        out.print(f"         {shown}", markup=False)
+        print_indented(shown, 9)

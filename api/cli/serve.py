@@ -1,16 +1,18 @@
 """`promptstack up`, and the commands that become one of its processes."""
 
-import os
-import sys
-from typing import Annotated, NoReturn
+import socket
+from contextlib import suppress
+from typing import Annotated
 
 import typer
 
 from api.cli.connection import connected, embedded, needs_embedded
+from api.cli.entry import become
 from api.cli.processes import Children, interrupt_on_signals
-from api.cli.terminal import err, out, plain_errors
+from api.cli.terminal import JsonFlag, err, out, plural, print_json
+from config.embedded.servers import running
 from config.logging import configure_logging
-from config.settings import get_settings
+from config.settings import Settings, get_settings
 from repositories.migrations import upgrade
 from tasks.composition import PromptStack
 
@@ -20,59 +22,88 @@ PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 def up(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
     port: Annotated[int | None, typer.Option(help="Port of the API; 0 takes a free one.")] = None,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Start everything on this machine: servers, migrations, workers and the HTTP API."""
+    """Start servers, migrations, workers and the HTTP API.
+
+    A second one in the same folder joins the first: the same servers and jobs, with workers and
+    an API of its own.
+    """
     interrupt_on_signals()
-    with plain_errors():
-        settings = get_settings()
-        configure_logging(settings, quiet=True)
-        stack = PromptStack.open(settings) if not needs_embedded(settings) else None
-        with stack or embedded(settings) as opened:
-            opened.ledger.ping()
-            upgrade(opened.ledger.engine)
-            children = Children(opened)
-            try:
-                for number in range(1, workers + 1):
-                    children.start(f"worker {number}", "worker")
-                url = children.start_api(settings.api_port if port is None else port)
-                out.print(f"Prompt Stack is up. API: {url}{settings.api_v1_prefix}")
-                out.print("Make a key with `promptstack keys create`. Ctrl-C stops everything.")
-                children.watch()
-            except KeyboardInterrupt:
-                err.print("Stopping.")
-            finally:
-                children.stop()
+    settings = get_settings()
+    configure_logging(settings, quiet=True)
+    joins = needs_embedded(settings) and running(settings.state_dir) is not None
+    port = _port(settings, port, joins=joins)
+    stack = PromptStack.open(settings) if not needs_embedded(settings) else None
+    with stack or embedded(settings) as opened:
+        opened.ledger.ping()
+        upgrade(opened.ledger.engine)
+        if joins:
+            err.print(
+                "The servers of this folder run already, so this joins them: the same jobs, "
+                f"{plural(workers, 'more worker')}, and an API of its own."
+            )
+        children = Children(opened)
+        try:
+            for number in range(1, workers + 1):
+                children.start(f"worker {number}", "worker")
+            url = children.start_api(port) + settings.api_v1_prefix
+            if as_json:
+                print_json({"url": url, "workers": workers, "joined": joins})
+            else:
+                out.print(f"Prompt Stack is up. API: {url}")
+                stops = "what it started; the first goes on" if joins else "everything"
+                out.print(f"Make a key with `promptstack keys create`. Ctrl-C stops {stops}.")
+            children.watch()
+        except KeyboardInterrupt:
+            err.print("Stopping.")
+        finally:
+            children.stop()
 
 
-def migrate() -> None:
+def _port(settings: Settings, given: int | None, *, joins: bool) -> int:
+    """Where the API listens: as told; but free, where the first `up` has the usual port."""
+    if given is not None:
+        return given
+    if joins and _is_taken(settings.api_host, settings.api_port):
+        return 0
+    return settings.api_port
+
+
+def _is_taken(host: str, port: int) -> bool:
+    with suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False
+
+
+def migrate(as_json: JsonFlag = False) -> None:
     """Bring the database's schema to this version."""
     with connected(start_servers=True) as stack:
         stack.ledger.ping()  # says plainly when it is away
         before, after = upgrade(stack.ledger.engine)
-    out.print(f"The schema is at {after}." if before == after else f"Migrated {before} to {after}.")
+    if as_json:
+        print_json({"before": before, "after": after})
+    elif before == after:
+        out.print(f"The schema is at {after}.")
+    else:
+        out.print(f"Migrated {before or 'an empty database'} to {after}.")
 
 
 def worker(context: typer.Context) -> None:
-    """Start a worker process (--concurrency N)."""
-    _become("worker", context.args)
+    """Start a worker process."""
+    become("worker", context.args)
 
 
 def api(context: typer.Context) -> None:
-    """Start the HTTP API (--host, --port)."""
-    _become("api.http", context.args)
+    """Start the HTTP API."""
+    become("api", context.args)
 
 
 def flower(context: typer.Context) -> None:
-    """Start the Flower dashboard (--host, --port)."""
-    _become("api.flower", context.args)
+    """Start the Flower dashboard."""
+    become("flower", context.args)
 
 
 def simulator(context: typer.Context) -> None:
-    """Start a stand-in for OpenAI, Anthropic and Gemini, for tests (--port, --rpm, --latency)."""
-    _become("simulator", context.args)
-
-
-def _become(module: str, arguments: list[str]) -> NoReturn:
-    """Put the module's process in the place of this one, so that signals reach it directly."""
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
+    """Start a stand-in for OpenAI, Anthropic and Gemini."""
+    become("simulator", context.args)

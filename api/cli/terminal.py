@@ -1,10 +1,11 @@
 """What the commands print: text for people on a terminal, JSON for programs on standard output."""
 
-import io
 import json
+import os
 import re
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -17,20 +18,25 @@ from config.controls import escaped
 from config.errors import PromptStackError
 from services.errors import InvalidInput
 
-JOB_FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
-"""Exit codes: a job failed; nothing was done; stopped by Ctrl-C."""
-
-UUID_CHARACTERS = 36
+JOB_FAILED, WRONG_INPUT, TIMED_OUT, INTERRUPTED = 1, 2, 124, 130
+"""Exit codes: a job failed; nothing was done; not within --timeout; stopped by Ctrl-C."""
 
 SMALLEST = Decimal("0.000001")
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
+ID_HELP = "the first characters are enough where no other begins so"
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-PIPED_WIDTH = 160
+NO_LIMIT = 100_000
 
-# A pipe has no width; rich would take 80 and cut tables.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+
+def _width() -> int | None:
+    """How wide a line may be; None: as wide as the terminal is. A pipe has no width."""
+    return None if sys.stdout.isatty() or os.environ.get("COLUMNS") else NO_LIMIT
+
+
+out = Console(highlight=False, soft_wrap=True, width=_width())
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -39,19 +45,35 @@ def printable(text: str) -> str:
     return escaped(text, but="\n\t")
 
 
-def print_what_can_be() -> None:
-    """Let a stream that is not UTF-8 get an escape for what it lacks, instead of an error.
-
-    The answer was paid for by then.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def print_json(value: Any, *, to_err: bool = False) -> None:
     """Print one JSON document."""
     typer.echo(json.dumps(value, indent=2, default=_as_text, ensure_ascii=False), err=to_err)
+
+
+def print_items(items: Iterable[Any], **more: Any) -> None:
+    """Print a list for programs: always an object with `items`, and what there is beside them."""
+    print_json({"items": list(items), **more})
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """Print what is known of one thing, a line each."""
+    known = {name: value for name, value in fields.items() if value is not None}
+    width = max(map(len, known), default=0)
+    for name, value in known.items():
+        out.print(f"{name:>{width}}  {printable(_for_people(value))}", markup=False)
+
+
+def _for_people(value: Any) -> str:
+    return f"{value:%Y-%m-%d %H:%M:%S %Z}" if isinstance(value, datetime) else _as_text(value)
+
+
+def print_indented(text: str, by: int) -> None:
+    """Print a text that goes on under its beginning where the terminal is narrow."""
+    indent = " " * by
+    wrapped = textwrap.wrap(
+        text, max(by + 20, out.width), initial_indent=indent, subsequent_indent=indent
+    )
+    out.print("\n".join(wrapped), markup=False)
 
 
 def _as_text(value: Any) -> str:
@@ -101,6 +123,28 @@ def point_in_time(given: str) -> datetime:
             f"{given[:40]!r} is no time; write 2026-11-23, 2026-11-23T12:00, 12h, 7d or 4w."
         ) from error
     return then if then.tzinfo else then.replace(tzinfo=UTC)
+
+
+def seconds_of(given: str | None) -> float | None:
+    """Read a time span: seconds, or 30s, 10m, 2h, 7d, 4w. Raises `InvalidInput`."""
+    if given is None:
+        return None
+    number, unit = (given[:-1], given[-1]) if given[-1:] in SECONDS else (given, "s")
+    try:
+        return float(number) * SECONDS[unit]
+    except ValueError as error:
+        raise InvalidInput(
+            f"{given[:40]!r} is no time span; write seconds, or 30s, 10m, 2h, 7d, 4w."
+        ) from error
+
+
+def age(since: datetime) -> str:
+    """Say how long ago that was, in the largest unit that fits."""
+    seconds = max(0, int((datetime.now(UTC) - since).total_seconds()))
+    for unit in ("w", "d", "h", "m"):
+        if seconds >= 2 * SECONDS[unit]:
+            return f"{seconds // SECONDS[unit]} {unit}"
+    return f"{seconds} s"
 
 
 def plural(count: int, what: str) -> str:

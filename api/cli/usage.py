@@ -5,13 +5,23 @@ from functools import partial
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from api.cli.connection import connected
-from api.cli.terminal import JsonFlag, dollars, out, point_in_time, print_json, printable
+from api.cli.table import Column, print_table
+from api.cli.terminal import JsonFlag, dollars, out, point_in_time, print_items
 from repositories.usage import Group, Usage
 from services.errors import InvalidInput
+
+NUMBERS = (
+    Column("calls", right=True),
+    Column("failed", rank=2, right=True),
+    Column("input", rank=1, right=True),
+    Column("cached", rank=5, right=True),
+    Column("output", rank=1, right=True),
+    Column("cost $", right=True),
+    Column("p95 s", rank=3, right=True),
+    Column("waited s", rank=4, right=True),
+)
 
 
 def usage(
@@ -23,7 +33,7 @@ def usage(
     model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what was asked of providers, what it took and what it cost."""
+    """Show what was asked of providers, and what it cost."""
     with connected(start_servers=True) as stack:
         groups = _groups(by)
         sums = partial(
@@ -36,13 +46,18 @@ def usage(
         )
         rows, together = sums(groups), sums([])
     if as_json:
-        print_json([asdict(row) for row in rows])
+        print_items(map(asdict, rows))
         return
     if not together:
         out.print("Nothing was asked of any provider in that time.")
         return
     [total] = together
-    out.print(_table(groups, rows, total))
+    keyed = [[*_keys(groups, row), *_numbers(row)] for row in rows]
+    sums_up = ["together", *[""] * (len(groups) - 1)] if groups else []
+    columns = [*(Column(str(group), elastic=group is Group.MODEL) for group in groups), *NUMBERS]
+    if groups:
+        keyed.append([*sums_up, *_numbers(total)])
+    print_table(columns, keyed or [_numbers(total)], last_is_sum=bool(groups))
     if total.unknown_cost:
         out.print(
             f"The cost of {total.unknown_cost:,} calls is not known: their model has no price, or "
@@ -50,21 +65,9 @@ def usage(
         )
 
 
-def _table(groups: list[Group], rows: list[Usage], total: Usage) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for group in groups:
-        table.add_column(str(group))
-    for name in ("calls", "failed", "input", "cached", "output", "cost $", "p95 s", "waited s"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        named = asdict(row)
-        keys = [escape(printable(str(named[str(group)] or "-"))) for group in groups]
-        table.add_row(*keys, *_numbers(row))
-    if groups:
-        table.add_row("together", *[""] * (len(groups) - 1), *_numbers(total), style="bold")
-    else:
-        table.add_row(*_numbers(total))
-    return table
+def _keys(groups: list[Group], row: Usage) -> list[str]:
+    named = asdict(row)
+    return [str(named[str(group)] or "-") for group in groups]
 
 
 def _numbers(row: Usage) -> list[str]:

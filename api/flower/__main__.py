@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from tornado.ioloop import IOLoop, PeriodicCallback
 
@@ -62,8 +63,13 @@ def _serve(stack: PromptStack, listen: Listen) -> None:
     catching_up.stop()
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Serve, and end the process."""
     code = main()
     logging.shutdown()
     # Not sys.exit: a thread that waits for a broker that is away would hold up the end.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    run()

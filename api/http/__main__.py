@@ -58,8 +58,13 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Serve, and end the process."""
     code = main()
     logging.shutdown()
     # Not sys.exit: a thread that waits for a server that hangs would hold up the end.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    run()

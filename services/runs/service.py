@@ -19,6 +19,7 @@ from repositories.session import Ledger, UnitOfWork
 from repositories.vector_indexes import VectorIndexes
 from services.bounds import refused_in_words
 from services.errors import InvalidInput, NotFound, WrongState
+from services.ids import find_id
 from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
 from services.llm.requests import GenerationRequest, Tool
@@ -205,6 +206,11 @@ class RunService:
         """The run, fresh from the ledger. Raises `NotFound`, also for somebody else's."""
         return RunView.of(self._owned(run_id, owner))
 
+    def find(self, given: str) -> UUID:
+        """The id of the one run whose id begins so. Raises what `find_id` raises."""
+        with self._ledger.transaction() as unit:
+            return find_id(unit.runs, "run", given)
+
     def get_many(self, owner: UUID | None = None, limit: int = 20) -> list[RunView]:
         """The newest runs."""
         filters: dict[str, Any] = {} if owner is None else {"user_id": owner}
@@ -251,15 +257,15 @@ class RunService:
         self._dispatch.nudge()
         return self.get(run_id)
 
-    def wait(self, run_id: UUID, seconds: float = math.inf) -> RunView:
-        """Wait until the run has ended. Raises `TimeoutError`."""
-        deadline = time.monotonic() + seconds
+    def wait(self, run_id: UUID, timeout: float = math.inf) -> RunView:
+        """Wait until the run has ended. Raises `TimeoutError` after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
         while True:
             run = self.get(run_id)
             if run.state.is_final:
                 return run
             if time.monotonic() > deadline:
-                raise TimeoutError(f"The run is {run.state} after {seconds:g} s.")
+                raise TimeoutError(f"The run is {run.state} after {timeout:g} s.")
             time.sleep(POLL_SECONDS)
 
     def _prepare(

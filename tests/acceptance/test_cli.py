@@ -88,6 +88,12 @@ def succeeded(done: Done) -> str:
     return done.stdout
 
 
+def items(done: Done) -> list[Any]:
+    """The list that a command printed as JSON."""
+    listed: list[Any] = json.loads(succeeded(done))["items"]
+    return listed
+
+
 def count(stack: PromptStack, model: type[Any]) -> int:
     with stack.ledger.transaction() as unit:
         return unit.session.scalar(select(func.count()).select_from(model)) or 0
@@ -141,7 +147,7 @@ def test_generate(cli: Cli, stack: PromptStack, start_worker: StartWorker) -> No
     assert wait_for(stack, later, JobState.SUCCEEDED).result
     assert json.loads(succeeded(accepted_json))["state"] == "queued"
 
-    found = {each["name"]: each["status"] for each in json.loads(succeeded(doctor))}
+    found = {each["name"]: each["status"] for each in items(doctor)}
     # Without keys.
     assert {found.pop(name) for name in ("openai", "anthropic", "gemini")} == {"warning"}
     assert set(found) > {"settings", "PostgreSQL", "schema", "Redis", "broker", "workers", "demo"}
@@ -210,8 +216,9 @@ def test_embed_and_search(
     )
     assert "1 document, 1 chunk" in succeeded(skipping)
     assert f"{bad} is empty" in skipping.stderr
-    (accepted,) = json.loads(succeeded(not_waiting))["jobs"]
-    wait_for(stack, UUID(accepted), JobState.SUCCEEDED)
+    (accepted,) = items(not_waiting)
+    assert accepted["source"] == str(bread)
+    wait_for(stack, UUID(accepted["id"]), JobState.SUCCEEDED)
     assert failing.returncode == 1
     assert f"{bread}: failed, " in failing.stderr
 
@@ -223,7 +230,7 @@ def test_embed_and_search(
     assert lines[0].split()[1] == str(owl)
     assert "An owl hunts mice" in lines[1]
     assert len(lines) == 4
-    best = json.loads(succeeded(as_json))
+    best = items(as_json)
     scores = [match["score"] for match in best]
     assert len(scores) == 5
     assert scores == sorted(scores, reverse=True)
@@ -321,7 +328,7 @@ def test_jobs(
     head, *body = succeeded(table).splitlines()
     assert head.split() == ["job", "kind", "model", "state", "done", "tries", "age", "error"]
     assert [line.split()[0] for line in body] == [str(job.id) for job in (slow, failing, good)]
-    listed = json.loads(succeeded(rows))
+    listed = items(rows)
     assert [row["id"] for row in listed] == [str(slow.id), str(failing.id)]
     assert "result" not in listed[0]
     (line,) = succeeded(chosen).splitlines()[1:]
@@ -358,7 +365,7 @@ def test_jobs(
     )
     assert refused(again, "has ended already (cancelled)")
     assert refused(too_late, "is succeeded; only a failed, cancelled or expired job")
-    assert [row["id"] for row in json.loads(succeeded(retried))] == [str(failing.id)]
+    assert [row["id"] for row in items(retried)] == [str(failing.id)]
     wait_until(lambda: len(stack.jobs.get_attempts(failing.id)) == 2, "the retried attempt")
     wait_for(stack, failing.id, JobState.FAILED)
 
@@ -368,7 +375,7 @@ def test_an_empty_ledger_is_shown_as_such(cli: Cli) -> None:
         cli, ("jobs", "list"), ("jobs", "list", "--json"), ("jobs", "watch")
     )
     assert succeeded(listed) == "No jobs.\n"
-    assert json.loads(succeeded(listed_json)) == []
+    assert items(listed_json) == []
     assert succeeded(watched) == "No open jobs.\n"
 
 
@@ -400,7 +407,7 @@ def test_wrong_usage_points_to_help(cli: Cli) -> None:
     wrong = {
         (): "Usage: promptstack",
         ("nope",): "No such command",
-        ("jobs", "show", "123"): "UUID",
+        ("jobs", "show"): "ID",
         ("jobs", "list", "--state", "nope"): "--state",
         ("worker", "--concurrency", "many"): "--concurrency",
     }
@@ -468,7 +475,7 @@ def test_the_doctor_without_a_worker_and_without_servers(cli: Cli) -> None:
     assert "none alive; start `promptstack up` or `worker`" in succeeded(without_worker)
     text_, as_json = together(cli, ("doctor",), ("doctor", "--json"), variables=NOWHERE)
     assert text_.returncode == as_json.returncode == 1
-    findings = json.loads(as_json.stdout)
+    findings = json.loads(as_json.stdout)["items"]
     missing = {each["name"] for each in findings if each["status"] == "missing"}
     assert missing == {"PostgreSQL", "schema", "Redis", "broker", "workers"}
     lines = text_.stdout.splitlines()
@@ -488,7 +495,7 @@ def test_a_database_without_our_tables_is_noticed_and_migrated(
     generate, doctor = together(cli, ("generate", "x"), ("doctor", "--json"), variables=bare)
     assert refused(generate, "schema is missing", "promptstack migrate")
     assert doctor.returncode == 1
-    found = {each["name"]: each for each in json.loads(doctor.stdout)}
+    found = {each["name"]: each for each in json.loads(doctor.stdout)["items"]}
     assert found["schema"]["status"] == "missing"
     assert "promptstack migrate" in found["schema"]["detail"]
     assert found["PostgreSQL"]["status"] == "ok"
@@ -565,7 +572,7 @@ def test_keys_are_listed_and_revoked(cli: Cli, stack: PromptStack) -> None:
         [row] = unit.api_keys.get_all()
         unit.api_keys.update(row, name="to\x1b[2Jday")  # as one may be from before
     assert not stack.keys.authenticate(key).is_admin
-    [listed] = json.loads(succeeded(cli("keys", "list", "--json")))
+    [listed] = items(cli("keys", "list", "--json"))
     assert (listed["name"], listed["revoked_at"]) == ("to\x1b[2Jday", None)
     shown, revoked = together(cli, ("keys", "list"), ("keys", "revoke", listed["id"]))
     assert listed["id"] in succeeded(shown)
@@ -605,7 +612,8 @@ def test_what_is_empty_or_below_one_is_refused(cli: Cli, stack: PromptStack) -> 
 def test_the_doctor_knows_a_default_that_is_no_provider(cli: Cli) -> None:
     done = cli("doctor", "--json", DEFAULT_EMBEDDING_PROVIDER="nobody")
     assert done.returncode == 1
-    [finding] = [each for each in json.loads(done.stdout) if each["name"] == "default"]
+    found = json.loads(done.stdout)["items"]
+    [finding] = [each for each in found if each["name"] == "default"]
     assert (finding["status"], "DEFAULT_EMBEDDING_PROVIDER" in finding["detail"]) == (
         "missing",
         True,
@@ -634,14 +642,88 @@ def test_usage_is_shown_and_what_is_wrong_is_said(cli: Cli, stack: PromptStack) 
     shown = cli("usage", "--by", "provider,model")
     assert shown.returncode == 0
     assert "demo-1" in shown.stdout
-    [row] = json.loads(cli("usage", "--since", "1h", "--json").stdout)
+    [row] = items(cli("usage", "--since", "1h", "--json"))
     assert (row["model"], row["calls"], row["cost_usd"]) == ("demo-1", 1, "0")
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("UPDATE attempts SET cost_usd = 0.0001"))
-    [row] = json.loads(cli("usage", "--json").stdout)
+    [row] = items(cli("usage", "--json"))
     assert row["cost_usd"] == "0.0001"
     for wrong in (["--by", "hour"], ["--since", "soon"], ["--user", "nobody@example.org"]):
         refused = cli("usage", *wrong)
         assert refused.returncode == 2
         assert refused.stderr.startswith("promptstack: ")
         assert "Traceback" not in refused.stderr
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+        return None
+
+sys.meta_path.insert(0, Interrupt())
+"""
+"""What Python runs at its start: Ctrl-C as soon as some module is looked for."""
+
+
+def test_ctrl_c_during_the_imports_leaves_no_traceback(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    moments = [
+        (("jobs", "list"), "typer"),
+        (("jobs", "list"), "tasks.composition"),
+        (("worker",), "celery"),
+        (("api",), "fastapi"),
+        (("flower",), "tornado"),
+        (("simulator",), "aiohttp"),
+    ]
+
+    def interrupted(moment: tuple[tuple[str, ...], str]) -> Done:
+        command, name = moment
+        hook = write(tmp_path / name / "sitecustomize.py", INTERRUPTED_IMPORT.format(name=name))
+        # An interpreter of its own: what it imports, and when, is what is looked at.
+        return subprocess.run(
+            [COMMAND, *command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=command_environment({**environment, "PYTHONPATH": str(hook.parent)}),
+            check=False,
+        )
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done in pool.map(interrupted, moments):
+            assert (done.returncode, done.stdout, done.stderr) == (130, "", ""), done
+
+
+def test_a_reader_that_goes_away_is_no_failure(
+    environment: dict[str, str], stack: PromptStack
+) -> None:
+    stack.jobs.enqueue_generation("x")
+    for command in (("jobs", "list", "--json"), ("jobs", "list"), ("--help",)):
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(
+            [COMMAND, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            env=command_environment(environment),
+            check=False,
+        )
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (0, b""), command
+
+
+def test_a_closed_standard_output_is_no_failure(environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$0" --version >&-', COMMAND],
+        capture_output=True,
+        env=command_environment(environment),
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

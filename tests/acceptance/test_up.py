@@ -173,7 +173,7 @@ def test_everything_works_from_other_processes_and_is_there_again(folder: Path) 
         answer = httpx2.post(f"{url}/generations", headers=headers, json={"prompt": "Hello."})
         assert answer.status_code == 202
         assert "no provider call was made" in run(folder, "embed", ".")
-        assert len(json.loads(run(folder, "jobs", "list", "--json"))) == 6
+        assert len(json.loads(run(folder, "jobs", "list", "--json"))["items"]) == 6
         assert up.end(signal.SIGINT) == 0
     assert ours(folder) == {}
     assert "Traceback" not in up.output()
@@ -191,7 +191,7 @@ def test_after_a_kill_the_children_end_and_the_next_start_adopts_the_servers(fol
     with Running(folder, "up", "--port", "0") as up:
         up.url()
         assert servers(folder) == before
-        assert len(json.loads(run(folder, "jobs", "list", "--json"))) == 1
+        assert len(json.loads(run(folder, "jobs", "list", "--json"))["items"]) == 1
         up.end(signal.SIGHUP)  # as a closed terminal does
     wait_until(lambda: not ours(folder), f"everything to end: {ours(folder)}", 10)
 
@@ -210,7 +210,7 @@ def test_two_folders_and_twice_one_folder_at_the_same_time(
         assert len(urls) == 3
         assert not servers(one) & servers(other)
         run(one, "generate", "Say hello.")
-        assert json.loads(run(other, "jobs", "list", "--json")) == []
+        assert json.loads(run(other, "jobs", "list", "--json"))["items"] == []
         assert first.end(signal.SIGTERM) == 0
         assert second.end(signal.SIGTERM) == 0
         assert ours(other) == {}

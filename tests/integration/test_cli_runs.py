@@ -144,7 +144,7 @@ def test_no_output_is_promised_where_nobody_waits_for_results(stack: PromptStack
     embed()
     run = str(only_run(stack))
     said = runs("retry", run, "-o", "out.jsonl", "--detach", code=2).stderr
-    assert f"promptstack runs export {run} out.jsonl" in said
+    assert f"promptstack runs export {run} -o out.jsonl" in said
 
 
 @pytest.mark.parametrize("summary", [[], ["--json"]])
@@ -175,7 +175,7 @@ def test_a_full_disk_loses_no_results(stack: PromptStack, monkeypatch: pytest.Mo
         done = embed("-o", "out.jsonl", "--json", code=1)
     run = str(only_run(stack))
     assert "No space left on device" in done.stderr
-    assert f"promptstack runs export {run} out.jsonl" in done.stderr
+    assert f"promptstack runs export {run} -o out.jsonl" in done.stderr
     told = json.loads(done.stdout)
     assert (told["id"], told["succeeded"]) == (run, 2)
     runs("export", run, "out.jsonl")
@@ -268,7 +268,7 @@ def test_programs_get_plain_numbers_and_times(stack: PromptStack) -> None:
     assert told["cost_usd"] == "0"
     assert "T" in told["created_at"]
     assert datetime.fromisoformat(told["created_at"]).tzinfo is not None
-    assert json.loads(runs("list", "--json").stdout) == [told]
+    assert json.loads(runs("list", "--json").stdout) == {"items": [told]}
 
 
 def test_what_is_watched_ends_its_line_and_counts_in_words(

@@ -1,0 +1,58 @@
+"""The entry point of `promptstack`.
+
+It imports next to nothing: until all is loaded, Ctrl-C ends the process at once, without the
+traceback that an exception in the middle of an import leaves.
+"""
+
+import os
+import signal
+import sys
+from importlib import import_module
+
+INTERRUPTED = 130
+PROCESSES = {
+    "worker": "worker.__main__",
+    "api": "api.http.__main__",
+    "flower": "api.flower.__main__",
+    "simulator": "simulator.__main__",
+}
+"""The commands that are a process of their own, which needs no command line around it."""
+
+
+def run() -> None:
+    """Run the command line."""
+    # Where it is ignored, as under `nohup` and in the background of a script, it stays so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+    try:
+        if sys.argv[1:] and sys.argv[1] in PROCESSES:
+            become(sys.argv[1], sys.argv[2:])
+        import_module("api.cli.streams").set_up()
+        build = import_module("api.cli.main").build
+        _raise_on_ctrl_c()
+        build()()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    finally:
+        # Nor must one be seen while the interpreter ends.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def become(name: str, arguments: list[str]) -> None:
+    """Be one of `PROCESSES`, and end with it."""
+    module = import_module(PROCESSES[name])
+    sys.argv = [name, *arguments]
+    _raise_on_ctrl_c()
+    module.run()
+    sys.exit()
+
+
+def _raise_on_ctrl_c() -> None:
+    """From here on Ctrl-C is an exception, so that what is open gets closed."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(number: int, frame: object) -> None:
+    os._exit(INTERRUPTED)

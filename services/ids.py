@@ -1,0 +1,35 @@
+"""Ids as people type them: whole, or as many of their first characters as tell them apart."""
+
+import re
+from typing import Any
+from uuid import UUID
+
+from repositories.base import BaseRepository
+from services.errors import AmbiguousId, InvalidInput, NotFound
+
+HEX_DIGITS = 32
+TOLD = 5
+"""Matches that are named where several ids begin alike."""
+
+
+def find_id(rows: BaseRepository[Any], what: str, given: str) -> UUID:
+    """The id of the one row whose id begins so; a whole id is not looked for.
+
+    Raises `InvalidInput`, `NotFound`, and `AmbiguousId`, which names the matches.
+    """
+    digits = given.strip().lower().replace("-", "")
+    if not re.fullmatch(rf"[0-9a-f]{{1,{HEX_DIGITS}}}", digits):
+        raise InvalidInput(
+            f"{given[:40]!a} is no id of a {what}, nor its beginning: that is hexadecimal digits "
+            "and hyphens."
+        )
+    if len(digits) == HEX_DIGITS:
+        return UUID(digits)
+    first, last = UUID(digits.ljust(HEX_DIGITS, "0")), UUID(digits.ljust(HEX_DIGITS, "f"))
+    found = rows.keys_between(first, last, limit=TOLD + 1)
+    if not found:
+        raise NotFound(f"There is no {what} whose id begins with {given}.")
+    if len(found) > 1:
+        told = ", ".join(map(str, found[:TOLD])) + (", ..." if len(found) > TOLD else "")
+        raise AmbiguousId(f"The ids of several {what}s begin with {given}: {told}.")
+    return found[0]
