@@ -37,6 +37,10 @@ app = typer.Typer(help="Look at jobs, follow, cancel and retry them.", no_args_i
 
 Id = Annotated[str, typer.Argument(metavar="ID", help=f"Id of the job; {ID_HELP}.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID", help=f"Ids of jobs; of each, {ID_HELP}.")]
+Kind = Annotated[
+    JobKind | None,
+    typer.Option(metavar="KIND", help=f"Only jobs of this kind: {', '.join(JobKind)}."),
+]
 COLUMNS = (
     Column("job"),
     Column("kind", rank=4),
@@ -53,8 +57,11 @@ MANY = 100_000
 
 @app.command("list")
 def list_(
-    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
-    kind: Annotated[JobKind | None, typer.Option(help="Only jobs of this kind.")] = None,
+    state: Annotated[
+        JobState | None,
+        typer.Option(metavar="STATE", help=f"Only jobs in this state: {', '.join(JobState)}."),
+    ] = None,
+    kind: Kind = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many.")] = 20,
     as_json: JsonFlag = False,
 ) -> None:
@@ -176,9 +183,10 @@ def retry(
     job_ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of jobs.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="All failed jobs; or those below.")] = False,
     state: Annotated[
-        JobState | None, typer.Option(help="All in this state: failed, cancelled or expired.")
+        JobState | None,
+        typer.Option(metavar="STATE", help="All in this state: failed, cancelled or expired."),
     ] = None,
-    kind: Annotated[JobKind | None, typer.Option(help="Only jobs of this kind.")] = None,
+    kind: Kind = None,
     provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
     model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
     error: Annotated[

@@ -1,7 +1,6 @@
 """What the commands print: text for people on a terminal, JSON for programs on standard output."""
 
 import json
-import os
 import re
 import sys
 import textwrap
@@ -33,7 +32,7 @@ NO_LIMIT = 100_000
 
 def _width() -> int | None:
     """How wide a line may be; None: as wide as the terminal is. A pipe has no width."""
-    return None if sys.stdout.isatty() or os.environ.get("COLUMNS") else NO_LIMIT
+    return None if sys.stdout.isatty() else NO_LIMIT
 
 
 out = Console(highlight=False, soft_wrap=True, width=_width())

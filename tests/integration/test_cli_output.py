@@ -83,7 +83,7 @@ def test_tables_fit_the_width_and_keep_ids_whole(
 
 @pytest.mark.usefixtures("busy")
 def test_a_pipe_gets_all_columns_uncut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal.out, "width", terminal.NO_LIMIT)
+    monkeypatch.setattr(terminal.out, "width", terminal._width())
     said = cli("jobs", "list")
     assert said.stdout.splitlines()[0].split() == (
         ["job", "kind", "model", "state", "done", "tries", "age", "error"]
