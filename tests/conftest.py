@@ -95,15 +95,14 @@ def stack(settings: Settings) -> Iterator[PromptStack]:
 def start_worker(
     environment: dict[str, str], stack: PromptStack, tmp_path: Path
 ) -> Iterator[Callable[..., Process]]:
-    """Starts real worker processes, and ends them with the test."""
+    """Starts real worker processes, and ends them with the test: at once, nobody looks any more."""
     with ExitStack() as processes:
 
         def start(**variables: str) -> Process:
             log = tmp_path / f"worker-{next(_numbers)}.log"
             before = _alive(stack)
-            worker = processes.enter_context(
-                Process(["-m", "worker"], {**environment, **variables}, log)
-            )
+            worker = Process(["-m", "worker"], {**environment, **variables}, log)
+            processes.callback(worker.kill)
             wait_until(lambda: _alive(stack) - before, f"a worker's heartbeat; see {log}")
             return worker
 

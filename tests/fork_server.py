@@ -28,6 +28,7 @@ IMPORTED = (
     "celery.concurrency.thread",
     "celery.worker.components",
     "celery.worker.consumer",
+    "flower.app",
     "kombu.transport.redis",
     "openai.resources.chat",
     "openai.resources.embeddings",

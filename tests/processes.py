@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TextIO
 
 from tests.fork_server import NUMBER_BYTES, number_read, number_sent
 
@@ -65,11 +65,18 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def terminate(self) -> None:
+    def stop(self, seconds: float) -> int:
+        """End it in order, and by force where that takes too long; the exit code."""
         self.send_signal(signal.SIGTERM)
+        try:
+            return self.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return self.kill()
 
-    def kill(self) -> None:
+    def kill(self) -> int:
+        """End it without a chance to tidy up; the exit code."""
         self.send_signal(signal.SIGKILL)
+        return self.wait()
 
     def _end(self) -> None:
         self.returncode = self._number()
@@ -131,6 +138,12 @@ def fork_server() -> ForkServer:
     return ForkServer()
 
 
+def pipe() -> tuple[TextIO, TextIO]:
+    """The two ends of a pipe: what is written to the second is read from the first."""
+    read, write = os.pipe()
+    return os.fdopen(read, encoding="utf-8"), os.fdopen(write, "w", encoding="utf-8")
+
+
 def run(
     arguments: Sequence[str],
     environment: Mapping[str, str],
@@ -155,7 +168,6 @@ def run(
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
             raise
         for file in (output, errors):
             file.seek(0)
@@ -195,19 +207,13 @@ class Process:
     def kill(self) -> None:
         """End it without a chance to tidy up."""
         self._process.kill()
-        self._process.wait()
 
     def wait(self, seconds: float = 30.0) -> int:
         return self._process.wait(seconds)
 
     def stop(self) -> None:
         """End it in order, and by force where that takes too long."""
-        if self.is_running:
-            self._process.terminate()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        self._process.stop(20)
 
     def __enter__(self) -> Self:
         return self

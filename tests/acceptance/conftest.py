@@ -7,6 +7,7 @@ import pytest
 
 from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
+from tests.simulators import ForkedSimulator
 
 LIMITS = '[[limits]]\nprovider = "openai"\nin_flight = 64\n'
 
@@ -17,7 +18,7 @@ def simulator(
 ) -> Iterator[SimulatorProcess]:
     limits = tmp_path / "limits.toml"
     limits.write_text(LIMITS)
-    with SimulatorProcess() as running:
+    with ForkedSimulator() as running:
         variables = {
             "OPENAI_BASE_URL": running.url,
             "OPENAI_API_KEY": "sk-test",

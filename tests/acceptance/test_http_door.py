@@ -1,10 +1,10 @@
 """The HTTP API as a process of its own, with curl for a caller and a real worker."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from typing import Any, Self
 import pytest
 
 from tasks.composition import PromptStack
-from tests.processes import ROOT, Process, wait_until
+from tests.processes import Process, fork_server, pipe, run, wait_until
 
 PROMPT = "Say hello to the world."
 
@@ -26,17 +26,17 @@ class Door:
 
     def __init__(self, log: Path, *arguments: str) -> None:
         self._log = log
-        with log.open("w") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "api.http", "--port", "0", *arguments],
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+        given, self._given = pipe()
+        self._said, output = pipe()
+        with log.open("w") as errors, given, output:
+            self.process = fork_server().start(
+                ["-m", "api.http", "--port", "0", *arguments],
+                environment=os.environ,
+                stdin=given,
+                stdout=output,
                 stderr=errors,
-                text=True,
             )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        line = self._said.readline()
         assert line, self.log()
         self.url = json.loads(line)["url"]
 
@@ -55,16 +55,16 @@ class Door:
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
         """The exit code, and what else came on standard output."""
         self.process.send_signal(number)
-        output, _ = self.process.communicate(timeout=20)
-        return self.process.returncode, output
+        self._given.close()
+        return self.process.wait(20), self._said.read()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        with self.process:  # closes its pipes
-            pass
+        self._given.close()
+        self._said.close()
 
 
 @pytest.fixture
@@ -75,10 +75,7 @@ def open_door(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[
 
 
 def serve_in_vain(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "api.http", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
-    )
+    return run(["-m", "api.http", *arguments], os.environ)
 
 
 def test_a_generation_from_curl_to_its_answer(
@@ -158,7 +155,7 @@ def test_ctrl_c_ends_it_in_order(open_door: Callable[..., Door]) -> None:
 
 
 def test_it_ends_with_its_parent(open_door: Callable[..., Door]) -> None:
-    # communicate() closes its standard input, as the end of a parent does.
+    # end() closes its standard input, as the end of a parent does.
     assert open_door("--with-parent").end(signal.SIGCONT) == (0, "")
 
 

@@ -21,12 +21,13 @@ from services.views import JobView
 from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
+from tests.simulators import ForkedSimulator
 from worker.process import EXIT_HUNG
 
 
 @pytest.fixture
 def simulator() -> Iterator[SimulatorProcess]:
-    with SimulatorProcess() as running:
+    with ForkedSimulator() as running:
         yield running
 
 

@@ -51,9 +51,9 @@ from services.new_job import JobDefaults
 from services.progress import Progress
 from services.reconciler import Reconciler
 from services.views import JobView
-from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
+from tests.simulators import ForkedSimulator
 
 MARK = "marmalade"
 """Stands in prompts, documents and answers, and may stand nowhere but in PostgreSQL."""
@@ -369,7 +369,7 @@ def test_invariant_02_no_content_and_no_key_is_in_redis_or_the_log(
     seen = everything_in(stack.redis_url)
     assert str(embedding.id) in seen
     assert MARK not in seen
-    with SimulatorProcess() as simulator:
+    with ForkedSimulator() as simulator:
         simulator.control({"kind": "status", "status": 400})
         address = {"OPENAI_BASE_URL": simulator.url, "OPENAI_API_KEY": f"sk-{MARK}"}
         worker = start_worker(DEBUG="true", LOG_FORMAT="json", **address)
@@ -1027,7 +1027,7 @@ def test_invariant_08_an_error_of_any_characters_is_noted_and_tried_again(
 def test_invariant_08_waiting_jobs_leave_the_worker_free_and_celery_shows_retry(
     stack: PromptStack, start_worker: Callable[..., Process]
 ) -> None:
-    with SimulatorProcess() as simulator:
+    with ForkedSimulator() as simulator:
         limited = {"kind": "status", "status": 429, "retry_after_ms": 300_000}
         simulator.control(limited, limited, limited)
         start_worker(WORKER_CONCURRENCY="1", OPENAI_BASE_URL=simulator.url, OPENAI_API_KEY="test")

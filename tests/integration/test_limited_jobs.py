@@ -22,6 +22,7 @@ from services.waiting_jobs import WaitingJobs
 from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
+from tests.simulators import ForkedSimulator
 
 API_KEY = "sk-never-to-be-seen"
 BUSY = {"kind": "status", "status": 503}
@@ -31,7 +32,7 @@ TOO_LARGE = {"kind": "status", "status": 400, "code": "max_tokens_per_request"}
 
 @pytest.fixture(scope="module")
 def simulators() -> Iterator[tuple[SimulatorProcess, SimulatorProcess]]:
-    with SimulatorProcess() as one, SimulatorProcess() as two:
+    with ForkedSimulator() as one, ForkedSimulator() as two:
         yield one, two
 
 

@@ -18,6 +18,7 @@ from services.views import AttemptView, JobView
 from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
+from tests.simulators import ForkedSimulator
 
 PRICES = '[[prices]]\nprovider = "openai"\ninput_per_million = 1000000\noutput_per_million = 0\n'
 """A dollar for each input token."""
@@ -25,7 +26,7 @@ PRICES = '[[prices]]\nprovider = "openai"\ninput_per_million = 1000000\noutput_p
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[SimulatorProcess]:
-    with SimulatorProcess() as running:
+    with ForkedSimulator() as running:
         yield running
 
 
@@ -95,7 +96,7 @@ def test_each_end_of_a_call_says_what_is_known_of_its_money(
 def test_a_provider_that_was_never_reached_bills_nothing(
     paid: PromptStack, simulator: SimulatorProcess
 ) -> None:
-    with SimulatorProcess() as gone:
+    with ForkedSimulator() as gone:
         nowhere = gone.url
     with PromptStack.open(paid.settings.model_copy(update={"openai_base_url": nowhere})) as stack:
         call = last_call(stack, ask(stack))

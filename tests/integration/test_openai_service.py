@@ -42,6 +42,7 @@ from simulator.ledger import billing_key
 from simulator.openai import embeddings
 from simulator.process import SimulatorProcess
 from simulator.wire import Ask
+from tests.simulators import ForkedSimulator
 
 CHAT = "gpt-5-mini"
 EMBEDDING = "text-embedding-3-small"
@@ -53,7 +54,7 @@ T = TypeVar("T")
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[SimulatorProcess]:
-    with SimulatorProcess() as simulator:
+    with ForkedSimulator() as simulator:
         yield simulator
 
 
@@ -534,7 +535,7 @@ def test_two_hundred_calls_in_flight_keep_their_connections() -> None:
             calls = [service.generate_text(REQUEST, None) for _ in range(200)]
             await asyncio.gather(*calls)
 
-    with SimulatorProcess(latency=0.5) as slow:
+    with ForkedSimulator(latency=0.5) as slow:
         use(slow.url, burst, timeout=60.0)
         stats = slow.stats()
 

@@ -35,6 +35,7 @@ from services.llm.openai import OpenAIService
 from services.llm.requests import GenerationRequest, Message, Tool, ToolCall
 from simulator.answers import text_for, vector_for
 from simulator.process import SimulatorProcess
+from tests.simulators import ForkedSimulator
 
 API_KEY = "sk-never-to-be-seen"
 PROMPT = "Why is the sky blue?"
@@ -82,7 +83,7 @@ of_embedders = pytest.mark.parametrize("kind", EMBEDDERS, ids=lambda kind: kind.
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[SimulatorProcess]:
-    with SimulatorProcess() as simulator:
+    with ForkedSimulator() as simulator:
         yield simulator
 
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from simulator.answers import text_for, vector_for
 from simulator.ledger import billing_key
 from simulator.process import SimulatorProcess
+from tests.simulators import ForkedSimulator
 
 GPT = "gpt-5-mini"
 CLAUDE = "claude-haiku-4-5"
@@ -52,7 +53,7 @@ class Sky(BaseModel):
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[SimulatorProcess]:
-    with SimulatorProcess() as simulator:
+    with ForkedSimulator() as simulator:
         yield simulator
 
 

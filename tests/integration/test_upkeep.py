@@ -22,11 +22,12 @@ from services.views import JobView
 from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
+from tests.simulators import ForkedSimulator
 
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[SimulatorProcess]:
-    with SimulatorProcess() as running:
+    with ForkedSimulator() as running:
         yield running
 
 

@@ -20,6 +20,7 @@ from services.errors import InvalidInput, NotFound
 from services.prices import Prices
 from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
+from tests.simulators import ForkedSimulator
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -79,7 +80,7 @@ def test_a_price_that_a_person_sets_goes_first() -> None:
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[SimulatorProcess]:
-    with SimulatorProcess() as running:
+    with ForkedSimulator() as running:
         yield running
 
 

@@ -1,0 +1,36 @@
+"""Simulators for tests: started by fork, and each a test's or a module's own."""
+
+import json
+import os
+from pathlib import Path
+from typing import Self
+
+from simulator.process import SimulatorProcess
+from tests.processes import fork_server, pipe
+
+STOP_SECONDS = 5.0
+
+
+class ForkedSimulator(SimulatorProcess):
+    """Runs `python -m simulator`, as `SimulatorProcess` does, without its imports."""
+
+    def __enter__(self) -> Self:
+        said, output = pipe()
+        with said, output, Path(os.devnull).open("r+b") as nothing:
+            self._forked = fork_server().start(
+                ["-m", "simulator", "--port", "0", "--latency", str(self._latency)],
+                environment=os.environ,
+                stdin=nothing,
+                stdout=output,
+                stderr=nothing,
+            )
+            output.close()
+            self.url = json.loads(said.readline())["url"]
+        return self
+
+    @property
+    def pid(self) -> int:
+        return self._forked.pid
+
+    def _end(self) -> None:
+        self._forked.stop(STOP_SECONDS)
