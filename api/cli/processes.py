@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -48,13 +49,20 @@ class Child:
 class Children:
     """Processes of ours that end with this one, however it ends."""
 
-    def __init__(self, stack: PromptStack, *, log: Path | None = None) -> None:
-        """Give them the servers of `stack`; with `log`, their log goes there."""
+    def __init__(
+        self,
+        stack: PromptStack,
+        *,
+        log: Path | None = None,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Give them the servers of `stack` and other settings; with `log`, their log goes there."""
         self._log = log
         self._environment = {
             **os.environ,
             "DATABASE_URL": stack.database_url,
             "REDIS_URL": stack.redis_url,
+            **variables,
         }
         self._children: list[Child] = []
 
