@@ -315,6 +315,11 @@ class Settings(BaseSettings):
         description="Inputs of a run that a worker holds for one shard, in bytes; a longer one is "
         "a shard by itself.",
     )
+    csv_guard_formulas: bool = Field(
+        True,
+        description="In CSV outputs, put an apostrophe before a text that a spreadsheet would take "
+        "for a formula; control characters are always written as \\x1b and such.",
+    )
     run_expires_seconds: PositiveSeconds = Field(
         604_800.0, description="Time after which an unfinished run ends as expired (7 days)."
     )

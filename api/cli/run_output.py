@@ -85,6 +85,7 @@ def write_output(
         count=run.succeeded if run.state.is_final and has_vectors else None,
         with_input=with_input,
         keep_old=True,
+        guard_formulas=stack.settings.csv_guard_formulas,
     )
     if not target.is_standard_output and not quiet:
         _tell(summary)

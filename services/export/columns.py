@@ -12,6 +12,7 @@ from services.export.items import ExportFailed, Produced
 PLAIN_ANSWER = ("model", "finish_reason", "input_tokens", "output_tokens")
 """Fields of an answer with a column of their name."""
 ANSWER = ("answer", *PLAIN_ANSWER, "json", "details")
+JSON_COLUMNS = frozenset({"metadata", "vector", "json", "details"})
 
 
 @dataclass(frozen=True)

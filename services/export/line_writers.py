@@ -6,7 +6,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import orjson
 
-from services.export.columns import Shape, as_json
+from services.export.cells import json_cell, text_cell
+from services.export.columns import JSON_COLUMNS, Shape, as_json
 from services.export.items import FailedItem, Produced
 
 LINE = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
@@ -51,8 +52,9 @@ class JsonLines:
 class Csv:
     """A header and a row a result; what is no text and no number stands there as JSON."""
 
-    def __init__(self, file: BinaryIO, shape: Shape) -> None:
+    def __init__(self, file: BinaryIO, shape: Shape, *, guard_formulas: bool) -> None:
         self._shape = shape
+        self._guard_formulas = guard_formulas
         self._rows = csv.DictWriter(_Encoded(file), shape.names)
         self._rows.writeheader()
 
@@ -61,7 +63,14 @@ class Csv:
         row = self._shape.row(item)
         if row.get("vector") is not None:
             row["vector"] = as_json(row["vector"])
-        self._rows.writerow(row)
+        self._rows.writerow({name: self._cell(name, value) for name, value in row.items()})
+
+    def _cell(self, name: str, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if name in JSON_COLUMNS:
+            return json_cell(value)
+        return text_cell(value, guarded=self._guard_formulas)
 
     def finish(self) -> None:
         """Nothing comes last."""

@@ -43,13 +43,15 @@ def export(
     count: int | None = None,
     with_input: bool = False,
     keep_old: bool = False,
+    guard_formulas: bool = True,
 ) -> ExportSummary:
     """Write results in the order they come in, and what failed to `<stem>.errors.jsonl` beside.
 
     `format` None goes by the suffix. `dimensions` None are those of the first vector. `count` says
     how many results there must be, and None that any number is right. `-` is standard output, in
     JSON Lines; errors are only counted then. With `keep_old`, an old output stays where
-    there are no results; only errors are written then.
+    there are no results; only errors are written then. With `guard_formulas`, a text in CSV that a
+    spreadsheet would take for a formula begins with an apostrophe.
 
     All files appear together and whole, or the old ones stay as they are.
     """
@@ -75,7 +77,7 @@ def export(
                     0, failed, path, None, errors_path if failed else None, is_written=False
                 )
             shape = Shape(with_input, first is not None and first.answer is not None, found)
-            writer = _writer(files, path, ids_path, kind, shape)
+            writer = _writer(files, path, ids_path, kind, shape, guard_formulas=guard_formulas)
             items = _write_all(writer, produced, count)
             failed = _write_errors(files, errors_path, errors)
     except (OSError, pa.ArrowException) as error:
@@ -129,13 +131,19 @@ def _write_errors(
 
 
 def _writer(
-    files: AtomicFiles, path: Path, ids_path: Path | None, kind: ExportFormat, shape: Shape
+    files: AtomicFiles,
+    path: Path,
+    ids_path: Path | None,
+    kind: ExportFormat,
+    shape: Shape,
+    *,
+    guard_formulas: bool,
 ) -> Writer:
     match kind:
         case ExportFormat.JSONL:
             return JsonLines(files.create(path), with_input=shape.with_input)
         case ExportFormat.CSV:
-            return Csv(files.create(path), shape)
+            return Csv(files.create(path), shape, guard_formulas=guard_formulas)
         case ExportFormat.PARQUET:
             return Parquet(files.create(path), shape)
         case ExportFormat.NPY:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from services.errors import InvalidInput
 from services.export import array_writers
 from services.export.atomic import COMPRESSIONS
+from services.export.cells import text_cell
 from services.export.places import COMPRESSED
 from services.export.results import (
     ExportFailed,
@@ -181,14 +182,55 @@ def test_answers_in_tables_are_read_back_the_same(
     parquet, csv_path = tmp_path / "out.parquet", tmp_path / "out.csv"
     export(parquet, items, [], with_input=with_input)
     export(csv_path, items, [], with_input=with_input)
-    for rows in (pq.read_table(parquet).to_pylist(), csv_rows(csv_path)):
-        for row, item in zip(rows, items, strict=True):
+    shown_items = [
+        Produced(
+            item.position,
+            text_cell(item.custom_id, guarded=True),
+            item.metadata,
+            text_cell(item.text or "", guarded=True),
+            None,
+            {
+                name: text_cell(value, guarded=True) if isinstance(value, str) else value
+                for name, value in (item.answer or {}).items()
+            },
+        )
+        for item in items
+    ]
+    for rows, expected in (
+        (pq.read_table(parquet).to_pylist(), items),
+        (csv_rows(csv_path), shown_items),
+    ):
+        for row, item in zip(rows, expected, strict=True):
             assert answer_of(row) == item.answer
             known = expected_line(item, with_input=with_input)
             assert int(row["position"]) == known.pop("position")
             assert json.loads(row["metadata"]) == known.pop("metadata")
             assert {name: row[name] for name in known} == known
             assert ("text" in row) == with_input
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "\uff1d"])
+def test_a_text_in_csv_is_no_formula(tmp_path: Path, start: str) -> None:
+    said = f"{start}1+1"
+    item = Produced(1, said, {said: said}, said, None, {"text": said, "model": said, "json": -1})
+    path = tmp_path / "out.csv"
+    export(path, [item], [], with_input=True)
+    [row] = csv_rows(path)
+    for name in ("custom_id", "text", "answer", "model"):
+        assert row[name] == "'" + said.replace("\r", "\\x0d")
+    assert (row["position"], row["json"]) == ("1", "-1")
+    assert json.loads(row["metadata"]) == {said: said}
+    export(path, [item], [], with_input=True, guard_formulas=False)
+    assert csv_rows(path)[0]["answer"] == said.replace("\r", "\\x0d")
+
+
+def test_control_characters_in_csv_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    said = "a\x1b[2Jb\x9bc\x7fd\re\x08\tf\r\ng\nh"
+    export(path, [answer(text=said, json=said)], [])
+    assert json.loads(csv_rows(path)[0]["json"]) == said
+    assert csv_rows(path)[0]["answer"] == "a\\x1b[2Jb\\x9bc\\x7fd\\x0de\\x08\tf\r\ng\nh"
+    assert not set(path.read_text(encoding="utf-8")) & {"\x1b", "\x9b", "\x7f", "\x08"}
 
 
 @many
