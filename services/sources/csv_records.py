@@ -45,7 +45,7 @@ def csv_records(blocks: Iterable[bytes], limit: int) -> Iterator[CsvRecord]:
     """
     at = _At.FIELD_START
     line = begin = 1
-    held: list[bytes] = []
+    held = bytearray()  # not a list: quotes may hold millions of short lines
     size = 0
     for block in blocks:
         for fragment in _fragments(block):
@@ -56,7 +56,7 @@ def csv_records(blocks: Iterable[bytes], limit: int) -> Iterator[CsvRecord]:
                 at = _after(at, fragment.removesuffix(b"\n"))
             size += len(fragment)
             if size <= limit:
-                held.append(fragment)
+                held += fragment
             else:
                 held.clear()
             if not ends:
@@ -64,11 +64,11 @@ def csv_records(blocks: Iterable[bytes], limit: int) -> Iterator[CsvRecord]:
             line += 1
             if at is _At.QUOTED:
                 continue
-            yield CsvRecord(begin, b"".join(held).removesuffix(b"\n") if size <= limit else None)
+            yield CsvRecord(begin, bytes(held).removesuffix(b"\n") if size <= limit else None)
             at, begin, size = _At.FIELD_START, line, 0
             held.clear()
     if size:
-        content = b"".join(held) if size <= limit else None
+        content = bytes(held) if size <= limit else None
         yield CsvRecord(begin, content, complete=at is not _At.QUOTED)
 
 

@@ -48,7 +48,7 @@ def _records(source: Source, reading: Reading, check: RecordCheck) -> Iterator[I
         return read_iterable(source, check)
     match _format(origin, reading):
         case Format.JSONL:
-            return read_jsonl(byte_blocks(origin), check, reading.max_bytes)
+            return read_jsonl(byte_blocks(origin), check, reading)
         case Format.CSV:
             return read_csv(origin.name, byte_blocks(origin), check, reading)
         case Format.PARQUET:

@@ -1,11 +1,12 @@
 """Records from JSON Lines, and texts from plain lines."""
 
+import re
 from collections.abc import Iterable, Iterator
 
 import orjson
 
 from services.sources.lines import physical_lines
-from services.sources.reading import BadInput, Fault, Input
+from services.sources.reading import BadInput, Fault, Input, Reading
 from services.sources.records import RecordCheck, kind_of
 
 ESCAPED = 3
@@ -13,17 +14,24 @@ ESCAPED = 3
 SLACK_BYTES = 1_048_576
 """What a line may have beside its text."""
 NESTED = frozenset({dict, list})
+STRUCTURE = (b",", b":", b"[", b"{")
+"""What stands before each value of JSON, and before what holds others."""
+TEXT_IN_JSON = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 
 def read_jsonl(
-    blocks: Iterable[bytes], check: RecordCheck, max_bytes: int
+    blocks: Iterable[bytes], check: RecordCheck, reading: Reading
 ) -> Iterator[Input | BadInput]:
     """Read one JSON object a line."""
-    for position, line in physical_lines(blocks, ESCAPED * max_bytes + SLACK_BYTES):
+    longest, values = ESCAPED * reading.max_bytes + SLACK_BYTES, reading.bounds.record_values
+    for position, line in physical_lines(blocks, longest):
         if line is None:
-            yield too_long(position, "The line", ESCAPED * max_bytes + SLACK_BYTES)
+            yield too_long(position, "The line", longest)
             continue
         if not line or line.isspace():
+            continue
+        if has_more(line, STRUCTURE, TEXT_IN_JSON, values):
+            yield too_many(position, "The line", values)
             continue
         try:
             record = orjson.loads(line)
@@ -54,6 +62,23 @@ def read_lines(
             continue
         if text and not text.isspace():
             yield check(position, {check.first_text_name: text}, clean=True)
+
+
+def has_more(record: bytes, signs: tuple[bytes, ...], text: re.Pattern[bytes], most: int) -> bool:
+    """Whether more than `most` of these signs are in a record, but for those within `text`.
+
+    Counted before it is taken apart: small values take a hundred times their length in memory.
+    """
+    if sum(map(record.count, signs)) <= most:
+        return False
+    bare = text.sub(b"", record)
+    return sum(map(bare.count, signs)) > most
+
+
+def too_many(position: int, what: str, most: int) -> BadInput:
+    """Say that a record was not taken apart."""
+    reason = f"{what} has more than {most:,} values."
+    return BadInput(position, None, Fault.TOO_LONG, reason)
 
 
 def too_long(position: int, what: str, limit: int) -> BadInput:

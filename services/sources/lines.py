@@ -10,7 +10,7 @@ def physical_lines(blocks: Iterable[bytes], limit: int) -> Iterator[tuple[int, b
     a file that is no text at all, and is let go as it is read.
     """
     number = 0
-    held: list[bytes] = []
+    held = bytearray()  # not a list: a pipe may give a byte at a time
     size = 0
     for block in blocks:
         first, *others = block.split(b"\n")
@@ -18,11 +18,11 @@ def physical_lines(blocks: Iterable[bytes], limit: int) -> Iterator[tuple[int, b
         if size > limit:
             held.clear()
         else:
-            held.append(first)
+            held += first
         if not others:
             continue
         number += 1
-        yield number, b"".join(held) if size <= limit else None
+        yield number, bytes(held) if size <= limit else None
         last = others.pop()
         if len(block) <= limit:
             yield from enumerate(others, number + 1)
@@ -31,6 +31,6 @@ def physical_lines(blocks: Iterable[bytes], limit: int) -> Iterator[tuple[int, b
                 yield at, line if len(line) <= limit else None
         number += len(others)
         size = len(last)
-        held = [last] if size <= limit else []
+        held = bytearray(last if size <= limit else b"")
     if size:
-        yield number + 1, b"".join(held) if size <= limit else None
+        yield number + 1, bytes(held) if size <= limit else None

@@ -1,69 +1,161 @@
 """Records from Parquet, a batch of rows at a time."""
 
+import io
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from services.errors import InvalidInput
 from services.sources.arrow_times import with_python_times
 from services.sources.columns import wanted_columns
+from services.sources.jsonl import SLACK_BYTES
 from services.sources.opening import Origin, byte_blocks
+from services.sources.parquet_pages import INDEX_WIDTH, BadPages, Leaf, read_leaf
 from services.sources.plain import as_json
 from services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
 from services.sources.records import RecordCheck
+from services.sources.tables import DOUBLED
 
 BATCH_BYTES = 4_194_304
 MAX_BATCH_ROWS = 4_096
 BUFFER_BYTES = 1_048_576
 MAGIC = b"PAR1"
+TAIL_BYTES = 8
+"""The length of the description at a file's end, and the magic word once more."""
+DESCRIPTION_SHARE = 4
+"""What describes a file takes some times its length in memory."""
+PAGES_SHARE = 2
+"""So many of the largest parts at once, one or two of each column."""
+BOMB = 32
+"""How many times their bytes in the file values of lists may take where they take much."""
 
 
 def read_parquet(
     origin: Origin, check: RecordCheck, reading: Reading
 ) -> Iterator[Input | BadInput]:
-    """Read the columns that are wanted."""
-    with _opened(origin) as file:
+    """Read the columns that are wanted, in memory that doesn't grow with what they expand to."""
+    with _opened(origin, reading.bounds.part_bytes) as (where, file, plain):
         columns = wanted_columns(origin.name, file.schema_arrow.names, reading)
+        longest = DOUBLED * reading.max_bytes + SLACK_BYTES
         done = 0
-        for batch in _batches(origin, file, columns):
-            for position, row in enumerate(_rows(batch), done + 1):
-                try:
-                    yield check(position, _record(row))
-                except BadRecord as bad:
-                    yield BadInput(position, None, bad.fault, str(bad))
-            done += batch.num_rows
+        for number in range(file.num_row_groups):
+            try:
+                rows = file.metadata.row_group(number).num_rows
+                leaves = _leaves(plain, file, number, columns)
+                plan = _plan(origin, leaves, rows, reading.bounds.part_bytes)
+                for batch in _batches(where, file, number, columns, plan):
+                    for position, row in enumerate(_rows(batch, longest), done + 1):
+                        try:
+                            yield check(position, _record(row))
+                        except BadRecord as bad:
+                            yield BadInput(position, None, bad.fault, str(bad))
+                    done += batch.num_rows
+            except (OSError, pa.ArrowException, BadPages) as error:
+                raise InvalidInput(
+                    f"{origin.name} can't be read on after row {done:,}: its data is damaged."
+                ) from error
 
 
-def _batches(origin: Origin, file: Any, columns: list[str]) -> Iterator[Any]:
-    done = 0
-    try:
-        for batch in file.iter_batches(
-            _batch_rows(file.metadata), columns=columns, use_threads=False
-        ):
-            yield batch
-            done += batch.num_rows
-    except (OSError, pa.ArrowException) as error:
-        raise InvalidInput(
-            f"{origin.name} can't be read on after row {done:,}: its data is damaged."
-        ) from error
+@dataclass(frozen=True)
+class Plan:
+    """How a group of rows is read."""
+
+    rows: int
+    """At once."""
+    as_dictionaries: list[str]
+    """Columns of texts that are left as they are packed until a row is needed."""
 
 
-def _batch_rows(metadata: Any) -> int:
-    """How many rows are read at once: few where they are long."""
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    # The sizes of single rows are not known: the average of the group with the longest ones.
-    averages = (group.total_byte_size / max(group.num_rows, 1) for group in groups)
-    longest: float = max(averages, default=0.0)
-    return max(1, min(MAX_BATCH_ROWS, int(BATCH_BYTES / max(longest, 1.0))))
+def _leaves(plain: BinaryIO, file: Any, number: int, columns: list[str]) -> list[Leaf]:
+    """What the wanted columns of a group of rows take."""
+    group, schema = file.metadata.row_group(number), file.schema
+    return [
+        read_leaf(plain, group.column(place), schema.column(place))
+        for place in range(group.num_columns)
+        if _is_within(schema.column(place).path, columns)
+    ]
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any] | BadRecord]:
-    """Yield the rows as Python has them. Where that fails, one by one, to know which is bad."""
-    batch = with_python_times(batch)
+def _plan(origin: Origin, leaves: list[Leaf], rows: int, part_bytes: int) -> Plan:
+    """Raise `InvalidInput` where a part that can only be read whole is too large."""
+    row_bytes, packed = 0.0, []
+    for leaf in leaves:
+        if max(leaf.largest_page, leaf.dictionary) > part_bytes:
+            raise _too_large(origin, leaf, "a page", part_bytes)
+        if leaf.is_nested and leaf.values * INDEX_WIDTH > max(part_bytes, BOMB * leaf.packed):
+            raise _too_large(origin, leaf, "lists that expand", part_bytes)
+        if leaf.is_nested and leaf.expanded > max(part_bytes, BOMB * leaf.unpacked):
+            packed.append(leaf.path)
+            row_bytes += INDEX_WIDTH * leaf.values / max(rows, 1)
+        else:
+            row_bytes += leaf.value_bytes * max(1.0, leaf.values / max(rows, 1))
+    held = sum(leaf.largest_page + leaf.dictionary for leaf in leaves)
+    if held > PAGES_SHARE * part_bytes:
+        largest = max(leaves, key=lambda leaf: leaf.largest_page + leaf.dictionary)
+        raise _too_large(origin, largest, "pages", part_bytes)
+    return Plan(max(1, min(MAX_BATCH_ROWS, int(BATCH_BYTES / max(row_bytes, 1.0)))), packed)
+
+
+def _is_within(path: str, columns: list[str]) -> bool:
+    return any(path == column or path.startswith(f"{column}.") for column in columns)
+
+
+def _too_large(origin: Origin, leaf: Leaf, what: str, part_bytes: int) -> InvalidInput:
+    return InvalidInput(
+        f"{origin.name} has {what} in its column '{leaf.path}' for which {part_bytes:,} bytes of "
+        "memory are not enough (MAX_SOURCE_PART_BYTES). Leave the column out (--columns), or write "
+        "the file again with smaller pages."
+    )
+
+
+def _batches(where: Any, file: Any, number: int, columns: list[str], plan: Plan) -> Iterator[Any]:
+    if plan.as_dictionaries:
+        file = _reader(where, metadata=file.metadata, read_dictionary=plan.as_dictionaries)
+    yield from file.iter_batches(plan.rows, row_groups=[number], columns=columns, use_threads=False)
+
+
+def _reader(where: Any, **how: Any) -> Any:
+    return pq.ParquetFile(where, buffer_size=BUFFER_BYTES, pre_buffer=False, **how)
+
+
+def _rows(batch: Any, longest: int) -> Iterator[dict[str, Any] | BadRecord]:
+    """Yield the rows as Python has them, some at a time; the limit of one is `longest` bytes."""
+    size = sum(map(_most_bytes, batch.columns))
+    if size > BATCH_BYTES and batch.num_rows > 1:
+        middle = batch.num_rows // 2
+        yield from _rows(batch.slice(0, middle), longest)
+        yield from _rows(batch.slice(middle), longest)
+    elif size > longest:
+        yield BadRecord(Fault.TOO_LONG, f"The row has more than {longest:,} bytes.")
+    else:
+        yield from _python_rows(with_python_times(batch))
+
+
+def _most_bytes(array: Any) -> int:
+    """The most that the values of an array can take, those of dictionaries written out."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        longest = pc.max(pc.binary_length(array.dictionary)).as_py() or 0
+        return len(array) * (longest + INDEX_WIDTH)
+    if pa.types.is_struct(kind):
+        return sum(map(_most_bytes, array.flatten()))
+    if pa.types.is_map(kind):
+        first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        parts = (part.slice(first, last - first) for part in (array.keys, array.items))
+        return len(array) + sum(map(_most_bytes, parts))
+    if pa.types.is_nested(kind):
+        return len(array) + _most_bytes(array.flatten())
+    return int(array.nbytes)
+
+
+def _python_rows(batch: Any) -> Iterator[dict[str, Any] | BadRecord]:
+    """Yield the rows. Where that fails, one by one, to know which is bad."""
     try:
         yield from batch.to_pylist(maps_as_pydicts="strict")
         return
@@ -87,18 +179,35 @@ def _record(row: dict[str, Any] | BadRecord) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(origin: Origin) -> Iterator[Any]:
+def _opened(origin: Origin, part_bytes: int) -> Iterator[tuple[Any, Any, BinaryIO]]:
+    """Open a file for pyarrow, and its bytes."""
     with ExitStack() as stack:
         where: Any = origin.path
         if where is None or not _is_plain(origin):
-            where = stack.enter_context(_copied(origin))
+            where = plain = stack.enter_context(_copied(origin))
+        else:
+            plain = stack.enter_context(origin.opened())
+        if _description_bytes(plain) > part_bytes // DESCRIPTION_SHARE:
+            raise InvalidInput(
+                f"{origin.name} has a description of its groups of rows and columns that is longer "
+                f"than {part_bytes // DESCRIPTION_SHARE:,} bytes (a quarter of "
+                "MAX_SOURCE_PART_BYTES); write it again with larger groups of rows."
+            )
         try:
-            file = pq.ParquetFile(where, buffer_size=BUFFER_BYTES, pre_buffer=False)
+            file = _reader(where)
         except (OSError, pa.ArrowException) as error:
             raise InvalidInput(
                 f"{origin.name} is not a whole Parquet file; write it again."
             ) from error
-        yield stack.enter_context(file)
+        yield where, stack.enter_context(file), plain
+
+
+def _description_bytes(plain: BinaryIO) -> int:
+    size = plain.seek(0, io.SEEK_END)
+    plain.seek(max(0, size - TAIL_BYTES))
+    length = int.from_bytes(plain.read(TAIL_BYTES)[:4], "little")
+    plain.seek(0)
+    return min(length, size)  # one that is longer than the file is none
 
 
 @contextmanager

@@ -1,17 +1,19 @@
 """Records from CSV: a header, and a record a row."""
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 
 from services.errors import InvalidInput
 from services.sources.columns import wanted_columns
-from services.sources.csv_records import CsvRecord, csv_records
-from services.sources.jsonl import SLACK_BYTES, not_utf8, too_long
+from services.sources.csv_records import COMMA, CsvRecord, csv_records
+from services.sources.jsonl import SLACK_BYTES, has_more, not_utf8, too_long, too_many
 from services.sources.reading import BadInput, Fault, Input, Reading
 from services.sources.records import RecordCheck
 
 DOUBLED = 2
 """In quotes, a quote has two characters."""
+TEXT_IN_CELL = re.compile(rb'"[^"]*+"')
 
 
 def read_csv(
@@ -22,11 +24,12 @@ def read_csv(
     if csv.field_size_limit() < limit:
         csv.field_size_limit(limit)  # the module's own bound is for all; it is only ever raised
     records = csv_records(blocks, limit)
-    header = _header(name, records)
+    most = reading.bounds.record_values
+    header = _header(name, records, most)
     wanted = frozenset(wanted_columns(name, header, reading))
     places = [place for place, column in enumerate(header) if column in wanted]
     for record in records:
-        cells = _cells(record, limit)
+        cells = _cells(record, limit, most)
         if isinstance(cells, BadInput):
             yield cells
         elif len(cells) == len(header):
@@ -37,9 +40,9 @@ def read_csv(
             yield BadInput(record.position, None, Fault.BAD_CSV, reason)
 
 
-def _header(name: str, records: Iterator[CsvRecord]) -> list[str]:
+def _header(name: str, records: Iterator[CsvRecord], most: int) -> list[str]:
     for record in records:
-        cells = _cells(record, len(record.content or b""))
+        cells = _cells(record, len(record.content or b""), most)
         if isinstance(cells, BadInput):
             raise InvalidInput(f"{name} has no header that can be read. {cells.reason}")
         if cells:
@@ -47,13 +50,15 @@ def _header(name: str, records: Iterator[CsvRecord]) -> list[str]:
     raise InvalidInput(f"{name} is empty; its first line must name the columns.")
 
 
-def _cells(record: CsvRecord, limit: int) -> list[str] | BadInput:
+def _cells(record: CsvRecord, limit: int, most: int) -> list[str] | BadInput:
     """Take a record apart; a blank line has no cells."""
     if record.content is None:
         bad = too_long(record.position, "The row", limit)
         return bad if record.complete else _unclosed(record)
     if not record.complete:
         return _unclosed(record)
+    if has_more(record.content, (COMMA,), TEXT_IN_CELL, most):
+        return too_many(record.position, "The row", most)
     try:
         return next(csv.reader([record.content.decode()], strict=True), [])
     except UnicodeDecodeError as error:
