@@ -273,6 +273,12 @@ class Settings(BaseSettings):
         description="How much of a chunk the next one may begin with, in tokens; an eighth of "
         "CHUNK_TOKENS if not set.",
     )
+    share_vectors: bool = Field(
+        False,
+        description="Whether a document takes vectors that other users have paid for. Who embeds "
+        "one then may learn, by the time it takes and by their sum of usage, that somebody has "
+        "embedded just this text; the job's numbers don't tell it. Runs never share.",
+    )
     job_max_retries: int = Field(
         3, ge=0, le=100, description="Failed attempts after which a job gets no further one."
     )

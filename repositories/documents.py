@@ -65,6 +65,11 @@ class DocumentRepository(BaseRepository[Document]):
             )
         self.update(document, chunked_hash=chunked_hash)
 
+    def chunk_keys(self, document_id: UUID) -> set[bytes]:
+        """By what the vectors of a document's chunks are kept."""
+        query = select(Chunk.content_hash).where(Chunk.document_id == document_id)
+        return set(map(bytes, self._session.scalars(query)))
+
     def count_chunks(self, document_id: UUID) -> int:
         """How many chunks a document has."""
         query = select(func.count()).where(Chunk.document_id == document_id)

@@ -27,6 +27,7 @@ from sqlalchemy import (
     text,
     true,
 )
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.types import TypeEngine
 
 from config.names import VectorType
@@ -147,6 +148,26 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
             cursor.execute("RELEASE SAVEPOINT vectors")
         finally:
             cursor.close()
+
+    def copy_vectors(self, keys: Mapping[bytes, bytes]) -> None:
+        """Store the vectors of some contents, of all models, under other keys too."""
+        hashes = ArrayLiteral(LargeBinary())
+        pair = (
+            func.unnest(literal(list(keys), hashes), literal(list(keys.values()), hashes))
+            .table_valued("old", "new")
+            .render_derived()
+        )
+        # By model, as the index of a partition begins with it.
+        for model in self._session.scalars(select(EmbeddingModel)).all():
+            vectors = TABLES[model.storage]
+            found = (
+                select(vectors.c.model_id, pair.c.new, vectors.c.vector)
+                .join_from(pair, vectors, vectors.c.content_hash == pair.c.old)
+                .where(vectors.c.model_id == model.id)
+            )
+            columns = ["model_id", "content_hash", "vector"]
+            copied = insert(vectors).from_select(columns, found).on_conflict_do_nothing()
+            self._session.execute(copied)
 
     def find_stored(self, provider: str, model: str, hashes: Sequence[bytes]) -> set[bytes]:
         """Those of the contents that have a vector of this model, of its newest dimension."""

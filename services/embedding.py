@@ -4,7 +4,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from math import ceil, log2
@@ -26,6 +26,7 @@ from services.llm.errors import ContextTooLong
 from services.llm.pool import ProviderPool
 from services.packing import pack
 from services.provider_calls import ProviderCall
+from services.vector_keys import vector_key
 
 SHARED_POLL_SECONDS = 0.25
 SHARED_PATIENCE_SECONDS = 3.0
@@ -38,10 +39,19 @@ LONGEST_SEARCH = 12
 class EmbeddingService:
     """Embeds a document for each job, and of it only what has no vector yet."""
 
-    def __init__(self, execution: Execution, providers: ProviderPool, chunker: Chunker) -> None:
+    def __init__(
+        self,
+        execution: Execution,
+        providers: ProviderPool,
+        chunker: Chunker,
+        *,
+        shares_vectors: bool = False,
+    ) -> None:
+        """Take `shares_vectors`: whether documents take vectors that others have paid for."""
         self._execution = execution
         self._providers = providers
         self._chunker = chunker
+        self._shares_vectors = shares_vectors
 
     def run(self, job_id: UUID, report: Report, rung_at: datetime | None = None) -> JobOutcome:
         """Do the job if it is there to take; see `Execution.run`."""
@@ -67,7 +77,9 @@ class EmbeddingService:
                     retry_after=SHARED_RETRY_SECONDS,
                 )
             job.pause(SHARED_POLL_SECONDS)
-        job.in_ledger(lambda unit: _succeed(unit, claim, document_id, work.total))
+        # Where another may have paid, no number may tell it.
+        tells = not self._shares_vectors or claim.user_id is None
+        job.in_ledger(lambda unit: _succeed(unit, claim, document_id, work.total, tells=tells))
 
     def _pay(self, job: ClaimedJob, work: "Work") -> None:
         """Embed the passages that are this job's to pay for."""
@@ -133,7 +145,16 @@ class EmbeddingService:
             if isinstance(found, Work):
                 return found
             passages = self._chunker.cut(found.text, found.source)
-            cut = Cut(found.content_hash, passages)
+            owner = self._owner(job.claim)
+            keyed = [
+                replace(passage, content_hash=vector_key(passage.content_hash, owner))
+                for passage in passages
+            ]
+            cut = Cut(found.content_hash, passages, keyed)
+
+    def _owner(self, claim: Claim) -> UUID | None:
+        """Whose vectors a job takes and leaves; None where they are shared."""
+        return None if self._shares_vectors else claim.user_id
 
     def _look(
         self, claim: Claim, document_id: UUID, cut: "Cut | None", unit: UnitOfWork
@@ -144,11 +165,13 @@ class EmbeddingService:
         document = unit.documents.lock(document_id)
         if document is None:
             raise NotFound("The document was deleted before it was embedded.")
-        fingerprint = self._chunker.fingerprint(document.content_hash, document.source)
+        recipe = self._chunker.fingerprint(document.content_hash, document.source)
+        fingerprint = vector_key(recipe, self._owner(claim))
         if document.chunked_hash != fingerprint:
             if cut is None or cut.content_hash != document.content_hash:
                 return document
-            unit.documents.replace_chunks(document, cut.passages, fingerprint)
+            _keep_vectors(unit, document, cut, claim.user_id)
+            unit.documents.replace_chunks(document, cut.keyed, fingerprint)
         total = unit.documents.count_chunks(document_id)
         missing = unit.documents.chunks_without_vector(document_id, claim.provider, claim.model)
         work = _reserve(unit, claim, total, missing)
@@ -162,6 +185,8 @@ class Cut:
 
     content_hash: bytes
     passages: Sequence[Passage]
+    keyed: Sequence[Passage]
+    """The same, by the keys of their vectors."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +203,21 @@ class Work:
     def is_shared(self) -> bool:
         """Whether another job embeds some of its passages now."""
         return self.done + len(self.reserved) < self.total
+
+
+def _keep_vectors(unit: UnitOfWork, document: Document, cut: Cut, user_id: UUID | None) -> None:
+    """Let a document keep the vectors of passages that had another key when it was cut before.
+
+    That was so before users' vectors were apart, and is where `SHARE_VECTORS` was changed.
+    """
+    before = unit.documents.chunk_keys(document.id)
+    keys: dict[bytes, bytes] = {}
+    for plain, keyed in zip(cut.passages, cut.keyed, strict=True):
+        for old in (plain.content_hash, vector_key(plain.content_hash, user_id)):
+            if old in before and old != keyed.content_hash:
+                keys[old] = keyed.content_hash
+    if keys:
+        unit.embeddings.copy_vectors(keys)
 
 
 def _reserve(unit: UnitOfWork, claim: Claim, total: int, missing: Sequence[Passage]) -> Work:
@@ -220,16 +260,19 @@ def _check_deaths(claim: Claim, search: int) -> None:
         )
 
 
-def _succeed(unit: UnitOfWork, claim: Claim, document_id: UUID, total: int) -> None:
+def _succeed(unit: UnitOfWork, claim: Claim, document_id: UUID, total: int, *, tells: bool) -> None:
     totals = unit.attempts.totals(claim.job_id)
     model = unit.embeddings.find_model(claim.provider, claim.model)
     result = {
         "document_id": str(document_id),
         "chunks": total,
-        "embedded": totals.items,
-        "reused": max(total - totals.items, 0),
-        "provider_calls": totals.calls,
-        "tokens_used": totals.tokens,
         "dimensions": model.dimensions if model else None,
     }
+    if tells:
+        result |= {
+            "embedded": totals.items,
+            "reused": max(total - totals.items, 0),
+            "provider_calls": totals.calls,
+            "tokens_used": totals.tokens,
+        }
     unit.jobs.succeed(claim, result)

@@ -332,7 +332,12 @@ class PromptStack:
     @cached_property
     def embedding(self) -> EmbeddingService:
         """Runs embedding jobs."""
-        return EmbeddingService(self.execution, self.providers, self.chunker)
+        return EmbeddingService(
+            self.execution,
+            self.providers,
+            self.chunker,
+            shares_vectors=self.settings.share_vectors,
+        )
 
     @cached_property
     def prices(self) -> Prices:

@@ -16,6 +16,7 @@ from repositories.items import Ended, NewItem
 from repositories.session import Ledger, UnitOfWork
 from services.errors import InvalidInput
 from services.sources.reading import BadInput, Fault, Input
+from services.vector_keys import vector_key
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +72,9 @@ class Intake:
     """The first of them."""
 
 
-def embedding_hasher() -> Hasher:
-    """Of a text alone: its vector serves everybody, documents too."""
-    return lambda one: hashlib.sha256((one.text or "").encode()).digest()
+def embedding_hasher(user_id: UUID | None) -> Hasher:
+    """Of a text alone: its vector serves all runs of this user, and their documents."""
+    return lambda one: vector_key(hashlib.sha256((one.text or "").encode()).digest(), user_id)
 
 
 def generation_hasher(asked: object) -> Hasher:

@@ -840,6 +840,84 @@ def test_invariant_07_the_same_passage_is_paid_for_once_over_all_documents(
     assert (result["embedded"], result["reused"], result["provider_calls"]) == (0, 2, 0)
 
 
+def two_users(stack: PromptStack) -> tuple[UUID, UUID]:
+    with stack.ledger.transaction() as unit:
+        ada, eve = (unit.users.create(email=f"{name}@example.org").id for name in ("ada", "eve"))
+        return ada, eve
+
+
+def numbers(stack: PromptStack, job: JobView) -> dict[str, Any]:
+    assert run(stack, job).state is JobState.SUCCEEDED
+    result = stack.jobs.get(job.id).result
+    assert result is not None
+    return {name: value for name, value in result.items() if name != "document_id"}
+
+
+def test_invariant_07_users_pay_for_themselves_and_learn_nothing_of_each_other(
+    stack: PromptStack, provider: Provider
+) -> None:
+    ada, eve = two_users(stack)
+    alone = numbers(stack, embed(stack, "a", "b", "c", user_id=ada))
+    assert numbers(stack, embed(stack, "a", "b", "c", user_id=eve)) == alone
+    assert numbers(stack, embed(stack, "a", "b", "c")) == alone  # of the command line
+    assert first_words(provider.embedded) == ["a", "b", "c"] * 3
+    for user in (ada, eve, None):
+        again = numbers(stack, embed(stack, "b", "c", source="other", user_id=user))
+        assert (again["embedded"], again["reused"], again["tokens_used"]) == (0, 2, 0)
+
+
+def test_invariant_07_no_user_waits_for_a_text_of_another(
+    stack: PromptStack, provider: Provider
+) -> None:
+    ada, eve = two_users(stack)
+    job = embed(stack, "a", "b", user_id=ada)
+    with ThreadPoolExecutor(1) as pool, Gate(stack) as gate:
+        provider.on_call = lambda: gate() if provider.calls == 1 else None
+        first = pool.submit(run, stack, job)
+        gate.wait()
+        assert numbers(stack, embed(stack, "a", "b", user_id=eve))["embedded"] == 2
+        gate.open()
+        assert first.result(30).state is JobState.SUCCEEDED
+
+
+def test_invariant_07_runs_and_documents_of_a_user_share_and_those_of_two_do_not(
+    stack: PromptStack, provider: Provider
+) -> None:
+    ada, eve = two_users(stack)
+    run(stack, embed(stack, "a", user_id=ada))
+    for user, paid in ((ada, 0), (eve, 1), (None, 1)):
+        ready = stack.runs.prepare_embedding([padded("a")], provider="fake", user_id=user)
+        assert ready.to_pay == paid
+        stack.runs.discard(ready.run_id)
+
+
+def test_shared_vectors_are_taken_and_no_number_tells_it(
+    stack: PromptStack, provider: Provider
+) -> None:
+    ada, eve = two_users(stack)
+    with another(stack, share_vectors=True) as sharing:
+        employ(sharing, provider)
+        alone = numbers(sharing, embed(sharing, "a", "b", user_id=ada))
+        assert numbers(sharing, embed(sharing, "a", "b", user_id=eve)) == alone
+        assert set(alone) == {"chunks", "dimensions"}
+    assert first_words(provider.embedded) == ["a", "b"]
+
+
+def test_a_document_keeps_its_vectors_when_they_are_shared_no_longer_or_again(
+    stack: PromptStack, provider: Provider
+) -> None:
+    """Also those from before users' vectors were apart: they were shared."""
+    ada, eve = two_users(stack)
+    with another(stack, share_vectors=True) as sharing:
+        employ(sharing, provider)
+        numbers(sharing, embed(sharing, "a", "b", user_id=ada))
+        apart = numbers(stack, embed(stack, "a", "b", "c", user_id=ada))
+        assert (apart["embedded"], apart["reused"]) == (1, 2)
+        numbers(sharing, embed(sharing, "a", "b", "c", user_id=ada))
+        assert first_words(provider.embedded) == ["a", "b", "c"]
+    assert numbers(stack, embed(stack, "a", user_id=eve))["embedded"] == 1
+
+
 def test_invariant_07_a_paid_answer_is_kept_whatever_characters_it_holds(
     stack: PromptStack, provider: Provider
 ) -> None:

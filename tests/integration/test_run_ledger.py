@@ -182,7 +182,8 @@ def test_an_answer_in_the_last_moment_of_a_cancelled_shard_hides_no_call_that_wa
     working = Thread(target=stack.run_work.run_shard, args=(shard, lambda _: None))
     working.start()
     wait_until(lambda: len(Held.asked) == 6, "the calls to be made")
-    stack.jobs.cancel(shard)
+    with stack.ledger.transaction() as unit:
+        unit.jobs.cancel(shard)  # as its run does
     stack.loop.run(Held.answer(0))
     working.join(30.0)
     assert not working.is_alive()
