@@ -26,8 +26,8 @@ from tasks.composition import PromptStack
 from tests.acceptance.test_http_door import Door
 from tests.processes import Process, wait_until
 
-HEALTHY_SECONDS = 5.0
-"""A machine that is busy with other tests; 1 s with nothing else to do."""
+HEALTHY_SECONDS = 12.0
+"""On a machine that is busy with other tests: 1 s where it has nothing else to do."""
 MEMORY = 300_000_000
 
 
@@ -148,12 +148,8 @@ MAY_BE_ACCEPTED = {"tools with a bomb", "the same of a single job"}
 
 @pytest.fixture
 def door(environment: dict[str, str], stack: PromptStack, tmp_path: Path) -> Iterator[Door]:
-    opened = Door(tmp_path / "door.log")
-    try:
+    with Door(tmp_path / "door.log") as opened:
         yield opened
-    finally:
-        with suppress(ProcessLookupError):
-            opened.end()
 
 
 def post(door: Door, path: str, body: bytes, key: str | None) -> tuple[int, dict[str, Any]]:
@@ -165,7 +161,8 @@ def post(door: Door, path: str, body: bytes, key: str | None) -> tuple[int, dict
         with urlopen(request, timeout=120) as answer:
             return answer.status, json.load(answer)
     except HTTPError as refusal:
-        return refusal.code, json.load(refusal)
+        with refusal:
+            return refusal.code, json.load(refusal)
 
 
 def is_done(stack: PromptStack, job_id: UUID) -> bool:
@@ -209,8 +206,7 @@ def test_requests_that_are_never_finished_are_ended(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("REQUEST_READ_SECONDS", "2")
-    door = Door(tmp_path / "door.log")
-    try:
+    with Door(tmp_path / "door.log") as door:
         address = urlsplit(door.url)
         half = f"POST {ONE} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Le".encode()
         opened = [socket.create_connection((address.hostname, address.port)) for _ in range(100)]
@@ -224,5 +220,3 @@ def test_requests_that_are_never_finished_are_ended(
                 connection.close()
         assert monitor.longest < HEALTHY_SECONDS
         assert monitor.refused == []
-    finally:
-        door.end()
