@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -31,6 +32,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file for the score as JSON")
     parser.add_argument("--against", choices=["celery"], help="run this rival instead")
     given = parser.parse_args()
+    # As Ctrl-C: what was started is ended, whoever ends us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = given.logs or Path(tempfile.mkdtemp(prefix="promptstack-chaos-logs-"))
     folder.mkdir(parents=True, exist_ok=True)
     # Stock Celery has no runs.

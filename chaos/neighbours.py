@@ -6,7 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-BUSY = "while True: pass"
+BUSY = """
+import os, sys
+while os.getppid() == int(sys.argv[1]):
+    sum(range(100_000))
+"""
+"""Ends with whoever started it, however that ends."""
 
 
 @contextmanager
@@ -21,7 +26,8 @@ def slow_machine(*, processors: int | None, busy_loops: int) -> Iterator[None]:
     try:
         if processors is not None:
             os.sched_setaffinity(0, sorted(before)[:processors])
-        loops += [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(busy_loops)]
+        busy = [sys.executable, "-c", BUSY, str(os.getpid())]
+        loops += [subprocess.Popen(busy) for _ in range(busy_loops)]
         yield
     finally:
         for loop in loops:
