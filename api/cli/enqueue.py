@@ -12,7 +12,7 @@ import typer
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from api.cli.connection import connected
-from api.cli.documents import TextFile, find_files, read_text
+from api.cli.documents import TextFile, find_files, read_schema, read_text
 from api.cli.terminal import (
     JOB_FAILED,
     JsonFlag,
@@ -101,7 +101,7 @@ def generate(
             system=system,
             temperature=temperature,
             max_tokens=max_tokens,
-            json_schema=_read_schema(json_schema) if json_schema else None,
+            json_schema=read_schema(json_schema),
             stop=stop_at or [],
             seed=seed,
             options=options_of(option),
@@ -272,15 +272,6 @@ def _read_input() -> str:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise InvalidInput(f"Standard input is not UTF-8 text at byte {error.start}.") from error
-
-
-def _read_schema(path: Path) -> dict[str, JsonValue]:
-    try:
-        return TypeAdapter(dict[str, JsonValue]).validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InvalidInput(
-            f"{path} cannot be read as a JSON schema: an object is needed."
-        ) from error
 
 
 def _parse_fallback(named: str) -> Fallback:

@@ -1,6 +1,5 @@
 """`promptstack runs embed` and `generate`: check a file, say what it costs, run it, write it."""
 
-import json
 import sys
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 from rich.console import Console
 
 from api.cli.connection import connected
+from api.cli.documents import read_schema
 from api.cli.enqueue import Expires, Options, Retries, Seed, Stop, options_of
 from api.cli.run_end import finish, print_run
 from api.cli.run_output import Target
@@ -175,7 +175,7 @@ def generate(
                 system=system,
                 temperature=temperature,
                 max_tokens=max_tokens,
-                json_schema=_schema(json_schema),
+                json_schema=read_schema(json_schema),
                 stop=stop_at or [],
                 seed=seed,
                 provider_options=options_of(option),
@@ -299,12 +299,3 @@ def _source(given: str) -> str | Path:
 
 def _names(given: str | None) -> tuple[str, ...] | None:
     return None if given is None else tuple(name.strip() for name in given.split(",") if name)
-
-
-def _schema(path: Path | None) -> Any:
-    if path is None:
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{path} can't be read as JSON: {error}.") from error
