@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from tasks.composition import PromptStack
 
 API = "api.http"
 CHECK_SECONDS = 0.2
+SERVERS_CHECK_SECONDS = 2.0
 STOP_SECONDS = 30.0
 MAX_DEATHS, DEATHS_SECONDS = 5, 60.0
 """What ends by itself more often than this is not started again."""
@@ -65,6 +66,8 @@ class Children:
             **variables,
         }
         self._children: list[Child] = []
+        self._deaths: dict[str, list[float]] = {}
+        """When the servers below ended, of late."""
 
     def start(self, name: str, module: str, *arguments: str) -> None:
         """Start a module of ours as a process."""
@@ -82,9 +85,17 @@ class Children:
         child.arguments = ["--port", str(urlsplit(url).port)]
         return url
 
-    def watch(self) -> NoReturn:
-        """Start again what ends by itself; give up on what does so again and again."""
+    def watch(self, revive: Callable[[], list[str]] = list) -> NoReturn:
+        """Start again what ends by itself; give up on what does so again and again.
+
+        `revive` does it with the servers below, and says which.
+        """
+        looked = time.monotonic()
         while True:
+            if time.monotonic() - looked > SERVERS_CHECK_SECONDS:
+                for name in revive():
+                    self._note_death(name, self._deaths.setdefault(name, []))
+                looked = time.monotonic()
             for child in self._children:
                 code = child.process.poll()
                 if code is not None:
@@ -112,19 +123,23 @@ class Children:
         self._children.clear()
 
     def _start_again(self, child: Child, code: int) -> None:
-        now = time.monotonic()
-        child.deaths = [at for at in child.deaths if now - at < DEATHS_SECONDS] + [now]
-        if len(child.deaths) > MAX_DEATHS:
-            stop(
-                f"{child.name} ended {len(child.deaths)} times within {DEATHS_SECONDS:.0f} s "
-                f"(exit code {code}); its log above says why. Stopping everything.",
-                1,
-            )
-        err.print(f"{child.name} ended (exit code {code}); it is started again.", markup=False)
+        self._note_death(child.name, child.deaths, f" (exit code {code})")
         _close_pipes(child.process)
         child.process = self._open(child.module, child.arguments)
         if child.module == API:
             _address(child.process)
+
+    def _note_death(self, what: str, deaths: list[float], how: str = "") -> None:
+        """Say that something ended; stop everything where it does so again and again."""
+        now = time.monotonic()
+        deaths[:] = [at for at in deaths if now - at < DEATHS_SECONDS] + [now]
+        if len(deaths) > MAX_DEATHS:
+            stop(
+                f"{what} ended {len(deaths)} times within {DEATHS_SECONDS:.0f} s{how}; its log "
+                "says why. Stopping everything.",
+                1,
+            )
+        err.print(f"{what} ended{how}; it is started again.", markup=False)
 
     def _open(self, module: str, arguments: list[str]) -> subprocess.Popen[str]:
         with ExitStack() as opened:

@@ -2,6 +2,7 @@
 
 import socket
 from contextlib import suppress
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from api.cli.connection import connected, embedded, needs_embedded
 from api.cli.entry import become
 from api.cli.processes import Children, interrupt_on_signals
 from api.cli.terminal import JsonFlag, err, out, plural, print_json
-from config.embedded.servers import running
+from config.embedded.servers import revive, running
 from config.logging import configure_logging
 from config.settings import Settings, get_settings
 from repositories.migrations import upgrade
@@ -54,7 +55,8 @@ def up(
                 out.print(f"Prompt Stack is up. API: {url}")
                 stops = "what it started; the first goes on" if joins else "everything"
                 out.print(f"Make a key with `promptstack keys create`. Ctrl-C stops {stops}.")
-            children.watch()
+            is_ours = needs_embedded(settings)
+            children.watch(partial(revive, settings.state_dir) if is_ours else list)
         except KeyboardInterrupt:
             err.print("Stopping.")
         finally:

@@ -18,7 +18,17 @@ from config.embedded.account import (
     server_account,
 )
 from config.embedded.folders import digest, is_private, remove_sockets, socket_folder
-from config.embedded.process import CALLER, Account, end, find, is_another, launch, run, wheel
+from config.embedded.process import (
+    CALLER,
+    Account,
+    end,
+    find,
+    is_another,
+    launch,
+    nobody_listens,
+    run,
+    wheel,
+)
 from config.errors import ConfigurationError
 
 ANSWER_SECONDS = 5
@@ -60,6 +70,12 @@ def answers(url: str) -> bool:
             return state == 0
         time.sleep(0.05)
     return False
+
+
+def is_gone(url: str) -> bool:
+    """Whether there is no server at this address any more."""
+    folder = Path(parse_qs(urlsplit(url).query)["host"][0])
+    return nobody_listens(folder / ".s.PGSQL.5432")
 
 
 class Postgres:

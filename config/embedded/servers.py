@@ -113,6 +113,32 @@ def running(state_dir: Path) -> ServerUrls | None:
     return None
 
 
+def revive(state_dir: Path) -> list[str]:
+    """Start again what is gone of the servers that the caller holds; the names of these.
+
+    They have the addresses that they had. One that is slow is not gone.
+    """
+    state_dir = state_dir.resolve()
+    known = _read(state_dir)
+    if known is None or not _gone(known):
+        return []
+    with _alone(state_dir):
+        gone = _gone(known)
+        if "Valkey" in gone:
+            valkey.Valkey(state_dir).start(None)
+        if "PostgreSQL" in gone:
+            postgres.Postgres(state_dir, notify=_log.info).start(None)
+    return gone
+
+
+def _gone(known: ServerUrls) -> list[str]:
+    states = {
+        "Valkey": valkey.is_gone(known.redis_url),
+        "PostgreSQL": postgres.is_gone(known.database_url),
+    }
+    return [name for name, is_gone in states.items() if is_gone]
+
+
 def remove(state_dir: Path) -> None:
     """Delete all data of a state folder that nobody uses, and what its servers left."""
     state_dir = state_dir.resolve()

@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from config.embedded.folders import is_private, make_folder, remove_sockets, socket_folder
-from config.embedded.process import end, find, launch, wheel
+from config.embedded.process import end, find, launch, nobody_listens, wheel
 
 ANSWER_SECONDS = 5.0
 START_SECONDS = 60.0  # it reads its data first
@@ -50,6 +50,11 @@ def answers(url: str) -> bool:
             else:
                 return True
     return False
+
+
+def is_gone(url: str) -> bool:
+    """Whether there is no server at this address any more."""
+    return nobody_listens(Path(unquote(urlsplit(url).path)))
 
 
 class Valkey:

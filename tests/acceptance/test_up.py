@@ -63,6 +63,9 @@ class Running:
         assert found, self.output()
         return found.group(1)
 
+    def wait_to_say(self, what: str) -> None:
+        wait_until(lambda: what in self.output(), what, 60)
+
     def end(self, number: signal.Signals, seconds: float = 30.0) -> int:
         """Signal the process group as a terminal does; the exit code."""
         os.killpg(self.process.pid, number)
@@ -225,6 +228,11 @@ def test_two_folders_and_twice_one_folder_at_the_same_time(
         wait_until(lambda: "api ended (exit code -9)" in again.output(), again.output())
         healthz = again.url().replace("/api/v1", "/healthz")
         wait_until(lambda: answers(healthz), "the API where it was")
+        for name, title in (("PostgreSQL", "/bin/postgres"), ("Valkey", "valkey-server")):
+            (server,) = (pid for pid, command in ours(one).items() if title in command)
+            os.kill(server, signal.SIGKILL)
+            again.wait_to_say(f"{name} ended; it is started again.")
+        assert "[demonstration" in run(one, "generate", "Say it for the last time.")
         assert again.end(signal.SIGTERM) == 0
     assert ours(one) == {}
 

@@ -21,7 +21,7 @@ import pytest
 import redis
 
 from config.embedded import folders, postgres, process, valkey
-from config.embedded.servers import EmbeddedServers, ServerUrls, remove, running
+from config.embedded.servers import EmbeddedServers, ServerUrls, remove, revive, running
 from config.errors import ConfigurationError
 
 pytestmark = pytest.mark.skipif(
@@ -217,6 +217,22 @@ def test_what_died_is_replaced_and_what_lives_is_kept(state: Path) -> None:
             assert pids(again)[0] == old_postgres
             assert pids(again)[1] != old_valkey
         assert running(state) == urls  # since the other one still uses them
+
+
+def test_what_was_killed_is_started_again_where_it_was(state: Path) -> None:
+    with servers(state) as urls:
+        assert revive(state) == []
+        before = pids(urls)
+        os.kill(before[0], signal.SIGSTOP)  # as on a busy machine
+        assert revive(state) == []
+        os.kill(before[0], signal.SIGCONT)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not alive(*before))
+        assert set(revive(state)) == {"Valkey", "PostgreSQL"}
+        assert running(state) == urls
+        assert not set(pids(urls)) & set(before)
+        assert revive(state) == []
 
 
 def test_pid_file_that_names_another_process(state: Path) -> None:
