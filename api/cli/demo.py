@@ -21,7 +21,7 @@ from config.embedded.folders import make_folder
 from config.embedded.servers import remove
 from config.logging import configure_logging
 from config.settings import Settings, get_settings
-from repositories.models import AttemptState, Job, JobState
+from repositories.models import AttemptState, Job, JobState, Worker
 from tasks.composition import PromptStack
 
 WORKERS = 2
@@ -150,20 +150,31 @@ def _enqueue(stack: PromptStack) -> dict[UUID, Enqueued]:
 
 
 def _kill_in_mid_document(stack: PromptStack) -> tuple[int, list[Job]]:
-    """Wait until a worker has done a part of a document, and kill it; what it had in hand."""
+    """Kill a worker between two calls of one document; its process, and the jobs it held."""
+    call = stack.factory.service_class("local").embedding_limits.items
     while True:
-        with stack.ledger.transaction() as unit:
-            running = unit.jobs.get_many(state=JobState.RUNNING)
-            begun = [job for job in running if 0 < job.current < job.total]
-            worker = unit.workers.get(begun[0].worker_id) if begun and begun[0].worker_id else None
-        if worker is None:
-            time.sleep(LOOK_SECONDS)
-            continue
-        os.kill(worker.pid, signal.SIGKILL)
-        with stack.ledger.transaction() as unit:
-            held = unit.jobs.get_many(state=JobState.RUNNING, worker_id=worker.id)
-        if held:
-            return worker.pid, sorted(held, key=lambda job: job.current, reverse=True)
+        running, workers = _in_hand(stack)
+        for job in running:
+            worker = workers.get(job.worker_id)
+            if worker is None or not call <= job.current < job.total:
+                continue
+            # Frozen first: what it does now might end the document before it is killed.
+            os.kill(worker.pid, signal.SIGSTOP)
+            held = [one for one in _in_hand(stack)[0] if one.worker_id == worker.id]
+            if any(one.id == job.id and one.current < one.total for one in held):
+                os.kill(worker.pid, signal.SIGKILL)
+                return worker.pid, sorted(held, key=lambda one: one.current, reverse=True)
+            os.kill(worker.pid, signal.SIGCONT)
+        time.sleep(LOOK_SECONDS)
+
+
+def _in_hand(stack: PromptStack) -> tuple[list[Job], dict[UUID | None, Worker]]:
+    """The running jobs, and the workers. Ends the demonstration where all jobs have ended."""
+    with stack.ledger.transaction() as unit:
+        if not unit.jobs.count_open():
+            stop("all topics were embedded before a worker could be killed.", JOB_FAILED)
+        running = list(unit.jobs.get_many(state=JobState.RUNNING))
+        return running, {worker.id: worker for worker in unit.workers.get_many()}
 
 
 def _finish(stack: PromptStack, jobs: dict[UUID, Enqueued]) -> dict[str, int]:

@@ -204,13 +204,15 @@ def test_two_folders_and_twice_one_folder_at_the_same_time(
 ) -> None:
     one, other = new_folder(), new_folder()
     arguments = ("up", "--port", "0")
-    with (
-        Running(one, *arguments) as first,
-        Running(other, *arguments) as second,
-        Running(one, *arguments) as again,
-    ):
-        urls = {first.url(), second.url(), again.url()}
-        assert len(urls) == 3
+    with ExitStack() as entered:
+        first = entered.enter_context(Running(one, *arguments))
+        second = entered.enter_context(Running(other, *arguments))
+        urls = [first.url()]
+        again = entered.enter_context(Running(one, *arguments))
+        urls += [second.url(), again.url()]
+        assert len(set(urls)) == 3
+        joins = "The servers of this folder run already, so this joins them"
+        assert [joins in each.output() for each in (first, second, again)] == [False, False, True]
         assert not servers(one) & servers(other)
         run(one, "generate", "Say hello.")
         assert json.loads(run(other, "jobs", "list", "--json"))["items"] == []
