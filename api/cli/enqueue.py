@@ -39,15 +39,21 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is d
 Retries = Annotated[int | None, typer.Option(help="Retries after failures; default from settings.")]
 Bulk = Annotated[bool, typer.Option("--bulk", help="Let interactive jobs go first.")]
 Expires = Annotated[
-    str | None, typer.Option(help="End as expired unless done within this: seconds, 30s, 10m, 2h.")
+    str | None,
+    typer.Option(metavar="TIME", help="End as expired unless done within 90 (seconds), 10m or 2h."),
 ]
 Stop = Annotated[
-    list[str] | None, typer.Option("--stop", help="Text before which the answer ends; may repeat.")
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="Text before which the answer ends; may repeat."),
 ]
 Seed = Annotated[int | None, typer.Option(help="For answers that are the same again.")]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--option", help="Provider-specific NAME=VALUE, VALUE as JSON; may repeat."),
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="An option of the provider's own, VALUE as JSON; may repeat.",
+    ),
 ]
 
 BATCH_FILES, BATCH_CHARACTERS = 100, 5_000_000
@@ -67,7 +73,10 @@ def generate(
     ] = None,
     message: Annotated[
         list[str] | None,
-        typer.Option(help="A turn in place of PROMPT, as user:TEXT or assistant:TEXT; may repeat."),
+        typer.Option(
+            metavar="ROLE:TEXT",
+            help="A turn in place of PROMPT, as user:TEXT or assistant:TEXT; may repeat.",
+        ),
     ] = None,
     provider: Provider = None,
     model: Model = None,
@@ -82,7 +91,9 @@ def generate(
     option: Options = None,
     fallback: Annotated[
         list[str] | None,
-        typer.Option(help="PROVIDER or PROVIDER/MODEL to ask where it can't answer; may repeat."),
+        typer.Option(
+            metavar="PROVIDER[/MODEL]", help="Who is asked where it can't answer; may repeat."
+        ),
     ] = None,
     bulk: Bulk = False,
     max_retries: Retries = None,
@@ -125,7 +136,9 @@ def generate(
 
 
 def embed(
-    paths: Annotated[list[str], typer.Argument(help="Files, or folders of text and Markdown.")],
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH", help="Files, or folders of text and Markdown.")
+    ],
     provider: Provider = None,
     model: Model = None,
     bulk: Bulk = False,

@@ -143,7 +143,10 @@ def wait(
     job_ids: Ids,
     timeout: Annotated[
         str | None,
-        typer.Option(help=f"Give up after 30 (seconds), 10m or 2h, with exit code {TIMED_OUT}."),
+        typer.Option(
+            metavar="TIME",
+            help=f"Give up after 30 (seconds), 10m or 2h, with exit code {TIMED_OUT}.",
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -28,6 +28,7 @@ def build() -> typer.Typer:
         cls=Commands,
         help="Durable generation and embedding jobs on Celery, Redis and PostgreSQL.",
         no_args_is_help=True,
+        epilog="Begin with `promptstack up`. `promptstack COMMAND --help` names its options.",
         rich_markup_mode=None,  # its boxes leave little room for words, and name flags <bool>
         pretty_exceptions_enable=False,  # its tracebacks show local variables: prompts
         context_settings={"max_content_width": HELP_WIDTH},

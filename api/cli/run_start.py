@@ -23,7 +23,10 @@ from services.sources.reading import Format, Reading
 from tasks.composition import PromptStack
 
 SourceArgument = Annotated[
-    str, typer.Argument(help="A file (.jsonl, .csv, .parquet, .txt), a folder, or - for stdin.")
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="A file (.jsonl, .csv, .parquet, .txt), a folder, or - for stdin."
+    ),
 ]
 Provider = Annotated[str | None, typer.Option(help="Who is asked.")]
 Model = Annotated[str | None, typer.Option(help="The provider's default when left out.")]
@@ -36,7 +39,9 @@ Columns = Annotated[
     str | None, typer.Option(help="Fields to keep as metadata, with commas; all when left out.")
 ]
 InFlight = Annotated[int | None, typer.Option(help="Calls under way at once in each worker.")]
-MaxCost = Annotated[str | None, typer.Option(help="Dollars; the run stops before it costs more.")]
+MaxCost = Annotated[
+    str | None, typer.Option(metavar="DOLLARS", help="The run stops before it costs more.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only check, count and estimate.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without inputs that are bad.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Don't wait for the end.")]

@@ -14,12 +14,15 @@ SHORT_PASSAGE = 160
 
 
 def search(
-    question: Annotated[str, typer.Argument(help="What to look for, in plain words.")],
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", help="What to look for, in plain words.")
+    ],
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many passages.")] = 5,
     provider: Annotated[str | None, typer.Option(help="Provider of the embeddings.")] = None,
     model: Annotated[str | None, typer.Option(help="Model of the embeddings.")] = None,
     where: Annotated[
-        list[str] | None, typer.Option(help="Metadata that items must have, as name=value.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Metadata that items must have; may repeat."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
