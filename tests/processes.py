@@ -19,8 +19,11 @@ from tests.fork_server import NUMBER_BYTES, number_read, number_sent
 ROOT = Path(__file__).parent.parent
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
-    """Wait until `condition` holds; fail with `what` when it doesn't come true."""
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
+    """Wait until `condition` holds; fail with `what` when it doesn't come true.
+
+    `seconds` is for machines that are slow and busy: nothing that comes true waits for it.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -208,7 +211,7 @@ class Process:
         """End it without a chance to tidy up."""
         self._process.kill()
 
-    def wait(self, seconds: float = 30.0) -> int:
+    def wait(self, seconds: float = 60.0) -> int:
         return self._process.wait(seconds)
 
     def stop(self) -> None:

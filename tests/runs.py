@@ -10,7 +10,7 @@ from tasks.composition import PromptStack
 from tests.processes import wait_until
 
 
-def ended(stack: PromptStack, run: RunView, seconds: float = 60.0) -> RunView:
+def ended(stack: PromptStack, run: RunView, seconds: float = 180.0) -> RunView:
     wait_until(lambda: stack.runs.get(run.id).state.is_final, f"the end of run {run.id}", seconds)
     return stack.runs.get(run.id)
 

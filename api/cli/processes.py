@@ -26,9 +26,13 @@ MAX_DEATHS, DEATHS_SECONDS = 5, 60.0
 
 
 def interrupt_on_signals() -> None:
-    """Treat SIGTERM and a closed terminal as Ctrl-C, so that everything is stopped in order."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    """Treat SIGTERM and a closed terminal as Ctrl-C, so that everything is stopped in order.
+
+    What was started by nohup goes on when its terminal is closed.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _interrupt)
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:

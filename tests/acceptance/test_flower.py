@@ -199,7 +199,7 @@ def test_progress_of_a_document(
             shown.add(("AsyncResult", (info["current"], info["total"])))
         return bool(task.get("state") == "SUCCESS" and info.get("state") == "succeeded")
 
-    wait_until(is_done, "the document's end", 60)
+    wait_until(is_done, "the document's end")
     total = stack.jobs.get(job.id).total
     steps = {int(text.split(" of ")[0]) for state, text in shown if state == "PROGRESS"}
     assert any(0 < step < total for step in steps)

@@ -17,8 +17,8 @@ def ended(stack: PromptStack, job_id: UUID) -> JobView | None:
     return job if job.state.is_final else None
 
 
-def finish(stack: PromptStack, job: JobView, seconds: float = 30.0) -> JobView:
-    wait_until(lambda: ended(stack, job.id), f"the end of {job.kind} job {job.id}", seconds)
+def finish(stack: PromptStack, job: JobView) -> JobView:
+    wait_until(lambda: ended(stack, job.id), f"the end of {job.kind} job {job.id}")
     return stack.jobs.get(job.id)
 
 
@@ -60,7 +60,7 @@ def test_a_killed_worker_in_mid_document_costs_nothing_twice(
     halfway = stack.jobs.get(job.id)
     assert 0 < halfway.current < halfway.total
     start_worker(CHUNK_TOKENS="192")
-    done = finish(stack, job, 60.0)
+    done = finish(stack, job)
     assert done.state is JobState.SUCCEEDED
     assert done.current == done.total == 2_000
     with stack.ledger.transaction() as unit:

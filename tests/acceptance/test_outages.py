@@ -102,7 +102,7 @@ def test_a_job_is_accepted_while_the_broker_is_down_and_runs_when_it_is_back(
     embedding = caller.jobs.enqueue_embedding("text during the outage", source="a")
     assert caller.jobs.get(during.id).state is JobState.QUEUED
     broker.server.start(None)
-    wait_until(lambda: is_done(caller, during, embedding), "both jobs to end", 60)
+    wait_until(lambda: is_done(caller, during, embedding), "both jobs to end")
     states = {caller.jobs.get(job.id).state for job in (during, embedding)}
     assert states == {JobState.SUCCEEDED}
 
@@ -124,7 +124,7 @@ def test_jobs_that_end_while_redis_is_away_cost_the_worker_no_slot(
     wait_until(lambda: all(end in worker.output() for end in ends), "Celery to know")
     broker.server.start(None)
     more = [caller.jobs.enqueue_generation(f"{number}") for number in range(4)]
-    wait_until(lambda: are_in(JobState.SUCCEEDED, caller, *more), "others to run", 60)
+    wait_until(lambda: are_in(JobState.SUCCEEDED, caller, *more), "others to run")
     results: list[Any] = [AsyncResult(str(job.id), app=caller.celery) for job in (*jobs, *more)]
     wait_until(lambda: {each.state for each in results} == {"SUCCESS"}, "all to be told")
 
@@ -167,7 +167,7 @@ def test_a_failing_provider_is_asked_again_and_paid_once(
         {"kind": "reset"},
     )
     job = stack.jobs.enqueue_generation("Name a colour.", provider="openai", model="any-model")
-    wait_until(lambda: is_done(stack, job), "the generation to end", 60)
+    wait_until(lambda: is_done(stack, job), "the generation to end")
     done = stack.jobs.get(job.id)
     assert done.state is JobState.SUCCEEDED
     # The rate limit cost no retry, and so short a wait no way back to the queue.
@@ -184,7 +184,7 @@ def test_a_failing_provider_is_asked_again_and_paid_once(
         provider="openai",
     )
     again = stack.jobs.enqueue_embedding("Paragraph one.", source="other.txt", provider="openai")
-    wait_until(lambda: is_done(stack, document, again), "the embeddings to end", 60)
+    wait_until(lambda: is_done(stack, document, again), "the embeddings to end")
     result = stack.jobs.get(document.id).result
     assert result is not None
     assert (result["chunks"], result["embedded"], result["provider_calls"]) == (30, 30, 1)

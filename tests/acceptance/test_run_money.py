@@ -102,7 +102,7 @@ def test_workers_together_spend_no_more_than_the_limit_and_all_that_it_allows(
         assert limit - costly.most < run.cost_usd <= limit
         run = runs.runs.retry(run.id, max_cost_usd=next_)
     # Not until the run's end: to build the index takes long, and is no matter of money.
-    wait_until(lambda: has_done(runs, run, costly.items), "all items", 60.0)
+    wait_until(lambda: has_done(runs, run, costly.items), "all items")
     run = runs.runs.get(run.id)
     assert (run.error_code, run.succeeded, run.failed) == (None, costly.items, 0)
     # Also what was under way when the limit was reached was kept, and not paid for again.

@@ -275,7 +275,7 @@ def test_a_run_outlives_three_kills_and_pays_twice_only_for_what_was_in_flight(
     worker = start_worker()
     run = runs.runs.generate(prompts(2_000), max_tokens=16, in_flight=in_flight)
     for kill in range(1, 4):
-        wait_until(partial(has_done, runs, run, kill * 300), f"item {kill * 300}", 60.0)
+        wait_until(partial(has_done, runs, run, kill * 300), f"item {kill * 300}")
         worker.kill()
         worker = start_worker()
     done = ended(runs, run, 120.0)
@@ -299,7 +299,7 @@ def test_a_worker_that_is_told_to_stop_hands_its_shards_on_and_nothing_is_paid_t
     left = runs.runs.get(run.id)
     assert left.state is RunState.RUNNING
     start_worker()
-    done = ended(runs, run, 60.0)
+    done = ended(runs, run)
     assert (done.state, done.succeeded) == (RunState.COMPLETED, 1_500)
     assert simulator.ledger(times=2) == {}
 
