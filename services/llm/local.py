@@ -5,7 +5,7 @@ The weights come inside the wheel, so nothing is downloaded and no text leaves t
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 from uuid import UUID
@@ -17,6 +17,10 @@ from wordllama.inference import WordLlamaInference
 from services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
 
 MODEL = "wordllama-256"
+PIECE_CHARACTERS = 50_000
+"""Of a text that is taken apart at once: tokens take a hundred times the memory of their text."""
+BLOCK_TOKENS = 4_096
+"""Whose vectors are looked up at once: four megabytes."""
 
 
 class LocalService(LLMService):
@@ -42,7 +46,8 @@ class LocalService(LLMService):
 
     def estimate_tokens(self, text: str) -> int:
         """The number of tokens that the model's own tokenizer makes."""
-        return len(self._model().tokenizer.encode(text, add_special_tokens=False).ids)
+        encode = self._model().tokenizer.encode
+        return sum(len(encode(piece, add_special_tokens=False).ids) for piece in _pieces(text))
 
     async def is_available(self) -> bool:
         """Whether the weights can be loaded."""
@@ -50,12 +55,26 @@ class LocalService(LLMService):
         return True
 
     def _compute(self, texts: Sequence[str], model: str) -> EmbeddingResponse:
-        vectors = np.asarray(self._model().embed(list(texts), norm=True), dtype=np.float32)
-        return EmbeddingResponse(
-            vectors=vectors,
-            model=model,
-            input_tokens=sum(self.estimate_tokens(text) for text in texts),
-        )
+        """Average the vectors of each text's tokens.
+
+        Not by the library's own `embed`, which puts up a table of all texts, each as long as the
+        longest: one of a megabyte among 63 short ones takes 13 GB there.
+        """
+        loaded = self._model()
+        table = loaded.embedding
+        sums = np.zeros((len(texts), table.shape[1]))
+        counts = np.zeros(len(texts), dtype=np.int64)
+        for place, text in enumerate(texts):
+            for piece in _pieces(text):
+                ids = np.array(loaded.tokenizer.encode(piece, add_special_tokens=False).ids, int)
+                np.clip(ids, 0, len(table) - 1, out=ids)
+                counts[place] += len(ids)
+                for begin in range(0, len(ids), BLOCK_TOKENS):
+                    sums[place] += table[ids[begin : begin + BLOCK_TOKENS]].sum(axis=0)
+        means = sums / np.maximum(counts, 1)[:, None]
+        with np.errstate(invalid="ignore"):  # what has no token has no vector, which is refused
+            vectors = (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+        return EmbeddingResponse(vectors=vectors, model=model, input_tokens=int(counts.sum()))
 
     def _model(self) -> WordLlamaInference:
         with self._loading:
@@ -64,3 +83,14 @@ class LocalService(LLMService):
                     cache_dir=Path(wordllama.__file__).parent, disable_download=True
                 )
             return self._loaded
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a long text, between words where that is near."""
+    begin = 0
+    while len(text) - begin > PIECE_CHARACTERS:
+        end = text.rfind(" ", begin + PIECE_CHARACTERS // 2, begin + PIECE_CHARACTERS)
+        end = begin + PIECE_CHARACTERS if end == -1 else end
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
