@@ -3,12 +3,15 @@
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from repositories.items import ItemRepository, OpenItem
+from services.prices import Prices
+from services.runs.asking import Asking, EmbeddingAsking, GenerationAsking
 from tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.runs import in_ledger, work
@@ -116,3 +119,33 @@ def test_a_shard_is_bounded_in_bytes(stack: PromptStack, monkeypatch: pytest.Mon
     # Of messages, half of them, the text is empty here.
     assert max(loaded) <= stack.settings.shard_bytes
     assert 12 * 5_000_000 / stack.settings.shard_bytes <= shards <= 12
+
+
+def test_a_worker_goes_through_texts_outside_of_its_transactions(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts of a shard may take seconds, after which PostgreSQL ends a transaction."""
+    open_then: list[tuple[str, int]] = []
+
+    def seen(owner: type[Asking], name: str) -> None:
+        real = getattr(owner, name)
+
+        def look(self: Asking, *values: Any) -> Any:
+            open_then.append((name, stack.ledger.engine.pool.checkedout()))  # type: ignore[attr-defined]
+            return real(self, *values)
+
+        monkeypatch.setattr(owner, name, look)
+
+    for owner in (EmbeddingAsking, GenerationAsking):
+        for name in ("calls", "_estimate", "_most"):
+            seen(owner, name)
+    monkeypatch.setattr(Prices, "cost", lambda *_, **__: Decimal("0.001"))
+    stack.heartbeat.beat()
+    limit = Decimal(5)
+    for run in (
+        stack.runs.embed([f"text {n}" for n in range(9)], max_cost_usd=limit),
+        stack.runs.generate([f"{n}" for n in range(9)], max_cost_usd=limit, max_tokens=9),
+    ):
+        assert work(stack, run.id).succeeded == 9
+    assert {name for name, _ in open_then} == {"calls", "_estimate", "_most"}
+    assert {connections for _, connections in open_then} == {0}
