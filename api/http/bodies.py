@@ -26,6 +26,9 @@ NotBlank = Annotated[
 ]
 """Text with something in it. The services say so where there is nothing."""
 
+Given = Annotated[Name, Field(min_length=1)]
+"""A name; who has none leaves it out."""
+
 
 def refuse_many_fields(value: Any) -> Any:
     """Raise `ValueError` for an object with more fields than any request has."""
@@ -39,8 +42,8 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    provider: Name | None = Field(None, description="Unset: the default provider.")
-    model: Name | None = Field(None, description="Unset: the provider's default model.")
+    provider: Given | None = Field(None, description="Unset: the default provider.")
+    model: Given | None = Field(None, description="Unset: the provider's default model.")
     max_retries: Retries | None = Field(
         None, description="Failed attempts after which there is no further one."
     )
@@ -76,7 +79,7 @@ class GenerationParameters(BaseModel):
     tools: Annotated[tuple[Tool, ...], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
         (), description="Tools that the model may call; the result then has `tool_calls`."
     )
-    tool_choice: Name | None = Field(
+    tool_choice: Given | None = Field(
         None, description="`auto`, `none`, `required` or the name of a tool."
     )
     options: JsonObject | None = Field(

@@ -9,7 +9,7 @@ from pydantic import Field
 from api.http.auth import CurrentCaller, Stack
 from api.http.bodies import IdempotencyKey, JobBody, NotBlank
 from api.http.route import AuthenticatedRoute
-from services.llm.requests import Name
+from services.llm.requests import Line
 from services.views import JobView
 
 router = APIRouter(tags=["embeddings"], route_class=AuthenticatedRoute)
@@ -19,7 +19,7 @@ class EmbeddingBody(JobBody):
     """Which text to embed, and how."""
 
     text: NotBlank = Field(description="The document; it is cut into chunks.")
-    source: Annotated[Name, Field(max_length=2_000)] | None = Field(
+    source: Annotated[Line, Field(min_length=1, max_length=2_000)] | None = Field(
         None,
         description="Names the document: a path, an address, an id of yours. The same source again "
         "replaces its text. Unset: `sha256:` and the text's hash.",

@@ -1,7 +1,6 @@
 """Runs: hand in many texts or prompts at once, watch, stop and read them."""
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -19,6 +18,10 @@ from services.sources.reading import Reading
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=AuthenticatedRoute)
 
+PAGE_BYTES = 2_000_000
+"""A page with more ends. As JSON, with the numbers of vectors in digits, it is six times as long."""
+READ_AT_ONCE = 50
+"""Rows read together, of which some may not fit."""
 Record = NotBlank | dict[str, JsonValue]
 Row = TypeVar("Row", Produced, FailedItem)
 
@@ -66,7 +69,7 @@ class Cursor(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(100, ge=1, le=1_000, description="Items on a page.")
+    limit: int = Field(100, ge=1, le=1_000, description="Items on a page; fewer where long.")
     after: int = Field(0, ge=0, description="`after` of the page before.")
 
 
@@ -154,7 +157,9 @@ def get_results(
 ) -> ResultPage:
     """Show what a run has produced so far."""
     stack.runs.get(run_id, owner)
-    found = stack.run_results.produced(run_id, after=cursor.after, page=cursor.limit + 1)
+    found = stack.run_results.produced(
+        run_id, after=cursor.after, page=min(cursor.limit + 1, READ_AT_ONCE)
+    )
     shown, after = _page(found, cursor.limit)
     return ResultPage(results=list(map(_result, shown)), after=after)
 
@@ -165,17 +170,30 @@ def get_failures(
 ) -> FailurePage:
     """Show which items of a run have failed so far, and why."""
     stack.runs.get(run_id, owner)
-    found = stack.run_results.failed(run_id, after=cursor.after, page=cursor.limit + 1)
+    found = stack.run_results.failed(
+        run_id, after=cursor.after, page=min(cursor.limit + 1, READ_AT_ONCE)
+    )
     shown, after = _page(found, cursor.limit)
     return FailurePage(failures=shown, after=after)
 
 
 def _page(found: Iterator[Row], limit: int) -> tuple[list[Row], int | None]:
-    """The rows of a page, and where the next one goes on."""
-    # One more than the page holds tells whether there is a next one.
-    rows = list(islice(found, limit + 1))
-    shown = rows[:limit]
-    return shown, shown[-1].position if len(rows) > limit else None
+    """The rows of a page, and where the next one goes on; fewer where they are long."""
+    shown: list[Row] = []
+    size = 0
+    for row in found:
+        if len(shown) == limit or size > PAGE_BYTES:
+            return shown, shown[-1].position
+        shown.append(row)
+        size += _size(row)
+    return shown, None
+
+
+def _size(row: Produced | FailedItem) -> int:
+    """About how many bytes a row takes."""
+    if isinstance(row, Produced) and row.vector is not None:
+        return row.vector.nbytes
+    return len(repr(row))
 
 
 def _result(row: Produced) -> dict[str, Any]:

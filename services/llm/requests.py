@@ -44,12 +44,14 @@ Text = Annotated[
     str, AfterValidator(_storable), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})
 ]
 """A string that PostgreSQL can hold: no NUL, no lone surrogate."""
-Name = Annotated[
+Line = Annotated[
     str,
     AfterValidator(_name),
-    Field(max_length=200, json_schema_extra={"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}),
+    Field(json_schema_extra={"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}),
 ]
-"""What something is called: text of one line without control characters."""
+"""Text of one line without control characters."""
+Name = Annotated[Line, Field(max_length=200)]
+"""What something is called."""
 JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_storable_json)]
 """An object that jsonb can hold."""
 
@@ -59,7 +61,7 @@ class ToolCall(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: Name
+    id: Line
     name: Annotated[Text, Field(pattern=TOOL_NAME)]
     arguments: JsonObject = Field(default_factory=dict)
 
@@ -73,7 +75,7 @@ class Message(BaseModel):
     content: Text = ""
     tool_calls: tuple[ToolCall, ...] = ()
     """What an assistant's turn called."""
-    tool_call_id: Name | None = None
+    tool_call_id: Line | None = None
     """Whose result a tool's turn is."""
 
     @model_validator(mode="after")

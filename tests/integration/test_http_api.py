@@ -97,10 +97,12 @@ def test_an_embedding_is_accepted_under_the_hash_of_its_text(
     assert response.json()["kind"] == "embedding"
     named = client.post(EMBEDDINGS, json={"text": "Some document.", "source": "a.txt"})
     assert named.status_code == 202
+    far = client.post(EMBEDDINGS, json={"text": "Some document.", "source": "a" * 2_000})
+    assert far.status_code == 202
     with stack.ledger.transaction() as unit:
         sources = {document.source for document in unit.documents.get_many()}
     digest = hashlib.sha256(b"Some document.").hexdigest()
-    assert sources == {f"sha256:{digest}", "a.txt"}
+    assert sources == {f"sha256:{digest}", "a.txt", "a" * 2_000}
 
 
 def test_the_same_idempotency_key_returns_the_same_job(

@@ -60,6 +60,21 @@ def test_prompts_are_answered_in_order_and_read_by_the_page(
     assert "vector" not in seen[0]
 
 
+def test_a_page_ends_where_it_has_many_bytes(
+    stack: PromptStack, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.http.runs.PAGE_BYTES", 2_500)  # two vectors of 1 kB, and one more
+    items = [f"text {number}" for number in range(7)]
+    run = done(stack, client, accepted(client, "embeddings", items=items, provider="local"))
+    pages: list[list[int]] = []
+    after: int | None = 0
+    while after is not None:
+        page = client.get(f"{RUNS}/{run['id']}/results?after={after}").json()
+        pages.append([row["position"] for row in page["results"]])
+        after = page["after"]
+    assert pages == [[1, 2, 3], [4, 5, 6], [7]]
+
+
 def test_texts_are_embedded(stack: PromptStack, client: TestClient) -> None:
     run = accepted(client, "embeddings", items=["one", {"text": "two"}], provider="local")
     run = done(stack, client, run)
