@@ -19,7 +19,7 @@ from services.sources.reading import Reading
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=AuthenticatedRoute)
 
 PAGE_BYTES = 2_000_000
-"""A page with more ends. As JSON, with the numbers of vectors in digits, it is six times as long."""
+"""A page with more ends. As JSON, with vectors in digits, it is six times as long."""
 READ_AT_ONCE = 50
 """Rows read together, of which some may not fit."""
 Record = NotBlank | dict[str, JsonValue]
