@@ -65,7 +65,7 @@ class Meter:
         self._left -= steps
         if self._left > self._look_at:
             return
-        self._look_at = self._left - STEPS_A_LOOK
+        self._look_at = max(0, self._left - STEPS_A_LOOK)
         if self._left < 0 or self._clock() > self._until:
             raise OverBudget
 
@@ -75,23 +75,25 @@ class Meter:
 
     def size(self, value: Any) -> int:
         """How many values stand in one of the answer or of the schema, itself among them."""
-        if isinstance(value, str):
-            return 1 + len(value) // CHARACTERS_A_VALUE
+        if isinstance(value, str | int):
+            return _length(value)
         return self._of_answer.get(id(value)) or self._of_schema.get(id(value), 1)
+
+
+def _length(value: str | int) -> int:
+    digits = len(value) if isinstance(value, str) else value.bit_length()
+    return 1 + digits // CHARACTERS_A_VALUE
 
 
 def _measure(value: Any, sizes: dict[int, int]) -> int:
     """Note the size of every list and object. What is measured nests within bounds."""
     match value:
-        case str():
-            return 1 + len(value) // CHARACTERS_A_VALUE
+        case str() | int():
+            return _length(value)
         case list():
             size = 1 + sum(_measure(inner, sizes) for inner in value)
         case dict():
-            size = 1 + sum(
-                1 + len(name) // CHARACTERS_A_VALUE + _measure(inner, sizes)
-                for name, inner in value.items()
-            )
+            size = 1 + sum(_length(name) + _measure(inner, sizes) for name, inner in value.items())
         case _:
             return 1
     sizes[id(value)] = size

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from config.settings import Settings
@@ -313,6 +313,7 @@ def steps_of(schema: dict[str, Any], value: Any, bounds: SchemaBounds = BOUNDS) 
 
 @settings(max_examples=300, deadline=None)
 @given(SCHEMAS, WITHIN)
+@example({"$ref": DRAFTS[-1]}, {})
 def test_any_schema_is_refused_or_judges_within_its_steps(
     schema: dict[str, Any], value: Any
 ) -> None:
@@ -348,6 +349,10 @@ HARD: dict[str, tuple[dict[str, Any], Any]] = {
     "numbers of one hash": (
         {"uniqueItems": True, "items": {"enum": [0]}},
         [n * (2**61 - 1) for n in range(30_000)],
+    ),
+    "long numbers": (
+        {"allOf": [{"uniqueItems": True}] * 3_000},
+        [10**4_000 + n for n in range(250)],
     ),
     "contains": ({"contains": {"const": 7}}, [1] * 200_000),
     "an enum of objects": (
@@ -398,6 +403,16 @@ def test_what_cannot_be_judged_says_so_and_keeps_the_answer() -> None:
     assert "MAX_JUDGING_STEPS" in str(fault)
     # The next one begins anew.
     assert AnswerSchema(bomb(3), BOUNDS).fault(answer(1)) is None
+
+
+@pytest.mark.parametrize("most", [1, 40, 150, 1_000])
+def test_not_one_step_is_done_beyond_the_most(most: int) -> None:
+    whole = AnswerSchema(bomb(10), BOUNDS)
+    assert whole.fault(answer(1)) is None
+    exact = AnswerSchema(bomb(10), replace(BOUNDS, judging_steps=whole.steps))
+    assert exact.fault(answer(1)) is None
+    short = AnswerSchema(bomb(10), replace(BOUNDS, judging_steps=whole.steps - most))
+    assert isinstance(short.fault(answer(1)), AnswerNotJudged)
 
 
 def test_judging_ends_by_time_too() -> None:
