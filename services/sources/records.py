@@ -10,7 +10,7 @@ from services.errors import InvalidInput
 from services.sources.conversations import checked_messages
 from services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
 from services.sources.templates import Template
-from services.text import check_name, check_storable, check_storable_json
+from services.text import MAX_INTEGER_BITS, check_name, check_storable, check_storable_json
 
 TEXT_NAMES = ("text", "prompt")
 ID_NAMES = ("custom_id", "id")
@@ -137,6 +137,8 @@ def kind_of(value: Any) -> str:
 
 def _checked_id(value: Any, name: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
+        if value.bit_length() > MAX_INTEGER_BITS:
+            raise BadRecord(Fault.BAD_ID, f"The id '{name}' is a number with too many digits.")
         return str(value)
     if not isinstance(value, str):
         raise BadRecord(

@@ -279,6 +279,18 @@ def test_what_is_no_record_is_a_fault(item: Any) -> None:
     assert fault([item])[2] == Fault.WRONG_TYPE
 
 
+@pytest.mark.parametrize(
+    "number", [10**400, 10**5_000, -(10**400)], ids=["many", "thousands", "less than none"]
+)
+def test_a_number_of_hundreds_of_digits_is_no_id(number: int) -> None:
+    found = one([{"id": number, "text": "a"}])
+    assert isinstance(found, BadInput)
+    assert (found.code, found.reason) == (
+        Fault.BAD_ID,
+        "The id 'id' is a number with too many digits.",
+    )
+
+
 def test_an_infinite_number_is_not_storable() -> None:
     assert fault([{"text": "a", "n": float("inf")}])[2] == Fault.NOT_STORABLE
 
