@@ -39,6 +39,7 @@ def main() -> int:
             arguments.host or settings.flower_host,
             settings.flower_port if arguments.port is None else arguments.port,
             settings.flower_basic_auth,
+            settings.request_read_seconds,
             settings.allowed_hosts,
         )
         with PromptStack.open(settings) as stack:

@@ -13,8 +13,10 @@ from flower.app import Flower
 from flower.options import default_options
 from flower.urls import settings as flower_settings
 from pydantic import SecretStr
+from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.ioloop import IOLoop
+from tornado.netutil import bind_sockets
 from tornado.web import ErrorHandler, OutputTransform
 
 from config.errors import ConfigurationError
@@ -27,6 +29,9 @@ FORGET_WORKERS_SECONDS = 600
 """Every start of a worker has its own name, so that old ones would fill the page."""
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+MAX_BODY_BYTES = 100_000
+"""More than any of its pages sends."""
+
 COLUMNS = "name,uuid,state,args,received,result"
 
 
@@ -38,6 +43,8 @@ class Listen:
     port: int
     basic_auth: SecretStr | None
     """user:password"""
+    read_seconds: float = 60.0
+    """In which a request must be here."""
     allowed_hosts: Sequence[str] = ()
     """Names that it has beside those of this machine; * is any, where it asks for a password."""
 
@@ -118,6 +125,18 @@ class Dashboard(Flower):  # type: ignore[misc]  # it has no types
     def __init__(self, listen: Listen, **kwargs: Any) -> None:
         self._listen = listen
         super().__init__(**kwargs)
+
+    def start_http_server(self) -> int:
+        """Listen; the port. Flower's own has no end to a request that comes only in part."""
+        listen = self._listen
+        sockets = bind_sockets(listen.port, address=listen.host)
+        HTTPServer(
+            self,
+            idle_connection_timeout=listen.read_seconds,
+            body_timeout=listen.read_seconds,
+            max_body_size=MAX_BODY_BYTES,
+        ).add_sockets(sockets)
+        return int(sockets[0].getsockname()[1])
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Return what answers a request; one for another host is refused."""

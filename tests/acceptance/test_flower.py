@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -10,6 +11,7 @@ from contextlib import ExitStack
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import pytest
@@ -338,12 +340,25 @@ def test_flower_answers_no_page_that_gives_this_machine_a_name_of_its_own(
         assert flower.status("/api/workers", host=host) == status, host
 
 
+def test_flower_ends_a_request_of_which_the_rest_never_comes(
+    start_flower: Callable[..., Process],
+) -> None:
+    client = FlowerClient(start_flower(REQUEST_READ_SECONDS="1"))
+    port = urlsplit(client.url).port
+    start = b"POST /api/workers HTTP/1.1\r\nHost: localhost\r\n"
+    for half in (b"GET / HT", start + b"Content-Length: 100\r\n\r\n{"):
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(half)
+            while connection.recv(1_000):  # until it is closed
+                pass
+
+
 def test_hosts_of_others_are_answered_only_with_a_password() -> None:
     secret = SecretStr("me:secret")
-    anyone = Listen("127.0.0.1", 0, None, ["*"])
+    anyone = Listen("127.0.0.1", 0, None, allowed_hosts=["*"])
     assert not anyone.is_ours("evil.example")
-    assert Listen("127.0.0.1", 0, secret, ["*"]).is_ours("evil.example")
-    named = Listen("10.0.0.1", 0, secret, ["flower.example.org", "*.example.net"])
+    assert Listen("127.0.0.1", 0, secret, allowed_hosts=["*"]).is_ours("evil.example")
+    named = Listen("10.0.0.1", 0, secret, allowed_hosts=["flower.example.org", "*.example.net"])
     for host in ("localhost", "10.0.0.1", "flower.example.org", "a.example.net"):
         assert named.is_ours(host)
     for host in ("example.org", "evil.example", "example.net", "*"):
