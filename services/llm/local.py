@@ -31,7 +31,7 @@ class LocalService(LLMService):
     default_models: ClassVar = {Capability.EMBEDDING: MODEL}
     known_models: ClassVar = {Capability.EMBEDDING: frozenset({MODEL})}
     # Small batches keep progress moving and cancels quick; there is no request to save.
-    embedding_limits = EmbeddingLimits(items=64, bytes=1_000_000)
+    embedding_limits = EmbeddingLimits(items=64, bytes=200_000)
 
     def __init__(self) -> None:
         super().__init__()
