@@ -59,11 +59,8 @@ def print_table(
     out.print(table)
     left_out = [column.name for at, column in enumerate(columns) if at not in shown]
     if left_out:
-        err.print(
-            f"Left out for want of room (--json has all): {', '.join(left_out)}.",
-            style="dim",
-            markup=False,
-        )
+        said = f"Left out for want of room (--json has all): {', '.join(left_out)}."
+        err.print(said, style="dim", soft_wrap=False)
 
 
 def _chosen(columns: Sequence[Column], needs: Sequence[int]) -> tuple[list[int], int]:

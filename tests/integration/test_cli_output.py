@@ -62,7 +62,8 @@ def busy(stack: PromptStack) -> PromptStack:
 def test_tables_fit_the_width_and_keep_ids_whole(
     busy: PromptStack, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal.out, "width", width)
+    for console in (terminal.out, terminal.err):
+        monkeypatch.setattr(console, "width", width)
     ids = {
         ("jobs", "list"): {str(job.id) for job in busy.jobs.get_many()},
         ("runs", "list"): {str(run.id) for run in busy.runs.get_many()},
@@ -76,9 +77,10 @@ def test_tables_fit_the_width_and_keep_ids_whole(
         assert max(map(cell_len, said.stdout.splitlines())) <= width, (command, said.stdout)
         assert all(any(id_ in line for line in said.stdout.splitlines()) for id_ in whole), command
         lines = said.stdout.splitlines()
+        assert all(len(line) <= width for line in said.stderr.splitlines())
         if width == 60 and command[-1] == "list":
             assert len(lines) == 1 + len(whole)
-            assert "Left out for want of room (--json has all): " in said.stderr
+            assert "Left out for want of room (--json has all)" in said.stderr
 
 
 @pytest.mark.usefixtures("busy")
