@@ -47,7 +47,7 @@ def read_parquet(
         for number in range(file.num_row_groups):
             try:
                 rows = file.metadata.row_group(number).num_rows
-                leaves = _leaves(plain, file, number, columns)
+                leaves = _leaves(plain, file, number, columns, reading.bounds.part_bytes)
                 plan = _plan(origin, leaves, rows, reading.bounds.part_bytes)
                 for batch in _batches(where, file, number, columns, plan):
                     for position, row in enumerate(_rows(batch, longest), done + 1):
@@ -72,11 +72,13 @@ class Plan:
     """Columns of texts that are left as they are packed until a row is needed."""
 
 
-def _leaves(plain: BinaryIO, file: Any, number: int, columns: list[str]) -> list[Leaf]:
+def _leaves(
+    plain: BinaryIO, file: Any, number: int, columns: list[str], part_bytes: int
+) -> list[Leaf]:
     """What the wanted columns of a group of rows take."""
     group, schema = file.metadata.row_group(number), file.schema
     return [
-        read_leaf(plain, group.column(place), schema.column(place))
+        read_leaf(plain, group.column(place), schema.column(place), part_bytes)
         for place in range(group.num_columns)
         if _is_within(schema.column(place).path, columns)
     ]

@@ -54,8 +54,11 @@ class Leaf:
         return self.values * max(self.longest, WIDTH)
 
 
-def read_leaf(file: BinaryIO, chunk: Any, column: Any) -> Leaf:
-    """Go through the headers of the pages of a column. Raises `BadPages`."""
+def read_leaf(file: BinaryIO, chunk: Any, column: Any, part_bytes: int) -> Leaf:
+    """Go through the headers of the pages of a column. Raises `BadPages`.
+
+    A dictionary is looked into where it takes no more than `part_bytes`.
+    """
     leaf = Leaf(column.path, column.max_repetition_level > 0)
     if chunk.physical_type == FIXED:
         leaf.longest = int(column.length)
@@ -63,15 +66,16 @@ def read_leaf(file: BinaryIO, chunk: Any, column: Any) -> Leaf:
         unpacked, packed = _number(header, 2), _number(header, 3)
         leaf.packed += packed
         leaf.unpacked += unpacked
+        held = max(unpacked, packed)  # a reader holds both
         if 7 in header:
-            leaf.dictionary = max(leaf.dictionary, unpacked)
-            if chunk.physical_type == BYTE_ARRAY:
+            leaf.dictionary = max(leaf.dictionary, held)
+            if chunk.physical_type == BYTE_ARRAY and held <= part_bytes:
                 file.seek(offset)
                 page = _unpacked(file.read(packed), chunk.compression, unpacked)
                 longest = unpacked if page is None else _longest(page, _number(header[7], 1))
                 leaf.longest = max(leaf.longest, longest)
             continue
-        leaf.largest_page = max(leaf.largest_page, unpacked)
+        leaf.largest_page = max(leaf.largest_page, held)
         told, place = (header[5], 2) if 5 in header else (header.get(8, {}), 4)
         values, encoding = _number(told, 1), _number(told, place)
         leaf.values += values

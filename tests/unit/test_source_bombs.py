@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from services.errors import InvalidInput
 from services.sources.inputs import BadInput, Format, Reading, read_inputs
+from services.sources.reading import SourceBounds
 
 MEGABYTE = 1_000_000
 MUCH = 300 * MEGABYTE
@@ -194,3 +196,15 @@ def test_what_can_only_be_read_whole_is_refused_unread(
     assert said in told
     assert "MAX_SOURCE_PART_BYTES" in told
     assert grown < MUCH
+
+
+def test_a_dictionary_that_is_too_large_is_refused_before_it_is_unpacked() -> None:
+    how = {"dictionary_pagesize_limit": 100 * MEGABYTE}
+    source = io.BytesIO(parquet(how, text=repeated("x" * 30 * MEGABYTE)))
+    reading = Reading(Format.PARQUET, bounds=SourceBounds(part_bytes=4 * MEGABYTE))
+    tracemalloc.start()
+    with pytest.raises(InvalidInput, match="has a page in its column 'text'"):
+        list(read_inputs(source, reading))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * MEGABYTE
