@@ -144,6 +144,7 @@ class EmbeddingService:
             found = job.in_ledger(partial(self._look, job.claim, document_id, cut))
             if isinstance(found, Work):
                 return found
+            _check_deaths(job.claim, 0)  # nothing of it can be cut smaller yet
             passages = self._chunker.cut(found.text, found.source)
             owner = self._owner(job.claim)
             keyed = [

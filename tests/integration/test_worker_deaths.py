@@ -16,6 +16,7 @@ from config.names import Queue
 from repositories.models import JobKind, JobState
 from repositories.run_models import RunState
 from repositories.session import Ledger, UnitOfWork
+from services.chunking import Chunker
 from services.doorbell import Ring
 from services.liveness import Liveness
 from services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
@@ -168,6 +169,20 @@ def test_a_document_pays_for_all_that_stands_before_the_chunk_that_kills(
     assert len(Fragile.asked) == len(set(Fragile.asked)), "no chunk is paid for twice"
     assert any("word8" in asked for asked in Fragile.asked)
     assert ended.current == len(Fragile.asked)
+
+
+def test_a_document_that_kills_workers_as_it_is_cut_has_no_more_tries_than_others(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise WorkerDied
+
+    monkeypatch.setattr(Chunker, "cut", die)
+    job = stack.jobs.enqueue_embedding("it kills", source="a.md", provider="fragile")
+    deaths = work_until_done(stack, lambda: stack.jobs.get(job.id).state.is_final)
+    ended = stack.jobs.get(job.id)
+    assert (ended.state, ended.error_code) == (JobState.FAILED, "WORKER_LOST")
+    assert deaths == stack.settings.job_max_retries + 1
 
 
 class StuckBell:
