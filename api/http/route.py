@@ -1,6 +1,7 @@
 """A route of the API: it knows who asks before it reads what they send, and reads off the loop."""
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -77,6 +78,9 @@ def _length(request: Request) -> float:
 
 
 def _handle_large(request: Request, handle: Handler, body: bytes, max_values: int) -> Response:
+    if not json.detect_encoding(body).startswith("utf-8"):
+        # Others are read as well, and their bytes can't be counted as they stand.
+        raise InvalidInput("The body is not in UTF-8; send it so, as JSON is exchanged.")
     if count_values(body) > max_values:
         raise InvalidInput(
             f"The body has more than {max_values} JSON values (MAX_BODY_VALUES); send fewer."
@@ -85,7 +89,7 @@ def _handle_large(request: Request, handle: Handler, body: bytes, max_values: in
 
 
 def count_values(body: bytes) -> int:
-    """Count the values and the names of fields in a JSON body, without making any of them.
+    """Count the values and the names of fields in a JSON body in UTF-8, without making any.
 
     In numpy, which lets other threads run meanwhile.
     """

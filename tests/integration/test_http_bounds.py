@@ -213,6 +213,20 @@ async def running_loop() -> asyncio.AbstractEventLoop:
     return asyncio.get_running_loop()
 
 
+def test_a_large_body_in_which_values_can_t_be_counted_is_refused(stack: PromptStack) -> None:
+    # In UTF-16 this name has a byte that is a quote in UTF-8: what follows would count as text.
+    body = json.dumps({"\u2200": 0, "items": [0] * SMALL_BYTES}, ensure_ascii=False)
+    key = stack.keys.create("ada@example.org", "Test")
+    with TestClient(create_app(stack), headers={"X-API-Key": key}) as client:
+        response = client.post(
+            "/api/v1/runs/generations",
+            content=body.encode("utf-16-le"),
+            headers={"Content-Type": "application/json"},
+        )
+    assert response.status_code == 422
+    assert "not in UTF-8" in response.json()["detail"]
+
+
 def values_and_names(value: object) -> int:
     match value:
         case list():
