@@ -64,7 +64,7 @@ machine."""
 OUTDATED_SCHEMA = frozenset({"42P01", "42703"})
 """PostgreSQL's codes for a table and a column that don't exist."""
 _ASKED, _ANSWERED = "promptstack.asked", "promptstack.answered"
-"""When the last statement of a connection was sent, and when it was answered."""
+"""When a connection's last statement or commit was sent, and when a statement was answered."""
 _AFTER_COMMIT = "promptstack.after_commit"
 
 Item = TypeVar("Item")
@@ -251,6 +251,7 @@ class Ledger:
         event.listen(self._engine, "connect", _limit_idleness)
         event.listen(self._engine, "begin", _note_answer)
         event.listen(self._engine, "before_cursor_execute", _note_question)
+        event.listen(self._engine, "commit", _note_question)
         event.listen(self._engine, "after_cursor_execute", _note_answer)
         event.listen(self._engine, "handle_error", _tell_idleness)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)

@@ -484,6 +484,24 @@ def test_what_takes_too_long_is_slow_and_no_outage(
         assert "DATABASE_URL" not in str(caught.value)
 
 
+def test_a_connection_that_breaks_in_a_long_commit_is_an_outage(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repositories.session.IDLE_SECONDS", 0.3)
+    breaks_late = """
+        CREATE TABLE pg_temp.late (number int);
+        CREATE FUNCTION pg_temp.break() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+          PERFORM pg_sleep(0.5), pg_terminate_backend(pg_backend_pid());
+          RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER late AFTER INSERT ON pg_temp.late
+          DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pg_temp.break();
+        INSERT INTO pg_temp.late VALUES (1);
+    """
+    with pytest.raises(LedgerUnavailable), ledger.transaction() as unit:
+        unit.session.execute(text(breaks_late))
+
+
 def test_an_unmigrated_database_says_what_to_do(empty_database: str) -> None:
     ledger = Ledger(empty_database)
     with pytest.raises(LedgerOutdated, match="promptstack migrate"), ledger.transaction() as unit:
