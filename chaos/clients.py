@@ -22,8 +22,6 @@ ACCEPTED = 202
 REQUEST_SECONDS = 15.0
 REST_SECONDS = 0.5
 """Between two tries of a client whose request was not answered, or refused for the moment."""
-START_SECONDS = 60.0
-LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)

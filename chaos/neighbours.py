@@ -21,10 +21,10 @@ def slow_machine(*, processors: int | None, busy_loops: int) -> Iterator[None]:
     Whatever is started within has both; None leaves the processors as they are. Linux only, as
     far as processors are limited.
     """
-    before = os.sched_getaffinity(0)
+    before = None if processors is None else os.sched_getaffinity(0)
     loops: list[subprocess.Popen[bytes]] = []
     try:
-        if processors is not None:
+        if before is not None:
             os.sched_setaffinity(0, sorted(before)[:processors])
         busy = [sys.executable, "-c", BUSY, str(os.getpid())]
         loops += [subprocess.Popen(busy) for _ in range(busy_loops)]
@@ -34,4 +34,5 @@ def slow_machine(*, processors: int | None, busy_loops: int) -> Iterator[None]:
             loop.kill()
         for loop in loops:
             loop.wait()
-        os.sched_setaffinity(0, before)
+        if before is not None:
+            os.sched_setaffinity(0, before)

@@ -59,7 +59,10 @@ class Liveness:
         self._changed: deque[JobRef] = deque(maxlen=MOST_CHANGED)
 
     def run_once(self) -> None:
-        """Free what dead workers held, then end what is overdue. Raises `LedgerUnavailable`."""
+        """Free what dead workers held, then end what is overdue.
+
+        Raises `TransientLedgerError`.
+        """
         proof = self._watch()
         if proof is not None:
             for job in self._in_batches(lambda unit: self._free(unit, proof)):

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from repositories.jobs import JobRef
 from repositories.models import JobState
 from repositories.session import Ledger
 from services.doorbell import BrokerUnavailable, Doorbell, Ring
-from services.liveness import Liveness
+from services.liveness import MOST_CHANGED, Liveness
 from services.progress import ProgressService
 from services.runs.dispatch import Dispatch
 from services.waiting_jobs import WaitingJobs
@@ -70,11 +71,13 @@ class Reconciler:
         self._liveness = liveness
         self._retention = retention
         self._timer = timer
+        self._ended: deque[JobRef] = deque(maxlen=MOST_CHANGED)
+        """Jobs that ended in no worker's hands, whose messages have still to be sent."""
 
     def run_once(self) -> int:
         """Do every step once, one after the other; how many jobs were rung.
 
-        Raises `LedgerUnavailable`. A broker that is away is waited for.
+        Raises `TransientLedgerError`. A broker that is away is waited for.
         """
         self._liveness.run_once()
         rung = self.ring()
@@ -84,12 +87,12 @@ class Reconciler:
     def ring(self) -> int:
         """Show what liveness has changed, and ring what is due; how many jobs were rung."""
         changed = self._liveness.take_changed()
+        self._ended.extend(job for job in changed if not _waits(job))
         if changed:
             self._progress.rebuild([job.id for job in changed])
         self._waiting.call_back()
         try:
-            # For a job that has ended, its message only makes AsyncResult and Flower say so.
-            self._doorbell.ring_all([Ring.of(job) for job in changed if not _waits(job)])
+            self._ring_ended()
             return self._ring_due()
         except BrokerUnavailable as error:
             logger.warning("jobs that are due wait for the broker: %s", error)
@@ -118,6 +121,12 @@ class Reconciler:
                 unit.upkeep.prune_jobs(self._retention.jobs_seconds)
             if self._retention.attempts_seconds:
                 unit.upkeep.prune_attempts(self._retention.attempts_seconds)
+
+    def _ring_ended(self) -> None:
+        """Let AsyncResult and Flower say so: a message does nothing else for a job that ended."""
+        if self._ended:
+            self._doorbell.ring_all(list(map(Ring.of, self._ended)))
+            self._ended.clear()
 
     def _ring_due(self) -> int:
         began = self._timer()

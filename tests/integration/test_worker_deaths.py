@@ -17,7 +17,7 @@ from repositories.models import JobKind, JobState
 from repositories.run_models import RunState
 from repositories.session import Ledger, UnitOfWork
 from services.chunking import Chunker
-from services.doorbell import Ring
+from services.doorbell import BrokerUnavailable, Ring
 from services.liveness import Liveness
 from services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
 from services.reconciler import Reconciler
@@ -208,6 +208,41 @@ class StuckBell:
         if rings:
             self.is_asked.set()
             self.may_answer.wait(60.0)
+
+
+class BellThatWasAway(StuckBell):
+    """A broker that answers from the second time on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[list[UUID]] = []
+        self.is_away = True
+
+    def ring_all(self, rings: Sequence[Ring]) -> None:
+        if self.is_away:
+            self.is_away = False
+            raise BrokerUnavailable("The broker is away.")
+        self.sent.append([ring.job_id for ring in rings])
+
+
+def test_what_ended_while_the_broker_was_away_is_told_later(stack: PromptStack) -> None:
+    bell = BellThatWasAway()
+    reconciler = Reconciler(
+        stack.ledger,
+        bell,
+        stack.progress,
+        stack.waiting_jobs,
+        stack.dispatch,
+        liveness=stack.liveness,
+    )
+    job = stack.jobs.enqueue_generation("x")
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text("UPDATE jobs SET expires_at = now() - interval '1 s'"))
+    stack.liveness.run_once()
+    for _ in range(3):
+        reconciler.ring()
+    assert stack.jobs.get(job.id).state is JobState.EXPIRED
+    assert [sent for sent in bell.sent if sent] == [[job.id]]
 
 
 def test_dead_workers_are_missed_while_messages_take_long(stack: PromptStack) -> None:
