@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from api.http.problems import DETAILS, Fault, respond
 from config.errors import PromptStackError
@@ -77,6 +78,11 @@ async def invalid(request: Request, error: RequestValidationError) -> Response:
     return respond(422, "The request is not valid.", code=InvalidInput.code, errors=faults)
 
 
+async def gone(request: Request, error: ClientDisconnect) -> Response:
+    """End a request whose sender went away in the middle of it; nobody hears the answer."""
+    return respond(400, "The request did not arrive whole.")
+
+
 def unexpected(error: Exception) -> Response:
     """Log a fault of this program and answer it."""
     log_unexpected(logger, "a request failed", error)
@@ -95,5 +101,6 @@ def _location(parts: tuple[int | str, ...]) -> str:
 HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
     PromptStackError: ours,
     HTTPException: refused,
+    ClientDisconnect: gone,
     RequestValidationError: invalid,
 }

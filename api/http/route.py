@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
+from uuid import UUID
+from weakref import WeakValueDictionary
 
 import numpy as np
 from anyio import CapacityLimiter, to_thread
@@ -18,6 +20,8 @@ SMALL_BYTES = 32_000
 """A body that is parsed and checked in some milliseconds."""
 LARGE_READ_AT_ONCE = 8
 """Larger bodies in memory at once; others wait, unread."""
+LARGE_OF_ONE_USER = 4
+"""Of these: who sends slowly, or much, holds up nobody else."""
 LARGE_HANDLED_AT_ONCE = 1
 """Of these parsed, checked and answered: two at once take twice the memory, and no less time."""
 
@@ -56,13 +60,18 @@ class LargeBodies:
         self.max_values = max_values
         self.reading = CapacityLimiter(LARGE_READ_AT_ONCE)
         self.handling = CapacityLimiter(LARGE_HANDLED_AT_ONCE)
+        self._of_users: WeakValueDictionary[UUID, CapacityLimiter] = WeakValueDictionary()
+
+    def of_user(self, user_id: UUID) -> CapacityLimiter:
+        """The places of one user."""
+        return self._of_users.setdefault(user_id, CapacityLimiter(LARGE_OF_ONE_USER))
 
 
 async def _read_and_handle(request: Request, handle: Handler) -> Response:
     if _length(request) <= SMALL_BYTES:
         return await handle(request)
     large: LargeBodies = request.app.state.large_bodies
-    async with large.reading:
+    async with large.of_user(request.state.caller.user_id), large.reading:
         body = await request.body()
         # In an event loop of its own, in a thread: parsing and checking don't await anything.
         work = partial(_handle_large, request, handle, body, large.max_values)

@@ -6,8 +6,9 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPResponse
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -16,7 +17,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from api.http.app import create_app
-from api.http.route import SMALL_BYTES, count_values
+from api.http.route import LARGE_OF_ONE_USER, LARGE_READ_AT_ONCE, SMALL_BYTES, count_values
 from api.http.server import Server, make_server
 from config.settings import Settings
 from tasks.composition import PromptStack
@@ -35,10 +36,17 @@ class Listening:
     def __init__(self, server: Server, port: int, key: str) -> None:
         self._server = server
         self._port = port
-        self.key = f"X-API-Key: {key}\r\n".encode()
+        self.key = as_header(key)
 
     def connections(self) -> int:
         return len(self._server.server_state.connections)
+
+    def requests(self) -> int:
+        return len(self._server.server_state.tasks)
+
+    def large_bodies(self) -> int:
+        app: Any = self._server.config.app
+        return int(app.state.large_bodies.reading.borrowed_tokens)
 
     @contextmanager
     def connected(self, *sent: bytes) -> Iterator[socket.socket]:
@@ -50,6 +58,10 @@ class Listening:
         """All that comes until the server closes the connection."""
         with self.connected(*sent) as client:
             return read_all(client)
+
+
+def as_header(key: str) -> bytes:
+    return f"X-API-Key: {key}\r\n".encode()
 
 
 def read_all(client: socket.socket) -> bytes:
@@ -161,6 +173,32 @@ def test_a_request_with_two_lengths_is_refused(settings: Settings) -> None:
 
 
 # Bodies
+
+
+def test_who_sends_large_bodies_slowly_holds_up_nobody_else(
+    settings: Settings, stack: PromptStack
+) -> None:
+    other = as_header(stack.keys.create("eve@example.org", "Test"))
+    body = json.dumps({"prompt": "large " * SMALL_BYTES}).encode()
+    length = f"Content-Length: {len(body)}\r\n".encode()
+    with listening(settings, request_read_seconds=10 * PATIENCE) as server, ExitStack() as opened:
+        for _ in range(LARGE_READ_AT_ONCE):
+            half = (START, server.key, length, b"\r\n", b'{"prompt": ')
+            opened.enter_context(server.connected(*half))
+        wait_until(lambda: server.large_bodies() >= LARGE_OF_ONE_USER, "the bodies to be read")
+        last = b"Connection: close\r\n\r\n"
+        assert server.answer(START, other, length, last, body).startswith(b"HTTP/1.1 202 ")
+
+
+def test_a_client_that_goes_away_in_mid_body_is_no_fault_of_the_server(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    with listening(settings) as server:
+        for length in (b"Content-Length: 1000\r\n\r\n", b"Content-Length: 100000\r\n\r\n"):
+            with server.connected(START, server.key, length, b'{"prompt": '):
+                wait_until(lambda: server.requests() == 1, "the request to be taken")
+            wait_until(lambda: server.requests() == 0, "the request to be over")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_body_of_too_many_values_is_refused_before_they_are_made(settings: Settings) -> None:

@@ -289,6 +289,7 @@ def test_a_worker_that_freezes_as_it_watches_loses_the_lock_before_all_others(
     """Where nobody can watch for half the silence that proves a death, nobody is dead."""
     monkeypatch.setattr("repositories.session.IDLE_SECONDS", 3_600)  # of other transactions
     ledger = Ledger(stack.database_url)
+    assert watches(stack)  # and it is connected, so that the next time takes no half a second
     with ledger.transaction() as unit:
         unit.limit_statements(4.0, idle=0.5)
         assert unit.try_lock("watch")
