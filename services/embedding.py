@@ -104,6 +104,7 @@ class EmbeddingService:
                 coming.extendleft([batch[half:], batch[:half]])
                 continue
             done = enough
+            job.claim = replace(job.claim, deaths=0)  # as in the ledger, where it got on
             job.show(JobState.RUNNING, done, work.total)
 
     def _embed_batch(self, job: ClaimedJob, texts: dict[bytes, str], done: int, total: int) -> None:

@@ -17,7 +17,9 @@ from repositories.models import JobKind, JobState
 from repositories.run_models import RunState
 from repositories.session import Ledger, UnitOfWork
 from services.chunking import Chunker
+from services.claimed_job import ClaimedJob
 from services.doorbell import BrokerUnavailable, Ring
+from services.embedding import EmbeddingService
 from services.liveness import Liveness
 from services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
 from services.reconciler import Reconciler
@@ -183,6 +185,39 @@ def test_a_document_that_kills_workers_as_it_is_cut_has_no_more_tries_than_other
     ended = stack.jobs.get(job.id)
     assert (ended.state, ended.error_code) == (JobState.FAILED, "WORKER_LOST")
     assert deaths == stack.settings.job_max_retries + 1
+
+
+def test_deaths_from_before_a_document_got_on_count_no_more(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes over a chunk, alone, that another job had begun to pay for and gave up."""
+
+    def die(*_: object) -> None:
+        raise WorkerDied
+
+    def give_up(*_: object) -> None:
+        with stack.ledger.transaction() as unit:
+            unit.jobs.fail(holder, "GONE", "It is over.")
+
+    document = "\n\n".join(f"# Part {n}\n\n" + f"word{n} " * 300 for n in range(4))
+    job = stack.jobs.enqueue_embedding(document, source="a.md", provider="fragile")
+    other = stack.jobs.enqueue_embedding("other", source="b.md", provider="fragile")
+    with monkeypatch.context() as patched:
+        patched.setattr(EmbeddingService, "_pay", die)
+        with pytest.raises(WorkerDied):
+            stack.embedding.run(job.id, lambda _: None)
+    free(stack)
+    with stack.ledger.transaction() as unit:
+        claim = unit.jobs.claim(other.id, uuid4())
+        assert claim is not None
+        holder = claim
+        *_, last = stack.chunker.cut(document, "a.md")
+        unit.session.execute(text("DELETE FROM reservations"))
+        assert unit.reservations.take(holder, [last.content_hash])
+        unit.session.execute(text("UPDATE jobs SET deaths = 4"))
+    monkeypatch.setattr(ClaimedJob, "pause", give_up)
+    assert stack.embedding.run(job.id, lambda _: None).state is JobState.SUCCEEDED
+    assert len(Fragile.asked) == stack.jobs.get(job.id).total
 
 
 class StuckBell:
