@@ -100,6 +100,7 @@ class Clients:
                         return
                     if answer.status not in {429, 503}:
                         self.surprises.append(f"{answer.status}: {(await answer.text())[:200]}")
+                        return  # it may be answered so for ever
             except (aiohttp.ClientError, TimeoutError, OSError):
                 pass  # sent again: what was accepted unknown to us is there already
             self.refusals += 1

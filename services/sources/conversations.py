@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
-from services.llm.requests import Message, ToolCall
+from services.llm.requests import MAX_TURNS, Message, ToolCall
 from services.sources.reading import BadRecord, Fault
 
 MESSAGES = TypeAdapter(list[Message])
@@ -18,6 +18,8 @@ def checked_messages(value: Any, max_bytes: int) -> list[dict[str, JsonValue]]:
         raise BadRecord(Fault.WRONG_TYPE, "The field 'messages' must be a list.")
     if not value:
         raise BadRecord(Fault.EMPTY_TEXT, "The field 'messages' is empty.")
+    if len(value) > MAX_TURNS:
+        raise BadRecord(Fault.TOO_LONG, f"The messages are more than {MAX_TURNS:,} turns.")
     try:
         messages = MESSAGES.validate_python([_without_nulls(turn) for turn in value])
     except ValidationError as error:

@@ -20,6 +20,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from services.errors import InvalidInput
+from services.llm.requests import MAX_TURNS
 from services.sources.inputs import BadInput, Fault, Format, Input, Reading, read_inputs
 from services.sources.lines import physical_lines
 
@@ -309,6 +310,12 @@ def test_a_text_is_measured_in_bytes(max_bytes: int, text: str) -> None:
 def test_long_messages_are_too_long() -> None:
     turns = [{"role": "user", "content": "x" * 60}] * 2
     assert fault(stream({"messages": turns}), max_bytes=100)[2] == Fault.TOO_LONG
+
+
+def test_a_conversation_of_a_run_has_no_more_turns_than_one_of_a_job() -> None:
+    turn = {"role": "user", "content": "a"}
+    assert isinstance(one(stream({"messages": [turn] * MAX_TURNS})), Input)
+    assert fault(stream({"messages": [turn] * (MAX_TURNS + 1)}))[2] == Fault.TOO_LONG
 
 
 @pytest.mark.parametrize("kind", [Format.JSONL, Format.LINES])
