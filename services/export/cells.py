@@ -2,7 +2,7 @@
 
 import re
 
-FORMULA_STARTS = frozenset("=+-@\t\r\uff1d\uff0b\uff0d\uff20")
+FORMULA_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 """With these a spreadsheet begins a formula, which may fetch an address or start a program; the
 last four are their wide forms."""
 GUARD = "'"

@@ -209,7 +209,7 @@ def test_answers_in_tables_are_read_back_the_same(
             assert ("text" in row) == with_input
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "\uff1d"])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "\n=", "\uff1d"])
 def test_a_text_in_csv_is_no_formula(tmp_path: Path, start: str) -> None:
     said = f"{start}1+1"
     item = Produced(1, said, {said: said}, said, None, {"text": said, "model": said, "json": -1})
