@@ -137,6 +137,8 @@ class Verdict:
     """How long work stood still, by what it waited for."""
     lost_seconds: float = LOST_SECONDS
     """The silence after which a worker counts as dead."""
+    hit: int = 0
+    """Calls that were lost as their worker was killed."""
     rebuilt: int = 0
     """Jobs whose progress in Redis agrees with the database."""
 
@@ -163,7 +165,7 @@ class Verdict:
     def _late(self) -> list[str]:
         free = self.recovery.get(FREE)
         if free is None:
-            return []
+            return [f"of {self.hit} jobs of killed workers none was measured"] if self.hit else []
         most = self.lost_seconds + FREE_MOST_SECONDS
         longest = self.lost_seconds + FREE_LONGEST_SECONDS
         found = {
@@ -239,6 +241,11 @@ class Judge:
         broken = [one for one in happened if one.fault in BREAKS_CALLS]
         verdict.in_flight_at_faults = sum(
             any(is_under_way(attempt, one) for one in broken) for attempt in attempts
+        )
+        verdict.hit = sum(
+            any(is_under_way(attempt, one) for one in broken if one.fault is Fault.KILL)
+            for attempt in attempts
+            if attempt.state == "lost"
         )
         if billed is not None:
             _judge_bills(verdict, load, attempts, broken, billed)

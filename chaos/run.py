@@ -18,6 +18,8 @@ from services.progress import ProgressService
 
 LOOK_SECONDS = 0.5
 REPORT_SECONDS = 10.0
+QUIET_LOOKS = 60
+"""After so many looks it is judged as it stands: somebody else may use this deployment."""
 SLICE = 1_000
 BEFORE = timedelta(minutes=1)
 """A batch is handed in before the run begins, and clocks differ."""
@@ -136,12 +138,13 @@ def _quiet_books(
     if books is None:
         return None
     before = (books(), movement())
-    while True:
+    for _ in range(QUIET_LOOKS):
         time.sleep(2 * LOOK_SECONDS)
         now = (books(), movement())
         if now == before:
-            return now[0]
+            break
         before = now
+    return before[0]
 
 
 def _report(began: float, load: Load | Clients, driver: Driver, say: Callable[[str], None]) -> None:

@@ -29,6 +29,8 @@ LOST_SECONDS = 3.0
 CHUNK_TOKENS = 96
 """Small, so that many topics take several calls, and a worker can die between two of them."""
 LOOK_SECONDS = 0.01
+START_SECONDS = 60.0
+"""For the workers to start and to have stored a part of a document."""
 HELD_SHOWN = 2
 QUESTIONS = ("how do I catch an exception", "loop over a sequence", "format a number with commas")
 NEAREST, LOOKED_AT = 3, 30
@@ -152,7 +154,10 @@ def _enqueue(stack: PromptStack) -> dict[UUID, Enqueued]:
 def _kill_in_mid_document(stack: PromptStack) -> tuple[int, list[Job]]:
     """Kill a worker between two calls of one document; its process, and the jobs it held."""
     call = stack.factory.service_class("local").embedding_limits.items
+    deadline = time.monotonic() + START_SECONDS
     while True:
+        if time.monotonic() > deadline:
+            stop(f"no worker was in mid-document within {START_SECONDS:g} s.", JOB_FAILED)
         running, workers = _in_hand(stack)
         for job in running:
             worker = workers.get(job.worker_id)

@@ -162,6 +162,17 @@ def test_a_killed_workers_job_must_be_free_in_time_beyond_outages_of_the_ledger(
     assert is_late == (free > 20.5)
 
 
+def test_killed_workers_whose_jobs_nobody_measured_show_nothing(
+    stack: PromptStack, load: list[Accepted]
+) -> None:
+    worker = uuid4()
+    lose_a_call(stack, load[0].id, worker)
+    change(stack, "DELETE FROM attempts WHERE number = 2")
+    verdict = judge(stack, load, hit(worker, 20.0))
+    assert verdict.hit == 1
+    assert "of 1 jobs of killed workers none was measured" in verdict.problems()
+
+
 def test_the_rest_is_waited_for_as_long_as_anything_moves() -> None:
     left, moves, looks = [True], iter(range(1_000)), []
 
