@@ -26,7 +26,13 @@ import repositories.migrations as ledger_migrations
 from config.embedded.servers import ServerUrls
 from config.errors import PromptStackError
 from repositories.embeddings import TABLES
-from repositories.errors import LedgerOutdated, LedgerSlow, LedgerUnavailable, UnknownFilter
+from repositories.errors import (
+    LedgerConflict,
+    LedgerOutdated,
+    LedgerSlow,
+    LedgerUnavailable,
+    UnknownFilter,
+)
 from repositories.migrations import pending, upgrade
 from repositories.models import Base, Job, User
 from repositories.session import Ledger, UnitOfWork
@@ -584,6 +590,29 @@ def test_a_downgrade_leaves_nothing_and_an_upgrade_brings_all_back(
     assert upgrade(ledger.engine) == (head, head)
 
 
+def test_a_migration_does_not_wait_long_for_a_table_that_is_held(
+    stack: PromptStack, ledger: Ledger
+) -> None:
+    """All who use the table would wait behind it."""
+    migrated(stack.database_url, lambda config: command.downgrade(config, "0010"))
+    engine = create_engine(stack.database_url)
+    with engine.connect() as dump:
+        dump.execute(text("LOCK TABLE jobs IN ACCESS SHARE MODE"))
+        with pytest.raises(LedgerConflict):
+            upgrade(ledger.engine)
+        dump.rollback()
+    engine.dispose()
+    upgrade(ledger.engine)
+    assert not pending(ledger.engine)
+
+
+JOB_OF_0008 = """
+INSERT INTO jobs (id, kind, provider, model, request, request_hash, max_retries, expires_at)
+VALUES (gen_random_uuid(), 'generation', 'demo', 'demo-1', '{}', '', 0, now())
+"""
+"""What a process of that version writes, which knows no later columns."""
+
+
 def test_an_index_of_a_large_table_is_built_while_it_is_written_to(
     stack: PromptStack, ledger: Ledger
 ) -> None:
@@ -603,7 +632,7 @@ def test_an_index_of_a_large_table_is_built_while_it_is_written_to(
         wait_until(lambda: writer.scalar(waits), "the migration to wait for the writer")
         with ledger.transaction() as unit:
             unit.session.execute(text("SET LOCAL lock_timeout = '2s'"))
-            add_job(unit)
+            unit.session.execute(text(JOB_OF_0008))
         writer.rollback()
         migrating.result(30.0)
     engine.dispose()

@@ -10,6 +10,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    # Behind a long transaction it would wait, and all who use the table behind it.
+    op.execute("SET LOCAL lock_timeout = '5s'")
     op.add_column("jobs", sa.Column("deaths", sa.Integer(), nullable=False, server_default="0"))
 
 

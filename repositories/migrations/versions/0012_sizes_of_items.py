@@ -10,6 +10,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    # Behind a long transaction it would wait, and all who use the table behind it.
+    op.execute("SET LOCAL lock_timeout = '5s'")
     # At once, whatever the table holds. Items from before have none: a shard of them is bounded in
     # number only.
     op.add_column("items", sa.Column("size", sa.Integer(), nullable=False, server_default="0"))

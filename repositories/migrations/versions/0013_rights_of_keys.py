@@ -14,6 +14,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    # Behind a long transaction it would wait, and all who use the table behind it.
+    op.execute("SET LOCAL lock_timeout = '5s'")
     op.add_column("api_keys", _is_admin())
     op.drop_column("users", "is_admin")
 
