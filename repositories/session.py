@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import psycopg2
 from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, ResourceClosedError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
@@ -212,6 +212,11 @@ def explained() -> Iterator[None]:
         if known is None:
             raise
         raise known from error
+    except ResourceClosedError as error:
+        # How SQLAlchemy tells of a connection that breaks while it asks whom it has connected to.
+        raise LedgerUnavailable(
+            "The connection to the database broke as it was opened; check that PostgreSQL runs."
+        ) from error
     except PoolTimeoutError as error:
         raise LedgerUnavailable(
             "All connections to the database are in use; raise DATABASE_POOL_SIZE."

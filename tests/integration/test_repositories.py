@@ -460,6 +460,20 @@ def test_a_broken_connection_is_unavailable_and_the_next_one_works(ledger: Ledge
     killer.dispose()
 
 
+def test_a_first_connection_that_breaks_as_it_is_opened_is_an_outage(stack: PromptStack) -> None:
+    """A job that meets it waits for the ledger; as a bug it would fail for good."""
+    ledger = Ledger(stack.database_url)
+
+    def break_off(dialect: Any, connection: Any) -> None:
+        connection.invalidate()
+        connection.exec_driver_sql("SELECT 1")
+
+    ledger.engine.dialect.initialize = partial(break_off, None)  # type: ignore[method-assign]
+    with pytest.raises(LedgerUnavailable, match="as it was opened"):
+        ledger.ping()
+    ledger.close()
+
+
 def test_what_takes_too_long_is_slow_and_no_outage(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
