@@ -4,13 +4,13 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from services.export.columns import Shape, checked_vector
 from services.export.items import Produced
-from services.export.line_writers import LINE, identity
+from services.export.line_writers import identity
+from services.json_text import dump_json
 
 GROUP_BYTES = 16_777_216
 GROUP_ROWS = 10_000
@@ -92,7 +92,7 @@ class Npy:
         """Write one row of each."""
         self._file.write(checked_vector(item, self._dimensions).data)
         line = identity(item, with_input=self._with_input)
-        self._ids.write(orjson.dumps(line, option=LINE))
+        self._ids.write(dump_json(line, newline=True))
         self._count += 1
 
     def finish(self) -> None:

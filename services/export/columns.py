@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from services.export.items import ExportFailed, Produced
+from services.json_text import dump_json
 
 PLAIN_ANSWER = ("model", "finish_reason", "input_tokens", "output_tokens")
 """Fields of an answer with a column of their name."""
@@ -70,7 +70,7 @@ def checked_vector(item: Produced, dimensions: int) -> npt.NDArray[np.float32]:
 
 def as_json(value: Any) -> str:
     """Return a value as JSON; floats with as many digits as they need to be read back the same."""
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+    return dump_json(value).decode()
 
 
 def _answer(answer: dict[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,11 @@ import csv
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
-import orjson
 
 from services.export.cells import json_cell, text_cell
 from services.export.columns import JSON_COLUMNS, Shape, as_json
 from services.export.items import FailedItem, Produced
-
-LINE = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+from services.json_text import dump_json
 
 
 class Writer(Protocol):
@@ -40,7 +38,7 @@ class JsonLines:
             line["vector"] = np.ascontiguousarray(item.vector, dtype=np.float32)
         if item.answer is not None:
             line["answer"] = item.answer
-        self._file.write(orjson.dumps(line, option=LINE))
+        self._file.write(dump_json(line, newline=True))
 
     def finish(self) -> None:
         """Nothing comes last."""
@@ -88,7 +86,7 @@ class ErrorLines:
     def write(self, item: FailedItem) -> None:
         """Write one line."""
         self._file.write(
-            orjson.dumps(
+            dump_json(
                 {
                     "position": item.position,
                     "custom_id": item.custom_id,
@@ -97,7 +95,7 @@ class ErrorLines:
                     "detail": item.detail,
                     "metadata": item.metadata,
                 },
-                option=LINE,
+                newline=True,
             )
         )
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from threading import Event, Thread
 from uuid import UUID
 
-import orjson
-
 from repositories.errors import TransientLedgerError
 from repositories.items import Ended, NewItem
 from repositories.session import Ledger, UnitOfWork
 from services.errors import InvalidInput
+from services.json_text import dump_json
 from services.sources.reading import BadInput, Fault, Input
 from services.vector_keys import vector_key
 
@@ -79,14 +78,14 @@ def embedding_hasher(user_id: UUID | None) -> Hasher:
 
 def generation_hasher(asked: object) -> Hasher:
     """Of a prompt with all that is `asked` beside it, as JSON."""
-    base = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
+    base = hashlib.sha256(dump_json(asked, sort_keys=True))
 
     def hash_of(one: Input) -> bytes:
         content = base.copy()
         if one.messages is None:
             content.update(b"\x00" + (one.text or "").encode())
         else:
-            content.update(b"\x01" + orjson.dumps(one.messages, option=orjson.OPT_SORT_KEYS))
+            content.update(b"\x01" + dump_json(one.messages, sort_keys=True))
         return content.digest()
 
     return hash_of
@@ -204,6 +203,6 @@ def _item(one: Input | BadInput, hash_of: Hasher) -> NewItem:
         one.custom_id,
         hash_of(one),
         None if one.text is None else one.text.encode(),
-        None if one.messages is None else orjson.dumps(one.messages),
-        orjson.dumps(one.metadata) if one.metadata else b"{}",
+        None if one.messages is None else dump_json(one.messages),
+        dump_json(one.metadata) if one.metadata else b"{}",
     )

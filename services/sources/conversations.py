@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import orjson
 from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
+from services.json_text import dump_json
 from services.llm.requests import MAX_TURNS, Message, ToolCall
 from services.sources.reading import BadRecord, Fault
 
@@ -27,7 +27,7 @@ def checked_messages(value: Any, max_bytes: int) -> list[dict[str, JsonValue]]:
     plain: list[dict[str, JsonValue]] = MESSAGES.dump_python(
         messages, mode="json", exclude_defaults=True
     )
-    if len(orjson.dumps(plain)) > max_bytes:
+    if len(dump_json(plain)) > max_bytes:
         raise BadRecord(
             Fault.TOO_LONG, f"The messages have more than {max_bytes:,} bytes, written as JSON."
         )

@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Self
 
-import orjson
-
 from services.errors import InvalidInput
+from services.json_text import dump_json
 from services.sources.reading import BadRecord, Fault, Reading, SourceBounds
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[^{}]+|[{}]")
@@ -115,7 +114,7 @@ def _as_text(value: Any, name: str) -> str:
             Fault.MISSING_FIELD, f"The field '{name}' is not there, and the template needs it."
         )
     try:
-        return orjson.dumps(value).decode()
+        return dump_json(value).decode()
     except TypeError as error:
         raise BadRecord(
             Fault.WRONG_TYPE, f"The field '{name}' can't be written into the template."

@@ -1,13 +1,17 @@
 """Runs over HTTP, on the real ledger and Redis; their jobs are worked on here."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
+from typer.testing import CliRunner
 
+from api.cli.main import build
 from repositories.models import JobKind
 from tasks.composition import PromptStack
 from tests.http import problem, serve
@@ -165,6 +169,44 @@ def test_what_cannot_be_a_run_is_refused_and_leaves_nothing(
     assert response.status_code == 422, response.text
     with stack.ledger.transaction() as unit:
         assert unit.session.scalar(text("SELECT count(*) FROM runs")) == 0
+
+
+LARGE = 2**64 + 1
+"""Needs more than 64 bits."""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"json_schema": {"type": "integer", "maximum": LARGE}},
+        {"options": {"a": LARGE}},
+        {"tools": [{"name": "f", "parameters": {"type": "object", "maxProperties": LARGE}}]},
+        {"items": [{"text": "x", "avogadro": LARGE}], "template": "{text} {avogadro}"},
+    ],
+)
+def test_integers_of_any_size_are_taken_at_the_runs_door_as_at_others(
+    client: TestClient, body: dict[str, Any]
+) -> None:
+    asked = {"items": ["x"], "provider": "openai", **body}
+    response = client.post(f"{RUNS}/generations", json=asked)
+    assert response.status_code == 202, response.text
+
+
+def test_an_integer_of_any_size_comes_back_as_it_was_sent(
+    stack: PromptStack, client: TestClient, tmp_path: Path
+) -> None:
+    items = [{"prompt": "Say it.", "avogadro": LARGE}]
+    run = accepted(client, "generations", items=items, provider="demo")
+    done(stack, client, run)
+    [row] = client.get(f"{RUNS}/{run['id']}/results").json()["results"]
+    assert row["metadata"] == {"avogadro": LARGE}
+    for name in ("out.jsonl", "out.csv", "out.parquet"):
+        shown = CliRunner().invoke(
+            build(), ["runs", "export", run["id"], "-o", str(tmp_path / name)]
+        )
+        assert shown.exit_code == 0, shown.output
+    [line] = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert json.loads(line)["metadata"] == {"avogadro": LARGE}
 
 
 def test_cancel_and_retry_follow_the_run(stack: PromptStack, client: TestClient) -> None:

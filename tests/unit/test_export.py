@@ -41,7 +41,7 @@ good_text = st.text(
 )
 metadata = st.dictionaries(
     good_text,
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | good_text | st.lists(good_text),
+    st.none() | st.booleans() | st.integers(-(10**40), 10**40) | good_text | st.lists(good_text),
     max_size=3,
 )
 vectors = st.lists(
