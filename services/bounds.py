@@ -40,11 +40,12 @@ def _in_utc(time: datetime) -> datetime:
         raise ValueError("must be in the years 1 to 9999, in UTC") from error
 
 
-Retries = Annotated[int, Field(ge=0, le=100)]
+# Strict: `true` and "5" are no numbers, at no door.
+Retries = Annotated[int, Field(strict=True, ge=0, le=100)]
 """Failed attempts after which there is no further one."""
-Lifetime = Annotated[float, Field(gt=0, le=366 * 86_400, allow_inf_nan=False)]
+Lifetime = Annotated[float, Field(strict=True, gt=0, le=366 * 86_400, allow_inf_nan=False)]
 """Seconds until what is not done ends as expired: a year at most."""
-InFlight = Annotated[int, Field(ge=1, le=1_000)]
+InFlight = Annotated[int, Field(strict=True, ge=1, le=1_000)]
 """Calls at once in each worker."""
 Dollars = Annotated[
     Decimal,
@@ -60,9 +61,9 @@ Dollars = Annotated[
     ),
 ]
 """A limit of the cost."""
-Temperature = Annotated[float, Field(ge=0, le=2)]
-MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Temperature = Annotated[float, Field(strict=True, ge=0, le=2)]
+MaxTokens = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
+Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Time = Annotated[datetime, AfterValidator(_in_utc)]
 """A time in UTC; one without a zone is taken for that. PostgreSQL takes no offset that is larger
 than any on earth."""

@@ -127,7 +127,7 @@ def _embed_through_a_crash(stack: PromptStack) -> None:
     out.print(
         f"  Worker {pid} was killed (SIGKILL) in mid-document, and held {plural(len(held), 'job')}:"
     )
-    for job in held[:HELD_SHOWN]:
+    for job in [job for job in held if job.current < job.total][:HELD_SHOWN]:
         out.print(f"    {jobs[job.id].source}: {job.current} of {job.total} chunks", markup=False)
     out.print(f"  The other one takes them after {LOST_SECONDS:g} s of silence (by default 12).")
     summary = _finish(stack, jobs)

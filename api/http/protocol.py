@@ -6,6 +6,7 @@ the rest never comes would stay open for ever, and so would a connection on whic
 
 import asyncio
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any
 
 import h11
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.http.problems import respond
 
+TOO_MANY = "Too many connections are open (MAX_CONNECTIONS); try again later."
 ARRIVING = (h11.IDLE, h11.SEND_BODY)
 """States of a client whose request isn't here yet, or not all of it."""
 
@@ -36,10 +38,10 @@ class BoundedProtocol(H11Protocol):
         return type(cls.__name__, (cls,), bounds)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, unless too many are open."""
+        """Take a connection, unless too many are open that are of use to somebody."""
         super().connection_made(transport)
-        if len(self.connections) > self.max_connections:
-            self._end(503, "Too many connections are open (MAX_CONNECTIONS); try again later.")
+        if len(self.connections) > self.max_connections and not self._make_room():
+            self._end(503, TOO_MANY)
         else:
             self._watch()
 
@@ -72,6 +74,29 @@ class BoundedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what isn't HTTP, as a problem like every other error."""
         self._end(400, msg)
+
+    def _make_room(self) -> bool:
+        """Close the connection that waits longest for the head of a request; False where none does.
+
+        Anybody can open connections and send nothing on them: they must not shut out those who do.
+        """
+        waiting = [
+            (one._deadline.when(), one)
+            for one in self.connections
+            if isinstance(one, BoundedProtocol)
+            and one is not self
+            and one._deadline is not None
+            and one.conn.their_state is h11.IDLE
+            and not one.transport.is_closing()
+        ]
+        if not waiting:
+            return False
+        _, oldest = min(waiting, key=itemgetter(0))
+        if oldest.conn.trailing_data[0]:
+            oldest._end(503, TOO_MANY)
+        else:
+            oldest.transport.close()
+        return True
 
     def _watch(self) -> None:
         """Give the client its time for the rest of a request; one that is whole needs none."""

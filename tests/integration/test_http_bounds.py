@@ -27,6 +27,7 @@ from tests.processes import wait_until
 GENERATIONS = "/api/v1/generations"
 PATIENCE = 30.0
 HOST = b" HTTP/1.1\r\nHost: localhost\r\n"
+HEALTH = b"GET /healthz" + HOST + b"Connection: close\r\n\r\n"
 START = b"POST /api/v1/generations" + HOST + b"Content-Type: application/json\r\n"
 
 
@@ -146,17 +147,31 @@ def test_a_client_that_takes_no_answer_is_cut_off(settings: Settings) -> None:
 
 def test_connections_have_a_bound_and_places_become_free(settings: Settings) -> None:
     with listening(settings, max_connections=3, request_read_seconds=PATIENCE) as server:
-        health = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        half = (START, server.key, b"Content-Length: 99\r\n\r\n{")
         with (
-            server.connected(b"GET"),
-            server.connected(b"GET"),
-            server.connected(b"GET"),
-            server.connected() as late,
+            server.connected(*half),
+            server.connected(*half),
+            server.connected(*half),
         ):
-            answer = read_all(late)
+            wait_until(lambda: server.requests() == 3, "three requests to be under way")
+            with server.connected() as late:
+                answer = read_all(late)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"MAX_CONNECTIONS" in answer
-        assert server.answer(health).startswith(b"HTTP/1.1 200 ")
+        assert server.answer(HEALTH).startswith(b"HTTP/1.1 200 ")
+
+
+def test_connections_on_which_nothing_comes_shut_nobody_out(settings: Settings) -> None:
+    with (
+        listening(settings, max_connections=3, request_read_seconds=PATIENCE) as server,
+        server.connected(b"GET") as first,
+        server.connected(),
+        server.connected(),
+    ):
+        wait_until(lambda: server.connections() == 3, "three connections")
+        for _ in range(5):
+            assert server.answer(HEALTH).startswith(b"HTTP/1.1 200 ")
+        assert b"MAX_CONNECTIONS" in read_all(first)
 
 
 def test_a_request_with_two_lengths_is_refused(settings: Settings) -> None:

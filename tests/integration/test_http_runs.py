@@ -171,6 +171,20 @@ def test_what_cannot_be_a_run_is_refused_and_leaves_nothing(
         assert unit.session.scalar(text("SELECT count(*) FROM runs")) == 0
 
 
+@pytest.mark.parametrize("value", [True, "5", " 5 ", "1_000", "1e3"])
+@pytest.mark.parametrize(
+    "name", ["max_tokens", "seed", "in_flight", "max_retries", "expires_in", "temperature"]
+)
+def test_what_is_no_number_is_none_at_any_door(
+    client: TestClient, name: str, value: object
+) -> None:
+    for door in ("generations", "runs/generations"):
+        body = {"provider": "openai", name: value}
+        body |= {"items": ["x"]} if door.startswith("runs") else {"prompt": "x"}
+        response = client.post(f"/api/v1/{door}", json=body)
+        assert response.status_code == 422, (door, response.text)
+
+
 LARGE = 2**64 + 1
 """Needs more than 64 bits."""
 
