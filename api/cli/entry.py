@@ -7,9 +7,11 @@ traceback that an exception in the middle of an import leaves.
 import os
 import signal
 import sys
+import threading
 from importlib import import_module
 
 INTERRUPTED = 130
+AGAIN_SECONDS = 0.05
 PROCESSES = {
     "worker": "worker.__main__",
     "api": "api.http.__main__",
@@ -52,6 +54,16 @@ def _raise_on_ctrl_c() -> None:
     """From here on Ctrl-C is an exception, so that what is open gets closed."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = _interrupt_again
+
+
+def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Send Ctrl-C again that came where Python can't raise: as an object was being deleted."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        # Not from here, where it would be lost again.
+        threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _leave(number: int, frame: object) -> None:

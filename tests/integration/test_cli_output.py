@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from config.settings import load_settings
 from repositories.models import JobState
 from services.errors import AmbiguousId, InvalidInput, NotFound
 from tasks.composition import PromptStack
+from tests.processes import ROOT
 from tests.runs import ended, work
 
 WIDE = (
@@ -300,3 +303,26 @@ def test_a_second_up_takes_a_free_port_for_its_api(
     assert serve._port(settings, None, joins=True) == 0
     assert serve._port(settings, 8080, joins=True) == 8080
     assert serve._port(settings, None, joins=False) == settings.api_port
+
+
+LOST = """
+import signal, time
+from api.cli import entry
+class Dying:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGINT, entry._leave)
+entry._raise_on_ctrl_c()
+try:
+    Dying()
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_is_not_lost_where_python_cannot_raise_it() -> None:
+    """An object that is deleted just then, as rows of the database are, would swallow it."""
+    command = [sys.executable, "-c", LOST]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert (ran.stdout, ran.stderr) == ("interrupted\n", "")
