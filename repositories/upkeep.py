@@ -65,9 +65,9 @@ class UpkeepRepository:
     def free_lost(self, silence: float, limit: int = 1_000) -> Sequence[JobRef]:
         """Take up to `limit` jobs from workers that were silent for `silence` seconds.
 
-        A lost worker uses up one of the job's retries, so that a job that kills its worker ends.
-        Of work that can be cut smaller, as shards and documents, it is counted apart: whoever takes
-        it next cuts it, until what kills workers stands alone and fails by itself.
+        For a generation, a lost worker uses up one retry, so a job that kills its workers ends.
+        For shards and documents, only `deaths` is raised. The worker that takes such a job next
+        cuts it smaller, until the item that kills workers is alone and fails by itself.
         """
         alive = exists().where(
             Worker.id == Job.worker_id,

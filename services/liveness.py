@@ -1,8 +1,8 @@
 """Frees the jobs of dead workers and ends overdue ones, at a pace that no other step can slow down.
 
-It has a thread and a database connection of its own in every worker. What takes longer, as to send
-messages, is the reconciler's: a liveness that waits for that would take its own delay for an outage
-of the ledger, and then nobody is dead.
+It has a thread and a database connection of its own in every worker. Slow steps, such as sending
+messages, belong to the reconciler. If this waited for them, its rounds would come late, which looks
+like an outage of the ledger, and during an outage no worker counts as dead.
 """
 
 import logging
@@ -52,7 +52,8 @@ class Liveness:
         """Do nothing yet; `clock` is the ledger's, `timer` bounds how long a round works."""
         self._ledger = ledger
         self._worker_lost_seconds = worker_lost_seconds
-        # One that freezes with a lock must not look like an outage of the ledger to the others.
+        # A worker may freeze while it has a lock. The lock must be free again before the others
+        # take the pause for an outage of the ledger.
         self._idle_seconds = max(1.0, worker_lost_seconds / 4)
         self._clock = clock
         self._timer = timer

@@ -1,8 +1,7 @@
 """What becomes of a shard whose workers keep dying.
 
-It is halved until the item that kills them stands alone, and that one fails by itself. Deaths that
-are nobody's fault, as of machines that are taken back, cost no item anything: a shard that gets on
-begins to count anew.
+It is halved until the item that kills workers is alone; then only that item fails. Other deaths,
+such as lost spot machines, cost no item a try: progress sets the count of deaths back to 0.
 """
 
 from collections.abc import Callable, Sequence
