@@ -1,12 +1,13 @@
 """Celery's settings, each with its reason."""
 
+import ssl
 from typing import Any
-from urllib.parse import urlsplit
 
 from kombu import Exchange
 from kombu import Queue as KombuQueue
 
 from config.names import Queue, TaskName
+from config.redis_url import RedisUrl
 from config.settings import Settings
 
 ROUTES = {
@@ -18,18 +19,17 @@ ROUTES = {
 
 
 def kombu_url(redis_url: str) -> str:
-    """Spell a Redis URL as Celery wants it: a Unix socket is `redis+socket://` there."""
-    if not redis_url.startswith("unix://"):
-        return redis_url
-    parts = urlsplit(redis_url)
-    database = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair).get("db")
-    return f"redis+socket://{parts.path}?virtual_host={database or 0}"
+    """Spell a Redis URL as Celery wants it."""
+    return RedisUrl.parse(redis_url).for_celery()
 
 
 def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
     """Return the configuration of the Celery app."""
+    broker_url = settings.celery_broker_url or kombu_url(redis_url)
     return {
-        "broker_url": settings.celery_broker_url or kombu_url(redis_url),
+        "broker_url": broker_url,
+        # A Redis URL says it itself.
+        "broker_use_ssl": _tls(settings) if broker_url.startswith("amqps:") else False,
         # Celery's own for Redis, which may fail without harm: tasks/results.py.
         "result_backend": f"tasks.results:ResultView+{kombu_url(redis_url).removeprefix('redis+')}",
         # One for all threads, so that they know of an outage from each other.
@@ -91,4 +91,13 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
         # Logging is set up once, in config.logging.
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
+    }
+
+
+def _tls(settings: Settings) -> dict[str, Any]:
+    """What py-amqp needs to check the host name too: kombu puts the URL's in the place of None."""
+    return {
+        "cert_reqs": ssl.CERT_REQUIRED,
+        "ca_certs": settings.tls_ca_file,
+        "server_hostname": None,
     }

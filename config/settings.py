@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -13,12 +13,13 @@ from sqlalchemy.exc import ArgumentError
 
 from config.errors import ConfigurationError
 from config.names import VectorType
+from config.redis_url import RedisUrl, check_certificates, check_characters, check_port
 
 DEFAULT_SECRET_KEY = "change-me"  # noqa: S105 - refused in production
 MIN_CHUNK_TOKENS = 16
 """Of a chunk. One character can be four tokens, and must fit with what overlaps."""
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
-BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "sentinel", "sqs")
+REDIS_BROKERS = ("redis", "rediss", "redis+socket", "unix")
+BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "sqs", *REDIS_BROKERS)
 
 
 def _postgres_url(url: str) -> str:
@@ -34,23 +35,26 @@ def _postgres_url(url: str) -> str:
 
 
 def _redis_url(url: str) -> str:
-    if not url.startswith(REDIS_SCHEMES):
-        raise ValueError(f"must start with one of {', '.join(REDIS_SCHEMES)}")
-    return _url_with_port(url)
+    return str(RedisUrl.parse(url.strip()))
 
 
 def _broker_url(url: str) -> str:
-    if urlsplit(url).scheme not in BROKER_SCHEMES:
+    url = url.strip()
+    scheme = url.partition(":")[0]
+    if scheme in REDIS_BROKERS:
+        return RedisUrl.parse(url).for_celery()
+    if scheme not in BROKER_SCHEMES:
         raise ValueError(f"must be a URL that starts with one of {', '.join(BROKER_SCHEMES)}")
-    return _url_with_port(url)
-
-
-def _url_with_port(url: str) -> str:
-    try:
-        _ = urlsplit(url).port
-    except ValueError as error:
-        raise ValueError("has a port that is not a number") from error
+    check_characters(url)
+    check_port(url)
+    if "ssl_" in urlsplit(url).query:
+        raise ValueError("takes no ssl_ options; its certificate is checked, see TLS_CA_FILE")
     return url
+
+
+def _certificates(path: Path) -> Path:
+    check_certificates(str(path))
+    return path
 
 
 HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
@@ -104,6 +108,11 @@ class Settings(BaseSettings):
     )
     celery_broker_url: Annotated[str, AfterValidator(_broker_url)] | None = Field(
         None, description="Another broker than REDIS_URL, for example amqp://... (RabbitMQ)."
+    )
+    tls_ca_file: Annotated[Path, AfterValidator(_certificates)] | None = Field(
+        None,
+        description="Certificates of who signs those of the servers at rediss:// and amqps://. "
+        "Unset: whom this machine trusts. Certificate and host name are checked either way.",
     )
 
     # The HTTP door
@@ -377,13 +386,15 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _add_redis_password(self) -> Self:
-        if self.redis_url is not None and self.redis_password is not None:
-            parts = urlsplit(self.redis_url)
-            if parts.password is None:
-                password = quote(self.redis_password.get_secret_value(), safe="")
-                place = f"{parts.username or ''}:{password}@{parts.netloc.rpartition('@')[2]}"
-                self.redis_url = parts._replace(netloc=place).geturl()
+    def _complete_redis_urls(self) -> Self:
+        ca_file = str(self.tls_ca_file or "")
+        if self.redis_url is not None:
+            password = self.redis_password.get_secret_value() if self.redis_password else ""
+            redis = RedisUrl.parse(self.redis_url).completed(password=password, ca_file=ca_file)
+            self.redis_url = str(redis)
+        broker = self.celery_broker_url or ""
+        if broker.startswith(REDIS_BROKERS):
+            self.celery_broker_url = RedisUrl.parse(broker).completed(ca_file=ca_file).for_celery()
         return self
 
     @model_validator(mode="after")

@@ -14,16 +14,33 @@ from tasks.monitors import GatheredEvents, Monitors
 from tasks.runs import finalize_run, run_shard
 
 
+class App(Celery):
+    """Goes by our settings, which have checked the URLs.
+
+    Celery's own puts CELERY_BROKER_URL, CELERY_RESULT_BACKEND and their kin, as they stand in the
+    environment, before what it is configured with.
+    """
+
+    def __init__(self, configuration: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.conf.update(configuration)
+        self._broker_url = configuration["broker_url"]
+        self.backend_cls = configuration["result_backend"]
+
+    def _connection(self, url: object, **kwargs: Any) -> Any:
+        celery: Any = super()  # more than its types tell
+        return celery._connection(self._broker_url, **kwargs)
+
+
 def create_app(settings: Settings, redis_url: str, *, results: bool = True) -> Celery:
     """Make the app. Without `results` it only sends messages.
 
     With them, each message sent would subscribe to its result, and stay subscribed for ever.
     """
-    app = Celery("promptstack", set_as_current=False, events=GatheredEvents)
-    app.conf.update(celery_settings(settings, redis_url))
+    configuration = celery_settings(settings, redis_url)
     if not results:
-        app.conf.update(result_backend=None)
-    return app
+        configuration["result_backend"] = "disabled://"
+    return App(configuration, main="promptstack", set_as_current=False, events=GatheredEvents)
 
 
 def register_tasks(app: Celery, workshop: Workshop, monitors: Monitors) -> None:

@@ -64,6 +64,7 @@ from services.sources.reading import SourceBounds
 from services.usage import UsageService
 from services.waiting_jobs import WaitingJobs
 from tasks.app import create_app
+from tasks.connections import check_broker, check_redis
 from tasks.publisher import CeleryDoorbell
 
 REDIS_TIMEOUT_SECONDS = 2.0
@@ -112,6 +113,15 @@ class PromptStack:
             database_url = database_url or embedded.database_url
             redis_url = redis_url or embedded.redis_url
         return cls(settings, database_url, redis_url)
+
+    def check_connections(self) -> None:
+        """Raise `ConfigurationError` where Redis or the broker will never take us as it is set.
+
+        For processes that stay, as they start; one that is only away is waited for.
+        """
+        check_redis(self.redis)
+        if self.settings.celery_broker_url:
+            check_broker(self.celery, "CELERY_BROKER_URL")
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -49,6 +49,7 @@ def main() -> int:
 def _work(settings: Settings) -> int:
     """Run one worker. Raises `PromptStackError` where it can't start."""
     with PromptStack.open(settings) as stack:
+        stack.check_connections()
         return WorkerProcess(stack).run()
 
 

@@ -38,6 +38,7 @@ def up(
     stack = PromptStack.open(settings) if not needs_embedded(settings) else None
     with stack or embedded(settings) as opened:
         opened.ledger.ping()
+        opened.check_connections()
         upgrade(opened.ledger.engine)
         if joins:
             err.print(

@@ -43,6 +43,7 @@ def main() -> int:
             settings.allowed_hosts,
         )
         with PromptStack.open(settings) as stack:
+            stack.check_connections()
             _serve(stack, listen)
     except PromptStackError as error:
         sys.stderr.write(f"promptstack flower: {error}\n")

@@ -33,6 +33,7 @@ def main() -> int:
         settings = load_settings(**given)
         configure_logging(settings)
         with PromptStack.open(settings) as stack, _listen(settings) as listener:
+            stack.check_connections()
             make_server(stack).run(sockets=[listener])
     except PromptStackError as error:
         sys.stderr.write(f"promptstack api: {error}\n")

@@ -162,7 +162,12 @@ def test_the_usual_spellings_of_a_database_url_are_one(
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://h:6379/1", "rediss://:p@h:6380/0", "unix:///run/r.sock?db=2"]
+    "url",
+    [
+        "redis://h:6379/1",
+        "unix:///run/r.sock?db=2",
+        "rediss://:p@h:6380/0?ssl_cert_reqs=required&ssl_check_hostname=true",
+    ],
 )
 def test_redis_urls_are_taken_as_they_are(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", url)
@@ -208,7 +213,10 @@ def test_the_password_of_redis_goes_into_an_address_that_has_none(
     monkeypatch.setenv("REDIS_PASSWORD", "p@ss/word")
     for url, expected in (
         ("redis://cache:6379/0", "redis://:p%40ss%2Fword@cache:6379/0"),
-        ("rediss://me@cache/1", "rediss://me:p%40ss%2Fword@cache/1"),
+        (
+            "rediss://me@cache/1",
+            "rediss://me:p%40ss%2Fword@cache/1?ssl_cert_reqs=required&ssl_check_hostname=true",
+        ),
         ("redis://me:other@cache/1", "redis://me:other@cache/1"),
         ("unix:///run/redis.sock?db=1", "unix://:p%40ss%2Fword@/run/redis.sock?db=1"),
     ):

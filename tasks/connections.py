@@ -1,0 +1,59 @@
+"""Looks, when a process starts, whether Redis and the broker take us for whom we are.
+
+One that is away is no fault of the settings: it is waited for. One that refuses us, or whose
+certificate is not to be trusted, would be asked for ever.
+"""
+
+import ssl
+from collections.abc import Callable, Iterator
+
+from amqp.exceptions import AccessRefused, NotAllowed
+from celery import Celery
+from redis import Redis
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+
+from config.errors import ConfigurationError
+
+REFUSALS = (AuthenticationError, NoPermissionError, AccessRefused, NotAllowed)
+AWAY = (RedisError, OSError)
+"""What a server that can't be reached raises; and much else, which is shown where it is met."""
+
+
+def check_redis(redis: Redis) -> None:
+    """Raise `ConfigurationError` where REDIS_URL can't work as it is."""
+    _explained("REDIS_URL", redis.ping)
+
+
+def check_broker(app: Celery, variable: str) -> None:
+    """Raise `ConfigurationError` where the broker's URL, of this variable, can't work as it is."""
+    with app.connection_for_write() as broker:
+        _explained(variable, broker.connect)
+
+
+def _explained(variable: str, connect: Callable[[], object]) -> None:
+    try:
+        connect()
+    except (*AWAY, *REFUSALS) as error:
+        reason = next((found for found in map(_reason, _causes(error)) if found), None)
+        if reason is not None:
+            raise ConfigurationError(f"{variable}: {reason}") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _reason(error: BaseException) -> str | None:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the server's certificate is not trusted ({error.verify_message.rstrip('.')}). "
+            "Nothing was sent to it. Set TLS_CA_FILE to the certificates of who signed it, and "
+            "name the server as its certificate does."
+        )
+    if isinstance(error, ssl.SSLError):
+        return f"the server does not speak TLS as we do ({error.reason}); check scheme and port."
+    if isinstance(error, REFUSALS):
+        return "the server refuses this user or password, or what the user may do is too little."
+    return None
