@@ -16,6 +16,7 @@ from config.celery import kombu_url
 from config.embedded.servers import EmbeddedServers, remove
 from config.settings import load_settings
 from repositories.migrations import upgrade
+from simulator.process import MODELS
 from tasks.composition import PromptStack
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +84,7 @@ def deployment(simulator_url: str, models: str, **variables: str) -> Iterator[De
     """Start servers of our own and open a stack on them; everything ends with the context."""
     folder = Path(tempfile.mkdtemp(prefix="promptstack-benchmark-"))
     models_file = folder / "models.toml"
-    models_file.write_text(models)
+    models_file.write_text(MODELS.read_text() + models)
     try:
         with ExitStack() as processes, EmbeddedServers(folder / "servers", durable=False) as urls:
             settings = {

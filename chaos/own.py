@@ -22,7 +22,7 @@ from chaos.workers import OURS, OwnWorkers
 from config.celery import kombu_url
 from config.settings import load_settings
 from repositories.migrations import upgrade
-from simulator.process import SimulatorProcess
+from simulator.process import MODELS, SimulatorProcess
 from tasks.composition import PromptStack
 
 SLOTS = 16
@@ -67,7 +67,7 @@ def run_own(
     plan = draw(seed, seconds, kills=kills, times=times, faults=faults, lost_seconds=lost_seconds)
     with ExitStack() as opened:
         provider = opened.enter_context(SimulatorProcess())
-        (folder / MODELS_FILE).write_text(LIMITS)
+        (folder / MODELS_FILE).write_text(MODELS.read_text() + LIMITS)
         provider.set_latency(latency_seconds, spread=0.5)
         servers = Servers(Path(tempfile.mkdtemp(prefix="promptstack-chaos-")))
         opened.callback(servers.stop)

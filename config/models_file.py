@@ -1,23 +1,44 @@
-"""The file in which a person says what models allow: a TOML file named by MODELS_FILE."""
+"""The file in which a person names providers and what models allow: MODELS_FILE, in TOML."""
 
 import tomllib
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from config.errors import ConfigurationError
 from config.limits import ModelLimits
 from config.prices import ModelPrice
+from config.providers import ModelFacts, NamedProvider
 
 
 class ModelsFile(BaseModel):
-    """Limits and prices of models; the first entry that matches a model holds."""
+    """Providers, and facts, limits and prices of models; the first entry that matches holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    providers: tuple[NamedProvider, ...] = ()
+    models: tuple[ModelFacts, ...] = ()
     limits: tuple[ModelLimits, ...] = ()
     prices: tuple[ModelPrice, ...] = ()
+
+    @field_validator("providers")
+    @classmethod
+    def _names_differ(cls, providers: tuple[NamedProvider, ...]) -> tuple[NamedProvider, ...]:
+        names = [provider.name for provider in providers]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the name {twice} stands there twice")
+        return providers
+
+    def named(self) -> set[str]:
+        """The providers that facts, limits and prices speak of."""
+        spoken: list[ModelFacts | ModelLimits | ModelPrice] = [
+            *self.models,
+            *self.limits,
+            *self.prices,
+        ]
+        return {entry.provider for entry in spoken}
 
     @classmethod
     def read(cls, path: Path | None) -> Self:

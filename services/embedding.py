@@ -88,7 +88,9 @@ class EmbeddingService:
         times = Counter(passage.content_hash for passage in work.reserved)
         unique = {passage.content_hash: passage for passage in work.reserved}
         done = work.done
-        batches = pack(list(unique.values()), service.embedding_limits, service.estimate_tokens)
+        batches = pack(
+            list(unique.values()), service.limits_of(job.claim.model), service.estimate_tokens
+        )
         coming = deque(_narrowed(job.claim, list(batches)))
         while coming:
             batch = coming.popleft()

@@ -1,6 +1,6 @@
 """What a call cost, by what a person has set or by the known prices of the world's models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -12,7 +12,7 @@ from config.prices import ModelPrice
 IN_THIS_PROCESS = frozenset({"demo", "local"})
 """Providers that ask nobody, so that their price is known: nothing."""
 GENAI_PRICES_NAMES = {"openai": "openai", "anthropic": "anthropic", "gemini": "google"}
-"""Of our providers. No others: it would take a `my-openai` for OpenAI."""
+"""Of our providers at their own addresses. No others: it would take a `my-openai` for OpenAI."""
 MOST_DOLLARS = 10**8
 """What the ledger's column holds, far above any real call."""
 MILLION = 1_000_000
@@ -35,9 +35,18 @@ DIGITS = Decimal("0.0000000001")
 class Prices:
     """Knows prices offline: those of genai-prices are part of the package."""
 
-    def __init__(self, overrides: Sequence[ModelPrice] = ()) -> None:
-        """Take `overrides` in the order of their precedence."""
+    def __init__(
+        self,
+        overrides: Sequence[ModelPrice] = (),
+        known_as: Mapping[str, str | None] = GENAI_PRICES_NAMES,
+    ) -> None:
+        """Take `overrides` in the order of their precedence.
+
+        `known_as` has the names in genai-prices of the providers whose prices are known: a model of
+        the same name costs something else, or nothing, on another server.
+        """
         self._overrides = overrides
+        self._known_as = known_as
 
     def cost(
         self,
@@ -64,11 +73,12 @@ class Prices:
                 return _by(price, input_tokens, output_tokens, cached_tokens)
         if provider in IN_THIS_PROCESS:
             return Decimal(0)
-        rates = _rates(provider, model, datetime.now(UTC).date())
+        known = self._known_as.get(provider)
+        rates = _rates(known, model, datetime.now(UTC).date())
         if rates is not None:
             return rates.cost(rest, cached_tokens, cache_write_tokens, output_tokens)
         return _known(
-            provider,
+            known,
             model,
             input_tokens=input_tokens,
             output_tokens=output_tokens,
@@ -113,18 +123,17 @@ class Rates(NamedTuple):
 
 
 @lru_cache(maxsize=1_000)
-def _rates(provider: str, model: str, _: date) -> Rates | None:
+def _rates(provider: str | None, model: str, _: date) -> Rates | None:
     """The rates of a model on a day, None where its price is unknown or has steps.
 
     To ask genai-prices for each call costs a worker more time than all it does in the ledger.
     """
-    if provider not in GENAI_PRICES_NAMES:
+    if provider is None:
         return None
     from genai_prices import Usage, calc_price  # noqa: PLC0415
 
-    name = GENAI_PRICES_NAMES[provider]
     try:
-        found = calc_price(Usage(input_tokens=1), model_ref=model, provider_id=name)
+        found = calc_price(Usage(input_tokens=1), model_ref=model, provider_id=provider)
     except (LookupError, ValueError):
         return None
     if any(price.constraint for price in _dated(found.model.prices)):
@@ -146,15 +155,15 @@ def _dated(prices: Any) -> Sequence[Any]:
     return prices if isinstance(prices, list) else []
 
 
-def _known(provider: str, model: str, **tokens: int | None) -> Decimal | None:
-    if provider not in GENAI_PRICES_NAMES:
+def _known(provider: str | None, model: str, **tokens: int | None) -> Decimal | None:
+    if provider is None:
         return None
     # Here, because it takes 0.3 s to import and most commands ask for no price.
     from genai_prices import Usage, calc_price  # noqa: PLC0415
 
     usage = Usage(**tokens)
     try:
-        known = calc_price(usage, model_ref=model, provider_id=GENAI_PRICES_NAMES[provider])
+        known = calc_price(usage, model_ref=model, provider_id=provider)
     except (LookupError, ValueError):
         return None  # a model or a provider of somebody's own
     # Of a model that isn't priced by tokens, the list says nothing and not zero.

@@ -10,6 +10,8 @@ from typing import IO, Any, Self, cast
 from urllib.request import ProxyHandler, Request, build_opener
 
 ROOT = Path(__file__).parents[1]
+MODELS = Path(__file__).with_name("models.toml")
+"""A MODELS_FILE that takes the simulator for the providers themselves."""
 
 
 class SimulatorDoors:

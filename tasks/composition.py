@@ -19,6 +19,7 @@ from redis.retry import Retry
 from config.embedded.servers import running
 from config.errors import ConfigurationError
 from config.models_file import ModelsFile
+from config.providers import NamedProvider, Wire
 from config.settings import Settings, get_settings
 from repositories.session import Ledger
 from repositories.vector_indexes import VectorIndexes
@@ -158,20 +159,42 @@ class PromptStack:
 
     @cached_property
     def factory(self) -> LLMServiceFactory:
-        """The providers, with the keys and addresses from settings."""
+        """The providers, with the keys and addresses from settings and MODELS_FILE."""
         settings = self.settings
-        remote = {
-            "openai": (settings.openai_api_key, settings.openai_base_url),
-            "anthropic": (settings.anthropic_api_key, settings.anthropic_base_url),
-            "gemini": (settings.gemini_api_key, settings.gemini_base_url),
+        keys = {
+            "openai": settings.openai_api_key,
+            "anthropic": settings.anthropic_api_key,
+            "gemini": settings.gemini_api_key,
         }
-        timeout = settings.provider_timeout_seconds
         return LLMServiceFactory(
             {
-                name: {"api_key": _reveal(key), "base_url": base_url, "timeout": timeout}
-                for name, (key, base_url) in remote.items()
-            }
+                server.name: {
+                    "api_key": _reveal(server.read_key() or keys.get(server.name)),
+                    "base_url": server.base_url,
+                    "api_version": server.api_version,
+                    "timeout": settings.provider_timeout_seconds,
+                }
+                for server in self.servers
+            },
+            providers=self.servers,
+            facts=self.models_file.models,
         )
+
+    @cached_property
+    def servers(self) -> list[NamedProvider]:
+        """The providers across a network: those that have their own settings, and those named."""
+        settings, named = self.settings, {one.name: one for one in self.models_file.providers}
+        addresses: dict[Wire, str | None] = {
+            "openai": settings.openai_base_url,
+            "anthropic": settings.anthropic_base_url,
+            "gemini": settings.gemini_base_url,
+        }
+        for wire, address in addresses.items():
+            server = named.get(wire) or NamedProvider(name=wire, wire=wire)
+            if server.base_url is None:
+                server = server.model_copy(update={"base_url": address})
+            named[wire] = server
+        return list(named.values())
 
     @cached_property
     def progress(self) -> ProgressService:
@@ -259,7 +282,7 @@ class PromptStack:
 
     @cached_property
     def models_file(self) -> ModelsFile:
-        """What a person says of models: their limits and prices."""
+        """The providers that a person names, and what is said of models."""
         return ModelsFile.read(self.settings.models_file)
 
     @cached_property
@@ -352,7 +375,9 @@ class PromptStack:
     @cached_property
     def prices(self) -> Prices:
         """What calls cost."""
-        return Prices(self.models_file.prices)
+        return Prices(
+            self.models_file.prices, {server.name: server.priced_as for server in self.servers}
+        )
 
     @cached_property
     def run_progress(self) -> RunProgress:

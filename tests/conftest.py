@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, make_url, text
 from config.embedded.servers import EmbeddedServers, ServerUrls, remove
 from config.settings import Settings, get_settings, load_settings
 from repositories.migrations import upgrade
+from simulator.process import MODELS
 from tasks.composition import PromptStack
 from tests.processes import Process, fork_server, stop_ignoring_signals, wait_until
 
@@ -66,6 +67,7 @@ def environment(
         "DATABASE_URL": _database(servers.database_url, name),
         "REDIS_URL": redis_url,
         "ENVIRONMENT": "test",
+        "MODELS_FILE": str(MODELS),
         "PROMPTSTACK_STATE_DIR": str(tmp_path / "state"),
         "RETRY_BACKOFF_SECONDS": "0.1",
         "HEARTBEAT_SECONDS": "0.5",

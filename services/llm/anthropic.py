@@ -107,14 +107,16 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
                     return await client.get(path, cast_to=httpx2.Response)
                 return await client.post(path, cast_to=httpx2.Response, body=body)
         except (anthropic.AnthropicError, aiohttp.ClientError, TimeoutError) as error:
-            raise translate(error) from error
+            raise translate(error, self.name, self.key_setting) from error
 
     def _connect(
         self, api_key: str, base_url: str, timeout: httpx2.Timeout
     ) -> anthropic.AsyncAnthropic:
+        version = {} if self._api_version is None else {"anthropic-version": self._api_version}
         return anthropic.AsyncAnthropic(
             api_key=api_key,
             base_url=base_url,
+            default_headers=version,
             max_retries=0,
             timeout=timeout,
             http_client=anthropic.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout),
@@ -127,25 +129,26 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
         await self._ask("/v1/models")
 
 
-def translate(error: Exception) -> ProviderError:
+def translate(error: Exception, name: str, key_setting: str) -> ProviderError:
     """Say what an error of the SDK or its transport means to us."""
     if isinstance(error, anthropic.APIStatusError):
         return from_status(
-            "anthropic",
+            name,
             error.status_code,
-            key_setting="ANTHROPIC_API_KEY",
+            key_setting=key_setting,
+            wire="anthropic",
             codes=(_type_of(error.body),),
             text=error.response.text,
             headers=error.response.headers,
         )
     # The aiohttp transport names every broken or refused connection a ConnectTimeout.
     if isinstance(error.__cause__, httpx2.ConnectTimeout):
-        return broken("anthropic", error)
+        return broken(name, error)
     if isinstance(error, (anthropic.APITimeoutError, TimeoutError)):
-        return timed_out("anthropic")
+        return timed_out(name)
     if isinstance(error, anthropic.APIConnectionError):
-        return broken("anthropic", error)
-    return unusable("anthropic")
+        return broken(name, error)
+    return unusable(name)
 
 
 def _body(request: GenerationRequest) -> dict[str, Any]:

@@ -6,14 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from hashlib import sha256
-from typing import ClassVar
+from typing import ClassVar, Self
 from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
+from config.providers import ModelFacts, NamedProvider
 from services.errors import InvalidInput, UnknownModel
 from services.llm.errors import BadResponse, InvalidProviderRequest, ProviderError
 from services.llm.limit_report import LimitReport
@@ -93,6 +95,8 @@ class EmbeddingLimits:
     """UTF-8 bytes of one text, above which it is surely too long; else the provider says so."""
     tokens: int | None = None
     """Tokens a request, as `estimate_tokens` counts them, where bytes don't bound them."""
+    text_tokens: int | None = None
+    """The model's own tokens of one text."""
 
 
 class LLMService(ABC):
@@ -105,8 +109,9 @@ class LLMService(ABC):
     name: ClassVar[str]
     """The provider's name in jobs and settings."""
 
-    default_models: ClassVar[Mapping[Capability, str]] = {}
-    """The model taken when a caller names none. A missing capability isn't offered."""
+    default_models: ClassVar[Mapping[Capability, str | None]] = {}
+    """The model taken when a caller names none, None where one must be named. A missing capability
+    isn't offered."""
 
     known_models: ClassVar[Mapping[Capability, frozenset[str]] | None] = None
     """The models that exist, or None where only the provider itself knows."""
@@ -122,8 +127,42 @@ class LLMService(ABC):
 
     embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(items=256, bytes=1_000_000)
 
+    facts: ClassVar[Sequence[ModelFacts]] = ()
+    """What MODELS_FILE says of its models; the first that matches holds."""
+
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
+
+    @classmethod
+    def configured(cls, provider: NamedProvider | None, facts: Sequence[ModelFacts]) -> type[Self]:
+        """The same class as a person has set it up: for a server of its own name, with `facts`."""
+        return type(cls.__name__, (cls,), {"facts": tuple(facts), **cls._members(provider)})
+
+    @classmethod
+    def _members(cls, provider: NamedProvider | None) -> dict[str, object]:
+        """What is otherwise than in this class for a server that a person has named."""
+        return {}
+
+    @classmethod
+    def facts_of(cls, model: str) -> ModelFacts:
+        """What MODELS_FILE says of a model."""
+        found = (facts for facts in cls.facts if fnmatchcase(model, facts.model))
+        return next(found, ModelFacts(provider=cls.name))
+
+    @classmethod
+    def stated_limits(cls, model: str) -> EmbeddingLimits:
+        """What one embedding request to a model may hold, as far as is known before any call."""
+        limits, facts = cls.embedding_limits, cls.facts_of(model)
+        return replace(
+            limits,
+            items=facts.texts_per_call or limits.items,
+            tokens=facts.tokens_per_call or limits.tokens,
+            text_tokens=facts.tokens_per_text or limits.text_tokens,
+        )
+
+    def limits_of(self, model: str) -> EmbeddingLimits:
+        """What one embedding request to a model may hold, as far as is known by now."""
+        return self.stated_limits(model)
 
     @classmethod
     def choose_model(cls, capability: Capability, model: str | None) -> str:
@@ -131,15 +170,23 @@ class LLMService(ABC):
 
         Raises `UnknownModel` when the provider doesn't have it for this capability.
         """
-        default = cls.default_models.get(capability)
-        if default is None:
+        if capability not in cls.default_models:
             raise UnknownModel(f"Provider '{cls.name}' offers no {capability} models.")
+        default = cls.default_models[capability]
+        if model is None and default is None:
+            raise UnknownModel(
+                f"Provider '{cls.name}' is a server whose models nobody has named: name the "
+                f"{capability} model, or set its {capability}_model in MODELS_FILE."
+            )
         chosen = default if model is None else check_name(model.strip(), "The model's name")
+        chosen = chosen or ""
         known = None if cls.known_models is None else cls.known_models[capability]
         if not 0 < len(chosen) <= MAX_MODEL_CHARACTERS or (
             known is not None and chosen not in known
         ):
-            names = ", ".join(sorted(known)) if known else f"for example {default}"
+            names = ", ".join(sorted(known or ())) or (
+                f"for example {default}" if default else "none"
+            )
             raise UnknownModel(
                 f"Provider '{cls.name}' has no {capability} model {chosen[:80]!r}. Known: {names}."
             )
@@ -160,8 +207,9 @@ class LLMService(ABC):
     @classmethod
     def check_request(cls, request: GenerationRequest) -> None:
         """Raise `InvalidInput` for what the provider can't honour: never dropped in silence."""
-        given = {name for name in cls.unsupported if getattr(request, name)}
-        given |= {name for name in cls.unsupported if getattr(request, name) == 0}
+        unsupported = cls.unsupported.union(cls.facts_of(request.model).unsupported)
+        given = {name for name in unsupported if getattr(request, name)}
+        given |= {name for name in unsupported if getattr(request, name) == 0}
         if given:
             raise InvalidInput(
                 f"Provider '{cls.name}' does not support {', '.join(sorted(given))}; leave it out."

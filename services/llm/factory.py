@@ -1,9 +1,10 @@
 """Which providers exist, and how to make one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
+from config.providers import ModelFacts, NamedProvider
 from services.errors import UnknownProvider
 from services.llm.base import LLMService
 from services.text import check_name
@@ -15,12 +16,22 @@ class LLMServiceFactory:
     """Makes provider services by name.
 
     Built-in and third-party providers come in alike, by entry points of the group
-    `promptstack.providers`. A class is imported only when it is first asked for, because an SDK
-    takes up to a second to import.
+    `promptstack.providers`; servers that a person has named, by the provider whose wire they speak.
+    A class is imported only when it is first asked for, because an SDK takes up to a second to
+    import.
     """
 
-    def __init__(self, options: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        providers: Sequence[NamedProvider] = (),
+        facts: Sequence[ModelFacts] = (),
+    ) -> None:
+        """Take the `options` that each provider's service is made with."""
         self._options = dict(options or {})
+        self._providers = {provider.name: provider for provider in providers}
+        self._facts = facts
         self._classes: dict[str, type[LLMService]] = {}
         self._entry_points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
@@ -30,18 +41,21 @@ class LLMServiceFactory:
 
     def names(self) -> list[str]:
         """The providers that can be named in a job."""
-        return sorted({*self._classes, *self._entry_points})
+        return sorted({*self._classes, *self._entry_points, *self._providers})
 
     def service_class(self, provider: str) -> type[LLMService]:
         """Return the provider's class without making a client. Raises `UnknownProvider`."""
         check_name(provider, "The provider's name")
         if provider not in self._classes:
-            point = self._entry_points.get(provider)
+            named = self._providers.get(provider)
+            point = self._entry_points.get(named.wire if named else provider)
             if point is None:
                 raise UnknownProvider(
                     f"There is no provider {provider[:80]!r}. Known: {', '.join(self.names())}."
                 )
-            self._classes[provider] = point.load()
+            facts = [facts for facts in self._facts if facts.provider == provider]
+            loaded: type[LLMService] = point.load()
+            self._classes[provider] = loaded.configured(named, facts) if named or facts else loaded
         return self._classes[provider]
 
     def create(self, provider: str, **kwargs: Any) -> LLMService:

@@ -94,7 +94,7 @@ class GeminiService(RemoteService[genai.Client]):
             config = _config(request)
         except ValidationError as error:
             raise InvalidProviderRequest(
-                "gemini does not take these options; see its GenerateContentConfig."
+                f"{self.name} does not take these options; see its GenerateContentConfig."
             ) from error
         contents: Any = _contents(request.turns())
         models = self._connected().aio.models
@@ -158,7 +158,8 @@ class GeminiService(RemoteService[genai.Client]):
                 raise ValueError(f"{len(rows)} vectors for {len(texts)} texts")
             with np.errstate(over="ignore"):
                 vectors = np.array([row.values for row in rows], dtype=np.float32)
-            if vectors.shape[1] != DIMENSIONS.get(model, vectors.shape[1]):
+            known = DIMENSIONS.get(model) if self.is_official else None
+            if vectors.shape[1] != (known or vectors.shape[1]):
                 raise ValueError(f"vectors of {model} have {vectors.shape[1]} dimensions")
             return EmbeddingResponse(
                 vectors=vectors,
@@ -181,7 +182,7 @@ class GeminiService(RemoteService[genai.Client]):
             async with asyncio.timeout(self._timeout):
                 return await call
         except (errors.APIError, httpx2.HTTPError, TimeoutError, ValueError) as error:
-            raise translate(error) from error
+            raise translate(error, self.name, self.key_setting) from error
 
     def _connect(self, api_key: str, base_url: str, timeout: httpx2.Timeout) -> genai.Client:
         self._http = httpx2.AsyncClient(limits=CONNECTIONS, timeout=timeout)
@@ -190,7 +191,7 @@ class GeminiService(RemoteService[genai.Client]):
             vertexai=False,
             http_options=types.HttpOptions(
                 base_url=base_url,
-                api_version=API_VERSION,
+                api_version=self._api_version or API_VERSION,
                 timeout=int(self._timeout * 1_000),
                 # Its aiohttp transport tries again by itself, after up to ten seconds.
                 httpx_async_client=self._http,
@@ -208,7 +209,7 @@ class GeminiService(RemoteService[genai.Client]):
         await self._in_time(self._connected().aio.models.list())
 
 
-def translate(error: Exception) -> ProviderError:
+def translate(error: Exception, name: str, key_setting: str) -> ProviderError:
     """Say what an error of the SDK or its transport means to us."""
     if isinstance(error, errors.APIError):
         said = error.details if isinstance(error.details, dict) else {}
@@ -216,21 +217,21 @@ def translate(error: Exception) -> ProviderError:
         details = inner.get("details") if isinstance(inner, dict) else None
         facts = [fact for fact in details or [] if isinstance(fact, dict)]
         return from_status(
-            "gemini",
+            name,
             error.code,
-            key_setting="GEMINI_API_KEY",
+            key_setting=key_setting,
             codes=[*(fact.get("reason") for fact in facts), error.status],
             text=json.dumps(said),
             headers=_headers(error.response),
             wait=_retry_delay(facts),
         )
     if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)):
-        return never_sent("gemini")
+        return never_sent(name)
     if isinstance(error, (httpx2.TimeoutException, TimeoutError)):
-        return timed_out("gemini")
+        return timed_out(name)
     if isinstance(error, httpx2.HTTPError):
-        return broken("gemini", error)
-    return unusable("gemini")
+        return broken(name, error)
+    return unusable(name)
 
 
 def _config(request: GenerationRequest) -> types.GenerateContentConfig:

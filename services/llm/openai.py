@@ -149,7 +149,8 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
             if [row["index"] for row in rows] != list(range(len(texts))):
                 raise ValueError("there isn't exactly one vector for each text")
             vectors = np.stack([_vector(row["embedding"]) for row in rows])
-            if vectors.shape[1] != DIMENSIONS.get(model, vectors.shape[1]):
+            known = DIMENSIONS.get(model) if self.is_official else None
+            if vectors.shape[1] != (known or vectors.shape[1]):
                 raise ValueError(f"vectors of {model} have {vectors.shape[1]} dimensions")
             used = (body.get("usage") or {}).get("prompt_tokens")
             return EmbeddingResponse(
@@ -189,15 +190,20 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
                     return await client.get(path, cast_to=httpx2.Response)
                 return await client.post(path, cast_to=httpx2.Response, body=body)
         except (openai.OpenAIError, aiohttp.ClientError, TimeoutError) as error:
-            raise translate(error) from error
+            raise translate(error, self.name, self.key_setting) from error
 
     def _connect(self, api_key: str, base_url: str, timeout: httpx2.Timeout) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(
-            api_key=api_key,
-            base_url=base_url,
-            max_retries=0,
-            timeout=timeout,
-            http_client=openai.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout),
+        common: dict[str, Any] = {
+            "api_key": api_key,
+            "max_retries": 0,
+            "timeout": timeout,
+            "http_client": openai.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout),
+        }
+        if self._api_version is None:
+            return openai.AsyncOpenAI(base_url=base_url, **common)
+        # Azure: a model's name is that of its deployment, and stands in the path.
+        return openai.AsyncAzureOpenAI(
+            azure_endpoint=base_url, api_version=self._api_version, **common
         )
 
     async def _disconnect(self, client: openai.AsyncOpenAI) -> None:
@@ -207,13 +213,13 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
         await self._ask("/models")
 
 
-def translate(error: Exception) -> ProviderError:
+def translate(error: Exception, name: str, key_setting: str) -> ProviderError:
     """Say what an error of the SDK or its transport means to us."""
     if isinstance(error, openai.APIStatusError):
         return from_status(
-            "openai",
+            name,
             error.status_code,
-            key_setting="OPENAI_API_KEY",
+            key_setting=key_setting,
             codes=(error.code, error.type),
             text=error.response.text,
             headers=error.response.headers,
@@ -221,12 +227,12 @@ def translate(error: Exception) -> ProviderError:
     # The aiohttp transport names every broken or refused connection a ConnectTimeout, and the SDK
     # then calls it a timeout.
     if isinstance(error.__cause__, httpx2.ConnectTimeout):
-        return broken("openai", error)
+        return broken(name, error)
     if isinstance(error, (openai.APITimeoutError, TimeoutError)):
-        return timed_out("openai")
+        return timed_out(name)
     if isinstance(error, openai.APIConnectionError):
-        return broken("openai", error)
-    return unusable("openai")
+        return broken(name, error)
+    return unusable(name)
 
 
 def _is_cached(encoding: str, folder: str) -> bool:

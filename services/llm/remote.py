@@ -5,13 +5,15 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import ClassVar, Generic, TypeVar
 
 import httpx2
 from pydantic import JsonValue
 
+from config.providers import NamedProvider
 from services.errors import InvalidInput
-from services.llm.base import LLMService, fingerprint
+from services.llm.base import Capability, LLMService, fingerprint
 from services.llm.errors import AuthenticationFailed, InvalidProviderRequest, ProviderError
 from services.llm.requests import GenerationRequest
 
@@ -38,6 +40,10 @@ class RemoteService(LLMService, Generic[Client]):
     official_url: ClassVar[str]
     key_setting: ClassVar[str]
     """The variable that the key is read from, for error messages."""
+    needs_key: ClassVar[bool] = False
+    """Whether no call is made without a key, also to another address than the provider's own."""
+    is_official: ClassVar[bool] = True
+    """Whether it is the provider itself, whose models are known."""
     reserved_options: ClassVar[frozenset[str]] = frozenset()
     """What has a field of its own, or changes the answer's form."""
 
@@ -46,15 +52,41 @@ class RemoteService(LLMService, Generic[Client]):
         *,
         api_key: str | None = None,
         base_url: str | None = None,
+        api_version: str | None = None,
         timeout: float = 60.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__(clock=clock)
         self._api_key = (api_key or "").strip()
         self._base_url = base_url
+        self._api_version = api_version
         self._timeout = timeout
         """Seconds for a whole call, to the last byte of its answer."""
         self._client: Client | None = None
+
+    @classmethod
+    def _members(cls, provider: NamedProvider | None) -> dict[str, object]:
+        if provider is None:
+            return {}
+        chosen = {
+            Capability.GENERATION: provider.generation_model,
+            Capability.EMBEDDING: provider.embedding_model,
+        }
+        is_official = provider.is_official
+        limits = (
+            cls.embedding_limits if is_official else replace(cls.embedding_limits, text_bytes=None)
+        )
+        return {
+            "name": provider.name,
+            "key_setting": provider.key_setting or cls.key_setting,
+            "needs_key": provider.key_setting is not None,
+            "is_official": is_official,
+            "embedding_limits": limits,
+            "default_models": {
+                kind: chosen[kind] or (model if is_official else None)
+                for kind, model in cls.default_models.items()
+            },
+        }
 
     @classmethod
     def check_options(cls, options: Mapping[str, JsonValue]) -> None:
@@ -98,7 +130,7 @@ class RemoteService(LLMService, Generic[Client]):
 
     def _connected(self) -> Client:
         if self._client is None:
-            if not self._api_key and not self._base_url:
+            if not self._api_key and (self.needs_key or not self._base_url):
                 raise AuthenticationFailed(f"{self.name} needs an API key; set {self.key_setting}.")
             if not (self._api_key.isascii() and self._api_key.isprintable()):
                 raise AuthenticationFailed(f"{self.key_setting} has characters that no key has.")

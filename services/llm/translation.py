@@ -107,14 +107,16 @@ def from_status(
     text: str,
     headers: Mapping[str, str],
     wait: float | None = None,
+    wire: str | None = None,
 ) -> ProviderError:
     """Return the error that a refusal means.
 
     `codes` are the provider's own, the most telling first; `text` is its body; `wait` is what it
-    asks us to wait, in seconds, where the headers don't hold it. The sentence is ours alone: what
+    asks us to wait, in seconds, where the headers don't hold it; `wire` is whose API it speaks,
+    where that isn't its name. The sentence is ours alone: what
     the provider wrote may repeat the prompt and goes to `detail`.
     """
-    kind, meaning = _meaning(provider, status, codes, text)
+    kind, meaning = _meaning(wire or provider, status, codes, text)
     call = request_id(headers)
     wait = retry_after(headers, datetime.now(UTC)) if wait is None else wait
     return kind(
@@ -128,13 +130,13 @@ def from_status(
     )
 
 
-def _meaning(provider: str, status: int, codes: Iterable[object], text: str) -> Meaning:
+def _meaning(wire: str, status: int, codes: Iterable[object], text: str) -> Meaning:
     for code in codes:
         if code in _BY_CODE:
             return _BY_CODE[str(code)]
     said = text.lower() if status in _ANY else ""
     for words, meaning, sayer, statuses in _BY_WORDS:
-        if status in statuses and sayer in {None, provider} and words in said:
+        if status in statuses and sayer in {None, wire} and words in said:
             return meaning
     return _BY_STATUS.get(status, _OVERLOADED if status >= 500 else _INVALID)
 

@@ -188,7 +188,7 @@ class EmbeddingAsking(Asking):
 
     def calls(self, contents: Sequence[Content], service: LLMService) -> list[Call]:
         """See `Asking`: as full as the provider allows."""
-        limits = service.embedding_limits
+        limits = service.limits_of(self.model)
         by_tries: dict[int, list[Content]] = {}
         for content in contents:
             by_tries.setdefault(content.tries, []).append(content)

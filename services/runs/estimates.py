@@ -96,7 +96,7 @@ class Estimator:
         limits = self._limits_of(new.provider, new.model)
         calls = contents
         if new.kind == RunKind.EMBEDDING:
-            packing = self._factory.service_class(new.provider).embedding_limits
+            packing = self._factory.service_class(new.provider).stated_limits(new.model)
             by_size = input_tokens * BYTES_PER_TOKEN / packing.bytes
             calls = math.ceil(max(contents / packing.items, by_size))
         takes = (

@@ -112,7 +112,7 @@ class RunService:
         service = self._factory.service_class(provider)
         model = service.choose_model(Capability.EMBEDDING, model)
         new = NewRun(RunKind.EMBEDDING, provider, model, {}, embedding_hasher(chosen.user_id))
-        longest = service.embedding_limits.text_bytes
+        longest = service.stated_limits(model).text_bytes
         return self._prepare(new, source, chosen, longest, is_counted=is_counted)
 
     def prepare_generation(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator.process import SimulatorProcess
+from simulator.process import MODELS, SimulatorProcess
 from tasks.composition import PromptStack
 from tests.simulators import ForkedSimulator
 
@@ -17,7 +17,7 @@ def simulator(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SimulatorProcess]:
     limits = tmp_path / "limits.toml"
-    limits.write_text(LIMITS)
+    limits.write_text(MODELS.read_text() + LIMITS)
     with ForkedSimulator() as running:
         variables = {
             "OPENAI_BASE_URL": running.url,

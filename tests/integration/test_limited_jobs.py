@@ -19,7 +19,7 @@ from services.llm.openai import OpenAIService
 from services.llm.requests import Fallback
 from services.views import AttemptView, JobView
 from services.waiting_jobs import WaitingJobs
-from simulator.process import SimulatorProcess
+from simulator.process import MODELS, SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.simulators import ForkedSimulator
@@ -60,7 +60,7 @@ def open_stack(
 
     def open_it(models: str = "", **changes: object) -> PromptStack:
         file = tmp_path / "models.toml"
-        file.write_text(models)
+        file.write_text(MODELS.read_text() + models)
         told = {"openai_base_url": first.url, "openai_api_key": API_KEY, "models_file": file}
         stack = PromptStack.open(Settings(_env_file=None, **{**told, **changes}))  # type: ignore[arg-type]
 

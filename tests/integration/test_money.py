@@ -15,7 +15,7 @@ from api.http.app import create_app
 from config.settings import Settings
 from repositories.models import AttemptState, Billing, JobState
 from services.views import AttemptView, JobView
-from simulator.process import SimulatorProcess
+from simulator.process import MODELS, SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.simulators import ForkedSimulator
@@ -40,7 +40,7 @@ def paid(
     """A stack whose calls cost money."""
     simulator.reset()
     prices = tmp_path / "models.toml"
-    prices.write_text(PRICES)
+    prices.write_text(MODELS.read_text() + PRICES)
     for name, value in {
         "OPENAI_BASE_URL": simulator.url,
         "OPENAI_API_KEY": "sk-test",

@@ -9,12 +9,12 @@ from genai_prices import data_snapshot
 from services.prices import GENAI_PRICES_NAMES, Prices, _known, _rates
 
 
-@pytest.mark.parametrize("provider", GENAI_PRICES_NAMES)
+@pytest.mark.parametrize("provider", GENAI_PRICES_NAMES.values())
 def test_rates_and_the_price_list_agree_on_every_model(provider: str) -> None:
     numbers = random.Random(provider)
     today = datetime.now(UTC).date()
     listed = data_snapshot.get_snapshot().providers
-    (models,) = (of.models for of in listed if of.id == GENAI_PRICES_NAMES[provider])
+    (models,) = (of.models for of in listed if of.id == provider)
     with_rates = 0
     for model in models:
         rates = _rates(provider, model.id, today)
@@ -37,6 +37,6 @@ def test_rates_and_the_price_list_agree_on_every_model(provider: str) -> None:
 
 def test_a_model_with_steps_or_without_a_price_has_no_rates() -> None:
     today = datetime.now(UTC).date()
-    assert _rates("gemini", "gemini-2.5-pro", today) is None
+    assert _rates("google", "gemini-2.5-pro", today) is None
     assert _rates("openai", "a-model-of-my-own", today) is None
     assert Prices().cost("openai", "a-model-of-my-own", input_tokens=1, output_tokens=1) is None
