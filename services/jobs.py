@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -26,7 +26,7 @@ from services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongSt
 from services.ids import find_id
 from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
-from services.llm.requests import Fallback, GenerationRequest, Message, Tool
+from services.llm.requests import TOOLS, Fallback, GenerationRequest, Message, Tool
 from services.new_job import JobDefaults, JobOptions, NewJob
 from services.progress import Progress, ProgressService
 from services.text import check_name, check_storable
@@ -60,7 +60,7 @@ class JobService:
         self,
         prompt: str | None = None,
         *,
-        messages: Sequence[Message] = (),
+        messages: Sequence[Message | Mapping[str, Any]] = (),
         system: str | None = None,
         provider: str | None = None,
         model: str | None = None,
@@ -69,8 +69,8 @@ class JobService:
         stop: Sequence[str] = (),
         seed: int | None = None,
         json_schema: dict[str, JsonValue] | None = None,
-        tools: Sequence[Tool] = (),
-        tool_choice: str | None = None,
+        tools: Sequence[Tool | Mapping[str, Any]] = (),
+        tool_choice: str | Mapping[str, Any] | None = None,
         options: dict[str, JsonValue] | None = None,
         fallbacks: Sequence[Fallback] = (),
         bulk: bool = False,
@@ -82,6 +82,8 @@ class JobService:
     ) -> JobView:
         """Accept one generation of a `prompt` or of `messages`.
 
+        Messages, tools and the choice of one are ours or as OpenAI's clients write them.
+
         With `session`, the job becomes part of the caller's transaction: it exists when the
         caller commits, and its message leaves then. Without it, it is committed on return.
         The same `idempotency_key` with the same request returns the job that is there.
@@ -90,7 +92,9 @@ class JobService:
         `IdempotencyConflict`.
         """
         self._defaults.schema_bounds.check(json_schema)
-        self._defaults.schema_bounds.check_tools([tool.parameters for tool in tools])
+        with refused_in_words():
+            known = TOOLS.validate_python(tuple(tools))
+        self._defaults.schema_bounds.check_tools([tool.parameters for tool in known])
         # All that takes long for a long request comes before the transaction: PostgreSQL ends one
         # in which nothing happens for some seconds.
         provider = provider or self._preferred_provider(session, user_id)
@@ -114,7 +118,7 @@ class JobService:
                 stop=tuple(stop),
                 seed=seed,
                 json_schema=json_schema,
-                tools=tuple(tools),
+                tools=known,
                 tool_choice=tool_choice,
                 options=options or {},
                 fallbacks=tuple(map(self._complete, fallbacks)),

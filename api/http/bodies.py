@@ -3,9 +3,18 @@
 from typing import Annotated, Any
 
 from fastapi import Header
-from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    JsonValue,
+    model_validator,
+)
 
 from services.bounds import Lifetime, MaxTokens, Retries, Seed, Temperature
+from services.llm.openai_forms import tool_choice_of
 from services.llm.requests import MAX_STOPS, MAX_TOOLS, JsonObject, Name, Text, Tool
 
 MAX_FIELDS = 100
@@ -79,7 +88,7 @@ class GenerationParameters(BaseModel):
     tools: Annotated[tuple[Tool, ...], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
         (), description="Tools that the model may call; the result then has `tool_calls`."
     )
-    tool_choice: Given | None = Field(
+    tool_choice: Annotated[Given, BeforeValidator(tool_choice_of)] | None = Field(
         None, description="`auto`, `none`, `required` or the name of a tool."
     )
     options: JsonObject | None = Field(

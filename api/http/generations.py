@@ -14,6 +14,7 @@ from api.http.bodies import (
     refuse_many_fields,
 )
 from api.http.route import AuthenticatedRoute
+from services.llm.openai_forms import few_values
 from services.llm.requests import MAX_FALLBACKS, MAX_TURNS, Fallback, Message
 from services.views import JobView
 
@@ -35,9 +36,9 @@ class GenerationBody(GenerationParameters, JobBody):
     )
 
     prompt: NotBlank | None = Field(None, description="The input, where it is not `messages`.")
-    messages: Annotated[tuple[Turn, ...], FailFast(), Field(max_length=MAX_TURNS)] = Field(
-        (), description="The turns of a conversation, where the input is not `prompt`."
-    )
+    messages: Annotated[
+        tuple[Turn, ...], FailFast(), BeforeValidator(few_values), Field(max_length=MAX_TURNS)
+    ] = Field((), description="The turns of a conversation, where the input is not `prompt`.")
     fallbacks: Annotated[tuple[Fallback, ...], FailFast(), Field(max_length=MAX_FALLBACKS)] = Field(
         (), description="Who is asked, in this order, where the provider can't answer."
     )

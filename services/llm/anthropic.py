@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 from uuid import UUID
@@ -28,6 +29,7 @@ MOST_TOKENS_AT_ONCE = 21_333
 """The SDK refuses a longer answer that isn't streamed: it expects it to take over ten minutes
 (3,600 s for 128,000 tokens)."""
 RESERVED_OPTIONS = frozenset({"model", "messages", "system", "max_tokens", "stream"})
+NO_ID = re.compile(r"[^A-Za-z0-9_-]")
 FINISH_REASONS: Mapping[str, str] = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -52,6 +54,7 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
         """See `LLMService`; temperatures go to 1 here, and long answers would need streaming."""
         super().check_request(request)
         request.check_system_first(cls.name)
+        request.check_no_names("Provider 'anthropic'")
         if (request.temperature or 0.0) > 1.0:
             raise InvalidInput("Provider 'anthropic' takes temperatures from 0 to 1.")
         if (request.max_tokens or 0) > MOST_TOKENS_AT_ONCE:
@@ -170,6 +173,7 @@ def _body(request: GenerationRequest) -> dict[str, Any]:
                 "name": tool.name,
                 "description": tool.description,
                 "input_schema": tool.parameters_schema(),
+                **({"strict": True} if tool.strict else {}),
             }
             for tool in request.tools
         ]
@@ -193,7 +197,7 @@ def _turn(turn: Message) -> dict[str, Any]:
     if turn.role == "tool":
         result = {
             "type": "tool_result",
-            "tool_use_id": turn.tool_call_id,
+            "tool_use_id": _call_id(turn.tool_call_id or ""),
             "content": turn.content,
         }
         return {"role": "user", "content": [result]}
@@ -201,10 +205,15 @@ def _turn(turn: Message) -> dict[str, Any]:
         return {"role": turn.role, "content": turn.content}
     parts: list[dict[str, Any]] = [{"type": "text", "text": turn.content}] if turn.content else []
     parts += [
-        {"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments}
+        {"type": "tool_use", "id": _call_id(call.id), "name": call.name, "input": call.arguments}
         for call in turn.tool_calls
     ]
     return {"role": turn.role, "content": parts}
+
+
+def _call_id(given: str) -> str:
+    """A call's id in the characters that one has here; another server made it."""
+    return NO_ID.sub("_", given)
 
 
 def _tool_call(part: Mapping[str, Any]) -> dict[str, JsonValue]:

@@ -12,6 +12,7 @@ from google import genai
 from google.genai import errors, types
 from pydantic import JsonValue, ValidationError
 
+from services.errors import InvalidInput
 from services.llm.base import (
     Capability,
     EmbeddingLimits,
@@ -85,6 +86,9 @@ class GeminiService(RemoteService[genai.Client]):
         """See `LLMService`; the system prompt is apart here, so nothing of it can come later."""
         super().check_request(request)
         request.check_system_first(cls.name)
+        request.check_no_names("Provider 'gemini'")
+        if any(tool.strict for tool in request.tools):
+            raise InvalidInput("Provider 'gemini' has no strict tools; leave strict out.")
 
     async def _generate(
         self, request: GenerationRequest, user_id: UUID | None, failures: int
@@ -274,13 +278,23 @@ def _tool_choice(choice: str) -> dict[str, Any]:
 
 def _contents(turns: Sequence[Message]) -> list[types.Content]:
     names = {call.id: call.name for turn in turns for call in turn.tool_calls}
-    return [_content(turn, names) for turn in turns if turn.role != "system"]
+    contents: list[types.Content] = []
+    before = None
+    for turn in turns:
+        content = _content(turn, names)
+        if turn.role == before == "tool":
+            # It wants the results of the calls of one turn together.
+            contents[-1].parts = [*(contents[-1].parts or []), *(content.parts or [])]
+        elif turn.role != "system":
+            contents.append(content)
+        before = turn.role
+    return contents
 
 
 def _content(turn: Message, names: Mapping[str, str]) -> types.Content:
     if turn.role == "tool":
         # Gemini knows a result by the tool's name.
-        name = names.get(turn.tool_call_id or "", turn.tool_call_id)
+        name = names.get(turn.tool_call_id or "", turn.name or turn.tool_call_id)
         result = types.FunctionResponse(name=name, response={"result": turn.content})
         return types.Content(role="user", parts=[types.Part(function_response=result)])
     parts = [types.Part(text=turn.content)] if turn.content else []

@@ -101,10 +101,11 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
 
     @classmethod
     def check_request(cls, request: GenerationRequest) -> None:
-        """See `LLMService`; the Responses API has neither stop texts nor seeds."""
+        """See `LLMService`; the Responses API has neither stop texts nor seeds nor names."""
         super().check_request(request)
         if request.options.get("api") != RESPONSES:
             return
+        request.check_no_names("The Responses API")
         lacking = [name for name in ("stop", "seed") if getattr(request, name) not in {None, ()}]
         if lacking:
             raise InvalidInput(

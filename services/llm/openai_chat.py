@@ -49,6 +49,7 @@ def body(request: GenerationRequest) -> dict[str, Any]:
                     "name": tool.name,
                     "description": tool.description,
                     "parameters": tool.parameters_schema(),
+                    **({"strict": True} if tool.strict else {}),
                 },
             }
             for tool in request.tools
@@ -110,22 +111,30 @@ def tool_call(id_: str, name: str, arguments: str) -> dict[str, JsonValue]:
     }
 
 
+def written(arguments: Mapping[str, JsonValue]) -> str:
+    """Arguments of a call as models write them: without spaces, in their own characters."""
+    return json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+
+
 def optional(count: Any) -> int | None:
     """A count of tokens, where there is one."""
     return None if count is None else int(count)
 
 
 def _turn(turn: Message) -> dict[str, Any]:
+    fields: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.name is not None:
+        fields["name"] = turn.name
     if turn.role == "tool":
-        return {"role": "tool", "tool_call_id": turn.tool_call_id, "content": turn.content}
-    if not turn.tool_calls:
-        return {"role": turn.role, "content": turn.content}
-    calls = [
-        {
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
-        }
-        for call in turn.tool_calls
-    ]
-    return {"role": turn.role, "content": turn.content or None, "tool_calls": calls}
+        fields["tool_call_id"] = turn.tool_call_id
+    if turn.tool_calls:
+        fields["content"] = turn.content or None
+        fields["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": written(call.arguments)},
+            }
+            for call in turn.tool_calls
+        ]
+    return fields

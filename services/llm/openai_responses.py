@@ -1,6 +1,5 @@
 """The body of OpenAI's Responses API, and what its answer says."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from services.llm.openai_chat import (
     optional,
     schema_of,
     tool_call,
+    written,
 )
 from services.llm.requests import GenerationRequest, Message
 
@@ -36,7 +36,7 @@ def body(request: GenerationRequest) -> dict[str, Any]:
                 "name": tool.name,
                 "description": tool.description,
                 "parameters": tool.parameters_schema(),
-                "strict": False,
+                "strict": tool.strict,
             }
             for tool in request.tools
         ]
@@ -89,5 +89,5 @@ def _items(turn: Message) -> Iterator[dict[str, Any]]:
             "type": "function_call",
             "call_id": call.id,
             "name": call.name,
-            "arguments": json.dumps(call.arguments),
+            "arguments": written(call.arguments),
         }

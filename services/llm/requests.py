@@ -1,20 +1,23 @@
 """What a generation can be asked for, whichever provider answers it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
+    TypeAdapter,
     ValidationInfo,
     model_validator,
 )
 
 from services.bounds import MaxTokens, Seed, Temperature
 from services.errors import InvalidInput
+from services.llm.openai_forms import call_of, few_values, tool_choice_of, tool_of, turn_of
 from services.text import check_name, check_storable, check_storable_json
 
 MAX_FALLBACKS = 5
@@ -57,7 +60,7 @@ JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_storable_json)]
 
 
 class ToolCall(BaseModel):
-    """A tool that a model wants called."""
+    """A tool that a model wants called. OpenAI's form is taken as well, with `function`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,9 +68,15 @@ class ToolCall(BaseModel):
     name: Annotated[Text, Field(pattern=TOOL_NAME)]
     arguments: JsonObject = Field(default_factory=dict)
 
+    _any_form = model_validator(mode="before")(call_of)
+
 
 class Message(BaseModel):
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    OpenAI's form is taken as well: text in parts, a refusal, and null for what isn't there. Its
+    role `developer` is `system`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -77,6 +86,10 @@ class Message(BaseModel):
     """What an assistant's turn called."""
     tool_call_id: Line | None = None
     """Whose result a tool's turn is."""
+    name: Annotated[Name, Field(min_length=1)] | None = None
+    """Who says it; of a tool's turn, the tool."""
+
+    _any_form = model_validator(mode="before")(turn_of)
 
     @model_validator(mode="after")
     def _one_of_its_kind(self) -> Self:
@@ -84,13 +97,13 @@ class Message(BaseModel):
             raise ValueError("only an assistant's turn has tool_calls")
         if (self.tool_call_id is not None) != (self.role == "tool"):
             raise ValueError("a tool's turn, and no other, has a tool_call_id")
-        if not self.content and not self.tool_calls:
+        if not self.content and not self.tool_calls and self.role != "tool":
             raise ValueError("content is empty")
         return self
 
 
 class Tool(BaseModel):
-    """A tool that the model may call."""
+    """A tool that the model may call. OpenAI's form is taken as well, with `function`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -98,10 +111,21 @@ class Tool(BaseModel):
     description: Text = ""
     parameters: JsonObject = Field(default_factory=dict)
     """The JSON schema of its arguments; without one, it takes none."""
+    strict: bool = False
+    """Whether arguments must be an instance of it, at providers that know to hold a model to it."""
+
+    _any_form = model_validator(mode="before")(tool_of)
 
     def parameters_schema(self) -> dict[str, JsonValue]:
         """The JSON schema of its arguments, as providers want it."""
         return self.parameters or {"type": "object", "properties": {}}
+
+
+Turns = Annotated[tuple[Message, ...], BeforeValidator(few_values), Field(max_length=MAX_TURNS)]
+"""A conversation."""
+ToolChoice = Annotated[Text, BeforeValidator(tool_choice_of)]
+"""`auto`, `none`, `required` or the name of a tool; OpenAI's objects are taken as well."""
+TOOLS = TypeAdapter(tuple[Tool, ...])
 
 
 class Fallback(BaseModel):
@@ -124,7 +148,7 @@ class GenerationRequest(BaseModel):
     provider: str
     model: str
     prompt: Annotated[Text, Field(min_length=1)] | None = None
-    messages: tuple[Message, ...] = Field(default=(), max_length=MAX_TURNS)
+    messages: Turns = ()
     system: Text | None = None
     temperature: Temperature | None = None
     max_tokens: MaxTokens | None = None
@@ -133,8 +157,7 @@ class GenerationRequest(BaseModel):
     json_schema: JsonObject | None = None
     """What the answer must be an instance of."""
     tools: tuple[Tool, ...] = Field(default=(), max_length=MAX_TOOLS)
-    tool_choice: Text | None = None
-    """`auto`, `none`, `required` or the name of a tool."""
+    tool_choice: ToolChoice | None = None
     options: JsonObject = Field(default_factory=dict)
     """Parameters that only this provider knows, passed through as they are."""
     fallbacks: tuple[Fallback, ...] = Field(default=(), max_length=MAX_FALLBACKS)
@@ -170,6 +193,13 @@ class GenerationRequest(BaseModel):
         ]
         return [self, *others]
 
+    def asked_with(self, text: str | None, messages: Sequence[Any] | None) -> Self:
+        """The same for another input, which was checked when it came in."""
+        if not messages:
+            return self.model_copy(update={"prompt": text, "messages": ()})
+        turns = tuple(map(Message.model_validate, messages))
+        return self.model_copy(update={"prompt": None, "messages": turns})
+
     def conversation(self) -> list[Message]:
         """The whole input as turns, the system prompt first."""
         turns = self.turns()
@@ -197,10 +227,16 @@ class GenerationRequest(BaseModel):
         if "system" in roles[others[0] :]:
             raise InvalidInput(f"Provider '{provider}' takes system turns only at the start.")
 
+    def check_no_names(self, provider: str) -> None:
+        """Raise `InvalidInput` where a turn says who speaks; a tool is known by its call."""
+        if any(turn.name is not None and turn.role != "tool" for turn in self.messages):
+            raise InvalidInput(f"{provider} takes no names of who speaks; leave name out.")
+
     def text(self) -> str:
         """All that is asked, to estimate its tokens."""
         parts = [said for said in (self.system, self.prompt) if said]
         parts += [turn.content for turn in self.messages]
+        parts += [turn.name for turn in self.messages if turn.name]
         parts += [call.model_dump_json() for turn in self.messages for call in turn.tool_calls]
         parts += [tool.model_dump_json() for tool in self.tools]
         return "\n".join(parts)

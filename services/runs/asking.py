@@ -18,7 +18,7 @@ from services.generation import EXPECTED_OUTPUT_TOKENS, result_of
 from services.limiter.terms import Need
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
 from services.llm.errors import BadResponse
-from services.llm.requests import GenerationRequest, Message
+from services.llm.requests import GenerationRequest
 from services.packing import pack
 from services.runs.schemas import AnswerNotJudged, AnswerSchema
 from services.schema_bounds import SchemaBounds
@@ -276,7 +276,9 @@ class GenerationAsking(Asking):
             return None
         turns = request.conversation()
         calls = [call for turn in turns for call in turn.tool_calls]
-        texts = [text for turn in turns for text in (turn.content, turn.tool_call_id or "")]
+        texts = [
+            text or "" for turn in turns for text in (turn.content, turn.tool_call_id, turn.name)
+        ]
         structured: list[Any] = [made.model_dump() for made in (*calls, *request.tools)]
         if request.json_schema is not None:
             structured.append(request.json_schema)
@@ -318,11 +320,8 @@ class GenerationAsking(Asking):
     def _request(self, call: Call) -> GenerationRequest:
         if call.request is None:
             # Its parameters were checked with the first one: a schema takes its time.
-            asked: dict[str, Any] = {"prompt": call.contents[0].text}
-            if call.contents[0].messages:
-                turns = map(Message.model_validate, call.contents[0].messages)
-                asked = {"prompt": None, "messages": tuple(turns)}
-            call.request = self._asked.model_copy(update=asked)
+            content = call.contents[0]
+            call.request = self._asked.asked_with(content.text, content.messages)
         return call.request
 
 

@@ -14,7 +14,7 @@ from services.limiter.terms import Limits
 from services.llm.base import BYTES_PER_TOKEN
 from services.llm.factory import LLMServiceFactory
 from services.prices import Prices
-from services.runs.intake import Hasher, Intake
+from services.runs.intake import Check, Hasher, Intake
 from services.runs.views import Preflight
 
 
@@ -28,6 +28,7 @@ class NewRun:
     parameters: dict[str, Any]
     """Of its generations: a `GenerationRequest` without its prompt."""
     hash_of: Hasher
+    check: Check
 
 
 class Estimator:

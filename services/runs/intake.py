@@ -46,6 +46,8 @@ class Block:
 
 Hasher = Callable[[Input], bytes]
 """Names what is asked for: the same name, the same answer."""
+Check = Callable[[Input], None]
+"""Raises `InvalidInput` for what a provider can't be asked."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,20 @@ def generation_hasher(asked: object) -> Hasher:
     return hash_of
 
 
-def texts_only(inputs: Iterator[Input | BadInput]) -> Iterator[Input | BadInput]:
-    """The same, but what has messages, which can't be embedded, is bad."""
+def text_only(one: Input) -> None:
+    """Raise `InvalidInput` for messages, which can't be embedded."""
+    if one.text is None:
+        raise InvalidInput("It has messages, which can't be embedded; give it a text.")
+
+
+def askable(inputs: Iterator[Input | BadInput], check: Check) -> Iterator[Input | BadInput]:
+    """The same, but what the provider can't be asked for is bad."""
     for one in inputs:
-        if isinstance(one, Input) and one.text is None:
-            reason = "It has messages, which can't be embedded; give it a text."
-            yield BadInput(one.position, one.custom_id, Fault.WRONG_TYPE, reason)
+        try:
+            if isinstance(one, Input):
+                check(one)
+        except InvalidInput as error:
+            yield BadInput(one.position, one.custom_id, Fault.WRONG_TYPE, str(error))
         else:
             yield one
 

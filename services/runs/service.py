@@ -22,7 +22,7 @@ from services.errors import InvalidInput, NotFound, WrongState
 from services.ids import find_id
 from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
-from services.llm.requests import GenerationRequest, Tool
+from services.llm.requests import TOOLS, GenerationRequest, Tool
 from services.prices import Prices
 from services.runs.asking import OF_EACH_ITEM
 from services.runs.dispatch import Dispatch
@@ -30,18 +30,19 @@ from services.runs.estimates import Estimator, NewRun
 from services.runs.intake import (
     Intake,
     IntakeBounds,
+    askable,
     embedding_hasher,
     first_faults,
     generation_hasher,
     shown_as_read,
     take_in,
-    texts_only,
+    text_only,
 )
 from services.runs.new_run import RunDefaults, RunOptions
 from services.runs.progress import RunProgress
 from services.runs.schemas import AnswerSchema
 from services.runs.views import Preflight, RunView
-from services.sources.reading import Source
+from services.sources.reading import Input, Source
 
 POLL_SECONDS = 0.1
 LARGE_LOAD = 0.2
@@ -111,7 +112,8 @@ class RunService:
         provider = provider or self._defaults.embedding_provider
         service = self._factory.service_class(provider)
         model = service.choose_model(Capability.EMBEDDING, model)
-        new = NewRun(RunKind.EMBEDDING, provider, model, {}, embedding_hasher(chosen.user_id))
+        hasher = embedding_hasher(chosen.user_id)
+        new = NewRun(RunKind.EMBEDDING, provider, model, {}, hasher, text_only)
         longest = service.stated_limits(model).text_bytes
         return self._prepare(new, source, chosen, longest, is_counted=is_counted)
 
@@ -127,8 +129,8 @@ class RunService:
         stop: Sequence[str] = (),
         seed: int | None = None,
         json_schema: dict[str, JsonValue] | None = None,
-        tools: Sequence[Tool] = (),
-        tool_choice: str | None = None,
+        tools: Sequence[Tool | Mapping[str, Any]] = (),
+        tool_choice: str | Mapping[str, Any] | None = None,
         provider_options: dict[str, JsonValue] | None = None,
         reuse: bool = True,
         is_counted: bool = True,
@@ -142,7 +144,9 @@ class RunService:
         service = self._factory.service_class(provider)
         model = service.choose_model(Capability.GENERATION, model)
         self._defaults.schema_bounds.check(json_schema)
-        self._defaults.schema_bounds.check_tools([tool.parameters for tool in tools])
+        with refused_in_words():
+            known = TOOLS.validate_python(tuple(tools))
+        self._defaults.schema_bounds.check_tools([tool.parameters for tool in known])
         with refused_in_words():
             chosen = RunOptions(**options)
             request = GenerationRequest(
@@ -155,7 +159,7 @@ class RunService:
                 stop=tuple(stop),
                 seed=seed,
                 json_schema=json_schema,
-                tools=tuple(tools),
+                tools=known,
                 tool_choice=tool_choice,
                 options=provider_options or {},
             )
@@ -167,7 +171,13 @@ class RunService:
             mode="json", exclude_defaults=True, exclude={"provider", "model", "prompt"}
         )
         asked = [str(chosen.user_id), parameters, None if reuse else time.time_ns()]
-        new = NewRun(RunKind.GENERATION, provider, model, parameters, generation_hasher(asked))
+
+        def check(one: Input) -> None:
+            if one.messages is not None:
+                service.check_request(request.asked_with(None, one.messages))
+
+        hasher = generation_hasher(asked)
+        new = NewRun(RunKind.GENERATION, provider, model, parameters, hasher, check)
         return self._prepare(new, source, chosen, None, is_counted=is_counted)
 
     def start(self, run_id: UUID) -> RunView:
@@ -284,9 +294,7 @@ class RunService:
         defaults = self._defaults
         limit = min(options.reading.max_bytes, defaults.max_text_bytes, longest or math.inf)
         reading = replace(options.reading, max_bytes=int(limit), bounds=defaults.source_bounds)
-        inputs = read_inputs(source, reading)
-        if new.kind == RunKind.EMBEDDING:
-            inputs = texts_only(inputs)
+        inputs = askable(read_inputs(source, reading), new.check)
         retries = options.max_retries
         with self._ledger.transaction() as unit:
             run_id = unit.runs.add(

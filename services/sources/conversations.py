@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from services.json_text import dump_json
+from services.llm.openai_forms import few_values
 from services.llm.requests import MAX_TURNS, Message, ToolCall
 from services.sources.reading import BadRecord, Fault
 
@@ -21,9 +22,11 @@ def checked_messages(value: Any, max_bytes: int) -> list[dict[str, JsonValue]]:
     if len(value) > MAX_TURNS:
         raise BadRecord(Fault.TOO_LONG, f"The messages are more than {MAX_TURNS:,} turns.")
     try:
-        messages = MESSAGES.validate_python([_without_nulls(turn) for turn in value])
+        messages = MESSAGES.validate_python(few_values(value))
     except ValidationError as error:
         raise BadRecord(Fault.WRONG_TYPE, _reason(error)) from error
+    except ValueError as error:
+        raise BadRecord(Fault.TOO_LONG, f"In 'messages', {error}.") from error
     plain: list[dict[str, JsonValue]] = MESSAGES.dump_python(
         messages, mode="json", exclude_defaults=True
     )
@@ -34,17 +37,9 @@ def checked_messages(value: Any, max_bytes: int) -> list[dict[str, JsonValue]]:
     return plain
 
 
-def _without_nulls(turn: Any) -> Any:
-    """Leave out what a table has for each of its rows, also for those that lack it."""
-    if isinstance(turn, BaseModel):
-        return turn
-    if not isinstance(turn, dict):
-        return turn
-    return {name: part for name, part in turn.items() if part is not None}
-
-
 def _reason(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     # A name that we don't know is the caller's text.
     path = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in NAMES)
-    return f"The field 'messages' is not right at '{path}': {first['msg']}."
+    said = first["msg"].removeprefix("Value error, ")
+    return f"The field 'messages' is not right at '{path}': {said}."

@@ -64,6 +64,46 @@ def test_prompts_are_answered_in_order_and_read_by_the_page(
     assert "vector" not in seen[0]
 
 
+def test_messages_of_openais_clients_are_taken_at_every_door(
+    stack: PromptStack, client: TestClient, tmp_path: Path
+) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
+    turns = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "It is blue."},
+    ]
+    body = {"messages": turns, "provider": "demo", "options": {}}
+    job = client.post("/api/v1/generations", json=body)
+    assert job.status_code == 202, job.text
+    run = accepted(client, "generations", items=[{"messages": turns}], provider="demo")
+    assert done(stack, client, run)["succeeded"] == 1
+    same = stack.jobs.enqueue_generation(messages=turns, provider="demo")
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"messages": turns}))
+    ready = stack.runs.prepare_generation(source, provider="demo")
+    assert (same.model, ready.items, ready.bad) == (job.json()["model"], 1, 0)
+    stack.runs.discard(ready.run_id)
+
+
+def test_a_conversation_that_a_provider_cannot_take_is_told_by_its_line(
+    stack: PromptStack, tmp_path: Path
+) -> None:
+    named = {"role": "user", "name": "Ann", "content": "Hi"}
+    late = [{"role": "user", "content": "Hi"}, {"role": "developer", "content": "Be brief."}]
+    source = tmp_path / "in.jsonl"
+    source.write_text(
+        "\n".join(json.dumps({"messages": turns}) for turns in ([named], late, late[:1]))
+    )
+    ready = stack.runs.prepare_generation(source, provider="anthropic")
+    assert [(fault.position, fault.reason.split("; ")[0]) for fault in ready.faults] == [
+        (1, "Provider 'anthropic' takes no names of who speaks"),
+        (2, "Provider 'anthropic' takes system turns only at the start."),
+    ]
+    assert (ready.items, ready.bad) == (3, 2)
+    stack.runs.discard(ready.run_id)
+
+
 def test_a_page_ends_where_it_has_many_bytes(
     stack: PromptStack, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,23 @@ class Kind:
         return GenerationRequest(provider=self.name, model=self.model, **given)
 
 
+OPENAI_TALK: list[dict[str, Any]] = [
+    {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
+    {"role": "user", "content": "What color?", "name": None},
+    {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "tool_calls": [
+            {"id": id_, "type": "function", "function": {"name": "look", "arguments": "{}"}}
+            for id_ in ("call_1", "call_2")
+        ],
+    },
+    {"role": "tool", "tool_call_id": "call_1", "content": "Blue."},
+    {"role": "tool", "tool_call_id": "call_2", "content": ""},
+]
+OPENAI_TOOL = {"type": "function", "function": {"name": "look", "parameters": {}}}
+
 CHAT = Kind("openai", OpenAIService, "gpt-5-mini", "/v1")
 RESPONSES = Kind("openai", OpenAIService, "gpt-5-mini", "/v1", (("api", "responses"),))
 ANTHROPIC = Kind("anthropic", AnthropicService, "claude-haiku-4-5")
@@ -179,6 +196,15 @@ def test_a_tool_is_called_and_its_result_is_taken(kind: Kind, simulator: Simulat
         Message(role="tool", tool_call_id=str(call["id"]), content="Blue."),
     )
     answer = generate(kind, simulator, prompt=None, messages=turns, tools=(tool,))
+    assert (answer.tool_calls, answer.finish_reason) == ((), "stop")
+    assert answer.text
+
+
+@of_all
+def test_a_conversation_of_openais_clients_is_answered(
+    kind: Kind, simulator: SimulatorProcess
+) -> None:
+    answer = generate(kind, simulator, prompt=None, messages=OPENAI_TALK, tools=[OPENAI_TOOL])
     assert (answer.tool_calls, answer.finish_reason) == ((), "stop")
     assert answer.text
 

@@ -145,7 +145,7 @@ def test_messages_are_the_conversation() -> None:
         {"messages": []},
         {"messages": [{"role": "user", "content": ""}]},
         {"messages": [{"role": "robot", "content": "hi"}]},
-        {"messages": [{"role": "user", "content": "hi", "name": "x"}]},
+        {"messages": [{"role": "user", "content": "hi", "nick": "x"}]},
         {"prompt": "hi", "promt": "hi"},
         {"prompt": "hi", "temperature": 2.1},
         {"prompt": "hi", "temperature": float("nan")},
