@@ -68,7 +68,7 @@ def test_messages_of_openais_clients_are_taken_at_every_door(
     stack: PromptStack, client: TestClient, tmp_path: Path
 ) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
         {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": "It is blue."},

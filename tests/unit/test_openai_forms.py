@@ -18,7 +18,7 @@ from services.llm.requests import TOOLS, GenerationRequest, Message
 from services.sources.conversations import checked_messages
 from services.sources.reading import BadRecord
 
-DUMPED = {"refusal": None, "annotations": [], "audio": None, "function_call": None}
+DUMPED: dict[str, Any] = {"refusal": None, "annotations": [], "audio": None, "function_call": None}
 """What the SDK's `message.model_dump()` has beside role and content."""
 TALK: list[dict[str, Any]] = [
     {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
