@@ -1,6 +1,20 @@
 """The root of every error that Prompt Stack raises on purpose."""
 
+from enum import StrEnum
 from typing import ClassVar
+
+
+class Reach(StrEnum):
+    """Whom a failure concerns: this decides what becomes of the texts that were asked with it."""
+
+    INPUT = "input"
+    """One input of the call may be its cause: the others are asked apart from it."""
+    EITHER = "either"
+    """The server's trouble, until it is steady; then it may be one input's."""
+    SERVER = "server"
+    """Whoever asks now: no input is its cause."""
+    RUN = "run"
+    """Every other call of the run would meet the same: it ends the run."""
 
 
 class PromptStackError(Exception):
@@ -16,6 +30,9 @@ class PromptStackError(Exception):
 
     transient: ClassVar[bool] = False
     """Whether the same work may succeed later without anyone changing it."""
+
+    reach: ClassVar[Reach] = Reach.INPUT
+    """Whom it concerns. An error that nobody expected may be of this input only."""
 
     counts_as_failure: ClassVar[bool] = True
     """Whether it uses up one of the job's retries."""

@@ -11,11 +11,13 @@ from services.llm.errors import (
     AuthenticationFailed,
     BadResponse,
     ContentRefused,
+    Denied,
     InvalidProviderRequest,
     NeverSent,
     Overloaded,
     QuotaExhausted,
     RateLimited,
+    ServerBroke,
 )
 from services.prices import Prices
 from services.text import make_storable
@@ -27,12 +29,11 @@ NOT_BILLED = (
     QuotaExhausted,
     Overloaded,
     AuthenticationFailed,
+    Denied,
     InvalidProviderRequest,
     NeverSent,
 )
 """The errors with which a provider refuses a call, or never saw it: it bills none."""
-BROKE_IN_MIDST = frozenset({500, 502, 504})
-"""Statuses that don't tell whether the work was done before something broke."""
 
 
 def taken(
@@ -81,8 +82,9 @@ def billing_of(error: PromptStackError) -> Billing:
         return Billing.BILLED
     if isinstance(error, ContentRefused) and 400 <= (error.status or 0) < 500:
         return Billing.NOT_BILLED  # the input was filtered: no model has seen it
-    broke = isinstance(error, Overloaded) and error.status in BROKE_IN_MIDST
-    return Billing.NOT_BILLED if isinstance(error, NOT_BILLED) and not broke else Billing.UNKNOWN
+    if isinstance(error, ServerBroke):
+        return Billing.UNKNOWN  # the work may have been done before something broke
+    return Billing.NOT_BILLED if isinstance(error, NOT_BILLED) else Billing.UNKNOWN
 
 
 def credible(tokens: int | None) -> int | None:

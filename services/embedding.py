@@ -1,7 +1,7 @@
 """What a worker does with an embedding job: document, chunks, batched calls, vectors."""
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,10 +22,12 @@ from services.execution import Execution, JobOutcome
 from services.limiter.errors import RequestTooLarge
 from services.limiter.terms import Need
 from services.llm.base import EmbeddingResponse
-from services.llm.errors import ContextTooLong
+from services.llm.errors import ProviderError
 from services.llm.pool import ProviderPool
 from services.packing import pack
 from services.provider_calls import ProviderCall
+from services.runs.asking import Call, Content
+from services.runs.verdicts import is_parted, is_retried, part
 from services.vector_keys import vector_key
 
 SHARED_POLL_SECONDS = 0.25
@@ -85,52 +87,51 @@ class EmbeddingService:
         """Embed the passages that are this job's to pay for."""
         service = self._providers.get(job.claim.provider)
         # The same passage may stand in a document twice; it is paid for once.
-        times = Counter(passage.content_hash for passage in work.reserved)
-        unique = {passage.content_hash: passage for passage in work.reserved}
+        places: dict[bytes, list[Passage]] = {}
+        for passage in work.reserved:
+            places.setdefault(passage.content_hash, []).append(passage)
+        contents = [
+            Content(hash_, tuple(passage.position for passage in same), same[0].text)
+            for hash_, same in places.items()
+        ]
         done = work.done
-        batches = pack(
-            list(unique.values()), service.limits_of(job.claim.model), service.estimate_tokens
-        )
-        coming = deque(_narrowed(job.claim, list(batches)))
+        limits = service.limits_of(job.claim.model)
+        batches = list(pack(contents, limits, service.estimate_tokens))
+        coming = deque(Call(batch, job.claim.failures) for batch in _narrowed(job.claim, batches))
         while coming:
-            batch = coming.popleft()
-            texts = {passage.content_hash: passage.text for passage in batch}
-            enough = done + sum(times[content_hash] for content_hash in texts)
+            call = coming.popleft()
+            enough = done + sum(len(content.positions) for content in call.contents)
             try:
-                self._embed_batch(job, texts, enough, work.total)
-            except (ContextTooLong, RequestTooLarge):
-                # Tokens were only estimated, or one text in it is too long by itself.
-                if len(batch) == 1:
+                self._embed_batch(job, call, enough, work.total)
+            except (ProviderError, RequestTooLarge) as error:
+                if is_retried(call, error, job.claim.max_retries) or not is_parted(call, error):
                     raise
-                half = len(batch) // 2
-                coming.extendleft([batch[half:], batch[:half]])
+                coming.extendleft(reversed(part(call, error)))
                 continue
             done = enough
             job.claim = replace(job.claim, deaths=0)  # as in the ledger, where it got on
             job.show(JobState.RUNNING, done, work.total)
 
-    def _embed_batch(self, job: ClaimedJob, texts: dict[bytes, str], done: int, total: int) -> None:
+    def _embed_batch(self, job: ClaimedJob, call: Call, done: int, total: int) -> None:
         """Make one call, and store its vectors with the progress."""
-        claim = job.claim
+        claim, texts = job.claim, [content.text for content in call.contents]
 
         def keep(unit: UnitOfWork, answer: EmbeddingResponse) -> None:
             dimensions = answer.vectors.shape[1]
             model = unit.embeddings.register_model(claim.provider, claim.model, dimensions)
-            unit.embeddings.store(model, list(texts), answer.vectors)
+            unit.embeddings.store(model, call.hashes, answer.vectors)
             # Vectors are kept also when the job was cancelled; the next step then meets that.
             with suppress(ClaimLost):
                 unit.jobs.set_progress(claim, done, total)
             # The job's row before its reservations, as in the reconciler.
-            unit.reservations.release(claim, list(texts))
+            unit.reservations.release(claim, call.hashes)
 
         job.call(
             ProviderCall(
                 provider=claim.provider,
                 model=claim.model,
-                ask=lambda llm: llm.embed(list(texts.values()), claim.model, claim.user_id),
-                need=lambda llm: Need(
-                    sum(map(llm.estimate_tokens, texts.values())), is_bulk=claim.is_bulk
-                ),
+                ask=lambda llm: llm.embed(texts, claim.model, claim.user_id),
+                need=lambda llm: Need(sum(map(llm.estimate_tokens, texts)), is_bulk=claim.is_bulk),
                 items=len(texts),
             ),
             keep=keep,
@@ -241,7 +242,7 @@ def _reserve(unit: UnitOfWork, claim: Claim, total: int, missing: Sequence[Passa
     return Work(total, total - len(missing) + late, reserved)
 
 
-def _narrowed(claim: Claim, batches: Sequence[Sequence[Passage]]) -> list[Sequence[Passage]]:
+def _narrowed(claim: Claim, batches: Sequence[Sequence[Content]]) -> list[Sequence[Content]]:
     """Make calls smaller while workers die over them: from the second death on, each halves them.
 
     So what kills stands alone in the end; all before it is embedded, and begins the count anew.

@@ -1,6 +1,6 @@
 """What a caller can do wrong, and what can be wrong with a job."""
 
-from config.errors import PromptStackError
+from config.errors import PromptStackError, Reach
 
 
 class InvalidInput(PromptStackError):
@@ -51,6 +51,7 @@ class DeadlinePassed(PromptStackError):
     """The job's deadline passed before it was done."""
 
     code = "EXPIRED"
+    reach = Reach.SERVER
 
 
 class IdempotencyConflict(PromptStackError):

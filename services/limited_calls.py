@@ -20,6 +20,7 @@ from services.llm.errors import (
     ProviderTimeout,
     QuotaExhausted,
     RateLimited,
+    ServerBroke,
 )
 
 Answer = TypeVar("Answer", LLMResponse, EmbeddingResponse)
@@ -29,6 +30,7 @@ OUTCOMES: Mapping[type[ProviderError], Outcome] = {
     QuotaExhausted: Outcome.QUOTA,
     ModelQuotaExhausted: Outcome.MODEL_QUOTA,
     Overloaded: Outcome.FAILED,
+    ServerBroke: Outcome.FAILED,
     ProviderTimeout: Outcome.FAILED,
     ConnectionFailed: Outcome.FAILED,
     NeverSent: Outcome.FAILED,

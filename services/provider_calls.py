@@ -27,6 +27,7 @@ from services.limiter.terms import Need
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
 from services.llm.errors import (
     ConnectionFailed,
+    Intercepted,
     Overloaded,
     ProviderError,
     ProviderTimeout,
@@ -47,6 +48,7 @@ STANDS_IN_FOR = (
     Overloaded,
     ProviderTimeout,
     ConnectionFailed,
+    Intercepted,
     CircuitOpen,
     QuotaExhausted,
     QuotaSpent,

@@ -25,7 +25,7 @@ MOST_TOKENS = 300_000
 MOST_TOKENS_PER_INPUT = 8_192
 
 _TYPES = {401: "invalid_request_error", 429: "requests", 503: "service_unavailable"}
-_CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
+_CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
 
 
 def refuse(refusal: Refusal, request_id: str) -> Mapping[str, Any]:

@@ -233,14 +233,19 @@ def summarize(jobs: list[JobView]) -> dict[str, Any]:
 
 def sentence(summary: dict[str, Any], seconds: float) -> str:
     """Say what embedding jobs did."""
+    failed = f"; {plural(summary['failed'], 'document')} failed." if summary["failed"] else "."
+    if not summary["documents"]:
+        return f"Nothing was embedded in {seconds:.1f} s{failed}"
     documents = plural(summary["documents"], "document")
     begin = f"{documents}, {plural(summary['chunks'], 'chunk')} in {seconds:.1f} s: "
     if summary["provider_calls"] == 0:
-        return f"{begin}all were embedded before; no provider call was made."
+        # Those that failed may have made calls.
+        without = "" if summary["failed"] else "; no provider call was made"
+        return f"{begin}all were embedded before{without}{failed}"
     return (
         f"{begin}{summary['embedded']} embedded in "
         f"{plural(summary['provider_calls'], 'provider call')}, "
-        f"{summary['reused']} reused."
+        f"{summary['reused']} reused{failed}"
     )
 
 

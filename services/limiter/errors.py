@@ -1,6 +1,6 @@
 """Why a call may not leave now."""
 
-from config.errors import PromptStackError
+from config.errors import PromptStackError, Reach
 from config.names import RATE_LIMIT_WAIT
 
 
@@ -32,4 +32,5 @@ class QuotaSpent(PromptStackError):
     """A call has just been told that the account has no quota; this one wasn't sent."""
 
     code = "QUOTA_EXHAUSTED"
+    reach = Reach.RUN
     counts_as_failure = False

@@ -1,6 +1,10 @@
-"""What can go wrong at a provider; each service translates its SDK's errors into these."""
+"""What can go wrong at a provider; each service translates its SDK's errors into these.
 
-from config.errors import PromptStackError
+`transient` and `reach` of each class are the policy: what is tried again, and whom it concerns.
+Runs, documents and single jobs all go by them. `docs/operating.md` has them as a table.
+"""
+
+from config.errors import PromptStackError, Reach
 from services.llm.limit_report import LimitReport
 from services.text import make_storable
 
@@ -52,6 +56,7 @@ class RateLimited(ProviderError):
     transient = True
     counts_as_failure = False
     backs_off = False
+    reach = Reach.SERVER
 
 
 class QuotaExhausted(ProviderError):
@@ -59,6 +64,7 @@ class QuotaExhausted(ProviderError):
 
     code = "QUOTA_EXHAUSTED"
     counts_as_failure = False
+    reach = Reach.RUN
 
 
 class ModelQuotaExhausted(QuotaExhausted):
@@ -66,10 +72,18 @@ class ModelQuotaExhausted(QuotaExhausted):
 
 
 class Overloaded(ProviderError):
-    """The provider is up but can't serve us now (5xx)."""
+    """The provider is up but can't serve anybody now (503, 529)."""
 
     code = "PROVIDER_OVERLOADED"
     transient = True
+    reach = Reach.SERVER
+
+
+class ServerBroke(Overloaded):
+    """The provider broke over the call (500, 502, 504): its own trouble, or that of one input."""
+
+    code = "PROVIDER_BROKE"
+    reach = Reach.EITHER
 
 
 class ProviderTimeout(ProviderError):
@@ -84,16 +98,48 @@ class ConnectionFailed(ProviderError):
 
     code = "PROVIDER_UNREACHABLE"
     transient = True
+    reach = Reach.EITHER
 
 
 class NeverSent(ConnectionFailed):
     """There was no connection to the provider, so that nothing was sent and nothing billed."""
+
+    reach = Reach.SERVER
 
 
 class AuthenticationFailed(ProviderError):
     """The provider refused our credentials."""
 
     code = "PROVIDER_AUTHENTICATION"
+    reach = Reach.RUN
+
+
+class Denied(ProviderError):
+    """Refused, and not in the provider's own words: this input is to blame, or the key is.
+
+    Gateways answer so for content that they don't let through. Where all inputs meet it, it is the
+    key, the account or the address: see `about_all`.
+    """
+
+    code = "PROVIDER_DENIED"
+
+    def about_all(self) -> ProviderError:
+        """What it means where everything that is asked for meets it."""
+        kinds = {402: QuotaExhausted, 404: ModelNotFound, 405: ModelNotFound}
+        return kinds.get(self.status or 0, AuthenticationFailed)(
+            f"All calls are refused, so it isn't about one input: {self}",
+            detail=self.detail,
+            status=self.status,
+            request_id=self.request_id,
+        )
+
+
+class Intercepted(Denied):
+    """A page of a proxy or firewall came in place of the provider's answer: it says nothing."""
+
+    code = "PROVIDER_INTERCEPTED"
+    transient = True
+    reach = Reach.EITHER
 
 
 class InvalidProviderRequest(ProviderError):
@@ -106,6 +152,7 @@ class ModelNotFound(InvalidProviderRequest):
     """The provider knows no such model, or its address is wrong."""
 
     code = "MODEL_NOT_FOUND"
+    reach = Reach.RUN
 
 
 class ContextTooLong(InvalidProviderRequest):

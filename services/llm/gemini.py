@@ -27,6 +27,7 @@ from services.llm.requests import GenerationRequest, Message
 from services.llm.translation import (
     broken,
     from_status,
+    is_page,
     never_sent,
     reading,
     refused,
@@ -219,13 +220,15 @@ def translate(error: Exception, name: str, key_setting: str) -> ProviderError:
         said = error.details if isinstance(error.details, dict) else {}
         inner = said.get("error", said)
         details = inner.get("details") if isinstance(inner, dict) else None
-        facts = [fact for fact in details or [] if isinstance(fact, dict)]
+        listed = details if isinstance(details, list) else []
+        facts = [fact for fact in listed if isinstance(fact, dict)]
+        raw = error.response.text if isinstance(error.response, httpx2.Response) else ""
         return from_status(
             name,
             error.code,
             key_setting=key_setting,
             codes=[*(fact.get("reason") for fact in facts), error.status],
-            text=json.dumps(said),
+            text=raw if is_page(raw) else json.dumps(said),
             headers=_headers(error.response),
             wait=_retry_delay(facts),
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
 
-from config.errors import PromptStackError
+from config.errors import PromptStackError, Reach
 from repositories.errors import ClaimLost, LedgerRefused, TransientLedgerError
 from repositories.items import Counted, Ended
 from repositories.models import JobState
@@ -16,6 +16,7 @@ from repositories.session import UnitOfWork
 from services.claimed_job import ClaimedJob
 from services.errors import DeadlinePassed, EmbeddedElsewhere
 from services.llm.base import LLMService
+from services.llm.errors import Denied
 from services.runs.asking import Asking, Call, Content, contents_of
 from services.runs.call_session import (
     Answered,
@@ -30,9 +31,9 @@ from services.runs.in_flight import places
 from services.runs.judging import Judging, unfit
 from services.runs.shard_store import Come, Committed, ShardStore, ShardSums, ShardTools
 from services.runs.verdicts import (
-    ENDS_THE_RUN,
     BudgetHeld,
     BudgetReached,
+    about_all,
     ended,
     is_parted,
     is_retried,
@@ -103,6 +104,8 @@ class ShardWork:
         self._idle_since: float | None = None
         self._held_since: float | None = None
         """Since when other shards' calls hold all that is left of the run's limit."""
+        self._answered = self._denied = 0
+        """Calls that have an answer, and those that were given up as denied."""
         self._fatal: PromptStackError | None = None
         self._is_over = False
         """Whether the run has ended: what is under way is kept, and nothing begins."""
@@ -323,6 +326,7 @@ class ShardWork:
             self._room = min(places(self._run.in_flight), self._room + len(permitted))
         self._session.send(committed.sent, self._job.seconds_left())
         self._session.give_back([one.permit for one in committed.unsent])
+        self._answered += len(come.answered)
         for one in decided:
             self._follow(one)
         self._elsewhere += committed.elsewhere
@@ -335,7 +339,7 @@ class ShardWork:
 
     def _decide(self, call: Call, error: PromptStackError) -> Decision:
         """What a failure means for a call and its items."""
-        if isinstance(error, ENDS_THE_RUN):
+        if error.reach is Reach.RUN:
             return Decision(error, is_fatal=True)
         if is_retried(call, error, self._run.max_retries):
             if not error.counts_as_failure:
@@ -352,6 +356,9 @@ class ShardWork:
         error = decision.error
         if decision.is_fatal:
             self._fatal = error
+        if isinstance(error, Denied) and decision.retried is None:
+            self._denied += 1
+            self._fatal = about_all(self._denied, self._answered, error) or self._fatal
         if decision.retried is not None:
             self._waiting.delay(decision.retried, decision.delay)
         self._waiting.add(decision.parts)

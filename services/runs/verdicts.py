@@ -1,20 +1,11 @@
 """What a failed call means for its items: this is the one place."""
 
-from config.errors import PromptStackError
+from config.errors import PromptStackError, Reach
 from repositories.items import Ended
 from repositories.models import Billing
 from services.billing import billing_of
-from services.errors import InvalidInput
-from services.limiter.errors import QuotaSpent, RequestTooLarge
-from services.llm.errors import (
-    AuthenticationFailed,
-    BadResponse,
-    ContentRefused,
-    InvalidProviderRequest,
-    ModelNotFound,
-    ProviderTimeout,
-    QuotaExhausted,
-)
+from services.limiter.errors import QuotaSpent
+from services.llm.errors import AuthenticationFailed, Denied, ModelNotFound, QuotaExhausted
 from services.runs.asking import Call, Parting
 
 
@@ -22,6 +13,7 @@ class BudgetReached(PromptStackError):
     """The run may cost no more: the next call could take it over its limit."""
 
     code = "BUDGET_REACHED"
+    reach = Reach.RUN
 
 
 class BudgetHeld(PromptStackError):
@@ -42,31 +34,31 @@ class TriedLater(PromptStackError):
     backs_off = False
 
 
-ENDS_THE_RUN = (AuthenticationFailed, ModelNotFound, QuotaExhausted, QuotaSpent, BudgetReached)
-"""Of the account, or the run itself: every other call would meet the same."""
-RUN_ENDING_CODES = tuple({error.code for error in ENDS_THE_RUN})
+RUN_ENDING_CODES = tuple(
+    {
+        kind.code
+        for kind in (AuthenticationFailed, ModelNotFound, QuotaExhausted, QuotaSpent, BudgetReached)
+    }
+)
+"""Of the account, or the run itself: what has `Reach.RUN`."""
+DENIED_BY_ALL = 20
+"""How many calls of a shard may be denied, with none answered, before that is of all calls."""
 IN_VAIN = 4
 """How often all contents of a call may be paid for in vain from its first parting on, to find those
 that make it fail: a single one is found for less than two."""
-MAY_BE_ONE_OF_MANY = (
-    InvalidProviderRequest,
-    ContentRefused,
-    RequestTooLarge,
-    BadResponse,
-    ProviderTimeout,
-    InvalidInput,
-)
-"""What one text of a call may have brought upon the others."""
+NOT_THE_SERVER = (Reach.INPUT, Reach.EITHER)
 
 
 def is_retried(call: Call, error: PromptStackError, max_retries: int) -> bool:
     """Whether the same call is made again."""
     if not error.transient or not error.counts_as_failure:
         return error.transient
-    # One bad text would make all of them be paid for, try by try: after the second they part.
     most = max_retries
     if _may_be_one(call, error):
-        most = min(max_retries, 1) if call.parting is None else 0
+        # One bad text would make all of them be paid for, try by try: after the second they part.
+        # What may be the server's own trouble gets all its tries to pass.
+        first = most if error.reach is Reach.EITHER else min(most, 1)
+        most = first if call.parting is None else 0
     return call.tries < most
 
 
@@ -85,9 +77,27 @@ def parts(call: Call) -> list[Call]:
     return call.halves(call.parting or Parting(IN_VAIN * len(call.contents)))
 
 
+def part(call: Call, error: PromptStackError) -> list[Call]:
+    """The two calls, where what was paid in vain is counted at once."""
+    parting = call.parting or Parting(IN_VAIN * len(call.contents))
+    parting.left -= paid_in_vain(call, error)
+    return call.halves(parting)
+
+
 def paid_in_vain(call: Call, error: PromptStackError) -> int:
-    """How many contents of a failed call were, or may have been, paid for."""
-    return 0 if billing_of(error) is Billing.NOT_BILLED else len(call.contents)
+    """How many contents of a failed call were, or may have been, paid for.
+
+    Those of a server in trouble count as if they were: it may fail for all of them.
+    """
+    is_free = billing_of(error) is Billing.NOT_BILLED and error.reach is not Reach.EITHER
+    return 0 if is_free else len(call.contents)
+
+
+def about_all(denied: int, answered: int, error: PromptStackError) -> PromptStackError | None:
+    """What ends the run where all calls of a shard so far were denied; else None."""
+    if isinstance(error, Denied) and not answered and denied >= DENIED_BY_ALL:
+        return error.about_all()
+    return None
 
 
 def ended(call: Call, error: PromptStackError) -> list[Ended]:
@@ -99,4 +109,4 @@ def ended(call: Call, error: PromptStackError) -> list[Ended]:
 
 
 def _may_be_one(call: Call, error: PromptStackError) -> bool:
-    return len(call.contents) > 1 and isinstance(error, MAY_BE_ONE_OF_MANY)
+    return len(call.contents) > 1 and error.reach in NOT_THE_SERVER

@@ -215,7 +215,8 @@ def test_faults_that_pass_cost_a_try_and_no_item_and_nothing_is_paid_twice_for_t
     assert met == {
         "": 120,
         "RATE_LIMITED": 2,
-        "PROVIDER_OVERLOADED": 2,
+        "PROVIDER_BROKE": 1,
+        "PROVIDER_OVERLOADED": 1,
         "PROVIDER_UNREACHABLE": 2,
         "PROVIDER_TIMEOUT": 2,
     }
@@ -225,7 +226,7 @@ def test_faults_that_pass_cost_a_try_and_no_item_and_nothing_is_paid_twice_for_t
     assert simulator.stats()["billed"] == 121
     unsettled = "SELECT string_agg(error_code, ' ' ORDER BY id) FROM attempts WHERE billing = "
     assert sorted(in_ledger(runs, f"{unsettled} 'unknown'").split()) == [
-        "PROVIDER_OVERLOADED",
+        "PROVIDER_BROKE",
         *["PROVIDER_TIMEOUT"] * 2,
         *["PROVIDER_UNREACHABLE"] * 2,
     ]

@@ -23,6 +23,7 @@ from services.llm.errors import (
     ConnectionFailed,
     ContentRefused,
     ContextTooLong,
+    Denied,
     InvalidProviderRequest,
     ModelNotFound,
     NeverSent,
@@ -31,6 +32,7 @@ from services.llm.errors import (
     ProviderTimeout,
     QuotaExhausted,
     RateLimited,
+    ServerBroke,
 )
 from services.llm.headers import LONGEST_WAIT, retry_after
 from services.llm.openai import OpenAIService
@@ -394,7 +396,7 @@ def test_requests_over_the_limits_are_refused(
         ({"status": 400, "message": "the maximum context length is 9"}, ContextTooLong, None),
         ({"status": 401}, AuthenticationFailed, None),
         ({"status": 402}, QuotaExhausted, None),
-        ({"status": 403}, AuthenticationFailed, None),
+        ({"status": 403}, Denied, None),
         ({"status": 404}, ModelNotFound, None),
         ({"status": 408}, ProviderTimeout, None),
         ({"status": 409}, Overloaded, None),
@@ -408,12 +410,12 @@ def test_requests_over_the_limits_are_refused(
         ({"status": 429, "retry_after": 1e30}, RateLimited, LONGEST_WAIT),
         ({"status": 429, "retry_after": "soon"}, RateLimited, None),
         ({"status": 429, "code": "insufficient_quota", "retry_after": 2}, QuotaExhausted, None),
-        ({"status": 500}, Overloaded, None),
-        ({"status": 502}, Overloaded, None),
+        ({"status": 500}, ServerBroke, None),
+        ({"status": 502}, ServerBroke, None),
         ({"status": 503, "retry_after": 7}, Overloaded, 7.0),
-        ({"status": 504}, Overloaded, None),
+        ({"status": 504}, ServerBroke, None),
         ({"status": 529}, Overloaded, None),
-        ({"status": 599}, Overloaded, None),
+        ({"status": 599}, ServerBroke, None),
     ],
 )
 def test_a_refusal_becomes_our_error(

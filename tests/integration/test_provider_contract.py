@@ -29,6 +29,7 @@ from services.llm.errors import (
     ProviderTimeout,
     QuotaExhausted,
     RateLimited,
+    ServerBroke,
 )
 from services.llm.gemini import GeminiService
 from services.llm.openai import OpenAIService
@@ -277,12 +278,11 @@ REFUSALS: list[tuple[str, dict[str, Any], type[ProviderError], float | None]] = 
     ("limit in ms", status(429, retry_after=1, retry_after_ms=50), RateLimited, 0.05),
     ("limit without time", status(429), RateLimited, None),
     ("quota", status(429, code="insufficient_quota", retry_after=2), QuotaExhausted, None),
-    ("server error", status(500), Overloaded, None),
+    ("server error", status(500), ServerBroke, None),
     ("unavailable", status(503, retry_after=7), Overloaded, 7.0),
     ("overloaded", status(529), Overloaded, None),
-    ("gateway", status(502), Overloaded, None),
+    ("gateway", status(502), ServerBroke, None),
     ("wrong key", status(401), AuthenticationFailed, None),
-    ("forbidden", status(403), AuthenticationFailed, None),
     ("wrong request", status(400), InvalidProviderRequest, None),
     ("no such model", status(404), ModelNotFound, None),
     ("too long", status(400, code="context_length_exceeded"), ContextTooLong, None),

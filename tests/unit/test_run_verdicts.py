@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.errors import PromptStackError
+from config.errors import PromptStackError, Reach
 from repositories.run_models import Run
 from services.backoff import Backoff
 from services.llm.errors import (
@@ -21,6 +21,7 @@ from services.llm.errors import (
     Overloaded,
     ProviderTimeout,
     RateLimited,
+    ServerBroke,
 )
 from services.prices import Prices
 from services.runs.asking import Call, Content
@@ -40,6 +41,7 @@ BILLED: tuple[PromptStackError, ...] = (
     BadResponse(SAID),
     ProviderTimeout(SAID),
     ContentRefused(SAID, status=200),
+    ServerBroke(SAID, status=500),
 )
 
 
@@ -107,7 +109,8 @@ def test_the_bad_ones_of_a_call_are_found_and_the_others_are_served(
     most = 1 + 2 * levels * found
     if error.transient:
         # The whole is made once more, and a text alone as often as it may be.
-        most += min(max_retries, 1) + max_retries * found
+        whole = max_retries if error.reach is Reach.EITHER else min(max_retries, 1)
+        most += whole + max_retries * found
     assert played.calls <= most
 
 
@@ -121,8 +124,10 @@ def test_what_is_paid_in_vain_is_bounded_however_many_are_bad(
     count: int, bad: set[int], error: PromptStackError, max_retries: int
 ) -> None:
     played = play(count, bad, error, max_retries)
-    # Twice as a whole, then in parts; what is left alone is tried as often as it may be.
-    assert played.in_vain <= (2 + IN_VAIN) * count
+    # As a whole twice, or as often as a server in trouble is asked; then in parts. What is left
+    # alone is tried as often as it may be.
+    whole = 1 + max_retries if error.reach is Reach.EITHER else 2
+    assert played.in_vain <= (whole + IN_VAIN) * count
     assert played.alone <= len(played.failed) // 2 * (1 + max_retries)
 
 

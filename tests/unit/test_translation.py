@@ -2,17 +2,160 @@
 
 import pytest
 
+from config.errors import PromptStackError, Reach
 from services.errors import InvalidInput
-from services.llm.errors import InvalidProviderRequest, ProviderError, QuotaExhausted
+from services.llm.errors import (
+    AuthenticationFailed,
+    ContentRefused,
+    ContextTooLong,
+    Denied,
+    Intercepted,
+    InvalidProviderRequest,
+    ModelNotFound,
+    Overloaded,
+    ProviderError,
+    ProviderTimeout,
+    QuotaExhausted,
+    RateLimited,
+    ServerBroke,
+)
 from services.llm.openai import OpenAIService
 from services.llm.translation import from_status
+from services.runs.verdicts import RUN_ENDING_CODES
 
 TOOL = "Invalid schema for function 'sales_perday': 'spend limit' is not of type 'object'."
 PER_DAY = '{"quotaId": "GenerateRequestsPerDayPerProject"}'
 
 
-def meaning(provider: str, status: int, text: str) -> ProviderError:
-    return from_status(provider, status, key_setting="KEY", codes=(), text=text, headers={})
+PAGE = "\n<!DOCTYPE html><html><head><title>403 Forbidden</title></head>model api key</html>"
+
+
+def meaning(provider: str, status: int, text: str, *codes: object) -> ProviderError:
+    return from_status(provider, status, key_setting="KEY", codes=codes, text=text, headers={})
+
+
+def kinds(kind: type[PromptStackError] = PromptStackError) -> set[type[PromptStackError]]:
+    return {kind}.union(*map(kinds, kind.__subclasses__()))
+
+
+def test_what_reaches_a_whole_run_is_what_ends_it() -> None:
+    assert {kind.code for kind in kinds() if kind.reach is Reach.RUN} == set(RUN_ENDING_CODES)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, InvalidProviderRequest),
+        (401, Denied),
+        (402, QuotaExhausted),
+        (403, Denied),
+        (404, Denied),
+        (405, Denied),
+        (408, ProviderTimeout),
+        (409, Overloaded),
+        (413, ContextTooLong),
+        (418, InvalidProviderRequest),
+        (422, InvalidProviderRequest),
+        (424, ServerBroke),
+        (429, RateLimited),
+        (451, ContentRefused),
+        (500, ServerBroke),
+        (501, ModelNotFound),
+        (502, ServerBroke),
+        (503, Overloaded),
+        (504, ServerBroke),
+        (520, ServerBroke),
+        (521, Overloaded),
+        (522, Overloaded),
+        (523, Overloaded),
+        (524, ServerBroke),
+        (529, Overloaded),
+        (599, ServerBroke),
+    ],
+)
+@pytest.mark.parametrize("said", ["", "Oops", '{"error": 7}', "[]", "null"])
+def test_a_status_whose_words_say_nothing(
+    status: int, kind: type[ProviderError], said: str
+) -> None:
+    assert type(meaning("openai", status, said)) is kind
+
+
+@pytest.mark.parametrize("status", [*range(400, 408), 410, 418, 422, 451])
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini"])
+def test_a_page_of_a_proxy_is_no_verdict_on_anything(provider: str, status: int) -> None:
+    error = meaning(provider, status, PAGE, "invalid_api_key")
+    assert type(error) is Intercepted
+    assert error.transient
+    assert error.reach is Reach.EITHER
+    assert type(meaning(provider, 413, PAGE)) is ContextTooLong
+    assert type(meaning(provider, 429, PAGE)) is RateLimited
+    assert {type(meaning(provider, n, PAGE)) for n in (500, 502, 504, 520)} == {ServerBroke}
+    assert {type(meaning(provider, n, PAGE)) for n in (503, 521)} == {Overloaded}
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said", "kind"),
+    [
+        # A key, in the provider's own form
+        (401, "invalid_api_key", "Incorrect API key provided", AuthenticationFailed),
+        (401, None, "You didn't provide an API key.", AuthenticationFailed),
+        (403, "permission_error", "no permission", AuthenticationFailed),
+        (403, "PERMISSION_DENIED", "no", AuthenticationFailed),
+        (401, None, "Access denied due to invalid subscription key", AuthenticationFailed),
+        # A gateway, or nobody knows who
+        (401, None, '{"detail": "Unauthorized"}', Denied),
+        (403, None, '{"message": "Forbidden"}', Denied),
+        (403, None, '{"message": "our api key policy"}', Denied),
+        # A model
+        (404, "model_not_found", "", ModelNotFound),
+        (404, None, "The model `x` does not exist.", ModelNotFound),
+        (403, "model_not_found", "Project has no access", ModelNotFound),
+        (404, None, '{"detail": "Not Found"}', Denied),
+        (501, "not_supported_error", "does not support embeddings", ModelNotFound),
+        # Content
+        (400, "content_filter", "", ContentRefused),
+        (400, None, "filtered due to Azure OpenAI's content management policy", ContentRefused),
+        (400, None, "Output blocked by content filtering policy", ContentRefused),
+        (403, 403, "Your chosen model requires moderation; your input was flagged", ContentRefused),
+        (403, None, "Content violates usage guidelines.", ContentRefused),
+        (400, None, "Content Exists Risk", ContentRefused),
+        (400, "data_inspection_failed", "", ContentRefused),
+        # Too long
+        (500, 500, "input is too large to process. increase the physical batch", ContextTooLong),
+        (500, None, "input (600 tokens) is too large to process.", ContextTooLong),
+        (400, "exceed_context_size_error", "", ContextTooLong),
+        (400, 400, "the request exceeds the available context size", ContextTooLong),
+        (400, 400, "This model's maximum context length is 512 tokens.", ContextTooLong),
+        (422, None, "`inputs` must have less than 512 tokens. Given: 600", ContextTooLong),
+        (400, None, "the input length exceeds the context length", ContextTooLong),
+        (400, None, "Too many tokens in batch. Max is 16384 got 17555", ContextTooLong),
+        (429, None, "Request too large for gpt on tokens per min", ContextTooLong),
+        # And what only sounds like it
+        (429, None, "Too many tokens, please wait before trying again.", RateLimited),
+        (429, "insufficient_quota", "", QuotaExhausted),
+        (503, None, "Loading model", Overloaded),
+        (503, None, "upstream connect error or disconnect/reset before headers", ServerBroke),
+        (400, {"odd": "code"}, "", InvalidProviderRequest),
+        (400, ["odd"], "", InvalidProviderRequest),
+    ],
+)
+def test_the_provider_s_own_words_come_before_the_status(
+    status: int, code: object, said: str, kind: type[ProviderError]
+) -> None:
+    assert type(meaning("openai", status, said, code, None)) is kind
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(401, AuthenticationFailed), (402, QuotaExhausted), (404, ModelNotFound)],
+)
+def test_what_all_meet_is_the_key_the_money_or_the_address(
+    status: int, kind: type[ProviderError]
+) -> None:
+    denied = meaning("openai", status, PAGE)
+    assert isinstance(denied, Denied)
+    assert type(denied.about_all()) is kind
+    assert denied.about_all().status == status
 
 
 @pytest.mark.parametrize("provider", ["openai", "gemini"])

@@ -1,0 +1,181 @@
+"""What one input brings upon a call stays with it: its neighbours are served, the run goes on."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+from uuid import UUID
+
+import numpy as np
+import pytest
+
+from repositories.models import JobState
+from repositories.run_models import RunState
+from services.llm.base import (
+    Capability,
+    EmbeddingLimits,
+    EmbeddingResponse,
+    LLMResponse,
+    LLMService,
+)
+from services.llm.errors import (
+    BadResponse,
+    ConnectionFailed,
+    ContentRefused,
+    ContextTooLong,
+    Denied,
+    Intercepted,
+    InvalidProviderRequest,
+    Overloaded,
+    ProviderTimeout,
+    ServerBroke,
+)
+from services.llm.requests import GenerationRequest
+from services.runs.verdicts import DENIED_BY_ALL, IN_VAIN
+from tasks.composition import PromptStack
+from tests.integration.test_run_ledger import one
+from tests.runs import failures, work
+
+SOON = 0.01
+FAULTS: dict[str, Callable[[], Exception]] = {
+    "INVALID_PROVIDER_REQUEST": lambda: InvalidProviderRequest("No.", status=422),
+    "CONTEXT_TOO_LONG": lambda: ContextTooLong("No.", status=400),
+    "CONTENT_REFUSED": lambda: ContentRefused("No.", status=400),
+    "PROVIDER_DENIED": lambda: Denied("No.", status=403),
+    "PROVIDER_INTERCEPTED": lambda: Intercepted("No.", status=403, retry_after=SOON),
+    "PROVIDER_BROKE": lambda: ServerBroke("No.", status=500, retry_after=SOON),
+    "PROVIDER_UNREACHABLE": lambda: ConnectionFailed("No.", retry_after=SOON),
+    "PROVIDER_TIMEOUT": lambda: ProviderTimeout("No.", retry_after=SOON),
+    "BAD_PROVIDER_RESPONSE": lambda: BadResponse("No.", status=200, retry_after=SOON),
+    "INTERNAL_ERROR": lambda: KeyError("nobody expected it"),
+}
+
+
+class Picky(LLMService):
+    """Fails where a text begins with the code of a fault, or a call has too many texts."""
+
+    name = "picky"
+    is_limited = False
+    default_models: ClassVar = {Capability.EMBEDDING: "picky-1", Capability.GENERATION: "picky-1"}
+    embedding_limits = EmbeddingLimits(items=64, bytes=1_000_000)
+    calls: ClassVar[int] = 0
+    most_texts: ClassVar[int] = 64
+    asked: ClassVar[Counter[str]] = Counter()
+
+    async def _embed(
+        self, texts: Sequence[str], model: str, user_id: UUID | None
+    ) -> EmbeddingResponse:
+        self._meet(texts)
+        if len(texts) > self.most_texts:
+            raise ServerBroke("Out of memory.", status=500, retry_after=SOON)
+        vectors = np.ones((len(texts), 3), dtype=np.float32)
+        return EmbeddingResponse(vectors=vectors, model=model, input_tokens=len(texts))
+
+    async def _generate(
+        self, request: GenerationRequest, user_id: UUID | None, failures: int
+    ) -> LLMResponse:
+        self._meet([request.text()])
+        return LLMResponse("Done.", request.model, 1, 1, "stop")
+
+    def _meet(self, texts: Sequence[str]) -> None:
+        type(self).calls += 1
+        self.asked.update(texts)
+        for text in texts:
+            for code, fault in FAULTS.items():
+                if text.lstrip("# ").startswith(code):
+                    raise fault()
+            if text.startswith("all busy"):
+                raise Overloaded("Busy.", status=503, retry_after=SOON)
+
+    async def is_available(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def providers(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack.factory.register("picky", Picky)
+    monkeypatch.setattr(Picky, "calls", 0)
+    monkeypatch.setattr(Picky, "most_texts", 64)
+    monkeypatch.setattr(Picky, "asked", Counter())
+
+
+@pytest.mark.parametrize("code", FAULTS)
+def test_of_forty_texts_in_a_call_the_one_that_fails_fails_alone(
+    stack: PromptStack, code: str
+) -> None:
+    texts = [f"text {n}" for n in range(39)] + [f"{code} text"]
+    done = work(stack, stack.runs.embed(texts, provider="picky", max_retries=2).id)
+    assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 39, 1)
+    assert failures(stack, done) == {"40": code}
+    # Each level of the search asks two calls: those of a server in trouble come after its tries.
+    assert Picky.calls <= 3 + 2 * 6 + 3
+
+
+@pytest.mark.parametrize("code", FAULTS)
+def test_of_forty_prompts_the_one_that_fails_fails_alone(stack: PromptStack, code: str) -> None:
+    prompts = [f"text {n}" for n in range(39)] + [f"{code} text"]
+    done = work(stack, stack.runs.generate(prompts, provider="picky", max_retries=1).id)
+    assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 39, 1)
+    assert failures(stack, done) == {"40": code}
+
+
+def test_a_server_that_fails_for_all_texts_is_asked_a_bounded_number_of_times(
+    stack: PromptStack,
+) -> None:
+    texts = [f"PROVIDER_BROKE {n}" for n in range(64)]
+    done = work(stack, stack.runs.embed(texts, provider="picky", max_retries=2).id)
+    assert (done.state, done.failed) == (RunState.COMPLETED, 64)
+    assert max(Picky.asked.values()) <= 3 + IN_VAIN
+    # Where it says that it is busy, no text is at fault, and none is looked for.
+    busy = [f"all busy {n}" for n in range(64)]
+    before = Picky.calls
+    work(stack, stack.runs.embed(busy, provider="picky", max_retries=2).id)
+    assert Picky.calls - before == 3
+
+
+@pytest.mark.parametrize("code", ["PROVIDER_DENIED", "PROVIDER_INTERCEPTED"])
+@pytest.mark.parametrize("kind", ["embed", "generate"])
+def test_what_all_calls_are_denied_ends_the_run_as_a_wrong_key(
+    stack: PromptStack, code: str, kind: str
+) -> None:
+    texts = [f"{code} {n}" for n in range(400)]
+    start = getattr(stack.runs, kind)
+    done = work(stack, start(texts, provider="picky", max_retries=1, in_flight=4).id)
+    assert (done.state, done.error_code) == (RunState.FAILED, "PROVIDER_AUTHENTICATION")
+    assert "All calls are refused" in (done.error or "")
+    assert Picky.calls < 2 * (DENIED_BY_ALL + 64)
+
+
+@pytest.mark.parametrize("code", [code for code in FAULTS if code != "INTERNAL_ERROR"])
+def test_a_document_keeps_the_vectors_around_the_chunk_that_fails(
+    stack: PromptStack, code: str
+) -> None:
+    # Each heading is a chunk of its own, and this one is the last.
+    names = [*(f"Part {n}" for n in range(9)), code]
+    text = "\n\n".join(f"# {name}\n\n{'word ' * 300}" for name in names)
+    job = stack.jobs.enqueue_embedding(text, source="a.md", provider="picky", max_retries=1)
+    for _ in range(2):
+        one(stack, "UPDATE jobs SET not_before = NULL RETURNING id")
+        stack.embedding.run(job.id, lambda _: None)
+    done = stack.jobs.get(job.id)
+    assert (done.state, done.error_code) == (JobState.FAILED, code)
+    stored = one(stack, "SELECT count(*) FROM embeddings")[0]
+    assert stored == one(stack, "SELECT count(*) FROM chunks")[0] - 1 >= 9
+    # Once it is mended, only it is paid for.
+    asked = Picky.asked.total()
+    stack.jobs.enqueue_embedding(text.replace(code, "Fine"), source="a.md", provider="picky")
+    (new,) = one(stack, "SELECT id FROM jobs WHERE state = 'queued'")
+    stack.embedding.run(new, lambda _: None)
+    assert stack.jobs.get(new).state is JobState.SUCCEEDED
+    assert Picky.asked.total() == asked + 1
+
+
+def test_a_document_is_embedded_by_a_server_that_breaks_over_large_calls(
+    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Picky, "most_texts", 3)
+    text = "\n\n".join(f"# Part {n}\n\n{'word ' * 300}" for n in range(10))
+    job = stack.jobs.enqueue_embedding(text, source="a.md", provider="picky", max_retries=1)
+    for _ in range(2):
+        one(stack, "UPDATE jobs SET not_before = NULL RETURNING id")
+        stack.embedding.run(job.id, lambda _: None)
+    assert stack.jobs.get(job.id).state is JobState.SUCCEEDED
