@@ -1,6 +1,5 @@
 """Answers of models, found by what was asked."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, cast
@@ -9,6 +8,7 @@ from sqlalchemy import LargeBinary, Table, bindparam, delete, func, select, text
 from sqlalchemy.orm import Session
 
 from repositories.arrays import ArrayLiteral
+from repositories.jsonb import dump_jsonb
 from repositories.run_models import Answer, Run
 
 
@@ -27,7 +27,7 @@ class AnswerRepository:
         ]
         if rows:
             whose = {"provider": provider, "model": model}
-            self._session.execute(_STORE, {**whose, "rows": json.dumps(rows)})
+            self._session.execute(_STORE, {**whose, "rows": dump_jsonb(rows)})
 
     def find_stored(self, provider: str, model: str, hashes: Sequence[bytes]) -> set[bytes]:
         """Those of the contents that have an answer, which is in use from now on."""

@@ -31,6 +31,7 @@ from sqlalchemy.orm import Session
 from repositories.arrays import ArrayLiteral
 from repositories.copying import copy_binary
 from repositories.embeddings import TABLES
+from repositories.jsonb import for_jsonb
 from repositories.models import EmbeddingModel
 from repositories.run_models import Answer, Item, ItemTries, Outcome
 
@@ -365,4 +366,5 @@ def _row(run_id: bytes, item: NewItem) -> bytes:
 
 
 def _jsonb(value: bytes) -> bytes:
+    value = for_jsonb(value)
     return _LENGTH.pack(len(value) + 1) + JSONB_VERSION + value

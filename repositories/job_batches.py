@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from config.names import Queue
 from repositories.jobs import Claim, Standing
+from repositories.jsonb import dump_jsonb
 
 LOCK_MILLISECONDS = 200
 """Longest wait for a job that somebody else changes just now: the others can't wait for that."""
@@ -118,9 +119,7 @@ class JobBatchRepository:
         return {row.id: Standing(**row._mapping) for row in self._run(_STANDING, mine)}
 
     def _run(self, statement: Any, rows: Sequence[Mapping[str, Any]], **others: Any) -> Any:
-        return self._session.execute(
-            statement, {"rows": json.dumps(rows, default=_plain), **others}
-        ).all()
+        return self._session.execute(statement, {"rows": dump_jsonb(rows, _plain), **others}).all()
 
 
 def _plain(value: object) -> str:

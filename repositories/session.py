@@ -31,6 +31,7 @@ from repositories.errors import (
 from repositories.items import ItemRepository
 from repositories.job_batches import JobBatchRepository
 from repositories.jobs import JobRepository
+from repositories.jsonb import dump_jsonb
 from repositories.reservations import ReservationRepository
 from repositories.rings import RingRepository
 from repositories.run_results import RunResultRepository
@@ -243,6 +244,7 @@ class Ledger:
             pool_pre_ping=True,
             # Errors would else quote a statement's values, which hold prompts.
             hide_parameters=True,
+            json_serializer=dump_jsonb,
             connect_args={
                 "connect_timeout": CONNECT_TIMEOUT_SECONDS,
                 # Of a network that went silent, nothing but these would ever tell.

@@ -1,13 +1,30 @@
-"""JSON as bytes: by orjson, and by Python where an integer needs more than 64 bits."""
+"""JSON in and out with its values as they are (docs/values.md has the rule).
+
+By orjson where that keeps them, and by Python where an integer needs more than 64 bits.
+"""
 
 import json
-from typing import Any
+import re
+from typing import Any, NoReturn
 
 import numpy as np
 import orjson
 
+from services.errors import InvalidInput
+from services.text import MAX_INTEGER_BITS
+
 TOO_LARGE = "Integer exceeds 64-bit range"
 """How orjson says it; whatever else it refuses is refused."""
+LARGEST = 2.0**63
+"""From here on, orjson may have made a float of an integer."""
+MOST_DIGITS = 310
+"""Of an integer of `MAX_INTEGER_BITS`, with its sign. Python takes none of thousands apart."""
+OTHER_COLON = re.compile(rb":(?<=[ \t\r\n]:)")
+"""One that stands apart from the name before it, or in a text."""
+
+
+class NotExact(InvalidInput):
+    """The JSON has something that can't be kept as it is."""
 
 
 def dump_json(value: Any, *, sort_keys: bool = False, newline: bool = False) -> bytes:
@@ -32,6 +49,78 @@ def dump_json(value: Any, *, sort_keys: bool = False, newline: bool = False) -> 
         default=_plain,
     )
     return text.encode() + (b"\n" if newline else b"")
+
+
+def load_json(text: bytes, what: str) -> Any:
+    """Read JSON in UTF-8. Raises `json.JSONDecodeError`, and `NotExact`, which calls it `what`.
+
+    Not exact are a number that a double can't hold or with too many digits, `NaN` and the like,
+    a name that an object has twice, and nesting without end. Half of a surrogate pair is taken.
+    """
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        try:
+            return _load_exactly(text, what)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise error from None
+    return value if _is_exact(value, text) else _load_exactly(text, what)
+
+
+def _is_exact(value: Any, text: bytes) -> bool:
+    """Whether orjson has surely lost nothing: it rounds large integers, and a name's last wins."""
+    names = 0
+    level: list[Any] = [[value]]
+    while level:
+        below = []
+        for holder in level:
+            names += len(holder) if type(holder) is dict else 0
+            for part in holder.values() if type(holder) is dict else holder:
+                kind = type(part)
+                if kind is dict or kind is list:
+                    below.append(part)
+                elif kind is float and not 0 < abs(part) < LARGEST:
+                    return False
+        level = below
+    # Where there are no more colons than names, no name stands twice. Texts only add to them.
+    if names == text.count(b":"):
+        return True
+    return names == text.count(b'":') and OTHER_COLON.search(text) is None
+
+
+def _load_exactly(text: bytes, what: str) -> Any:
+    def refuse(why: str) -> NoReturn:
+        raise NotExact(f"{what} has {why}")
+
+    def integer(digits: str) -> int:
+        if len(digits) > MOST_DIGITS or (number := int(digits)).bit_length() > MAX_INTEGER_BITS:
+            refuse("a number with too many digits.")
+        return number
+
+    def fraction(digits: str) -> float:
+        number = float(digits)
+        if abs(number) == float("inf") or (
+            number == 0 and digits.lower().split("e")[0].strip("-0.")
+        ):
+            refuse("a number outside of what a double holds, 5e-324 to 1.8e308.")
+        return number
+
+    def whole(members: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(members)
+        if len(made) < len(members):
+            refuse("a name twice in one object, of which one would get lost; rename it.")
+        return made
+
+    try:
+        return json.loads(
+            text.decode(),
+            parse_int=integer,
+            parse_float=fraction,
+            parse_constant=lambda name: refuse(f"{name}, which JSON doesn't know."),
+            object_pairs_hook=whole,
+        )
+    except RecursionError:
+        refuse("lists or objects that are nested too deep.")
 
 
 def _plain(value: object) -> Any:

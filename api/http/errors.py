@@ -55,6 +55,8 @@ async def ours(request: Request, error: PromptStackError) -> Response:
 
 async def refused(request: Request, error: HTTPException) -> Response:
     """Answer what the framework refuses: unknown addresses, wrong methods, large bodies."""
+    if isinstance(error.__cause__, PromptStackError):
+        return await ours(request, error.__cause__)
     detail = None if error.status_code in DETAILS else error.detail
     return respond(error.status_code, detail, headers=error.headers)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -10,11 +11,12 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 from anyio import CapacityLimiter, to_thread
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
 from api.http.auth import caller_of
 from services.errors import InvalidInput
+from services.json_text import NotExact, load_json
 
 SMALL_BYTES = 32_000
 """A body that is parsed and checked in some milliseconds."""
@@ -45,12 +47,26 @@ class AuthenticatedRoute(APIRoute):
         has_body = self.body_field is not None
 
         async def admit(request: Request) -> Response:
+            request = ExactRequest(request.scope, request.receive)
             request.state.caller = await to_thread.run_sync(caller_of, request)
             if not has_body:
                 return await handle(request)
             return await _read_and_handle(request, handle)
 
         return admit
+
+
+class ExactRequest(Request):
+    """Takes no body whose values would be others once they are read."""
+
+    async def json(self) -> Any:
+        """The body. Raises `json.JSONDecodeError`, and what `NotExact` becomes."""
+        body = (await self.body()).removeprefix(BOM_UTF8)
+        try:
+            return load_json(body, "The body")
+        except NotExact as error:
+            # The framework lets no other error through.
+            raise HTTPException(422, str(error)) from error
 
 
 class LargeBodies:

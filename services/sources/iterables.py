@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from services.sources.plain import as_json
+from services.sources.plain import as_fields
 from services.sources.reading import BadInput, BadRecord, Fault, Input
 from services.sources.records import RecordCheck, kind_of
 
@@ -27,7 +27,7 @@ def _record(item: Any, text_name: str) -> dict[str, Any]:
         raise BadRecord(
             Fault.WRONG_TYPE, f"A record must be a string or a mapping, and is {kind_of(item)}."
         )
-    return {_name(name): as_json(value) for name, value in item.items()}
+    return as_fields((_name(name), value) for name, value in item.items())
 
 
 def _name(name: Any) -> str:

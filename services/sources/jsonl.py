@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from json import JSONDecodeError
 
-import orjson
-
+from services.json_text import NotExact, load_json
 from services.sources.lines import physical_lines
 from services.sources.reading import BadInput, Fault, Input, Reading
 from services.sources.records import RecordCheck, kind_of
@@ -34,15 +34,18 @@ def read_jsonl(
             yield too_many(position, "The line", values)
             continue
         try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
+            record = load_json(line, "The line")
+        except JSONDecodeError as error:
             yield _not_json(position, line, error)
+            continue
+        except NotExact as error:
+            yield BadInput(position, None, Fault.NOT_STORABLE, str(error))
             continue
         if type(record) is not dict:
             reason = f"The line must hold a JSON object, and holds {kind_of(record)}."
             yield BadInput(position, None, Fault.WRONG_TYPE, reason)
             continue
-        # The parser takes nothing that can't be stored but an escaped NUL and deep nesting.
+        # The parser takes nothing that can't be stored but such escapes and deep nesting.
         clean = b"\\u" not in line and NESTED.isdisjoint(map(type, record.values()))
         yield check(position, record, clean=clean)
 
@@ -96,13 +99,10 @@ def not_utf8(
     return BadInput(position, custom_id, Fault.BAD_ENCODING, reason)
 
 
-def _not_json(position: int, line: bytes, error: orjson.JSONDecodeError) -> BadInput:
+def _not_json(position: int, line: bytes, error: JSONDecodeError) -> BadInput:
     try:
         line.decode()
     except UnicodeDecodeError as undecodable:
         return not_utf8(position, "The line", undecodable)
-    if "surrogate" in error.msg:
-        reason = "The line has half of a surrogate pair, which cannot be stored; remove it."
-        return BadInput(position, None, Fault.NOT_STORABLE, reason)
     reason = f"The line is not JSON from character {error.pos + 1} on."
     return BadInput(position, None, Fault.BAD_JSON, reason)

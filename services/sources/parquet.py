@@ -17,7 +17,7 @@ from services.sources.columns import wanted_columns
 from services.sources.jsonl import SLACK_BYTES
 from services.sources.opening import Origin, byte_blocks
 from services.sources.parquet_pages import INDEX_WIDTH, BadPages, Leaf, read_leaf
-from services.sources.plain import as_json
+from services.sources.plain import as_fields
 from services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
 from services.sources.records import RecordCheck
 from services.sources.tables import DOUBLED
@@ -177,7 +177,7 @@ def _python_rows(batch: Any) -> Iterator[dict[str, Any] | BadRecord]:
 def _record(row: dict[str, Any] | BadRecord) -> dict[str, Any]:
     if isinstance(row, BadRecord):
         raise row
-    return {name: as_json(value) for name, value in row.items()}
+    return as_fields(row.items())
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def test_many_callers_at_once_are_all_served(settings: Settings) -> None:
         pytest.param(b"{}", 422, "INVALID_INPUT", id="no input"),
         pytest.param(b'{"prompt": ', 400, "BAD_REQUEST", id="broken"),
         pytest.param(b'{"prompt": "\xff\xfe"}', 400, "BAD_REQUEST", id="not UTF-8"),
-        pytest.param(b"[" * 100_000, 400, "BAD_REQUEST", id="deep and broken"),
+        pytest.param(b"[" * 100_000, 422, "INVALID_INPUT", id="deep and broken"),
         pytest.param(b"[" * 900 + b"]" * 900, 422, "INVALID_INPUT", id="deep array"),
         pytest.param(
             b'{"prompt": "x", "options": {"a": ' + b"[" * 600 + b"]" * 600 + b"}}",
@@ -167,7 +167,10 @@ def test_many_callers_at_once_are_all_served(settings: Settings) -> None:
             id="deep options",
         ),
         pytest.param(
-            b'{"prompt": "x", "seed": ' + b"9" * 5_000 + b"}", 400, "BAD_REQUEST", id="huge number"
+            b'{"prompt": "x", "seed": ' + b"9" * 5_000 + b"}",
+            422,
+            "INVALID_INPUT",
+            id="huge number",
         ),
         pytest.param(b'{"prompt": "\\ud800"}', 422, "INVALID_INPUT", id="surrogate in prompt"),
         pytest.param(b'{"prompt": "\\u0000"}', 422, "INVALID_INPUT", id="NUL in prompt"),
@@ -608,3 +611,34 @@ async def _send(app: Any, chunks: list[bytes], key: str, read: list[int]) -> lis
 async def _post(app: Any, body: bytes, key: str) -> int:
     sent = await _send(app, [body], key, [])
     return int(sent[0]["status"])
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        (b'{"prompt": "x", "options": {"delay_seconds": 1e-400}}', "a double holds"),
+        (b'{"prompt": "x", "options": {"a": 1e400}}', "a double holds"),
+        (b'{"prompt": "x", "options": {"a": 1, "a": 2}}', "a name twice"),
+        (b'{"prompt": "x", "prompt": "y"}', "a name twice"),
+        (b'{"prompt": "x", "options": {"a": ' + b"9" * 5_000 + b"}}", "too many digits"),
+        (b'{"prompt": "x", "options": {"a": NaN}}', "NaN"),
+        (b'{"prompt": "x", "padding": "' + b"x" * 40_000 + b'", "n": -Infinity}', "-Infinity"),
+    ],
+)
+def test_a_body_with_what_would_be_changed_is_refused(
+    client: TestClient, body: bytes, what: str
+) -> None:
+    found = client.post(GENERATIONS, content=body, headers=JSON)
+    assert what in problem(found, 422, "INVALID_INPUT")["detail"]
+
+
+def test_options_keep_their_numbers(stack: PromptStack, client: TestClient) -> None:
+    options = b'{"a": 6.02214076e23, "b": 1.0, "c": 123456789012345678901234567890, "d": 1e16}'
+    body = b'{"prompt": "x", "provider": "openai", "options": ' + options + b"}"
+    found = client.post(GENERATIONS, content=body, headers=JSON)
+    assert found.status_code == 202, found.text
+    with stack.ledger.transaction() as unit:
+        job = unit.jobs.get(UUID(found.json()["id"]))
+        assert job is not None
+        # Not compared as they are: 1.0 is 1, and is not to become it.
+        assert json.dumps(job.request["options"]) == json.dumps(json.loads(options))

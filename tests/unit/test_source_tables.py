@@ -218,7 +218,7 @@ def test_values_that_json_does_not_have(tmp_path: Path) -> None:
         "day": (pa.date32(), date(2026, 1, 2)),
         "took": (pa.duration("ns"), timedelta(seconds=1.5)),
         "price": (pa.decimal128(5, 2), Decimal("1.10")),
-        "raw": (pa.binary(), b"\x00\xff"),
+        "raw": (pa.binary(), "gr\u00fcn".encode()),
         "map": (pa.map_(pa.string(), pa.timestamp("ns")), {"k": when}),
         "large": (pa.large_list(pa.large_string()), ["x"]),
         "none": (pa.float32(), float("nan")),
@@ -240,7 +240,7 @@ def test_values_that_json_does_not_have(tmp_path: Path) -> None:
             "day": "2026-01-02",
             "took": 1.5,
             "price": "1.10",
-            "raw": "AP8=",
+            "raw": "gr\u00fcn",
             "map": {"k": "2026-01-02T03:04:05.678901"},
             "large": ["x"],
             "none": None,
@@ -279,7 +279,30 @@ def test_messages_of_a_table_lack_what_is_null() -> None:
     ]
 
 
-def test_bytes_are_no_text() -> None:
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(3)])
+def test_a_binary_column_is_text_or_its_row_is_refused(kind: Any) -> None:
+    """Nobody means base64 to be embedded, or to be an id."""
+    for name in ("text", "id", "note"):
+        values = [b"\xff\x00\x01", "\u20ac".encode(), b"a\x00b"]
+        columns = {"text": ["x", "y", "z"], name: pa.array(values, kind)}
+        bad, fine, nul = read(parquet(pa.table(columns)), format=Format.PARQUET)
+        assert isinstance(bad, BadInput)
+        assert (bad.code, bad.position) == (Fault.BAD_ENCODING, 1)
+        assert f"'{name}'" in bad.reason
+        assert isinstance(fine, Input)
+        assert "\u20ac" in {fine.text, fine.custom_id, fine.metadata.get("note")}
+        assert isinstance(nul, BadInput)
+        assert nul.code == Fault.NOT_STORABLE
+
+
+def test_names_that_are_the_same_as_text_are_refused() -> None:
+    bad, fine = read([{"text": "x", "map": {1: "a", "1": "b"}}, "y"])
+    assert isinstance(bad, BadInput)
+    assert "'map'" in bad.reason
+    assert isinstance(fine, Input)
+
+
+def test_an_object_is_no_text() -> None:
     [found] = read(parquet(pa.table({"text": [{"a": 1}]})), format=Format.PARQUET)
     assert isinstance(found, BadInput)
     assert found.code == Fault.WRONG_TYPE

@@ -156,7 +156,8 @@ def test_python_values_become_json() -> None:
         "price": Decimal("1.10"),
         "pair": (1, {"deep": date(2026, 1, 2)}),
         "nothing": float("nan"),
-        "raw": b"\x00\xff",
+        "raw": "gr\u00fcn".encode(),
+        "map": {1: "a", "2": "b"},
     }
     found = one([record])
     assert isinstance(found, Input)
@@ -166,7 +167,8 @@ def test_python_values_become_json() -> None:
         "price": "1.10",
         "pair": [1, {"deep": "2026-01-02"}],
         "nothing": None,
-        "raw": "AP8=",
+        "raw": "gr\u00fcn",
+        "map": {"1": "a", "2": "b"},
     }
 
 
@@ -211,7 +213,7 @@ def test_messages_are_checked_and_written_alike() -> None:
         (b"[1]", None, Fault.WRONG_TYPE, "must hold a JSON object, and holds a list"),
         (b'"text"', None, Fault.WRONG_TYPE, "holds a string"),
         (b'{"text": "\xff"}', None, Fault.BAD_ENCODING, "(byte 0xff at 11)"),
-        (rb'{"text": "\ud800"}', None, Fault.NOT_STORABLE, "half of a surrogate pair"),
+        (rb'{"text": "\ud800"}', "1", Fault.NOT_STORABLE, "half of a surrogate pair"),
         (rb'{"id": "x", "text": "a\u0000"}', "x", Fault.NOT_STORABLE, "a NUL character"),
         (rb'{"id": "x", "text": "a", "b": {"c": "\u0000"}}', "x", Fault.NOT_STORABLE, "The record"),
         (rb'{"id": "x", "text": "a", "b": "\u0000"}', "x", Fault.NOT_STORABLE, "The record"),
