@@ -15,6 +15,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, ResourceClosedError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from config.errors import PromptStackError
 from repositories.answers import AnswerRepository
@@ -46,6 +47,7 @@ SILENCE_SECONDS = 15
 IDLE_SECONDS = 5
 """How long a transaction may wait for its next statement: a process that was frozen in the middle
 of one would else keep its locks, and everybody who wants them waiting."""
+IDLE_LIMIT = "idle_in_transaction_session_timeout"
 CONFLICTS = frozenset({"40001", "40P01", "55P03"})
 """PostgreSQL's codes for a serialization failure, a deadlock, a lock that isn't free."""
 NO_WRITES = frozenset({"25006", "53100"})
@@ -67,6 +69,7 @@ OUTDATED_SCHEMA = frozenset({"42P01", "42703"})
 _ASKED, _ANSWERED = "promptstack.asked", "promptstack.answered"
 """When a connection's last statement or commit was sent, and when a statement was answered."""
 _AFTER_COMMIT = "promptstack.after_commit"
+_POOLED = "promptstack.pooled"
 
 Item = TypeVar("Item")
 
@@ -175,8 +178,7 @@ class UnitOfWork:
         """
         self.session.execute(text(f"SET LOCAL statement_timeout = {int(seconds * 1000)}"))
         if idle is not None:
-            limit = f"SET LOCAL idle_in_transaction_session_timeout = {int(idle * 1000)}"
-            self.session.execute(text(limit))
+            self.session.execute(text(f"SET LOCAL {IDLE_LIMIT} = {int(idle * 1000)}"))
 
     def after_commit(self, action: Callable[[list[Item]], None], item: Item) -> None:
         """Once the outermost transaction is committed, and never if it isn't, run `action`.
@@ -256,6 +258,7 @@ class Ledger:
             },
         )
         event.listen(self._engine, "connect", _limit_idleness)
+        event.listen(self._engine, "begin", _limit_idleness_of_one)
         event.listen(self._engine, "begin", _note_answer)
         event.listen(self._engine, "before_cursor_execute", _note_question)
         event.listen(self._engine, "commit", _note_question)
@@ -292,10 +295,29 @@ class Ledger:
         self._engine.dispose()
 
 
-def _limit_idleness(connection: Any, _: object) -> None:
+def is_pooled(connection: Connection) -> bool:
+    """Whether a pooler such as PgBouncer is in between, with which a session is nobody's own.
+
+    Neither a setting nor a lock may be given to it: it would stay with whoever comes next, and the
+    next statement may be another session's.
+    """
+    return bool(connection.info.get(_POOLED))
+
+
+def _limit_idleness(connection: Any, record: ConnectionPoolEntry) -> None:
     with connection.cursor() as cursor:
-        cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+        # Whom a pooler has put us through to isn't who answered when we connected.
+        cursor.execute(
+            f"SELECT set_config('{IDLE_LIMIT}', '{IDLE_SECONDS}s', false) "
+            f"WHERE pg_backend_pid() = {connection.info.backend_pid}"
+        )
+        record.info[_POOLED] = cursor.fetchone() is None
     connection.commit()
+
+
+def _limit_idleness_of_one(connection: Connection) -> None:
+    if is_pooled(connection):
+        connection.exec_driver_sql(f"SET LOCAL {IDLE_LIMIT} = '{IDLE_SECONDS}s'")
 
 
 def _note_question(connection: Connection, *_: object) -> None:

@@ -17,12 +17,15 @@ from sqlalchemy.exc import DBAPIError
 from repositories.embeddings import create_index, index_name, index_type, partition_of
 from repositories.errors import IndexNotBuilt
 from repositories.models import EmbeddingModel
-from repositories.session import Ledger, UnitOfWork, explained
+from repositories.session import IDLE_LIMIT, Ledger, UnitOfWork, explained, is_pooled
 
 logger = logging.getLogger(__name__)
 
 BUILD_MEMORY = "512MB"
 """A build that does not fit gets many times slower (pgvector's README, Index Build Time)."""
+BUILDS = text(
+    "SELECT count(*) FROM pg_stat_progress_create_index WHERE relid = to_regclass(:partition)"
+)
 LOCK_SECONDS = 2
 LOOK_SECONDS = 0.2
 """Between two looks whether a build is to be stopped."""
@@ -35,6 +38,7 @@ class VectorIndexes:
     """
 
     def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._engine: Engine = ledger.engine
 
     @staticmethod
@@ -66,22 +70,18 @@ class VectorIndexes:
         """
         if index_type(model) is None:
             return True
-        with explained(), self._connection() as connection:
-            # For one process at a time, also where this one is killed: the session has the lock.
-            # Not waited for in a statement: the other's build waits for all statements to end.
-            lock = {"name": index_name(model)}
-            if not connection.scalar(text("SELECT pg_try_advisory_lock(hashtext(:name))"), lock):
+        with explained(), self._alone(model) as is_alone:
+            if not is_alone:
                 return False
             try:
-                self._build(connection, model, is_stopped)
+                with self._connection() as connection:
+                    self._build(connection, model, is_stopped)
             except DBAPIError as error:
                 # Also where the connection broke: a build may be what ends PostgreSQL.
                 raise IndexNotBuilt(
                     f"The search index of {model.provider}/{model.model} could not be built: "
                     f"{_reason(error)}."
                 ) from error
-            # Else the next build may come before PostgreSQL has seen this session's end.
-            connection.execute(text("SELECT pg_advisory_unlock(hashtext(:name))"), lock)
         return True
 
     def _build(
@@ -93,7 +93,8 @@ class VectorIndexes:
         )
         if is_valid:
             return
-        connection.execute(text(f"SET maintenance_work_mem = '{BUILD_MEMORY}'"))
+        if not is_pooled(connection):
+            connection.execute(text(f"SET maintenance_work_mem = '{BUILD_MEMORY}'"))
         drop = text(f"DROP INDEX CONCURRENTLY {index_name(model)}")
         with _cancelled(connection, is_stopped):
             if is_valid is not None:
@@ -110,8 +111,21 @@ class VectorIndexes:
             connection.execute(text(f"ANALYZE {partition_of(model)}"))
 
     @contextmanager
+    def _alone(self, model: EmbeddingModel) -> Iterator[bool]:
+        """Whether nobody else builds the model's index, as long as this lasts.
+
+        The lock is held by a transaction that does nothing meanwhile, and which no build waits for.
+        Not waited for: the other's build waits for all statements to end. Where its process was
+        killed the lock is free, and PostgreSQL may still be at it.
+        """
+        with self._ledger.transaction() as unit:
+            unit.session.execute(text(f"SET LOCAL {IDLE_LIMIT} = 0"))
+            partition = {"partition": partition_of(model)}
+            yield unit.try_lock(index_name(model)) and not unit.session.scalar(BUILDS, partition)
+
+    @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        """A connection of its own: its lock and its settings end with it."""
+        """A connection of its own: its settings end with it."""
         with self._engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT")
             connection.detach()

@@ -12,6 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
 from repositories.migrations.rights import prepare_database, rights_explained
+from repositories.session import IDLE_LIMIT
 
 # Any fixed number: all that matters is that every migrating process takes the same one.
 MIGRATION_LOCK = 7_316_498_025
@@ -45,19 +46,16 @@ def pending(engine: Engine) -> bool:
 
 @contextmanager
 def _alone(engine: Engine) -> Iterator[None]:
-    """Let one process at a time migrate, also where it is killed: its session has the lock.
+    """Let one process at a time migrate, also where it is killed: a transaction has the lock.
 
     Not waited for in a statement: an index's build waits for all statements to end.
     """
     key = {"key": MIGRATION_LOCK}
-    with engine.connect() as connection:
-        connection.execution_options(isolation_level="AUTOCOMMIT")
-        while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), key):
+    with engine.begin() as connection:
+        connection.execute(text(f"SET LOCAL {IDLE_LIMIT} = 0"))
+        while not connection.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), key):
             time.sleep(LOOK_SECONDS)
-        try:
-            yield
-        finally:
-            connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
+        yield
 
 
 def _config() -> Config:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sqlalchemy import create_engine, text
 
-from repositories.embeddings import index_name, partition_of
+from repositories.embeddings import create_index, index_name, partition_of
 from repositories.errors import IndexNotBuilt
 from repositories.models import EmbeddingModel
 from repositories.run_models import RunState
@@ -149,3 +149,27 @@ def test_many_vectors_are_estimated_and_few_are_counted(stack: PromptStack) -> N
                 {"known": known, "name": partition_of(model)},
             )
             assert unit.embeddings.estimate(model) == estimated
+
+
+def test_a_build_whose_process_was_killed_is_not_begun_a_second_time(stack: PromptStack) -> None:
+    """PostgreSQL goes on with the statement of a client that is gone, and holds no lock of it."""
+    model = make_model(stack, 50)
+    indexes = VectorIndexes(stack.ledger)
+    engine = create_engine(stack.database_url, isolation_level="AUTOCOMMIT")
+
+    def build_without_a_lock() -> None:
+        with engine.connect() as connection:
+            connection.execute(text(create_index(model, "CONCURRENTLY")))
+
+    writers = create_engine(stack.database_url)
+    with ThreadPoolExecutor(1) as other, writers.connect() as writer:
+        writer.execute(text(f"LOCK TABLE {partition_of(model)} IN ROW EXCLUSIVE MODE"))
+        building = other.submit(build_without_a_lock)
+        wait_until(lambda: in_ledger(stack, str(BUILDING)), "the build")
+        assert not indexes.build(model)
+        writer.rollback()
+        building.result(60.0)
+    assert indexes.build(model)
+    assert has_valid_index(stack, model)
+    engine.dispose()
+    writers.dispose()
