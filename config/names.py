@@ -49,5 +49,8 @@ EPOCH_KEY = "promptstack:broker-epoch"
 LIMITER_KEY = "promptstack:limiter:{credential}"
 """Redis hash: the rate limits of a credential; those of a model have its name after it."""
 
+LEARNED_KEY = "promptstack:learned:{server}:{model}"
+"""Redis hash: what refusals taught of a server's model. Expires a day after the last one."""
+
 RATE_LIMIT_WAIT = "RATE_LIMIT_WAIT"
 """The error code of a job that waits in the ledger for its turn."""

@@ -99,7 +99,9 @@ class EmbeddingService:
         batches = list(pack(contents, limits, service.estimate_tokens))
         coming = deque(Call(batch, job.claim.failures) for batch in _narrowed(job.claim, batches))
         while coming:
-            call = coming.popleft()
+            # By now, a refused call may have told how many texts one may have.
+            call, *rest = coming.popleft().cut(service.limits_of(job.claim.model).items)
+            coming.extendleft(reversed(rest))
             enough = done + sum(len(content.positions) for content in call.contents)
             try:
                 self._embed_batch(job, call, enough, work.total)

@@ -41,6 +41,7 @@ from services.limiter.terms import Limits
 from services.liveness import Liveness
 from services.llm.event_loop import EventLoop
 from services.llm.factory import LLMServiceFactory
+from services.llm.learned import LearnedFacts
 from services.llm.pool import ProviderPool
 from services.new_job import JobDefaults
 from services.patient_ledger import PatientLedger
@@ -173,12 +174,18 @@ class PromptStack:
                     "base_url": server.base_url,
                     "api_version": server.api_version,
                     "timeout": settings.provider_timeout_seconds,
+                    "learned": self.learned,
                 }
                 for server in self.servers
             },
             providers=self.servers,
             facts=self.models_file.models,
         )
+
+    @cached_property
+    def learned(self) -> LearnedFacts:
+        """What refusals have taught of models."""
+        return LearnedFacts(self.redis)
 
     @cached_property
     def servers(self) -> list[NamedProvider]:

@@ -161,6 +161,14 @@ class ContextTooLong(InvalidProviderRequest):
     code = "CONTEXT_TOO_LONG"
 
 
+class TooManyTexts(ContextTooLong):
+    """The provider takes fewer texts in one call."""
+
+    code = "TOO_MANY_TEXTS"
+    most = 1
+    """How many it takes."""
+
+
 class ContentRefused(ProviderError):
     """The provider's content filter refused the input or the answer."""
 

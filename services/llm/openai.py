@@ -35,8 +35,9 @@ from services.llm.base import (
     LLMResponse,
     TokenCount,
 )
-from services.llm.errors import ProviderError
+from services.llm.errors import InvalidProviderRequest, ProviderError
 from services.llm.headers import limit_report, request_id
+from services.llm.openai_fields import SUBSTITUTES, as_taken, refused_field, without
 from services.llm.remote import CONNECTIONS, RemoteService
 from services.llm.requests import GenerationRequest, with_options
 from services.llm.translation import (
@@ -119,7 +120,8 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
         self._check_again(request)
         options = {name: value for name, value in request.options.items() if name != "api"}
         wire = responses if request.options.get("api") == RESPONSES else chat
-        answer = await self._ask(wire.PATH, with_options(wire.body(request), options))
+        body = with_options(wire.body(request), options)
+        answer = await self._ask_as_taken(wire.PATH, body, request.model)
         with self._reading(answer):
             # Only the standard parser takes half a surrogate pair, which make_storable replaces.
             said = wire.read(json.loads(answer.content))
@@ -141,9 +143,8 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
     async def _embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None
     ) -> EmbeddingResponse:
-        answer = await self._ask(
-            "/embeddings", {"model": model, "input": list(texts), "encoding_format": "base64"}
-        )
+        asked = {"model": model, "input": list(texts), "encoding_format": "base64"}
+        answer = await self._ask_as_taken("/embeddings", asked, model)
         with self._reading(answer):
             body = from_json(answer.content)
             rows = sorted(body["data"], key=lambda row: row["index"])
@@ -180,6 +181,25 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
 
     def _reading(self, answer: httpx2.Response) -> AbstractContextManager[None]:
         return reading(self.name, lambda: answer.text, answer.status_code, answer.headers)
+
+    async def _ask_as_taken(
+        self, path: str, body: Mapping[str, Any], model: str
+    ) -> httpx2.Response:
+        """POST `body`; where the server refuses one of its fields by name, what says the same.
+
+        Nobody bills the refused one. What it taught holds for the next calls, of all workers.
+        """
+        facts = {**self.facts_of(model).model_dump(), **await self._facts_now(model)}
+        body = as_taken(body, facts)
+        try:
+            return await self._ask(path, body)
+        except InvalidProviderRequest as error:
+            field = refused_field(body, error.detail or "")
+            if field is None:
+                raise
+        answer = await self._ask(path, without(body, field))
+        await self._learn(model, SUBSTITUTES[field].fact, SUBSTITUTES[field].value)
+        return answer
 
     async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
         """POST `body`, or GET when there is none."""

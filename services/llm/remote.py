@@ -4,17 +4,32 @@ import asyncio
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Generic, TypeVar
+from uuid import UUID
 
 import httpx2
 from pydantic import JsonValue
 
 from config.providers import NamedProvider
 from services.errors import InvalidInput
-from services.llm.base import Capability, LLMService, fingerprint
-from services.llm.errors import AuthenticationFailed, InvalidProviderRequest, ProviderError
+from services.llm.base import (
+    Capability,
+    EmbeddingLimits,
+    EmbeddingResponse,
+    LLMService,
+    fingerprint,
+)
+from services.llm.errors import (
+    AuthenticationFailed,
+    ContextTooLong,
+    InvalidProviderRequest,
+    ModelNotFound,
+    ProviderError,
+    TooManyTexts,
+)
+from services.llm.learned import LearnedFacts, RefusedCalls, most_texts
 from services.llm.requests import GenerationRequest
 
 AVAILABILITY_SECONDS = 5.0
@@ -53,6 +68,7 @@ class RemoteService(LLMService, Generic[Client]):
         api_key: str | None = None,
         base_url: str | None = None,
         api_version: str | None = None,
+        learned: LearnedFacts | None = None,
         timeout: float = 60.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -60,6 +76,9 @@ class RemoteService(LLMService, Generic[Client]):
         self._api_key = (api_key or "").strip()
         self._base_url = base_url
         self._api_version = api_version
+        self._learned = learned or LearnedFacts()
+        self._server = f"{self.name}:{fingerprint(base_url or '')}"
+        self._refused: dict[str, RefusedCalls] = {}
         self._timeout = timeout
         """Seconds for a whole call, to the last byte of its answer."""
         self._client: Client | None = None
@@ -120,6 +139,61 @@ class RemoteService(LLMService, Generic[Client]):
         client, self._client = self._client, None
         if client is not None:
             await self._disconnect(client)
+
+    def limits_of(self, model: str) -> EmbeddingLimits:
+        """See `LLMService`; what the server has said goes before what a person has."""
+        stated, learned = self.stated_limits(model), self._learned.of(self._server, model)
+        texts, tokens = learned.get("texts_per_call"), learned.get("tokens_per_text")
+        return replace(
+            stated,
+            items=min(stated.items, int(texts or stated.items)),
+            text_tokens=int(tokens) if tokens else stated.text_tokens,
+        )
+
+    async def embed(
+        self, texts: Sequence[str], model: str, user_id: UUID | None
+    ) -> EmbeddingResponse:
+        """See `LLMService`; raises `TooManyTexts` where a refusal is about their number."""
+        try:
+            answer = await super().embed(texts, model, user_id)
+        except InvalidProviderRequest as error:
+            most = await self._learn_of_refusal(error, texts, model)
+            if most is not None:
+                too_many = TooManyTexts(
+                    f"{self.name} takes at most {most} texts in one call (status {error.status}).",
+                    detail=error.detail,
+                    status=error.status,
+                    request_id=error.request_id,
+                    limits=error.limits,
+                )
+                too_many.most = most
+                raise too_many from error
+            raise
+        if model in self._refused and (most := self._refused[model].answered(texts)) is not None:
+            await self._learn(model, "texts_per_call", most)
+        return answer
+
+    async def _learn_of_refusal(
+        self, error: ProviderError, texts: Sequence[str], model: str
+    ) -> int | None:
+        """How many texts the server takes in one call, where it refused them for their number."""
+        if len(texts) == 1 or isinstance(error, ModelNotFound):
+            return None
+        most = most_texts(error.detail or "", len(texts))
+        if most is not None:
+            await self._learn(model, "texts_per_call", most)
+        elif error.status == 413 or not isinstance(error, ContextTooLong):
+            self._refused.setdefault(model, RefusedCalls()).refused(texts)
+        return most
+
+    async def _learn(self, model: str, fact: str, value: str | int) -> None:
+        await asyncio.to_thread(self._learned.learn, self._server, model, fact, value)
+
+    async def _facts_now(self, model: str) -> Mapping[str, str]:
+        """What was learned of a model; others' part of it is read away from the event loop."""
+        if self._learned.is_stale(self._server, model):
+            return await asyncio.to_thread(self._learned.of, self._server, model)
+        return self._learned.of(self._server, model)
 
     def _check_again(self, request: GenerationRequest) -> None:
         """Refuse what enqueueing would have refused: a job may be older than this version."""

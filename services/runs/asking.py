@@ -88,6 +88,16 @@ class Call:
             return self
         return Call(contents, self.tries, parting=self.parting)
 
+    def cut(self, most: int) -> "list[Call]":
+        """The same in calls of `most` contents each."""
+        if len(self.contents) <= most:
+            return [self]
+        starts = range(0, len(self.contents), most)
+        return [
+            Call(self.contents[first : first + most], self.tries, parting=self.parting)
+            for first in starts
+        ]
+
     def halves(self, parting: Parting | None = None) -> "list[Call]":
         """The same in two; of one content, as it is."""
         if len(self.contents) == 1:
@@ -127,6 +137,10 @@ class Asking(ABC):
     @abstractmethod
     def calls(self, contents: Sequence[Content], service: LLMService) -> list[Call]:
         """Put contents together to calls, within what one call may hold."""
+
+    def fitting(self, call: Call, service: LLMService) -> list[Call]:
+        """The same in calls that hold no more than the provider takes, as is known by now."""
+        return [call]
 
     @abstractmethod
     async def ask(self, call: Call, service: LLMService) -> Answer:
@@ -197,6 +211,10 @@ class EmbeddingAsking(Asking):
             for tries, alike in sorted(by_tries.items())
             for batch in pack(alike, limits, service.estimate_tokens)
         ]
+
+    def fitting(self, call: Call, service: LLMService) -> list[Call]:
+        """See `Asking`."""
+        return call.cut(service.limits_of(self.model).items)
 
     async def ask(self, call: Call, service: LLMService) -> Answer:
         """See `Asking`."""

@@ -199,7 +199,10 @@ class ShardWork:
         wanted = min(self._waiting.count_ready(), self._room - self._asked)
         given = self._tools.gate.take(self._run.id, self._run.in_flight, wanted)
         self._asked += given
-        self._session.ask_leave(self._waiting.take(given))
+        taken = self._waiting.take(given)
+        calls = [part for one in taken for part in self._asking.fitting(one, self._service)]
+        self._waiting.put_back(calls[given:])
+        self._session.ask_leave(calls[:given])
 
     def _may_begin(self) -> bool:
         return not (self._job.is_closing or self._is_over or self._fatal is not None)
@@ -348,7 +351,7 @@ class ShardWork:
             delay = self._tools.backoff.delay(tries, error.retry_after)
             return Decision(error, retried=replace(call, tries=tries), delay=delay)
         if is_parted(call, error):
-            return Decision(error, parts=parts(call), in_vain=paid_in_vain(call, error))
+            return Decision(error, parts=parts(call, error), in_vain=paid_in_vain(call, error))
         return Decision(error, ends=ended(call, error))
 
     def _follow(self, decision: Decision) -> None:

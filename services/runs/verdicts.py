@@ -5,7 +5,13 @@ from repositories.items import Ended
 from repositories.models import Billing
 from services.billing import billing_of
 from services.limiter.errors import QuotaSpent
-from services.llm.errors import AuthenticationFailed, Denied, ModelNotFound, QuotaExhausted
+from services.llm.errors import (
+    AuthenticationFailed,
+    Denied,
+    ModelNotFound,
+    QuotaExhausted,
+    TooManyTexts,
+)
 from services.runs.asking import Call, Parting
 
 
@@ -72,16 +78,19 @@ def is_parted(call: Call, error: PromptStackError) -> bool:
     return call.parting is None or call.parting.left >= paid_in_vain(call, error)
 
 
-def parts(call: Call) -> list[Call]:
-    """The two calls."""
+def parts(call: Call, error: PromptStackError) -> list[Call]:
+    """The two calls; where there were too many texts in one, as many as it takes."""
+    if isinstance(error, TooManyTexts):
+        return call.cut(error.most)
     return call.halves(call.parting or Parting(IN_VAIN * len(call.contents)))
 
 
 def part(call: Call, error: PromptStackError) -> list[Call]:
-    """The two calls, where what was paid in vain is counted at once."""
-    parting = call.parting or Parting(IN_VAIN * len(call.contents))
-    parting.left -= paid_in_vain(call, error)
-    return call.halves(parting)
+    """The same calls, where what was paid in vain is counted at once."""
+    made = parts(call, error)
+    if (parting := made[0].parting) is not None:
+        parting.left -= paid_in_vain(call, error)
+    return made
 
 
 def paid_in_vain(call: Call, error: PromptStackError) -> int:

@@ -78,7 +78,7 @@ def play(count: int, bad: set[int], error: PromptStackError, max_retries: int) -
             assert error.transient
             waiting.append(replace(call, tries=call.tries + 1))
         elif is_parted(call, error):
-            again = parts(call)
+            again = parts(call, error)
             assert again[0].parting is not None
             again[0].parting.left -= paid
             waiting.extend(again)

@@ -1,0 +1,142 @@
+"""What the refusals of servers have taught of their models: for all workers, and not for ever.
+
+In Redis, as the limiter's knowledge is: it is read before calls and changes by them, and where it
+is lost, a refused call or two teach it again, which nobody bills. The ledger would need a table.
+"""
+
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from config.names import LEARNED_KEY
+
+logger = logging.getLogger(__name__)
+
+FORGET_SECONDS = 86_400
+"""A server may be set up anew."""
+LOOK_AGAIN_SECONDS = 15.0
+MOST_MODELS = 10_000
+SUSPECTS = 32
+SAID = 300
+"""How much of a refusal is read: what comes later quotes what was asked."""
+_COUNTED = re.compile(
+    r"(?:larger than|greater than|more than|at most|max\w*|limit\w*|exceed\w*|up to|<=|超过)"
+    r"\D{0,40}?(\d+)(?! *(?:character|byte|second|\d))",
+)
+_OF_TEXTS = re.compile(r"batch|inputs?\b|texts|items|documents|requests|elements|数组|条")
+_TOO_MANY = re.compile(
+    r"too many (?:inputs|texts|items|documents|elements)|more batches"
+    r"|batch(?: size)? (?:is )?(?:too (?:large|big)|invalid)"
+)
+
+
+class LearnedFacts:
+    """Facts by server and model, named as in `ModelFacts`."""
+
+    def __init__(
+        self, redis: Redis | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Take `redis`, by which workers share what they learn; None keeps it here."""
+        self._redis = redis
+        self._clock = clock
+        self._known: dict[tuple[str, str], dict[str, str]] = {}
+        self._read_at: dict[tuple[str, str], float] = {}
+
+    def is_stale(self, server: str, model: str) -> bool:
+        """Whether others may have learned more since Redis was asked."""
+        read_at = self._read_at.get((server, model))
+        is_old = read_at is None or self._clock() - read_at >= LOOK_AGAIN_SECONDS
+        return self._redis is not None and is_old
+
+    def of(self, server: str, model: str) -> Mapping[str, str]:
+        """What is known of a model. Never raises: without Redis, it is what was known here."""
+        if self.is_stale(server, model):
+            self._make_room()
+            self._read_at[server, model] = self._clock()
+            try:
+                self._known[server, model] = self._read(server, model)
+            except (RedisError, OSError) as error:
+                logger.warning("what was learned can't be read (%s)", type(error).__name__)
+        return self._known.get((server, model), {})
+
+    def learn(self, server: str, model: str, fact: str, value: str | int) -> None:
+        """Keep a fact for all workers. Never raises."""
+        self._make_room()
+        before = self._known.get((server, model), {}).get(fact)
+        if before == str(value) or (before and isinstance(value, int) and int(before) < value):
+            return  # of two limits that a server has told, the lower holds
+        logger.warning("learned of %s: %s = %s", model, fact, value)
+        self._known[server, model] = {**self._known.get((server, model), {}), fact: str(value)}
+        if self._redis is None:
+            return
+        try:
+            key = LEARNED_KEY.format(server=server, model=model)
+            self._redis.hset(key, fact, str(value))
+            self._redis.expire(key, FORGET_SECONDS)
+        except (RedisError, OSError) as error:
+            logger.warning("what was learned can't be shared (%s)", type(error).__name__)
+
+    def _read(self, server: str, model: str) -> dict[str, str]:
+        if self._redis is None:
+            return {}
+        found: Mapping[str, str] = self._redis.hgetall(  # type: ignore[assignment]
+            LEARNED_KEY.format(server=server, model=model)
+        )
+        return dict(found)
+
+    def _make_room(self) -> None:
+        if len(self._known) >= MOST_MODELS or len(self._read_at) >= MOST_MODELS:
+            self._known.clear()
+            self._read_at.clear()
+
+
+def most_texts(said: str, asked: int) -> int | None:
+    """How many texts a call may have, where a refusal of `asked` texts speaks of their number.
+
+    Half of them where it says that they are too many and not how many may be.
+    """
+    said = said[:SAID].lower()
+    if "token" in said:
+        return None  # it is about the length of texts
+    if _OF_TEXTS.search(said):
+        named = [int(found) for found in _COUNTED.findall(said)]
+        fewer = [number for number in named if 0 < number < asked]
+        if fewer:
+            return max(fewer)
+    return max(1, asked // 2) if _TOO_MANY.search(said) else None
+
+
+class RefusedCalls:
+    """Learns how many texts a call may have where a server refuses more without a word of it.
+
+    A call was too large where it was refused and each of its texts was answered in smaller calls.
+    """
+
+    def __init__(self) -> None:
+        self._open: deque[tuple[set[int], int, int]] = deque(maxlen=SUSPECTS)
+        self._answered = 0
+
+    def refused(self, texts: Sequence[str]) -> None:
+        """A call was refused; its parts may be too."""
+        asked = set(map(hash, texts))
+        if len(texts) > self._answered and not any(asked <= left for left, _, _ in self._open):
+            self._open.append((asked, len(texts), 0))
+
+    def answered(self, texts: Sequence[str]) -> int | None:
+        """The most texts of a call, where this answer proves that a larger one was too large."""
+        self._answered = max(self._answered, len(texts))
+        given, proven = set(map(hash, texts)) if self._open else set(), None
+        for _ in range(len(self._open)):
+            left, asked, largest = self._open.popleft()
+            if not given.isdisjoint(left):
+                left, largest = left - given, max(largest, len(texts))
+            if left:
+                self._open.append((left, asked, largest))
+            elif self._answered < asked:
+                proven = largest
+        return proven

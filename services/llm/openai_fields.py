@@ -1,0 +1,58 @@
+"""The fields of OpenAI's requests that other servers know by another name, or not at all."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+READ = 1_000
+"""How much of a refusal is read."""
+
+
+class Substitute(NamedTuple):
+    """What says the same without a field."""
+
+    fact: str
+    """The field of `ModelFacts` that tells of it."""
+    value: str
+    field: str | None
+    """Takes the field's value; None where leaving it out says the same."""
+
+
+SUBSTITUTES: Mapping[str, Substitute] = {
+    "max_completion_tokens": Substitute("max_tokens_parameter", "max_tokens", "max_tokens"),
+    "max_tokens": Substitute(
+        "max_tokens_parameter", "max_completion_tokens", "max_completion_tokens"
+    ),
+    "encoding_format": Substitute("encoding_format", "float", None),
+}
+_NOT_TAKEN = re.compile(
+    r"support|unknown|unrecogni|unexpected|extra|permitted|allowed|forbidden|additional"
+    r"|invalid|should be|must be|no such|does not"
+)
+
+
+def as_taken(body: Mapping[str, Any], facts: Mapping[str, str | None]) -> dict[str, Any]:
+    """The body in the words that a server takes, by the `facts` that are known of its model."""
+    changed = dict(body)
+    for field, other in SUBSTITUTES.items():
+        if field in changed and facts.get(other.fact) == other.value:
+            changed = without(changed, field)
+    return changed
+
+
+def refused_field(body: Mapping[str, Any], said: str) -> str | None:
+    """The field that a refusal names and that has a substitute."""
+    said = said[:READ].lower()
+    if not _NOT_TAKEN.search(said):
+        return None
+    named = (field for field in SUBSTITUTES if re.search(rf"\b{field}\b", said))
+    return next((field for field in named if field in body), None)
+
+
+def without(body: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """The body with what says the same as the field."""
+    changed = dict(body)
+    value, other = changed.pop(field), SUBSTITUTES[field].field
+    if other is not None:
+        changed[other] = value
+    return changed

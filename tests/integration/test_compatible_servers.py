@@ -1,0 +1,246 @@
+"""Servers that speak OpenAI's wire and aren't OpenAI: what they refuse is learned, and kept."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from config.settings import Settings
+from repositories.models import JobState
+from repositories.run_models import RunState
+from services.llm.learned import RefusedCalls, most_texts
+from services.views import JobView
+from tasks.composition import PromptStack
+from tests.runs import work
+from tests.small_server import Answer, Asked, SmallServer, chat, small_server, vectors
+
+TEXTS = [f"Text number {number}." for number in range(200)]
+TOO_MANY = {
+    "dashscope": (
+        400,
+        "<400> InvalidParameter: batch size is invalid, it should not be larger than 10.: input",
+    ),
+    "tei": (413, "batch size {asked} > maximum allowed batch size 10"),
+    "azure": (400, "Too many inputs. The max number of inputs is 10.  We hope to increase it."),
+    "pydantic": (422, "List should have at most 10 items after validation, not {asked}"),
+    "cohere": (400, "invalid request: total number of texts must be at most 10"),
+}
+
+Open = Callable[..., PromptStack]
+
+
+@pytest.fixture
+def open_stack(environment: dict[str, str], tmp_path: Path) -> Iterator[Open]:
+    """Opens a process' stack in which `small` is a server at an address."""
+    with ExitStack() as opened:
+
+        def open_it(url: str, more: str = "", provider: str = "") -> PromptStack:
+            file = tmp_path / "small.toml"
+            file.write_text(
+                f'[[providers]]\nname = "small"\nwire = "openai"\nbase_url = "{url}/v1"\n'
+                f'generation_model = "chat-1"\nembedding_model = "bge-1"\n{provider}\n{more}'
+            )
+            settings = Settings(_env_file=None, models_file=file)
+            return opened.enter_context(PromptStack.open(settings))
+
+        yield open_it
+
+
+def ask(stack: PromptStack, **how: object) -> JobView:
+    asked = {"provider": "small", "max_retries": 0, **how}
+    job = stack.jobs.enqueue_generation("Why?", **asked)  # type: ignore[arg-type]
+    stack.generation.run(job.id, lambda progress: None)
+    return stack.jobs.get(job.id)
+
+
+def at_most(texts: int, status: int, words: str) -> Callable[[Asked], Answer]:
+    def answer(asked: Asked) -> Answer:
+        if len(asked.body["input"]) > texts:
+            said = words.format(asked=len(asked.body["input"]))
+            return status, {"error": {"message": said, "type": "invalid_request_error"}}
+        return vectors(asked)
+
+    return answer
+
+
+def calls(server: SmallServer) -> list[int]:
+    return [len(body["input"]) for body in server.bodies("/embeddings")]
+
+
+@pytest.mark.parametrize("kind", TOO_MANY)
+def test_a_run_learns_how_many_texts_a_call_may_have(open_stack: Open, kind: str) -> None:
+    status, words = TOO_MANY[kind]
+    with small_server(at_most(10, status, words)) as server:
+        stack = open_stack(server.url)
+        run = work(stack, stack.runs.embed(TEXTS, provider="small").id)
+        assert (run.state, run.succeeded) == (RunState.COMPLETED, 200)
+        assert calls(server) == [200, *[10] * 20]
+
+        # Another worker knows it from the first call on, and so does a document.
+        other = open_stack(server.url)
+        work(other, other.runs.embed([f"{text} Again." for text in TEXTS], provider="small").id)
+        assert calls(server)[21:] == [10] * 20
+
+
+def test_a_document_is_embedded_by_a_server_of_few_texts_a_call(open_stack: Open) -> None:
+    with small_server(at_most(10, *TOO_MANY["dashscope"])) as server:
+        stack = open_stack(server.url)
+        text = "\n\n".join(f"# Part {n}\n\n" + f"Words of part {n}. " * 150 for n in range(25))
+        job = stack.jobs.enqueue_embedding(text, source="book", provider="small", max_retries=0)
+        stack.embedding.run(job.id, lambda progress: None)
+        assert stack.jobs.get(job.id).state is JobState.SUCCEEDED
+        first, *rest = calls(server)
+        assert first > 10
+        assert max(rest) == 10
+        assert sum(rest) == first
+
+
+def test_a_server_that_says_no_word_of_it_is_learned_by_what_it_answers(open_stack: Open) -> None:
+    """The first call is halved until its parts are answered; the next ones need no search."""
+    with small_server(at_most(10, 400, "Bad request")) as server:
+        stack = open_stack(server.url)
+        work(stack, stack.runs.embed(TEXTS, provider="small").id)
+        before = len(calls(server))
+        again = stack.runs.embed([f"{text} Again." for text in TEXTS], provider="small").id
+        run = work(stack, again)
+        assert (run.succeeded, run.failed) == (200, 0)
+        assert set(calls(server)[before:]) <= {7, 4}
+        assert len(calls(server)) - before == 29
+
+
+def test_one_bad_text_teaches_nothing_of_numbers(open_stack: Open) -> None:
+    def answer(asked: Asked) -> Answer:
+        if "poison" in asked.body["input"]:
+            return 400, {"error": {"message": "Bad request"}}
+        return vectors(asked)
+
+    with small_server(answer) as server:
+        stack = open_stack(server.url)
+        run = work(stack, stack.runs.embed([*TEXTS, "poison"], provider="small").id)
+        assert (run.succeeded, run.failed) == (200, 1)
+        assert stack.providers.get("small").limits_of("bge-1").items == 2_048
+
+
+def test_a_person_says_it_and_no_call_is_refused(open_stack: Open) -> None:
+    with small_server(at_most(10, *TOO_MANY["tei"])) as server:
+        stack = open_stack(server.url, '[[models]]\nprovider = "small"\ntexts_per_call = 10\n')
+        work(stack, stack.runs.embed(TEXTS, provider="small").id)
+        assert calls(server) == [10] * 20
+
+
+# Fields that a server doesn't take
+
+
+def refusing(field: str, status: int, said: object) -> Callable[[Asked], Answer]:
+    def answer(asked: Asked) -> Answer:
+        if field in asked.body:
+            return status, said
+        return chat(asked) if "messages" in asked.body else vectors(asked)
+
+    return answer
+
+
+FORBIDDEN = {
+    "detail": [
+        {
+            "type": "extra_forbidden",
+            "loc": ["body", "max_completion_tokens"],
+            "msg": "Extra inputs are not permitted",
+            "input": 50,
+        }
+    ]
+}
+
+
+def test_the_longest_answer_is_named_as_the_server_wants_it(open_stack: Open) -> None:
+    with small_server(refusing("max_completion_tokens", 422, FORBIDDEN)) as server:
+        stack = open_stack(server.url)
+        for _ in range(3):
+            job = ask(stack, max_tokens=50)
+            assert job.state is JobState.SUCCEEDED
+            assert len(stack.jobs.get_attempts(job.id)) == 1
+        other = ask(open_stack(server.url), max_tokens=60)
+        assert other.state is JobState.SUCCEEDED
+        bodies = server.bodies("/chat/completions")
+        assert [body.get("max_tokens") for body in bodies] == [None, 50, 50, 50, 60]
+        assert sum("max_completion_tokens" in body for body in bodies) == 1
+
+        told = open_stack(
+            server.url.replace("127.0.0.1", "localhost"),
+            ('[[models]]\nprovider = "small"\nmax_tokens_parameter = "max_tokens"\n'),
+        )
+        assert ask(told, max_tokens=70).state is JobState.SUCCEEDED
+        assert [body.get("max_tokens") for body in server.bodies("/chat/completions")[5:]] == [70]
+
+
+def test_what_is_wrong_with_a_value_is_not_asked_twice_for_good(open_stack: Open) -> None:
+    """A refusal of the value holds under either name, and teaches nothing."""
+
+    def answer(asked: Asked) -> Answer:
+        said = "max_completion_tokens is too large: 900. This model does not support it."
+        return 400, {"error": {"message": said, "param": "max_tokens"}}
+
+    with small_server(answer) as server:
+        stack = open_stack(server.url)
+        job = ask(stack, max_tokens=900)
+        assert (job.state, job.error_code) == (JobState.FAILED, "INVALID_PROVIDER_REQUEST")
+        assert len(server.asked) == 2
+        assert stack.learned.of(stack.providers.get("small")._server, "chat-1") == {}  # type: ignore[attr-defined]
+
+
+def test_vectors_are_asked_for_as_numbers_where_base64_is_refused(open_stack: Open) -> None:
+    said = {"error": {"message": "encoding_format: unexpected keyword"}}
+    with small_server(refusing("encoding_format", 422, said)) as server:
+        stack = open_stack(server.url)
+        for words in ("one", "two"):
+            run = work(stack, stack.runs.embed([words], provider="small").id)
+            assert run.succeeded == 1
+        bodies = server.bodies("/embeddings")
+        assert ["encoding_format" in body for body in bodies] == [True, False, False]
+        assert not any("dimensions" in body for body in bodies)
+
+
+def test_what_was_learned_is_shared_and_forgotten(open_stack: Open) -> None:
+    with small_server(at_most(10, *TOO_MANY["tei"])) as server:
+        stack = open_stack(server.url)
+        work(stack, stack.runs.embed(TEXTS, provider="small").id)
+        [key] = stack.redis.keys("promptstack:learned:small:*")
+        assert 0 < stack.redis.ttl(key) <= 86_400
+        moved = open_stack(server.url.replace("127.0.0.1", "localhost"))
+        assert moved.providers.get("small").limits_of("bge-1").items == 2_048
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "most"),
+    [
+        ("input batch size 136 > maximum allowed batch size 64", 136, 64),
+        ("The batch size limit is 1000. Your batch size is 1200", 1_200, 1_000),
+        ("at most 100 requests can be in one batch", 2_048, 100),
+        ("Too many inputs. The max number of inputs is 1.", 16, 1),
+        ("input数组最大不得超过64条", 100, 64),
+        ("The batchsize of texts is 300 but must be <= 250", 300, 250),
+        ("Too many inputs in request, split into more batches.", 100, 50),
+        ("Batch size too large", 64, 32),
+        # About texts, and not their number
+        ("This model's maximum context length is 512 tokens, the input has 600", 1_000, None),
+        ("input (600 tokens) is too large to process. increase the physical batch size", 40, None),
+        ("inputs must have at most 512 characters", 1_000, None),
+        ("Bad request", 40, None),
+        ("maximum 64 inputs", 64, None),
+        ("", 40, None),
+    ],
+)
+def test_words_about_the_number_of_texts_are_told_from_others(
+    said: str, asked: int, most: int | None
+) -> None:
+    assert most_texts(said, asked) == most
+
+
+def test_a_larger_answered_call_is_proof_that_the_number_is_not_it() -> None:
+    refused = RefusedCalls()
+    texts = [str(number) for number in range(64)]
+    refused.refused(texts)
+    assert refused.answered([str(number) for number in range(100, 200)]) is None
+    assert refused.answered(texts[:32]) is None
+    assert refused.answered(texts[32:]) is None
