@@ -6,7 +6,15 @@ from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FilePath,
+    SecretStr,
+    model_validator,
+)
 
 Wire = Literal["openai", "anthropic", "gemini"]
 Parameter = Literal["temperature", "max_tokens", "stop", "seed", "json_schema", "tools"]
@@ -123,6 +131,8 @@ class ModelFacts(BaseModel):
     """Most texts of one embedding call."""
     tokens_per_text: Count | None = None
     """Longest text that it embeds, in its own tokens."""
+    tokenizer: FilePath | None = None
+    """Its tokenizer.json of Hugging Face: documents are then cut by its own tokens."""
     tokens_per_call: Count | None = None
     """Most tokens of one embedding call, all texts together."""
     unsupported: tuple[Parameter, ...] = ()

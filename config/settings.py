@@ -16,7 +16,7 @@ from config.names import VectorType
 from config.redis_url import RedisUrl, check_certificates, check_characters, check_port
 
 DEFAULT_SECRET_KEY = "change-me"  # noqa: S105 - refused in production
-MIN_CHUNK_TOKENS = 16
+MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 16, 8_000
 """Of a chunk. One character can be four tokens, and must fit with what overlaps."""
 REDIS_BROKERS = ("redis", "rediss", "redis+socket", "unix")
 BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "sqs", *REDIS_BROKERS)
@@ -273,7 +273,7 @@ class Settings(BaseSettings):
     chunk_tokens: int = Field(
         512,
         ge=MIN_CHUNK_TOKENS,
-        le=8_000,
+        le=MAX_CHUNK_TOKENS,
         description="Longest chunk of a document, in tokens of cl100k_base.",
     )
     chunk_overlap_tokens: int | None = Field(

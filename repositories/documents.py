@@ -70,6 +70,15 @@ class DocumentRepository(BaseRepository[Document]):
         query = select(Chunk.content_hash).where(Chunk.document_id == document_id)
         return set(map(bytes, self._session.scalars(query)))
 
+    def chunks(self, document_id: UUID) -> Sequence[Passage]:
+        """The document's chunks, in order."""
+        rows = self._session.execute(
+            select(Chunk.position, Chunk.start, Chunk.text, Chunk.content_hash)
+            .where(Chunk.document_id == document_id)
+            .order_by(Chunk.position)
+        )
+        return [Passage(*row) for row in rows]
+
     def count_chunks(self, document_id: UUID) -> int:
         """How many chunks a document has."""
         query = select(func.count()).where(Chunk.document_id == document_id)

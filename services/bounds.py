@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema
 
+from config.settings import MAX_CHUNK_TOKENS, MIN_CHUNK_TOKENS
 from services.errors import InvalidInput
 
 MAX_COST_USD = 99_999_999
@@ -45,6 +46,8 @@ Retries = Annotated[int, Field(strict=True, ge=0, le=100)]
 """Failed attempts after which there is no further one."""
 Lifetime = Annotated[float, Field(strict=True, gt=0, le=366 * 86_400, allow_inf_nan=False)]
 """Seconds until what is not done ends as expired: a year at most."""
+ChunkTokens = Annotated[int, Field(strict=True, ge=MIN_CHUNK_TOKENS, le=MAX_CHUNK_TOKENS)]
+"""The longest chunk of a document."""
 InFlight = Annotated[int, Field(strict=True, ge=1, le=1_000)]
 """Calls at once in each worker."""
 Dollars = Annotated[

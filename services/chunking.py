@@ -3,10 +3,12 @@
 import hashlib
 import re
 from collections.abc import Iterator
-from pathlib import PurePath
+from functools import lru_cache
+from pathlib import Path, PurePath
 
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
+from config.errors import ConfigurationError
 from config.settings import MIN_CHUNK_TOKENS
 from repositories.documents import Passage
 from services.errors import InvalidInput
@@ -19,6 +21,8 @@ VOCABULARY_OF = "text-embedding-3-small"
 """Whose tokens are counted: cl100k_base, that of OpenAI's embedding models. It is compiled into
 semantic-text-splitter, so nothing is downloaded."""
 OVERLAP_SHARE = 8
+ROOM = 8
+"""Tokens that a model may put around a text of its own accord."""
 CHARACTERS_A_TOKEN = 4
 """About so many in prose in Latin script."""
 
@@ -43,12 +47,15 @@ class Chunker:
     `tokens` unless told), so that what stands at a border is whole in one of the two. Where the
     borders allow no overlap there is none, nor over a gap of many blank lines.
 
-    Tokens are those of cl100k_base, for every model. Another provider's count differs: leave room
-    to what its model takes.
+    Tokens are those of cl100k_base, unless a model's own `tokenizer` is given, a tokenizer.json of
+    Hugging Face. Another model's count differs: leave room to what it takes.
     """
 
-    def __init__(self, tokens: int, overlap: int | None = None) -> None:
-        self._tokens = tokens
+    def __init__(
+        self, tokens: int, overlap: int | None = None, tokenizer: Path | None = None
+    ) -> None:
+        self.tokens = tokens
+        self._tokenizer = tokenizer
         self._overlap = tokens // OVERLAP_SHARE if overlap is None else overlap
         if tokens < MIN_CHUNK_TOKENS:
             raise InvalidInput(f"A chunk must be allowed at least {MIN_CHUNK_TOKENS} tokens.")
@@ -58,22 +65,44 @@ class Chunker:
                 " chunk."
             )
 
+    def by(self, tokenizer: Path | None) -> "Chunker":
+        """The same, by the tokens of another tokenizer."""
+        if tokenizer == self._tokenizer:
+            return self
+        return Chunker(self.tokens, self._overlap, tokenizer)
+
+    def at_most(self, tokens: int | None) -> "Chunker":
+        """The same, with chunks of at most so many tokens; as few as may be, where that is less."""
+        if tokens is None or tokens >= self.tokens:
+            return self
+        tokens = max(tokens, MIN_CHUNK_TOKENS)
+        return Chunker(tokens, self._overlap * tokens // self.tokens, self._tokenizer)
+
+    def taken_by(self, text_tokens: int | None) -> "Chunker":
+        """The same, with chunks that a model takes whose texts may have so many tokens."""
+        return self if text_tokens is None else self.at_most(text_tokens - ROOM)
+
     def fingerprint(self, content_hash: bytes, source: str) -> bytes:
         """Tell whether chunks that were cut earlier are the ones that would be cut now."""
         kind = "markdown" if _is_markdown(source) else "text"
-        recipe = f"{CUT_VERSION}:{self._tokens}:{self._overlap}:{kind}".encode()
+        recipe = f"{CUT_VERSION}:{self.tokens}:{self._overlap}:{kind}".encode()
+        if self._tokenizer is not None:
+            recipe += hashlib.sha256(_read(self._tokenizer).encode()).digest()
         return hashlib.sha256(recipe + content_hash).digest()
 
     def guess(self, characters: int) -> int:
         """About how many chunks a text of so many characters makes."""
-        return 1 + characters // (CHARACTERS_A_TOKEN * (self._tokens - self._overlap))
+        return 1 + characters // (CHARACTERS_A_TOKEN * (self.tokens - self._overlap))
 
     def cut(self, text: str, source: str) -> list[Passage]:
         """Return the chunks in order, each with its offset in characters."""
         kind = MarkdownSplitter if _is_markdown(source) else TextSplitter
         # The first in a process loads the vocabulary, in 0.1 to 0.2 s; all share its 25 MB.
-        splitter = kind.from_tiktoken_model(VOCABULARY_OF, self._tokens, self._overlap)
-        block = max(BLOCK_CHARACTERS, BLOCK_SIZES * self._tokens)
+        if self._tokenizer is None:
+            splitter = kind.from_tiktoken_model(VOCABULARY_OF, self.tokens, self._overlap)
+        else:
+            splitter = _by_tokenizer(self._tokenizer, kind, self.tokens, self._overlap)
+        block = max(BLOCK_CHARACTERS, BLOCK_SIZES * self.tokens)
         found = (
             chunk
             for begin, end in sections(text)
@@ -83,6 +112,28 @@ class Chunker:
             Passage(position, start, chunk, hashlib.sha256(chunk.encode()).digest())
             for position, (start, chunk) in enumerate(found)
         ]
+
+
+@lru_cache(maxsize=8)
+def _read(tokenizer: Path) -> str:
+    try:
+        return tokenizer.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The tokenizer {tokenizer} can't be read: {error}.") from error
+
+
+@lru_cache(maxsize=8)
+def _by_tokenizer(
+    tokenizer: Path, kind: type[TextSplitter | MarkdownSplitter], tokens: int, overlap: int
+) -> TextSplitter | MarkdownSplitter:
+    try:
+        return kind.from_huggingface_tokenizer_str(_read(tokenizer), tokens, overlap)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"The tokenizer {tokenizer} is no tokenizer.json of Hugging Face."
+        ) from error
 
 
 def sections(text: str) -> Iterator[tuple[int, int]]:

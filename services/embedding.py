@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -10,19 +10,20 @@ from functools import partial
 from math import ceil, log2
 from uuid import UUID
 
+from config.settings import MIN_CHUNK_TOKENS
 from repositories.documents import Passage
 from repositories.errors import ClaimLost
 from repositories.jobs import Claim
 from repositories.models import Document, JobState
 from repositories.session import UnitOfWork
-from services.chunking import Chunker
+from services.chunking import ROOM, Chunker
 from services.claimed_job import ClaimedJob, Report
 from services.errors import EmbeddedElsewhere, NotFound, WorkersLost
 from services.execution import Execution, JobOutcome
 from services.limiter.errors import RequestTooLarge
 from services.limiter.terms import Need
 from services.llm.base import EmbeddingResponse
-from services.llm.errors import ProviderError
+from services.llm.errors import ContextTooLong, ProviderError
 from services.llm.pool import ProviderPool
 from services.packing import pack
 from services.provider_calls import ProviderCall
@@ -54,6 +55,8 @@ class EmbeddingService:
         self._providers = providers
         self._chunker = chunker
         self._shares_vectors = shares_vectors
+        self._fitting: dict[tuple[str, str], int] = {}
+        """How long the chunks were that a model took after longer ones, in our tokens."""
 
     def run(self, job_id: UUID, report: Report, rung_at: datetime | None = None) -> JobOutcome:
         """Do the job if it is there to take; see `Execution.run`."""
@@ -63,13 +66,24 @@ class EmbeddingService:
         claim = job.claim
         # Before its content is looked at, which may be what kills.
         _check_deaths(claim, LONGEST_SEARCH)
+        # Where another may have paid, no number may tell it.
+        tells = not self._shares_vectors or claim.user_id is None
         document_id = UUID(claim.request["document_id"])
+        cutting = self._cutting(claim)
         began_to_wait = None
         while True:
-            work = self._prepare(job, document_id)
+            work = self._prepare(job, document_id, cutting)
             job.show(JobState.RUNNING, work.done, work.total)
-            self._pay(job, work)
-            if not work.is_shared:
+            try:
+                self._pay(job, work)
+            except TextTooLong as found:
+                unpaid = [one for one in work.reserved if one.content_hash in found.unpaid]
+                cutting = self._cut_smaller(job, document_id, cutting, unpaid, found)
+                continue
+            succeed = partial(
+                _succeed, claim=claim, document_id=document_id, total=work.total, tells=tells
+            )
+            if not work.is_shared and job.in_ledger(succeed):
                 break
             # Never while there is something to pay for here: two jobs would wait for each other.
             began_to_wait = began_to_wait or time.monotonic()
@@ -79,9 +93,15 @@ class EmbeddingService:
                     retry_after=SHARED_RETRY_SECONDS,
                 )
             job.pause(SHARED_POLL_SECONDS)
-        # Where another may have paid, no number may tell it.
-        tells = not self._shares_vectors or claim.user_id is None
-        job.in_ledger(lambda unit: _succeed(unit, claim, document_id, work.total, tells=tells))
+
+    def _cutting(self, claim: Claim) -> "Cutting":
+        """How the job's document is cut: as was asked for, and so that its model takes it."""
+        service = self._providers.get(claim.provider)
+        tokens = claim.request.get("chunk_tokens")
+        asked = self._chunker if tokens is None else Chunker(tokens)
+        asked = asked.by(service.facts_of(claim.model).tokenizer)
+        fits = asked.taken_by(service.limits_of(claim.model).text_tokens)
+        return Cutting(asked, fits.at_most(self._fitting.get((claim.provider, claim.model))))
 
     def _pay(self, job: ClaimedJob, work: "Work") -> None:
         """Embed the passages that are this job's to pay for."""
@@ -106,6 +126,9 @@ class EmbeddingService:
             try:
                 self._embed_batch(job, call, enough, work.total)
             except (ProviderError, RequestTooLarge) as error:
+                if isinstance(error, ContextTooLong) and len(call.contents) == 1:
+                    left = {hash_ for one in (call, *coming) for hash_ in one.hashes}
+                    raise TextTooLong(call.contents[0].text, left, error) from error
                 if is_retried(call, error, job.claim.max_retries) or not is_parted(call, error):
                     raise
                 coming.extendleft(reversed(part(call, error)))
@@ -139,7 +162,50 @@ class EmbeddingService:
             keep=keep,
         )
 
-    def _prepare(self, job: ClaimedJob, document_id: UUID) -> "Work":
+    def _cut_smaller(
+        self,
+        job: ClaimedJob,
+        document_id: UUID,
+        cutting: "Cutting",
+        unpaid: Sequence[Passage],
+        found: "TextTooLong",
+    ) -> "Cutting":
+        """Cut what is unpaid into chunks that the model takes; what has vectors stays as it is.
+
+        Raises `ContextTooLong` where no smaller chunk is left to try.
+        """
+        claim, source = job.claim, job.claim.request["source"]
+        fits = cutting.fits.at_most(found.tokens(cutting.fits.tokens))
+        while len(fits.cut(found.text, source)) == 1:
+            if fits.tokens == MIN_CHUNK_TOKENS:
+                raise found.error
+            fits = fits.at_most(fits.tokens * 3 // 4)
+        pieces = {passage.content_hash: fits.cut(passage.text, source) for passage in unpaid}
+        owner = self._owner(claim)
+
+        def store(unit: UnitOfWork) -> None:
+            unit.jobs.check_claim(claim)
+            document = unit.documents.lock(document_id)
+            if document is None or document.chunked_hash != self._fingerprint(
+                document, cutting, claim
+            ):
+                return  # it is looked at anew
+            cut: list[Passage] = []
+            for chunk in unit.documents.chunks(document_id):
+                for piece in pieces.get(chunk.content_hash, []):
+                    key = vector_key(piece.content_hash, owner)
+                    cut.append(Passage(len(cut), chunk.start + piece.start, piece.text, key))
+                if chunk.content_hash not in pieces:
+                    cut.append(replace(chunk, position=len(cut)))
+            unit.documents.replace_chunks(document, cut, document.chunked_hash)
+            unit.reservations.release(claim, list(pieces))
+
+        job.in_ledger(store)
+        # Other documents are like this one, but for what is in none of them, such as long numbers.
+        self._fitting[claim.provider, claim.model] = max(fits.tokens, cutting.asked.tokens // 2)
+        return replace(cutting, fits=fits)
+
+    def _prepare(self, job: ClaimedJob, document_id: UUID, cutting: "Cutting") -> "Work":
         """Cut the document into chunks, if its text is new, and see which lack a vector.
 
         It is cut outside of any transaction, as that may take seconds; so this may have to begin
@@ -147,11 +213,11 @@ class EmbeddingService:
         """
         cut: Cut | None = None
         while True:
-            found = job.in_ledger(partial(self._look, job.claim, document_id, cut))
+            found = job.in_ledger(partial(self._look, job.claim, document_id, cutting, cut))
             if isinstance(found, Work):
                 return found
             _check_deaths(job.claim, 0)  # nothing of it can be cut smaller yet
-            passages = self._chunker.cut(found.text, found.source)
+            passages = cutting.fits.cut(found.text, found.source)
             owner = self._owner(job.claim)
             keyed = [
                 replace(passage, content_hash=vector_key(passage.content_hash, owner))
@@ -159,12 +225,22 @@ class EmbeddingService:
             ]
             cut = Cut(found.content_hash, passages, keyed)
 
+    def _fingerprint(self, document: Document, cutting: "Cutting", claim: Claim) -> bytes:
+        """Of what was asked for: chunks that were cut smaller than that, by need, stay so."""
+        recipe = cutting.asked.fingerprint(document.content_hash, document.source)
+        return vector_key(recipe, self._owner(claim))
+
     def _owner(self, claim: Claim) -> UUID | None:
         """Whose vectors a job takes and leaves; None where they are shared."""
         return None if self._shares_vectors else claim.user_id
 
     def _look(
-        self, claim: Claim, document_id: UUID, cut: "Cut | None", unit: UnitOfWork
+        self,
+        claim: Claim,
+        document_id: UUID,
+        cutting: "Cutting",
+        cut: "Cut | None",
+        unit: UnitOfWork,
     ) -> "Document | Work":
         """Store a cut if it is still that of the text; what is to embed, or else what to cut."""
         # The job's row before its reservations, as in the reconciler.
@@ -172,8 +248,7 @@ class EmbeddingService:
         document = unit.documents.lock(document_id)
         if document is None:
             raise NotFound("The document was deleted before it was embedded.")
-        recipe = self._chunker.fingerprint(document.content_hash, document.source)
-        fingerprint = vector_key(recipe, self._owner(claim))
+        fingerprint = self._fingerprint(document, cutting, claim)
         if document.chunked_hash != fingerprint:
             if cut is None or cut.content_hash != document.content_hash:
                 return document
@@ -184,6 +259,37 @@ class EmbeddingService:
         work = _reserve(unit, claim, total, missing)
         unit.jobs.set_progress(claim, work.done, total)
         return work
+
+
+class TextTooLong(Exception):
+    """One chunk alone is longer than its model takes."""
+
+    def __init__(self, text: str, unpaid: Set[bytes], error: ContextTooLong) -> None:
+        super().__init__(str(error))
+        self.text = text
+        self.unpaid = unpaid
+        """The contents of all chunks that are not embedded yet."""
+        self.error = error
+
+    def tokens(self, before: int) -> int:
+        """How many of our tokens a chunk may have that had `before`: by what the provider said.
+
+        Half where it said nothing, and not less than a quarter at once.
+        """
+        limit, given = self.error.limit, self.error.given
+        if limit is None or given is None:
+            return before // 2
+        # Other chunks are denser than this one.
+        return max(before // 4, int(0.9 * before * (limit - ROOM) / given))
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How a document is cut."""
+
+    asked: Chunker
+    fits: Chunker
+    """With chunks that its model takes, as far as is known."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +373,10 @@ def _check_deaths(claim: Claim, search: int) -> None:
         )
 
 
-def _succeed(unit: UnitOfWork, claim: Claim, document_id: UUID, total: int, *, tells: bool) -> None:
+def _succeed(unit: UnitOfWork, claim: Claim, document_id: UUID, total: int, *, tells: bool) -> bool:
+    """End the job; not where the document was cut anew meanwhile, for another model."""
+    if unit.documents.count_chunks(document_id) > total:
+        return False
     totals = unit.attempts.totals(claim.job_id)
     model = unit.embeddings.find_model(claim.provider, claim.model)
     result = {
@@ -283,3 +392,4 @@ def _succeed(unit: UnitOfWork, claim: Claim, document_id: UUID, total: int, *, t
             "tokens_used": totals.tokens,
         }
     unit.jobs.succeed(claim, result)
+    return True

@@ -140,6 +140,7 @@ class JobService:
         source: str,
         provider: str | None = None,
         model: str | None = None,
+        chunk_tokens: int | None = None,
         bulk: bool = False,
         user_id: UUID | None = None,
         idempotency_key: str | None = None,
@@ -150,8 +151,9 @@ class JobService:
         """Accept the embedding of one document.
 
         `source` names the document (a path, an address, an id of yours); the same source again
-        replaces its text, and only chunks that changed are paid for. The rest is as for
-        `enqueue_generation`.
+        replaces its text, and only chunks that changed are paid for. It is cut into chunks of at
+        most `chunk_tokens`, by default of the settings, or fewer where its model takes no more.
+        The rest is as for `enqueue_generation`.
         """
         with refused_in_words():
             job_options = JobOptions(
@@ -160,6 +162,7 @@ class JobService:
                 max_retries=max_retries,
                 expires_in=expires_in,
                 is_bulk=bulk,
+                chunk_tokens=chunk_tokens,
             )
         provider = provider or self._defaults.embedding_provider
         model = self._factory.service_class(provider).choose_model(Capability.EMBEDDING, model)
@@ -169,7 +172,9 @@ class JobService:
         check_source(source)
         self._check_size(text, "The document")
         content_hash = hashlib.sha256(text.encode()).digest()
-        body = {"source": source, "content_hash": content_hash.hex()}
+        body: dict[str, Any] = {"source": source, "content_hash": content_hash.hex()}
+        if chunk_tokens is not None:
+            body["chunk_tokens"] = chunk_tokens
         new = NewJob(JobKind.EMBEDDING, provider, model, body, job_options)
         epoch = self._epoch(session)
         with self._unit_of_work(session) as work:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from config.names import Queue
 from repositories.models import JobKind
-from services.bounds import Lifetime, Retries
+from services.bounds import ChunkTokens, Lifetime, Retries
 from services.json_bounds import JsonBounds
 from services.llm.requests import Name
 from services.schema_bounds import SchemaBounds
@@ -47,6 +47,8 @@ class JobOptions(BaseModel):
     expires_in: Lifetime | None = None
     is_bulk: bool = False
     """Whether interactive jobs go before it: for batches that nobody waits for."""
+    chunk_tokens: ChunkTokens | None = None
+    """Of a document: its longest chunk."""
 
 
 @dataclass(frozen=True)

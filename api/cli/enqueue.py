@@ -141,6 +141,10 @@ def embed(
     ],
     provider: Provider = None,
     model: Model = None,
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(help="Cut into chunks of at most so many tokens; default from settings."),
+    ] = None,
     bulk: Bulk = False,
     max_retries: Retries = None,
     expires_in: Expires = None,
@@ -171,6 +175,7 @@ def embed(
                         source=file.source,
                         provider=provider,
                         model=model,
+                        chunk_tokens=chunk_tokens,
                         bulk=bulk,
                         max_retries=max_retries,
                         expires_in=lifetime,

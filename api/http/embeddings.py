@@ -9,6 +9,7 @@ from pydantic import Field
 from api.http.auth import CurrentCaller, Stack
 from api.http.bodies import IdempotencyKey, JobBody, NotBlank
 from api.http.route import AuthenticatedRoute
+from services.bounds import ChunkTokens
 from services.llm.requests import Line
 from services.views import JobView
 
@@ -23,6 +24,9 @@ class EmbeddingBody(JobBody):
         None,
         description="Names the document: a path, an address, an id of yours. The same source again "
         "replaces its text. Unset: `sha256:` and the text's hash.",
+    )
+    chunk_tokens: ChunkTokens | None = Field(
+        None, description="The longest chunk, in tokens; default: CHUNK_TOKENS of the settings."
     )
 
 

@@ -159,6 +159,10 @@ class ContextTooLong(InvalidProviderRequest):
     """The input is longer than the model takes."""
 
     code = "CONTEXT_TOO_LONG"
+    limit: int | None = None
+    """How many of its own tokens it takes, where it said so."""
+    given: int | None = None
+    """How many it got, where it said so."""
 
 
 class TooManyTexts(ContextTooLong):

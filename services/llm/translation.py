@@ -55,7 +55,11 @@ _INTERCEPTED = (
 _NO_QUOTA = (QuotaExhausted, "says that the account has no quota or money left")
 _NO_MODEL_QUOTA = (ModelQuotaExhausted, "says that the quota of this model is used up")
 _SLOW_DOWN = (RateLimited, "asks us to slow down")
-_TOO_LONG = (ContextTooLong, "says that the input is longer than it takes")
+_LONGER = (
+    "says that the input is longer than it takes{bounds}: shorten it, or cut texts smaller "
+    "(--chunk-tokens, CHUNK_TOKENS){server}"
+)
+_TOO_LONG = (ContextTooLong, _LONGER)
 _REFUSED_CONTENT = (ContentRefused, "refused the input by its content filter")
 _TIMEOUT = (ProviderTimeout, "took too long")
 _OVERLOADED = (Overloaded, "can't answer now")
@@ -63,6 +67,17 @@ _BROKE = (ServerBroke, "broke over the call")
 _UNKNOWN = (ModelNotFound, "does not know the address; the model may not exist")
 _NOT_OFFERED = (ModelNotFound, "does not offer this; check the model and how the server is started")
 _INVALID = (InvalidProviderRequest, "says that the request is wrong")
+
+_LIMIT = re.compile(
+    r"(?:less than|context length (?:is|is only|of)|context (?:size|length) \(|batch size:|max is"
+    r"|tokens >|maximum (?:of|is)|tokens allowed \(|supports up to|max input tokens:"
+    r"|\"n_ctx\":) ?([\d,]+)"
+)
+_GIVEN = re.compile(
+    r"(?:passed|requested|given:|got|input \(|request \(|input token count(?: is| \(|:)|too long:"
+    r"|resulted in|contains|\"n_prompt_tokens\":) ?([\d,]+)"
+)
+MOST_SAID = 10**9
 
 Meaning = tuple[type[ProviderError], str]
 
@@ -194,15 +209,37 @@ def from_status(
     kind, meaning = _meaning(wire or provider, status, codes, text)
     call = request_id(headers)
     wait = retry_after(headers, datetime.now(UTC)) if wait is None else wait
-    return kind(
-        f"{provider} {meaning.format(key=key_setting)} (status {status}, "
-        f"request {call or 'unknown'}).",
+    limit, given = token_bounds(text) if issubclass(kind, ContextTooLong) else (None, None)
+    words = {
+        "key": key_setting,
+        "bounds": f" ({given or 'more'} tokens; it takes {limit})" if limit else "",
+        "server": ", or start the server with a larger --ubatch-size"
+        if "physical batch" in text
+        else "",
+    }
+    error = kind(
+        f"{provider} {meaning.format(**words)} (status {status}, request {call or 'unknown'}).",
         detail=detail(text),
         retry_after=wait if kind.transient else None,
         status=status,
         request_id=call,
         limits=limit_report(headers),
     )
+    if isinstance(error, ContextTooLong):
+        error.limit, error.given = limit, given
+    return error
+
+
+def token_bounds(text: str) -> tuple[int | None, int | None]:
+    """How many tokens a refusal says that an input may have, and how many it has."""
+    limit, given = (_number(pattern, text.lower()) for pattern in (_LIMIT, _GIVEN))
+    return limit, given if limit and given and given > limit else None
+
+
+def _number(pattern: re.Pattern[str], text: str) -> int | None:
+    found = pattern.search(text)
+    digits = found[1].replace(",", "") if found else ""
+    return int(digits) if digits.isascii() and 0 < len(digits) < len(str(MOST_SAID)) else None
 
 
 def _meaning(wire: str, status: int, codes: Iterable[object], text: str) -> Meaning:

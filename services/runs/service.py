@@ -293,7 +293,14 @@ class RunService:
         self._check(new, options)
         defaults = self._defaults
         limit = min(options.reading.max_bytes, defaults.max_text_bytes, longest or math.inf)
-        reading = replace(options.reading, max_bytes=int(limit), bounds=defaults.source_bounds)
+        service = self._factory.service_class(new.provider)
+        reading = replace(
+            options.reading,
+            max_bytes=int(limit),
+            bounds=defaults.source_bounds,
+            text_tokens=service.stated_limits(new.model).text_tokens,
+            tokenizer=service.facts_of(new.model).tokenizer,
+        )
         inputs = askable(read_inputs(source, reading), new.check)
         retries = options.max_retries
         with self._ledger.transaction() as unit:

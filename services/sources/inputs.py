@@ -38,7 +38,8 @@ def read_inputs(source: Source, reading: Reading) -> Iterator[Input | BadInput]:
     """
     if reading.chunk_tokens is None:
         return _records(source, reading, RecordCheck(reading))
-    cutter = Cutter(reading, Chunker(reading.chunk_tokens, reading.chunk_overlap_tokens))
+    chunker = Chunker(reading.chunk_tokens, reading.chunk_overlap_tokens, reading.tokenizer)
+    cutter = Cutter(reading, chunker.taken_by(reading.text_tokens))
     return cutter.cut(_records(source, reading, RecordCheck(whole_texts(reading))))
 
 

@@ -105,6 +105,10 @@ class Reading:
     """Cut each text into chunks of at most so many tokens, each an input of its own."""
     chunk_overlap_tokens: int | None = None
     """How much of a chunk the next one may begin with. None: an eighth of `chunk_tokens`."""
+    text_tokens: int | None = None
+    """What the model takes at most, where that is known; its chunks are no longer."""
+    tokenizer: Path | None = None
+    """The model's own tokenizer, by which chunks are cut."""
     bounds: SourceBounds = SourceBounds()
 
     def __post_init__(self) -> None:
