@@ -310,6 +310,11 @@ class Settings(BaseSettings):
     retry_backoff_max_seconds: PositiveSeconds = Field(
         300.0, description="Upper bound of any wait before a retry."
     )
+    retry_after_max_seconds: PositiveSeconds = Field(
+        600.0,
+        description="Longest wait that a provider's Retry-After is followed for; then it is asked "
+        "again. One that names more than a day is taken as naming none.",
+    )
     progress_ttl_seconds: int = Field(
         86_400, ge=60, description="How long Redis keeps progress; the ledger has it for ever."
     )

@@ -1,16 +1,11 @@
 """How long a job waits before its next try."""
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_EXPONENT = 30
 """Keeps 2**n finite; every realistic maximum wait is reached long before."""
-
-
-LONGEST_WAIT_SECONDS = 315_360_000.0
-"""Ten years: keeps what a provider asks for within what clocks can hold."""
 
 
 @dataclass(frozen=True)
@@ -28,5 +23,4 @@ class Backoff:
         """Seconds to wait after `failed_tries` (1 or more), never less than `retry_after`."""
         exponent = min(failed_tries - 1, MAX_EXPONENT)
         bound = min(self.max_seconds, self.base_seconds * 2**exponent)
-        told = retry_after if retry_after and not math.isnan(retry_after) else 0.0
-        return max(self.uniform(0.0, bound), min(told, LONGEST_WAIT_SECONDS))
+        return max(self.uniform(0.0, bound), retry_after or 0.0)

@@ -22,6 +22,7 @@ from services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
+from services.llm.headers import credible_wait
 
 Answer = TypeVar("Answer", LLMResponse, EmbeddingResponse)
 
@@ -48,10 +49,12 @@ class LimitedCalls:
         limiter: RateLimiter,
         *,
         timeout_seconds: float,
+        most_wait_seconds: float = math.inf,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._limiter = limiter
         self._timeout_seconds = timeout_seconds
+        self._most_wait_seconds = most_wait_seconds
         self._clock = clock
 
     @property
@@ -100,6 +103,7 @@ class LimitedCalls:
                 report=answer.limits,
             )
         except ProviderError as error:
+            error.retry_after = self._sane(error.retry_after)
             settlement = Settlement(
                 OUTCOMES.get(type(error), Outcome.REFUSED),
                 latency_seconds=self._clock() - started,
@@ -116,6 +120,11 @@ class LimitedCalls:
         """Settle a permit whose call was never made."""
         if permit is not None:
             await self._limiter.settle(permit, Settlement(Outcome.UNUSED))
+
+    def _sane(self, told: float | None) -> float | None:
+        """How long to wait where a provider, also one that isn't ours, has `told` us to."""
+        wait = credible_wait(told)
+        return None if wait is None else min(wait, self._most_wait_seconds)
 
     async def _in_time(
         self,

@@ -16,6 +16,7 @@ from repositories.job_batches import Answered, Beginning
 from repositories.jobs import Claim
 from repositories.models import AttemptState, Billing
 from repositories.session import UnitOfWork
+from services.backoff import Backoff
 from services.billing import billing_of, credible, not_taken, taken
 from services.errors import DeadlinePassed
 from services.group_commit import GroupCommit, NotTogether
@@ -90,6 +91,7 @@ class ProviderCalls:
         loop: EventLoop,
         calls: LimitedCalls,
         prices: Prices,
+        backoff: Backoff,
     ) -> None:
         self._ledger = ledger
         self._together = together
@@ -98,6 +100,7 @@ class ProviderCalls:
         self._loop = loop
         self._calls = calls
         self._prices = prices
+        self._backoff = backoff
 
     def make(
         self,
@@ -130,23 +133,25 @@ class ProviderCalls:
     ) -> Answer:
         """Make a call when the limiter lets it, and again when the provider knew better."""
         service = self._providers.get(call.provider)
-        throttled = 0
+        throttled, wait = 0, 0.0
         while True:
-            permit = self._wait_for(
-                job, self._enter(job.hold, service, call.model, call.need(service))
-            )
+            entered = self._enter(job.hold, service, call.model, call.need(service), after=wait)
+            permit = self._wait_for(job, entered)
             try:
                 return self._make_once(job, call, service, permit, keep)
             except RateLimited as error:
+                # It may be about this call alone: then the limiter would let it go at once.
                 throttled += 1
-                is_long = (error.retry_after or 0.0) > self._calls.patience_seconds
+                wait = self._backoff.delay(throttled, error.retry_after)
+                is_long = wait > self._calls.patience_seconds
                 if permit is None or is_long or throttled == MAX_THROTTLED:
                     raise
 
     async def _enter(
-        self, hold: Hold, service: LLMService, model: str, need: Need
+        self, hold: Hold, service: LLMService, model: str, need: Need, *, after: float
     ) -> Permit | None:
         """Wait for leave to make a call; it is given back where the job was cancelled by then."""
+        await asyncio.sleep(after)
         task = asyncio.current_task()
         if task is not None:
             task.add_done_callback(partial(self._give_back_unheard, hold))

@@ -318,8 +318,11 @@ class PromptStack:
     @cached_property
     def limited_calls(self) -> LimitedCalls:
         """Provider calls within their limits."""
-        timeout = self.settings.provider_timeout_seconds
-        return LimitedCalls(self.limiter, timeout_seconds=timeout)
+        return LimitedCalls(
+            self.limiter,
+            timeout_seconds=self.settings.provider_timeout_seconds,
+            most_wait_seconds=self.settings.retry_after_max_seconds,
+        )
 
     @cached_property
     def patient_ledger(self) -> PatientLedger:
@@ -332,6 +335,12 @@ class PromptStack:
         return GroupCommit(self.ledger, self.worker_id)
 
     @cached_property
+    def backoff(self) -> Backoff:
+        """How long what failed waits before it is tried again."""
+        settings = self.settings
+        return Backoff(settings.retry_backoff_seconds, settings.retry_backoff_max_seconds)
+
+    @cached_property
     def provider_calls(self) -> ProviderCalls:
         """The provider calls of jobs."""
         return ProviderCalls(
@@ -342,19 +351,19 @@ class PromptStack:
             loop=self.loop,
             calls=self.limited_calls,
             prices=self.prices,
+            backoff=self.backoff,
         )
 
     @cached_property
     def execution(self) -> Execution:
         """What every job goes through."""
-        settings = self.settings
         return Execution(
             self.patient_ledger,
             self.provider_calls,
             self.progress,
             self.running,
             self.group_commit,
-            backoff=Backoff(settings.retry_backoff_seconds, settings.retry_backoff_max_seconds),
+            backoff=self.backoff,
             heartbeat=self.heartbeat,
             worker_id=self.worker_id,
         )
@@ -455,12 +464,11 @@ class PromptStack:
     @cached_property
     def run_work(self) -> RunWork:
         """Works on shards, and ends runs."""
-        settings = self.settings
         tools = ShardTools(
             calls=self.limited_calls,
             gate=InFlight(),
             prices=self.prices,
-            backoff=Backoff(settings.retry_backoff_seconds, settings.retry_backoff_max_seconds),
+            backoff=self.backoff,
             show=self.run_progress.show,
         )
         return RunWork(
@@ -470,7 +478,7 @@ class PromptStack:
             self.run_progress,
             tools,
             indexes=self.vector_indexes,
-            terms=EmbeddingTerms(storage=settings.vector_type),
+            terms=EmbeddingTerms(storage=self.settings.vector_type),
             schema_bounds=self._schema_bounds,
         )
 

@@ -16,6 +16,7 @@ from functools import partial
 from redis.asyncio import Redis
 
 from config.limits import ModelLimits
+from services.backoff import Backoff
 from services.limiter.divided import DividedBuckets
 from services.limiter.limiter import RateLimiter
 from services.limiter.shared import SharedBuckets, read_script
@@ -72,6 +73,12 @@ class MadeUpProvider:
     in_flight: int | None = None
     burst_seconds: float = 1.0
     sends_headers: bool = True
+    strays: float = 0.0
+    """The share of calls that get a 429 for no reason, told to come again after a second."""
+    strays_have_headers: bool = True
+    broken: float = 0.0
+    """The share of calls that get a 503."""
+    chance: random.Random = field(default_factory=lambda: random.Random(1))
     retry_after: Callable[[float], float | None] = lambda wait: wait
     levels: dict[str, float] = field(default_factory=dict)
     filled_at: float = 0.0
@@ -88,26 +95,38 @@ class MadeUpProvider:
             found["tokens"] = self.tokens_per_minute
         return found
 
-    def admit(self, now: float, tokens: float) -> tuple[bool, float | None, LimitReport | None]:
+    def admit(self, now: float, tokens: float) -> tuple[Outcome, float | None, LimitReport | None]:
         """Whether a call that comes now is let in, else after how long to come again."""
         wait = 0.0
+        self._fill(now)
+        drawn = self.chance.random()
+        if drawn < self.strays:
+            return Outcome.THROTTLED, 1.0, self._report() if self.strays_have_headers else None
+        if drawn < self.strays + self.broken:
+            return Outcome.FAILED, 1.0, None
         for name, limit in self.limits().items():
-            full = max(1.0, limit / 60 * self.burst_seconds)
-            filled = self.levels.get(name, full) + limit / 60 * (now - self.filled_at)
-            self.levels[name] = min(full, filled)
             cost = 1.0 if name == "requests" else tokens
-            wait = max(wait, (min(cost, full) - self.levels[name]) / (limit / 60))
-        self.filled_at = now
+            wait = max(wait, (min(cost, self._full(limit)) - self.levels[name]) / (limit / 60))
         if self.in_flight is not None and self.flying >= self.in_flight:
             wait = max(wait, 0.5)
         if wait > 1e-9:
             self.throttled += 1
-            return False, self.retry_after(wait), self._report()
+            return Outcome.THROTTLED, self.retry_after(wait), self._report()
         for name in self.limits():
             self.levels[name] -= 1.0 if name == "requests" else tokens
         self.flying += 1
         self.admitted.append((now, tokens))
-        return True, None, self._report()
+        return Outcome.ANSWERED, None, self._report()
+
+    def _fill(self, now: float) -> None:
+        for name, limit in self.limits().items():
+            full = self._full(limit)
+            filled = self.levels.get(name, full) + limit / 60 * (now - self.filled_at)
+            self.levels[name] = min(full, filled)
+        self.filled_at = now
+
+    def _full(self, limit: float) -> float:
+        return max(1.0, limit / 60 * self.burst_seconds)
 
     def _report(self) -> LimitReport | None:
         if not self.sends_headers:
@@ -227,7 +246,7 @@ class World:
     async def _work(self, job: Job) -> AsyncIterator[float]:
         yield self.random.uniform(*self._overhead)
         need = Need(job.input_tokens, job.expected_output, job.is_bulk)
-        throttled = 0
+        refused = 0
         while True:
             grant, began, name = None, self.now, f"{job.number}-{job.calls}-{job.deferred}"
             while grant is None:
@@ -238,20 +257,15 @@ class World:
                     yield self._limiter._sleep(verdict.seconds)
                 else:
                     assert isinstance(verdict, Later | Closed), verdict
-                    self._free += 1
-                    self._start_next()
-                    job.deferred += 1
-                    job.comes_at = self.now + verdict.seconds + self.random.uniform(0, 1.0)
-                    self._away.append(job)
-                    self._at(job.comes_at, partial(self._arrive, job))
+                    self._defer(job, verdict.seconds)
                     return
             job.calls += 1
             yield self.random.uniform(*self._overhead)
             if job.granted_at is None:
                 job.granted_at = self.now
             tokens = job.input_tokens + job.output_tokens
-            is_in, retry_after, report = self.provider.admit(self.now, tokens)
-            if is_in:
+            outcome, retry_after, report = self.provider.admit(self.now, tokens)
+            if outcome is Outcome.ANSWERED:
                 latency = self.random.uniform(*self._latency)
                 yield latency
                 self.provider.flying -= 1
@@ -269,10 +283,21 @@ class World:
                 self._start_next()
                 return
             yield 0.002
-            throttled += 1
-            await self.settle(
-                grant, need, Settlement(Outcome.THROTTLED, 0.002, retry_after, report=report)
-            )
+            refused += 1
+            await self.settle(grant, need, Settlement(outcome, 0.002, retry_after, report=report))
+            wait = Backoff(1.0, 300.0, uniform=self.random.uniform).delay(refused, retry_after)
+            if refused == 3 or wait > PATIENCE:
+                self._defer(job, wait)
+                return
+            yield wait
+
+    def _defer(self, job: Job, seconds: float) -> None:
+        self._free += 1
+        self._start_next()
+        job.deferred += 1
+        job.comes_at = self.now + seconds + self.random.uniform(0, 1.0)
+        self._away.append(job)
+        self._at(job.comes_at, partial(self._arrive, job))
 
     async def ask(self, name: str, need: Need, patience: float) -> Verdict:
         self.asked += 1

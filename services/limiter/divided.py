@@ -1,8 +1,9 @@
 """The limiter of one worker while Redis is away: its share of each limit, never more."""
 
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from services.limiter.terms import (
@@ -12,6 +13,7 @@ from services.limiter.terms import (
     Later,
     Limits,
     Need,
+    Outcome,
     Settlement,
     TooLarge,
     Verdict,
@@ -21,6 +23,10 @@ from services.limiter.terms import (
 UNKNOWN_IN_FLIGHT = 4
 """Calls under way in all workers together, where no limit was ever known."""
 POLL_SECONDS = 0.05
+PAUSE_SECONDS = 0.5
+"""At a 429 that names no time."""
+RECENT_CALLS, SEVERAL, SHORT_WAIT = 20, 3, 3.0
+"""As in the script, which says why."""
 
 
 @dataclass
@@ -31,6 +37,8 @@ class _Level:
     filled_at: float
     in_flight: int = 0
     paused_until: float = 0.0
+    recent: deque[Outcome] = field(default_factory=lambda: deque(maxlen=RECENT_CALLS))
+    """How the last calls went."""
 
 
 class DividedBuckets:
@@ -82,8 +90,10 @@ class DividedBuckets:
         if level is None:
             return
         level.in_flight = max(0, level.in_flight - 1)
-        if settlement.retry_after is not None:
-            level.paused_until = max(level.paused_until, self._clock() + settlement.retry_after)
+        level.recent.append(settlement.outcome)
+        if settlement.outcome is Outcome.THROTTLED and not _is_accident(settlement, level):
+            pause = settlement.retry_after or PAUSE_SECONDS
+            level.paused_until = max(level.paused_until, self._clock() + pause)
 
     def forget(self) -> None:
         """Begin anew at the next outage."""
@@ -112,6 +122,18 @@ class DividedBuckets:
             level.amounts[name] = min(_full(name, rate), filled)
         level.filled_at = now
         return level
+
+
+def _is_accident(settlement: Settlement, level: _Level) -> bool:
+    """Whether a 429 is about its call alone; the same rule as in the script."""
+    throttled = level.recent.count(Outcome.THROTTLED)
+    if throttled >= SEVERAL and 2 * throttled >= len(level.recent) + level.in_flight:
+        return False
+    if settlement.report and settlement.report.limits:
+        return all(state.remaining > 0 for state in settlement.report.limits.values())
+    answered = level.recent.count(Outcome.ANSWERED)
+    is_well = answered >= SEVERAL and 2 * answered >= len(level.recent)
+    return is_well and (settlement.retry_after or 0.0) <= SHORT_WAIT
 
 
 def _rate(limits: Limits, name: str) -> float | None:

@@ -17,7 +17,10 @@ local LARGEST_WINDOW = 1024
 local BULK_EVERY = 8          -- of so many grants, one is bulk's while interactive calls wait
 local LATE = 2.5              -- a waiter that is so late has died
 local LONGEST_DEFERRAL = 600
+local RECENT_CALLS = 20       -- by whose outcomes one refusal is told from many
 local FAILURES_TO_OPEN = 5
+local SEVERAL = 3             -- refusals at least that are no accident
+local SHORT_WAIT = 3          -- a provider that asks for more means everyone
 local FIRST_OPEN, LONGEST_OPEN = 10, 300
 local FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60
 local QUOTA_REST = 60
@@ -286,7 +289,7 @@ end
 -- tokens expected; 14 input and 15 output tokens charged; 16 input and 17 output tokens used
 -- ('' is unknown); 18 time of the grant; 19 whether it was the probe; 20-23 what was spent at the
 -- grant; 24-27 limits and 28-31 remaining that the provider told ('' is nothing).
-local outcome, latency = ARGV[9], tonumber(ARGV[10])
+local outcome, latency, retry_after = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
 local is_held = redis.call('ZREM', KEYS[5], ARGV[8]) == 1
 local charged = {input = tonumber(ARGV[14]), output = tonumber(ARGV[15])}
 charged.tokens = charged.input + charged.output
@@ -309,6 +312,7 @@ for i, name in ipairs(NAMES) do
   end
 end
 if next(told) then
+  set('told_at', now)
   read_limits()
   refill()
 end
@@ -372,16 +376,84 @@ if outcome == 'answered' then
   end
 end
 
+-- How the last calls went. The counts are halved when there are many, so that old ones fade.
+local flying = redis.call('ZCARD', KEYS[5])
+if outcome ~= 'cancelled' and outcome ~= 'unused' then
+  local keep = get('recent') >= math.max(RECENT_CALLS, 2 * flying) and 0.5 or 1
+  set('recent', get('recent') * keep + 1)
+  for _, name in ipairs({'failed', 'throttled', 'answered'}) do
+    set('recent_' .. name, get('recent_' .. name) * keep + (outcome == name and 1 or 0))
+  end
+end
+
+-- Whether half of the last calls ended so. Nothing is known against those under way: of many
+-- that leave together, the first to come back are the refused ones.
+local function is_common(name, least)
+  local count = get('recent_' .. name)
+  return count >= least and count * 2 >= get('recent') + flying
+end
+
+-- Whether the headers say that there was room for this call: its own, or those of the answers
+-- before it; nil where they say nothing.
+local function headers_say_room()
+  local needed = {requests = 1, input = tonumber(ARGV[12]), output = tonumber(ARGV[13])}
+  needed.tokens = needed.input + needed.output
+  local has_own, has_room = next(told) ~= nil, nil
+  for _, name in ipairs(NAMES) do
+    local left = told[name]
+    if not has_own and state['told_' .. name] and now - get('told_at') <= OLDEST_REPORT then
+      left = state['level_' .. name]
+    end
+    if left then
+      if left < math.min(needed[name], limits[name]) then
+        if has_own then return false end
+        return nil  -- our count is no proof
+      end
+      has_room = true
+    end
+  end
+  return has_room
+end
+
+-- A 429 is about everyone where its headers say so, or several agree. Else it is about its call.
+local is_contradiction = false
 if outcome == 'throttled' then
-  local seconds = tonumber(ARGV[11])
+  local has_room = headers_say_room()
+  is_contradiction = has_room == true
+  if not is_common('throttled', SEVERAL) then
+    local is_well = get('recent_answered') >= math.max(SEVERAL, get('recent') / 2)
+    if has_room then outcome = 'stray'
+    elseif has_room == nil and is_well and (retry_after or 0) <= SHORT_WAIT then
+      outcome = 'unexplained'
+    end
+  end
+end
+
+local function cut_window()
+  -- Once for the calls that were under way together.
+  if now - get('window_cut') > math.max(get('latency', 1), 1) then
+    set('window', math.max(1, get('window', FIRST_WINDOW) / 2))
+    set('window_cut', now)
+  end
+end
+
+if outcome == 'unexplained' then
+  -- The call alone waits, but nothing that was saved up is used.
+  for _, name in ipairs(NAMES) do
+    if limits[name] then
+      local cost = name == 'requests' and 1 or math.min(charged[name], capacity(name))
+      set('level_' .. name, math.min(state['level_' .. name], cost))
+    end
+  end
+  cut_window()
+elseif outcome == 'throttled' then
+  local seconds = retry_after
   if not seconds then
     seconds = math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ^ math.min(get('throttled'), 10))
   end
   set('throttled', get('throttled') + 1)
   set('paused', math.max(get('paused'), now + seconds))
-  local is_contradiction = true
   for _, name in ipairs(NAMES) do
-    if told[name] and told[name] < 1 then is_contradiction = false end
     if limits[name] and not told[name] then
       -- When the pause is over there is room for this call, and for no more.
       local cost = name == 'requests' and 1 or math.min(charged[name], capacity(name))
@@ -390,11 +462,7 @@ if outcome == 'throttled' then
     end
   end
   if is_contradiction then set('distrust_until', now + 60) end
-  -- Once for the calls that were under way together.
-  if now - get('window_cut') > math.max(get('latency', 1), 1) then
-    set('window', math.max(1, get('window', FIRST_WINDOW) / 2))
-    set('window_cut', now)
-  end
+  cut_window()
 elseif outcome == 'model_quota' then
   set('quota_until', now + QUOTA_REST)
 elseif outcome == 'quota' then
@@ -402,21 +470,20 @@ elseif outcome == 'quota' then
   redis.call('EXPIRE', KEYS[6], QUOTA_REST * 2)
 end
 
--- The circuit: opened by failures in a row, closed by any sign of life.
+-- The circuit: opened when half of the last calls failed, closed by any sign of life.
 if outcome == 'failed' then
-  set('failures', get('failures') + 1)
   local is_closed = get('open_until') == 0
-  if is_probe or (is_closed and get('failures') >= FAILURES_TO_OPEN) then
+  if is_probe or (is_closed and is_common('failed', FAILURES_TO_OPEN)) then
     set('open_until', now + math.min(LONGEST_OPEN, FIRST_OPEN * 2 ^ math.min(get('opens'), 10)))
     set('opens', get('opens') + 1)
     set('probe_until', 0)
   end
 elseif outcome ~= 'cancelled' and outcome ~= 'unused' then
-  set('failures', 0)
-  if get('open_until') <= now then
-    set('open_until', 0)
-    set('opens', 0)
-    set('probe_until', 0)
+  if get('open_until') > 0 and get('open_until') <= now then
+    for _, name in ipairs({'open_until', 'opens', 'probe_until', 'recent', 'recent_failed',
+      'recent_throttled', 'recent_answered'}) do
+      set(name, 0)
+    end
   end
 elseif is_probe then
   set('probe_until', 0)

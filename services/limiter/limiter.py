@@ -235,7 +235,7 @@ def _refusal(bucket: Bucket, verdict: Verdict) -> Exception:
             )
         case Closed(seconds):
             return CircuitOpen(
-                f"{bucket.name} has failed several times in a row and is left alone for "
+                f"{bucket.name} has failed half of its last calls and is left alone for "
                 f"{seconds:.0f} s.",
                 retry_after=seconds,
             )

@@ -21,7 +21,7 @@ from services.llm.base import (
     TokenCount,
 )
 from services.llm.errors import InvalidProviderRequest, ProviderError
-from services.llm.headers import LONGEST_WAIT, limit_report, request_id
+from services.llm.headers import credible_wait, limit_report, request_id
 from services.llm.remote import CONNECTIONS, RemoteService
 from services.llm.requests import GenerationRequest, Message
 from services.llm.translation import (
@@ -331,7 +331,7 @@ def _retry_delay(facts: Sequence[Mapping[str, Any]]) -> float | None:
         delay = str(fact.get("retryDelay", ""))
         if delay.endswith("s"):
             try:
-                return min(max(float(delay[:-1]), 0.0), LONGEST_WAIT)
+                return credible_wait(float(delay[:-1]))
             except ValueError:
                 continue
     return None

@@ -8,7 +8,8 @@ from email.utils import parsedate_to_datetime
 
 from services.llm.limit_report import Dimension, LimitReport, LimitState
 
-LONGEST_WAIT = 86_400.0
+MOST_CREDIBLE_WAIT = 86_400.0
+"""What is longer is a point in time, or a mistake."""
 LIMITS: Mapping[Dimension, tuple[tuple[str, str], ...]] = {
     "requests": (
         ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"),
@@ -53,14 +54,22 @@ def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     """Return the seconds that a response asks us to wait.
 
     `retry-after-ms` goes before `retry-after`, which holds seconds or an HTTP date. What is
-    unreadable, negative or in the past counts as not said; more than a day counts as a day.
+    not credible counts as not said.
     """
     plain = headers.get("retry-after", "")
     milliseconds = _number(headers.get("retry-after-ms", ""))
     for wait in (milliseconds / 1_000, _number(plain), _seconds_until(plain, now)):
-        if wait >= 0:
-            return min(wait, LONGEST_WAIT)
+        if (credible := credible_wait(wait)) is not None:
+            return credible
     return None
+
+
+def credible_wait(seconds: float | None) -> float | None:
+    """The same number where somebody may mean it as a wait, else None.
+
+    Some name a point in time in seconds since 1970, `inf`, or less than nothing.
+    """
+    return seconds if seconds is not None and 0 <= seconds <= MOST_CREDIBLE_WAIT else None
 
 
 def _count(text: str) -> int | None:

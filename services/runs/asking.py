@@ -62,6 +62,8 @@ class Call:
     contents: Sequence[Content]
     tries: int = 0
     """How often it has failed by its own fault."""
+    refusals: int = 0
+    """How often the provider asked to slow down."""
     request: GenerationRequest | None = None
     """What is asked, once it was put together."""
     need: Need | None = None

@@ -16,7 +16,7 @@ from repositories.session import UnitOfWork
 from services.claimed_job import ClaimedJob
 from services.errors import DeadlinePassed, EmbeddedElsewhere
 from services.llm.base import LLMService
-from services.llm.errors import Denied
+from services.llm.errors import Denied, RateLimited
 from services.runs.asking import Asking, Call, Content, contents_of
 from services.runs.call_session import (
     Answered,
@@ -60,10 +60,11 @@ class Decision:
     ends: list[Ended] = field(default_factory=list)
     """Of its items, where it is given up."""
     retried: Call | None = None
-    """The same call with one try more, after a `delay`."""
-    delay: float = 0.0
+    """The same call with one try more."""
     waits: Call | None = None
     """The same call, which costs it no try."""
+    delay: float | None = None
+    """How long this call alone waits; None where there is no room for any."""
     parts: list[Call] = field(default_factory=list)
     """What is asked instead."""
     in_vain: int = 0
@@ -345,6 +346,11 @@ class ShardWork:
         if error.reach is Reach.RUN:
             return Decision(error, is_fatal=True)
         if is_retried(call, error, self._run.max_retries):
+            if isinstance(error, RateLimited):
+                # Whether others may leave is for the limiter to say.
+                call = replace(call, refusals=call.refusals + 1)
+                delay = self._tools.backoff.delay(call.refusals, error.retry_after)
+                return Decision(error, waits=call, delay=delay)
             if not error.counts_as_failure:
                 return Decision(error, waits=call)
             tries = call.tries + 1
@@ -362,14 +368,15 @@ class ShardWork:
         if isinstance(error, Denied) and decision.retried is None:
             self._denied += 1
             self._fatal = about_all(self._denied, self._answered, error) or self._fatal
-        if decision.retried is not None:
-            self._waiting.delay(decision.retried, decision.delay)
         self._waiting.add(decision.parts)
         if decision.in_vain and (parting := decision.parts[0].parting) is not None:
             parting.left -= decision.in_vain
-        if decision.waits is not None:
+        again = decision.retried or decision.waits
+        if again is not None and decision.delay is not None:
+            self._waiting.delay(again, decision.delay, error)
+        elif again is not None:
             # There is no room for it now, nor for others that would ask.
-            self._waiting.put_back([decision.waits])
+            self._waiting.put_back([again])
             self._room = max(1, self._asked)
             is_idle = not (self._under_way or self._asked)
             told = error.retry_after or LOOK_SECONDS

@@ -16,7 +16,7 @@ class WaitingCalls:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._ready: deque[Call] = deque()
-        self._delayed: list[tuple[float, int, Call]] = []
+        self._delayed: list[tuple[float, int, Call, PromptStackError]] = []
         self._order = count()
         self._held_until = 0.0
         self._cause: PromptStackError | None = None
@@ -33,9 +33,9 @@ class WaitingCalls:
         """Make them before the others."""
         self._ready.extendleft(reversed(calls))
 
-    def delay(self, call: Call, seconds: float) -> None:
+    def delay(self, call: Call, seconds: float, cause: PromptStackError) -> None:
         """Make it after some time."""
-        heapq.heappush(self._delayed, (self._clock() + seconds, next(self._order), call))
+        heapq.heappush(self._delayed, (self._clock() + seconds, next(self._order), call, cause))
 
     def hold(self, seconds: float, cause: PromptStackError | None = None) -> None:
         """Let none leave for some time."""
@@ -62,8 +62,8 @@ class WaitingCalls:
             return 0.0, None
         seconds = self._delayed[0][0] - now
         # Whoever begins anew knows nothing of their delays: so none comes before its time.
-        last = max(due for due, _, _ in self._delayed) - now
+        last, *_, cause = max(self._delayed)
         return seconds, TriedLater(
-            "What has failed is tried again after a while; the shard waits for it.",
-            retry_after=max(0.0, last),
+            f"What has failed is tried again after a while; the shard waits for it. {cause}",
+            retry_after=max(0.0, last - now),
         )

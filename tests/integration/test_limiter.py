@@ -78,10 +78,11 @@ class Script:
 
     async def grant(self, need: Need = NEED) -> Grant:
         """Ask, and wait where a fresh bucket has not gathered enough yet."""
-        verdict = await self.ask(need, name="grant")
+        name = f"grant-{self.count}"
+        verdict = await self.ask(need, name=name)
         while isinstance(verdict, Wait) and verdict.seconds < 0.05:
             await self.at(self.now + verdict.seconds)
-            verdict = await self.ask(need, name="grant")
+            verdict = await self.ask(need, name=name)
         assert isinstance(verdict, Grant), verdict
         return verdict
 
@@ -422,14 +423,106 @@ def test_a_429_that_names_no_time_pauses_longer_each_time(url: str) -> None:
     assert pauses == pytest.approx([0.5, 1, 2, 4, 8, 16, 32, 60, 60], abs=0.01)
 
 
+ROOM = LimitReport({"requests": LimitState(6_000, 5_000)})
+NO_ROOM = LimitReport({"requests": LimitState(6_000, 0)})
+
+
+@pytest.mark.parametrize("report", [ROOM, None], ids=["its own headers", "headers of others"])
+def test_a_429_that_headers_contradict_stops_nobody_else(
+    url: str, report: LimitReport | None
+) -> None:
+    async def work(script: Script) -> None:
+        for _ in range(5):
+            await script.settle(await script.grant(), report=ROOM)
+        before = await script.clocked.state()
+        grant = await script.grant()
+        await script.settle(grant, Outcome.THROTTLED, retry_after=60.0, report=report)
+        await script.grant()
+        after = await script.clocked.state()
+        assert after["level_requests"] >= before["level_requests"] - 2
+        # Headers are believed as before.
+        await script.settle(await script.grant(), report=ROOM)
+        assert (await script.clocked.state())["level_requests"] > before["level_requests"]
+
+    talk(url, work, requests_per_minute=6_000)
+
+
+@pytest.mark.parametrize("report", [ROOM, None], ids=["headers", "no headers"])
+def test_several_429s_pause_everyone_whatever_headers_say(
+    url: str, report: LimitReport | None
+) -> None:
+    async def work(script: Script) -> None:
+        for _ in range(20):
+            await script.settle(await script.grant(), report=ROOM)
+        refused = 0
+        while isinstance(await script.ask(name="other"), Grant):
+            grant = await script.grant()
+            await script.settle(grant, Outcome.THROTTLED, retry_after=2.0, report=report)
+            refused += 1
+        assert 5 <= refused <= 15
+        paused = (await script.clocked.state())["paused"]
+        assert paused == pytest.approx(1_000_000.0 + script.now + 2.0, abs=0.01)
+
+    talk(url, work, requests_per_minute=6_000)
+
+
+def test_one_429_that_says_that_nothing_is_left_pauses_everyone(url: str) -> None:
+    async def work(script: Script) -> None:
+        for _ in range(20):
+            await script.settle(await script.grant(), report=ROOM)
+        grant = await script.grant()
+        await script.settle(grant, Outcome.THROTTLED, retry_after=2.0, report=NO_ROOM)
+        assert isinstance(await script.ask(), Wait)
+
+    talk(url, work, requests_per_minute=6_000)
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "kind"), [(None, Grant), (1.0, Grant), (30.0, Later)], ids=str
+)
+def test_a_429_without_any_headers_is_about_all_where_it_asks_for_long(
+    url: str, retry_after: float | None, kind: type[Verdict]
+) -> None:
+    """Of a provider that never tells how its limits stand."""
+
+    async def work(script: Script) -> None:
+        for _ in range(20):
+            await script.settle(await script.grant())
+        await script.settle(await script.grant(), Outcome.THROTTLED, retry_after=retry_after)
+        await script.at(script.now + 0.1)
+        assert isinstance(await script.ask(), kind)
+
+    talk(url, work, requests_per_minute=6_000)
+
+
+@pytest.mark.parametrize("with_headers", [True, False], ids=["headers", "no headers"])
+@pytest.mark.parametrize("broken", [0.0, 0.05], ids=["429s", "429s and 503s"])
+def test_refusals_at_random_cost_only_the_calls_that_they_hit(
+    url: str, *, with_headers: bool, broken: float
+) -> None:
+    """First a minute's worth that may go at once, then at the rate."""
+    provider = MadeUpProvider(
+        1_200, burst_seconds=15.0, strays=0.1, strays_have_headers=with_headers, broken=broken
+    )
+    world = run_world(World(Clocked(url), provider, jobs(700), latency=(0.05, 0.1)))
+    assert all_done(world)
+    first = sorted(job.done_at or math.inf for job in world.jobs)
+    assert first[300] < 4.0
+    assert first[-1] < 1.2 * (700 - 300) / 20
+    assert provider.throttled <= 7
+
+
 def test_headers_that_contradict_the_429_are_not_believed(url: str) -> None:
     """A provider that reports room and refuses all the same limits by something else."""
 
     async def work(script: Script) -> None:
         report = LimitReport({"requests": LimitState(6_000, 5_000)})
-        grant = await script.grant()
-        await script.settle(grant, Outcome.THROTTLED, retry_after=0.1, report=report)
-        await script.at(1.0)
+        for _ in range(3):
+            await script.settle(
+                await script.grant(), Outcome.THROTTLED, retry_after=0.1, report=report
+            )
+        assert isinstance(await script.ask(), Wait)
+        await script.at(script.now + 1.0)
         for _ in range(5):
             await script.settle(await script.grant(), report=report)
         assert (await script.clocked.state())["level_requests"] < 101
@@ -450,13 +543,16 @@ def test_spent_quota_stops_the_whole_credential(url: str) -> None:
 # The circuit
 
 
-def test_the_circuit_opens_after_failures_in_a_row_and_one_probe_closes_it(url: str) -> None:
+def test_the_circuit_opens_when_half_of_the_last_calls_failed_and_one_probe_closes_it(
+    url: str,
+) -> None:
     async def work(script: Script) -> None:
         for _ in range(4):
             await script.settle(await script.grant(), Outcome.FAILED)
-        await script.settle(await script.grant())
-        for _ in range(5):
-            await script.settle(await script.grant(), Outcome.FAILED)
+        for _ in range(6):
+            await script.settle(await script.grant())
+        await script.settle(await script.grant(), Outcome.FAILED)
+        await script.settle(await script.grant(), Outcome.FAILED)
         closed = await script.ask()
         assert isinstance(closed, Closed)
         assert closed.seconds == pytest.approx(10, abs=0.1)
@@ -473,6 +569,31 @@ def test_the_circuit_opens_after_failures_in_a_row_and_one_probe_closes_it(url: 
         await script.settle(await script.grant())
         assert not (await script.grant()).is_probe
         assert not (await script.grant()).is_probe
+
+    talk(url, work, requests_per_minute=60_000)
+
+
+def test_failures_that_come_back_first_open_no_circuit(url: str) -> None:
+    """Of many calls under way together, a 503 needs no time."""
+
+    async def work(script: Script) -> None:
+        grants = [await script.grant() for _ in range(100)]
+        for grant in grants[:10]:
+            await script.settle(grant, Outcome.FAILED, retry_after=1.0)
+        for grant in grants[10:]:
+            await script.settle(grant)
+        for number in range(1_000):
+            outcome = Outcome.FAILED if number % 7 == 0 else Outcome.ANSWERED
+            await script.settle(await script.grant(), outcome)
+
+    talk(url, work, requests_per_minute=60_000)
+
+
+def test_a_provider_that_is_down_is_left_alone_also_by_many_calls_at_once(url: str) -> None:
+    async def work(script: Script) -> None:
+        for grant in [await script.grant() for _ in range(100)]:
+            await script.settle(grant, Outcome.FAILED)
+        assert isinstance(await script.ask(), Closed)
 
     talk(url, work, requests_per_minute=60_000)
 

@@ -166,7 +166,7 @@ def test_every_error_has_one_consequence(
     in_parts = sorted(position for one in decision.parts for position in one.positions)
     consequences = [
         decision.is_fatal,
-        decision.waits is call,
+        decision.waits is not None,
         decision.retried is not None,
         in_parts == positions,
         [end.position for end in decision.ends] == positions,
@@ -175,6 +175,8 @@ def test_every_error_has_one_consequence(
     if decision.retried is not None:
         assert decision.retried.tries == tries + 1 <= run.max_retries
         assert sorted(decision.retried.positions) == positions
+    if decision.waits is not None:
+        assert (decision.waits.tries, sorted(decision.waits.positions)) == (tries, positions)
     if tries >= run.max_retries and kind.counts_as_failure:
         assert decision.is_fatal or decision.ends or len(decision.parts) == 2
 
