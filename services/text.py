@@ -7,6 +7,7 @@ for already, so there the characters are replaced instead and the answer is kept
 
 import math
 import re
+from pathlib import PurePath
 from typing import Any
 
 from pydantic import JsonValue
@@ -74,6 +75,11 @@ def check_name(name: str, what: str) -> str:
             f"{found.start()}; remove it."
         )
     return name
+
+
+def printable_path(path: PurePath | str) -> str:
+    """A path as text that can be shown and stored, also where bytes of it are no UTF-8."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def make_storable(text: str) -> str:

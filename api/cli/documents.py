@@ -9,6 +9,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from services.errors import InvalidInput
 from services.jobs import check_source
+from services.sources.encodings import encoding_of
 from services.sources.reading import SUFFIXES
 
 MAX_SCHEMA_BYTES = 10_000_000
@@ -62,15 +63,17 @@ def read_text(path: Path, max_bytes: int) -> TextFile:
         content = path.read_bytes()
     except OSError as error:
         raise InvalidInput(f"{path} can't be read: {error.strerror}.") from error
-    if b"\x00" in content:
-        raise InvalidInput(f"{path} is a binary file (it holds a NUL byte); only text is embedded.")
+    encoding = encoding_of(content)
     try:
-        text = content.decode("utf-8-sig")
+        text = content.removeprefix(encoding.mark).decode(encoding.name)
     except UnicodeDecodeError as error:
+        at = error.start + len(encoding.mark)
         raise InvalidInput(
-            f"{path} is not UTF-8 text (byte {content[error.start]:#04x} at {error.start}); "
+            f"{path} is not {encoding.name[:6].upper()} text (byte {content[at]:#04x} at {at}); "
             "convert it first."
         ) from error
+    if "\x00" in text:
+        raise InvalidInput(f"{path} is a binary file (it holds a NUL byte); only text is embedded.")
     if not text.strip():
         raise InvalidInput(f"{path} is empty; there is nothing to embed.")
     return TextFile(source, text)

@@ -20,6 +20,7 @@ from services.errors import InvalidInput
 from services.runs.intake import Intake
 from services.runs.views import Preflight
 from services.sources.reading import Format, Reading
+from services.text import printable_path
 from tasks.composition import PromptStack
 
 SourceArgument = Annotated[
@@ -106,7 +107,7 @@ def embed(
                 provider=provider,
                 model=model,
                 **_options(
-                    name=name or source,
+                    name=name or printable_path(source),
                     in_flight=in_flight,
                     max_cost=max_cost,
                     max_retries=max_retries,
@@ -186,7 +187,7 @@ def generate(
                 provider_options=options_of(option),
                 reuse=reuse,
                 **_options(
-                    name=name or source,
+                    name=name or printable_path(source),
                     in_flight=in_flight,
                     max_cost=max_cost,
                     max_retries=max_retries,

@@ -16,7 +16,6 @@ def wanted_columns(name: str, columns: Sequence[str], reading: Reading) -> list[
 
     `name` is what the table is called in the error.
     """
-    _check_names(name, columns)
     template = Template.of(reading)
     filled = [] if template is None else template.names
     kept = columns if reading.columns is None else reading.columns
@@ -34,15 +33,20 @@ def wanted_columns(name: str, columns: Sequence[str], reading: Reading) -> list[
         )
     ids = {reading.id_column} if reading.id_column else set(ID_NAMES)
     needed = {*filled, *kept, *texts, *ids}
-    return [column for column in columns if column in needed]
+    wanted = [column for column in columns if column in needed]
+    _check_names(name, wanted)
+    return wanted
 
 
 def _check_names(name: str, columns: Sequence[str]) -> None:
+    """Those that aren't wanted may be called anything."""
     if not all(column.strip() for column in columns):
         raise InvalidInput(f"{name} has a column without a name; give it one.")
     twice = next((column for column, count in Counter(columns).items() if count > 1), None)
     if twice is not None:
-        raise InvalidInput(f"{name} has two columns '{twice}'; rename one.")
+        raise InvalidInput(
+            f"{name} has two columns '{twice}'; rename one, or name those to keep (--columns)."
+        )
 
 
 def _listed(columns: Sequence[str]) -> str:

@@ -4,14 +4,31 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cache
 
 QUOTE, COMMA = ord('"'), b","
 _IN_QUOTES = rb'[^"]*+(?:""[^"]*+)*+'
-_CELL = rb'(?:"' + _IN_QUOTES + rb'"|[^",]*+)'
 REST_IN_QUOTES = re.compile(_IN_QUOTES)
-CELLS = re.compile(b"(?:" + _CELL + b",)*+")
-WHOLE_RECORD = re.compile(_CELL + b"(?:," + _CELL + rb")*+\r?\n")
-"""What most records are: known at once, without going through them."""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What records are made of, for one separator."""
+
+    separator: bytes
+    cells: re.Pattern[bytes]
+    """Whole cells, each with the separator after it."""
+    whole_record: re.Pattern[bytes]
+    """What most records are: known at once, without going through them."""
+
+    @classmethod
+    @cache
+    def of(cls, separator: bytes) -> "Grammar":
+        """Make it for a separator of one byte."""
+        sign = re.escape(separator)
+        cell = rb'(?:"' + _IN_QUOTES + rb'"|[^"' + sign + rb"]*+)"
+        whole = cell + b"(?:" + sign + cell + rb")*+\r?\n"
+        return cls(separator, re.compile(b"(?:" + cell + sign + b")*+"), re.compile(whole))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +51,15 @@ class _At(Enum):
     """After a quote within quotes: the end of the quotes, or the first of two that mean one."""
 
 
-AFTER_QUOTE = {QUOTE: _At.QUOTED, ord(","): _At.FIELD_START}
-
-
-def csv_records(blocks: Iterable[bytes], limit: int) -> Iterator[CsvRecord]:
+def csv_records(
+    blocks: Iterable[bytes], limit: int, separator: bytes = COMMA
+) -> Iterator[CsvRecord]:
     """Cut a stream into records as the csv module would, but keep none longer than `limit` bytes.
 
     The csv module would read a quote that is never closed, and with it the rest of the file, into
     memory; and what it gives up on in the middle it takes for the next record.
     """
+    grammar = Grammar.of(separator)
     at = _At.FIELD_START
     line = begin = 1
     held = bytearray()  # not a list: quotes may hold millions of short lines
@@ -50,10 +67,10 @@ def csv_records(blocks: Iterable[bytes], limit: int) -> Iterator[CsvRecord]:
     for block in blocks:
         for fragment in _fragments(block):
             ends = fragment.endswith(b"\n")
-            if at is _At.FIELD_START and WHOLE_RECORD.fullmatch(fragment):
+            if at is _At.FIELD_START and grammar.whole_record.fullmatch(fragment):
                 at = _At.PLAIN
             else:
-                at = _after(at, fragment.removesuffix(b"\n"))
+                at = _after(at, fragment.removesuffix(b"\n"), grammar)
             size += len(fragment)
             if size <= limit:
                 held += fragment
@@ -81,7 +98,7 @@ def _fragments(block: bytes) -> Iterator[bytes]:
         yield rest
 
 
-def _after(at: _At, fragment: bytes) -> _At:
+def _after(at: _At, fragment: bytes, grammar: Grammar) -> _At:
     """Tell where a fragment of a line leaves us."""
     place, end = 0, len(fragment)
     while place < end:
@@ -91,14 +108,16 @@ def _after(at: _At, fragment: bytes) -> _At:
                 return at
             at = _At.AFTER_QUOTE
         elif at is _At.PLAIN:
-            place = fragment.find(COMMA, place)
+            place = fragment.find(grammar.separator, place)
             if place == -1:
                 return at
             at = _At.FIELD_START
         elif at is _At.AFTER_QUOTE:
-            at = AFTER_QUOTE.get(fragment[place], _At.PLAIN)
+            after = fragment[place : place + 1]
+            at = _At.FIELD_START if after == grammar.separator else _At.PLAIN
+            at = _At.QUOTED if after == b'"' else at
         else:
-            place = _end_of_match(CELLS, fragment, place)
+            place = _end_of_match(grammar.cells, fragment, place)
             if place == end:
                 return at
             at = _At.QUOTED if fragment[place] == QUOTE else _At.PLAIN

@@ -8,8 +8,12 @@ from services.errors import InvalidInput
 from services.sources.cutting import SOURCE
 from services.sources.jsonl import not_utf8
 from services.sources.opening import Origin, byte_blocks
-from services.sources.reading import SUFFIXES, BadInput, Fault, Input, Reading
-from services.sources.records import RecordCheck
+from services.sources.reading import SUFFIXES, BadInput, BadRecord, Fault, Input, Reading
+from services.sources.records import RecordCheck, checked_id
+from services.text import printable_path
+
+SHOWN = 500
+"""Characters of a name that can't be an id."""
 
 
 def read_folder(path: Path, check: RecordCheck, reading: Reading) -> Iterator[Input | BadInput]:
@@ -20,6 +24,13 @@ def read_folder(path: Path, check: RecordCheck, reading: Reading) -> Iterator[In
     position = 0
     for position, file in enumerate(_text_files(path) if path.is_dir() else [path], 1):
         name = str(file) if file == path else file.relative_to(path).as_posix()
+        try:
+            checked_id(name, SOURCE)
+        except InvalidInput as error:
+            fault = error.fault if isinstance(error, BadRecord) else Fault.NOT_STORABLE
+            reason = f"The file's name is to be its id, and can't be: {error} Rename it."
+            yield BadInput(position, printable_path(name)[:SHOWN], fault, reason)
+            continue
         text = _text(Origin(file), position, name, reading.max_bytes)
         if isinstance(text, BadInput):
             yield text
@@ -27,7 +38,9 @@ def read_folder(path: Path, check: RecordCheck, reading: Reading) -> Iterator[In
         record = {SOURCE: name, check.first_id_name: name, check.first_text_name: text}
         yield check(position, record)
     if not position:
-        raise InvalidInput(f"{path} holds no text files ({', '.join(sorted(SUFFIXES))}).")
+        raise InvalidInput(
+            f"{printable_path(path)} holds no text files ({', '.join(sorted(SUFFIXES))})."
+        )
 
 
 def _text_files(folder: Path) -> Iterator[Path]:
@@ -36,7 +49,7 @@ def _text_files(folder: Path) -> Iterator[Path]:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        raise InvalidInput(f"{folder} can't be read: {error.strerror}.") from error
+        raise InvalidInput(f"{printable_path(folder)} can't be read: {error.strerror}.") from error
     for entry in entries:
         if entry.name.startswith("."):
             continue

@@ -16,13 +16,14 @@ from services.sources.parquet import read_parquet
 from services.sources.reading import BadInput, Fault, Format, Input, Reading, Source
 from services.sources.records import RecordCheck
 from services.sources.tables import read_csv
+from services.text import printable_path
 
 __all__ = ["BadInput", "Fault", "Format", "Input", "Reading", "Source", "read_inputs"]
 
 FORMATS = {
     ".jsonl": Format.JSONL,
     ".ndjson": Format.JSONL,
-    ".csv": Format.CSV,
+    **dict.fromkeys((".csv", ".tsv", ".tab"), Format.CSV),
     ".parquet": Format.PARQUET,
     ".txt": Format.LINES,
     ".text": Format.LINES,
@@ -82,17 +83,17 @@ def _there(path: Path) -> Path:
     try:
         path.stat()
     except FileNotFoundError as error:
-        raise InvalidInput(f"{path} does not exist.") from error
+        raise InvalidInput(f"{printable_path(path)} does not exist.") from error
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "its name is no file's name"
-        raise InvalidInput(f"{path!s:.200} can't be read: {why}.") from error
+        raise InvalidInput(f"{printable_path(path):.200} can't be read: {why}.") from error
     return path
 
 
 def _format(origin: Origin, reading: Reading) -> Format:
     if origin.path is not None and origin.path.is_dir():
         if reading.format not in {None, Format.FOLDER}:
-            raise InvalidInput(f"{origin.path} is a folder; name a file in it.")
+            raise InvalidInput(f"{origin.name} is a folder; name a file in it.")
         return Format.FOLDER
     if reading.format is not None:
         return reading.format
@@ -104,6 +105,6 @@ def _format(origin: Origin, reading: Reading) -> Format:
     if origin.path is None:
         return Format.JSONL
     raise InvalidInput(
-        f"The suffix of {origin.path} tells no format; "
+        f"The suffix of {origin.name} tells no format; "
         f"name one of {', '.join(known.value for known in Format)}."
     )

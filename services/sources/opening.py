@@ -1,8 +1,11 @@
-"""The bytes of a source: opened, decompressed, without their byte order mark."""
+"""The bytes of a source: opened, decompressed, in UTF-8 without their byte order mark."""
 
+import codecs
+import gzip
 import io
 import sys
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -11,14 +14,30 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from services.errors import InvalidInput
+from services.sources.encodings import encoding_of
+from services.text import printable_path
 
 BLOCK_BYTES = 256 * 1024
-COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+BZ2_BLOCKS = (b"1AY&", b"\x17rE8")
+"""How the first block begins, or the end of data that holds nothing."""
+COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    **{bytes([0x50 + kind]) + b"\x2a\x4d\x18": "zstd" for kind in range(16)},  # a frame to skip
+    **{b"BZh%d%s" % (level, block): "bz2" for level in range(1, 10) for block in BZ2_BLOCKS},
+}
 """By the bytes that such data starts with."""
-SUFFIXES = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-MAGIC_BYTES = 4
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+ARCHIVES = {
+    b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save its table as CSV",
+    b"\xfd7zX": "xz data; unpack it first",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook; save its table as CSV",
+}
+SUFFIXES = {
+    **dict.fromkeys((".gz", ".gzip"), "gzip"),
+    **dict.fromkeys((".zst", ".zstd"), "zstd"),
+    ".bz2": "bz2",
+}
+MAGIC_BYTES = 8
 
 Read = Callable[[int], bytes]
 
@@ -35,7 +54,7 @@ class Origin:
     def name(self) -> str:
         """What to call it in a sentence that begins with it."""
         if self.path is not None:
-            return str(self.path)
+            return printable_path(self.path)
         return "Standard input" if self.stream is None else "The stream"
 
     @property
@@ -60,7 +79,7 @@ class Origin:
         try:
             file = self.path.open("rb")
         except OSError as error:
-            raise InvalidInput(f"{self.path} can't be read: {error.strerror}.") from error
+            raise InvalidInput(f"{self.name} can't be read: {error.strerror}.") from error
         with file:
             yield file
 
@@ -70,25 +89,62 @@ class Origin:
 
 
 def byte_blocks(origin: Origin) -> Iterator[bytes]:
-    """Yield what the source holds, decompressed. Raises `InvalidInput` that says what is wrong."""
+    """Yield what the source holds, decompressed and in UTF-8.
+
+    Raises `InvalidInput` that says what is wrong.
+    """
     with origin.opened() as stream:
         head = _guarded(origin, _reader(stream))
         start = _at_least(head, MAGIC_BYTES)
         compression = _compression(origin, start)
         read = _joined(start, head)
         if compression is not None:
-            inflated = pa.CompressedInputStream(
-                pa.PythonFile(_Readable(read), mode="r"), compression
-            )
-            read = _guarded(origin, inflated.read, compression)
+            read = _guarded(origin, _unpacked(read, compression), compression)
             start = _at_least(read, MAGIC_BYTES)
             read = _joined(start, read)
-        if start.startswith(UTF_16):
-            raise InvalidInput(f"{origin.name} is UTF-16; convert it to UTF-8 first.")
-        if start.startswith(BYTE_ORDER_MARK):
-            read(len(BYTE_ORDER_MARK))
+            if _known(start, COMPRESSIONS) is not None:
+                raise InvalidInput(f"{origin.name} is compressed more than once; unpack it first.")
+        archive = _known(start, ARCHIVES)
+        if archive is not None:
+            raise InvalidInput(f"{origin.name} is {archive}.")
+        encoding = encoding_of(start)
+        if encoding.mark:
+            _at_least(read, len(encoding.mark))
+        if encoding.name != "utf-8":
+            read = _in_utf_8(origin, read, encoding.name)
         while block := read(BLOCK_BYTES):
             yield block
+
+
+def _unpacked(read: Read, compression: str) -> Read:
+    if compression == "gzip":  # of which zeros may follow, as tapes have them: pyarrow knows none
+        return gzip.GzipFile(fileobj=_Readable(read)).read1
+    stream = pa.CompressedInputStream(pa.PythonFile(_Readable(read), mode="r"), compression)
+    unpacked: Read = stream.read
+    return unpacked
+
+
+def _in_utf_8(origin: Origin, read: Read, encoding: str) -> Read:
+    """What is wrong with one text goes on to its record: a half of a pair is no UTF-8 either."""
+    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+    done = 0
+
+    def encoded(size: int) -> bytes:
+        nonlocal done
+        while True:
+            block = read(size)
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise InvalidInput(
+                    f"{origin.name} can't be read on after {done:,} bytes: it is not all "
+                    f"{encoding[:6].upper()}."
+                ) from error
+            done += len(block)
+            if text or not block:
+                return text.encode("utf-8", "surrogatepass")
+
+    return encoded
 
 
 def _reader(stream: BinaryIO) -> Read:
@@ -105,7 +161,7 @@ def _guarded(origin: Origin, read: Read, compression: str | None = None) -> Read
         nonlocal done
         try:
             block = read(size) or b""
-        except (OSError, EOFError, pa.ArrowException) as error:
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
             why = getattr(error, "strerror", None) or _damage(error, compression)
             raise InvalidInput(
                 f"{origin.name} can't be read on after {done:,} bytes: {why}."
@@ -121,7 +177,8 @@ def _guarded(origin: Origin, read: Read, compression: str | None = None) -> Read
 def _damage(error: Exception, compression: str | None) -> str:
     if compression is None:
         return "it ended with an error"  # a stream of the caller's, which may be of any kind
-    return f"its {compression} data is {'cut off' if 'runcated' in str(error) else 'damaged'}"
+    is_cut = isinstance(error, EOFError) or "runcated" in str(error)
+    return f"its {compression} data is {'cut off' if is_cut else 'damaged'}"
 
 
 def _at_least(read: Read, size: int) -> bytes:
@@ -136,8 +193,12 @@ def _joined(start: bytes, read: Read) -> Read:
     return lambda size: rest.read(size) or read(size)
 
 
+def _known(start: bytes, kinds: Mapping[bytes, str]) -> str | None:
+    return next((name for magic, name in kinds.items() if start.startswith(magic)), None)
+
+
 def _compression(origin: Origin, start: bytes) -> str | None:
-    found = next((name for magic, name in COMPRESSIONS.items() if start.startswith(magic)), None)
+    found = _known(start, COMPRESSIONS)
     if origin.compression not in {None, found}:
         raise InvalidInput(
             f"{origin.name} is named as {origin.compression} data and is none; "

@@ -97,7 +97,7 @@ class RecordCheck:
         for name in self._id_names:
             value = record.get(name)
             if value is not None:
-                return name, _checked_id(value, name)
+                return name, checked_id(value, name)
         if self._own_id is not None:
             raise BadRecord(Fault.MISSING_FIELD, f"The record has no '{self._own_id}', its id.")
         return None, str(position)
@@ -135,7 +135,8 @@ def kind_of(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _checked_id(value: Any, name: str) -> str:
+def checked_id(value: Any, name: str) -> str:
+    """Return an id. Raises `BadRecord`, and `InvalidInput` where it can't be stored."""
     if isinstance(value, int) and not isinstance(value, bool):
         if value.bit_length() > MAX_INTEGER_BITS:
             raise BadRecord(Fault.BAD_ID, f"The id '{name}' is a number with too many digits.")

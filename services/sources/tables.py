@@ -3,6 +3,9 @@
 import csv
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 
 from services.errors import InvalidInput
 from services.sources.columns import wanted_columns
@@ -11,56 +14,153 @@ from services.sources.jsonl import SLACK_BYTES, has_more, not_utf8, too_long, to
 from services.sources.reading import BadInput, Fault, Input, Reading
 from services.sources.records import RecordCheck
 
+START_BYTES = 65_536
 DOUBLED = 2
 """In quotes, a quote has two characters."""
 TEXT_IN_CELL = re.compile(rb'"[^"]*+"')
+SEPARATORS = {COMMA: "commas", b";": "semicolons", b"\t": "tabs", b"|": "vertical bars"}
+"""The likely one first."""
+SEPARATOR_TOLD = re.compile(rb'"?sep=([,;\t|:^~ ])"?\r?\n')
+"""A first line that tells it to Excel, and is no part of the table."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How the rows of one table are written."""
+
+    separator: bytes
+    limit: int
+    """Bytes of a row."""
+    values: int
+    """Cells of a row."""
+
+    @property
+    def separators(self) -> str:
+        """What they are called."""
+        return SEPARATORS.get(self.separator, f"'{self.separator.decode()}'")
 
 
 def read_csv(
     name: str, blocks: Iterable[bytes], check: RecordCheck, reading: Reading
 ) -> Iterator[Input | BadInput]:
-    """Read a table with a header. `name` is what it is called in an error."""
+    """Read a table with a header. `name` is what it is called in an error.
+
+    A column without a name is called by its number, and kept where a cell of it holds something.
+    """
     limit = DOUBLED * reading.max_bytes + SLACK_BYTES
     if csv.field_size_limit() < limit:
         csv.field_size_limit(limit)  # the module's own bound is for all; it is only ever raised
-    records = csv_records(blocks, limit)
-    most = reading.bounds.record_values
-    header = _header(name, records, most)
-    wanted = frozenset(wanted_columns(name, header, reading))
-    places = [place for place, column in enumerate(header) if column in wanted]
-    for record in records:
-        cells = _cells(record, limit, most)
+    blocks = iter(blocks)
+    start = _start(blocks)
+    told = SEPARATOR_TOLD.match(start)
+    table = _told(told, reading, limit) or _guessed(name, start, reading, limit)
+    records = csv_records(chain([start], blocks), limit, table.separator)
+    if told:
+        next(records)
+    header, in_quotes = _header(name, records, table)
+    names = _named(header)
+    wanted = frozenset(_wanted(name, header, table, reading))
+    places = [place for place, column in enumerate(names) if column in wanted]
+    for record, cells in _rows(records, len(header), table, may_be_numbered=in_quotes):
         if isinstance(cells, BadInput):
             yield cells
-        elif len(cells) == len(header):
-            row = {header[place]: cells[place] for place in places}
-            yield check(record.position, row, clean=b"\x00" not in (record.content or b""))
-        elif cells:
-            reason = f"The row has {len(cells):,} cells, and the header {len(header):,}."
-            yield BadInput(record.position, None, Fault.BAD_CSV, reason)
+            continue
+        row = {names[place]: cells[place] for place in places if header[place] or cells[place]}
+        yield check(record.position, row, clean=b"\x00" not in (record.content or b""))
 
 
-def _header(name: str, records: Iterator[CsvRecord], most: int) -> list[str]:
+def _start(blocks: Iterator[bytes]) -> bytes:
+    """As much of a table as holds its header, unless that is long, and a line before it."""
+    start = bytearray()
+    for block in blocks:
+        start += block
+        is_whole = b"\n" in block and start.lstrip(b"\r\n").count(b"\n") > 1
+        if len(start) >= START_BYTES or (is_whole and start.count(b'"') % 2 == 0):
+            break
+    return bytes(start)
+
+
+def _told(told: re.Match[bytes] | None, reading: Reading, limit: int) -> Dialect | None:
+    return told and Dialect(told.group(1), limit, reading.bounds.record_values)
+
+
+def _guessed(name: str, start: bytes, reading: Reading, limit: int) -> Dialect:
+    """By which separator the header has the columns that are needed; else by which the most."""
+    tables = [Dialect(each, limit, reading.bounds.record_values) for each in SEPARATORS]
+    widths = []
+    for table in tables:
+        header: list[str] = []
+        with suppress(InvalidInput):
+            header, _ = _header(name, csv_records([start], limit, table.separator), table)
+            _wanted(name, header, table, reading)
+            return table
+        widths.append(max(1, len(header)))
+    return tables[widths.index(max(widths))]
+
+
+def _header(name: str, records: Iterator[CsvRecord], table: Dialect) -> tuple[list[str], bool]:
+    """The names of the columns as they stand there, and whether the first one is in quotes."""
     for record in records:
-        cells = _cells(record, len(record.content or b""), most)
+        cells = _cells(record, table)
         if isinstance(cells, BadInput):
             raise InvalidInput(f"{name} has no header that can be read. {cells.reason}")
         if cells:
-            return cells
+            return cells, (record.content or b"").startswith(b'"')
     raise InvalidInput(f"{name} is empty; its first line must name the columns.")
 
 
-def _cells(record: CsvRecord, limit: int, most: int) -> list[str] | BadInput:
+def _named(header: list[str]) -> list[str]:
+    return [name if name.strip() else f"column {at}" for at, name in enumerate(header, 1)]
+
+
+def _wanted(name: str, header: list[str], table: Dialect, reading: Reading) -> list[str]:
+    try:
+        return wanted_columns(name, _named(header), reading)
+    except InvalidInput as error:
+        raise InvalidInput(f"{error} Its cells were parted at {table.separators}.") from error
+
+
+def _rows(
+    records: Iterator[CsvRecord], width: int, table: Dialect, *, may_be_numbered: bool
+) -> Iterator[tuple[CsvRecord, list[str] | BadInput]]:
+    """Each row with its cells, as many as the header has.
+
+    Cells beyond it that hold nothing come of a separator too many. R writes each row's number
+    before it, in quotes like the header, which has no name for it.
+    """
+    number = 0
+    for record in records:
+        cells = _cells(record, table)
+        number += bool(cells)
+        if isinstance(cells, BadInput) or not cells:
+            yield from [(record, cells)] if cells else []
+            continue
+        if number == 1:
+            first = b'"1"' + table.separator
+            is_numbered = may_be_numbered and (record.content or b"").startswith(first)
+            may_be_numbered = is_numbered and len(cells) == width + 1
+        if may_be_numbered and len(cells) == width + 1 and cells[0] == str(number):
+            yield record, cells[1:]
+        elif len(cells) >= width and not (may_be_numbered or any(cells[width:])):
+            yield record, cells[:width]
+        else:
+            reason = f"The row has {len(cells):,} cells, and the header {width:,}"
+            reason += "." if table.separator == COMMA else f", parted at {table.separators}."
+            yield record, BadInput(record.position, None, Fault.BAD_CSV, reason)
+
+
+def _cells(record: CsvRecord, table: Dialect) -> list[str] | BadInput:
     """Take a record apart; a blank line has no cells."""
     if record.content is None:
-        bad = too_long(record.position, "The row", limit)
+        bad = too_long(record.position, "The row", table.limit)
         return bad if record.complete else _unclosed(record)
     if not record.complete:
         return _unclosed(record)
-    if has_more(record.content, (COMMA,), TEXT_IN_CELL, most):
-        return too_many(record.position, "The row", most)
+    if has_more(record.content, (table.separator,), TEXT_IN_CELL, table.values):
+        return too_many(record.position, "The row", table.values)
     try:
-        return next(csv.reader([record.content.decode()], strict=True), [])
+        text = record.content.decode()
+        return next(csv.reader([text], strict=True, delimiter=table.separator.decode()), [])
     except UnicodeDecodeError as error:
         return not_utf8(record.position, "The row", error)
     except csv.Error:

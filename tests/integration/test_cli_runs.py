@@ -309,3 +309,16 @@ def test_nothing_found_is_said() -> None:
     result = CliRunner().invoke(build(), search)
     assert (result.exit_code, result.stdout) == (0, "")
     assert "Nothing found." in result.stderr
+
+
+def test_a_file_name_that_is_not_utf_8_is_told_and_hurts_no_other() -> None:
+    folder = Path(os.fsdecode(b"odd\xff"))
+    folder.mkdir()
+    (folder / "a.txt").write_text("One")
+    (folder / os.fsdecode(b"b\xff.txt")).write_bytes(b"\xff")
+    result = embed("-o", "out.jsonl", "--skip-bad", source=str(folder), code=1)
+    assert r"b\udcff.txt: NOT_STORABLE: The file's name" in result.output
+    [line] = Path("out.jsonl").read_text().splitlines()
+    assert json.loads(line)["custom_id"] == "a.txt#1"
+    [failed] = Path("out.jsonl.errors.jsonl").read_text().splitlines()
+    assert json.loads(failed)["custom_id"] == r"b\udcff.txt"

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from services.errors import InvalidInput
 from services.sources.csv_records import csv_records
 from services.sources.inputs import BadInput, Fault, Format, Input, Reading, read_inputs
+from services.sources.records import RecordCheck
+from services.sources.tables import read_csv
 
 good_text = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20
@@ -67,12 +69,14 @@ def test_csv_comes_back_as_it_was_written(
 
 
 @effort(deadline=None, max_examples=400)
-@given(st.text('",\nab', max_size=40), st.integers(1, 45))
-def test_records_end_where_the_csv_module_ends_them(text: str, size: int) -> None:
-    reader = csv.reader(text.splitlines(keepends=True))
+@given(st.text('",|\nab', max_size=40), st.integers(1, 45), st.sampled_from(",|"))
+def test_records_end_where_the_csv_module_ends_them(text: str, size: int, sign: str) -> None:
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=sign)
     expected = [(reader.line_num, row) for row in reader]
-    found = list(csv_records(in_blocks(text.encode(), size), 1_000))
-    parsed = [next(csv.reader([(record.content or b"").decode()]), []) for record in found]
+    found = list(csv_records(in_blocks(text.encode(), size), 1_000, sign.encode()))
+    parsed = [
+        next(csv.reader([(record.content or b"").decode()], delimiter=sign), []) for record in found
+    ]
     assert parsed == [row for _, row in expected]
     ends = [record.position - 1 for record in found[1:]]
     assert ends == [line for line, _ in expected][:-1]
@@ -148,7 +152,8 @@ def test_a_cell_may_be_longer_than_the_csv_modules_own_bound() -> None:
         ("", {}, "The stream is empty; its first line must name the columns."),
         ("\n\n", {}, "is empty"),
         ("text,n,text\n", {}, "has two columns 'text'; rename one"),
-        ("text,,n\n", {}, "has a column without a name"),
+        ("n;label\na;b\n", {}, "it has n, label. Say which one has the text"),
+        ("n;label\na;b\n", {}, "parted at semicolons"),
         ("a,b\n1,2\n", {}, "no column 'text', 'prompt' or 'messages'; it has a, b. Say which"),
         ("text\n", {"text_column": "body"}, "has no column 'body'; it has text."),
         ("text\n", {"id_column": "key"}, "has no column 'key'"),
@@ -163,9 +168,85 @@ def test_a_table_without_what_is_asked_for_is_refused(
 ) -> None:
     assert reason in refused(io.BytesIO(data.encode()), format=Format.CSV, **reading)
     header = data.split("\n", maxsplit=1)[0].split(",")
+    if ";" in data:
+        return
     if header != [""] and '"' not in data and len(set(header)) == len(header):
         file = parquet(pa.table({name: ["x"] for name in header}))
         assert reason in refused(file, format=Format.PARQUET, **reading)
+
+
+PLAIN = Input(2, "2", "a", None, {"label": "b"})
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (",text,label\n0,a,b\n", {"column 1": "0"}),  # pandas, with its index
+        ('"","text","label"\n"1","a","b"\n', {"column 1": "1"}),  # R, col.names=NA
+        ('"text","label"\n"1","a","b"\n', {}),  # R as it is
+        ('"text";"label"\n"1";"a";"b"\n', {}),  # R, write.csv2
+        ("text;label\na;b\n", {}),
+        ('text;label\r\n"a";"b"\r\n', {}),
+        ("text\tlabel\na\tb\n", {}),
+        ("text|label\na|b\n", {}),
+        ("text,label,\na,b,\n", {}),
+        ("text,label,,\na,b,c,\n", {"column 3": "c"}),
+        ("text,label\na,b,,\n", {}),
+        ("text,label\na,b", {}),
+        ('"a,b";text;label\nc;a;b\n', {"a,b": "c"}),
+    ],
+)
+def test_tables_are_read_as_people_write_them(data: str, expected: dict[str, str]) -> None:
+    found = table(data)
+    assert found == [Input(2, "2", "a", None, {"label": "b", **expected})]
+    reading = Reading()
+    assert list(read_csv("It", in_blocks(data.encode(), 1), RecordCheck(reading), reading)) == found
+
+
+@pytest.mark.parametrize("head", ["sep=;\r\n", '"sep=;"\n', "sep=^\n"])
+def test_the_separator_that_excel_is_told_is_taken(head: str) -> None:
+    sign = head.strip('"\r\n')[-1]
+    assert table(f"{head}text{sign}label\na{sign}b\n") == [Input(3, "3", "a", None, {"label": "b"})]
+    assert "parted at" in refused(io.BytesIO(f"{head}a{sign}b\n".encode()), format=Format.CSV)
+
+
+def test_commas_are_taken_where_they_give_the_columns_that_are_needed() -> None:
+    assert table("text,a;b;c;d\nx,1;2\n") == [Input(2, "2", "x", None, {"a;b;c;d": "1;2"})]
+    [found] = table("a,b;text\n1,2;x\n", text_column="b;text")
+    assert found == Input(2, "2", "2;x", None, {"a": "1"})
+
+
+@pytest.mark.parametrize(
+    ("data", "codes"),
+    [
+        # Ids from 1 on and a comma that nobody quoted: no row says which cell is the text.
+        ("id,text\n1,Hello, world\n2,Foo, bar\n", ["BAD_CSV", "BAD_CSV"]),
+        ('"text","n"\n"1","a","b"\n"3","c","d"\n"3","e","f"\n"g","h"\n', "a BAD_CSV e BAD_CSV"),
+        ('"text","n"\n"2","a","b"\n', ["BAD_CSV"]),
+        ('text,n\n"1","a","b"\n', ["BAD_CSV"]),
+        ("text;n\na;b;c\nd;e\n", ["BAD_CSV", "d"]),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_told_by_its_row(data: str, codes: Any) -> None:
+    found = [item.code if isinstance(item, BadInput) else item.text for item in table(data)]
+    assert found == (codes.split() if isinstance(codes, str) else codes)
+
+
+def test_the_separator_that_was_taken_is_named() -> None:
+    [bad] = table("text;n\na;b;c\n")
+    assert isinstance(bad, BadInput)
+    assert bad.reason == "The row has 3 cells, and the header 2, parted at semicolons."
+
+
+def test_columns_that_are_not_kept_may_have_any_name(tmp_path: Path) -> None:
+    assert table("text,label,label,\na,b,c,d\n", columns=()) == [Input(2, "2", "a", None, {})]
+    path = tmp_path / "in.tsv"
+    path.write_text("text\tlabel\na\tb\n")
+    assert read(path) == [PLAIN]
+    nameless = parquet(pa.table({"text": ["a"], "": ["b"]}))
+    assert "has a column without a name" in refused(nameless, format=Format.PARQUET)
+    nameless.seek(0)
+    assert read(nameless, format=Format.PARQUET, columns=()) == [Input(1, "1", "a", None, {})]
 
 
 def parquet(written: Any, **options: Any) -> io.BytesIO:

@@ -246,6 +246,8 @@ def test_a_bad_file_of_a_folder_hurts_no_other(folder: Path) -> None:
     (folder / "b4.txt").write_bytes("text".encode("utf-16"))
     (folder / "b5.txt").write_bytes(gzip.compress(b"text")[:-9])
     (folder / os.fsdecode(b"b6\xff.txt")).write_bytes(b"name")
+    (folder / os.fsdecode(b"b7\xff.txt")).write_bytes(b"\xff")
+    (folder / "b8\n.txt").write_bytes(b"\xff")
     found = read(folder, max_bytes=100)
     assert [
         (item.custom_id, item.code if isinstance(item, BadInput) else item.text) for item in found
@@ -255,10 +257,28 @@ def test_a_bad_file_of_a_folder_hurts_no_other(folder: Path) -> None:
         ("b1.txt", Fault.NOT_STORABLE),
         ("b2.txt", Fault.EMPTY_TEXT),
         ("b3.txt", Fault.TOO_LONG),
-        ("b4.txt", Fault.UNREADABLE),
+        ("b4.txt", "text"),
         ("b5.txt", Fault.UNREADABLE),
-        (None, Fault.NOT_STORABLE),
+        ("b6\\udcff.txt", Fault.NOT_STORABLE),
+        ("b7\\udcff.txt", Fault.NOT_STORABLE),
+        ("b8\n.txt", Fault.NOT_STORABLE),
     ]
+    for item in found:
+        str(item).encode()  # whatever a file is called, what is said of it can be stored
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_read_or_refused_in_words(tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"odd\xff")
+    odd.mkdir()
+    refused(odd).encode()
+    (odd / "a.txt").write_text("text")
+    (odd / "b.txt").write_bytes(gzip.compress(b"text")[:-9])
+    fine, bad = read(odd)
+    assert (fine.custom_id, bad.custom_id) == ("a.txt", "b.txt")
+    assert isinstance(bad, BadInput)
+    assert "odd\\udcff/b.txt can't be read on" in bad.reason
+    refused(odd / "c.jsonl").encode()
+    refused(odd / "a.txt", format=Format.PARQUET).encode()
 
 
 def test_other_names_of_the_fields_hold_for_folders_too(folder: Path) -> None:

@@ -1,9 +1,11 @@
 """Every record of a source comes back as it was written, or as a fault that says why."""
 
+import bz2
 import gzip
 import io
 import itertools
 import json
+import lzma
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -343,20 +345,21 @@ def test_lines_at_the_bound_are_kept_and_longer_ones_are_not(sizes: list[int], b
     ]
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstd])
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("pack", [gzip.compress, zstd, bz2.compress], ids=["gzip", "zstd", "bz2"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2"])
 def test_compression_is_known_by_its_first_bytes(
     pack: Callable[[bytes], bytes], suffix: str, tmp_path: Path
 ) -> None:
     path = tmp_path / f"in.jsonl{suffix}"
     path.write_bytes(pack(b'\xef\xbb\xbf{"text":"a"}\n') + pack(b'{"text":"b"}\n'))
-    if suffix and (suffix == ".gz") != (pack is gzip.compress):
+    own = ".gz" if pack is gzip.compress else ".zst" if pack is zstd else ".bz2"
+    if suffix not in {"", own}:
         assert "is none; rename it or compress it again" in refused(path)
     else:
         assert [item.text for item in good(path)] == ["a", "b"]
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+@pytest.mark.parametrize("pack", [gzip.compress, zstd, bz2.compress], ids=["gzip", "zstd", "bz2"])
 def test_damaged_compression_says_how_far_it_came(pack: Callable[[bytes], bytes]) -> None:
     noise = "".join(f"{number * 7919 % 100_003:x}" for number in range(400_000))
     lines = [{"text": noise[at : at + 1000]} for at in range(0, len(noise), 1000)]
@@ -429,8 +432,58 @@ def test_an_unknown_suffix_is_refused_at_once(name: str, tmp_path: Path) -> None
     assert good(tmp_path / name, format=Format.LINES) if name != "in.gz" else True
 
 
-def test_utf_16_is_told_at_the_start() -> None:
-    assert "is UTF-16; convert it" in refused(io.BytesIO('{"text":"a"}'.encode("utf-16")))
+@pytest.mark.parametrize(
+    "encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"]
+)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_unicode_is_read_in_any_of_its_encodings(
+    encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    lines = [f"line {number} é 北京 🦉" for number in range(20_000)]
+    data = pack("\r\n".join(lines).encode(encoding))
+    found = good(io.BytesIO(data), format=Format.LINES)
+    assert [item.text for item in found] == lines
+    trickled = io.BufferedReader(Trickle(data[at : at + 1] for at in range(min(300, len(data)))))
+    assert (
+        next(read_inputs(trickled, Reading(format=Format.LINES))) == found[0] or pack is not bytes
+    )
+
+
+def test_half_a_pair_in_utf_16_is_its_lines_fault_alone() -> None:
+    data = "one\n\ud800 two\nthree\n".encode("utf-16-le", "surrogatepass")
+    found = read(io.BytesIO(data), format=Format.LINES)
+    assert [item.code if isinstance(item, BadInput) else item.text for item in found] == [
+        "one",
+        Fault.BAD_ENCODING,
+        "three",
+    ]
+    assert "can't be read on after 31 bytes: it is not all UTF-16." in refused(
+        io.BytesIO(data[:-1]), format=Format.LINES
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"PK\x03\x04" + bytes(30), "is a zip archive or an Excel workbook"),
+        (lzma.compress(b"{}"), "is xz data; unpack it first"),
+        (gzip.compress(gzip.compress(b"{}")), "is compressed more than once"),
+        (gzip.compress(b"PK\x03\x04" + bytes(30)), "is a zip archive"),
+    ],
+)
+def test_what_has_to_be_unpacked_first_is_told_by_name(data: bytes, reason: str) -> None:
+    assert reason in refused(io.BytesIO(data))
+
+
+def test_zeros_after_gzip_are_nothing_and_a_frame_to_skip_is_skipped() -> None:
+    packed = gzip.compress(b'{"text":"a"}\n')
+    padded = packed + packed + bytes(1_000) + packed
+    assert [item.text for item in good(io.BytesIO(padded))] == ["a", "a", "a"]
+    skipped = b"\x53\x2a\x4d\x18\x03\x00\x00\x00abc" + zstd(b'{"text":"b"}\n')
+    assert [item.text for item in good(io.BytesIO(skipped))] == ["b"]
+    assert [item.text for item in good(io.BytesIO(b"BZh9 text"), format=Format.LINES)] == [
+        "BZh9 text"
+    ]
 
 
 def test_a_stream_that_fails_says_so() -> None:
