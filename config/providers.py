@@ -30,10 +30,18 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-def _address(url: str) -> str:
+def official_host(wire: Wire) -> str:
+    """Where the provider itself is."""
+    owner = {"gemini": "google"}.get(wire, wire)
+    return next(host for host, name in OFFICIAL_HOSTS.items() if name == owner)
+
+
+def server_address(url: str) -> str:
     """Check an address. Its own words may hold a password, so no error quotes it."""
+    url = url.strip()
     try:
         parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
         is_whole = parts.scheme in {"http", "https"} and bool(parts.hostname)
         _ = parts.port
     except ValueError as error:
@@ -57,7 +65,7 @@ class NamedProvider(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     wire: Wire
     """Whose API it speaks."""
-    base_url: Annotated[str, AfterValidator(_address)] | None = None
+    base_url: Annotated[str, AfterValidator(server_address)] | None = None
     """Its address with its path prefix; None is the wire's own provider, by another key."""
     api_key_env: str | None = Field(None, pattern=r"^\w+$")
     """The variable that holds its key, in the environment or in `.env`."""

@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError
 
 from config.errors import ConfigurationError
 from config.names import VectorType
+from config.providers import server_address
 from config.redis_url import RedisUrl, check_certificates, check_characters, check_port
 
 DEFAULT_SECRET_KEY = "change-me"  # noqa: S105 - refused in production
@@ -52,6 +53,13 @@ def _broker_url(url: str) -> str:
     return url
 
 
+def _api_key(key: SecretStr) -> SecretStr:
+    said = key.get_secret_value().strip()
+    if not (said.isascii() and said.isprintable()) or " " in said:
+        raise ValueError("has a space, a line end or another character that no key has")
+    return SecretStr(said)
+
+
 def _certificates(path: Path) -> Path:
     check_certificates(str(path))
     return path
@@ -60,6 +68,8 @@ def _certificates(path: Path) -> Path:
 HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
 WIDE_HOST = re.compile(r"\*|\*\.[^.]+|\*\.(ac|co|com|edu|gov|net|org)\.[a-z]{2}", re.IGNORECASE)
 """Hosts of anybody: all, or all below a domain in which everybody can have one."""
+ServerAddress = Annotated[str, AfterValidator(server_address)]
+ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 TEN_YEARS = 315_360_000.0
 Seconds = Annotated[float, Field(ge=0, le=TEN_YEARS, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=TEN_YEARS, allow_inf_nan=False)]
@@ -165,16 +175,16 @@ class Settings(BaseSettings):
     default_embedding_provider: str = Field(
         "local", description="Provider of an embedding naming none."
     )
-    openai_api_key: SecretStr | None = Field(None, description="Key of the openai provider.")
-    openai_base_url: str | None = Field(
+    openai_api_key: ApiKey | None = Field(None, description="Key of the openai provider.")
+    openai_base_url: ServerAddress | None = Field(
         None, description="An OpenAI-compatible server instead of OpenAI's own."
     )
-    anthropic_api_key: SecretStr | None = Field(None, description="Key of the anthropic provider.")
-    anthropic_base_url: str | None = Field(
+    anthropic_api_key: ApiKey | None = Field(None, description="Key of the anthropic provider.")
+    anthropic_base_url: ServerAddress | None = Field(
         None, description="A server that speaks Anthropic's API instead of its own."
     )
-    gemini_api_key: SecretStr | None = Field(None, description="Key of the gemini provider.")
-    gemini_base_url: str | None = Field(
+    gemini_api_key: ApiKey | None = Field(None, description="Key of the gemini provider.")
+    gemini_base_url: ServerAddress | None = Field(
         None, description="A server that speaks Gemini's API instead of Google's own."
     )
     provider_timeout_seconds: PositiveSeconds = Field(

@@ -19,6 +19,7 @@ from redis.retry import Retry
 from config.embedded.servers import running
 from config.errors import ConfigurationError
 from config.models_file import ModelsFile
+from config.network import check_network
 from config.providers import NamedProvider, Wire
 from config.settings import Settings, get_settings
 from repositories.session import Ledger
@@ -117,10 +118,13 @@ class PromptStack:
         return cls(settings, database_url, redis_url)
 
     def check_connections(self) -> None:
-        """Raise `ConfigurationError` where Redis or the broker will never take us as it is set.
+        """Raise `ConfigurationError` where a server will never be reached, or never takes us.
 
         For processes that stay, as they start; one that is only away is waited for.
         """
+        for server in self.servers:
+            if self.factory.is_set_up(server.name):
+                check_network(server.wire, server.base_url)
         check_redis(self.redis)
         if self.settings.celery_broker_url:
             check_broker(self.celery, "CELERY_BROKER_URL")

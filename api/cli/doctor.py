@@ -51,6 +51,7 @@ def examine(stack: PromptStack) -> Iterator[Finding]:
     yield _try("schema", lambda: _schema(stack))
     yield _try("Redis", lambda: _redis(stack))
     yield _try("broker", lambda: _broker(stack))
+    yield _try("connections", lambda: _connections(stack))
     yield _workers(stack)
     for name in stack.factory.names():
         yield _provider(stack, name)
@@ -89,6 +90,11 @@ def _redis(stack: PromptStack) -> str:
 def _broker(stack: PromptStack) -> str:
     waiting = {str(queue): stack.doorbell.waiting(queue) for queue in Queue}
     return ", ".join(f"{count} {kind} waiting" for kind, count in waiting.items())
+
+
+def _connections(stack: PromptStack) -> str:
+    stack.check_connections()
+    return "proxies, certificates and passwords are as they can be"
 
 
 def _workers(stack: PromptStack) -> Finding:

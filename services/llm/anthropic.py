@@ -42,6 +42,7 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
     """Generations from Anthropic. One client with one connection pool, made on the first call."""
 
     name = "anthropic"
+    wire = "anthropic"
     official_url = ANTHROPIC_URL
     key_setting = "ANTHROPIC_API_KEY"
     reserved_options = RESERVED_OPTIONS

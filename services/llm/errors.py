@@ -114,6 +114,12 @@ class AuthenticationFailed(ProviderError):
     reach = Reach.RUN
 
 
+class NotConfigured(AuthenticationFailed):
+    """The provider can't be asked as it is set up here: nothing was sent."""
+
+    code = "PROVIDER_NOT_CONFIGURED"
+
+
 class Denied(ProviderError):
     """Refused, and not in the provider's own words: this input is to blame, or the key is.
 

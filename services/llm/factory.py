@@ -58,6 +58,11 @@ class LLMServiceFactory:
             self._classes[provider] = loaded.configured(named, facts) if named or facts else loaded
         return self._classes[provider]
 
+    def is_set_up(self, provider: str) -> bool:
+        """Whether a provider across a network has a key or an address, and may so be asked."""
+        options = self._options.get(provider, {})
+        return bool(options.get("api_key") or options.get("base_url"))
+
     def create(self, provider: str, **kwargs: Any) -> LLMService:
         """Make the provider's service with its configured options, overridden by `kwargs`."""
         service_class = self.service_class(provider)

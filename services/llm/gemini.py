@@ -68,6 +68,7 @@ class GeminiService(RemoteService[genai.Client]):
     """Generations and embeddings from Gemini. One client with one pool, made on the first call."""
 
     name = "gemini"
+    wire = "gemini"
     official_url = GEMINI_URL
     key_setting = "GEMINI_API_KEY"
     _http: httpx2.AsyncClient

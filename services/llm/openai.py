@@ -77,6 +77,7 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
     """
 
     name = "openai"
+    wire = "openai"
     official_url = OPENAI_URL
     key_setting = "OPENAI_API_KEY"
     reserved_options = RESERVED_OPTIONS

@@ -12,7 +12,9 @@ from uuid import UUID
 import httpx2
 from pydantic import JsonValue
 
-from config.providers import NamedProvider
+from config.errors import ConfigurationError
+from config.network import check_network
+from config.providers import NamedProvider, Wire
 from services.errors import InvalidInput
 from services.llm.base import (
     Capability,
@@ -22,10 +24,10 @@ from services.llm.base import (
     fingerprint,
 )
 from services.llm.errors import (
-    AuthenticationFailed,
     ContextTooLong,
     InvalidProviderRequest,
     ModelNotFound,
+    NotConfigured,
     ProviderError,
     TooManyTexts,
 )
@@ -53,6 +55,8 @@ class RemoteService(LLMService, Generic[Client]):
     """
 
     official_url: ClassVar[str]
+    wire: ClassVar[Wire]
+    """Whose API it speaks."""
     key_setting: ClassVar[str]
     """The variable that the key is read from, for error messages."""
     needs_key: ClassVar[bool] = False
@@ -205,9 +209,13 @@ class RemoteService(LLMService, Generic[Client]):
     def _connected(self) -> Client:
         if self._client is None:
             if not self._api_key and (self.needs_key or not self._base_url):
-                raise AuthenticationFailed(f"{self.name} needs an API key; set {self.key_setting}.")
+                raise NotConfigured(f"{self.name} needs an API key; set {self.key_setting}.")
             if not (self._api_key.isascii() and self._api_key.isprintable()):
-                raise AuthenticationFailed(f"{self.key_setting} has characters that no key has.")
+                raise NotConfigured(f"{self.key_setting} has characters that no key has.")
+            try:
+                check_network(self.wire, self._base_url)
+            except ConfigurationError as error:
+                raise NotConfigured(str(error)) from error
             # aiohttp warns of bodies over 1 MiB, but all they cost is a copy to the socket.
             warnings.filterwarnings("ignore", "Sending a large body directly", ResourceWarning)
             # Without a placeholder an SDK would send the environment's key, and without a URL it

@@ -9,6 +9,7 @@ from services.llm.errors import (
     AuthenticationFailed,
     Denied,
     ModelNotFound,
+    NotConfigured,
     QuotaExhausted,
     TooManyTexts,
 )
@@ -43,7 +44,14 @@ class TriedLater(PromptStackError):
 RUN_ENDING_CODES = tuple(
     {
         kind.code
-        for kind in (AuthenticationFailed, ModelNotFound, QuotaExhausted, QuotaSpent, BudgetReached)
+        for kind in (
+            AuthenticationFailed,
+            NotConfigured,
+            ModelNotFound,
+            QuotaExhausted,
+            QuotaSpent,
+            BudgetReached,
+        )
     }
 )
 """Of the account, or the run itself: what has `Reach.RUN`."""
