@@ -320,5 +320,5 @@ def test_a_file_name_that_is_not_utf_8_is_told_and_hurts_no_other() -> None:
     assert r"b\udcff.txt: NOT_STORABLE: The file's name" in result.output
     [line] = Path("out.jsonl").read_text().splitlines()
     assert json.loads(line)["custom_id"] == "a.txt#1"
-    [failed] = Path("out.jsonl.errors.jsonl").read_text().splitlines()
+    [failed] = Path("out.errors.jsonl").read_text().splitlines()
     assert json.loads(failed)["custom_id"] == r"b\udcff.txt"
