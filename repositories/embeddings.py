@@ -244,12 +244,10 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
             .limit(1)
             .lateral("item")
         )
-        start = item.c.attributes["start"].as_integer()
         query = (
             select(
                 func.coalesce(item.c.attributes["source"].astext, item.c.custom_id),
                 item.c.position,
-                func.coalesce(start, 0),
                 item.c.text,
                 (1 - distance).label("score"),
                 item.c.run_id,
@@ -266,7 +264,10 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
             # The index gives up where next to nothing fits; then all that fits is compared.
             self._session.execute(text("SET LOCAL enable_indexscan = off"))
             rows = self._session.execute(query).all()
-        return [Match(None, *row) for row in rows]
+        return [
+            Match(None, source, position, _start_in(attributes), text, score, run_id, attributes)
+            for source, position, text, score, run_id, attributes in rows
+        ]
 
     def _search_widely(self, limit: int) -> None:
         # pgvector's 40 misses one neighbour in a hundred; 200 costs 2 ms more (20,000 vectors).
@@ -322,6 +323,12 @@ def create_index(model: EmbeddingModel, how: str = "") -> str:
         f"CREATE INDEX {how} {index_name(model)} ON {partition_of(model)}"
         f" USING hnsw ((vector::{kind}({model.dimensions})) {kind}_cosine_ops)"
     )
+
+
+def _start_in(attributes: Mapping[str, Any]) -> int:
+    """Where a chunk starts in its text: a caller's own field of this name may be anything."""
+    start = attributes.get("start")
+    return start if type(start) is int else 0
 
 
 def _indexed(model: EmbeddingModel) -> ColumnElement[object]:

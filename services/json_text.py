@@ -61,10 +61,10 @@ def load_json(text: bytes, what: str) -> Any:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         try:
-            return _load_exactly(text, what)
+            return load_exactly(text.decode(), what)
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise error from None
-    return value if _is_exact(value, text) else _load_exactly(text, what)
+    return value if _is_exact(value, text) else load_exactly(text.decode(), what)
 
 
 def _is_exact(value: Any, text: bytes) -> bool:
@@ -88,7 +88,9 @@ def _is_exact(value: Any, text: bytes) -> bool:
     return names == text.count(b'":') and OTHER_COLON.search(text) is None
 
 
-def _load_exactly(text: bytes, what: str) -> Any:
+def load_exactly(text: str, what: str, *, last_name_wins: bool = False) -> Any:
+    """Do as `load_json` does; `last_name_wins` takes objects that have a name twice."""
+
     def refuse(why: str) -> NoReturn:
         raise NotExact(f"{what} has {why}")
 
@@ -107,13 +109,13 @@ def _load_exactly(text: bytes, what: str) -> Any:
 
     def whole(members: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(members)
-        if len(made) < len(members):
+        if len(made) < len(members) and not last_name_wins:
             refuse("a name twice in one object, of which one would get lost; rename it.")
         return made
 
     try:
         return json.loads(
-            text.decode(),
+            text,
             parse_int=integer,
             parse_float=fraction,
             parse_constant=lambda name: refuse(f"{name}, which JSON doesn't know."),

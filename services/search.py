@@ -16,7 +16,7 @@ from services.llm.base import Capability, EmbeddingResponse, LLMService
 from services.llm.event_loop import EventLoop
 from services.llm.factory import LLMServiceFactory
 from services.llm.pool import ProviderPool
-from services.text import check_storable
+from services.text import check_storable, check_storable_json
 
 MAX_RESULTS = 1_000
 
@@ -58,6 +58,7 @@ class SearchService:
         """
         if not check_storable(question, "The question").strip():
             raise InvalidInput("The question is empty.")
+        check_storable_json(dict(where or {}), "The condition")
         if not 1 <= limit <= MAX_RESULTS:
             raise InvalidInput(f"The limit must be between 1 and {MAX_RESULTS}.")
         provider = provider or self._default_provider

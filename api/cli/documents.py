@@ -3,12 +3,14 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from services.errors import InvalidInput
 from services.jobs import check_source
+from services.json_text import load_json
 from services.sources.encodings import encoding_of
 from services.sources.reading import SUFFIXES
 
@@ -91,8 +93,9 @@ def read_schema(path: Path | None) -> dict[str, JsonValue] | None:
             raise InvalidInput(
                 f"{path} has more than {MAX_SCHEMA_BYTES:,} bytes, which no JSON schema needs."
             )
-        return TypeAdapter(dict[str, JsonValue]).validate_json(content)
-    except (OSError, ValidationError) as error:
+        schema = load_json(content, str(path))
+        return TypeAdapter(dict[str, JsonValue]).validate_python(schema)
+    except (OSError, JSONDecodeError, ValidationError) as error:
         raise InvalidInput(
             f"{path} cannot be read as a JSON schema: an object is needed."
         ) from error

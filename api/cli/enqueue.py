@@ -9,10 +9,11 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue
 
 from api.cli.connection import connected
 from api.cli.documents import TextFile, find_files, read_schema, read_text
+from api.cli.named_values import named_value
 from api.cli.terminal import (
     JOB_FAILED,
     JsonFlag,
@@ -314,14 +315,4 @@ def _parse_message(given: str) -> Message:
 
 def options_of(given: list[str] | None) -> dict[str, JsonValue]:
     """Read the options of a provider. Raises `InvalidInput`."""
-    return dict(map(_parse_option, given or []))
-
-
-def _parse_option(text: str) -> tuple[str, JsonValue]:
-    name, found, value = text.partition("=")
-    if not found or not name:
-        raise InvalidInput(f"--option {text[:80]} is not of the form NAME=VALUE.")
-    try:
-        return name, TypeAdapter(JsonValue).validate_json(value)
-    except ValidationError:
-        return name, value
+    return dict(named_value(one, "--option") for one in given or [])

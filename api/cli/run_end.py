@@ -41,7 +41,8 @@ def finish(stack: PromptStack, run_id: UUID, target: Target, *, as_json: bool) -
     unwritten = False
     try:
         with _left(f"Run {run_id} has ended, and its results are kept: {export}"):
-            write_output(stack, run_id, target)
+            summary = write_output(stack, run_id, target)
+            unwritten = summary is not None and summary.unwritten > 0
     except PromptStackError as error:
         unwritten = True
         err.print(f"promptstack: {error}", style="red", markup=False)

@@ -89,6 +89,13 @@ def write_output(
     )
     if not target.is_standard_output and not quiet:
         _tell(summary)
+    if summary.unwritten:
+        err.print(
+            f"promptstack: {plural(summary.unwritten, 'result')} could not be written; the "
+            "reasons stand beside the failures. All are kept: export them as .jsonl.",
+            style="red",
+            markup=False,
+        )
     return summary
 
 

@@ -14,6 +14,7 @@ from api.cli.run_start import dollars_of
 from api.cli.table import Column, print_table
 from api.cli.terminal import (
     ID_HELP,
+    JOB_FAILED,
     JsonFlag,
     age,
     dollars,
@@ -176,3 +177,5 @@ def export(
     if as_json and summary is not None:
         # A program reads results from standard output, and would take the summary for one.
         print_json(asdict(summary), to_err=target.is_standard_output)
+    if summary is not None and summary.unwritten:
+        raise typer.Exit(JOB_FAILED)

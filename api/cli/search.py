@@ -1,14 +1,13 @@
 """`promptstack search`: find passages by meaning."""
 
-import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from api.cli.connection import connected
+from api.cli.named_values import named_value
 from api.cli.terminal import JsonFlag, err, out, print_indented, print_items, printable
 from repositories.embeddings import Match
-from services.errors import InvalidInput
 
 SHORT_PASSAGE = 160
 
@@ -33,7 +32,7 @@ def search(
             provider=provider,
             model=model,
             limit=limit,
-            where=dict(map(_condition, where or [])),
+            where=dict(named_value(one, "--where") for one in where or []),
         )
     if as_json:
         print_items(
@@ -52,17 +51,6 @@ def search(
         print_matches(matches)
     else:
         err.print("Nothing found.")
-
-
-def _condition(given: str) -> tuple[str, Any]:
-    """Read `name=value`, the value as JSON where it is some."""
-    name, equals, value = given.partition("=")
-    if not name or not equals:
-        raise InvalidInput(f"{given[:40]!r} is no condition; write name=value.")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def print_matches(matches: list[Match]) -> None:

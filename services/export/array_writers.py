@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from services.export.columns import Shape, checked_vector
-from services.export.items import Produced
+from services.export.columns import Shape, checked_vector, json_line
+from services.export.items import NotWritable, Produced
 from services.export.line_writers import identity
-from services.json_text import dump_json
 
 GROUP_BYTES = 16_777_216
 GROUP_ROWS = 10_000
+MOST_INT64 = 2**63 - 1
 WHOLE_NUMBERS = frozenset({"position", "input_tokens", "output_tokens"})
 """Columns of Parquet; the others but the vector are strings."""
 
@@ -40,6 +40,8 @@ class Parquet:
     def write(self, item: Produced) -> None:
         """Keep one row, and write them when they are enough for a group."""
         row = self._shape.row(item)
+        for name in row.keys() - {"vector"}:
+            _check_fits(name, row[name])
         self._rows.append(row)
         self._bytes += sum(_size(value) for value in row.values())
         if self._bytes >= GROUP_BYTES or len(self._rows) >= GROUP_ROWS:
@@ -90,9 +92,9 @@ class Npy:
 
     def write(self, item: Produced) -> None:
         """Write one row of each."""
-        self._file.write(checked_vector(item, self._dimensions).data)
-        line = identity(item, with_input=self._with_input)
-        self._ids.write(dump_json(line, newline=True))
+        vector = checked_vector(item, self._dimensions)
+        self._ids.write(json_line(identity(item, with_input=self._with_input)))
+        self._file.write(vector.data)
         self._count += 1
 
     def finish(self) -> None:
@@ -109,6 +111,15 @@ class Npy:
             self._file,
             {"descr": "<f4", "fortran_order": False, "shape": (self._count, self._dimensions)},
         )
+
+
+def _check_fits(name: str, value: Any) -> None:
+    """Raise `NotWritable` for what Parquet's column can't hold."""
+    fits = isinstance(value, str)
+    if name in WHOLE_NUMBERS:
+        fits = isinstance(value, int) and abs(value) <= MOST_INT64
+    if value is not None and not fits:
+        raise NotWritable(f"Its '{name}' does not fit into Parquet's column; choose JSON Lines.")
 
 
 def _size(value: Any) -> int:

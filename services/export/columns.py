@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.export.items import ExportFailed, Produced
+from services.export.items import NotWritable, Produced
 from services.json_text import dump_json
 
 PLAIN_ANSWER = ("model", "finish_reason", "input_tokens", "output_tokens")
@@ -34,7 +34,7 @@ class Shape:
         return names
 
     def row(self, item: Produced) -> dict[str, Any]:
-        """One result; its vector is an array still. Raises `ExportFailed` if it is unlike."""
+        """One result; its vector is an array still. Raises `NotWritable` if it is unlike."""
         row: dict[str, Any] = {
             "position": item.position,
             "custom_id": item.custom_id,
@@ -54,14 +54,14 @@ class Shape:
 
 
 def checked_vector(item: Produced, dimensions: int) -> npt.NDArray[np.float32]:
-    """Return the vector. Raises `ExportFailed` if there is none of that size."""
+    """Return the vector. Raises `NotWritable` if there is none of that size."""
     if item.vector is None:
-        raise ExportFailed(
+        raise NotWritable(
             f"The result at position {item.position} is no vector; choose another format."
         )
     vector = np.ascontiguousarray(item.vector, dtype=np.float32)
     if vector.shape != (dimensions,):
-        raise ExportFailed(
+        raise NotWritable(
             f"The vector at position {item.position} has {vector.size:,} dimensions, and the "
             f"others {dimensions:,}."
         )
@@ -70,7 +70,15 @@ def checked_vector(item: Produced, dimensions: int) -> npt.NDArray[np.float32]:
 
 def as_json(value: Any) -> str:
     """Return a value as JSON; floats with as many digits as they need to be read back the same."""
-    return dump_json(value).decode()
+    return json_line(value, newline=False).decode()
+
+
+def json_line(value: Any, *, newline: bool = True) -> bytes:
+    """Return a value as a line of JSON. Raises `NotWritable`."""
+    try:
+        return dump_json(value, newline=newline)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NotWritable("It has a value that JSON can't hold.", detail=str(error)) from error
 
 
 def _answer(answer: dict[str, Any]) -> dict[str, Any]:
@@ -85,8 +93,8 @@ def _answer(answer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _unlike(item: Produced) -> ExportFailed:
-    return ExportFailed(
+def _unlike(item: Produced) -> NotWritable:
+    return NotWritable(
         f"The result at position {item.position} is of another kind than those before it; "
         "only JSON Lines holds both."
     )

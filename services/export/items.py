@@ -17,6 +17,12 @@ class ExportFailed(PromptStackError):
     code = "EXPORT_FAILED"
 
 
+class NotWritable(PromptStackError):
+    """A result can't be written in this format; the others can."""
+
+    code = "NOT_WRITABLE"
+
+
 class ExportFormat(StrEnum):
     """How results are written."""
 
@@ -60,6 +66,7 @@ class ExportSummary:
 
     items: int
     errors: int
+    """Failed items, and results that couldn't be written."""
     path: Path
     ids_path: Path | None
     """Beside a `.npy` file: whose vector each row is."""
@@ -67,3 +74,5 @@ class ExportSummary:
     """None where nothing failed."""
     is_written: bool = True
     """False where there were no results, and what was there before was left."""
+    unwritten: int = 0
+    """Results that the format can't hold; why stands among the errors."""

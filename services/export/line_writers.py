@@ -6,16 +6,15 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from services.export.cells import json_cell, text_cell
-from services.export.columns import JSON_COLUMNS, Shape, as_json
-from services.export.items import FailedItem, Produced
-from services.json_text import dump_json
+from services.export.columns import JSON_COLUMNS, Shape, as_json, json_line
+from services.export.items import FailedItem, NotWritable, Produced
 
 
 class Writer(Protocol):
     """Writes results as they come."""
 
     def write(self, item: Produced) -> None:
-        """Write one result."""
+        """Write one result, or nothing of it. Raises `NotWritable`."""
 
     def finish(self) -> None:
         """Write what comes last. Who opened the file closes it."""
@@ -38,7 +37,7 @@ class JsonLines:
             line["vector"] = np.ascontiguousarray(item.vector, dtype=np.float32)
         if item.answer is not None:
             line["answer"] = item.answer
-        self._file.write(dump_json(line, newline=True))
+        self._file.write(json_line(line))
 
     def finish(self) -> None:
         """Nothing comes last."""
@@ -85,19 +84,18 @@ class ErrorLines:
 
     def write(self, item: FailedItem) -> None:
         """Write one line."""
-        self._file.write(
-            dump_json(
-                {
-                    "position": item.position,
-                    "custom_id": item.custom_id,
-                    "code": item.code,
-                    "error": item.error,
-                    "detail": item.detail,
-                    "metadata": item.metadata,
-                },
-                newline=True,
-            )
-        )
+        line = {
+            "position": item.position,
+            "custom_id": item.custom_id,
+            "code": item.code,
+            "error": item.error,
+            "detail": item.detail,
+            "metadata": item.metadata,
+        }
+        try:
+            self._file.write(json_line(line))
+        except NotWritable:
+            self._file.write(json_line({**line, "metadata": {}}))
 
 
 def identity(item: Produced, *, with_input: bool) -> dict[str, Any]:

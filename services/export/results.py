@@ -1,7 +1,7 @@
 """The way out: results and errors to files, in memory that doesn't grow with them."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ from services.export.items import (
     ExportFormat,
     ExportSummary,
     FailedItem,
+    NotWritable,
     Produced,
 )
 from services.export.line_writers import Csv, ErrorLines, JsonLines, Writer
@@ -53,50 +54,99 @@ def export(
     there are no results; only errors are written then. With `guard_formulas`, a text in CSV that a
     spreadsheet would take for a formula begins with an apostrophe.
 
-    All files appear together and whole, or the old ones stay as they are.
+    All files appear together and whole, or the old ones stay as they are. A result that the format
+    can't hold stands among the errors, and `unwritten` counts it.
     """
     kind = format_of(path, format)
     if path == STANDARD_OUTPUT:
         lines = JsonLines(sys.stdout.buffer, with_input=with_input)
-        items = _write_all(lines, produced, count)
+        unwritten: list[FailedItem] = []
+        items = _write_all(lines, produced, count, unwritten.append)
         sys.stdout.buffer.flush()
-        return ExportSummary(items, sum(1 for _ in errors), path, None, None)
+        failed = sum(1 for _ in errors) + len(unwritten)
+        return ExportSummary(items, failed, path, None, None, unwritten=len(unwritten))
     check_place(path)
     ids_path = beside(path, "ids") if kind is ExportFormat.NPY else None
     errors_path = beside(path, "errors")
     try:
         with AtomicFiles() as files:
+            ill = _ErrorFile(files, errors_path)
             first, produced = _peeked(produced)
             found = dimensions
             if found is None and first is not None and first.vector is not None:
                 found = first.vector.size
             if keep_old and first is None and (_holds(path) or _is_shapeless(kind, found)):
                 _check_count(0, count)
-                failed = _write_errors(files, errors_path, errors, keep_old=True)
-                return ExportSummary(
-                    0, failed, path, None, errors_path if failed else None, is_written=False
-                )
+                ill.write_all(errors)
+                return ExportSummary(0, ill.count, path, None, ill.path, is_written=False)
             shape = Shape(with_input, first is not None and first.answer is not None, found)
             writer = _writer(files, path, ids_path, kind, shape, guard_formulas=guard_formulas)
-            items = _write_all(writer, produced, count)
-            failed = _write_errors(files, errors_path, errors)
+            items = _write_all(writer, produced, count, ill.write)
+            unwritten_items = ill.count
+            ill.write_all(errors)
+            if ill.path is None:
+                files.remove(errors_path)
     except (OSError, pa.ArrowException) as error:
         why = getattr(error, "strerror", None) or "pyarrow refused it"
         raise ExportFailed(f"{path} can't be written: {why}.", detail=str(error)) from error
-    return ExportSummary(items, failed, path, ids_path, errors_path if failed else None)
+    return ExportSummary(items, ill.count, path, ids_path, ill.path, unwritten=unwritten_items)
 
 
-def _write_all(writer: Writer, produced: Iterable[Produced], count: int | None) -> int:
-    items = 0
+class _ErrorFile:
+    """What failed, in a file that is made for the first of them."""
+
+    def __init__(self, files: AtomicFiles, path: Path) -> None:
+        self._files = files
+        self._path = path
+        self._lines: ErrorLines | None = None
+        self.count = 0
+
+    @property
+    def path(self) -> Path | None:
+        """None where nothing failed."""
+        return None if self._lines is None else self._path
+
+    def write(self, item: FailedItem) -> None:
+        if self._lines is None:
+            self._lines = ErrorLines(self._files.create(self._path))
+        self._lines.write(item)
+        self.count += 1
+
+    def write_all(self, items: Iterable[FailedItem]) -> None:
+        for item in items:
+            self.write(item)
+
+
+def _write_all(
+    writer: Writer,
+    produced: Iterable[Produced],
+    count: int | None,
+    tell: Callable[[FailedItem], None],
+) -> int:
+    """Write what can be written, and tell of the others; how many were."""
+    came = written = 0
     try:
-        for items, item in enumerate(produced, 1):  # noqa: B007  # the last one is the number
-            writer.write(item)
-        _check_count(items, count)
+        for came, item in enumerate(produced, 1):  # noqa: B007  # the last one is the number
+            try:
+                writer.write(item)
+                written += 1
+            except NotWritable as error:
+                tell(
+                    FailedItem(
+                        item.position,
+                        item.custom_id,
+                        error.code,
+                        str(error),
+                        error.detail,
+                        item.metadata,
+                    )
+                )
+        _check_count(came, count)
         writer.finish()
     except BaseException:
         writer.abandon()
         raise
-    return items
+    return written
 
 
 def _check_count(items: int, expected: int | None) -> None:
@@ -112,22 +162,6 @@ def _holds(path: Path) -> bool:
 
 def _is_shapeless(kind: ExportFormat, dimensions: int | None) -> bool:
     return kind is ExportFormat.NPY and dimensions is None
-
-
-def _write_errors(
-    files: AtomicFiles, path: Path, errors: Iterable[FailedItem], *, keep_old: bool = False
-) -> int:
-    first, errors = _peeked(errors)
-    if first is None:
-        if not keep_old:
-            files.remove(path)
-        return 0
-    writer = ErrorLines(files.create(path))
-    failed = 0
-    for item in errors:
-        writer.write(item)
-        failed += 1
-    return failed
 
 
 def _writer(

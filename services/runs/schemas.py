@@ -1,11 +1,12 @@
 """Answers that must be instances of a JSON schema."""
 
 import json
-from typing import Any, NoReturn
+from typing import Any
 
 from jsonschema.exceptions import ValidationError
 
 from config.errors import PromptStackError
+from services.json_text import NotExact, load_exactly
 from services.llm.base import LLMResponse
 from services.runs.schema_meter import OverBudget
 from services.runs.schema_rules import SchemaRules
@@ -69,8 +70,10 @@ class AnswerSchema:
 
     def _fault_in(self, answer: LLMResponse) -> str | None:
         try:
-            value = json.loads(answer.text, parse_constant=_refuse)
-        except (ValueError, RecursionError):
+            value = load_exactly(answer.text, "The answer", last_name_wins=True)
+        except NotExact as lossy:
+            return f"{lossy} Change the prompt."
+        except ValueError:
             cut = ", as it was cut off" if answer.finish_reason == "length" else ""
             return f"The answer is no JSON{cut}; raise max_tokens or change the prompt."
         if _is_deep(value):
@@ -107,7 +110,3 @@ def _is_deep(value: Any) -> bool:
         if not level:
             return False
     return True
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")

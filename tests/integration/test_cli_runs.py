@@ -1,6 +1,7 @@
 """`promptstack runs` and the files it writes; the worker's part is done here, by who watches."""
 
 import json
+import math
 import os
 import sys
 from datetime import datetime
@@ -10,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from api.cli import run_end
@@ -301,6 +303,54 @@ def test_done_in_the_list_is_what_succeeded() -> None:
     Path("texts.jsonl").write_text(LINES + BAD)
     embed("--skip-bad", code=1)
     assert "2/3" in runs("list").stdout
+
+
+def test_a_field_that_is_called_start_may_be_anything(stack: PromptStack) -> None:
+    starts = ['"00:12.5"', "12.5", "1e300", "true", "[1]", "null", "7"]
+    Path("texts.jsonl").write_text(
+        "".join(f'{{"text": "text {n}", "start": {start}}}\n' for n, start in enumerate(starts))
+    )
+    embed()
+    found = stack.search.search("text", provider="local", limit=20)
+    assert sorted(match.start for match in found) == [0] * 6 + [7]
+
+
+@pytest.mark.parametrize("value", ["1e400", "NaN", "1e-400", "9" * 5_000, '{"a":1,"a":2}'])
+def test_a_condition_that_would_be_another_is_refused(value: str) -> None:
+    embed()
+    search = ["search", "any", "--provider", "local", "--where", f"n={value}"]
+    result = CliRunner().invoke(build(), search)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--where n has" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "condition", [{"n": math.inf}, {"n": "\x00"}, {"\ud800": 1}, {"n": 10**400}]
+)
+def test_a_condition_that_no_item_can_meet_is_refused(
+    stack: PromptStack, condition: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidInput, match="The condition has"):
+        stack.search.search("any", provider="local", where=condition)
+
+
+def test_what_a_format_cannot_hold_is_said_and_the_others_are_written(stack: PromptStack) -> None:
+    run = runs("generate", "texts.jsonl", "--provider", "demo", "--json")
+    run_id = json.loads(run.stdout)["id"]
+    with stack.ledger.transaction() as unit:
+        odd = text(
+            "UPDATE answers SET result = result || '{\"input_tokens\": 1e30}' WHERE ctid IN"
+            " (SELECT min(ctid) FROM answers)"
+        )
+        unit.session.execute(odd)
+    said = runs("export", run_id, "-o", "out.parquet", code=1).stderr
+    assert "Wrote 1 result and 1 failure" in said
+    assert "1 result could not be written" in said
+    [line] = Path("out.errors.jsonl").read_text().splitlines()
+    assert json.loads(line)["code"] == "NOT_WRITABLE"
+    assert "Wrote 2 results and 0 failures" in runs("export", run_id, "-o", "all.jsonl").stderr
+    watched = runs("watch", run_id, "-o", "out.parquet", "--overwrite", code=1).stderr
+    assert "1 result could not be written" in watched
 
 
 def test_nothing_found_is_said() -> None:

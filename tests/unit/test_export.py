@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import sys
 import tracemalloc
 from collections.abc import Iterator
@@ -406,20 +407,79 @@ def test_a_file_has_the_rights_that_new_files_have_and_a_link_stays(tmp_path: Pa
 @pytest.mark.parametrize(
     ("items", "options", "reason"),
     [
-        ([vector(1, 2), vector(1, 2, 3)], {}, "has 3 dimensions, and the others 2"),
-        ([vector(1, 2)], {"dimensions": 3}, "has 2 dimensions, and the others 3"),
         ([vector(1, 2)], {"count": 2}, "2 results were to be exported, and 1 came"),
         ([vector(1, 2)], {"count": 0}, "0 results were to be exported, and 1 came"),
-        ([vector(1, 2), answer()], {}, "position 1 is (no vector|of another kind)"),
-        ([answer(), vector(1, 2)], {}, "(no vectors to write|of another kind)"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npy"])
-def test_results_that_do_not_fit_are_refused(
+def test_an_export_of_another_number_of_results_is_refused(
     items: list[Produced], options: dict[str, Any], reason: str, suffix: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportFailed, match=reason):
         export(tmp_path / f"out{suffix}", items, [], **options)
+    assert names(tmp_path) == []
+
+
+ENDLESS: dict[str, Any] = {}
+ENDLESS["self"] = ENDLESS
+COUNTED = {"model": "m", "finish_reason": "stop", "input_tokens": 1}
+WITH_VECTOR, WITH_ANSWER = [".parquet", ".csv", ".npy"], [".parquet", ".csv"]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "options", "reason", "suffixes"),
+    [
+        (vector(1, 2), vector(1, 2, 3), {}, "3 dimensions, and the others 2", WITH_VECTOR),
+        (vector(1, 2), vector(1, 2), {"dimensions": 3}, "has 2 dimensions", WITH_VECTOR),
+        (vector(1, 2), answer(), {}, "is (no vector|of another kind)", WITH_VECTOR),
+        (answer(**COUNTED), vector(1, 2), {}, "of another kind", WITH_ANSWER),
+        (answer(**COUNTED), answer(json=10**5_000), {}, "JSON can't hold", WITH_ANSWER),
+        (answer(**COUNTED), answer(more=ENDLESS), {}, "JSON can't hold", [".jsonl", *WITH_ANSWER]),
+        (answer(**COUNTED), answer(json={"a": {1}}), {}, "JSON can't hold", [".jsonl"]),
+        (answer(**COUNTED), answer(input_tokens=2**63), {}, "'input_tokens'", [".parquet"]),
+        (answer(**COUNTED), answer(output_tokens="many"), {}, "'output_tokens'", [".parquet"]),
+        (answer(**COUNTED), answer(model={"a": 1}), {}, "'model'", [".parquet"]),
+        (
+            vector(1, 2),
+            Produced(1, "a", {"n": 10**5_000}, "t", np.ones(2, np.float32), None),
+            {},
+            "JSON can't hold",
+            [".jsonl", *WITH_VECTOR],
+        ),
+    ],
+)
+def test_what_a_format_cannot_hold_is_told_and_the_others_are_written(
+    good: Produced,
+    bad: Produced,
+    options: dict[str, Any],
+    reason: str,
+    suffixes: list[str],
+    tmp_path: Path,
+) -> None:
+    written = 2 if not options else 0
+    for suffix in suffixes:
+        path = tmp_path / f"out{suffix}"
+        done = export(path, [good, bad, good], [FAILED], count=3, **options)
+        assert (done.items, done.unwritten) == (written, 3 - written)
+        assert done.errors == done.unwritten + 1
+        *told, failed = lines(tmp_path / "out.errors.jsonl")
+        assert failed["code"] == FAILED.code
+        for one in told:
+            assert (one["position"], one["code"]) == (1, "NOT_WRITABLE")
+            assert re.search(reason, one["error"])
+        if suffix == ".parquet":
+            assert pq.read_table(path).num_rows == written
+        elif suffix == ".npy":
+            assert len(np.load(path)) == len(lines(done.ids_path or path)) == written
+        elif suffix == ".csv":
+            assert len(csv_rows(path)) == written
+        else:
+            assert len(lines(path)) == written
+
+
+def test_an_array_has_no_answers(tmp_path: Path) -> None:
+    with pytest.raises(ExportFailed, match="no vectors to write"):
+        export(tmp_path / "out.npy", [answer(), vector(1, 2)], [])
     assert names(tmp_path) == []
 
 

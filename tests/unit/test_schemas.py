@@ -245,6 +245,22 @@ def test_a_number_that_is_too_large_is_an_answer_that_does_not_fit(number: str) 
     assert AnswerSchema({"multipleOf": 0.01}, SchemaBounds()).fault(answer(number)) is not None
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1e-999", "NaN", "9" * 400, "9" * 5_000])
+def test_a_number_that_cannot_be_kept_does_not_fit_and_is_told_with_the_answer(number: str) -> None:
+    said = f'{{"n": [1, {number}]}}'
+    fault = AnswerSchema({"type": "object"}, SchemaBounds()).fault(answer(said))
+    assert "The answer has" in str(fault)
+    assert fault is not None
+    assert fault.detail == said
+
+
+def test_large_numbers_of_an_answer_are_kept() -> None:
+    said = answer('{"n": 6.02e23, "m": 123456789012345678901234567890, "n2": 1e300, "n": 1.0}')
+    schema = AnswerSchema({"additionalProperties": {"type": "number"}}, SchemaBounds())
+    assert schema.fault(said) is None
+    assert schema.read(said) == {"n": 1.0, "m": 123456789012345678901234567890, "n2": 1e300}
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text("ab#/", max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner),
