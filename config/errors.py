@@ -37,6 +37,9 @@ class PromptStackError(Exception):
     counts_as_failure: ClassVar[bool] = True
     """Whether it uses up one of the job's retries."""
 
+    most_tries: ClassVar[int | None] = None
+    """How often work is tried that always ends so, where each try may be paid for in vain."""
+
     backs_off: ClassVar[bool] = True
     """Whether the wait grows with each try; not where `retry_after` says when there is room."""
 

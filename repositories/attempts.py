@@ -134,6 +134,13 @@ class AttemptRepository(BaseRepository[Attempt]):
         )
         return bool(self._session.scalar(query))
 
+    def count(self, job_id: UUID, error_code: str) -> int:
+        """How many of a job's calls ended so."""
+        query = select(func.count()).where(
+            Attempt.job_id == job_id, Attempt.error_code == error_code
+        )
+        return self._session.scalar(query) or 0
+
     def totals(self, job_id: UUID) -> "Totals":
         """What a job's calls came to, over all its attempts."""
         done = Attempt.state == AttemptState.SUCCEEDED

@@ -202,11 +202,12 @@ UPDATE attempts SET
     latency_seconds = took.latency_seconds,
     limiter_wait_seconds = took.limiter_wait_seconds,
     provider_request_id = took.provider_request_id,
+    note = took.note,
     finished_at = now()
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS took(
     attempt_id bigint, billing text, input_tokens integer, output_tokens integer,
     cached_tokens integer, cost_usd numeric, latency_seconds float8, limiter_wait_seconds float8,
-    provider_request_id text)
+    provider_request_id text, note text)
 WHERE attempts.id = took.attempt_id
 RETURNING attempts.id
 """)

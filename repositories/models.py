@@ -294,6 +294,8 @@ class Attempt(Base):
     error: Mapped[str | None]
     detail: Mapped[str | None]
     """What the provider said in its own words. May quote the prompt: shown to the owner only."""
+    note: Mapped[str | None]
+    """What was odd in the form of an answer and counts as unknown: names of fields, no content."""
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
 

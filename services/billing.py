@@ -19,11 +19,12 @@ from services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
+from services.llm.reading import MOST_TOKENS
+from services.llm.usage import Usage
 from services.prices import Prices
 from services.text import make_storable
 
-MAX_TOKENS = 2**31 - 1
-"""What the ledger's column holds, far above any real call."""
+UNKNOWN = Usage(None, None, None, None)
 NOT_BILLED = (
     RateLimited,
     QuotaExhausted,
@@ -44,41 +45,48 @@ def taken(
     prices: Prices,
 ) -> dict[str, Any]:
     """What an answered call took, as the columns of its attempt."""
-    tokens = {
-        "input_tokens": credible(answer.input_tokens),
-        "output_tokens": credible(getattr(answer, "output_tokens", 0)),
-    }
-    cached = credible(getattr(answer, "cached_tokens", 0)) or 0
     return {
-        **tokens,
+        **_used(answer, provider, model, prices),
         "billing": Billing.BILLED,
-        "cached_tokens": cached,
-        "cost_usd": prices.cost(
-            provider,
-            model,
-            cached_tokens=cached,
-            cache_write_tokens=credible(getattr(answer, "cache_write_tokens", 0)) or 0,
-            **tokens,
-        ),
         "latency_seconds": answer.latency_seconds,
         "limiter_wait_seconds": permit.waited_seconds if permit else None,
         "provider_request_id": make_storable(answer.provider_request_id or "") or None,
+        "note": answer.note or None,
     }
 
 
-def not_taken(error: PromptStackError) -> dict[str, Any]:
+def failed(error: PromptStackError, provider: str, model: str, prices: Prices) -> dict[str, Any]:
     """What is known of a failed call's money, as the columns of its attempt."""
     billing = billing_of(error)
+    took = _used(getattr(error, "usage", None) or UNKNOWN, provider, model, prices)
+    if billing is Billing.NOT_BILLED:
+        took["cost_usd"] = Decimal(0)
     return {
+        **took,
         "billing": billing,
-        "cost_usd": Decimal(0) if billing is Billing.NOT_BILLED else None,
+        "latency_seconds": None,
+        "limiter_wait_seconds": None,
         "provider_request_id": getattr(error, "request_id", None),
+        "note": getattr(error, "note", None) or None,
     }
+
+
+def _used(
+    used: LLMResponse | EmbeddingResponse | Usage, provider: str, model: str, prices: Prices
+) -> dict[str, Any]:
+    tokens = {
+        "input_tokens": credible(used.input_tokens),
+        "output_tokens": credible(getattr(used, "output_tokens", 0)),
+    }
+    cached = credible(getattr(used, "cached_tokens", 0))
+    written = credible(getattr(used, "cache_write_tokens", 0))
+    cost = prices.cost(provider, model, cached_tokens=cached, cache_write_tokens=written, **tokens)
+    return {**tokens, "cached_tokens": cached, "cost_usd": cost}
 
 
 def billing_of(error: PromptStackError) -> Billing:
     """What an error tells of the money."""
-    if isinstance(error, BadResponse):
+    if isinstance(error, BadResponse) or getattr(error, "usage", None) is not None:
         return Billing.BILLED
     if isinstance(error, ContentRefused) and 400 <= (error.status or 0) < 500:
         return Billing.NOT_BILLED  # the input was filtered: no model has seen it
@@ -89,4 +97,4 @@ def billing_of(error: PromptStackError) -> Billing:
 
 def credible(tokens: int | None) -> int | None:
     """A count of tokens, or None where a provider tells nonsense: the answer is kept anyway."""
-    return tokens if tokens is not None and 0 <= tokens <= MAX_TOKENS else None
+    return tokens if tokens is not None and 0 <= tokens <= MOST_TOKENS else None

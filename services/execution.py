@@ -141,7 +141,9 @@ class Execution:
         delay = self._backoff.delay(tries if error.backs_off else 1, error.retry_after)
 
         def write(unit: UnitOfWork) -> None:
-            if error.transient and tries_left:
+            most = error.most_tries
+            in_vain = most is not None and unit.attempts.count(claim.job_id, error.code) >= most
+            if error.transient and tries_left and not in_vain:
                 unit.jobs.retry_later(claim, delay, error.code, str(error), counts=counts)
             else:
                 unit.jobs.fail(claim, error.code, str(error), counts=counts)

@@ -104,10 +104,14 @@ class LimitedCalls:
             )
         except ProviderError as error:
             error.retry_after = self._sane(error.retry_after)
+            # What says what it took has counted the call, whatever else it says.
+            used, outcome = error.usage, OUTCOMES.get(type(error), Outcome.REFUSED)
             settlement = Settlement(
-                OUTCOMES.get(type(error), Outcome.REFUSED),
+                outcome if used is None else Outcome.ANSWERED,
                 latency_seconds=self._clock() - started,
                 retry_after=error.retry_after,
+                input_tokens=used.input_tokens if used else None,
+                output_tokens=used.output_tokens if used else None,
                 report=error.limits,
             )
             raise

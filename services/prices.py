@@ -55,15 +55,20 @@ class Prices:
         *,
         input_tokens: int | None,
         output_tokens: int | None,
-        cached_tokens: int = 0,
-        cache_write_tokens: int = 0,
+        cached_tokens: int | None = 0,
+        cache_write_tokens: int | None = 0,
     ) -> Decimal | None:
         """Return the cost of a call in US dollars, or None where it isn't known: never a guess.
 
         `cached_tokens` and `cache_write_tokens` are parts of the input tokens; of the latter a
         person's prices know none of their own. Never raises: the call is paid for already.
         """
-        if input_tokens is None or output_tokens is None:
+        if (
+            input_tokens is None
+            or output_tokens is None
+            or cached_tokens is None
+            or cache_write_tokens is None
+        ):
             return None
         rest = input_tokens - cached_tokens - cache_write_tokens
         if min(input_tokens, output_tokens, cached_tokens, cache_write_tokens, rest) < 0:

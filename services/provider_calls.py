@@ -17,7 +17,7 @@ from repositories.jobs import Claim
 from repositories.models import AttemptState, Billing
 from repositories.session import UnitOfWork
 from services.backoff import Backoff
-from services.billing import billing_of, credible, not_taken, taken
+from services.billing import billing_of, credible, failed, taken
 from services.errors import DeadlinePassed
 from services.group_commit import GroupCommit, NotTogether
 from services.job_result import JobResult
@@ -205,10 +205,11 @@ class ProviderCalls:
                 )
                 raise
         except PromptStackError as error:
-            self._settle_attempt(attempt_id, error)
+            self._settle_attempt(attempt_id, error, self._lost(error, call))
             raise
         except Exception as error:
-            self._settle_attempt(attempt_id, bug(error))
+            known = bug(error)
+            self._settle_attempt(attempt_id, known, self._lost(known, call))
             raise
         self._keep(job.claim, attempt_id, call, answered[0], keep, permit=permit)
         return answered[0]
@@ -286,12 +287,13 @@ class ProviderCalls:
                 f"{job.claim.provider}'s client cancelled its own call."
             ) from error
 
+    def _lost(self, error: PromptStackError, call: ProviderCall) -> dict[str, Any]:
+        return failed(error, call.provider, call.model, self._prices)
+
     def _settle_attempt(
-        self, attempt_id: int, error: PromptStackError, took: Mapping[str, Any] | None = None
+        self, attempt_id: int, error: PromptStackError, took: Mapping[str, Any]
     ) -> None:
-        """Record a failure, with what the call `took` where there was an answer."""
-        if took is None:
-            took = not_taken(error)
+        """Record a failure, with what the call `took`."""
         self._ledger.write(
             lambda unit: unit.attempts.settle(
                 attempt_id,

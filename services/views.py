@@ -59,6 +59,7 @@ class AttemptView(BaseModel):
     error_code: str | None
     error: str | None
     detail: str | None
+    note: str | None
     started_at: datetime
     finished_at: datetime | None
 

@@ -29,7 +29,7 @@ COLUMNS = (
     Column("money", rank=2),
     Column("tokens", rank=4, right=True),
     Column("cost $", rank=1, right=True),
-    Column("error", rank=3, elastic=True),
+    Column("error or note", rank=3, elastic=True),
 )
 
 
@@ -66,7 +66,7 @@ def _row(call: CallView) -> list[str]:
         call.billing.replace("_", " "),
         _tokens(call),
         _cost(call),
-        call.error_code or "",
+        ": ".join(filter(None, (call.error_code, call.note))),
     ]
 
 

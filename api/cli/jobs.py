@@ -101,7 +101,7 @@ def show(job_id: Id, as_json: JsonFlag = False) -> None:
         return
     print_fields(job.model_dump(exclude={"result"}))
     for attempt in attempts:
-        tokens = f"{attempt.input_tokens or 0}+{attempt.output_tokens or 0} tokens"
+        tokens = f"{_known(attempt.input_tokens)}+{_known(attempt.output_tokens)} tokens"
         tokens += "" if attempt.cost_usd is None else f", ${attempt.cost_usd:.6f}"
         if attempt.limiter_wait_seconds:
             tokens += f", waited {attempt.limiter_wait_seconds:.1f} s for the rate limit"
@@ -113,7 +113,13 @@ def show(job_id: Id, as_json: JsonFlag = False) -> None:
         )
         if attempt.detail:
             out.print(f"{'':>11}  the provider said: {printable(attempt.detail)}", markup=False)
+        if attempt.note:
+            out.print(f"{'':>11}  odd in the answer: {printable(attempt.note)}", markup=False)
     print_fields(job.result or {})
+
+
+def _known(tokens: int | None) -> str:
+    return "?" if tokens is None else str(tokens)
 
 
 @app.command()

@@ -1,7 +1,6 @@
 """Anthropic's Messages API on the official SDK. It has generations only."""
 
 import asyncio
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,16 +9,15 @@ from uuid import UUID
 import aiohttp
 import anthropic
 import httpx2
-from pydantic import JsonValue
 
 from services.errors import InvalidInput
 from services.llm.base import Capability, LLMResponse, TokenCount
 from services.llm.errors import ProviderError
-from services.llm.headers import limit_report, request_id
-from services.llm.remote import CONNECTIONS, RemoteService
+from services.llm.reading import Part, Said, tool_call
+from services.llm.remote import CONNECTIONS, RemoteService, widened
 from services.llm.requests import GenerationRequest, Message, with_options
-from services.llm.translation import broken, from_status, reading, refused, timed_out, unusable
-from services.text import make_storable, make_storable_json
+from services.llm.translation import broken, from_status, reading, timed_out, unusable
+from services.llm.usage import Usage
 
 ANTHROPIC_URL = "https://api.anthropic.com"
 
@@ -69,37 +67,14 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
     ) -> LLMResponse:
         self._check_again(request)
         answer = await self._ask("/v1/messages", with_options(_body(request), request.options))
-        with reading(self.name, lambda: answer.text, answer.status_code, answer.headers):
-            body = json.loads(answer.content)
-            parts = body["content"]
-            text = make_storable("".join(part["text"] for part in parts if part["type"] == "text"))
-            calls = tuple(_tool_call(part) for part in parts if part["type"] == "tool_use")
-            stop_reason = str(body["stop_reason"])
-            if stop_reason == "refusal" and not text:
-                raise refused(self.name, stop_reason, answer.status_code, answer.headers)
-            usage = body["usage"]
-            cached = int(usage.get("cache_read_input_tokens") or 0)
-            written = int(usage.get("cache_creation_input_tokens") or 0)
-            return LLMResponse(
-                text=text,
-                model=make_storable(body["model"]),
-                # `input_tokens` is what no cache had a part in; the sum is what was read.
-                input_tokens=int(usage["input_tokens"]) + cached + written,
-                output_tokens=int(usage["output_tokens"]),
-                finish_reason=make_storable(FINISH_REASONS.get(stop_reason, stop_reason)),
-                provider_request_id=request_id(answer.headers),
-                cached_tokens=cached,
-                cache_write_tokens=written,
-                tool_calls=calls,
-                limits=limit_report(answer.headers),
-            )
+        return self._response(answer, request, _read)
 
     async def count_tokens(self, text: str, model: str) -> TokenCount:
         """By Anthropic's own count, which is free but for its rate limit."""
         turns = [{"role": "user", "content": text}]
         answer = await self._ask("/v1/messages/count_tokens", {"model": model, "messages": turns})
-        with reading(self.name, lambda: answer.text, answer.status_code, answer.headers):
-            return TokenCount(int(json.loads(answer.content)["input_tokens"]), is_exact=True)
+        with reading(self.name, self.key_setting, answer) as found:
+            return TokenCount(int(found.body.get("input_tokens")), is_exact=True)
 
     async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
         """POST `body`, or GET when there is none."""
@@ -123,7 +98,9 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
             default_headers=version,
             max_retries=0,
             timeout=timeout,
-            http_client=anthropic.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout),
+            http_client=widened(
+                anthropic.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout)
+            ),
         )
 
     async def _disconnect(self, client: anthropic.AsyncAnthropic) -> None:
@@ -217,11 +194,37 @@ def _call_id(given: str) -> str:
     return NO_ID.sub("_", given)
 
 
-def _tool_call(part: Mapping[str, Any]) -> dict[str, JsonValue]:
-    call: dict[str, JsonValue] = make_storable_json(
-        {"id": part["id"], "name": part["name"], "arguments": part["input"]}
+def _read(answer: Part) -> Said:
+    """Read an answer; what is odd in it is noted."""
+    reason = answer.word("stop_reason")
+    calls = [part for part in answer.parts("content") if part.is_a("tool_use", "input")]
+    return Said(
+        text=None if answer.get("content") is None else answer.text("content"),
+        usage=_usage(answer.part("usage", is_expected=True)),
+        model=answer.word("model"),
+        finish_reason=None if reason is None else FINISH_REASONS.get(reason, reason),
+        tool_calls=tuple(
+            call
+            for position, part in enumerate(calls)
+            for call in tool_call(part, position, part.get("id"), part.get("input"))
+        ),
+        refusal=reason if reason == "refusal" else None,
     )
-    return call
+
+
+def _usage(said: Part) -> Usage:
+    fresh = said.count("input_tokens")
+    cached = said.count("cache_read_input_tokens", 0)
+    written = said.count("cache_creation_input_tokens", 0)
+    return Usage(
+        # `input_tokens` is what no cache had a part in; the sum is what was read.
+        input_tokens=None
+        if fresh is None or cached is None or written is None
+        else fresh + cached + written,
+        output_tokens=said.count("output_tokens"),
+        cached_tokens=cached,
+        cache_write_tokens=written,
+    )
 
 
 def _type_of(body: object) -> object:

@@ -42,22 +42,27 @@ class LLMResponse:
 
     text: str
     model: str
-    input_tokens: int
-    output_tokens: int
+    input_tokens: int | None
+    """None, as with the other tokens, where the provider doesn't say."""
+    output_tokens: int | None
     finish_reason: str
     provider_request_id: str | None = None
     latency_seconds: float = 0.0
-    cached_tokens: int = 0
+    cached_tokens: int | None = 0
     """How many of the input tokens the provider had in its cache."""
-    cache_write_tokens: int = 0
+    cache_write_tokens: int | None = 0
     """How many of the input tokens it put there, where that has a price of its own."""
     tool_calls: tuple[dict[str, JsonValue], ...] = ()
     """The tools that the model wants called: `id`, `name` and `arguments` each."""
     limits: LimitReport | None = None
+    note: str = ""
+    """What was odd in the answer and counts as unknown: names of fields, no content."""
 
     @property
-    def tokens_used(self) -> int:
-        """Input and output tokens together."""
+    def tokens_used(self) -> int | None:
+        """Input and output tokens together, where both are known."""
+        if self.input_tokens is None or self.output_tokens is None:
+            return None
         return self.input_tokens + self.output_tokens
 
 
@@ -68,10 +73,12 @@ class EmbeddingResponse:
     vectors: npt.NDArray[np.float32] = field(repr=False)
     """Shape (texts, dimensions)."""
     model: str
-    input_tokens: int
+    input_tokens: int | None
     provider_request_id: str | None = None
     latency_seconds: float = 0.0
     limits: LimitReport | None = None
+    note: str = ""
+    """See `LLMResponse`."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +240,7 @@ class LLMService(ABC):
             raise
         response = replace(response, latency_seconds=self._clock() - started)
         logger.info(
-            "generation by %s/%s: %d+%d tokens in %.3f s",
+            "generation by %s/%s: %s+%s tokens in %.3f s",
             self.name,
             response.model,
             response.input_tokens,
@@ -260,7 +267,7 @@ class LLMService(ABC):
             raise
         response = replace(response, latency_seconds=self._clock() - started)
         logger.info(
-            "embedding by %s/%s: %d texts, %d tokens in %.3f s",
+            "embedding by %s/%s: %d texts, %s tokens in %.3f s",
             self.name,
             response.model,
             len(texts),

@@ -6,6 +6,7 @@ Runs, documents and single jobs all go by them. `docs/operating.md` has them as 
 
 from config.errors import PromptStackError, Reach
 from services.llm.limit_report import LimitReport
+from services.llm.usage import Usage
 from services.text import make_storable
 
 HIDDEN = "[hidden]"
@@ -26,6 +27,8 @@ class ProviderError(PromptStackError):
         status: int | None = None,
         request_id: str | None = None,
         limits: LimitReport | None = None,
+        usage: Usage | None = None,
+        note: str = "",
     ) -> None:
         # A provider's words and headers may hold what can't be stored or logged.
         super().__init__(
@@ -35,6 +38,9 @@ class ProviderError(PromptStackError):
         )
         self.status = status
         self.limits = limits
+        self.usage = usage
+        """What the call took, where the provider said so all the same."""
+        self.note = note
         self.request_id = request_id and make_storable(request_id)
 
     def hide(self, key: str) -> None:
@@ -190,3 +196,4 @@ class BadResponse(ProviderError):
 
     code = "BAD_PROVIDER_RESPONSE"
     transient = True
+    most_tries = 2

@@ -3,14 +3,14 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from contextvars import ContextVar
+from typing import Any, ClassVar
 from uuid import UUID
 
 import httpx2
-import numpy as np
 from google import genai
 from google.genai import errors, types
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 
 from services.errors import InvalidInput
 from services.llm.base import (
@@ -22,6 +22,7 @@ from services.llm.base import (
 )
 from services.llm.errors import InvalidProviderRequest, ProviderError
 from services.llm.headers import credible_wait, limit_report, request_id
+from services.llm.reading import Part, Said, tool_call, vectors
 from services.llm.remote import CONNECTIONS, RemoteService
 from services.llm.requests import GenerationRequest, Message
 from services.llm.translation import (
@@ -30,11 +31,10 @@ from services.llm.translation import (
     is_page,
     never_sent,
     reading,
-    refused,
     timed_out,
     unusable,
 )
-from services.text import make_storable, make_storable_json
+from services.llm.usage import Usage
 
 GEMINI_URL = "https://generativelanguage.googleapis.com"
 API_VERSION = "v1"
@@ -61,7 +61,8 @@ REFUSALS = frozenset(
     {"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE"}
 )
 
-T = TypeVar("T")
+_ANSWERS: ContextVar[list[httpx2.Response]] = ContextVar("answers")
+"""What has come to the call that is under way."""
 
 
 class GeminiService(RemoteService[genai.Client]):
@@ -107,48 +108,7 @@ class GeminiService(RemoteService[genai.Client]):
         answer = await self._in_time(
             models.generate_content(model=request.model, contents=contents, config=config)
         )
-        headers = _headers(answer.sdk_http_response)
-        with reading(self.name, str, 200, headers):
-            return self._read(answer, request, headers)
-
-    def _read(
-        self,
-        answer: types.GenerateContentResponse,
-        request: GenerationRequest,
-        headers: Mapping[str, str],
-    ) -> LLMResponse:
-        feedback = answer.prompt_feedback
-        if feedback is not None and feedback.block_reason is not None:
-            raise refused(self.name, feedback.block_reason.value, 200, headers)
-        candidate = (answer.candidates or [])[0]
-        reason = candidate.finish_reason.value if candidate.finish_reason else "unknown"
-        parts = (candidate.content.parts if candidate.content else None) or []
-        text = "".join(part.text or "" for part in parts if not part.thought)
-        calls = tuple(
-            _tool_call(part.function_call, position)
-            for position, part in enumerate(parts)
-            if part.function_call is not None
-        )
-        if reason in REFUSALS and not text and not calls:
-            raise refused(self.name, reason, 200, headers)
-        usage = answer.usage_metadata or types.GenerateContentResponseUsageMetadata()
-        said = make_storable(text)
-        asked = usage.prompt_token_count
-        # Thinking is billed as output.
-        made = (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0)
-        return LLMResponse(
-            text=said,
-            model=make_storable(answer.model_version or request.model),
-            input_tokens=self.estimate_tokens(request.text()) if asked is None else asked,
-            output_tokens=made or self.estimate_tokens(said),
-            finish_reason="tool_calls"
-            if calls
-            else make_storable(FINISH_REASONS.get(reason, reason.lower())),
-            provider_request_id=_call_id(answer.response_id) or request_id(headers),
-            cached_tokens=usage.cached_content_token_count or 0,
-            tool_calls=calls,
-            limits=limit_report(headers),
-        )
+        return self._response(answer, request, _read)
 
     async def _embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None
@@ -157,41 +117,50 @@ class GeminiService(RemoteService[genai.Client]):
         contents: Any = [types.Content(parts=[types.Part(text=text)]) for text in texts]
         models = self._connected().aio.models
         answer = await self._in_time(models.embed_content(model=model, contents=contents))
-        headers = _headers(answer.sdk_http_response)
-        with reading(self.name, str, 200, headers):
-            rows = answer.embeddings or []
-            if len(rows) != len(texts):
-                raise ValueError(f"{len(rows)} vectors for {len(texts)} texts")
-            with np.errstate(over="ignore"):
-                vectors = np.array([row.values for row in rows], dtype=np.float32)
+        with reading(self.name, self.key_setting, answer) as found:
+            body = found.body
+            rows = vectors(body.parts("embeddings"), "values", len(texts))
             known = DIMENSIONS.get(model) if self.is_official else None
-            if vectors.shape[1] != (known or vectors.shape[1]):
-                raise ValueError(f"vectors of {model} have {vectors.shape[1]} dimensions")
+            if rows.shape[1] != (known or rows.shape[1]):
+                raise ValueError(f"vectors of {model} have {rows.shape[1]} dimensions")
             return EmbeddingResponse(
-                vectors=vectors,
+                vectors=rows,
                 model=model,
                 # The API does not say what it counted.
                 input_tokens=sum(map(self.estimate_tokens, texts)),
-                provider_request_id=request_id(headers),
-                limits=limit_report(headers),
+                provider_request_id=request_id(answer.headers),
+                limits=limit_report(answer.headers),
+                note=str(body.notes),
             )
 
     async def count_tokens(self, text: str, model: str) -> TokenCount:
         """By Gemini's own count, which is free but for its rate limit."""
         models = self._connected().aio.models
         answer = await self._in_time(models.count_tokens(model=model, contents=text))
-        with reading(self.name, str, 200, {}):
-            return TokenCount(int(answer.total_tokens or 0), is_exact=True)
+        with reading(self.name, self.key_setting, answer) as found:
+            return TokenCount(int(found.body.get("totalTokens")), is_exact=True)
 
-    async def _in_time(self, call: Awaitable[T]) -> T:
+    async def _in_time(self, call: Awaitable[object]) -> httpx2.Response:
+        """Await a call of the SDK; the answer as it came.
+
+        The SDK puts answers into types, for which it refuses all of one that is odd in one place.
+        """
+        answers: list[httpx2.Response] = []
+        _ANSWERS.set(answers)
         try:
             async with asyncio.timeout(self._timeout):
-                return await call
-        except (errors.APIError, httpx2.HTTPError, TimeoutError, ValueError) as error:
-            raise translate(error, self.name, self.key_setting) from error
+                await call
+        except TimeoutError as error:
+            raise timed_out(self.name) from error
+        except Exception as error:
+            if not answers or not answers[-1].is_success:
+                raise translate(error, self.name, self.key_setting) from error
+        return answers[-1]
 
     def _connect(self, api_key: str, base_url: str, timeout: httpx2.Timeout) -> genai.Client:
-        self._http = httpx2.AsyncClient(limits=CONNECTIONS, timeout=timeout)
+        self._http = httpx2.AsyncClient(
+            limits=CONNECTIONS, timeout=timeout, event_hooks={"response": [_keep]}
+        )
         return genai.Client(
             api_key=api_key,
             vertexai=False,
@@ -309,21 +278,61 @@ def _content(turn: Message, names: Mapping[str, str]) -> types.Content:
     return types.Content(role="model" if turn.role == "assistant" else "user", parts=parts)
 
 
-def _tool_call(call: types.FunctionCall, position: int) -> dict[str, JsonValue]:
-    """A call of a tool; Gemini may give it no id, and then its position is one."""
-    made: dict[str, JsonValue] = make_storable_json(
-        {"id": call.id or f"call_{position}", "name": call.name, "arguments": call.args or {}}
+def _read(answer: Part) -> Said:
+    """Read an answer; what is odd in it is noted."""
+    candidates = answer.parts("candidates")
+    candidate = candidates[0] if candidates else Part(None, answer.notes)
+    reason = candidate.word("finishReason")
+    blocked = answer.part("promptFeedback").word("blockReason")
+    content = candidate.part("content")
+    parts = content.parts("parts")
+    texts = [part.text("text") for part in parts if part.get("thought") is not True]
+    told = [text for text in texts if text is not None]
+    is_empty = bool(candidate.fields) and content.fields is not None and not content.get("parts")
+    calls = [part.part("functionCall") for part in parts if part.get("functionCall")]
+    made = tuple(
+        found
+        for position, call in enumerate(calls)
+        # Gemini may give it no id.
+        for found in tool_call(
+            call, position, call.get("id") or f"call_{position}", call.get("args")
+        )
     )
-    return made
+    usage = answer.part("usageMetadata", is_expected=True)
+    # It says nothing where it is none.
+    written = usage.count("candidatesTokenCount", None if any(told) else 0)
+    thought = usage.count("thoughtsTokenCount", 0)
+    return Said(
+        text="".join(told) if told or is_empty or (parts and not texts) else None,
+        usage=Usage(
+            input_tokens=usage.count("promptTokenCount"),
+            # Thinking is billed as output.
+            output_tokens=None if written is None or thought is None else written + thought,
+            cached_tokens=usage.count("cachedContentTokenCount", 0),
+        ),
+        model=answer.word("modelVersion"),
+        finish_reason="tool_calls" if made else reason and _finish_reason(reason),
+        tool_calls=made,
+        refusal=blocked or (reason if reason in REFUSALS else None),
+        request_id=request_id({"x-request-id": answer.word("responseId") or ""}),
+    )
+
+
+def _finish_reason(reason: str) -> str:
+    return FINISH_REASONS.get(reason, reason.lower())
+
+
+async def _keep(answer: httpx2.Response) -> None:
+    """Keep an answer as it came, for whoever waits for it."""
+    await answer.aread()
+    answers = _ANSWERS.get(None)
+    if answers is not None:
+        answers.append(answer)
 
 
 def _headers(response: Any) -> Mapping[str, str]:
     found: Any = getattr(response, "headers", None) or {}
     return {str(name).lower(): str(value) for name, value in dict(found).items()}
-
-
-def _call_id(response_id: str | None) -> str | None:
-    return request_id({"x-request-id": response_id or ""})
 
 
 def _retry_delay(facts: Sequence[Mapping[str, Any]]) -> float | None:

@@ -6,10 +6,8 @@ asked for in base64 and decoded here, because the SDK's lists of floats cost far
 """
 
 import asyncio
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,13 +15,9 @@ from uuid import UUID
 
 import aiohttp
 import httpx2
-import numpy as np
-import numpy.typing as npt
 import openai
 import tiktoken
-from pybase64 import b64decode
 from pydantic import JsonValue
-from pydantic_core import from_json
 
 from services.errors import InvalidInput
 from services.llm import openai_chat as chat
@@ -38,17 +32,11 @@ from services.llm.base import (
 from services.llm.errors import InvalidProviderRequest, ProviderError
 from services.llm.headers import limit_report, request_id
 from services.llm.openai_fields import SUBSTITUTES, as_taken, refused_field, without
-from services.llm.remote import CONNECTIONS, RemoteService
+from services.llm.reading import vectors
+from services.llm.remote import CONNECTIONS, RemoteService, widened
 from services.llm.requests import GenerationRequest, with_options
-from services.llm.translation import (
-    broken,
-    from_status,
-    reading,
-    refused,
-    timed_out,
-    unusable,
-)
-from services.text import make_storable
+from services.llm.translation import broken, from_status, reading, timed_out, unusable
+from services.llm.usage import Usage
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -123,45 +111,29 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
         wire = responses if request.options.get("api") == RESPONSES else chat
         body = with_options(wire.body(request), options)
         answer = await self._ask_as_taken(wire.PATH, body, request.model)
-        with self._reading(answer):
-            # Only the standard parser takes half a surrogate pair, which make_storable replaces.
-            said = wire.read(json.loads(answer.content))
-            text = make_storable(said.text)
-            if said.refusal is not None and not text and not said.tool_calls:
-                raise refused(self.name, said.refusal, answer.status_code, answer.headers)
-            return LLMResponse(
-                text=text,
-                model=make_storable(said.model or request.model),
-                input_tokens=_or(said.input_tokens, lambda: self.estimate_tokens(request.text())),
-                output_tokens=_or(said.output_tokens, lambda: self.estimate_tokens(text)),
-                finish_reason=make_storable(said.finish_reason),
-                provider_request_id=request_id(answer.headers),
-                cached_tokens=said.cached_tokens,
-                tool_calls=said.tool_calls,
-                limits=limit_report(answer.headers),
-            )
+        return self._response(answer, request, wire.read)
 
     async def _embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None
     ) -> EmbeddingResponse:
         asked = {"model": model, "input": list(texts), "encoding_format": "base64"}
         answer = await self._ask_as_taken("/embeddings", asked, model)
-        with self._reading(answer):
-            body = from_json(answer.content)
-            rows = sorted(body["data"], key=lambda row: row["index"])
-            if [row["index"] for row in rows] != list(range(len(texts))):
-                raise ValueError("there isn't exactly one vector for each text")
-            vectors = np.stack([_vector(row["embedding"]) for row in rows])
+        with reading(self.name, self.key_setting, answer) as found:
+            body = found.body
+            told = body.part("usage", is_expected=True)
+            used = told.count("prompt_tokens", told.count("total_tokens", 0) or None)
+            found.usage = Usage(used)
+            rows = vectors(body.parts("data"), "embedding", len(texts), index="index")
             known = DIMENSIONS.get(model) if self.is_official else None
-            if vectors.shape[1] != (known or vectors.shape[1]):
-                raise ValueError(f"vectors of {model} have {vectors.shape[1]} dimensions")
-            used = (body.get("usage") or {}).get("prompt_tokens")
+            if rows.shape[1] != (known or rows.shape[1]):
+                raise ValueError(f"vectors of {model} have {rows.shape[1]} dimensions")
             return EmbeddingResponse(
-                vectors=vectors,
-                model=make_storable(body.get("model") or model),
-                input_tokens=sum(map(self.estimate_tokens, texts)) if used is None else int(used),
+                vectors=rows,
+                model=body.word("model") or model,
+                input_tokens=used,
                 provider_request_id=request_id(answer.headers),
                 limits=limit_report(answer.headers),
+                note=str(body.notes),
             )
 
     async def count_tokens(self, text: str, model: str) -> TokenCount:
@@ -179,9 +151,6 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
             return await super().count_tokens(text, model)
         encoding = await asyncio.to_thread(tiktoken.get_encoding, name)
         return TokenCount(len(encoding.encode(text, disallowed_special=())), is_exact=True)
-
-    def _reading(self, answer: httpx2.Response) -> AbstractContextManager[None]:
-        return reading(self.name, lambda: answer.text, answer.status_code, answer.headers)
 
     async def _ask_as_taken(
         self, path: str, body: Mapping[str, Any], model: str
@@ -219,7 +188,9 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
             "api_key": api_key,
             "max_retries": 0,
             "timeout": timeout,
-            "http_client": openai.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout),
+            "http_client": widened(
+                openai.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout)
+            ),
         }
         if self._api_version is None:
             return openai.AsyncOpenAI(base_url=base_url, **common)
@@ -262,16 +233,3 @@ def _is_cached(encoding: str, folder: str) -> bool:
     address = f"{ENCODINGS}/{encoding}.tiktoken"
     name = sha1(address.encode(), usedforsecurity=False).hexdigest()
     return bool(folder) and (Path(folder) / name).is_file()
-
-
-def _vector(embedding: str | list[float]) -> npt.NDArray[np.float32]:
-    if isinstance(embedding, str):
-        return np.frombuffer(b64decode(embedding, validate=True), dtype="<f4")
-    # A number too large for float32 becomes infinite, which `embed` refuses.
-    with np.errstate(over="ignore"):
-        return np.array(embedding, dtype=np.float32)
-
-
-def _or(used: int | None, estimate: Callable[[], int]) -> int:
-    """What the answer says it used; some servers say nothing."""
-    return estimate() if used is None else used

@@ -2,30 +2,16 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import JsonValue
 
+from services.llm.reading import Part, Said, tool_call
 from services.llm.requests import GenerationRequest, Message
-from services.text import make_storable, make_storable_json
+from services.llm.usage import Usage
 
 PATH = "/chat/completions"
 SCHEMA_NAME = "answer"
-
-
-@dataclass(frozen=True)
-class Said:
-    """An answer, in whichever form it came. Tokens are None where nothing was said of them."""
-
-    text: str
-    model: str | None
-    finish_reason: str
-    input_tokens: int | None
-    output_tokens: int | None
-    cached_tokens: int = 0
-    tool_calls: tuple[dict[str, JsonValue], ...] = ()
-    refusal: str | None = None
 
 
 def body(request: GenerationRequest) -> dict[str, Any]:
@@ -62,26 +48,48 @@ def body(request: GenerationRequest) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def read(answer: Mapping[str, Any]) -> Said:
-    """Read an answer. Raises what a wrong form leads to: `LookupError`, `TypeError` and such."""
-    choice = answer["choices"][0]
-    message = choice["message"]
-    usage = answer.get("usage") or {}
-    finish_reason = choice.get("finish_reason") or "unknown"
-    filtered = "content_filter" if finish_reason == "content_filter" else None
+def read(answer: Part) -> Said:
+    """Read an answer; what is odd in it is noted."""
+    choices = answer.parts("choices")
+    choice = choices[0] if choices else Part(None, answer.notes)
+    message = choice.part("message", is_expected=True)
+    calls = [(call.part("function"), call.get("id")) for call in message.parts("tool_calls")]
+    if message.get("function_call") and not calls:  # from when there was one at most
+        calls = [(message.part("function_call"), "call_0")]
+    reason = choice.word("finish_reason")
     return Said(
-        text=message.get("content") or "",
-        model=answer.get("model"),
-        finish_reason=finish_reason,
-        input_tokens=optional(usage.get("prompt_tokens")),
-        output_tokens=optional(usage.get("completion_tokens")),
-        cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+        text=message.text("content"),
+        usage=usage_of(answer, "prompt_tokens", "completion_tokens"),
+        model=answer.word("model"),
+        finish_reason=reason,
         tool_calls=tuple(
-            tool_call(call["id"], call["function"]["name"], call["function"]["arguments"])
-            for call in message.get("tool_calls") or ()
+            call
+            for position, (function, id_) in enumerate(calls)
+            for call in tool_call(function, position, id_, function.get("arguments"))
         ),
-        refusal=message.get("refusal") or filtered,
+        refusal=refusal_of(message) or ("content_filter" if reason == "content_filter" else None),
     )
+
+
+def usage_of(answer: Part, asked: str, made: str) -> Usage:
+    """The tokens by OpenAI's names for what was asked and what was made."""
+    usage = answer.part("usage", is_expected=True)
+    return Usage(
+        input_tokens=usage.count(asked),
+        output_tokens=usage.count(made),
+        cached_tokens=usage.part(f"{asked}_details").count("cached_tokens", 0),
+    )
+
+
+def refusal_of(message: Part) -> str | None:
+    """Why there is no answer, in a field or a part of the text."""
+    content, found = message.get("content"), message.get("refusal")
+    for part in content if isinstance(content, list) else []:
+        if isinstance(part, dict) and part.get("type") == "refusal":
+            found = found or part.get("refusal")
+    if found and not isinstance(found, str):
+        message.odd("refusal", found)
+    return str(found) if found else None
 
 
 def schema_of(schema: Mapping[str, JsonValue]) -> dict[str, Any]:
@@ -94,31 +102,9 @@ def names_tool(request: GenerationRequest) -> bool:
     return request.tool_choice not in {None, "auto", "none", "required"}
 
 
-def tool_call(id_: str, name: str, arguments: str) -> dict[str, JsonValue]:
-    """A call of a tool.
-
-    Arguments that are no JSON, as where `max_tokens` cut them, stay the text that they are: the
-    answer is paid for, and asking again would pay once more for the same.
-    """
-    try:
-        made = json.loads(arguments or "{}")
-    except ValueError:
-        made = arguments
-    return {
-        "id": make_storable(id_),
-        "name": make_storable(name),
-        "arguments": make_storable_json(made),
-    }
-
-
 def written(arguments: Mapping[str, JsonValue]) -> str:
     """Arguments of a call as models write them: without spaces, in their own characters."""
     return json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
-
-
-def optional(count: Any) -> int | None:
-    """A count of tokens, where there is one."""
-    return None if count is None else int(count)
 
 
 def _turn(turn: Message) -> dict[str, Any]:

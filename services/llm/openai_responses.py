@@ -1,17 +1,17 @@
 """The body of OpenAI's Responses API, and what its answer says."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from services.llm.openai_chat import (
     SCHEMA_NAME,
-    Said,
     names_tool,
-    optional,
+    refusal_of,
     schema_of,
-    tool_call,
+    usage_of,
     written,
 )
+from services.llm.reading import Part, Said, tool_call
 from services.llm.requests import GenerationRequest, Message
 
 PATH = "/responses"
@@ -45,33 +45,38 @@ def body(request: GenerationRequest) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def read(answer: Mapping[str, Any]) -> Said:
-    """Read an answer. Raises what a wrong form leads to: `LookupError`, `TypeError` and such."""
-    if answer.get("error"):
-        raise ValueError("the answer holds an error")
-    output = answer["output"]
-    parts = [part for item in output if item["type"] == "message" for part in item["content"]]
-    if not output:
-        raise ValueError("there is no output")
-    usage = answer.get("usage") or {}
-    reason = (answer.get("incomplete_details") or {}).get("reason")
-    refusals = [part["refusal"] for part in parts if part["type"] == "refusal"]
-    if reason == "content_filter":
-        refusals.append(reason)
+def read(answer: Part) -> Said:
+    """Read an answer; what is odd in it is noted."""
+    output = answer.parts("output")
+    messages = [item for item in output if item.is_a("message", "content")]
+    calls = [item for item in output if item.is_a("function_call", "arguments")]
+    texts = [text for item in messages if (text := item.text("content")) is not None]
+    reason = answer.part("incomplete_details").word("reason")
+    refusals = [why for item in messages if (why := refusal_of(item)) is not None]
+    refusals += ["content_filter"] if reason == "content_filter" else []
     return Said(
-        text="".join(part["text"] for part in parts if part["type"] == "output_text"),
-        model=answer.get("model"),
-        finish_reason={None: "stop", "max_output_tokens": "length"}.get(reason, str(reason)),
-        input_tokens=optional(usage.get("input_tokens")),
-        output_tokens=optional(usage.get("output_tokens")),
-        cached_tokens=int((usage.get("input_tokens_details") or {}).get("cached_tokens") or 0),
+        text="".join(texts) if texts or (output and not messages) else None,
+        usage=usage_of(answer, "input_tokens", "output_tokens"),
+        model=answer.word("model"),
+        finish_reason=_finish_reason(answer, reason),
         tool_calls=tuple(
-            tool_call(item["call_id"], item["name"], item["arguments"])
-            for item in output
-            if item["type"] == "function_call"
+            call
+            for position, item in enumerate(calls)
+            for call in tool_call(
+                item, position, item.get("call_id") or item.get("id"), item.get("arguments")
+            )
         ),
         refusal=refusals[0] if refusals else None,
     )
+
+
+def _finish_reason(answer: Part, reason: str | None) -> str | None:
+    if reason is not None:
+        return {"max_output_tokens": "length"}.get(reason, reason)
+    if answer.get("incomplete_details") is not None:
+        return None
+    status = answer.word("status") or "completed"
+    return {"completed": "stop"}.get(status, status)
 
 
 def _items(turn: Message) -> Iterator[dict[str, Any]]:

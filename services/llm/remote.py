@@ -6,9 +6,11 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Generic, TypeVar
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
 from uuid import UUID
 
+import aiohttp
 import httpx2
 from pydantic import JsonValue
 
@@ -20,6 +22,7 @@ from services.llm.base import (
     Capability,
     EmbeddingLimits,
     EmbeddingResponse,
+    LLMResponse,
     LLMService,
     fingerprint,
 )
@@ -31,8 +34,12 @@ from services.llm.errors import (
     ProviderError,
     TooManyTexts,
 )
+from services.llm.headers import limit_report, request_id
 from services.llm.learned import LearnedFacts, RefusedCalls, most_texts
+from services.llm.reading import Part, Said
 from services.llm.requests import GenerationRequest
+from services.llm.translation import reading, refused
+from services.text import make_storable
 
 AVAILABILITY_SECONDS = 5.0
 CONNECT_SECONDS = 10.0
@@ -43,6 +50,10 @@ CONNECT_SECONDS = 10.0
 CONNECTIONS = httpx2.Limits(
     max_connections=1_000, max_keepalive_connections=1_000, keepalive_expiry=4.0
 )
+
+LONGEST_HEADER = 131_072
+"""Bytes of a header. By default aiohttp refuses answers with one over 8 KB, as proxies send."""
+MOST_HEADERS = 1_000
 
 Client = TypeVar("Client")
 
@@ -199,6 +210,33 @@ class RemoteService(LLMService, Generic[Client]):
             return await asyncio.to_thread(self._learned.of, self._server, model)
         return self._learned.of(self._server, model)
 
+    def _response(
+        self, answer: httpx2.Response, request: GenerationRequest, read: Callable[[Part], Said]
+    ) -> LLMResponse:
+        """What an answer says, in a form that can be stored.
+
+        Raises `ContentRefused`, and `BadResponse` where there is nothing in it.
+        """
+        with reading(self.name, self.key_setting, answer) as found:
+            said, notes = read(found.body), found.body.notes
+            found.usage = usage = said.usage
+            text = make_storable(said.text or "")
+            if not text and not said.tool_calls:
+                if said.refusal is not None:
+                    raise refused(self.name, said.refusal, answer, usage, notes)
+                if said.text is None or found.body.get("error"):
+                    raise ValueError("there is no text and no call in it")
+            return LLMResponse(
+                text=text,
+                model=said.model or request.model,
+                finish_reason=said.finish_reason or "unknown",
+                provider_request_id=said.request_id or request_id(answer.headers),
+                tool_calls=said.tool_calls,
+                limits=limit_report(answer.headers),
+                note=str(notes),
+                **vars(usage),
+            )
+
     def _check_again(self, request: GenerationRequest) -> None:
         """Refuse what enqueueing would have refused: a job may be older than this version."""
         try:
@@ -238,3 +276,25 @@ class RemoteService(LLMService, Generic[Client]):
     @abstractmethod
     async def _list_models(self) -> None:
         """Ask for the list of models. Raises `ProviderError`."""
+
+
+def widened(client: httpx2.AsyncClient) -> httpx2.AsyncClient:
+    """An SDK's client on aiohttp that takes answers with more and longer headers than aiohttp."""
+    transports: list[Any] = [client._transport, *client._mounts.values()]
+    for transport in transports:
+        if transport is not None:
+            transport.client = partial(_session, transport)
+    return client
+
+
+def _session(transport: Any) -> aiohttp.ClientSession:
+    transport.client = None
+    made: aiohttp.ClientSession = transport.get_client()
+    connector = made.connector
+    made.detach()
+    return aiohttp.ClientSession(
+        connector=connector,
+        max_line_size=LONGEST_HEADER,
+        max_field_size=LONGEST_HEADER,
+        max_headers=MOST_HEADERS,
+    )

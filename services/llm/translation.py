@@ -1,11 +1,13 @@
 """What a provider's refusal means to us: the same rules for all of them."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import aiohttp
+import httpx2
 
 from services.llm.errors import (
     HIDDEN,
@@ -28,6 +30,8 @@ from services.llm.errors import (
     ServerBroke,
 )
 from services.llm.headers import limit_report, request_id, retry_after
+from services.llm.reading import WRONG_FORM, Notes, Part, parse
+from services.llm.usage import Usage
 from services.text import make_storable
 
 LONGEST_DETAIL = 2_000
@@ -198,13 +202,14 @@ def from_status(
     headers: Mapping[str, str],
     wait: float | None = None,
     wire: str | None = None,
+    usage: Usage | None = None,
 ) -> ProviderError:
     """Return the error that a refusal means.
 
     `codes` are the provider's own, the most telling first; `text` is its body; `wait` is what it
     asks us to wait, in seconds, where the headers don't hold it; `wire` is whose API it speaks,
-    where that isn't its name. The sentence is ours alone: what
-    the provider wrote may repeat the prompt and goes to `detail`.
+    where that isn't its name; `usage` is what it took where it says so. The sentence is ours
+    alone: what the provider wrote may repeat the prompt and goes to `detail`.
     """
     kind, meaning = _meaning(wire or provider, status, codes, text)
     call = request_id(headers)
@@ -224,6 +229,7 @@ def from_status(
         status=status,
         request_id=call,
         limits=limit_report(headers),
+        usage=usage,
     )
     if isinstance(error, ContextTooLong):
         error.limit, error.given = limit, given
@@ -292,35 +298,63 @@ def unusable(provider: str) -> BadResponse:
 
 
 def refused(
-    provider: str, why: str, status: int | None, headers: Mapping[str, str]
+    provider: str, why: str, answer: httpx2.Response, usage: Usage | None, notes: object
 ) -> ContentRefused:
-    """An answer that says that there will be none."""
+    """An answer that says that there will be none, and what it took all the same."""
     return ContentRefused(
         f"{provider} refused to answer this input.",
         detail=detail(why),
-        status=status,
-        request_id=request_id(headers),
-        limits=limit_report(headers),
+        status=answer.status_code,
+        request_id=request_id(answer.headers),
+        limits=limit_report(answer.headers),
+        usage=usage,
+        note=str(notes),
     )
 
 
+@dataclass
+class Read:
+    """An answer that is being read."""
+
+    body: Part
+    usage: Usage | None = None
+    """What it took, once that was read: it was paid for also where it can't be used."""
+
+
 @contextmanager
-def reading(
-    provider: str, text: Callable[[], str], status: int, headers: Mapping[str, str]
-) -> Iterator[None]:
+def reading(provider: str, key_setting: str, answer: httpx2.Response) -> Iterator[Read]:
     """Turn whatever is wrong with the form of an answer into `BadResponse`.
 
-    `text` reads the answer's text, which may be long, where something is wrong.
+    An error that came as an answer is that error, and a page is no answer.
     """
+    read = Read(Part(None, Notes()))
     try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        read.body = parse(answer.content)
+        yield read
+    except WRONG_FORM as error:
+        text = answer.content[: 4 * LONGEST_DETAIL].decode(errors="replace")
+        told = read.body.part("error")
+        codes = [told.get(name) for name in ("code", "type", "status")]
+        status = re.fullmatch("[45][0-9][0-9]", str(codes[0]))
+        is_told = any(isinstance(code, str) and code in _BY_CODE for code in codes)
+        if status or is_told or is_page(text):
+            raise from_status(
+                provider,
+                int(status.group()) if status else answer.status_code,
+                key_setting=key_setting,
+                codes=codes,
+                text=text,
+                headers=answer.headers,
+                usage=read.usage,
+            ) from error
         raise BadResponse(
             f"{provider} answered in a form that cannot be used; nothing was stored.",
-            detail=detail(f"{error}: {text()[:LONGEST_DETAIL]}"),
-            status=status,
-            request_id=request_id(headers),
-            limits=limit_report(headers),
+            detail=detail(f"{error}: {text[:LONGEST_DETAIL]}"),
+            status=answer.status_code,
+            request_id=request_id(answer.headers),
+            limits=limit_report(answer.headers),
+            usage=read.usage,
+            note=str(read.body.notes),
         ) from error
 
 

@@ -15,7 +15,7 @@ from repositories.run_models import Run, RunState
 from repositories.runs import Change
 from repositories.session import UnitOfWork
 from services.backoff import Backoff
-from services.billing import credible, not_taken, taken
+from services.billing import credible, failed, taken
 from services.limited_calls import LimitedCalls
 from services.llm.base import LLMService
 from services.prices import Prices
@@ -197,13 +197,14 @@ class ShardStore:
         )
 
     def _failure(self, one: Failed) -> dict[str, Any]:
-        took = (
-            self._took(one.sent, one.answer)
-            if isinstance(one, Unfit)
-            else {"attempt_id": one.sent.attempt_id, **_NOTHING, **not_taken(one.error)}
-        )
+        if isinstance(one, Unfit):
+            took = self._took(one.sent, one.answer)
+        else:
+            asking = self._asking
+            took = failed(one.error, asking.provider, asking.model, self._tools.prices)
         return {
             **took,
+            "attempt_id": one.sent.attempt_id,
             "error_code": one.error.code,
             "error": str(one.error),
             "detail": one.error.detail,
@@ -328,12 +329,3 @@ class ShardStore:
         return self._tools.prices.cost(
             self._asking.provider, self._asking.model, input_tokens=most[0], output_tokens=most[1]
         )
-
-
-_NOTHING: dict[str, Any] = {
-    "input_tokens": None,
-    "output_tokens": None,
-    "cached_tokens": None,
-    "latency_seconds": None,
-    "limiter_wait_seconds": None,
-}

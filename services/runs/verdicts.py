@@ -67,7 +67,7 @@ def is_retried(call: Call, error: PromptStackError, max_retries: int) -> bool:
     """Whether the same call is made again."""
     if not error.transient or not error.counts_as_failure:
         return error.transient
-    most = max_retries
+    most = max_retries if error.most_tries is None else min(max_retries, error.most_tries - 1)
     if _may_be_one(call, error):
         # One bad text would make all of them be paid for, try by try: after the second they part.
         # What may be the server's own trouble gets all its tries to pass.

@@ -24,6 +24,7 @@ from services.llm.errors import (
     ContentRefused,
     ContextTooLong,
     Denied,
+    Intercepted,
     InvalidProviderRequest,
     ModelNotFound,
     NeverSent,
@@ -148,7 +149,7 @@ def test_a_generation_comes_back_with_its_cost(simulator: SimulatorProcess) -> N
     assert response.model == CHAT
     assert response.finish_reason == "stop"
     assert response.input_tokens == 5
-    assert response.output_tokens > 5
+    assert (response.output_tokens or 0) > 5
     assert response.provider_request_id is not None
     assert response.provider_request_id.startswith("req_")
     assert response.latency_seconds > 0
@@ -226,10 +227,12 @@ def test_an_answer_that_cannot_be_stored_is_kept_in_a_form_that_can(
     assert canned(completion({"content": "a\ud800b"})).text == "a\ufffdb"
 
 
-def test_a_server_that_counts_no_tokens_gets_an_estimate() -> None:
+def test_what_a_server_does_not_count_is_unknown() -> None:
     response = canned(completion({"content": "12345"}))
 
-    assert (response.input_tokens, response.output_tokens) == (5, 2)
+    assert (response.input_tokens, response.output_tokens) == (None, None)
+    assert response.tokens_used is None
+    assert response.note == "usage is missing"
     assert response.model == CHAT
 
 
@@ -267,7 +270,6 @@ def test_a_refusal_is_content_refused(answer: bytes) -> None:
         http('{"choices": [{"mess'),
         http('{"choices": [{"message": {"content": {"sky": 1}}}]}'),
         http('{"choices": [{"message": "sky"}]}'),
-        http("<html>the sky is down</html>", kind="text/html"),
     ],
 )
 def test_an_answer_of_another_form_is_a_bad_response(answer: bytes) -> None:
@@ -276,6 +278,14 @@ def test_an_answer_of_another_form_is_a_bad_response(answer: bytes) -> None:
 
     assert caught.value.transient
     assert (caught.value.status, caught.value.request_id) == (200, "req_canned")
+    assert "sky" not in str(caught.value)
+
+
+def test_a_page_in_place_of_an_answer_is_nothing_that_was_paid_for() -> None:
+    with pytest.raises(Intercepted) as caught:
+        canned(http("<html>the sky is down</html>", kind="text/html"))
+
+    assert caught.value.transient
     assert "sky" not in str(caught.value)
 
 

@@ -22,7 +22,7 @@ from repositories.session import Ledger, UnitOfWork
 from services.errors import InvalidInput, WrongState
 from services.limiter.terms import Need, Outcome, Settlement
 from services.llm.base import Capability, EmbeddingResponse, LLMResponse, LLMService
-from services.llm.errors import Overloaded
+from services.llm.errors import ServerBroke
 from services.llm.limit_report import LimitReport, LimitState
 from services.llm.requests import GenerationRequest
 from services.runs.call_session import CallSession
@@ -84,7 +84,7 @@ class Unsure(LLMService):
         self, request: GenerationRequest, user_id: UUID | None, failures: int
     ) -> LLMResponse:
         if failures == 0:
-            raise Overloaded("It broke.", status=500)
+            raise ServerBroke("It broke.", status=500)
         return DONE
 
     async def is_available(self) -> bool:

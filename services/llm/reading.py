@@ -1,0 +1,306 @@
+"""Reads the JSON of providers' answers.
+
+The text or the vectors are what was paid for. What is odd beside them counts as unknown and is
+noted; only an answer that lacks them, or that may mean two things, can't be used.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pybase64 import b64decode
+from pydantic import JsonValue
+from pydantic_core import from_json
+
+from config.controls import CONTROLS
+from services.llm.usage import Usage
+from services.text import MAX_JSON_DEPTH, REPLACEMENT, make_storable, make_storable_json
+
+MOST_TOKENS = 2**31 - 1
+"""What the ledger's column holds, far above any real call."""
+LONGEST_WORD = 200
+MOST_NOTES = 10
+DEEPEST = 150
+"""Levels of nesting that every parser takes."""
+WRONG_FORM = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What reading raises for a wrong form."""
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+_TEXT_PARTS = frozenset({"text", "output_text"})
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer, in whichever form it came."""
+
+    text: str | None
+    """None where there is none, which is not the same as an empty one."""
+    usage: Usage
+    model: str | None = None
+    finish_reason: str | None = None
+    tool_calls: tuple[dict[str, JsonValue], ...] = ()
+    refusal: str | None = None
+    request_id: str | None = None
+
+
+class Notes:
+    """What was odd: names of fields, never what stood in them."""
+
+    def __init__(self) -> None:
+        self._notes: dict[str, None] = {}
+
+    def add(self, note: str) -> None:
+        """Take a note, once."""
+        if len(self._notes) < MOST_NOTES:
+            self._notes[note] = None
+
+    def __str__(self) -> str:
+        return "; ".join(self._notes)
+
+
+@dataclass(frozen=True)
+class Part:
+    """An object in an answer. Nothing that it holds, or lacks, makes it raise."""
+
+    fields: Mapping[str, Any] | None
+    """None where something else stood in its place."""
+    notes: Notes
+    name: str = ""
+
+    def get(self, name: str) -> Any:
+        """What is there, or None."""
+        return None if self.fields is None else self.fields.get(name)
+
+    def part(self, name: str, *, is_expected: bool = False) -> "Part":
+        """The object of this name; one without fields where there is none."""
+        found = self.get(name)
+        if found is None and not is_expected and self.fields is not None:
+            found = {}
+        if not isinstance(found, dict):
+            self.odd(name, found)
+            found = None
+        return Part(found, self.notes, self._path(name))
+
+    def parts(self, name: str) -> "list[Part]":
+        """The objects of a list; an object where a list belongs is one of one."""
+        found = self.get(name)
+        if isinstance(found, dict):
+            self.odd(name, found)
+            found = [found]
+        elif found is not None and not isinstance(found, list):
+            self.odd(name, found)
+        objects = []
+        for one in found if isinstance(found, list) else []:
+            if isinstance(one, dict):
+                objects.append(Part(one, self.notes, self._path(name)))
+            else:
+                self.notes.add(f"{self._path(name)} holds {_kind(one)}")
+        return objects
+
+    def is_a(self, kind: str, field: str) -> bool:
+        """Whether its type is this; where it doesn't say which, its `field` tells."""
+        said = self.get("type")
+        if isinstance(said, str):
+            return said == kind
+        self.odd("type", said)
+        return self.get(field) is not None
+
+    def word(self, name: str) -> str | None:
+        """A name or a reason, which stands in tables and logs."""
+        found = self.get(name)
+        if found is None or found == "":
+            return None
+        is_text = isinstance(found, str)
+        if not is_text or len(found) > LONGEST_WORD or CONTROLS.search(found):
+            self.odd(name, found)
+            return None
+        return make_storable(found)
+
+    def count(self, name: str, missing: int | None = None) -> int | None:
+        """A number of tokens or a position; `missing` where nothing is said."""
+        found = self.get(name)
+        if found is None:
+            if missing is None:
+                self.odd(name, found)
+            return None if self.fields is None else missing
+        is_whole = isinstance(found, int) or (isinstance(found, float) and found.is_integer())
+        if isinstance(found, str) and re.fullmatch(r"[0-9]{1,10}", found):
+            is_whole, found = True, int(found)
+        if isinstance(found, bool) or not is_whole:
+            self.odd(name, found)
+        elif not 0 <= found <= MOST_TOKENS:
+            self.notes.add(f"{self._path(name)} is {'negative' if found < 0 else 'too large'}")
+        else:
+            return int(found)
+        return None
+
+    def text(self, name: str) -> str | None:
+        """A text, also in parts; None where there is something that is none."""
+        found = self.get(name)
+        if self.fields is None or found is None or isinstance(found, str):
+            return None if self.fields is None else found or ""
+        if not isinstance(found, list):
+            self.odd(name, found)
+        parts = [found] if isinstance(found, dict) else found
+        texts = list(self._texts(name, parts)) if isinstance(parts, list) else []
+        return "".join(texts) if texts or found == [] else None
+
+    def odd(self, name: str, found: object) -> None:
+        """Note what stands where something else belongs."""
+        if self.fields is not None:
+            self.notes.add(f"{self._path(name)} is {_kind(found)}")
+
+    def _texts(self, name: str, parts: list[Any]) -> Iterator[str]:
+        for part in parts:
+            fields = {"text": part} if isinstance(part, str) else part
+            if not isinstance(fields, dict):
+                self.notes.add(f"{self._path(name)} holds {_kind(part)}")
+                continue
+            kind, text = fields.get("type"), fields.get("text")
+            if isinstance(kind, str) and kind not in _TEXT_PARTS:
+                yield ""  # thoughts, calls and such
+            elif isinstance(text, str):
+                yield text
+            else:
+                self.notes.add(f"{self._path(name)}.text is {_kind(text)}")
+
+    def _path(self, name: str) -> str:
+        return f"{self.name}.{name}" if self.name else name
+
+
+def parse(content: bytes) -> Part:
+    """Parse an answer. Raises what `WRONG_FORM` names where it is no JSON object."""
+    notes = Notes()
+    try:
+        value = from_json(content)
+    except ValueError:
+        # Half a surrogate pair, a byte order mark, other encodings and such.
+        encoding = json.detect_encoding(content)
+        text = content.decode(encoding, errors="replace").lstrip("\ufeff")
+        if REPLACEMENT in text and REPLACEMENT.encode(encoding) not in content:
+            notes.add("some of its bytes are no text")
+        value = json.loads(_flat(text, notes), strict=False, parse_int=_integer)
+    if not isinstance(value, dict):
+        raise TypeError(f"the answer is {_kind(value)}")
+    return Part(value, notes)
+
+
+def tool_call(
+    part: Part, position: int, id_: Any, arguments: Any
+) -> tuple[dict[str, JsonValue], ...]:
+    """The call of a tool that a part names, if it does. Without an id, its position is one.
+
+    Arguments that are no JSON, as where `max_tokens` cut them, stay the text that they are: the
+    answer is paid for, and asking again would pay once more for the same.
+    """
+    name = part.get("name")
+    if not isinstance(name, str) or not name:
+        part.odd("name", name)
+        return ()
+    if not isinstance(id_, str):
+        part.notes.add(f"the id of a tool's call is {_kind(id_)}")
+    call = {
+        "id": make_storable(id_) if isinstance(id_, str) and id_ else f"call_{position}",
+        "name": make_storable(name),
+        "arguments": make_storable_json(_arguments(arguments)),
+    }
+    return (call,)
+
+
+def vectors(
+    rows: "list[Part]", field: str, texts: int, *, index: str | None = None
+) -> npt.NDArray[np.float32]:
+    """The vectors of texts, in their order. Raises what `WRONG_FORM` names.
+
+    Where no row says which text it belongs to, they are in the order of the texts.
+    """
+    if len(rows) != texts:
+        raise ValueError(f"{len(rows)} vectors for {texts} texts")
+    if index is not None:
+        placed = {row.count(index): row for row in rows}
+        if texts > 1 and any(row.get(index) is not None for row in rows):
+            if placed.keys() != set(range(texts)):
+                raise ValueError("there isn't exactly one vector for each text")
+            rows = [placed[place] for place in range(texts)]
+    return np.stack([_vector(row.get(field)) for row in rows])
+
+
+def _vector(value: Any) -> npt.NDArray[np.float32]:
+    if isinstance(value, str):
+        return np.frombuffer(b64decode(value, validate=True), dtype="<f4")
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+        value = value[0]
+    if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
+        raise ValueError(f"a vector is {_kind(value)}, or holds what is no number")
+    # A number too large for float32 becomes infinite, which `embed` refuses.
+    with np.errstate(over="ignore"):
+        return np.array(value, dtype=np.float32)
+
+
+def _arguments(value: Any) -> Any:
+    made = {} if value is None or value == "" else value
+    if isinstance(value, str) and value:
+        try:
+            made = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    if not _is_deep(made):
+        return made
+    return value if isinstance(value, str) else json.dumps(made)
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [inner for one in level for inner in _inner(one)]
+        if not level:
+            return False
+    return True
+
+
+def _inner(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _flat(text: str, notes: Notes) -> str:
+    """JSON in which what is nested deeper than `DEEPEST` is text."""
+    made, depth, done = [], 0, 0
+    for token in _TOKEN.finditer(text):
+        if token.group() in "[{":
+            depth += 1
+            if depth == DEEPEST:
+                made.append(text[done : token.start()])
+                done = token.start()
+        elif token.group() in "]}":
+            if depth == DEEPEST:
+                made.append(json.dumps(text[done : token.end()]))
+                done = token.end()
+                notes.add(f"what is nested over {DEEPEST} levels deep was left as text")
+            depth -= 1
+    return "".join([*made, text[done:]])
+
+
+def _integer(digits: str) -> int | float:
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "missing"
+        case bool():
+            return "true or false"
+        case str():
+            return "text"
+        case int() | float():
+            return "a number"
+        case list():
+            return "a list"
+        case _:
+            return "an object"

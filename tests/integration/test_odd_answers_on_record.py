@@ -1,0 +1,186 @@
+"""What the ledger keeps of answers in an odd form, and of those that refuse."""
+
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from typer.testing import CliRunner
+
+from api.cli.main import build
+from config.settings import Settings
+from repositories.models import Billing, JobState
+from services.views import AttemptView, JobView
+from tasks.composition import PromptStack
+from tests.odd_server import OddAnswer, OddServer
+from tests.runs import failures, work
+
+PRICES = "".join(
+    f'[[prices]]\nprovider = "{name}"\ninput_per_million = 100000\noutput_per_million = 1000000\n'
+    for name in ("openai", "anthropic", "gemini")
+)
+"""Ten cents for each input token and a dollar for each output token."""
+USAGE = {"prompt_tokens": 5, "completion_tokens": 2}
+
+
+@pytest.fixture
+def odd() -> Iterator[OddServer]:
+    server = OddServer()
+    with server.in_thread():
+        yield server
+
+
+@pytest.fixture
+def stack(
+    environment: dict[str, str], odd: OddServer, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PromptStack]:
+    prices = tmp_path / "models.toml"
+    prices.write_text(PRICES)
+    for name in ("OPENAI", "ANTHROPIC", "GEMINI"):
+        monkeypatch.setenv(f"{name}_BASE_URL", odd.url)
+        monkeypatch.setenv(f"{name}_API_KEY", "sk-test")
+    monkeypatch.setenv("MODELS_FILE", str(prices))
+    with PromptStack.open(Settings(_env_file=None)) as opened:
+        yield opened
+
+
+def chat(content: Any, **more: Any) -> OddAnswer:
+    choice = {"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    return OddAnswer({"model": "m", "choices": [choice], "usage": USAGE, **more})
+
+
+def ask(stack: PromptStack, provider: str = "openai", **how: Any) -> tuple[JobView, AttemptView]:
+    """Do a job here and now, once; the last of its calls."""
+    job = stack.jobs.enqueue_generation(
+        "Why?", provider=provider, model="m", **{"max_retries": 3, **how}
+    )
+    stack.generation.run(job.id, lambda progress: None)
+    return stack.jobs.get(job.id), stack.jobs.get_attempts(job.id)[-1]
+
+
+@pytest.mark.parametrize(
+    ("usage", "note"),
+    [
+        (None, "usage is missing"),
+        ("many", "usage is text"),
+        ([], "usage is a list"),
+        ({"prompt_tokens": "5 or so", "completion_tokens": 2}, "usage.prompt_tokens is text"),
+        ({"prompt_tokens": -5, "completion_tokens": 2}, "usage.prompt_tokens is negative"),
+        ({"prompt_tokens": 5, "completion_tokens": 10**30}, "usage.completion_tokens is too large"),
+        ({**USAGE, "prompt_tokens_details": 7}, "usage.prompt_tokens_details is a number"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "is" in value else "",
+)
+def test_tokens_that_nobody_can_read_are_unknown_and_the_text_is_kept(
+    stack: PromptStack, odd: OddServer, usage: Any, note: str
+) -> None:
+    odd.answer = chat("Because.", usage=usage).wire()
+    job, call = ask(stack)
+    assert (job.state, odd.calls) == (JobState.SUCCEEDED, 1)
+    assert job.result is not None
+    assert job.result["text"] == "Because."
+    assert (call.billing, call.cost_usd, call.note) == (Billing.BILLED, None, note)
+    shown = CliRunner().invoke(build(), ["jobs", "show", str(job.id)])
+    assert f"odd in the answer: {note}" in shown.output
+    assert note.split(maxsplit=1)[0] in CliRunner().invoke(build(), ["attempts"]).output
+
+
+def test_an_answer_in_order_has_no_note(stack: PromptStack, odd: OddServer) -> None:
+    odd.answer = chat("Because.").wire()
+    _, call = ask(stack)
+    assert (call.note, call.cost_usd) == (None, Decimal("2.5"))
+
+
+REFUSALS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "chat": (
+        "openai",
+        {},
+        {
+            "choices": [{"message": {"content": None, "refusal": "No."}, "finish_reason": "stop"}],
+            "usage": USAGE,
+        },
+    ),
+    "responses": (
+        "openai",
+        {"options": {"api": "responses"}},
+        {
+            "output": [{"type": "message", "content": [{"type": "refusal", "refusal": "No."}]}],
+            "usage": {"input_tokens": 5, "output_tokens": 2},
+        },
+    ),
+    "anthropic": (
+        "anthropic",
+        {},
+        {
+            "content": [],
+            "stop_reason": "refusal",
+            "model": "m",
+            "usage": {"input_tokens": 5, "output_tokens": 2},
+        },
+    ),
+    "gemini": (
+        "gemini",
+        {},
+        {
+            "candidates": [{"finishReason": "SAFETY"}],
+            "usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 2},
+        },
+    ),
+    "gemini-prompt": (
+        "gemini",
+        {},
+        {
+            "promptFeedback": {"blockReason": "SAFETY"},
+            "usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 2},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_that_was_billed_has_its_tokens_and_its_cost(
+    stack: PromptStack, odd: OddServer, name: str
+) -> None:
+    provider, how, body = REFUSALS[name]
+    odd.answer = OddAnswer(body).wire()
+    job, call = ask(stack, provider, **how)
+    assert (job.state, job.error_code) == (JobState.FAILED, "CONTENT_REFUSED")
+    assert odd.calls == 1
+    assert (call.input_tokens, call.output_tokens) == (5, 2)
+    assert (call.billing, call.cost_usd) == (Billing.BILLED, Decimal("2.5"))
+
+
+def test_a_refusal_counts_in_the_sums_of_its_run(stack: PromptStack, odd: OddServer) -> None:
+    odd.answer = OddAnswer(REFUSALS["chat"][2]).wire()
+    run = stack.runs.generate(
+        [{"prompt": "One?"}, {"prompt": "Two?"}], provider="openai", model="m"
+    )
+    done = work(stack, run.id)
+    assert set(failures(stack, run).values()) == {"CONTENT_REFUSED"}
+    assert (done.tokens, done.cost_usd) == (14, Decimal(5))
+
+
+@pytest.mark.parametrize("usage", [USAGE, None], ids=["counted", "not counted"])
+def test_an_answer_without_a_text_is_asked_for_once_more_and_no_oftener(
+    stack: PromptStack, odd: OddServer, usage: Any
+) -> None:
+    odd.answer = chat({"not": "a text"}, usage=usage).wire()
+    job, call = ask(stack)
+    assert (job.state, job.error_code) == (JobState.QUEUED, "BAD_PROVIDER_RESPONSE")
+    assert (call.billing, call.cost_usd) == (Billing.BILLED, Decimal("2.5") if usage else None)
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text("UPDATE jobs SET not_before = now()"))
+    stack.generation.run(job.id, lambda progress: None)
+    assert stack.jobs.get(job.id).state is JobState.FAILED
+    assert odd.calls == 2
+
+
+def test_a_run_asks_once_more_for_an_answer_without_a_text(
+    stack: PromptStack, odd: OddServer
+) -> None:
+    odd.answer = chat({"not": "a text"}).wire()
+    run = stack.runs.generate([{"prompt": "One?"}], provider="openai", model="m", max_retries=3)
+    work(stack, run.id)
+    assert set(failures(stack, run).values()) == {"BAD_PROVIDER_RESPONSE"}
+    assert odd.calls == 2
