@@ -51,6 +51,10 @@ class PromptStackError(Exception):
         self.retry_after = retry_after
         """Seconds before which a new try is pointless, where somebody told us."""
 
+    def for_operators(self) -> str:
+        """The sentence, with more where it is for those who run the servers."""
+        return str(self)
+
 
 class ConfigurationError(PromptStackError):
     """A setting is missing or wrong."""

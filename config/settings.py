@@ -8,11 +8,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from config.errors import ConfigurationError
 from config.names import VectorType
+from config.postgres_url import postgres_url
 from config.providers import server_address
 from config.redis_url import RedisUrl, check_certificates, check_characters, check_port
 
@@ -21,18 +20,6 @@ MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 16, 8_000
 """Of a chunk. One character can be four tokens, and must fit with what overlaps."""
 REDIS_BROKERS = ("redis", "rediss", "redis+socket", "unix")
 BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "sqs", *REDIS_BROKERS)
-
-
-def _postgres_url(url: str) -> str:
-    """Accept the usual spellings of a PostgreSQL URL and name the driver."""
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
-        # Their own words may quote the password.
-        raise ValueError("is not a database URL (postgresql://user:password@host/name)") from error
-    if parsed.drivername not in {"postgres", "postgresql", "postgresql+psycopg2"}:
-        raise ValueError(f"must be a PostgreSQL URL, not {parsed.drivername}")
-    return parsed.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
 
 
 def _redis_url(url: str) -> str:
@@ -100,7 +87,7 @@ class Settings(BaseSettings):
     )
 
     # The servers
-    database_url: Annotated[str, AfterValidator(_postgres_url)] | None = Field(
+    database_url: Annotated[str, AfterValidator(postgres_url)] | None = Field(
         None, description="PostgreSQL with pgvector, the ledger. Unset: an embedded server."
     )
     database_pool_size: int = Field(

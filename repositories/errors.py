@@ -27,6 +27,11 @@ class LedgerUnavailable(TransientLedgerError):
 
     code = "LEDGER_UNAVAILABLE"
 
+    def for_operators(self) -> str:
+        """The sentence, and what the driver said, which names hosts and users."""
+        said = (self.detail or "").strip().partition("\n")[0]
+        return f"{self} The driver said: {said}." if said else str(self)
+
 
 class LedgerReadOnly(LedgerUnavailable):
     """PostgreSQL answers but takes no writes."""

@@ -81,7 +81,7 @@ def _count(given: str) -> int:
 
 
 def _say(error: PromptStackError) -> int:
-    sys.stderr.write(f"promptstack worker: {error}\n")
+    sys.stderr.write(f"promptstack worker: {error.for_operators()}\n")
     return WRONG_SETTINGS
 
 

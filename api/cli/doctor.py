@@ -68,7 +68,7 @@ def _try(name: str, look: Callable[[], str]) -> Finding:
     try:
         return Finding(name, "ok", look())
     except PromptStackError as error:
-        return Finding(name, "missing", str(error))
+        return Finding(name, "missing", error.for_operators())
     except Exception as error:  # noqa: BLE001 - whatever it is, the doctor reports it and goes on
         said = " ".join(str(error).split())
         return Finding(name, "missing", f"{type(error).__name__}: {said}")

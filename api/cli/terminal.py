@@ -97,7 +97,7 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except PromptStackError as error:
-        stop(str(error))
+        stop(error.for_operators())
     except KeyboardInterrupt:
         err.print("\nInterrupted. Jobs that were accepted go on; see `promptstack jobs list`.")
         raise typer.Exit(INTERRUPTED) from None
