@@ -3,9 +3,17 @@
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+
+
+def plain(amount: Decimal) -> str:
+    """The digits of an amount: PostgreSQL's zero has ten of them, which Python writes as 0E-10."""
+    return f"{amount.normalize():f}"
+
 
 Dollars = Annotated[Decimal, Field(ge=0, le=1_000_000)]
+Money = Annotated[Decimal, PlainSerializer(plain, when_used="json")]
+"""An amount that JSON shows in plain digits."""
 
 
 class ModelPrice(BaseModel):

@@ -79,6 +79,9 @@ class Run(Base):
     input_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
     output_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
     cost_usd: Mapped[Decimal] = mapped_column(Numeric(18, 10), server_default="0")
+    """Of the calls whose cost is known."""
+    unknown_cost: Mapped[int] = mapped_column(server_default="0")
+    """Calls whose cost is not known: of a model without a price, or perhaps not billed."""
     reserved_usd: Mapped[Decimal] = mapped_column(Numeric(18, 10), server_default="0")
     """The most that calls may come to whose cost isn't known (yet)."""
     limiter_wait_seconds: Mapped[float] = mapped_column(server_default="0")

@@ -46,6 +46,7 @@ class Change:
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: Decimal = Decimal(0)
+    unknown_cost: int = 0
     reserved_usd: Decimal = Decimal(0)
     limiter_wait_seconds: float = 0.0
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -11,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, SQLColumnExpression, func, select
 from sqlalchemy.orm import Session
 
+from config.prices import Money
 from repositories.models import Attempt, AttemptState, Billing, User
 
 
@@ -49,8 +49,8 @@ class Usage:
     input_tokens: int
     cached_tokens: int
     output_tokens: int
-    cost_usd: Decimal
-    """Of the calls whose cost is known."""
+    cost_usd: Money | None
+    """Of the calls whose cost is known; None where that is nothing, and others' isn't known."""
     unknown_cost: int
     """Calls whose cost is not known."""
     mean_latency_seconds: float | None
@@ -67,8 +67,8 @@ class Unsettled:
     calls: int
     expected_tokens: int
     """Input and output together, as far as could be known before the calls."""
-    expected_cost_usd: Decimal
-    """Of the calls whose model has a known price."""
+    expected_cost_usd: Money | None
+    """Of the calls whose model has a known price; None where none has."""
     unknown_cost: int
     """Calls without one."""
 
@@ -101,7 +101,7 @@ class UsageRepository:
                 func.coalesce(func.sum(Attempt.input_tokens), 0),
                 func.coalesce(func.sum(Attempt.cached_tokens), 0),
                 func.coalesce(func.sum(Attempt.output_tokens), 0),
-                func.coalesce(func.sum(Attempt.cost_usd), 0),
+                func.sum(Attempt.cost_usd),
                 func.count().filter(Attempt.cost_usd.is_(None)),
                 func.avg(Attempt.latency_seconds),
                 func.percentile_cont(0.95).within_group(Attempt.latency_seconds),
@@ -134,7 +134,7 @@ class UsageRepository:
                 Attempt.state,
                 func.count(),
                 func.coalesce(func.sum(Attempt.expected_tokens), 0),
-                func.coalesce(func.sum(Attempt.expected_cost_usd), 0),
+                func.sum(Attempt.expected_cost_usd),
                 func.count().filter(Attempt.expected_cost_usd.is_(None)),
             )
             .where(*_unsettled(since, user_id))
@@ -142,7 +142,7 @@ class UsageRepository:
             .order_by(Attempt.state)
         )
         return [
-            Unsettled(AttemptState(state), calls, int(tokens or 0), cost or Decimal(0), unknown)
+            Unsettled(AttemptState(state), calls, int(tokens or 0), cost, unknown)
             for state, calls, tokens, cost, unknown in rows
         ]
 
@@ -179,8 +179,8 @@ def _usage(by: Sequence[Group], row: tuple[Any, ...]) -> Usage:
     keys: dict[str, Any] = {str(group): None for group in Group}
     keys |= {str(group): value for group, value in zip(by, row, strict=False)}
     sums = dict(zip(_SUMS, row[len(by) :], strict=True))
-    # PostgreSQL's zero has ten digits, which reads as 0E-10.
-    return Usage(**keys, **{**sums, "cost_usd": sums["cost_usd"] or Decimal(0)})
+    known = None if sums["unknown_cost"] and not sums["cost_usd"] else sums["cost_usd"]
+    return Usage(**keys, **{**sums, "cost_usd": known})
 
 
 _SUMS = (

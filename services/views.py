@@ -1,12 +1,12 @@
 """Jobs and attempts as their owner may see them: snapshots, detached from the ledger."""
 
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
+from config.prices import Money
 from repositories.models import AttemptState, Billing, JobKind, JobState
 
 
@@ -48,11 +48,11 @@ class AttemptView(BaseModel):
     model: str
     items: int
     expected_tokens: int | None
-    expected_cost_usd: Decimal | None
+    expected_cost_usd: Money | None
     input_tokens: int | None
     output_tokens: int | None
     cached_tokens: int | None
-    cost_usd: Decimal | None
+    cost_usd: Money | None
     limiter_wait_seconds: float | None
     latency_seconds: float | None
     provider_request_id: str | None

@@ -88,11 +88,12 @@ def _say(sums: list[Unsettled]) -> None:
         return
     calls = sum(row.calls for row in sums)
     tokens = sum(row.expected_tokens for row in sums)
-    cost = sum((row.expected_cost_usd for row in sums), Decimal(0))
+    known = sum((row.expected_cost_usd or Decimal(0) for row in sums), Decimal(0))
     unknown = sum(row.unknown_cost for row in sums)
     out.print(
         f"{plural(calls, 'call')} may have been billed without an answer: about "
-        f"{tokens:,} tokens, ${dollars(cost)}"
+        f"{tokens:,} tokens, "
+        + (f"${dollars(known)}" if unknown < calls else "of unknown cost")
         + (f" and {plural(unknown, 'call')} of a model without a price." if unknown else ".")
     )
     for row in sums:

@@ -12,7 +12,7 @@ from api.cli.run_watch import watch_run
 from api.cli.terminal import (
     INTERRUPTED,
     JOB_FAILED,
-    dollars,
+    cost,
     err,
     out,
     plural,
@@ -62,7 +62,8 @@ def print_run(run: RunView, *, as_json: bool, to_err: bool = False) -> None:
     if as_json:
         print_json(vars(run), to_err=to_err)
         return
-    paid = "nothing was paid" if run.calls == 0 else f"${dollars(run.cost_usd)}"
+    paid = "nothing was paid" if run.calls == 0 else cost(run.cost_usd, run.unknown_cost)
+    paid = "its cost is not known" if paid == "?" else paid
     (err if to_err else out).print(
         f"Run {run.id} is {run.state}: {run.succeeded:,} of {plural(run.total, 'item')} done, "
         f"{run.failed:,} failed, {run.reused:,} reused; {plural(run.calls, 'call')}, {paid}."

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from api.cli.terminal import err, plural, stop
+from api.cli.terminal import cost, err, plural, stop
 from repositories.run_models import RunState
 from services.runs.progress import RunStanding
 from tasks.composition import PromptStack
@@ -72,7 +72,7 @@ def _picture(standing: RunStanding, rate: Rate) -> Table:
     grid.add_row(str(standing.state), bar, f"{standing.succeeded:,} of {standing.total:,}")
     facts = [f"{standing.failed:,} failed", f"{standing.reused:,} reused"]
     facts += [plural(standing.calls, "call"), plural(standing.tokens, "token")]
-    facts += [f"${standing.cost_usd:,.4f}"]
+    facts += [cost(standing.cost_usd, standing.unknown_cost)]
     speed = rate.per_second()
     if not standing.state.is_final:
         if speed:

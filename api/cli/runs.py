@@ -17,7 +17,7 @@ from api.cli.terminal import (
     JOB_FAILED,
     JsonFlag,
     age,
-    dollars,
+    cost,
     out,
     plural,
     print_fields,
@@ -73,7 +73,7 @@ def _row(run: RunView) -> list[str]:
         f"{run.succeeded:,}/{run.total:,}",
         f"{run.failed:,}",
         f"{run.reused:,}",
-        f"${dollars(run.cost_usd)}",
+        cost(run.cost_usd, run.unknown_cost),
         age(run.created_at),
     ]
 
@@ -86,7 +86,8 @@ def show(run_id: RunId, as_json: JsonFlag = False) -> None:
     if as_json:
         print_json(vars(run))
         return
-    print_fields(vars(run))
+    told = cost(run.cost_usd, run.unknown_cost)
+    print_fields({**vars(run), "cost_usd": "unknown" if told == "?" else told})
 
 
 @app.command()

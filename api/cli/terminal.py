@@ -15,6 +15,7 @@ from rich.console import Console
 
 from config.controls import escaped
 from config.errors import PromptStackError
+from config.prices import plain
 from services.errors import InvalidInput
 
 JOB_FAILED, WRONG_INPUT, TIMED_OUT, INTERRUPTED = 1, 2, 124, 130
@@ -80,7 +81,7 @@ def _as_text(value: Any) -> str:
         case datetime():
             return value.isoformat()
         case Decimal():
-            return f"{value.normalize():f}"
+            return plain(value)
         case _:
             return str(value)
 
@@ -101,6 +102,13 @@ def plain_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("\nInterrupted. Jobs that were accepted go on; see `promptstack jobs list`.")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def cost(known: Decimal | float | None, unknown: int) -> str:
+    """What calls came to, as far as that is known: `?` stands for those of which it is not."""
+    if known is None:
+        return "?"
+    return f"${dollars(Decimal(known))}" + ("+?" if unknown else "")
 
 
 def dollars(amount: Decimal) -> str:

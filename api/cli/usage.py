@@ -8,7 +8,7 @@ import typer
 
 from api.cli.connection import connected
 from api.cli.table import Column, print_table
-from api.cli.terminal import JsonFlag, dollars, out, point_in_time, print_items
+from api.cli.terminal import JsonFlag, cost, out, point_in_time, print_items
 from repositories.usage import Group, Usage
 from services.errors import InvalidInput
 
@@ -71,14 +71,13 @@ def _keys(groups: list[Group], row: Usage) -> list[str]:
 
 
 def _numbers(row: Usage) -> list[str]:
-    cost = dollars(row.cost_usd) if row.unknown_cost < row.calls else "?"
     return [
         f"{row.calls:,}",
         f"{row.failed:,}",
         f"{row.input_tokens:,}",
         f"{row.cached_tokens:,}",
         f"{row.output_tokens:,}",
-        cost + ("+?" if 0 < row.unknown_cost < row.calls else ""),
+        cost(row.cost_usd, row.unknown_cost).removeprefix("$"),
         "" if row.p95_latency_seconds is None else f"{row.p95_latency_seconds:.2f}",
         f"{row.limiter_wait_seconds:,.1f}",
     ]

@@ -17,6 +17,7 @@ from config.names import RUN_KEY
 from repositories.errors import TransientLedgerError
 from repositories.run_models import Run, RunState
 from repositories.session import Ledger
+from services.runs.views import known_cost
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ STALE_SECONDS = 5.0
 """An older view is checked against the ledger."""
 REST_SECONDS = 2.0
 EVENTS_KEPT = 1_000
+COUNTS = ("total", "succeeded", "failed", "reused", "calls", "tokens", "unknown_cost")
 # A view that is older than what is shown is passed over: workers show the same run at once.
 SHOW = """
 local known = tonumber(redis.call('HGET', KEYS[1], 'version') or '-1')
@@ -50,7 +52,9 @@ class RunStanding:
     reused: int
     calls: int
     tokens: int
-    cost_usd: float
+    cost_usd: float | None
+    """As in `RunView`."""
+    unknown_cost: int
     limiter_wait_seconds: float
     """Of all its calls together."""
     workers: int
@@ -75,7 +79,8 @@ class RunStanding:
             reused=run.reused,
             calls=run.calls,
             tokens=run.input_tokens + run.output_tokens,
-            cost_usd=float(run.cost_usd),
+            cost_usd=None if (cost := known_cost(run)) is None else float(cost),
+            unknown_cost=run.unknown_cost,
             limiter_wait_seconds=run.limiter_wait_seconds,
             workers=workers,
             version=run.version,
@@ -179,11 +184,8 @@ def _parse(fields: Mapping[str, str]) -> RunStanding | None:
         return RunStanding(
             run_id=UUID(fields["run_id"]),
             state=RunState(fields["state"]),
-            **{
-                name: int(fields[name])
-                for name in ("total", "succeeded", "failed", "reused", "calls", "tokens")
-            },
-            cost_usd=float(fields["cost_usd"]),
+            **{name: int(fields[name]) for name in COUNTS},
+            cost_usd=None if fields["cost_usd"] == "None" else float(fields["cost_usd"]),
             limiter_wait_seconds=float(fields["limiter_wait_seconds"]),
             workers=int(fields["workers"]),
             version=int(fields["version"]),

@@ -192,6 +192,7 @@ class ShardStore:
             input_tokens=sum(row["input_tokens"] or 0 for row in settled),
             output_tokens=sum(row["output_tokens"] or 0 for row in settled),
             cost_usd=sum((row["cost_usd"] or Decimal(0) for row in settled), Decimal(0)),
+            unknown_cost=sum(row["cost_usd"] is None for row in settled),
             reserved_usd=-sum(freed, Decimal(0)),
             limiter_wait_seconds=sum(row["limiter_wait_seconds"] or 0.0 for row in settled),
         )

@@ -5,6 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
+from config.prices import Money
 from repositories.run_models import Run, RunKind, RunState
 from services.sources.reading import BadInput
 
@@ -26,8 +27,11 @@ class RunView:
     """Of those that succeeded: what had been paid for before."""
     calls: int
     tokens: int
-    cost_usd: Decimal
-    max_cost_usd: Decimal | None
+    cost_usd: Money | None
+    """Of the calls whose cost is known; None where that is nothing, and others' isn't known."""
+    unknown_cost: int
+    """Calls whose cost is not known."""
+    max_cost_usd: Money | None
     in_flight: int
     error_code: str | None
     error: str | None
@@ -51,7 +55,8 @@ class RunView:
             reused=run.reused,
             calls=run.calls,
             tokens=run.input_tokens + run.output_tokens,
-            cost_usd=run.cost_usd,
+            cost_usd=known_cost(run),
+            unknown_cost=run.unknown_cost,
             max_cost_usd=run.max_cost_usd,
             in_flight=run.in_flight,
             error_code=run.error_code,
@@ -60,6 +65,11 @@ class RunView:
             started_at=run.started_at,
             finished_at=run.finished_at,
         )
+
+
+def known_cost(run: Run) -> Decimal | None:
+    """What the calls of a run came to, None where nobody knows of any that cost something."""
+    return None if run.unknown_cost and not run.cost_usd else run.cost_usd
 
 
 @dataclass(frozen=True)

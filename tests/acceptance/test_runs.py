@@ -180,6 +180,7 @@ def test_a_run_never_costs_more_than_its_limit(
     run = ended(runs, run)
     assert (run.state, run.error_code) == (RunState.FAILED, "BUDGET_REACHED")
     assert 0 < run.succeeded < 300
+    assert run.cost_usd is not None
     assert Decimal(0) < run.cost_usd <= limit
     assert in_ledger(runs, "SELECT sum(cost_usd) FROM attempts") == run.cost_usd
     run = ended(runs, _retried(runs, run, Decimal(1)))
@@ -239,6 +240,7 @@ def test_templates_and_schemas_make_answers_that_are_checked(
     unfit = ended(runs, runs.runs.generate(["Say it."], json_schema=strict))
     assert (unfit.state, unfit.succeeded, unfit.failed) == (RunState.COMPLETED, 0, 1)
     assert failures(runs, unfit) == {"1": "ANSWER_MISMATCH"}
+    assert unfit.cost_usd
     assert unfit.cost_usd > 0
 
 

@@ -147,6 +147,7 @@ def test_a_worker_that_dies_leaves_its_call_unsettled(
     assert "not tried again" in (ended.error or "")
     [row] = paid.usage.unsettled()
     assert (row.state, row.calls) == (AttemptState.LOST, 1)
+    assert row.expected_cost_usd
     assert row.expected_cost_usd > Decimal(0)
 
 

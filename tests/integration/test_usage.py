@@ -270,7 +270,7 @@ def test_the_sums_of_groups_add_up(
     rows = stack.usage.sums(sorted(by))
     [total] = stack.usage.sums([])
     for name in ("calls", "failed", "input_tokens", "output_tokens", "cost_usd", "unknown_cost"):
-        assert sum(getattr(row, name) for row in rows) == getattr(total, name)
+        assert sum(getattr(row, name) or 0 for row in rows) == (getattr(total, name) or 0)
     assert total.calls == len(calls)
     keys = [tuple(getattr(row, group) for group in by) for row in rows]
     assert len(set(keys)) == len(keys)
