@@ -113,7 +113,7 @@ def test_what_a_server_does_not_take_is_refused_when_it_is_asked_for(tmp_path: P
         ('name = "demo"\nwire = "openai"', "built-in"),
         ('name = "gemini"\nwire = "openai"', "built-in"),
         ('name = "a"\nwire = "openai"\nbase_url = "gpu1:8000/v1"', "base_url"),
-        ('name = "a"\nwire = "openai"\nbase_url = "http://gpu1:8000/v1\\r"', "base_url"),
+        ('name = "a"\nwire = "openai"\nbase_url = "http://gp\\ru1:8000/v1"', "base_url"),
         ('name = "a"\nwire = "openai"\nbase_url = "http://u:hunter2-secret@h/v1"', "base_url"),
         ('name = "a"\nwire = "openai"\napi_key = "hunter2-secret"', "api_key"),
         ('name = "a"\nwire = "openai"\napi_key_env = "hunter2-secret"', "api_key_env"),
