@@ -19,7 +19,7 @@ DEFAULT_SECRET_KEY = "change-me"  # noqa: S105 - refused in production
 MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 16, 8_000
 """Of a chunk. One character can be four tokens, and must fit with what overlaps."""
 REDIS_BROKERS = ("redis", "rediss", "redis+socket", "unix")
-BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "sqs", *REDIS_BROKERS)
+RABBITMQ_BROKERS = ("amqp", "amqps", "pyamqp")
 
 
 def _redis_url(url: str) -> str:
@@ -31,13 +31,20 @@ def _broker_url(url: str) -> str:
     scheme = url.partition(":")[0]
     if scheme in REDIS_BROKERS:
         return RedisUrl.parse(url).for_celery()
-    if scheme not in BROKER_SCHEMES:
-        raise ValueError(f"must be a URL that starts with one of {', '.join(BROKER_SCHEMES)}")
-    check_characters(url)
-    check_port(url)
-    if "ssl_" in urlsplit(url).query:
-        raise ValueError("takes no ssl_ options; its certificate is checked, see TLS_CA_FILE")
+    for one in url.split(";"):  # of RabbitMQ there may be several
+        if one.partition(":")[0] not in RABBITMQ_BROKERS:
+            known = ", ".join((*RABBITMQ_BROKERS, *REDIS_BROKERS))
+            raise ValueError(f"must be a URL that starts with one of {known}")
+        check_characters(one)
+        check_port(one)
+        if "ssl_" in urlsplit(one).query:
+            raise ValueError("takes no ssl_ options; its certificate is checked, see TLS_CA_FILE")
     return url
+
+
+def _without_line_end(secret: SecretStr) -> SecretStr:
+    """As files of secrets have one, and no password does."""
+    return SecretStr(secret.get_secret_value().strip("\r\n"))
 
 
 def _api_key(key: SecretStr) -> SecretStr:
@@ -56,6 +63,7 @@ HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9a-f:.]+\]", re.ASCII | re.
 WIDE_HOST = re.compile(r"\*|\*\.[^.]+|\*\.(ac|co|com|edu|gov|net|org)\.[a-z]{2}", re.IGNORECASE)
 """Hosts of anybody: all, or all below a domain in which everybody can have one."""
 ServerAddress = Annotated[str, AfterValidator(server_address)]
+Secret = Annotated[SecretStr, AfterValidator(_without_line_end)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 TEN_YEARS = 315_360_000.0
 Seconds = Annotated[float, Field(ge=0, le=TEN_YEARS, allow_inf_nan=False)]
@@ -99,7 +107,7 @@ class Settings(BaseSettings):
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
         None, description="Redis or Valkey: progress, results, and the broker. Unset: embedded."
     )
-    redis_password: SecretStr | None = Field(
+    redis_password: Secret | None = Field(
         None,
         description="Password of the server at REDIS_URL, where that has none; any characters.",
     )
@@ -143,7 +151,7 @@ class Settings(BaseSettings):
         description="Most connections that the HTTP API holds open at once; below what the system "
         "lets a process open (ulimit -n).",
     )
-    secret_key: SecretStr = Field(
+    secret_key: Secret = Field(
         SecretStr(DEFAULT_SECRET_KEY),
         description="Will sign tokens of users, and nothing yet; long and random in production.",
     )
@@ -153,7 +161,7 @@ class Settings(BaseSettings):
     # Flower
     flower_host: str = Field("127.0.0.1", description="Address on which Flower listens.")
     flower_port: int = Field(5555, ge=0, le=65535, description="Flower's port.")
-    flower_basic_auth: SecretStr | None = Field(
+    flower_basic_auth: Secret | None = Field(
         None, description="user:password that Flower asks for; required beyond loopback."
     )
 

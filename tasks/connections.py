@@ -26,7 +26,11 @@ def check_redis(redis: Redis) -> None:
 
 def check_broker(app: Celery, variable: str) -> None:
     """Raise `ConfigurationError` where the broker's URL, of this variable, can't work as it is."""
-    with app.connection_for_write() as broker:
+    try:
+        broker = app.connection_for_write()
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{variable} can't be read: {error}.") from error
+    with broker:
         _explained(variable, broker.connect)
 
 

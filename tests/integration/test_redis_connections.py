@@ -12,6 +12,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from config.embedded.servers import ServerUrls
+from config.errors import ConfigurationError
 from config.names import Queue
 from config.settings import get_settings, load_settings
 from repositories.models import JobState
@@ -156,6 +157,27 @@ def test_a_unix_socket_keeps_its_password_for_all(
         with stack.celery.connection_for_write() as broker:
             assert PASSWORD not in broker.as_uri()
             assert quote(PASSWORD, safe="") not in broker.as_uri()
+
+
+def test_an_option_that_no_broker_can_read_is_named(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "amqp://user:hunter2@127.0.0.1:1//?heartbeat=soon"
+    with (
+        open_with(monkeypatch, environment, CELERY_BROKER_URL=url) as stack,
+        pytest.raises(ConfigurationError) as caught,
+    ):
+        stack.check_connections()
+    assert str(caught.value).startswith("CELERY_BROKER_URL can't be read: ")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_broker_that_is_away_is_waited_for(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url in ("amqp://127.0.0.1:1//", "amqps://127.0.0.1:1//", "redis://127.0.0.1:1/0"):
+        with open_with(monkeypatch, environment, CELERY_BROKER_URL=url) as stack:
+            stack.check_connections()
 
 
 @pytest.mark.parametrize(

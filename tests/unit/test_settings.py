@@ -34,7 +34,13 @@ WRONG = {
     "DATABASE_POOL_SIZE": ["0", "-1", "ten", "1.5"],
     "DATABASE_MAX_OVERFLOW": ["-1", "x"],
     "REDIS_URL": ["localhost:6379", "http://localhost", "redis:localhost", "redis://h:port/0"],
-    "CELERY_BROKER_URL": ["nonsense"],
+    "CELERY_BROKER_URL": [
+        "nonsense",
+        "sqs://",
+        "amqp://h:port",
+        "amqp://h;redis://h",
+        "amqp://h\r/v",
+    ],
     "API_V1_PREFIX": ["api", "/", "/api/", "/a b"],
     "API_PORT": ["-1", "65536", "http"],
     "MAX_BODY_BYTES": ["999", "1e3x"],
@@ -222,6 +228,22 @@ def test_the_password_of_redis_goes_into_an_address_that_has_none(
     ):
         monkeypatch.setenv("REDIS_URL", url)
         assert load_settings(_env_file=None).redis_url == expected
+
+
+@pytest.mark.parametrize("url", ["amqp://u:p@a:5672//;amqp://b//", "amqps://u:p@h/v", "pyamqp://h"])
+def test_urls_of_rabbitmq_are_taken_as_they_are(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", f"{url}\r\n")
+    assert load_settings(_env_file=None).celery_broker_url == url
+
+
+def test_the_line_end_of_a_secrets_file_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", "pass word \r\n")
+    monkeypatch.setenv("FLOWER_BASIC_AUTH", "user:password\n")
+    settings = load_settings(_env_file=None)
+    assert settings.redis_password is not None
+    assert settings.redis_password.get_secret_value() == "pass word "
+    assert settings.flower_basic_auth is not None
+    assert settings.flower_basic_auth.get_secret_value() == "user:password"
 
 
 def test_production_runs_with_safe_settings(monkeypatch: pytest.MonkeyPatch) -> None:
