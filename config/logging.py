@@ -5,7 +5,7 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from config.controls import escaped
 from config.settings import Settings
@@ -75,9 +75,18 @@ def log_unexpected(logger: logging.Logger, what: str, error: Exception) -> None:
     logger.error("%s: %s", what, type(error).__name__, extra={"frames": frames})
 
 
+class StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what is standard error as it writes: one that a caller had set may be closed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def configure_logging(settings: Settings, *, quiet: bool = False) -> None:
     """Set up the root logger. `quiet` keeps a command's own output readable: warnings only."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StandardError(sys.stderr)
     handler.setFormatter(
         JsonFormatter()
         if settings.log_format == "json"

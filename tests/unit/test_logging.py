@@ -49,6 +49,28 @@ def run(log_format: str, *, level: str = "info", loudness: str = "loud") -> str:
     return done.stderr
 
 
+REDIRECTED = """
+import contextlib, io, logging
+from config.logging import configure_logging
+from config.settings import load_settings
+with contextlib.redirect_stderr(io.StringIO()) as theirs:
+    configure_logging(load_settings(_env_file=None))
+    logging.getLogger("services.jobs").warning("to them")
+    assert "to them" in theirs.getvalue()
+theirs.close()
+logging.getLogger("services.jobs").warning("to us")
+"""
+
+
+def test_a_standard_error_that_was_closed_is_not_written_to() -> None:
+    """As a test has one, or a program that calls ours and keeps what it says."""
+    done = subprocess.run(
+        [sys.executable, "-c", REDIRECTED], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("WARNING services.jobs: to us")
+
+
 def entries(output: str) -> list[Entry]:
     return [json.loads(line) for line in output.splitlines()]
 
