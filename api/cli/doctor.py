@@ -1,6 +1,6 @@
 """`promptstack doctor`: what is configured, what answers, what is missing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import typer
@@ -12,8 +12,10 @@ from api.cli.terminal import JOB_FAILED, JsonFlag, out, print_items
 from config.errors import PromptStackError
 from config.names import Queue
 from repositories.migrations import pending
+from services.llm.base import Capability, LLMService
 from tasks.composition import PromptStack
 
+MOST_NAMED = 5
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]--[/]", "missing": "[red]no[/]"}
 
 
@@ -55,6 +57,8 @@ def examine(stack: PromptStack) -> Iterator[Finding]:
     yield _workers(stack)
     for name in stack.factory.names():
         yield _provider(stack, name)
+    for name in sorted(stack.models_file.named() - set(stack.factory.names())):
+        yield Finding("MODELS_FILE", "warning", f"speaks of {name!r}, which is no provider")
     for variable, name in (
         ("DEFAULT_LLM_PROVIDER", settings.default_llm_provider),
         ("DEFAULT_EMBEDDING_PROVIDER", settings.default_embedding_provider),
@@ -111,12 +115,45 @@ def _workers(stack: PromptStack) -> Finding:
 
 
 def _provider(stack: PromptStack, name: str) -> Finding:
+    """Say whether a provider answers and what it can do; nothing that is asked costs anything."""
     try:
         service = stack.providers.get(name)
-        answers = stack.loop.run(service.is_available())
+        found = stack.loop.run(service.examine())
     except PromptStackError as error:
         return Finding(name, "warning", str(error))
-    models = ", ".join(f"{model} ({kind})" for kind, model in service.default_models.items())
-    if answers:
-        return Finding(name, "ok", f"provider answers; default models: {models}")
-    return Finding(name, "warning", f"provider does not answer or has no key; {models}")
+    if not found.answers:
+        return Finding(name, "warning", found.reason or "does not answer")
+    said = ["answers", *(_of_kind(stack, service, kind) for kind in found.can)]
+    missing = [
+        model
+        for kind in found.can
+        if (model := service.default_models[kind]) and found.models and model not in found.models
+    ]
+    if missing:
+        said.append(f"its list has no {', '.join(missing)}, but {_some(found.models or ())}")
+    elif found.models is None and not service.known_models:
+        said.append("it has no list of models")
+    elif found.models and None in service.default_models.values():
+        said.append(f"it lists {_some(found.models)}")
+    return Finding(name, "warning" if missing else "ok", "; ".join(said))
+
+
+def _of_kind(stack: PromptStack, service: LLMService, kind: Capability) -> str:
+    """What a provider does of one kind, with its default model."""
+    model = service.default_models[kind]
+    if model is None:
+        return f"{kind}, of a model that each job names"
+    facts = [model]
+    if kind is Capability.EMBEDDING:
+        limits = service.limits_of(model)
+        facts.append(f"{limits.items:,} texts a call")
+        facts += [f"{limits.text_tokens:,} tokens a text"] if limits.text_tokens else []
+    free = {"input_tokens": 0, "output_tokens": 0}
+    if stack.prices.cost(service.name, model, **free) is None:
+        facts.append("no known price")
+    return f"{kind} ({', '.join(facts)})"
+
+
+def _some(models: Sequence[str]) -> str:
+    more = f" and {len(models) - MOST_NAMED} more" if len(models) > MOST_NAMED else ""
+    return ", ".join(models[:MOST_NAMED]) + more

@@ -106,8 +106,11 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
     async def _disconnect(self, client: anthropic.AsyncAnthropic) -> None:
         await client.close()
 
-    async def _list_models(self) -> None:
-        await self._ask("/v1/models")
+    async def _list_models(self) -> list[str]:
+        return self._names_in(await self._ask("/v1/models"))
+
+    async def _ask_nothing(self, kind: Capability, model: str) -> None:
+        await self._ask("/v1/messages", {"model": model})
 
 
 def translate(error: Exception, name: str, key_setting: str) -> ProviderError:

@@ -82,6 +82,18 @@ class EmbeddingResponse:
 
 
 @dataclass(frozen=True)
+class Examined:
+    """What a provider is found to be, without a call that costs anything."""
+
+    answers: bool
+    can: tuple[Capability, ...] = ()
+    models: tuple[str, ...] | None = None
+    """As it lists them; None where it has no list."""
+    reason: str = ""
+    """Why it doesn't answer."""
+
+
+@dataclass(frozen=True)
 class TokenCount:
     """How many tokens a text is."""
 
@@ -314,6 +326,12 @@ class LLMService(ABC):
     @abstractmethod
     async def is_available(self) -> bool:
         """Whether the provider answers now. Never raises for an unreachable provider."""
+
+    async def examine(self) -> Examined:
+        """Look whether the provider answers and what it can do. Never raises for an error of it."""
+        known = self.known_models or {}
+        models = tuple(sorted(model for of_kind in known.values() for model in of_kind))
+        return Examined(await self.is_available(), tuple(self.default_models), models or None)
 
     async def aclose(self) -> None:  # noqa: B027 - most services hold nothing to close
         """Close pooled connections."""

@@ -180,8 +180,15 @@ class GeminiService(RemoteService[genai.Client]):
         # Ours, so the SDK leaves it open.
         await self._http.aclose()
 
-    async def _list_models(self) -> None:
-        await self._in_time(self._connected().aio.models.list())
+    async def _list_models(self) -> list[str]:
+        answer = await self._in_time(self._connected().aio.models.list())
+        with reading(self.name, self.key_setting, answer) as found:
+            names = [str(model.get("name") or "") for model in found.body.parts("models")]
+            return [name.removeprefix("models/") for name in names if name]
+
+    async def _ask_nothing(self, kind: Capability, model: str) -> None:
+        # The SDK sends no call without content; to count tokens is free.
+        await self.count_tokens("x", model or self.name)
 
 
 def translate(error: Exception, name: str, key_setting: str) -> ProviderError:

@@ -43,6 +43,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 
 RESERVED_OPTIONS = frozenset({"model", "messages", "input", "n", "stream", "background"})
 RESPONSES = "responses"
+EMBEDDINGS = "/embeddings"
 APIS = ("chat", RESPONSES)
 """A tuple, as a caller may give what has no hash."""
 ENCODINGS = "https://openaipublic.blob.core.windows.net/encodings"
@@ -117,7 +118,7 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
         self, texts: Sequence[str], model: str, user_id: UUID | None
     ) -> EmbeddingResponse:
         asked = {"model": model, "input": list(texts), "encoding_format": "base64"}
-        answer = await self._ask_as_taken("/embeddings", asked, model)
+        answer = await self._ask_as_taken(EMBEDDINGS, asked, model)
         with reading(self.name, self.key_setting, answer) as found:
             body = found.body
             told = body.part("usage", is_expected=True)
@@ -202,8 +203,14 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
     async def _disconnect(self, client: openai.AsyncOpenAI) -> None:
         await client.close()
 
-    async def _list_models(self) -> None:
-        await self._ask("/models")
+    async def _list_models(self) -> list[str]:
+        listed = self._names_in(await self._ask("/models"))
+        return [] if self._api_version else listed  # Azure lists no deployments
+
+    async def _ask_nothing(self, kind: Capability, model: str) -> None:
+        await self._ask(
+            chat.PATH if kind is Capability.GENERATION else EMBEDDINGS, {"model": model}
+        )
 
 
 def translate(error: Exception, name: str, key_setting: str) -> ProviderError:

@@ -22,6 +22,7 @@ from services.llm.base import (
     Capability,
     EmbeddingLimits,
     EmbeddingResponse,
+    Examined,
     LLMResponse,
     LLMService,
     fingerprint,
@@ -43,6 +44,8 @@ from services.text import make_storable
 
 AVAILABILITY_SECONDS = 5.0
 CONNECT_SECONDS = 10.0
+NO_PATH = (404, 405, 501)
+"""How servers say that they have no such thing."""
 # The aiohttp transport keeps every connection up to `max_connections` alive and ignores
 # `max_keepalive_connections`; httpx2's own heeds both. Idle ones are dropped just before uvicorn,
 # which serves most compatible APIs, drops them after 5 s: a POST that meets a closing connection
@@ -141,12 +144,48 @@ class RemoteService(LLMService, Generic[Client]):
         return fingerprint(self._api_key)
 
     async def is_available(self) -> bool:
-        """Whether the list of models is answered within a few seconds."""
+        """Whether it answers within a few seconds."""
+        return (await self.examine()).answers
+
+    async def examine(self) -> Examined:
+        """See `LLMService`.
+
+        By its list of models and, of another server than the provider's own, by calls without
+        content, which it refuses where it knows their path.
+        """
         try:
             async with asyncio.timeout(AVAILABILITY_SECONDS):
-                await self._list_models()
-        except (ProviderError, TimeoutError):
-            return False
+                models = await self._listed()
+                kinds = tuple(self.default_models)
+                if not self.is_official:
+                    kinds = tuple([kind for kind in kinds if await self._knows(kind)])
+        except TimeoutError:
+            return Examined(False, reason=f"did not answer within {AVAILABILITY_SECONDS:g} s.")
+        except ProviderError as error:
+            return Examined(False, reason=str(error))
+        if models is None and not kinds:
+            return Examined(False, reason="answers, but knows no path of its API; check base_url.")
+        return Examined(True, kinds, models)
+
+    async def _listed(self) -> tuple[str, ...] | None:
+        try:
+            return tuple(await self._list_models())
+        except ProviderError as error:
+            if error.status not in {200, 403, *NO_PATH}:
+                raise
+            return None
+
+    def _names_in(self, answer: httpx2.Response) -> list[str]:
+        with reading(self.name, self.key_setting, answer) as found:
+            return [str(model.get("id")) for model in found.body.parts("data") if model.get("id")]
+
+    async def _knows(self, kind: Capability) -> bool:
+        try:
+            await self._ask_nothing(kind, self.default_models[kind] or "")
+        except ProviderError as error:
+            if error.status is None or error.status == 401:
+                raise
+            return error.status not in NO_PATH or "model" in (error.detail or "").lower()
         return True
 
     async def aclose(self) -> None:
@@ -274,8 +313,12 @@ class RemoteService(LLMService, Generic[Client]):
         """Close the client."""
 
     @abstractmethod
-    async def _list_models(self) -> None:
-        """Ask for the list of models. Raises `ProviderError`."""
+    async def _list_models(self) -> list[str]:
+        """Ask for the names of models. Raises `ProviderError`."""
+
+    @abstractmethod
+    async def _ask_nothing(self, kind: Capability, model: str) -> None:
+        """Make a call without content, which nobody answers or bills. Raises `ProviderError`."""
 
 
 def widened(client: httpx2.AsyncClient) -> httpx2.AsyncClient:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from api.cli.doctor import _provider, examine
 from config.settings import Settings
 from repositories.models import JobState
 from repositories.run_models import RunState
@@ -35,10 +36,10 @@ def open_stack(environment: dict[str, str], tmp_path: Path) -> Iterator[Open]:
     """Opens a process' stack in which `small` is a server at an address."""
     with ExitStack() as opened:
 
-        def open_it(url: str, more: str = "", provider: str = "") -> PromptStack:
+        def open_it(url: str, more: str = "", provider: str = "", path: str = "/v1") -> PromptStack:
             file = tmp_path / "small.toml"
             file.write_text(
-                f'[[providers]]\nname = "small"\nwire = "openai"\nbase_url = "{url}/v1"\n'
+                f'[[providers]]\nname = "small"\nwire = "openai"\nbase_url = "{url}{path}"\n'
                 f'generation_model = "chat-1"\nembedding_model = "bge-1"\n{provider}\n{more}'
             )
             settings = Settings(_env_file=None, models_file=file)
@@ -244,3 +245,99 @@ def test_a_larger_answered_call_is_proof_that_the_number_is_not_it() -> None:
     assert refused.answered([str(number) for number in range(100, 200)]) is None
     assert refused.answered(texts[:32]) is None
     assert refused.answered(texts[32:]) is None
+
+
+# What doctor says
+
+
+def found(stack: PromptStack, name: str) -> tuple[str, str]:
+    finding = _provider(stack, name)
+    return finding.status, finding.detail
+
+
+def serving(paths: dict[str, Answer]) -> Callable[[Asked], Answer]:
+    def answer(asked: Asked) -> Answer:
+        if asked.headers.get("authorization") == "Bearer wrong-key-123456":
+            return 401, {"error": {"message": "Invalid key wrong-key-123456"}}
+        return paths.get(asked.path, (404, {"detail": "Not Found"}))
+
+    return answer
+
+
+NO_CONTENT: Answer = (422, {"detail": [{"msg": "Field required"}]})
+LISTED = {"data": [{"id": f"model-{number}"} for number in range(9)] + [{"id": "chat-1"}]}
+
+
+def test_doctor_says_what_a_server_can_do_that_lists_no_models(open_stack: Open) -> None:
+    with small_server(serving({"/v1/embeddings": NO_CONTENT})) as server:
+        stack = open_stack(server.url, '[[models]]\nprovider = "small"\ntokens_per_text = 512\n')
+        status, said = found(stack, "small")
+        assert (status, said.split("; ")) == (
+            "ok",
+            [
+                "answers",
+                "embedding (bge-1, 2,048 texts a call, 512 tokens a text, no known price)",
+                "it has no list of models",
+            ],
+        )
+        assert all(not {"input", "messages"} & body.keys() for body in server.bodies("/"))
+
+
+def test_doctor_names_a_default_model_that_is_not_there(open_stack: Open) -> None:
+    paths = {"/v1/models": (200, LISTED), "/v1/chat/completions": NO_CONTENT}
+    with small_server(serving(paths)) as server:
+        stack = open_stack(server.url)
+        assert found(stack, "small") == ("ok", "answers; generation (chat-1, no known price)")
+        paths["/v1/embeddings"] = NO_CONTENT
+        status, said = found(stack, "small")
+        assert status == "warning"
+        assert "its list has no bge-1, but model-0, model-1" in said
+        assert said.endswith("and 5 more")
+
+
+def test_doctor_tells_a_wrong_address_and_a_wrong_key_apart(
+    open_stack: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_server(serving({"/v1/models": (200, LISTED)})) as server:
+        away = open_stack(f"{server.url}/nowhere")
+        assert found(away, "small") == (
+            "warning",
+            "answers, but knows no path of its API; check base_url.",
+        )
+        needs = open_stack(server.url, provider='api_key_env = "SMALL_KEY"')
+        assert found(needs, "small") == ("warning", "small needs an API key; set SMALL_KEY.")
+        monkeypatch.setenv("SMALL_KEY", "wrong-key-123456")
+        status, said = found(open_stack(server.url, provider='api_key_env = "SMALL_KEY"'), "small")
+        assert status == "warning"
+        assert "SMALL_KEY" in said
+        assert "wrong-key" not in said
+    status, said = found(open_stack("http://127.0.0.1:9"), "small")
+    assert (status, "could not be reached" in said) == ("warning", True)
+
+
+def test_doctor_knows_the_names_in_the_file(open_stack: Open) -> None:
+    stack = open_stack("http://127.0.0.1:9", '[[limits]]\nprovider = "smal"\nin_flight = 1\n')
+    said = [one.detail for one in examine(stack) if one.name == "MODELS_FILE"]
+    assert said == ["speaks of 'smal', which is no provider"]
+
+
+# Azure
+
+
+def test_azure_is_asked_in_its_own_way(open_stack: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key in a header of its own, the deployment in the path, the version in the query."""
+    monkeypatch.setenv("AZURE_KEY", "azure-key-1234")
+    monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", "a-token-of-somebody")
+    azure = 'api_version = "2024-10-21"\napi_key_env = "AZURE_KEY"'
+    with small_server(refusing("nothing", 400, "")) as it:
+        stack = open_stack(it.url, provider=azure, path="")
+        assert ask(stack, max_tokens=5).state is JobState.SUCCEEDED
+        work(stack, stack.runs.embed(["one"], provider="small").id)
+        paths = [asked.path for asked in it.asked]
+        assert paths == [
+            "/openai/deployments/chat-1/chat/completions?api-version=2024-10-21",
+            "/openai/deployments/bge-1/embeddings?api-version=2024-10-21",
+        ]
+        for asked in it.asked:
+            assert asked.headers["api-key"] == "azure-key-1234"
+            assert "authorization" not in asked.headers
