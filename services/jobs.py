@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 from sqlalchemy.orm import Session
 
 from repositories.jobs import RETRIABLE_STATES, EndedJobs
@@ -26,7 +26,7 @@ from services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongSt
 from services.ids import find_id
 from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
-from services.llm.requests import TOOLS, Fallback, GenerationRequest, Message, Tool
+from services.llm.requests import TOOLS, Fallback, GenerationRequest, Tool
 from services.new_job import JobDefaults, JobOptions, NewJob
 from services.progress import Progress, ProgressService
 from services.text import check_name, check_storable
@@ -60,7 +60,7 @@ class JobService:
         self,
         prompt: str | None = None,
         *,
-        messages: Sequence[Message | Mapping[str, Any]] = (),
+        messages: Sequence[BaseModel | Mapping[str, Any]] = (),
         system: str | None = None,
         provider: str | None = None,
         model: str | None = None,
@@ -82,7 +82,8 @@ class JobService:
     ) -> JobView:
         """Accept one generation of a `prompt` or of `messages`.
 
-        Messages, tools and the choice of one are ours or as OpenAI's clients write them.
+        Messages, tools and the choice of one are ours or as OpenAI's clients write them, the
+        answers of its SDK included.
 
         With `session`, the job becomes part of the caller's transaction: it exists when the
         caller commits, and its message leaves then. Without it, it is committed on return.

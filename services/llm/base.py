@@ -224,6 +224,20 @@ class LLMService(ABC):
             )
 
     @classmethod
+    def take_openai_options(cls, options: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        """The options for what only a request to OpenAI can ask. Raises `InvalidInput`.
+
+        `api` among them names the endpoint, which another wire has one of.
+        """
+        other = sorted(options.keys() - {"api"})
+        if other:
+            raise InvalidInput(
+                f"Provider '{cls.name}' does not know {', '.join(other)[:200]} of a request to "
+                "OpenAI; leave it out."
+            )
+        return {}
+
+    @classmethod
     def check_request(cls, request: GenerationRequest) -> None:
         """Raise `InvalidInput` for what the provider can't honour: never dropped in silence."""
         unsupported = cls.unsupported.union(cls.facts_of(request.model).unsupported)

@@ -91,6 +91,11 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
             raise InvalidInput(f"The option api must be chat or {RESPONSES}.")
 
     @classmethod
+    def take_openai_options(cls, options: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        """See `LLMService`: all of them."""
+        return dict(options)
+
+    @classmethod
     def check_request(cls, request: GenerationRequest) -> None:
         """See `LLMService`; the Responses API has neither stop texts nor seeds nor names."""
         super().check_request(request)

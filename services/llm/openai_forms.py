@@ -4,10 +4,13 @@ What is stored, and what each provider's wire is made from, has one form. What c
 to every provider is refused by name; nothing is left out that a model would see.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from pydantic import BaseModel
+
+from services.json_text import load_json
 
 TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Parts of a content that are text, and where they have it."""
@@ -24,6 +27,8 @@ _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 def turn_of(given: Any) -> Any:
     """A turn: null is what isn't there, `developer` is how `system` is called since 2024."""
+    if isinstance(given, BaseModel):  # also of OpenAI's SDK, whose answers are turns
+        given = given.model_dump()
     if not isinstance(given, Mapping):
         return given
     turn = _there(given)
@@ -122,8 +127,8 @@ def _text_of(parts: Any) -> str:
 
 def _arguments(text: str) -> Any:
     try:
-        made = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        made = load_json(text.encode() or b"{}", "A call of a tool")
+    except ValueError:
         made = None
     if not isinstance(made, dict):
         raise ValueError("the arguments of a call must be a JSON object")  # noqa: TRY004 - as above

@@ -20,29 +20,25 @@ from repositories.vector_indexes import VectorIndexes
 from services.bounds import refused_in_words
 from services.errors import InvalidInput, NotFound, WrongState
 from services.ids import find_id
-from services.llm.base import Capability
 from services.llm.factory import LLMServiceFactory
-from services.llm.requests import TOOLS, GenerationRequest, Tool
+from services.llm.requests import Tool
 from services.prices import Prices
-from services.runs.asking import OF_EACH_ITEM
 from services.runs.dispatch import Dispatch
 from services.runs.estimates import Estimator, NewRun
 from services.runs.intake import (
     Intake,
     IntakeBounds,
     askable,
-    embedding_hasher,
     first_faults,
-    generation_hasher,
     shown_as_read,
     take_in,
-    text_only,
 )
 from services.runs.new_run import RunDefaults, RunOptions
+from services.runs.plans import plan_embedding, plan_generation
 from services.runs.progress import RunProgress
-from services.runs.schemas import AnswerSchema
 from services.runs.views import Preflight, RunView
-from services.sources.reading import Input, Source
+from services.sources.batch_lines import BatchLines
+from services.sources.reading import Source
 
 POLL_SECONDS = 0.1
 LARGE_LOAD = 0.2
@@ -104,6 +100,8 @@ class RunService:
     ) -> Preflight:
         """Read and check the texts of `source`, and say what embedding them comes to.
 
+        Requests as OpenAI's Batch API takes them are texts, too, and name the model.
+
         `options` are those of `RunOptions`; `is_counted` looks for what was paid for before. Call
         `start` or `discard` then. Raises `InvalidInput`.
         """
@@ -111,11 +109,13 @@ class RunService:
             chosen = RunOptions(**options)
         provider = provider or self._defaults.embedding_provider
         service = self._factory.service_class(provider)
-        model = service.choose_model(Capability.EMBEDDING, model)
-        hasher = embedding_hasher(chosen.user_id)
-        new = NewRun(RunKind.EMBEDDING, provider, model, {}, hasher, text_only)
-        longest = service.stated_limits(model).text_bytes
-        return self._prepare(new, source, chosen, longest, is_counted=is_counted)
+
+        def plan(asked: Mapping[str, Any]) -> NewRun:
+            named = {"model": model or asked.get("model")}
+            return plan_embedding(provider, service, named, chosen.user_id)
+
+        lines = BatchLines(RunKind.EMBEDDING, plan)
+        return self._prepare(lines, source, chosen, is_counted=is_counted)
 
     def prepare_generation(
         self,
@@ -138,47 +138,37 @@ class RunService:
     ) -> Preflight:
         """Read and check the prompts of `source`, and say what answering them comes to.
 
-        Without `reuse`, answers of earlier runs are not taken; see `prepare_embedding`.
+        Requests as OpenAI's Batch API takes them are prompts, too, and say how to answer, as far
+        as nothing else is said here. Without `reuse`, answers of earlier runs are not taken; see
+        `prepare_embedding`.
         """
-        provider = provider or self._defaults.generation_provider
-        service = self._factory.service_class(provider)
-        model = service.choose_model(Capability.GENERATION, model)
-        self._defaults.schema_bounds.check(json_schema)
-        with refused_in_words():
-            known = TOOLS.validate_python(tuple(tools))
-        self._defaults.schema_bounds.check_tools([tool.parameters for tool in known])
         with refused_in_words():
             chosen = RunOptions(**options)
-            request = GenerationRequest(
-                provider=provider,
-                model=model,
-                prompt=OF_EACH_ITEM,
-                system=system,
-                temperature=temperature,
-                max_tokens=max_tokens,
-                stop=tuple(stop),
-                seed=seed,
-                json_schema=json_schema,
-                tools=known,
-                tool_choice=tool_choice,
-                options=provider_options or {},
+        provider = provider or self._defaults.generation_provider
+        service = self._factory.service_class(provider)
+        given = {
+            "model": model,
+            "system": system,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "stop": tuple(stop) or None,
+            "seed": seed,
+            "json_schema": json_schema,
+            "tools": tuple(tools) or None,
+            "tool_choice": tool_choice,
+        }
+        told = {name: value for name, value in given.items() if value is not None}
+
+        def plan(asked: Mapping[str, Any]) -> NewRun:
+            own = service.take_openai_options(asked.get("provider_options", {}))
+            how = {**asked, **told, "provider_options": {**own, **(provider_options or {})}}
+            defaults = self._defaults
+            return plan_generation(
+                provider, service, how, chosen.user_id, defaults=defaults, reuse=reuse
             )
-        self._defaults.json_bounds.check(request)
-        service.check_request(request)
-        if json_schema is not None:
-            AnswerSchema(json_schema, self._defaults.schema_bounds)
-        parameters = request.model_dump(
-            mode="json", exclude_defaults=True, exclude={"provider", "model", "prompt"}
-        )
-        asked = [str(chosen.user_id), parameters, None if reuse else time.time_ns()]
 
-        def check(one: Input) -> None:
-            if one.messages is not None:
-                service.check_request(request.asked_with(None, one.messages))
-
-        hasher = generation_hasher(asked)
-        new = NewRun(RunKind.GENERATION, provider, model, parameters, hasher, check)
-        return self._prepare(new, source, chosen, None, is_counted=is_counted)
+        lines = BatchLines(RunKind.GENERATION, plan)
+        return self._prepare(lines, source, chosen, is_counted=is_counted)
 
     def start(self, run_id: UUID) -> RunView:
         """Let a run that was prepared be worked on. Raises `NotFound` and `WrongState`."""
@@ -279,29 +269,28 @@ class RunService:
             time.sleep(POLL_SECONDS)
 
     def _prepare(
-        self,
-        new: NewRun,
-        source: Source,
-        options: RunOptions,
-        longest: int | None,
-        *,
-        is_counted: bool,
+        self, lines: BatchLines, source: Source, options: RunOptions, *, is_counted: bool
     ) -> Preflight:
         # Here, as pyarrow takes 40 MB, and workers, which accept no runs, have no use for it.
-        from services.sources.inputs import read_inputs  # noqa: PLC0415
+        from services.sources.inputs import looked_at, read_inputs  # noqa: PLC0415
 
+        opened, records = looked_at(source, options.reading)
+        new: NewRun = lines.agree(records)
+        del records  # it would keep all that is read from now on
         self._check(new, options)
         defaults = self._defaults
-        limit = min(options.reading.max_bytes, defaults.max_text_bytes, longest or math.inf)
         service = self._factory.service_class(new.provider)
+        stated = service.stated_limits(new.model)
+        longest = stated.text_bytes if new.kind == RunKind.EMBEDDING else None
+        limit = min(options.reading.max_bytes, defaults.max_text_bytes, longest or math.inf)
         reading = replace(
             options.reading,
             max_bytes=int(limit),
             bounds=defaults.source_bounds,
-            text_tokens=service.stated_limits(new.model).text_tokens,
+            text_tokens=stated.text_tokens,
             tokenizer=service.facts_of(new.model).tokenizer,
         )
-        inputs = askable(read_inputs(source, reading), new.check)
+        inputs = askable(read_inputs(opened, reading, lines.unfold), new.check)
         retries = options.max_retries
         with self._ledger.transaction() as unit:
             run_id = unit.runs.add(

@@ -2,11 +2,14 @@
 
 import io
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
 from services.chunking import Chunker
 from services.errors import InvalidInput
+from services.sources.batch_lines import records_of_items, records_of_lines
 from services.sources.cutting import Cutter, whole_texts
 from services.sources.folders import read_folder
 from services.sources.iterables import read_iterable
@@ -14,7 +17,7 @@ from services.sources.jsonl import read_jsonl, read_lines
 from services.sources.opening import Origin, byte_blocks
 from services.sources.parquet import read_parquet
 from services.sources.reading import BadInput, Fault, Format, Input, Reading, Source
-from services.sources.records import RecordCheck
+from services.sources.records import RecordCheck, Unfold, as_it_is
 from services.sources.tables import read_csv
 from services.text import printable_path
 
@@ -31,17 +34,50 @@ FORMATS = {
 }
 
 
-def read_inputs(source: Source, reading: Reading) -> Iterator[Input | BadInput]:
-    """Read a source record by record.
+@dataclass
+class Opened:
+    """A source whose beginning was looked at."""
+
+    origin: Origin
+    blocks: Iterator[bytes]
+
+
+def looked_at(source: Source, reading: Reading) -> tuple[Source | Opened, Iterator[Any]]:
+    """Return a source to be read, and its first records where they may be requests to OpenAI.
+
+    Who reads the source lets go of the records first. Raises `InvalidInput`.
+    """
+    if reading.text_column is not None or reading.template is not None:
+        return source, iter(())
+    origin = _origin(source)
+    if origin is None:
+        items: Any = source
+        looked, rest = tee(items)
+        return rest, records_of_items(looked)
+    if _format(origin, reading) is not Format.JSONL:
+        return source, iter(())
+    head, blocks = tee(byte_blocks(origin))
+    return Opened(origin, blocks), records_of_lines(head)
+
+
+def read_inputs(
+    source: Source | Opened, reading: Reading, unfold: Unfold = as_it_is
+) -> Iterator[Input | BadInput]:
+    """Read a source record by record; `unfold` makes an ordinary record of a request.
 
     Raises `InvalidInput` at once for what can be told before the source is opened, and on the way
     where the source can't be read on. A record that is wrong is a `BadInput`, and hurts no other.
     """
+    whole = reading if reading.chunk_tokens is None else whole_texts(reading)
+    check = RecordCheck(whole, unfold)
+    if isinstance(source, Opened):
+        found = read_jsonl(source.blocks, check, reading)
+    else:
+        found = _records(source, reading, check)
     if reading.chunk_tokens is None:
-        return _records(source, reading, RecordCheck(reading))
+        return found
     chunker = Chunker(reading.chunk_tokens, reading.chunk_overlap_tokens, reading.tokenizer)
-    cutter = Cutter(reading, chunker.taken_by(reading.text_tokens))
-    return cutter.cut(_records(source, reading, RecordCheck(whole_texts(reading))))
+    return Cutter(reading, chunker.taken_by(reading.text_tokens)).cut(found)
 
 
 def _records(source: Source, reading: Reading, check: RecordCheck) -> Iterator[Input | BadInput]:

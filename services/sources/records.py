@@ -1,6 +1,6 @@
 """One record of a source, whatever its format: checked, and made an input."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any
 
@@ -28,16 +28,26 @@ KINDS = (
 """In this order, as a bool is one of Python's numbers."""
 
 
+Unfold = Callable[[dict[str, Any]], dict[str, Any]]
+"""Makes an ordinary record of one in another form. Raises `BadRecord`."""
+
+
+def as_it_is(record: dict[str, Any]) -> dict[str, Any]:
+    """Of an ordinary record, itself."""
+    return record
+
+
 class RecordCheck:
     """Turns records into inputs, as a `Reading` has it."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, unfold: Unfold = as_it_is) -> None:
         self._text_names = (reading.text_column,) if reading.text_column else TEXT_NAMES
         self._own_id = reading.id_column
         self._id_names = (reading.id_column,) if reading.id_column else ID_NAMES
         self._columns = None if reading.columns is None else frozenset(reading.columns)
         self._template = Template.of(reading)
         self._takes_messages = reading.text_column is None and self._template is None
+        self._unfold = unfold if self._takes_messages else as_it_is
         self._max_bytes = reading.max_bytes
 
     def __call__(
@@ -47,6 +57,7 @@ class RecordCheck:
         custom_id = None
         try:
             id_name, custom_id = self._find_id(position, record)
+            record = self._unfold(record)
             text_name = self.text_name(record)
             text, messages = self._find_text(record, text_name)
             if text_name is not None:

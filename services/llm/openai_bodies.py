@@ -1,0 +1,189 @@
+"""Bodies of requests to OpenAI's endpoints, as what a run is asked for.
+
+What can't be honoured is refused: nothing that would change the answer is left out.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+API, RESPONSES = "api", "responses"
+HONOURED_ONLY_AS = {
+    "n": (1, "an item has one answer"),
+    "stream": (False, "answers are kept whole"),
+    "background": (False, "a run is in the background already"),
+    "logprobs": (False, "they are not kept"),
+    "top_logprobs": (0, "they are not kept"),
+    "modalities": (["text"], "only text is kept"),
+    "audio": (None, "only text is kept"),
+    "functions": ([], "write tools"),
+    "function_call": (None, "write tool_choice"),
+}
+"""What the product does anyway, and why nothing else."""
+FINE_IN_EMBEDDINGS = frozenset({"encoding_format", "user"})
+"""How vectors travel, and on whose behalf: neither changes them."""
+
+
+class NotHonoured(ValueError):
+    """What a body asks for can't be done; half a sentence says what, and why."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one request asks for."""
+
+    record: dict[str, Any]
+    """Its input, as a record of a source has it."""
+    how: dict[str, Any] = field(default_factory=dict)
+    """How it is to be answered, in the words of a run."""
+
+
+def _chat(given: dict[str, Any]) -> Asked:
+    turns = given.pop("messages", None)
+    if turns is None:
+        raise NotHonoured("has no messages")
+    how = _generation(given, ("max_completion_tokens", "max_tokens"))
+    stop = _of_type(given.pop("stop", []), (str, list), "stop")
+    if stop:
+        how["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    if "seed" in given:
+        how["seed"] = given.pop("seed")
+    _take_format(given, "response_format", how, lambda form: form.get("json_schema"))
+    return Asked({"messages": turns}, _with_options(how, given))
+
+
+def _responses(given: dict[str, Any]) -> Asked:
+    asked, said = given.pop("input", None), given.pop("instructions", None)
+    if asked is None:
+        raise NotHonoured("has no input")
+    how = _generation(given, ("max_output_tokens",))
+    text = _of_type(given.pop("text", {}), dict, "text")
+    text = {name: value for name, value in text.items() if value is not None}
+    _take_format(text, "format", how, lambda form: form)
+    how = _with_options(how, {**given, **({"text": text} if text else {}), API: RESPONSES})
+    first = [] if said is None else [{"role": "system", "content": said}]
+    if isinstance(asked, str):
+        asked = [{"role": "user", "content": asked}]
+    return Asked({"messages": [*first, *_turns(asked)]}, how)
+
+
+def _embeddings(given: dict[str, Any]) -> Asked:
+    text = given.pop("input", None)
+    if isinstance(text, list) and len(text) == 1:
+        [text] = text
+    if not isinstance(text, str):
+        raise NotHonoured("must have one text as input: a line has one vector")
+    if "dimensions" in given:
+        raise NotHonoured("asks for dimensions; vectors are as long as the model makes them")
+    how = _model(given)
+    other = sorted(given.keys() - FINE_IN_EMBEDDINGS)
+    if other:
+        raise NotHonoured(f"has {_names(other)}, which an embedding can't honour; leave it out")
+    return Asked({"text": text}, how)
+
+
+ENDPOINTS: Mapping[str, tuple[str, Callable[[dict[str, Any]], Asked]]] = {
+    "/chat/completions": ("generation", _chat),
+    "/responses": ("generation", _responses),
+    "/embeddings": ("embedding", _embeddings),
+}
+
+
+def endpoint_of(url: str) -> str | None:
+    """The endpoint that an address ends with, in any version of the API."""
+    return next((name for name in ENDPOINTS if url.rstrip("/").endswith(name)), None)
+
+
+def kind_of_run(endpoint: str) -> str:
+    """Which kind of run asks an endpoint."""
+    return ENDPOINTS[endpoint][0]
+
+
+def asked_of(endpoint: str, body: Mapping[str, Any]) -> Asked:
+    """What a body asks for; null is what isn't there. Raises `NotHonoured`."""
+    given = {name: value for name, value in body.items() if value is not None}
+    for name, (honoured, why) in HONOURED_ONLY_AS.items():
+        if name in given and given.pop(name) != honoured:
+            raise NotHonoured(f"asks for {name}; {why}")
+    given.pop("stream_options", None)
+    metadata = given.pop("metadata", None)
+    asked = ENDPOINTS[endpoint][1](given)
+    return asked if metadata is None else Asked({**asked.record, "metadata": metadata}, asked.how)
+
+
+def _generation(given: dict[str, Any], longest: Sequence[str]) -> dict[str, Any]:
+    """Take what every generation can be told, in OpenAI's words and ours."""
+    own = ("temperature", "tools", "tool_choice")
+    how = {**_model(given), **{name: given.pop(name) for name in own if name in given}}
+    _of_type(how.get("tools", []), list, "tools")
+    limits = [given.pop(name) for name in longest if name in given]
+    if limits:
+        if limits[1:] not in ([], limits[:1]):
+            raise NotHonoured("has max_tokens and max_completion_tokens that differ; keep one")
+        how["max_tokens"] = limits[0]
+    return how
+
+
+def _model(given: dict[str, Any]) -> dict[str, Any]:
+    return {"model": _of_type(given.pop("model"), str, "model")} if "model" in given else {}
+
+
+def _of_type(value: Any, types: type | tuple[type, ...], name: str) -> Any:
+    if not isinstance(value, types):
+        raise NotHonoured(f"has a {name} of another type than it has")
+    return value
+
+
+def _take_format(
+    given: dict[str, Any],
+    name: str,
+    how: dict[str, Any],
+    schema_of: Callable[[Mapping[str, Any]], Any],
+) -> None:
+    """Take a JSON schema; whatever else an answer's form may be is left as an option."""
+    form = given.get(name)
+    kind = form.get("type") if isinstance(form, Mapping) else None
+    if form is None or kind == "json_object":
+        return
+    del given[name]
+    if kind == "text":
+        return
+    described = schema_of(form) if kind == "json_schema" else None
+    if not isinstance(described, Mapping) or not isinstance(described.get("schema"), Mapping):
+        raise NotHonoured(f"has a {name} that is neither text nor json_object nor a JSON schema")
+    if described.get("description"):
+        raise NotHonoured(f"describes its {name} apart; write it as description into the schema")
+    # Its name is a label. An answer is judged by the schema whether or not `strict` holds the
+    # model to it, which it is wherever the schema allows that.
+    how["json_schema"] = described["schema"]
+
+
+def _with_options(how: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
+    return {**how, "provider_options": rest} if rest else how
+
+
+def _turns(items: Any) -> list[Any]:
+    """Items of the Responses API as turns: calls belong to the turn of the model before them."""
+    turns: list[Any] = []
+    for item in items if isinstance(items, list) else ():
+        kind = item.get("type", "message") if isinstance(item, Mapping) else None
+        if kind == "message":
+            turns.append(
+                {name: item[name] for name in item if name not in {"type", "id", "status"}}
+            )
+        elif kind == "function_call_output":
+            result = {"tool_call_id": item.get("call_id"), "content": item.get("output")}
+            turns.append({"role": "tool", **result})
+        elif kind == "function_call":
+            call = {"name": item.get("name"), "arguments": item.get("arguments")}
+            call["id"] = item.get("call_id")
+            if not turns or turns[-1].get("role") != "assistant":
+                turns.append({"role": "assistant"})
+            turns[-1] = {**turns[-1], "tool_calls": [*turns[-1].get("tool_calls", ()), call]}
+        else:
+            raise NotHonoured("has an input of another kind than messages, calls and their results")
+    return turns
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names)[:200]

@@ -1,0 +1,67 @@
+"""What a run asks of all its items, checked before any of them is read."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from repositories.run_models import RunKind
+from services.bounds import refused_in_words
+from services.llm.base import Capability, LLMService
+from services.llm.requests import TOOLS, GenerationRequest
+from services.runs.asking import OF_EACH_ITEM
+from services.runs.estimates import NewRun
+from services.runs.intake import embedding_hasher, generation_hasher, text_only
+from services.runs.new_run import RunDefaults
+from services.runs.schemas import AnswerSchema
+from services.sources.reading import Input
+
+
+def plan_embedding(
+    provider: str, service: type[LLMService], how: Mapping[str, Any], user_id: UUID | None
+) -> NewRun:
+    """What a run of embeddings asks: a `model`. Raises `InvalidInput`."""
+    model = service.choose_model(Capability.EMBEDDING, how["model"])
+    return NewRun(RunKind.EMBEDDING, provider, model, {}, embedding_hasher(user_id), text_only)
+
+
+def plan_generation(
+    provider: str,
+    service: type[LLMService],
+    how: Mapping[str, Any],
+    user_id: UUID | None,
+    *,
+    defaults: RunDefaults,
+    reuse: bool,
+) -> NewRun:
+    """What a run of generations asks: fields of a `GenerationRequest`. Raises `InvalidInput`."""
+    fields = dict(how)
+    model = service.choose_model(Capability.GENERATION, fields.pop("model", None))
+    schema = fields.get("json_schema")
+    defaults.schema_bounds.check(schema)
+    with refused_in_words():
+        tools = TOOLS.validate_python(tuple(fields.pop("tools", ())))
+    defaults.schema_bounds.check_tools([tool.parameters for tool in tools])
+    with refused_in_words():
+        request = GenerationRequest(
+            provider=provider,
+            model=model,
+            prompt=OF_EACH_ITEM,
+            tools=tools,
+            options=fields.pop("provider_options", {}),
+            **fields,
+        )
+    defaults.json_bounds.check(request)
+    service.check_request(request)
+    if schema is not None:
+        AnswerSchema(schema, defaults.schema_bounds)
+    parameters = request.model_dump(
+        mode="json", exclude_defaults=True, exclude={"provider", "model", "prompt"}
+    )
+
+    def check(one: Input) -> None:
+        if one.messages is not None:
+            service.check_request(request.asked_with(None, one.messages))
+
+    hasher = generation_hasher([str(user_id), parameters, None if reuse else time.time_ns()])
+    return NewRun(RunKind.GENERATION, provider, model, parameters, hasher, check)
