@@ -146,3 +146,12 @@ def _check(value: Any, depth: int) -> None:
     if isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
             _check(part, depth + 1)
+
+
+def is_kept(value: str) -> bool:
+    """Whether a value, given as JSON, must be taken within an object."""
+    try:
+        meant(f'{{"a": {value}}}')
+    except Unkept:
+        return False
+    return True

@@ -1,42 +1,92 @@
-"""Odd records through a whole run and out again: kept exactly, or refused by line before it."""
+"""Odd values through every door and out again: kept exactly, or refused before anything is paid."""
 
 import csv
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pyarrow.parquet as pq
+import pytest
+from fastapi.testclient import TestClient
+from httpx2 import Response
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from services.export.results import export
+from services.generation import result_of
+from services.json_text import dump_json
+from services.llm.base import LLMResponse
+from services.runs.schemas import AnswerSchema
+from services.schema_bounds import SchemaBounds
+from services.sources.inputs import BadInput, Input, Reading, read_inputs
 from services.sources.records import MESSAGES
+from services.text import make_storable, make_storable_json
 from tasks.composition import PromptStack
-from tests.odd_json import Unkept, meant, records, same
+from tests.http import problem, serve
+from tests.odd_json import Unkept, is_kept, meant, records, same, values
 from tests.runs import work
 
 AT_ONCE = 20
-EXAMPLES = max(1, int(os.environ.get("ODD_EXAMPLES", "300")) // AT_ONCE)
+RUNS = max(1, int(os.environ.get("ODD_EXAMPLES", "300")) // AT_ONCE)
 """Of many records each; `ODD_EXAMPLES=20000` looks longer."""
+FEW = max(20, RUNS)
+JSON = {"Content-Type": "application/json"}
 odd = effort(
-    max_examples=EXAMPLES,
+    max_examples=RUNS,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],  # to look for the smallest takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 lines = st.lists(records(), min_size=AT_ONCE, max_size=AT_ONCE)
+SIMPLE = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(2**1000, 2**1100),
+    st.floats(),
+    st.text(),
+    st.binary(),
+    st.decimals(),
+    st.datetimes(),
+    st.dates(),
+    st.times(),
+    st.timedeltas(),
+    st.uuids(),
+    st.complex_numbers(),
+    st.sampled_from([np.float32(0.1), np.int64(5), np.array([1.5])]),
+)
+python_names = st.text(max_size=2) | st.integers(0, 2) | st.none() | st.binary(max_size=2)
+python_values = st.recursive(
+    SIMPLE,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner),
+        st.sets(st.integers(), max_size=2),
+        st.dictionaries(python_names, inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+@pytest.fixture
+def client(stack: PromptStack) -> Iterator[TestClient]:
+    with serve(stack) as client:
+        yield client
 
 
 @odd
 @given(lines)
-def test_a_line_is_kept_exactly_or_refused_before_anything_is_paid(
+def test_a_line_is_kept_exactly_or_refused(
     stack: PromptStack, tmp_path: Path, given_lines: list[str]
 ) -> None:
     source = tmp_path / "in.jsonl"
-    source.write_bytes("\n".join(given_lines).encode("utf-8", "surrogatepass"))
+    source.write_bytes(as_bytes("\n".join(given_lines)))
     run = stack.runs.generate(source, provider="demo", skip_bad=True)
     refused = {one.position: one for one in stack.run_results.failed(run.id)}
     work(stack, run.id)
@@ -52,10 +102,102 @@ def test_a_line_is_kept_exactly_or_refused_before_anything_is_paid(
         if is_good(wanted):
             assert position in came or refused[position].code == "DUPLICATE_ID", line
         if position in came:
-            kept = {name: part for name, part in wanted.items() if name != "text"}
-            if kept.get("custom_id") is not None:
-                del kept["custom_id"]
+            kept = metadata_of(wanted)
             assert all(same(metadata, kept) for metadata in came[position]), (line, came[position])
+
+
+@effort(odd, max_examples=FEW)
+@given(st.lists(records(), min_size=2, max_size=2))
+def test_items_in_a_body_are_kept_exactly_or_refused(
+    stack: PromptStack, client: TestClient, items: list[str]
+) -> None:
+    body = f'{{"provider": "demo", "skip_bad": true, "items": ["good", {", ".join(items)}]}}'
+    found = client.post("/api/v1/runs/generations", content=as_bytes(body), headers=JSON)
+    if is_refused(found):
+        assert not all(map(is_kept, items)), found.text
+        return
+    run_id = found.json()["id"]
+    work(stack, UUID(run_id))
+    pages = [
+        json.loads(client.get(f"/api/v1/runs/{run_id}/{part}").content)[part]
+        for part in ("results", "failures")
+    ]
+    came, refused = ({row["position"]: row for row in page} for page in pages)
+    assert came.keys() | refused.keys() == {1, 2, 3}
+    for position, item in enumerate(items, 2):
+        if position in came:
+            assert same(came[position]["metadata"], metadata_of(meant(item))), item
+        elif is_kept(item):
+            assert not is_good(meant(item)) or refused[position]["code"] == "DUPLICATE_ID", item
+
+
+@effort(odd, max_examples=FEW)
+@given(values, values, values)
+def test_what_a_job_carries_is_kept_exactly_or_refused(
+    stack: PromptStack, client: TestClient, option: str, argument: str, parameter: str
+) -> None:
+    call = f'{{"id": "1", "name": "f", "arguments": {{"a": {argument}}}}}'
+    tool = f'{{"name": "f", "parameters": {{"default": {parameter}}}}}'
+    turn = f'{{"role": "assistant", "tool_calls": [{call}]}}'
+    body = (
+        f'{{"provider": "openai", "options": {{"a": {option}}}, "tools": [{tool}], '
+        f'"messages": [{{"role": "user", "content": "x"}}, {turn}]}}'
+    )
+    found = client.post("/api/v1/generations", content=as_bytes(body), headers=JSON)
+    if is_refused(found):
+        assert not all(map(is_kept, (option, argument, parameter))), found.text
+        return
+    with stack.ledger.transaction() as unit:
+        job = unit.jobs.get(UUID(found.json()["id"]))
+        assert job is not None
+        asked = job.request
+    kept = [asked["options"], asked["messages"][1]["tool_calls"][0]["arguments"]]
+    assert same(kept, [{"a": json.loads(option)}, {"a": json.loads(argument)}])
+    assert same(asked["tools"][0]["parameters"], {"default": json.loads(parameter)})
+
+
+@effort(odd, max_examples=FEW)
+@given(values)
+def test_an_answer_under_a_schema_is_kept_exactly_or_told(
+    stack: PromptStack, tmp_path: Path, value: str
+) -> None:
+    said = LLMResponse(make_storable(value), "m", 1, 1, finish_reason="stop")
+    schema = AnswerSchema({}, SchemaBounds())
+    fault = schema.fault(said)
+    if fault is not None:
+        assert fault.detail == said.text
+        assert not is_kept(value), fault
+        return
+    run = stack.runs.generate([f"prompt {value!a}"], provider="demo")
+    work(stack, run.id)
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text("DELETE FROM answers"))
+        hashes = text("SELECT content_hash FROM items WHERE run_id = :run")
+        [content] = unit.session.scalars(hashes, {"run": run.id})
+        stored = {**result_of(said), "json": schema.read(said)}
+        unit.answers.store("demo", run.model, {bytes(content): stored})
+    [row] = stack.run_results.produced(run.id)
+    assert row.answer is not None
+    # A NUL and the like was replaced, as an answer is paid for.
+    assert same(row.answer["json"], make_storable_json(json.loads(said.text)))
+    for name in ("out.jsonl", "out.csv", "out.parquet"):
+        done = export(tmp_path / name, [row], [])
+        assert (done.items, done.unwritten) == (1, 0)
+
+
+@effort(odd, max_examples=FEW)
+@given(st.lists(python_values, max_size=3), st.binary(max_size=4))
+def test_values_of_python_are_kept_as_json_or_refused(parts: list[Any], raw: bytes) -> None:
+    given_records: list[Any] = [{"text": "x", "a": part} for part in parts]
+    given_records += [{"text": raw}, "fine"]
+    found = list(read_inputs(given_records, Reading()))
+    assert [one.position for one in found] == list(range(1, len(given_records) + 1))
+    assert isinstance(found[-1], Input)
+    for one in found:
+        if isinstance(one, BadInput):
+            assert one.reason
+        else:
+            assert same(json.loads(dump_json(one.metadata)), one.metadata)
 
 
 def is_good(record: dict[str, Any]) -> bool:
@@ -68,12 +210,33 @@ def is_good(record: dict[str, Any]) -> bool:
     )
 
 
+def metadata_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What is kept beside the text and the id."""
+    used = {"text"} if record.get("custom_id") is None else {"text", "custom_id"}
+    return {name: part for name, part in record.items() if name not in used}
+
+
+def is_refused(response: Response) -> bool:
+    """Whether it is, in a sentence that says why."""
+    if response.status_code == 202:
+        return False
+    code = {422: "INVALID_INPUT", 400: "BAD_REQUEST"}[response.status_code]
+    return bool(problem(response, response.status_code, code))
+
+
+def as_bytes(body: str) -> bytes:
+    return body.encode("utf-8", "surrogatepass")
+
+
 def exported(stack: PromptStack, run_id: UUID, folder: Path) -> dict[int, list[Any]]:
     """The metadata of each result, from every kind of output."""
-    found = {one.position: [one.metadata] for one in stack.run_results.produced(run_id)}
+    found: dict[int, list[Any]] = {
+        one.position: [one.metadata] for one in stack.run_results.produced(run_id)
+    }
     paths = [folder / name for name in ("out.jsonl", "out.csv", "out.parquet")]
     for path in paths:
-        export(path, stack.run_results.produced(run_id), stack.run_results.failed(run_id))
+        done = export(path, stack.run_results.produced(run_id), stack.run_results.failed(run_id))
+        assert (done.items, done.unwritten) == (len(found), 0)
     rows = list(map(json.loads, paths[0].read_bytes().splitlines()))
     with paths[1].open(newline="") as file:
         rows += list(csv.DictReader(file))
@@ -83,5 +246,5 @@ def exported(stack: PromptStack, run_id: UUID, folder: Path) -> dict[int, list[A
         found[int(row["position"])].append(
             json.loads(metadata) if isinstance(metadata, str) else metadata
         )
-    assert {len(metadata) for metadata in found.values()} <= {4}
+    assert all(len(metadata) == len(paths) + 1 for metadata in found.values())
     return found
