@@ -55,6 +55,10 @@ class PromptStackError(Exception):
         """The sentence, with more where it is for those who run the servers."""
         return str(self)
 
+    def add(self, sentence: str) -> None:
+        """Say more than was known where it was raised."""
+        self.args = (f"{self} {sentence}",)
+
 
 class ConfigurationError(PromptStackError):
     """A setting is missing or wrong."""

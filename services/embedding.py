@@ -130,6 +130,9 @@ class EmbeddingService:
                     left = {hash_ for one in (call, *coming) for hash_ in one.hashes}
                     raise TextTooLong(call.contents[0].text, left, error) from error
                 if is_retried(call, error, job.claim.max_retries) or not is_parted(call, error):
+                    if len(call.contents) == 1 < work.total:
+                        (number, *_) = call.contents[0].positions
+                        error.add(f"This is about chunk {number + 1} of {work.total}.")
                     raise
                 coming.extendleft(reversed(part(call, error)))
                 continue

@@ -231,6 +231,8 @@ class RemoteService(LLMService, Generic[Client]):
         self, error: ProviderError, texts: Sequence[str], model: str
     ) -> int | None:
         """How many texts the server takes in one call, where it refused them for their number."""
+        if len(texts) == 1 and isinstance(error, ContextTooLong) and error.limit and error.given:
+            await self._learn(model, "tokens_per_text", error.limit)
         if len(texts) == 1 or isinstance(error, ModelNotFound):
             return None
         most = most_texts(error.detail or "", len(texts))

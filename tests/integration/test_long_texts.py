@@ -1,5 +1,6 @@
 """A document whose chunks are longer than its model takes is cut until it takes them."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +17,17 @@ from repositories.run_models import RunState
 from services.errors import InvalidInput
 from services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
 from services.llm.errors import ContextTooLong
+from services.llm.openai import OpenAIService
 from services.llm.translation import from_status
 from services.sources.reading import Reading
+from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.integration.test_run_ledger import one
 from tests.runs import work
 
 LIMIT = 256
+MODEL = "text-embedding-3-small"
 WORDS = " ".join(f"word{n:03} of a sentence that goes on and on, number {n}." for n in range(300))
 TOKENIZER = Path(wordllama.__file__).parent / "tokenizers" / "l2_supercat_tokenizer_config.json"
 LLAMA_CPP = (
@@ -215,3 +219,16 @@ def test_of_a_run_a_text_that_is_too_long_fails_alone_and_says_what_it_may_be(
     (failed,) = stack.run_results.failed(done.id)
     assert failed.code == ContextTooLong.code
     assert "(500 tokens; it takes 256)" in failed.error
+
+
+def test_the_limit_that_a_server_tells_of_one_text_is_learned(simulator: SimulatorProcess) -> None:
+    async def limit() -> int | None:
+        service = OpenAIService(api_key="sk-test", base_url=f"{simulator.url}/v1")
+        for texts in (["x" * 40_000, "y"], ["x" * 40_000]):
+            with pytest.raises(ContextTooLong):
+                await service.embed(texts, MODEL, None)
+        limits = service.limits_of(MODEL)
+        await service.aclose()
+        return limits.text_tokens
+
+    assert asyncio.run(limit()) == 8_192
