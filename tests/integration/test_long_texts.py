@@ -20,11 +20,11 @@ from services.llm.errors import ContextTooLong
 from services.llm.openai import OpenAIService
 from services.llm.translation import from_status
 from services.sources.reading import Reading
-from simulator.process import SimulatorProcess
 from tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.integration.test_run_ledger import one
 from tests.runs import work
+from tests.simulators import ForkedSimulator
 
 LIMIT = 256
 MODEL = "text-embedding-3-small"
@@ -221,9 +221,9 @@ def test_of_a_run_a_text_that_is_too_long_fails_alone_and_says_what_it_may_be(
     assert "(500 tokens; it takes 256)" in failed.error
 
 
-def test_the_limit_that_a_server_tells_of_one_text_is_learned(simulator: SimulatorProcess) -> None:
-    async def limit() -> int | None:
-        service = OpenAIService(api_key="sk-test", base_url=f"{simulator.url}/v1")
+def test_the_limit_that_a_server_tells_of_one_text_is_learned() -> None:
+    async def limit(url: str) -> int | None:
+        service = OpenAIService(api_key="sk-test", base_url=url)
         for texts in (["x" * 40_000, "y"], ["x" * 40_000]):
             with pytest.raises(ContextTooLong):
                 await service.embed(texts, MODEL, None)
@@ -231,4 +231,5 @@ def test_the_limit_that_a_server_tells_of_one_text_is_learned(simulator: Simulat
         await service.aclose()
         return limits.text_tokens
 
-    assert asyncio.run(limit()) == 8_192
+    with ForkedSimulator() as simulator:
+        assert asyncio.run(limit(simulator.url)) == 8_192
