@@ -32,7 +32,7 @@ from tests.http import problem, serve
 from tests.odd_json import Unkept, is_kept, meant, records, same, values
 from tests.runs import work
 
-AT_ONCE = 20
+AT_ONCE = 40
 RUNS = max(1, int(os.environ.get("ODD_EXAMPLES", "300")) // AT_ONCE)
 """Of many records each; `ODD_EXAMPLES=20000` looks longer."""
 FEW = max(20, RUNS)
@@ -156,33 +156,40 @@ def test_what_a_job_carries_is_kept_exactly_or_refused(
     assert same(asked["tools"][0]["parameters"], {"default": json.loads(parameter)})
 
 
-@effort(odd, max_examples=FEW)
-@given(values)
-def test_an_answer_under_a_schema_is_kept_exactly_or_told(
-    stack: PromptStack, tmp_path: Path, value: str
+@odd
+@given(st.lists(values, min_size=AT_ONCE, max_size=AT_ONCE))
+def test_answers_under_a_schema_are_kept_exactly_or_told(
+    stack: PromptStack, tmp_path: Path, said: list[str]
 ) -> None:
-    said = LLMResponse(make_storable(value), "m", 1, 1, finish_reason="stop")
     schema = AnswerSchema({}, SchemaBounds())
-    fault = schema.fault(said)
-    if fault is not None:
-        assert fault.detail == said.text
-        assert not is_kept(value), fault
-        return
-    run = stack.runs.generate([f"prompt {value!a}"], provider="demo")
-    work(stack, run.id)
+    good = []
+    for value in map(make_storable, said):
+        answer = LLMResponse(value, "m", 1, 1, finish_reason="stop")
+        fault = schema.fault(answer)
+        if fault is None:
+            good.append(answer)
+        else:
+            assert fault.detail == value
+            assert not is_kept(value), fault
+    run = next(iter(stack.runs.get_many()), None)
+    if run is None:  # the others of this test take its place
+        run = stack.runs.generate(list(map(str, range(AT_ONCE))), provider="demo")
+        work(stack, run.id)
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("DELETE FROM answers"))
-        hashes = text("SELECT content_hash FROM items WHERE run_id = :run")
-        [content] = unit.session.scalars(hashes, {"run": run.id})
-        stored = {**result_of(said), "json": schema.read(said)}
-        unit.answers.store("demo", run.model, {bytes(content): stored})
-    [row] = stack.run_results.produced(run.id)
-    assert row.answer is not None
-    # A NUL and the like was replaced, as an answer is paid for.
-    assert same(row.answer["json"], make_storable_json(json.loads(said.text)))
+        hashes = text("SELECT content_hash FROM items WHERE run_id = :run ORDER BY position")
+        contents = map(bytes, unit.session.scalars(hashes, {"run": run.id}))
+        stored = [{**result_of(answer), "json": schema.read(answer)} for answer in good]
+        unit.answers.store("demo", run.model, dict(zip(contents, stored, strict=False)))
+    rows = list(stack.run_results.produced(run.id))
+    assert len(rows) == len(good)
+    for row, answer in zip(rows, good, strict=True):
+        assert row.answer is not None
+        # A NUL and the like was replaced, as an answer is paid for.
+        assert same(row.answer["json"], make_storable_json(json.loads(answer.text)))
     for name in ("out.jsonl", "out.csv", "out.parquet"):
-        done = export(tmp_path / name, [row], [])
-        assert (done.items, done.unwritten) == (1, 0)
+        done = export(tmp_path / name, rows, [])
+        assert (done.items, done.unwritten) == (len(good), 0)
 
 
 @effort(odd, max_examples=FEW)

@@ -216,6 +216,20 @@ def test_messages_are_checked_and_written_alike() -> None:
         (b'"text"', None, Fault.WRONG_TYPE, "holds a string"),
         (b'{"text": "\xff"}', None, Fault.BAD_ENCODING, "(byte 0xff at 11)"),
         (rb'{"text": "\ud800"}', "1", Fault.NOT_STORABLE, "half of a surrogate pair"),
+        (b'{"text": "a", "n": %d}' % 2**1024, None, Fault.NOT_STORABLE, "too many digits"),
+        (b'{"text": "a", "n": ' + b"9" * 5_000 + b"}", None, Fault.NOT_STORABLE, "too many digits"),
+        (b'{"text": "a", "n": 1e400}', None, Fault.NOT_STORABLE, "what a double holds"),
+        (b'{"text": "a", "n": [-1e-400]}', None, Fault.NOT_STORABLE, "what a double holds"),
+        (b'{"text": "a", "n": NaN}', None, Fault.NOT_STORABLE, "NaN, which JSON doesn't know"),
+        (b'{"text": "a", "text": "b"}', None, Fault.NOT_STORABLE, "a name twice in one object"),
+        (b'{"text": "a", "n": {"b" :1, "b":2}}', None, Fault.NOT_STORABLE, "a name twice"),
+        (rb'{"text": "\":", "b" :1, "b" :2}', None, Fault.NOT_STORABLE, "a name twice"),
+        (
+            b'{"text": "a", "n": ' + b"[" * 9_999 + b"]" * 9_999 + b"}",
+            None,
+            Fault.NOT_STORABLE,
+            "too deep",
+        ),
         (rb'{"id": "x", "text": "a\u0000"}', "x", Fault.NOT_STORABLE, "a NUL character"),
         (rb'{"id": "x", "text": "a", "b": {"c": "\u0000"}}', "x", Fault.NOT_STORABLE, "The record"),
         (rb'{"id": "x", "text": "a", "b": "\u0000"}', "x", Fault.NOT_STORABLE, "The record"),
@@ -298,6 +312,27 @@ def test_a_number_of_hundreds_of_digits_is_no_id(number: int) -> None:
 
 def test_an_infinite_number_is_not_storable() -> None:
     assert fault([{"text": "a", "n": float("inf")}])[2] == Fault.NOT_STORABLE
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("123456789012345678901234567890", 123456789012345678901234567890),
+        (str(2**1024 - 1), 2**1024 - 1),
+        ("-9223372036854775809", -9223372036854775809),
+        ("18446744073709551616", 18446744073709551616),
+        ("6.02214076e23", 6.02214076e23),
+        ("1.0", 1.0),
+        ("1e16", 1e16),
+        ("5e-324", 5e-324),
+        ("0e-999", 0.0),
+        ('{"a": [123456789012345678901]}', {"a": [123456789012345678901]}),
+    ],
+)
+def test_numbers_are_read_as_they_are(written: str, kept: Any) -> None:
+    [found] = good(io.BytesIO(f'{{"text": "a: b", "n": {written}}}'.encode()))
+    assert found.metadata["n"] == kept
+    assert type(found.metadata["n"]) is type(kept)
 
 
 @effort(deadline=None)
