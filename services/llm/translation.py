@@ -1,5 +1,6 @@
 """What a provider's refusal means to us: the same rules for all of them."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from services.llm.usage import Usage
 from services.text import make_storable
 
 LONGEST_DETAIL = 2_000
+WRONG_REQUEST = 400
 _KEY = re.compile(
     r"(?<![\w-])(?:(?:sk|pk|rk|ps|key|gsk|csk|xai|hf|pplx|nvapi)[-_]|AIza|ya29\.|eyJ)(?=[\w.*-]*[\d*])[\w.*-]{16,}"
     r"|(?<=Bearer )\S{8,}|(?<=Basic )\S{8,}",
@@ -253,6 +255,11 @@ def _meaning(wire: str, status: int, codes: Iterable[object], text: str) -> Mean
         # Whatever it says: nobody's key, model or account is wrong because a proxy says so.
         is_told = status in _NO_PAGES or status >= 500
         return _of_status(status) if is_told else _INTERCEPTED
+    return _told(wire, status, codes, text) or _of_status(status)
+
+
+def _told(wire: str, status: int, codes: Iterable[object], text: str) -> Meaning | None:
+    """What the provider's own codes and words mean."""
     for code in codes:
         if isinstance(code, str) and code in _BY_CODE:
             return _BY_CODE[code]
@@ -260,7 +267,7 @@ def _meaning(wire: str, status: int, codes: Iterable[object], text: str) -> Mean
     for words, meaning, sayer, statuses in _BY_WORDS:
         if status in statuses and sayer in {None, wire} and words in said:
             return meaning
-    return _of_status(status)
+    return None
 
 
 def _of_status(status: int) -> Meaning:
@@ -336,11 +343,13 @@ def reading(provider: str, key_setting: str, answer: httpx2.Response) -> Iterato
         told = read.body.part("error")
         codes = [told.get(name) for name in ("code", "type", "status")]
         status = re.fullmatch("[45][0-9][0-9]", str(codes[0]))
-        is_told = any(isinstance(code, str) and code in _BY_CODE for code in codes)
-        if status or is_told or is_page(text):
+        # Words count only where they are those of an error: an answer may hold any.
+        said = json.dumps(read.body.get("error"))
+        number = int(status.group()) if status else WRONG_REQUEST
+        if status or is_page(text) or _told(provider, number, codes, said):
             raise from_status(
                 provider,
-                int(status.group()) if status else answer.status_code,
+                answer.status_code if is_page(text) else number,
                 key_setting=key_setting,
                 codes=codes,
                 text=text,

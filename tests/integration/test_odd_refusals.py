@@ -17,7 +17,17 @@ from config.errors import Reach
 from repositories.models import Billing
 from services.billing import billing_of
 from services.llm.anthropic import AnthropicService
-from services.llm.errors import Denied, Intercepted, ProviderError
+from services.llm.errors import (
+    AuthenticationFailed,
+    BadResponse,
+    ContentRefused,
+    ContextTooLong,
+    Denied,
+    Intercepted,
+    ProviderError,
+    RateLimited,
+    ServerBroke,
+)
 from services.llm.gemini import GeminiService
 from services.llm.openai import OpenAIService
 from services.llm.remote import RemoteService
@@ -135,3 +145,26 @@ def test_a_firewall_s_page_is_no_verdict_on_the_key(
     page = b"<html><head><title>403 Forbidden</title></head><body>api key model</body></html>"
     assert type(asker.refusal(provider, status, "text/html", page)) is kind
     assert type(asker.refusal(provider, 403, "application/json", b'{"message":"No"}')) is Denied
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ({"code": 403, "message": "Your input was flagged"}, ContentRefused),
+        ({"code": "429", "message": "Slow down"}, RateLimited),
+        ({"code": 502, "message": "Provider returned error"}, ServerBroke),
+        ({"type": "authentication_error"}, AuthenticationFailed),
+        ({"message": "This model's maximum context length is 512 tokens."}, ContextTooLong),
+        ("input (600 tokens) is too large to process", ContextTooLong),
+        ({"message": "Something else"}, BadResponse),
+        ("<html>", BadResponse),
+    ],
+)
+def test_an_error_that_comes_as_an_answer_is_that_error(
+    provider: str, said: Any, kind: type[ProviderError], asker: Asker
+) -> None:
+    body = json.dumps({"error": said}).encode()
+    assert type(asker.refusal(provider, 200, "application/json", body)) is kind
+    page = asker.refusal(provider, 200, "text/html", b"<html>Log in to the network</html>")
+    assert type(page) is Intercepted
