@@ -85,6 +85,7 @@ class OddAnswer:
     encode: Callable[[str], bytes] = str.encode
     is_chunked: bool = False
     is_zipped: bool = False
+    status: int = 200
 
     def wire(self) -> bytes:
         """The bytes of its HTTP."""
@@ -100,7 +101,7 @@ class OddAnswer:
         else:
             head["content-length"] = str(len(raw))
         lines = [f"{name}: {value}" for name, value in head.items()]
-        return "\r\n".join(["HTTP/1.1 200 OK", *lines, "", ""]).encode() + raw
+        return "\r\n".join([f"HTTP/1.1 {self.status} Any", *lines, "", ""]).encode() + raw
 
     def spares(self, places: Sequence[Place]) -> bool:
         """Whether all that stands in these places, and around them, is as it was."""

@@ -32,7 +32,7 @@ from services.llm.base import (
 from services.llm.errors import InvalidProviderRequest, ProviderError
 from services.llm.headers import limit_report, request_id
 from services.llm.openai_fields import SUBSTITUTES, as_taken, refused_field, without
-from services.llm.reading import vectors
+from services.llm.reading import credible, vectors
 from services.llm.remote import CONNECTIONS, RemoteService, widened
 from services.llm.requests import GenerationRequest, with_options
 from services.llm.translation import broken, from_status, reading, timed_out, unusable
@@ -128,7 +128,7 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
             body = found.body
             told = body.part("usage", is_expected=True)
             used = told.count("prompt_tokens", told.count("total_tokens", 0) or None)
-            found.usage = Usage(used)
+            found.usage = credible(Usage(used), "", body.notes)
             rows = vectors(body.parts("data"), "embedding", len(texts), index="index")
             known = DIMENSIONS.get(model) if self.is_official else None
             if rows.shape[1] != (known or rows.shape[1]):
@@ -136,7 +136,7 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
             return EmbeddingResponse(
                 vectors=rows,
                 model=body.word("model") or model,
-                input_tokens=used,
+                input_tokens=found.usage.input_tokens,
                 provider_request_id=request_id(answer.headers),
                 limits=limit_report(answer.headers),
                 note=str(body.notes),

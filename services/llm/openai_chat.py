@@ -59,6 +59,7 @@ def read(answer: Part) -> Said:
     reason = choice.word("finish_reason")
     return Said(
         text=message.text("content"),
+        value=message.get("content"),
         usage=usage_of(answer, "prompt_tokens", "completion_tokens"),
         model=answer.word("model"),
         finish_reason=reason,

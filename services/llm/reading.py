@@ -7,7 +7,7 @@ noted; only an answer that lacks them, or that may mean two things, can't be use
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class Said:
     model: str | None = None
     finish_reason: str | None = None
     tool_calls: tuple[dict[str, JsonValue], ...] = ()
+    value: Any = None
+    """What stood in the text's place: servers give the JSON that was asked for as it is."""
     refusal: str | None = None
     request_id: str | None = None
 
@@ -188,6 +190,21 @@ def parse(content: bytes) -> Part:
     return Part(value, notes)
 
 
+def credible(usage: Usage, text: str, notes: Notes) -> Usage:
+    """What can be true of it: nothing is asked or said without a token, or cached unread."""
+    asked, made = usage.input_tokens, usage.output_tokens
+    if asked == 0:
+        notes.add("no input tokens were counted")
+    if made == 0 and text:
+        notes.add("no output tokens were counted")
+    cached = usage.cached_tokens
+    if asked and (cached or 0) + (usage.cache_write_tokens or 0) > asked:
+        notes.add("more tokens were cached than read")
+        cached = None
+    made = None if made == 0 and text else made
+    return replace(usage, input_tokens=asked or None, output_tokens=made, cached_tokens=cached)
+
+
 def tool_call(
     part: Part, position: int, id_: Any, arguments: Any
 ) -> tuple[dict[str, JsonValue], ...]:
@@ -203,11 +220,14 @@ def tool_call(
     if not isinstance(id_, str):
         part.notes.add(f"the id of a tool's call is {_kind(id_)}")
     call = {
-        "id": make_storable(id_) if isinstance(id_, str) and id_ else f"call_{position}",
-        "name": make_storable(name),
-        "arguments": make_storable_json(_arguments(arguments)),
+        "id": id_ if isinstance(id_, str) and id_ else f"call_{position}",
+        "name": name,
+        "arguments": _arguments(arguments),
     }
-    return (call,)
+    stored: dict[str, JsonValue] = make_storable_json(call)
+    if stored != call:
+        part.notes.add("a tool's call holds what can't be stored")
+    return (stored,)
 
 
 def vectors(
@@ -244,12 +264,19 @@ def _arguments(value: Any) -> Any:
     made = {} if value is None or value == "" else value
     if isinstance(value, str) and value:
         try:
-            made = json.loads(value)
+            made = json.loads(value, object_pairs_hook=_once)
         except (ValueError, RecursionError):
             return value
     if not _is_deep(made):
         return made
     return value if isinstance(value, str) else json.dumps(made)
+
+
+def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(members)
+    if len(made) < len(members):
+        raise ValueError("a name stands twice in an object, and may mean either")
+    return made
 
 
 def _is_deep(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """What the services of providers across a network have in common: a key, an address, one client."""
 
 import asyncio
+import json
 import time
 import warnings
 from abc import abstractmethod
@@ -37,7 +38,7 @@ from services.llm.errors import (
 )
 from services.llm.headers import limit_report, request_id
 from services.llm.learned import LearnedFacts, RefusedCalls, most_texts
-from services.llm.reading import Part, Said
+from services.llm.reading import Part, Said, credible
 from services.llm.requests import GenerationRequest
 from services.llm.translation import reading, refused
 from services.text import make_storable
@@ -260,15 +261,20 @@ class RemoteService(LLMService, Generic[Client]):
         """
         with reading(self.name, self.key_setting, answer) as found:
             said, notes = read(found.body), found.body.notes
-            found.usage = usage = said.usage
-            text = make_storable(said.text or "")
+            found.usage = usage = credible(said.usage, said.text or "", notes)
+            text = said.text
+            if text is None and request.json_schema is not None and isinstance(said.value, dict):
+                text = json.dumps(said.value, ensure_ascii=False)
             if not text and not said.tool_calls:
                 if said.refusal is not None:
                     raise refused(self.name, said.refusal, answer, usage, notes)
-                if said.text is None or found.body.get("error"):
+                if text is None or found.body.get("error"):
                     raise ValueError("there is no text and no call in it")
+            storable = make_storable(text or "")
+            if storable != (text or ""):
+                notes.add("some of its characters can't be stored")
             return LLMResponse(
-                text=text,
+                text=storable,
                 model=said.model or request.model,
                 finish_reason=said.finish_reason or "unknown",
                 provider_request_id=said.request_id or request_id(answer.headers),

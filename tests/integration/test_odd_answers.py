@@ -7,17 +7,18 @@ import asyncio
 import math
 import os
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from services.generation import result_of
 from services.json_text import dump_json
 from services.llm.anthropic import AnthropicService
-from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
+from services.llm.base import EmbeddingResponse, LLMResponse, LLMService, TokenCount
 from services.llm.errors import (
     ProviderError,
 )
@@ -34,6 +35,7 @@ SERVICES: dict[str, Callable[..., LLMService]] = {
     "anthropic": AnthropicService,
     "gemini": GeminiService,
 }
+T = TypeVar("T")
 SAID = "The sky is blue."
 CALL = {"name": "look", "arguments": {"color": "blue"}}
 TEXTS = ["one", "two", "three"]
@@ -235,6 +237,15 @@ WIRES = {
 }
 
 
+OFTEN = settings(
+    max_examples=EXAMPLES // len(WIRES),
+    deadline=None,
+    derandomize="ODD_EXAMPLES" not in os.environ,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
 class Asker:
     """Asks an odd server by each provider's service, on one loop."""
 
@@ -257,17 +268,37 @@ class Asker:
 
     def ask(self, wire: Wire, answer: OddAnswer) -> LLMResponse | EmbeddingResponse | ProviderError:
         """What comes of an answer; any other exception is a bug."""
-        self.server.answer, before = answer.wire(), self.server.calls
+        return self.ask_raw(wire, answer.wire())
 
-        async def ask() -> LLMResponse | EmbeddingResponse | ProviderError:
+    def ask_raw(self, wire: Wire, answer: bytes) -> LLMResponse | EmbeddingResponse | ProviderError:
+        """The same for bytes."""
+        before = self.server.calls
+        outcome = self._run(wire.provider, answer, wire.ask)
+        assert self.server.calls == before + 1, "paid more than once"
+        return outcome
+
+    def looks(self, provider: str, answer: OddAnswer) -> bool:
+        """Whether the provider is available."""
+        found = self._run(provider, answer.wire(), lambda llm: llm.is_available())
+        assert not isinstance(found, ProviderError)
+        return found
+
+    def counts(self, provider: str, answer: OddAnswer) -> TokenCount | ProviderError:
+        """How many tokens a text is, as the provider says."""
+        return self._run(provider, answer.wire(), lambda llm: llm.count_tokens("Why?", "m"))
+
+    def _run(
+        self, provider: str, answer: bytes, work: Callable[[LLMService], Awaitable[T]]
+    ) -> T | ProviderError:
+        self.server.answer = answer
+
+        async def run() -> T | ProviderError:
             try:
-                return await wire.ask(self._services[wire.provider])
+                return await work(self._services[provider])
             except ProviderError as error:
                 return error
 
-        outcome = self._runner.run(ask())
-        assert self.server.calls == before + 1, "paid more than once"
-        return outcome
+        return self._runner.run(run())
 
 
 @pytest.fixture(scope="module")
@@ -285,14 +316,8 @@ def test_an_answer_is_used_whatever_stands_beside_what_was_paid_for(
 ) -> None:
     wire = WIRES[name]
 
-    @settings(
-        max_examples=EXAMPLES // len(WIRES),
-        deadline=None,
-        derandomize="ODD_EXAMPLES" not in os.environ,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
     @given(odd_answers(wire.right))
+    @OFTEN
     def check(answer: OddAnswer) -> None:
         outcome = asker.ask(wire, answer)
         if isinstance(outcome, ProviderError):
@@ -308,6 +333,72 @@ def test_an_answer_is_used_whatever_stands_beside_what_was_paid_for(
                 assert_says_what_was_said(wire, outcome)
         if not isinstance(outcome, ProviderError) and answer.spares([wire.usage]):
             assert_used(wire, outcome)
+
+    check()
+
+
+STATUSES = st.sampled_from(
+    [201, 204, 300, 304, 400, 401, 403, 404, 408, 413, 418, 422, 429, 451, 500, 502, 503, 529, 599]
+)
+ERRORS = {
+    "openai": {"error": {"message": "No.", "type": "bad", "code": "odd", "param": None}},
+    "anthropic": {"type": "error", "error": {"type": "odd", "message": "No."}},
+    "gemini": {
+        "error": {
+            "code": 400,
+            "message": "No.",
+            "status": "ODD",
+            "details": [{"@type": "any", "reason": "ODD", "retryDelay": "3.5s"}],
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["chat", "anthropic", "gemini", "openai-vectors"])
+def test_a_refusal_of_any_form_is_an_error_of_ours(name: str, asker: Asker) -> None:
+    wire = WIRES[name]
+
+    @given(odd_answers(ERRORS[wire.provider]), STATUSES | st.just(200))
+    @OFTEN
+    def check(answer: OddAnswer, status: int) -> None:
+        outcome = asker.ask(wire, replace(answer, status=status))
+        assert isinstance(outcome, ProviderError)
+        assert_can_be_recorded(outcome)
+
+    check()
+
+
+BROKEN = {
+    "no status": b"HTTP/1.1 \r\n\r\n",
+    "not HTTP": b"220 mail.example.org ESMTP\r\n\r\n",
+    "no gzip": b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}",
+    "no brotli": b"HTTP/1.1 200 OK\r\ncontent-encoding: br\r\ncontent-length: 2\r\n\r\n{}",
+    "no chunk": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n",
+    "no length": b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n{}",
+    "nowhere": b"HTTP/1.1 302 Found\r\nlocation: ::::\r\ncontent-length: 0\r\n\r\n",
+    "other place": b"HTTP/1.1 302 Found\r\nlocation: ftp://x/\r\ncontent-length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", ["chat", "anthropic", "gemini", "gemini-vectors"])
+@pytest.mark.parametrize("fault", BROKEN)
+def test_what_is_no_http_is_an_error_of_ours(name: str, fault: str, asker: Asker) -> None:
+    outcome = asker.ask_raw(WIRES[name], BROKEN[fault])
+    assert isinstance(outcome, ProviderError)
+    assert_can_be_recorded(outcome)
+
+
+@pytest.mark.parametrize("provider", SERVICES)
+def test_counting_and_looking_survive_any_answer(provider: str, asker: Asker) -> None:
+    right = {"input_tokens": 3, "totalTokens": 3, "data": [{"id": "m"}], "models": []}
+
+    @given(odd_answers(right), STATUSES | st.just(200))
+    @OFTEN
+    def check(answer: OddAnswer, status: int) -> None:
+        answer = replace(answer, status=status)
+        assert asker.looks(provider, answer) in {True, False}
+        counted = asker.counts(provider, answer)
+        assert isinstance(counted, ProviderError) or counted.tokens >= 0
 
     check()
 
