@@ -1,12 +1,10 @@
 """Anthropic's Messages API on the official SDK. It has generations only."""
 
-import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 from uuid import UUID
 
-import aiohttp
 import anthropic
 import httpx2
 
@@ -14,9 +12,9 @@ from services.errors import InvalidInput
 from services.llm.base import Capability, LLMResponse, TokenCount
 from services.llm.errors import ProviderError
 from services.llm.reading import Part, Said, tool_call
-from services.llm.remote import CONNECTIONS, RemoteService, widened
+from services.llm.remote import CONNECTIONS, RemoteService, keep, widened
 from services.llm.requests import GenerationRequest, Message, with_options
-from services.llm.translation import broken, from_status, reading, timed_out, unusable
+from services.llm.translation import broken, reading, timed_out, unusable
 from services.llm.usage import Usage
 
 ANTHROPIC_URL = "https://api.anthropic.com"
@@ -73,20 +71,26 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
         """By Anthropic's own count, which is free but for its rate limit."""
         turns = [{"role": "user", "content": text}]
         answer = await self._ask("/v1/messages/count_tokens", {"model": model, "messages": turns})
-        with reading(self.name, self.key_setting, answer) as found:
+        with reading(self.name, answer, self.key_setting, self.wire) as found:
             return TokenCount(int(found.body.get("input_tokens")), is_exact=True)
 
     async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
         """POST `body`, or GET when there is none."""
         client = self._connected()
-        try:
-            # The client's own timeout starts again with each piece of an answer; this one doesn't.
-            async with asyncio.timeout(self._timeout):
-                if body is None:
-                    return await client.get(path, cast_to=httpx2.Response)
-                return await client.post(path, cast_to=httpx2.Response, body=body)
-        except (anthropic.AnthropicError, aiohttp.ClientError, TimeoutError) as error:
-            raise translate(error, self.name, self.key_setting) from error
+        if body is None:
+            return await self._answer(client.get(path, cast_to=httpx2.Response))
+        return await self._answer(client.post(path, cast_to=httpx2.Response, body=body))
+
+    def _no_answer(self, error: Exception) -> ProviderError:
+        # The aiohttp transport names every broken or refused connection a ConnectTimeout, and the
+        # anthropic then calls it a timeout.
+        if isinstance(error.__cause__, httpx2.ConnectTimeout):
+            return broken(self.name, error)
+        if isinstance(error, (anthropic.APITimeoutError, TimeoutError)):
+            return timed_out(self.name)
+        if isinstance(error, anthropic.APIConnectionError):
+            return broken(self.name, error)
+        return unusable(self.name)
 
     def _connect(
         self, api_key: str, base_url: str, timeout: httpx2.Timeout
@@ -99,7 +103,9 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
             max_retries=0,
             timeout=timeout,
             http_client=widened(
-                anthropic.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout)
+                anthropic.DefaultAioHttpClient(
+                    limits=CONNECTIONS, timeout=timeout, event_hooks={"response": [keep]}
+                )
             ),
         )
 
@@ -111,28 +117,6 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
 
     async def _ask_nothing(self, kind: Capability, model: str) -> None:
         await self._ask("/v1/messages", {"model": model})
-
-
-def translate(error: Exception, name: str, key_setting: str) -> ProviderError:
-    """Say what an error of the SDK or its transport means to us."""
-    if isinstance(error, anthropic.APIStatusError):
-        return from_status(
-            name,
-            error.status_code,
-            key_setting=key_setting,
-            wire="anthropic",
-            codes=(_type_of(error.body),),
-            text=error.response.text,
-            headers=error.response.headers,
-        )
-    # The aiohttp transport names every broken or refused connection a ConnectTimeout.
-    if isinstance(error.__cause__, httpx2.ConnectTimeout):
-        return broken(name, error)
-    if isinstance(error, (anthropic.APITimeoutError, TimeoutError)):
-        return timed_out(name)
-    if isinstance(error, anthropic.APIConnectionError):
-        return broken(name, error)
-    return unusable(name)
 
 
 def _body(request: GenerationRequest) -> dict[str, Any]:
@@ -228,8 +212,3 @@ def _usage(said: Part) -> Usage:
         cached_tokens=cached,
         cache_write_tokens=written,
     )
-
-
-def _type_of(body: object) -> object:
-    error = body.get("error") if isinstance(body, dict) else None
-    return error.get("type") if isinstance(error, dict) else None

@@ -1,15 +1,12 @@
 """Google's Gemini API on the official SDK: generations and embeddings."""
 
-import asyncio
-import json
-from collections.abc import Awaitable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 from uuid import UUID
 
 import httpx2
 from google import genai
-from google.genai import errors, types
+from google.genai import types
 from pydantic import ValidationError
 
 from services.errors import InvalidInput
@@ -21,14 +18,12 @@ from services.llm.base import (
     TokenCount,
 )
 from services.llm.errors import InvalidProviderRequest, ProviderError
-from services.llm.headers import credible_wait, limit_report, request_id
+from services.llm.headers import limit_report, request_id
 from services.llm.reading import Part, Said, tool_call, vectors
-from services.llm.remote import CONNECTIONS, RemoteService
+from services.llm.remote import CONNECTIONS, RemoteService, keep
 from services.llm.requests import GenerationRequest, Message
 from services.llm.translation import (
     broken,
-    from_status,
-    is_page,
     never_sent,
     reading,
     timed_out,
@@ -60,9 +55,6 @@ FINISH_REASONS: Mapping[str, str] = {"STOP": "stop", "MAX_TOKENS": "length"}
 REFUSALS = frozenset(
     {"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE"}
 )
-
-_ANSWERS: ContextVar[list[httpx2.Response]] = ContextVar("answers")
-"""What has come to the call that is under way."""
 
 
 class GeminiService(RemoteService[genai.Client]):
@@ -105,7 +97,7 @@ class GeminiService(RemoteService[genai.Client]):
             ) from error
         contents: Any = _contents(request.turns())
         models = self._connected().aio.models
-        answer = await self._in_time(
+        answer = await self._answer(
             models.generate_content(model=request.model, contents=contents, config=config)
         )
         return self._response(answer, request, _read)
@@ -116,8 +108,8 @@ class GeminiService(RemoteService[genai.Client]):
         # A content each: of a list of strings, gemini-embedding-2 makes one vector for all.
         contents: Any = [types.Content(parts=[types.Part(text=text)]) for text in texts]
         models = self._connected().aio.models
-        answer = await self._in_time(models.embed_content(model=model, contents=contents))
-        with reading(self.name, self.key_setting, answer) as found:
+        answer = await self._answer(models.embed_content(model=model, contents=contents))
+        with reading(self.name, answer, self.key_setting, self.wire) as found:
             body = found.body
             rows = vectors(body.parts("embeddings"), "values", len(texts))
             known = DIMENSIONS.get(model) if self.is_official else None
@@ -136,30 +128,22 @@ class GeminiService(RemoteService[genai.Client]):
     async def count_tokens(self, text: str, model: str) -> TokenCount:
         """By Gemini's own count, which is free but for its rate limit."""
         models = self._connected().aio.models
-        answer = await self._in_time(models.count_tokens(model=model, contents=text))
-        with reading(self.name, self.key_setting, answer) as found:
+        answer = await self._answer(models.count_tokens(model=model, contents=text))
+        with reading(self.name, answer, self.key_setting, self.wire) as found:
             return TokenCount(int(found.body.get("totalTokens")), is_exact=True)
 
-    async def _in_time(self, call: Awaitable[object]) -> httpx2.Response:
-        """Await a call of the SDK; the answer as it came.
-
-        The SDK puts answers into types, for which it refuses all of one that is odd in one place.
-        """
-        answers: list[httpx2.Response] = []
-        _ANSWERS.set(answers)
-        try:
-            async with asyncio.timeout(self._timeout):
-                await call
-        except TimeoutError as error:
-            raise timed_out(self.name) from error
-        except Exception as error:
-            if not answers or not answers[-1].is_success:
-                raise translate(error, self.name, self.key_setting) from error
-        return answers[-1]
+    def _no_answer(self, error: Exception) -> ProviderError:
+        if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)):
+            return never_sent(self.name)
+        if isinstance(error, (httpx2.TimeoutException, TimeoutError)):
+            return timed_out(self.name)
+        return (
+            broken(self.name, error) if isinstance(error, httpx2.HTTPError) else unusable(self.name)
+        )
 
     def _connect(self, api_key: str, base_url: str, timeout: httpx2.Timeout) -> genai.Client:
         self._http = httpx2.AsyncClient(
-            limits=CONNECTIONS, timeout=timeout, event_hooks={"response": [_keep]}
+            limits=CONNECTIONS, timeout=timeout, event_hooks={"response": [keep]}
         )
         return genai.Client(
             api_key=api_key,
@@ -181,41 +165,14 @@ class GeminiService(RemoteService[genai.Client]):
         await self._http.aclose()
 
     async def _list_models(self) -> list[str]:
-        answer = await self._in_time(self._connected().aio.models.list())
-        with reading(self.name, self.key_setting, answer) as found:
+        answer = await self._answer(self._connected().aio.models.list())
+        with reading(self.name, answer, self.key_setting, self.wire) as found:
             names = [str(model.get("name") or "") for model in found.body.parts("models")]
             return [name.removeprefix("models/") for name in names if name]
 
     async def _ask_nothing(self, kind: Capability, model: str) -> None:
         # The SDK sends no call without content; to count tokens is free.
         await self.count_tokens("x", model or self.name)
-
-
-def translate(error: Exception, name: str, key_setting: str) -> ProviderError:
-    """Say what an error of the SDK or its transport means to us."""
-    if isinstance(error, errors.APIError):
-        said = error.details if isinstance(error.details, dict) else {}
-        inner = said.get("error", said)
-        details = inner.get("details") if isinstance(inner, dict) else None
-        listed = details if isinstance(details, list) else []
-        facts = [fact for fact in listed if isinstance(fact, dict)]
-        raw = error.response.text if isinstance(error.response, httpx2.Response) else ""
-        return from_status(
-            name,
-            error.code,
-            key_setting=key_setting,
-            codes=[*(fact.get("reason") for fact in facts), error.status],
-            text=raw if is_page(raw) else json.dumps(said),
-            headers=_headers(error.response),
-            wait=_retry_delay(facts),
-        )
-    if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)):
-        return never_sent(name)
-    if isinstance(error, (httpx2.TimeoutException, TimeoutError)):
-        return timed_out(name)
-    if isinstance(error, httpx2.HTTPError):
-        return broken(name, error)
-    return unusable(name)
 
 
 def _config(request: GenerationRequest) -> types.GenerateContentConfig:
@@ -327,28 +284,3 @@ def _read(answer: Part) -> Said:
 
 def _finish_reason(reason: str) -> str:
     return FINISH_REASONS.get(reason, reason.lower())
-
-
-async def _keep(answer: httpx2.Response) -> None:
-    """Keep an answer as it came, for whoever waits for it."""
-    await answer.aread()
-    answers = _ANSWERS.get(None)
-    if answers is not None:
-        answers.append(answer)
-
-
-def _headers(response: Any) -> Mapping[str, str]:
-    found: Any = getattr(response, "headers", None) or {}
-    return {str(name).lower(): str(value) for name, value in dict(found).items()}
-
-
-def _retry_delay(facts: Sequence[Mapping[str, Any]]) -> float | None:
-    """What google.rpc.RetryInfo asks for, such as "3.5s", in seconds."""
-    for fact in facts:
-        delay = str(fact.get("retryDelay", ""))
-        if delay.endswith("s"):
-            try:
-                return credible_wait(float(delay[:-1]))
-            except ValueError:
-                continue
-    return None

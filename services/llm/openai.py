@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 from uuid import UUID
 
-import aiohttp
 import httpx2
 import openai
 import tiktoken
@@ -33,9 +32,9 @@ from services.llm.errors import InvalidProviderRequest, ProviderError
 from services.llm.headers import limit_report, request_id
 from services.llm.openai_fields import SUBSTITUTES, as_taken, refused_field, without
 from services.llm.reading import credible, vectors
-from services.llm.remote import CONNECTIONS, RemoteService, widened
+from services.llm.remote import CONNECTIONS, RemoteService, keep, widened
 from services.llm.requests import GenerationRequest, with_options
-from services.llm.translation import broken, from_status, reading, timed_out, unusable
+from services.llm.translation import broken, reading, timed_out, unusable
 from services.llm.usage import Usage
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -124,7 +123,7 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
     ) -> EmbeddingResponse:
         asked = {"model": model, "input": list(texts), "encoding_format": "base64"}
         answer = await self._ask_as_taken(EMBEDDINGS, asked, model)
-        with reading(self.name, self.key_setting, answer) as found:
+        with reading(self.name, answer, self.key_setting, self.wire) as found:
             body = found.body
             told = body.part("usage", is_expected=True)
             used = told.count("prompt_tokens", told.count("total_tokens", 0) or None)
@@ -180,14 +179,20 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
     async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
         """POST `body`, or GET when there is none."""
         client = self._connected()
-        try:
-            # The client's own timeout starts again with each piece of an answer; this one doesn't.
-            async with asyncio.timeout(self._timeout):
-                if body is None:
-                    return await client.get(path, cast_to=httpx2.Response)
-                return await client.post(path, cast_to=httpx2.Response, body=body)
-        except (openai.OpenAIError, aiohttp.ClientError, TimeoutError) as error:
-            raise translate(error, self.name, self.key_setting) from error
+        if body is None:
+            return await self._answer(client.get(path, cast_to=httpx2.Response))
+        return await self._answer(client.post(path, cast_to=httpx2.Response, body=body))
+
+    def _no_answer(self, error: Exception) -> ProviderError:
+        # The aiohttp transport names every broken or refused connection a ConnectTimeout, and the
+        # openai then calls it a timeout.
+        if isinstance(error.__cause__, httpx2.ConnectTimeout):
+            return broken(self.name, error)
+        if isinstance(error, (openai.APITimeoutError, TimeoutError)):
+            return timed_out(self.name)
+        if isinstance(error, openai.APIConnectionError):
+            return broken(self.name, error)
+        return unusable(self.name)
 
     def _connect(self, api_key: str, base_url: str, timeout: httpx2.Timeout) -> openai.AsyncOpenAI:
         common: dict[str, Any] = {
@@ -195,7 +200,9 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
             "max_retries": 0,
             "timeout": timeout,
             "http_client": widened(
-                openai.DefaultAioHttpClient(limits=CONNECTIONS, timeout=timeout)
+                openai.DefaultAioHttpClient(
+                    limits=CONNECTIONS, timeout=timeout, event_hooks={"response": [keep]}
+                )
             ),
         }
         if self._api_version is None:
@@ -216,28 +223,6 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
         await self._ask(
             chat.PATH if kind is Capability.GENERATION else EMBEDDINGS, {"model": model}
         )
-
-
-def translate(error: Exception, name: str, key_setting: str) -> ProviderError:
-    """Say what an error of the SDK or its transport means to us."""
-    if isinstance(error, openai.APIStatusError):
-        return from_status(
-            name,
-            error.status_code,
-            key_setting=key_setting,
-            codes=(error.code, error.type),
-            text=error.response.text,
-            headers=error.response.headers,
-        )
-    # The aiohttp transport names every broken or refused connection a ConnectTimeout, and the SDK
-    # then calls it a timeout.
-    if isinstance(error.__cause__, httpx2.ConnectTimeout):
-        return broken(name, error)
-    if isinstance(error, (openai.APITimeoutError, TimeoutError)):
-        return timed_out(name)
-    if isinstance(error, openai.APIConnectionError):
-        return broken(name, error)
-    return unusable(name)
 
 
 def _is_cached(encoding: str, folder: str) -> bool:

@@ -5,7 +5,8 @@ import json
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
@@ -40,7 +41,7 @@ from services.llm.headers import limit_report, request_id
 from services.llm.learned import LearnedFacts, RefusedCalls, most_texts
 from services.llm.reading import Part, Said, credible
 from services.llm.requests import GenerationRequest
-from services.llm.translation import reading, refused
+from services.llm.translation import reading, refusal, refused
 from services.text import make_storable
 
 AVAILABILITY_SECONDS = 5.0
@@ -60,6 +61,8 @@ LONGEST_HEADER = 131_072
 MOST_HEADERS = 1_000
 
 Client = TypeVar("Client")
+_ANSWERS: ContextVar[list[httpx2.Response]] = ContextVar("answers")
+"""What has come to the call that is under way, in its task."""
 
 
 class RemoteService(LLMService, Generic[Client]):
@@ -177,7 +180,7 @@ class RemoteService(LLMService, Generic[Client]):
             return None
 
     def _names_in(self, answer: httpx2.Response) -> list[str]:
-        with reading(self.name, self.key_setting, answer) as found:
+        with reading(self.name, answer, self.key_setting, self.wire) as found:
             return [str(model.get("id")) for model in found.body.parts("data") if model.get("id")]
 
     async def _knows(self, kind: Capability) -> bool:
@@ -252,6 +255,29 @@ class RemoteService(LLMService, Generic[Client]):
             return await asyncio.to_thread(self._learned.of, self._server, model)
         return self._learned.of(self._server, model)
 
+    async def _answer(self, call: Awaitable[object]) -> httpx2.Response:
+        """Await a call of the SDK, whose client keeps answers; the answer as it came.
+
+        What the SDK made of it, or raised over its form, is not looked at. Raises `ProviderError`.
+        """
+        answers: list[httpx2.Response] = []
+        _ANSWERS.set(answers)
+        try:
+            # The client's own timeout starts again with each piece of an answer; this one doesn't.
+            async with asyncio.timeout(self._timeout):
+                await call
+        except Exception as error:
+            answer = answers[-1] if answers else None
+            if answer is None or answer.has_redirect_location:
+                raise self._no_answer(error) from error
+            if not answer.is_success:
+                raise refusal(self.name, answer, self.key_setting, self.wire) from error
+        return answers[-1]
+
+    @abstractmethod
+    def _no_answer(self, error: Exception) -> ProviderError:
+        """Say what it means that the SDK or its transport has no answer."""
+
     def _response(
         self, answer: httpx2.Response, request: GenerationRequest, read: Callable[[Part], Said]
     ) -> LLMResponse:
@@ -259,7 +285,7 @@ class RemoteService(LLMService, Generic[Client]):
 
         Raises `ContentRefused`, and `BadResponse` where there is nothing in it.
         """
-        with reading(self.name, self.key_setting, answer) as found:
+        with reading(self.name, answer, self.key_setting, self.wire) as found:
             said, notes = read(found.body), found.body.notes
             found.usage = usage = credible(said.usage, said.text or "", notes)
             text = said.text
@@ -327,6 +353,14 @@ class RemoteService(LLMService, Generic[Client]):
     @abstractmethod
     async def _ask_nothing(self, kind: Capability, model: str) -> None:
         """Make a call without content, which nobody answers or bills. Raises `ProviderError`."""
+
+
+async def keep(answer: httpx2.Response) -> None:
+    """Keep an answer as it came, for whoever waits for it: a hook of an SDK's client."""
+    await answer.aread()
+    answers = _ANSWERS.get(None)
+    if answers is not None:
+        answers.append(answer)
 
 
 def widened(client: httpx2.AsyncClient) -> httpx2.AsyncClient:

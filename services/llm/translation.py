@@ -30,7 +30,7 @@ from services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
-from services.llm.headers import limit_report, request_id, retry_after
+from services.llm.headers import credible_wait, limit_report, request_id, retry_after
 from services.llm.reading import WRONG_FORM, Notes, Part, parse
 from services.llm.usage import Usage
 from services.text import make_storable
@@ -194,6 +194,40 @@ _BY_WORDS: tuple[tuple[str, Meaning, str | None, frozenset[int]], ...] = (
 )
 
 
+def refusal(provider: str, answer: httpx2.Response, key_setting: str, wire: str) -> ProviderError:
+    """Return the error that an answer is, by its status and by what it says."""
+    try:
+        body = parse(answer.content)
+    except WRONG_FORM:
+        body = Part(None, Notes())
+    # Some servers don't put it into an object of its own.
+    told = body.part("error") if body.get("error") is not None else body
+    facts = told.parts("details")
+    waits = [_seconds(fact.get("retryDelay")) for fact in facts]
+    return from_status(
+        provider,
+        answer.status_code,
+        key_setting=key_setting,
+        wire=wire,
+        codes=[
+            *(fact.get("reason") for fact in facts),
+            *(told.get(name) for name in ("code", "type", "status")),
+        ],
+        text=answer.content.decode(errors="replace"),
+        headers=answer.headers,
+        wait=next((wait for wait in waits if wait is not None), None),
+    )
+
+
+def _seconds(delay: object) -> float | None:
+    """What google.rpc.RetryInfo asks for, such as "3.5s", in seconds."""
+    found = re.fullmatch(r"([0-9.]{1,20})s", delay) if isinstance(delay, str) else None
+    try:
+        return None if found is None else credible_wait(float(found[1]))
+    except ValueError:
+        return None
+
+
 def from_status(
     provider: str,
     status: int,
@@ -329,7 +363,7 @@ class Read:
 
 
 @contextmanager
-def reading(provider: str, key_setting: str, answer: httpx2.Response) -> Iterator[Read]:
+def reading(provider: str, answer: httpx2.Response, key_setting: str, wire: str) -> Iterator[Read]:
     """Turn whatever is wrong with the form of an answer into `BadResponse`.
 
     An error that came as an answer is that error, and a page is no answer.
@@ -339,9 +373,9 @@ def reading(provider: str, key_setting: str, answer: httpx2.Response) -> Iterato
         read.body = parse(answer.content)
         yield read
     except WRONG_FORM as error:
-        text = answer.content[: 4 * LONGEST_DETAIL].decode(errors="replace")
         told = read.body.part("error")
-        codes = [told.get(name) for name in ("code", "type", "status")]
+        text = answer.content.decode(errors="replace")
+        codes = [told.get("code"), told.get("type"), told.get("status")]
         status = re.fullmatch("[45][0-9][0-9]", str(codes[0]))
         # Words count only where they are those of an error: an answer may hold any.
         said = json.dumps(read.body.get("error"))
@@ -351,6 +385,7 @@ def reading(provider: str, key_setting: str, answer: httpx2.Response) -> Iterato
                 provider,
                 answer.status_code if is_page(text) else number,
                 key_setting=key_setting,
+                wire=wire,
                 codes=codes,
                 text=text,
                 headers=answer.headers,
