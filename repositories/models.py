@@ -8,6 +8,7 @@ from uuid import UUID
 
 import uuid_utils.compat
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     DateTime,
@@ -133,6 +134,8 @@ class Worker(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     hostname: Mapped[str]
     pid: Mapped[int]
+    providers: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    """Those across a network that it can ask; None where it doesn't say."""
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now())
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, false, func, not_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from repositories.base import BaseRepository
@@ -16,11 +16,13 @@ class WorkerRepository(BaseRepository[Worker]):
 
     model = Worker
 
-    def beat(self, worker_id: UUID, hostname: str, pid: int) -> None:
+    def beat(
+        self, worker_id: UUID, hostname: str, pid: int, *, providers: Sequence[str] | None = None
+    ) -> None:
         """Say that this worker is alive, also when its row was swept away meanwhile."""
         self._session.execute(
             insert(Worker)
-            .values(id=worker_id, hostname=hostname, pid=pid)
+            .values(id=worker_id, hostname=hostname, pid=pid, providers=providers)
             .on_conflict_do_update(
                 index_elements=[Worker.id], set_={"heartbeat_at": func.clock_timestamp()}
             )
@@ -40,6 +42,12 @@ class WorkerRepository(BaseRepository[Worker]):
         """Workers heard from within `silence` seconds."""
         fresh = Worker.heartbeat_at > func.now() - timedelta(seconds=silence)
         return self._session.scalar(select(func.count()).where(fresh)) or 0
+
+    def none_can_ask(self, provider: str, silence: float) -> bool:
+        """Whether workers are alive, and all have said that they have no key for a provider."""
+        fresh = Worker.heartbeat_at > func.now() - timedelta(seconds=silence)
+        lacks = func.coalesce(not_(Worker.providers.any_() == provider), false())
+        return bool(self._session.scalar(select(func.bool_and(lacks)).where(fresh)))
 
     def forget_dead(self, silence: float) -> Sequence[UUID]:
         """Sweep away workers that have been silent for `silence` seconds; which."""

@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from repositories.session import Ledger
@@ -26,10 +26,15 @@ class Heartbeat:
         running: RunningJobs,
         worker_id: UUID,
         *,
+        providers: Sequence[str],
         lost_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Beat nothing yet; `lost_seconds` is the silence after which a worker counts as dead."""
+        """Beat nothing yet; `lost_seconds` is the silence after which a worker counts as dead.
+
+        `providers` are those across a network that it has a key or an address for.
+        """
+        self._providers = providers
         self._ledger = ledger
         self._running = running
         self._worker_id = worker_id
@@ -44,7 +49,9 @@ class Heartbeat:
         claimed = self._running.claimed()
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
-            unit.workers.beat(self._worker_id, socket.gethostname(), os.getpid())
+            unit.workers.beat(
+                self._worker_id, socket.gethostname(), os.getpid(), providers=self._providers
+            )
             self._live_workers = unit.workers.count_alive(self._lost_seconds)
         self._beat_at = now
         # Apart: while a migration or a person has the table of jobs locked, workers live on.

@@ -99,7 +99,7 @@ class JobService:
         # All that takes long for a long request comes before the transaction: PostgreSQL ends one
         # in which nothing happens for some seconds.
         provider = provider or self._preferred_provider(session, user_id)
-        model = self._factory.service_class(provider).choose_model(Capability.GENERATION, model)
+        model = self._factory.offered(provider).choose_model(Capability.GENERATION, model)
         with refused_in_words():
             job_options = JobOptions(
                 user_id=user_id,
@@ -166,7 +166,7 @@ class JobService:
                 chunk_tokens=chunk_tokens,
             )
         provider = provider or self._defaults.embedding_provider
-        model = self._factory.service_class(provider).choose_model(Capability.EMBEDDING, model)
+        model = self._factory.offered(provider).choose_model(Capability.EMBEDDING, model)
         check_storable(text, "The document")
         if not text.strip():
             raise InvalidInput("The document is empty; there is nothing to embed.")
@@ -331,7 +331,7 @@ class JobService:
 
     def _complete(self, fallback: Fallback) -> Fallback:
         """Name the model of a fallback. Raises `UnknownProvider`, `UnknownModel`."""
-        service = self._factory.service_class(fallback.provider)
+        service = self._factory.offered(fallback.provider)
         model = service.choose_model(Capability.GENERATION, fallback.model)
         return fallback.model_copy(update={"model": model})
 

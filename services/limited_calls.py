@@ -65,8 +65,9 @@ class LimitedCalls:
     async def enter(self, service: LLMService, model: str, need: Need) -> Permit | None:
         """Wait for leave to make a call; None where nothing limits it.
 
-        Raises what `RateLimiter.acquire` raises.
+        Raises what `RateLimiter.acquire` raises, and `NotConfigured` where there can be no call.
         """
+        service.check_configured()
         if not service.is_limited and self._limiter.settings_for(service.name, model) is None:
             return None
         return await self._limiter.acquire(_bucket(service, model), need)

@@ -184,7 +184,12 @@ class PromptStack:
             },
             providers=self.servers,
             facts=self.models_file.models,
+            none_can_ask=self._none_can_ask,
         )
+
+    def _none_can_ask(self, provider: str) -> bool:
+        with self.ledger.transaction() as unit:
+            return unit.workers.none_can_ask(provider, self.settings.worker_lost_seconds)
 
     @cached_property
     def learned(self) -> LearnedFacts:
@@ -499,6 +504,7 @@ class PromptStack:
             self.heartbeat_ledger,
             self.running,
             self.worker_id,
+            providers=[one.name for one in self.servers if self.factory.is_set_up(one.name)],
             lost_seconds=self.settings.worker_lost_seconds,
         )
 

@@ -152,6 +152,9 @@ class LLMService(ABC):
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
 
+    def check_configured(self) -> None:  # noqa: B027 - for most there is nothing to check
+        """Raise `NotConfigured` where no call could leave: before one is recorded and counted."""
+
     @classmethod
     def configured(cls, provider: NamedProvider | None, facts: Sequence[ModelFacts]) -> type[Self]:
         """The same class as a person has set it up: for a server of its own name, with `facts`."""

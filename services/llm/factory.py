@@ -1,11 +1,11 @@
 """Which providers exist, and how to make one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
 from config.providers import ModelFacts, NamedProvider
-from services.errors import UnknownProvider
+from services.errors import InvalidInput, UnknownProvider
 from services.llm.base import LLMService
 from services.text import check_name
 
@@ -27,8 +27,13 @@ class LLMServiceFactory:
         *,
         providers: Sequence[NamedProvider] = (),
         facts: Sequence[ModelFacts] = (),
+        none_can_ask: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """Take the `options` that each provider's service is made with."""
+        """Take the `options` that each provider's service is made with.
+
+        `none_can_ask` knows of the workers whether none of them could ask a provider.
+        """
+        self._none_can_ask = none_can_ask
         self._options = dict(options or {})
         self._providers = {provider.name: provider for provider in providers}
         self._facts = facts
@@ -59,9 +64,25 @@ class LLMServiceFactory:
         return self._classes[provider]
 
     def is_set_up(self, provider: str) -> bool:
-        """Whether a provider across a network has a key or an address, and may so be asked."""
-        options = self._options.get(provider, {})
-        return bool(options.get("api_key") or options.get("base_url"))
+        """Whether this process has what a provider needs: a key, or the address of a server."""
+        options, named = self._options.get(provider), self._providers.get(provider)
+        if options is None or options.get("api_key"):
+            return True
+        return bool(options.get("base_url")) and not (named and named.key_setting)
+
+    def offered(self, provider: str) -> type[LLMService]:
+        """Return the class of a provider that work is handed in for. Raises `InvalidInput`.
+
+        Also where it is known that nobody could ask it; who hands work in needs no key.
+        """
+        service = self.service_class(provider)
+        if not self.is_set_up(provider) and self._none_can_ask(provider):
+            raise InvalidInput(
+                f"{provider} needs an API key, and no worker has one: set "
+                f"{getattr(service, 'key_setting', 'it')} where the workers run, and start them "
+                "again."
+            )
+        return service
 
     def create(self, provider: str, **kwargs: Any) -> LLMService:
         """Make the provider's service with its configured options, overridden by `kwargs`."""

@@ -317,16 +317,22 @@ class RemoteService(LLMService, Generic[Client]):
         except InvalidInput as error:
             raise InvalidProviderRequest(str(error)) from error
 
+    def check_configured(self) -> None:
+        """See `LLMService`."""
+        if self._client is not None:
+            return
+        if not self._api_key and (self.needs_key or not self._base_url):
+            raise NotConfigured(f"{self.name} needs an API key; set {self.key_setting}.")
+        if not (self._api_key.isascii() and self._api_key.isprintable()):
+            raise NotConfigured(f"{self.key_setting} has characters that no key has.")
+        try:
+            check_network(self.wire, self._base_url)
+        except ConfigurationError as error:
+            raise NotConfigured(str(error)) from error
+
     def _connected(self) -> Client:
         if self._client is None:
-            if not self._api_key and (self.needs_key or not self._base_url):
-                raise NotConfigured(f"{self.name} needs an API key; set {self.key_setting}.")
-            if not (self._api_key.isascii() and self._api_key.isprintable()):
-                raise NotConfigured(f"{self.key_setting} has characters that no key has.")
-            try:
-                check_network(self.wire, self._base_url)
-            except ConfigurationError as error:
-                raise NotConfigured(str(error)) from error
+            self.check_configured()
             # aiohttp warns of bodies over 1 MiB, but all they cost is a copy to the socket.
             warnings.filterwarnings("ignore", "Sending a large body directly", ResourceWarning)
             # Without a placeholder an SDK would send the environment's key, and without a URL it

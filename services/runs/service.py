@@ -108,7 +108,7 @@ class RunService:
         with refused_in_words():
             chosen = RunOptions(**options)
         provider = provider or self._defaults.embedding_provider
-        service = self._factory.service_class(provider)
+        service = self._factory.offered(provider)
 
         def plan(asked: Mapping[str, Any]) -> NewRun:
             named = {"model": model or asked.get("model")}
@@ -145,7 +145,7 @@ class RunService:
         with refused_in_words():
             chosen = RunOptions(**options)
         provider = provider or self._defaults.generation_provider
-        service = self._factory.service_class(provider)
+        service = self._factory.offered(provider)
         given = {
             "model": model,
             "system": system,

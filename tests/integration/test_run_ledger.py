@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from config.names import VectorType
+from config.settings import load_settings
 from repositories.answers import AnswerRepository
 from repositories.errors import LedgerUnavailable
 from repositories.models import JobKind
@@ -305,7 +306,14 @@ def test_a_limit_of_the_cost_that_is_no_amount_is_refused(stack: PromptStack, am
     assert stack.runs.get(run.id).max_cost_usd == Decimal(99999999)
 
 
-def test_the_least_time_is_at_the_limits_that_the_provider_has_told_of(stack: PromptStack) -> None:
+def test_the_least_time_is_at_the_limits_that_the_provider_has_told_of(
+    environment: dict[str, str],
+) -> None:
+    with PromptStack.open(load_settings(_env_file=None, openai_api_key="sk-test")) as stack:
+        see_the_least_time(stack)
+
+
+def see_the_least_time(stack: PromptStack) -> None:
     def seconds() -> float | None:
         prompts = [f"Question {number}" for number in range(20)]
         preflight = stack.runs.prepare_generation(prompts, provider="openai", max_tokens=5)
