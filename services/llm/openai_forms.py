@@ -22,7 +22,9 @@ NOT_TAKEN = frozenset(
 )
 MAX_ARGUMENT_VALUES = 100_000
 """In all arguments of a conversation that are JSON in a string, where no door has counted them."""
-_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""Also one that is never closed, and with it all that follows: else each quote in it would be gone
+through to the end."""
 
 
 def turn_of(given: Any) -> Any:

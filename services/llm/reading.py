@@ -28,7 +28,8 @@ DEEPEST = 150
 """Levels of nesting that every parser takes."""
 WRONG_FORM = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 """What reading raises for a wrong form."""
-_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
+"""A text, also one that was cut off: else each quote in it would be gone through to the end."""
 _TEXT_PARTS = frozenset({"text", "output_text"})
 
 

@@ -16,7 +16,9 @@ SLACK_BYTES = 1_048_576
 NESTED = frozenset({dict, list})
 STRUCTURE = (b",", b":", b"[", b"{")
 """What stands before each value of JSON, and before what holds others."""
-TEXT_IN_JSON = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+TEXT_IN_JSON = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""Also one that is never closed, and with it all that follows: else each quote in it would be gone
+through to the end."""
 
 
 def read_jsonl(
