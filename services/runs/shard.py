@@ -365,10 +365,13 @@ class ShardWork:
         error = decision.error
         if decision.is_fatal:
             self._fatal = error
-        if isinstance(error, Denied) and decision.retried is None:
+        if isinstance(error, Denied) and decision.ends:
             self._denied += 1
-            self._fatal = about_all(self._denied, self._answered, error) or self._fatal
-        self._waiting.add(decision.parts)
+            if not self._answered:
+                fatal = about_all(self._denied, len(self._under_way), error)
+                self._fatal = fatal or self._fatal
+        # Before the others: whether it is one text or all of them is soon known.
+        self._waiting.put_back(decision.parts)
         if decision.in_vain and (parting := decision.parts[0].parting) is not None:
             parting.left -= decision.in_vain
         again = decision.retried or decision.waits

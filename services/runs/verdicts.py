@@ -56,7 +56,8 @@ RUN_ENDING_CODES = tuple(
 )
 """Of the account, or the run itself: what has `Reach.RUN`."""
 DENIED_BY_ALL = 20
-"""How many calls of a shard may be denied, with none answered, before that is of all calls."""
+"""How many calls of a shard may be given up as denied, with none answered, before that is of all
+calls; and more where more are under way."""
 IN_VAIN = 4
 """How often all contents of a call may be paid for in vain from its first parting on, to find those
 that make it fail: a single one is found for less than two."""
@@ -110,11 +111,12 @@ def paid_in_vain(call: Call, error: PromptStackError) -> int:
     return 0 if is_free else len(call.contents)
 
 
-def about_all(denied: int, answered: int, error: PromptStackError) -> PromptStackError | None:
-    """What ends the run where all calls of a shard so far were denied; else None."""
-    if isinstance(error, Denied) and not answered and denied >= DENIED_BY_ALL:
-        return error.about_all()
-    return None
+def about_all(denied: int, under_way: int, error: Denied) -> PromptStackError | None:
+    """What ends the run where a shard was denied so often without an answer; else None.
+
+    Nothing is known against calls under way: a gateway says no in no time, and models think.
+    """
+    return error.about_all() if denied >= max(DENIED_BY_ALL, under_way) else None
 
 
 def ended(call: Call, error: PromptStackError) -> list[Ended]:

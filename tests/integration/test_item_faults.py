@@ -1,5 +1,6 @@
 """What one input brings upon a call stays with it: its neighbours are served, the run goes on."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -74,6 +75,8 @@ class Picky(LLMService):
         self, request: GenerationRequest, user_id: UUID | None, failures: int
     ) -> LLMResponse:
         self._meet([request.text()])
+        if request.text().startswith("slow"):
+            await asyncio.sleep(1.0)
         return LLMResponse("Done.", request.model, 1, 1, "stop")
 
     def _meet(self, texts: Sequence[str]) -> None:
@@ -142,7 +145,19 @@ def test_what_all_calls_are_denied_ends_the_run_as_a_wrong_key(
     done = work(stack, start(texts, provider="picky", max_retries=1, in_flight=4).id)
     assert (done.state, done.error_code) == (RunState.FAILED, "PROVIDER_AUTHENTICATION")
     assert "All calls are refused" in (done.error or "")
-    assert Picky.calls < 2 * (DENIED_BY_ALL + 64)
+    assert Picky.calls < 3 * (DENIED_BY_ALL + 64)  # halves are asked until texts stand alone
+
+
+def test_one_denied_text_in_each_call_is_no_wrong_key(stack: PromptStack) -> None:
+    texts = [f"PROVIDER_DENIED {n}" if n % 64 == 9 else f"text {n}" for n in range(64 * 24)]
+    done = work(stack, stack.runs.embed(texts, provider="picky", in_flight=24).id)
+    assert (done.state, done.failed) == (RunState.COMPLETED, 24)
+
+
+def test_denials_that_come_before_the_first_answers_are_no_wrong_key(stack: PromptStack) -> None:
+    prompts = [f"slow {n}" for n in range(60)] + [f"PROVIDER_DENIED {n}" for n in range(30)]
+    done = work(stack, stack.runs.generate(prompts, provider="picky", in_flight=100).id)
+    assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 60, 30)
 
 
 @pytest.mark.parametrize("code", sorted(FAULTS.keys() - {"INTERNAL_ERROR", "CONTEXT_TOO_LONG"}))
