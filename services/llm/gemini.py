@@ -171,8 +171,7 @@ class GeminiService(RemoteService[genai.Client]):
             return [name.removeprefix("models/") for name in names if name]
 
     async def _ask_nothing(self, kind: Capability, model: str) -> None:
-        # The SDK sends no call without content; to count tokens is free.
-        await self.count_tokens("x", model or self.name)
+        await self._list_models()  # the SDK sends no call without content
 
 
 def _config(request: GenerationRequest) -> types.GenerateContentConfig:

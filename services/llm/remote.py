@@ -154,21 +154,22 @@ class RemoteService(LLMService, Generic[Client]):
     async def examine(self) -> Examined:
         """See `LLMService`.
 
-        By its list of models and, of another server than the provider's own, by calls without
-        content, which it refuses where it knows their path.
+        By its list of models and, where our models aren't in that of another server than the
+        provider's own, by calls without content, which it refuses where it knows their path.
         """
         try:
             async with asyncio.timeout(AVAILABILITY_SECONDS):
                 models = await self._listed()
                 kinds = tuple(self.default_models)
                 if not self.is_official:
-                    kinds = tuple([kind for kind in kinds if await self._knows(kind)])
+                    kinds = tuple([kind for kind in kinds if await self._knows(kind, models)])
         except TimeoutError:
             return Examined(False, reason=f"did not answer within {AVAILABILITY_SECONDS:g} s.")
         except ProviderError as error:
             return Examined(False, reason=str(error))
-        if models is None and not kinds:
-            return Examined(False, reason="answers, but knows no path of its API; check base_url.")
+        if not kinds:
+            sought = " and no ".join(self.default_models)
+            return Examined(False, reason=f"has no {sought} at this address; check base_url.")
         return Examined(True, kinds, models)
 
     async def _listed(self) -> tuple[str, ...] | None:
@@ -183,9 +184,12 @@ class RemoteService(LLMService, Generic[Client]):
         with reading(self.name, answer, self.key_setting, self.wire) as found:
             return [str(model.get("id")) for model in found.body.parts("data") if model.get("id")]
 
-    async def _knows(self, kind: Capability) -> bool:
+    async def _knows(self, kind: Capability, models: Sequence[str] | None) -> bool:
+        model = self.default_models[kind]
+        if model in (models or ()):
+            return True
         try:
-            await self._ask_nothing(kind, self.default_models[kind] or "")
+            await self._ask_nothing(kind, model or "")
         except ProviderError as error:
             if error.status is None or error.status == 401:
                 raise

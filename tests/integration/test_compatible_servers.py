@@ -288,6 +288,7 @@ def test_doctor_names_a_default_model_that_is_not_there(open_stack: Open) -> Non
     with small_server(serving(paths)) as server:
         stack = open_stack(server.url)
         assert found(stack, "small") == ("ok", "answers; generation (chat-1, no known price)")
+        assert server.bodies("/chat/completions") == []
         paths["/v1/embeddings"] = NO_CONTENT
         status, said = found(stack, "small")
         assert status == "warning"
@@ -298,12 +299,10 @@ def test_doctor_names_a_default_model_that_is_not_there(open_stack: Open) -> Non
 def test_doctor_tells_a_wrong_address_and_a_wrong_key_apart(
     open_stack: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with small_server(serving({"/v1/models": (200, LISTED)})) as server:
-        away = open_stack(f"{server.url}/nowhere")
-        assert found(away, "small") == (
-            "warning",
-            "answers, but knows no path of its API; check base_url.",
-        )
+    with small_server(serving({"/v1/models": (200, {"data": [{"id": "other"}]})})) as server:
+        nowhere = "has no generation and no embedding at this address; check base_url."
+        for path in ("/v1", "/nowhere"):
+            assert found(open_stack(server.url, path=path), "small") == ("warning", nowhere)
         needs = open_stack(server.url, provider='api_key_env = "SMALL_KEY"')
         assert found(needs, "small") == ("warning", "small needs an API key; set SMALL_KEY.")
         monkeypatch.setenv("SMALL_KEY", "wrong-key-123456")
