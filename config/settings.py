@@ -187,7 +187,8 @@ class Settings(BaseSettings):
     )
 
     models_file: Path | None = Field(
-        None, description="A TOML file with the rate limits and prices of models."
+        None,
+        description="A TOML file with servers as providers, and limits and prices of models.",
     )
     limiter_patience_seconds: Seconds = Field(
         3.0, description="Longest wait in a worker for a rate limit; then a job waits in the queue."

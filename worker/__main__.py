@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from config.errors import PromptStackError
 from config.logging import configure_logging
+from config.models_file import ModelsFile
 from config.parent import die_with_parent
 from config.settings import Settings, load_settings
 from services.llm.factory import LLMServiceFactory
@@ -63,13 +64,14 @@ def _work_for_keeper(settings: Settings) -> int:
 
 def _import_providers(settings: Settings) -> None:
     """Import what the workers will need: an SDK takes up to a second."""
-    keys = {
-        "openai": settings.openai_api_key,
-        "anthropic": settings.anthropic_api_key,
-        "gemini": settings.gemini_api_key,
+    own = {
+        "openai": settings.openai_api_key or settings.openai_base_url,
+        "anthropic": settings.anthropic_api_key or settings.anthropic_base_url,
+        "gemini": settings.gemini_api_key or settings.gemini_base_url,
     }
+    wires = {provider.wire for provider in ModelsFile.read(settings.models_file).providers}
     factory = LLMServiceFactory()
-    for name in [name for name, key in keys.items() if key is not None]:
+    for name in sorted(wires | {name for name, given in own.items() if given}):
         factory.service_class(name)
 
 

@@ -119,7 +119,8 @@ class RemoteService(LLMService, Generic[Client]):
         )
         return {
             "name": provider.name,
-            "key_setting": provider.key_setting or cls.key_setting,
+            "key_setting": provider.key_setting
+            or (cls.key_setting if provider.name == cls.name else "api_key_env in MODELS_FILE"),
             "needs_key": provider.key_setting is not None,
             "is_official": is_official,
             "embedding_limits": limits,

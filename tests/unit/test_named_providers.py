@@ -1,12 +1,13 @@
 """Providers that MODELS_FILE names: what may stand there, and what comes of it."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from config.errors import ConfigurationError
 from config.models_file import ModelsFile
-from config.providers import NamedProvider
+from config.providers import ModelFacts, NamedProvider
 from config.settings import Settings
 from services.errors import InvalidInput, UnknownModel
 from services.llm.base import Capability
@@ -14,6 +15,7 @@ from services.llm.openai import OpenAIService
 from services.llm.requests import GenerationRequest
 from tasks.composition import PromptStack
 
+PAGE = Path(__file__).parents[2] / "docs" / "providers.md"
 TWO = """
 [[providers]]
 name = "chat"
@@ -102,6 +104,25 @@ def test_what_a_server_does_not_take_is_refused_when_it_is_asked_for(tmp_path: P
     with pytest.raises(InvalidInput, match="'chat' does not support seed"):
         service.check_request(request)
     service.check_request(request.model_copy(update={"seed": None, "temperature": 0.0}))
+
+
+def test_the_example_of_the_docs_is_one_that_works(tmp_path: Path) -> None:
+    """It names each field that there is, and each provider can be made."""
+    [example] = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    stack = opened(tmp_path, example)
+    file = stack.models_file
+    assert file.named() <= {provider.name for provider in file.providers}
+    for provider in file.providers:
+        service = stack.factory.create(provider.name)
+        assert service.name == provider.name
+        defaults = {provider.generation_model, provider.embedding_model} - {None}
+        assert defaults <= set(service.default_models.values())
+    limits = stack.factory.service_class("embedder").stated_limits("BAAI/bge-m3")
+    assert (limits.items, limits.text_tokens, limits.tokens) == (32, 8_192, 16_384)
+    told = {name for entry in file.providers for name in entry.model_fields_set}
+    assert set(NamedProvider.model_fields) == told
+    told = {name for entry in file.models for name in entry.model_fields_set}
+    assert set(ModelFacts.model_fields) - told <= {"tokenizer"}
 
 
 @pytest.mark.parametrize(
