@@ -1,11 +1,11 @@
 """The way in: any source to a stream of checked inputs, in memory that doesn't grow with it."""
 
 import io
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import tee
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from services.chunking import Chunker
 from services.errors import InvalidInput
@@ -33,6 +33,8 @@ FORMATS = {
     **dict.fromkeys((".md", ".markdown", ".mdx", ".rst"), Format.FOLDER),
 }
 
+T = TypeVar("T")
+
 
 @dataclass
 class Opened:
@@ -52,12 +54,29 @@ def looked_at(source: Source, reading: Reading) -> tuple[Source | Opened, Iterat
     origin = _origin(source)
     if origin is None:
         items: Any = source
-        looked, rest = tee(items)
-        return rest, records_of_items(looked)
+        first, rest = _twice(iter(items))
+        return rest, records_of_items(first)
     if _format(origin, reading) is not Format.JSONL:
         return source, iter(())
-    head, blocks = tee(byte_blocks(origin))
-    return Opened(origin, blocks), records_of_lines(head)
+    first, blocks = _twice(byte_blocks(origin))
+    return Opened(origin, blocks), records_of_lines(first)
+
+
+def _twice(parts: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
+    """The first parts, as far as they are looked at, and then all of them."""
+    held: deque[T] = deque()  # not `tee`, which lets go of dozens at once
+
+    def first() -> Iterator[T]:
+        for part in parts:
+            held.append(part)
+            yield part
+
+    def whole() -> Iterator[T]:
+        while held:
+            yield held.popleft()
+        yield from parts
+
+    return first(), whole()
 
 
 def read_inputs(

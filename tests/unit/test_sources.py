@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from services.errors import InvalidInput
 from services.llm.requests import MAX_TURNS
-from services.sources.inputs import BadInput, Fault, Format, Input, Reading, read_inputs
+from services.sources.batch_lines import BatchLines
+from services.sources.inputs import BadInput, Fault, Format, Input, Reading, looked_at, read_inputs
 from services.sources.lines import physical_lines
 
 good_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
@@ -622,3 +623,33 @@ def test_memory_does_not_grow_with_the_source(kind: Format, head: bytes, line: b
         return most
 
     assert peak(3_000_000) < peak(1_500_000) + 500_000
+
+
+@pytest.mark.parametrize("line", [b'{"text":"some words"}\n', b"x" * 4096])
+def test_memory_does_not_grow_with_a_source_that_was_looked_at(line: bytes) -> None:
+    def peak(size: int) -> int:
+        tracemalloc.start()
+        reading = Reading(Format.JSONL, max_bytes=100)
+        opened, records = looked_at(endless(line, size), reading)
+        assert BatchLines("generation", dict).agree(records) == {}
+        del records
+        for _ in read_inputs(opened, reading):
+            pass
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(6_000_000) < peak(3_000_000) + 500_000
+
+
+def test_a_slow_source_is_looked_at_no_further_than_its_first_record() -> None:
+    def blocks() -> Iterator[bytes]:
+        yield b'{"text":"a"}\n'
+        yield pytest.fail("it waited for more")
+
+    opened, records = looked_at(io.BufferedReader(Trickle(blocks())), Reading())
+    assert BatchLines("generation", dict).agree(records) == {}
+    assert next(read_inputs(opened, Reading())) == Input(1, "1", "a", None, {})
+    items, records = looked_at(iter(["a", "b"]), Reading())
+    assert BatchLines("generation", dict).agree(records) == {}
+    assert [item.text for item in good(items)] == ["a", "b"]
