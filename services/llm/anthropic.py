@@ -65,7 +65,7 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
     ) -> LLMResponse:
         self._check_again(request)
         answer = await self._ask("/v1/messages", with_options(_body(request), request.options))
-        return self._response(answer, request, _read)
+        return self._response(answer, request, read)
 
     async def count_tokens(self, text: str, model: str) -> TokenCount:
         """By Anthropic's own count, which is free but for its rate limit."""
@@ -181,7 +181,7 @@ def _call_id(given: str) -> str:
     return NO_ID.sub("_", given)
 
 
-def _read(answer: Part) -> Said:
+def read(answer: Part) -> Said:
     """Read an answer; what is odd in it is noted."""
     reason = answer.word("stop_reason")
     calls = [part for part in answer.parts("content") if part.is_a("tool_use", "input")]

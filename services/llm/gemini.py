@@ -100,7 +100,7 @@ class GeminiService(RemoteService[genai.Client]):
         answer = await self._answer(
             models.generate_content(model=request.model, contents=contents, config=config)
         )
-        return self._response(answer, request, _read)
+        return self._response(answer, request, read)
 
     async def _embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None
@@ -241,7 +241,7 @@ def _content(turn: Message, names: Mapping[str, str]) -> types.Content:
     return types.Content(role="model" if turn.role == "assistant" else "user", parts=parts)
 
 
-def _read(answer: Part) -> Said:
+def read(answer: Part) -> Said:
     """Read an answer; what is odd in it is noted."""
     candidates = answer.parts("candidates")
     candidate = candidates[0] if candidates else Part(None, answer.notes)

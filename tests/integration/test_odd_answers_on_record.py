@@ -1,19 +1,25 @@
 """What the ledger keeps of answers in an odd form, and of those that refuse."""
 
+import itertools
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
 from sqlalchemy import text
 from typer.testing import CliRunner
 
 from api.cli.main import build
 from config.settings import Settings
 from repositories.models import Billing, JobState
+from repositories.run_models import RunState
+from services.json_text import dump_json
 from services.views import AttemptView, JobView
 from tasks.composition import PromptStack
-from tests.odd_server import OddAnswer, OddServer
+from tests.odd_answers import EMBEDDED, OFTEN, VECTORS, WIRES, OddAnswer, odd_answers
+from tests.odd_server import OddServer
 from tests.runs import failures, work
 
 PRICES = "".join(
@@ -184,3 +190,55 @@ def test_a_run_asks_once_more_for_an_answer_without_a_text(
     work(stack, run.id)
     assert set(failures(stack, run).values()) == {"BAD_PROVIDER_RESPONSE"}
     assert odd.calls == 2
+
+
+@pytest.mark.parametrize("name", ["chat", "chat-call", "responses", "anthropic", "gemini"])
+def test_whatever_is_answered_the_job_ends_in_words_of_ours(
+    name: str, stack: PromptStack, odd: OddServer
+) -> None:
+    wire = WIRES[name]
+
+    @given(odd_answers(wire.right))
+    @settings(OFTEN, max_examples=OFTEN.max_examples // 10)
+    def check(answer: OddAnswer) -> None:
+        odd.answer, before = answer.wire(), odd.calls
+        job, call = ask(stack, wire.provider, options=dict(wire.options), max_retries=0)
+        assert odd.calls == before + 1
+        assert job.error_code != "INTERNAL_ERROR"
+        assert job.state in {JobState.SUCCEEDED, JobState.FAILED}
+        assert call.billing is not Billing.UNKNOWN or job.state is JobState.FAILED
+        if answer.spares(wire.paid):
+            assert job.state is JobState.SUCCEEDED
+        if job.state is JobState.SUCCEEDED and not answer.touched:
+            assert call.note is None
+        dump_json(job.model_dump(mode="json"))
+        dump_json(call.model_dump(mode="json"))
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["openai-vectors", "openai-vectors-in-order", "gemini-vectors"])
+def test_whatever_is_answered_a_run_has_its_vectors_or_says_why_not(
+    name: str, stack: PromptStack, odd: OddServer
+) -> None:
+    wire = WIRES[name]
+    models = itertools.count()
+
+    @given(odd_answers(wire.right))
+    @settings(OFTEN, max_examples=OFTEN.max_examples // 20)
+    def check(answer: OddAnswer) -> None:
+        odd.answer = answer.wire()
+        # Its vectors may have any width, which a model has but one of.
+        run = stack.runs.embed(
+            EMBEDDED, provider=wire.provider, model=f"m-{next(models)}", max_retries=0
+        )
+        done = work(stack, run.id)
+        assert done.state is RunState.COMPLETED
+        assert "INTERNAL_ERROR" not in failures(stack, run).values()
+        assert done.succeeded + done.failed == len(EMBEDDED)
+        if answer.spares(wire.paid):
+            assert done.succeeded == len(EMBEDDED)
+            found = [one.vector for one in stack.run_results.produced(run.id)]
+            np.testing.assert_array_equal(found, np.array(VECTORS, np.float32))
+
+    check()

@@ -33,7 +33,8 @@ from services.llm.openai import OpenAIService
 from services.llm.remote import RemoteService
 from services.llm.requests import GenerationRequest
 from services.runs.verdicts import RUN_ENDING_CODES
-from tests.odd_server import ANYTHING, OddServer
+from tests.odd_answers import ANYTHING
+from tests.odd_server import OddServer
 
 EXAMPLES = int(os.environ.get("ODD_EXAMPLES", "450"))
 KEY = "sk-0123456789abcdefghij"
