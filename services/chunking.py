@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from config.errors import ConfigurationError
-from config.settings import MIN_CHUNK_TOKENS
+from config.settings import MAX_CHUNK_TOKENS, MIN_CHUNK_TOKENS
 from repositories.documents import Passage
 from services.errors import InvalidInput
 
@@ -57,8 +57,11 @@ class Chunker:
         self.tokens = tokens
         self._tokenizer = tokenizer
         self._overlap = tokens // OVERLAP_SHARE if overlap is None else overlap
-        if tokens < MIN_CHUNK_TOKENS:
-            raise InvalidInput(f"A chunk must be allowed at least {MIN_CHUNK_TOKENS} tokens.")
+        if not MIN_CHUNK_TOKENS <= tokens <= MAX_CHUNK_TOKENS:
+            raise InvalidInput(
+                f"A chunk must be allowed at least {MIN_CHUNK_TOKENS} tokens, and at most "
+                f"{MAX_CHUNK_TOKENS:,}."
+            )
         if not 0 <= self._overlap < tokens:
             raise InvalidInput(
                 f"The overlap of chunks must be 0 or more tokens, and less than the {tokens} of a"

@@ -573,7 +573,9 @@ def test_bounds_that_make_no_sense_are_refused(reading: dict[str, int]) -> None:
         Reading(**reading)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("sizes", [(15, None), (-1, None), (20, 20), (20, -1)])
+@pytest.mark.parametrize(
+    "sizes", [(15, None), (-1, None), (8_001, None), (10**30, None), (20, 20), (20, -1)]
+)
 def test_chunks_that_make_no_sense_are_refused_before_anything_is_read(
     sizes: tuple[int, int | None],
 ) -> None:
