@@ -20,6 +20,7 @@ from api.http.app import create_app
 from api.http.route import LARGE_OF_ONE_USER, LARGE_READ_AT_ONCE, SMALL_BYTES, count_values
 from api.http.server import Server, make_server
 from config.settings import Settings
+from services.json_text import load_json
 from tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.processes import wait_until
@@ -245,13 +246,12 @@ def test_a_large_body_is_handled_off_the_event_loop(
     monkeypatch.setattr(stack.jobs, "enqueue_embedding", notice)
     app = create_app(stack)
     loops = []
-    parse = json.loads
 
-    def noticed(text: bytes) -> object:
+    def noticed(text: bytes, what: str) -> object:
         loops.append(asyncio.get_running_loop())
-        return parse(text)
+        return load_json(text, what)
 
-    monkeypatch.setattr("starlette.requests.json.loads", noticed)
+    monkeypatch.setattr("api.http.route.load_json", noticed)
     key = stack.keys.create("ada@example.org", "Test")
     with TestClient(app, headers={"X-API-Key": key}) as client:
         assert client.portal is not None
