@@ -352,9 +352,12 @@ WIRES = {
     ),
     "gemini-vectors": Wire(
         "gemini",
-        {"embeddings": [{"values": vector} for vector in VECTORS]},
+        {
+            "embeddings": [{"values": vector} for vector in VECTORS],
+            "usageMetadata": {"promptTokenCount": 5},
+        },
         tuple(("embeddings", row, "values") for row in range(3)),
-        ("none",),
+        ("usageMetadata",),
         wants="vectors",
     ),
 }

@@ -111,6 +111,12 @@ class GeminiService(RemoteService[genai.Client]):
         answer = await self._answer(models.embed_content(model=model, contents=contents))
         with reading(self.name, answer, self.key_setting, self.wire) as found:
             body = found.body
+            used = body.part("usageMetadata", is_expected=True).count("promptTokenCount")
+            if used is None:
+                # The API may not say; a run with a limit of cost would soon hold all of it back.
+                body.notes.add("the input tokens are an estimate")
+                used = sum(map(self.estimate_tokens, texts))
+            found.usage = Usage(used)
             rows = vectors(body.parts("embeddings"), "values", len(texts))
             known = DIMENSIONS.get(model) if self.is_official else None
             if rows.shape[1] != (known or rows.shape[1]):
@@ -118,8 +124,7 @@ class GeminiService(RemoteService[genai.Client]):
             return EmbeddingResponse(
                 vectors=rows,
                 model=model,
-                # The API does not say what it counted.
-                input_tokens=sum(map(self.estimate_tokens, texts)),
+                input_tokens=used,
                 provider_request_id=request_id(answer.headers),
                 limits=limit_report(answer.headers),
                 note=str(body.notes),

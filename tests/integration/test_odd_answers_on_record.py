@@ -3,9 +3,11 @@
 import itertools
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from sqlalchemy import text
@@ -165,6 +167,23 @@ def test_a_refusal_counts_in_the_sums_of_its_run(stack: PromptStack, odd: OddSer
     done = work(stack, run.id)
     assert set(failures(stack, run).values()) == {"CONTENT_REFUSED"}
     assert (done.tokens, done.cost_usd) == (14, Decimal(5))
+
+
+def test_results_of_unknown_tokens_stand_in_every_output(
+    stack: PromptStack, odd: OddServer, tmp_path: Path
+) -> None:
+    odd.answer = chat("Because.", usage=None).wire()
+    run = stack.runs.generate(
+        [{"prompt": "One?"}, {"prompt": "Two?"}], provider="openai", model="m"
+    )
+    done = work(stack, run.id)
+    assert (done.succeeded, done.cost_usd) == (2, None)
+    for ending in ("jsonl", "csv", "parquet"):
+        output = tmp_path / f"answers.{ending}"
+        exported = CliRunner().invoke(build(), ["runs", "export", str(run.id), "-o", str(output)])
+        assert exported.exit_code == 0, exported.output
+    table = pyarrow.parquet.read_table(tmp_path / "answers.parquet").to_pylist()
+    assert [row["input_tokens"] for row in table] == [None, None]
 
 
 @pytest.mark.parametrize("usage", [USAGE, None], ids=["counted", "not counted"])
