@@ -8,6 +8,7 @@ import typer
 
 from api.cli import run_start
 from api.cli.connection import connected
+from api.cli.run_batch import batch
 from api.cli.run_end import finish
 from api.cli.run_output import Target, write_output
 from api.cli.run_start import dollars_of
@@ -31,6 +32,7 @@ from services.runs.views import RunView
 app = typer.Typer(help="Batches of embeddings and generations.", no_args_is_help=True)
 app.command()(run_start.embed)
 app.command()(run_start.generate)
+app.command()(batch)
 
 RunId = Annotated[str, typer.Argument(metavar="ID", help=f"Id of the run; {ID_HELP}.")]
 COLUMNS = (

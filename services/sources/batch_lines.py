@@ -98,6 +98,19 @@ class BatchLines:
         return ", ".join(names).replace("provider_options", "what only OpenAI knows")
 
 
+def kind_of_requests(records: Iterable[Any]) -> str:
+    """Which kind of run the first request is for. Raises `InvalidInput` where there is none."""
+    for record in filter(is_request, records):
+        endpoint = endpoint_of(record["url"])
+        if endpoint is not None:
+            return kind_of_run(endpoint)
+    raise InvalidInput(
+        f"None of the first {LOOKED_AT} lines is a request (custom_id, method, url, body) to "
+        "/v1/chat/completions, /v1/responses or /v1/embeddings; use `runs generate` or "
+        "`runs embed`."
+    )
+
+
 def is_request(record: Any) -> bool:
     """Whether a record has the form, and no input of its own."""
     return (

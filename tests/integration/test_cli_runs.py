@@ -372,3 +372,21 @@ def test_a_file_name_that_is_not_utf_8_is_told_and_hurts_no_other() -> None:
     assert json.loads(line)["custom_id"] == "a.txt#1"
     [failed] = Path("out.errors.jsonl").read_text().splitlines()
     assert json.loads(failed)["custom_id"] == r"b\udcff.txt"
+
+
+def test_the_endpoint_of_a_batch_decides_the_kind_of_its_run() -> None:
+    def batch(url: str, **body: Any) -> str:
+        request = {"custom_id": "r", "method": "POST", "url": url, "body": body}
+        Path("batch.jsonl").write_text("no json\n" + json.dumps(request))
+        provider = "local" if "input" in body else "demo"
+        runs("batch", "batch.jsonl", "--provider", provider, "--skip-bad", "--dry-run")
+        runs("batch", "batch.jsonl", "--provider", provider, "-o", "out.jsonl", code=2)
+        more = ("--skip-bad", "--overwrite", "-o", "out.jsonl")
+        runs("batch", "batch.jsonl", "--provider", provider, *more, code=1)
+        return Path("out.jsonl").read_text()
+
+    assert json.loads(batch("/v1/embeddings", input="One"))["custom_id"] == "r"
+    turns = [{"role": "user", "content": "Say hello."}]
+    assert "Say hello." in batch("/v1/chat/completions", messages=turns)
+    assert "is a request" in runs("batch", "texts.jsonl", code=2).stderr
+    assert "is read twice, from a file" in runs("batch", "-", code=2).stderr
