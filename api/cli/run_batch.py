@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from api.cli import run_start
+from api.cli.enqueue import Expires, Retries
 from api.cli.terminal import JsonFlag
 from repositories.run_models import RunKind
 from services.errors import InvalidInput
@@ -21,8 +22,8 @@ def batch(
     model: run_start.Model = None,
     in_flight: run_start.InFlight = None,
     max_cost: run_start.MaxCost = None,
-    max_retries: run_start.Retries = None,
-    expires_in: run_start.Expires = None,
+    max_retries: Retries = None,
+    expires_in: Expires = None,
     name: run_start.Name = "",
     dry_run: run_start.DryRun = False,
     skip_bad: run_start.SkipBad = False,
@@ -31,7 +32,7 @@ def batch(
     overwrite: run_start.Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Do the requests of a file as OpenAI's Batch API takes it: embeddings, or answers."""
+    """Do the requests of a file of OpenAI's Batch API."""
     start = run_start.embed if _kind_of(source) == RunKind.EMBEDDING else run_start.generate
     start(
         source,
