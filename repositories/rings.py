@@ -1,8 +1,8 @@
 """Rings: which jobs need a message, and which were sent one."""
 
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, func, or_, select, tuple_, union_all, update
@@ -21,6 +21,19 @@ RESTARTED_SECONDS = 60.0
 """How long after its start that is looked for."""
 FRESH_SECONDS = 5.0
 """How long the caller of a new job gets to send its message before the reconciler does."""
+
+
+class Waits(NamedTuple):
+    """Jobs and shards of one model that lie in the queue until a time, for one reason."""
+
+    provider: str
+    model: str
+    jobs: int
+    error_code: str | None
+    error: str | None
+    """Of one of them."""
+    first_at: datetime
+    last_at: datetime
 
 
 class RingRepository(BaseRepository[Job]):
@@ -125,6 +138,22 @@ class RingRepository(BaseRepository[Job]):
             .limit(1)
         ).one_or_none()
         return None if row is None else (row.provider, row.model)
+
+    def waits(self, run_id: UUID | None, limit: int) -> Sequence[Waits]:
+        """Who waits for a time to come, of all jobs or of a run's; the most first."""
+        count = func.count()
+        rows = self._session.execute(
+            select(
+                Job.provider, Job.model, count, Job.error_code, func.max(Job.error),
+                func.min(Job.not_before), func.max(Job.not_before),
+            )
+            .where(Job.state == JobState.QUEUED, Job.not_before > func.now())
+            .where(*([] if run_id is None else [Job.run_id == run_id]))
+            .group_by(Job.provider, Job.model, Job.error_code)
+            .order_by(count.desc(), Job.provider, Job.model, Job.error_code)
+            .limit(limit)
+        )  # fmt: skip
+        return [Waits(*row) for row in rows]
 
     def call_back(self, provider: str, model: str, limit: int) -> int:
         """Let jobs be due that wait for a rate limit which has room now; how many."""

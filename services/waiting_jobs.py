@@ -1,8 +1,10 @@
 """Jobs that wait in the ledger for a rate limit: called back when there is room."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from uuid import UUID
 
+from repositories.rings import Waits
 from repositories.session import Ledger, UnitOfWork
 from services.errors import UnknownProvider
 from services.limited_calls import LimitedCalls
@@ -11,6 +13,7 @@ from services.llm.pool import ProviderPool
 
 STEP_SECONDS = 2.0
 """Longest time of a round, in which messages wait to be sent."""
+MOST_SHOWN = 20
 FIRST = ("", "")
 
 
@@ -58,6 +61,11 @@ class WaitingJobs:
         else:
             self._last = FIRST
         return called
+
+    def who(self, run_id: UUID | None = None) -> Sequence[Waits]:
+        """Who waits, for what and until when: of all jobs, or the shards of a run."""
+        with self._ledger.transaction() as unit:
+            return unit.rings.waits(run_id, MOST_SHOWN)
 
     def _room(self, provider: str, model: str) -> int:
         try:

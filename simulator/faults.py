@@ -9,6 +9,7 @@ from typing import Any
 KINDS = {
     "none": "answers well; keeps a place in the script",
     "status": "refuses with `status`, `code`, `message` and the retry headers; not billed",
+    "stray": "a 429 for no reason, with the retry headers and true ones of the limits; not billed",
     "reset": "resets the connection; not billed",
     "hang": "never answers; not billed",
     "billed_timeout": "bills, then answers after `seconds`",

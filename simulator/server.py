@@ -147,6 +147,8 @@ class ProviderDoor:
                 bucket = simulator.limiter.bucket(_credential(request), model)
                 retry_form = bucket.limits.retry_after
                 try:
+                    if fault.kind == "stray":
+                        raise Refusal(429, fault.message, "rate_limit_exceeded")
                     simulator.limiter.admit(bucket, answer.input_tokens, answer.output_tokens)
                 finally:
                     headers |= self._wire.limit_headers(simulator.limiter.standing(bucket))

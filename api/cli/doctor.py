@@ -9,6 +9,7 @@ from rich.text import Text
 
 from api.cli.connection import connected, needs_embedded
 from api.cli.terminal import JOB_FAILED, JsonFlag, out, print_items
+from api.cli.waits import told_of
 from config.errors import PromptStackError
 from config.names import Queue
 from repositories.migrations import pending
@@ -55,6 +56,7 @@ def examine(stack: PromptStack) -> Iterator[Finding]:
     yield _try("broker", lambda: _broker(stack))
     yield _try("connections", lambda: _connections(stack))
     yield _workers(stack)
+    yield from _waits(stack)
     for name in stack.factory.names():
         yield _provider(stack, name)
     for name in sorted(stack.models_file.named() - set(stack.factory.names())):
@@ -112,6 +114,14 @@ def _workers(stack: PromptStack) -> Finding:
     if alive:
         return Finding("workers", "ok", f"{alive} alive; jobs: {jobs or 'none open'}")
     return Finding("workers", "warning", "none alive; start `promptstack up` or `worker`")
+
+
+def _waits(stack: PromptStack) -> Iterator[Finding]:
+    try:
+        for waits in stack.waiting_jobs.who():
+            yield Finding("waiting", "warning", told_of(waits))
+    except PromptStackError as error:
+        yield Finding("waiting", "missing", str(error))
 
 
 def _provider(stack: PromptStack, name: str) -> Finding:

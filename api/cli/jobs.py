@@ -26,6 +26,7 @@ from api.cli.terminal import (
     printable,
     seconds_of,
     stop,
+    until,
 )
 from api.cli.watching import show_until_done
 from config.errors import PromptStackError
@@ -77,6 +78,8 @@ def list_(
 
 
 def _row(job: JobView) -> list[str]:
+    is_waiting = job.state is JobState.QUEUED and job.not_before is not None
+    again = f"again in {until(job.not_before)}: " if is_waiting and job.not_before else ""
     return [
         str(job.id),
         job.kind,
@@ -85,7 +88,7 @@ def _row(job: JobView) -> list[str]:
         f"{job.current}/{job.total}",
         str(job.attempt),
         age(job.created_at),
-        job.error or "",
+        again + (job.error or ""),
     ]
 
 

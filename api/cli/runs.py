@@ -26,6 +26,7 @@ from api.cli.terminal import (
     print_json,
     stop,
 )
+from api.cli.waits import told_of
 from services.export.items import ExportFormat
 from services.runs.views import RunView
 
@@ -85,11 +86,14 @@ def show(run_id: RunId, as_json: JsonFlag = False) -> None:
     """Show a run."""
     with connected(start_servers=True) as stack:
         run = stack.runs.get(stack.runs.find(run_id))
+        waits = stack.waiting_jobs.who(run.id)
     if as_json:
-        print_json(vars(run))
+        print_json({**vars(run), "waits": [one._asdict() for one in waits]})
         return
     told = cost(run.cost_usd, run.unknown_cost)
     print_fields({**vars(run), "cost_usd": "unknown" if told == "?" else told})
+    for one in waits:
+        print_fields({"waiting": told_of(one)})
 
 
 @app.command()

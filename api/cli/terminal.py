@@ -147,7 +147,16 @@ def seconds_of(given: str | None) -> float | None:
 
 def age(since: datetime) -> str:
     """Say how long ago that was, in the largest unit that fits."""
-    seconds = max(0, int((datetime.now(UTC) - since).total_seconds()))
+    return _span((datetime.now(UTC) - since).total_seconds())
+
+
+def until(then: datetime) -> str:
+    """Say the same of a time to come."""
+    return _span((then - datetime.now(UTC)).total_seconds())
+
+
+def _span(length: float) -> str:
+    seconds = max(0, int(length))
     for unit in ("w", "d", "h", "m"):
         if seconds >= 2 * SECONDS[unit]:
             return f"{seconds // SECONDS[unit]} {unit}"

@@ -20,7 +20,7 @@ from repositories.models import JobState
 from services.errors import AmbiguousId, InvalidInput, NotFound
 from tasks.composition import PromptStack
 from tests.processes import ROOT
-from tests.runs import ended, work
+from tests.runs import ended, in_ledger, work
 
 WIDE = (
     "A reason that is told in many words, so that no table of 120 characters has room for it. 北京"
@@ -116,6 +116,32 @@ def test_every_list_has_one_shape(tmp_path: Path) -> None:
         listed = told(*command)
         assert isinstance(listed, dict), command
         assert len(listed["items"]) >= 1, command
+
+
+def test_who_waits_is_shown_with_the_reason_and_the_time(busy: PromptStack) -> None:
+    slow = "openai asks us to slow down (status 429, request unknown)."
+    run = busy.runs.embed(["Three"], provider="local")
+    busy.dispatch.run_once()
+    waiting = [busy.jobs.enqueue_generation("Wait").id, busy.jobs.enqueue_generation("Wait").id]
+    waiting.append(in_ledger(busy, f"SELECT id FROM jobs WHERE run_id = '{run.id}'"))
+    with busy.ledger.transaction() as unit:
+        for job_id in waiting:
+            claim = unit.jobs.claim(job_id, busy.worker_id)
+            assert claim is not None
+            unit.jobs.retry_later(claim, 599.9, "RATE_LIMITED", slow, counts=False)
+    reason = f"in 9 m, RATE_LIMITED: {slow}"
+    shown = [one for one in told("doctor")["items"] if one["name"] == "waiting"]
+    assert [one["detail"] for one in shown] == [
+        f"2 jobs of demo/demo-1 {reason}",
+        f"1 job of {run.provider}/{run.model} {reason}",
+    ]
+    assert {one["status"] for one in shown} == {"warning"}
+    assert cli("jobs", "list").stdout.count(f"again in 9 m: {slow}") == 2
+    assert f"waiting  1 job of {run.provider}/{run.model} {reason}" in " ".join(
+        cli("runs", "show", str(run.id)).stdout.split("\n")
+    )
+    [waits] = told("runs", "show", str(run.id))["waits"]
+    assert (waits["jobs"], waits["error_code"]) == (1, "RATE_LIMITED")
 
 
 def test_what_prints_also_prints_json(busy: PromptStack, tmp_path: Path) -> None:

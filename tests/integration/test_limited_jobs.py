@@ -1,9 +1,12 @@
 """Jobs under limits, on real wires: fallbacks, circuits, spent quota, calls that are too large."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from redis import Redis
@@ -15,13 +18,17 @@ from config.names import RATE_LIMIT_WAIT, Queue
 from config.settings import Settings
 from repositories.models import JobState
 from services.errors import InvalidInput, UnknownModel
+from services.llm.base import LLMResponse
+from services.llm.demo import DemoService
+from services.llm.errors import RateLimited
 from services.llm.openai import OpenAIService
-from services.llm.requests import Fallback
+from services.llm.requests import Fallback, GenerationRequest
 from services.views import AttemptView, JobView
 from services.waiting_jobs import WaitingJobs
 from simulator.process import MODELS, SimulatorProcess
 from tasks.composition import PromptStack
 from tests.processes import Process, wait_until
+from tests.runs import in_ledger, prompts
 from tests.simulators import ForkedSimulator
 
 API_KEY = "sk-never-to-be-seen"
@@ -351,6 +358,79 @@ def test_passages_that_the_provider_finds_too_large_are_halved(
     assert set(first.ledger().values()) == {1}
     assert ended.result is not None
     assert (ended.result["chunks"], ended.result["embedded"]) == (4, 4)
+
+
+# Refusals that are about one call, or that name no time anybody means
+
+
+ROOMY = {"requests_per_minute": 6_000, "tokens_per_minute": 10**9}
+STRAY = {"kind": "stray", "retry_after": 60}
+
+
+def test_a_429_that_its_headers_contradict_holds_up_no_other_job(
+    open_stack: Open, first: SimulatorProcess
+) -> None:
+    stack = open_stack()
+    first.set_limits(**ROOMY)
+    assert run(stack, generate(stack)).state is JobState.SUCCEEDED
+    first.control(STRAY)
+    refused = run(stack, generate(stack))
+    told = (refused.state, refused.error_code, refused.failures)
+    assert told == (JobState.QUEUED, "RATE_LIMITED", 0)
+    assert run(stack, generate(stack)).state is JobState.SUCCEEDED
+
+
+def test_a_429_that_its_headers_contradict_holds_up_no_other_item_of_a_run(
+    open_stack: Open, first: SimulatorProcess
+) -> None:
+    stack = open_stack()
+    first.set_limits(**ROOMY)
+    assert run(stack, generate(stack)).state is JobState.SUCCEEDED
+    first.control(STRAY)
+    accepted = stack.runs.generate(prompts(12), provider="openai", in_flight=1)
+    stack.dispatch.run_once()
+    shard = in_ledger(stack, f"SELECT id FROM jobs WHERE run_id = '{accepted.id}'")
+    stack.run_work.run_shard(shard, lambda _: None)
+    standing = stack.runs.get(accepted.id)
+    assert (standing.succeeded, standing.failed) == (11, 0)
+    [waits] = stack.waiting_jobs.who(accepted.id)
+    assert (waits.jobs, waits.error_code) == (1, "TRIED_LATER")
+    assert "asks us to slow down (status 429" in (waits.error or "")
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "least", "most"),
+    [(43_200, 590, 600), ("1900000000", 0, 5), ("inf", 0, 5), ("-inf", 0, 5)],
+    ids=["half a day", "a point in time", "infinite", "the past"],
+)
+def test_no_provider_makes_a_job_wait_for_longer_than_we_let_it(
+    open_stack: Open, first: SimulatorProcess, retry_after: float | str, least: float, most: float
+) -> None:
+    stack = open_stack(retry_backoff_seconds=0.1)
+    first.control(*[{"kind": "status", "status": 429, "retry_after": retry_after}] * 3)
+    refused = run(stack, generate(stack))
+    assert (refused.state, refused.error_code) == (JobState.QUEUED, "RATE_LIMITED")
+    assert refused.not_before is not None
+    assert least <= (refused.not_before - datetime.now(UTC)).total_seconds() <= most
+
+
+def test_a_provider_that_is_not_ours_is_held_to_the_same(open_stack: Open) -> None:
+    stack = open_stack()
+
+    class Slow(DemoService):
+        """Asks to wait, however long."""
+
+        name = "slow"
+
+        async def _generate(
+            self, request: GenerationRequest, user_id: UUID | None, failures: int
+        ) -> LLMResponse:
+            raise RateLimited("Slow down.", retry_after=math.inf)
+
+    stack.factory.register("slow", Slow)
+    refused = run(stack, stack.jobs.enqueue_generation("x", provider="slow"))
+    assert refused.not_before is not None
+    assert (refused.not_before - datetime.now(UTC)).total_seconds() <= 5
 
 
 # What is in Redis
