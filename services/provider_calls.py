@@ -142,7 +142,8 @@ class ProviderCalls:
             except RateLimited as error:
                 # It may be about this call alone: then the limiter would let it go at once.
                 throttled += 1
-                wait = self._backoff.delay(throttled, error.retry_after)
+                tries = throttled if error.retry_after is None else 1
+                wait = self._backoff.delay(tries, error.retry_after)
                 is_long = wait > self._calls.patience_seconds
                 if permit is None or is_long or throttled == MAX_THROTTLED:
                     raise

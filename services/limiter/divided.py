@@ -131,9 +131,7 @@ def _is_accident(settlement: Settlement, level: _Level) -> bool:
         return False
     if settlement.report and settlement.report.limits:
         return all(state.remaining > 0 for state in settlement.report.limits.values())
-    answered = level.recent.count(Outcome.ANSWERED)
-    is_well = answered >= SEVERAL and 2 * answered >= len(level.recent)
-    return is_well and (settlement.retry_after or 0.0) <= SHORT_WAIT
+    return (settlement.retry_after or 0.0) <= SHORT_WAIT
 
 
 def _rate(limits: Limits, name: str) -> float | None:

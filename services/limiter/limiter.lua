@@ -298,7 +298,7 @@ if limits.tokens then charged.tokens = math.min(charged.tokens, limits.tokens) e
 local used = {input = tonumber(ARGV[16]), output = tonumber(ARGV[17])}
 local granted_at, is_probe = tonumber(ARGV[18]), ARGV[19] == '1'
 
-local told = {}
+local told, was_known = {}, is_known
 for i, name in ipairs(NAMES) do
   local limit, remaining = tonumber(ARGV[23 + i]), tonumber(ARGV[27 + i])
   if limit and remaining and limit > 0 then
@@ -381,7 +381,7 @@ local flying = redis.call('ZCARD', KEYS[5])
 if outcome ~= 'cancelled' and outcome ~= 'unused' then
   local keep = get('recent') >= math.max(RECENT_CALLS, 2 * flying) and 0.5 or 1
   set('recent', get('recent') * keep + 1)
-  for _, name in ipairs({'failed', 'throttled', 'answered'}) do
+  for _, name in ipairs({'failed', 'throttled'}) do
     set('recent_' .. name, get('recent_' .. name) * keep + (outcome == name and 1 or 0))
   end
 end
@@ -415,17 +415,15 @@ local function headers_say_room()
   return has_room
 end
 
--- A 429 is about everyone where its headers say so, or several agree. Else it is about its call.
+-- A 429 is about everyone where its headers say so, several agree, or it asks for long and nothing
+-- speaks against it. Else it is about its call.
 local is_contradiction = false
 if outcome == 'throttled' then
   local has_room = headers_say_room()
   is_contradiction = has_room == true
   if not is_common('throttled', SEVERAL) then
-    local is_well = get('recent_answered') >= math.max(SEVERAL, get('recent') / 2)
     if has_room then outcome = 'stray'
-    elseif has_room == nil and is_well and (retry_after or 0) <= SHORT_WAIT then
-      outcome = 'unexplained'
-    end
+    elseif has_room == nil and (retry_after or 0) <= SHORT_WAIT then outcome = 'unexplained' end
   end
 end
 
@@ -481,7 +479,7 @@ if outcome == 'failed' then
 elseif outcome ~= 'cancelled' and outcome ~= 'unused' then
   if get('open_until') > 0 and get('open_until') <= now then
     for _, name in ipairs({'open_until', 'opens', 'probe_until', 'recent', 'recent_failed',
-      'recent_throttled', 'recent_answered'}) do
+      'recent_throttled'}) do
       set(name, 0)
     end
   end
@@ -489,4 +487,4 @@ elseif is_probe then
   set('probe_until', 0)
 end
 save()
-return {'settled'}
+return {'settled', is_known and not was_known and 1 or 0}

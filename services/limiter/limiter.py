@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from uuid import uuid4
@@ -80,6 +81,7 @@ class RateLimiter:
         self._is_away = False
         self._known: dict[Bucket, Limits] = {}
         self._held: set[Permit] = set()
+        self._waiting: dict[Bucket, asyncio.Event] = {}
 
     def settings_for(self, provider: str, model: str) -> ModelLimits | None:
         """What a person has set for a model."""
@@ -107,7 +109,7 @@ class RateLimiter:
                         self._held.add(permit)
                         return permit
                     case Wait(seconds):
-                        await asyncio.sleep(self._sleep(seconds))
+                        await self._sleep_or_hear(bucket, self._sleep(seconds))
                     case _:
                         raise _refusal(bucket, verdict)
         except asyncio.CancelledError:
@@ -143,13 +145,15 @@ class RateLimiter:
             self._divided.settle(permit.bucket, settlement)
             return
         try:
-            await self._shared.settle(
+            is_known_now = await self._shared.settle(
                 permit.bucket,
                 self._of(permit.bucket),
                 permit.grant,
                 permit.need,
                 settlement,
             )
+            if is_known_now and (waiting := self._waiting.pop(permit.bucket, None)):
+                waiting.set()
         except (RedisError, OSError) as error:
             self._rest(error)
 
@@ -214,6 +218,15 @@ class RateLimiter:
         spread = self._uniform(0.9, 1.0) * seconds + self._uniform(0.0, SHORTEST_SLEEP)
         longest = max(LONGEST_SLEEP, seconds / 2) * self._uniform(0.8, 1.0)
         return min(max(SHORTEST_SLEEP, spread), longest)
+
+    async def _sleep_or_hear(self, bucket: Bucket, seconds: float) -> None:
+        """Wait so long, or until an answer tells a limit: there may be room for all at once."""
+        if len(self._waiting) >= MOST_BUCKETS:
+            self._waiting.clear()
+        waiting = self._waiting.setdefault(bucket, asyncio.Event())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await waiting.wait()
 
     def _rest(self, error: Exception) -> None:
         if not self._is_away:

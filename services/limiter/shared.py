@@ -89,11 +89,11 @@ class SharedBuckets:
         grant: Grant,
         need: Need,
         settlement: Settlement,
-    ) -> None:
-        """Say what a granted call came to."""
+    ) -> bool:
+        """Say what a granted call came to; whether a limit is known by that for the first time."""
         told = settlement.report.limits if settlement.report else {}
         states = [told.get(name) for name in DIMENSIONS]
-        await self._run(
+        _, is_known_now = await self._run(
             bucket,
             "settle",
             settings,
@@ -113,6 +113,7 @@ class SharedBuckets:
             *("" if state is None else state.limit for state in states),
             *("" if state is None else state.remaining for state in states),
         )
+        return bool(int(is_known_now))
 
     async def renew(self, held: Sequence[tuple[Bucket, Grant]], lease: float) -> None:
         """Put off the end of these grants' leases to `lease` seconds from now."""

@@ -349,7 +349,8 @@ class ShardWork:
             if isinstance(error, RateLimited):
                 # Whether others may leave is for the limiter to say.
                 call = replace(call, refusals=call.refusals + 1)
-                delay = self._tools.backoff.delay(call.refusals, error.retry_after)
+                tries = call.refusals if error.retry_after is None else 1
+                delay = self._tools.backoff.delay(tries, error.retry_after)
                 return Decision(error, waits=call, delay=delay)
             if not error.counts_as_failure:
                 return Decision(error, waits=call)

@@ -36,6 +36,8 @@ from services.llm.limit_report import LimitReport, LimitState
 from tests.limiter_world import BUCKET, Clocked, Job, MadeUpProvider, World, run_world
 
 NEED = Need(100, 100)
+ROOM = LimitReport({"requests": LimitState(6_000, 5_000)})
+NO_ROOM = LimitReport({"requests": LimitState(6_000, 0)})
 LIMITER_DATABASE = 15
 
 T = TypeVar("T")
@@ -389,18 +391,42 @@ def test_settling_twice_counts_once(url: str) -> None:
     talk(url, work, tokens_per_minute=60_000)
 
 
+def test_those_who_wait_hear_of_it_when_an_answer_tells_the_limit(url: str) -> None:
+    """Without any limit known, few calls are under way; the first answer may tell of many."""
+
+    async def run() -> None:
+        limiter = RateLimiter(
+            SharedBuckets(AsyncRedis.from_url(url, decode_responses=True)),
+            DividedBuckets(lambda: 1),
+            [],
+            patience_seconds=60.0,
+            lease_seconds=60.0,
+            # As long a sleep as there is, so that nobody's turn comes by itself.
+            uniform=lambda low, high: high * 1_000,
+        )
+        permits = [await limiter.acquire(BUCKET, NEED) for _ in range(4)]
+        waiting = [asyncio.create_task(limiter.acquire(BUCKET, NEED)) for _ in range(20)]
+        await asyncio.sleep(0.2)
+        assert not any(task.done() for task in waiting)
+        await limiter.settle(permits[0], Settlement(Outcome.ANSWERED, report=ROOM))
+        await asyncio.wait_for(asyncio.gather(*waiting), 30.0)
+        await limiter.aclose()
+
+    asyncio.run(run())
+
+
 # Throttled
 
 
 def test_a_429_pauses_everyone_until_retry_after(url: str) -> None:
     async def work(script: Script) -> None:
         grant = await script.grant()
-        await script.settle(grant, Outcome.THROTTLED, retry_after=2.0)
+        await script.settle(grant, Outcome.THROTTLED, retry_after=2.0, report=NO_ROOM)
         for at, kind in ((0.1, Wait), (1.9, Wait), (2.1, Grant)):
             await script.at(at)
             assert isinstance(await script.ask(name="other"), kind)
         grant = await script.grant()
-        await script.settle(grant, Outcome.THROTTLED, retry_after=600.0)
+        await script.settle(grant, Outcome.THROTTLED, retry_after=600.0, report=NO_ROOM)
         later = await script.ask()
         assert isinstance(later, Later)
         assert later.seconds == pytest.approx(600, rel=0.01)
@@ -408,12 +434,24 @@ def test_a_429_pauses_everyone_until_retry_after(url: str) -> None:
     talk(url, work, requests_per_minute=60_000)
 
 
+def test_one_429_of_which_nothing_else_is_known_pauses_nobody_and_three_do(url: str) -> None:
+    async def work(script: Script) -> None:
+        for _ in range(2):
+            await script.settle(await script.grant(), Outcome.THROTTLED, retry_after=2.0)
+        await script.settle(await script.grant(), Outcome.THROTTLED, retry_after=2.0)
+        verdict = await script.ask()
+        assert isinstance(verdict, Wait)
+        assert verdict.seconds == pytest.approx(2.0, abs=0.1)
+
+    talk(url, work)
+
+
 def test_a_429_that_names_no_time_pauses_longer_each_time(url: str) -> None:
     async def work(script: Script) -> list[float]:
         pauses, now = [], 0.0
         for _ in range(9):
             grant = await script.grant()
-            await script.settle(grant, Outcome.THROTTLED)
+            await script.settle(grant, Outcome.THROTTLED, report=NO_ROOM)
             pauses.append((await script.clocked.state())["paused"] - 1_000_000.0 - now)
             now += pauses[-1] + 1.0
             await script.at(now)
@@ -421,10 +459,6 @@ def test_a_429_that_names_no_time_pauses_longer_each_time(url: str) -> None:
 
     pauses = talk(url, work, requests_per_minute=60_000)
     assert pauses == pytest.approx([0.5, 1, 2, 4, 8, 16, 32, 60, 60], abs=0.01)
-
-
-ROOM = LimitReport({"requests": LimitState(6_000, 5_000)})
-NO_ROOM = LimitReport({"requests": LimitState(6_000, 0)})
 
 
 @pytest.mark.parametrize("report", [ROOM, None], ids=["its own headers", "headers of others"])
@@ -516,15 +550,14 @@ def test_headers_that_contradict_the_429_are_not_believed(url: str) -> None:
     """A provider that reports room and refuses all the same limits by something else."""
 
     async def work(script: Script) -> None:
-        report = LimitReport({"requests": LimitState(6_000, 5_000)})
         for _ in range(3):
             await script.settle(
-                await script.grant(), Outcome.THROTTLED, retry_after=0.1, report=report
+                await script.grant(), Outcome.THROTTLED, retry_after=0.1, report=ROOM
             )
         assert isinstance(await script.ask(), Wait)
         await script.at(script.now + 1.0)
         for _ in range(5):
-            await script.settle(await script.grant(), report=report)
+            await script.settle(await script.grant(), report=ROOM)
         assert (await script.clocked.state())["level_requests"] < 101
 
     talk(url, work, requests_per_minute=6_000)
