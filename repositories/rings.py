@@ -141,11 +141,11 @@ class RingRepository(BaseRepository[Job]):
 
     def waits(self, run_id: UUID | None, limit: int) -> Sequence[Waits]:
         """Who waits for a time to come, of all jobs or of a run's; the most first."""
-        count = func.count()
+        count, due = func.count(), func.coalesce(Job.not_before, func.now())
         rows = self._session.execute(
             select(
                 Job.provider, Job.model, count, Job.error_code, func.max(Job.error),
-                func.min(Job.not_before), func.max(Job.not_before),
+                func.min(due), func.max(due),
             )
             .where(Job.state == JobState.QUEUED, Job.not_before > func.now())
             .where(*([] if run_id is None else [Job.run_id == run_id]))
