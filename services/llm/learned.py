@@ -26,7 +26,10 @@ SAID = 300
 """How much of a refusal is read: what comes later quotes what was asked."""
 _COUNTED = re.compile(
     r"(?:larger than|greater than|more than|at most|max\w*|limit\w*|exceed\w*|up to|<=|超过)"
-    r"\D{0,40}?(\d+)(?! *(?:character|byte|second|\d))",
+    r"\D{0,40}?(\d{1,3}(?:,\d{3})+|\d+)(?![\d.,]*\d)"
+    # What it is a number of: not of bytes, lines, words and whatever else a text may have.
+    r"(?! ?(?!(?:inputs?|texts?|items?|documents?|requests?|elements?|strings?|entries|sequences?"
+    r"|and|at|but|for|got|in|not|or|per|received|your)\b)[a-z])",
 )
 _OF_TEXTS = re.compile(r"batch|inputs?\b|texts|items|documents|requests|elements|数组|条")
 _TOO_MANY = re.compile(
@@ -104,7 +107,7 @@ def most_texts(said: str, asked: int) -> int | None:
     if "token" in said:
         return None  # it is about the length of texts
     if _OF_TEXTS.search(said):
-        named = [int(found) for found in _COUNTED.findall(said)]
+        named = [int(found.replace(",", "")) for found in _COUNTED.findall(said)]
         fewer = [number for number in named if 0 < number < asked]
         if fewer:
             return max(fewer)

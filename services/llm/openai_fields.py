@@ -29,6 +29,12 @@ _NOT_TAKEN = re.compile(
     r"support|unknown|unrecogni|unexpected|extra|permitted|allowed|forbidden|additional"
     r"|invalid|should be|must be|no such|does not"
 )
+_OF_VALUE = (
+    r"\b{field}\b[^.]{{0,40}}?(?:too (?:large|big|high|small|low)|at (?:most|least)"
+    r"|(?:less|more|greater|smaller) than|exceed|above|below|between|positive|maximum|minimum)"
+)
+"""What a refusal says that is about the value: the field is known then, and under another name it
+may be passed over in silence."""
 
 
 def as_taken(body: Mapping[str, Any], facts: Mapping[str, str | None]) -> dict[str, Any]:
@@ -45,7 +51,9 @@ def refused_field(body: Mapping[str, Any], said: str) -> str | None:
     said = said[:READ].lower()
     if not _NOT_TAKEN.search(said):
         return None
-    named = (field for field in SUBSTITUTES if re.search(rf"\b{field}\b", said))
+    named = [field for field in SUBSTITUTES if re.search(rf"\b{field}\b", said)]
+    if any(re.search(_OF_VALUE.format(field=field), said) for field in named):
+        return None
     return next((field for field in named if field in body), None)
 
 

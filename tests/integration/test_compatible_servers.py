@@ -11,6 +11,7 @@ from config.settings import Settings
 from repositories.models import JobState
 from repositories.run_models import RunState
 from services.llm.learned import RefusedCalls, most_texts
+from services.llm.openai_fields import refused_field
 from services.views import JobView
 from tasks.composition import PromptStack
 from tests.runs import work
@@ -175,10 +176,12 @@ def test_the_longest_answer_is_named_as_the_server_wants_it(open_stack: Open) ->
         assert [body.get("max_tokens") for body in server.bodies("/chat/completions")[5:]] == [70]
 
 
-def test_what_is_wrong_with_a_value_is_not_asked_twice_for_good(open_stack: Open) -> None:
-    """A refusal of the value holds under either name, and teaches nothing."""
+def test_a_wrong_value_is_not_asked_for_under_another_name(open_stack: Open) -> None:
+    """A server that doesn't know the other name would answer without any bound."""
 
     def answer(asked: Asked) -> Answer:
+        if "max_completion_tokens" not in asked.body:
+            return chat(asked)
         said = "max_completion_tokens is too large: 900. This model does not support it."
         return 400, {"error": {"message": said, "param": "max_tokens"}}
 
@@ -186,8 +189,24 @@ def test_what_is_wrong_with_a_value_is_not_asked_twice_for_good(open_stack: Open
         stack = open_stack(server.url)
         job = ask(stack, max_tokens=900)
         assert (job.state, job.error_code) == (JobState.FAILED, "INVALID_PROVIDER_REQUEST")
-        assert len(server.asked) == 2
+        assert len(server.asked) == 1
         assert stack.learned.of(stack.providers.get("small")._server, "chat-1") == {}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        ("Unsupported parameter: 'max_completion_tokens'. Use 'max_tokens' instead.", True),
+        ("max_completion_tokens: Extra inputs are not permitted", True),
+        ("Invalid 'max_completion_tokens': integer above maximum value. Expected <= 9", False),
+        ("`max_completion_tokens` must be less than or equal to `8192`", False),
+        ("max_completion_tokens must be at least 1, got 0. invalid_request_error", False),
+        ("max_tokens is too large: 9. invalid_request_error max_completion_tokens", False),
+    ],
+)
+def test_a_field_that_is_not_known_is_told_from_a_wrong_value(said: str, *, field: bool) -> None:
+    found = refused_field({"max_completion_tokens": 9, "model": "m"}, said)
+    assert found == ("max_completion_tokens" if field else None)
 
 
 def test_vectors_are_asked_for_as_numbers_where_base64_is_refused(open_stack: Open) -> None:
@@ -223,7 +242,14 @@ def test_what_was_learned_is_shared_and_forgotten(open_stack: Open) -> None:
         ("The batchsize of texts is 300 but must be <= 250", 300, 250),
         ("Too many inputs in request, split into more batches.", 100, 50),
         ("Batch size too large", 64, 32),
+        ("List should have at most 32 items after validation, not 100", 100, 32),
+        ("at most 1,000 inputs", 2_048, 1_000),
         # About texts, and not their number
+        ("input[3] has more than 1 line", 64, None),
+        ("inputs: each must have at most 5 sentences", 64, None),
+        ("documents: max size is 2 MB", 64, None),
+        ("the inputs exceed 2.5MB", 64, None),
+        ("invalid request: input must be at most 20kB", 64, None),
         ("This model's maximum context length is 512 tokens, the input has 600", 1_000, None),
         ("input (600 tokens) is too large to process. increase the physical batch size", 40, None),
         ("inputs must have at most 512 characters", 1_000, None),
