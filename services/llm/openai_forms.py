@@ -33,7 +33,9 @@ def turn_of(given: Any) -> Any:
         given = given.model_dump()
     if not isinstance(given, Mapping):
         return given
-    turn = _there(given)
+    # Servers write "" or [] where they have nothing to say.
+    optional = NOT_TAKEN | {"refusal"}
+    turn = {name: value for name, value in _there(given).items() if value or name not in optional}
     odd = next((name for name in sorted(NOT_TAKEN) if name in turn), None)
     if odd is not None:
         raise ValueError(f"{odd} can't be handed on to a provider; leave it out")

@@ -380,7 +380,7 @@ def reading(provider: str, answer: httpx2.Response, key_setting: str, wire: str)
         # Words count only where they are those of an error: an answer may hold any.
         said = json.dumps(read.body.get("error"))
         number = int(status.group()) if status else WRONG_REQUEST
-        if status or is_page(text) or _told(provider, number, codes, said):
+        if status or is_page(text) or _told(wire, number, codes, said):
             raise from_status(
                 provider,
                 answer.status_code if is_page(text) else number,

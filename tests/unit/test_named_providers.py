@@ -11,6 +11,7 @@ from config.providers import ModelFacts, NamedProvider
 from config.settings import Settings
 from services.errors import InvalidInput, UnknownModel
 from services.llm.base import Capability
+from services.llm.errors import NotConfigured
 from services.llm.openai import OpenAIService
 from services.llm.requests import GenerationRequest
 from tasks.composition import PromptStack
@@ -74,6 +75,16 @@ def test_no_server_is_asked_for_another_ones_model(tmp_path: Path) -> None:
             assert service.choose_model(capability, "mine") == "mine"
     own = opened(tmp_path, "").factory.service_class("openai")
     assert own.choose_model(Capability.GENERATION, None) == "gpt-5-mini"
+
+
+def test_a_missing_key_is_asked_for_where_it_would_be_read(tmp_path: Path) -> None:
+    stack = opened(
+        tmp_path, '[[providers]]\nname = "mine"\nwire = "openai"\n', openai_api_key="sk-1"
+    )
+    with pytest.raises(NotConfigured, match="set api_key_env in MODELS_FILE"):
+        stack.factory.create("mine").check_configured()
+    with pytest.raises(NotConfigured, match="set ANTHROPIC_API_KEY"):
+        stack.factory.create("anthropic").check_configured()
 
 
 def test_prices_hold_at_the_providers_own_address_alone(tmp_path: Path) -> None:

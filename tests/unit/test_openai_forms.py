@@ -20,6 +20,8 @@ from services.sources.conversations import checked_messages
 from services.sources.reading import BadRecord
 
 DUMPED: dict[str, Any] = {"refusal": None, "annotations": [], "audio": None, "function_call": None}
+EMPTY: dict[str, Any] = {"refusal": "", "reasoning_content": "", "thinking_blocks": []}
+"""What other servers' answers have beside them, where there is nothing of it."""
 """What the SDK's `message.model_dump()` has beside role and content."""
 TALK: list[dict[str, Any]] = [
     {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
@@ -80,6 +82,11 @@ def test_an_answer_of_openais_sdk_is_a_turn() -> None:
     [ours] = request(messages=[from_sdk]).messages
     assert ours == Message.model_validate(CANONICAL[2])
     assert request(messages=[ours]).messages == (ours,)
+
+
+def test_what_is_empty_beside_an_answer_is_not_there() -> None:
+    said = Message.model_validate({"role": "assistant", "content": "So.", **EMPTY})
+    assert said == Message(role="assistant", content="So.")
 
 
 def test_each_wire_has_the_calls_and_their_results() -> None:
