@@ -93,7 +93,7 @@ def read_schema(path: Path | None) -> dict[str, JsonValue] | None:
             raise InvalidInput(
                 f"{path} has more than {MAX_SCHEMA_BYTES:,} bytes, which no JSON schema needs."
             )
-        schema = load_json(content, str(path))
+        schema = load_json(content, f"The JSON schema in {path}")
         return TypeAdapter(dict[str, JsonValue]).validate_python(schema)
     except (OSError, JSONDecodeError, ValidationError) as error:
         raise InvalidInput(

@@ -136,7 +136,7 @@ def _rows(stack: PromptStack) -> int:
 def test_a_limit_of_the_cost_is_held_as_far_as_the_ledger_can_and_never_more(
     client: TestClient,
 ) -> None:
-    for given, held in (("1e-400000", "0E-10"), ("0.12345678919", "0.1234567891")):
+    for given, held in (("1e-400000", "0"), ("0.12345678919", "0.1234567891")):
         body = {"provider": "openai", "items": ["x"], "max_tokens": 1, "max_cost_usd": given}
         response = client.post("/api/v1/runs/generations", json=body)
         assert (response.status_code, response.json()["max_cost_usd"]) == (202, held)
