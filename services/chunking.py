@@ -85,6 +85,17 @@ class Chunker:
         """The same, with chunks that a model takes whose texts may have so many tokens."""
         return self if text_tokens is None else self.at_most(text_tokens - ROOM)
 
+    def size(self, text: str, source: str) -> int:
+        """How many tokens one of the chunks has: the fewest that leave it in one piece."""
+        least, most = MIN_CHUNK_TOKENS, self.tokens
+        while least < most:
+            middle = (least + most) // 2
+            if len(self.at_most(middle).cut(text, source)) == 1:
+                most = middle
+            else:
+                least = middle + 1
+        return least
+
     def fingerprint(self, content_hash: bytes, source: str) -> bytes:
         """Tell whether chunks that were cut earlier are the ones that would be cut now."""
         kind = "markdown" if _is_markdown(source) else "text"

@@ -161,6 +161,7 @@ class EmbeddingService:
                 ask=lambda llm: llm.embed(texts, claim.model, claim.user_id),
                 need=lambda llm: Need(sum(map(llm.estimate_tokens, texts)), is_bulk=claim.is_bulk),
                 items=len(texts),
+                is_suspect=call.parting is not None,
             ),
             keep=keep,
         )
@@ -178,7 +179,7 @@ class EmbeddingService:
         Raises `ContextTooLong` where no smaller chunk is left to try.
         """
         claim, source = job.claim, job.claim.request["source"]
-        fits = cutting.fits.at_most(found.tokens(cutting.fits.tokens))
+        fits = cutting.fits.at_most(found.tokens(cutting.fits.size(found.text, source)))
         while len(fits.cut(found.text, source)) == 1:
             if fits.tokens == MIN_CHUNK_TOKENS:
                 raise found.error
@@ -204,8 +205,9 @@ class EmbeddingService:
             unit.reservations.release(claim, list(pieces))
 
         job.in_ledger(store)
-        # Other documents are like this one, but for what is in none of them, such as long numbers.
-        self._fitting[claim.provider, claim.model] = max(fits.tokens, cutting.asked.tokens // 2)
+        # Other documents are like this one, but for what few have, such as long numbers.
+        least = (found.error.limit or cutting.asked.tokens) // 2
+        self._fitting[claim.provider, claim.model] = max(fits.tokens, least)
         return replace(cutting, fits=fits)
 
     def _prepare(self, job: ClaimedJob, document_id: UUID, cutting: "Cutting") -> "Work":
@@ -275,15 +277,15 @@ class TextTooLong(Exception):
         self.error = error
 
     def tokens(self, before: int) -> int:
-        """How many of our tokens a chunk may have that had `before`: by what the provider said.
+        """How many of our tokens a text may have that has `before`: by what the provider said.
 
-        Half where it said nothing, and not less than a quarter at once.
+        Half where it said nothing, and not less than an eighth at once.
         """
         limit, given = self.error.limit, self.error.given
         if limit is None or given is None:
             return before // 2
         # Other chunks are denser than this one.
-        return max(before // 4, int(0.9 * before * (limit - ROOM) / given))
+        return max(before // 8, int(0.9 * before * (limit - ROOM) / given))
 
 
 @dataclass(frozen=True)

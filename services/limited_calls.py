@@ -87,9 +87,12 @@ class LimitedCalls:
         call: Callable[[], Coroutine[Any, Any, Answer]],
         *,
         seconds_left: float = math.inf,
+        is_suspect: bool = False,
     ) -> Answer:
         """Make the call and settle its permit. Raises `ProviderError`.
 
+        Where it `is_suspect`, as it holds a text that has failed again and again, a failure says
+        nothing of the provider: else one text would close the circuit for all others.
         Raises `DeadlinePassed` where there is no answer within the `seconds_left` to its job.
         """
         started = self._clock()
@@ -107,6 +110,8 @@ class LimitedCalls:
             error.retry_after = self._sane(error.retry_after)
             # What says what it took has counted the call, whatever else it says.
             used, outcome = error.usage, OUTCOMES.get(type(error), Outcome.REFUSED)
+            if is_suspect and outcome is Outcome.FAILED:
+                outcome = Outcome.CANCELLED
             settlement = Settlement(
                 outcome if used is None else Outcome.ANSWERED,
                 latency_seconds=self._clock() - started,

@@ -76,6 +76,8 @@ class ProviderCall:
     need: Callable[[LLMService], Need]
     """What it will take, as far as is known before."""
     items: int = 1
+    is_suspect: bool = False
+    """Whether it holds a text that has failed again and again."""
 
 
 class ProviderCalls:
@@ -196,7 +198,13 @@ class ProviderCalls:
         try:
             self._wait_for(
                 job,
-                self._calls.make(call.provider, permit, ask, seconds_left=job.hold.seconds_left()),
+                self._calls.make(
+                    call.provider,
+                    permit,
+                    ask,
+                    seconds_left=job.hold.seconds_left(),
+                    is_suspect=call.is_suspect,
+                ),
             )
         except CancelledError:
             # Where only the limiter was still to be told, the answer is there, and paid for.

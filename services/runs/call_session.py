@@ -209,7 +209,11 @@ class CallSession:
                     self._left.discard(sent.attempt_id)
                     return  # the shard knows it as one that has not left
                 await self._calls.make(
-                    self._asking.provider, sent.permit, ask, seconds_left=seconds_left
+                    self._asking.provider,
+                    sent.permit,
+                    ask,
+                    seconds_left=seconds_left,
+                    is_suspect=sent.call.parting is not None,
                 )
             self._events.put(Answered(sent, answers[0]))
         except asyncio.CancelledError:
