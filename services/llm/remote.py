@@ -46,6 +46,8 @@ from services.text import make_storable
 
 AVAILABILITY_SECONDS = 5.0
 CONNECT_SECONDS = 10.0
+OWN_HEADERS = ("anthropic-version",)
+"""Those that we give a client ourselves."""
 NO_PATH = (404, 405, 501)
 """How servers say that they have no such thing."""
 # The aiohttp transport keeps every connection up to `max_connections` alive and ignores
@@ -347,6 +349,8 @@ class RemoteService(LLMService, Generic[Client]):
                 self._base_url or self.official_url,
                 httpx2.Timeout(self._timeout, connect=CONNECT_SECONDS),
             )
+            if self.name != self.wire:
+                forget_environment(self._client)
         return self._client
 
     @abstractmethod
@@ -372,6 +376,17 @@ async def keep(answer: httpx2.Response) -> None:
     answers = _ANSWERS.get(None)
     if answers is not None:
         answers.append(answer)
+
+
+def forget_environment(client: Any) -> None:
+    """Let an SDK's client send nothing that the environment names for the provider itself.
+
+    Its organisation and its headers, which may hold a key, are no other server's business.
+    """
+    if hasattr(client, "organization"):
+        client.organization = client.project = None
+    given = getattr(client, "_custom_headers", {})
+    client._custom_headers = {name: given[name] for name in given if name in OWN_HEADERS}
 
 
 def widened(client: httpx2.AsyncClient) -> httpx2.AsyncClient:

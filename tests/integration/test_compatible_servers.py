@@ -10,10 +10,13 @@ from api.cli.doctor import _provider, examine
 from config.settings import Settings
 from repositories.models import JobState
 from repositories.run_models import RunState
+from repositories.usage import Group
 from services.llm.learned import RefusedCalls, most_texts
 from services.llm.openai_fields import refused_field
+from services.llm.requests import Fallback
 from services.views import JobView
 from tasks.composition import PromptStack
+from tests.http import serve
 from tests.runs import work
 from tests.small_server import Answer, Asked, SmallServer, chat, small_server, vectors
 
@@ -27,6 +30,14 @@ TOO_MANY = {
     "azure": (400, "Too many inputs. The max number of inputs is 10.  We hope to increase it."),
     "pydantic": (422, "List should have at most 10 items after validation, not {asked}"),
     "cohere": (400, "invalid request: total number of texts must be at most 10"),
+}
+SENT = {
+    "openai": {
+        "OPENAI_ORG_ID": "secret-organisation",
+        "OPENAI_PROJECT_ID": "secret-project",
+        "OPENAI_CUSTOM_HEADERS": "x-mine: secret",
+    },
+    "anthropic": {"ANTHROPIC_CUSTOM_HEADERS": "x-mine: secret"},
 }
 
 Open = Callable[..., PromptStack]
@@ -366,3 +377,60 @@ def test_azure_is_asked_in_its_own_way(open_stack: Open, monkeypatch: pytest.Mon
         for asked in it.asked:
             assert asked.headers["api-key"] == "azure-key-1234"
             assert "authorization" not in asked.headers
+
+
+# Its name, at every door
+
+
+def test_whatever_takes_a_provider_takes_the_name(
+    open_stack: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEFAULT_LLM_PROVIDER", "small")
+    monkeypatch.setenv("DEFAULT_EMBEDDING_PROVIDER", "small")
+    with small_server(refusing("seed", 503, {"error": {"message": "Busy."}})) as server:
+        stack = open_stack(
+            server.url,
+            f'[[providers]]\nname = "other"\nwire = "openai"\nbase_url = "{server.url}/v1"\n'
+            '[[limits]]\nprovider = "small"\nin_flight = 7\n',
+        )
+        fallbacks = [Fallback(provider="other", model="chat-2")]
+        answered = ask(stack, provider=None, fallbacks=fallbacks)
+        assert (answered.provider, answered.model) == ("small", "chat-1")
+        with serve(stack) as client:
+            made = client.post("/api/v1/generations", json={"prompt": "x", "provider": "small"})
+            assert made.json()["model"] == "chat-1"
+            made = client.post("/api/v1/runs/embeddings", json={"items": ["x"]})
+            assert (made.json()["provider"], made.json()["model"]) == ("small", "bge-1")
+        job = stack.jobs.enqueue_embedding("An owl hunts.", source="owl")
+        stack.embedding.run(job.id, lambda progress: None)
+        [hit, *_] = stack.search.search("owls", limit=1)
+        assert hit.text == "An owl hunts."
+        limit = stack.limiter.settings_for("small", "chat-1")
+        assert limit is not None
+        assert limit.in_flight == 7
+        usage = {
+            (row.provider, row.model) for row in stack.usage.sums([Group.PROVIDER, Group.MODEL])
+        }
+        assert usage == {("small", "chat-1"), ("small", "bge-1")}
+
+
+def test_a_server_gets_no_header_that_is_meant_for_another(
+    open_stack: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDKs send what these variables hold to whomever they talk to."""
+    version = 'api_version = "2023-06-01"\n'
+    for wire, variables in SENT.items():
+        for variable, value in variables.items():
+            monkeypatch.setenv(variable, value)
+        with small_server(serving({})) as server:
+            stack = open_stack(
+                "http://127.0.0.1:9",
+                f'[[providers]]\nname = "named"\nwire = "{wire}"\nbase_url = "{server.url}"\n'
+                f'generation_model = "m"\n{version if wire == "anthropic" else ""}',
+            )
+            ask(stack, provider="named")
+            [asked] = server.asked
+            assert "secret" not in str(asked.headers)
+        assert asked.headers.get("anthropic-version") == (
+            "2023-06-01" if wire == "anthropic" else None
+        )
