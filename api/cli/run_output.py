@@ -90,9 +90,10 @@ def write_output(
     if not target.is_standard_output and not quiet:
         _tell(summary)
     if summary.unwritten:
+        why = f"{summary.errors_path} says why" if summary.errors_path else "a file will say why"
         err.print(
-            f"promptstack: {plural(summary.unwritten, 'result')} could not be written; the "
-            "reasons stand beside the failures. All are kept: export them as .jsonl.",
+            f"promptstack: {plural(summary.unwritten, 'result')} could not be written; {why}. "
+            "All are kept: JSON Lines hold the most.",
             style="red",
             markup=False,
         )

@@ -345,7 +345,7 @@ def test_what_a_format_cannot_hold_is_said_and_the_others_are_written(stack: Pro
         unit.session.execute(odd)
     said = runs("export", run_id, "-o", "out.parquet", code=1).stderr
     assert "Wrote 1 result and 1 failure" in said
-    assert "1 result could not be written" in said
+    assert "1 result could not be written; out.errors.jsonl says why" in " ".join(said.split())
     [line] = Path("out.errors.jsonl").read_text().splitlines()
     assert json.loads(line)["code"] == "NOT_WRITABLE"
     assert "Wrote 2 results and 0 failures" in runs("export", run_id, "-o", "all.jsonl").stderr
