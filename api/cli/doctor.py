@@ -100,7 +100,7 @@ def _broker(stack: PromptStack) -> str:
 
 def _connections(stack: PromptStack) -> str:
     stack.check_connections()
-    return "proxies, certificates and passwords are as they can be"
+    return "no proxy, certificate file or password that could not work"
 
 
 def _workers(stack: PromptStack) -> Finding:
