@@ -506,6 +506,7 @@ def test_half_a_pair_in_utf_16_is_its_lines_fault_alone() -> None:
         (gzip.compress(gzip.compress(b"{}")), "is compressed more than once"),
         (gzip.compress(b"PK\x03\x04" + bytes(30)), "is a zip archive"),
     ],
+    ids=["zip", "xz", "gzip twice", "zip in gzip"],
 )
 def test_what_has_to_be_unpacked_first_is_told_by_name(data: bytes, reason: str) -> None:
     assert reason in refused(io.BytesIO(data))
