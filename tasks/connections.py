@@ -7,7 +7,7 @@ certificate is not to be trusted, would be asked for ever.
 import ssl
 from collections.abc import Callable, Iterator
 
-from amqp.exceptions import AccessRefused, NotAllowed
+from amqp.exceptions import AccessRefused, AMQPError, NotAllowed
 from celery import Celery
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
@@ -15,7 +15,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from config.errors import ConfigurationError
 
 REFUSALS = (AuthenticationError, NoPermissionError, AccessRefused, NotAllowed)
-AWAY = (RedisError, OSError)
+AWAY = (RedisError, AMQPError, OSError)
 """What a server that can't be reached raises; and much else, which is shown where it is met."""
 
 
@@ -37,7 +37,7 @@ def check_broker(app: Celery, variable: str) -> None:
 def _explained(variable: str, connect: Callable[[], object]) -> None:
     try:
         connect()
-    except (*AWAY, *REFUSALS) as error:
+    except AWAY as error:
         reason = next((found for found in map(_reason, _causes(error)) if found), None)
         if reason is not None:
             raise ConfigurationError(f"{variable}: {reason}") from error
