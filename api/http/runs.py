@@ -31,7 +31,8 @@ class RunBody(Body):
 
     items: Annotated[list[Record], FailFast(), Field(min_length=1)] = Field(
         description="Texts, or objects with `text`, `prompt` or `messages`, a `custom_id`, and "
-        "other fields that are kept as metadata. As many as the server's MAX_BODY_BYTES holds."
+        "other fields that are kept as metadata; also requests as OpenAI's Batch API takes them "
+        "(`custom_id`, `url`, `body`). As many as the server's MAX_BODY_BYTES holds."
     )
     name: Name = Field("", description="For you to find it again.")
     skip_bad: bool = Field(
