@@ -68,7 +68,13 @@ def test_rows_of_parquet_are_kept_exactly_or_refused(column: Any, name: str) -> 
     found = list(read_inputs(file, Reading(Format.PARQUET)))
     assert [one.position for one in found] == list(range(1, ROWS + 1))
     for one, scalar in zip(found, column, strict=True):
-        given_value = scalar.as_py()
+        try:
+            given_value = scalar.as_py()
+        except OverflowError:  # a time that Python can't hold
+            assert isinstance(one, BadInput)
+            continue
+        if pa.types.is_map(column.type) and given_value is not None:
+            given_value = dict(given_value)
         if isinstance(one, BadInput):
             assert one.reason
             assert name != "note" or not is_plain(given_value), (one, given_value)
@@ -76,7 +82,7 @@ def test_rows_of_parquet_are_kept_exactly_or_refused(column: Any, name: str) -> 
             assert one.metadata["note"] == kept(given_value)
         elif name == "text":
             assert one.text == kept(given_value)
-        elif given_value is not None:
+        elif kept(given_value) is not None:
             assert one.custom_id == str(kept(given_value))
 
 
@@ -107,9 +113,9 @@ def is_plain(value: Any) -> bool:
 
 def kept(value: Any) -> Any:
     """What becomes of a value that is taken."""
+    if isinstance(value, dict):
+        return {name if isinstance(name, str) else name.decode(): value[name] for name in value}
     if isinstance(value, list):
-        if value and isinstance(value[0], tuple):  # a map
-            return {name.decode(): part for name, part in value}
         return [kept(part) for part in value]
     if isinstance(value, float) and math.isnan(value):
         return None
