@@ -52,16 +52,22 @@ def in_blocks(data: bytes, size: int) -> Iterator[bytes]:
 
 
 @effort(deadline=None)
-@given(rows, st.sampled_from(["\n", "\r\n"]), st.booleans())
+@given(
+    rows,
+    st.sampled_from(["\n", "\r\n"]),
+    st.booleans(),
+    st.sampled_from(",;\t|"),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32-le"]),
+)
 def test_csv_comes_back_as_it_was_written(
-    written: list[tuple[str, str, str]], end: str, quote_all: bool
+    written: list[tuple[str, str, str]], end: str, quote_all: bool, sign: str, encoding: str
 ) -> None:
     # Left to itself, the csv module of Python 3.11 writes a carriage return without quotes.
     quote_all = quote_all or any("\r" in cell for row in written for cell in row)
     file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator=end, quoting=1 if quote_all else 0)
+    writer = csv.writer(file, delimiter=sign, lineterminator=end, quoting=1 if quote_all else 0)
     writer.writerows([("text", "a", "b b"), *written])
-    found = table(file.getvalue())
+    found = table(file.getvalue().encode(encoding))
     assert [(item.text, item.metadata) for item in found if isinstance(item, Input)] == [
         (text, {"a": one, "b b": other}) for text, one, other in written
     ]
