@@ -396,7 +396,8 @@ end
 -- Whether the headers say that there was room for this call: its own, or those of the answers
 -- before it; nil where they say nothing.
 local function headers_say_room()
-  local needed = {requests = 1, input = tonumber(ARGV[12]), output = tonumber(ARGV[13])}
+  -- Of tokens twice what is expected, as the provider may count more than we do.
+  local needed = {requests = 1, input = 2 * tonumber(ARGV[12]), output = 2 * tonumber(ARGV[13])}
   needed.tokens = needed.input + needed.output
   local has_own, has_room = next(told) ~= nil, nil
   for _, name in ipairs(NAMES) do

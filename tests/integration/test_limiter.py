@@ -221,6 +221,7 @@ def test_calls_in_flight_are_limited(url: str) -> None:
     burst=st.sampled_from([1.0, 5.0, 60.0]),
     slots=st.sampled_from([1, 8, 40]),
     sizes=st.lists(st.tuples(st.integers(1, 3_000), st.integers(0, 400)), min_size=1, max_size=40),
+    strays=st.sampled_from([0.0, 0.1, 0.5]),
     seed=st.integers(0, 1_000),
 )
 def test_no_more_leaves_than_the_limit_allows_and_every_job_gets_its_turn(
@@ -229,6 +230,7 @@ def test_no_more_leaves_than_the_limit_allows_and_every_job_gets_its_turn(
     burst: float,
     slots: int,
     sizes: list[tuple[int, int]],
+    strays: float,
     seed: int,
 ) -> None:
     """Over any stretch of time, by the settings alone: the made-up provider limits nothing."""
@@ -241,7 +243,7 @@ def test_no_more_leaves_than_the_limit_allows_and_every_job_gets_its_turn(
     ]
     with Redis.from_url(url) as redis:
         redis.flushdb()
-    provider = MadeUpProvider(sends_headers=False)
+    provider = MadeUpProvider(sends_headers=False, strays=strays)
     world = World(
         Clocked(url), provider, work, settings=told, slots=slots, overhead=(0.0, 0.0), seed=seed
     )
