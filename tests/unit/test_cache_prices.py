@@ -18,7 +18,7 @@ def test_what_anthropic_puts_into_its_cache_costs_a_quarter_more(
 ) -> None:
     usage = {"input_tokens": 0, "cache_creation_input_tokens": 100_000, "output_tokens": 0}
     body = {
-        "content": [{"type": "text", "text": "x"}],
+        "content": [],  # with a text, no tokens of it would be no answer's
         "stop_reason": "end_turn",
         "model": "claude-haiku-4-5",
         "usage": usage,
