@@ -418,10 +418,8 @@ end
 
 -- A 429 is about everyone where its headers say so, several agree, or it asks for long and nothing
 -- speaks against it. Else it is about its call.
-local is_contradiction = false
 if outcome == 'throttled' then
   local has_room = headers_say_room()
-  is_contradiction = has_room == true
   if not is_common('throttled', SEVERAL) then
     if has_room then outcome = 'stray'
     elseif has_room == nil and (retry_after or 0) <= SHORT_WAIT then outcome = 'unexplained' end
@@ -452,7 +450,9 @@ elseif outcome == 'throttled' then
   end
   set('throttled', get('throttled') + 1)
   set('paused', math.max(get('paused'), now + seconds))
+  local is_contradiction = true
   for _, name in ipairs(NAMES) do
+    if told[name] and told[name] < 1 then is_contradiction = false end
     if limits[name] and not told[name] then
       -- When the pause is over there is room for this call, and for no more.
       local cost = name == 'requests' and 1 or math.min(charged[name], capacity(name))
