@@ -206,7 +206,8 @@ class EmbeddingService:
 
         job.in_ledger(store)
         # Other documents are like this one, but for what few have, such as long numbers.
-        least = (found.error.limit or cutting.asked.tokens) // 2
+        limit = found.error.limit or 0  # fewer than in any chunk are no model's
+        least = (limit if limit >= MIN_CHUNK_TOKENS else cutting.asked.tokens) // 2
         self._fitting[claim.provider, claim.model] = max(fits.tokens, least)
         return replace(cutting, fits=fits)
 

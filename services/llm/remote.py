@@ -19,6 +19,7 @@ from pydantic import JsonValue
 from config.errors import ConfigurationError
 from config.network import check_network
 from config.providers import NamedProvider, Wire
+from config.settings import MIN_CHUNK_TOKENS
 from services.errors import InvalidInput
 from services.llm.base import (
     Capability,
@@ -242,8 +243,10 @@ class RemoteService(LLMService, Generic[Client]):
         self, error: ProviderError, texts: Sequence[str], model: str
     ) -> int | None:
         """How many texts the server takes in one call, where it refused them for their number."""
-        if len(texts) == 1 and isinstance(error, ContextTooLong) and error.limit and error.given:
-            await self._learn(model, "tokens_per_text", error.limit)
+        limit = error.limit if isinstance(error, ContextTooLong) and error.given else None
+        # Fewer than in any chunk are no model's limit: a refusal may quote the text.
+        if len(texts) == 1 and limit and limit >= MIN_CHUNK_TOKENS:
+            await self._learn(model, "tokens_per_text", limit)
         if len(texts) == 1 or isinstance(error, ModelNotFound):
             return None
         most = most_texts(error.detail or "", len(texts))

@@ -273,8 +273,12 @@ def from_status(
 
 
 def token_bounds(text: str) -> tuple[int | None, int | None]:
-    """How many tokens a refusal says that an input may have, and how many it has."""
-    limit, given = (_number(pattern, text.lower()) for pattern in (_LIMIT, _GIVEN))
+    """How many tokens a refusal says that an input may have, and how many it has.
+
+    What comes late in it quotes the input.
+    """
+    said = text[:LONGEST_DETAIL].lower()
+    limit, given = (_number(pattern, said) for pattern in (_LIMIT, _GIVEN))
     return limit, given if limit and given and given > limit else None
 
 

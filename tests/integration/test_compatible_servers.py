@@ -11,6 +11,7 @@ from config.settings import Settings
 from repositories.models import JobState
 from repositories.run_models import RunState
 from repositories.usage import Group
+from services.llm.errors import ContextTooLong
 from services.llm.learned import RefusedCalls, most_texts
 from services.llm.openai_fields import refused_field
 from services.llm.requests import Fallback
@@ -202,6 +203,17 @@ def test_a_wrong_value_is_not_asked_for_under_another_name(open_stack: Open) -> 
         assert (job.state, job.error_code) == (JobState.FAILED, "INVALID_PROVIDER_REQUEST")
         assert len(server.asked) == 1
         assert stack.learned.of(stack.providers.get("small")._server, "chat-1") == {}  # type: ignore[attr-defined]
+
+
+def test_a_limit_that_a_quoted_text_speaks_of_is_not_learned(open_stack: Open) -> None:
+    said = {"error": {"message": "The prompt is too long: 'I passed 9, which is less than 3'"}}
+    with small_server(lambda _: (400, said)) as server:
+        stack = open_stack(server.url)
+        service = stack.providers.get("small")
+        with pytest.raises(ContextTooLong) as caught:
+            stack.loop.run(service.embed(["x"], "bge-1", None))
+        assert (caught.value.limit, caught.value.given) == (3, 9)
+        assert service.limits_of("bge-1").text_tokens is None
 
 
 @pytest.mark.parametrize(

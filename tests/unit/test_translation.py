@@ -20,7 +20,7 @@ from services.llm.errors import (
     ServerBroke,
 )
 from services.llm.openai import OpenAIService
-from services.llm.translation import from_status
+from services.llm.translation import from_status, token_bounds
 from services.runs.verdicts import RUN_ENDING_CODES
 
 TOOL = "Invalid schema for function 'sales_perday': 'spend limit' is not of type 'object'."
@@ -143,6 +143,20 @@ def test_the_provider_s_own_words_come_before_the_status(
     status: int, code: object, said: str, kind: type[ProviderError]
 ) -> None:
     assert type(meaning("openai", status, said, code, None)) is kind
+
+
+@pytest.mark.parametrize(
+    ("said", "bounds"),
+    [
+        ("must have less than 512 tokens. Given: 600", (512, 600)),
+        ("maximum context length is 8192 tokens", (8_192, None)),
+        ("The input is too long: '" + "x" * 3_000 + " less than 300, and got 500'", (None, None)),
+    ],
+)
+def test_the_limit_of_a_text_is_the_provider_s_word_and_not_the_text_s(
+    said: str, bounds: tuple[int | None, int | None]
+) -> None:
+    assert token_bounds(said) == bounds
 
 
 @pytest.mark.parametrize(
