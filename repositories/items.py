@@ -131,11 +131,15 @@ class ItemRepository:
         return Counted(succeeded, failed, reused)
 
     def end_duplicates(self, run_id: UUID) -> int:
-        """End as failed what has the `custom_id` of an item before it; how many."""
+        """End as failed what has the `custom_id` of an item before it; how many.
+
+        Those with nothing to ask for have failed already, and sink no other that has their id.
+        """
         first = func.first_value(Item.position).over(
             partition_by=Item.custom_id, order_by=Item.position
         )
-        seen = select(Item.position, first.label("first")).where(Item.run_id == run_id).subquery()
+        asked = (Item.run_id == run_id, Item.content_hash.is_not(None))
+        seen = select(Item.position, first.label("first")).where(*asked).subquery()
         again = select(
             literal(run_id),
             seen.c.position,

@@ -247,6 +247,29 @@ def test_duplicates_are_told_by_line() -> None:
     assert "more\n" not in said
 
 
+@pytest.mark.parametrize(
+    ("name", "source"),
+    {
+        "an id unread": (
+            "in.jsonl",
+            b'{"id": "a", "text": "1", "x": NaN}\n{"id": "1", "text": "2"}',
+        ),
+        "no id": ("in.jsonl", b'{"text": ""}\n{"id": "1", "text": "2"}'),
+        "messages": (
+            "in.jsonl",
+            b'{"messages": [{"role": "user", "content": "a"}]}\n{"id": "1", "text": "2"}',
+        ),
+        "the same id": ("in.jsonl", b'{"id": "1", "text": ""}\n{"id": "1", "text": "2"}'),
+        "a row": ("in.csv", b"id,text\n1,a,b\n2,ok"),
+        "another encoding": ("in.csv", b"id,text\n1,gr\xfcn\n2,ok"),
+    }.values(),
+)
+def test_a_bad_line_has_no_id_that_a_good_one_could_take(name: str, source: bytes) -> None:
+    Path(name).write_bytes(source)
+    plan = json.loads(embed("--dry-run", "--json", source=name, code=2).stdout)
+    assert (plan["items"], plan["bad"], plan["duplicates"]) == (2, 1, 0)
+
+
 def test_a_bad_file_of_a_folder_is_named() -> None:
     Path("docs").mkdir()
     Path("docs/a.md").write_text("Good.")
