@@ -92,10 +92,18 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         query = (
             select(EmbeddingModel)
             .where(EmbeddingModel.provider == provider, EmbeddingModel.model == model)
-            .order_by(EmbeddingModel.id.desc())
+            .order_by(EmbeddingModel.created_at.desc(), EmbeddingModel.id.desc())
             .limit(1)
         )
         return self._session.scalars(query).one_or_none()
+
+    def lock_models(self) -> None:
+        """Two workers may meet a new model at once; the second waits here, and then sees it."""
+        self._session.execute(text("SELECT pg_advisory_xact_lock(hashtext('embedding_models'))"))
+
+    def make_newest(self, model: EmbeddingModel) -> None:
+        """Let a dimension that a model has once more be found before those that came between."""
+        self.update(model, created_at=func.clock_timestamp())
 
     def register_model(
         self,
@@ -112,10 +120,7 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         """
         known = self._find(provider, model, dimensions)
         if known is None:
-            # Two workers may meet a new model at once; the second waits here, and then sees it.
-            self._session.execute(
-                text("SELECT pg_advisory_xact_lock(hashtext('embedding_models'))")
-            )
+            self.lock_models()
             known = self._find(provider, model, dimensions)
         return known or self._add_model(provider, model, dimensions, storage, with_index=with_index)
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -10,6 +10,7 @@ from functools import partial
 from math import ceil, log2
 from uuid import UUID
 
+from config.errors import PromptStackError
 from config.settings import MIN_CHUNK_TOKENS
 from repositories.documents import Passage
 from repositories.errors import ClaimLost
@@ -28,6 +29,7 @@ from services.llm.pool import ProviderPool
 from services.packing import pack
 from services.provider_calls import ProviderCall
 from services.runs.asking import Call, Content
+from services.runs.vectors import keep_vectors
 from services.runs.verdicts import is_parted, is_retried, part
 from services.vector_keys import vector_key
 
@@ -124,33 +126,42 @@ class EmbeddingService:
             coming.extendleft(reversed(rest))
             enough = done + sum(len(content.positions) for content in call.contents)
             try:
-                self._embed_batch(job, call, enough, work.total)
+                faults = self._embed_batch(job, call, enough, work.total, has_some=done > 0)
             except (ProviderError, RequestTooLarge) as error:
                 if isinstance(error, ContextTooLong) and len(call.contents) == 1:
                     left = {hash_ for one in (call, *coming) for hash_ in one.hashes}
                     raise TextTooLong(call.contents[0].text, left, error) from error
                 if is_retried(call, error, job.claim.max_retries) or not is_parted(call, error):
-                    if len(call.contents) == 1 < work.total:
-                        (number, *_) = call.contents[0].positions
-                        error.add(f"This is about chunk {number + 1} of {work.total}.")
+                    if len(call.contents) == 1:
+                        _about_chunk(error, call.contents[0], work.total)
                     raise
                 coming.extendleft(reversed(part(call, error)))
                 continue
+            for content in call.contents:
+                if content.hash in faults:
+                    raise _about_chunk(faults[content.hash], content, work.total)
             done = enough
             job.claim = replace(job.claim, deaths=0)  # as in the ledger, where it got on
             job.show(JobState.RUNNING, done, work.total)
 
-    def _embed_batch(self, job: ClaimedJob, call: Call, done: int, total: int) -> None:
-        """Make one call, and store its vectors with the progress."""
+    def _embed_batch(
+        self, job: ClaimedJob, call: Call, done: int, total: int, *, has_some: bool
+    ) -> Mapping[bytes, PromptStackError]:
+        """Make one call, and store its vectors with the progress; what is wrong with others.
+
+        `has_some` says whether the document has vectors already.
+        """
         claim, texts = job.claim, [content.text for content in call.contents]
+        faults: dict[bytes, PromptStackError] = {}
 
         def keep(unit: UnitOfWork, answer: EmbeddingResponse) -> None:
-            dimensions = answer.vectors.shape[1]
-            model = unit.embeddings.register_model(claim.provider, claim.model, dimensions)
-            unit.embeddings.store(model, call.hashes, answer.vectors)
+            model = claim.provider, claim.model
+            answers = [(call.hashes, answer)]
+            faults.update(keep_vectors(unit, model, answers, lambda _: has_some))
+            kept = done - sum(len(one.positions) for one in call.contents if one.hash in faults)
             # Vectors are kept also when the job was cancelled; the next step then meets that.
             with suppress(ClaimLost):
-                unit.jobs.set_progress(claim, done, total)
+                unit.jobs.set_progress(claim, kept, total)
             # The job's row before its reservations, as in the reconciler.
             unit.reservations.release(claim, call.hashes)
 
@@ -165,6 +176,7 @@ class EmbeddingService:
             ),
             keep=keep,
         )
+        return faults
 
     def _cut_smaller(
         self,
@@ -377,6 +389,12 @@ def _check_deaths(claim: Claim, search: int) -> None:
             f"{claim.deaths} workers died one after the other while they ran this job: it is not "
             "tried again by itself, as it may be what ends workers."
         )
+
+
+def _about_chunk(error: PromptStackError, content: Content, total: int) -> PromptStackError:
+    if total > 1:
+        error.add(f"This is about chunk {content.positions[0] + 1} of {total}.")
+    return error
 
 
 def _succeed(unit: UnitOfWork, claim: Claim, document_id: UUID, total: int, *, tells: bool) -> bool:

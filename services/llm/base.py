@@ -79,6 +79,24 @@ class EmbeddingResponse:
     limits: LimitReport | None = None
     note: str = ""
     """See `LLMResponse`."""
+    others: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict, repr=False)
+    """Those of another size, by their place, where `vectors` has zeros: see `keep_vectors`."""
+
+    def sizes(self) -> list[int]:
+        """How many numbers the vector of each text has."""
+        size = self.vectors.shape[1]
+        return [
+            len(self.others[place]) if place in self.others else size
+            for place in range(len(self.vectors))
+        ]
+
+    def of_size(self, size: int) -> tuple[list[int], npt.NDArray[np.float32]]:
+        """The places of the texts whose vectors have this size, and their vectors."""
+        places = [place for place, found in enumerate(self.sizes()) if found == size]
+        if size == self.vectors.shape[1]:
+            return places, self.vectors[places] if self.others else self.vectors
+        found = [self.others[place] for place in places]
+        return places, np.array(found, dtype=np.float32).reshape(len(places), size)
 
 
 @dataclass(frozen=True)
@@ -289,7 +307,7 @@ class LLMService(ABC):
         started = self._clock()
         try:
             response = await self._embed(texts, model, user_id)
-            _check_vectors(response.vectors, len(texts), self.name)
+            _check_vectors(response, len(texts), self.name)
         except ProviderError as error:
             error.hide(self.secret)
             self._log_failure("embedding", model, error, started)
@@ -371,11 +389,12 @@ def fingerprint(api_key: str) -> str:
     return sha256(api_key.encode(errors="surrogatepass")).hexdigest()[:12] if api_key else "none"
 
 
-def _check_vectors(vectors: npt.NDArray[np.float32], texts: int, provider: str) -> None:
+def _check_vectors(answer: EmbeddingResponse, texts: int, provider: str) -> None:
+    vectors = answer.vectors
     if vectors.ndim != 2 or vectors.shape[0] != texts or vectors.shape[1] == 0:
         raise BadResponse(
             f"{provider} answered vectors of shape {vectors.shape} for {texts} texts; "
             "nothing was stored."
         )
-    if not np.isfinite(vectors).all():
+    if not all(np.isfinite(one).all() for one in (vectors, *answer.others.values())):
         raise BadResponse(f"{provider} answered numbers that are not finite; nothing was stored.")

@@ -197,3 +197,9 @@ class BadResponse(ProviderError):
     code = "BAD_PROVIDER_RESPONSE"
     transient = True
     most_tries = 2
+
+
+class OddVector(BadResponse):
+    """The vector of one text has another size than its model; the others of its answer are kept."""
+
+    transient = False

@@ -117,12 +117,13 @@ class GeminiService(RemoteService[genai.Client]):
                 body.notes.add("the input tokens are an estimate")
                 used = sum(map(self.estimate_tokens, texts))
             found.usage = Usage(used)
-            rows = vectors(body.parts("embeddings"), "values", len(texts))
+            rows, others = vectors(body.parts("embeddings"), "values", len(texts))
             known = DIMENSIONS.get(model) if self.is_official else None
             if rows.shape[1] != (known or rows.shape[1]):
                 raise ValueError(f"vectors of {model} have {rows.shape[1]} dimensions")
             return EmbeddingResponse(
                 vectors=rows,
+                others=others,
                 model=model,
                 input_tokens=used,
                 provider_request_id=request_id(answer.headers),

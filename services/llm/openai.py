@@ -128,12 +128,13 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
             told = body.part("usage", is_expected=True)
             used = told.count("prompt_tokens", told.count("total_tokens", 0) or None)
             found.usage = credible(Usage(used), "", body.notes)
-            rows = vectors(body.parts("data"), "embedding", len(texts), index="index")
+            rows, others = vectors(body.parts("data"), "embedding", len(texts), index="index")
             known = DIMENSIONS.get(model) if self.is_official else None
             if rows.shape[1] != (known or rows.shape[1]):
                 raise ValueError(f"vectors of {model} have {rows.shape[1]} dimensions")
             return EmbeddingResponse(
                 vectors=rows,
+                others=others,
                 model=body.word("model") or model,
                 input_tokens=found.usage.input_tokens,
                 provider_request_id=request_id(answer.headers),

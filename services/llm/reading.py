@@ -6,6 +6,7 @@ noted; only an answer that lacks them, or that may mean two things, can't be use
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -233,10 +234,11 @@ def tool_call(
 
 def vectors(
     rows: "list[Part]", field: str, texts: int, *, index: str | None = None
-) -> npt.NDArray[np.float32]:
-    """The vectors of texts, in their order. Raises what `WRONG_FORM` names.
+) -> tuple[npt.NDArray[np.float32], dict[int, npt.NDArray[np.float32]]]:
+    """The vectors of texts, in their order, and those of another size than most, by their place.
 
-    Where no row says which text it belongs to, they are in the order of the texts.
+    In place of such a one the first has zeros. Where no row says which text it belongs to, they are
+    in the order of the texts. Raises what `WRONG_FORM` names.
     """
     if len(rows) != texts:
         raise ValueError(f"{len(rows)} vectors for {texts} texts")
@@ -246,7 +248,17 @@ def vectors(
             if placed.keys() != set(range(texts)):
                 raise ValueError("there isn't exactly one vector for each text")
             rows = [placed[place] for place in range(texts)]
-    return np.stack([_vector(row.get(field)) for row in rows])
+    found = [_vector(row.get(field)) for row in rows]
+    (size, most), *less = Counter(map(len, found)).most_common(2)
+    if less and less[0][1] == most:
+        raise ValueError(f"as many vectors have {size} numbers as have {less[0][0]}")
+    others = {place: vector for place, vector in enumerate(found) if len(vector) != size}
+    return np.stack(
+        [
+            np.zeros_like(found[0], shape=size) if place in others else vector
+            for place, vector in enumerate(found)
+        ]
+    ), others
 
 
 def _vector(value: Any) -> npt.NDArray[np.float32]:

@@ -12,6 +12,7 @@ import numpy as np
 from config.errors import PromptStackError
 from config.names import VectorType
 from repositories.items import OpenItem
+from repositories.models import EmbeddingModel
 from repositories.run_models import Run, RunKind
 from repositories.session import UnitOfWork
 from services.generation import EXPECTED_OUTPUT_TOKENS, result_of
@@ -21,6 +22,7 @@ from services.llm.errors import BadResponse
 from services.llm.requests import GenerationRequest
 from services.packing import pack
 from services.runs.schemas import AnswerNotJudged, AnswerSchema
+from services.runs.vectors import keep_vectors
 from services.schema_bounds import SchemaBounds
 
 OF_EACH_ITEM = "of each item"
@@ -184,8 +186,10 @@ class Asking(ABC):
         """Those of the contents that were paid for before."""
 
     @abstractmethod
-    def keep(self, unit: UnitOfWork, answered: Sequence[tuple[Call, Any]]) -> None:
-        """Store answers by their contents."""
+    def keep(
+        self, unit: UnitOfWork, answered: Sequence[tuple[Call, Any]]
+    ) -> Mapping[bytes, PromptStackError]:
+        """Store answers by their contents; what is wrong with those that can't be kept."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,7 @@ class EmbeddingAsking(Asking):
 
     def __init__(self, run: Run, terms: EmbeddingTerms) -> None:
         super().__init__(run)
+        self._run = run
         self._terms = terms
 
     def calls(self, contents: Sequence[Content], service: LLMService) -> list[Call]:
@@ -249,19 +254,26 @@ class EmbeddingAsking(Asking):
         """See `Asking`."""
         return unit.embeddings.find_stored(self.provider, self.model, hashes)
 
-    def keep(self, unit: UnitOfWork, answered: Sequence[tuple[Call, EmbeddingResponse]]) -> None:
+    def keep(
+        self, unit: UnitOfWork, answered: Sequence[tuple[Call, EmbeddingResponse]]
+    ) -> Mapping[bytes, PromptStackError]:
         """See `Asking`."""
-        by_width: dict[int, list[tuple[Call, EmbeddingResponse]]] = {}
-        for call, answer in answered:
-            by_width.setdefault(answer.vectors.shape[1], []).append((call, answer))
-        for width, alike in by_width.items():
-            model = unit.embeddings.register_model(
-                self.provider, self.model, width, storage=self._terms.storage, with_index=False
-            )
-            hashes = [hash_ for call, _ in alike for hash_ in call.hashes]
-            answers = [answer.vectors for _, answer in alike]
-            vectors = answers[0] if len(answers) == 1 else np.concatenate(answers)
-            unit.embeddings.store(model, hashes, vectors)
+
+        def has_size(known: EmbeddingModel) -> bool:
+            run = unit.runs.get(self._run.id)
+            if run is None or run.started_at is None:
+                return True
+            return run.succeeded > 0 or known.created_at >= run.started_at
+
+        answers = [(call.hashes, answer) for call, answer in answered]
+        return keep_vectors(
+            unit,
+            (self.provider, self.model),
+            answers,
+            has_size,
+            storage=self._terms.storage,
+            with_index=False,
+        )
 
 
 class GenerationAsking(Asking):
@@ -328,10 +340,13 @@ class GenerationAsking(Asking):
         """See `Asking`."""
         return unit.answers.find_stored(self.provider, self.model, hashes)
 
-    def keep(self, unit: UnitOfWork, answered: Sequence[tuple[Call, LLMResponse]]) -> None:
+    def keep(
+        self, unit: UnitOfWork, answered: Sequence[tuple[Call, LLMResponse]]
+    ) -> Mapping[bytes, PromptStackError]:
         """See `Asking`."""
         results = {call.contents[0].hash: self._result(answer) for call, answer in answered}
         unit.answers.store(self.provider, self.model, results)
+        return {}
 
     def _result(self, answer: LLMResponse) -> Mapping[str, Any]:
         result = result_of(answer)

@@ -22,6 +22,7 @@ from services.prices import Prices
 from services.runs.asking import Asking, Call
 from services.runs.call_session import Answered, Failed, Permitted, Sent
 from services.runs.in_flight import InFlight
+from services.runs.verdicts import ended
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,17 @@ class ShardStore:
         except ClaimLost:
             committed.is_ours = False
         if answered:
-            self._asking.keep(unit, [(one.sent.call, one.answer) for one in answered])
+            faults = self._asking.keep(unit, [(one.sent.call, one.answer) for one in answered])
             ends = ends + [
                 Ended(position, is_reused=number > 0)
                 for one in answered
                 for content in one.sent.call.contents
+                if content.hash not in faults
                 for number, position in enumerate(content.positions)
             ]
+            for one in answered:
+                for hash_ in faults.keys() & set(one.sent.call.hashes):
+                    ends += ended(one.sent.call.only([hash_]), faults[hash_])
         change = self._settle_attempts(unit, answered, failed)
         ended_calls = [*(one.sent for one in answered), *(one.sent for one in failed)]
         over = [hash_ for sent in ended_calls for hash_ in sent.call.hashes]

@@ -1,0 +1,71 @@
+"""How the vectors of answers are kept: a model has one size, within a run and within a document."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from config.names import VectorType
+from repositories.models import EmbeddingModel
+from repositories.session import UnitOfWork
+from services.llm.base import EmbeddingResponse
+from services.llm.errors import OddVector
+
+
+def keep_vectors(
+    unit: UnitOfWork,
+    model: tuple[str, str],
+    answers: Sequence[tuple[Sequence[bytes], EmbeddingResponse]],
+    has_size: Callable[[EmbeddingModel], bool],
+    *,
+    storage: VectorType = VectorType.VECTOR,
+    with_index: bool = True,
+) -> Mapping[bytes, OddVector]:
+    """Store the vectors that have their model's size; what is wrong with each of the others.
+
+    `model` is its provider and name, `answers` have the hashes of their contents. A model that was
+    changed at its provider has the size that most of the vectors have, unless `has_size` says that
+    whoever asks has vectors of the known one.
+    """
+    most, _ = Counter(size for _, answer in answers for size in answer.sizes()).most_common(1)[0]
+    known = _model_of(unit, model, most, has_size, storage, with_index=with_index)
+    hashes, vectors = [], []
+    faults: dict[bytes, OddVector] = {}
+    for of_answer, answer in answers:
+        places, found = answer.of_size(known.dimensions)
+        hashes += [of_answer[place] for place in places]
+        vectors.append(found)
+        faults |= {
+            hash_: OddVector(
+                f"{known.provider} answered a vector of {size} numbers, and {known.model} has "
+                f"{known.dimensions} here; it was not kept. Try it again. If the model was changed "
+                "at the provider, first embed new texts in a run of their own."
+            )
+            for hash_, size in zip(of_answer, answer.sizes(), strict=True)
+            if size != known.dimensions
+        }
+    if hashes:
+        together = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
+        unit.embeddings.store(known, hashes, together)
+    return faults
+
+
+def _model_of(
+    unit: UnitOfWork,
+    model: tuple[str, str],
+    size: int,
+    has_size: Callable[[EmbeddingModel], bool],
+    storage: VectorType,
+    *,
+    with_index: bool,
+) -> EmbeddingModel:
+    for is_locked in (False, True):
+        if is_locked:
+            unit.embeddings.lock_models()  # another may give it its size just now
+        known = unit.embeddings.find_model(*model)
+        if known is not None and (known.dimensions == size or has_size(known)):
+            return known
+    found = unit.embeddings.register_model(*model, size, storage=storage, with_index=with_index)
+    if known is not None:
+        unit.embeddings.make_newest(found)
+    return found

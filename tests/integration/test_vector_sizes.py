@@ -1,0 +1,154 @@
+"""Vectors of another size than their model's: that text fails alone, and all others are kept."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config.settings import load_settings
+from repositories.models import JobState
+from repositories.run_models import RunState
+from services.export.results import ExportFormat, export
+from services.runs.views import RunView
+from tasks.composition import PromptStack
+from tests.integration.test_run_ledger import one
+from tests.runs import work
+from tests.small_server import Answer, Asked, SmallServer, small_server
+
+SIZE, TEXTS = 8, [f"text {n}" for n in range(59)]
+
+
+def sized(size_of: Callable[[str], int]) -> Callable[[Asked], Answer]:
+    def answer(asked: Asked) -> Answer:
+        rows = [
+            {"index": index, "embedding": [1.0] * size_of(text)}
+            for index, text in enumerate(asked.body["input"])
+        ]
+        return 200, {"data": rows, "model": "m", "usage": {"prompt_tokens": len(rows)}}
+
+    return answer
+
+
+def one_odd(text: str) -> int:
+    return SIZE + 1 if "odd" in text else SIZE
+
+
+@pytest.fixture
+def server() -> Iterator[SmallServer]:
+    with small_server(sized(one_odd)) as server:
+        yield server
+
+
+@pytest.fixture
+def small(
+    environment: dict[str, str], server: SmallServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PromptStack]:
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with PromptStack.open(load_settings(_env_file=None)) as stack:
+        yield stack
+
+
+def embed(stack: PromptStack, texts: list[str], in_flight: int = 8) -> RunView:
+    run = stack.runs.embed(texts, provider="openai", model="m", max_retries=1, in_flight=in_flight)
+    return work(stack, run.id)
+
+
+def paid(server: SmallServer) -> int:
+    return sum(len(body["input"]) for body in server.bodies("/embeddings"))
+
+
+def assert_is_told(stack: PromptStack, run: RunView, position: int) -> None:
+    [failed] = stack.run_results.failed(run.id)
+    assert (failed.position, failed.code) == (position, "BAD_PROVIDER_RESPONSE")
+    assert f"{SIZE + 1} numbers" in failed.error
+    assert f"has {SIZE}" in failed.error
+
+
+@pytest.mark.parametrize("kind", ExportFormat)
+def test_one_text_fails_alone_and_the_others_are_exported(
+    small: PromptStack, server: SmallServer, tmp_path: Path, kind: ExportFormat
+) -> None:
+    run = embed(small, [*TEXTS[:30], "odd", *TEXTS[30:]])
+    assert (run.state, run.succeeded, run.failed) == (RunState.COMPLETED, 59, 1)
+    assert_is_told(small, run, 31)
+    assert paid(server) == 60
+    summary = export(
+        tmp_path / f"out.{kind}",
+        small.run_results.produced(run.id),
+        small.run_results.failed(run.id),
+        dimensions=small.run_results.dimensions(run.id),
+        count=run.succeeded,
+    )
+    assert (summary.items, summary.errors, summary.unwritten) == (59, 1, 0)
+
+
+def test_a_text_alone_in_its_call_moves_no_model_within_a_run(
+    small: PromptStack, server: SmallServer
+) -> None:
+    def answer(asked: Asked) -> Answer:
+        texts = len(asked.body["input"])
+        if texts > 1:
+            said = f"batch size {texts} > maximum allowed batch size 1"
+            return 413, {"error": {"message": said, "type": "validation"}}
+        return sized(one_odd)(asked)
+
+    server.answer = answer
+    texts = ["one", "two", "odd", "three"]
+    run = embed(small, texts, in_flight=1)
+    assert (run.succeeded, run.failed) == (3, 1)
+    assert_is_told(small, run, 3)
+    # Nor where the others were paid for before.
+    again = embed(small, texts)
+    assert (again.succeeded, again.reused, again.failed) == (3, 3, 1)
+    assert_is_told(small, again, 3)
+    assert small.run_results.dimensions(run.id) == SIZE
+
+
+def test_most_vectors_of_an_answer_may_have_another_size_than_the_model(
+    small: PromptStack, server: SmallServer
+) -> None:
+    embed(small, TEXTS[:10])
+    server.answer = sized(lambda text: SIZE if text in TEXTS[:12] else SIZE + 1)
+    run = embed(small, TEXTS[:15])
+    assert (run.succeeded, run.reused, run.failed) == (12, 10, 3)
+    found = [result.vector for result in small.run_results.produced(run.id)]
+    assert np.array(found).shape == (12, SIZE)
+
+
+def test_where_no_size_is_the_usual_one_the_texts_are_asked_for_apart(small: PromptStack) -> None:
+    run = embed(small, ["odd", "text"])
+    assert (run.succeeded, run.failed) == (1, 1)
+    assert len(list(small.run_results.produced(run.id))) == 1
+
+
+def test_a_model_that_was_changed_has_the_new_size(small: PromptStack, server: SmallServer) -> None:
+    embed(small, TEXTS[:10])
+    server.answer = sized(lambda _: SIZE + 1)
+    run = embed(small, TEXTS[10:20])
+    assert (run.succeeded, run.failed) == (10, 0)
+    assert small.run_results.dimensions(run.id) == SIZE + 1
+    # And back.
+    server.answer = sized(lambda _: SIZE)
+    run = embed(small, TEXTS[20:30])
+    assert (run.succeeded, run.failed) == (10, 0)
+    assert small.run_results.dimensions(run.id) == SIZE
+    assert len(list(small.run_results.produced(run.id))) == 10
+
+
+def test_a_document_keeps_the_vectors_around_the_odd_one(
+    small: PromptStack, server: SmallServer
+) -> None:
+    names = [*(f"Part {n}" for n in range(9)), "odd"]
+    text = "\n\n".join(f"# {name}\n\n{'word ' * 300}" for name in names)
+    job = small.jobs.enqueue_embedding(text, source="a.md", provider="openai", model="m")
+    small.embedding.run(job.id, lambda _: None)
+    done = small.jobs.get(job.id)
+    total = one(small, "SELECT count(*) FROM chunks")[0]
+    assert (done.state, done.error_code) == (JobState.FAILED, "BAD_PROVIDER_RESPONSE")
+    assert f"{SIZE + 1} numbers" in (done.error or "")
+    assert f"chunk {total} of {total}" in (done.error or "")
+    assert one(small, "SELECT count(*) FROM embeddings")[0] == total - 1 >= 9
+    assert one(small, "SELECT array_agg(dimensions) FROM embedding_models")[0] == [SIZE]
+    assert paid(server) == total
