@@ -188,14 +188,21 @@ def embed(
             return
         finished = watch_embedding(stack, jobs, quiet=as_json)
         summary = summarize(finished)
+        failed = [job for job in finished if job.state is not JobState.SUCCEEDED]
         if as_json:
-            print_json({**summary, "seconds": round(time.monotonic() - started, 3)})
+            failures = [
+                {"source": jobs[job.id].source, "job": job.id, "code": job.error_code}
+                | {"error": job.error}
+                for job in failed
+            ]
+            seconds = round(time.monotonic() - started, 3)
+            print_json({**summary, "seconds": seconds, "failures": failures})
         else:
             out.print(sentence(summary, time.monotonic() - started))
-        failed = [job for job in finished if job.state is not JobState.SUCCEEDED]
         for job in failed:
             err.print(
-                printable(f"{jobs[job.id].source}: {job.state}, {job.error}"),
+                printable(f"{jobs[job.id].source}: {job.state}, {job.error}")
+                + f" More: promptstack jobs show {job.id}",
                 style="red",
                 markup=False,
             )
@@ -241,7 +248,7 @@ def sentence(summary: dict[str, Any], seconds: float) -> str:
     """Say what embedding jobs did."""
     failed = f"; {plural(summary['failed'], 'document')} failed." if summary["failed"] else "."
     if not summary["documents"]:
-        return f"Nothing was embedded in {seconds:.1f} s{failed}"
+        return f"No document was embedded whole in {seconds:.1f} s{failed}"
     documents = plural(summary["documents"], "document")
     begin = f"{documents}, {plural(summary['chunks'], 'chunk')} in {seconds:.1f} s: "
     if summary["provider_calls"] == 0:

@@ -52,6 +52,13 @@ class Permit:
     waited_seconds: float
 
 
+WAITS = {
+    "pause": "has asked us to pause",
+    "in_flight": "has as many calls under way as it allows",
+}
+"""Why a call must wait, in words. Any other reason is an amount of the limit, such as tokens."""
+
+
 class RateLimiter:
     """Says when a call may leave."""
 
@@ -243,7 +250,8 @@ def _refusal(bucket: Bucket, verdict: Verdict) -> Exception:
     match verdict:
         case Later(seconds, why):
             return LimiterWait(
-                f"The rate limit of {bucket.name} is used up ({why}); the job waits its turn.",
+                f"{bucket.name} {WAITS.get(why) or f'has no {why} left for now'}; "
+                "the job waits its turn.",
                 retry_after=seconds,
             )
         case Closed(seconds):

@@ -67,14 +67,18 @@ class LearnedFacts:
                 logger.warning("what was learned can't be read (%s)", type(error).__name__)
         return self._known.get((server, model), {})
 
-    def learn(self, server: str, model: str, fact: str, value: str | int) -> None:
-        """Keep a fact for all workers. Never raises."""
+    def learn(self, server: str, model: str, fact: str, value: str | int) -> bool:
+        """Keep a fact here; whether it is news, which is to be shared."""
         self._make_room()
         before = self._known.get((server, model), {}).get(fact)
         if before == str(value) or (before and isinstance(value, int) and int(before) < value):
-            return  # of two limits that a server has told, the lower holds
+            return False  # of two limits that a server has told, the lower holds
         logger.warning("learned of %s: %s = %s", model, fact, value)
         self._known[server, model] = {**self._known.get((server, model), {}), fact: str(value)}
+        return self._redis is not None
+
+    def share(self, server: str, model: str, fact: str, value: str | int) -> None:
+        """Tell all workers of a fact. Never raises."""
         if self._redis is None:
             return
         try:

@@ -174,7 +174,7 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
             if field is None:
                 raise
         answer = await self._ask(path, without(body, field))
-        await self._learn(model, SUBSTITUTES[field].fact, SUBSTITUTES[field].value)
+        self._learn(model, SUBSTITUTES[field].fact, SUBSTITUTES[field].value)
         return answer
 
     async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:

@@ -223,7 +223,7 @@ class RemoteService(LLMService, Generic[Client]):
         try:
             answer = await super().embed(texts, model, user_id)
         except InvalidProviderRequest as error:
-            most = await self._learn_of_refusal(error, texts, model)
+            most = self._learn_of_refusal(error, texts, model)
             if most is not None:
                 too_many = TooManyTexts(
                     f"{self.name} takes at most {most} texts in one call (status {error.status}).",
@@ -236,28 +236,31 @@ class RemoteService(LLMService, Generic[Client]):
                 raise too_many from error
             raise
         if model in self._refused and (most := self._refused[model].answered(texts)) is not None:
-            await self._learn(model, "texts_per_call", most)
+            self._learn(model, "texts_per_call", most)
         return answer
 
-    async def _learn_of_refusal(
+    def _learn_of_refusal(
         self, error: ProviderError, texts: Sequence[str], model: str
     ) -> int | None:
         """How many texts the server takes in one call, where it refused them for their number."""
         limit = error.limit if isinstance(error, ContextTooLong) and error.given else None
         # Fewer than in any chunk are no model's limit: a refusal may quote the text.
         if len(texts) == 1 and limit and limit >= MIN_CHUNK_TOKENS:
-            await self._learn(model, "tokens_per_text", limit)
+            self._learn(model, "tokens_per_text", limit)
         if len(texts) == 1 or isinstance(error, ModelNotFound):
             return None
         most = most_texts(error.detail or "", len(texts))
         if most is not None:
-            await self._learn(model, "texts_per_call", most)
+            self._learn(model, "texts_per_call", most)
         elif error.status == 413 or not isinstance(error, ContextTooLong):
             self._refused.setdefault(model, RefusedCalls()).refused(texts)
         return most
 
-    async def _learn(self, model: str, fact: str, value: str | int) -> None:
-        await asyncio.to_thread(self._learned.learn, self._server, model, fact, value)
+    def _learn(self, model: str, fact: str, value: str | int) -> None:
+        """Keep a fact. It isn't awaited: a cancel meanwhile would lose an answer that was paid."""
+        if self._learned.learn(self._server, model, fact, value):
+            share = partial(self._learned.share, self._server, model, fact, value)
+            asyncio.get_running_loop().run_in_executor(None, share)
 
     async def _facts_now(self, model: str) -> Mapping[str, str]:
         """What was learned of a model; others' part of it is read away from the event loop."""

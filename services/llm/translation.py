@@ -258,8 +258,9 @@ def from_status(
         if "physical batch" in text
         else "",
     }
+    known = f", request {call}" if call else ""
     error = kind(
-        f"{provider} {meaning.format(**words)} (status {status}, request {call or 'unknown'}).",
+        f"{provider} {meaning.format(**words)} (status {status}{known}).",
         detail=detail(text),
         retry_after=wait if kind.transient else None,
         status=status,

@@ -119,7 +119,7 @@ def test_every_list_has_one_shape(tmp_path: Path) -> None:
 
 
 def test_who_waits_is_shown_with_the_reason_and_the_time(busy: PromptStack) -> None:
-    slow = "openai asks us to slow down (status 429, request unknown)."
+    slow = "openai asks us to slow down (status 429)."
     run = busy.runs.embed(["Three"], provider="local")
     busy.dispatch.run_once()
     waiting = [busy.jobs.enqueue_generation("Wait").id, busy.jobs.enqueue_generation("Wait").id]

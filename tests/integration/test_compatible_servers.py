@@ -1,5 +1,6 @@
 """Servers that speak OpenAI's wire and aren't OpenAI: what they refuse is learned, and kept."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +13,7 @@ from repositories.models import JobState
 from repositories.run_models import RunState
 from repositories.usage import Group
 from services.llm.errors import ContextTooLong
-from services.llm.learned import RefusedCalls, most_texts
+from services.llm.learned import LearnedFacts, RefusedCalls, most_texts
 from services.llm.openai_fields import refused_field
 from services.llm.requests import Fallback
 from services.views import JobView
@@ -186,6 +187,20 @@ def test_the_longest_answer_is_named_as_the_server_wants_it(open_stack: Open) ->
         )
         assert ask(told, max_tokens=70).state is JobState.SUCCEEDED
         assert [body.get("max_tokens") for body in server.bodies("/chat/completions")[5:]] == [70]
+
+
+def test_an_answer_does_not_wait_until_what_it_taught_is_shared(
+    open_stack: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancel that came meanwhile would lose an answer that is paid for."""
+    goes_on = threading.Event()
+    monkeypatch.setattr(LearnedFacts, "share", lambda *_: goes_on.wait(60))
+    with small_server(refusing("max_completion_tokens", 422, FORBIDDEN)) as server:
+        try:
+            assert ask(open_stack(server.url), max_tokens=50).state is JobState.SUCCEEDED
+            assert not goes_on.is_set()
+        finally:
+            goes_on.set()
 
 
 def test_a_wrong_value_is_not_asked_for_under_another_name(open_stack: Open) -> None:

@@ -10,7 +10,7 @@ NONE = dict.fromkeys(("documents", "chunks", "embedded", "reused", "provider_cal
 @pytest.mark.parametrize(
     ("summary", "said"),
     [
-        ({"failed": 1}, "Nothing was embedded in 1.0 s; 1 document failed."),
+        ({"failed": 1}, "No document was embedded whole in 1.0 s; 1 document failed."),
         (
             {"documents": 1, "chunks": 2, "reused": 2},
             "1 document, 2 chunks in 1.0 s: all were embedded before; no provider call was made.",
