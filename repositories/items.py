@@ -50,7 +50,8 @@ class NewItem:
     """An item as it is handed in; JSON is given as its bytes."""
 
     position: int
-    custom_id: str
+    custom_id: str | None
+    """None where it could not be read."""
     content_hash: bytes | None
     text: bytes | None
     """In UTF-8."""
@@ -353,13 +354,12 @@ def _end(told: tuple[str, ...]) -> Executable:
 
 def _row(run_id: bytes, item: NewItem) -> bytes:
     """Lay an item out as COPY BINARY reads it."""
-    custom_id = item.custom_id.encode()
+    custom_id = None if item.custom_id is None else item.custom_id.encode()
     text, messages = item.text, item.messages
     return b"".join(
         (
             _HEAD.pack(8, 16, run_id, 4, item.position),
-            _LENGTH.pack(len(custom_id)),
-            custom_id,
+            NULL if custom_id is None else _LENGTH.pack(len(custom_id)) + custom_id,
             NULL if item.content_hash is None else b"\x00\x00\x00\x20" + item.content_hash,
             NULL if text is None else _LENGTH.pack(len(text)) + text,
             NULL if messages is None else _jsonb(messages),

@@ -126,7 +126,8 @@ class Item(Base):
     run_id: Mapped[UUID] = mapped_column(primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)
     """The number of the line or record in its source, from 1."""
-    custom_id: Mapped[str]
+    custom_id: Mapped[str | None]
+    """None where it could not be read; such an item has failed."""
     content_hash: Mapped[bytes | None]
     """What its vector or answer is found by; None where there is nothing to ask for."""
     text: Mapped[str | None]

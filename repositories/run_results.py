@@ -42,7 +42,7 @@ class FailureRow(NamedTuple):
     """An item that failed."""
 
     position: int
-    custom_id: str
+    custom_id: str | None
     attributes: dict[str, Any]
     code: str
     error: str

@@ -5,7 +5,8 @@ By orjson where that keeps them, and by Python where an integer needs more than 
 
 import json
 import re
-from typing import Any, NoReturn
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import orjson
@@ -25,6 +26,21 @@ OTHER_COLON = re.compile(rb":(?<=[ \t\r\n]:)")
 
 class NotExact(InvalidInput):
     """The JSON has something that can't be kept as it is."""
+
+    def __init__(self, reason: str, rest: Any = None) -> None:
+        super().__init__(reason)
+        self.rest = rest
+        """What it holds, with `Lost` in the place of what can't be kept; None if not read."""
+
+    @property
+    def field(self) -> str | None:
+        """Which field of an object it is. No part of the reason: names may be content."""
+        fields = self.rest if isinstance(self.rest, dict) else {}
+        return next((name for name, value in fields.items() if _has_lost(value)), None)
+
+
+class Lost:
+    """What can't be kept as it is."""
 
 
 def dump_json(value: Any, *, sort_keys: bool = False, newline: bool = False) -> bytes:
@@ -90,39 +106,60 @@ def _is_exact(value: Any, text: bytes) -> bool:
 
 def load_exactly(text: str, what: str, *, last_name_wins: bool = False) -> Any:
     """Do as `load_json` does; `last_name_wins` takes objects that have a name twice."""
+    faults: list[str] = []
 
-    def refuse(why: str) -> NoReturn:
-        raise NotExact(f"{what} has {why}")
+    def lost(why: str) -> Any:
+        faults.append(why)
+        return Lost()
 
-    def integer(digits: str) -> int:
+    def integer(digits: str) -> Any:
         if len(digits) > MOST_DIGITS or (number := int(digits)).bit_length() > MAX_INTEGER_BITS:
-            refuse("a number with too many digits.")
+            return lost("a number with too many digits.")
         return number
 
-    def fraction(digits: str) -> float:
+    def fraction(digits: str) -> Any:
         number = float(digits)
         if abs(number) == float("inf") or (
             number == 0 and digits.lower().split("e")[0].strip("-0.")
         ):
-            refuse("a number outside of what a double holds, 5e-324 to 1.8e308.")
+            return lost("a number outside of what a double holds, 5e-324 to 1.8e308.")
         return number
 
     def whole(members: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(members)
         if len(made) < len(members) and not last_name_wins:
-            refuse("a name twice in one object, of which one would get lost; rename it.")
+            twice = lost("a name twice in one object, of which one would get lost; rename it.")
+            made |= {
+                name: twice for name, times in Counter(n for n, _ in members).items() if times > 1
+            }
         return made
 
     try:
-        return json.loads(
+        value = json.loads(
             text,
             parse_int=integer,
             parse_float=fraction,
-            parse_constant=lambda name: refuse(f"{name}, which JSON doesn't know."),
+            parse_constant=lambda name: lost(f"{name}, which JSON doesn't know."),
             object_pairs_hook=whole,
         )
-    except RecursionError:
-        refuse("lists or objects that are nested too deep.")
+    except RecursionError as error:
+        raise NotExact(f"{what} has lists or objects that are nested too deep.") from error
+    if faults:
+        raise NotExact(f"{what} has {faults[0]}", value)
+    return value
+
+
+def _has_lost(value: Any) -> bool:
+    level = [value]
+    while level:
+        below: list[Any] = []
+        for part in level:
+            if isinstance(part, Lost):
+                return True
+            if isinstance(part, dict | list):
+                below += part.values() if isinstance(part, dict) else part
+        level = below
+    return False
 
 
 def _plain(value: object) -> Any:

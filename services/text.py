@@ -12,12 +12,13 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from config.controls import CONTROLS
+from config.controls import CONTROLS, escaped
 from services.errors import InvalidInput
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 REPLACEMENT = "\ufffd"
 MAX_JSON_DEPTH = 50
+LONGEST_NAME_SHOWN = 80
 MAX_INTEGER_BITS = 1_024
 
 
@@ -80,6 +81,11 @@ def check_name(name: str, what: str) -> str:
 def printable_path(path: PurePath | str) -> str:
     """A path as text that can be shown and stored, also where bytes of it are no UTF-8."""
     return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def shown_name(name: str) -> str:
+    """A field's name, which may be any text, as it can be shown and stored."""
+    return escaped(make_storable(name))[:LONGEST_NAME_SHOWN]
 
 
 def make_storable(text: str) -> str:

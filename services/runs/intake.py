@@ -206,8 +206,7 @@ def _store(ledger: Ledger, run_id: UUID, block: Block, counts: tuple[int, int]) 
 
 def _item(one: Input | BadInput, hash_of: Hasher) -> NewItem:
     if isinstance(one, BadInput):
-        custom_id = one.custom_id if one.custom_id is not None else str(one.position)
-        return NewItem(one.position, custom_id, None, None, None, b"{}")
+        return NewItem(one.position, one.custom_id, None, None, None, b"{}")
     return NewItem(
         one.position,
         one.custom_id,

@@ -14,7 +14,7 @@ def read_iterable(source: Any, check: RecordCheck) -> Iterator[Input | BadInput]
         try:
             yield check(position, _record(item, check.first_text_name))
         except BadRecord as bad:
-            yield BadInput(position, None, bad.fault, str(bad))
+            yield BadInput(position, check.own_id(item), bad.fault, str(bad))
         except RecursionError:
             reason = "The record is nested too deep, or holds itself."
             yield BadInput(position, None, Fault.WRONG_TYPE, reason)

@@ -8,6 +8,7 @@ from services.json_text import NotExact, load_json
 from services.sources.lines import physical_lines
 from services.sources.reading import BadInput, Fault, Input, Reading
 from services.sources.records import RecordCheck, kind_of
+from services.text import shown_name
 
 ESCAPED = 3
 """A character that JSON escapes takes up to three times its bytes in UTF-8."""
@@ -41,7 +42,10 @@ def read_jsonl(
             yield _not_json(position, line, error)
             continue
         except NotExact as error:
-            yield BadInput(position, None, Fault.NOT_STORABLE, str(error))
+            where = "" if error.field is None else f" The field is '{shown_name(error.field)}'."
+            yield BadInput(
+                position, check.own_id(error.rest), Fault.NOT_STORABLE, f"{error}{where}"
+            )
             continue
         if type(record) is not dict:
             reason = f"The line must hold a JSON object, and holds {kind_of(record)}."

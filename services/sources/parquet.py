@@ -54,7 +54,7 @@ def read_parquet(
                         try:
                             yield check(position, _record(row))
                         except BadRecord as bad:
-                            yield BadInput(position, None, bad.fault, str(bad))
+                            yield BadInput(position, check.own_id(row), bad.fault, str(bad))
                     done += batch.num_rows
             except (OSError, pa.ArrowException, BadPages) as error:
                 raise InvalidInput(

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from services.sources.reading import BadRecord, Fault
+from services.text import shown_name
 
 PLAIN = frozenset({str, int, bool, type(None)})
 
@@ -71,5 +72,7 @@ def as_fields(record: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         try:
             fields[name] = as_json(value)
         except BadRecord as bad:
-            raise BadRecord(bad.fault, f"The field '{name}' can't be taken: {bad}") from bad
+            raise BadRecord(
+                bad.fault, f"The field '{shown_name(name)}' can't be taken: {bad}"
+            ) from bad
     return fields

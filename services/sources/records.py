@@ -1,6 +1,7 @@
 """One record of a source, whatever its format: checked, and made an input."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import NoneType
 from typing import Any
 
@@ -10,7 +11,13 @@ from services.errors import InvalidInput
 from services.sources.conversations import checked_messages
 from services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
 from services.sources.templates import Template
-from services.text import MAX_INTEGER_BITS, check_name, check_storable, check_storable_json
+from services.text import (
+    MAX_INTEGER_BITS,
+    check_name,
+    check_storable,
+    check_storable_json,
+    shown_name,
+)
 
 TEXT_NAMES = ("text", "prompt")
 ID_NAMES = ("custom_id", "id")
@@ -56,7 +63,8 @@ class RecordCheck:
         """Check a record, which is used up. `clean` says that its metadata needs no check."""
         custom_id = None
         try:
-            id_name, custom_id = self._find_id(position, record)
+            id_name, own_id = self._find_id(record)
+            custom_id = str(position) if own_id is None else own_id
             record = self._unfold(record)
             text_name = self.text_name(record)
             text, messages = self._find_text(record, text_name)
@@ -67,12 +75,20 @@ class RecordCheck:
             if self._columns is not None:
                 record = {name: record[name] for name in record if name in self._columns}
             if not clean:
-                check_storable_json(record, "The record")
+                for name, value in record.items():
+                    check_storable(name, f"The field's name '{shown_name(name)}'")
+                    check_storable_json(value, f"The field '{shown_name(name)}'", 1)
         except BadRecord as bad:
             return BadInput(position, custom_id, bad.fault, str(bad))
         except InvalidInput as bad:
             return BadInput(position, custom_id, Fault.NOT_STORABLE, str(bad))
         return Input(position, custom_id, text, messages, record)
+
+    def own_id(self, record: Any) -> str | None:
+        """The id that stands in a record which can't be taken, if one can be read."""
+        with suppress(InvalidInput):
+            return self._find_id(record)[1] if isinstance(record, Mapping) else None
+        return None
 
     @property
     def first_text_name(self) -> str:
@@ -104,14 +120,14 @@ class RecordCheck:
             )
         return text
 
-    def _find_id(self, position: int, record: dict[str, Any]) -> tuple[str | None, str]:
+    def _find_id(self, record: Mapping[str, Any]) -> tuple[str | None, str | None]:
         for name in self._id_names:
             value = record.get(name)
             if value is not None:
                 return name, checked_id(value, name)
         if self._own_id is not None:
             raise BadRecord(Fault.MISSING_FIELD, f"The record has no '{self._own_id}', its id.")
-        return None, str(position)
+        return None, None
 
     def _find_text(
         self, record: dict[str, Any], name: str | None

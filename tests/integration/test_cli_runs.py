@@ -247,6 +247,13 @@ def test_duplicates_are_told_by_line() -> None:
     assert "more\n" not in said
 
 
+def test_a_bad_line_has_its_own_id_in_the_error_file_or_none() -> None:
+    Path("in.jsonl").write_bytes(b'{"id": "a", "text": "1", "x": NaN}\nno JSON\n{"text": "3"}')
+    embed("--skip-bad", "-o", "out.jsonl", source="in.jsonl", code=1)
+    lines = Path("out.errors.jsonl").read_text().splitlines()
+    assert [json.loads(line)["custom_id"] for line in lines] == ["a", None]
+
+
 @pytest.mark.parametrize(
     ("name", "source"),
     {

@@ -232,8 +232,20 @@ def test_messages_are_checked_and_written_alike() -> None:
             "too deep",
         ),
         (rb'{"id": "x", "text": "a\u0000"}', "x", Fault.NOT_STORABLE, "a NUL character"),
-        (rb'{"id": "x", "text": "a", "b": {"c": "\u0000"}}', "x", Fault.NOT_STORABLE, "The record"),
-        (rb'{"id": "x", "text": "a", "b": "\u0000"}', "x", Fault.NOT_STORABLE, "The record"),
+        (
+            rb'{"id": "x", "text": "a", "b": {"c": "\u0000"}}',
+            "x",
+            Fault.NOT_STORABLE,
+            "field 'b' has",
+        ),
+        (rb'{"id": "x", "text": "a", "b": "\u0000"}', "x", Fault.NOT_STORABLE, "The field 'b' has"),
+        (rb'{"id": "x", "text": "a", "b\u0000": 1}', "x", Fault.NOT_STORABLE, "name 'b\ufffd' has"),
+        (b'{"id": "x", "a": [1], "n": [[NaN]]}', "x", Fault.NOT_STORABLE, "The field is 'n'."),
+        (b'{"id": "x", "n": 1e400}', "x", Fault.NOT_STORABLE, "The field is 'n'."),
+        (b'{"n": {"b": 1, "b": 2}, "id": 7}', "7", Fault.NOT_STORABLE, "The field is 'n'."),
+        (b'{"id": "x", "n": 1, "n": 2}', "x", Fault.NOT_STORABLE, "The field is 'n'."),
+        (b'{"id": "x", "id": "y"}', None, Fault.NOT_STORABLE, "The field is 'id'."),
+        (b'{"id": "x", "\\u0000": ' + b"9" * 400 + b"}", "x", Fault.NOT_STORABLE, "is '\ufffd'."),
         (rb'{"id": "\u0000", "text": "a"}', None, Fault.NOT_STORABLE, "The id"),
         (b'{"id": "x", "text": ""}', "x", Fault.EMPTY_TEXT, "The text is empty."),
         (b'{"id": "x", "text": " \\n"}', "x", Fault.EMPTY_TEXT, "The text is empty."),
@@ -309,6 +321,13 @@ def test_a_number_of_hundreds_of_digits_is_no_id(number: int) -> None:
         Fault.BAD_ID,
         "The id 'id' is a number with too many digits.",
     )
+
+
+def test_a_record_that_cannot_be_taken_keeps_its_id_and_names_its_field() -> None:
+    found = one([{"id": "x", "text": "a", "odd\x00\n": object()}])
+    assert isinstance(found, BadInput)
+    assert found.custom_id == "x"
+    assert r"The field 'odd�\n' can't be taken" in found.reason
 
 
 def test_an_infinite_number_is_not_storable() -> None:
