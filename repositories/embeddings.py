@@ -89,13 +89,16 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
 
     def find_model(self, provider: str, model: str) -> EmbeddingModel | None:
         """The newest dimension of a model that has vectors here, or None."""
+        return next(iter(self.dimensions_of(provider, model)), None)
+
+    def dimensions_of(self, provider: str, model: str) -> Sequence[EmbeddingModel]:
+        """All dimensions that a model has had here, the newest first."""
         query = (
             select(EmbeddingModel)
             .where(EmbeddingModel.provider == provider, EmbeddingModel.model == model)
             .order_by(EmbeddingModel.created_at.desc(), EmbeddingModel.id.desc())
-            .limit(1)
         )
-        return self._session.scalars(query).one_or_none()
+        return self._session.scalars(query).all()
 
     def lock_models(self) -> None:
         """Two workers may meet a new model at once; the second waits here, and then sees it."""

@@ -8,12 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import (
     ColumnElement,
+    FromClause,
     LargeBinary,
     Select,
     Text,
     cast,
     func,
     literal_column,
+    or_,
     select,
 )
 from sqlalchemy.orm import Session
@@ -56,30 +58,39 @@ class RunResultRepository:
         self._session = session
 
     def vectors(
-        self, run_id: UUID, model: EmbeddingModel, after: int, limit: int, *, with_text: bool
+        self,
+        run_id: UUID,
+        models: Sequence[EmbeddingModel],
+        after: int,
+        limit: int,
+        *,
+        with_text: bool,
     ) -> list[ResultRow]:
-        """The next vectors after a position."""
-        vectors = TABLES[model.storage]
-        send = getattr(func, f"{model.storage}_send")(vectors.c.vector, type_=LargeBinary)
-        query = self._page(run_id, after, limit, with_text=with_text).add_columns(send)
-        rows = self._session.execute(
-            query.join(
-                vectors,
-                (vectors.c.content_hash == Item.content_hash) & (vectors.c.model_id == model.id),
+        """The next vectors after a position: of the first of the models that has one."""
+        query = self._page(run_id, after, limit, with_text=with_text)
+        found = []
+        for model in models:
+            vectors = TABLES[model.storage].alias()
+            query = query.outerjoin(vectors, _its_vector(vectors, model)).add_columns(
+                getattr(func, f"{model.storage}_send")(vectors.c.vector, type_=LargeBinary)
             )
-        )
-        kind = ">f4" if model.storage == VectorType.VECTOR else ">f2"
+            found.append(vectors.c.content_hash.is_not(None))
         return [
-            ResultRow(
-                row[0],
-                row[1],
-                row[2],
-                row[3],
-                np.frombuffer(row[4], dtype=kind, offset=VECTOR_HEAD).astype(np.float32),
-                None,
-            )
-            for row in rows
+            ResultRow(row[0], row[1], row[2], row[3], _first_vector(row[4:], models), None)
+            for row in self._session.execute(query.where(or_(*found)))
         ]
+
+    def count_vectors(self, run_id: UUID, model: EmbeddingModel) -> int:
+        """How many items of a run have succeeded and have a vector of this model."""
+        vectors = TABLES[model.storage]
+        query = (
+            select(func.count())
+            .select_from(Item)
+            .join(Outcome, _its_outcome())
+            .join(vectors, _its_vector(vectors, model))
+            .where(Item.run_id == run_id, Outcome.error_code.is_(None))
+        )
+        return self._session.scalar(query) or 0
 
     def answers(
         self, run_id: UUID, provider: str, model: str, after: int, limit: int, *, with_text: bool
@@ -131,6 +142,19 @@ class RunResultRepository:
             .order_by(Item.position)
             .limit(limit)
         )
+
+
+def _its_vector(vectors: FromClause, model: EmbeddingModel) -> ColumnElement[bool]:
+    return (vectors.c.content_hash == Item.content_hash) & (vectors.c.model_id == model.id)
+
+
+def _first_vector(
+    sent: Sequence[bytes | None], models: Sequence[EmbeddingModel]
+) -> npt.NDArray[np.float32]:
+    """The first that there is, as its table's `send` gives it."""
+    content, model = next((one, of) for one, of in zip(sent, models, strict=True) if one)
+    kind = ">f4" if model.storage == VectorType.VECTOR else ">f2"
+    return np.frombuffer(content, dtype=kind, offset=VECTOR_HEAD).astype(np.float32)
 
 
 def _its_outcome() -> ColumnElement[bool]:

@@ -1,8 +1,9 @@
 """The output of runs, streamed in the order of their items."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from uuid import UUID
 
+from repositories.models import EmbeddingModel
 from repositories.run_models import Run, RunKind
 from repositories.run_results import ResultRow
 from repositories.session import Ledger, UnitOfWork
@@ -26,9 +27,11 @@ class RunResults:
             run = unit.runs.get(run_id)
         if run is None:
             raise NotFound(f"There is no run {run_id}.")
+        models: Sequence[EmbeddingModel] = []
         while True:
             with self._ledger.transaction() as unit:
-                rows = _rows(unit, run, after, page, with_input)
+                models = models or _models(unit, run)
+                rows = _rows(unit, run, models, after, page, with_input=with_input)
                 _check_is_there(unit, run_id)
             for row in rows:
                 yield Produced(
@@ -58,8 +61,8 @@ class RunResults:
             run = unit.runs.get(run_id)
             if run is None or run.kind != RunKind.EMBEDDING:
                 return None
-            model = unit.embeddings.find_model(run.provider, run.model)
-        return None if model is None else model.dimensions
+            models = _models(unit, run)
+        return models[0].dimensions if models else None
 
 
 def _check_is_there(unit: UnitOfWork, run_id: UUID) -> None:
@@ -68,12 +71,29 @@ def _check_is_there(unit: UnitOfWork, run_id: UUID) -> None:
         raise NotFound(f"There is no run {run_id}, or it was deleted while it was read.")
 
 
-def _rows(unit: UnitOfWork, run: Run, after: int, limit: int, with_input: bool) -> list[ResultRow]:
+def _models(unit: UnitOfWork, run: Run) -> Sequence[EmbeddingModel]:
+    """The dimensions that its model has had: first that of most of the run's vectors."""
+    if run.kind != RunKind.EMBEDDING:
+        return []
+    models = unit.embeddings.dimensions_of(run.provider, run.model)
+    if len(models) < 2:
+        return models  # not counted, as that takes a while
+    return sorted(models, key=lambda model: -unit.results.count_vectors(run.id, model))
+
+
+def _rows(
+    unit: UnitOfWork,
+    run: Run,
+    models: Sequence[EmbeddingModel],
+    after: int,
+    limit: int,
+    *,
+    with_input: bool,
+) -> list[ResultRow]:
     if run.kind == RunKind.GENERATION:
         return unit.results.answers(
             run.id, run.provider, run.model, after, limit, with_text=with_input
         )
-    model = unit.embeddings.find_model(run.provider, run.model)
-    if model is None:
+    if not models:
         return []
-    return unit.results.vectors(run.id, model, after, limit, with_text=with_input)
+    return unit.results.vectors(run.id, models, after, limit, with_text=with_input)

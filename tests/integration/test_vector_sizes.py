@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import text as sql
 
 from config.settings import load_settings
+from repositories.embeddings import partition_of
 from repositories.models import JobState
 from repositories.run_models import RunState
-from services.export.results import ExportFormat, export
+from services.export.results import ExportFormat, ExportSummary, export
 from services.runs.views import RunView
 from tasks.composition import PromptStack
 from tests.integration.test_run_ledger import one
@@ -17,6 +19,7 @@ from tests.runs import work
 from tests.small_server import Answer, Asked, SmallServer, small_server
 
 SIZE, TEXTS = 8, [f"text {n}" for n in range(59)]
+MISSING = "SELECT content_hash FROM items EXCEPT SELECT content_hash FROM embeddings"
 
 
 def sized(size_of: Callable[[str], int]) -> Callable[[Asked], Answer]:
@@ -66,6 +69,16 @@ def assert_is_told(stack: PromptStack, run: RunView, position: int) -> None:
     assert f"has {SIZE}" in failed.error
 
 
+def write(stack: PromptStack, run: RunView, path: Path) -> ExportSummary:
+    return export(
+        path,
+        stack.run_results.produced(run.id),
+        stack.run_results.failed(run.id),
+        dimensions=stack.run_results.dimensions(run.id),
+        count=run.succeeded,
+    )
+
+
 @pytest.mark.parametrize("kind", ExportFormat)
 def test_one_text_fails_alone_and_the_others_are_exported(
     small: PromptStack, server: SmallServer, tmp_path: Path, kind: ExportFormat
@@ -74,13 +87,7 @@ def test_one_text_fails_alone_and_the_others_are_exported(
     assert (run.state, run.succeeded, run.failed) == (RunState.COMPLETED, 59, 1)
     assert_is_told(small, run, 31)
     assert paid(server) == 60
-    summary = export(
-        tmp_path / f"out.{kind}",
-        small.run_results.produced(run.id),
-        small.run_results.failed(run.id),
-        dimensions=small.run_results.dimensions(run.id),
-        count=run.succeeded,
-    )
+    summary = write(small, run, tmp_path / f"out.{kind}")
     assert (summary.items, summary.errors, summary.unwritten) == (59, 1, 0)
 
 
@@ -152,3 +159,23 @@ def test_a_document_keeps_the_vectors_around_the_odd_one(
     assert one(small, "SELECT count(*) FROM embeddings")[0] == total - 1 >= 9
     assert one(small, "SELECT array_agg(dimensions) FROM embedding_models")[0] == [SIZE]
     assert paid(server) == total
+
+
+@pytest.mark.parametrize("kind", ExportFormat)
+def test_a_run_before_the_change_of_its_model_is_exported_as_it_was(
+    small: PromptStack, server: SmallServer, tmp_path: Path, kind: ExportFormat
+) -> None:
+    before = embed(small, TEXTS[:10])
+    server.answer = sized(lambda _: SIZE + 1)
+    embed(small, TEXTS[10:20])
+    summary = write(small, before, tmp_path / f"before.{kind}")
+    assert (summary.items, summary.errors) == (10, 0)
+    # Where it has vectors of both sizes, those that the format can't hold are told.
+    with small.ledger.transaction() as unit:
+        old, new = sorted(unit.embeddings.get_many(), key=lambda model: model.id)
+        unit.session.execute(sql(f"DELETE FROM {partition_of(old)} WHERE ctid = '(0,1)'"))
+        hashes = unit.session.scalars(sql(MISSING)).all()
+        unit.embeddings.store(new, list(map(bytes, hashes)), np.ones((1, SIZE + 1), np.float32))
+    summary = write(small, before, tmp_path / f"mixed.{kind}")
+    is_text = kind is ExportFormat.JSONL
+    assert (summary.items, summary.unwritten) == ((10, 0) if is_text else (9, 1))
