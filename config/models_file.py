@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from config.errors import ConfigurationError
 from config.limits import ModelLimits
@@ -54,5 +55,13 @@ class ModelsFile(BaseModel):
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ConfigurationError(
-                f"MODELS_FILE {path} is not valid at {where}: {first['msg']}."
+                f"MODELS_FILE {path} is not valid at {where}: {_in_words(first)}."
             ) from error
+
+
+def _in_words(fault: ErrorDetails) -> str:
+    if fault["type"] != "extra_forbidden":
+        return fault["msg"].removeprefix("Value error, ")
+    if "key" in str(fault["loc"][-1]):
+        return "a key does not stand in this file; name its variable by api_key_env"
+    return "there is no field of this name"

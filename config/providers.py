@@ -98,7 +98,7 @@ class NamedProvider(BaseModel):
     @property
     def key_setting(self) -> str | None:
         """What the key is read from, for error messages; None where it has none."""
-        return self.api_key_env or (str(self.api_key_file) if self.api_key_file else None)
+        return self.api_key_env or (f"the file {self.api_key_file}" if self.api_key_file else None)
 
     @property
     def is_official(self) -> bool:

@@ -78,9 +78,9 @@ class LLMServiceFactory:
         service = self.service_class(provider)
         if not self.is_set_up(provider) and self._none_can_ask(provider):
             raise InvalidInput(
-                f"{provider} needs an API key, and no worker has one: set "
-                f"{getattr(service, 'key_setting', 'it')} where the workers run, and start them "
-                "again."
+                f"{provider} needs an API key, and no worker has one. It is read from "
+                f"{getattr(service, 'key_setting', 'its setting')} where the workers run: put it "
+                "there, and start them again."
             )
         return service
 

@@ -120,10 +120,12 @@ class RemoteService(LLMService, Generic[Client]):
         limits = (
             cls.embedding_limits if is_official else replace(cls.embedding_limits, text_bytes=None)
         )
+        own_key = "what api_key_env in MODELS_FILE names"
+        if provider.name == cls.name:
+            own_key = cls.key_setting
         return {
             "name": provider.name,
-            "key_setting": provider.key_setting
-            or (cls.key_setting if provider.name == cls.name else "api_key_env in MODELS_FILE"),
+            "key_setting": provider.key_setting or own_key,
             "needs_key": provider.key_setting is not None,
             "is_official": is_official,
             "embedding_limits": limits,
@@ -335,7 +337,9 @@ class RemoteService(LLMService, Generic[Client]):
         if self._client is not None:
             return
         if not self._api_key and (self.needs_key or not self._base_url):
-            raise NotConfigured(f"{self.name} needs an API key; set {self.key_setting}.")
+            raise NotConfigured(
+                f"{self.name} needs an API key, which is read from {self.key_setting}."
+            )
         if not (self._api_key.isascii() and self._api_key.isprintable()):
             raise NotConfigured(f"{self.key_setting} has characters that no key has.")
         try:

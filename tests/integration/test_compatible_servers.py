@@ -368,7 +368,10 @@ def test_doctor_tells_a_wrong_address_and_a_wrong_key_apart(
         for path in ("/v1", "/nowhere"):
             assert found(open_stack(server.url, path=path), "small") == ("warning", nowhere)
         needs = open_stack(server.url, provider='api_key_env = "SMALL_KEY"')
-        assert found(needs, "small") == ("warning", "small needs an API key; set SMALL_KEY.")
+        assert found(needs, "small") == (
+            "warning",
+            "small needs an API key, which is read from SMALL_KEY.",
+        )
         monkeypatch.setenv("SMALL_KEY", "wrong-key-123456")
         status, said = found(open_stack(server.url, provider='api_key_env = "SMALL_KEY"'), "small")
         assert status == "warning"

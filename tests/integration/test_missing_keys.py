@@ -40,7 +40,9 @@ def says(stack: PromptStack, providers: list[str] | None) -> UUID:
 def test_what_no_worker_has_a_key_for_is_refused_at_once(door: str, stack: PromptStack) -> None:
     says(stack, [])
     says(stack, ["anthropic"])
-    with pytest.raises(InvalidInput, match=r"openai needs an API key, .* set OPENAI_API_KEY where"):
+    with pytest.raises(
+        InvalidInput, match=r"openai needs an API key, .* read from OPENAI_API_KEY where"
+    ):
         DOORS[door](stack)
     assert in_ledger(stack, "SELECT (SELECT count(*) FROM jobs) + (SELECT count(*) FROM runs)") == 0
 
@@ -69,7 +71,7 @@ def test_a_worker_says_whom_it_can_ask(
     promptstack = str(Path(sys.executable).with_name("promptstack"))
     done = run([promptstack, "generate", "Hi", "--provider", "openai"], environment)
     assert done.returncode == 2
-    assert "set OPENAI_API_KEY where the workers run" in " ".join(done.stderr.split())
+    assert "read from OPENAI_API_KEY where the workers run" in " ".join(done.stderr.split())
 
 
 def test_a_call_that_was_never_made_is_not_counted(stack: PromptStack) -> None:

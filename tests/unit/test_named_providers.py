@@ -81,9 +81,9 @@ def test_a_missing_key_is_asked_for_where_it_would_be_read(tmp_path: Path) -> No
     stack = opened(
         tmp_path, '[[providers]]\nname = "mine"\nwire = "openai"\n', openai_api_key="sk-1"
     )
-    with pytest.raises(NotConfigured, match="set api_key_env in MODELS_FILE"):
+    with pytest.raises(NotConfigured, match="read from what api_key_env in MODELS_FILE names"):
         stack.factory.create("mine").check_configured()
-    with pytest.raises(NotConfigured, match="set ANTHROPIC_API_KEY"):
+    with pytest.raises(NotConfigured, match="read from ANTHROPIC_API_KEY"):
         stack.factory.create("anthropic").check_configured()
 
 
@@ -147,7 +147,8 @@ def test_the_example_of_the_docs_is_one_that_works(tmp_path: Path) -> None:
         ('name = "a"\nwire = "openai"\nbase_url = "gpu1:8000/v1"', "base_url"),
         ('name = "a"\nwire = "openai"\nbase_url = "http://gp\\ru1:8000/v1"', "base_url"),
         ('name = "a"\nwire = "openai"\nbase_url = "http://u:hunter2-secret@h/v1"', "base_url"),
-        ('name = "a"\nwire = "openai"\napi_key = "hunter2-secret"', "api_key"),
+        ('name = "a"\nwire = "openai"\napi_key = "hunter2-secret"', "does not stand in this file"),
+        ('name = "a"\nwire = "openai"\nmodle = "m"', "modle: there is no field of this name"),
         ('name = "a"\nwire = "openai"\napi_key_env = "hunter2-secret"', "api_key_env"),
         ('name = "a"\nwire = "openai"\napi_key_env = "A"\napi_key_file = "b"', "one of them"),
         ('name = "a"\nwire = "openai"\n[[providers]]\nname = "a"\nwire = "openai"', "twice"),
