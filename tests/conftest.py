@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 from redis import Redis
 from sqlalchemy import create_engine, make_url, text
@@ -20,6 +21,10 @@ from tests.processes import Process, fork_server, stop_ignoring_signals, wait_un
 TEMPLATE = "migrated"
 REDIS_DATABASES = 16
 _numbers = itertools.count()
+
+# A busy machine may stop for longer than any deadline of one example.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
 
 
 def pytest_configure() -> None:
