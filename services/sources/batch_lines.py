@@ -8,17 +8,23 @@ from typing import Any
 
 from services.errors import InvalidInput
 from services.json_text import NotExact, load_json
-from services.llm.openai_bodies import Asked, NotHonoured, asked_of, endpoint_of, kind_of_run
+from services.llm.openai_bodies import API, Asked, NotHonoured, asked_of, endpoint_of, kind_of_run
 from services.sources.lines import physical_lines
 from services.sources.plain import as_json
 from services.sources.reading import BadRecord, Fault
+from services.sources.records import kind_of
 
 LOOKED_AT = 100
 """Records among which the first good one is looked for."""
 HEAD_BYTES = 1_048_576
 """So far the source is looked at; its blocks are in memory meanwhile."""
 FORM = frozenset({"method", "url", "body"})
+INPUTS = ("text", "prompt", "messages")
+"""What a record has that is no request."""
+SAID = {"json_schema": "JSON schema", API: "endpoint"}
 COMMANDS = {"generation": "runs generate", "embedding": "runs embed"}
+Placed = tuple[str, Any]
+"""Where a record stands ("line 3"), and the record."""
 
 
 class BatchLines:
@@ -33,16 +39,19 @@ class BatchLines:
         self._kind = kind
         self._plan = plan
         self._how: Mapping[str, Any] | None = None
+        self._first = "the records before it"
 
-    def agree(self, records: Iterable[Any]) -> Any:
+    def agree(self, records: Iterable[Placed]) -> Any:
         """Return the plan of the first request that can be asked; else that of no request."""
-        for record in records:
+        for place, record in records:
             if not is_request(record):
+                if _is_broken_request(record):
+                    continue
                 break
             with suppress(InvalidInput):
                 how = self._asked(record).how
                 plan = self._plan(how)
-                self._how = how
+                self._how, self._first = how, place
                 return plan
         return self._plan({})
 
@@ -54,19 +63,20 @@ class BatchLines:
         if not is_request(record):
             if self._how is None:
                 return record
-            raise BadRecord(
-                Fault.CONFLICT, "The record has no 'url' and 'body' like those before it."
-            )
+            raise self._no_request(record)
         asked = self._asked(record)
         if asked.how != (self._how or {}):
             try:
                 self._plan(asked.how)
             except InvalidInput as error:
-                raise BadRecord(Fault.CONFLICT, str(error)) from error
+                raise BadRecord(Fault.INVALID_INPUT, str(error)) from error
+            names = self._different(asked.how)
+            said = ", ".join(names)[:200]
             raise BadRecord(
                 Fault.CONFLICT,
-                f"The body asks for {self._difference(asked.how)} otherwise than the first one; a "
-                "run asks all alike, so hand it in as another run.",
+                f"{said} {'differs' if len(names) == 1 else 'differ'} from {self._first}. "
+                "All requests of one run need the same parameters; put this one into another file "
+                "or run.",
             )
         beside = {name: record[name] for name in record if name not in FORM}
         twice = next((name for name in asked.record if beside.get(name) is not None), None)
@@ -85,23 +95,48 @@ class BatchLines:
         if kind_of_run(endpoint) != self._kind:
             command = COMMANDS[kind_of_run(endpoint)]
             raise BadRecord(
-                Fault.WRONG_TYPE, f"The request is for {endpoint}; hand it in by `{command}`."
+                Fault.WRONG_TYPE,
+                f"The request is for {endpoint}; hand it in by `{command}`. Of a file with both "
+                f"kinds, `promptstack {command} FILE --skip-bad` takes these and leaves the rest.",
             )
         try:
             return asked_of(endpoint, record["body"])
         except NotHonoured as error:
             raise BadRecord(Fault.WRONG_TYPE, f"The body {error}.") from error
 
-    def _difference(self, how: Mapping[str, Any]) -> str:
-        first = self._how or {}
-        names = [name for name in {**first, **how} if first.get(name) != how.get(name)]
-        return ", ".join(names).replace("provider_options", "what only OpenAI knows")
+    def _no_request(self, record: Mapping[str, Any]) -> BadRecord:
+        """Why a record isn't one, where others are."""
+        for name, kind, wanted in (("url", str, "a string"), ("body", Mapping, "an object")):
+            value = record.get(name)
+            if value is None:
+                return BadRecord(
+                    Fault.MISSING_FIELD,
+                    f"The record has no '{name}'; {self._first} is a request, so all must be.",
+                )
+            if not isinstance(value, kind):
+                reason = f"The field '{name}' must be {wanted}, and is {kind_of(value)}."
+                return BadRecord(Fault.WRONG_TYPE, reason)
+        name = next(name for name in INPUTS if record.get(name) is not None)
+        return BadRecord(Fault.CONFLICT, f"The record has {name} beside its body; keep one.")
+
+    def _different(self, how: Mapping[str, Any]) -> list[str]:
+        """What is asked otherwise than at first, by the names that a body has."""
+        first, here = _flat(self._how or {}), _flat(how)
+        return [
+            SAID.get(name, name)
+            for name in {**first, **here}
+            if (name in first, first.get(name)) != (name in here, here.get(name))
+        ]
 
 
-def kind_of_requests(records: Iterable[Any]) -> str:
+def _flat(how: Mapping[str, Any]) -> dict[str, Any]:
+    return {**how, "provider_options": None, **how.get("provider_options", {})}
+
+
+def kind_of_requests(records: Iterable[Placed]) -> str:
     """Which kind of run the first request is for. Raises `InvalidInput` where there is none."""
-    for record in filter(is_request, records):
-        endpoint = endpoint_of(record["url"])
+    for _, record in records:
+        endpoint = endpoint_of(record["url"]) if is_request(record) else None
         if endpoint is not None:
             return kind_of_run(endpoint)
     raise InvalidInput(
@@ -117,22 +152,31 @@ def is_request(record: Any) -> bool:
         isinstance(record, Mapping)
         and isinstance(record.get("body"), Mapping)
         and isinstance(record.get("url"), str)
-        and all(record.get(name) is None for name in ("text", "prompt", "messages"))
+        and all(record.get(name) is None for name in INPUTS)
     )
 
 
-def records_of_lines(blocks: Iterable[bytes]) -> Iterator[Any]:
+def _is_broken_request(record: Any) -> bool:
+    """Whether a record was to be one: it must not make a plain source of all that follow."""
+    return (
+        isinstance(record, Mapping)
+        and ("url" in record or "body" in record)
+        and all(record.get(name) is None for name in INPUTS)
+    )
+
+
+def records_of_lines(blocks: Iterable[bytes]) -> Iterator[Placed]:
     """The first records of JSON Lines that can be read."""
-    for _, line in islice(physical_lines(_head(blocks), HEAD_BYTES), LOOKED_AT):
+    for number, line in islice(physical_lines(_head(blocks), HEAD_BYTES), LOOKED_AT):
         with suppress(JSONDecodeError, NotExact):
-            yield load_json(line or b"", "The line")
+            yield f"line {number}", load_json(line or b"", "The line")
 
 
-def records_of_items(items: Iterable[Any]) -> Iterator[Any]:
+def records_of_items(items: Iterable[Any]) -> Iterator[Placed]:
     """The first ones of a list, as JSON has them."""
-    for item in islice(items, LOOKED_AT):
+    for number, item in enumerate(islice(items, LOOKED_AT), 1):
         with suppress(BadRecord, RecursionError):
-            yield as_json(item)
+            yield f"item {number}", as_json(item)
 
 
 def _head(blocks: Iterable[bytes]) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from services.chunking import Chunker
 from services.errors import InvalidInput
-from services.sources.batch_lines import records_of_items, records_of_lines
+from services.sources.batch_lines import Placed, records_of_items, records_of_lines
 from services.sources.cutting import Cutter, whole_texts
 from services.sources.folders import read_folder
 from services.sources.iterables import read_iterable
@@ -44,7 +44,7 @@ class Opened:
     blocks: Iterator[bytes]
 
 
-def looked_at(source: Source, reading: Reading) -> tuple[Source | Opened, Iterator[Any]]:
+def looked_at(source: Source, reading: Reading) -> tuple[Source | Opened, Iterator[Placed]]:
     """Return a source to be read, and its first records where they may be requests to OpenAI.
 
     Who reads the source lets go of the records first. Raises `InvalidInput`.

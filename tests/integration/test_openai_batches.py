@@ -21,6 +21,7 @@ from tests.runs import work
 CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
 USER = [{"role": "user", "content": "Say hello."}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+FORM = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
 
 
@@ -143,17 +144,43 @@ def test_a_request_that_cannot_be_honoured_is_told_by_its_line(prepared: Any) ->
         (request({**good, "response_format": {"type": "grammar"}}), "neither text nor json_object"),
         (request({"model": "gpt-5-nano"}), "has no messages"),
         (request({**good, "messages": [{"role": "boss"}]}), "not right at '0.role'"),
-        (request({**good, "temperature": 0.5}), "asks for temperature otherwise than the first"),
-        (request({**good, "top_p": 0.5}), "asks for what only OpenAI knows otherwise"),
-        ({"text": "plain"}, "no 'url' and 'body' like those before it"),
+        (request({**good, "temperature": 0.5}), "temperature differs from line 2. All requests"),
+        (request({**good, "top_p": 0.5, "logit_bias": {}}), "top_p, logit_bias differ from line 2"),
+        (
+            request({"model": "gpt-5-nano", "input": "Hi"}, RESPONSES),
+            "endpoint differs from line 2",
+        ),
+        (request({**good, "response_format": FORM}), "JSON schema differs from line 2."),
+        ({"text": "plain"}, "has no 'url'; line 2 is a request"),
     ]
     first, others = refused[0][0], [one for one, _ in refused[1:]]
     ready, run = prepared(lines(first, request(good), *others, request(good)))
     assert (ready.items, ready.bad) == (len(refused) + 2, len(refused))
     assert (run.model, run.parameters) == ("gpt-5-nano", {})
     found = reasons(ready)
-    for position, (_, reason) in zip([1, *range(3, 20)], refused, strict=False):
+    for position, (_, reason) in zip([1, *range(3, len(refused) + 2)], refused, strict=True):
         assert reason in found[position]
+    assert ready.faults[0].code == "INVALID_INPUT"
+    assert "`promptstack runs embed FILE --skip-bad` takes these" in found[5]
+
+
+def test_a_first_line_that_is_no_whole_request_hurts_no_other(prepared: Any) -> None:
+    good = request({"model": "gpt-5-nano", "messages": USER, "seed": 1})
+    rest = [{**good, "url": 5}, {**good, "text": "beside"}]
+    ready, run = prepared(lines({**good, "body": "text"}, {"url": CHAT}, good, *rest))
+    assert reasons(ready) == {
+        1: "The field 'body' must be an object, and is a string.",
+        2: "The record has no 'body'; line 3 is a request, so all must be.",
+        4: "The field 'url' must be a string, and is a number.",
+        5: "The record has text beside its body; keep one.",
+    }
+    assert run.parameters == {"seed": 1}
+
+
+def test_a_request_of_a_list_is_told_from_which_item_it_differs(prepared: Any) -> None:
+    body = {"model": "gpt-5-nano", "messages": USER}
+    ready, _ = prepared([request(body), request({**body, "model": "gpt-5"})])
+    assert reasons(ready)[2].startswith("model differs from item 1. ")
 
 
 def test_what_only_openai_knows_is_refused_elsewhere(prepared: Any) -> None:
@@ -176,7 +203,7 @@ def test_a_plain_source_stays_what_it_is(prepared: Any) -> None:
     page = {"text": "A page.", "url": "https://example.com/responses", "body": {"a": 1}}
     ready, run = prepared(lines(page, {"prompt": "x"}, request({"messages": USER, "seed": 1})))
     assert list(reasons(ready)) == [3]
-    assert "asks for seed otherwise" in reasons(ready)[3]
+    assert "seed differs from the records before it" in reasons(ready)[3]
     assert run.parameters == {}
     asked = request({"text": "in a body"}, text=None)
     ready, _ = prepared(lines(asked), reading=Reading(template="{url}"))

@@ -90,7 +90,7 @@ def test_any_body_is_asked_for_or_refused(form: tuple[str, str, Any], data: Any)
     body = {**whole, **data.draw(st.dictionaries(names, json_values, max_size=3))}
     record = {"custom_id": "c", "method": "POST", "url": url, "body": body}
     lines = lines_of(kind)
-    lines.agree([record, {**record, "body": whole}])
+    lines.agree([("line 1", record), ("line 2", {**record, "body": whole})])
     found = RecordCheck(Reading(), lines.unfold)(1, dict(record))
     if isinstance(found, BadInput):
         assert found.reason.endswith(".")
@@ -110,7 +110,7 @@ def test_what_goes_out_to_openai_is_what_came_in(left_out: set[str]) -> None:
         del body["tool_choice"]
     record = {"url": "/v1/chat/completions", "body": body}
     lines = lines_of("generation")
-    new = lines.agree([record])
+    new = lines.agree([("line 1", record)])
     turns: Any = lines.unfold(record)["messages"]
     request = GenerationRequest(
         provider="openai", model=new.model, messages=turns, **new.parameters
@@ -138,7 +138,7 @@ def test_a_conversation_of_the_responses_api_goes_out_as_it_came_in() -> None:
     ]
     record = {"url": "https://api.openai.com/v1/responses", "body": {"model": "m", "input": items}}
     lines = lines_of("generation")
-    new = lines.agree([record])
+    new = lines.agree([("line 1", record)])
     turns: Any = lines.unfold(record)["messages"]
     request = GenerationRequest(provider="openai", model="m", messages=turns, **new.parameters)
     assert openai_responses.body(request)["input"] == items
@@ -147,6 +147,6 @@ def test_a_conversation_of_the_responses_api_goes_out_as_it_came_in() -> None:
 def test_a_body_is_refused_with_the_reason_also_where_none_agrees() -> None:
     lines = lines_of("generation")
     record = {"url": "/v1/chat/completions", "body": {**OF_CHAT, "temperature": 5}}
-    lines.agree([record] * 3)
+    lines.agree([("line 1", record)] * 3)
     with pytest.raises(InvalidInput, match="temperature"):
         lines.unfold(record)
