@@ -11,6 +11,7 @@ from services.limiter.limiter import Permit, RateLimiter
 from services.limiter.terms import Bucket, Limits, Need, Outcome, Settlement
 from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
 from services.llm.errors import (
+    AnsweredAsText,
     BadResponse,
     ConnectionFailed,
     ModelQuotaExhausted,
@@ -37,6 +38,7 @@ OUTCOMES: Mapping[type[ProviderError], Outcome] = {
     NeverSent: Outcome.FAILED,
     # It lives and has counted the call; how much it took isn't known.
     BadResponse: Outcome.ANSWERED,
+    AnsweredAsText: Outcome.ANSWERED,
 }
 """What an error says of the provider. All others are about the request."""
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from api.cli.terminal import dollars, err, plural, printable
+from api.cli.terminal import dollars, err, plural
+from config.controls import escaped
 from services.runs.views import Preflight
 from services.sources.reading import BadInput
 
@@ -29,7 +30,7 @@ def show_preflight(preflight: Preflight, *, named_by_id: bool) -> None:
         )
     for fault in preflight.faults:
         where = _where(fault, named_by_id=named_by_id)
-        err.print(printable(f"  {where}: {fault.code}: {fault.reason}"), markup=False)
+        err.print(escaped(f"  {where}: {fault.code}: {fault.reason}"), markup=False)
     if more := _untold(preflight):
         err.print(f"  and {more:,} more")
     if preflight.duplicates:

@@ -199,6 +199,13 @@ class BadResponse(ProviderError):
     most_tries = 2
 
 
+class AnsweredAsText(BadResponse):
+    """The numbers of vectors came as text, which is how this server always answers."""
+
+    transient = False
+    reach = Reach.SERVER
+
+
 class OddVector(BadResponse):
     """The vector of one text has another size than its model; the others of its answer are kept."""
 

@@ -27,6 +27,12 @@ LONGEST_WORD = 200
 MOST_NOTES = 10
 DEEPEST = 150
 """Levels of nesting that every parser takes."""
+
+
+class NumbersAsText(ValueError):
+    """A vector's numbers stand there as text: so will they when it is asked for again."""
+
+
 WRONG_FORM = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 """What reading raises for a wrong form."""
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
@@ -266,8 +272,16 @@ def _vector(value: Any) -> npt.NDArray[np.float32]:
         return np.frombuffer(b64decode(value, validate=True), dtype="<f4")
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
         value = value[0]
-    if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
-        raise ValueError(f"a vector is {_kind(value)}, or holds what is no number")
+    if not isinstance(value, list):
+        raise TypeError(f"a vector is {_kind(value)}, and no list of numbers")
+    kinds = set(map(type, value))
+    if kinds == {str}:
+        raise NumbersAsText("a vector's numbers are texts")
+    if not kinds <= {int, float}:
+        odd = next(one for one in value if type(one) not in {int, float})
+        raise ValueError(
+            f"a vector holds {'nothing' if odd is None else _kind(odd)} where a number belongs"
+        )
     # A number too large for float32 becomes infinite, which `embed` refuses.
     with np.errstate(over="ignore"):
         return np.array(value, dtype=np.float32)

@@ -12,6 +12,7 @@ import httpx2
 
 from services.llm.errors import (
     HIDDEN,
+    AnsweredAsText,
     AuthenticationFailed,
     BadResponse,
     ConnectionFailed,
@@ -31,7 +32,7 @@ from services.llm.errors import (
     ServerBroke,
 )
 from services.llm.headers import credible_wait, limit_report, request_id, retry_after
-from services.llm.reading import WRONG_FORM, Notes, Part, parse
+from services.llm.reading import WRONG_FORM, Notes, NumbersAsText, Part, parse
 from services.llm.usage import Usage
 from services.text import make_storable
 
@@ -396,8 +397,14 @@ def reading(provider: str, answer: httpx2.Response, key_setting: str, wire: str)
                 headers=answer.headers,
                 usage=read.usage,
             ) from error
-        raise BadResponse(
-            f"{provider} answered in a form that cannot be used; nothing was stored.",
+        bad, why = BadResponse, "in a form that cannot be used; nothing was stored"
+        if isinstance(error, NumbersAsText):
+            bad, why = (
+                AnsweredAsText,
+                "the numbers of vectors as text; use a server that sends numbers",
+            )
+        raise bad(
+            f"{provider} answered {why}.",
             detail=detail(f"{error}: {text[:LONGEST_DETAIL]}"),
             status=answer.status_code,
             request_id=request_id(answer.headers),

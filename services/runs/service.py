@@ -383,7 +383,9 @@ def _check_not_empty(intake: Intake) -> None:
 
 def explain_faults(preflight: Preflight) -> str:
     """Say in one sentence what is wrong with the inputs of a run."""
-    first = "; ".join(f"{fault.position}: {fault.reason}" for fault in preflight.faults[:3])
+    first = "; ".join(
+        f"{fault.position}: {fault.reason.rstrip('.')}" for fault in preflight.faults[:3]
+    )
     again = f" {preflight.duplicates} have an id that came before." if preflight.duplicates else ""
     return (
         f"{preflight.bad} of {preflight.items} inputs can't be asked for, and nothing was paid."

@@ -25,10 +25,11 @@ def read_folder(path: Path, check: RecordCheck, reading: Reading) -> Iterator[In
     for position, file in enumerate(_text_files(path) if path.is_dir() else [path], 1):
         name = str(file) if file == path else file.relative_to(path).as_posix()
         try:
+            _check_utf_8(name)
             checked_id(name, SOURCE)
         except InvalidInput as error:
             fault = error.fault if isinstance(error, BadRecord) else Fault.NOT_STORABLE
-            reason = f"The file's name is to be its id, and can't be: {error} Rename it."
+            reason = f"The file's name is to be its id, and can't be. {error} Rename it."
             yield BadInput(position, printable_path(name)[:SHOWN], fault, reason)
             continue
         text = _text(Origin(file), position, name, reading.max_bytes)
@@ -41,6 +42,13 @@ def read_folder(path: Path, check: RecordCheck, reading: Reading) -> Iterator[In
         raise InvalidInput(
             f"{printable_path(path)} holds no text files ({', '.join(sorted(SUFFIXES))})."
         )
+
+
+def _check_utf_8(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput("It is not UTF-8.") from error
 
 
 def _text_files(folder: Path) -> Iterator[Path]:

@@ -21,6 +21,8 @@ TEXT_IN_JSON = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 """Also one that is never closed, and with it all that follows: else each quote in it would be gone
 through to the end."""
 
+OLD_LINE_END = re.compile(rb"\r(?!\n|\Z)")
+
 
 def read_jsonl(
     blocks: Iterable[bytes], check: RecordCheck, reading: Reading
@@ -101,8 +103,16 @@ def not_utf8(
 ) -> BadInput:
     """Say which byte is wrong."""
     byte = error.object[error.start]
-    reason = f"{what} is not UTF-8 (byte {byte:#04x} at {error.start + 1})."
+    reason = f"{what} is not UTF-8 (byte {byte:#04x} at {error.start + 1}); save it as UTF-8. "
+    reason += "From Latin-1, `iconv -f latin1 -t utf-8` does it."
     return BadInput(position, custom_id, Fault.BAD_ENCODING, reason)
+
+
+def old_line_ends(record: bytes) -> str:
+    """What to do about ends of lines that a record holds within itself; else nothing."""
+    if OLD_LINE_END.search(record) is None:
+        return ""
+    return " It has carriage returns alone (old Macs end lines so); save it with other line ends."
 
 
 def _not_json(position: int, line: bytes, error: JSONDecodeError) -> BadInput:
@@ -110,5 +120,5 @@ def _not_json(position: int, line: bytes, error: JSONDecodeError) -> BadInput:
         line.decode()
     except UnicodeDecodeError as undecodable:
         return not_utf8(position, "The line", undecodable)
-    reason = f"The line is not JSON from character {error.pos + 1} on."
+    reason = f"The line is not JSON from character {error.pos + 1} on.{old_line_ends(line)}"
     return BadInput(position, None, Fault.BAD_JSON, reason)

@@ -10,7 +10,14 @@ from itertools import chain
 from services.errors import InvalidInput
 from services.sources.columns import wanted_columns
 from services.sources.csv_records import COMMA, CsvRecord, csv_records
-from services.sources.jsonl import SLACK_BYTES, has_more, not_utf8, too_long, too_many
+from services.sources.jsonl import (
+    SLACK_BYTES,
+    has_more,
+    not_utf8,
+    old_line_ends,
+    too_long,
+    too_many,
+)
 from services.sources.reading import BadInput, Fault, Input, Reading
 from services.sources.records import RecordCheck
 
@@ -165,6 +172,7 @@ def _cells(record: CsvRecord, table: Dialect) -> list[str] | BadInput:
         return not_utf8(record.position, "The row", error)
     except csv.Error:
         reason = "The row has a quote or an end of line where CSV has none."
+        reason += old_line_ends(record.content)
         return BadInput(record.position, None, Fault.BAD_CSV, reason)
 
 

@@ -285,6 +285,14 @@ def test_a_bad_file_of_a_folder_is_named() -> None:
     assert "  b.md: BAD_ENCODING" in said
 
 
+def test_a_file_name_stands_on_one_line_of_the_list() -> None:
+    Path("docs").mkdir()
+    Path("docs/a.md").write_text("Good.")
+    Path("docs/b\n.md").write_text("Good.")
+    said = embed("--dry-run", source="docs", code=2).stderr
+    assert r"  b\n.md: NOT_STORABLE: The file's name" in said
+
+
 @pytest.mark.parametrize("amount", ["nan", "-inf", "-1", "1e30"])
 def test_a_limit_that_is_no_amount_is_refused(stack: PromptStack, amount: str) -> None:
     embed("--detach")

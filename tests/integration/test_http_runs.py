@@ -135,6 +135,8 @@ def test_bad_items_refuse_a_run_or_end_in_its_failures(
     body = {"items": items, "provider": "demo"}
     told = problem(client.post(f"{RUNS}/generations", json=body), 422, "BAD_INPUTS")
     assert "3 of 8" in told["detail"]
+    assert "6: The text is empty; 7: The field" in told["detail"]
+    assert ".." not in told["detail"]
     assert client.get(RUNS).json() == {"runs": []}
     run = done(stack, client, accepted(client, "generations", **body, skip_bad=True))
     assert (run["state"], run["succeeded"], run["failed"]) == ("completed", 5, 3)

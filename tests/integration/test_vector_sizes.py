@@ -79,6 +79,21 @@ def write(stack: PromptStack, run: RunView, path: Path) -> ExportSummary:
     )
 
 
+def test_numbers_as_text_are_refused_and_not_asked_for_again(
+    small: PromptStack, server: SmallServer
+) -> None:
+    def answer(asked: Asked) -> Answer:
+        rows = [{"index": n, "embedding": ["0.5"]} for n, _ in enumerate(asked.body["input"])]
+        return 200, {"data": rows, "model": "m"}
+
+    server.answer = answer
+    run = embed(small, TEXTS)
+    assert (run.succeeded, run.failed, paid(server)) == (0, len(TEXTS), len(TEXTS))
+    failed = next(iter(small.run_results.failed(run.id)))
+    assert failed.code == "BAD_PROVIDER_RESPONSE"
+    assert "numbers of vectors as text" in failed.error
+
+
 @pytest.mark.parametrize("kind", ExportFormat)
 def test_one_text_fails_alone_and_the_others_are_exported(
     small: PromptStack, server: SmallServer, tmp_path: Path, kind: ExportFormat

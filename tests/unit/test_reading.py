@@ -225,7 +225,17 @@ def test_vectors_that_may_be_of_either_text_are_refused(indexes: Any) -> None:
 )
 def test_what_is_no_vector_is_refused(vector: Any) -> None:
     part = parse(json.dumps({"rows": {"v": vector}}).encode()).parts("rows")
-    with pytest.raises((ValueError, ArithmeticError)):
+    with pytest.raises((ValueError, TypeError, ArithmeticError)):
+        vectors(part, "v", 1)
+
+
+@pytest.mark.parametrize(
+    ("vector", "told"),
+    [(None, "is missing, and no list of numbers"), ([1.0, None], "holds nothing where a number")],
+)
+def test_what_is_wrong_with_a_vector_is_told(vector: Any, told: str) -> None:
+    part = parse(json.dumps({"rows": {"v": vector}}).encode()).parts("rows")
+    with pytest.raises((ValueError, TypeError), match=told):
         vectors(part, "v", 1)
 
 

@@ -120,7 +120,8 @@ def test_a_row_has_the_number_of_its_first_line() -> None:
         (b"a", Fault.BAD_CSV, "The row has 1 cells"),
         (b'"a"b,1', Fault.BAD_CSV, "a quote or an end of line where CSV has none"),
         (b"a\rb,1", Fault.BAD_CSV, "a quote or an end of line"),
-        (b"\xff,1", Fault.BAD_ENCODING, "byte 0xff at 1"),
+        (b"a\rb,1", Fault.BAD_CSV, "none. It has carriage returns alone"),
+        (b"\xff,1", Fault.BAD_ENCODING, "byte 0xff at 1); save it as UTF-8."),
         (b"\x00,1", Fault.NOT_STORABLE, "a NUL character"),
         (b"a,\x00", Fault.NOT_STORABLE, "a NUL character"),
         (b" ,1", Fault.EMPTY_TEXT, "empty"),
@@ -134,6 +135,11 @@ def test_a_bad_row_hurts_no_other(row: bytes, code: Fault, reason: str) -> None:
     assert (bad.position, bad.code) == (2, code)
     assert reason in bad.reason
     assert after == Input(row.count(b"\n") + 3, after.custom_id or "", "fine", None, {"n": "2"})
+
+
+def test_old_ends_of_lines_are_told() -> None:
+    said = refused(io.BytesIO(b"text,n\ra,1\rb,2\r"), format=Format.CSV)
+    assert "It has carriage returns alone (old Macs end lines so)" in said
 
 
 @pytest.mark.parametrize("size", [10, 3_000_000])

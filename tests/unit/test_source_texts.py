@@ -263,6 +263,8 @@ def test_a_bad_file_of_a_folder_hurts_no_other(folder: Path) -> None:
         ("b7\\udcff.txt", Fault.NOT_STORABLE),
         ("b8\n.txt", Fault.NOT_STORABLE),
     ]
+    assert isinstance(found[-2], BadInput)
+    assert found[-2].reason.endswith("can't be. It is not UTF-8. Rename it.")
     for item in found:
         str(item).encode()  # whatever a file is called, what is said of it can be stored
 
