@@ -157,7 +157,7 @@ class EmbeddingService:
         def keep(unit: UnitOfWork, answer: EmbeddingResponse) -> None:
             model = claim.provider, claim.model
             answers = [(call.hashes, answer)]
-            faults.update(keep_vectors(unit, model, answers, lambda _: has_some))
+            faults.update(keep_vectors(unit, model, answers, lambda *_: has_some))
             kept = done - sum(len(one.positions) for one in call.contents if one.hash in faults)
             # Vectors are kept also when the job was cancelled; the next step then meets that.
             with suppress(ClaimLost):

@@ -1,6 +1,6 @@
 """Search: the passages nearest in meaning to a question."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -78,12 +78,15 @@ class SearchService:
         limit: int = 5,
         where: Mapping[str, JsonValue] | None = None,
     ) -> list[Match]:
-        """Do the same for a vector of shape (dimensions,) that this model made."""
-        stored = self._find(provider, model)
-        if vector.shape != (stored.dimensions,):
+        """Do the same for a vector that this model made, among those of its size."""
+        by_size = {known.dimensions: known for known in self._find(provider, model)}
+        stored = by_size.get(vector.size)
+        if stored is None:
+            sizes = " or ".join(map(str, by_size))
             raise InvalidInput(
-                f"Vectors of {provider}/{model} have {stored.dimensions} dimensions, "
-                f"not shape {vector.shape}."
+                f"The question's vector has {vector.size} numbers, and those of {provider}/{model} "
+                f"that are kept have {sizes}. Was the model changed at the provider? Embed the "
+                "texts again, then search."
             )
         with self._ledger.transaction() as unit:
             items = unit.embeddings.search_items(stored, vector, limit, where or {})
@@ -93,10 +96,10 @@ class SearchService:
         others = [match for match in items if match.text not in known]
         return sorted([*documents, *others], key=lambda match: -match.score)[:limit]
 
-    def _find(self, provider: str, model: str) -> EmbeddingModel:
+    def _find(self, provider: str, model: str) -> Sequence[EmbeddingModel]:
         with self._ledger.transaction() as unit:
-            stored = unit.embeddings.find_model(provider, model)
-        if stored is None:
+            stored = unit.embeddings.dimensions_of(provider, model)
+        if not stored:
             raise NotFound(f"Nothing has been embedded with {provider}/{model} yet.")
         return stored
 

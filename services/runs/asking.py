@@ -259,11 +259,13 @@ class EmbeddingAsking(Asking):
     ) -> Mapping[bytes, PromptStackError]:
         """See `Asking`."""
 
-        def has_size(known: EmbeddingModel) -> bool:
+        def has_size(known: EmbeddingModel, number: int) -> bool:
             run = unit.runs.get(self._run.id)
             if run is None or run.started_at is None:
                 return True
-            return run.succeeded > 0 or known.created_at >= run.started_at
+            # What was only found may be less than what would be lost now.
+            has_paid = run.succeeded > run.reused or known.created_at >= run.started_at
+            return has_paid or run.reused >= number
 
         answers = [(call.hashes, answer) for call, answer in answered]
         return keep_vectors(

@@ -16,7 +16,7 @@ def keep_vectors(
     unit: UnitOfWork,
     model: tuple[str, str],
     answers: Sequence[tuple[Sequence[bytes], EmbeddingResponse]],
-    has_size: Callable[[EmbeddingModel], bool],
+    has_size: Callable[[EmbeddingModel, int], bool],
     *,
     storage: VectorType = VectorType.VECTOR,
     with_index: bool = True,
@@ -24,10 +24,10 @@ def keep_vectors(
     """Store the vectors that have their model's size; what is wrong with each of the others.
 
     `model` is its provider and name, `answers` have the hashes of their contents. A model that was
-    changed at its provider has the size that most of the vectors have, unless `has_size` says that
-    whoever asks has vectors of the known one.
+    changed at its provider has the size that most of the vectors have, unless `has_size` says, of
+    the known one and their number, that whoever asks has vectors of that one.
     """
-    most, _ = Counter(size for _, answer in answers for size in answer.sizes()).most_common(1)[0]
+    [most] = Counter(size for _, answer in answers for size in answer.sizes()).most_common(1)
     known = _model_of(unit, model, most, has_size, storage, with_index=with_index)
     hashes, vectors = [], []
     faults: dict[bytes, OddVector] = {}
@@ -53,17 +53,18 @@ def keep_vectors(
 def _model_of(
     unit: UnitOfWork,
     model: tuple[str, str],
-    size: int,
-    has_size: Callable[[EmbeddingModel], bool],
+    most: tuple[int, int],
+    has_size: Callable[[EmbeddingModel, int], bool],
     storage: VectorType,
     *,
     with_index: bool,
 ) -> EmbeddingModel:
+    size, number = most
     for is_locked in (False, True):
         if is_locked:
             unit.embeddings.lock_models()  # another may give it its size just now
         known = unit.embeddings.find_model(*model)
-        if known is not None and (known.dimensions == size or has_size(known)):
+        if known is not None and (known.dimensions == size or has_size(known, number)):
             return known
     found = unit.embeddings.register_model(*model, size, storage=storage, with_index=with_index)
     if known is not None:

@@ -11,6 +11,7 @@ from config.settings import load_settings
 from repositories.embeddings import partition_of
 from repositories.models import JobState
 from repositories.run_models import RunState
+from services.errors import InvalidInput
 from services.export.results import ExportFormat, ExportSummary, export
 from services.runs.views import RunView
 from tasks.composition import PromptStack
@@ -194,3 +195,28 @@ def test_a_run_before_the_change_of_its_model_is_exported_as_it_was(
     summary = write(small, before, tmp_path / f"mixed.{kind}")
     is_text = kind is ExportFormat.JSONL
     assert (summary.items, summary.unwritten) == ((10, 0) if is_text else (9, 1))
+
+
+def test_one_reused_vector_of_another_size_costs_no_other(
+    small: PromptStack, server: SmallServer
+) -> None:
+    embed(small, ["odd"])  # alone: it might be a model of this size
+    run = embed(small, ["odd", *TEXTS[:10]])
+    assert (run.succeeded, run.reused, run.failed) == (11, 1, 0)
+    assert small.run_results.dimensions(run.id) == SIZE
+    paid_before = paid(server)
+    again = embed(small, TEXTS[:10])
+    assert (again.succeeded, paid(server)) == (10, paid_before)
+
+
+def test_search_is_among_vectors_of_the_size_of_its_question(
+    small: PromptStack, server: SmallServer
+) -> None:
+    embed(small, TEXTS[:3])
+    server.answer = sized(lambda _: SIZE + 1)
+    embed(small, TEXTS[3:5])
+    for size, most in ((SIZE, 3), (SIZE + 1, 2)):
+        found = small.search.search_vector(np.ones(size, np.float32), provider="openai", model="m")
+        assert len(found) == most
+    with pytest.raises(InvalidInput, match=r"has 5 numbers, .* have 9 or 8"):
+        small.search.search_vector(np.ones(5, np.float32), provider="openai", model="m")
