@@ -378,7 +378,7 @@ class RunService:
 
 def _check_not_empty(intake: Intake) -> None:
     if intake.items == 0:
-        raise InvalidInput("The source holds nothing; there is nothing to do.")
+        raise InvalidInput("The source holds no records; there is nothing to do.")
 
 
 def explain_faults(preflight: Preflight) -> str:
