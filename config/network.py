@@ -89,6 +89,8 @@ def _scheme(proxy: str) -> str:
         raise ValueError("has a port that is not a number up to 65535") from None
     if not parts.hostname:
         raise ValueError("names no host")
+    if "://" not in proxy and "." not in parts.hostname and not parts.port:
+        raise ValueError("has neither http:// before it nor a port after it")
     return parts.scheme
 
 

@@ -37,6 +37,8 @@ def _broker_url(url: str) -> str:
             raise ValueError(f"must be a URL that starts with one of {known}")
         check_characters(one)
         check_port(one)
+        if not urlsplit(one).hostname:
+            raise ValueError("names no host; write it as amqp://user:password@host:5672/vhost")
         if "ssl_" in urlsplit(one).query:
             raise ValueError("takes no ssl_ options; its certificate is checked, see TLS_CA_FILE")
     return url

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import typer
+from redis.exceptions import RedisError
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +17,7 @@ from config.names import Queue
 from repositories.migrations import pending
 from services.llm.base import Capability, LLMService
 from tasks.composition import PromptStack
+from tasks.connections import check_redis
 
 MOST_NAMED = 5
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]--[/]", "missing": "[red]no[/]"}
@@ -88,8 +90,16 @@ def _schema(stack: PromptStack) -> str:
 
 
 def _redis(stack: PromptStack) -> str:
-    server = stack.redis.info("server")
-    keeps = "with" if stack.redis.info("persistence").get("aof_enabled") else "without"
+    try:
+        server = stack.redis.info("server")
+        keeps = "with" if stack.redis.info("persistence").get("aof_enabled") else "without"
+    except (RedisError, OSError) as error:
+        check_redis(stack.redis)
+        said = " ".join(str(error).split()).rstrip(".")
+        raise PromptStackError(
+            "Redis could not be reached or broke the connection; check REDIS_URL and that it runs. "
+            f"The client said: {said}."
+        ) from error
     version = server.get("valkey_version") or server.get("redis_version")
     return f"version {version}, {keeps} append-only file"
 

@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
 from repositories.migrations.rights import prepare_database, rights_explained
-from repositories.session import IDLE_LIMIT
+from repositories.session import IDLE_LIMIT, explained
 
 # Any fixed number: all that matters is that every migrating process takes the same one.
 MIGRATION_LOCK = 7_316_498_025
@@ -38,8 +38,8 @@ def upgrade(engine: Engine) -> tuple[str | None, str | None]:
 
 
 def pending(engine: Engine) -> bool:
-    """Whether the schema is older than this code."""
-    with engine.connect() as connection:
+    """Whether the schema is older than this code. Raises what `Ledger.transaction` raises."""
+    with explained(), engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
     return current != ScriptDirectory.from_config(_config()).get_current_head()
 

@@ -481,6 +481,17 @@ def test_the_doctor_without_a_worker_and_without_servers(cli: Cli) -> None:
     lines = text_.stdout.splitlines()
     assert [line[:2] for line in lines if line[:2] not in {"ok", "--"}] == ["no"] * 5
     assert all(len(each["detail"].splitlines()) == 1 for each in findings)
+    told = {each["name"]: each["detail"] for each in findings}
+    for name, variable in {
+        "PostgreSQL": "check DATABASE_URL",
+        "schema": "check DATABASE_URL",
+        "Redis": "check REDIS_URL",
+        "broker": "check REDIS_URL",
+        "workers": "check DATABASE_URL",
+    }.items():
+        assert variable in told[name]
+        assert "Error" not in told[name].partition(" said: ")[0].partition("(")[0]
+        assert "sqlalche.me" not in told[name]
 
 
 def test_a_database_without_our_tables_is_noticed_and_migrated(

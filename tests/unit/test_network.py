@@ -33,6 +33,7 @@ FAULTS = [
     ("HTTPS_PROXY", "http://user:hunter2@proxy:port", "a port that is not a number", WIRES),
     ("http_proxy", "proxy:99999", "a port that is not a number up to 65535", WIRES),
     ("HTTP_PROXY", "http://", "names no host", WIRES),
+    ("HTTPS_PROXY", "nonsense", "has neither http:// before it nor a port after it", WIRES),
     ("HTTP_PROXY", "http://proxy:3128\r", "a line end", WIRES),
     ("SSL_CERT_FILE", "/nowhere/ca.pem", "/nowhere/ca.pem, which cannot be read", WIRES),
     ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem", "/nowhere/ca.pem, which cannot be read", WIRES),
