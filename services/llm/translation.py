@@ -57,7 +57,7 @@ _NO_SUCH_PLACE = (
 )
 _INTERCEPTED = (
     Intercepted,
-    "did not answer itself: a proxy or firewall before it sent a page of its own",
+    "did not answer: a proxy or firewall between us sent a page of its own instead",
 )
 _NO_QUOTA = (QuotaExhausted, "says that the account has no quota or money left")
 _NO_MODEL_QUOTA = (ModelQuotaExhausted, "says that the quota of this model is used up")
