@@ -145,7 +145,9 @@ def test_what_a_job_carries_is_kept_exactly_or_refused(
     )
     found = client.post("/api/v1/generations", content=as_bytes(body), headers=JSON)
     if is_refused(found):
-        assert not all(map(is_kept, (option, argument, parameter))), found.text
+        # A schema has a bound of its own, and `default` stands one level down in it.
+        is_deep = "MAX_SCHEMA_DEPTH" in found.text
+        assert is_deep or not all(map(is_kept, (option, argument, parameter))), found.text
         return
     with stack.ledger.transaction() as unit:
         job = unit.jobs.get(UUID(found.json()["id"]))
