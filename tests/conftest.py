@@ -16,7 +16,7 @@ from config.settings import Settings, get_settings, load_settings
 from repositories.migrations import upgrade
 from simulator.process import MODELS
 from tasks.composition import PromptStack
-from tests.processes import Process, fork_server, stop_ignoring_signals, wait_until
+from tests.processes import Process, started_fork_server, stop_ignoring_signals, wait_until
 
 TEMPLATE = "migrated"
 REDIS_DATABASES = 16
@@ -34,8 +34,8 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     """End what the tests of this process shared."""
-    if fork_server.cache_info().currsize:
-        fork_server().close()
+    if started_fork_server.cache_info().currsize:
+        started_fork_server().close()
 
 
 @pytest.fixture(scope="session")

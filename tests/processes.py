@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -15,6 +16,8 @@ from tempfile import TemporaryFile
 from typing import IO, Any, Self, TextIO
 
 from tests.fork_server import NUMBER_BYTES, number_read, number_sent
+
+STARTING = threading.Lock()
 
 ROOT = Path(__file__).parent.parent
 
@@ -136,9 +139,15 @@ class ForkServer:
 
 
 @cache
+def started_fork_server() -> ForkServer:
+    """The one of this process. Threads call `fork_server`, as a cache would start one for each."""
+    return ForkServer()
+
+
 def fork_server() -> ForkServer:
     """The one of this process, started when it is first needed."""
-    return ForkServer()
+    with STARTING:
+        return started_fork_server()
 
 
 def pipe() -> tuple[TextIO, TextIO]:
