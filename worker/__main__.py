@@ -10,6 +10,7 @@ from config.models_file import ModelsFile
 from config.parent import die_with_parent
 from config.settings import Settings, load_settings
 from services.llm.factory import LLMServiceFactory
+from tasks import broker
 from tasks.composition import PromptStack
 from worker.process import EXIT_FAILED, WorkerProcess
 from worker.processes import WRONG_SETTINGS, WorkerProcesses
@@ -49,6 +50,8 @@ def main() -> int:
 
 def _work(settings: Settings) -> int:
     """Run one worker. Raises `PromptStackError` where it can't start."""
+    # Before the first connection: kombu keeps the class that it finds for it.
+    broker.use_in_this_process()
     with PromptStack.open(settings) as stack:
         stack.check_connections()
         return WorkerProcess(stack).run()

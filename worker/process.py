@@ -19,7 +19,6 @@ from redis.exceptions import RedisError
 from config.names import Queue
 from repositories.errors import TransientLedgerError
 from services.patient_ledger import STOP_PATIENCE_SECONDS
-from tasks import broker
 from tasks.app import register_tasks
 from tasks.composition import PromptStack
 from tasks.monitors import Monitors
@@ -75,7 +74,6 @@ class WorkerProcess:
         sys.setswitchinterval(SWITCH_SECONDS)
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        broker.use_in_this_process()
         register_tasks(stack.celery, stack, self._monitors)
         self._results.write_behind()
         stack.progress.write_behind()

@@ -187,6 +187,7 @@ def test_embed_and_search(
         "reused": 1,
         "provider_calls": 2,
         "failed": 0,
+        "failures": [],
     }
 
     paid = count(stack, Attempt)

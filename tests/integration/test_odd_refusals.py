@@ -90,7 +90,11 @@ class Asker:
         self._runner.run(self.server.stop())
 
     def refusal(self, provider: str, status: int, kind: str, body: bytes) -> ProviderError:
-        head = f"HTTP/1.1 {status} Odd\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n"
+        # Of a 304 a client reads no body: left over, it would be taken for the next answer.
+        head = (
+            f"HTTP/1.1 {status} Odd\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n"
+            "connection: close\r\n"
+        )
         self.server.answer, before = head.encode() + b"\r\n" + body, self.server.calls
         request = GenerationRequest(provider=provider, model="any-model", prompt="Why?")
         service = self._services[provider]
