@@ -1,4 +1,4 @@
-"""A Redis URL in one form, out of which redis-py, kombu and Celery read the same.
+"""A Redis URL in one form that redis-py, kombu and Celery all read alike.
 
 By themselves they differ: in whether a certificate is checked, in which options they take, and in
 where they look for the database's number and the password of a Unix socket.

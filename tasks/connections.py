@@ -1,4 +1,4 @@
-"""Looks, when a process starts, whether Redis and the broker take us for whom we are.
+"""Checks, when a process starts, whether Redis and the broker accept its credentials and TLS.
 
 One that is away is no fault of the settings: it is waited for. One that refuses us, or whose
 certificate is not to be trusted, would be asked for ever.

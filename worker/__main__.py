@@ -50,7 +50,7 @@ def main() -> int:
 
 def _work(settings: Settings) -> int:
     """Run one worker. Raises `PromptStackError` where it can't start."""
-    # Before the first connection: kombu keeps the class that it finds for it.
+    # Before the first connection: kombu keeps the transport class that it used first.
     broker.use_in_this_process()
     with PromptStack.open(settings) as stack:
         stack.check_connections()

@@ -83,7 +83,7 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
 
     def _no_answer(self, error: Exception) -> ProviderError:
         # The aiohttp transport names every broken or refused connection a ConnectTimeout, and the
-        # anthropic then calls it a timeout.
+        # SDK then calls it a timeout.
         if isinstance(error.__cause__, httpx2.ConnectTimeout):
             return broken(self.name, error)
         if isinstance(error, (anthropic.APITimeoutError, TimeoutError)):

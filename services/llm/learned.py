@@ -68,7 +68,7 @@ class LearnedFacts:
         return self._known.get((server, model), {})
 
     def learn(self, server: str, model: str, fact: str, value: str | int) -> bool:
-        """Keep a fact here; whether it is news, which is to be shared."""
+        """Keep a fact here. Returns whether it is new and others should be told."""
         self._make_room()
         before = self._known.get((server, model), {}).get(fact)
         if before == str(value) or (before and isinstance(value, int) and int(before) < value):

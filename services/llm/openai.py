@@ -186,7 +186,7 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
 
     def _no_answer(self, error: Exception) -> ProviderError:
         # The aiohttp transport names every broken or refused connection a ConnectTimeout, and the
-        # openai then calls it a timeout.
+        # SDK then calls it a timeout.
         if isinstance(error.__cause__, httpx2.ConnectTimeout):
             return broken(self.name, error)
         if isinstance(error, (openai.APITimeoutError, TimeoutError)):

@@ -259,7 +259,10 @@ class RemoteService(LLMService, Generic[Client]):
         return most
 
     def _learn(self, model: str, fact: str, value: str | int) -> None:
-        """Keep a fact. It isn't awaited: a cancel meanwhile would lose an answer that was paid."""
+        """Keep a fact, and share it in the background.
+
+        To wait for that could lose a paid answer: the call may be cancelled meanwhile.
+        """
         if self._learned.learn(self._server, model, fact, value):
             share = partial(self._learned.share, self._server, model, fact, value)
             asyncio.get_running_loop().run_in_executor(None, share)

@@ -1,4 +1,4 @@
-"""What an answer says that it took."""
+"""How many tokens an answer says that it used."""
 
 from dataclasses import dataclass
 

@@ -112,9 +112,10 @@ def paid_in_vain(call: Call, error: PromptStackError) -> int:
 
 
 def about_all(denied: int, under_way: int, error: Denied) -> PromptStackError | None:
-    """What ends the run where a shard was denied so often without an answer; else None.
+    """The error that ends the run when a shard had only denials so far; else None.
 
-    Nothing is known against calls under way: a gateway says no in no time, and models think.
+    There must be no fewer denials than calls under way: a gateway refuses at once, and an answer
+    takes longer.
     """
     return error.about_all() if denied >= max(DENIED_BY_ALL, under_way) else None
 

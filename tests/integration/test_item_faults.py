@@ -163,7 +163,7 @@ def test_denials_that_come_before_the_first_answers_are_no_wrong_key(stack: Prom
 
 
 @pytest.mark.parametrize("code", sorted(FAULTS.keys() - {"INTERNAL_ERROR", "CONTEXT_TOO_LONG"}))
-def test_a_document_keeps_the_vectors_around_the_chunk_that_fails(
+def test_a_document_keeps_the_vectors_before_the_chunk_that_fails(
     stack: PromptStack, code: str
 ) -> None:
     # Each heading is a chunk of its own, and this one is the last.

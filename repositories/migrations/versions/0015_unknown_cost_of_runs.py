@@ -1,4 +1,4 @@
-"""How many calls of a run have a cost that nobody knows: such a run has not cost nothing."""
+"""How many calls of a run have a cost that nobody knows: such a run was not free."""
 
 import sqlalchemy as sa
 from alembic import op
