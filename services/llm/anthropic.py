@@ -10,11 +10,11 @@ import httpx2
 
 from services.errors import InvalidInput
 from services.llm.base import Capability, LLMResponse, TokenCount
-from services.llm.errors import ProviderError
 from services.llm.reading import Part, Said, tool_call
-from services.llm.remote import CONNECTIONS, RemoteService, keep, widened
+from services.llm.remote import CONNECTIONS, keep, widened
 from services.llm.requests import GenerationRequest, Message, with_options
-from services.llm.translation import broken, reading, timed_out, unusable
+from services.llm.sdk import SDKService
+from services.llm.translation import reading
 from services.llm.usage import Usage
 
 ANTHROPIC_URL = "https://api.anthropic.com"
@@ -34,7 +34,7 @@ FINISH_REASONS: Mapping[str, str] = {
 }
 
 
-class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
+class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
     """Generations from Anthropic. One client with one connection pool, made on the first call."""
 
     name = "anthropic"
@@ -42,6 +42,8 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
     official_url = ANTHROPIC_URL
     key_setting = "ANTHROPIC_API_KEY"
     reserved_options = RESERVED_OPTIONS
+    timeout_error = anthropic.APITimeoutError
+    connection_error = anthropic.APIConnectionError
     default_models: ClassVar[Mapping[Capability, str]] = {Capability.GENERATION: "claude-haiku-4-5"}
     unsupported: ClassVar[frozenset[str]] = frozenset({"seed"})
     known_options: ClassVar[frozenset[str] | None] = None
@@ -73,24 +75,6 @@ class AnthropicService(RemoteService[anthropic.AsyncAnthropic]):
         answer = await self._ask("/v1/messages/count_tokens", {"model": model, "messages": turns})
         with reading(self.name, answer, self.key_setting, self.wire) as found:
             return TokenCount(int(found.body.get("input_tokens")), is_exact=True)
-
-    async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
-        """POST `body`, or GET when there is none."""
-        client = self._connected()
-        if body is None:
-            return await self._answer(client.get(path, cast_to=httpx2.Response))
-        return await self._answer(client.post(path, cast_to=httpx2.Response, body=body))
-
-    def _no_answer(self, error: Exception) -> ProviderError:
-        # The aiohttp transport names every broken or refused connection a ConnectTimeout, and the
-        # SDK then calls it a timeout.
-        if isinstance(error.__cause__, httpx2.ConnectTimeout):
-            return broken(self.name, error)
-        if isinstance(error, (anthropic.APITimeoutError, TimeoutError)):
-            return timed_out(self.name)
-        if isinstance(error, anthropic.APIConnectionError):
-            return broken(self.name, error)
-        return unusable(self.name)
 
     def _connect(
         self, api_key: str, base_url: str, timeout: httpx2.Timeout

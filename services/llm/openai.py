@@ -28,13 +28,14 @@ from services.llm.base import (
     LLMResponse,
     TokenCount,
 )
-from services.llm.errors import InvalidProviderRequest, ProviderError
+from services.llm.errors import InvalidProviderRequest
 from services.llm.headers import limit_report, request_id
 from services.llm.openai_fields import SUBSTITUTES, as_taken, refused_field, without
 from services.llm.reading import credible, vectors
-from services.llm.remote import CONNECTIONS, RemoteService, keep, widened
+from services.llm.remote import CONNECTIONS, keep, widened
 from services.llm.requests import GenerationRequest, with_options
-from services.llm.translation import broken, reading, timed_out, unusable
+from services.llm.sdk import SDKService
+from services.llm.translation import reading
 from services.llm.usage import Usage
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -54,7 +55,7 @@ DIMENSIONS: Mapping[str, int] = {
 """Of the models whose vectors have but one length as long as nobody asks for another."""
 
 
-class OpenAIService(RemoteService[openai.AsyncOpenAI]):
+class OpenAIService(SDKService[openai.AsyncOpenAI]):
     """Generations and embeddings from OpenAI or, by `base_url`, from a compatible server.
 
     Generations go to chat completions, which every compatible server has, or with the option
@@ -69,6 +70,8 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
     official_url = OPENAI_URL
     key_setting = "OPENAI_API_KEY"
     reserved_options = RESERVED_OPTIONS
+    timeout_error = openai.APITimeoutError
+    connection_error = openai.APIConnectionError
     default_models: ClassVar[Mapping[Capability, str]] = {
         Capability.GENERATION: "gpt-5-mini",
         Capability.EMBEDDING: "text-embedding-3-small",
@@ -176,24 +179,6 @@ class OpenAIService(RemoteService[openai.AsyncOpenAI]):
         answer = await self._ask(path, without(body, field))
         self._learn(model, SUBSTITUTES[field].fact, SUBSTITUTES[field].value)
         return answer
-
-    async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
-        """POST `body`, or GET when there is none."""
-        client = self._connected()
-        if body is None:
-            return await self._answer(client.get(path, cast_to=httpx2.Response))
-        return await self._answer(client.post(path, cast_to=httpx2.Response, body=body))
-
-    def _no_answer(self, error: Exception) -> ProviderError:
-        # The aiohttp transport names every broken or refused connection a ConnectTimeout, and the
-        # SDK then calls it a timeout.
-        if isinstance(error.__cause__, httpx2.ConnectTimeout):
-            return broken(self.name, error)
-        if isinstance(error, (openai.APITimeoutError, TimeoutError)):
-            return timed_out(self.name)
-        if isinstance(error, openai.APIConnectionError):
-            return broken(self.name, error)
-        return unusable(self.name)
 
     def _connect(self, api_key: str, base_url: str, timeout: httpx2.Timeout) -> openai.AsyncOpenAI:
         common: dict[str, Any] = {
