@@ -9,9 +9,11 @@ WORKDIR /app
 COPY pyproject.toml uv.lock README.md LICENSE ./
 RUN uv sync --frozen --no-dev --no-install-project
 
+COPY src ./src
 COPY api ./api
 COPY chaos ./chaos
 COPY config ./config
+COPY embedded ./embedded
 COPY repositories ./repositories
 COPY services ./services
 COPY simulator ./simulator

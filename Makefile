@@ -23,7 +23,7 @@ test: .venv/synced
 	$(BIN)/pytest
 
 chaos: .venv/synced
-	@$(BIN)/python -m chaos $(CHAOS)
+	@$(BIN)/python -m promptstack.chaos $(CHAOS)
 
 check: .venv/synced
 	$(BIN)/ruff check
@@ -48,5 +48,5 @@ format: .venv/synced
 	@touch $@
 
 clean:
-	@if [ -x $(BIN)/python ]; then $(BIN)/python -m config.embedded; fi
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m promptstack.embedded; fi
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

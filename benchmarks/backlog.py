@@ -11,8 +11,8 @@ import time
 from sqlalchemy import text
 
 from benchmarks.deployment import MODEL, Deployment, deployment, wait_until
-from config.names import Queue
-from simulator.process import SimulatorProcess
+from promptstack.config.names import Queue
+from promptstack.simulator.process import SimulatorProcess
 
 MODELS = '[[limits]]\nprovider = "openai"\nrequests_per_minute = 1000000\nin_flight = 100\n'
 """No job waits for a limit: one that does gives its message up, and is rung when there is room."""

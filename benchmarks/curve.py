@@ -14,8 +14,8 @@ from rich.table import Table
 from sqlalchemy import text
 
 from benchmarks.own_runs import OwnRun, Sample, measure, one_worker
-from services.runs.service import RunService
-from services.runs.views import RunView
+from promptstack.services.runs.service import RunService
+from promptstack.services.runs.views import RunView
 
 SHORTEST_SECONDS = 2.0
 COLUMNS = (

@@ -12,12 +12,12 @@ from typing import Any
 
 from sqlalchemy import text
 
-from config.celery import kombu_url
-from config.embedded.servers import EmbeddedServers, remove
-from config.settings import load_settings
-from repositories.migrations import upgrade
-from simulator.process import MODELS
-from tasks.composition import PromptStack
+from promptstack.config.celery import kombu_url
+from promptstack.config.settings import load_settings
+from promptstack.embedded.servers import EmbeddedServers, remove
+from promptstack.repositories.migrations import upgrade
+from promptstack.simulator.process import MODELS
+from promptstack.tasks.composition import PromptStack
 
 ROOT = Path(__file__).parents[1]
 MODEL = "gpt-5-mini"
@@ -40,7 +40,9 @@ class Deployment:
         """Start worker processes and wait until all are alive."""
         for number in range(count):
             log = (self.folder / f"worker-{number}.log").open("ab")
-            worker = start([sys.executable, "-m", "worker"], self.variables, self._processes, log)
+            worker = start(
+                [sys.executable, "-m", "promptstack.worker"], self.variables, self._processes, log
+            )
             self.workers.append(worker)
         wait_until(lambda: self._alive() == count, 60.0)
 

@@ -23,10 +23,10 @@ from benchmarks.metering import Meter
 from benchmarks.own_runs import measure as measure_run
 from benchmarks.own_runs import one_worker
 from benchmarks.texts import make_texts
-from config.embedded.servers import EmbeddedServers, remove
-from services.runs.service import RunService
-from services.runs.views import RunView
-from simulator.process import SimulatorProcess
+from promptstack.embedded.servers import EmbeddedServers, remove
+from promptstack.services.runs.service import RunService
+from promptstack.services.runs.views import RunView
+from promptstack.simulator.process import SimulatorProcess
 
 LATENCY = 0.2
 IN_FLIGHT = 8

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.deployment import deployment
 from benchmarks.own_runs import LIMITS, LOOK_SECONDS
-from simulator.process import SimulatorProcess
+from promptstack.simulator.process import SimulatorProcess
 
 LATENCY = 0.2
 

@@ -19,9 +19,9 @@ from benchmarks.generation_rivals import RIVALS
 from benchmarks.metering import Meter
 from benchmarks.own_runs import measure as measure_run
 from benchmarks.own_runs import one_worker
-from services.runs.service import RunService
-from services.runs.views import RunView
-from simulator.process import SimulatorProcess
+from promptstack.services.runs.service import RunService
+from promptstack.services.runs.views import RunView
+from promptstack.simulator.process import SimulatorProcess
 
 LATENCY = 0.5
 OURS = "a run"

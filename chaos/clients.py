@@ -14,9 +14,9 @@ from uuid import UUID
 import aiohttp
 import psutil
 
-from chaos.load import EVERY, Accepted, Target
-from chaos.workers import ROOT
-from simulator.ledger import billing_key
+from promptstack.chaos.load import EVERY, Accepted, Target
+from promptstack.chaos.workers import ROOT
+from promptstack.simulator.ledger import billing_key
 
 ACCEPTED = 202
 REQUEST_SECONDS = 15.0
@@ -138,7 +138,15 @@ def api_process(environment: Mapping[str, str], log: Path) -> Iterator[ApiProces
     """Serve the HTTP API on a free port, and again whenever it ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "chaos.keep", "1", sys.executable, "-m", "api.http"]
+    command = [
+        sys.executable,
+        "-m",
+        "promptstack.chaos.keep",
+        "1",
+        sys.executable,
+        "-m",
+        "promptstack.api.http",
+    ]
     with (
         log.open("wb") as output,
         subprocess.Popen(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from chaos.plan import Fault, Planned
-from chaos.workers import Victim, Workers
+from promptstack.chaos.plan import Fault, Planned
+from promptstack.chaos.workers import Victim, Workers
 
 AT_ONCE = 16
 """Faults that may go on at the same time; most wait for the end of another of their kind."""

@@ -4,16 +4,16 @@ from collections.abc import Callable, Sequence
 
 import psycopg2
 
-from chaos.driver import Act, on_workers
-from chaos.judge import Judge
-from chaos.load import Load, Target
-from chaos.plan import Fault, Planned, draw
-from chaos.run import Order, run
-from chaos.scorecard import Scorecard
-from chaos.servers import CUT, dsn
-from chaos.workers import FoundWorkers
-from simulator.process import SimulatorDoors
-from tasks.composition import PromptStack
+from promptstack.chaos.driver import Act, on_workers
+from promptstack.chaos.judge import Judge
+from promptstack.chaos.load import Load, Target
+from promptstack.chaos.plan import Fault, Planned, draw
+from promptstack.chaos.run import Order, run
+from promptstack.chaos.scorecard import Scorecard
+from promptstack.chaos.servers import CUT, dsn
+from promptstack.chaos.workers import FoundWorkers
+from promptstack.simulator.process import SimulatorDoors
+from promptstack.tasks.composition import PromptStack
 
 POSSIBLE = (Fault.KILL, Fault.STOP, Fault.TERM, Fault.FLUSH, Fault.CUT)
 """What can be done from outside; the rest needs servers of our own."""

@@ -16,9 +16,9 @@ from uuid import UUID
 import psycopg2
 import psycopg2.extras
 
-from chaos.driver import Happened
-from chaos.load import Accepted
-from chaos.plan import LOST_SECONDS, Fault
+from promptstack.chaos.driver import Happened
+from promptstack.chaos.load import Accepted
+from promptstack.chaos.plan import LOST_SECONDS, Fault
 
 CLOCKS = timedelta(seconds=0.25)
 """How far our clock may be from the database's, and a signal from its record."""

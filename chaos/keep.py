@@ -1,4 +1,4 @@
-"""`python -m chaos.keep N COMMAND...`: keeps N processes of a rival's command running."""
+"""`python -m promptstack.chaos.keep N COMMAND...`: keep N processes of a command running."""
 
 import select
 import signal

@@ -7,10 +7,10 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from config.errors import PromptStackError
-from repositories.session import Ledger
-from services.jobs import JobService
-from simulator.ledger import billing_key
+from promptstack.config.errors import PromptStackError
+from promptstack.repositories.session import Ledger
+from promptstack.services.jobs import JobService
+from promptstack.simulator.ledger import billing_key
 
 BATCH = 50
 REST_SECONDS = 0.2

@@ -9,21 +9,21 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-from chaos.batch import Batch
-from chaos.clients import Clients, api_process
-from chaos.driver import Act, Hit, alone, on_workers
-from chaos.judge import Judge
-from chaos.load import Load, Target
-from chaos.plan import LOST_SECONDS, WITHOUT_API, Fault, Planned, draw
-from chaos.run import Order, run
-from chaos.scorecard import Scorecard
-from chaos.servers import Servers, dsn
-from chaos.workers import OURS, OwnWorkers
-from config.celery import kombu_url
-from config.settings import load_settings
-from repositories.migrations import upgrade
-from simulator.process import MODELS, SimulatorProcess
-from tasks.composition import PromptStack
+from promptstack.chaos.batch import Batch
+from promptstack.chaos.clients import Clients, api_process
+from promptstack.chaos.driver import Act, Hit, alone, on_workers
+from promptstack.chaos.judge import Judge
+from promptstack.chaos.load import Load, Target
+from promptstack.chaos.plan import LOST_SECONDS, WITHOUT_API, Fault, Planned, draw
+from promptstack.chaos.run import Order, run
+from promptstack.chaos.scorecard import Scorecard
+from promptstack.chaos.servers import Servers, dsn
+from promptstack.chaos.workers import OURS, OwnWorkers
+from promptstack.config.celery import kombu_url
+from promptstack.config.settings import load_settings
+from promptstack.repositories.migrations import upgrade
+from promptstack.simulator.process import MODELS, SimulatorProcess
+from promptstack.tasks.composition import PromptStack
 
 SLOTS = 16
 WORKERS = 3

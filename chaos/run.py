@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from chaos.batch import Batch
-from chaos.clients import Clients
-from chaos.driver import Act, Driver
-from chaos.judge import Judge, Verdict
-from chaos.load import Load
-from chaos.plan import LOST_SECONDS, Fault, Planned
-from chaos.scorecard import Scorecard
-from services.progress import ProgressService
+from promptstack.chaos.batch import Batch
+from promptstack.chaos.clients import Clients
+from promptstack.chaos.driver import Act, Driver
+from promptstack.chaos.judge import Judge, Verdict
+from promptstack.chaos.load import Load
+from promptstack.chaos.plan import LOST_SECONDS, Fault, Planned
+from promptstack.chaos.scorecard import Scorecard
+from promptstack.services.progress import ProgressService
 
 LOOK_SECONDS = 0.5
 REPORT_SECONDS = 10.0

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from chaos.batch import BatchVerdict
-from chaos.judge import Verdict
-from chaos.plan import Fault
+from promptstack.chaos.batch import BatchVerdict
+from promptstack.chaos.judge import Verdict
+from promptstack.chaos.plan import Fault
 
 WIDTH = 52
 

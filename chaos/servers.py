@@ -12,11 +12,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import psycopg2
 import redis
 
-from chaos.links import Lines
-from config.embedded.account import data_folder
-from config.embedded.postgres import Postgres
-from config.embedded.servers import remove
-from config.embedded.valkey import Valkey
+from promptstack.chaos.links import Lines
+from promptstack.embedded.account import data_folder
+from promptstack.embedded.postgres import Postgres
+from promptstack.embedded.servers import remove
+from promptstack.embedded.valkey import Valkey
 
 POSTGRES_DIES_SECONDS = 20.0
 

@@ -1,4 +1,4 @@
-"""Stock Celery over Redis under the same plan: `python -m chaos --against celery`.
+"""Stock Celery over Redis under the same plan: `python -m promptstack.chaos --against celery`.
 
 It has no database, so the faults of PostgreSQL are left out. A job counts as lost when the provider
 was never asked for it, or when its answer is nowhere to be read.
@@ -22,16 +22,16 @@ from celery.exceptions import CeleryError
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from chaos.driver import Driver
-from chaos.own import LATENCY_SECONDS, MODEL, SLOTS, WORKERS, acts_on_all
-from chaos.plan import Fault, draw
-from chaos.servers import Servers
-from chaos.workers import Command, OwnWorkers
-from config.celery import kombu_url
-from simulator.ledger import billing_key
-from simulator.process import SimulatorProcess
+from promptstack.chaos.driver import Driver
+from promptstack.chaos.own import LATENCY_SECONDS, MODEL, SLOTS, WORKERS, acts_on_all
+from promptstack.chaos.plan import Fault, draw
+from promptstack.chaos.servers import Servers
+from promptstack.chaos.workers import Command, OwnWorkers
+from promptstack.config.celery import kombu_url
+from promptstack.simulator.ledger import billing_key
+from promptstack.simulator.process import SimulatorProcess
 
-APP = "chaos.stock_app"
+APP = "promptstack.chaos.stock_app"
 SLICE = 1_000
 IDLE_SECONDS = 45.0
 """Without a new bill for so long, longer than its visibility time-out, nothing more will come."""
@@ -43,7 +43,7 @@ BROKER_ERRORS = (OperationalError, RedisError, CeleryError, OSError)
 
 STOCK = Command(
     lambda processes: (
-        *(sys.executable, "-m", "chaos.keep", str(processes)),
+        *(sys.executable, "-m", "promptstack.chaos.keep", str(processes)),
         *(sys.executable, "-m", "celery", "-A", f"{APP}:app", "worker", "--loglevel", "INFO"),
         *("--pool", "threads", "--concurrency", str(SLOTS)),
     ),

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
-from repositories.errors import TransientLedgerError
-from repositories.session import Ledger
+from promptstack.repositories.errors import TransientLedgerError
+from promptstack.repositories.session import Ledger
 
 ROOT = Path(__file__).parents[1]
 STOP_SECONDS = 40.0
@@ -66,7 +66,7 @@ class Command:
 
 OURS = Command(
     lambda processes: (
-        *(sys.executable, "-m", "worker", "--with-parent"),
+        *(sys.executable, "-m", "promptstack.worker", "--with-parent"),
         *("--processes", str(processes)),
     ),
     re.compile(r"worker (?P<worker>[0-9a-f-]{36}) \(process (?P<pid>\d+)\) takes"),

@@ -6,9 +6,9 @@ from typing import Any
 from kombu import Exchange
 from kombu import Queue as KombuQueue
 
-from config.names import Queue, TaskName
-from config.redis_url import RedisUrl
-from config.settings import Settings
+from promptstack.config.names import Queue, TaskName
+from promptstack.config.redis_url import RedisUrl
+from promptstack.config.settings import Settings
 
 ROUTES = {
     TaskName.GENERATE_TEXT: Queue.GENERATION,
@@ -26,12 +26,13 @@ def kombu_url(redis_url: str) -> str:
 def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
     """Return the configuration of the Celery app."""
     broker_url = settings.celery_broker_url or kombu_url(redis_url)
+    backend_url = kombu_url(redis_url).removeprefix("redis+")
     return {
         "broker_url": broker_url,
         # A Redis URL says it itself.
         "broker_use_ssl": _tls(settings) if broker_url.startswith("amqps:") else False,
         # Celery's own for Redis, which may fail without harm: tasks/results.py.
-        "result_backend": f"tasks.results:ResultView+{kombu_url(redis_url).removeprefix('redis+')}",
+        "result_backend": f"promptstack.tasks.results:ResultView+{backend_url}",
         # One for all threads, so that they know of an outage from each other.
         "result_backend_thread_safe": True,
         # Redis that hangs must not hold a job up: the view is let go instead.

@@ -7,8 +7,8 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from config.controls import escaped
-from config.settings import Settings
+from promptstack.config.controls import escaped
+from promptstack.config.settings import Settings
 
 _QUIET = (
     "httpx2",

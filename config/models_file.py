@@ -7,10 +7,10 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from config.errors import ConfigurationError
-from config.limits import ModelLimits
-from config.prices import ModelPrice
-from config.providers import ModelFacts, NamedProvider
+from promptstack.config.errors import ConfigurationError
+from promptstack.config.limits import ModelLimits
+from promptstack.config.prices import ModelPrice
+from promptstack.config.providers import ModelFacts, NamedProvider
 
 
 class ModelsFile(BaseModel):

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from config.errors import ConfigurationError
-from config.providers import Wire, official_host, server_address
-from config.redis_url import check_certificates, check_characters
+from promptstack.config.errors import ConfigurationError
+from promptstack.config.providers import Wire, official_host, server_address
+from promptstack.config.redis_url import check_certificates, check_characters
 
 CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 HEADERS: Mapping[Wire, tuple[str, ...]] = {

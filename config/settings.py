@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from config.errors import ConfigurationError
-from config.names import VectorType
-from config.postgres_url import postgres_url
-from config.providers import server_address
-from config.redis_url import RedisUrl, check_certificates, check_characters, check_port
+from promptstack.config.errors import ConfigurationError
+from promptstack.config.names import VectorType
+from promptstack.config.postgres_url import postgres_url
+from promptstack.config.providers import server_address
+from promptstack.config.redis_url import RedisUrl, check_certificates, check_characters, check_port
 
 DEFAULT_SECRET_KEY = "change-me"  # noqa: S105 - refused in production
 MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 16, 8_000

@@ -7,9 +7,9 @@ from typing import Any, cast
 from sqlalchemy import LargeBinary, Table, bindparam, delete, func, select, text, update
 from sqlalchemy.orm import Session
 
-from repositories.arrays import ArrayLiteral
-from repositories.jsonb import dump_jsonb
-from repositories.run_models import Answer, Run
+from promptstack.repositories.arrays import ArrayLiteral
+from promptstack.repositories.jsonb import dump_jsonb
+from promptstack.repositories.run_models import Answer, Run
 
 
 class AnswerRepository:

@@ -7,8 +7,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, inspect, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from repositories.errors import UnknownFilter
-from repositories.models import Base
+from promptstack.repositories.errors import UnknownFilter
+from promptstack.repositories.models import Base
 
 T = TypeVar("T", bound=Base)
 

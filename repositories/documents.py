@@ -7,9 +7,9 @@ from uuid import UUID
 from sqlalchemy import delete, exists, func, insert, or_, select
 from sqlalchemy.dialects import postgresql
 
-from repositories.base import BaseRepository
-from repositories.embeddings import TABLES
-from repositories.models import Chunk, Document, EmbeddingModel, new_id
+from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.embeddings import TABLES
+from promptstack.repositories.models import Chunk, Document, EmbeddingModel, new_id
 
 
 @dataclass(frozen=True)

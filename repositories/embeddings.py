@@ -30,12 +30,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.types import TypeEngine
 
-from config.names import VectorType
-from repositories.arrays import ArrayLiteral
-from repositories.base import BaseRepository
-from repositories.copying import copy_binary
-from repositories.models import Base, Chunk, Document, EmbeddingModel
-from repositories.run_models import Item
+from promptstack.config.names import VectorType
+from promptstack.repositories.arrays import ArrayLiteral
+from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.copying import copy_binary
+from promptstack.repositories.models import Base, Chunk, Document, EmbeddingModel
+from promptstack.repositories.run_models import Item
 
 
 def _table(name: str, vector: TypeEngine[Any]) -> Table:

@@ -1,6 +1,6 @@
 """What can go wrong in the ledger."""
 
-from config.errors import PromptStackError
+from promptstack.config.errors import PromptStackError
 
 
 class UnknownFilter(PromptStackError):

@@ -28,12 +28,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as insert_or
 from sqlalchemy.orm import Session
 
-from repositories.arrays import ArrayLiteral
-from repositories.copying import copy_binary
-from repositories.embeddings import TABLES
-from repositories.jsonb import for_jsonb
-from repositories.models import EmbeddingModel
-from repositories.run_models import Answer, Item, ItemTries, Outcome
+from promptstack.repositories.arrays import ArrayLiteral
+from promptstack.repositories.copying import copy_binary
+from promptstack.repositories.embeddings import TABLES
+from promptstack.repositories.jsonb import for_jsonb
+from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.run_models import Answer, Item, ItemTries, Outcome
 
 _LENGTH = Struct(">i")
 _HEAD = Struct(">hi16sii")

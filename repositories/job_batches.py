@@ -13,9 +13,9 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from config.names import Queue
-from repositories.jobs import Claim, Standing
-from repositories.jsonb import dump_jsonb
+from promptstack.config.names import Queue
+from promptstack.repositories.jobs import Claim, Standing
+from promptstack.repositories.jsonb import dump_jsonb
 
 LOCK_MILLISECONDS = 200
 """Longest wait for a job that somebody else changes just now: the others can't wait for that."""

@@ -9,7 +9,7 @@ from sqlalchemy import Float, Interval, Table, and_, bindparam, case, func, or_,
 from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from repositories.models import Attempt, Job, JobState
+from promptstack.repositories.models import Attempt, Job, JobState
 
 OPEN_STATES = (JobState.QUEUED, JobState.RUNNING)
 

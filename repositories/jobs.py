@@ -16,10 +16,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, defer
 
-from config.names import Queue
-from repositories.base import BaseRepository
-from repositories.errors import ClaimLost
-from repositories.job_statements import (
+from promptstack.config.names import Queue
+from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.errors import ClaimLost
+from promptstack.repositories.job_statements import (
     ADD,
     CHECK_CLAIM,
     CLAIM,
@@ -31,7 +31,7 @@ from repositories.job_statements import (
     SUCCEED,
     TAKEN_AT,
 )
-from repositories.models import Job, JobKind, JobState, new_id
+from promptstack.repositories.models import Job, JobKind, JobState, new_id
 
 RETRIABLE_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
 

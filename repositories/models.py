@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from config.names import Queue, VectorType
+from promptstack.config.names import Queue, VectorType
 
 
 def new_id() -> UUID:

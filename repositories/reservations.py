@@ -22,10 +22,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from repositories.arrays import ArrayLiteral
-from repositories.base import BaseRepository
-from repositories.jobs import Claim
-from repositories.models import Job, JobState, Reservation
+from promptstack.repositories.arrays import ArrayLiteral
+from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.jobs import Claim
+from promptstack.repositories.models import Job, JobState, Reservation
 
 
 class ReservationRepository(BaseRepository[Reservation]):

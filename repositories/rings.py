@@ -7,10 +7,10 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, func, or_, select, tuple_, union_all, update
 
-from config.names import RATE_LIMIT_WAIT, Queue
-from repositories.base import BaseRepository
-from repositories.jobs import JobRef, job_refs
-from repositories.models import Job, JobState
+from promptstack.config.names import RATE_LIMIT_WAIT, Queue
+from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.jobs import JobRef, job_refs
+from promptstack.repositories.models import Job, JobState
 
 _WAITING = (Job.state == JobState.QUEUED, Job.error_code == RATE_LIMIT_WAIT)
 NEARLY_DUE_SECONDS = 1.0

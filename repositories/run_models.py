@@ -16,7 +16,7 @@ from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from repositories.models import Base, new_id, one_of
+from promptstack.repositories.models import Base, new_id, one_of
 
 
 class RunKind(StrEnum):

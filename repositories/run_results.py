@@ -20,10 +20,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from config.names import VectorType
-from repositories.embeddings import TABLES
-from repositories.models import EmbeddingModel
-from repositories.run_models import Answer, Item, Outcome
+from promptstack.config.names import VectorType
+from promptstack.repositories.embeddings import TABLES
+from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.run_models import Answer, Item, Outcome
 
 VECTOR_HEAD = 4
 """Bytes before the numbers: how many there are, and two unused (pgvector's vector_send)."""

@@ -24,10 +24,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from repositories.base import BaseRepository
-from repositories.jobs import RETRIABLE_STATES
-from repositories.models import Job, JobKind, JobState
-from repositories.run_models import PrunedRun, Run, RunState
+from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.jobs import RETRIABLE_STATES
+from promptstack.repositories.models import Job, JobKind, JobState
+from promptstack.repositories.run_models import PrunedRun, Run, RunState
 
 POPULATED: Mapping[str, Any] = {"synchronize_session": False, "populate_existing": True}
 """The row as the statement returns it is what counts, not what the session has seen before."""

@@ -17,30 +17,30 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from config.errors import PromptStackError
-from repositories.answers import AnswerRepository
-from repositories.attempts import AttemptRepository
-from repositories.documents import DocumentRepository
-from repositories.embeddings import EmbeddingRepository
-from repositories.errors import (
+from promptstack.config.errors import PromptStackError
+from promptstack.repositories.answers import AnswerRepository
+from promptstack.repositories.attempts import AttemptRepository
+from promptstack.repositories.documents import DocumentRepository
+from promptstack.repositories.embeddings import EmbeddingRepository
+from promptstack.repositories.errors import (
     LedgerConflict,
     LedgerOutdated,
     LedgerReadOnly,
     LedgerSlow,
     LedgerUnavailable,
 )
-from repositories.items import ItemRepository
-from repositories.job_batches import JobBatchRepository
-from repositories.jobs import JobRepository
-from repositories.jsonb import dump_jsonb
-from repositories.reservations import ReservationRepository
-from repositories.rings import RingRepository
-from repositories.run_results import RunResultRepository
-from repositories.runs import RunRepository
-from repositories.upkeep import UpkeepRepository
-from repositories.usage import UsageRepository
-from repositories.users import ApiKeyRepository, UserRepository
-from repositories.workers import WorkerRepository
+from promptstack.repositories.items import ItemRepository
+from promptstack.repositories.job_batches import JobBatchRepository
+from promptstack.repositories.jobs import JobRepository
+from promptstack.repositories.jsonb import dump_jsonb
+from promptstack.repositories.reservations import ReservationRepository
+from promptstack.repositories.rings import RingRepository
+from promptstack.repositories.run_results import RunResultRepository
+from promptstack.repositories.runs import RunRepository
+from promptstack.repositories.upkeep import UpkeepRepository
+from promptstack.repositories.usage import UsageRepository
+from promptstack.repositories.users import ApiKeyRepository, UserRepository
+from promptstack.repositories.workers import WorkerRepository
 
 CONNECT_TIMEOUT_SECONDS = 5
 SILENCE_SECONDS = 15

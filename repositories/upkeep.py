@@ -9,8 +9,8 @@ from sqlalchemy import and_, case, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from repositories.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED, JobRef, job_refs
-from repositories.models import (
+from promptstack.repositories.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED, JobRef, job_refs
+from promptstack.repositories.models import (
     Attempt,
     AttemptState,
     Billing,

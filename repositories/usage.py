@@ -10,8 +10,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, SQLColumnExpression, func, select
 from sqlalchemy.orm import Session
 
-from config.prices import Money
-from repositories.models import Attempt, AttemptState, Billing, User
+from promptstack.config.prices import Money
+from promptstack.repositories.models import Attempt, AttemptState, Billing, User
 
 
 class Group(StrEnum):

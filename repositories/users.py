@@ -6,8 +6,8 @@ from uuid import UUID
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import joinedload
 
-from repositories.base import BaseRepository
-from repositories.models import ApiKey, User
+from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.models import ApiKey, User
 
 
 class UserRepository(BaseRepository[User]):

@@ -14,10 +14,10 @@ import psycopg2
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from repositories.embeddings import create_index, index_name, index_type, partition_of
-from repositories.errors import IndexNotBuilt
-from repositories.models import EmbeddingModel
-from repositories.session import IDLE_LIMIT, Ledger, UnitOfWork, explained, is_pooled
+from promptstack.repositories.embeddings import create_index, index_name, index_type, partition_of
+from promptstack.repositories.errors import IndexNotBuilt
+from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.session import IDLE_LIMIT, Ledger, UnitOfWork, explained, is_pooled
 
 logger = logging.getLogger(__name__)
 

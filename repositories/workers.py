@@ -7,8 +7,8 @@ from uuid import UUID
 from sqlalchemy import delete, false, func, not_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from repositories.base import BaseRepository
-from repositories.models import Worker
+from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.models import Worker
 
 
 class WorkerRepository(BaseRepository[Worker]):

@@ -3,11 +3,11 @@
 from decimal import Decimal
 from typing import Any
 
-from config.errors import PromptStackError
-from repositories.models import Billing
-from services.limiter.limiter import Permit
-from services.llm.base import EmbeddingResponse, LLMResponse
-from services.llm.errors import (
+from promptstack.config.errors import PromptStackError
+from promptstack.repositories.models import Billing
+from promptstack.services.limiter.limiter import Permit
+from promptstack.services.llm.base import EmbeddingResponse, LLMResponse
+from promptstack.services.llm.errors import (
     AuthenticationFailed,
     BadResponse,
     ContentRefused,
@@ -19,10 +19,10 @@ from services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
-from services.llm.reading import MOST_TOKENS
-from services.llm.usage import Usage
-from services.prices import Prices
-from services.text import make_storable
+from promptstack.services.llm.reading import MOST_TOKENS
+from promptstack.services.llm.usage import Usage
+from promptstack.services.prices import Prices
+from promptstack.services.text import make_storable
 
 UNKNOWN = Usage(None, None, None, None)
 NOT_BILLED = (

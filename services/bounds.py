@@ -12,8 +12,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema
 
-from config.settings import MAX_CHUNK_TOKENS, MIN_CHUNK_TOKENS
-from services.errors import InvalidInput
+from promptstack.config.settings import MAX_CHUNK_TOKENS, MIN_CHUNK_TOKENS
+from promptstack.services.errors import InvalidInput
 
 MAX_COST_USD = 99_999_999
 """As much as the ledger's columns hold."""

@@ -8,10 +8,10 @@ from pathlib import Path, PurePath
 
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-from config.errors import ConfigurationError
-from config.settings import MAX_CHUNK_TOKENS, MIN_CHUNK_TOKENS
-from repositories.documents import Passage
-from services.errors import InvalidInput
+from promptstack.config.errors import ConfigurationError
+from promptstack.config.settings import MAX_CHUNK_TOKENS, MIN_CHUNK_TOKENS
+from promptstack.repositories.documents import Passage
+from promptstack.services.errors import InvalidInput
 
 MARKDOWN_SUFFIXES = frozenset({".md", ".markdown", ".mdx"})
 CUT_VERSION = 3

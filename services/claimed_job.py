@@ -5,14 +5,14 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
-from repositories.jobs import Claim, Standing
-from repositories.models import JobState
-from repositories.session import UnitOfWork
-from services.llm.base import EmbeddingResponse, LLMResponse
-from services.patient_ledger import PatientLedger
-from services.progress import Progress, ProgressService
-from services.provider_calls import HeldJob, ProviderCall, ProviderCalls
-from services.running import Hold, RunningJobs
+from promptstack.repositories.jobs import Claim, Standing
+from promptstack.repositories.models import JobState
+from promptstack.repositories.session import UnitOfWork
+from promptstack.services.llm.base import EmbeddingResponse, LLMResponse
+from promptstack.services.patient_ledger import PatientLedger
+from promptstack.services.progress import Progress, ProgressService
+from promptstack.services.provider_calls import HeldJob, ProviderCall, ProviderCalls
+from promptstack.services.running import Hold, RunningJobs
 
 T = TypeVar("T")
 Answer = TypeVar("Answer", LLMResponse, EmbeddingResponse)

@@ -7,12 +7,12 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-from config.errors import PromptStackError
-from config.names import Queue
-from repositories.errors import TransientLedgerError
-from repositories.jobs import JobRef
-from repositories.models import Job, JobKind
-from repositories.session import Ledger
+from promptstack.config.errors import PromptStackError
+from promptstack.config.names import Queue
+from promptstack.repositories.errors import TransientLedgerError
+from promptstack.repositories.jobs import JobRef
+from promptstack.repositories.models import Job, JobKind
+from promptstack.repositories.session import Ledger
 
 logger = logging.getLogger(__name__)
 

@@ -10,28 +10,28 @@ from functools import partial
 from math import ceil, log2
 from uuid import UUID
 
-from config.errors import PromptStackError
-from config.settings import MIN_CHUNK_TOKENS
-from repositories.documents import Passage
-from repositories.errors import ClaimLost
-from repositories.jobs import Claim
-from repositories.models import Document, JobState
-from repositories.session import UnitOfWork
-from services.chunking import ROOM, Chunker
-from services.claimed_job import ClaimedJob, Report
-from services.errors import EmbeddedElsewhere, NotFound, WorkersLost
-from services.execution import Execution, JobOutcome
-from services.limiter.errors import RequestTooLarge
-from services.limiter.terms import Need
-from services.llm.base import EmbeddingResponse
-from services.llm.errors import ContextTooLong, ProviderError
-from services.llm.pool import ProviderPool
-from services.packing import pack
-from services.provider_calls import ProviderCall
-from services.runs.asking import Call, Content
-from services.runs.vectors import keep_vectors
-from services.runs.verdicts import is_parted, is_retried, part
-from services.vector_keys import vector_key
+from promptstack.config.errors import PromptStackError
+from promptstack.config.settings import MIN_CHUNK_TOKENS
+from promptstack.repositories.documents import Passage
+from promptstack.repositories.errors import ClaimLost
+from promptstack.repositories.jobs import Claim
+from promptstack.repositories.models import Document, JobState
+from promptstack.repositories.session import UnitOfWork
+from promptstack.services.chunking import ROOM, Chunker
+from promptstack.services.claimed_job import ClaimedJob, Report
+from promptstack.services.errors import EmbeddedElsewhere, NotFound, WorkersLost
+from promptstack.services.execution import Execution, JobOutcome
+from promptstack.services.limiter.errors import RequestTooLarge
+from promptstack.services.limiter.terms import Need
+from promptstack.services.llm.base import EmbeddingResponse
+from promptstack.services.llm.errors import ContextTooLong, ProviderError
+from promptstack.services.llm.pool import ProviderPool
+from promptstack.services.packing import pack
+from promptstack.services.provider_calls import ProviderCall
+from promptstack.services.runs.asking import Call, Content
+from promptstack.services.runs.vectors import keep_vectors
+from promptstack.services.runs.verdicts import is_parted, is_retried, part
+from promptstack.services.vector_keys import vector_key
 
 SHARED_POLL_SECONDS = 0.25
 SHARED_PATIENCE_SECONDS = 3.0

@@ -1,6 +1,6 @@
 """What a caller can do wrong, and what can be wrong with a job."""
 
-from config.errors import PromptStackError, Reach
+from promptstack.config.errors import PromptStackError, Reach
 
 
 class InvalidInput(PromptStackError):

@@ -12,21 +12,21 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from config.errors import PromptStackError
-from repositories.errors import ClaimLost, TransientLedgerError
-from repositories.job_batches import Asked
-from repositories.jobs import Claim, Standing
-from repositories.models import JobState
-from repositories.session import UnitOfWork
-from services.backoff import Backoff
-from services.claimed_job import ClaimedJob, Report, Work
-from services.errors import DeadlinePassed
-from services.group_commit import GroupCommit, NotTogether
-from services.heartbeat import Heartbeat
-from services.patient_ledger import PatientLedger
-from services.progress import Progress, ProgressService
-from services.provider_calls import ProviderCalls, bug
-from services.running import Hold, RunningJobs
+from promptstack.config.errors import PromptStackError
+from promptstack.repositories.errors import ClaimLost, TransientLedgerError
+from promptstack.repositories.job_batches import Asked
+from promptstack.repositories.jobs import Claim, Standing
+from promptstack.repositories.models import JobState
+from promptstack.repositories.session import UnitOfWork
+from promptstack.services.backoff import Backoff
+from promptstack.services.claimed_job import ClaimedJob, Report, Work
+from promptstack.services.errors import DeadlinePassed
+from promptstack.services.group_commit import GroupCommit, NotTogether
+from promptstack.services.heartbeat import Heartbeat
+from promptstack.services.patient_ledger import PatientLedger
+from promptstack.services.progress import Progress, ProgressService
+from promptstack.services.provider_calls import ProviderCalls, bug
+from promptstack.services.running import Hold, RunningJobs
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,15 @@
 from datetime import datetime
 from uuid import UUID
 
-from repositories.jobs import Claim
-from services.claimed_job import ClaimedJob, Report
-from services.execution import Execution, JobOutcome
-from services.job_result import JobResult
-from services.limiter.terms import Need
-from services.llm.base import LLMResponse, LLMService
-from services.llm.requests import GenerationRequest
-from services.provider_calls import ProviderCall
-from services.text import make_storable_json
+from promptstack.repositories.jobs import Claim
+from promptstack.services.claimed_job import ClaimedJob, Report
+from promptstack.services.execution import Execution, JobOutcome
+from promptstack.services.job_result import JobResult
+from promptstack.services.limiter.terms import Need
+from promptstack.services.llm.base import LLMResponse, LLMService
+from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.provider_calls import ProviderCall
+from promptstack.services.text import make_storable_json
 
 EXPECTED_OUTPUT_TOKENS = 256
 """Taken where a request sets no maximum; the limiter learns what such calls really take."""

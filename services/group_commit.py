@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
 
-from config.errors import PromptStackError
-from repositories.errors import ClaimLost
-from repositories.job_batches import Answered, Asked, Beginning
-from repositories.jobs import Claim, Standing
-from repositories.session import Ledger, UnitOfWork
+from promptstack.config.errors import PromptStackError
+from promptstack.repositories.errors import ClaimLost
+from promptstack.repositories.job_batches import Answered, Asked, Beginning
+from promptstack.repositories.jobs import Claim, Standing
+from promptstack.repositories.session import Ledger, UnitOfWork
 
 TOGETHER = 200
 """Steps in one transaction at most."""

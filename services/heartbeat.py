@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from repositories.session import Ledger
-from services.running import RunningJobs
+from promptstack.repositories.session import Ledger
+from promptstack.services.running import RunningJobs
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import re
 from typing import Any
 from uuid import UUID
 
-from repositories.base import BaseRepository
-from services.errors import AmbiguousId, InvalidInput, NotFound
+from promptstack.repositories.base import BaseRepository
+from promptstack.services.errors import AmbiguousId, InvalidInput, NotFound
 
 HEX_DIGITS = 32
 TOLD = 5

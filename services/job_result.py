@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-from repositories.errors import ClaimLost
-from repositories.jobs import Claim, Standing
-from repositories.session import UnitOfWork
-from services.llm.base import LLMResponse
+from promptstack.repositories.errors import ClaimLost
+from promptstack.repositories.jobs import Claim, Standing
+from promptstack.repositories.session import UnitOfWork
+from promptstack.services.llm.base import LLMResponse
 
 
 class JobResult:

@@ -17,20 +17,20 @@ from uuid import UUID
 from pydantic import BaseModel, JsonValue
 from sqlalchemy.orm import Session
 
-from repositories.jobs import RETRIABLE_STATES, EndedJobs
-from repositories.models import Job, JobKind, JobState
-from repositories.session import Ledger, UnitOfWork
-from services.bounds import checked_time, refused_in_words
-from services.doorbell import BrokerUnavailable, Doorbell, Ring, ring_marked, ring_now
-from services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
-from services.ids import find_id
-from services.llm.base import Capability
-from services.llm.factory import LLMServiceFactory
-from services.llm.requests import TOOLS, Fallback, GenerationRequest, Tool
-from services.new_job import JobDefaults, JobOptions, NewJob
-from services.progress import Progress, ProgressService
-from services.text import check_name, check_storable
-from services.views import AttemptView, JobView
+from promptstack.repositories.jobs import RETRIABLE_STATES, EndedJobs
+from promptstack.repositories.models import Job, JobKind, JobState
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.services.bounds import checked_time, refused_in_words
+from promptstack.services.doorbell import BrokerUnavailable, Doorbell, Ring, ring_marked, ring_now
+from promptstack.services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
+from promptstack.services.ids import find_id
+from promptstack.services.llm.base import Capability
+from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.services.llm.requests import TOOLS, Fallback, GenerationRequest, Tool
+from promptstack.services.new_job import JobDefaults, JobOptions, NewJob
+from promptstack.services.progress import Progress, ProgressService
+from promptstack.services.text import check_name, check_storable
+from promptstack.services.views import AttemptView, JobView
 
 MAX_SOURCE_BYTES = 2_000
 """PostgreSQL refuses index entries over about 2,700 bytes."""

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from services.errors import InvalidInput
-from services.llm.requests import GenerationRequest
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.requests import GenerationRequest
 
 
 @dataclass(frozen=True)

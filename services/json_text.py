@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from services.errors import InvalidInput
-from services.text import MAX_INTEGER_BITS
+from promptstack.services.errors import InvalidInput
+from promptstack.services.text import MAX_INTEGER_BITS
 
 TOO_LARGE = "Integer exceeds 64-bit range"
 """How orjson says it; whatever else it refuses is refused."""

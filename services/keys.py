@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from repositories.models import ApiKey
-from repositories.session import Ledger
-from services.errors import InvalidInput, NotAuthenticated, NotFound
-from services.ids import find_id
-from services.text import check_name
+from promptstack.repositories.models import ApiKey
+from promptstack.repositories.session import Ledger
+from promptstack.services.errors import InvalidInput, NotAuthenticated, NotFound
+from promptstack.services.ids import find_id
+from promptstack.services.text import check_name
 
 PREFIX = "ps_"
 MAX_EMAIL_CHARACTERS = 254

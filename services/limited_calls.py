@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from services.errors import DeadlinePassed
-from services.limiter.limiter import Permit, RateLimiter
-from services.limiter.terms import Bucket, Limits, Need, Outcome, Settlement
-from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
-from services.llm.errors import (
+from promptstack.services.errors import DeadlinePassed
+from promptstack.services.limiter.limiter import Permit, RateLimiter
+from promptstack.services.limiter.terms import Bucket, Limits, Need, Outcome, Settlement
+from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService
+from promptstack.services.llm.errors import (
     AnsweredAsText,
     BadResponse,
     ConnectionFailed,
@@ -23,7 +23,7 @@ from services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
-from services.llm.headers import credible_wait
+from promptstack.services.llm.headers import credible_wait
 
 Answer = TypeVar("Answer", LLMResponse, EmbeddingResponse)
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from repositories.jobs import JobRef
-from repositories.session import Ledger, UnitOfWork
-from services.silence import blind_spans, silence_of_the_dead
+from promptstack.repositories.jobs import JobRef
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.services.silence import blind_spans, silence_of_the_dead
 
 logger = logging.getLogger(__name__)
 

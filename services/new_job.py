@@ -8,12 +8,12 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from config.names import Queue
-from repositories.models import JobKind
-from services.bounds import ChunkTokens, Lifetime, Retries
-from services.json_bounds import JsonBounds
-from services.llm.requests import Name
-from services.schema_bounds import SchemaBounds
+from promptstack.config.names import Queue
+from promptstack.repositories.models import JobKind
+from promptstack.services.bounds import ChunkTokens, Lifetime, Retries
+from promptstack.services.json_bounds import JsonBounds
+from promptstack.services.llm.requests import Name
+from promptstack.services.schema_bounds import SchemaBounds
 
 QUEUES = {
     (JobKind.GENERATION, False): Queue.GENERATION,

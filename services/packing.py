@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from services.llm.base import EmbeddingLimits
+from promptstack.services.llm.base import EmbeddingLimits
 
 
 class HasText(Protocol):

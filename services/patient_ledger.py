@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from repositories.errors import (
+from promptstack.repositories.errors import (
     LedgerConflict,
     LedgerReadOnly,
     LedgerRefused,
     LedgerSlow,
     TransientLedgerError,
 )
-from repositories.session import Ledger, UnitOfWork
-from services.running import RunningJobs
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.services.running import RunningJobs
 
 logger = logging.getLogger(__name__)
 

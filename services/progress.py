@@ -12,10 +12,10 @@ from uuid import UUID
 from redis import Redis
 from redis.exceptions import RedisError
 
-from config.names import PROGRESS_KEY
-from repositories.jobs import Standing
-from repositories.models import Job, JobState
-from repositories.session import Ledger
+from promptstack.config.names import PROGRESS_KEY
+from promptstack.repositories.jobs import Standing
+from promptstack.repositories.models import Job, JobState
+from promptstack.repositories.session import Ledger
 
 logger = logging.getLogger(__name__)
 

@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from config.errors import PromptStackError
-from config.logging import log_unexpected
-from repositories.errors import TransientLedgerError
-from repositories.job_batches import Answered, Beginning
-from repositories.jobs import Claim
-from repositories.models import AttemptState, Billing
-from repositories.session import UnitOfWork
-from services.backoff import Backoff
-from services.billing import billing_of, credible, failed, taken
-from services.errors import DeadlinePassed
-from services.group_commit import GroupCommit, NotTogether
-from services.job_result import JobResult
-from services.limited_calls import LimitedCalls
-from services.limiter.errors import CircuitOpen, LimiterWait, QuotaSpent
-from services.limiter.limiter import Permit
-from services.limiter.terms import Need
-from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
-from services.llm.errors import (
+from promptstack.config.errors import PromptStackError
+from promptstack.config.logging import log_unexpected
+from promptstack.repositories.errors import TransientLedgerError
+from promptstack.repositories.job_batches import Answered, Beginning
+from promptstack.repositories.jobs import Claim
+from promptstack.repositories.models import AttemptState, Billing
+from promptstack.repositories.session import UnitOfWork
+from promptstack.services.backoff import Backoff
+from promptstack.services.billing import billing_of, credible, failed, taken
+from promptstack.services.errors import DeadlinePassed
+from promptstack.services.group_commit import GroupCommit, NotTogether
+from promptstack.services.job_result import JobResult
+from promptstack.services.limited_calls import LimitedCalls
+from promptstack.services.limiter.errors import CircuitOpen, LimiterWait, QuotaSpent
+from promptstack.services.limiter.limiter import Permit
+from promptstack.services.limiter.terms import Need
+from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService
+from promptstack.services.llm.errors import (
     ConnectionFailed,
     Intercepted,
     Overloaded,
@@ -35,11 +35,11 @@ from services.llm.errors import (
     QuotaExhausted,
     RateLimited,
 )
-from services.llm.event_loop import EventLoop
-from services.llm.pool import ProviderPool
-from services.patient_ledger import PatientLedger
-from services.prices import Prices
-from services.running import Hold, RunningJobs
+from promptstack.services.llm.event_loop import EventLoop
+from promptstack.services.llm.pool import ProviderPool
+from promptstack.services.patient_ledger import PatientLedger
+from promptstack.services.prices import Prices
+from promptstack.services.running import Hold, RunningJobs
 
 logger = logging.getLogger(__name__)
 

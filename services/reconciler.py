@@ -6,15 +6,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from config.names import Queue
-from repositories.jobs import JobRef
-from repositories.models import JobState
-from repositories.session import Ledger
-from services.doorbell import BrokerUnavailable, Doorbell, Ring
-from services.liveness import MOST_CHANGED, Liveness
-from services.progress import ProgressService
-from services.runs.dispatch import Dispatch
-from services.waiting_jobs import WaitingJobs
+from promptstack.config.names import Queue
+from promptstack.repositories.jobs import JobRef
+from promptstack.repositories.models import JobState
+from promptstack.repositories.session import Ledger
+from promptstack.services.doorbell import BrokerUnavailable, Doorbell, Ring
+from promptstack.services.liveness import MOST_CHANGED, Liveness
+from promptstack.services.progress import ProgressService
+from promptstack.services.runs.dispatch import Dispatch
+from promptstack.services.waiting_jobs import WaitingJobs
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
-from services.llm.event_loop import EventLoop
+from promptstack.services.llm.event_loop import EventLoop
 
 T = TypeVar("T")
 

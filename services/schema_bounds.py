@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.errors import InvalidInput
+from promptstack.services.errors import InvalidInput
 
 ADVICE = "leave out what it doesn't need, or ask for less at once"
 WORDS = {

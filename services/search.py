@@ -6,17 +6,17 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from repositories.embeddings import Match
-from repositories.models import EmbeddingModel
-from repositories.session import Ledger
-from services.errors import InvalidInput, NotFound
-from services.limited_calls import LimitedCalls
-from services.limiter.terms import Need
-from services.llm.base import Capability, EmbeddingResponse, LLMService
-from services.llm.event_loop import EventLoop
-from services.llm.factory import LLMServiceFactory
-from services.llm.pool import ProviderPool
-from services.text import check_storable, check_storable_json
+from promptstack.repositories.embeddings import Match
+from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.session import Ledger
+from promptstack.services.errors import InvalidInput, NotFound
+from promptstack.services.limited_calls import LimitedCalls
+from promptstack.services.limiter.terms import Need
+from promptstack.services.llm.base import Capability, EmbeddingResponse, LLMService
+from promptstack.services.llm.event_loop import EventLoop
+from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.services.llm.pool import ProviderPool
+from promptstack.services.text import check_storable, check_storable_json
 
 MAX_RESULTS = 1_000
 

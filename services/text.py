@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from config.controls import CONTROLS, escaped
-from services.errors import InvalidInput
+from promptstack.config.controls import CONTROLS, escaped
+from promptstack.services.errors import InvalidInput
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 REPLACEMENT = "\ufffd"

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from repositories.session import Ledger
-from repositories.usage import Group, Unsettled, Usage
-from services.bounds import checked_time
-from services.errors import InvalidInput, NotFound
-from services.text import check_storable
-from services.views import CallView
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.usage import Group, Unsettled, Usage
+from promptstack.services.bounds import checked_time
+from promptstack.services.errors import InvalidInput, NotFound
+from promptstack.services.text import check_storable
+from promptstack.services.views import CallView
 
 
 class UsageService:

@@ -6,8 +6,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from config.prices import Money
-from repositories.models import AttemptState, Billing, JobKind, JobState
+from promptstack.config.prices import Money
+from promptstack.repositories.models import AttemptState, Billing, JobKind, JobState
 
 
 class JobView(BaseModel):

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from uuid import UUID
 
-from repositories.rings import Waits
-from repositories.session import Ledger, UnitOfWork
-from services.errors import UnknownProvider
-from services.limited_calls import LimitedCalls
-from services.llm.event_loop import EventLoop
-from services.llm.pool import ProviderPool
+from promptstack.repositories.rings import Waits
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.services.errors import UnknownProvider
+from promptstack.services.limited_calls import LimitedCalls
+from promptstack.services.llm.event_loop import EventLoop
+from promptstack.services.llm.pool import ProviderPool
 
 STEP_SECONDS = 2.0
 """Longest time of a round, in which messages wait to be sent."""

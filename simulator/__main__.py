@@ -1,4 +1,4 @@
-"""`python -m simulator`: serve until SIGTERM."""
+"""`python -m promptstack.simulator`: serve until SIGTERM."""
 
 import argparse
 import asyncio
@@ -7,8 +7,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from simulator.limits import Limits
-from simulator.server import Latency, start
+from promptstack.simulator.limits import Limits
+from promptstack.simulator.server import Latency, start
 
 
 async def serve(port: int, latency: Latency, limits: Limits) -> None:

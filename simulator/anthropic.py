@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from simulator.asking import Asked, is_refused, known, make, required, text_of
-from simulator.ledger import billing_key
-from simulator.wire import Answer, Ask, Refusal, Standing, Wire
+from promptstack.simulator.asking import Asked, is_refused, known, make, required, text_of
+from promptstack.simulator.ledger import billing_key
+from promptstack.simulator.wire import Answer, Ask, Refusal, Standing, Wire
 
 MESSAGES = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.answers import text_for, tokens_in
-from simulator.faults import Fault
-from simulator.schema import instance_of
-from simulator.wire import Ask, Refusal
+from promptstack.simulator.answers import text_for, tokens_in
+from promptstack.simulator.faults import Fault
+from promptstack.simulator.schema import instance_of
+from promptstack.simulator.wire import Ask, Refusal
 
 MOST_CONTEXT = 1_048_576
 """Tokens of a prompt, whatever the model."""

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from simulator.answers import tokens_in, vector_for
-from simulator.asking import Asked, is_refused, known, make, required, text_of
-from simulator.ledger import billing_key
-from simulator.limits import LimitReached
-from simulator.wire import Answer, Ask, Refusal, Standing, Wire
+from promptstack.simulator.answers import tokens_in, vector_for
+from promptstack.simulator.asking import Asked, is_refused, known, make, required, text_of
+from promptstack.simulator.ledger import billing_key
+from promptstack.simulator.limits import LimitReached
+from promptstack.simulator.wire import Answer, Ask, Refusal, Standing, Wire
 
 BASE = "/{version:v1|v1beta}/models/{model}"
 """The SDK takes v1 since 3.4, and took v1beta before."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from simulator.wire import Refusal, Standing
+from promptstack.simulator.wire import Refusal, Standing
 
 PER_MINUTE = {
     "requests": "requests_per_minute",

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.answers import DEFAULT_DIMENSIONS, tokens_in, vector_for
-from simulator.asking import Asked, is_refused, known, make, required, text_of
-from simulator.ledger import billing_key
-from simulator.limits import LimitReached
-from simulator.openai_responses import RESPONSES, responses
-from simulator.wire import Answer, Ask, Refusal, Standing, Wire
+from promptstack.simulator.answers import DEFAULT_DIMENSIONS, tokens_in, vector_for
+from promptstack.simulator.asking import Asked, is_refused, known, make, required, text_of
+from promptstack.simulator.ledger import billing_key
+from promptstack.simulator.limits import LimitReached
+from promptstack.simulator.openai_responses import RESPONSES, responses
+from promptstack.simulator.wire import Answer, Ask, Refusal, Standing, Wire
 
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"

@@ -5,9 +5,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from simulator.asking import Asked, is_refused, known, make, required, text_of
-from simulator.ledger import billing_key
-from simulator.wire import Answer, Ask, Refusal
+from promptstack.simulator.asking import Asked, is_refused, known, make, required, text_of
+from promptstack.simulator.ledger import billing_key
+from promptstack.simulator.wire import Answer, Ask, Refusal
 
 RESPONSES = "/v1/responses"
 

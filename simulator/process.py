@@ -81,14 +81,14 @@ class SimulatorDoors:
 
 
 class SimulatorProcess(SimulatorDoors):
-    """Runs `python -m simulator` while the context is open."""
+    """Runs `python -m promptstack.simulator` while the context is open."""
 
     def __init__(self, *, latency: float = 0.0) -> None:
         super().__init__()
         self._latency = latency
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "simulator", "--port", "0", "--latency"]
+        command = [sys.executable, "-m", "promptstack.simulator", "--port", "0", "--latency"]
         self._process = subprocess.Popen(
             [*command, str(self._latency)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )

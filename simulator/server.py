@@ -13,15 +13,15 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from simulator import anthropic, gemini, openai
-from simulator.anthropic import ANTHROPIC
-from simulator.faults import NO_FAULT, Fault, FaultScript, parse, parse_rates
-from simulator.gemini import GEMINI
-from simulator.ledger import Ledger
-from simulator.limits import Limiter, LimitReached, Limits, parse_limits
-from simulator.openai import OPENAI
-from simulator.traffic import Call, Traffic
-from simulator.wire import Answer, Ask, Endpoint, Refusal, Wire
+from promptstack.simulator import anthropic, gemini, openai
+from promptstack.simulator.anthropic import ANTHROPIC
+from promptstack.simulator.faults import NO_FAULT, Fault, FaultScript, parse, parse_rates
+from promptstack.simulator.gemini import GEMINI
+from promptstack.simulator.ledger import Ledger
+from promptstack.simulator.limits import Limiter, LimitReached, Limits, parse_limits
+from promptstack.simulator.openai import OPENAI
+from promptstack.simulator.traffic import Call, Traffic
+from promptstack.simulator.wire import Answer, Ask, Endpoint, Refusal, Wire
 
 CREDENTIAL_HEADERS = ("authorization", "x-api-key", "x-goog-api-key")
 LARGEST_REQUEST = 256 * 1024 * 1024

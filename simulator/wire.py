@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.faults import Fault
+from promptstack.simulator.faults import Fault
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from typing import Any
 
 from celery import Celery
 
-from config.celery import celery_settings
-from config.names import TaskName
-from config.settings import Settings
-from tasks.embeddings import generate_embeddings
-from tasks.generation import generate_text
-from tasks.job_task import JobTask, Workshop
-from tasks.monitors import GatheredEvents, Monitors
-from tasks.runs import finalize_run, run_shard
+from promptstack.config.celery import celery_settings
+from promptstack.config.names import TaskName
+from promptstack.config.settings import Settings
+from promptstack.tasks.embeddings import generate_embeddings
+from promptstack.tasks.generation import generate_text
+from promptstack.tasks.job_task import JobTask, Workshop
+from promptstack.tasks.monitors import GatheredEvents, Monitors
+from promptstack.tasks.runs import finalize_run, run_shard
 
 
 class App(Celery):

@@ -40,4 +40,4 @@ class BrokerTransport(Transport):
 def use_in_this_process() -> None:
     """Let all connections to Redis brokers use it; a worker does so before it connects."""
     for scheme in ("redis", "rediss"):
-        TRANSPORT_ALIASES[scheme] = "tasks.broker:BrokerTransport"
+        TRANSPORT_ALIASES[scheme] = "promptstack.tasks.broker:BrokerTransport"

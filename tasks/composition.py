@@ -16,59 +16,59 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from config.embedded.servers import running
-from config.errors import ConfigurationError
-from config.models_file import ModelsFile
-from config.network import check_network
-from config.providers import NamedProvider, Wire
-from config.settings import Settings, get_settings
-from repositories.session import Ledger
-from repositories.vector_indexes import VectorIndexes
-from services.backoff import Backoff
-from services.chunking import Chunker
-from services.embedding import EmbeddingService
-from services.execution import Execution
-from services.generation import GenerationService
-from services.group_commit import GroupCommit
-from services.heartbeat import Heartbeat
-from services.jobs import JobService
-from services.json_bounds import JsonBounds
-from services.keys import KeyService
-from services.limited_calls import LimitedCalls
-from services.limiter.divided import DividedBuckets
-from services.limiter.limiter import RateLimiter
-from services.limiter.shared import SharedBuckets
-from services.limiter.terms import Limits
-from services.liveness import Liveness
-from services.llm.event_loop import EventLoop
-from services.llm.factory import LLMServiceFactory
-from services.llm.learned import LearnedFacts
-from services.llm.pool import ProviderPool
-from services.new_job import JobDefaults
-from services.patient_ledger import PatientLedger
-from services.prices import Prices
-from services.progress import ProgressService
-from services.provider_calls import ProviderCalls
-from services.reconciler import Reconciler, Retention
-from services.running import RunningJobs
-from services.runs.asking import EmbeddingTerms
-from services.runs.dispatch import Dispatch
-from services.runs.estimates import Estimator
-from services.runs.in_flight import InFlight
-from services.runs.new_run import RunDefaults
-from services.runs.progress import RunProgress
-from services.runs.results import RunResults
-from services.runs.service import RunService
-from services.runs.shard_store import ShardTools
-from services.runs.work import RunWork
-from services.schema_bounds import SchemaBounds
-from services.search import SearchService
-from services.sources.reading import SourceBounds
-from services.usage import UsageService
-from services.waiting_jobs import WaitingJobs
-from tasks.app import create_app
-from tasks.connections import check_broker, check_redis
-from tasks.publisher import CeleryDoorbell
+from promptstack.config.errors import ConfigurationError
+from promptstack.config.models_file import ModelsFile
+from promptstack.config.network import check_network
+from promptstack.config.providers import NamedProvider, Wire
+from promptstack.config.settings import Settings, get_settings
+from promptstack.embedded.servers import running
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.vector_indexes import VectorIndexes
+from promptstack.services.backoff import Backoff
+from promptstack.services.chunking import Chunker
+from promptstack.services.embedding import EmbeddingService
+from promptstack.services.execution import Execution
+from promptstack.services.generation import GenerationService
+from promptstack.services.group_commit import GroupCommit
+from promptstack.services.heartbeat import Heartbeat
+from promptstack.services.jobs import JobService
+from promptstack.services.json_bounds import JsonBounds
+from promptstack.services.keys import KeyService
+from promptstack.services.limited_calls import LimitedCalls
+from promptstack.services.limiter.divided import DividedBuckets
+from promptstack.services.limiter.limiter import RateLimiter
+from promptstack.services.limiter.shared import SharedBuckets
+from promptstack.services.limiter.terms import Limits
+from promptstack.services.liveness import Liveness
+from promptstack.services.llm.event_loop import EventLoop
+from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.services.llm.learned import LearnedFacts
+from promptstack.services.llm.pool import ProviderPool
+from promptstack.services.new_job import JobDefaults
+from promptstack.services.patient_ledger import PatientLedger
+from promptstack.services.prices import Prices
+from promptstack.services.progress import ProgressService
+from promptstack.services.provider_calls import ProviderCalls
+from promptstack.services.reconciler import Reconciler, Retention
+from promptstack.services.running import RunningJobs
+from promptstack.services.runs.asking import EmbeddingTerms
+from promptstack.services.runs.dispatch import Dispatch
+from promptstack.services.runs.estimates import Estimator
+from promptstack.services.runs.in_flight import InFlight
+from promptstack.services.runs.new_run import RunDefaults
+from promptstack.services.runs.progress import RunProgress
+from promptstack.services.runs.results import RunResults
+from promptstack.services.runs.service import RunService
+from promptstack.services.runs.shard_store import ShardTools
+from promptstack.services.runs.work import RunWork
+from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.services.search import SearchService
+from promptstack.services.sources.reading import SourceBounds
+from promptstack.services.usage import UsageService
+from promptstack.services.waiting_jobs import WaitingJobs
+from promptstack.tasks.app import create_app
+from promptstack.tasks.connections import check_broker, check_redis
+from promptstack.tasks.publisher import CeleryDoorbell
 
 REDIS_TIMEOUT_SECONDS = 2.0
 LIMITER_CONNECTIONS = 50

@@ -12,7 +12,7 @@ from celery import Celery
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
-from config.errors import ConfigurationError
+from promptstack.config.errors import ConfigurationError
 
 REFUSALS = (AuthenticationError, NoPermissionError, AccessRefused, NotAllowed)
 AWAY = (RedisError, AMQPError, OSError)

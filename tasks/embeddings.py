@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tasks.job_task import JobTask
+from promptstack.tasks.job_task import JobTask
 
 
 def generate_embeddings(self: JobTask, job: str, sent_at: str | None = None) -> dict[str, Any]:

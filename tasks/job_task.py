@@ -13,14 +13,14 @@ from celery.worker.request import Request
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from repositories.models import JobState
-from services.embedding import EmbeddingService
-from services.errors import InvalidInput
-from services.execution import JobOutcome
-from services.generation import GenerationService
-from services.progress import Progress
-from services.runs.work import RunWork
-from tasks.monitors import Monitors
+from promptstack.repositories.models import JobState
+from promptstack.services.embedding import EmbeddingService
+from promptstack.services.errors import InvalidInput
+from promptstack.services.execution import JobOutcome
+from promptstack.services.generation import GenerationService
+from promptstack.services.progress import Progress
+from promptstack.services.runs.work import RunWork
+from promptstack.tasks.monitors import Monitors
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class JobTask(Task[Any, Any]):
     abstract = True
     workshop: Workshop
     monitors: Monitors
-    Request = "tasks.job_task:JobRequest"
+    Request = "promptstack.tasks.job_task:JobRequest"
     # Expected: Celery logs these as one line, without a traceback.
     throws = (JobFailed, InvalidInput)
     # A job has started when it was claimed, and `report` says so. Celery would say it for every

@@ -23,7 +23,7 @@ class GatheringDispatcher(EventDispatcher):
 class GatheredEvents(Events):
     """What makes the app's dispatchers."""
 
-    dispatcher_cls = "tasks.monitors:GatheringDispatcher"
+    dispatcher_cls = "promptstack.tasks.monitors:GatheringDispatcher"
 
 
 class Monitors:

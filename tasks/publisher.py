@@ -14,9 +14,9 @@ from kombu.exceptions import (  # type: ignore[attr-defined] # types of kombu 5.
 from redis import Redis
 from redis.exceptions import RedisError
 
-from config.names import EPOCH_KEY, Queue, TaskName
-from repositories.models import JobKind
-from services.doorbell import BrokerUnavailable, Ring
+from promptstack.config.names import EPOCH_KEY, Queue, TaskName
+from promptstack.repositories.models import JobKind
+from promptstack.services.doorbell import BrokerUnavailable, Ring
 
 TASKS = {
     JobKind.GENERATION: TaskName.GENERATE_TEXT,

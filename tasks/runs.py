@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tasks.job_task import JobTask
+from promptstack.tasks.job_task import JobTask
 
 
 def run_shard(self: JobTask, job: str, sent_at: str | None = None) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import pytest
 from redis import Redis
 from sqlalchemy import create_engine, make_url, text
 
-from config.embedded.servers import EmbeddedServers, ServerUrls, remove
-from config.settings import Settings, get_settings, load_settings
-from repositories.migrations import upgrade
-from simulator.process import MODELS
-from tasks.composition import PromptStack
+from promptstack.config.settings import Settings, get_settings, load_settings
+from promptstack.embedded.servers import EmbeddedServers, ServerUrls, remove
+from promptstack.repositories.migrations import upgrade
+from promptstack.simulator.process import MODELS
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, started_fork_server, stop_ignoring_signals, wait_until
 
 TEMPLATE = "migrated"
@@ -109,7 +109,7 @@ def start_worker(
         def start(**variables: str) -> Process:
             log = tmp_path / f"worker-{next(_numbers)}.log"
             before = _alive(stack)
-            worker = Process(["-m", "worker"], {**environment, **variables}, log)
+            worker = Process(["-m", "promptstack.worker"], {**environment, **variables}, log)
             processes.callback(worker.kill)
             wait_until(lambda: _alive(stack) - before, f"a worker's heartbeat; see {log}")
             return worker

@@ -22,7 +22,7 @@ from typing import Any
 
 IMPORTED = (
     "aiohttp.web",
-    "api.http.app",
+    "promptstack.api.http.app",
     "celery.apps.worker",
     "celery.backends.redis",
     "celery.concurrency.thread",
@@ -32,14 +32,14 @@ IMPORTED = (
     "kombu.transport.redis",
     "openai.resources.chat",
     "openai.resources.embeddings",
-    "repositories.migrations",
+    "promptstack.repositories.migrations",
     "rich.progress",
     "rich.table",
-    "services.llm.demo",
+    "promptstack.services.llm.demo",
     "typer.main",
     "uvicorn",
     "wordllama",
-    "worker.process",
+    "promptstack.worker.process",
 )
 FILES = 3
 """Standard input, output and error."""

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
-from api.http.app import create_app
-from tasks.composition import PromptStack
+from promptstack.api.http.app import create_app
+from promptstack.tasks.composition import PromptStack
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from functools import partial
 
 from redis.asyncio import Redis
 
-from config.limits import ModelLimits
-from services.backoff import Backoff
-from services.limiter.divided import DividedBuckets
-from services.limiter.limiter import RateLimiter
-from services.limiter.shared import SharedBuckets, read_script
-from services.limiter.terms import (
+from promptstack.config.limits import ModelLimits
+from promptstack.services.backoff import Backoff
+from promptstack.services.limiter.divided import DividedBuckets
+from promptstack.services.limiter.limiter import RateLimiter
+from promptstack.services.limiter.shared import SharedBuckets, read_script
+from promptstack.services.limiter.terms import (
     Bucket,
     Closed,
     Grant,
@@ -31,7 +31,7 @@ from services.limiter.terms import (
     Verdict,
     Wait,
 )
-from services.llm.limit_report import Dimension, LimitReport, LimitState
+from promptstack.services.llm.limit_report import Dimension, LimitReport, LimitState
 
 BUCKET = Bucket("made-up", "key", "model")
 PATIENCE = 3.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from services.text import MAX_INTEGER_BITS, MAX_JSON_DEPTH
+from promptstack.services.text import MAX_INTEGER_BITS, MAX_JSON_DEPTH
 
 ODD_NUMBERS = (
     "6.02214076e23", "1e400", "-1e400", "1e-320", "1e-400", "1e308", "1.7976931348623157e308",

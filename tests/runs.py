@@ -5,8 +5,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from services.runs.views import RunView
-from tasks.composition import PromptStack
+from promptstack.services.runs.views import RunView
+from promptstack.tasks.composition import PromptStack
 from tests.processes import wait_until
 
 

@@ -5,20 +5,20 @@ import os
 from pathlib import Path
 from typing import Self
 
-from simulator.process import SimulatorProcess
+from promptstack.simulator.process import SimulatorProcess
 from tests.processes import fork_server, pipe
 
 STOP_SECONDS = 5.0
 
 
 class ForkedSimulator(SimulatorProcess):
-    """Runs `python -m simulator`, as `SimulatorProcess` does, without its imports."""
+    """Runs `python -m promptstack.simulator`, as `SimulatorProcess` does, without its imports."""
 
     def __enter__(self) -> Self:
         said, output = pipe()
         with said, output, Path(os.devnull).open("r+b") as nothing:
             self._forked = fork_server().start(
-                ["-m", "simulator", "--port", "0", "--latency", str(self._latency)],
+                ["-m", "promptstack.simulator", "--port", "0", "--latency", str(self._latency)],
                 environment=os.environ,
                 stdin=nothing,
                 stdout=output,

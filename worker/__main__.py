@@ -1,19 +1,19 @@
-"""Start workers: `python -m worker`, or `promptstack worker`."""
+"""Start workers: `python -m promptstack.worker`, or `promptstack worker`."""
 
 import argparse
 import sys
 from typing import NoReturn
 
-from config.errors import PromptStackError
-from config.logging import configure_logging
-from config.models_file import ModelsFile
-from config.parent import die_with_parent
-from config.settings import Settings, load_settings
-from services.llm.factory import LLMServiceFactory
-from tasks import broker
-from tasks.composition import PromptStack
-from worker.process import EXIT_FAILED, WorkerProcess
-from worker.processes import WRONG_SETTINGS, WorkerProcesses
+from promptstack.config.errors import PromptStackError
+from promptstack.config.logging import configure_logging
+from promptstack.config.models_file import ModelsFile
+from promptstack.config.parent import die_with_parent
+from promptstack.config.settings import Settings, load_settings
+from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.tasks import broker
+from promptstack.tasks.composition import PromptStack
+from promptstack.worker.process import EXIT_FAILED, WorkerProcess
+from promptstack.worker.processes import WRONG_SETTINGS, WorkerProcesses
 
 
 def main() -> int:

@@ -1,12 +1,12 @@
-"""Whether this machine's worker is alive: `python -m worker.health`, a container's health check."""
+"""Whether this machine's worker is alive: `python -m promptstack.worker.health`, for containers."""
 
 import socket
 import sys
 from datetime import UTC, datetime, timedelta
 
-from config.errors import PromptStackError
-from repositories.errors import TransientLedgerError
-from tasks.composition import PromptStack
+from promptstack.config.errors import PromptStackError
+from promptstack.repositories.errors import TransientLedgerError
+from promptstack.tasks.composition import PromptStack
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from config.errors import PromptStackError
+from promptstack.config.errors import PromptStackError
 
 logger = logging.getLogger(__name__)
 

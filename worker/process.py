@@ -16,13 +16,13 @@ from celery.signals import setup_logging, worker_shutting_down
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from config.names import Queue
-from repositories.errors import TransientLedgerError
-from services.patient_ledger import STOP_PATIENCE_SECONDS
-from tasks.app import register_tasks
-from tasks.composition import PromptStack
-from tasks.monitors import Monitors
-from worker.periodic import Periodic
+from promptstack.config.names import Queue
+from promptstack.repositories.errors import TransientLedgerError
+from promptstack.services.patient_ledger import STOP_PATIENCE_SECONDS
+from promptstack.tasks.app import register_tasks
+from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.monitors import Monitors
+from promptstack.worker.periodic import Periodic
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from config.parent import STDIN, end_with
+from promptstack.config.parent import STDIN, end_with
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from api.cli.connection import connected
-from api.cli.table import Column, print_table
-from api.cli.terminal import JsonFlag, dollars, out, plural, point_in_time, print_items
-from repositories.models import AttemptState, Billing
-from repositories.usage import Unsettled
-from services.views import CallView
+from promptstack.api.cli.connection import connected
+from promptstack.api.cli.table import Column, print_table
+from promptstack.api.cli.terminal import JsonFlag, dollars, out, plural, point_in_time, print_items
+from promptstack.repositories.models import AttemptState, Billing
+from promptstack.repositories.usage import Unsettled
+from promptstack.services.views import CallView
 
 MEANING = {
     AttemptState.STARTED: "under way now, or their worker has not been missed yet",

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from api.cli.connection import connected
-from api.cli.terminal import JOB_FAILED, JsonFlag, err, out, print_json, stop
-from chaos.found import POSSIBLE, run_found
-from chaos.load import Target
-from chaos.plan import Fault
+from promptstack.api.cli.connection import connected
+from promptstack.api.cli.terminal import JOB_FAILED, JsonFlag, err, out, print_json, stop
+from promptstack.chaos.found import POSSIBLE, run_found
+from promptstack.chaos.load import Target
+from promptstack.chaos.plan import Fault
 
 PATIENCE_SECONDS = 120.0
 

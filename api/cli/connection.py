@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from api.cli.terminal import err
-from config.embedded.servers import EmbeddedServers, running
-from config.logging import configure_logging
-from config.settings import Settings, get_settings
-from repositories.migrations import upgrade
-from tasks.composition import PromptStack
+from promptstack.api.cli.terminal import err
+from promptstack.config.logging import configure_logging
+from promptstack.config.settings import Settings, get_settings
+from promptstack.embedded.servers import EmbeddedServers, running
+from promptstack.repositories.migrations import upgrade
+from promptstack.tasks.composition import PromptStack
 
 
 @contextmanager

@@ -9,20 +9,20 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from uuid import UUID
 
-from api.cli.connection import embedded
-from api.cli.enqueue import Enqueued, sentence, summarize, watch_embedding
-from api.cli.processes import Children, interrupt_on_signals
-from api.cli.run_end import print_run
-from api.cli.run_preflight import show_preflight
-from api.cli.run_watch import watch_run
-from api.cli.terminal import JOB_FAILED, out, plural, stop
-from api.cli.watching import show_until_done
-from config.embedded.folders import make_folder
-from config.embedded.servers import remove
-from config.logging import configure_logging
-from config.settings import Settings, get_settings
-from repositories.models import AttemptState, Job, JobState, Worker
-from tasks.composition import PromptStack
+from promptstack.api.cli.connection import embedded
+from promptstack.api.cli.enqueue import Enqueued, sentence, summarize, watch_embedding
+from promptstack.api.cli.processes import Children, interrupt_on_signals
+from promptstack.api.cli.run_end import print_run
+from promptstack.api.cli.run_preflight import show_preflight
+from promptstack.api.cli.run_watch import watch_run
+from promptstack.api.cli.terminal import JOB_FAILED, out, plural, stop
+from promptstack.api.cli.watching import show_until_done
+from promptstack.config.logging import configure_logging
+from promptstack.config.settings import Settings, get_settings
+from promptstack.embedded.folders import make_folder
+from promptstack.embedded.servers import remove
+from promptstack.repositories.models import AttemptState, Job, JobState, Worker
+from promptstack.tasks.composition import PromptStack
 
 WORKERS = 2
 LOST_SECONDS = 3.0
@@ -103,7 +103,7 @@ def _run(settings: Settings, folder: Path) -> None:
         children = Children(stack, log=folder / "worker.log", variables=_variables(settings))
         try:
             for number in range(1, WORKERS + 1):
-                children.start(f"worker {number}", "worker")
+                children.start(f"worker {number}", "promptstack.worker")
             _embed_through_a_crash(stack)
             _embed_again(stack)
             _ask(stack)

@@ -9,15 +9,15 @@ from redis.exceptions import RedisError
 from rich.table import Table
 from rich.text import Text
 
-from api.cli.connection import connected, needs_embedded
-from api.cli.terminal import JOB_FAILED, JsonFlag, out, print_items
-from api.cli.waits import told_of
-from config.errors import PromptStackError
-from config.names import Queue
-from repositories.migrations import pending
-from services.llm.base import Capability, LLMService
-from tasks.composition import PromptStack
-from tasks.connections import check_redis
+from promptstack.api.cli.connection import connected, needs_embedded
+from promptstack.api.cli.terminal import JOB_FAILED, JsonFlag, out, print_items
+from promptstack.api.cli.waits import told_of
+from promptstack.config.errors import PromptStackError
+from promptstack.config.names import Queue
+from promptstack.repositories.migrations import pending
+from promptstack.services.llm.base import Capability, LLMService
+from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.connections import check_redis
 
 MOST_NAMED = 5
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]--[/]", "missing": "[red]no[/]"}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from services.errors import InvalidInput
-from services.jobs import check_source
-from services.json_text import load_json
-from services.sources.encodings import encoding_of
-from services.sources.reading import SUFFIXES
+from promptstack.services.errors import InvalidInput
+from promptstack.services.jobs import check_source
+from promptstack.services.json_text import load_json
+from promptstack.services.sources.encodings import encoding_of
+from promptstack.services.sources.reading import SUFFIXES
 
 MAX_SCHEMA_BYTES = 10_000_000
 """Of a file; what stands in it has bounds of its own."""

@@ -11,10 +11,10 @@ from uuid import UUID
 import typer
 from pydantic import JsonValue
 
-from api.cli.connection import connected
-from api.cli.documents import TextFile, find_files, read_schema, read_text
-from api.cli.named_values import named_value
-from api.cli.terminal import (
+from promptstack.api.cli.connection import connected
+from promptstack.api.cli.documents import TextFile, find_files, read_schema, read_text
+from promptstack.api.cli.named_values import named_value
+from promptstack.api.cli.terminal import (
     JOB_FAILED,
     JsonFlag,
     err,
@@ -26,12 +26,12 @@ from api.cli.terminal import (
     seconds_of,
     stop,
 )
-from api.cli.watching import show_until_done, shown
-from repositories.models import JobState
-from services.errors import InvalidInput
-from services.llm.requests import Fallback, Message
-from services.views import JobView
-from tasks.composition import PromptStack
+from promptstack.api.cli.watching import show_until_done, shown
+from promptstack.repositories.models import JobState
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.requests import Fallback, Message
+from promptstack.services.views import JobView
+from promptstack.tasks.composition import PromptStack
 
 Provider = Annotated[str | None, typer.Option(help="Provider; default from settings.")]
 Model = Annotated[str | None, typer.Option(help="Model; default: the provider's.")]

@@ -13,10 +13,10 @@ from importlib import import_module
 INTERRUPTED = 130
 AGAIN_SECONDS = 0.05
 PROCESSES = {
-    "worker": "worker.__main__",
-    "api": "api.http.__main__",
-    "flower": "api.flower.__main__",
-    "simulator": "simulator.__main__",
+    "worker": "promptstack.worker.__main__",
+    "api": "promptstack.api.http.__main__",
+    "flower": "promptstack.api.flower.__main__",
+    "simulator": "promptstack.simulator.__main__",
 }
 """The commands that are a process of their own, which needs no command line around it."""
 
@@ -29,8 +29,8 @@ def run() -> None:
     try:
         if sys.argv[1:] and sys.argv[1] in PROCESSES:
             become(sys.argv[1], sys.argv[2:])
-        import_module("api.cli.streams").set_up()
-        build = import_module("api.cli.main").build
+        import_module("promptstack.api.cli.streams").set_up()
+        build = import_module("promptstack.api.cli.main").build
         _raise_on_ctrl_c()
         build()()
     except KeyboardInterrupt:

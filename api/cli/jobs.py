@@ -8,9 +8,9 @@ from uuid import UUID
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from api.cli.connection import connected
-from api.cli.table import Column, print_table
-from api.cli.terminal import (
+from promptstack.api.cli.connection import connected
+from promptstack.api.cli.table import Column, print_table
+from promptstack.api.cli.terminal import (
     ID_HELP,
     JOB_FAILED,
     TIMED_OUT,
@@ -28,11 +28,11 @@ from api.cli.terminal import (
     stop,
     until,
 )
-from api.cli.watching import show_until_done
-from config.errors import PromptStackError
-from repositories.models import JobKind, JobState
-from services.views import JobView
-from tasks.composition import PromptStack
+from promptstack.api.cli.watching import show_until_done
+from promptstack.config.errors import PromptStackError
+from promptstack.repositories.models import JobKind, JobState
+from promptstack.services.views import JobView
+from promptstack.tasks.composition import PromptStack
 
 app = typer.Typer(help="Look at jobs, follow, cancel and retry them.", no_args_is_help=True)
 

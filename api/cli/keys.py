@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from api.cli.connection import connected
-from api.cli.table import Column, print_table
-from api.cli.terminal import ID_HELP, JsonFlag, err, out, print_items, print_json
-from services.keys import KeyView
+from promptstack.api.cli.connection import connected
+from promptstack.api.cli.table import Column, print_table
+from promptstack.api.cli.terminal import ID_HELP, JsonFlag, err, out, print_items, print_json
+from promptstack.services.keys import KeyView
 
 app = typer.Typer(help="Keys to the HTTP API.", no_args_is_help=True)
 

@@ -6,8 +6,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from api.cli import attempts, chaos, demo, doctor, enqueue, jobs, keys, runs, search, serve, usage
-from api.cli.terminal import plain_errors
+from promptstack.api.cli import (
+    attempts,
+    chaos,
+    demo,
+    doctor,
+    enqueue,
+    jobs,
+    keys,
+    runs,
+    search,
+    serve,
+    usage,
+)
+from promptstack.api.cli.terminal import plain_errors
 
 NO_HELP = {**serve.PASS_THROUGH, "help_option_names": []}
 HELP_WIDTH = 100

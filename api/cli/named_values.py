@@ -3,8 +3,8 @@
 from json import JSONDecodeError
 from typing import Any
 
-from services.errors import InvalidInput
-from services.json_text import load_exactly
+from promptstack.services.errors import InvalidInput
+from promptstack.services.json_text import load_exactly
 
 SHOWN = 80
 

@@ -14,10 +14,10 @@ from types import FrameType, MappingProxyType
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-from api.cli.terminal import err, stop
-from tasks.composition import PromptStack
+from promptstack.api.cli.terminal import err, stop
+from promptstack.tasks.composition import PromptStack
 
-API = "api.http"
+API = "promptstack.api.http"
 CHECK_SECONDS = 0.2
 SERVERS_CHECK_SECONDS = 2.0
 STOP_SECONDS = 30.0

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from api.cli import run_start
-from api.cli.enqueue import Expires, Retries
-from api.cli.terminal import JsonFlag
-from repositories.run_models import RunKind
-from services.errors import InvalidInput
-from services.sources.batch_lines import kind_of_requests
-from services.sources.reading import Format, Reading
+from promptstack.api.cli import run_start
+from promptstack.api.cli.enqueue import Expires, Retries
+from promptstack.api.cli.terminal import JsonFlag
+from promptstack.repositories.run_models import RunKind
+from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.batch_lines import kind_of_requests
+from promptstack.services.sources.reading import Format, Reading
 
 
 def batch(
@@ -55,7 +55,7 @@ def batch(
 
 def _kind_of(source: str) -> str:
     # Here, as pyarrow takes 40 MB, and other commands have no use for it.
-    from services.sources.inputs import looked_at  # noqa: PLC0415
+    from promptstack.services.sources.inputs import looked_at  # noqa: PLC0415
 
     if not Path(source).is_file():
         raise InvalidInput(

@@ -7,9 +7,9 @@ from uuid import UUID
 
 import typer
 
-from api.cli.run_output import Target, write_output
-from api.cli.run_watch import watch_run
-from api.cli.terminal import (
+from promptstack.api.cli.run_output import Target, write_output
+from promptstack.api.cli.run_watch import watch_run
+from promptstack.api.cli.terminal import (
     INTERRUPTED,
     JOB_FAILED,
     cost,
@@ -19,10 +19,10 @@ from api.cli.terminal import (
     print_json,
     stop,
 )
-from config.errors import PromptStackError
-from repositories.run_models import RunState
-from services.runs.views import RunView
-from tasks.composition import PromptStack
+from promptstack.config.errors import PromptStackError
+from promptstack.repositories.run_models import RunState
+from promptstack.services.runs.views import RunView
+from promptstack.tasks.composition import PromptStack
 
 
 def finish(stack: PromptStack, run_id: UUID, target: Target, *, as_json: bool) -> None:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from api.cli.terminal import err, plural
-from repositories.run_models import RunKind
-from services.errors import InvalidInput
-from services.export.items import ExportFormat, ExportSummary
-from services.export.places import STANDARD_OUTPUT, check_output
-from tasks.composition import PromptStack
+from promptstack.api.cli.terminal import err, plural
+from promptstack.repositories.run_models import RunKind
+from promptstack.services.errors import InvalidInput
+from promptstack.services.export.items import ExportFormat, ExportSummary
+from promptstack.services.export.places import STANDARD_OUTPUT, check_output
+from promptstack.tasks.composition import PromptStack
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def write_output(
 ) -> ExportSummary | None:
     """Write results in the order of the inputs, and failures beside them. Raises `InvalidInput`."""
     # Here, as it takes a while to load and most commands write nothing.
-    from services.export.results import export  # noqa: PLC0415
+    from promptstack.services.export.results import export  # noqa: PLC0415
 
     if target.path is None:
         return None

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from api.cli.terminal import dollars, err, plural
-from config.controls import escaped
-from services.runs.views import Preflight
-from services.sources.reading import BadInput
+from promptstack.api.cli.terminal import dollars, err, plural
+from promptstack.config.controls import escaped
+from promptstack.services.runs.views import Preflight
+from promptstack.services.sources.reading import BadInput
 
 
 def show_preflight(preflight: Preflight, *, named_by_id: bool) -> None:

@@ -8,20 +8,20 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from api.cli.connection import connected
-from api.cli.documents import read_schema
-from api.cli.enqueue import Expires, Options, Retries, Seed, Stop, options_of
-from api.cli.run_end import finish, print_run
-from api.cli.run_output import Target
-from api.cli.run_preflight import preflight_json, show_preflight
-from api.cli.terminal import WRONG_INPUT, JsonFlag, plural, print_json, seconds_of, stop
-from repositories.run_models import RunKind
-from services.errors import InvalidInput
-from services.runs.intake import Intake
-from services.runs.views import Preflight
-from services.sources.reading import Format, Reading
-from services.text import printable_path
-from tasks.composition import PromptStack
+from promptstack.api.cli.connection import connected
+from promptstack.api.cli.documents import read_schema
+from promptstack.api.cli.enqueue import Expires, Options, Retries, Seed, Stop, options_of
+from promptstack.api.cli.run_end import finish, print_run
+from promptstack.api.cli.run_output import Target
+from promptstack.api.cli.run_preflight import preflight_json, show_preflight
+from promptstack.api.cli.terminal import WRONG_INPUT, JsonFlag, plural, print_json, seconds_of, stop
+from promptstack.repositories.run_models import RunKind
+from promptstack.services.errors import InvalidInput
+from promptstack.services.runs.intake import Intake
+from promptstack.services.runs.views import Preflight
+from promptstack.services.sources.reading import Format, Reading
+from promptstack.services.text import printable_path
+from promptstack.tasks.composition import PromptStack
 
 SourceArgument = Annotated[
     str,

@@ -9,10 +9,10 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from api.cli.terminal import cost, err, plural, stop
-from repositories.run_models import RunState
-from services.runs.progress import RunStanding
-from tasks.composition import PromptStack
+from promptstack.api.cli.terminal import cost, err, plural, stop
+from promptstack.repositories.run_models import RunState
+from promptstack.services.runs.progress import RunStanding
+from promptstack.tasks.composition import PromptStack
 
 LOOK_SECONDS = 0.25
 RATE_SECONDS = 15.0

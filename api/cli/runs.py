@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from api.cli import run_start
-from api.cli.connection import connected
-from api.cli.run_batch import batch
-from api.cli.run_end import finish
-from api.cli.run_output import Target, write_output
-from api.cli.run_start import dollars_of
-from api.cli.table import Column, print_table
-from api.cli.terminal import (
+from promptstack.api.cli import run_start
+from promptstack.api.cli.connection import connected
+from promptstack.api.cli.run_batch import batch
+from promptstack.api.cli.run_end import finish
+from promptstack.api.cli.run_output import Target, write_output
+from promptstack.api.cli.run_start import dollars_of
+from promptstack.api.cli.table import Column, print_table
+from promptstack.api.cli.terminal import (
     ID_HELP,
     JOB_FAILED,
     JsonFlag,
@@ -26,9 +26,9 @@ from api.cli.terminal import (
     print_json,
     stop,
 )
-from api.cli.waits import told_of
-from services.export.items import ExportFormat
-from services.runs.views import RunView
+from promptstack.api.cli.waits import told_of
+from promptstack.services.export.items import ExportFormat
+from promptstack.services.runs.views import RunView
 
 app = typer.Typer(help="Batches of embeddings and generations.", no_args_is_help=True)
 app.command()(run_start.embed)

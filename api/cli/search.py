@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from api.cli.connection import connected
-from api.cli.named_values import named_value
-from api.cli.terminal import JsonFlag, err, out, print_indented, print_items, printable
-from repositories.embeddings import Match
+from promptstack.api.cli.connection import connected
+from promptstack.api.cli.named_values import named_value
+from promptstack.api.cli.terminal import JsonFlag, err, out, print_indented, print_items, printable
+from promptstack.repositories.embeddings import Match
 
 SHORT_PASSAGE = 160
 

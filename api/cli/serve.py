@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from api.cli.connection import connected, embedded, needs_embedded
-from api.cli.entry import become
-from api.cli.processes import Children, interrupt_on_signals
-from api.cli.terminal import JsonFlag, err, out, plural, print_json
-from config.embedded.servers import revive, running
-from config.logging import configure_logging
-from config.settings import Settings, get_settings
-from repositories.migrations import upgrade
-from tasks.composition import PromptStack
+from promptstack.api.cli.connection import connected, embedded, needs_embedded
+from promptstack.api.cli.entry import become
+from promptstack.api.cli.processes import Children, interrupt_on_signals
+from promptstack.api.cli.terminal import JsonFlag, err, out, plural, print_json
+from promptstack.config.logging import configure_logging
+from promptstack.config.settings import Settings, get_settings
+from promptstack.embedded.servers import revive, running
+from promptstack.repositories.migrations import upgrade
+from promptstack.tasks.composition import PromptStack
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -48,7 +48,7 @@ def up(
         children = Children(opened)
         try:
             for number in range(1, workers + 1):
-                children.start(f"worker {number}", "worker")
+                children.start(f"worker {number}", "promptstack.worker")
             url = children.start_api(port) + settings.api_v1_prefix
             if as_json:
                 print_json({"url": url, "workers": workers, "joined": joins})

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from api.cli.terminal import err, out, printable
+from promptstack.api.cli.terminal import err, out, printable
 
 GAP = 2
 ELASTIC_WIDTH = 12

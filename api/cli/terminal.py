@@ -13,10 +13,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from config.controls import escaped
-from config.errors import PromptStackError
-from config.prices import plain
-from services.errors import InvalidInput
+from promptstack.config.controls import escaped
+from promptstack.config.errors import PromptStackError
+from promptstack.config.prices import plain
+from promptstack.services.errors import InvalidInput
 
 JOB_FAILED, WRONG_INPUT, TIMED_OUT, INTERRUPTED = 1, 2, 124, 130
 """Exit codes: a job failed; nothing was done; not within --timeout; stopped by Ctrl-C."""

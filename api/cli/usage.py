@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from api.cli.connection import connected
-from api.cli.table import Column, print_table
-from api.cli.terminal import JsonFlag, cost, out, point_in_time, print_items
-from repositories.usage import Group, Usage
-from services.errors import InvalidInput
+from promptstack.api.cli.connection import connected
+from promptstack.api.cli.table import Column, print_table
+from promptstack.api.cli.terminal import JsonFlag, cost, out, point_in_time, print_items
+from promptstack.repositories.usage import Group, Usage
+from promptstack.services.errors import InvalidInput
 
 NUMBERS = (
     Column("calls", right=True),

@@ -1,7 +1,7 @@
 """Who waits for a time to come, in a line."""
 
-from api.cli.terminal import plural, printable, until
-from repositories.rings import Waits
+from promptstack.api.cli.terminal import plural, printable, until
+from promptstack.repositories.rings import Waits
 
 
 def told_of(waits: Waits) -> str:

@@ -19,10 +19,10 @@ from rich.progress import (
     Progress as Bar,
 )
 
-from api.cli.terminal import err, printable
-from repositories.models import JobState
-from services.progress import Progress
-from tasks.composition import PromptStack
+from promptstack.api.cli.terminal import err, printable
+from promptstack.repositories.models import JobState
+from promptstack.services.progress import Progress
+from promptstack.tasks.composition import PromptStack
 
 Item = TypeVar("Item")
 

@@ -1,4 +1,4 @@
-"""Show Flower: `python -m api.flower`, or `promptstack flower`."""
+"""Show Flower: `python -m promptstack.api.flower`, or `promptstack flower`."""
 
 import argparse
 import json
@@ -10,13 +10,13 @@ from typing import NoReturn
 
 from tornado.ioloop import IOLoop, PeriodicCallback
 
-from api.flower.dashboard import Listen, create_dashboard
-from api.flower.ledger_view import LedgerView
-from config.errors import PromptStackError
-from config.logging import configure_logging
-from config.parent import die_with_parent
-from config.settings import get_settings
-from tasks.composition import PromptStack
+from promptstack.api.flower.dashboard import Listen, create_dashboard
+from promptstack.api.flower.ledger_view import LedgerView
+from promptstack.config.errors import PromptStackError
+from promptstack.config.logging import configure_logging
+from promptstack.config.parent import die_with_parent
+from promptstack.config.settings import get_settings
+from promptstack.tasks.composition import PromptStack
 
 CATCH_UP_SECONDS = 2.0
 

@@ -19,8 +19,8 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
 from tornado.web import ErrorHandler, OutputTransform
 
-from config.errors import ConfigurationError
-from tasks.composition import PromptStack
+from promptstack.config.errors import ConfigurationError
+from promptstack.tasks.composition import PromptStack
 
 MAX_TASKS = 10_000
 """Jobs that Flower keeps in memory, about 2 kB each; the ledger has them all."""

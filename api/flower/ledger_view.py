@@ -17,13 +17,13 @@ from uuid import UUID
 from celery import states
 from tornado.ioloop import IOLoop
 
-from config.errors import PromptStackError
-from repositories.models import JobState
-from services.jobs import JobService
-from services.progress import Progress, ProgressService
-from services.views import JobView
-from tasks.job_task import PROGRESS
-from tasks.publisher import TASKS
+from promptstack.config.errors import PromptStackError
+from promptstack.repositories.models import JobState
+from promptstack.services.jobs import JobService
+from promptstack.services.progress import Progress, ProgressService
+from promptstack.services.views import JobView
+from promptstack.tasks.job_task import PROGRESS
+from promptstack.tasks.publisher import TASKS
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Serve the HTTP API: `python -m api.http`, or `promptstack api`."""
+"""Serve the HTTP API: `python -m promptstack.api.http`, or `promptstack api`."""
 
 import argparse
 import logging
@@ -9,12 +9,12 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from api.http.server import make_server
-from config.errors import ConfigurationError, PromptStackError
-from config.logging import configure_logging
-from config.parent import die_with_parent
-from config.settings import Settings, load_settings
-from tasks.composition import PromptStack
+from promptstack.api.http.server import make_server
+from promptstack.config.errors import ConfigurationError, PromptStackError
+from promptstack.config.logging import configure_logging
+from promptstack.config.parent import die_with_parent
+from promptstack.config.settings import Settings, load_settings
+from promptstack.tasks.composition import PromptStack
 
 
 def main() -> int:

@@ -8,13 +8,13 @@ from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from api.http import embeddings, generations, health, jobs, runs, usage
-from api.http.errors import HANDLERS
-from api.http.health import HealthCheck
-from api.http.middleware import FramingMiddleware, ProblemMiddleware
-from api.http.problems import RESPONSES
-from api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
-from tasks.composition import PromptStack
+from promptstack.api.http import embeddings, generations, health, jobs, runs, usage
+from promptstack.api.http.errors import HANDLERS
+from promptstack.api.http.health import HealthCheck
+from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
+from promptstack.api.http.problems import RESPONSES
+from promptstack.api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
+from promptstack.tasks.composition import PromptStack
 
 RESOURCES = (generations.router, embeddings.router, jobs.router, runs.router, usage.router)
 

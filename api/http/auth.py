@@ -6,9 +6,9 @@ from uuid import UUID
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from services.errors import NotAuthenticated
-from services.keys import Caller
-from tasks.composition import PromptStack
+from promptstack.services.errors import NotAuthenticated
+from promptstack.services.keys import Caller
+from promptstack.tasks.composition import PromptStack
 
 
 async def get_stack(request: Request) -> PromptStack:

@@ -6,12 +6,12 @@ from typing import Annotated
 from fastapi import APIRouter, Response, status
 from pydantic import Field
 
-from api.http.auth import CurrentCaller, Stack
-from api.http.bodies import IdempotencyKey, JobBody, NotBlank
-from api.http.route import AuthenticatedRoute
-from services.bounds import ChunkTokens
-from services.llm.requests import Line
-from services.views import JobView
+from promptstack.api.http.auth import CurrentCaller, Stack
+from promptstack.api.http.bodies import IdempotencyKey, JobBody, NotBlank
+from promptstack.api.http.route import AuthenticatedRoute
+from promptstack.services.bounds import ChunkTokens
+from promptstack.services.llm.requests import Line
+from promptstack.services.views import JobView
 
 router = APIRouter(tags=["embeddings"], route_class=AuthenticatedRoute)
 

@@ -11,11 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from api.http.problems import DETAILS, Fault, respond
-from config.errors import PromptStackError
-from config.logging import log_unexpected
-from repositories.errors import LedgerOutdated, TransientLedgerError
-from services.errors import (
+from promptstack.api.http.problems import DETAILS, Fault, respond
+from promptstack.config.errors import PromptStackError
+from promptstack.config.logging import log_unexpected
+from promptstack.repositories.errors import LedgerOutdated, TransientLedgerError
+from promptstack.services.errors import (
     IdempotencyConflict,
     InvalidInput,
     NotAuthenticated,

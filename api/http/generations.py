@@ -5,18 +5,18 @@ from typing import Annotated
 from fastapi import APIRouter, Response, status
 from pydantic import BeforeValidator, ConfigDict, FailFast, Field
 
-from api.http.auth import CurrentCaller, Stack
-from api.http.bodies import (
+from promptstack.api.http.auth import CurrentCaller, Stack
+from promptstack.api.http.bodies import (
     GenerationParameters,
     IdempotencyKey,
     JobBody,
     NotBlank,
     refuse_many_fields,
 )
-from api.http.route import AuthenticatedRoute
-from services.llm.openai_forms import few_values
-from services.llm.requests import MAX_FALLBACKS, MAX_TURNS, Fallback, Message
-from services.views import JobView
+from promptstack.api.http.route import AuthenticatedRoute
+from promptstack.services.llm.openai_forms import few_values
+from promptstack.services.llm.requests import MAX_FALLBACKS, MAX_TURNS, Fallback, Message
+from promptstack.services.views import JobView
 
 router = APIRouter(tags=["generations"], route_class=AuthenticatedRoute)
 

@@ -9,7 +9,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request, Response, status
 from pydantic import BaseModel
 
-from tasks.composition import PromptStack
+from promptstack.tasks.composition import PromptStack
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["health"])

@@ -6,11 +6,11 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.http.auth import Owner, Stack
-from api.http.route import AuthenticatedRoute
-from repositories.models import JobKind, JobState
-from services.bounds import Time
-from services.views import JobView
+from promptstack.api.http.auth import Owner, Stack
+from promptstack.api.http.route import AuthenticatedRoute
+from promptstack.repositories.models import JobKind, JobState
+from promptstack.services.bounds import Time
+from promptstack.services.views import JobView
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute)
 

@@ -3,8 +3,8 @@
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.errors import unexpected
-from api.http.problems import DETAILS, respond
+from promptstack.api.http.errors import unexpected
+from promptstack.api.http.problems import DETAILS, respond
 
 
 class ProblemMiddleware:

@@ -13,7 +13,7 @@ import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from api.http.problems import respond
+from promptstack.api.http.problems import respond
 
 TOO_MANY = "Too many connections are open (MAX_CONNECTIONS); try again later."
 ARRIVING = (h11.IDLE, h11.SEND_BODY)

@@ -14,9 +14,9 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
-from api.http.auth import caller_of
-from services.errors import InvalidInput
-from services.json_text import NotExact, load_json
+from promptstack.api.http.auth import caller_of
+from promptstack.services.errors import InvalidInput
+from promptstack.services.json_text import NotExact, load_json
 
 SMALL_BYTES = 32_000
 """A body that is parsed and checked in some milliseconds."""

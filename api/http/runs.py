@@ -7,14 +7,14 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response, status
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 
-from api.http.auth import CurrentCaller, Owner, Stack
-from api.http.bodies import Body, GenerationParameters, NotBlank
-from api.http.route import AuthenticatedRoute
-from services.bounds import Dollars, InFlight
-from services.export.items import FailedItem, Produced
-from services.llm.requests import Name, Text
-from services.runs.views import RunView
-from services.sources.reading import Reading
+from promptstack.api.http.auth import CurrentCaller, Owner, Stack
+from promptstack.api.http.bodies import Body, GenerationParameters, NotBlank
+from promptstack.api.http.route import AuthenticatedRoute
+from promptstack.services.bounds import Dollars, InFlight
+from promptstack.services.export.items import FailedItem, Produced
+from promptstack.services.llm.requests import Name, Text
+from promptstack.services.runs.views import RunView
+from promptstack.services.sources.reading import Reading
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=AuthenticatedRoute)
 

@@ -7,9 +7,9 @@ import sys
 
 import uvicorn
 
-from api.http.app import create_app
-from api.http.protocol import BoundedProtocol
-from tasks.composition import PromptStack
+from promptstack.api.http.app import create_app
+from promptstack.api.http.protocol import BoundedProtocol
+from promptstack.tasks.composition import PromptStack
 
 
 class Server(uvicorn.Server):

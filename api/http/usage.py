@@ -5,11 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.http.auth import Owner, Stack
-from api.http.route import AuthenticatedRoute
-from repositories.usage import Group, Unsettled, Usage
-from services.bounds import Time
-from services.views import CallView
+from promptstack.api.http.auth import Owner, Stack
+from promptstack.api.http.route import AuthenticatedRoute
+from promptstack.repositories.usage import Group, Unsettled, Usage
+from promptstack.services.bounds import Time
+from promptstack.services.views import CallView
 
 router = APIRouter(prefix="/usage", tags=["usage"], route_class=AuthenticatedRoute)
 

@@ -2,9 +2,9 @@
 
 from alembic import context
 
-import repositories.embeddings
-import repositories.run_models  # noqa: F401 - they add their tables to the metadata
-from repositories.models import Base
+import promptstack.repositories.embeddings
+import promptstack.repositories.run_models  # noqa: F401 - they add their tables to the metadata
+from promptstack.repositories.models import Base
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from repositories.errors import RightsMissing
-from repositories.session import explained
+from promptstack.repositories.errors import RightsMissing
+from promptstack.repositories.session import explained
 
 NOT_ALLOWED = "42501"
 NOT_INSTALLED = frozenset({"58P01", "0A000"})

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from config.errors import PromptStackError
+from promptstack.config.errors import PromptStackError
 
 
 class ExportFailed(PromptStackError):

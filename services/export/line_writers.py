@@ -5,9 +5,9 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from services.export.cells import json_cell, text_cell
-from services.export.columns import JSON_COLUMNS, Shape, as_json, json_line
-from services.export.items import FailedItem, NotWritable, Produced
+from promptstack.services.export.cells import json_cell, text_cell
+from promptstack.services.export.columns import JSON_COLUMNS, Shape, as_json, json_line
+from promptstack.services.export.items import FailedItem, NotWritable, Produced
 
 
 class Writer(Protocol):

@@ -5,8 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from services.errors import InvalidInput
-from services.export.items import ExportFormat
+from promptstack.services.errors import InvalidInput
+from promptstack.services.export.items import ExportFormat
 
 STANDARD_OUTPUT = Path("-")
 FORMATS = {f".{known.value}": known for known in ExportFormat} | {".ndjson": ExportFormat.JSONL}

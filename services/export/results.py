@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from services.export.array_writers import Npy, Parquet
-from services.export.atomic import AtomicFiles
-from services.export.columns import Shape
-from services.export.items import (
+from promptstack.services.export.array_writers import Npy, Parquet
+from promptstack.services.export.atomic import AtomicFiles
+from promptstack.services.export.columns import Shape
+from promptstack.services.export.items import (
     ExportFailed,
     ExportFormat,
     ExportSummary,
@@ -19,8 +19,8 @@ from services.export.items import (
     NotWritable,
     Produced,
 )
-from services.export.line_writers import Csv, ErrorLines, JsonLines, Writer
-from services.export.places import STANDARD_OUTPUT, beside, check_place, format_of
+from promptstack.services.export.line_writers import Csv, ErrorLines, JsonLines, Writer
+from promptstack.services.export.places import STANDARD_OUTPUT, beside, check_place, format_of
 
 __all__ = [
     "ExportFailed",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
-from services.limiter.terms import (
+from promptstack.services.limiter.terms import (
     DIMENSIONS,
     Bucket,
     Grant,

@@ -1,7 +1,7 @@
 """Why a call may not leave now."""
 
-from config.errors import PromptStackError, Reach
-from config.names import RATE_LIMIT_WAIT
+from promptstack.config.errors import PromptStackError, Reach
+from promptstack.config.names import RATE_LIMIT_WAIT
 
 
 class LimiterWait(PromptStackError):

@@ -13,11 +13,16 @@ from uuid import uuid4
 
 from redis.exceptions import RedisError
 
-from config.limits import ModelLimits
-from services.limiter.divided import DividedBuckets
-from services.limiter.errors import CircuitOpen, LimiterWait, QuotaSpent, RequestTooLarge
-from services.limiter.shared import SharedBuckets
-from services.limiter.terms import (
+from promptstack.config.limits import ModelLimits
+from promptstack.services.limiter.divided import DividedBuckets
+from promptstack.services.limiter.errors import (
+    CircuitOpen,
+    LimiterWait,
+    QuotaSpent,
+    RequestTooLarge,
+)
+from promptstack.services.limiter.shared import SharedBuckets
+from promptstack.services.limiter.terms import (
     Bucket,
     Closed,
     Grant,

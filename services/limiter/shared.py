@@ -6,10 +6,10 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from config.limits import ModelLimits
-from config.names import LIMITER_KEY
-from services.limiter.script_calls import ScriptCalls
-from services.limiter.terms import (
+from promptstack.config.limits import ModelLimits
+from promptstack.config.names import LIMITER_KEY
+from promptstack.services.limiter.script_calls import ScriptCalls
+from promptstack.services.limiter.terms import (
     DIMENSIONS,
     Bucket,
     Closed,
@@ -153,7 +153,7 @@ class SharedBuckets:
 
 def read_script() -> str:
     """The source of the limiter."""
-    return files("services.limiter").joinpath(SCRIPT).read_text(encoding="utf-8")
+    return files("promptstack.services.limiter").joinpath(SCRIPT).read_text(encoding="utf-8")
 
 
 def _keys(bucket: Bucket) -> list[str]:

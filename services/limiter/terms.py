@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from config.limits import ModelLimits
-from services.llm.limit_report import Dimension, LimitReport
+from promptstack.config.limits import ModelLimits
+from promptstack.services.llm.limit_report import Dimension, LimitReport
 
 
 class Bucket(NamedTuple):

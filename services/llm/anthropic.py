@@ -8,14 +8,14 @@ from uuid import UUID
 import anthropic
 import httpx2
 
-from services.errors import InvalidInput
-from services.llm.base import Capability, LLMResponse, TokenCount
-from services.llm.reading import Part, Said, tool_call
-from services.llm.remote import CONNECTIONS, keep, widened
-from services.llm.requests import GenerationRequest, Message, with_options
-from services.llm.sdk import SDKService
-from services.llm.translation import reading
-from services.llm.usage import Usage
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.base import Capability, LLMResponse, TokenCount
+from promptstack.services.llm.reading import Part, Said, tool_call
+from promptstack.services.llm.remote import CONNECTIONS, keep, widened
+from promptstack.services.llm.requests import GenerationRequest, Message, with_options
+from promptstack.services.llm.sdk import SDKService
+from promptstack.services.llm.translation import reading
+from promptstack.services.llm.usage import Usage
 
 ANTHROPIC_URL = "https://api.anthropic.com"
 

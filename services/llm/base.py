@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from config.providers import ModelFacts, NamedProvider
-from services.errors import InvalidInput, UnknownModel
-from services.llm.errors import BadResponse, InvalidProviderRequest, ProviderError
-from services.llm.limit_report import LimitReport
-from services.llm.requests import GenerationRequest
-from services.text import check_name
+from promptstack.config.providers import ModelFacts, NamedProvider
+from promptstack.services.errors import InvalidInput, UnknownModel
+from promptstack.services.llm.errors import BadResponse, InvalidProviderRequest, ProviderError
+from promptstack.services.llm.limit_report import LimitReport
+from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.text import check_name
 
 logger = logging.getLogger(__name__)
 

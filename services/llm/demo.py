@@ -7,9 +7,9 @@ import asyncio
 from typing import ClassVar
 from uuid import UUID
 
-from services.llm.base import Capability, LLMResponse, LLMService
-from services.llm.errors import InvalidProviderRequest, Overloaded
-from services.llm.requests import GenerationRequest
+from promptstack.services.llm.base import Capability, LLMResponse, LLMService
+from promptstack.services.llm.errors import InvalidProviderRequest, Overloaded
+from promptstack.services.llm.requests import GenerationRequest
 
 MODEL = "demo-1"
 QUOTED_WORDS = 12

@@ -4,10 +4,10 @@
 Runs, documents and single jobs all go by them. `docs/operating.md` has them as a table.
 """
 
-from config.errors import PromptStackError, Reach
-from services.llm.limit_report import LimitReport
-from services.llm.usage import Usage
-from services.text import make_storable
+from promptstack.config.errors import PromptStackError, Reach
+from promptstack.services.llm.limit_report import LimitReport
+from promptstack.services.llm.usage import Usage
+from promptstack.services.text import make_storable
 
 HIDDEN = "[hidden]"
 SHORTEST_KEY = 8

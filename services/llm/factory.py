@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from config.providers import ModelFacts, NamedProvider
-from services.errors import InvalidInput, UnknownProvider
-from services.llm.base import LLMService
-from services.text import check_name
+from promptstack.config.providers import ModelFacts, NamedProvider
+from promptstack.services.errors import InvalidInput, UnknownProvider
+from promptstack.services.llm.base import LLMService
+from promptstack.services.text import check_name
 
 ENTRY_POINT_GROUP = "promptstack.providers"
 

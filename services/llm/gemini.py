@@ -9,27 +9,27 @@ from google import genai
 from google.genai import types
 from pydantic import ValidationError
 
-from services.errors import InvalidInput
-from services.llm.base import (
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.base import (
     Capability,
     EmbeddingLimits,
     EmbeddingResponse,
     LLMResponse,
     TokenCount,
 )
-from services.llm.errors import InvalidProviderRequest, ProviderError
-from services.llm.headers import limit_report, request_id
-from services.llm.reading import Part, Said, tool_call, vectors
-from services.llm.remote import CONNECTIONS, RemoteService, keep
-from services.llm.requests import GenerationRequest, Message
-from services.llm.translation import (
+from promptstack.services.llm.errors import InvalidProviderRequest, ProviderError
+from promptstack.services.llm.headers import limit_report, request_id
+from promptstack.services.llm.reading import Part, Said, tool_call, vectors
+from promptstack.services.llm.remote import CONNECTIONS, RemoteService, keep
+from promptstack.services.llm.requests import GenerationRequest, Message
+from promptstack.services.llm.translation import (
     broken,
     never_sent,
     reading,
     timed_out,
     unusable,
 )
-from services.llm.usage import Usage
+from promptstack.services.llm.usage import Usage
 
 GEMINI_URL = "https://generativelanguage.googleapis.com"
 API_VERSION = "v1"

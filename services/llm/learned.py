@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from redis import Redis
 from redis.exceptions import RedisError
 
-from config.names import LEARNED_KEY
+from promptstack.config.names import LEARNED_KEY
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import numpy as np
 import wordllama
 from wordllama.inference import WordLlamaInference
 
-from services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
+from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
 
 MODEL = "wordllama-256"
 PIECE_CHARACTERS = 50_000

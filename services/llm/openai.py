@@ -18,25 +18,25 @@ import openai
 import tiktoken
 from pydantic import JsonValue
 
-from services.errors import InvalidInput
-from services.llm import openai_chat as chat
-from services.llm import openai_responses as responses
-from services.llm.base import (
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm import openai_chat as chat
+from promptstack.services.llm import openai_responses as responses
+from promptstack.services.llm.base import (
     Capability,
     EmbeddingLimits,
     EmbeddingResponse,
     LLMResponse,
     TokenCount,
 )
-from services.llm.errors import InvalidProviderRequest
-from services.llm.headers import limit_report, request_id
-from services.llm.openai_fields import SUBSTITUTES, as_taken, refused_field, without
-from services.llm.reading import credible, vectors
-from services.llm.remote import CONNECTIONS, keep, widened
-from services.llm.requests import GenerationRequest, with_options
-from services.llm.sdk import SDKService
-from services.llm.translation import reading
-from services.llm.usage import Usage
+from promptstack.services.llm.errors import InvalidProviderRequest
+from promptstack.services.llm.headers import limit_report, request_id
+from promptstack.services.llm.openai_fields import SUBSTITUTES, as_taken, refused_field, without
+from promptstack.services.llm.reading import credible, vectors
+from promptstack.services.llm.remote import CONNECTIONS, keep, widened
+from promptstack.services.llm.requests import GenerationRequest, with_options
+from promptstack.services.llm.sdk import SDKService
+from promptstack.services.llm.translation import reading
+from promptstack.services.llm.usage import Usage
 
 OPENAI_URL = "https://api.openai.com/v1"
 

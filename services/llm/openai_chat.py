@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from services.llm.reading import Part, Said, tool_call
-from services.llm.requests import GenerationRequest, Message
-from services.llm.usage import Usage
+from promptstack.services.llm.reading import Part, Said, tool_call
+from promptstack.services.llm.requests import GenerationRequest, Message
+from promptstack.services.llm.usage import Usage
 
 PATH = "/chat/completions"
 SCHEMA_NAME = "answer"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from services.llm.openai_chat import (
+from promptstack.services.llm.openai_chat import (
     SCHEMA_NAME,
     names_tool,
     refusal_of,
@@ -11,8 +11,8 @@ from services.llm.openai_chat import (
     usage_of,
     written,
 )
-from services.llm.reading import Part, Said, tool_call
-from services.llm.requests import GenerationRequest, Message
+from promptstack.services.llm.reading import Part, Said, tool_call
+from promptstack.services.llm.requests import GenerationRequest, Message
 
 PATH = "/responses"
 

@@ -2,9 +2,9 @@
 
 import threading
 
-from services.llm.base import LLMService
-from services.llm.event_loop import EventLoop
-from services.llm.factory import LLMServiceFactory
+from promptstack.services.llm.base import LLMService
+from promptstack.services.llm.event_loop import EventLoop
+from promptstack.services.llm.factory import LLMServiceFactory
 
 
 class ProviderPool:

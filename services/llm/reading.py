@@ -17,9 +17,9 @@ from pybase64 import b64decode
 from pydantic import JsonValue
 from pydantic_core import from_json
 
-from config.controls import CONTROLS
-from services.llm.usage import Usage
-from services.text import MAX_JSON_DEPTH, REPLACEMENT, make_storable, make_storable_json
+from promptstack.config.controls import CONTROLS
+from promptstack.services.llm.usage import Usage
+from promptstack.services.text import MAX_JSON_DEPTH, REPLACEMENT, make_storable, make_storable_json
 
 MOST_TOKENS = 2**31 - 1
 """What the ledger's column holds, far above any real call."""

@@ -16,12 +16,12 @@ import aiohttp
 import httpx2
 from pydantic import JsonValue
 
-from config.errors import ConfigurationError
-from config.network import check_network
-from config.providers import NamedProvider, Wire
-from config.settings import MIN_CHUNK_TOKENS
-from services.errors import InvalidInput
-from services.llm.base import (
+from promptstack.config.errors import ConfigurationError
+from promptstack.config.network import check_network
+from promptstack.config.providers import NamedProvider, Wire
+from promptstack.config.settings import MIN_CHUNK_TOKENS
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.base import (
     Capability,
     EmbeddingLimits,
     EmbeddingResponse,
@@ -30,7 +30,7 @@ from services.llm.base import (
     LLMService,
     fingerprint,
 )
-from services.llm.errors import (
+from promptstack.services.llm.errors import (
     ContextTooLong,
     InvalidProviderRequest,
     ModelNotFound,
@@ -38,12 +38,12 @@ from services.llm.errors import (
     ProviderError,
     TooManyTexts,
 )
-from services.llm.headers import limit_report, request_id
-from services.llm.learned import LearnedFacts, RefusedCalls, most_texts
-from services.llm.reading import Part, Said, credible
-from services.llm.requests import GenerationRequest
-from services.llm.translation import reading, refusal, refused
-from services.text import make_storable
+from promptstack.services.llm.headers import limit_report, request_id
+from promptstack.services.llm.learned import LearnedFacts, RefusedCalls, most_texts
+from promptstack.services.llm.reading import Part, Said, credible
+from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.llm.translation import reading, refusal, refused
+from promptstack.services.text import make_storable
 
 AVAILABILITY_SECONDS = 5.0
 CONNECT_SECONDS = 10.0

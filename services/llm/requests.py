@@ -15,10 +15,16 @@ from pydantic import (
     model_validator,
 )
 
-from services.bounds import MaxTokens, Seed, Temperature
-from services.errors import InvalidInput
-from services.llm.openai_forms import call_of, few_values, tool_choice_of, tool_of, turn_of
-from services.text import check_name, check_storable, check_storable_json
+from promptstack.services.bounds import MaxTokens, Seed, Temperature
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.openai_forms import (
+    call_of,
+    few_values,
+    tool_choice_of,
+    tool_of,
+    turn_of,
+)
+from promptstack.services.text import check_name, check_storable, check_storable_json
 
 MAX_FALLBACKS = 5
 MAX_TOOLS = 128

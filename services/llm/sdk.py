@@ -5,9 +5,9 @@ from typing import Any, ClassVar, TypeVar
 
 import httpx2
 
-from services.llm.errors import ProviderError
-from services.llm.remote import RemoteService
-from services.llm.translation import broken, timed_out, unusable
+from promptstack.services.llm.errors import ProviderError
+from promptstack.services.llm.remote import RemoteService
+from promptstack.services.llm.translation import broken, timed_out, unusable
 
 Client = TypeVar("Client")
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import aiohttp
 import httpx2
 
-from services.llm.errors import (
+from promptstack.services.llm.errors import (
     HIDDEN,
     AnsweredAsText,
     AuthenticationFailed,
@@ -31,10 +31,10 @@ from services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
-from services.llm.headers import credible_wait, limit_report, request_id, retry_after
-from services.llm.reading import WRONG_FORM, Notes, NumbersAsText, Part, parse
-from services.llm.usage import Usage
-from services.text import make_storable
+from promptstack.services.llm.headers import credible_wait, limit_report, request_id, retry_after
+from promptstack.services.llm.reading import WRONG_FORM, Notes, NumbersAsText, Part, parse
+from promptstack.services.llm.usage import Usage
+from promptstack.services.text import make_storable
 
 LONGEST_DETAIL = 2_000
 WRONG_REQUEST = 400

@@ -9,21 +9,21 @@ from uuid import UUID
 
 import numpy as np
 
-from config.errors import PromptStackError
-from config.names import VectorType
-from repositories.items import OpenItem
-from repositories.models import EmbeddingModel
-from repositories.run_models import Run, RunKind
-from repositories.session import UnitOfWork
-from services.generation import EXPECTED_OUTPUT_TOKENS, result_of
-from services.limiter.terms import Need
-from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
-from services.llm.errors import BadResponse
-from services.llm.requests import GenerationRequest
-from services.packing import pack
-from services.runs.schemas import AnswerNotJudged, AnswerSchema
-from services.runs.vectors import keep_vectors
-from services.schema_bounds import SchemaBounds
+from promptstack.config.errors import PromptStackError
+from promptstack.config.names import VectorType
+from promptstack.repositories.items import OpenItem
+from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.run_models import Run, RunKind
+from promptstack.repositories.session import UnitOfWork
+from promptstack.services.generation import EXPECTED_OUTPUT_TOKENS, result_of
+from promptstack.services.limiter.terms import Need
+from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService
+from promptstack.services.llm.errors import BadResponse
+from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.packing import pack
+from promptstack.services.runs.schemas import AnswerNotJudged, AnswerSchema
+from promptstack.services.runs.vectors import keep_vectors
+from promptstack.services.schema_bounds import SchemaBounds
 
 OF_EACH_ITEM = "of each item"
 """Stands where each item's own prompt will."""

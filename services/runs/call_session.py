@@ -10,12 +10,12 @@ from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from config.errors import PromptStackError
-from services.limited_calls import LimitedCalls
-from services.limiter.limiter import Permit
-from services.llm.base import LLMService
-from services.provider_calls import bug
-from services.runs.asking import Answer, Asking, Call
+from promptstack.config.errors import PromptStackError
+from promptstack.services.limited_calls import LimitedCalls
+from promptstack.services.limiter.limiter import Permit
+from promptstack.services.llm.base import LLMService
+from promptstack.services.provider_calls import bug
+from promptstack.services.runs.asking import Answer, Asking, Call
 
 LOOK_SECONDS = 0.1
 LINGER_A_CALL, LONGEST_LINGER = 0.00015, 0.03

@@ -7,16 +7,16 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from config.names import Queue
-from repositories.errors import TransientLedgerError
-from repositories.items import Slice
-from repositories.models import Job, JobKind, JobState
-from repositories.run_models import Run, RunKind, RunState
-from repositories.runs import Change, Shard
-from repositories.session import Ledger, UnitOfWork
-from services.doorbell import Doorbell, Ring, ring_now
-from services.runs.progress import RunProgress
-from services.runs.verdicts import RUN_ENDING_CODES, TriedLater
+from promptstack.config.names import Queue
+from promptstack.repositories.errors import TransientLedgerError
+from promptstack.repositories.items import Slice
+from promptstack.repositories.models import Job, JobKind, JobState
+from promptstack.repositories.run_models import Run, RunKind, RunState
+from promptstack.repositories.runs import Change, Shard
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.services.doorbell import Doorbell, Ring, ring_now
+from promptstack.services.runs.progress import RunProgress
+from promptstack.services.runs.verdicts import RUN_ENDING_CODES, TriedLater
 
 logger = logging.getLogger(__name__)
 

@@ -7,15 +7,15 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from repositories.run_models import RunKind
-from repositories.session import Ledger
-from services.generation import EXPECTED_OUTPUT_TOKENS
-from services.limiter.terms import Limits
-from services.llm.base import BYTES_PER_TOKEN
-from services.llm.factory import LLMServiceFactory
-from services.prices import Prices
-from services.runs.intake import Check, Hasher, Intake
-from services.runs.views import Preflight
+from promptstack.repositories.run_models import RunKind
+from promptstack.repositories.session import Ledger
+from promptstack.services.generation import EXPECTED_OUTPUT_TOKENS
+from promptstack.services.limiter.terms import Limits
+from promptstack.services.llm.base import BYTES_PER_TOKEN
+from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.services.prices import Prices
+from promptstack.services.runs.intake import Check, Hasher, Intake
+from promptstack.services.runs.views import Preflight
 
 
 @dataclass(frozen=True)

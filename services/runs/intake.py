@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from threading import Event, Thread
 from uuid import UUID
 
-from repositories.errors import TransientLedgerError
-from repositories.items import Ended, NewItem
-from repositories.session import Ledger, UnitOfWork
-from services.errors import InvalidInput
-from services.json_text import dump_json
-from services.sources.reading import BadInput, Fault, Input
-from services.vector_keys import vector_key
+from promptstack.repositories.errors import TransientLedgerError
+from promptstack.repositories.items import Ended, NewItem
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.services.errors import InvalidInput
+from promptstack.services.json_text import dump_json
+from promptstack.services.sources.reading import BadInput, Fault, Input
+from promptstack.services.vector_keys import vector_key
 
 logger = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from config.errors import PromptStackError
-from services.provider_calls import bug
-from services.runs.asking import Asking
-from services.runs.call_session import Answered, Event
-from services.runs.shard_store import Unfit
+from promptstack.config.errors import PromptStackError
+from promptstack.services.provider_calls import bug
+from promptstack.services.runs.asking import Asking
+from promptstack.services.runs.call_session import Answered, Event
+from promptstack.services.runs.shard_store import Unfit
 
 AT_ONCE_SECONDS = 0.5
 LAST_SECONDS = 8.0

@@ -7,13 +7,13 @@ such as lost spot machines, cost no item a try: progress sets the count of death
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from repositories.items import Ended, Slice
-from repositories.jobs import Claim
-from repositories.run_models import Run
-from repositories.runs import Change
-from repositories.session import UnitOfWork
-from services.doorbell import Ring
-from services.errors import WorkersLost
+from promptstack.repositories.items import Ended, Slice
+from promptstack.repositories.jobs import Claim
+from promptstack.repositories.run_models import Run
+from promptstack.repositories.runs import Change
+from promptstack.repositories.session import UnitOfWork
+from promptstack.services.doorbell import Ring
+from promptstack.services.errors import WorkersLost
 
 DEATHS_BEFORE_HALVES = 2
 """In a row, with no item done: one may happen to any."""

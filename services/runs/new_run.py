@@ -6,12 +6,12 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from services.bounds import Dollars, InFlight, Lifetime, Retries
-from services.json_bounds import JsonBounds
-from services.llm.requests import Name
-from services.runs.intake import Intake
-from services.schema_bounds import SchemaBounds
-from services.sources.reading import Reading, SourceBounds
+from promptstack.services.bounds import Dollars, InFlight, Lifetime, Retries
+from promptstack.services.json_bounds import JsonBounds
+from promptstack.services.llm.requests import Name
+from promptstack.services.runs.intake import Intake
+from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.services.sources.reading import Reading, SourceBounds
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from repositories.run_models import RunKind
-from services.bounds import refused_in_words
-from services.llm.base import Capability, LLMService
-from services.llm.requests import TOOLS, GenerationRequest
-from services.runs.asking import OF_EACH_ITEM
-from services.runs.estimates import NewRun
-from services.runs.intake import embedding_hasher, generation_hasher, text_only
-from services.runs.new_run import RunDefaults
-from services.runs.schemas import AnswerSchema
-from services.sources.reading import Input
+from promptstack.repositories.run_models import RunKind
+from promptstack.services.bounds import refused_in_words
+from promptstack.services.llm.base import Capability, LLMService
+from promptstack.services.llm.requests import TOOLS, GenerationRequest
+from promptstack.services.runs.asking import OF_EACH_ITEM
+from promptstack.services.runs.estimates import NewRun
+from promptstack.services.runs.intake import embedding_hasher, generation_hasher, text_only
+from promptstack.services.runs.new_run import RunDefaults
+from promptstack.services.runs.schemas import AnswerSchema
+from promptstack.services.sources.reading import Input
 
 
 def plan_embedding(

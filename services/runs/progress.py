@@ -13,11 +13,11 @@ from uuid import UUID
 from redis import Redis
 from redis.exceptions import RedisError
 
-from config.names import RUN_KEY
-from repositories.errors import TransientLedgerError
-from repositories.run_models import Run, RunState
-from repositories.session import Ledger
-from services.runs.views import known_cost
+from promptstack.config.names import RUN_KEY
+from promptstack.repositories.errors import TransientLedgerError
+from promptstack.repositories.run_models import Run, RunState
+from promptstack.repositories.session import Ledger
+from promptstack.services.runs.views import known_cost
 
 logger = logging.getLogger(__name__)
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from uuid import UUID
 
-from repositories.models import EmbeddingModel
-from repositories.run_models import Run, RunKind
-from repositories.run_results import ResultRow
-from repositories.session import Ledger, UnitOfWork
-from services.errors import NotFound
-from services.export.items import FailedItem, Produced
+from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.run_models import Run, RunKind
+from promptstack.repositories.run_results import ResultRow
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.services.errors import NotFound
+from promptstack.services.export.items import FailedItem, Produced
 
 PAGE = 2_000
 

@@ -7,7 +7,7 @@ from jsonschema.validators import extend
 from jsonschema_specifications import REGISTRY as KNOWN
 from referencing import Registry
 
-from services.runs.schema_keywords import unique_items
+from promptstack.services.runs.schema_keywords import unique_items
 
 RECURSIONS = ({"$ref": "#"}, {"$dynamicRef": "#meta"}, {"$recursiveRef": "#"})
 """How metaschemas say that a schema stands there."""

@@ -7,8 +7,8 @@ from typing import Any
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
-from services.runs.schema_meter import VALUES_A_STEP, Judge, JudgeType, Keyword, Meter
-from services.runs.schema_patterns import Patterns
+from promptstack.services.runs.schema_meter import VALUES_A_STEP, Judge, JudgeType, Keyword, Meter
+from promptstack.services.runs.schema_patterns import Patterns
 
 HASHED = ("uniqueItems", "enum", "const")
 UNEVALUATED = ("unevaluatedItems", "unevaluatedProperties")

@@ -6,8 +6,8 @@ from typing import Any
 import re2
 from jsonschema.exceptions import ValidationError
 
-from services.errors import InvalidInput
-from services.runs.schema_meter import Judge, Keyword, Meter
+from promptstack.services.errors import InvalidInput
+from promptstack.services.runs.schema_meter import Judge, Keyword, Meter
 
 MAX_QUOTED = 100
 MEMORY_BYTES = 1_000_000

@@ -10,12 +10,12 @@ from referencing import Registry, Specification
 from referencing.exceptions import CannotDetermineSpecification, Unresolvable
 from referencing.jsonschema import specification_with
 
-from services.errors import InvalidInput
-from services.runs.schema_forms import form_of
-from services.runs.schema_keywords import metered
-from services.runs.schema_meter import Judge, JudgeType, Meter
-from services.runs.schema_patterns import MAX_QUOTED, Patterns
-from services.schema_bounds import SchemaBounds
+from promptstack.services.errors import InvalidInput
+from promptstack.services.runs.schema_forms import form_of
+from promptstack.services.runs.schema_keywords import metered
+from promptstack.services.runs.schema_meter import Judge, JudgeType, Meter
+from promptstack.services.runs.schema_patterns import MAX_QUOTED, Patterns
+from promptstack.services.schema_bounds import SchemaBounds
 
 REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")

@@ -5,13 +5,13 @@ from typing import Any
 
 from jsonschema.exceptions import ValidationError
 
-from config.errors import PromptStackError
-from services.json_text import NotExact, load_exactly
-from services.llm.base import LLMResponse
-from services.runs.schema_meter import OverBudget
-from services.runs.schema_rules import SchemaRules
-from services.schema_bounds import SchemaBounds
-from services.text import make_storable_json
+from promptstack.config.errors import PromptStackError
+from promptstack.services.json_text import NotExact, load_exactly
+from promptstack.services.llm.base import LLMResponse
+from promptstack.services.runs.schema_meter import OverBudget
+from promptstack.services.runs.schema_rules import SchemaRules
+from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.services.text import make_storable_json
 
 MAX_DEPTH = 100
 """Of an answer: far more than any schema means, and far less than Python's stack holds."""

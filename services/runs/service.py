@@ -13,19 +13,19 @@ from uuid import UUID
 
 from pydantic import JsonValue
 
-from repositories.run_models import Run, RunKind, RunState
-from repositories.runs import Change
-from repositories.session import Ledger, UnitOfWork
-from repositories.vector_indexes import VectorIndexes
-from services.bounds import refused_in_words
-from services.errors import InvalidInput, NotFound, WrongState
-from services.ids import find_id
-from services.llm.factory import LLMServiceFactory
-from services.llm.requests import Tool
-from services.prices import Prices
-from services.runs.dispatch import Dispatch
-from services.runs.estimates import Estimator, NewRun
-from services.runs.intake import (
+from promptstack.repositories.run_models import Run, RunKind, RunState
+from promptstack.repositories.runs import Change
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.vector_indexes import VectorIndexes
+from promptstack.services.bounds import refused_in_words
+from promptstack.services.errors import InvalidInput, NotFound, WrongState
+from promptstack.services.ids import find_id
+from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.services.llm.requests import Tool
+from promptstack.services.prices import Prices
+from promptstack.services.runs.dispatch import Dispatch
+from promptstack.services.runs.estimates import Estimator, NewRun
+from promptstack.services.runs.intake import (
     Intake,
     IntakeBounds,
     askable,
@@ -33,12 +33,12 @@ from services.runs.intake import (
     shown_as_read,
     take_in,
 )
-from services.runs.new_run import RunDefaults, RunOptions
-from services.runs.plans import plan_embedding, plan_generation
-from services.runs.progress import RunProgress
-from services.runs.views import Preflight, RunView
-from services.sources.batch_lines import BatchLines
-from services.sources.reading import Source
+from promptstack.services.runs.new_run import RunDefaults, RunOptions
+from promptstack.services.runs.plans import plan_embedding, plan_generation
+from promptstack.services.runs.progress import RunProgress
+from promptstack.services.runs.views import Preflight, RunView
+from promptstack.services.sources.batch_lines import BatchLines
+from promptstack.services.sources.reading import Source
 
 POLL_SECONDS = 0.1
 LARGE_LOAD = 0.2
@@ -272,7 +272,7 @@ class RunService:
         self, lines: BatchLines, source: Source, options: RunOptions, *, is_counted: bool
     ) -> Preflight:
         # Here, as pyarrow takes 40 MB, and workers, which accept no runs, have no use for it.
-        from services.sources.inputs import looked_at, read_inputs  # noqa: PLC0415
+        from promptstack.services.sources.inputs import looked_at, read_inputs  # noqa: PLC0415
 
         opened, records = looked_at(source, options.reading)
         new: NewRun = lines.agree(records)

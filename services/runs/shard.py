@@ -6,19 +6,19 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
 
-from config.errors import PromptStackError, Reach
-from repositories.errors import ClaimLost, LedgerRefused, TransientLedgerError
-from repositories.items import Counted, Ended
-from repositories.models import JobState
-from repositories.run_models import Run
-from repositories.runs import Change
-from repositories.session import UnitOfWork
-from services.claimed_job import ClaimedJob
-from services.errors import DeadlinePassed, EmbeddedElsewhere
-from services.llm.base import LLMService
-from services.llm.errors import Denied, RateLimited
-from services.runs.asking import Asking, Call, Content, contents_of
-from services.runs.call_session import (
+from promptstack.config.errors import PromptStackError, Reach
+from promptstack.repositories.errors import ClaimLost, LedgerRefused, TransientLedgerError
+from promptstack.repositories.items import Counted, Ended
+from promptstack.repositories.models import JobState
+from promptstack.repositories.run_models import Run
+from promptstack.repositories.runs import Change
+from promptstack.repositories.session import UnitOfWork
+from promptstack.services.claimed_job import ClaimedJob
+from promptstack.services.errors import DeadlinePassed, EmbeddedElsewhere
+from promptstack.services.llm.base import LLMService
+from promptstack.services.llm.errors import Denied, RateLimited
+from promptstack.services.runs.asking import Asking, Call, Content, contents_of
+from promptstack.services.runs.call_session import (
     Answered,
     CallSession,
     Event,
@@ -27,10 +27,10 @@ from services.runs.call_session import (
     Refused,
     Sent,
 )
-from services.runs.in_flight import places
-from services.runs.judging import Judging, unfit
-from services.runs.shard_store import Come, Committed, ShardStore, ShardSums, ShardTools
-from services.runs.verdicts import (
+from promptstack.services.runs.in_flight import places
+from promptstack.services.runs.judging import Judging, unfit
+from promptstack.services.runs.shard_store import Come, Committed, ShardStore, ShardSums, ShardTools
+from promptstack.services.runs.verdicts import (
     BudgetHeld,
     BudgetReached,
     about_all,
@@ -40,7 +40,7 @@ from services.runs.verdicts import (
     paid_in_vain,
     parts,
 )
-from services.runs.waiting_calls import WaitingCalls
+from promptstack.services.runs.waiting_calls import WaitingCalls
 
 logger = logging.getLogger(__name__)
 

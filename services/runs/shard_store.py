@@ -6,23 +6,23 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
-from repositories.attempts import NewCall
-from repositories.errors import ClaimLost
-from repositories.items import Ended
-from repositories.jobs import Claim
-from repositories.models import AttemptState, Billing
-from repositories.run_models import Run, RunState
-from repositories.runs import Change
-from repositories.session import UnitOfWork
-from services.backoff import Backoff
-from services.billing import credible, failed, taken
-from services.limited_calls import LimitedCalls
-from services.llm.base import LLMService
-from services.prices import Prices
-from services.runs.asking import Asking, Call
-from services.runs.call_session import Answered, Failed, Permitted, Sent
-from services.runs.in_flight import InFlight
-from services.runs.verdicts import ended
+from promptstack.repositories.attempts import NewCall
+from promptstack.repositories.errors import ClaimLost
+from promptstack.repositories.items import Ended
+from promptstack.repositories.jobs import Claim
+from promptstack.repositories.models import AttemptState, Billing
+from promptstack.repositories.run_models import Run, RunState
+from promptstack.repositories.runs import Change
+from promptstack.repositories.session import UnitOfWork
+from promptstack.services.backoff import Backoff
+from promptstack.services.billing import credible, failed, taken
+from promptstack.services.limited_calls import LimitedCalls
+from promptstack.services.llm.base import LLMService
+from promptstack.services.prices import Prices
+from promptstack.services.runs.asking import Asking, Call
+from promptstack.services.runs.call_session import Answered, Failed, Permitted, Sent
+from promptstack.services.runs.in_flight import InFlight
+from promptstack.services.runs.verdicts import ended
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from config.names import VectorType
-from repositories.models import EmbeddingModel
-from repositories.session import UnitOfWork
-from services.llm.base import EmbeddingResponse
-from services.llm.errors import OddVector
+from promptstack.config.names import VectorType
+from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.session import UnitOfWork
+from promptstack.services.llm.base import EmbeddingResponse
+from promptstack.services.llm.errors import OddVector
 
 
 def keep_vectors(

@@ -1,11 +1,11 @@
 """What a failed call means for its items: this is the one place."""
 
-from config.errors import PromptStackError, Reach
-from repositories.items import Ended
-from repositories.models import Billing
-from services.billing import billing_of
-from services.limiter.errors import QuotaSpent
-from services.llm.errors import (
+from promptstack.config.errors import PromptStackError, Reach
+from promptstack.repositories.items import Ended
+from promptstack.repositories.models import Billing
+from promptstack.services.billing import billing_of
+from promptstack.services.limiter.errors import QuotaSpent
+from promptstack.services.llm.errors import (
     AuthenticationFailed,
     Denied,
     ModelNotFound,
@@ -13,7 +13,7 @@ from services.llm.errors import (
     QuotaExhausted,
     TooManyTexts,
 )
-from services.runs.asking import Call, Parting
+from promptstack.services.runs.asking import Call, Parting
 
 
 class BudgetReached(PromptStackError):

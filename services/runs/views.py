@@ -5,9 +5,9 @@ from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from config.prices import Money
-from repositories.run_models import Run, RunKind, RunState
-from services.sources.reading import BadInput
+from promptstack.config.prices import Money
+from promptstack.repositories.run_models import Run, RunKind, RunState
+from promptstack.services.sources.reading import BadInput
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import count
 
-from config.errors import PromptStackError
-from services.runs.asking import Call
-from services.runs.verdicts import TriedLater
+from promptstack.config.errors import PromptStackError
+from promptstack.services.runs.asking import Call
+from promptstack.services.runs.verdicts import TriedLater
 
 
 class WaitingCalls:

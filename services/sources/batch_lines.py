@@ -6,13 +6,20 @@ from itertools import islice
 from json import JSONDecodeError
 from typing import Any
 
-from services.errors import InvalidInput
-from services.json_text import NotExact, load_json
-from services.llm.openai_bodies import API, Asked, NotHonoured, asked_of, endpoint_of, kind_of_run
-from services.sources.lines import physical_lines
-from services.sources.plain import as_json
-from services.sources.reading import BadRecord, Fault
-from services.sources.records import kind_of
+from promptstack.services.errors import InvalidInput
+from promptstack.services.json_text import NotExact, load_json
+from promptstack.services.llm.openai_bodies import (
+    API,
+    Asked,
+    NotHonoured,
+    asked_of,
+    endpoint_of,
+    kind_of_run,
+)
+from promptstack.services.sources.lines import physical_lines
+from promptstack.services.sources.plain import as_json
+from promptstack.services.sources.reading import BadRecord, Fault
+from promptstack.services.sources.records import kind_of
 
 LOOKED_AT = 100
 """Records among which the first good one is looked for."""

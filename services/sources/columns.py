@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from services.errors import InvalidInput
-from services.sources.reading import Reading
-from services.sources.records import ID_NAMES, MESSAGES, TEXT_NAMES
-from services.sources.templates import Template
+from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.reading import Reading
+from promptstack.services.sources.records import ID_NAMES, MESSAGES, TEXT_NAMES
+from promptstack.services.sources.templates import Template
 
 SHOWN = 20
 

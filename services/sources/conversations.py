@@ -4,10 +4,10 @@ from typing import Any
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from services.json_text import dump_json
-from services.llm.openai_forms import few_values
-from services.llm.requests import MAX_TURNS, Message, ToolCall
-from services.sources.reading import BadRecord, Fault
+from promptstack.services.json_text import dump_json
+from promptstack.services.llm.openai_forms import few_values
+from promptstack.services.llm.requests import MAX_TURNS, Message, ToolCall
+from promptstack.services.sources.reading import BadRecord, Fault
 
 MESSAGES = TypeAdapter(list[Message])
 NAMES = Message.model_fields.keys() | ToolCall.model_fields.keys()

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import count
 
-from services.chunking import Chunker
-from services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
-from services.sources.records import ID_NAMES, TEXT_NAMES, RecordCheck
-from services.sources.templates import Template
+from promptstack.services.chunking import Chunker
+from promptstack.services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
+from promptstack.services.sources.records import ID_NAMES, TEXT_NAMES, RecordCheck
+from promptstack.services.sources.templates import Template
 
 SOURCE, START = "source", "start"
 

@@ -4,13 +4,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from services.errors import InvalidInput
-from services.sources.cutting import SOURCE
-from services.sources.jsonl import not_utf8
-from services.sources.opening import Origin, byte_blocks
-from services.sources.reading import SUFFIXES, BadInput, BadRecord, Fault, Input, Reading
-from services.sources.records import RecordCheck, checked_id
-from services.text import printable_path
+from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.cutting import SOURCE
+from promptstack.services.sources.jsonl import not_utf8
+from promptstack.services.sources.opening import Origin, byte_blocks
+from promptstack.services.sources.reading import (
+    SUFFIXES,
+    BadInput,
+    BadRecord,
+    Fault,
+    Input,
+    Reading,
+)
+from promptstack.services.sources.records import RecordCheck, checked_id
+from promptstack.services.text import printable_path
 
 SHOWN = 500
 """Characters of a name that can't be an id."""

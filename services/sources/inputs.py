@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.chunking import Chunker
-from services.errors import InvalidInput
-from services.sources.batch_lines import Placed, records_of_items, records_of_lines
-from services.sources.cutting import Cutter, whole_texts
-from services.sources.folders import read_folder
-from services.sources.iterables import read_iterable
-from services.sources.jsonl import read_jsonl, read_lines
-from services.sources.opening import Origin, byte_blocks
-from services.sources.parquet import read_parquet
-from services.sources.reading import BadInput, Fault, Format, Input, Reading, Source
-from services.sources.records import RecordCheck, Unfold, as_it_is
-from services.sources.tables import read_csv
-from services.text import printable_path
+from promptstack.services.chunking import Chunker
+from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.batch_lines import Placed, records_of_items, records_of_lines
+from promptstack.services.sources.cutting import Cutter, whole_texts
+from promptstack.services.sources.folders import read_folder
+from promptstack.services.sources.iterables import read_iterable
+from promptstack.services.sources.jsonl import read_jsonl, read_lines
+from promptstack.services.sources.opening import Origin, byte_blocks
+from promptstack.services.sources.parquet import read_parquet
+from promptstack.services.sources.reading import BadInput, Fault, Format, Input, Reading, Source
+from promptstack.services.sources.records import RecordCheck, Unfold, as_it_is
+from promptstack.services.sources.tables import read_csv
+from promptstack.services.text import printable_path
 
 __all__ = ["BadInput", "Fault", "Format", "Input", "Reading", "Source", "read_inputs"]
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from services.sources.plain import as_fields
-from services.sources.reading import BadInput, BadRecord, Fault, Input
-from services.sources.records import RecordCheck, kind_of
+from promptstack.services.sources.plain import as_fields
+from promptstack.services.sources.reading import BadInput, BadRecord, Fault, Input
+from promptstack.services.sources.records import RecordCheck, kind_of
 
 
 def read_iterable(source: Any, check: RecordCheck) -> Iterator[Input | BadInput]:

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from services.errors import InvalidInput
-from services.sources.encodings import encoding_of
-from services.text import printable_path
+from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.encodings import encoding_of
+from promptstack.services.text import printable_path
 
 BLOCK_BYTES = 256 * 1024
 BZ2_BLOCKS = (b"1AY&", b"\x17rE8")

@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from services.errors import InvalidInput
-from services.sources.arrow_times import with_python_times
-from services.sources.columns import wanted_columns
-from services.sources.jsonl import SLACK_BYTES
-from services.sources.opening import Origin, byte_blocks
-from services.sources.parquet_pages import INDEX_WIDTH, BadPages, Leaf, read_leaf
-from services.sources.plain import as_fields
-from services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
-from services.sources.records import RecordCheck
-from services.sources.tables import DOUBLED
+from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.arrow_times import with_python_times
+from promptstack.services.sources.columns import wanted_columns
+from promptstack.services.sources.jsonl import SLACK_BYTES
+from promptstack.services.sources.opening import Origin, byte_blocks
+from promptstack.services.sources.parquet_pages import INDEX_WIDTH, BadPages, Leaf, read_leaf
+from promptstack.services.sources.plain import as_fields
+from promptstack.services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
+from promptstack.services.sources.records import RecordCheck
+from promptstack.services.sources.tables import DOUBLED
 
 BATCH_BYTES = 4_194_304
 MAX_BATCH_ROWS = 4_096

@@ -10,8 +10,8 @@ from uuid import UUID
 import numpy as np
 from pydantic import BaseModel
 
-from services.sources.reading import BadRecord, Fault
-from services.text import shown_name
+from promptstack.services.sources.reading import BadRecord, Fault
+from promptstack.services.text import shown_name
 
 PLAIN = frozenset({str, int, bool, type(None)})
 

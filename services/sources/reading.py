@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from pydantic import JsonValue
 
-from services.errors import InvalidInput
+from promptstack.services.errors import InvalidInput
 
 Source = str | Path | BinaryIO | Iterable[str | Mapping[str, Any]]
 """A path, `-` for standard input, a folder, a binary stream, or texts and records themselves."""

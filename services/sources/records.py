@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from services.errors import InvalidInput
-from services.sources.conversations import checked_messages
-from services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
-from services.sources.templates import Template
-from services.text import (
+from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.conversations import checked_messages
+from promptstack.services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
+from promptstack.services.sources.templates import Template
+from promptstack.services.text import (
     MAX_INTEGER_BITS,
     check_name,
     check_storable,

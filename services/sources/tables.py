@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
-from services.errors import InvalidInput
-from services.sources.columns import wanted_columns
-from services.sources.csv_records import COMMA, CsvRecord, csv_records
-from services.sources.jsonl import (
+from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.columns import wanted_columns
+from promptstack.services.sources.csv_records import COMMA, CsvRecord, csv_records
+from promptstack.services.sources.jsonl import (
     SLACK_BYTES,
     has_more,
     not_utf8,
@@ -18,8 +18,8 @@ from services.sources.jsonl import (
     too_long,
     too_many,
 )
-from services.sources.reading import BadInput, Fault, Input, Reading
-from services.sources.records import RecordCheck
+from promptstack.services.sources.reading import BadInput, Fault, Input, Reading
+from promptstack.services.sources.records import RecordCheck
 
 START_BYTES = 65_536
 DOUBLED = 2

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Self
 
-from services.errors import InvalidInput
-from services.json_text import dump_json
-from services.sources.reading import BadRecord, Fault, Reading, SourceBounds
+from promptstack.services.errors import InvalidInput
+from promptstack.services.json_text import dump_json
+from promptstack.services.sources.reading import BadRecord, Fault, Reading, SourceBounds
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[^{}]+|[{}]")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from simulator.process import MODELS, SimulatorProcess
-from tasks.composition import PromptStack
+from promptstack.simulator.process import MODELS, SimulatorProcess
+from promptstack.tasks.composition import PromptStack
 from tests.simulators import ForkedSimulator
 
 LIMITS = '[[limits]]\nprovider = "openai"\nin_flight = 64\n'

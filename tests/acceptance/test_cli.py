@@ -17,13 +17,13 @@ import typer.main
 from sqlalchemy import func, make_url, select, text
 from typer.testing import CliRunner
 
-from api.cli.main import build
-from config.names import Queue
-from repositories.models import ApiKey, Attempt, Document, Job, JobState, User
-from services.errors import NotAuthenticated
-from services.jobs import MAX_SOURCE_BYTES
-from services.views import JobView
-from tasks.composition import PromptStack
+from promptstack.api.cli.main import build
+from promptstack.config.names import Queue
+from promptstack.repositories.models import ApiKey, Attempt, Document, Job, JobState, User
+from promptstack.services.errors import NotAuthenticated
+from promptstack.services.jobs import MAX_SOURCE_BYTES
+from promptstack.services.views import JobView
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, run, wait_until
 
 COMMAND = str(Path(sys.executable).with_name("promptstack"))
@@ -687,7 +687,7 @@ def test_ctrl_c_during_the_imports_leaves_no_traceback(
 ) -> None:
     moments = [
         (("jobs", "list"), "typer"),
-        (("jobs", "list"), "tasks.composition"),
+        (("jobs", "list"), "promptstack.tasks.composition"),
         (("worker",), "celery"),
         (("api",), "fastapi"),
         (("flower",), "tornado"),

@@ -19,12 +19,12 @@ from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 from pydantic import JsonValue, SecretStr
 
-from api.flower.dashboard import Listen
-from config.errors import ConfigurationError
-from config.names import TaskName
-from repositories.models import JobState
-from services.views import JobView
-from tasks.composition import PromptStack
+from promptstack.api.flower.dashboard import Listen
+from promptstack.config.errors import ConfigurationError
+from promptstack.config.names import TaskName
+from promptstack.repositories.models import JobState
+from promptstack.services.views import JobView
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 
 MARK = "xyzzyplugh"
@@ -103,7 +103,9 @@ def start_flower(environment: dict[str, str], tmp_path: Path) -> Iterator[Callab
             settings = {**environment, "FLOWER_PORT": "0", "FLOWER_BASIC_AUTH": "", **variables}
             number = len(list(tmp_path.glob("flower-*.log")))
             log = tmp_path / f"flower-{number}.log"
-            return processes.enter_context(Process(["-m", "api.flower", *arguments], settings, log))
+            return processes.enter_context(
+                Process(["-m", "promptstack.api.flower", *arguments], settings, log)
+            )
 
         yield start
 

@@ -22,7 +22,7 @@ from uuid import UUID
 import psutil
 import pytest
 
-from tasks.composition import PromptStack
+from promptstack.tasks.composition import PromptStack
 from tests.acceptance.test_http_door import Door
 from tests.processes import Process, wait_until
 

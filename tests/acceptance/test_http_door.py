@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pytest
 
-from tasks.composition import PromptStack
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, fork_server, pipe, run, wait_until
 
 PROMPT = "Say hello to the world."
@@ -30,7 +30,7 @@ class Door:
         self._said, output = pipe()
         with log.open("w") as errors, given, output:
             self.process = fork_server().start(
-                ["-m", "api.http", "--port", "0", *arguments],
+                ["-m", "promptstack.api.http", "--port", "0", *arguments],
                 environment=os.environ,
                 stdin=given,
                 stdout=output,
@@ -75,7 +75,7 @@ def open_door(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[
 
 
 def serve_in_vain(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return run(["-m", "api.http", *arguments], os.environ)
+    return run(["-m", "promptstack.api.http", *arguments], os.environ)
 
 
 def test_a_generation_from_curl_to_its_answer(

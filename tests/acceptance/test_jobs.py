@@ -6,9 +6,9 @@ from uuid import UUID
 
 from celery.result import AsyncResult
 
-from repositories.models import JobState
-from services.views import JobView
-from tasks.composition import PromptStack
+from promptstack.repositories.models import JobState
+from promptstack.services.views import JobView
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 
 

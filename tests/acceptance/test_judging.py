@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from repositories.run_models import RunState
-from services.schema_bounds import SchemaBounds
-from tasks.composition import PromptStack
+from promptstack.repositories.run_models import RunState
+from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.runs import ended, failures, in_ledger, prompts
 

@@ -13,16 +13,16 @@ from kombu import Connection, Producer
 from kombu.transport import TRANSPORT_ALIASES
 from redis import Redis
 
-from config.celery import kombu_url
-from config.embedded.valkey import Valkey
-from config.settings import load_settings
-from repositories.models import JobState
-from services.views import JobView
-from simulator.process import SimulatorProcess
-from tasks.composition import PromptStack
+from promptstack.config.celery import kombu_url
+from promptstack.config.settings import load_settings
+from promptstack.embedded.valkey import Valkey
+from promptstack.repositories.models import JobState
+from promptstack.services.views import JobView
+from promptstack.simulator.process import SimulatorProcess
+from promptstack.tasks.composition import PromptStack
+from promptstack.worker.process import EXIT_HUNG
 from tests.processes import Process, wait_until
 from tests.simulators import ForkedSimulator
-from worker.process import EXIT_HUNG
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_broker_connection_that_is_gone_is_closed_without_an_error(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With messages that were taken and not acknowledged; as kombu does it in a worker."""
-    monkeypatch.setitem(TRANSPORT_ALIASES, "mended", "tasks.broker:BrokerTransport")
+    monkeypatch.setitem(TRANSPORT_ALIASES, "mended", "promptstack.tasks.broker:BrokerTransport")
     address = kombu_url(broker.url).replace("redis", "mended", 1)
     with Connection(address) as connection:
         channel: Any = connection.default_channel

@@ -9,10 +9,10 @@ from tests.processes import run
 
 CLI = str(Path(sys.executable).with_name("promptstack"))
 COMMANDS = {
-    "worker": ["-m", "worker"],
-    "keeper": ["-m", "worker", "--processes", "1"],
-    "api": ["-m", "api.http", "--port", "0"],
-    "flower": ["-m", "api.flower", "--port", "0"],
+    "worker": ["-m", "promptstack.worker"],
+    "keeper": ["-m", "promptstack.worker", "--processes", "1"],
+    "api": ["-m", "promptstack.api.http", "--port", "0"],
+    "flower": ["-m", "promptstack.api.flower", "--port", "0"],
     "up": [CLI, "up", "--port", "0"],
 }
 LINES = {

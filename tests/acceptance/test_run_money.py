@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from repositories.models import AttemptState
-from repositories.run_models import RunState
-from services.runs.in_flight import places
-from services.runs.verdicts import IN_VAIN
-from services.runs.views import RunView
-from simulator.asking import UNFIT_MARK
-from simulator.process import SimulatorProcess
-from tasks.composition import PromptStack
+from promptstack.repositories.models import AttemptState
+from promptstack.repositories.run_models import RunState
+from promptstack.services.runs.in_flight import places
+from promptstack.services.runs.verdicts import IN_VAIN
+from promptstack.services.runs.views import RunView
+from promptstack.simulator.asking import UNFIT_MARK
+from promptstack.simulator.process import SimulatorProcess
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.runs import ended, failures, has_done, in_ledger, prompts
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from repositories.run_models import RunState
-from services.export.results import export
-from services.runs.in_flight import places
-from services.runs.service import BadInputs
-from services.runs.views import RunView
-from services.sources.inputs import Reading
-from simulator.process import SimulatorProcess
-from tasks.composition import PromptStack
+from promptstack.repositories.run_models import RunState
+from promptstack.services.export.results import export
+from promptstack.services.runs.in_flight import places
+from promptstack.services.runs.service import BadInputs
+from promptstack.services.runs.views import RunView
+from promptstack.services.sources.inputs import Reading
+from promptstack.simulator.process import SimulatorProcess
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.runs import ended, failures, has_done, in_ledger, prompts
 

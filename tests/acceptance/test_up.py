@@ -18,9 +18,9 @@ import httpx2
 import psutil
 import pytest
 
-from config.embedded.account import data_folder
-from config.embedded.folders import digest
-from config.embedded.servers import remove
+from promptstack.embedded.account import data_folder
+from promptstack.embedded.folders import digest
+from promptstack.embedded.servers import remove
 from tests.processes import run as forked
 from tests.processes import wait_until
 
@@ -220,12 +220,16 @@ def test_two_folders_and_twice_one_folder_at_the_same_time(
         assert second.end(signal.SIGTERM) == 0
         assert ours(other) == {}
         assert "[demonstration" in run(one, "generate", "Say it again.")
-        (worker,) = (pid for pid, command in children(one).items() if "-m worker" in command)
+        (worker,) = (
+            pid for pid, command in children(one).items() if "-m promptstack.worker" in command
+        )
         os.kill(worker, signal.SIGKILL)
         said = "worker 1 ended (exit code -9); it is started again."
         wait_until(lambda: said in again.output(), again.output())
         assert "[demonstration" in run(one, "generate", "Say it once more.")
-        (api,) = (pid for pid, command in children(one).items() if "-m api.http" in command)
+        (api,) = (
+            pid for pid, command in children(one).items() if "-m promptstack.api.http" in command
+        )
         os.kill(api, signal.SIGKILL)
         wait_until(lambda: "api ended (exit code -9)" in again.output(), again.output())
         healthz = again.url().replace("/api/v1", "/healthz")
@@ -308,9 +312,11 @@ def test_make_clean_removes_what_a_killed_demonstration_left(folder: Path) -> No
         wait_until(lambda: "Embedding the Python manual" in demo.output(), "the embedding")
         demo.end(signal.SIGKILL)
     homes = demo_homes(demo)
-    workers = [pid for pid, name in processes(folder, *homes).items() if "-m worker" in name]
+    workers = [
+        pid for pid, name in processes(folder, *homes).items() if "-m promptstack.worker" in name
+    ]
     wait_until(lambda: not any(map(psutil.pid_exists, workers)), "the worker to end")
-    clean_up = [sys.executable, "-m", "config.embedded"]
+    clean_up = [sys.executable, "-m", "promptstack.embedded"]
     subprocess.run(clean_up, cwd=folder, env=environment(), check=True, timeout=30)
     assert processes(folder, *homes) == {}
     assert not [home for home in homes if home.exists()]

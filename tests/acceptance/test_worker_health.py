@@ -10,7 +10,9 @@ def test_health_tells_whether_a_worker_is_alive_here(
     environment: dict[str, str], start_worker: Callable[..., Process], tmp_path: Path
 ) -> None:
     def ask() -> int:
-        with Process(["-m", "worker.health"], environment, tmp_path / "health.log") as health:
+        with Process(
+            ["-m", "promptstack.worker.health"], environment, tmp_path / "health.log"
+        ) as health:
             return health.wait()
 
     assert ask() == 1

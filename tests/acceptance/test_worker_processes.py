@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from repositories.models import JobState
-from tasks.composition import PromptStack
+from promptstack.repositories.models import JobState
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 
 
@@ -28,7 +28,7 @@ def is_gone(pid: int) -> bool:
 def test_workers_are_kept_running_and_end_with_their_keeper(
     stack: PromptStack, environment: dict[str, str], tmp_path: Path, end: str
 ) -> None:
-    command = ["-m", "worker", "--processes", "2"]
+    command = ["-m", "promptstack.worker", "--processes", "2"]
     with Process(command, environment, tmp_path / "workers.log") as keeper:
         wait_until(lambda: len(pids(stack)) == 2, "two workers")
         first, second = pids(stack)
@@ -49,6 +49,8 @@ def test_workers_that_can_not_start_are_not_started_for_ever(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     wrong = {**environment, "MODELS_FILE": str(tmp_path / "missing.toml")}
-    with Process(["-m", "worker", "--processes", "2"], wrong, tmp_path / "log") as keeper:
+    with Process(
+        ["-m", "promptstack.worker", "--processes", "2"], wrong, tmp_path / "log"
+    ) as keeper:
         assert keeper.wait() == 2
         assert "MODELS_FILE" in keeper.output()

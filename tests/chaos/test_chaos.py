@@ -5,9 +5,9 @@ On one processor, which two busy loops want too: what is right only where there 
 
 from pathlib import Path
 
-from chaos.neighbours import slow_machine
-from chaos.own import run_own
-from chaos.plan import Fault
+from promptstack.chaos.neighbours import slow_machine
+from promptstack.chaos.own import run_own
+from promptstack.chaos.plan import Fault
 
 
 def test_nothing_is_lost_or_doubled_under_fire(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
-from chaos.clients import Clients
-from chaos.load import Target
+from promptstack.chaos.clients import Clients
+from promptstack.chaos.load import Target
 
 
 class Refusing(BaseHTTPRequestHandler):

@@ -7,14 +7,14 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from chaos.driver import Happened
-from chaos.judge import FREE, Judge, Verdict
-from chaos.load import Accepted, Load, Target
-from chaos.plan import WITHOUT_API, Fault, draw
-from chaos.run import wait_for_the_rest
-from chaos.servers import dsn
-from repositories.models import AttemptState, Billing
-from tasks.composition import PromptStack
+from promptstack.chaos.driver import Happened
+from promptstack.chaos.judge import FREE, Judge, Verdict
+from promptstack.chaos.load import Accepted, Load, Target
+from promptstack.chaos.plan import WITHOUT_API, Fault, draw
+from promptstack.chaos.run import wait_for_the_rest
+from promptstack.chaos.servers import dsn
+from promptstack.repositories.models import AttemptState, Billing
+from promptstack.tasks.composition import PromptStack
 
 
 @pytest.fixture

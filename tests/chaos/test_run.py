@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from chaos.driver import Act, NothingToHit
-from chaos.found import run_found
-from chaos.judge import Judge
-from chaos.load import Load, Target
-from chaos.plan import Fault, Planned, draw
-from chaos.run import Order, run
-from chaos.scorecard import Scorecard
-from chaos.servers import dsn
-from tasks.composition import PromptStack
+from promptstack.chaos.driver import Act, NothingToHit
+from promptstack.chaos.found import run_found
+from promptstack.chaos.judge import Judge
+from promptstack.chaos.load import Load, Target
+from promptstack.chaos.plan import Fault, Planned, draw
+from promptstack.chaos.run import Order, run
+from promptstack.chaos.scorecard import Scorecard
+from promptstack.chaos.servers import dsn
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process
 
 DEMO = Target("demo", None, embedding_model=None)
@@ -56,7 +56,9 @@ def test_a_frozen_worker_is_frozen_until_this_deployment_takes_it_for_dead(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders: list[Order] = []
-    monkeypatch.setattr("chaos.found.run", lambda order, *rest, **more: orders.append(order))
+    monkeypatch.setattr(
+        "promptstack.chaos.found.run", lambda order, *rest, **more: orders.append(order)
+    )
     monkeypatch.setattr(stack.settings, "worker_lost_seconds", 60.0)
     faults: Sequence[Fault] = [Fault.STOP]
     run_found(

@@ -19,8 +19,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from repositories.arrays import ArrayLiteral
-from tasks.composition import PromptStack
+from promptstack.repositories.arrays import ArrayLiteral
+from promptstack.tasks.composition import PromptStack
 
 STORABLE = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 KINDS: list[tuple[TypeEngine[Any], st.SearchStrategy[Any]]] = [

@@ -13,12 +13,12 @@ import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
-from api.cli import serve, terminal
-from api.cli.main import build
-from config.settings import load_settings
-from repositories.models import JobState
-from services.errors import AmbiguousId, InvalidInput, NotFound
-from tasks.composition import PromptStack
+from promptstack.api.cli import serve, terminal
+from promptstack.api.cli.main import build
+from promptstack.config.settings import load_settings
+from promptstack.repositories.models import JobState
+from promptstack.services.errors import AmbiguousId, InvalidInput, NotFound
+from promptstack.tasks.composition import PromptStack
 from tests.processes import ROOT
 from tests.runs import ended, in_ledger, work
 
@@ -333,7 +333,7 @@ def test_a_second_up_takes_a_free_port_for_its_api(
 
 LOST = """
 import signal, time
-from api.cli import entry
+from promptstack.api.cli import entry
 class Dying:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)

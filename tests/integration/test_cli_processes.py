@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from api.cli.processes import MAX_DEATHS, Children, interrupt_on_signals
-from tasks.composition import PromptStack
+from promptstack.api.cli.processes import MAX_DEATHS, Children, interrupt_on_signals
+from promptstack.tasks.composition import PromptStack
 
 
 def test_a_process_that_ends_again_and_again_is_given_up(

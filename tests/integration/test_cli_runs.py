@@ -14,14 +14,14 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
-from api.cli import run_end
-from api.cli.main import build
-from api.cli.run_watch import watch_run
-from repositories.run_models import RunState
-from services.errors import InvalidInput
-from services.export import atomic
-from services.export.places import check_output
-from tasks.composition import PromptStack
+from promptstack.api.cli import run_end
+from promptstack.api.cli.main import build
+from promptstack.api.cli.run_watch import watch_run
+from promptstack.repositories.run_models import RunState
+from promptstack.services.errors import InvalidInput
+from promptstack.services.export import atomic
+from promptstack.services.export.places import check_output
+from promptstack.tasks.composition import PromptStack
 from tests.runs import work
 
 LINES = '{"id": "a", "text": "One"}\n{"id": "b", "text": "Two"}\n'

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.doctor import _provider, examine
-from config.settings import Settings
-from repositories.models import JobState
-from repositories.run_models import RunState
-from repositories.usage import Group
-from services.llm.errors import ContextTooLong
-from services.llm.learned import LearnedFacts, RefusedCalls, most_texts
-from services.llm.openai_fields import refused_field
-from services.llm.requests import Fallback
-from services.views import JobView
-from tasks.composition import PromptStack
+from promptstack.api.cli.doctor import _provider, examine
+from promptstack.config.settings import Settings
+from promptstack.repositories.models import JobState
+from promptstack.repositories.run_models import RunState
+from promptstack.repositories.usage import Group
+from promptstack.services.llm.errors import ContextTooLong
+from promptstack.services.llm.learned import LearnedFacts, RefusedCalls, most_texts
+from promptstack.services.llm.openai_fields import refused_field
+from promptstack.services.llm.requests import Fallback
+from promptstack.services.views import JobView
+from promptstack.tasks.composition import PromptStack
 from tests.http import serve
 from tests.runs import work
 from tests.small_server import Answer, Asked, SmallServer, chat, small_server, vectors

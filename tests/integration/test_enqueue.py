@@ -19,23 +19,28 @@ from pydantic import JsonValue
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.orm import Session
 
-from config.controls import escaped
-from config.embedded.servers import ServerUrls
-from config.errors import PromptStackError
-from config.names import Queue
-from config.settings import Settings
-from repositories.models import Job, JobKind, JobState
-from repositories.session import Ledger
-from services.doorbell import BrokerUnavailable, Doorbell, Ring
-from services.errors import IdempotencyConflict, InvalidInput, UnknownModel, UnknownProvider
-from services.jobs import JobService
-from services.llm.openai import RESERVED_OPTIONS
-from services.llm.requests import Message
-from services.new_job import JobDefaults
-from services.reconciler import Reconciler
-from services.views import JobView
-from tasks.composition import PromptStack
-from tasks.publisher import CeleryDoorbell
+from promptstack.config.controls import escaped
+from promptstack.config.errors import PromptStackError
+from promptstack.config.names import Queue
+from promptstack.config.settings import Settings
+from promptstack.embedded.servers import ServerUrls
+from promptstack.repositories.models import Job, JobKind, JobState
+from promptstack.repositories.session import Ledger
+from promptstack.services.doorbell import BrokerUnavailable, Doorbell, Ring
+from promptstack.services.errors import (
+    IdempotencyConflict,
+    InvalidInput,
+    UnknownModel,
+    UnknownProvider,
+)
+from promptstack.services.jobs import JobService
+from promptstack.services.llm.openai import RESERVED_OPTIONS
+from promptstack.services.llm.requests import Message
+from promptstack.services.new_job import JobDefaults
+from promptstack.services.reconciler import Reconciler
+from promptstack.services.views import JobView
+from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.publisher import CeleryDoorbell
 
 NO_REDIS = "unix:///nowhere/at/all.sock"
 DEFAULTS = JobDefaults("demo", "local", max_retries=3, expires_seconds=600, max_text_bytes=2_000)

@@ -10,13 +10,13 @@ from uuid import UUID
 import pytest
 from sqlalchemy import event
 
-from repositories.errors import ClaimLost, LedgerUnavailable
-from repositories.job_batches import Answered, Asked, Beginning, JobBatchRepository
-from repositories.jobs import Claim, JobRepository
-from repositories.models import AttemptState, Job, JobState
-from repositories.session import Ledger
-from services.group_commit import GroupCommit, NotTogether
-from tasks.composition import PromptStack
+from promptstack.repositories.errors import ClaimLost, LedgerUnavailable
+from promptstack.repositories.job_batches import Answered, Asked, Beginning, JobBatchRepository
+from promptstack.repositories.jobs import Claim, JobRepository
+from promptstack.repositories.models import AttemptState, Job, JobState
+from promptstack.repositories.session import Ledger
+from promptstack.services.group_commit import GroupCommit, NotTogether
+from promptstack.tasks.composition import PromptStack
 
 JOBS = 24
 VALUES = {

@@ -12,20 +12,20 @@ from redis import Redis
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
-from config.settings import load_settings
-from repositories.errors import ClaimLost
-from repositories.models import Document, Job, JobState
-from services.errors import InvalidInput, WrongState
-from services.llm.base import (
+from promptstack.config.settings import load_settings
+from promptstack.repositories.errors import ClaimLost
+from promptstack.repositories.models import Document, Job, JobState
+from promptstack.services.errors import InvalidInput, WrongState
+from promptstack.services.llm.base import (
     Capability,
     EmbeddingLimits,
     EmbeddingResponse,
     LLMResponse,
     LLMService,
 )
-from services.llm.errors import Overloaded, RateLimited
-from services.llm.requests import GenerationRequest
-from tasks.composition import PromptStack
+from promptstack.services.llm.errors import Overloaded, RateLimited
+from promptstack.services.llm.requests import GenerationRequest
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 
 MARKER = "xyzzy-marker-word"

@@ -18,15 +18,15 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from starlette.types import Message as ASGIMessage
 
-from api.http.app import create_app
-from api.http.embeddings import EmbeddingBody
-from api.http.generations import GenerationBody
-from config.embedded.servers import ServerUrls
-from config.settings import Settings
-from repositories.errors import LedgerUnavailable
-from repositories.models import JobState
-from services.llm.requests import Message
-from tasks.composition import PromptStack
+from promptstack.api.http.app import create_app
+from promptstack.api.http.embeddings import EmbeddingBody
+from promptstack.api.http.generations import GenerationBody
+from promptstack.config.settings import Settings
+from promptstack.embedded.servers import ServerUrls
+from promptstack.repositories.errors import LedgerUnavailable
+from promptstack.repositories.models import JobState
+from promptstack.services.llm.requests import Message
+from promptstack.tasks.composition import PromptStack
 from tests.http import problem, serve
 
 GENERATIONS = "/api/v1/generations"

@@ -16,12 +16,17 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from api.http.app import create_app
-from api.http.route import LARGE_OF_ONE_USER, LARGE_READ_AT_ONCE, SMALL_BYTES, count_values
-from api.http.server import Server, make_server
-from config.settings import Settings
-from services.json_text import load_json
-from tasks.composition import PromptStack
+from promptstack.api.http.app import create_app
+from promptstack.api.http.route import (
+    LARGE_OF_ONE_USER,
+    LARGE_READ_AT_ONCE,
+    SMALL_BYTES,
+    count_values,
+)
+from promptstack.api.http.server import Server, make_server
+from promptstack.config.settings import Settings
+from promptstack.services.json_text import load_json
+from promptstack.tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.processes import wait_until
 
@@ -251,7 +256,7 @@ def test_a_large_body_is_handled_off_the_event_loop(
         loops.append(asyncio.get_running_loop())
         return load_json(text, what)
 
-    monkeypatch.setattr("api.http.route.load_json", noticed)
+    monkeypatch.setattr("promptstack.api.http.route.load_json", noticed)
     key = stack.keys.create("ada@example.org", "Test")
     with TestClient(app, headers={"X-API-Key": key}) as client:
         assert client.portal is not None

@@ -11,9 +11,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from api.cli.main import build
-from repositories.models import JobKind
-from tasks.composition import PromptStack
+from promptstack.api.cli.main import build
+from promptstack.repositories.models import JobKind
+from promptstack.tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.runs import work
 
@@ -107,7 +107,9 @@ def test_a_conversation_that_a_provider_cannot_take_is_told_by_its_line(
 def test_a_page_ends_where_it_has_many_bytes(
     stack: PromptStack, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.http.runs.PAGE_BYTES", 2_500)  # two vectors of 1 kB, and one more
+    monkeypatch.setattr(
+        "promptstack.api.http.runs.PAGE_BYTES", 2_500
+    )  # two vectors of 1 kB, and one more
     items = [f"text {number}" for number in range(7)]
     run = done(stack, client, accepted(client, "embeddings", items=items, provider="local"))
     pages: list[list[int]] = []

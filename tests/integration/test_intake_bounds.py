@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from repositories.items import ItemRepository, OpenItem
-from services.prices import Prices
-from services.runs.asking import Asking, EmbeddingAsking, GenerationAsking
-from tasks.composition import PromptStack
+from promptstack.repositories.items import ItemRepository, OpenItem
+from promptstack.services.prices import Prices
+from promptstack.services.runs.asking import Asking, EmbeddingAsking, GenerationAsking
+from promptstack.tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.runs import in_ledger, work
 

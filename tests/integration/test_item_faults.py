@@ -9,16 +9,16 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from repositories.models import JobState
-from repositories.run_models import RunState
-from services.llm.base import (
+from promptstack.repositories.models import JobState
+from promptstack.repositories.run_models import RunState
+from promptstack.services.llm.base import (
     Capability,
     EmbeddingLimits,
     EmbeddingResponse,
     LLMResponse,
     LLMService,
 )
-from services.llm.errors import (
+from promptstack.services.llm.errors import (
     BadResponse,
     ConnectionFailed,
     ContentRefused,
@@ -30,9 +30,9 @@ from services.llm.errors import (
     ProviderTimeout,
     ServerBroke,
 )
-from services.llm.requests import GenerationRequest
-from services.runs.verdicts import IN_VAIN
-from tasks.composition import PromptStack
+from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.runs.verdicts import IN_VAIN
+from promptstack.tasks.composition import PromptStack
 from tests.integration.test_run_ledger import one
 from tests.runs import failures, work
 

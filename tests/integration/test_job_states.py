@@ -23,11 +23,11 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, text
 
-from repositories.errors import ClaimLost
-from repositories.jobs import Claim, JobRepository
-from repositories.models import JobState
-from repositories.session import Ledger, UnitOfWork
-from tasks.composition import PromptStack
+from promptstack.repositories.errors import ClaimLost
+from promptstack.repositories.jobs import Claim, JobRepository
+from promptstack.repositories.models import JobState
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.tasks.composition import PromptStack
 
 SILENCE = 60.0
 """Seconds after which a worker counts as dead."""

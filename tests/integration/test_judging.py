@@ -10,13 +10,13 @@ from uuid import UUID
 
 import pytest
 
-from repositories.run_models import RunState
-from services.llm.base import Capability, LLMResponse, LLMService
-from services.llm.requests import GenerationRequest
-from services.runs.asking import GenerationAsking
-from services.runs.schemas import AnswerMismatch
-from services.schema_bounds import SchemaBounds
-from tasks.composition import PromptStack
+from promptstack.repositories.run_models import RunState
+from promptstack.services.llm.base import Capability, LLMResponse, LLMService
+from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.runs.asking import GenerationAsking
+from promptstack.services.runs.schemas import AnswerMismatch
+from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.tasks.composition import PromptStack
 from tests.integration.test_run_ledger import one
 from tests.processes import wait_until
 from tests.runs import failures, in_ledger, work
@@ -70,8 +70,8 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
         return None if next(judged) < 3 else AnswerMismatch("It is judged too late.")
 
     monkeypatch.setattr(GenerationAsking, "fault", fault)
-    monkeypatch.setattr("services.runs.judging.AT_ONCE_SECONDS", 0.0)
-    monkeypatch.setattr("services.runs.judging.LAST_SECONDS", -1.0)
+    monkeypatch.setattr("promptstack.services.runs.judging.AT_ONCE_SECONDS", 0.0)
+    monkeypatch.setattr("promptstack.services.runs.judging.LAST_SECONDS", -1.0)
     yield begun, go_on
     go_on.set()
 

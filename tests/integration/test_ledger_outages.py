@@ -9,16 +9,16 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from config.embedded.servers import ServerUrls
-from config.names import Queue
-from repositories.embeddings import EmbeddingRepository
-from repositories.errors import LedgerConflict, LedgerSlow
-from repositories.jobs import Claim, JobRepository
-from repositories.models import JobState
-from repositories.rings import RingRepository
-from services.progress import Progress
-from services.views import JobView
-from tasks.composition import PromptStack
+from promptstack.config.names import Queue
+from promptstack.embedded.servers import ServerUrls
+from promptstack.repositories.embeddings import EmbeddingRepository
+from promptstack.repositories.errors import LedgerConflict, LedgerSlow
+from promptstack.repositories.jobs import Claim, JobRepository
+from promptstack.repositories.models import JobState
+from promptstack.repositories.rings import RingRepository
+from promptstack.services.progress import Progress
+from promptstack.services.views import JobView
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 
 CUT = "SELECT pg_terminate_backend(pg_backend_pid())"
@@ -201,8 +201,8 @@ def test_a_change_that_is_always_refused_ends_its_job_and_frees_the_worker(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one that is longer than the database's statement_timeout."""
-    monkeypatch.setattr("services.patient_ledger.MAX_REFUSALS", 2)
-    monkeypatch.setattr("services.patient_ledger.LEDGER_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("promptstack.services.patient_ledger.MAX_REFUSALS", 2)
+    monkeypatch.setattr("promptstack.services.patient_ledger.LEDGER_RETRY_SECONDS", 0.01)
 
     def refuse(self: JobRepository, *_: object) -> None:
         self._session.execute(text(TROUBLES["57014"]))
@@ -237,7 +237,7 @@ def test_nobody_dies_of_a_lock_on_the_jobs(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A migration has it for as long as it takes, or `pg_dump` and who waits behind it."""
-    monkeypatch.setattr("services.heartbeat.STATEMENT_SECONDS", 0.2)
+    monkeypatch.setattr("promptstack.services.heartbeat.STATEMENT_SECONDS", 0.2)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x")
     with stack.ledger.transaction() as unit:
@@ -266,7 +266,9 @@ def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
             freed.append(unit.upkeep.free_lost(15.0))
 
     monkeypatch.setattr(JobRepository, "succeed", succeed)
-    monkeypatch.setattr("services.patient_ledger.logger.warning", lambda *said: warned.append(said))
+    monkeypatch.setattr(
+        "promptstack.services.patient_ledger.logger.warning", lambda *said: warned.append(said)
+    )
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x")
     assert stack.generation.run(job.id, nobody).state is JobState.SUCCEEDED
@@ -296,7 +298,9 @@ def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
         real(self, claim, current, total)
 
     monkeypatch.setattr(JobRepository, "set_progress", set_progress)
-    monkeypatch.setattr("services.patient_ledger.logger.warning", lambda *said: warned.append(said))
+    monkeypatch.setattr(
+        "promptstack.services.patient_ledger.logger.warning", lambda *said: warned.append(said)
+    )
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_embedding("Some words.", source="a")
     assert stack.embedding.run(job.id, nobody).state is JobState.SUCCEEDED

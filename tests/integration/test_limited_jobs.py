@@ -12,21 +12,21 @@ import pytest
 from redis import Redis
 from sqlalchemy import text as sql
 
-from config.errors import ConfigurationError
-from config.models_file import ModelsFile
-from config.names import RATE_LIMIT_WAIT, Queue
-from config.settings import Settings
-from repositories.models import JobState
-from services.errors import InvalidInput, UnknownModel
-from services.llm.base import LLMResponse
-from services.llm.demo import DemoService
-from services.llm.errors import RateLimited
-from services.llm.openai import OpenAIService
-from services.llm.requests import Fallback, GenerationRequest
-from services.views import AttemptView, JobView
-from services.waiting_jobs import WaitingJobs
-from simulator.process import MODELS, SimulatorProcess
-from tasks.composition import PromptStack
+from promptstack.config.errors import ConfigurationError
+from promptstack.config.models_file import ModelsFile
+from promptstack.config.names import RATE_LIMIT_WAIT, Queue
+from promptstack.config.settings import Settings
+from promptstack.repositories.models import JobState
+from promptstack.services.errors import InvalidInput, UnknownModel
+from promptstack.services.llm.base import LLMResponse
+from promptstack.services.llm.demo import DemoService
+from promptstack.services.llm.errors import RateLimited
+from promptstack.services.llm.openai import OpenAIService
+from promptstack.services.llm.requests import Fallback, GenerationRequest
+from promptstack.services.views import AttemptView, JobView
+from promptstack.services.waiting_jobs import WaitingJobs
+from promptstack.simulator.process import MODELS, SimulatorProcess
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.runs import in_ledger, prompts
 from tests.simulators import ForkedSimulator

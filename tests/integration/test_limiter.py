@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from config.embedded.servers import ServerUrls
-from config.limits import ModelLimits
-from services.limiter.divided import DividedBuckets
-from services.limiter.limiter import RateLimiter
-from services.limiter.shared import SharedBuckets
-from services.limiter.terms import (
+from promptstack.config.limits import ModelLimits
+from promptstack.embedded.servers import ServerUrls
+from promptstack.services.limiter.divided import DividedBuckets
+from promptstack.services.limiter.limiter import RateLimiter
+from promptstack.services.limiter.shared import SharedBuckets
+from promptstack.services.limiter.terms import (
     Closed,
     Grant,
     Later,
@@ -32,7 +32,7 @@ from services.limiter.terms import (
     Verdict,
     Wait,
 )
-from services.llm.limit_report import LimitReport, LimitState
+from promptstack.services.llm.limit_report import LimitReport, LimitState
 from tests.limiter_world import BUCKET, Clocked, Job, MadeUpProvider, World, run_world
 
 NEED = Need(100, 100)

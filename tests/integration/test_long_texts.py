@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import wordllama
 
-from config.providers import ModelFacts
-from repositories.models import JobState
-from repositories.run_models import RunState
-from services.errors import InvalidInput
-from services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
-from services.llm.errors import ContextTooLong
-from services.llm.openai import OpenAIService
-from services.llm.translation import from_status
-from services.sources.reading import Reading
-from tasks.composition import PromptStack
+from promptstack.config.providers import ModelFacts
+from promptstack.repositories.models import JobState
+from promptstack.repositories.run_models import RunState
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
+from promptstack.services.llm.errors import ContextTooLong
+from promptstack.services.llm.openai import OpenAIService
+from promptstack.services.llm.translation import from_status
+from promptstack.services.sources.reading import Reading
+from promptstack.tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.integration.test_run_ledger import one
 from tests.runs import work

@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from typer.testing import CliRunner, Result
 
-from api.cli.main import build
-from config.embedded.servers import ServerUrls
-from config.settings import get_settings
+from promptstack.api.cli.main import build
+from promptstack.config.settings import get_settings
+from promptstack.embedded.servers import ServerUrls
 
 _numbers = itertools.count()
 ROLE = "an_ordinary_role"

@@ -8,12 +8,12 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from config.settings import load_settings
-from repositories.models import JobState
-from repositories.run_models import RunState
-from services.errors import InvalidInput
-from services.llm.requests import Fallback
-from tasks.composition import PromptStack
+from promptstack.config.settings import load_settings
+from promptstack.repositories.models import JobState
+from promptstack.repositories.run_models import RunState
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.requests import Fallback
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, run
 from tests.runs import in_ledger, work
 

@@ -10,13 +10,13 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from api.cli.main import build
-from api.http.app import create_app
-from config.settings import Settings
-from repositories.models import AttemptState, Billing, JobState
-from services.views import AttemptView, JobView
-from simulator.process import MODELS, SimulatorProcess
-from tasks.composition import PromptStack
+from promptstack.api.cli.main import build
+from promptstack.api.http.app import create_app
+from promptstack.config.settings import Settings
+from promptstack.repositories.models import AttemptState, Billing, JobState
+from promptstack.services.views import AttemptView, JobView
+from promptstack.simulator.process import MODELS, SimulatorProcess
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.simulators import ForkedSimulator
 

@@ -14,18 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.generation import result_of
-from services.json_text import dump_json
-from services.llm.anthropic import AnthropicService
-from services.llm.base import EmbeddingResponse, LLMResponse, LLMService, TokenCount
-from services.llm.errors import (
+from promptstack.services.generation import result_of
+from promptstack.services.json_text import dump_json
+from promptstack.services.llm.anthropic import AnthropicService
+from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService, TokenCount
+from promptstack.services.llm.errors import (
     ProviderError,
 )
-from services.llm.gemini import GeminiService
-from services.llm.openai import OpenAIService
-from services.llm.reading import MOST_TOKENS
-from services.llm.requests import GenerationRequest
-from services.text import check_name, check_storable_json
+from promptstack.services.llm.gemini import GeminiService
+from promptstack.services.llm.openai import OpenAIService
+from promptstack.services.llm.reading import MOST_TOKENS
+from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.text import check_name, check_storable_json
 from tests.odd_answers import (
     CALL,
     EMBEDDED,

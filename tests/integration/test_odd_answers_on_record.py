@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from api.cli.main import build
-from config.settings import Settings
-from repositories.models import Billing, JobState
-from repositories.run_models import RunState
-from services.json_text import dump_json
-from services.views import AttemptView, JobView
-from tasks.composition import PromptStack
+from promptstack.api.cli.main import build
+from promptstack.config.settings import Settings
+from promptstack.repositories.models import Billing, JobState
+from promptstack.repositories.run_models import RunState
+from promptstack.services.json_text import dump_json
+from promptstack.services.views import AttemptView, JobView
+from promptstack.tasks.composition import PromptStack
 from tests.odd_answers import EMBEDDED, OFTEN, VECTORS, WIRES, OddAnswer, odd_answers
 from tests.odd_server import OddServer
 from tests.runs import failures, work

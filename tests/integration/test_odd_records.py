@@ -18,16 +18,16 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from services.export.results import export
-from services.generation import result_of
-from services.json_text import dump_json
-from services.llm.base import LLMResponse
-from services.runs.schemas import AnswerSchema
-from services.schema_bounds import SchemaBounds
-from services.sources.inputs import BadInput, Input, Reading, read_inputs
-from services.sources.records import MESSAGES
-from services.text import make_storable, make_storable_json
-from tasks.composition import PromptStack
+from promptstack.services.export.results import export
+from promptstack.services.generation import result_of
+from promptstack.services.json_text import dump_json
+from promptstack.services.llm.base import LLMResponse
+from promptstack.services.runs.schemas import AnswerSchema
+from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.services.sources.inputs import BadInput, Input, Reading, read_inputs
+from promptstack.services.sources.records import MESSAGES
+from promptstack.services.text import make_storable, make_storable_json
+from promptstack.tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.odd_json import Unkept, is_kept, meant, records, same, values
 from tests.runs import work

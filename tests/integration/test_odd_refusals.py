@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from config.errors import Reach
-from repositories.models import Billing
-from services.billing import billing_of
-from services.llm.anthropic import AnthropicService
-from services.llm.errors import (
+from promptstack.config.errors import Reach
+from promptstack.repositories.models import Billing
+from promptstack.services.billing import billing_of
+from promptstack.services.llm.anthropic import AnthropicService
+from promptstack.services.llm.errors import (
     AuthenticationFailed,
     BadResponse,
     ContentRefused,
@@ -28,11 +28,11 @@ from services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
-from services.llm.gemini import GeminiService
-from services.llm.openai import OpenAIService
-from services.llm.remote import RemoteService
-from services.llm.requests import GenerationRequest
-from services.runs.verdicts import RUN_ENDING_CODES
+from promptstack.services.llm.gemini import GeminiService
+from promptstack.services.llm.openai import OpenAIService
+from promptstack.services.llm.remote import RemoteService
+from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.runs.verdicts import RUN_ENDING_CODES
 from tests.odd_answers import ANYTHING
 from tests.odd_server import OddServer
 

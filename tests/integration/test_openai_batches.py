@@ -10,11 +10,11 @@ from uuid import UUID
 
 import pytest
 
-from repositories.run_models import Run
-from services.errors import InvalidInput
-from services.runs.views import Preflight
-from services.sources.reading import Reading
-from tasks.composition import PromptStack
+from promptstack.repositories.run_models import Run
+from promptstack.services.errors import InvalidInput
+from promptstack.services.runs.views import Preflight
+from promptstack.services.sources.reading import Reading
+from promptstack.tasks.composition import PromptStack
 from tests.http import serve
 from tests.runs import work
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.errors import InvalidInput
-from services.llm.base import EmbeddingResponse, LLMResponse
-from services.llm.errors import (
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.base import EmbeddingResponse, LLMResponse
+from promptstack.services.llm.errors import (
     AuthenticationFailed,
     BadResponse,
     ConnectionFailed,
@@ -35,16 +35,16 @@ from services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
-from services.llm.headers import MOST_CREDIBLE_WAIT, retry_after
-from services.llm.openai import OpenAIService
-from services.llm.requests import GenerationRequest, Message
-from services.llm.translation import LONGEST_DETAIL
-from simulator.answers import text_for, vector_for
-from simulator.faults import NO_FAULT
-from simulator.ledger import billing_key
-from simulator.openai import embeddings
-from simulator.process import SimulatorProcess
-from simulator.wire import Ask
+from promptstack.services.llm.headers import MOST_CREDIBLE_WAIT, retry_after
+from promptstack.services.llm.openai import OpenAIService
+from promptstack.services.llm.requests import GenerationRequest, Message
+from promptstack.services.llm.translation import LONGEST_DETAIL
+from promptstack.simulator.answers import text_for, vector_for
+from promptstack.simulator.faults import NO_FAULT
+from promptstack.simulator.ledger import billing_key
+from promptstack.simulator.openai import embeddings
+from promptstack.simulator.process import SimulatorProcess
+from promptstack.simulator.wire import Ask
 from tests.simulators import ForkedSimulator
 
 CHAT = "gpt-5-mini"

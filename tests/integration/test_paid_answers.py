@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from sqlalchemy import func, update
 
-from repositories.models import Billing, JobState, Worker
-from services.limiter.limiter import RateLimiter
-from services.limiter.terms import Settlement
-from services.llm.base import LLMResponse
-from services.llm.demo import DemoService
-from services.views import JobView
-from tasks.composition import PromptStack
+from promptstack.repositories.models import Billing, JobState, Worker
+from promptstack.services.limiter.limiter import RateLimiter
+from promptstack.services.limiter.terms import Settlement
+from promptstack.services.llm.base import LLMResponse
+from promptstack.services.llm.demo import DemoService
+from promptstack.services.views import JobView
+from promptstack.tasks.composition import PromptStack
 from tests.processes import wait_until
 
 LIMITS = '[[limits]]\nprovider = "demo"\nin_flight = 1\n'

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from sqlalchemy import create_engine, text
 
-from config.embedded.servers import ServerUrls
-from config.settings import load_settings
-from repositories.embeddings import index_name
-from repositories.migrations import upgrade
-from repositories.models import JobState
-from repositories.run_models import RunState
-from repositories.session import IDLE_SECONDS
-from repositories.vector_indexes import VectorIndexes
-from tasks.composition import PromptStack
+from promptstack.config.settings import load_settings
+from promptstack.embedded.servers import ServerUrls
+from promptstack.repositories.embeddings import index_name
+from promptstack.repositories.migrations import upgrade
+from promptstack.repositories.models import JobState
+from promptstack.repositories.run_models import RunState
+from promptstack.repositories.session import IDLE_SECONDS
+from promptstack.repositories.vector_indexes import VectorIndexes
+from promptstack.tasks.composition import PromptStack
 from tests.pooler import CONNECTIONS, Pooler, pooler_before
 from tests.runs import in_ledger, work
 

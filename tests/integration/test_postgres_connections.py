@@ -6,12 +6,12 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import make_url
 
-from api.cli.doctor import _try
-from config.embedded.servers import ServerUrls
-from config.errors import ConfigurationError
-from config.settings import load_settings
-from repositories.errors import LedgerUnavailable
-from repositories.session import Ledger
+from promptstack.api.cli.doctor import _try
+from promptstack.config.errors import ConfigurationError
+from promptstack.config.settings import load_settings
+from promptstack.embedded.servers import ServerUrls
+from promptstack.repositories.errors import LedgerUnavailable
+from promptstack.repositories.session import Ledger
 
 PSYCOPG2 = "postgresql+psycopg2://"
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from services.errors import InvalidInput
-from services.llm.anthropic import AnthropicService
-from services.llm.base import EmbeddingResponse, LLMResponse, LLMService
-from services.llm.errors import (
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.anthropic import AnthropicService
+from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService
+from promptstack.services.llm.errors import (
     AuthenticationFailed,
     BadResponse,
     ConnectionFailed,
@@ -31,11 +31,11 @@ from services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
-from services.llm.gemini import GeminiService
-from services.llm.openai import OpenAIService
-from services.llm.requests import GenerationRequest, Message, Tool, ToolCall
-from simulator.answers import text_for, vector_for
-from simulator.process import SimulatorProcess
+from promptstack.services.llm.gemini import GeminiService
+from promptstack.services.llm.openai import OpenAIService
+from promptstack.services.llm.requests import GenerationRequest, Message, Tool, ToolCall
+from promptstack.simulator.answers import text_for, vector_for
+from promptstack.simulator.process import SimulatorProcess
 from tests.simulators import ForkedSimulator
 
 API_KEY = "sk-never-to-be-seen"

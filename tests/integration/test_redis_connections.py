@@ -11,13 +11,13 @@ from celery.result import AsyncResult
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from config.embedded.servers import ServerUrls
-from config.errors import ConfigurationError
-from config.names import Queue
-from config.settings import get_settings, load_settings
-from repositories.models import JobState
-from services.limiter.terms import Bucket
-from tasks.composition import PromptStack
+from promptstack.config.errors import ConfigurationError
+from promptstack.config.names import Queue
+from promptstack.config.settings import get_settings, load_settings
+from promptstack.embedded.servers import ServerUrls
+from promptstack.repositories.models import JobState
+from promptstack.services.limiter.terms import Bucket
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, run
 from tests.tls import Authority, TlsServer, tls_before
 
@@ -135,7 +135,11 @@ def test_a_server_that_is_not_who_it_should_be_hears_no_password(
             with pytest.raises(refusal), stack.celery.connection_for_write() as broker:
                 broker.connect()
         # The other commands say the same; to start one takes seconds.
-        commands = ("worker", "api.http", "api.flower") if fault == "another host" else ("worker",)
+        commands = (
+            ("worker", "promptstack.api.http", "promptstack.api.flower")
+            if fault == "another host"
+            else ("worker",)
+        )
         for command in commands:
             done = run(["-m", command], environment)
             assert done.returncode == 2

@@ -22,21 +22,21 @@ from sqlalchemy import Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-import repositories.migrations as ledger_migrations
-from config.embedded.servers import ServerUrls
-from config.errors import PromptStackError
-from repositories.embeddings import TABLES
-from repositories.errors import (
+import promptstack.repositories.migrations as ledger_migrations
+from promptstack.config.errors import PromptStackError
+from promptstack.embedded.servers import ServerUrls
+from promptstack.repositories.embeddings import TABLES
+from promptstack.repositories.errors import (
     LedgerConflict,
     LedgerOutdated,
     LedgerSlow,
     LedgerUnavailable,
     UnknownFilter,
 )
-from repositories.migrations import pending, upgrade
-from repositories.models import Base, Job, User
-from repositories.session import Ledger, UnitOfWork
-from tasks.composition import PromptStack
+from promptstack.repositories.migrations import pending, upgrade
+from promptstack.repositories.models import Base, Job, User
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.tasks.composition import PromptStack
 from tests.processes import wait_until
 
 _numbers = itertools.count()
@@ -477,7 +477,7 @@ def test_a_first_connection_that_breaks_as_it_is_opened_is_an_outage(stack: Prom
 def test_what_takes_too_long_is_slow_and_no_outage(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("repositories.session.IDLE_SECONDS", 0.3)
+    monkeypatch.setattr("promptstack.repositories.session.IDLE_SECONDS", 0.3)
 
     def idle(*, is_asked: bool = True) -> None:
         with ledger.transaction() as unit:
@@ -507,7 +507,7 @@ def test_what_takes_too_long_is_slow_and_no_outage(
 def test_a_connection_that_breaks_in_a_long_commit_is_an_outage(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("repositories.session.IDLE_SECONDS", 0.3)
+    monkeypatch.setattr("promptstack.repositories.session.IDLE_SECONDS", 0.3)
     breaks_late = """
         CREATE TABLE pg_temp.late (number int);
         CREATE FUNCTION pg_temp.break() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

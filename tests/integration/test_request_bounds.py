@@ -9,8 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from services.errors import InvalidInput
-from tasks.composition import PromptStack
+from promptstack.services.errors import InvalidInput
+from promptstack.tasks.composition import PromptStack
 from tests.http import problem, serve
 
 NO_TIMES = {
@@ -156,12 +156,12 @@ def test_a_request_is_checked_before_a_transaction_is_open(
         return look
 
     for place in (
-        "services.llm.requests.check_storable",
-        "services.llm.requests.check_storable_json",
-        "services.json_bounds.JsonBounds.check",
-        "services.jobs.JobService._check_size",
-        "services.new_job.NewJob.__post_init__",
-        "services.llm.demo.DemoService.check_options",
+        "promptstack.services.llm.requests.check_storable",
+        "promptstack.services.llm.requests.check_storable_json",
+        "promptstack.services.json_bounds.JsonBounds.check",
+        "promptstack.services.jobs.JobService._check_size",
+        "promptstack.services.new_job.NewJob.__post_init__",
+        "promptstack.services.llm.demo.DemoService.check_options",
     ):
         owner, name = place.rsplit(".", 1)
         monkeypatch.setattr(place, seen(getattr(pkgutil.resolve_name(owner), name)))

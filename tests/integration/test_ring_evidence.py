@@ -8,10 +8,10 @@ import pytest
 from amqp.exceptions import RecoverableConnectionError
 from sqlalchemy import text
 
-from config.names import Queue
-from repositories.models import JobState
-from services.progress import Progress
-from tasks.composition import PromptStack
+from promptstack.config.names import Queue
+from promptstack.repositories.models import JobState
+from promptstack.services.progress import Progress
+from promptstack.tasks.composition import PromptStack
 
 BACKLOG = 30
 

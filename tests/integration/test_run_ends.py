@@ -8,17 +8,17 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from api.cli.main import build
-from repositories.embeddings import index_name
-from repositories.errors import LedgerUnavailable
-from repositories.items import Counted, ItemRepository, Slice
-from repositories.models import EmbeddingModel
-from repositories.run_models import Run, RunState
-from repositories.runs import RunRepository
-from services.errors import NotFound
-from services.runs.dispatch import Dispatch
-from services.runs.views import RunView
-from tasks.composition import PromptStack
+from promptstack.api.cli.main import build
+from promptstack.repositories.embeddings import index_name
+from promptstack.repositories.errors import LedgerUnavailable
+from promptstack.repositories.items import Counted, ItemRepository, Slice
+from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.run_models import Run, RunState
+from promptstack.repositories.runs import RunRepository
+from promptstack.services.errors import NotFound
+from promptstack.services.runs.dispatch import Dispatch
+from promptstack.services.runs.views import RunView
+from promptstack.tasks.composition import PromptStack
 from tests.runs import in_ledger, work
 
 FINALIZATIONS = "SELECT count(*) FROM jobs WHERE kind = 'finalization'"
@@ -291,7 +291,7 @@ def test_a_run_that_cannot_be_finalized_keeps_no_other_from_it(
 def test_a_run_that_is_being_deleted_cannot_be_retried(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.runs.dispatch.PRUNED_AT_ONCE", 1)
+    monkeypatch.setattr("promptstack.services.runs.dispatch.PRUNED_AT_ONCE", 1)
     run = generate(stack)
     stack.runs.cancel(run.id)
     change(stack, OLD)

@@ -12,24 +12,24 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from config.names import VectorType
-from config.settings import load_settings
-from repositories.answers import AnswerRepository
-from repositories.errors import LedgerUnavailable
-from repositories.models import JobKind
-from repositories.run_models import Run, RunState
-from repositories.runs import RunRepository
-from repositories.session import Ledger, UnitOfWork
-from services.errors import InvalidInput, WrongState
-from services.limiter.terms import Need, Outcome, Settlement
-from services.llm.base import Capability, EmbeddingResponse, LLMResponse, LLMService
-from services.llm.errors import ServerBroke
-from services.llm.limit_report import LimitReport, LimitState
-from services.llm.requests import GenerationRequest
-from services.runs.call_session import CallSession
-from services.runs.dispatch import Dispatch
-from services.runs.service import BadInputs
-from tasks.composition import PromptStack
+from promptstack.config.names import VectorType
+from promptstack.config.settings import load_settings
+from promptstack.repositories.answers import AnswerRepository
+from promptstack.repositories.errors import LedgerUnavailable
+from promptstack.repositories.models import JobKind
+from promptstack.repositories.run_models import Run, RunState
+from promptstack.repositories.runs import RunRepository
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.services.errors import InvalidInput, WrongState
+from promptstack.services.limiter.terms import Need, Outcome, Settlement
+from promptstack.services.llm.base import Capability, EmbeddingResponse, LLMResponse, LLMService
+from promptstack.services.llm.errors import ServerBroke
+from promptstack.services.llm.limit_report import LimitReport, LimitState
+from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.runs.call_session import CallSession
+from promptstack.services.runs.dispatch import Dispatch
+from promptstack.services.runs.service import BadInputs
+from promptstack.tasks.composition import PromptStack
 from tests.processes import wait_until
 from tests.runs import work
 
@@ -123,7 +123,7 @@ def one(stack: PromptStack, query: str) -> Any:
 def test_a_commit_whose_answer_was_lost_is_counted_once(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.patient_ledger.LEDGER_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("promptstack.services.patient_ledger.LEDGER_RETRY_SECONDS", 0.0)
     run = stack.runs.generate(
         [f"Say {n}." for n in range(60)],
         provider="demo",
@@ -152,7 +152,7 @@ def test_a_commit_whose_answer_was_lost_is_counted_once(
 def test_a_call_that_may_have_been_billed_is_counted_once_too(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.patient_ledger.LEDGER_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("promptstack.services.patient_ledger.LEDGER_RETRY_SECONDS", 0.0)
     stack.factory.register("unsure", Unsure)
     run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="unsure", in_flight=7)
     (shard,) = one(stack, "SELECT id FROM jobs")

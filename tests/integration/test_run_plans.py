@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from repositories.models import new_id
-from repositories.run_models import Run, RunState
-from repositories.session import Ledger, UnitOfWork
-from tasks.composition import PromptStack
+from promptstack.repositories.models import new_id
+from promptstack.repositories.run_models import Run, RunState
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.tasks.composition import PromptStack
 
 OLD_RUNS = """
 INSERT INTO runs (id, kind, state, name, provider, model, parameters, in_flight, max_retries,

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from repositories.errors import LedgerUnavailable
-from repositories.run_models import RunState
-from repositories.runs import RunRepository
-from services.runs import intake
-from services.runs.views import RunView
-from tasks.composition import PromptStack
+from promptstack.repositories.errors import LedgerUnavailable
+from promptstack.repositories.run_models import RunState
+from promptstack.repositories.runs import RunRepository
+from promptstack.services.runs import intake
+from promptstack.services.runs.views import RunView
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 
 ABANDONED = "UPDATE runs SET touched_at = now() - interval '2 hours'"

@@ -11,8 +11,8 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from api.cli.main import build
-from tasks.composition import PromptStack
+from promptstack.api.cli.main import build
+from promptstack.tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.runs import in_ledger
 from tests.unit.test_schema_bounds import BOUNDS, TOO_MUCH, bomb, named

@@ -19,9 +19,9 @@ from google import genai
 from google.genai import errors, types
 from pydantic import BaseModel
 
-from simulator.answers import text_for, vector_for
-from simulator.ledger import billing_key
-from simulator.process import SimulatorProcess
+from promptstack.simulator.answers import text_for, vector_for
+from promptstack.simulator.ledger import billing_key
+from promptstack.simulator.process import SimulatorProcess
 from tests.simulators import ForkedSimulator
 
 GPT = "gpt-5-mini"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from config.settings import load_settings
-from repositories.models import JobState
-from repositories.run_models import RunState
-from tasks.composition import PromptStack
+from promptstack.config.settings import load_settings
+from promptstack.repositories.models import JobState
+from promptstack.repositories.run_models import RunState
+from promptstack.tasks.composition import PromptStack
 from tests.integration.test_run_ledger import one
 from tests.runs import failures, work
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from api.cli.main import build
-from api.cli.run_end import print_run
-from api.cli.run_watch import Rate, _picture
-from api.cli.terminal import out
-from services.runs.views import RunView
-from tasks.composition import PromptStack
+from promptstack.api.cli.main import build
+from promptstack.api.cli.run_end import print_run
+from promptstack.api.cli.run_watch import Rate, _picture
+from promptstack.api.cli.terminal import out
+from promptstack.services.runs.views import RunView
+from promptstack.tasks.composition import PromptStack
 from tests.http import serve
 from tests.runs import work
 from tests.small_server import Answer, Asked, chat, small_server

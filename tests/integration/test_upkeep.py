@@ -9,18 +9,18 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from api.cli.main import build
-from api.http.app import create_app
-from config.names import Queue
-from config.settings import Settings
-from repositories.errors import LedgerSlow
-from repositories.models import AttemptState, JobKind, JobState
-from repositories.session import Ledger
-from services.errors import WrongState
-from services.reconciler import Reconciler, Retention
-from services.views import JobView
-from simulator.process import SimulatorProcess
-from tasks.composition import PromptStack
+from promptstack.api.cli.main import build
+from promptstack.api.http.app import create_app
+from promptstack.config.names import Queue
+from promptstack.config.settings import Settings
+from promptstack.repositories.errors import LedgerSlow
+from promptstack.repositories.models import AttemptState, JobKind, JobState
+from promptstack.repositories.session import Ledger
+from promptstack.services.errors import WrongState
+from promptstack.services.reconciler import Reconciler, Retention
+from promptstack.services.views import JobView
+from promptstack.simulator.process import SimulatorProcess
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.simulators import ForkedSimulator
 
@@ -179,7 +179,7 @@ def test_filters_narrow_what_is_retried(stack: PromptStack) -> None:
 def test_more_than_one_transaction_s_worth_is_retried(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.jobs.RETRIED_AT_ONCE", 2)
+    monkeypatch.setattr("promptstack.services.jobs.RETRIED_AT_ONCE", 2)
     for _ in range(5):
         end(stack)
     steps: list[int] = []
@@ -250,7 +250,7 @@ def test_a_job_that_is_being_written_is_freed_later_and_keeps_nobody_waiting(
 def test_a_process_that_freezes_within_a_transaction_loses_its_locks(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("repositories.session.IDLE_SECONDS", 1)
+    monkeypatch.setattr("promptstack.repositories.session.IDLE_SECONDS", 1)
     ledger = Ledger(stack.database_url)
 
     def is_free() -> bool:

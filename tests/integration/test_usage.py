@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from api.http.app import create_app
-from config.prices import ModelPrice
-from repositories.models import Attempt, JobKind
-from repositories.usage import Group, Usage
-from services.errors import InvalidInput, NotFound
-from services.prices import Prices
-from simulator.process import SimulatorProcess
-from tasks.composition import PromptStack
+from promptstack.api.http.app import create_app
+from promptstack.config.prices import ModelPrice
+from promptstack.repositories.models import Attempt, JobKind
+from promptstack.repositories.usage import Group, Usage
+from promptstack.services.errors import InvalidInput, NotFound
+from promptstack.services.prices import Prices
+from promptstack.simulator.process import SimulatorProcess
+from promptstack.tasks.composition import PromptStack
 from tests.simulators import ForkedSimulator
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from sqlalchemy import create_engine, text
 
-from repositories.embeddings import create_index, index_name, partition_of
-from repositories.errors import IndexNotBuilt
-from repositories.models import EmbeddingModel
-from repositories.run_models import RunState
-from repositories.vector_indexes import VectorIndexes
-from tasks.composition import PromptStack
+from promptstack.repositories.embeddings import create_index, index_name, partition_of
+from promptstack.repositories.errors import IndexNotBuilt
+from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.run_models import RunState
+from promptstack.repositories.vector_indexes import VectorIndexes
+from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.runs import in_ledger, work
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from sqlalchemy import text as sql
 
-from config.settings import load_settings
-from repositories.embeddings import partition_of
-from repositories.models import JobState
-from repositories.run_models import RunState
-from services.errors import InvalidInput
-from services.export.results import ExportFormat, ExportSummary, export
-from services.runs.views import RunView
-from tasks.composition import PromptStack
+from promptstack.config.settings import load_settings
+from promptstack.repositories.embeddings import partition_of
+from promptstack.repositories.models import JobState
+from promptstack.repositories.run_models import RunState
+from promptstack.services.errors import InvalidInput
+from promptstack.services.export.results import ExportFormat, ExportSummary, export
+from promptstack.services.runs.views import RunView
+from promptstack.tasks.composition import PromptStack
 from tests.integration.test_run_ledger import one
 from tests.runs import work
 from tests.small_server import Answer, Asked, SmallServer, small_server

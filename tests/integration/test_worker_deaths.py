@@ -12,19 +12,19 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from config.names import Queue
-from repositories.models import JobKind, JobState
-from repositories.run_models import RunState
-from repositories.session import Ledger, UnitOfWork
-from services.chunking import Chunker
-from services.claimed_job import ClaimedJob
-from services.doorbell import BrokerUnavailable, Ring
-from services.embedding import EmbeddingService
-from services.liveness import Liveness
-from services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
-from services.reconciler import Reconciler
-from services.runs.narrowing import narrow
-from tasks.composition import PromptStack
+from promptstack.config.names import Queue
+from promptstack.repositories.models import JobKind, JobState
+from promptstack.repositories.run_models import RunState
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.services.chunking import Chunker
+from promptstack.services.claimed_job import ClaimedJob
+from promptstack.services.doorbell import BrokerUnavailable, Ring
+from promptstack.services.embedding import EmbeddingService
+from promptstack.services.liveness import Liveness
+from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
+from promptstack.services.reconciler import Reconciler
+from promptstack.services.runs.narrowing import narrow
+from promptstack.tasks.composition import PromptStack
 from tests.processes import wait_until
 from tests.runs import failures, in_ledger
 
@@ -322,7 +322,9 @@ def test_a_worker_that_freezes_as_it_watches_loses_the_lock_before_all_others(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nobody can watch for half the silence that proves a death, nobody is dead."""
-    monkeypatch.setattr("repositories.session.IDLE_SECONDS", 3_600)  # of other transactions
+    monkeypatch.setattr(
+        "promptstack.repositories.session.IDLE_SECONDS", 3_600
+    )  # of other transactions
     ledger = Ledger(stack.database_url)
     assert watches(stack)  # and it is connected, so that the next time takes no half a second
     with ledger.transaction() as unit:
@@ -344,7 +346,7 @@ def watches(stack: PromptStack) -> bool:
 def test_more_jobs_than_one_transaction_s_worth_are_freed_in_a_round(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.liveness.BATCH", 2)
+    monkeypatch.setattr("promptstack.services.liveness.BATCH", 2)
     jobs = [stack.jobs.enqueue_generation("x").id for _ in range(5)]
     with stack.ledger.transaction() as unit:
         for job_id in jobs:

@@ -10,7 +10,7 @@ from tests.processes import Process, wait_until
 
 KEEPER = """
 import logging, os, signal, sys, time
-from worker.processes import WorkerProcesses
+from promptstack.worker.processes import WorkerProcesses
 logging.basicConfig()
 real_fork, real_setpgid = os.fork, os.setpgid
 

@@ -5,8 +5,8 @@ from unittest.mock import MagicMock
 import pytest
 from amqp.exceptions import AccessRefused, ConnectionForced
 
-from config.errors import ConfigurationError
-from tasks.connections import check_broker
+from promptstack.config.errors import ConfigurationError
+from promptstack.tasks.connections import check_broker
 
 
 def answering(error: Exception) -> MagicMock:

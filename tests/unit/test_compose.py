@@ -14,9 +14,9 @@ from dotenv import dotenv_values
 from redis import AuthenticationError, Redis
 from typer.main import get_command
 
-from api.cli.main import build
-from config.settings import Settings, load_settings
-from repositories.vector_indexes import BUILD_MEMORY
+from promptstack.api.cli.main import build
+from promptstack.config.settings import Settings, load_settings
+from promptstack.repositories.vector_indexes import BUILD_MEMORY
 from tests.processes import wait_until
 
 ROOT = Path(__file__).parents[2]

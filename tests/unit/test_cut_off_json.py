@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.llm import openai_forms, reading
-from services.llm.openai_forms import few_values
-from services.sources.jsonl import STRUCTURE, TEXT_IN_JSON, has_more
+from promptstack.services.llm import openai_forms, reading
+from promptstack.services.llm.openai_forms import few_values
+from promptstack.services.sources.jsonl import STRUCTURE, TEXT_IN_JSON, has_more
 
 CUT = '{"content": "' + r"{\"a\":[\"b\",{}]}," * 20_000
 """JSON within JSON, as where a proxy cuts an answer. Once for each quote takes minutes."""

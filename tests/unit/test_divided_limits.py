@@ -2,9 +2,18 @@
 
 import pytest
 
-from services.limiter.divided import DividedBuckets
-from services.limiter.terms import Bucket, Grant, Limits, Need, Outcome, Settlement, Verdict, Wait
-from services.llm.limit_report import LimitReport, LimitState
+from promptstack.services.limiter.divided import DividedBuckets
+from promptstack.services.limiter.terms import (
+    Bucket,
+    Grant,
+    Limits,
+    Need,
+    Outcome,
+    Settlement,
+    Verdict,
+    Wait,
+)
+from promptstack.services.llm.limit_report import LimitReport, LimitState
 
 BUCKET = Bucket("made-up", "key", "model")
 ROOM = LimitReport({"requests": LimitState(6_000, 5_000)})

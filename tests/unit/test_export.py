@@ -21,12 +21,12 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from services.errors import InvalidInput
-from services.export import array_writers
-from services.export.atomic import COMPRESSIONS
-from services.export.cells import text_cell
-from services.export.places import COMPRESSED
-from services.export.results import (
+from promptstack.services.errors import InvalidInput
+from promptstack.services.export import array_writers
+from promptstack.services.export.atomic import COMPRESSIONS
+from promptstack.services.export.cells import text_cell
+from promptstack.services.export.places import COMPRESSED
+from promptstack.services.export.results import (
     ExportFailed,
     ExportFormat,
     ExportSummary,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tests.processes import ROOT
 
-PACKAGES = ("api", "config", "repositories", "services", "simulator", "tasks", "worker")
-NOT_ALONE = {"repositories/migrations/env.py"}
+SOURCE = ROOT / "src"
+NOT_ALONE = {"promptstack.repositories.migrations.env"}
 """Run by Alembic within a migration, and never imported."""
 
 PROGRAM = """
@@ -51,17 +51,15 @@ print(json.dumps(done))
 
 
 def module_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = path.relative_to(SOURCE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def modules() -> list[str]:
-    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    return sorted(
-        module_of(path)
-        for path in files
-        if path.name != "__main__.py" and str(path.relative_to(ROOT)) not in NOT_ALONE
-    )
+    # Path.rglob follows no links, and each folder here is one.
+    files = [path for folder in (SOURCE / "promptstack").iterdir() for path in folder.rglob("*.py")]
+    names = {module_of(path) for path in files if path.name != "__main__.py"}
+    return sorted(names - NOT_ALONE)
 
 
 def side_effects(names: list[str], folder: Path) -> list[list[str]]:
@@ -69,7 +67,7 @@ def side_effects(names: list[str], folder: Path) -> list[list[str]]:
     environment = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(folder),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(SOURCE),
         # Python's own cache of compiled modules is no doing of ours.
         "PYTHONDONTWRITEBYTECODE": "1",
     }

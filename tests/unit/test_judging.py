@@ -5,11 +5,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from services.llm.base import LLMResponse
-from services.runs.call_session import Answered, Event, Failed, Sent
-from services.runs.judging import AT_ONCE_SECONDS, LAST_SECONDS, Judging
-from services.runs.schemas import AnswerMismatch, AnswerNotJudged
-from services.runs.shard_store import Unfit
+from promptstack.services.llm.base import LLMResponse
+from promptstack.services.runs.call_session import Answered, Event, Failed, Sent
+from promptstack.services.runs.judging import AT_ONCE_SECONDS, LAST_SECONDS, Judging
+from promptstack.services.runs.schemas import AnswerMismatch, AnswerNotJudged
+from promptstack.services.runs.shard_store import Unfit
 
 
 class Slow:

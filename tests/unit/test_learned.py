@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from services.llm.learned import MOST_MODELS, LearnedFacts, RefusedCalls, most_texts
-from services.llm.openai_fields import SUBSTITUTES, as_taken, refused_field, without
+from promptstack.services.llm.learned import MOST_MODELS, LearnedFacts, RefusedCalls, most_texts
+from promptstack.services.llm.openai_fields import SUBSTITUTES, as_taken, refused_field, without
 
 WORDS = st.lists(
     st.one_of(

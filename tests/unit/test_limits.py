@@ -1,6 +1,6 @@
 """Limits from several sources."""
 
-from services.limiter.terms import Limits
+from promptstack.services.limiter.terms import Limits
 
 
 def test_of_two_limits_the_narrower_holds_and_an_unknown_one_is_none() -> None:

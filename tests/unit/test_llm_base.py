@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.errors import InvalidInput, UnknownModel
-from services.llm.base import Capability, EmbeddingResponse, LLMResponse, LLMService
-from services.llm.errors import BadResponse, InvalidProviderRequest, Overloaded
-from services.llm.requests import GenerationRequest, Message
+from promptstack.services.errors import InvalidInput, UnknownModel
+from promptstack.services.llm.base import Capability, EmbeddingResponse, LLMResponse, LLMService
+from promptstack.services.llm.errors import BadResponse, InvalidProviderRequest, Overloaded
+from promptstack.services.llm.requests import GenerationRequest, Message
 
 
 class Fixed(LLMService):
@@ -230,7 +230,7 @@ def test_a_closed_service_that_holds_nothing_is_fine() -> None:
 
 
 def test_the_log_has_the_outcome_but_no_content(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, logger="services.llm")
+    caplog.set_level(logging.DEBUG, logger="promptstack.services.llm")
     error = Overloaded("It can't.", detail="about my secret", status=503, request_id="req_1")
 
     asyncio.run(Fixed().generate_text(request(prompt="my secret"), None))

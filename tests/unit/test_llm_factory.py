@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from services.errors import UnknownProvider
-from services.llm.base import LLMService
-from services.llm.factory import LLMServiceFactory
+from promptstack.services.errors import UnknownProvider
+from promptstack.services.llm.base import LLMService
+from promptstack.services.llm.factory import LLMServiceFactory
 
 
 class Local(LLMService):
@@ -79,7 +79,7 @@ def test_each_create_makes_a_new_service() -> None:
 def test_a_provider_comes_in_by_its_entry_point_and_is_imported_only_then() -> None:
     program = """
 import sys
-from services.llm.factory import LLMServiceFactory
+from promptstack.services.llm.factory import LLMServiceFactory
 factory = LLMServiceFactory()
 factory.names()
 assert "openai" not in sys.modules

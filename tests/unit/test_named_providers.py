@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from config.errors import ConfigurationError
-from config.models_file import ModelsFile
-from config.providers import ModelFacts, NamedProvider
-from config.settings import Settings
-from services.errors import InvalidInput, UnknownModel
-from services.llm.base import Capability
-from services.llm.errors import NotConfigured
-from services.llm.openai import OpenAIService
-from services.llm.requests import GenerationRequest
-from tasks.composition import PromptStack
+from promptstack.config.errors import ConfigurationError
+from promptstack.config.models_file import ModelsFile
+from promptstack.config.providers import ModelFacts, NamedProvider
+from promptstack.config.settings import Settings
+from promptstack.services.errors import InvalidInput, UnknownModel
+from promptstack.services.llm.base import Capability
+from promptstack.services.llm.errors import NotConfigured
+from promptstack.services.llm.openai import OpenAIService
+from promptstack.services.llm.requests import GenerationRequest
+from promptstack.tasks.composition import PromptStack
 
 PAGE = Path(__file__).parents[2] / "docs" / "providers.md"
 TWO = """

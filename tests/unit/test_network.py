@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from config.errors import ConfigurationError
-from config.network import check_network
-from config.providers import Wire
-from config.settings import load_settings
-from services.llm.errors import NotConfigured
-from services.llm.factory import LLMServiceFactory
+from promptstack.config.errors import ConfigurationError
+from promptstack.config.network import check_network
+from promptstack.config.providers import Wire
+from promptstack.config.settings import load_settings
+from promptstack.services.llm.errors import NotConfigured
+from promptstack.services.llm.factory import LLMServiceFactory
 
 WIRES: tuple[Wire, ...] = ("openai", "anthropic", "gemini")
 LOCAL = "http://127.0.0.1:9/v1"

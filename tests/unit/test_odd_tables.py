@@ -14,7 +14,7 @@ from hypothesis import Phase, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from services.sources.inputs import BadInput, Format, Reading, read_inputs
+from promptstack.services.sources.inputs import BadInput, Format, Reading, read_inputs
 
 ROWS = 10
 TABLES = max(1, int(os.environ.get("ODD_EXAMPLES", "300")) // ROWS)

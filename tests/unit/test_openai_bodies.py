@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from services.errors import InvalidInput
-from services.llm import openai_chat, openai_responses
-from services.llm.openai import OpenAIService
-from services.llm.openai_bodies import HONOURED_ONLY_AS
-from services.llm.requests import GenerationRequest
-from services.runs.new_run import RunDefaults
-from services.runs.plans import plan_embedding, plan_generation
-from services.sources.batch_lines import BatchLines
-from services.sources.reading import BadInput, Reading
-from services.sources.records import RecordCheck
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm import openai_chat, openai_responses
+from promptstack.services.llm.openai import OpenAIService
+from promptstack.services.llm.openai_bodies import HONOURED_ONLY_AS
+from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.runs.new_run import RunDefaults
+from promptstack.services.runs.plans import plan_embedding, plan_generation
+from promptstack.services.sources.batch_lines import BatchLines
+from promptstack.services.sources.reading import BadInput, Reading
+from promptstack.services.sources.records import RecordCheck
 
 EXAMPLES = int(os.environ.get("ODD_EXAMPLES", "400"))
 DEFAULTS = RunDefaults(

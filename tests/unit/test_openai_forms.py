@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionMessage
 from pydantic import ValidationError
 
-from services.errors import InvalidInput
-from services.llm import anthropic, gemini, openai_chat, openai_forms, openai_responses
-from services.llm.anthropic import AnthropicService
-from services.llm.gemini import GeminiService
-from services.llm.openai import OpenAIService
-from services.llm.requests import TOOLS, GenerationRequest, Message
-from services.sources.conversations import checked_messages
-from services.sources.reading import BadRecord
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm import anthropic, gemini, openai_chat, openai_forms, openai_responses
+from promptstack.services.llm.anthropic import AnthropicService
+from promptstack.services.llm.gemini import GeminiService
+from promptstack.services.llm.openai import OpenAIService
+from promptstack.services.llm.requests import TOOLS, GenerationRequest, Message
+from promptstack.services.sources.conversations import checked_messages
+from promptstack.services.sources.reading import BadRecord
 
 DUMPED: dict[str, Any] = {"refusal": None, "annotations": [], "audio": None, "function_call": None}
 EMPTY: dict[str, Any] = {"refusal": "", "reasoning_content": "", "thinking_blocks": []}

@@ -6,9 +6,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repositories.documents import Passage
-from services.llm.base import EmbeddingLimits
-from services.packing import pack
+from promptstack.repositories.documents import Passage
+from promptstack.services.llm.base import EmbeddingLimits
+from promptstack.services.packing import pack
 
 
 def passages_of(texts: list[str]) -> list[Passage]:

@@ -8,17 +8,23 @@ import httpx2
 import numpy as np
 import pytest
 
-from services.llm import openai_chat, openai_responses
-from services.llm.anthropic import AnthropicService
-from services.llm.anthropic import read as read_anthropic
-from services.llm.base import LLMResponse
-from services.llm.errors import BadResponse, ContentRefused, Overloaded, QuotaExhausted, RateLimited
-from services.llm.gemini import GeminiService
-from services.llm.gemini import read as read_gemini
-from services.llm.openai import OpenAIService
-from services.llm.reading import Part, Said, parse, vectors
-from services.llm.remote import RemoteService
-from services.llm.requests import GenerationRequest
+from promptstack.services.llm import openai_chat, openai_responses
+from promptstack.services.llm.anthropic import AnthropicService
+from promptstack.services.llm.anthropic import read as read_anthropic
+from promptstack.services.llm.base import LLMResponse
+from promptstack.services.llm.errors import (
+    BadResponse,
+    ContentRefused,
+    Overloaded,
+    QuotaExhausted,
+    RateLimited,
+)
+from promptstack.services.llm.gemini import GeminiService
+from promptstack.services.llm.gemini import read as read_gemini
+from promptstack.services.llm.openai import OpenAIService
+from promptstack.services.llm.reading import Part, Said, parse, vectors
+from promptstack.services.llm.remote import RemoteService
+from promptstack.services.llm.requests import GenerationRequest
 
 READERS: dict[str, tuple[type[RemoteService[Any]], Callable[[Part], Said]]] = {
     "chat": (OpenAIService, openai_chat.read),

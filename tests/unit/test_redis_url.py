@@ -14,7 +14,7 @@ from kombu import Connection
 from kombu.transport.redis import Channel
 from redis.connection import parse_url
 
-from config.redis_url import RedisUrl
+from promptstack.config.redis_url import RedisUrl
 
 TLS = "ssl_cert_reqs=required&ssl_check_hostname=true"
 printable = st.text(st.characters(codec="utf-8"), max_size=12)

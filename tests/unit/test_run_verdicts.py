@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.errors import PromptStackError, Reach
-from repositories.run_models import Run
-from services.backoff import Backoff
-from services.llm.errors import (
+from promptstack.config.errors import PromptStackError, Reach
+from promptstack.repositories.run_models import Run
+from promptstack.services.backoff import Backoff
+from promptstack.services.llm.errors import (
     BadResponse,
     ContentRefused,
     ContextTooLong,
@@ -23,13 +23,20 @@ from services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
-from services.prices import Prices
-from services.runs.asking import Call, Content
-from services.runs.in_flight import InFlight, places
-from services.runs.shard import ShardWork
-from services.runs.shard_store import ShardTools
-from services.runs.verdicts import IN_VAIN, ended, is_parted, is_retried, paid_in_vain, parts
-from services.sources.reading import BadRecord
+from promptstack.services.prices import Prices
+from promptstack.services.runs.asking import Call, Content
+from promptstack.services.runs.in_flight import InFlight, places
+from promptstack.services.runs.shard import ShardWork
+from promptstack.services.runs.shard_store import ShardTools
+from promptstack.services.runs.verdicts import (
+    IN_VAIN,
+    ended,
+    is_parted,
+    is_retried,
+    paid_in_vain,
+    parts,
+)
+from promptstack.services.sources.reading import BadRecord
 
 SAID = "It is refused."
 ONE_OF_MANY: tuple[PromptStackError, ...] = (

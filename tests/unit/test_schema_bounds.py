@@ -12,12 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from config.settings import Settings
-from services.errors import InvalidInput
-from services.llm.base import LLMResponse
-from services.runs.schemas import AnswerMismatch, AnswerNotJudged, AnswerSchema
-from services.schema_bounds import SchemaBounds
-from tasks.composition import PromptStack
+from promptstack.config.settings import Settings
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.base import LLMResponse
+from promptstack.services.runs.schemas import AnswerMismatch, AnswerNotJudged, AnswerSchema
+from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.tasks.composition import PromptStack
 from tests.unit.test_schemas import DRAFTS, keywords
 
 BOUNDS = SchemaBounds()

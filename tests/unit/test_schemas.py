@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.errors import InvalidInput
-from services.llm.base import LLMResponse
-from services.runs.schemas import AnswerSchema
-from services.schema_bounds import SchemaBounds
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.base import LLMResponse
+from promptstack.services.runs.schemas import AnswerSchema
+from promptstack.services.schema_bounds import SchemaBounds
 
 BACKTRACKS = "^(a+)+$"
 """Python's own engine would take longer than the universe is old."""

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from config.errors import ConfigurationError
-from config.settings import DEFAULT_SECRET_KEY, Settings, get_settings, load_settings
+from promptstack.config.errors import ConfigurationError
+from promptstack.config.settings import DEFAULT_SECRET_KEY, Settings, get_settings, load_settings
 
 PRODUCTION = {
     "ENVIRONMENT": "production",

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.faults import FaultScript, parse, parse_rates
-from simulator.limits import Bucket, Limiter, LimitReached, Limits, parse_limits
+from promptstack.simulator.faults import FaultScript, parse, parse_rates
+from promptstack.simulator.limits import Bucket, Limiter, LimitReached, Limits, parse_limits
 
 
 class Clock:

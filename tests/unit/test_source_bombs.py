@@ -14,18 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.errors import InvalidInput
-from services.sources.inputs import BadInput, Format, Reading, read_inputs
-from services.sources.reading import SourceBounds
+from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.inputs import BadInput, Format, Reading, read_inputs
+from promptstack.services.sources.reading import SourceBounds
 
 MEGABYTE = 1_000_000
 MUCH = 300 * MEGABYTE
 READ = """
 import json, resource, sys
 from pathlib import Path
-from services.errors import InvalidInput
-from services.sources.inputs import Reading, read_inputs
-import services.sources.parquet
+from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.inputs import Reading, read_inputs
+import promptstack.services.sources.parquet
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()

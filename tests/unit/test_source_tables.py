@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from services.errors import InvalidInput
-from services.sources.csv_records import csv_records
-from services.sources.inputs import BadInput, Fault, Format, Input, Reading, read_inputs
-from services.sources.records import RecordCheck
-from services.sources.tables import read_csv
+from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.csv_records import csv_records
+from promptstack.services.sources.inputs import BadInput, Fault, Format, Input, Reading, read_inputs
+from promptstack.services.sources.records import RecordCheck
+from promptstack.services.sources.tables import read_csv
 
 good_text = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20

@@ -14,11 +14,11 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from services.chunking import Chunker
-from services.errors import InvalidInput
-from services.sources.inputs import BadInput, Fault, Format, Input, Reading, read_inputs
-from services.sources.reading import BadRecord
-from services.sources.templates import Template
+from promptstack.services.chunking import Chunker
+from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.inputs import BadInput, Fault, Format, Input, Reading, read_inputs
+from promptstack.services.sources.reading import BadRecord
+from promptstack.services.sources.templates import Template
 
 names = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=6)
 literals = st.text(max_size=8)
@@ -318,7 +318,7 @@ def test_an_unreadable_folder_and_file_are_refused(
     def refuse(*_arguments: Any, **_options: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("services.sources.folders.os.scandir", refuse)
+    monkeypatch.setattr("promptstack.services.sources.folders.os.scandir", refuse)
     assert refused(tmp_path) == f"{tmp_path} can't be read: Permission denied."
     monkeypatch.setattr(Path, "open", refuse)
     path = tmp_path / "in.jsonl"

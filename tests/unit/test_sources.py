@@ -21,11 +21,19 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from services.errors import InvalidInput
-from services.llm.requests import MAX_TURNS
-from services.sources.batch_lines import BatchLines
-from services.sources.inputs import BadInput, Fault, Format, Input, Reading, looked_at, read_inputs
-from services.sources.lines import physical_lines
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.requests import MAX_TURNS
+from promptstack.services.sources.batch_lines import BatchLines
+from promptstack.services.sources.inputs import (
+    BadInput,
+    Fault,
+    Format,
+    Input,
+    Reading,
+    looked_at,
+    read_inputs,
+)
+from promptstack.services.sources.lines import physical_lines
 
 good_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 texts = good_text.filter(lambda text: bool(text.strip()))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from services.errors import InvalidInput
-from services.text import check_storable, check_storable_json, make_storable
+from promptstack.services.errors import InvalidInput
+from promptstack.services.text import check_storable, check_storable_json, make_storable
 
 any_text = st.text(st.characters(codec=None), max_size=30)
 good_text = st.text(

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from services.errors import InvalidInput
-from services.llm.reading import Notes, Part, tool_call
-from services.llm.requests import ToolCall
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.reading import Notes, Part, tool_call
+from promptstack.services.llm.requests import ToolCall
 
 
 def arguments_of(arguments: Any) -> Any:

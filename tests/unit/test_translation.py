@@ -2,9 +2,9 @@
 
 import pytest
 
-from config.errors import PromptStackError, Reach
-from services.errors import InvalidInput
-from services.llm.errors import (
+from promptstack.config.errors import PromptStackError, Reach
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.errors import (
     AuthenticationFailed,
     ContentRefused,
     ContextTooLong,
@@ -19,9 +19,9 @@ from services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
-from services.llm.openai import OpenAIService
-from services.llm.translation import from_status, token_bounds
-from services.runs.verdicts import RUN_ENDING_CODES
+from promptstack.services.llm.openai import OpenAIService
+from promptstack.services.llm.translation import from_status, token_bounds
+from promptstack.services.runs.verdicts import RUN_ENDING_CODES
 
 TOOL = "Invalid schema for function 'sales_perday': 'spend limit' is not of type 'object'."
 PER_DAY = '{"quotaId": "GenerateRequestsPerDayPerProject"}'

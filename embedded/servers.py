@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from config.embedded import postgres, valkey
-from config.embedded.folders import make_folder
-from config.embedded.process import wheel
-from config.errors import ConfigurationError
+from promptstack.config.errors import ConfigurationError
+from promptstack.embedded import postgres, valkey
+from promptstack.embedded.folders import make_folder
+from promptstack.embedded.process import wheel
 
 _log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import stat
 import tempfile
 from pathlib import Path
 
-from config.embedded.process import CALLER, Account
-from config.errors import ConfigurationError
+from promptstack.config.errors import ConfigurationError
+from promptstack.embedded.process import CALLER, Account
 
 # Where root keeps what PostgreSQL's user could not reach elsewhere.
 ROOT = Path("/var/lib/promptstack")

@@ -10,15 +10,16 @@ from signal import SIGINT, SIGKILL, SIGQUIT
 from tempfile import TemporaryDirectory
 from urllib.parse import parse_qs, quote, urlsplit
 
-from config.embedded.account import (
+from promptstack.config.errors import ConfigurationError
+from promptstack.embedded.account import (
     data_folder,
     known_account,
     new_data_folder,
     programs,
     server_account,
 )
-from config.embedded.folders import digest, is_private, remove_sockets, socket_folder
-from config.embedded.process import (
+from promptstack.embedded.folders import digest, is_private, remove_sockets, socket_folder
+from promptstack.embedded.process import (
     CALLER,
     Account,
     end,
@@ -29,7 +30,6 @@ from config.embedded.process import (
     run,
     wheel,
 )
-from config.errors import ConfigurationError
 
 ANSWER_SECONDS = 5
 START_SECONDS = 120.0  # after a crash it replays its log first

@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from config.errors import ConfigurationError
+from promptstack.config.errors import ConfigurationError
 
 # All that a server sees of our environment: PG* variables would change it, and it needs no keys.
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "TZ": "UTC"}

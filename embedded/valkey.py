@@ -10,8 +10,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from config.embedded.folders import is_private, make_folder, remove_sockets, socket_folder
-from config.embedded.process import end, find, launch, nobody_listens, wheel
+from promptstack.embedded.folders import is_private, make_folder, remove_sockets, socket_folder
+from promptstack.embedded.process import end, find, launch, nobody_listens, wheel
 
 ANSWER_SECONDS = 5.0
 START_SECONDS = 60.0  # it reads its data first

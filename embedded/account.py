@@ -11,10 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from config.embedded import folders
-from config.embedded.folders import digest, make_folder
-from config.embedded.process import CALLER, Account, run, wheel
-from config.errors import ConfigurationError
+from promptstack.config.errors import ConfigurationError
+from promptstack.embedded import folders
+from promptstack.embedded.folders import digest, make_folder
+from promptstack.embedded.process import CALLER, Account, run, wheel
 
 NAME = "promptstack"
 

@@ -1,11 +1,11 @@
-"""Remove the data of this project's embedded servers: `python -m config.embedded`."""
+"""Remove the data of this project's embedded servers: `python -m promptstack.embedded`."""
 
 import shutil
 import sys
 
-from config.embedded.servers import remove
-from config.errors import PromptStackError
-from config.settings import get_settings
+from promptstack.config.errors import PromptStackError
+from promptstack.config.settings import get_settings
+from promptstack.embedded.servers import remove
 
 if __name__ == "__main__":
     try:
