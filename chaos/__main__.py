@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from promptstack.chaos.local_deployment import LATENCY_SECONDS, run_own
 from promptstack.chaos.neighbours import slow_machine
-from promptstack.chaos.own import LATENCY_SECONDS, run_own
 from promptstack.chaos.scorecard import Scorecard
 from promptstack.chaos.stock import StockScore, run_stock
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.session import Ledger
-from promptstack.services.jobs import JobService
+from promptstack.services.jobs.service import JobService
 from promptstack.simulator.ledger import billing_key
 
 BATCH = 50

@@ -14,7 +14,7 @@ from promptstack.chaos.judge import Judge, Verdict
 from promptstack.chaos.load import Load
 from promptstack.chaos.plan import LOST_SECONDS, Fault, Planned
 from promptstack.chaos.scorecard import Scorecard
-from promptstack.services.progress import ProgressService
+from promptstack.services.jobs.progress import ProgressService
 
 LOOK_SECONDS = 0.5
 REPORT_SECONDS = 10.0

@@ -23,7 +23,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from promptstack.chaos.driver import Driver
-from promptstack.chaos.own import LATENCY_SECONDS, MODEL, SLOTS, WORKERS, acts_on_all
+from promptstack.chaos.local_deployment import LATENCY_SECONDS, MODEL, SLOTS, WORKERS, acts_on_all
 from promptstack.chaos.plan import Fault, draw
 from promptstack.chaos.servers import Servers
 from promptstack.chaos.workers import Command, OwnWorkers

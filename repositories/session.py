@@ -18,10 +18,9 @@ from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from promptstack.config.errors import PromptStackError
-from promptstack.repositories.answers import AnswerRepository
-from promptstack.repositories.attempts import AttemptRepository
-from promptstack.repositories.documents import DocumentRepository
-from promptstack.repositories.embeddings import EmbeddingRepository
+from promptstack.repositories.content.documents import DocumentRepository
+from promptstack.repositories.content.embeddings import EmbeddingRepository
+from promptstack.repositories.content.reservations import ReservationRepository
 from promptstack.repositories.errors import (
     LedgerConflict,
     LedgerOutdated,
@@ -29,18 +28,19 @@ from promptstack.repositories.errors import (
     LedgerSlow,
     LedgerUnavailable,
 )
-from promptstack.repositories.items import ItemRepository
-from promptstack.repositories.job_batches import JobBatchRepository
-from promptstack.repositories.jobs import JobRepository
+from promptstack.repositories.jobs.attempts import AttemptRepository
+from promptstack.repositories.jobs.batches import JobBatchRepository
+from promptstack.repositories.jobs.jobs import JobRepository
+from promptstack.repositories.jobs.maintenance import UpkeepRepository
+from promptstack.repositories.jobs.outbox import RingRepository
+from promptstack.repositories.jobs.workers import WorkerRepository
 from promptstack.repositories.jsonb import dump_jsonb
-from promptstack.repositories.reservations import ReservationRepository
-from promptstack.repositories.rings import RingRepository
-from promptstack.repositories.run_results import RunResultRepository
-from promptstack.repositories.runs import RunRepository
-from promptstack.repositories.upkeep import UpkeepRepository
+from promptstack.repositories.runs.answers import AnswerRepository
+from promptstack.repositories.runs.items import ItemRepository
+from promptstack.repositories.runs.results import RunResultRepository
+from promptstack.repositories.runs.runs import RunRepository
 from promptstack.repositories.usage import UsageRepository
 from promptstack.repositories.users import ApiKeyRepository, UserRepository
-from promptstack.repositories.workers import WorkerRepository
 
 CONNECT_TIMEOUT_SECONDS = 5
 SILENCE_SECONDS = 15

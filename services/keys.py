@@ -9,8 +9,8 @@ from uuid import UUID
 from promptstack.repositories.models import ApiKey
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import InvalidInput, NotAuthenticated, NotFound
-from promptstack.services.ids import find_id
 from promptstack.services.text import check_name
+from promptstack.services.validation.ids import find_id
 
 PREFIX = "ps_"
 MAX_EMAIL_CHARACTERS = 254

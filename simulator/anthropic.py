@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from promptstack.simulator.asking import Asked, is_refused, known, make, required, text_of
 from promptstack.simulator.ledger import billing_key
+from promptstack.simulator.requests import Asked, is_refused, known, make, required, text_of
 from promptstack.simulator.wire import Answer, Ask, Refusal, Standing, Wire
 
 MESSAGES = "/v1/messages"

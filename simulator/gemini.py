@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from promptstack.simulator.answers import tokens_in, vector_for
-from promptstack.simulator.asking import Asked, is_refused, known, make, required, text_of
 from promptstack.simulator.ledger import billing_key
 from promptstack.simulator.limits import LimitReached
+from promptstack.simulator.requests import Asked, is_refused, known, make, required, text_of
 from promptstack.simulator.wire import Answer, Ask, Refusal, Standing, Wire
 
 BASE = "/{version:v1|v1beta}/models/{model}"

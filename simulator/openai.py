@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from promptstack.simulator.answers import DEFAULT_DIMENSIONS, tokens_in, vector_for
-from promptstack.simulator.asking import Asked, is_refused, known, make, required, text_of
 from promptstack.simulator.ledger import billing_key
 from promptstack.simulator.limits import LimitReached
 from promptstack.simulator.openai_responses import RESPONSES, responses
+from promptstack.simulator.requests import Asked, is_refused, known, make, required, text_of
 from promptstack.simulator.wire import Answer, Ask, Refusal, Standing, Wire
 
 CHAT = "/v1/chat/completions"

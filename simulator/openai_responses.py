@@ -5,8 +5,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from promptstack.simulator.asking import Asked, is_refused, known, make, required, text_of
 from promptstack.simulator.ledger import billing_key
+from promptstack.simulator.requests import Asked, is_refused, known, make, required, text_of
 from promptstack.simulator.wire import Answer, Ask, Refusal
 
 RESPONSES = "/v1/responses"

@@ -10,8 +10,8 @@ from promptstack.config.settings import Settings
 from promptstack.tasks.embeddings import generate_embeddings
 from promptstack.tasks.generation import generate_text
 from promptstack.tasks.job_task import JobTask, Workshop
-from promptstack.tasks.monitors import GatheredEvents, Monitors
 from promptstack.tasks.runs import finalize_run, run_shard
+from promptstack.tasks.views.monitors import GatheredEvents, Monitors
 
 
 class App(Celery):

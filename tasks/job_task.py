@@ -14,13 +14,13 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from promptstack.repositories.models import JobState
-from promptstack.services.embedding import EmbeddingService
+from promptstack.services.documents.embedding import EmbeddingService
 from promptstack.services.errors import InvalidInput
-from promptstack.services.execution import JobOutcome
-from promptstack.services.generation import GenerationService
-from promptstack.services.progress import Progress
+from promptstack.services.execution.executor import JobOutcome
+from promptstack.services.execution.generation import GenerationService
+from promptstack.services.jobs.progress import Progress
 from promptstack.services.runs.work import RunWork
-from promptstack.tasks.monitors import Monitors
+from promptstack.tasks.views.monitors import Monitors
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from promptstack.config.names import EPOCH_KEY, Queue, TaskName
 from promptstack.repositories.models import JobKind
-from promptstack.services.doorbell import BrokerUnavailable, Ring
+from promptstack.services.jobs.publishing import BrokerUnavailable, Ring
 
 TASKS = {
     JobKind.GENERATION: TaskName.GENERATE_TEXT,

@@ -16,7 +16,7 @@ from functools import partial
 from redis.asyncio import Redis
 
 from promptstack.config.limits import ModelLimits
-from promptstack.services.backoff import Backoff
+from promptstack.services.execution.backoff import Backoff
 from promptstack.services.limiter.divided import DividedBuckets
 from promptstack.services.limiter.limiter import RateLimiter
 from promptstack.services.limiter.shared import SharedBuckets, read_script

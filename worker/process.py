@@ -18,10 +18,10 @@ from redis.exceptions import RedisError
 
 from promptstack.config.names import Queue
 from promptstack.repositories.errors import TransientLedgerError
-from promptstack.services.patient_ledger import STOP_PATIENCE_SECONDS
+from promptstack.services.execution.retrying_ledger import STOP_PATIENCE_SECONDS
 from promptstack.tasks.app import register_tasks
 from promptstack.tasks.composition import PromptStack
-from promptstack.tasks.monitors import Monitors
+from promptstack.tasks.views.monitors import Monitors
 from promptstack.worker.periodic import Periodic
 
 logger = logging.getLogger(__name__)

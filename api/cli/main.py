@@ -6,19 +6,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from promptstack.api.cli import (
-    attempts,
-    chaos,
-    demo,
-    doctor,
-    enqueue,
-    jobs,
-    keys,
-    runs,
-    search,
-    serve,
-    usage,
-)
+from promptstack.api.cli import doctor, keys, search, usage
+from promptstack.api.cli.jobs import attempts, enqueue
+from promptstack.api.cli.jobs.commands import app as jobs_app
+from promptstack.api.cli.runs.commands import app as runs_app
+from promptstack.api.cli.serve import chaos, demo
+from promptstack.api.cli.serve import commands as serve
 from promptstack.api.cli.terminal import plain_errors
 
 NO_HELP = {**serve.PASS_THROUGH, "help_option_names": []}
@@ -58,8 +51,8 @@ def build() -> typer.Typer:
     app.command()(attempts.attempts)
     app.command()(doctor.doctor)
     app.command()(chaos.chaos)
-    app.add_typer(jobs.app, name="jobs")
-    app.add_typer(runs.app, name="runs")
+    app.add_typer(jobs_app, name="jobs")
+    app.add_typer(runs_app, name="runs")
     app.add_typer(keys.app, name="keys")
     return app
 

@@ -4,7 +4,7 @@ from json import JSONDecodeError
 from typing import Any
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.json_text import load_exactly
+from promptstack.services.validation.json_text import load_exactly
 
 SHOWN = 80
 

@@ -1,7 +1,7 @@
 """Who waits for a time to come, in a line."""
 
 from promptstack.api.cli.terminal import plural, printable, until
-from promptstack.repositories.rings import Waits
+from promptstack.repositories.jobs.outbox import Waits
 
 
 def told_of(waits: Waits) -> str:

@@ -19,9 +19,9 @@ from tornado.ioloop import IOLoop
 
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.models import JobState
-from promptstack.services.jobs import JobService
-from promptstack.services.progress import Progress, ProgressService
-from promptstack.services.views import JobView
+from promptstack.services.jobs.progress import Progress, ProgressService
+from promptstack.services.jobs.service import JobService
+from promptstack.services.jobs.views import JobView
 from promptstack.tasks.job_task import PROGRESS
 from promptstack.tasks.publisher import TASKS
 

@@ -13,9 +13,9 @@ from pydantic import (
     model_validator,
 )
 
-from promptstack.services.bounds import Lifetime, MaxTokens, Retries, Seed, Temperature
 from promptstack.services.llm.openai_forms import tool_choice_of
 from promptstack.services.llm.requests import MAX_STOPS, MAX_TOOLS, JsonObject, Name, Text, Tool
+from promptstack.services.validation.bounds import Lifetime, MaxTokens, Retries, Seed, Temperature
 
 MAX_FIELDS = 100
 """No request has as many. Validation says something about each unknown field, and a body of a

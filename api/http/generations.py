@@ -14,9 +14,9 @@ from promptstack.api.http.bodies import (
     refuse_many_fields,
 )
 from promptstack.api.http.route import AuthenticatedRoute
+from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.openai_forms import few_values
 from promptstack.services.llm.requests import MAX_FALLBACKS, MAX_TURNS, Fallback, Message
-from promptstack.services.views import JobView
 
 router = APIRouter(tags=["generations"], route_class=AuthenticatedRoute)
 

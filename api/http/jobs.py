@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from promptstack.api.http.auth import Owner, Stack
 from promptstack.api.http.route import AuthenticatedRoute
 from promptstack.repositories.models import JobKind, JobState
-from promptstack.services.bounds import Time
-from promptstack.services.views import JobView
+from promptstack.services.jobs.views import JobView
+from promptstack.services.validation.bounds import Time
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute)
 

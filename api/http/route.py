@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 
 from promptstack.api.http.auth import caller_of
 from promptstack.services.errors import InvalidInput
-from promptstack.services.json_text import NotExact, load_json
+from promptstack.services.validation.json_text import NotExact, load_json
 
 SMALL_BYTES = 32_000
 """A body that is parsed and checked in some milliseconds."""

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 from promptstack.api.http.auth import CurrentCaller, Owner, Stack
 from promptstack.api.http.bodies import Body, GenerationParameters, NotBlank
 from promptstack.api.http.route import AuthenticatedRoute
-from promptstack.services.bounds import Dollars, InFlight
 from promptstack.services.export.items import FailedItem, Produced
 from promptstack.services.llm.requests import Name, Text
 from promptstack.services.runs.views import RunView
 from promptstack.services.sources.reading import Reading
+from promptstack.services.validation.bounds import Dollars, InFlight
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=AuthenticatedRoute)
 

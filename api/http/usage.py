@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from promptstack.api.http.auth import Owner, Stack
 from promptstack.api.http.route import AuthenticatedRoute
 from promptstack.repositories.usage import Group, Unsettled, Usage
-from promptstack.services.bounds import Time
-from promptstack.services.views import CallView
+from promptstack.services.jobs.views import CallView
+from promptstack.services.validation.bounds import Time
 
 router = APIRouter(prefix="/usage", tags=["usage"], route_class=AuthenticatedRoute)
 

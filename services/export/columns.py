@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from promptstack.services.export.items import NotWritable, Produced
-from promptstack.services.json_text import dump_json
+from promptstack.services.validation.json_text import dump_json
 
 PLAIN_ANSWER = ("model", "finish_reason", "input_tokens", "output_tokens")
 """Fields of an answer with a column of their name."""

@@ -20,7 +20,7 @@ from promptstack.services.export.items import (
     Produced,
 )
 from promptstack.services.export.line_writers import Csv, ErrorLines, JsonLines, Writer
-from promptstack.services.export.places import STANDARD_OUTPUT, beside, check_place, format_of
+from promptstack.services.export.paths import STANDARD_OUTPUT, beside, check_place, format_of
 
 __all__ = [
     "ExportFailed",

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from promptstack.services.json_text import load_json
+from promptstack.services.validation.json_text import load_json
 
 TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Parts of a content that are text, and where they have it."""

@@ -15,7 +15,6 @@ from pydantic import (
     model_validator,
 )
 
-from promptstack.services.bounds import MaxTokens, Seed, Temperature
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.openai_forms import (
     call_of,
@@ -25,6 +24,7 @@ from promptstack.services.llm.openai_forms import (
     turn_of,
 )
 from promptstack.services.text import check_name, check_storable, check_storable_json
+from promptstack.services.validation.bounds import MaxTokens, Seed, Temperature
 
 MAX_FALLBACKS = 5
 MAX_TOOLS = 128

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from promptstack.config.names import RUN_KEY
 from promptstack.repositories.errors import TransientLedgerError
-from promptstack.repositories.run_models import Run, RunState
+from promptstack.repositories.runs.models import Run, RunState
 from promptstack.repositories.session import Ledger
 from promptstack.services.runs.views import known_cost
 

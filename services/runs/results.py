@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from uuid import UUID
 
 from promptstack.repositories.models import EmbeddingModel
-from promptstack.repositories.run_models import Run, RunKind
-from promptstack.repositories.run_results import ResultRow
+from promptstack.repositories.runs.models import Run, RunKind
+from promptstack.repositories.runs.results import ResultRow
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.errors import NotFound
 from promptstack.services.export.items import FailedItem, Produced

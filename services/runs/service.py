@@ -13,19 +13,16 @@ from uuid import UUID
 
 from pydantic import JsonValue
 
-from promptstack.repositories.run_models import Run, RunKind, RunState
-from promptstack.repositories.runs import Change
+from promptstack.repositories.content.vector_indexes import VectorIndexes
+from promptstack.repositories.runs.models import Run, RunKind, RunState
+from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import Ledger, UnitOfWork
-from promptstack.repositories.vector_indexes import VectorIndexes
-from promptstack.services.bounds import refused_in_words
+from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import InvalidInput, NotFound, WrongState
-from promptstack.services.ids import find_id
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.requests import Tool
-from promptstack.services.prices import Prices
-from promptstack.services.runs.dispatch import Dispatch
-from promptstack.services.runs.estimates import Estimator, NewRun
-from promptstack.services.runs.intake import (
+from promptstack.services.runs.intake.estimates import Estimator, NewRun
+from promptstack.services.runs.intake.ingest import (
     Intake,
     IntakeBounds,
     askable,
@@ -33,12 +30,15 @@ from promptstack.services.runs.intake import (
     shown_as_read,
     take_in,
 )
-from promptstack.services.runs.new_run import RunDefaults, RunOptions
-from promptstack.services.runs.plans import plan_embedding, plan_generation
+from promptstack.services.runs.intake.new_run import RunDefaults, RunOptions
+from promptstack.services.runs.intake.plans import plan_embedding, plan_generation
 from promptstack.services.runs.progress import RunProgress
+from promptstack.services.runs.scheduler import Dispatch
 from promptstack.services.runs.views import Preflight, RunView
 from promptstack.services.sources.batch_lines import BatchLines
 from promptstack.services.sources.reading import Source
+from promptstack.services.validation.bounds import refused_in_words
+from promptstack.services.validation.ids import find_id
 
 POLL_SECONDS = 0.1
 LARGE_LOAD = 0.2

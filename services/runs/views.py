@@ -6,7 +6,7 @@ from decimal import Decimal
 from uuid import UUID
 
 from promptstack.config.prices import Money
-from promptstack.repositories.run_models import Run, RunKind, RunState
+from promptstack.repositories.runs.models import Run, RunKind, RunState
 from promptstack.services.sources.reading import BadInput
 
 

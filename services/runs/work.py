@@ -5,23 +5,23 @@ from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
+from promptstack.repositories.content.vector_indexes import VectorIndexes
 from promptstack.repositories.errors import IndexNotBuilt
 from promptstack.repositories.models import EmbeddingModel, JobState
-from promptstack.repositories.run_models import Run, RunKind, RunState
-from promptstack.repositories.runs import Change
+from promptstack.repositories.runs.models import Run, RunKind, RunState
+from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import UnitOfWork
-from promptstack.repositories.vector_indexes import VectorIndexes
-from promptstack.services.claimed_job import ClaimedJob, Report
 from promptstack.services.errors import NotFound
-from promptstack.services.execution import Execution, JobOutcome
+from promptstack.services.execution.executor import Execution, JobOutcome
+from promptstack.services.execution.job_context import ClaimedJob, Report
 from promptstack.services.llm.pool import ProviderPool
-from promptstack.services.runs.asking import EmbeddingTerms, asking_of
-from promptstack.services.runs.dispatch import Dispatch
-from promptstack.services.runs.narrowing import is_suspect, narrow
 from promptstack.services.runs.progress import RunProgress
-from promptstack.services.runs.shard import ShardWork
-from promptstack.services.runs.shard_store import ShardTools
-from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.services.runs.scheduler import Dispatch
+from promptstack.services.runs.shards.bisection import is_suspect, narrow
+from promptstack.services.runs.shards.store import ShardTools
+from promptstack.services.runs.shards.worker import ShardWork
+from promptstack.services.runs.shards.workload import EmbeddingTerms, asking_of
+from promptstack.services.validation.schema_bounds import SchemaBounds
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from json import JSONDecodeError
 from typing import Any
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.json_text import NotExact, load_json
 from promptstack.services.llm.openai_bodies import (
     API,
     Asked,
@@ -20,6 +19,7 @@ from promptstack.services.sources.lines import physical_lines
 from promptstack.services.sources.plain import as_json
 from promptstack.services.sources.reading import BadRecord, Fault
 from promptstack.services.sources.records import kind_of
+from promptstack.services.validation.json_text import NotExact, load_json
 
 LOOKED_AT = 100
 """Records among which the first good one is looked for."""

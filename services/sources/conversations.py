@@ -4,10 +4,10 @@ from typing import Any
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from promptstack.services.json_text import dump_json
 from promptstack.services.llm.openai_forms import few_values
 from promptstack.services.llm.requests import MAX_TURNS, Message, ToolCall
 from promptstack.services.sources.reading import BadRecord, Fault
+from promptstack.services.validation.json_text import dump_json
 
 MESSAGES = TypeAdapter(list[Message])
 NAMES = Message.model_fields.keys() | ToolCall.model_fields.keys()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import count
 
-from promptstack.services.chunking import Chunker
+from promptstack.services.documents.chunking import Chunker
 from promptstack.services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
 from promptstack.services.sources.records import ID_NAMES, TEXT_NAMES, RecordCheck
 from promptstack.services.sources.templates import Template

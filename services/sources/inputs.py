@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from promptstack.services.chunking import Chunker
+from promptstack.services.documents.chunking import Chunker
 from promptstack.services.errors import InvalidInput
 from promptstack.services.sources.batch_lines import Placed, records_of_items, records_of_lines
 from promptstack.services.sources.cutting import Cutter, whole_texts

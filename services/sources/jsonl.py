@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterable, Iterator
 from json import JSONDecodeError
 
-from promptstack.services.json_text import NotExact, load_json
 from promptstack.services.sources.lines import physical_lines
 from promptstack.services.sources.reading import BadInput, Fault, Input, Reading
 from promptstack.services.sources.records import RecordCheck, kind_of
 from promptstack.services.text import shown_name
+from promptstack.services.validation.json_text import NotExact, load_json
 
 ESCAPED = 3
 """A character that JSON escapes takes up to three times its bytes in UTF-8."""

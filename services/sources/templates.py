@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.json_text import dump_json
 from promptstack.services.sources.reading import BadRecord, Fault, Reading, SourceBounds
+from promptstack.services.validation.json_text import dump_json
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[^{}]+|[{}]")
 

@@ -23,7 +23,7 @@ from promptstack.api.flower.dashboard import Listen
 from promptstack.config.errors import ConfigurationError
 from promptstack.config.names import TaskName
 from promptstack.repositories.models import JobState
-from promptstack.services.views import JobView
+from promptstack.services.jobs.views import JobView
 from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 

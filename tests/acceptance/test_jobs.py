@@ -7,7 +7,7 @@ from uuid import UUID
 from celery.result import AsyncResult
 
 from promptstack.repositories.models import JobState
-from promptstack.services.views import JobView
+from promptstack.services.jobs.views import JobView
 from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from promptstack.repositories.run_models import RunState
-from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.repositories.runs.models import RunState
+from promptstack.services.validation.schema_bounds import SchemaBounds
 from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.runs import ended, failures, in_ledger, prompts

@@ -17,7 +17,7 @@ from promptstack.config.celery import kombu_url
 from promptstack.config.settings import load_settings
 from promptstack.embedded.valkey import Valkey
 from promptstack.repositories.models import JobState
-from promptstack.services.views import JobView
+from promptstack.services.jobs.views import JobView
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.composition import PromptStack
 from promptstack.worker.process import EXIT_HUNG

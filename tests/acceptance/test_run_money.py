@@ -10,12 +10,12 @@ import pytest
 from sqlalchemy import text
 
 from promptstack.repositories.models import AttemptState
-from promptstack.repositories.run_models import RunState
-from promptstack.services.runs.in_flight import places
-from promptstack.services.runs.verdicts import IN_VAIN
+from promptstack.repositories.runs.models import RunState
+from promptstack.services.runs.shards.failure_policy import IN_VAIN
+from promptstack.services.runs.shards.slots import places
 from promptstack.services.runs.views import RunView
-from promptstack.simulator.asking import UNFIT_MARK
 from promptstack.simulator.process import SimulatorProcess
+from promptstack.simulator.requests import UNFIT_MARK
 from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.runs import ended, failures, has_done, in_ledger, prompts

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from promptstack.repositories.run_models import RunState
+from promptstack.repositories.runs.models import RunState
 from promptstack.services.export.results import export
-from promptstack.services.runs.in_flight import places
 from promptstack.services.runs.service import BadInputs
+from promptstack.services.runs.shards.slots import places
 from promptstack.services.runs.views import RunView
 from promptstack.services.sources.inputs import Reading
 from promptstack.simulator.process import SimulatorProcess

@@ -5,8 +5,8 @@ On one processor, which two busy loops want too: what is right only where there 
 
 from pathlib import Path
 
+from promptstack.chaos.local_deployment import run_own
 from promptstack.chaos.neighbours import slow_machine
-from promptstack.chaos.own import run_own
 from promptstack.chaos.plan import Fault
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from promptstack.chaos.driver import Act, NothingToHit
-from promptstack.chaos.found import run_found
+from promptstack.chaos.existing_deployment import run_found
 from promptstack.chaos.judge import Judge
 from promptstack.chaos.load import Load, Target
 from promptstack.chaos.plan import Fault, Planned, draw
@@ -57,7 +57,8 @@ def test_a_frozen_worker_is_frozen_until_this_deployment_takes_it_for_dead(
 ) -> None:
     orders: list[Order] = []
     monkeypatch.setattr(
-        "promptstack.chaos.found.run", lambda order, *rest, **more: orders.append(order)
+        "promptstack.chaos.existing_deployment.run",
+        lambda order, *rest, **more: orders.append(order),
     )
     monkeypatch.setattr(stack.settings, "worker_lost_seconds", 60.0)
     faults: Sequence[Fault] = [Fault.STOP]

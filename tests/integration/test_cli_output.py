@@ -13,8 +13,9 @@ import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
-from promptstack.api.cli import serve, terminal
+from promptstack.api.cli import terminal
 from promptstack.api.cli.main import build
+from promptstack.api.cli.serve import commands as serve
 from promptstack.config.settings import load_settings
 from promptstack.repositories.models import JobState
 from promptstack.services.errors import AmbiguousId, InvalidInput, NotFound

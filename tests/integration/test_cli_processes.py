@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from promptstack.api.cli.processes import MAX_DEATHS, Children, interrupt_on_signals
+from promptstack.api.cli.serve.processes import MAX_DEATHS, Children, interrupt_on_signals
 from promptstack.tasks.composition import PromptStack
 
 

@@ -14,13 +14,13 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
-from promptstack.api.cli import run_end
 from promptstack.api.cli.main import build
-from promptstack.api.cli.run_watch import watch_run
-from promptstack.repositories.run_models import RunState
+from promptstack.api.cli.runs import end as run_end
+from promptstack.api.cli.runs.watch import watch_run
+from promptstack.repositories.runs.models import RunState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.export import atomic
-from promptstack.services.export.places import check_output
+from promptstack.services.export.paths import check_output
 from promptstack.tasks.composition import PromptStack
 from tests.runs import work
 

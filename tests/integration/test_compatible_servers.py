@@ -10,13 +10,13 @@ import pytest
 from promptstack.api.cli.doctor import _provider, examine
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobState
-from promptstack.repositories.run_models import RunState
+from promptstack.repositories.runs.models import RunState
 from promptstack.repositories.usage import Group
+from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.errors import ContextTooLong
 from promptstack.services.llm.learned import LearnedFacts, RefusedCalls, most_texts
 from promptstack.services.llm.openai_fields import refused_field
 from promptstack.services.llm.requests import Fallback
-from promptstack.services.views import JobView
 from promptstack.tasks.composition import PromptStack
 from tests.http import serve
 from tests.runs import work

@@ -15,8 +15,8 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from sqlalchemy import event, select, text
 
-from promptstack.repositories.documents import Passage
-from promptstack.repositories.embeddings import TABLES, Match
+from promptstack.repositories.content.documents import Passage
+from promptstack.repositories.content.embeddings import TABLES, Match
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.tasks.composition import PromptStack

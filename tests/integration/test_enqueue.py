@@ -26,19 +26,19 @@ from promptstack.config.settings import Settings
 from promptstack.embedded.servers import ServerUrls
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.session import Ledger
-from promptstack.services.doorbell import BrokerUnavailable, Doorbell, Ring
 from promptstack.services.errors import (
     IdempotencyConflict,
     InvalidInput,
     UnknownModel,
     UnknownProvider,
 )
-from promptstack.services.jobs import JobService
+from promptstack.services.jobs.new_job import JobDefaults
+from promptstack.services.jobs.publishing import BrokerUnavailable, Doorbell, Ring
+from promptstack.services.jobs.service import JobService
+from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.openai import RESERVED_OPTIONS
 from promptstack.services.llm.requests import Message
-from promptstack.services.new_job import JobDefaults
-from promptstack.services.reconciler import Reconciler
-from promptstack.services.views import JobView
+from promptstack.services.maintenance.reconciler import Reconciler
 from promptstack.tasks.composition import PromptStack
 from promptstack.tasks.publisher import CeleryDoorbell
 

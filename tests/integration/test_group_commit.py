@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import event
 
 from promptstack.repositories.errors import ClaimLost, LedgerUnavailable
-from promptstack.repositories.job_batches import Answered, Asked, Beginning, JobBatchRepository
-from promptstack.repositories.jobs import Claim, JobRepository
+from promptstack.repositories.jobs.batches import Answered, Asked, Beginning, JobBatchRepository
+from promptstack.repositories.jobs.jobs import Claim, JobRepository
 from promptstack.repositories.models import AttemptState, Job, JobState
 from promptstack.repositories.session import Ledger
-from promptstack.services.group_commit import GroupCommit, NotTogether
+from promptstack.services.execution.group_commit import GroupCommit, NotTogether
 from promptstack.tasks.composition import PromptStack
 
 JOBS = 24

@@ -25,7 +25,7 @@ from promptstack.api.http.route import (
 )
 from promptstack.api.http.server import Server, make_server
 from promptstack.config.settings import Settings
-from promptstack.services.json_text import load_json
+from promptstack.services.validation.json_text import load_json
 from promptstack.tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.processes import wait_until

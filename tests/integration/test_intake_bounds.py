@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from promptstack.repositories.items import ItemRepository, OpenItem
-from promptstack.services.prices import Prices
-from promptstack.services.runs.asking import Asking, EmbeddingAsking, GenerationAsking
+from promptstack.repositories.runs.items import ItemRepository, OpenItem
+from promptstack.services.accounting.prices import Prices
+from promptstack.services.runs.shards.workload import Asking, EmbeddingAsking, GenerationAsking
 from promptstack.tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.runs import in_ledger, work

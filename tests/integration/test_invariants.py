@@ -30,14 +30,16 @@ from sqlalchemy import create_engine, text
 from promptstack.config.names import Queue
 from promptstack.config.settings import Settings
 from promptstack.repositories.errors import ClaimLost
-from promptstack.repositories.jobs import Claim
+from promptstack.repositories.jobs.jobs import Claim
 from promptstack.repositories.models import Attempt, Job, JobKind, JobState
 from promptstack.repositories.session import UnitOfWork
-from promptstack.services.doorbell import Ring
 from promptstack.services.errors import WrongState
-from promptstack.services.execution import JobOutcome
-from promptstack.services.jobs import JobService
-from promptstack.services.liveness import Liveness
+from promptstack.services.execution.executor import JobOutcome
+from promptstack.services.jobs.new_job import JobDefaults
+from promptstack.services.jobs.progress import Progress
+from promptstack.services.jobs.publishing import Ring
+from promptstack.services.jobs.service import JobService
+from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.base import (
     Capability,
     EmbeddingLimits,
@@ -52,10 +54,8 @@ from promptstack.services.llm.errors import (
     RateLimited,
 )
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.new_job import JobDefaults
-from promptstack.services.progress import Progress
-from promptstack.services.reconciler import Reconciler
-from promptstack.services.views import JobView
+from promptstack.services.maintenance.liveness import Liveness
+from promptstack.services.maintenance.reconciler import Reconciler
 from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 from tests.simulators import ForkedSimulator
@@ -990,7 +990,7 @@ def test_invariant_07_jobs_with_the_same_passages_at_once_pay_once(
 def test_invariant_08_a_job_that_waits_long_for_another_ones_passages_leaves_the_worker(
     stack: PromptStack, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptstack.services.embedding.SHARED_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("promptstack.services.documents.embedding.SHARED_PATIENCE_SECONDS", 0.1)
     job, same = embed(stack, "a"), embed(stack, "a", source="b.txt")
     with ThreadPoolExecutor(1) as pool, Gate(stack) as gate:
         provider.on_call = gate

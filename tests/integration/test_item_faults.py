@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from promptstack.repositories.models import JobState
-from promptstack.repositories.run_models import RunState
+from promptstack.repositories.runs.models import RunState
 from promptstack.services.llm.base import (
     Capability,
     EmbeddingLimits,
@@ -31,7 +31,7 @@ from promptstack.services.llm.errors import (
     ServerBroke,
 )
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.verdicts import IN_VAIN
+from promptstack.services.runs.shards.failure_policy import IN_VAIN
 from promptstack.tasks.composition import PromptStack
 from tests.integration.test_run_ledger import one
 from tests.runs import failures, work

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from sqlalchemy import Connection, text
 
 from promptstack.repositories.errors import ClaimLost
-from promptstack.repositories.jobs import Claim, JobRepository
+from promptstack.repositories.jobs.jobs import Claim, JobRepository
 from promptstack.repositories.models import JobState
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.tasks.composition import PromptStack

@@ -10,12 +10,12 @@ from uuid import UUID
 
 import pytest
 
-from promptstack.repositories.run_models import RunState
+from promptstack.repositories.runs.models import RunState
 from promptstack.services.llm.base import Capability, LLMResponse, LLMService
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.asking import GenerationAsking
-from promptstack.services.runs.schemas import AnswerMismatch
-from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.services.runs.json_schema.answers import AnswerMismatch
+from promptstack.services.runs.shards.workload import GenerationAsking
+from promptstack.services.validation.schema_bounds import SchemaBounds
 from promptstack.tasks.composition import PromptStack
 from tests.integration.test_run_ledger import one
 from tests.processes import wait_until
@@ -70,8 +70,8 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
         return None if next(judged) < 3 else AnswerMismatch("It is judged too late.")
 
     monkeypatch.setattr(GenerationAsking, "fault", fault)
-    monkeypatch.setattr("promptstack.services.runs.judging.AT_ONCE_SECONDS", 0.0)
-    monkeypatch.setattr("promptstack.services.runs.judging.LAST_SECONDS", -1.0)
+    monkeypatch.setattr("promptstack.services.runs.json_schema.validation.AT_ONCE_SECONDS", 0.0)
+    monkeypatch.setattr("promptstack.services.runs.json_schema.validation.LAST_SECONDS", -1.0)
     yield begun, go_on
     go_on.set()
 

@@ -11,13 +11,13 @@ from sqlalchemy import create_engine, make_url, text
 
 from promptstack.config.names import Queue
 from promptstack.embedded.servers import ServerUrls
-from promptstack.repositories.embeddings import EmbeddingRepository
+from promptstack.repositories.content.embeddings import EmbeddingRepository
 from promptstack.repositories.errors import LedgerConflict, LedgerSlow
-from promptstack.repositories.jobs import Claim, JobRepository
+from promptstack.repositories.jobs.jobs import Claim, JobRepository
+from promptstack.repositories.jobs.outbox import RingRepository
 from promptstack.repositories.models import JobState
-from promptstack.repositories.rings import RingRepository
-from promptstack.services.progress import Progress
-from promptstack.services.views import JobView
+from promptstack.services.jobs.progress import Progress
+from promptstack.services.jobs.views import JobView
 from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
 
@@ -201,8 +201,8 @@ def test_a_change_that_is_always_refused_ends_its_job_and_frees_the_worker(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one that is longer than the database's statement_timeout."""
-    monkeypatch.setattr("promptstack.services.patient_ledger.MAX_REFUSALS", 2)
-    monkeypatch.setattr("promptstack.services.patient_ledger.LEDGER_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("promptstack.services.execution.retrying_ledger.MAX_REFUSALS", 2)
+    monkeypatch.setattr("promptstack.services.execution.retrying_ledger.LEDGER_RETRY_SECONDS", 0.01)
 
     def refuse(self: JobRepository, *_: object) -> None:
         self._session.execute(text(TROUBLES["57014"]))
@@ -237,7 +237,7 @@ def test_nobody_dies_of_a_lock_on_the_jobs(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A migration has it for as long as it takes, or `pg_dump` and who waits behind it."""
-    monkeypatch.setattr("promptstack.services.heartbeat.STATEMENT_SECONDS", 0.2)
+    monkeypatch.setattr("promptstack.services.execution.heartbeat.STATEMENT_SECONDS", 0.2)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x")
     with stack.ledger.transaction() as unit:
@@ -267,7 +267,8 @@ def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
 
     monkeypatch.setattr(JobRepository, "succeed", succeed)
     monkeypatch.setattr(
-        "promptstack.services.patient_ledger.logger.warning", lambda *said: warned.append(said)
+        "promptstack.services.execution.retrying_ledger.logger.warning",
+        lambda *said: warned.append(said),
     )
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x")
@@ -299,7 +300,8 @@ def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
 
     monkeypatch.setattr(JobRepository, "set_progress", set_progress)
     monkeypatch.setattr(
-        "promptstack.services.patient_ledger.logger.warning", lambda *said: warned.append(said)
+        "promptstack.services.execution.retrying_ledger.logger.warning",
+        lambda *said: warned.append(said),
     )
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_embedding("Some words.", source="a")

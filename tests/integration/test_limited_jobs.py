@@ -18,13 +18,13 @@ from promptstack.config.names import RATE_LIMIT_WAIT, Queue
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobState
 from promptstack.services.errors import InvalidInput, UnknownModel
+from promptstack.services.jobs.views import AttemptView, JobView
 from promptstack.services.llm.base import LLMResponse
 from promptstack.services.llm.demo import DemoService
 from promptstack.services.llm.errors import RateLimited
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.requests import Fallback, GenerationRequest
-from promptstack.services.views import AttemptView, JobView
-from promptstack.services.waiting_jobs import WaitingJobs
+from promptstack.services.maintenance.rate_limited_jobs import WaitingJobs
 from promptstack.simulator.process import MODELS, SimulatorProcess
 from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until

@@ -13,7 +13,7 @@ import wordllama
 
 from promptstack.config.providers import ModelFacts
 from promptstack.repositories.models import JobState
-from promptstack.repositories.run_models import RunState
+from promptstack.repositories.runs.models import RunState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
 from promptstack.services.llm.errors import ContextTooLong

@@ -14,7 +14,7 @@ from promptstack.api.cli.main import build
 from promptstack.api.http.app import create_app
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import AttemptState, Billing, JobState
-from promptstack.services.views import AttemptView, JobView
+from promptstack.services.jobs.views import AttemptView, JobView
 from promptstack.simulator.process import MODELS, SimulatorProcess
 from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until

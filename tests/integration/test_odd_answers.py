@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptstack.services.generation import result_of
-from promptstack.services.json_text import dump_json
+from promptstack.services.execution.generation import result_of
 from promptstack.services.llm.anthropic import AnthropicService
 from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService, TokenCount
 from promptstack.services.llm.errors import (
@@ -26,6 +25,7 @@ from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.reading import MOST_TOKENS
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.text import check_name, check_storable_json
+from promptstack.services.validation.json_text import dump_json
 from tests.odd_answers import (
     CALL,
     EMBEDDED,

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from promptstack.api.cli.main import build
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import Billing, JobState
-from promptstack.repositories.run_models import RunState
-from promptstack.services.json_text import dump_json
-from promptstack.services.views import AttemptView, JobView
+from promptstack.repositories.runs.models import RunState
+from promptstack.services.jobs.views import AttemptView, JobView
+from promptstack.services.validation.json_text import dump_json
 from promptstack.tasks.composition import PromptStack
 from tests.odd_answers import EMBEDDED, OFTEN, VECTORS, WIRES, OddAnswer, odd_answers
 from tests.odd_server import OddServer

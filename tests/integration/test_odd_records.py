@@ -18,15 +18,15 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from sqlalchemy import text
 
+from promptstack.services.execution.generation import result_of
 from promptstack.services.export.results import export
-from promptstack.services.generation import result_of
-from promptstack.services.json_text import dump_json
 from promptstack.services.llm.base import LLMResponse
-from promptstack.services.runs.schemas import AnswerSchema
-from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.services.runs.json_schema.answers import AnswerSchema
 from promptstack.services.sources.inputs import BadInput, Input, Reading, read_inputs
 from promptstack.services.sources.records import MESSAGES
 from promptstack.services.text import make_storable, make_storable_json
+from promptstack.services.validation.json_text import dump_json
+from promptstack.services.validation.schema_bounds import SchemaBounds
 from promptstack.tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.odd_json import Unkept, is_kept, meant, records, same, values

@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import func, update
 
 from promptstack.repositories.models import Billing, JobState, Worker
+from promptstack.services.jobs.views import JobView
 from promptstack.services.limiter.limiter import RateLimiter
 from promptstack.services.limiter.terms import Settlement
 from promptstack.services.llm.base import LLMResponse
 from promptstack.services.llm.demo import DemoService
-from promptstack.services.views import JobView
 from promptstack.tasks.composition import PromptStack
 from tests.processes import wait_until
 

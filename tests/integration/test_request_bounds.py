@@ -158,9 +158,9 @@ def test_a_request_is_checked_before_a_transaction_is_open(
     for place in (
         "promptstack.services.llm.requests.check_storable",
         "promptstack.services.llm.requests.check_storable_json",
-        "promptstack.services.json_bounds.JsonBounds.check",
-        "promptstack.services.jobs.JobService._check_size",
-        "promptstack.services.new_job.NewJob.__post_init__",
+        "promptstack.services.validation.json_bounds.JsonBounds.check",
+        "promptstack.services.jobs.service.JobService._check_size",
+        "promptstack.services.jobs.new_job.NewJob.__post_init__",
         "promptstack.services.llm.demo.DemoService.check_options",
     ):
         owner, name = place.rsplit(".", 1)

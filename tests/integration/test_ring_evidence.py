@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from promptstack.config.names import Queue
 from promptstack.repositories.models import JobState
-from promptstack.services.progress import Progress
+from promptstack.services.jobs.progress import Progress
 from promptstack.tasks.composition import PromptStack
 
 BACKLOG = 30

@@ -9,14 +9,14 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from promptstack.api.cli.main import build
-from promptstack.repositories.embeddings import index_name
+from promptstack.repositories.content.embeddings import index_name
 from promptstack.repositories.errors import LedgerUnavailable
-from promptstack.repositories.items import Counted, ItemRepository, Slice
 from promptstack.repositories.models import EmbeddingModel
-from promptstack.repositories.run_models import Run, RunState
-from promptstack.repositories.runs import RunRepository
+from promptstack.repositories.runs.items import Counted, ItemRepository, Slice
+from promptstack.repositories.runs.models import Run, RunState
+from promptstack.repositories.runs.runs import RunRepository
 from promptstack.services.errors import NotFound
-from promptstack.services.runs.dispatch import Dispatch
+from promptstack.services.runs.scheduler import Dispatch
 from promptstack.services.runs.views import RunView
 from promptstack.tasks.composition import PromptStack
 from tests.runs import in_ledger, work
@@ -291,7 +291,7 @@ def test_a_run_that_cannot_be_finalized_keeps_no_other_from_it(
 def test_a_run_that_is_being_deleted_cannot_be_retried(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptstack.services.runs.dispatch.PRUNED_AT_ONCE", 1)
+    monkeypatch.setattr("promptstack.services.runs.scheduler.PRUNED_AT_ONCE", 1)
     run = generate(stack)
     stack.runs.cancel(run.id)
     change(stack, OLD)

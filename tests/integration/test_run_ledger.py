@@ -14,11 +14,11 @@ from sqlalchemy import text
 
 from promptstack.config.names import VectorType
 from promptstack.config.settings import load_settings
-from promptstack.repositories.answers import AnswerRepository
 from promptstack.repositories.errors import LedgerUnavailable
 from promptstack.repositories.models import JobKind
-from promptstack.repositories.run_models import Run, RunState
-from promptstack.repositories.runs import RunRepository
+from promptstack.repositories.runs.answers import AnswerRepository
+from promptstack.repositories.runs.models import Run, RunState
+from promptstack.repositories.runs.runs import RunRepository
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.errors import InvalidInput, WrongState
 from promptstack.services.limiter.terms import Need, Outcome, Settlement
@@ -26,9 +26,9 @@ from promptstack.services.llm.base import Capability, EmbeddingResponse, LLMResp
 from promptstack.services.llm.errors import ServerBroke
 from promptstack.services.llm.limit_report import LimitReport, LimitState
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.call_session import CallSession
-from promptstack.services.runs.dispatch import Dispatch
+from promptstack.services.runs.scheduler import Dispatch
 from promptstack.services.runs.service import BadInputs
+from promptstack.services.runs.shards.call_pool import CallSession
 from promptstack.tasks.composition import PromptStack
 from tests.processes import wait_until
 from tests.runs import work
@@ -123,7 +123,7 @@ def one(stack: PromptStack, query: str) -> Any:
 def test_a_commit_whose_answer_was_lost_is_counted_once(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptstack.services.patient_ledger.LEDGER_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("promptstack.services.execution.retrying_ledger.LEDGER_RETRY_SECONDS", 0.0)
     run = stack.runs.generate(
         [f"Say {n}." for n in range(60)],
         provider="demo",
@@ -152,7 +152,7 @@ def test_a_commit_whose_answer_was_lost_is_counted_once(
 def test_a_call_that_may_have_been_billed_is_counted_once_too(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptstack.services.patient_ledger.LEDGER_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("promptstack.services.execution.retrying_ledger.LEDGER_RETRY_SECONDS", 0.0)
     stack.factory.register("unsure", Unsure)
     run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="unsure", in_flight=7)
     (shard,) = one(stack, "SELECT id FROM jobs")

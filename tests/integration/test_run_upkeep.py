@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import text
 
 from promptstack.repositories.errors import LedgerUnavailable
-from promptstack.repositories.run_models import RunState
-from promptstack.repositories.runs import RunRepository
-from promptstack.services.runs import intake
+from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.runs.runs import RunRepository
+from promptstack.services.runs.intake import ingest as intake
 from promptstack.services.runs.views import RunView
 from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until

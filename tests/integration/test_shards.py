@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from promptstack.repositories.answers import AnswerRepository
 from promptstack.repositories.errors import LedgerRefused
-from promptstack.repositories.jobs import Claim
+from promptstack.repositories.jobs.jobs import Claim
 from promptstack.repositories.models import JobState
-from promptstack.repositories.run_models import RunState
+from promptstack.repositories.runs.answers import AnswerRepository
+from promptstack.repositories.runs.models import RunState
 from promptstack.services.limiter.errors import LimiterWait
 from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
 from promptstack.services.llm.errors import InvalidProviderRequest, Overloaded, ProviderTimeout
@@ -74,7 +74,7 @@ def test_an_item_that_fails_while_another_waits_for_its_turn_fails_alone(
 def test_tries_are_counted_on_where_a_shard_is_taken_up_again(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptstack.services.runs.shard.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("promptstack.services.runs.shards.worker.PATIENCE_SECONDS", 0.0)
     run = stack.runs.embed(["timeout"], provider="pairs", max_retries=3)
     done = work(stack, run.id)
     assert (done.state, done.failed) == (RunState.COMPLETED, 1)
@@ -90,7 +90,7 @@ def test_a_shard_that_waits_to_try_again_keeps_no_other_from_its_turn(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "promptstack.services.runs.dispatch.MOST_ITEMS", {"embedding": 2, "generation": 2}
+        "promptstack.services.runs.scheduler.MOST_ITEMS", {"embedding": 2, "generation": 2}
     )
     monkeypatch.setattr(stack.dispatch, "_shards_a_worker", 1)
     stack.runs.embed(["slow", "fine", "good", "well"], provider="pairs")
@@ -106,7 +106,7 @@ def test_no_more_shards_are_queued_than_there_are_places_in_workers(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "promptstack.services.runs.dispatch.MOST_ITEMS", {"embedding": 1, "generation": 1}
+        "promptstack.services.runs.scheduler.MOST_ITEMS", {"embedding": 1, "generation": 1}
     )
     monkeypatch.setattr(stack.dispatch, "_shards_a_worker", 3)
     stack.runs.embed([f"text {n}" for n in range(20)], provider="pairs")
@@ -146,7 +146,7 @@ def test_a_worker_that_is_to_stop_keeps_what_is_under_way_and_hands_the_rest_bac
 def test_money_that_a_lost_commit_has_reserved_is_not_counted_against_itself(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptstack.services.patient_ledger.LEDGER_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("promptstack.services.execution.retrying_ledger.LEDGER_RETRY_SECONDS", 0.0)
 
     def dollar_a_token(*_: Any, input_tokens: int, output_tokens: int, **__: Any) -> Decimal:
         return Decimal(input_tokens + output_tokens)

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from promptstack.api.cli.main import build
-from promptstack.api.cli.run_end import print_run
-from promptstack.api.cli.run_watch import Rate, _picture
+from promptstack.api.cli.runs.end import print_run
+from promptstack.api.cli.runs.watch import Rate, _picture
 from promptstack.api.cli.terminal import out
 from promptstack.services.runs.views import RunView
 from promptstack.tasks.composition import PromptStack

@@ -17,8 +17,8 @@ from promptstack.repositories.errors import LedgerSlow
 from promptstack.repositories.models import AttemptState, JobKind, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import WrongState
-from promptstack.services.reconciler import Reconciler, Retention
-from promptstack.services.views import JobView
+from promptstack.services.jobs.views import JobView
+from promptstack.services.maintenance.reconciler import Reconciler, Retention
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
@@ -179,7 +179,7 @@ def test_filters_narrow_what_is_retried(stack: PromptStack) -> None:
 def test_more_than_one_transaction_s_worth_is_retried(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptstack.services.jobs.RETRIED_AT_ONCE", 2)
+    monkeypatch.setattr("promptstack.services.jobs.service.RETRIED_AT_ONCE", 2)
     for _ in range(5):
         end(stack)
     steps: list[int] = []

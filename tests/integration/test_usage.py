@@ -16,8 +16,8 @@ from promptstack.api.http.app import create_app
 from promptstack.config.prices import ModelPrice
 from promptstack.repositories.models import Attempt, JobKind
 from promptstack.repositories.usage import Group, Usage
+from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import InvalidInput, NotFound
-from promptstack.services.prices import Prices
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.composition import PromptStack
 from tests.simulators import ForkedSimulator

@@ -14,16 +14,16 @@ from sqlalchemy.exc import DBAPIError
 
 from promptstack.config.names import Queue
 from promptstack.repositories.models import JobKind, JobState
-from promptstack.repositories.run_models import RunState
+from promptstack.repositories.runs.models import RunState
 from promptstack.repositories.session import Ledger, UnitOfWork
-from promptstack.services.chunking import Chunker
-from promptstack.services.claimed_job import ClaimedJob
-from promptstack.services.doorbell import BrokerUnavailable, Ring
-from promptstack.services.embedding import EmbeddingService
-from promptstack.services.liveness import Liveness
+from promptstack.services.documents.chunking import Chunker
+from promptstack.services.documents.embedding import EmbeddingService
+from promptstack.services.execution.job_context import ClaimedJob
+from promptstack.services.jobs.publishing import BrokerUnavailable, Ring
 from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
-from promptstack.services.reconciler import Reconciler
-from promptstack.services.runs.narrowing import narrow
+from promptstack.services.maintenance.liveness import Liveness
+from promptstack.services.maintenance.reconciler import Reconciler
+from promptstack.services.runs.shards.bisection import narrow
 from promptstack.tasks.composition import PromptStack
 from tests.processes import wait_until
 from tests.runs import failures, in_ledger
@@ -346,7 +346,7 @@ def watches(stack: PromptStack) -> bool:
 def test_more_jobs_than_one_transaction_s_worth_are_freed_in_a_round(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptstack.services.liveness.BATCH", 2)
+    monkeypatch.setattr("promptstack.services.maintenance.liveness.BATCH", 2)
     jobs = [stack.jobs.enqueue_generation("x").id for _ in range(5)]
     with stack.ledger.transaction() as unit:
         for job_id in jobs:

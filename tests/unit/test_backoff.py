@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptstack.services.backoff import Backoff
+from promptstack.services.execution.backoff import Backoff
 
 seconds = st.floats(0.01, 1e6)
 tries = st.one_of(st.integers(1, 100), st.integers(1, 10**30))

@@ -8,9 +8,9 @@ from unittest.mock import AsyncMock
 import httpx2
 import pytest
 
+from promptstack.services.accounting.prices import Prices
 from promptstack.services.llm.anthropic import AnthropicService
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.prices import Prices
 
 
 def test_what_anthropic_puts_into_its_cache_costs_a_quarter_more(

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from promptstack.services.limited_calls import LimitedCalls
+from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.llm.base import LLMResponse, LLMService
 from promptstack.services.llm.event_loop import EventLoop
-from promptstack.services.runs.asking import Asking, Call
-from promptstack.services.runs.call_session import Answered, CallSession, Permitted, Sent
+from promptstack.services.runs.shards.call_pool import Answered, CallSession, Permitted, Sent
+from promptstack.services.runs.shards.workload import Asking, Call
 
 AN_ANSWER = LLMResponse(
     text="Done.", model="any", input_tokens=1, output_tokens=1, finish_reason="stop"

@@ -13,8 +13,8 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from semantic_text_splitter import TextSplitter
 
-from promptstack.services import chunking
-from promptstack.services.chunking import VOCABULARY_OF, Chunker
+from promptstack.services.documents import chunking
+from promptstack.services.documents.chunking import VOCABULARY_OF, Chunker
 from promptstack.services.errors import InvalidInput
 
 SOURCES = ["notes.txt", "notes.md", "NOTES.MARKDOWN", "no suffix", "https://example.org/a.mdx"]
@@ -147,7 +147,7 @@ def test_the_vocabulary_is_loaded_when_something_is_cut_and_from_no_network() ->
     script = """
 import socket, time
 socket.socket.connect = lambda *_: exit("asked the network")
-from promptstack.services.chunking import Chunker
+from promptstack.services.documents.chunking import Chunker
 began = time.process_time(); chunker = Chunker(512); made = time.process_time() - began
 began = time.process_time(); chunker.cut("One.", "a.txt"); first = time.process_time() - began
 began = time.process_time(); Chunker(99).cut("Two.", "a.md"); second = time.process_time() - began

@@ -25,7 +25,7 @@ from promptstack.services.errors import InvalidInput
 from promptstack.services.export import array_writers
 from promptstack.services.export.atomic import COMPRESSIONS
 from promptstack.services.export.cells import text_cell
-from promptstack.services.export.places import COMPRESSED
+from promptstack.services.export.paths import COMPRESSED
 from promptstack.services.export.results import (
     ExportFailed,
     ExportFormat,

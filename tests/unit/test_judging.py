@@ -6,10 +6,10 @@ from unittest.mock import Mock
 import pytest
 
 from promptstack.services.llm.base import LLMResponse
-from promptstack.services.runs.call_session import Answered, Event, Failed, Sent
-from promptstack.services.runs.judging import AT_ONCE_SECONDS, LAST_SECONDS, Judging
-from promptstack.services.runs.schemas import AnswerMismatch, AnswerNotJudged
-from promptstack.services.runs.shard_store import Unfit
+from promptstack.services.runs.json_schema.answers import AnswerMismatch, AnswerNotJudged
+from promptstack.services.runs.json_schema.validation import AT_ONCE_SECONDS, LAST_SECONDS, Judging
+from promptstack.services.runs.shards.call_pool import Answered, Event, Failed, Sent
+from promptstack.services.runs.shards.store import Unfit
 
 
 class Slow:

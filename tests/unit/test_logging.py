@@ -20,7 +20,7 @@ from promptstack.config.settings import load_settings
 form, level, loudness = sys.argv[1:]
 settings = load_settings(_env_file=None, log_format=form, debug=level == "debug")
 configure_logging(settings, quiet=loudness == "quiet")
-ours = logging.getLogger("promptstack.services.jobs")
+ours = logging.getLogger("promptstack.services.jobs.service")
 ours.debug("a detail")
 ours.info("job %s\\nis \\u2028 done \\ud800", 7)
 ours.warning("mind \\"this\\"")
@@ -55,10 +55,10 @@ from promptstack.config.logging import configure_logging
 from promptstack.config.settings import load_settings
 with contextlib.redirect_stderr(io.StringIO()) as theirs:
     configure_logging(load_settings(_env_file=None))
-    logging.getLogger("promptstack.services.jobs").warning("to them")
+    logging.getLogger("promptstack.services.jobs.service").warning("to them")
     assert "to them" in theirs.getvalue()
 theirs.close()
-logging.getLogger("promptstack.services.jobs").warning("to us")
+logging.getLogger("promptstack.services.jobs.service").warning("to us")
 """
 
 
@@ -85,7 +85,7 @@ def formatted(record: logging.LogRecord) -> Entry:
 
 def test_json_is_one_object_a_line() -> None:
     said = entries(run("json", level="info"))
-    ours = [entry for entry in said if entry["logger"] == "promptstack.services.jobs"]
+    ours = [entry for entry in said if entry["logger"] == "promptstack.services.jobs.service"]
     assert [entry["level"] for entry in ours] == ["INFO", "WARNING", "ERROR"]
     assert ours[0]["message"] == "job 7\nis \u2028 done \ud800"
     assert ours[1]["message"] == 'mind "this"'

@@ -13,8 +13,8 @@ from promptstack.services.llm import openai_chat, openai_responses
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.openai_bodies import HONOURED_ONLY_AS
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.new_run import RunDefaults
-from promptstack.services.runs.plans import plan_embedding, plan_generation
+from promptstack.services.runs.intake.new_run import RunDefaults
+from promptstack.services.runs.intake.plans import plan_embedding, plan_generation
 from promptstack.services.sources.batch_lines import BatchLines
 from promptstack.services.sources.reading import BadInput, Reading
 from promptstack.services.sources.records import RecordCheck

@@ -6,9 +6,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptstack.repositories.documents import Passage
+from promptstack.repositories.content.documents import Passage
 from promptstack.services.llm.base import EmbeddingLimits
-from promptstack.services.packing import pack
+from promptstack.services.llm.packing import pack
 
 
 def passages_of(texts: list[str]) -> list[Passage]:

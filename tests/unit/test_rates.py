@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from genai_prices import data_snapshot
 
-from promptstack.services.prices import GENAI_PRICES_NAMES, Prices, _known, _rates
+from promptstack.services.accounting.prices import GENAI_PRICES_NAMES, Prices, _known, _rates
 
 
 @pytest.mark.parametrize("provider", GENAI_PRICES_NAMES.values())

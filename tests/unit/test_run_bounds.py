@@ -9,11 +9,11 @@ from uuid import uuid4
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptstack.repositories.run_models import Run, RunKind
+from promptstack.repositories.runs.models import Run, RunKind
 from promptstack.services.llm.openai_chat import body
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.asking import Call, Content, GenerationAsking
-from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.services.runs.shards.workload import Call, Content, GenerationAsking
+from promptstack.services.validation.schema_bounds import SchemaBounds
 
 TOKENS_A_TURN = 8
 """Of a turn's role and borders; providers take 3 to 7."""

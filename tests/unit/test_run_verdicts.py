@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptstack.config.errors import PromptStackError, Reach
-from promptstack.repositories.run_models import Run
-from promptstack.services.backoff import Backoff
+from promptstack.repositories.runs.models import Run
+from promptstack.services.accounting.prices import Prices
+from promptstack.services.execution.backoff import Backoff
 from promptstack.services.llm.errors import (
     BadResponse,
     ContentRefused,
@@ -23,12 +24,7 @@ from promptstack.services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
-from promptstack.services.prices import Prices
-from promptstack.services.runs.asking import Call, Content
-from promptstack.services.runs.in_flight import InFlight, places
-from promptstack.services.runs.shard import ShardWork
-from promptstack.services.runs.shard_store import ShardTools
-from promptstack.services.runs.verdicts import (
+from promptstack.services.runs.shards.failure_policy import (
     IN_VAIN,
     ended,
     is_parted,
@@ -36,6 +32,10 @@ from promptstack.services.runs.verdicts import (
     paid_in_vain,
     parts,
 )
+from promptstack.services.runs.shards.slots import InFlight, places
+from promptstack.services.runs.shards.store import ShardTools
+from promptstack.services.runs.shards.worker import ShardWork
+from promptstack.services.runs.shards.workload import Call, Content
 from promptstack.services.sources.reading import BadRecord
 
 SAID = "It is refused."

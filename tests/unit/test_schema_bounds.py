@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 from promptstack.config.settings import Settings
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.base import LLMResponse
-from promptstack.services.runs.schemas import AnswerMismatch, AnswerNotJudged, AnswerSchema
-from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.services.runs.json_schema.answers import (
+    AnswerMismatch,
+    AnswerNotJudged,
+    AnswerSchema,
+)
+from promptstack.services.validation.schema_bounds import SchemaBounds
 from promptstack.tasks.composition import PromptStack
 from tests.unit.test_schemas import DRAFTS, keywords
 

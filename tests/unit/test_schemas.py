@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.base import LLMResponse
-from promptstack.services.runs.schemas import AnswerSchema
-from promptstack.services.schema_bounds import SchemaBounds
+from promptstack.services.runs.json_schema.answers import AnswerSchema
+from promptstack.services.validation.schema_bounds import SchemaBounds
 
 BACKTRACKS = "^(a+)+$"
 """Python's own engine would take longer than the universe is old."""

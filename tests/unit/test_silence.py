@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptstack.services.silence import blind_spans, silence_of_the_dead
+from promptstack.services.maintenance.heartbeat_timeout import blind_spans, silence_of_the_dead
 
 LOST = 15.0
 

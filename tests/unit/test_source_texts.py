@@ -14,7 +14,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from promptstack.services.chunking import Chunker
+from promptstack.services.documents.chunking import Chunker
 from promptstack.services.errors import InvalidInput
 from promptstack.services.sources.inputs import BadInput, Fault, Format, Input, Reading, read_inputs
 from promptstack.services.sources.reading import BadRecord

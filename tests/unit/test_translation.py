@@ -21,7 +21,7 @@ from promptstack.services.llm.errors import (
 )
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.translation import from_status, token_bounds
-from promptstack.services.runs.verdicts import RUN_ENDING_CODES
+from promptstack.services.runs.shards.failure_policy import RUN_ENDING_CODES
 
 TOOL = "Invalid schema for function 'sales_perday': 'spend limit' is not of type 'object'."
 PER_DAY = '{"quotaId": "GenerateRequestsPerDayPerProject"}'

@@ -1,0 +1,1 @@
+"""The commands about single jobs: enqueue, watch, list, cancel."""

@@ -1,0 +1,123 @@
+"""Reading the text and Markdown files that a person wants embedded."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from json import JSONDecodeError
+from pathlib import Path
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from promptstack.services.errors import InvalidInput
+from promptstack.services.jobs.service import check_source
+from promptstack.services.sources.encodings import encoding_of
+from promptstack.services.sources.reading import SUFFIXES
+from promptstack.services.validation.json_text import load_json
+
+MAX_SCHEMA_BYTES = 10_000_000
+"""Of a file; what stands in it has bounds of its own."""
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file that can be embedded."""
+
+    source: str
+    text: str
+
+
+def find_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Name the files below `paths`, each once, in order. Raises `InvalidInput`."""
+    found: dict[Path, None] = {}
+    for name in paths:
+        if name == "":
+            raise InvalidInput('A path is empty; for this folder, give ".".')
+        path = Path(name)
+        _check_reachable(path)
+        if path.is_dir():
+            inside = _text_files(path)
+            if not inside:
+                raise InvalidInput(
+                    f"{path} holds no text files ({', '.join(sorted(SUFFIXES))}); nothing to embed."
+                )
+            found.update(dict.fromkeys(inside))
+        else:
+            found[path.resolve()] = None
+    return list(found)
+
+
+def read_text(path: Path, max_bytes: int) -> TextFile:
+    """Read a UTF-8 file. Raises `InvalidInput` that says what is wrong with it."""
+    source = str(path)
+    try:
+        check_source(source)
+    except InvalidInput as error:
+        raise InvalidInput(f"The name {source!a} can't be kept. {error}") from error
+    try:
+        if not path.is_file():
+            raise InvalidInput(f"{path} is not a regular file.")
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise InvalidInput(
+                f"{path} has {size:,} bytes; at most {max_bytes:,} are accepted "
+                "(MAX_TEXT_BYTES). Split it."
+            )
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{path} can't be read: {error.strerror}.") from error
+    encoding = encoding_of(content)
+    try:
+        text = content.removeprefix(encoding.mark).decode(encoding.name)
+    except UnicodeDecodeError as error:
+        at = error.start + len(encoding.mark)
+        raise InvalidInput(
+            f"{path} is not {encoding.name[:6].upper()} text (byte {content[at]:#04x} at {at}); "
+            "convert it first."
+        ) from error
+    if "\x00" in text:
+        raise InvalidInput(f"{path} is a binary file (it holds a NUL byte); only text is embedded.")
+    if not text.strip():
+        raise InvalidInput(f"{path} is empty; there is nothing to embed.")
+    return TextFile(source, text)
+
+
+def read_schema(path: Path | None) -> dict[str, JsonValue] | None:
+    """Read a file with a JSON schema, where one is named. Raises `InvalidInput`."""
+    if path is None:
+        return None
+    try:
+        # It may be a pipe, which has no size and need not end.
+        with path.open("rb") as file:
+            content = file.read(MAX_SCHEMA_BYTES + 1)
+        if len(content) > MAX_SCHEMA_BYTES:
+            raise InvalidInput(
+                f"{path} has more than {MAX_SCHEMA_BYTES:,} bytes, which no JSON schema needs."
+            )
+        schema = load_json(content, f"The JSON schema in {path}")
+        return TypeAdapter(dict[str, JsonValue]).validate_python(schema)
+    except (OSError, JSONDecodeError, ValidationError) as error:
+        raise InvalidInput(
+            f"{path} cannot be read as a JSON schema: an object is needed."
+        ) from error
+
+
+def _check_reachable(path: Path) -> None:
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise InvalidInput(f"{path} does not exist.") from error
+    except OSError as error:
+        raise InvalidInput(f"{path} can't be read: {error.strerror}.") from error
+
+
+def _text_files(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise InvalidInput(f"{error.filename} can't be read: {error.strerror}.") from error
+
+    found = []
+    # os.walk says when a folder can't be read; Path.rglob passes over it.
+    for inside, folders, names in os.walk(folder.resolve(), onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = (Path(inside, name) for name in names if not name.startswith("."))
+        found += [path for path in visible if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return sorted(found)

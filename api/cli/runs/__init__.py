@@ -1,0 +1,1 @@
+"""`promptstack runs`."""

@@ -1,0 +1,1 @@
+"""What was paid for by its content: documents, vectors and their indexes."""

@@ -1,0 +1,105 @@
+"""Documents and the chunks they were cut into."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import delete, exists, func, insert, or_, select
+from sqlalchemy.dialects import postgresql
+
+from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.content.embeddings import TABLES
+from promptstack.repositories.models import Chunk, Document, EmbeddingModel, new_id
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a document, before or after it is stored as a chunk."""
+
+    position: int
+    start: int
+    text: str
+    content_hash: bytes
+
+
+class DocumentRepository(BaseRepository[Document]):
+    """Documents, one a user and source."""
+
+    model = Document
+
+    def put(self, user_id: UUID | None, source: str, text: str, content_hash: bytes) -> UUID:
+        """Store a document, or the new text of one whose source is known; its id."""
+        statement = postgresql.insert(Document).values(
+            id=new_id(), user_id=user_id, source=source, text=text, content_hash=content_hash
+        )
+        return self._session.execute(
+            statement.on_conflict_do_update(
+                constraint="documents_source_key",
+                set_={"text": text, "content_hash": content_hash, "updated_at": func.now()},
+            ).returning(Document.id)
+        ).scalar_one()
+
+    def lock(self, document_id: UUID) -> Document | None:
+        """Return the document and keep others from cutting it until the transaction ends."""
+        query = select(Document).where(Document.id == document_id).with_for_update()
+        return self._session.scalars(query).one_or_none()
+
+    def replace_chunks(
+        self, document: Document, passages: Sequence[Passage], chunked_hash: bytes
+    ) -> None:
+        """Put new chunks in the place of the old; vectors stay, as they belong to the content."""
+        self._session.execute(delete(Chunk).where(Chunk.document_id == document.id))
+        if passages:
+            self._session.execute(
+                insert(Chunk),
+                [
+                    {
+                        "document_id": document.id,
+                        "position": passage.position,
+                        "start": passage.start,
+                        "text": passage.text,
+                        "content_hash": passage.content_hash,
+                    }
+                    for passage in passages
+                ],
+            )
+        self.update(document, chunked_hash=chunked_hash)
+
+    def chunk_keys(self, document_id: UUID) -> set[bytes]:
+        """By what the vectors of a document's chunks are kept."""
+        query = select(Chunk.content_hash).where(Chunk.document_id == document_id)
+        return set(map(bytes, self._session.scalars(query)))
+
+    def chunks(self, document_id: UUID) -> Sequence[Passage]:
+        """The document's chunks, in order."""
+        rows = self._session.execute(
+            select(Chunk.position, Chunk.start, Chunk.text, Chunk.content_hash)
+            .where(Chunk.document_id == document_id)
+            .order_by(Chunk.position)
+        )
+        return [Passage(*row) for row in rows]
+
+    def count_chunks(self, document_id: UUID) -> int:
+        """How many chunks a document has."""
+        query = select(func.count()).where(Chunk.document_id == document_id)
+        return self._session.scalar(query) or 0
+
+    def chunks_without_vector(
+        self, document_id: UUID, provider: str, model: str
+    ) -> Sequence[Passage]:
+        """The document's chunks that this model has no vector for, in order."""
+        of_model = (EmbeddingModel.provider == provider, EmbeddingModel.model == model)
+        stored = or_(
+            *(
+                exists()
+                .where(vectors.c.content_hash == Chunk.content_hash)
+                .where(vectors.c.model_id == EmbeddingModel.id, *of_model)
+                for vectors in TABLES.values()
+            )
+        )
+        rows = self._session.execute(
+            select(Chunk.position, Chunk.start, Chunk.text, Chunk.content_hash)
+            .where(Chunk.document_id == document_id, ~stored)
+            .order_by(Chunk.position)
+        )
+        return [Passage(*row) for row in rows]

@@ -1,0 +1,1 @@
+"""The tables of jobs: their steps, attempts, messages and workers."""

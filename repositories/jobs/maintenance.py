@@ -1,0 +1,179 @@
+"""Upkeep: what the reconciler does to many jobs at once."""
+
+import math
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import and_, case, delete, exists, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from promptstack.repositories.jobs.jobs import (
+    BACK_IN_QUEUE,
+    BEFORE_THE_QUEUE,
+    EXPIRED,
+    JobRef,
+    job_refs,
+)
+from promptstack.repositories.models import (
+    Attempt,
+    AttemptState,
+    Billing,
+    Job,
+    JobKind,
+    JobState,
+    Watch,
+    Worker,
+)
+
+
+class UpkeepRepository:
+    """Ends what is overdue, frees what dead workers held, deletes what is old."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def last_watch(self) -> tuple[float | None, list[tuple[float, float]]]:
+        """When a reconciler last looked, and the spans in which none could, in seconds."""
+        watch = self._session.get(Watch, 1)
+        if watch is None:
+            return None, []
+        spans = [(-math.inf if begin is None else begin, end) for begin, end in watch.blind]
+        return watch.last_round, spans
+
+    def note_watch(self, now: float, blind: Sequence[tuple[float, float]]) -> None:
+        """Note that a reconciler looks now; for one at a time."""
+        spans = [[begin if math.isfinite(begin) else None, end] for begin, end in blind]
+        values = {"last_round": now, "blind": spans}
+        self._session.execute(
+            insert(Watch)
+            .values(id=1, **values)
+            .on_conflict_do_update(index_elements=[Watch.id], set_=values)
+        )
+
+    def expire_overdue(self, limit: int = 1_000) -> Sequence[JobRef]:
+        """End up to `limit` open jobs whose deadline has passed."""
+        overdue = (
+            select(Job.id)
+            .where(Job.finished_at.is_(None), Job.expires_at <= func.now())
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            # Else PostgreSQL may run it again and again, and lock more than `limit`.
+            .cte("overdue")
+            .prefix_with("MATERIALIZED")
+        )
+        return job_refs(
+            self._session,
+            update(Job).where(Job.id.in_(select(overdue.c.id))).values(**EXPIRED),
+        )
+
+    def free_lost(self, silence: float, limit: int = 1_000) -> Sequence[JobRef]:
+        """Take up to `limit` jobs from workers that were silent for `silence` seconds.
+
+        For a generation, a lost worker uses up one retry, so a job that kills its workers ends.
+        For shards and documents, only `deaths` is raised. The worker that takes such a job next
+        cuts it smaller, until the item that kills workers is alone and fails by itself.
+        """
+        alive = exists().where(
+            Worker.id == Job.worker_id,
+            Worker.heartbeat_at > func.now() - timedelta(seconds=silence),
+        )
+        orphans = (
+            select(Job.id)
+            .where(Job.state == JobState.RUNNING, ~alive)
+            .limit(limit)
+            # What a worker is writing just now is not waited for: it may be frozen.
+            .with_for_update(skip_locked=True)
+            .cte("orphans")
+            .prefix_with("MATERIALIZED")
+        )
+        can_be_cut = Job.kind.in_((JobKind.SHARD, JobKind.EMBEDDING))
+        last_try = and_(~can_be_cut, Job.failures >= Job.max_retries)
+        freed = job_refs(
+            self._session,
+            update(Job)
+            .where(Job.id.in_(select(orphans.c.id)))
+            .values(
+                **{**BACK_IN_QUEUE, "state": case((last_try, "failed"), else_="queued")},
+                queue=BEFORE_THE_QUEUE,
+                failures=Job.failures + case((can_be_cut, 0), else_=1),
+                deaths=Job.deaths + 1,
+                error_code="WORKER_LOST",
+                error=case((last_try, _GIVEN_UP), else_="The worker that ran this job died."),
+                finished_at=case((last_try, func.now()), else_=None),
+            ),
+        )
+        if freed:
+            self._session.execute(
+                update(Attempt)
+                .where(
+                    Attempt.job_id.in_([job.id for job in freed]),
+                    Attempt.state == AttemptState.STARTED,
+                )
+                .values(state=AttemptState.LOST, finished_at=func.now())
+            )
+        return freed
+
+    def lose_calls(self, workers: Sequence[UUID]) -> None:
+        """Mark as lost what dead workers had asked for jobs that had ended when they died."""
+        if workers:
+            self._session.execute(
+                update(Attempt)
+                .where(
+                    Attempt.worker_id.in_(workers),
+                    Attempt.state == AttemptState.STARTED,
+                    # As the index has it: nothing is known of the money of a call under way.
+                    Attempt.billing == Billing.UNKNOWN,
+                )
+                .values(state=AttemptState.LOST, finished_at=func.now())
+                .execution_options(synchronize_session=False)
+            )
+
+    def prune_jobs(self, retention: float, limit: int = 500) -> int:
+        """Delete up to `limit` jobs that ended `retention` seconds ago or before; how many."""
+        old = (
+            select(Job.id)
+            .where(
+                Job.finished_at.is_not(None),
+                Job.finished_at < func.now() - timedelta(seconds=retention),
+            )
+            .order_by(Job.finished_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("old")
+            .prefix_with("MATERIALIZED")
+        )
+        deleted = self._session.scalars(
+            delete(Job)
+            .where(Job.id.in_(select(old.c.id)))
+            .returning(Job.id)
+            .execution_options(synchronize_session=False)
+        )
+        return len(deleted.all())
+
+    def prune_attempts(self, retention: float, limit: int = 500) -> int:
+        """Delete up to `limit` attempts of pruned jobs that began `retention` seconds ago."""
+        old = (
+            select(Attempt.id)
+            .where(
+                Attempt.job_id.is_(None),
+                Attempt.started_at < func.now() - timedelta(seconds=retention),
+            )
+            .order_by(Attempt.started_at)
+            .limit(limit)
+        )
+        deleted = self._session.scalars(
+            delete(Attempt)
+            .where(Attempt.id.in_(old))
+            .returning(Attempt.id)
+            .execution_options(synchronize_session=False)
+        )
+        return len(deleted.all())
+
+
+_GIVEN_UP = func.concat(
+    "The worker that ran this job died, after ",
+    Job.failures,
+    " failures before: it is not tried again by itself, as it may be what ends workers.",
+)

@@ -1,0 +1,1 @@
+"""The tables of runs: their shards, items, outcomes and answers."""

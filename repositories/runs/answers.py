@@ -1,0 +1,93 @@
+"""Answers of models, found by what was asked."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, cast
+
+from sqlalchemy import LargeBinary, Table, bindparam, delete, func, select, text, update
+from sqlalchemy.orm import Session
+
+from promptstack.repositories.arrays import ArrayLiteral
+from promptstack.repositories.jsonb import dump_jsonb
+from promptstack.repositories.runs.models import Answer, Run
+
+
+class AnswerRepository:
+    """One answer a provider, model and content."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def store(self, provider: str, model: str, results: Mapping[bytes, Mapping[str, Any]]) -> None:
+        """Store answers by their content; one that is there already stays."""
+        # In one order: two workers with the same contents would else wait for each other.
+        rows = [
+            {"content_hash": content.hex(), "result": results[content]}
+            for content in sorted(results)
+        ]
+        if rows:
+            whose = {"provider": provider, "model": model}
+            self._session.execute(_STORE, {**whose, "rows": dump_jsonb(rows)})
+
+    def find_stored(self, provider: str, model: str, hashes: Sequence[bytes]) -> set[bytes]:
+        """Those of the contents that have an answer, which is in use from now on."""
+        if not hashes:
+            return set()
+        these = {"the_provider": provider, "the_model": model, "the_hashes": list(hashes)}
+        found = set(map(bytes, self._session.scalars(_FIND, these)))
+        if found:
+            self._session.execute(_USE, these)
+        return found
+
+    def prune(self, retention: float, limit: int = 500) -> int:
+        """Delete up to `limit` answers that no run of the last `retention` seconds was served by.
+
+        Nor any older run that is still here.
+        """
+        # Ids are in order of creation, and have an index.
+        oldest_run = select(Run.created_at).order_by(Run.id).limit(1).scalar_subquery()
+        old = (
+            select(Answer.provider, Answer.model, Answer.content_hash)
+            .where(
+                # A day more than it says: `used_at` isn't raised more often.
+                Answer.used_at < func.now() - timedelta(seconds=retention, days=1),
+                Answer.used_at < func.coalesce(oldest_run, func.now()) - timedelta(days=1),
+            )
+            .order_by(Answer.used_at)
+            .limit(limit)
+            .subquery()
+        )
+        deleted = self._session.scalars(
+            delete(Answer)
+            .where(
+                Answer.provider == old.c.provider,
+                Answer.model == old.c.model,
+                Answer.content_hash == old.c.content_hash,
+            )
+            .returning(Answer.content_hash)
+            .execution_options(synchronize_session=False)
+        )
+        return len(deleted.all())
+
+
+# Built once: to build a statement costs more than to run it.
+
+_ANSWERS = cast("Table", Answer.__table__)
+_THESE = (
+    _ANSWERS.c.provider == bindparam("the_provider"),
+    _ANSWERS.c.model == bindparam("the_model"),
+    _ANSWERS.c.content_hash == func.any(bindparam("the_hashes", type_=ArrayLiteral(LargeBinary()))),
+)
+_FIND = select(_ANSWERS.c.content_hash).where(*_THESE)
+_USE = (
+    update(_ANSWERS)
+    .where(*_THESE, _ANSWERS.c.used_at < func.now() - timedelta(days=1))
+    .values(used_at=func.now())
+)
+# Rows travel as one JSON document, which PostgreSQL takes apart.
+_STORE = text("""
+INSERT INTO answers (provider, model, content_hash, result)
+SELECT :provider, :model, decode(content_hash, 'hex'), result
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS new(content_hash text, result jsonb)
+ON CONFLICT DO NOTHING
+""")

@@ -1,0 +1,374 @@
+"""Items of runs: handed in by COPY, taken by range, ended by outcomes that are only added."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from struct import Struct
+from typing import Any, NamedTuple
+from typing import cast as cast_type
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    Executable,
+    Result,
+    Table,
+    Text,
+    bindparam,
+    cast,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import insert as insert_or
+from sqlalchemy.orm import Session
+
+from promptstack.repositories.arrays import ArrayLiteral
+from promptstack.repositories.content.embeddings import TABLES
+from promptstack.repositories.copying import copy_binary
+from promptstack.repositories.jsonb import for_jsonb
+from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.runs.models import Answer, Item, ItemTries, Outcome
+
+_LENGTH = Struct(">i")
+_HEAD = Struct(">hi16sii")
+_SIZE = Struct(">ii")
+NULL = _LENGTH.pack(-1)
+JSONB_VERSION = b"\x01"
+DUPLICATE_ID = "DUPLICATE_ID"
+UNSEEN: Mapping[str, Any] = {"synchronize_session": False}
+"""No session holds these rows as objects: what is deleted need not be sent back."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """An item as it is handed in; JSON is given as its bytes."""
+
+    position: int
+    custom_id: str | None
+    """None where it could not be read."""
+    content_hash: bytes | None
+    text: bytes | None
+    """In UTF-8."""
+    messages: bytes | None
+    attributes: bytes
+
+    @property
+    def size(self) -> int:
+        """Of what is asked, in bytes."""
+        return len(self.text or b"") + len(self.messages or b"")
+
+
+class OpenItem(NamedTuple):
+    """An item that has not ended."""
+
+    position: int
+    content_hash: bytes
+    text: str | None
+    messages: list[Any] | None
+    tries: int
+    """How often it has failed by its own fault."""
+
+
+class Ended(NamedTuple):
+    """How an item ended."""
+
+    position: int
+    is_reused: bool = False
+    error_code: str | None = None
+    error: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Some open items of a run that follow each other."""
+
+    first: int
+    last: int
+    items: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How many outcomes were added; what was known before is not counted again."""
+
+    succeeded: int = 0
+    failed: int = 0
+    reused: int = 0
+
+
+class ItemRepository:
+    """The items of runs and their outcomes."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, run_id: UUID, items: Iterable[NewItem]) -> None:
+        """Add items by COPY BINARY."""
+        rows = b"".join(_row(run_id.bytes, item) for item in items)
+        columns = "(run_id, position, custom_id, content_hash, text, messages, size, metadata)"
+        cursor = self._session.connection().connection.cursor()
+        try:
+            copy_binary(cursor, f"items {columns}", rows)
+        finally:
+            cursor.close()
+
+    def end(self, run_id: UUID, ended: Sequence[Ended]) -> Counted:
+        """Add outcomes, of items that have none; what was added."""
+        if not ended:
+            return Counted()
+        # Nearly all are alike, and short then: no error, nothing to tell.
+        told = tuple(name for name in _TOLD if any(getattr(one, name) for one in ended))
+        new = {f"new_{name}": [getattr(one, name) for one in ended] for name in ("position", *told)}
+        succeeded, failed, reused = self._session.execute(
+            _end(told), {"the_run": run_id, **new}
+        ).one()
+        return Counted(succeeded, failed, reused)
+
+    def end_duplicates(self, run_id: UUID) -> int:
+        """End as failed what has the `custom_id` of an item before it; how many.
+
+        Those with nothing to ask for have failed already, and sink no other that has their id.
+        """
+        first = func.first_value(Item.position).over(
+            partition_by=Item.custom_id, order_by=Item.position
+        )
+        asked = (Item.run_id == run_id, Item.content_hash.is_not(None))
+        seen = select(Item.position, first.label("first")).where(*asked).subquery()
+        again = select(
+            literal(run_id),
+            seen.c.position,
+            literal(DUPLICATE_ID),
+            func.format("Line %s has the same id; each needs its own.", seen.c.first),
+        ).where(seen.c.position != seen.c.first)
+        columns = ["run_id", "position", "error_code", "error"]
+        added = insert_or(Outcome).from_select(columns, again).on_conflict_do_nothing()
+        return _changed(self._session.execute(added))
+
+    def next_slice(
+        self,
+        run_id: UUID,
+        position: int,
+        size: int,
+        *,
+        most_bytes: int | None = None,
+        until: int | None = None,
+    ) -> Slice | None:
+        """The next open items from a position on, or `until` one; None where there is none.
+
+        They are `size`, or fewer that have `most_bytes` together; one at least, whatever it has.
+        """
+        end = [] if until is None else [Item.position <= until]
+        ahead = (
+            select(Item.position, Item.size)
+            .where(Item.run_id == run_id, Item.position >= position, *end, _is_open())
+            .order_by(Item.position)
+            .limit(size)
+            .subquery()
+        )
+        before = func.sum(ahead.c.size).over(order_by=ahead.c.position) - ahead.c.size
+        some = select(ahead.c.position, before.label("before"), ahead.c.size).subquery()
+        fits = [] if most_bytes is None else [some.c.before + some.c.size <= most_bytes]
+        row = self._session.execute(
+            select(func.min(some.c.position), func.max(some.c.position), func.count()).where(
+                or_(some.c.before == 0, *fits) if fits else true()
+            )
+        ).one()
+        return Slice(*row) if row[2] else None
+
+    def open_in(self, run_id: UUID, first: int, last: int) -> list[OpenItem]:
+        """The open items from `first` to `last`, in order."""
+        rows = self._session.execute(
+            _OPEN_IN, {"the_run": run_id, "the_first": first, "the_last": last}
+        )
+        return [OpenItem(row[0], bytes(row[1]), *row[2:]) for row in rows]
+
+    def note_tries(self, run_id: UUID, tries: Mapping[int, int]) -> None:
+        """Note how often open items have failed, by their positions."""
+        if tries:
+            new = {"new_position": list(tries), "new_tries": list(tries.values())}
+            self._session.execute(_NOTE_TRIES, {"the_run": run_id, **new})
+
+    def end_open(self, run_id: UUID, first: int, last: int, error_code: str, error: str) -> int:
+        """End as failed what is still open from `first` to `last`; how many."""
+        left = select(Item.run_id, Item.position, literal(error_code), literal(error)).where(
+            Item.run_id == run_id, Item.position.between(first, last), _is_open()
+        )
+        columns = ["run_id", "position", "error_code", "error"]
+        added = insert_or(Outcome).from_select(columns, left).on_conflict_do_nothing()
+        return _changed(self._session.execute(added))
+
+    def reopen_failed(self, run_id: UUID) -> int:
+        """Open what has failed at a provider, not what never could be asked; how many."""
+        could_be_asked = exists().where(
+            Item.run_id == Outcome.run_id,
+            Item.position == Outcome.position,
+            Item.content_hash.is_not(None),
+        )
+        self._session.execute(
+            delete(ItemTries).where(ItemTries.run_id == run_id), execution_options=UNSEEN
+        )
+        return _changed(
+            self._session.execute(
+                delete(Outcome)
+                .where(
+                    Outcome.run_id == run_id,
+                    Outcome.error_code.is_not(None),
+                    Outcome.error_code != DUPLICATE_ID,
+                    could_be_asked,
+                )
+                .execution_options(**UNSEEN)
+            )
+        )
+
+    def count_outcomes(self, run_id: UUID) -> Counted:
+        """All outcomes of a run."""
+        row = self._session.execute(
+            select(
+                func.count().filter(Outcome.error_code.is_(None)),
+                func.count().filter(Outcome.error_code.is_not(None)),
+                func.count().filter(Outcome.is_reused),
+            ).where(Outcome.run_id == run_id)
+        ).one()
+        return Counted(*row)
+
+    def unpaid(
+        self, run_id: UUID, provider: str, model: str, embedding_model: EmbeddingModel | None
+    ) -> tuple[int, int]:
+        """How many different contents must be paid for, and their UTF-8 bytes."""
+        size = func.coalesce(func.octet_length(Item.text), 0) + func.coalesce(
+            func.octet_length(cast(Item.messages, Text)), 0
+        )
+        distinct = (
+            select(Item.content_hash, func.max(size).label("size"))
+            .where(Item.run_id == run_id, Item.content_hash.is_not(None), _is_open())
+            .group_by(Item.content_hash)
+            .subquery()
+        )
+        if embedding_model is None:
+            is_paid = exists().where(
+                Answer.provider == provider,
+                Answer.model == model,
+                Answer.content_hash == distinct.c.content_hash,
+            )
+        else:
+            vectors = TABLES[embedding_model.storage]
+            is_paid = exists().where(
+                vectors.c.model_id == embedding_model.id,
+                vectors.c.content_hash == distinct.c.content_hash,
+            )
+        row = self._session.execute(
+            select(func.count(), func.coalesce(func.sum(distinct.c.size), 0)).where(~is_paid)
+        ).one()
+        return int(row[0]), int(row[1])
+
+    def delete_of(self, run_id: UUID, limit: int) -> int:
+        """Delete up to `limit` items of a run with their outcomes; how many."""
+        for table in (Outcome, ItemTries, Item):
+            some = select(table.position).where(table.run_id == run_id).limit(limit)
+            deleted = _changed(
+                self._session.execute(
+                    delete(table)
+                    .where(table.run_id == run_id, table.position.in_(some))
+                    .execution_options(**UNSEEN)
+                )
+            )
+        return deleted
+
+
+def _changed(result: Result[Any]) -> int:
+    return cast_type("CursorResult[Any]", result).rowcount
+
+
+def _is_open() -> ColumnElement[bool]:
+    return ~exists().where(Outcome.run_id == Item.run_id, Outcome.position == Item.position)
+
+
+# Built once: to build a statement costs more than to run it.
+
+_ITEMS, _OUTCOMES = cast_type("Table", Item.__table__), cast_type("Table", Outcome.__table__)
+_TRIES = cast_type("Table", ItemTries.__table__)
+_OPEN_IN = (
+    select(
+        _ITEMS.c.position,
+        _ITEMS.c.content_hash,
+        _ITEMS.c.text,
+        _ITEMS.c.messages,
+        func.coalesce(_TRIES.c.tries, 0),
+    )
+    .outerjoin(
+        _TRIES, (_TRIES.c.run_id == _ITEMS.c.run_id) & (_TRIES.c.position == _ITEMS.c.position)
+    )
+    .where(
+        _ITEMS.c.run_id == bindparam("the_run"),
+        _ITEMS.c.position.between(bindparam("the_first"), bindparam("the_last")),
+        _is_open(),
+    )
+    .order_by(_ITEMS.c.position)
+)
+_NEW_TRIES = insert_or(_TRIES).from_select(
+    ["run_id", "position", "tries"],
+    select(
+        bindparam("the_run", type_=_TRIES.c.run_id.type),
+        *(
+            func.unnest(bindparam(f"new_{name}", type_=ArrayLiteral(_TRIES.c[name].type)))
+            for name in ("position", "tries")
+        ),
+    ),
+)
+_NOTE_TRIES = _NEW_TRIES.on_conflict_do_update(
+    index_elements=[_TRIES.c.run_id, _TRIES.c.position],
+    set_={"tries": func.greatest(_TRIES.c.tries, _NEW_TRIES.excluded["tries"])},
+)
+_TOLD = ("is_reused", "error_code", "error", "detail")
+"""What an outcome may say; what it doesn't is as in a new row."""
+
+
+@cache
+def _end(told: tuple[str, ...]) -> Executable:
+    columns = ("position", *told)
+    arrays = [
+        func.unnest(bindparam(f"new_{name}", type_=ArrayLiteral(_OUTCOMES.c[name].type)))
+        for name in columns
+    ]
+    new = select(bindparam("the_run", type_=_OUTCOMES.c.run_id.type), *arrays)
+    added = (
+        insert_or(_OUTCOMES)
+        .from_select(["run_id", *columns], new)
+        .on_conflict_do_nothing()
+        .returning(_OUTCOMES.c.error_code, _OUTCOMES.c.is_reused)
+        .cte("added")
+    )
+    return select(
+        func.count().filter(added.c.error_code.is_(None)),
+        func.count().filter(added.c.error_code.is_not(None)),
+        func.count().filter(added.c.is_reused),
+    ).select_from(added)
+
+
+def _row(run_id: bytes, item: NewItem) -> bytes:
+    """Lay an item out as COPY BINARY reads it."""
+    custom_id = None if item.custom_id is None else item.custom_id.encode()
+    text, messages = item.text, item.messages
+    return b"".join(
+        (
+            _HEAD.pack(8, 16, run_id, 4, item.position),
+            NULL if custom_id is None else _LENGTH.pack(len(custom_id)) + custom_id,
+            NULL if item.content_hash is None else b"\x00\x00\x00\x20" + item.content_hash,
+            NULL if text is None else _LENGTH.pack(len(text)) + text,
+            NULL if messages is None else _jsonb(messages),
+            _SIZE.pack(4, item.size),
+            _jsonb(item.attributes),
+        )
+    )
+
+
+def _jsonb(value: bytes) -> bytes:
+    value = for_jsonb(value)
+    return _LENGTH.pack(len(value) + 1) + JSONB_VERSION + value

@@ -1,0 +1,161 @@
+"""What runs have produced, page by page in the order of their items."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    LargeBinary,
+    Select,
+    Text,
+    cast,
+    func,
+    literal_column,
+    or_,
+    select,
+)
+from sqlalchemy.orm import Session
+
+from promptstack.config.names import VectorType
+from promptstack.repositories.content.embeddings import TABLES
+from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.runs.models import Answer, Item, Outcome
+
+VECTOR_HEAD = 4
+"""Bytes before the numbers: how many there are, and two unused (pgvector's vector_send)."""
+
+
+class ResultRow(NamedTuple):
+    """An item that succeeded."""
+
+    position: int
+    custom_id: str
+    attributes: dict[str, Any]
+    text: str | None
+    vector: npt.NDArray[np.float32] | None
+    answer: dict[str, Any] | None
+
+
+class FailureRow(NamedTuple):
+    """An item that failed."""
+
+    position: int
+    custom_id: str | None
+    attributes: dict[str, Any]
+    code: str
+    error: str
+    detail: str | None
+
+
+class RunResultRepository:
+    """Reads items with what they came to."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def vectors(
+        self,
+        run_id: UUID,
+        models: Sequence[EmbeddingModel],
+        after: int,
+        limit: int,
+        *,
+        with_text: bool,
+    ) -> list[ResultRow]:
+        """The next vectors after a position: of the first of the models that has one."""
+        query = self._page(run_id, after, limit, with_text=with_text)
+        found = []
+        for model in models:
+            vectors = TABLES[model.storage].alias()
+            query = query.outerjoin(vectors, _its_vector(vectors, model)).add_columns(
+                getattr(func, f"{model.storage}_send")(vectors.c.vector, type_=LargeBinary)
+            )
+            found.append(vectors.c.content_hash.is_not(None))
+        return [
+            ResultRow(row[0], row[1], row[2], row[3], _first_vector(row[4:], models), None)
+            for row in self._session.execute(query.where(or_(*found)))
+        ]
+
+    def count_vectors(self, run_id: UUID, model: EmbeddingModel) -> int:
+        """How many items of a run have succeeded and have a vector of this model."""
+        vectors = TABLES[model.storage]
+        query = (
+            select(func.count())
+            .select_from(Item)
+            .join(Outcome, _its_outcome())
+            .join(vectors, _its_vector(vectors, model))
+            .where(Item.run_id == run_id, Outcome.error_code.is_(None))
+        )
+        return self._session.scalar(query) or 0
+
+    def answers(
+        self, run_id: UUID, provider: str, model: str, after: int, limit: int, *, with_text: bool
+    ) -> list[ResultRow]:
+        """The next answers after a position."""
+        query = self._page(run_id, after, limit, with_text=with_text).add_columns(Answer.result)
+        rows = self._session.execute(
+            query.join(
+                Answer,
+                (Answer.content_hash == Item.content_hash)
+                & (Answer.provider == provider)
+                & (Answer.model == model),
+            )
+        )
+        return [ResultRow(row[0], row[1], row[2], row[3], None, row[4]) for row in rows]
+
+    def failures(self, run_id: UUID, after: int, limit: int) -> Sequence[FailureRow]:
+        """The next failures after a position."""
+        rows = self._session.execute(
+            select(
+                Item.position,
+                Item.custom_id,
+                Item.attributes,
+                Outcome.error_code,
+                func.coalesce(Outcome.error, ""),
+                Outcome.detail,
+            )
+            .join(Outcome, _its_outcome())
+            .where(
+                Outcome.run_id == run_id,
+                Outcome.position > after,
+                Outcome.error_code.is_not(None),
+            )
+            .order_by(Outcome.position)
+            .limit(limit)
+        )
+        return [FailureRow(*row) for row in rows]
+
+    def _page(self, run_id: UUID, after: int, limit: int, *, with_text: bool) -> Select[Any]:
+        asked: ColumnElement[Any] = (
+            func.coalesce(Item.text, cast(Item.messages, Text))
+            if with_text
+            else literal_column("NULL")
+        )
+        return (
+            select(Item.position, Item.custom_id, Item.attributes, asked)
+            .join(Outcome, _its_outcome())
+            .where(Item.run_id == run_id, Item.position > after, Outcome.error_code.is_(None))
+            .order_by(Item.position)
+            .limit(limit)
+        )
+
+
+def _its_vector(vectors: FromClause, model: EmbeddingModel) -> ColumnElement[bool]:
+    return (vectors.c.content_hash == Item.content_hash) & (vectors.c.model_id == model.id)
+
+
+def _first_vector(
+    sent: Sequence[bytes | None], models: Sequence[EmbeddingModel]
+) -> npt.NDArray[np.float32]:
+    """The first that there is, as its table's `send` gives it."""
+    content, model = next((one, of) for one, of in zip(sent, models, strict=True) if one)
+    kind = ">f4" if model.storage == VectorType.VECTOR else ">f2"
+    return np.frombuffer(content, dtype=kind, offset=VECTOR_HEAD).astype(np.float32)
+
+
+def _its_outcome() -> ColumnElement[bool]:
+    return (Outcome.run_id == Item.run_id) & (Outcome.position == Item.position)

@@ -1,0 +1,1 @@
+"""What calls cost, who has paid for what, and the usage of a user."""

@@ -1,0 +1,82 @@
+"""Usage and cost, summed over what providers were asked."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.usage import Group, Unsettled, Usage
+from promptstack.services.errors import InvalidInput, NotFound
+from promptstack.services.jobs.views import CallView
+from promptstack.services.text import check_storable
+from promptstack.services.validation.bounds import checked_time
+
+
+class UsageService:
+    """Answers what was used, and what it cost."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def calls(
+        self,
+        *,
+        only_unsettled: bool = False,
+        since: datetime | None = None,
+        owner: UUID | None = None,
+        limit: int = 50,
+    ) -> list[CallView]:
+        """The newest provider calls, newest first.
+
+        With `only_unsettled`, those that may have been paid for without an answer: the request
+        may have left, and its worker died, timed out, or waits still.
+        """
+        since = checked_time(since, "since")
+        with self._ledger.transaction() as unit:
+            rows = unit.usage.calls(
+                limit, only_unsettled=only_unsettled, since=since, user_id=owner
+            )
+            return [CallView.model_validate(row) for row in rows]
+
+    def unsettled(
+        self, *, since: datetime | None = None, owner: UUID | None = None
+    ) -> list[Unsettled]:
+        """What may have been paid for without an answer, summed by the calls' state."""
+        since = checked_time(since, "since")
+        with self._ledger.transaction() as unit:
+            return unit.usage.unsettled(since=since, user_id=owner)
+
+    def sums(
+        self,
+        by: Sequence[Group] = (Group.DAY, Group.MODEL),
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        owner: UUID | None = None,
+        email: str | None = None,
+        provider: str | None = None,
+        model: str | None = None,
+    ) -> list[Usage]:
+        """Sum the calls that began from `since` until before `until`.
+
+        With `owner`, only that user's; with `email`, only the user's of that address. Raises
+        `InvalidInput` for the same group twice and times in the wrong order, `NotFound` for a
+        user who isn't there.
+        """
+        if len(set(by)) != len(by):
+            raise InvalidInput("Name each group once.")
+        since, until = checked_time(since, "since"), checked_time(until, "until")
+        if since is not None and until is not None and since >= until:
+            raise InvalidInput("`since` must be before `until`.")
+        for named in (email, provider, model):
+            check_storable(named or "", "The filter")
+        with self._ledger.transaction() as unit:
+            user_id = owner
+            if email is not None:
+                user = unit.users.get_by_email(email)
+                if user is None or owner not in {None, user.id}:
+                    raise NotFound("There is no such user.")
+                user_id = user.id
+            return unit.usage.sums(
+                by, since=since, until=until, user_id=user_id, provider=provider, model=model
+            )

@@ -1,0 +1,1 @@
+"""Jobs as callers see them: enqueue, look, cancel, retry, progress."""

@@ -1,0 +1,76 @@
+"""A job before it is stored: what it was told, and what holds where it was told nothing."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from promptstack.config.names import Queue
+from promptstack.repositories.models import JobKind
+from promptstack.services.llm.requests import Name
+from promptstack.services.validation.bounds import ChunkTokens, Lifetime, Retries
+from promptstack.services.validation.json_bounds import JsonBounds
+from promptstack.services.validation.schema_bounds import SchemaBounds
+
+QUEUES = {
+    (JobKind.GENERATION, False): Queue.GENERATION,
+    (JobKind.GENERATION, True): Queue.GENERATION_BULK,
+    (JobKind.EMBEDDING, False): Queue.EMBEDDINGS,
+    (JobKind.EMBEDDING, True): Queue.EMBEDDINGS_BULK,
+}
+
+
+@dataclass(frozen=True)
+class JobDefaults:
+    """What holds for a job that says nothing else."""
+
+    generation_provider: str
+    embedding_provider: str
+    max_retries: int
+    expires_seconds: float
+    max_text_bytes: int
+    json_bounds: JsonBounds = field(default_factory=JsonBounds)
+    schema_bounds: SchemaBounds = field(default_factory=SchemaBounds)
+
+
+class JobOptions(BaseModel):
+    """What every kind of job can be told at enqueue."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    user_id: UUID | None = None
+    idempotency_key: Annotated[Name, Field(min_length=1)] | None = None
+    max_retries: Retries | None = None
+    expires_in: Lifetime | None = None
+    is_bulk: bool = False
+    """Whether interactive jobs go before it: for batches that nobody waits for."""
+    chunk_tokens: ChunkTokens | None = None
+    """Of a document: its longest chunk."""
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A request that was checked and may be stored."""
+
+    kind: JobKind
+    provider: str
+    model: str
+    body: dict[str, Any]
+    """What the caller asked for; the same body is the same request."""
+    options: JobOptions
+    request_hash: str = field(init=False)
+    """Tells whether two requests are the same. Made at once, as it takes a while for a long one,
+    and nothing that does happens in a transaction."""
+
+    def __post_init__(self) -> None:
+        canonical = json.dumps([self.kind, self.provider, self.model, self.body], sort_keys=True)
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        object.__setattr__(self, "request_hash", digest)
+
+    @property
+    def queue(self) -> Queue:
+        """Where its message goes."""
+        return QUEUES[self.kind, self.options.is_bulk]

@@ -1,0 +1,1 @@
+"""What keeps jobs going when a worker, a message or the ledger was lost."""

@@ -1,0 +1,82 @@
+"""Jobs that wait in the ledger for a rate limit: called back when there is room."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from uuid import UUID
+
+from promptstack.repositories.jobs.outbox import Waits
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.services.errors import UnknownProvider
+from promptstack.services.limiter.limited_calls import LimitedCalls
+from promptstack.services.llm.event_loop import EventLoop
+from promptstack.services.llm.pool import ProviderPool
+
+STEP_SECONDS = 2.0
+"""Longest time of a round, in which messages wait to be sent."""
+MOST_SHOWN = 20
+FIRST = ("", "")
+
+
+class WaitingJobs:
+    """Knows who waits, and asks the limiter how many may come.
+
+    A job is told at its wait when its turn may come. That is a guess: limits rise, and calls need
+    less than was feared.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        providers: ProviderPool,
+        calls: LimitedCalls,
+        loop: EventLoop,
+        *,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ledger = ledger
+        self._providers = providers
+        self._calls = calls
+        self._loop = loop
+        self._timer = timer
+        self._last = FIRST
+        """The model that was looked at last, where there was no time for the others."""
+
+    def call_back(self) -> int:
+        """Let as many jobs be due as their limits have room for; how many.
+
+        Where the limiter answers slowly, the next round goes on with the models that are left.
+        """
+        with self._ledger.transaction() as unit:
+            waited_for = list(_models(unit, self._last))
+        began = self._timer()
+        called = 0
+        for provider, model in waited_for:
+            if self._timer() - began > STEP_SECONDS:
+                break
+            self._last = (provider, model)
+            room = self._room(provider, model)
+            if room > 0:
+                with self._ledger.transaction() as unit:
+                    called += unit.rings.call_back(provider, model, room)
+        else:
+            self._last = FIRST
+        return called
+
+    def who(self, run_id: UUID | None = None) -> Sequence[Waits]:
+        """Who waits, for what and until when: of all jobs, or the shards of a run."""
+        with self._ledger.transaction() as unit:
+            return unit.rings.waits(run_id, MOST_SHOWN)
+
+    def _room(self, provider: str, model: str) -> int:
+        try:
+            service = self._providers.get(provider)
+        except UnknownProvider:
+            return 0  # known to other workers only
+        return self._loop.run(self._calls.room(service, model))
+
+
+def _models(unit: UnitOfWork, after: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    found = unit.rings.next_waiting(after)
+    while found is not None:
+        yield found
+        found = unit.rings.next_waiting(found)

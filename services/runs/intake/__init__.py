@@ -1,0 +1,1 @@
+"""From checked inputs to the items of a run, and what they will cost."""

@@ -1,0 +1,110 @@
+"""What a run comes to, before anything is paid for."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from promptstack.repositories.runs.models import RunKind
+from promptstack.repositories.session import Ledger
+from promptstack.services.accounting.prices import Prices
+from promptstack.services.execution.generation import EXPECTED_OUTPUT_TOKENS
+from promptstack.services.limiter.terms import Limits
+from promptstack.services.llm.base import BYTES_PER_TOKEN
+from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.services.runs.intake.ingest import Check, Hasher, Intake
+from promptstack.services.runs.views import Preflight
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """What a run asks, before it has items."""
+
+    kind: RunKind
+    provider: str
+    model: str
+    parameters: dict[str, Any]
+    """Of its generations: a `GenerationRequest` without its prompt."""
+    hash_of: Hasher
+    check: Check
+
+
+class Estimator:
+    """Counts what is to be paid for, and what that costs and takes."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        factory: LLMServiceFactory,
+        prices: Prices,
+        limits_of: Callable[[str, str], Limits],
+    ) -> None:
+        """Take `limits_of`, which knows the limits a minute of a provider and model."""
+        self._ledger = ledger
+        self._factory = factory
+        self._prices = prices
+        self._limits_of = limits_of
+
+    def estimate(
+        self,
+        run_id: UUID,
+        new: NewRun,
+        intake: Intake,
+        duplicates: int,
+        *,
+        max_cost_usd: Decimal | None,
+        is_counted: bool,
+    ) -> Preflight:
+        """Say what a run comes to; `is_counted` looks for what was paid for before."""
+        good = intake.items - intake.bad - duplicates
+        to_pay, bytes_ = self._unpaid(run_id, new) if is_counted else (good, 0)
+        asked = len(str(new.parameters.get("system") or "")) * to_pay
+        input_tokens = (bytes_ + asked) // BYTES_PER_TOKEN
+        longest = new.parameters.get("max_tokens") or EXPECTED_OUTPUT_TOKENS
+        output_tokens = to_pay * longest if new.kind == RunKind.GENERATION else 0
+        return Preflight(
+            run_id=run_id,
+            provider=new.provider,
+            model=new.model,
+            items=intake.items,
+            bad=intake.bad + duplicates,
+            faults=intake.faults,
+            duplicates=duplicates,
+            to_pay=to_pay,
+            reused=good - to_pay,
+            tokens=input_tokens + output_tokens,
+            cost_usd=self._prices.cost(
+                new.provider, new.model, input_tokens=input_tokens, output_tokens=output_tokens
+            ),
+            max_cost_usd=max_cost_usd,
+            seconds=self._seconds(new, to_pay, input_tokens, output_tokens) if is_counted else None,
+        )
+
+    def _unpaid(self, run_id: UUID, new: NewRun) -> tuple[int, int]:
+        with self._ledger.transaction() as unit:
+            model = None
+            if new.kind == RunKind.EMBEDDING:
+                # A model without vectors has no answers either: all is to be paid for.
+                model = unit.embeddings.find_model(new.provider, new.model)
+            return unit.items.unpaid(run_id, new.provider, new.model, model)
+
+    def _seconds(
+        self, new: NewRun, contents: int, input_tokens: int, output_tokens: int
+    ) -> float | None:
+        """How long it takes at least, at the limits that are known."""
+        limits = self._limits_of(new.provider, new.model)
+        calls = contents
+        if new.kind == RunKind.EMBEDDING:
+            packing = self._factory.service_class(new.provider).stated_limits(new.model)
+            by_size = input_tokens * BYTES_PER_TOKEN / packing.bytes
+            calls = math.ceil(max(contents / packing.items, by_size))
+        takes = (
+            (calls, limits.requests),
+            (input_tokens + output_tokens, limits.tokens),
+            (input_tokens, limits.input),
+            (output_tokens, limits.output),
+        )
+        known = [taken / limit * 60 for taken, limit in takes if limit]
+        return max(known) if known else None

@@ -1,0 +1,217 @@
+"""Taking a run's inputs in: checked, hashed, and into the ledger block by block."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Event, Thread
+from uuid import UUID
+
+from promptstack.repositories.errors import TransientLedgerError
+from promptstack.repositories.runs.items import Ended, NewItem
+from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.services.documents.vector_keys import vector_key
+from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.reading import BadInput, Fault, Input
+from promptstack.services.validation.json_text import dump_json
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 10_000
+"""Inputs in one transaction, where they are short."""
+FAULTS_TOLD = 20
+SHOWN_SECONDS = 60.0
+"""Far less than the silence after which a reader counts as gone."""
+
+
+@dataclass
+class Block:
+    """Inputs that are stored together."""
+
+    items: list[NewItem] = field(default_factory=list)
+    bad: list[BadInput] = field(default_factory=list)
+    """Those of them that can't be asked for."""
+    size: int = 0
+    """In bytes."""
+
+    def add(self, item: NewItem, one: Input | BadInput) -> None:
+        """Take one more."""
+        self.items.append(item)
+        self.size += item.size + len(item.attributes)
+        if isinstance(one, BadInput):
+            self.bad.append(one)
+
+
+Hasher = Callable[[Input], bytes]
+"""Names what is asked for: the same name, the same answer."""
+Check = Callable[[Input], None]
+"""Raises `InvalidInput` for what a provider can't be asked."""
+
+
+@dataclass(frozen=True)
+class IntakeBounds:
+    """How much is taken in."""
+
+    block_bytes: int = 16_777_216
+    """In one transaction; two such blocks are in memory at once."""
+    total_bytes: int | None = None
+    """Of the whole run. None: as much as the source has."""
+
+
+@dataclass
+class Intake:
+    """What has come in so far."""
+
+    items: int = 0
+    bad: int = 0
+    bytes: int = 0
+    """With their metadata."""
+    last_position: int = 0
+    faults: list[BadInput] = field(default_factory=list)
+    """The first of them."""
+
+
+def embedding_hasher(user_id: UUID | None) -> Hasher:
+    """Of a text alone: its vector serves all runs of this user, and their documents."""
+    return lambda one: vector_key(hashlib.sha256((one.text or "").encode()).digest(), user_id)
+
+
+def generation_hasher(asked: object) -> Hasher:
+    """Of a prompt with all that is `asked` beside it, as JSON."""
+    base = hashlib.sha256(dump_json(asked, sort_keys=True))
+
+    def hash_of(one: Input) -> bytes:
+        content = base.copy()
+        if one.messages is None:
+            content.update(b"\x00" + (one.text or "").encode())
+        else:
+            content.update(b"\x01" + dump_json(one.messages, sort_keys=True))
+        return content.digest()
+
+    return hash_of
+
+
+def text_only(one: Input) -> None:
+    """Raise `InvalidInput` for messages, which can't be embedded."""
+    if one.text is None:
+        raise InvalidInput("It has messages, which can't be embedded; give it a text.")
+
+
+def askable(inputs: Iterator[Input | BadInput], check: Check) -> Iterator[Input | BadInput]:
+    """The same, but what the provider can't be asked for is bad."""
+    for one in inputs:
+        try:
+            if isinstance(one, Input):
+                check(one)
+        except InvalidInput as error:
+            yield BadInput(one.position, one.custom_id, Fault.WRONG_TYPE, str(error))
+        else:
+            yield one
+
+
+def take_in(
+    ledger: Ledger,
+    run_id: UUID,
+    inputs: Iterator[Input | BadInput],
+    hash_of: Hasher,
+    told: Callable[[Intake], None],
+    *,
+    bounds: IntakeBounds,
+) -> Intake:
+    """Store all inputs of a run; `told` hears of each block. Raises what reading them raises.
+
+    One block is stored while the next one is read, and no more wait: memory does not grow.
+    """
+    intake = Intake()
+    stored: Future[None] | None = None
+    with ThreadPoolExecutor(1, "intake") as writer:
+        for block in _blocks(inputs, hash_of, bounds.block_bytes):
+            intake.bytes += block.size
+            if bounds.total_bytes is not None and intake.bytes > bounds.total_bytes:
+                raise InvalidInput(
+                    f"The run's inputs come to more than {bounds.total_bytes:,} bytes, a template "
+                    "filled in (MAX_RENDERED_BYTES); hand them in as several runs."
+                )
+            if stored is not None:
+                stored.result()
+                told(intake)
+            intake.items += len(block.items)
+            intake.bad += len(block.bad)
+            intake.last_position = max(intake.last_position, *(one.position for one in block.items))
+            intake.faults += block.bad[: FAULTS_TOLD - len(intake.faults)]
+            counts = (intake.items, intake.last_position)
+            stored = writer.submit(_store, ledger, run_id, block, counts)
+        if stored is not None:
+            stored.result()
+    told(intake)
+    return intake
+
+
+def _blocks(
+    inputs: Iterator[Input | BadInput], hash_of: Hasher, most_bytes: int
+) -> Iterator[Block]:
+    """Put inputs together: many short ones, or few long ones."""
+    block = Block()
+    for one in inputs:
+        block.add(_item(one, hash_of), one)
+        if len(block.items) >= BLOCK or block.size >= most_bytes:
+            yield block
+            block = Block()
+    if block.items:
+        yield block
+
+
+@contextmanager
+def shown_as_read(ledger: Ledger, run_id: UUID) -> Iterator[None]:
+    """Show that a run's source is still read, while the context is open.
+
+    By a thread of its own, as who waits for the next line of a pipe can do nothing else.
+    """
+    over = Event()
+
+    def show() -> None:
+        while not over.wait(SHOWN_SECONDS):
+            try:
+                with ledger.transaction() as unit:
+                    unit.runs.show_reading(run_id)
+            except TransientLedgerError as error:
+                logger.warning("that a run is still read is said later: %s", error)
+
+    shower = Thread(target=show, name="intake-shown", daemon=True)
+    shower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        shower.join()
+
+
+def first_faults(unit: UnitOfWork, run_id: UUID) -> list[BadInput]:
+    """What is wrong with the first inputs of a run that is not started, as the ledger has it."""
+    return [
+        BadInput(row.position, row.custom_id, row.code, row.error)
+        for row in unit.results.failures(run_id, 0, FAULTS_TOLD)
+    ]
+
+
+def _store(ledger: Ledger, run_id: UUID, block: Block, counts: tuple[int, int]) -> None:
+    bad = [Ended(one.position, error_code=one.code, error=one.reason) for one in block.bad]
+    with ledger.transaction() as unit:
+        unit.items.add(run_id, block.items)
+        unit.items.end(run_id, bad)
+        unit.runs.touch(run_id, *counts)
+
+
+def _item(one: Input | BadInput, hash_of: Hasher) -> NewItem:
+    if isinstance(one, BadInput):
+        return NewItem(one.position, one.custom_id, None, None, None, b"{}")
+    return NewItem(
+        one.position,
+        one.custom_id,
+        hash_of(one),
+        None if one.text is None else one.text.encode(),
+        None if one.messages is None else dump_json(one.messages),
+        dump_json(one.metadata) if one.metadata else b"{}",
+    )

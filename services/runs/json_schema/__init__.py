@@ -1,0 +1,1 @@
+"""Whether an answer follows the run's JSON schema."""

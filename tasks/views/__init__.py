@@ -1,0 +1,1 @@
+"""What Celery's own means show of jobs: AsyncResult and Flower's events."""
