@@ -58,7 +58,7 @@ class GroupCommit:
         self._next_at = 0.0
 
     def claim(self, asked: Asked) -> Claim | None:
-        """See `JobRepository.claim`. Raises `NotTogether`."""
+        """Claim a job. Raises `NotTogether`."""
         claim: Claim | None = self._make(asked)
         return claim
 

@@ -50,7 +50,7 @@ class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
 
     @classmethod
     def check_request(cls, request: GenerationRequest) -> None:
-        """See `LLMService`; temperatures go to 1 here, and long answers would need streaming."""
+        """Also refuse temperatures over 1, and answers so long that they would need streaming."""
         super().check_request(request)
         request.check_system_first(cls.name)
         request.check_no_names("Provider 'anthropic'")

@@ -78,7 +78,7 @@ class EmbeddingResponse:
     latency_seconds: float = 0.0
     limits: LimitReport | None = None
     note: str = ""
-    """See `LLMResponse`."""
+    """What was odd in the answer."""
     others: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict, repr=False)
     """Those of another size, by their place, where `vectors` has zeros: see `keep_vectors`."""
 

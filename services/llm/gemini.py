@@ -78,7 +78,7 @@ class GeminiService(RemoteService[genai.Client]):
 
     @classmethod
     def check_request(cls, request: GenerationRequest) -> None:
-        """See `LLMService`; the system prompt is apart here, so nothing of it can come later."""
+        """Also refuse a system turn after another turn: Gemini takes the system prompt apart."""
         super().check_request(request)
         request.check_system_first(cls.name)
         request.check_no_names("Provider 'gemini'")

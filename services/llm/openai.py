@@ -87,19 +87,19 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
 
     @classmethod
     def check_options(cls, options: Mapping[str, JsonValue]) -> None:
-        """See `RemoteService`; and `api` names one of two."""
+        """Also refuse an option `api` that names neither of the two APIs."""
         super().check_options(options)
         if options.get("api", "chat") not in APIS:
             raise InvalidInput(f"The option api must be chat or {RESPONSES}.")
 
     @classmethod
     def take_openai_options(cls, options: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-        """See `LLMService`: all of them."""
+        """Take all options: the other fields of such a body are those of this wire."""
         return dict(options)
 
     @classmethod
     def check_request(cls, request: GenerationRequest) -> None:
-        """See `LLMService`; the Responses API has neither stop texts nor seeds nor names."""
+        """Also refuse what the Responses API lacks: stop texts, seeds and names."""
         super().check_request(request)
         if request.options.get("api") != RESPONSES:
             return

@@ -137,7 +137,7 @@ class RemoteService(LLMService, Generic[Client]):
 
     @classmethod
     def check_options(cls, options: Mapping[str, JsonValue]) -> None:
-        """See `LLMService`; what is reserved is refused where all else is passed on."""
+        """Refuse the reserved options. All others are passed on."""
         super().check_options(options)
         reserved = ", ".join(sorted(cls.reserved_options & options.keys()))
         if reserved:
@@ -145,12 +145,10 @@ class RemoteService(LLMService, Generic[Client]):
 
     @property
     def secret(self) -> str:
-        """See `LLMService`."""
         return self._api_key
 
     @property
     def credential(self) -> str:
-        """See `LLMService`."""
         return fingerprint(self._api_key)
 
     async def is_available(self) -> bool:
@@ -158,10 +156,10 @@ class RemoteService(LLMService, Generic[Client]):
         return (await self.examine()).answers
 
     async def examine(self) -> Examined:
-        """See `LLMService`.
+        """Ask for the list of models.
 
-        By its list of models and, where our models aren't in that of another server than the
-        provider's own, by calls without content, which it refuses where it knows their path.
+        Where another server than the provider's own doesn't list our models, calls without
+        content are made: it refuses them where it knows their path.
         """
         try:
             async with asyncio.timeout(AVAILABILITY_SECONDS):
@@ -209,7 +207,7 @@ class RemoteService(LLMService, Generic[Client]):
             await self._disconnect(client)
 
     def limits_of(self, model: str) -> EmbeddingLimits:
-        """See `LLMService`; what the server has said goes before what a person has."""
+        """Limits that the server has named go before those that a person has set."""
         stated, learned = self.stated_limits(model), self._learned.of(self._server, model)
         texts, tokens = learned.get("texts_per_call"), learned.get("tokens_per_text")
         return replace(
@@ -221,7 +219,7 @@ class RemoteService(LLMService, Generic[Client]):
     async def embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None
     ) -> EmbeddingResponse:
-        """See `LLMService`; raises `TooManyTexts` where a refusal is about their number."""
+        """Raise `TooManyTexts` where the refusal is about the number of texts."""
         try:
             answer = await super().embed(texts, model, user_id)
         except InvalidProviderRequest as error:
@@ -336,7 +334,6 @@ class RemoteService(LLMService, Generic[Client]):
             raise InvalidProviderRequest(str(error)) from error
 
     def check_configured(self) -> None:
-        """See `LLMService`."""
         if self._client is not None:
             return
         if not self._api_key and (self.needs_key or not self._base_url):

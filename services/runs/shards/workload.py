@@ -208,7 +208,7 @@ class EmbeddingAsking(Asking):
         self._terms = terms
 
     def calls(self, contents: Sequence[Content], service: LLMService) -> list[Call]:
-        """See `Asking`: as full as the provider allows."""
+        """Make calls that are as full as the provider allows."""
         limits = service.limits_of(self.model)
         by_tries: dict[int, list[Content]] = {}
         for content in contents:
@@ -220,27 +220,23 @@ class EmbeddingAsking(Asking):
         ]
 
     def fitting(self, call: Call, service: LLMService) -> list[Call]:
-        """See `Asking`."""
         return call.cut(service.limits_of(self.model).items)
 
     async def ask(self, call: Call, service: LLMService) -> Answer:
-        """See `Asking`."""
         return await service.embed(
             [content.text for content in call.contents], self.model, self.user_id
         )
 
     def _estimate(self, call: Call, service: LLMService) -> Need:
-        """See `Asking`."""
         return Need(
             sum(service.estimate_tokens(content.text) for content in call.contents), is_bulk=True
         )
 
     def _most(self, call: Call) -> tuple[int, int] | None:
-        """See `Asking`."""
         return sum(len(content.text.encode()) for content in call.contents), 0
 
     def fault(self, answer: Answer) -> PromptStackError | None:
-        """See `Asking`: where its numbers don't fit into two bytes."""
+        """Refuse numbers that don't fit into two bytes."""
         if self._terms.storage == VectorType.VECTOR or not isinstance(answer, EmbeddingResponse):
             return None
         if np.abs(answer.vectors).max() <= MOST_HALF:
@@ -251,13 +247,11 @@ class EmbeddingAsking(Asking):
         )
 
     def find_stored(self, unit: UnitOfWork, hashes: Sequence[bytes]) -> set[bytes]:
-        """See `Asking`."""
         return unit.embeddings.find_stored(self.provider, self.model, hashes)
 
     def keep(
         self, unit: UnitOfWork, answered: Sequence[tuple[Call, EmbeddingResponse]]
     ) -> Mapping[bytes, PromptStackError]:
-        """See `Asking`."""
 
         def has_size(known: EmbeddingModel, number: int) -> bool:
             run = unit.runs.get(self._run.id)
@@ -290,21 +284,19 @@ class GenerationAsking(Asking):
         self._schema = None if schema is None else AnswerSchema(schema, schema_bounds)
 
     def calls(self, contents: Sequence[Content], service: LLMService) -> list[Call]:
-        """See `Asking`: one each."""
+        """Make one call for each content."""
         return [Call([content], content.tries) for content in contents]
 
     async def ask(self, call: Call, service: LLMService) -> Answer:
-        """See `Asking`."""
         return await service.generate_text(self._request(call), self.user_id, failures=call.tries)
 
     def _estimate(self, call: Call, service: LLMService) -> Need:
-        """See `Asking`."""
         request = self._request(call)
         expected = service.estimate_tokens(request.text())
         return Need(expected, request.max_tokens or EXPECTED_OUTPUT_TOKENS, is_bulk=True)
 
     def _most(self, call: Call) -> tuple[int, int] | None:
-        """See `Asking`; without `max_tokens` nobody knows."""
+        """None without `max_tokens`: then nobody knows."""
         request = self._request(call)
         if request.max_tokens is None:
             return None
@@ -323,13 +315,12 @@ class GenerationAsking(Asking):
         return told + (TOOLS_TOKENS if request.tools else 0), request.max_tokens
 
     def fault(self, answer: Answer) -> PromptStackError | None:
-        """See `Asking`: where it is no instance of the schema."""
+        """Refuse an answer that is not an instance of the schema."""
         if self._schema is None or not isinstance(answer, LLMResponse):
             return None
         return self._schema.fault(answer)
 
     def unjudged(self, answer: Answer) -> PromptStackError | None:
-        """See `Asking`."""
         if self._schema is None or not isinstance(answer, LLMResponse):
             return None
         return AnswerNotJudged(
@@ -339,13 +330,11 @@ class GenerationAsking(Asking):
         )
 
     def find_stored(self, unit: UnitOfWork, hashes: Sequence[bytes]) -> set[bytes]:
-        """See `Asking`."""
         return unit.answers.find_stored(self.provider, self.model, hashes)
 
     def keep(
         self, unit: UnitOfWork, answered: Sequence[tuple[Call, LLMResponse]]
     ) -> Mapping[bytes, PromptStackError]:
-        """See `Asking`."""
         results = {call.contents[0].hash: self._result(answer) for call, answer in answered}
         unit.answers.store(self.provider, self.model, results)
         return {}
