@@ -70,8 +70,8 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
         return None if next(judged) < 3 else AnswerMismatch("It is judged too late.")
 
     monkeypatch.setattr(GenerationAsking, "fault", fault)
-    monkeypatch.setattr("promptstack.services.runs.json_schema.validation.AT_ONCE_SECONDS", 0.0)
-    monkeypatch.setattr("promptstack.services.runs.json_schema.validation.LAST_SECONDS", -1.0)
+    monkeypatch.setattr("promptstack.services.runs.shards.judging.AT_ONCE_SECONDS", 0.0)
+    monkeypatch.setattr("promptstack.services.runs.shards.judging.LAST_SECONDS", -1.0)
     yield begun, go_on
     go_on.set()
 

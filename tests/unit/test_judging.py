@@ -7,8 +7,8 @@ import pytest
 
 from promptstack.services.llm.base import LLMResponse
 from promptstack.services.runs.json_schema.answers import AnswerMismatch, AnswerNotJudged
-from promptstack.services.runs.json_schema.validation import AT_ONCE_SECONDS, LAST_SECONDS, Judging
 from promptstack.services.runs.shards.call_pool import Answered, Event, Failed, Sent
+from promptstack.services.runs.shards.judging import AT_ONCE_SECONDS, LAST_SECONDS, Judging
 from promptstack.services.runs.shards.store import Unfit
 
 

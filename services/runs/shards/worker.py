@@ -17,7 +17,6 @@ from promptstack.services.errors import DeadlinePassed, EmbeddedElsewhere
 from promptstack.services.execution.job_context import ClaimedJob
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import Denied, RateLimited
-from promptstack.services.runs.json_schema.validation import Judging, unfit
 from promptstack.services.runs.shards.call_pool import (
     Answered,
     CallSession,
@@ -37,6 +36,7 @@ from promptstack.services.runs.shards.failure_policy import (
     paid_in_vain,
     parts,
 )
+from promptstack.services.runs.shards.judging import Judging, unfit
 from promptstack.services.runs.shards.queue import WaitingCalls
 from promptstack.services.runs.shards.slots import places
 from promptstack.services.runs.shards.store import (
