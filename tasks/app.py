@@ -9,7 +9,7 @@ from promptstack.config.names import TaskName
 from promptstack.config.settings import Settings
 from promptstack.tasks.embeddings import generate_embeddings
 from promptstack.tasks.generation import generate_text
-from promptstack.tasks.job_task import JobTask, Workshop
+from promptstack.tasks.job_task import JobTask, WorkerServices
 from promptstack.tasks.runs import finalize_run, run_shard
 from promptstack.tasks.views.monitors import GatheredEvents, Monitors
 
@@ -43,8 +43,8 @@ def create_app(settings: Settings, redis_url: str, *, results: bool = True) -> C
     return App(configuration, main="promptstack", set_as_current=False, events=GatheredEvents)
 
 
-def register_tasks(app: Celery, workshop: Workshop, monitors: Monitors) -> None:
-    """Give the app its tasks, which call the services of `workshop`. For workers only."""
+def register_tasks(app: Celery, services: WorkerServices, monitors: Monitors) -> None:
+    """Give the app its tasks, which call these services. For workers only."""
     tasks: dict[str, Any] = {
         TaskName.GENERATE_TEXT: generate_text,
         TaskName.GENERATE_EMBEDDINGS: generate_embeddings,
@@ -53,6 +53,6 @@ def register_tasks(app: Celery, workshop: Workshop, monitors: Monitors) -> None:
     }
     for name, function in tasks.items():
         register = app.task(
-            name=str(name), bind=True, base=JobTask, workshop=workshop, monitors=monitors
+            name=str(name), bind=True, base=JobTask, services=services, monitors=monitors
         )
         register(function)

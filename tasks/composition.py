@@ -29,9 +29,9 @@ from promptstack.services.accounting.usage import UsageService
 from promptstack.services.documents.chunking import Chunker
 from promptstack.services.documents.embedding import EmbeddingService
 from promptstack.services.documents.search import SearchService
-from promptstack.services.execution.active_jobs import RunningJobs
+from promptstack.services.execution.active_jobs import ActiveJobs
 from promptstack.services.execution.backoff import Backoff
-from promptstack.services.execution.executor import Execution
+from promptstack.services.execution.executor import Executor
 from promptstack.services.execution.generation import GenerationService
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
@@ -292,9 +292,9 @@ class PromptStack:
         return ProviderPool(self.factory, self.loop)
 
     @cached_property
-    def running(self) -> RunningJobs:
+    def active_jobs(self) -> ActiveJobs:
         """The jobs that this worker has in hand."""
-        return RunningJobs(self.loop)
+        return ActiveJobs(self.loop)
 
     @cached_property
     def models_file(self) -> ModelsFile:
@@ -336,7 +336,7 @@ class PromptStack:
     @cached_property
     def patient_ledger(self) -> PatientLedger:
         """The ledger as workers use it."""
-        return PatientLedger(self.ledger, self.running)
+        return PatientLedger(self.ledger, self.active_jobs)
 
     @cached_property
     def group_commit(self) -> GroupCommit:
@@ -356,7 +356,7 @@ class PromptStack:
             self.patient_ledger,
             self.group_commit,
             self.providers,
-            self.running,
+            self.active_jobs,
             loop=self.loop,
             calls=self.limited_calls,
             prices=self.prices,
@@ -364,13 +364,13 @@ class PromptStack:
         )
 
     @cached_property
-    def execution(self) -> Execution:
+    def executor(self) -> Executor:
         """What every job goes through."""
-        return Execution(
+        return Executor(
             self.patient_ledger,
             self.provider_calls,
             self.progress,
-            self.running,
+            self.active_jobs,
             self.group_commit,
             backoff=self.backoff,
             heartbeat=self.heartbeat,
@@ -380,7 +380,7 @@ class PromptStack:
     @cached_property
     def generation(self) -> GenerationService:
         """Runs generation jobs."""
-        return GenerationService(self.execution)
+        return GenerationService(self.executor)
 
     @cached_property
     def chunker(self) -> Chunker:
@@ -391,7 +391,7 @@ class PromptStack:
     def embedding(self) -> EmbeddingService:
         """Runs embedding jobs."""
         return EmbeddingService(
-            self.execution,
+            self.executor,
             self.providers,
             self.chunker,
             shares_vectors=self.settings.share_vectors,
@@ -481,7 +481,7 @@ class PromptStack:
             show=self.run_progress.show,
         )
         return RunWork(
-            self.execution,
+            self.executor,
             self.providers,
             self.dispatch,
             self.run_progress,
@@ -502,7 +502,7 @@ class PromptStack:
         """The sign of life of this worker."""
         return Heartbeat(
             self.heartbeat_ledger,
-            self.running,
+            self.active_jobs,
             self.worker_id,
             providers=[one.name for one in self.servers if self.factory.is_set_up(one.name)],
             lost_seconds=self.settings.worker_lost_seconds,

@@ -51,7 +51,7 @@ class JobMessage(NamedTuple):
     """By the ledger's clock; None where another service sent the message by itself."""
 
 
-class Workshop(Protocol):
+class WorkerServices(Protocol):
     """The services that tasks call."""
 
     @property
@@ -81,7 +81,7 @@ class JobTask(Task[Any, Any]):
     """A task whose message is the id of a job in the ledger."""
 
     abstract = True
-    workshop: Workshop
+    services: WorkerServices
     monitors: Monitors
     Request = "promptstack.tasks.job_task:JobRequest"
     # Expected: Celery logs these as one line, without a traceback.

@@ -9,7 +9,7 @@ def run_shard(self: JobTask, job: str, sent_at: str | None = None) -> dict[str, 
     """Work on the shard of this id."""
     message = self.read(job, sent_at)
     return self.finish(
-        self.workshop.run_work.run_shard(message.job_id, self.report, message.sent_at)
+        self.services.run_work.run_shard(message.job_id, self.report, message.sent_at)
     )
 
 
@@ -17,5 +17,5 @@ def finalize_run(self: JobTask, job: str, sent_at: str | None = None) -> dict[st
     """Do what is left when every item of a run has ended."""
     message = self.read(job, sent_at)
     return self.finish(
-        self.workshop.run_work.finalize(message.job_id, self.report, message.sent_at)
+        self.services.run_work.finalize(message.job_id, self.report, message.sent_at)
     )

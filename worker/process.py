@@ -137,12 +137,12 @@ class WorkerProcess:
         if self._is_stopping:
             logger.info("told again to stop: running calls are handed back now")
             # In a thread: this is a signal's handler, which may have interrupted a holder of locks.
-            threading.Thread(target=self._stack.running.stop, daemon=True).start()
+            threading.Thread(target=self._stack.active_jobs.stop, daemon=True).start()
             return
         self._is_stopping = True
-        self._stack.running.let_none_begin()
+        self._stack.active_jobs.let_none_begin()
         last_word = self._grace_seconds + STOP_PATIENCE_SECONDS + CLOSING_SECONDS
-        steps = ((self._grace_seconds, self._stack.running.stop), (last_word, _leave_at_once))
+        steps = ((self._grace_seconds, self._stack.active_jobs.stop), (last_word, _leave_at_once))
         for seconds, action in steps:
             # The last one counts on while connections are closed, which may hang too.
             timer = threading.Timer(seconds, action)

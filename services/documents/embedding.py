@@ -20,8 +20,8 @@ from promptstack.repositories.session import UnitOfWork
 from promptstack.services.documents.chunking import ROOM, Chunker
 from promptstack.services.documents.vector_keys import vector_key
 from promptstack.services.errors import EmbeddedElsewhere, NotFound, WorkersLost
-from promptstack.services.execution.executor import Execution, JobOutcome
-from promptstack.services.execution.job_context import ClaimedJob, Report
+from promptstack.services.execution.executor import Executor, JobOutcome
+from promptstack.services.execution.job_context import JobContext, Report
 from promptstack.services.execution.provider_calls import ProviderCall
 from promptstack.services.limiter.errors import RequestTooLarge
 from promptstack.services.limiter.terms import Need
@@ -46,14 +46,14 @@ class EmbeddingService:
 
     def __init__(
         self,
-        execution: Execution,
+        executor: Executor,
         providers: ProviderPool,
         chunker: Chunker,
         *,
         shares_vectors: bool = False,
     ) -> None:
         """Take `shares_vectors`: whether documents take vectors that others have paid for."""
-        self._execution = execution
+        self._executor = executor
         self._providers = providers
         self._chunker = chunker
         self._shares_vectors = shares_vectors
@@ -61,10 +61,10 @@ class EmbeddingService:
         """How long the chunks were that a model took after longer ones, in our tokens."""
 
     def run(self, job_id: UUID, report: Report, rung_at: datetime | None = None) -> JobOutcome:
-        """Do the job if it is there to take; see `Execution.run`."""
-        return self._execution.run(job_id, self._embed, report, rung_at)
+        """Do the job if it is there to take; see `Executor.run`."""
+        return self._executor.run(job_id, self._embed, report, rung_at)
 
-    def _embed(self, job: ClaimedJob) -> None:
+    def _embed(self, job: JobContext) -> None:
         claim = job.claim
         # Before its content is looked at, which may be what kills.
         _check_deaths(claim, LONGEST_SEARCH)
@@ -105,7 +105,7 @@ class EmbeddingService:
         fits = asked.taken_by(service.limits_of(claim.model).text_tokens)
         return Cutting(asked, fits.at_most(self._fitting.get((claim.provider, claim.model))))
 
-    def _pay(self, job: ClaimedJob, work: "Work") -> None:
+    def _pay(self, job: JobContext, work: "Work") -> None:
         """Embed the passages that are this job's to pay for."""
         service = self._providers.get(job.claim.provider)
         # The same passage may stand in a document twice; it is paid for once.
@@ -145,7 +145,7 @@ class EmbeddingService:
             job.show(JobState.RUNNING, done, work.total)
 
     def _embed_batch(
-        self, job: ClaimedJob, call: Call, done: int, total: int, *, has_some: bool
+        self, job: JobContext, call: Call, done: int, total: int, *, has_some: bool
     ) -> Mapping[bytes, PromptStackError]:
         """Make one call, and store its vectors with the progress; what is wrong with others.
 
@@ -180,7 +180,7 @@ class EmbeddingService:
 
     def _cut_smaller(
         self,
-        job: ClaimedJob,
+        job: JobContext,
         document_id: UUID,
         cutting: "Cutting",
         unpaid: Sequence[Passage],
@@ -223,7 +223,7 @@ class EmbeddingService:
         self._fitting[claim.provider, claim.model] = max(fits.tokens, least)
         return replace(cutting, fits=fits)
 
-    def _prepare(self, job: ClaimedJob, document_id: UUID, cutting: "Cutting") -> "Work":
+    def _prepare(self, job: JobContext, document_id: UUID, cutting: "Cutting") -> "Work":
         """Cut the document into chunks, if its text is new, and see which lack a vector.
 
         It is cut outside of any transaction, as that may take seconds; so this may have to begin

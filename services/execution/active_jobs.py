@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class Hold:
+class ActiveJob:
     """One message's hold on a job, from before its claim to its last word in the ledger.
 
     A job may be held twice for a moment: cancelled, and retried before the first has let go.
@@ -42,21 +42,21 @@ class Hold:
         return self.deadline - time.monotonic()
 
 
-class RunningJobs:
+class ActiveJobs:
     """Lets a job's call be cancelled from another thread."""
 
     def __init__(self, loop: EventLoop) -> None:
         self._loop = loop
         self._lock = threading.Lock()
-        self._holds: set[Hold] = set()
+        self._holds: set[ActiveJob] = set()
         self._is_closing = False
         self._stopped_at: float | None = None
         self._stopped = threading.Event()
 
     @contextmanager
-    def in_hand(self, job_id: UUID) -> Iterator[Hold]:
+    def in_hand(self, job_id: UUID) -> Iterator[ActiveJob]:
         """Hold a job."""
-        hold = Hold(job_id)
+        hold = ActiveJob(job_id)
         with self._lock:
             self._holds.add(hold)
         try:
@@ -65,14 +65,14 @@ class RunningJobs:
             with self._lock:
                 self._holds.discard(hold)
 
-    def wait_for(self, hold: Hold, coroutine: Coroutine[Any, Any, T]) -> T:
+    def wait_for(self, hold: ActiveJob, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a call, which must end by itself, on the event loop and wait for it.
 
         Raises `concurrent.futures.CancelledError`, and what the call raises.
         """
         return self.begin(hold, coroutine).result()
 
-    def begin(self, hold: Hold, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    def begin(self, hold: ActiveJob, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Begin a call on the event loop, which is cancelled where the job is taken from us.
 
         Raises `concurrent.futures.CancelledError` where all was stopped.
@@ -102,13 +102,13 @@ class RunningJobs:
         """Whether no call may begin any more."""
         return self._is_closing
 
-    def check_may_begin(self, hold: Hold) -> None:
+    def check_may_begin(self, hold: ActiveJob) -> None:
         """Raise `concurrent.futures.CancelledError` where no call may begin any more."""
         if self._is_closing:
             hold.is_cancelled = True
             raise CancelledError
 
-    def pause(self, hold: Hold, seconds: float) -> None:
+    def pause(self, hold: ActiveJob, seconds: float) -> None:
         """Wait a little. Raises `concurrent.futures.CancelledError` when all is stopped."""
         if self._stopped.wait(seconds):
             hold.is_cancelled = True
@@ -121,12 +121,12 @@ class RunningJobs:
                 hold.job_id == job_id and hold.attempt in (None, attempt) for hold in self._holds
             )
 
-    def claimed(self) -> list[Hold]:
+    def claimed(self) -> list[ActiveJob]:
         """The holds whose claim is surely in the ledger, as they have asked a provider."""
         with self._lock:
             return [hold for hold in self._holds if hold.call is not None]
 
-    def cancel_lost(self, claimed: list[Hold], recorded: Mapping[UUID, int]) -> list[UUID]:
+    def cancel_lost(self, claimed: list[ActiveJob], recorded: Mapping[UUID, int]) -> list[UUID]:
         """Cancel the calls of those holds that the ledger no longer records; their jobs."""
         lost = [hold for hold in claimed if recorded.get(hold.job_id) != hold.attempt]
         # A call that ended meanwhile was not lost.
@@ -146,6 +146,6 @@ class RunningJobs:
         stopped_at = self._stopped_at
         return 0.0 if stopped_at is None else time.monotonic() - stopped_at
 
-    def _cancel(self, hold: Hold) -> bool:
+    def _cancel(self, hold: ActiveJob) -> bool:
         hold.is_cancelled = True
         return hold.call is not None and hold.call.cancel()

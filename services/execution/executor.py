@@ -19,11 +19,11 @@ from promptstack.repositories.jobs.jobs import Claim, Standing
 from promptstack.repositories.models import JobState
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.errors import DeadlinePassed
-from promptstack.services.execution.active_jobs import Hold, RunningJobs
+from promptstack.services.execution.active_jobs import ActiveJob, ActiveJobs
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.group_commit import GroupCommit, NotTogether
 from promptstack.services.execution.heartbeat import Heartbeat
-from promptstack.services.execution.job_context import ClaimedJob, Report, Work
+from promptstack.services.execution.job_context import JobContext, Report, Work
 from promptstack.services.execution.provider_calls import ProviderCalls, bug
 from promptstack.services.execution.retrying_ledger import PatientLedger
 from promptstack.services.jobs.progress import Progress, ProgressService
@@ -42,7 +42,7 @@ class JobOutcome:
     """Seconds until the next try, where the job went back to the queue."""
 
 
-class Execution:
+class Executor:
     """Runs jobs of any kind under their claim."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Execution:
         ledger: PatientLedger,
         calls: ProviderCalls,
         progress: ProgressService,
-        running: RunningJobs,
+        running: ActiveJobs,
         together: GroupCommit,
         *,
         backoff: Backoff,
@@ -81,14 +81,16 @@ class Execution:
             except TransientLedgerError as error:
                 return JobOutcome(JobState.QUEUED, error=f"{error.code}: {error}")
 
-    def _run(self, hold: Hold, work: Work, report: Report, rung_at: datetime | None) -> JobOutcome:
+    def _run(
+        self, hold: ActiveJob, work: Work, report: Report, rung_at: datetime | None
+    ) -> JobOutcome:
         job_id = hold.job_id
         claim = self._claim(job_id, rung_at)
         if claim is None:
             return self._present(job_id)
         hold.attempt = claim.attempt
         hold.deadline = time.monotonic() + claim.seconds_left
-        job = ClaimedJob(
+        job = JobContext(
             claim,
             hold,
             ledger=self._ledger,

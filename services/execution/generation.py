@@ -4,8 +4,8 @@ from datetime import datetime
 from uuid import UUID
 
 from promptstack.repositories.jobs.jobs import Claim
-from promptstack.services.execution.executor import Execution, JobOutcome
-from promptstack.services.execution.job_context import ClaimedJob, Report
+from promptstack.services.execution.executor import Executor, JobOutcome
+from promptstack.services.execution.job_context import JobContext, Report
 from promptstack.services.execution.provider_calls import ProviderCall
 from promptstack.services.execution.results import JobResult
 from promptstack.services.limiter.terms import Need
@@ -20,15 +20,15 @@ EXPECTED_OUTPUT_TOKENS = 256
 class GenerationService:
     """Generates a text for each job."""
 
-    def __init__(self, execution: Execution) -> None:
-        self._execution = execution
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
 
     def run(self, job_id: UUID, report: Report, rung_at: datetime | None = None) -> JobOutcome:
-        """Do the job if it is there to take; see `Execution.run`."""
-        return self._execution.run(job_id, _generate, report, rung_at)
+        """Do the job if it is there to take; see `Executor.run`."""
+        return self._executor.run(job_id, _generate, report, rung_at)
 
 
-def _generate(job: ClaimedJob) -> None:
+def _generate(job: JobContext) -> None:
     claim = job.claim
     request = GenerationRequest.model_validate(claim.request)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from promptstack.repositories.session import Ledger
-from promptstack.services.execution.active_jobs import RunningJobs
+from promptstack.services.execution.active_jobs import ActiveJobs
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Heartbeat:
     def __init__(
         self,
         ledger: Ledger,
-        running: RunningJobs,
+        running: ActiveJobs,
         worker_id: UUID,
         *,
         providers: Sequence[str],

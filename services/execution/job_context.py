@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 from promptstack.repositories.jobs.jobs import Claim, Standing
 from promptstack.repositories.models import JobState
 from promptstack.repositories.session import UnitOfWork
-from promptstack.services.execution.active_jobs import Hold, RunningJobs
+from promptstack.services.execution.active_jobs import ActiveJob, ActiveJobs
 from promptstack.services.execution.provider_calls import HeldJob, ProviderCall, ProviderCalls
 from promptstack.services.execution.retrying_ledger import PatientLedger
 from promptstack.services.jobs.progress import Progress, ProgressService
@@ -20,17 +20,17 @@ Report = Callable[[Progress], None]
 """Told of every step that others may see."""
 
 
-class ClaimedJob:
+class JobContext:
     """A job under its claim."""
 
     def __init__(
         self,
         claim: Claim,
-        hold: Hold,
+        hold: ActiveJob,
         *,
         ledger: PatientLedger,
         calls: ProviderCalls,
-        running: RunningJobs,
+        running: ActiveJobs,
         progress: ProgressService,
         report: Report,
     ) -> None:
@@ -87,5 +87,5 @@ class ClaimedJob:
         self._report(self._shown)
 
 
-Work = Callable[[ClaimedJob], None]
+Work = Callable[[JobContext], None]
 """Does a job and stores its result."""

@@ -19,7 +19,7 @@ from promptstack.repositories.session import UnitOfWork
 from promptstack.services.accounting.billing import billing_of, credible, failed, taken
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import DeadlinePassed
-from promptstack.services.execution.active_jobs import Hold, RunningJobs
+from promptstack.services.execution.active_jobs import ActiveJob, ActiveJobs
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.group_commit import GroupCommit, NotTogether
 from promptstack.services.execution.results import JobResult
@@ -63,7 +63,7 @@ class HeldJob(NamedTuple):
     """A job under its claim, in the hands of this process."""
 
     claim: Claim
-    hold: Hold
+    hold: ActiveJob
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ProviderCalls:
         ledger: PatientLedger,
         together: GroupCommit,
         providers: ProviderPool,
-        running: RunningJobs,
+        running: ActiveJobs,
         *,
         loop: EventLoop,
         calls: LimitedCalls,
@@ -151,7 +151,7 @@ class ProviderCalls:
                     raise
 
     async def _enter(
-        self, hold: Hold, service: LLMService, model: str, need: Need, *, after: float
+        self, hold: ActiveJob, service: LLMService, model: str, need: Need, *, after: float
     ) -> Permit | None:
         """Wait for leave to make a call; it is given back where the job was cancelled by then."""
         await asyncio.sleep(after)
@@ -160,7 +160,7 @@ class ProviderCalls:
             task.add_done_callback(partial(self._give_back_unheard, hold))
         return await self._calls.enter(service, model, need)
 
-    def _give_back_unheard(self, hold: Hold, task: "asyncio.Task[Permit | None]") -> None:
+    def _give_back_unheard(self, hold: ActiveJob, task: "asyncio.Task[Permit | None]") -> None:
         """Give a permit back that came just when nobody waited for it any more.
 
         On the event loop, after whoever waits was told. Its lease would be renewed for ever.

@@ -14,7 +14,7 @@ from promptstack.repositories.errors import (
     TransientLedgerError,
 )
 from promptstack.repositories.session import Ledger, UnitOfWork
-from promptstack.services.execution.active_jobs import RunningJobs
+from promptstack.services.execution.active_jobs import ActiveJobs
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 class PatientLedger:
     """The ledger as a worker uses it: nothing that is known here may get lost."""
 
-    def __init__(self, ledger: Ledger, running: RunningJobs) -> None:
+    def __init__(self, ledger: Ledger, running: ActiveJobs) -> None:
         self._ledger = ledger
         self._running = running
 

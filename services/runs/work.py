@@ -12,8 +12,8 @@ from promptstack.repositories.runs.models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.errors import NotFound
-from promptstack.services.execution.executor import Execution, JobOutcome
-from promptstack.services.execution.job_context import ClaimedJob, Report
+from promptstack.services.execution.executor import Executor, JobOutcome
+from promptstack.services.execution.job_context import JobContext, Report
 from promptstack.services.llm.pool import ProviderPool
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.scheduler import Dispatch
@@ -33,7 +33,7 @@ class RunWork:
 
     def __init__(
         self,
-        execution: Execution,
+        executor: Executor,
         providers: ProviderPool,
         dispatch: Dispatch,
         progress: RunProgress,
@@ -43,7 +43,7 @@ class RunWork:
         terms: EmbeddingTerms,
         schema_bounds: SchemaBounds,
     ) -> None:
-        self._execution = execution
+        self._executor = executor
         self._providers = providers
         self._dispatch = dispatch
         self._progress = progress
@@ -56,16 +56,16 @@ class RunWork:
         self, job_id: UUID, report: Report, rung_at: datetime | None = None
     ) -> JobOutcome:
         """Work on a shard if it is there to take, and give out the next one."""
-        outcome = self._execution.run(job_id, self._work, report, rung_at)
+        outcome = self._executor.run(job_id, self._work, report, rung_at)
         if outcome.state is not None:
             self._dispatch.nudge()
         return outcome
 
     def finalize(self, job_id: UUID, report: Report, rung_at: datetime | None = None) -> JobOutcome:
-        """Do what is left when every item of a run has ended; see `Execution.run`."""
-        return self._execution.run(job_id, self._finalize, report, rung_at)
+        """Do what is left when every item of a run has ended; see `Executor.run`."""
+        return self._executor.run(job_id, self._finalize, report, rung_at)
 
-    def _work(self, job: ClaimedJob) -> None:
+    def _work(self, job: JobContext) -> None:
         run = self._run_of(job)
         sums: dict[str, int] = {}
         if run.state == RunState.RUNNING and not self._gives_up(job, run):
@@ -75,7 +75,7 @@ class RunWork:
             sums = work.sums
         job.in_ledger(lambda unit: unit.jobs.succeed(job.claim, sums))
 
-    def _gives_up(self, job: ClaimedJob, run: Run) -> bool:
+    def _gives_up(self, job: JobContext, run: Run) -> bool:
         """Narrow a shard whose workers keep dying; whether the item that was left has failed."""
         if not is_suspect(job.claim):
             return False
@@ -87,7 +87,7 @@ class RunWork:
             self._progress.publish(left.run)
         return bool(left.failed)
 
-    def _finalize(self, job: ClaimedJob) -> None:
+    def _finalize(self, job: JobContext) -> None:
         run = self._run_of(job)
         job.show(JobState.RUNNING)
         why: str | None = None
@@ -99,7 +99,7 @@ class RunWork:
         if ended is not None:
             self._progress.publish(ended)
 
-    def _index(self, job: ClaimedJob, run: Run) -> None:
+    def _index(self, job: JobContext, run: Run) -> None:
         def look(unit: UnitOfWork) -> tuple[EmbeddingModel | None, bool]:
             model = unit.embeddings.find_model(run.provider, run.model)
             return model, unit.runs.loads_vectors(run.provider, run.model, but=run.id)
@@ -116,7 +116,7 @@ class RunWork:
             logger.warning("run %s waits for its index: %s", run.id, error)
             raise
 
-    def _run_of(self, job: ClaimedJob) -> Run:
+    def _run_of(self, job: JobContext) -> Run:
         run_id = job.claim.run_id
         run = None if run_id is None else job.in_ledger(lambda unit: unit.runs.get(run_id))
         if run is None:
@@ -124,7 +124,7 @@ class RunWork:
         return run
 
 
-def _end(unit: UnitOfWork, job: ClaimedJob, run_id: UUID, without_index: str | None) -> Run | None:
+def _end(unit: UnitOfWork, job: JobContext, run_id: UUID, without_index: str | None) -> Run | None:
     """Complete the run, its sums put right by its outcomes: they are the truth.
 
     `without_index` is why its model has no index.

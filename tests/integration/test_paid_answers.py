@@ -65,7 +65,7 @@ def test_an_answer_is_kept_where_its_worker_stops_while_the_limiter_is_told(
     settle = RateLimiter.settle
 
     async def settle_late(self: RateLimiter, permit: Any, settlement: Settlement) -> None:
-        limited.running.stop()
+        limited.active_jobs.stop()
         await settle(self, permit, settlement)
 
     monkeypatch.setattr(RateLimiter, "settle", settle_late)
@@ -81,7 +81,7 @@ def test_a_permit_that_comes_when_its_job_was_cancelled_is_given_back(
 
     async def acquire_too_late(self: RateLimiter, *asked: Any) -> Any:
         permit = await acquire(self, *asked)
-        limited.running.cancel_lost(limited.running.claimed(), {})
+        limited.active_jobs.cancel_lost(limited.active_jobs.claimed(), {})
         return permit
 
     monkeypatch.setattr(RateLimiter, "acquire", acquire_too_late)

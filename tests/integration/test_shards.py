@@ -123,7 +123,7 @@ def test_a_worker_that_is_to_stop_keeps_what_is_under_way_and_hands_the_rest_bac
     working = Thread(target=stack.run_work.run_shard, args=(shard, lambda _: None))
     working.start()
     wait_until(lambda: len(Held.asked) == 4, "the calls to be made")
-    stack.running.let_none_begin()
+    stack.active_jobs.let_none_begin()
     answered = 0
 
     def has_ended() -> bool:

@@ -293,7 +293,7 @@ def test_a_worker_that_is_told_to_stop_begins_no_call(
 ) -> None:
     """It would be cut off when the grace is over, and paid for again."""
     job = remote.jobs.enqueue_generation("Why?", provider="openai")
-    remote.running.let_none_begin()
+    remote.active_jobs.let_none_begin()
     remote.generation.run(job.id, lambda progress: None)
     handed_back = remote.jobs.get(job.id)
     assert (handed_back.state, handed_back.failures) == (JobState.QUEUED, 0)

@@ -18,7 +18,7 @@ from promptstack.repositories.runs.models import RunState
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.documents.chunking import Chunker
 from promptstack.services.documents.embedding import EmbeddingService
-from promptstack.services.execution.job_context import ClaimedJob
+from promptstack.services.execution.job_context import JobContext
 from promptstack.services.jobs.publishing import BrokerUnavailable, Ring
 from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
 from promptstack.services.maintenance.liveness import Liveness
@@ -215,7 +215,7 @@ def test_deaths_from_before_a_document_got_on_count_no_more(
         unit.session.execute(text("DELETE FROM reservations"))
         assert unit.reservations.take(holder, [last.content_hash])
         unit.session.execute(text("UPDATE jobs SET deaths = 4"))
-    monkeypatch.setattr(ClaimedJob, "pause", give_up)
+    monkeypatch.setattr(JobContext, "pause", give_up)
     assert stack.embedding.run(job.id, lambda _: None).state is JobState.SUCCEEDED
     assert len(Fragile.asked) == stack.jobs.get(job.id).total
 

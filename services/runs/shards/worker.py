@@ -14,7 +14,7 @@ from promptstack.repositories.runs.models import Run
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.errors import DeadlinePassed, EmbeddedElsewhere
-from promptstack.services.execution.job_context import ClaimedJob
+from promptstack.services.execution.job_context import JobContext
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import Denied, RateLimited
 from promptstack.services.runs.shards.call_pool import (
@@ -84,7 +84,7 @@ class ShardWork:
 
     def __init__(
         self,
-        job: ClaimedJob,
+        job: JobContext,
         run: Run,
         asking: Asking,
         service: LLMService,
