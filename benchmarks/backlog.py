@@ -1,4 +1,4 @@
-"""Whether a long healthy backlog is rung only once.
+"""Whether the jobs of a long healthy backlog are published only once.
 
 Jobs wait in the queue for many minutes behind two slow workers, far longer than any patience of the
 reconciler. Run `python -m benchmarks.backlog --help`.
@@ -15,7 +15,7 @@ from promptstack.config.names import Queue
 from promptstack.simulator.process import SimulatorProcess
 
 MODELS = '[[limits]]\nprovider = "openai"\nrequests_per_minute = 1000000\nin_flight = 100\n'
-"""No job waits for a limit: one that does gives its message up, and is rung when there is room."""
+"""No job waits for a limit: one that waits gives its message up, and gets another one later."""
 LATENCY = 4.0
 SLOTS = 4
 WORKERS = 2
@@ -28,10 +28,10 @@ FILL = text(
     "'prompt', 'Question ' || n), md5(n::text), 3, now() + interval '1 day' "
     "FROM generate_series(1, :jobs) AS n"
 )
-REMEMBER = text("CREATE TABLE first_ring AS SELECT id, rung_at, rung_epoch FROM jobs")
+REMEMBER = text("CREATE TABLE first_message AS SELECT id, rung_at, rung_epoch FROM jobs")
 RUNG_AGAIN = text(
-    "SELECT count(*) FROM jobs JOIN first_ring USING (id) "
-    "WHERE jobs.attempt = 0 AND jobs.rung_at IS DISTINCT FROM first_ring.rung_at"
+    "SELECT count(*) FROM jobs JOIN first_message USING (id) "
+    "WHERE jobs.attempt = 0 AND jobs.rung_at IS DISTINCT FROM first_message.rung_at"
 )
 COUNT = text(
     "SELECT count(*) FILTER (WHERE state = 'queued'), count(*) FILTER (WHERE rung_at IS NULL), "
@@ -40,7 +40,7 @@ COUNT = text(
 
 
 def main() -> int:
-    """Fill the queue, wait, and count the messages; 1 where a job was rung twice."""
+    """Fill the queue, wait, and count the messages; 1 where a job was published twice."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def _judge(deployed: Deployment, jobs: int) -> int:
-    messages = deployed.stack.doorbell.waiting(Queue.GENERATION)
+    messages = deployed.stack.publisher.waiting(Queue.GENERATION)
     with deployed.stack.ledger.transaction() as unit:
         again = int(unit.session.scalar(RUNG_AGAIN) or 0)
     waiting, _, taken = _counts(deployed)
@@ -72,7 +72,7 @@ def _judge(deployed: Deployment, jobs: int) -> int:
     surplus = messages - waiting
     _say(
         f"{jobs:,} jobs: {waiting:,} queued, {taken:,} taken; {messages:,} messages wait; "
-        f"{again} rung again, {max(0, surplus)} messages too many"
+        f"{again} published again, {max(0, surplus)} messages too many"
     )
     return int(again > 0 or surplus > 0)
 

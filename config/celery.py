@@ -57,14 +57,14 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
             for queue in Queue
         ],
         "task_default_queue": str(Queue.GENERATION),
-        # A message is only a doorbell: what is lost with it, the ledger rings again. Acknowledging
+        # A message only names a job: the reconciler publishes a lost one again. Acknowledging
         # late buys nothing then, and in kombu 5.7 an ack on a connection that broke while the job
         # ran ends the whole worker.
         "task_acks_late": False,
         # One message a free thread: work must not sit reserved behind a long call.
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": not settings.celery_broker_url,
-        # The reconciler re-rings what is lost long before this; a lower value would deliver
+        # The reconciler publishes again what is lost long before this; a lower value would deliver
         # every job longer than it a second time (celery #5935).
         "broker_transport_options": {
             "visibility_timeout": 6 * 3600,
@@ -73,7 +73,7 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
             "socket_keepalive": True,
         },
         # A job is accepted when the ledger has it. A broker that is away must cost the caller
-        # little; the reconciler rings later.
+        # little; the reconciler publishes later.
         "task_publish_retry": False,
         "broker_connection_timeout": 2,
         "broker_connection_retry_on_startup": True,

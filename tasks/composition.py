@@ -68,7 +68,7 @@ from promptstack.services.validation.json_bounds import JsonBounds
 from promptstack.services.validation.schema_bounds import SchemaBounds
 from promptstack.tasks.app import create_app
 from promptstack.tasks.connections import check_broker, check_redis
-from promptstack.tasks.publisher import CeleryDoorbell
+from promptstack.tasks.publisher import CeleryPublisher
 
 REDIS_TIMEOUT_SECONDS = 2.0
 LIMITER_CONNECTIONS = 50
@@ -77,7 +77,7 @@ LEASE_SECONDS = 20.0
 CLOSING_ORDER = (
     "providers",
     "loop",
-    "doorbell",
+    "publisher",
     "celery",
     "redis",
     "heartbeat_ledger",
@@ -157,10 +157,9 @@ class PromptStack:
         return create_app(self.settings, self.redis_url)
 
     @cached_property
-    def doorbell(self) -> CeleryDoorbell:
-        """What rings workers."""
-        publisher = create_app(self.settings, self.redis_url, results=False)
-        return CeleryDoorbell(publisher, self.redis)
+    def publisher(self) -> CeleryPublisher:
+        """Sends jobs' messages to workers."""
+        return CeleryPublisher(create_app(self.settings, self.redis_url, results=False), self.redis)
 
     @cached_property
     def factory(self) -> LLMServiceFactory:
@@ -232,7 +231,7 @@ class PromptStack:
             json_bounds=self._json_bounds,
             schema_bounds=self._schema_bounds,
         )
-        return JobService(self.ledger, self.doorbell, self.progress, self.factory, defaults)
+        return JobService(self.ledger, self.publisher, self.progress, self.factory, defaults)
 
     @cached_property
     def _json_bounds(self) -> JsonBounds:
@@ -415,7 +414,7 @@ class PromptStack:
         settings = self.settings
         return Dispatch(
             self.ledger,
-            self.doorbell,
+            self.publisher,
             self.run_progress,
             # A worker full of shards would let interactive jobs wait until one is done.
             shard_bytes=settings.shard_bytes,
@@ -525,7 +524,7 @@ class PromptStack:
         """What puts lost things right."""
         return Reconciler(
             self.ledger,
-            self.doorbell,
+            self.publisher,
             self.progress,
             self.waiting_jobs,
             self.dispatch,

@@ -43,7 +43,7 @@ class JobWaits(Retry):
         return f"{self.exc} Next try: {self.when:%Y-%m-%d %H:%M:%S} UTC."
 
 
-class JobMessage(NamedTuple):
+class ReceivedMessage(NamedTuple):
     """What a message says."""
 
     job_id: UUID
@@ -90,12 +90,12 @@ class JobTask(Task[Any, Any]):
     # message: also for one of a job that has ended, runs elsewhere, or doesn't exist.
     track_started = False
 
-    def read(self, job: str, sent_at: str | None) -> JobMessage:
+    def read(self, job: str, sent_at: str | None) -> ReceivedMessage:
         """Read a message. Raises `InvalidInput`: then it is not ours."""
         try:
             sent = datetime.fromisoformat(sent_at) if sent_at else None
             # A time without its zone tells nothing.
-            return JobMessage(UUID(job), sent if sent and sent.tzinfo else None)
+            return ReceivedMessage(UUID(job), sent if sent and sent.tzinfo else None)
         except (ValueError, TypeError, AttributeError) as error:
             raise InvalidInput("The message holds no job id; enqueue by the API.") from error
 
@@ -108,7 +108,7 @@ class JobTask(Task[Any, Any]):
         """Turn a job's outcome into the task's: a result, or the exception that Celery knows.
 
         A retry is not a message with an ETA, which would wait in a worker's memory: the ledger
-        holds the job, and the reconciler rings it when it is due.
+        holds the job, and the reconciler publishes it when it is due.
         """
         match outcome.state:
             case JobState.SUCCEEDED:

@@ -1,4 +1,4 @@
-"""The doorbell over Celery."""
+"""Publishes jobs' messages by Celery."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from promptstack.config.names import EPOCH_KEY, Queue, TaskName
 from promptstack.repositories.models import JobKind
-from promptstack.services.jobs.publishing import BrokerUnavailable, Ring
+from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage
 
 TASKS = {
     JobKind.GENERATION: TaskName.GENERATE_TEXT,
@@ -30,10 +30,10 @@ BROKER_ERRORS = (OperationalError, BatchPublishError, AMQPError, RedisError, OSE
 
 REST_SECONDS = 2.0
 """After a failure, how long the broker is left alone: an enqueue must not wait for a time-out
-each time, and the reconciler rings what was accepted meanwhile."""
+each time, and the reconciler publishes what was accepted meanwhile."""
 
 
-class CeleryDoorbell:
+class CeleryPublisher:
     """Sends one Celery message a job, under the job's id as task id."""
 
     def __init__(
@@ -63,23 +63,23 @@ class CeleryDoorbell:
         except (RedisError, KeyError, ValueError):
             return None  # some hosted ones don't tell
 
-    def ring(self, ring: Ring) -> None:
-        """Send a job's message; monitors see its id, provider and model. See `Doorbell.ring`."""
+    def publish(self, message: JobMessage) -> None:
+        """Send a job's message. Monitors see its id, provider and model."""
         self._check_rest()
         try:
             self._app.send_task(
-                str(TASKS[ring.kind]),
-                args=_arguments(ring),
-                task_id=str(ring.job_id),
-                queue=str(ring.queue),
-                argsrepr=_shown(ring),
+                str(TASKS[message.kind]),
+                args=_arguments(message),
+                task_id=str(message.job_id),
+                queue=str(message.queue),
+                argsrepr=_shown(message),
                 kwargsrepr="",
             )
         except BROKER_ERRORS as error:
             raise self._unavailable(error) from error
 
-    def ring_all(self, rings: Sequence[Ring]) -> None:
-        """Send the messages of many jobs in as few exchanges as the broker can; see `Doorbell`.
+    def publish_all(self, messages: Sequence[JobMessage]) -> None:
+        """Send the messages of many jobs in as few exchanges as the broker can; see `Publisher`.
 
         Monitors hear of these jobs when a worker takes them: an event for each message sent would
         cost an exchange of its own, which is what takes long.
@@ -88,17 +88,17 @@ class CeleryDoorbell:
         amqp: Any = self._app.amqp
         try:
             with self._app.producer_or_acquire() as producer, producer.batch():
-                for ring in rings:
-                    message = amqp.create_task_message(
-                        str(ring.job_id),
-                        str(TASKS[ring.kind]),
-                        _arguments(ring),
-                        argsrepr=_shown(ring),
+                for message in messages:
+                    body = amqp.create_task_message(
+                        str(message.job_id),
+                        str(TASKS[message.kind]),
+                        _arguments(message),
+                        argsrepr=_shown(message),
                         kwargsrepr="",
                         ignore_result=None,  # as `send_task` says it
                     )
                     amqp.send_task_message(
-                        producer, str(TASKS[ring.kind]), message, queue=str(ring.queue)
+                        producer, str(TASKS[message.kind]), body, queue=str(message.queue)
                     )
         except BROKER_ERRORS as error:
             raise self._unavailable(error) from error
@@ -131,10 +131,10 @@ class CeleryDoorbell:
         )
 
 
-def _arguments(ring: Ring) -> list[str | None]:
-    return [str(ring.job_id), ring.sent_at.isoformat() if ring.sent_at else None]
+def _arguments(message: JobMessage) -> list[str | None]:
+    return [str(message.job_id), message.sent_at.isoformat() if message.sent_at else None]
 
 
-def _shown(ring: Ring) -> str:
+def _shown(message: JobMessage) -> str:
     """What monitors show of a message: ids and names, never any content."""
-    return f"job {ring.job_id} with {ring.provider}/{ring.model}"
+    return f"job {message.job_id} with {message.provider}/{message.model}"

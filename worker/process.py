@@ -59,7 +59,7 @@ class WorkerProcess:
             # Apart, each with its own pace: to send messages, or to delete what is old, may take
             # long, and the dead must be missed in time meanwhile.
             Periodic("liveness", stack.liveness.run_once, settings.reconcile_seconds),
-            Periodic("messages", stack.reconciler.ring, settings.reconcile_seconds),
+            Periodic("messages", stack.reconciler.publish, settings.reconcile_seconds),
             Periodic("runs", stack.reconciler.tend, settings.reconcile_seconds),
             Periodic("views", self._show, VIEWS_SECONDS),
             Periodic("leases", self._renew_leases, RENEW_SECONDS),

@@ -105,7 +105,7 @@ def _redis(stack: PromptStack) -> str:
 
 
 def _broker(stack: PromptStack) -> str:
-    waiting = {str(queue): stack.doorbell.waiting(queue) for queue in Queue}
+    waiting = {str(queue): stack.publisher.waiting(queue) for queue in Queue}
     return ", ".join(f"{count} {kind} waiting" for kind, count in waiting.items())
 
 

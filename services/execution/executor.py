@@ -168,7 +168,7 @@ class Executor:
             return JobOutcome(state=None)  # it runs elsewhere
         self._progress.publish(progress)
         if progress.state is JobState.QUEUED and not (job.attempt and job.error):
-            return JobOutcome(state=None)  # handed back untried, or not due: it is rung again
+            return JobOutcome(state=None)  # handed back untried, or not due: it is published again
         return JobOutcome(
             state=progress.state,
             summary={

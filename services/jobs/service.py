@@ -25,10 +25,10 @@ from promptstack.services.jobs.new_job import JobDefaults, JobOptions, NewJob
 from promptstack.services.jobs.progress import Progress, ProgressService
 from promptstack.services.jobs.publishing import (
     BrokerUnavailable,
-    Doorbell,
-    Ring,
-    ring_marked,
-    ring_now,
+    JobMessage,
+    Publisher,
+    publish_marked,
+    publish_now,
 )
 from promptstack.services.jobs.views import AttemptView, JobView
 from promptstack.services.llm.base import Capability
@@ -51,13 +51,13 @@ class JobService:
     def __init__(
         self,
         ledger: Ledger,
-        doorbell: Doorbell,
+        publisher: Publisher,
         progress: ProgressService,
         factory: LLMServiceFactory,
         defaults: JobDefaults,
     ) -> None:
         self._ledger = ledger
-        self._doorbell = doorbell
+        self._publisher = publisher
         self._progress = progress
         self._factory = factory
         self._defaults = defaults
@@ -269,7 +269,7 @@ class JobService:
                 raise WrongState(f"Job {job_id} has ended already ({job.state}).")
             if is_unheard:
                 # No message is on its way whose worker would tell AsyncResult and Flower.
-                self._ring_after_commit(work, job)
+                self._publish_after_commit(work, job)
         return self._shown(job_id)
 
     def retry(self, job_id: UUID, *, owner: UUID | None = None) -> JobView:
@@ -286,7 +286,7 @@ class JobService:
                     f"Job {job_id} is {job.state}; only a failed, cancelled or expired job "
                     "can be retried."
                 )
-            self._ring_after_commit(work, job)
+            self._publish_after_commit(work, job)
         return self._shown(job_id)
 
     def retry_many(
@@ -304,7 +304,7 @@ class JobService:
         """Queue all jobs again that ended so until now, for example after an outage; how many.
 
         `state` is failed, cancelled or expired, or None for all three; `since` is when they ended.
-        Some hundred are queued at a time, and `told` of each step. Workers' reconcilers ring them.
+        Some hundred are queued at a time, and `told` of each step. Reconcilers publish them.
         Raises `WrongState` for another state.
         """
         if state is not None and state not in RETRIABLE_STATES:
@@ -378,7 +378,9 @@ class JobService:
                     "A job of the same idempotency key was deleted just now; try again."
                 )
             return known
-        work.after_commit(self._ring if epoch is None else self._ring_marked, Ring.of(job))
+        work.after_commit(
+            self._publish if epoch is None else self._publish_marked, JobMessage.of(job)
+        )
         return JobView.model_validate(job)
 
     def _find_same(self, work: UnitOfWork, new: NewJob) -> JobView | None:
@@ -395,11 +397,11 @@ class JobService:
             )
         return JobView.model_validate(job)
 
-    def _ring_after_commit(self, work: UnitOfWork, job: Job) -> None:
-        work.after_commit(self._ring, Ring.of(job))
+    def _publish_after_commit(self, work: UnitOfWork, job: Job) -> None:
+        work.after_commit(self._publish, JobMessage.of(job))
 
-    def _ring_marked(self, rings: list[Ring]) -> None:
-        ring_marked(self._ledger, self._doorbell, rings)
+    def _publish_marked(self, messages: list[JobMessage]) -> None:
+        publish_marked(self._ledger, self._publisher, messages)
 
     def _epoch(self, session: Session | None) -> str | None:
         """The broker's epoch, for a job whose message leaves when it is committed in a moment.
@@ -409,12 +411,12 @@ class JobService:
         if session is not None:
             return None
         try:
-            return self._doorbell.epoch()
+            return self._publisher.epoch()
         except BrokerUnavailable:
-            return None  # said when it is not rung
+            return None  # said when it is not published
 
-    def _ring(self, rings: list[Ring]) -> None:
-        ring_now(self._ledger, self._doorbell, rings)
+    def _publish(self, messages: list[JobMessage]) -> None:
+        publish_now(self._ledger, self._publisher, messages)
 
     def _shown(self, job_id: UUID) -> JobView:
         """Read a job anew and show where it stands."""

@@ -71,7 +71,7 @@ class Liveness:
         self._in_batches(lambda unit: unit.upkeep.expire_overdue(BATCH))
 
     def take_changed(self) -> list[JobRef]:
-        """The jobs that were freed or ended since this was asked: to be shown, and rung."""
+        """The jobs that were freed or ended since this was asked: to be shown, and published."""
         changed = []
         while self._changed:
             changed.append(self._changed.popleft())

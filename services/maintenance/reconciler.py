@@ -11,7 +11,7 @@ from promptstack.repositories.jobs.jobs import JobRef
 from promptstack.repositories.models import JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.jobs.progress import ProgressService
-from promptstack.services.jobs.publishing import BrokerUnavailable, Doorbell, Ring
+from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage, Publisher
 from promptstack.services.maintenance.liveness import MOST_CHANGED, Liveness
 from promptstack.services.maintenance.rate_limited_jobs import WaitingJobs
 from promptstack.services.runs.scheduler import Dispatch
@@ -54,7 +54,7 @@ class Reconciler:
     def __init__(
         self,
         ledger: Ledger,
-        doorbell: Doorbell,
+        publisher: Publisher,
         progress: ProgressService,
         waiting: WaitingJobs,
         dispatch: Dispatch,
@@ -64,7 +64,7 @@ class Reconciler:
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
-        self._doorbell = doorbell
+        self._publisher = publisher
         self._progress = progress
         self._waiting = waiting
         self._dispatch = dispatch
@@ -75,25 +75,25 @@ class Reconciler:
         """Jobs that ended in no worker's hands, whose messages have still to be sent."""
 
     def run_once(self) -> int:
-        """Do every step once, one after the other; how many jobs were rung.
+        """Do every step once, one after the other; how many jobs were published.
 
         Raises `TransientLedgerError`. A broker that is away is waited for.
         """
         self._liveness.run_once()
-        rung = self.ring()
+        published = self.publish()
         self.tend()
-        return rung
+        return published
 
-    def ring(self) -> int:
-        """Show what liveness has changed, and ring what is due; how many jobs were rung."""
+    def publish(self) -> int:
+        """Show what liveness has changed, and publish what is due; how many jobs were published."""
         changed = self._liveness.take_changed()
         self._ended.extend(job for job in changed if not _waits(job))
         if changed:
             self._progress.rebuild([job.id for job in changed])
         self._waiting.call_back()
         try:
-            self._ring_ended()
-            return self._ring_due()
+            self._publish_ended()
+            return self._publish_due()
         except BrokerUnavailable as error:
             logger.warning("jobs that are due wait for the broker: %s", error)
             return 0
@@ -122,27 +122,27 @@ class Reconciler:
             if self._retention.attempts_seconds:
                 unit.upkeep.prune_attempts(self._retention.attempts_seconds)
 
-    def _ring_ended(self) -> None:
+    def _publish_ended(self) -> None:
         """Let AsyncResult and Flower say so: a message does nothing else for a job that ended."""
         if self._ended:
-            self._doorbell.ring_all(list(map(Ring.of, self._ended)))
+            self._publisher.publish_all(list(map(JobMessage.of, self._ended)))
             self._ended.clear()
 
-    def _ring_due(self) -> int:
+    def _publish_due(self) -> int:
         began = self._timer()
-        epoch, uptime = self._doorbell.epoch(), self._doorbell.uptime()
-        rung = 0
+        epoch, uptime = self._publisher.epoch(), self._publisher.uptime()
+        published = 0
         for _ in range(ROUNDS):
-            batch = self._ring_batch(epoch, uptime)
-            rung += batch
+            batch = self._publish_batch(epoch, uptime)
+            published += batch
             if batch < BATCH or self._timer() - began > STEP_SECONDS:
                 break
-        return rung
+        return published
 
-    def _ring_batch(self, epoch: str, uptime: float | None) -> int:
-        idle = [queue for queue in Queue if self._doorbell.waiting(queue) == 0]
-        # Marked first: when two reconcilers meet, each job is rung by one of them, and if this
-        # process dies before it has rung, the messages that are taken later tell.
+    def _publish_batch(self, epoch: str, uptime: float | None) -> int:
+        idle = [queue for queue in Queue if self._publisher.waiting(queue) == 0]
+        # Marked first: when two reconcilers meet, each job is published by one of them, and if this
+        # process dies before it has published, the messages that are taken later tell.
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
             if not unit.try_lock("reconciler"):
@@ -155,7 +155,7 @@ class Reconciler:
                 uptime=uptime,
             )
         try:
-            self._doorbell.ring_all([Ring.of(job) for job in jobs])
+            self._publisher.publish_all([JobMessage.of(job) for job in jobs])
         except BrokerUnavailable:
             # Some may have left: a second message for a job does nothing.
             with self._ledger.transaction() as unit:

@@ -14,7 +14,7 @@ from promptstack.repositories.runs.items import Slice
 from promptstack.repositories.runs.models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change, Shard
 from promptstack.repositories.session import Ledger, UnitOfWork
-from promptstack.services.jobs.publishing import Doorbell, Ring, ring_now
+from promptstack.services.jobs.publishing import JobMessage, Publisher, publish_now
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.shards.failure_policy import RUN_ENDING_CODES, TriedLater
 
@@ -58,7 +58,7 @@ class Dispatch:
     def __init__(
         self,
         ledger: Ledger,
-        doorbell: Doorbell,
+        publisher: Publisher,
         progress: RunProgress,
         *,
         shards_a_worker: int,
@@ -67,7 +67,7 @@ class Dispatch:
         max_retries: int,
     ) -> None:
         self._ledger = ledger
-        self._doorbell = doorbell
+        self._publisher = publisher
         self._progress = progress
         self._shards_a_worker = shards_a_worker
         self._shard_bytes = shard_bytes
@@ -143,23 +143,23 @@ class Dispatch:
         started_at: datetime | None = None,
     ) -> Run | None:
         """End a run before all its items have; what they came to is kept. None if it had ended."""
-        rings: list[Ring] = []
+        messages: list[JobMessage] = []
         with self._ledger.transaction() as unit:
             ended = unit.runs.finish(run_id, state, error_code, error, started_at=started_at)
             if ended is None:
                 return None
             if ended.kind == RunKind.EMBEDDING and ended.started_at is not None:
                 # Its start may have dropped the index: there is no end that doesn't bring it back.
-                rings = [self._add_finalization(unit, ended)]
-        ring_now(self._ledger, self._doorbell, rings)
+                messages = [self._add_finalization(unit, ended)]
+        publish_now(self._ledger, self._publisher, messages)
         # Apart, as everywhere a job is locked before its run; `upkeep` does it where we die here.
         self._clean_up(ended)
         self._progress.publish(ended)
         return ended
 
-    def ring(self, rings: Sequence[Ring]) -> None:
-        """Send messages of what was just committed; see `ring_now`."""
-        ring_now(self._ledger, self._doorbell, rings)
+    def publish(self, messages: Sequence[JobMessage]) -> None:
+        """Send messages of what was just committed; see `publish_now`."""
+        publish_now(self._ledger, self._publisher, messages)
 
     def _clean_up(self, ended: Run) -> None:
         """Cancel the queued shards of an ended run.
@@ -179,7 +179,7 @@ class Dispatch:
 
     def _serve_next(self, bad: list[UUID]) -> bool:
         """Give out a shard of a run that isn't `bad`; False where there is none, or no worker."""
-        rings: list[Ring] = []
+        messages: list[JobMessage] = []
         run_id: UUID | None = None
         try:
             with self._ledger.transaction() as unit:
@@ -198,7 +198,7 @@ class Dispatch:
                 if found is None:
                     unit.runs.note_served(run.id, run.last_position + 1)
                 else:
-                    rings = [self.add_shard(unit, run, found)]
+                    messages = [self.add_shard(unit, run, found)]
                     unit.runs.note_served(run.id, found.last + 1)
         except TransientLedgerError:
             raise
@@ -207,8 +207,8 @@ class Dispatch:
                 raise
             logger.exception("run %s could not be given a shard, and is tried again", run_id)
             bad.append(run_id)
-            rings = []
-        ring_now(self._ledger, self._doorbell, rings)
+            messages = []
+        publish_now(self._ledger, self._publisher, messages)
         return True
 
     def _has_place(self, unit: UnitOfWork) -> bool:
@@ -217,7 +217,7 @@ class Dispatch:
 
     def _finalize(self, run_id: UUID) -> None:
         """Note that a run is done, and have its index built."""
-        rings: list[Ring] = []
+        messages: list[JobMessage] = []
         with self._ledger.transaction() as unit:
             run = unit.runs.lock(run_id)
             # Looked at again under the lock: it may have ended and been started anew.
@@ -232,12 +232,12 @@ class Dispatch:
                     lost = unit.items.end_open(run_id, shard.first, shard.last, code, error)
                     unit.runs.change(run_id, Change(failed=lost))
                 run = unit.runs.finalize(run_id) or run
-                rings = [self._add_finalization(unit, run)]
+                messages = [self._add_finalization(unit, run)]
         if cut_short is not None:
             # What is left stays open, as where the run's end comes before that of its shards.
             self.end(run_id, *cut_short, started_at=run.started_at)
             return
-        ring_now(self._ledger, self._doorbell, rings)
+        publish_now(self._ledger, self._publisher, messages)
         self._progress.publish(run)
 
     def _complete(self, run_id: UUID) -> None:
@@ -245,7 +245,7 @@ class Dispatch:
 
         Where that fails, too, it is no fault of the index's, and the run ends as failed.
         """
-        rings: list[Ring] = []
+        messages: list[JobMessage] = []
         failed: Sequence[Job] = []
         with self._ledger.transaction() as unit:
             run = unit.runs.lock(run_id)
@@ -253,21 +253,21 @@ class Dispatch:
                 return
             failed = unit.runs.failed_finalizations(run)
             if not failed:
-                rings = [self._add_finalization(unit, run)]
+                messages = [self._add_finalization(unit, run)]
             elif len(failed) < MOST_FINALIZATIONS:
                 why = failed[-1].error or f"Its finalization was {failed[-1].state}."
                 logger.error("run %s is left without an index: %s", run_id, why)
-                rings = [self._add_finalization(unit, run, without_index=why)]
-        if not rings:
+                messages = [self._add_finalization(unit, run, without_index=why)]
+        if not messages:
             last = failed[-1]
             logger.error("run %s could not be completed: %s", run_id, last.error)
             self.end(
                 run_id, RunState.FAILED, last.error_code, last.error, started_at=run.started_at
             )
-        ring_now(self._ledger, self._doorbell, rings)
+        publish_now(self._ledger, self._publisher, messages)
 
-    def add_shard(self, unit: UnitOfWork, run: Run, found: Slice, deaths: int = 0) -> Ring:
-        """Add the shard of these items; its message, for `ring` once this is committed."""
+    def add_shard(self, unit: UnitOfWork, run: Run, found: Slice, deaths: int = 0) -> JobMessage:
+        """Add the shard of these items; its message, for `publish` once this is committed."""
         lifetime = max(60.0, (run.expires_at - unit.now()).total_seconds())
         return self._add(
             unit,
@@ -279,7 +279,7 @@ class Dispatch:
             deaths=deaths,
         )
 
-    def _add_finalization(self, unit: UnitOfWork, run: Run, **request: str) -> Ring:
+    def _add_finalization(self, unit: UnitOfWork, run: Run, **request: str) -> JobMessage:
         return self._add(
             unit,
             run,
@@ -289,7 +289,9 @@ class Dispatch:
             lifetime=FINALIZATION_SECONDS,
         )
 
-    def _add(self, unit: UnitOfWork, run: Run, *, request: Mapping[str, Any], **how: Any) -> Ring:
+    def _add(
+        self, unit: UnitOfWork, run: Run, *, request: Mapping[str, Any], **how: Any
+    ) -> JobMessage:
         job = unit.jobs.add(
             **how,
             provider=run.provider,
@@ -303,7 +305,7 @@ class Dispatch:
         )
         if job is None:
             raise AssertionError("a shard has no idempotency key to meet another's")
-        return Ring.of(job)
+        return JobMessage.of(job)
 
     def _prune(self, retention: float) -> None:
         with self._ledger.transaction() as unit:

@@ -82,7 +82,7 @@ class RunWork:
         claim = job.claim
         left = job.in_ledger(lambda unit: narrow(unit, claim, run, self._dispatch.add_shard))
         job.claim = replace(claim, request={"first": left.first, "last": left.last})
-        self._dispatch.ring(left.rings)
+        self._dispatch.publish(left.messages)
         if left.run is not None:
             self._progress.publish(left.run)
         return bool(left.failed)

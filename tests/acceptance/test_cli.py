@@ -640,7 +640,7 @@ def test_many_files_are_enqueued_some_at_a_time(
     done = cli("embed", str(tmp_path / "many"), "--no-wait")
     assert succeeded(done) == "Accepted 250 jobs; follow them with `promptstack jobs watch`.\n"
     assert count(stack, Job) == 250
-    assert stack.doorbell.waiting(Queue.EMBEDDINGS) == 250
+    assert stack.publisher.waiting(Queue.EMBEDDINGS) == 250
 
 
 def test_usage_is_shown_and_what_is_wrong_is_said(cli: Cli, stack: PromptStack) -> None:

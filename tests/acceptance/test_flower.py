@@ -132,7 +132,7 @@ def states(stack: PromptStack, flower: FlowerClient, job: JobView) -> tuple[str,
     return flower.task(job)["state"], result(stack, job).state
 
 
-def ring_again(stack: PromptStack, worker: Process, job_id: UUID, *, running: int = 0) -> None:
+def publish_again(stack: PromptStack, worker: Process, job_id: UUID, *, running: int = 0) -> None:
     """Deliver a job's message once more; wait until all but the `running` ones are dealt with."""
     task = f"Task {TaskName.GENERATE_TEXT}[{job_id}] "
     received, dealt_with = f"{task}received", f"celery.app.trace: {task}"
@@ -183,7 +183,7 @@ def test_success(
     [row] = json.loads(flower.get(TABLE))["data"]
     assert row["args"] == "demo/demo-1"
     assert row["result"] == f"done 1, calls 1, tokens {summary['tokens']}"
-    ring_again(stack, worker, job.id)
+    publish_again(stack, worker, job.id)
     assert states(stack, flower, job) == ("SUCCESS", "SUCCESS")
     check_no_content(flower, worker, job)
 
@@ -221,7 +221,7 @@ def test_progress_of_a_generation_that_is_delivered_twice_and_then_cancelled_and
     worker = start_worker()
     job = stack.jobs.enqueue_generation(MARK, options={"delay_seconds": 5})
     assert both_show(stack, flower, job, "PROGRESS")["result"] == "0 of 1"
-    ring_again(stack, worker, job.id, running=1)
+    publish_again(stack, worker, job.id, running=1)
     assert states(stack, flower, job) == ("PROGRESS", "PROGRESS")
     assert result(stack, job).info == {"current": 0, "total": 1}
 
@@ -229,7 +229,7 @@ def test_progress_of_a_generation_that_is_delivered_twice_and_then_cancelled_and
     both_show(stack, flower, job, "REVOKED")
     with pytest.raises(TaskRevokedError, match="cancelled"):
         result(stack, job).get(timeout=5)
-    ring_again(stack, worker, job.id)
+    publish_again(stack, worker, job.id)
     assert states(stack, flower, job) == ("REVOKED", "REVOKED")
 
     stack.jobs.retry(job.id)
@@ -247,7 +247,7 @@ def test_retry_with_its_reason(
     task = both_show(stack, flower, job, "RETRY")
     assert reason in task["exception"]
     assert reason in str(result(stack, job).result)
-    ring_again(stack, worker, job.id)
+    publish_again(stack, worker, job.id)
     both_show(stack, flower, job, "RETRY")
     check_no_content(flower, worker, job)
 
@@ -269,7 +269,7 @@ def test_failure_with_its_reason(
     assert reason in str(view.result)
     assert view.traceback
     assert MARK not in view.traceback
-    ring_again(stack, worker, job.id)
+    publish_again(stack, worker, job.id)
     assert states(stack, flower, job) == ("FAILURE", "FAILURE")
 
     stack.jobs.retry(job.id)
@@ -277,7 +277,7 @@ def test_failure_with_its_reason(
     both_show(stack, flower, job, "FAILURE")
 
     stranger = uuid4()
-    ring_again(stack, worker, stranger)
+    publish_again(stack, worker, stranger)
     assert AsyncResult(str(stranger), app=stack.celery).state == "PENDING"
     check_no_content(flower, worker, job)
 

@@ -1,4 +1,4 @@
-"""Enqueueing: what is refused leaves nothing, what is accepted is there once and is rung."""
+"""Enqueueing: what is refused leaves nothing, what is accepted is there once and is published."""
 
 import json
 import random
@@ -33,47 +33,47 @@ from promptstack.services.errors import (
     UnknownProvider,
 )
 from promptstack.services.jobs.new_job import JobDefaults
-from promptstack.services.jobs.publishing import BrokerUnavailable, Doorbell, Ring
+from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage, Publisher
 from promptstack.services.jobs.service import JobService
 from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.openai import RESERVED_OPTIONS
 from promptstack.services.llm.requests import Message
 from promptstack.services.maintenance.reconciler import Reconciler
 from promptstack.tasks.composition import PromptStack
-from promptstack.tasks.publisher import CeleryDoorbell
+from promptstack.tasks.publisher import CeleryPublisher
 
 NO_REDIS = "unix:///nowhere/at/all.sock"
 DEFAULTS = JobDefaults("demo", "local", max_retries=3, expires_seconds=600, max_text_bytes=2_000)
 QUEUES = ("generation", "embeddings")
 
 
-class Bell:
-    """A doorbell that writes down what it is told, and may be out of order."""
+class RecordingPublisher:
+    """A publisher that writes down what it is told, and may be out of order."""
 
-    def __init__(self, when_rung: Callable[[Ring], None] = lambda ring: None) -> None:
-        self.rung: list[UUID] = []
+    def __init__(self, on_publish: Callable[[JobMessage], None] = lambda message: None) -> None:
+        self.published: list[UUID] = []
         self.works = True
-        self.when_rung = when_rung
+        self.on_publish = on_publish
 
     def epoch(self) -> str:
         self._check()
         return "epoch"
 
-    def ring(self, ring: Ring) -> None:
+    def publish(self, message: JobMessage) -> None:
         self._check()
-        self.when_rung(ring)
-        self.rung.append(ring.job_id)
+        self.on_publish(message)
+        self.published.append(message.job_id)
 
-    def ring_all(self, rings: Sequence[Ring]) -> None:
-        for ring in rings:
-            self.ring(ring)
+    def publish_all(self, messages: Sequence[JobMessage]) -> None:
+        for message in messages:
+            self.publish(message)
 
     def uptime(self) -> float | None:
         return None
 
     def waiting(self, queue: Queue) -> int:
         self._check()
-        return len(self.rung)
+        return len(self.published)
 
     def _check(self) -> None:
         if not self.works:
@@ -86,14 +86,14 @@ def ledger(stack: PromptStack) -> Ledger:
 
 
 @pytest.fixture
-def bell() -> Bell:
-    return Bell()
+def publisher() -> RecordingPublisher:
+    return RecordingPublisher()
 
 
 @pytest.fixture
-def jobs(stack: PromptStack, bell: Bell) -> JobService:
-    """The enqueue API with a doorbell that only takes notes."""
-    return service(stack, bell)
+def jobs(stack: PromptStack, publisher: RecordingPublisher) -> JobService:
+    """The enqueue API with a publisher that only takes notes."""
+    return service(stack, publisher)
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ def cut_off(settings: Settings) -> Iterator[PromptStack]:
         yield opened
 
 
-def service(stack: PromptStack, bell: Doorbell) -> JobService:
-    return JobService(stack.ledger, bell, stack.progress, stack.factory, DEFAULTS)
+def service(stack: PromptStack, publisher: Publisher) -> JobService:
+    return JobService(stack.ledger, publisher, stack.progress, stack.factory, DEFAULTS)
 
 
 def rows(ledger: Ledger) -> tuple[int, int]:
@@ -236,25 +236,25 @@ def deeper(levels: int) -> JsonValue:
 
 
 def test_bad_generations_are_refused_and_leave_nothing(
-    jobs: JobService, ledger: Ledger, bell: Bell, subtests: pytest.Subtests
+    jobs: JobService, ledger: Ledger, publisher: RecordingPublisher, subtests: pytest.Subtests
 ) -> None:
     for fault, values in BAD_GENERATIONS.items():
         request: dict[str, Any] = {"prompt": "Say hello.", **values}
         with subtests.test(fault):
             refused(partial(jobs.enqueue_generation, **request))
             assert rows(ledger) == (0, 0)
-    assert bell.rung == []
+    assert publisher.published == []
 
 
 def test_bad_embeddings_are_refused_and_leave_nothing(
-    jobs: JobService, ledger: Ledger, bell: Bell, subtests: pytest.Subtests
+    jobs: JobService, ledger: Ledger, publisher: RecordingPublisher, subtests: pytest.Subtests
 ) -> None:
     for fault, values in BAD_EMBEDDINGS.items():
         request: dict[str, Any] = {"text": "A text.", "source": "a.txt", **values}
         with subtests.test(fault):
             refused(partial(jobs.enqueue_embedding, **request))
             assert rows(ledger) == (0, 0)
-    assert bell.rung == []
+    assert publisher.published == []
 
 
 def test_a_refusal_says_what_is_wrong_by_its_class(jobs: JobService) -> None:
@@ -406,7 +406,7 @@ Enqueue = Callable[..., JobView]
 
 
 def test_the_same_key_with_the_same_request_is_the_same_job(
-    jobs: JobService, ledger: Ledger, bell: Bell
+    jobs: JobService, ledger: Ledger, publisher: RecordingPublisher
 ) -> None:
     one = jobs.enqueue_generation("x", idempotency_key="k", temperature=0.5)
     again = jobs.enqueue_generation("x", idempotency_key="k", temperature=0.5, max_retries=9)
@@ -415,7 +415,7 @@ def test_the_same_key_with_the_same_request_is_the_same_job(
     document = jobs.enqueue_embedding("x", source="a", idempotency_key="d")
     assert jobs.enqueue_embedding("x", source="a", idempotency_key="d").id == document.id
     assert rows(ledger) == (2, 1)
-    assert bell.rung == [one.id, document.id]
+    assert publisher.published == [one.id, document.id]
 
 
 def test_the_same_key_answers_with_a_job_that_has_ended(jobs: JobService) -> None:
@@ -458,7 +458,7 @@ def test_keys_belong_to_their_user(jobs: JobService, ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("kind", ["generation", "embedding"])
 def test_racing_with_one_key_makes_one_job_and_one_message(
-    stack: PromptStack, jobs: JobService, ledger: Ledger, bell: Bell, kind: str
+    stack: PromptStack, jobs: JobService, ledger: Ledger, publisher: RecordingPublisher, kind: str
 ) -> None:
     threads = 6
     for round_ in range(5):
@@ -473,7 +473,7 @@ def test_racing_with_one_key_makes_one_job_and_one_message(
         with ThreadPoolExecutor(threads) as pool:
             assert len(set(pool.map(enqueue, range(threads)))) == 1
     assert rows(ledger)[0] == 5
-    assert len(bell.rung) == len(set(bell.rung)) == 5
+    assert len(publisher.published) == len(set(publisher.published)) == 5
 
 
 def test_racing_with_one_key_for_two_requests_accepts_one(jobs: JobService, ledger: Ledger) -> None:
@@ -495,24 +495,24 @@ def test_racing_with_one_key_for_two_requests_accepts_one(jobs: JobService, ledg
 # Within the caller's own transaction
 
 
-def test_a_job_in_the_callers_transaction_exists_and_is_rung_from_its_commit(
-    jobs: JobService, ledger: Ledger, bell: Bell
+def test_a_job_in_the_callers_transaction_exists_and_is_published_from_its_commit(
+    jobs: JobService, ledger: Ledger, publisher: RecordingPublisher
 ) -> None:
     with Session(ledger.engine) as session:
         generation = jobs.enqueue_generation("x", session=session)
         embedding = jobs.enqueue_embedding("x", source="a", session=session)
-        assert (rows(ledger), bell.rung) == ((0, 0), [])
+        assert (rows(ledger), publisher.published) == ((0, 0), [])
         session.commit()
-        assert (rows(ledger), bell.rung) == ((2, 1), [generation.id, embedding.id])
+        assert (rows(ledger), publisher.published) == ((2, 1), [generation.id, embedding.id])
         session.rollback()
         session.commit()
-    assert bell.rung == [generation.id, embedding.id]
+    assert publisher.published == [generation.id, embedding.id]
     assert row(ledger, generation.id).rung_at is not None
 
 
 @pytest.mark.parametrize("end", ["rollback", "close"])
 def test_a_callers_transaction_that_is_not_committed_leaves_nothing(
-    jobs: JobService, ledger: Ledger, bell: Bell, end: str
+    jobs: JobService, ledger: Ledger, publisher: RecordingPublisher, end: str
 ) -> None:
     session = Session(ledger.engine)
     jobs.enqueue_generation("x", session=session, idempotency_key="k")
@@ -520,11 +520,13 @@ def test_a_callers_transaction_that_is_not_committed_leaves_nothing(
     getattr(session, end)()
     session.commit()
     session.close()
-    assert (rows(ledger), bell.rung) == ((0, 0), [])
+    assert (rows(ledger), publisher.published) == ((0, 0), [])
     assert jobs.enqueue_generation("y", idempotency_key="k").state is JobState.QUEUED
 
 
-def test_a_savepoint_takes_its_jobs_with_it(jobs: JobService, ledger: Ledger, bell: Bell) -> None:
+def test_a_savepoint_takes_its_jobs_with_it(
+    jobs: JobService, ledger: Ledger, publisher: RecordingPublisher
+) -> None:
     with Session(ledger.engine) as session:
         before = jobs.enqueue_generation("x", session=session)
         savepoint = session.begin_nested()
@@ -533,11 +535,11 @@ def test_a_savepoint_takes_its_jobs_with_it(jobs: JobService, ledger: Ledger, be
         after = jobs.enqueue_generation("z", session=session)
         session.commit()
     assert rows(ledger) == (2, 0)
-    assert bell.rung == [before.id, after.id]
+    assert publisher.published == [before.id, after.id]
 
 
 def test_a_refusal_leaves_the_callers_transaction_as_it_was(
-    jobs: JobService, ledger: Ledger, bell: Bell
+    jobs: JobService, ledger: Ledger, publisher: RecordingPublisher
 ) -> None:
     jobs.enqueue_generation("x", idempotency_key="k")
     with Session(ledger.engine) as session:
@@ -551,23 +553,23 @@ def test_a_refusal_leaves_the_callers_transaction_as_it_was(
             jobs.enqueue_generation("z", idempotency_key="k", session=session)
         session.commit()
     assert rows(ledger) == (2, 0)
-    assert bell.rung[1:] == [job.id]
+    assert publisher.published[1:] == [job.id]
     with ledger.transaction() as unit:
         assert unit.users.get_by_email("a@example.org") is not None
 
 
 def test_a_key_is_seen_within_the_callers_transaction(
-    jobs: JobService, ledger: Ledger, bell: Bell
+    jobs: JobService, ledger: Ledger, publisher: RecordingPublisher
 ) -> None:
     with Session(ledger.engine) as session:
         one = jobs.enqueue_generation("x", idempotency_key="k", session=session)
         assert jobs.enqueue_generation("x", idempotency_key="k", session=session).id == one.id
         session.commit()
-    assert bell.rung == [one.id]
+    assert publisher.published == [one.id]
 
 
 def test_a_race_lost_within_the_callers_transaction_loses_nothing_else(
-    jobs: JobService, ledger: Ledger, bell: Bell
+    jobs: JobService, ledger: Ledger, publisher: RecordingPublisher
 ) -> None:
     """The other's job is committed after we looked for its key and before we store ours."""
     with Session(ledger.engine) as session, ThreadPoolExecutor(1) as other:
@@ -581,10 +583,10 @@ def test_a_race_lost_within_the_callers_transaction_loses_nothing_else(
         assert mine.result(30).id == theirs.id
         session.commit()
     assert rows(ledger) == (2, 0)
-    assert bell.rung == [theirs.id, first.id]
+    assert publisher.published == [theirs.id, first.id]
 
 
-# Ringing
+# Publishing
 
 
 def test_a_message_names_the_job_and_lies_in_the_queue_of_its_kind(stack: PromptStack) -> None:
@@ -594,11 +596,11 @@ def test_a_message_names_the_job_and_lies_in_the_queue_of_its_kind(stack: Prompt
         "generation": [str(job.id) for job in generations],
         "embeddings": [str(embedding.id)],
     }
-    assert stack.doorbell.waiting(Queue.GENERATION) == 3
-    assert stack.doorbell.waiting(Queue.EMBEDDINGS) == 1
+    assert stack.publisher.waiting(Queue.GENERATION) == 3
+    assert stack.publisher.waiting(Queue.EMBEDDINGS) == 1
 
 
-def test_a_job_accepted_without_a_broker_is_rung_when_it_is_back(
+def test_a_job_accepted_without_a_broker_is_published_when_it_is_back(
     stack: PromptStack, cut_off: PromptStack, ledger: Ledger
 ) -> None:
     jobs = [
@@ -607,49 +609,53 @@ def test_a_job_accepted_without_a_broker_is_rung_when_it_is_back(
     ]
     assert [row(ledger, job.id).rung_at for job in jobs] == [None, None]
     assert cut_off.reconciler.run_once() == 0
-    # The enqueuer is about to ring a fresh job itself.
+    # The enqueuer is about to publish a fresh job itself.
     assert stack.reconciler.run_once() == 0
     age(ledger, 6)
     assert stack.reconciler.run_once() == 2
     assert stack.reconciler.run_once() == 0
     expected = {queue: [str(job.id)] for queue, job in zip(QUEUES, jobs, strict=True)}
     assert messages(stack) == expected
-    assert all(row(ledger, job.id).rung_epoch == stack.doorbell.epoch() for job in jobs)
+    assert all(row(ledger, job.id).rung_epoch == stack.publisher.epoch() for job in jobs)
 
 
 def test_a_broker_that_was_away_is_left_alone_for_a_moment(cut_off: PromptStack) -> None:
     now = [100.0]
-    bell = CeleryDoorbell(cut_off.celery, cut_off.redis, clock=lambda: now[0])
-    ring = Ring(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1")
+    publisher = CeleryPublisher(cut_off.celery, cut_off.redis, clock=lambda: now[0])
+    message = JobMessage(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1")
     for moment, said in ((100.0, "does not answer"), (101.9, "a moment ago"), (102.1, "does not")):
         now[0] = moment
         with pytest.raises(BrokerUnavailable, match=said):
-            bell.epoch()
+            publisher.epoch()
         with pytest.raises(BrokerUnavailable, match="a moment ago"):
-            bell.ring(ring)
+            publisher.publish(message)
 
 
-def test_a_broker_that_goes_away_before_the_ring_is_told_as_such(cut_off: PromptStack) -> None:
+def test_a_broker_that_goes_away_before_publishing_is_told_as_such(
+    cut_off: PromptStack,
+) -> None:
     with pytest.raises(BrokerUnavailable, match="does not answer"):
-        cut_off.doorbell.ring(Ring(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1"))
+        cut_off.publisher.publish(
+            JobMessage(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1")
+        )
 
 
-def test_accepted_is_accepted_also_when_the_ring_cannot_be_noted(
+def test_accepted_is_accepted_also_when_the_message_cannot_be_noted(
     stack: PromptStack, ledger: Ledger, servers: ServerUrls
 ) -> None:
     """The caller would else send the job again, and pay twice."""
     name = make_url(stack.database_url).database
     admin = create_engine(servers.database_url, isolation_level="AUTOCOMMIT")
 
-    def close_the_database(_: Ring) -> None:
+    def close_the_database(_: JobMessage) -> None:
         with admin.connect() as connection:
             connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
             kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
             connection.execute(text(kill), {"name": name})
 
-    jobs = service(stack, Bell(close_the_database))
+    jobs = service(stack, RecordingPublisher(close_the_database))
     try:
-        # In a caller's transaction, as a job of its own is marked before it is rung.
+        # In a caller's transaction, as a job of its own is marked before it is published.
         with ledger.transaction() as unit:
             job = jobs.enqueue_generation("x", session=unit.session)
     finally:
@@ -659,32 +665,38 @@ def test_accepted_is_accepted_also_when_the_ring_cannot_be_noted(
     assert row(ledger, job.id).rung_at is None
 
 
-def test_a_job_is_marked_as_rung_when_it_is_committed(stack: PromptStack, ledger: Ledger) -> None:
+def test_a_job_is_marked_as_published_when_it_is_committed(
+    stack: PromptStack, ledger: Ledger
+) -> None:
     marked: list[str | None] = []
-    bell = Bell(lambda ring: marked.append(row(ledger, ring.job_id).rung_epoch))
-    service(stack, bell).enqueue_generation("x")
+    publisher = RecordingPublisher(
+        lambda message: marked.append(row(ledger, message.job_id).rung_epoch)
+    )
+    service(stack, publisher).enqueue_generation("x")
     assert marked == ["epoch"]
 
 
-def test_a_job_whose_ring_fails_is_not_marked_any_more(stack: PromptStack, ledger: Ledger) -> None:
-    def fail(_: Ring) -> None:
+def test_a_job_whose_publishing_fails_is_not_marked_any_more(
+    stack: PromptStack, ledger: Ledger
+) -> None:
+    def fail(_: JobMessage) -> None:
         raise BrokerUnavailable("The broker is away.")
 
-    job = service(stack, Bell(fail)).enqueue_generation("x")
+    job = service(stack, RecordingPublisher(fail)).enqueue_generation("x")
     assert (row(ledger, job.id).rung_at, row(ledger, job.id).rung_epoch) == (None, None)
 
 
-def test_a_marked_job_whose_enqueuer_died_is_rung_when_it_is_missed(
+def test_a_marked_job_whose_enqueuer_died_is_published_when_it_is_missed(
     stack: PromptStack, ledger: Ledger
 ) -> None:
     class Died(BaseException):
         pass
 
-    def die(_: Ring) -> None:
+    def die(_: JobMessage) -> None:
         raise Died
 
     with pytest.raises(Died):
-        service(stack, Bell(die)).enqueue_generation("x")
+        service(stack, RecordingPublisher(die)).enqueue_generation("x")
     with ledger.transaction() as unit:
         queue = [str(Queue.GENERATION)]
         assert not unit.rings.take_unrung("epoch", idle_queues=queue, patience=10.0, limit=10)
@@ -692,19 +704,19 @@ def test_a_marked_job_whose_enqueuer_died_is_rung_when_it_is_missed(
         assert len(due) == 1
 
 
-def test_a_worker_faster_than_the_note_of_the_ring_loses_no_retry(
+def test_a_worker_faster_than_the_note_of_the_message_loses_no_retry(
     stack: PromptStack, ledger: Ledger
 ) -> None:
-    """The message is consumed, and the job put back, before its enqueuer has noted the ring."""
+    """The message is consumed, and the job put back, before its enqueuer has noted it."""
     stack.heartbeat.beat()
 
-    def work(ring: Ring) -> None:
+    def work(message: JobMessage) -> None:
         with ledger.transaction() as unit:
-            claim = unit.jobs.claim(ring.job_id, stack.worker_id)
+            claim = unit.jobs.claim(message.job_id, stack.worker_id)
             assert claim is not None
             unit.jobs.retry_later(claim, 0.0, "OVERLOADED", "busy", counts=True)
 
-    job = service(stack, Bell(work)).enqueue_generation("x")
+    job = service(stack, RecordingPublisher(work)).enqueue_generation("x")
     with ledger.transaction() as unit:
         # A queue that is never empty: there only the note says that the job needs a message.
         due = unit.rings.take_unrung("epoch", idle_queues=[], patience=10.0, limit=10)
@@ -715,10 +727,10 @@ def test_a_worker_faster_than_the_note_of_the_ring_loses_no_retry(
 
 
 @pytest.fixture
-def reconciler(stack: PromptStack, bell: Bell) -> Reconciler:
+def reconciler(stack: PromptStack, publisher: RecordingPublisher) -> Reconciler:
     return Reconciler(
         stack.ledger,
-        bell,
+        publisher,
         stack.progress,
         stack.waiting_jobs,
         stack.dispatch,
@@ -726,9 +738,9 @@ def reconciler(stack: PromptStack, bell: Bell) -> Reconciler:
     )
 
 
-def unrung(stack: PromptStack, count: int) -> list[UUID]:
+def unpublished(stack: PromptStack, count: int) -> list[UUID]:
     """Jobs that were accepted a while ago while the broker was away."""
-    silent = Bell()
+    silent = RecordingPublisher()
     silent.works = False
     ids = [service(stack, silent).enqueue_generation(f"{number}").id for number in range(count)]
     age(stack.ledger, 6)
@@ -742,33 +754,33 @@ def change(ledger: Ledger, job_id: UUID, assignments: str) -> None:
 
 
 def test_a_broker_that_fails_in_mid_round_gets_the_rest_later(
-    stack: PromptStack, ledger: Ledger, bell: Bell, reconciler: Reconciler
+    stack: PromptStack, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
 ) -> None:
-    ids = unrung(stack, 4)
+    ids = unpublished(stack, 4)
 
-    def fail_at_the_third(_: Ring) -> None:
-        if len(bell.rung) == 2:
+    def fail_at_the_third(_: JobMessage) -> None:
+        if len(publisher.published) == 2:
             raise BrokerUnavailable("gone")
 
-    bell.when_rung = fail_at_the_third
+    publisher.on_publish = fail_at_the_third
     assert reconciler.run_once() == 0
     # Nobody knows which of a batch have left: a second message for a job does nothing.
     assert [id_ for id_ in ids if row(ledger, id_).rung_at is not None] == []
-    bell.when_rung = lambda ring: None
+    publisher.on_publish = lambda message: None
     assert reconciler.run_once() == 4
-    assert sorted(bell.rung[2:]) == sorted(ids)
+    assert sorted(publisher.published[2:]) == sorted(ids)
 
 
-def test_reconcilers_that_meet_ring_each_job_once(
-    stack: PromptStack, bell: Bell, ledger: Ledger
+def test_reconcilers_that_meet_publish_each_job_once(
+    stack: PromptStack, publisher: RecordingPublisher, ledger: Ledger
 ) -> None:
-    ids = unrung(stack, 20)
+    ids = unpublished(stack, 20)
     start = threading.Barrier(4)
 
     def reconcile(_: int) -> int:
         one = Reconciler(
             ledger,
-            bell,
+            publisher,
             stack.progress,
             stack.waiting_jobs,
             stack.dispatch,
@@ -779,35 +791,35 @@ def test_reconcilers_that_meet_ring_each_job_once(
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(reconcile, range(4))) == 20
-    assert sorted(bell.rung) == sorted(ids)
+    assert sorted(publisher.published) == sorted(ids)
 
 
-def test_only_jobs_that_are_due_and_need_it_are_rung(
-    stack: PromptStack, ledger: Ledger, bell: Bell, reconciler: Reconciler
+def test_only_jobs_that_are_due_and_need_it_are_published(
+    stack: PromptStack, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
 ) -> None:
-    waits, due, cancelled, fresh, old, other = unrung(stack, 6)
+    waits, due, cancelled, fresh, old, other = unpublished(stack, 6)
     change(ledger, waits, "not_before = now() + interval '1 h'")
     change(ledger, due, "not_before = now()")
     stack.jobs.cancel(cancelled)
     change(ledger, fresh, "rung_at = now(), rung_epoch = 'epoch'")
     change(ledger, old, "rung_at = now() - interval '1 h', rung_epoch = 'epoch'")
     change(ledger, other, "rung_at = now(), rung_epoch = 'before the flush'")
-    bell.rung = [uuid4()]  # a backlog: the old one's message may still wait in it
+    publisher.published = [uuid4()]  # a backlog: the old one's message may still wait in it
     assert reconciler.run_once() == 2
-    assert set(bell.rung[1:]) == {due, other}
-    bell.rung = []  # nothing waits: its message is gone
+    assert set(publisher.published[1:]) == {due, other}
+    publisher.published = []  # nothing waits: its message is gone
     assert reconciler.run_once() == 1
-    assert bell.rung == [old]
+    assert publisher.published == [old]
 
 
-def test_a_lost_message_is_rung_again_also_while_others_wait(
-    stack: PromptStack, ledger: Ledger, bell: Bell, reconciler: Reconciler
+def test_a_lost_message_is_published_again_also_while_others_wait(
+    stack: PromptStack, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
 ) -> None:
     """A queue that is never empty must not keep a job for ever whose message was lost.
 
     Messages are taken in order: when a later one has been taken, the earlier one is gone.
     """
-    lost, taken, *waiting = unrung(stack, 4)
+    lost, taken, *waiting = unpublished(stack, 4)
     change(ledger, lost, "rung_at = now() - interval '3 h', rung_epoch = 'epoch'")
     change(ledger, taken, "rung_at = now() - interval '2 h', rung_epoch = 'epoch'")
     for job_id in waiting:
@@ -817,24 +829,24 @@ def test_a_lost_message_is_rung_again_also_while_others_wait(
         claim = unit.jobs.claim(taken, stack.worker_id, rung_at)
         assert claim is not None
         unit.jobs.succeed(claim, {"text": "done"})
-    bell.rung = list(waiting)
+    publisher.published = list(waiting)
     assert reconciler.run_once() == 1
-    assert bell.rung == [*waiting, lost]
+    assert publisher.published == [*waiting, lost]
 
 
-def test_an_old_message_of_a_job_that_was_rung_again_tells_nothing_of_others(
-    stack: PromptStack, ledger: Ledger, bell: Bell, reconciler: Reconciler
+def test_an_old_message_of_a_job_that_was_published_again_tells_nothing_of_others(
+    stack: PromptStack, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
 ) -> None:
     """Only the message knows when it was sent: by the job's row, a whole backlog would be lost."""
-    rung_again, *backlog = unrung(stack, 4)
+    published_again, *backlog = unpublished(stack, 4)
     for job_id in backlog:
         change(ledger, job_id, "rung_at = now() - interval '1 h', rung_epoch = 'epoch'")
     first = "rung_at = now() - interval '2 h', rung_epoch = 'epoch'"
-    change(ledger, rung_again, first)
+    change(ledger, published_again, first)
     with ledger.transaction() as unit:
-        sent_at = unit.jobs.get_all([rung_again])[0].rung_at
-    change(ledger, rung_again, "rung_at = now()")
+        sent_at = unit.jobs.get_all([published_again])[0].rung_at
+    change(ledger, published_again, "rung_at = now()")
     with ledger.transaction() as unit:
-        assert unit.jobs.claim(rung_again, stack.worker_id, sent_at)
-    bell.rung = list(backlog)
+        assert unit.jobs.claim(published_again, stack.worker_id, sent_at)
+    publisher.published = list(backlog)
     assert reconciler.run_once() == 0

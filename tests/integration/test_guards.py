@@ -161,16 +161,16 @@ def test_losing_every_message_loses_no_job(
 def test_a_flushed_broker_is_told_from_a_slow_one(stack: PromptStack) -> None:
     jobs = {stack.jobs.enqueue_generation(f"job {n}").id for n in range(3)}
 
-    def unrung() -> set[UUID]:
-        epoch = stack.doorbell.epoch()
+    def unpublished() -> set[UUID]:
+        epoch = stack.publisher.epoch()
         with stack.ledger.transaction() as unit:
             found = unit.rings.take_unrung(epoch, idle_queues=[], patience=0.0, limit=100)
             return {job.id for job in found}
 
-    assert unrung() == set()  # a backlog that waits is left alone
+    assert unpublished() == set()  # a backlog that waits is left alone
     stack.redis.flushdb()
-    assert unrung() == jobs
-    assert unrung() == set()
+    assert unpublished() == jobs
+    assert unpublished() == set()
 
 
 def test_a_claim_is_fenced(stack: PromptStack) -> None:

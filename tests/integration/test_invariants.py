@@ -37,7 +37,7 @@ from promptstack.services.errors import WrongState
 from promptstack.services.execution.executor import JobOutcome
 from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.jobs.progress import Progress
-from promptstack.services.jobs.publishing import Ring
+from promptstack.services.jobs.publishing import JobMessage
 from promptstack.services.jobs.service import JobService
 from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.base import (
@@ -221,7 +221,7 @@ def claimed(stack: PromptStack, job: JobView, worker_id: UUID | None = None) -> 
 
 
 def queued_messages(stack: PromptStack) -> int:
-    return sum(stack.doorbell.waiting(queue) for queue in Queue)
+    return sum(stack.publisher.waiting(queue) for queue in Queue)
 
 
 def raises(*errors: BaseException) -> Callable[[], None]:
@@ -273,7 +273,7 @@ def test_invariant_01_a_job_is_committed_when_its_message_leaves_and_when_enqueu
     engine = create_engine(stack.database_url)
     seen: list[int] = []
 
-    class Bell:
+    class RecordingPublisher:
         def epoch(self) -> str:
             return "epoch"
 
@@ -283,17 +283,17 @@ def test_invariant_01_a_job_is_committed_when_its_message_leaves_and_when_enqueu
         def waiting(self, queue: Queue) -> int:
             return 0
 
-        def ring(self, ring: Ring) -> None:
+        def publish(self, message: JobMessage) -> None:
             with engine.connect() as connection:
                 query = text("SELECT count(*) FROM jobs WHERE id = :id")
-                seen.append(connection.execute(query, {"id": ring.job_id}).scalar_one())
+                seen.append(connection.execute(query, {"id": message.job_id}).scalar_one())
 
-        def ring_all(self, rings: Sequence[Ring]) -> None:
-            for ring in rings:
-                self.ring(ring)
+        def publish_all(self, messages: Sequence[JobMessage]) -> None:
+            for message in messages:
+                self.publish(message)
 
     defaults = JobDefaults("fake", "fake", max_retries=3, expires_seconds=60, max_text_bytes=99)
-    jobs = JobService(stack.ledger, Bell(), stack.progress, stack.factory, defaults)
+    jobs = JobService(stack.ledger, RecordingPublisher(), stack.progress, stack.factory, defaults)
     job = jobs.enqueue_generation("x")
     with engine.connect() as connection:
         assert connection.execute(text("SELECT id FROM jobs")).scalars().all() == [job.id]
@@ -301,7 +301,7 @@ def test_invariant_01_a_job_is_committed_when_its_message_leaves_and_when_enqueu
     assert seen == [1]
 
 
-def test_invariant_01_a_job_is_accepted_without_a_broker_and_rung_later(
+def test_invariant_01_a_job_is_accepted_without_a_broker_and_published_later(
     stack: PromptStack, provider: Provider
 ) -> None:
     with another(stack, redis_url=NO_REDIS) as cut_off:
@@ -310,7 +310,7 @@ def test_invariant_01_a_job_is_accepted_without_a_broker_and_rung_later(
     assert (state(stack, job), row(stack, job).rung_at) == (JobState.QUEUED, None)
     sql(stack, "UPDATE jobs SET created_at = created_at - interval '6 s'")
     assert stack.reconciler.run_once() == 1
-    assert stack.doorbell.waiting(Queue.GENERATION) == 1
+    assert stack.publisher.waiting(Queue.GENERATION) == 1
 
 
 # 2. Messages carry ids, never prompts
@@ -601,7 +601,7 @@ class Clock:
 def new_reconciler(stack: PromptStack, clock: Clock, silence: float = 15.0) -> Reconciler:
     return Reconciler(
         stack.ledger,
-        stack.doorbell,
+        stack.publisher,
         stack.progress,
         stack.waiting_jobs,
         stack.dispatch,

@@ -53,7 +53,7 @@ class Model:
     worker: UUID | None = None
     waits: bool = False
     overdue: bool = False
-    is_rung: bool = False
+    is_published: bool = False
     result: dict[str, Any] | None = None
     claims: list[Claim] = field(default_factory=list)
 
@@ -73,7 +73,7 @@ class Model:
         """Leave the hands of its worker."""
         self.state, self.worker = state, None
         # Back in the queue, it needs a new message.
-        self.is_rung = False
+        self.is_published = False
 
 
 class JobStates(RuleBasedStateMachine):
@@ -262,13 +262,13 @@ class JobStates(RuleBasedStateMachine):
         self.models[0].overdue = True
 
     @rule(job=jobs, is_used_up=st.booleans())
-    def note_a_ring(self, job: int, is_used_up: bool) -> None:
+    def note_a_message(self, job: int, is_used_up: bool) -> None:
         """An enqueuer notes that it sent a message, which a worker may have used up by then."""
         model = self.models[job]
         with self.ledger.transaction() as unit:
             unit.rings.mark_rung([(model.id, model.attempt - is_used_up)], "epoch")
         if model.state is JobState.QUEUED and not is_used_up:
-            model.is_rung = True
+            model.is_published = True
 
     @precondition(lambda self: any(model.overdue for model in self.models))
     @rule()
@@ -314,7 +314,7 @@ class JobStates(RuleBasedStateMachine):
                 assert row.not_before is None
             if model.state is JobState.QUEUED:
                 assert row.worker_id is None
-                assert (row.rung_at is not None) == model.is_rung
+                assert (row.rung_at is not None) == model.is_published
 
     def new_job(self, max_retries: int) -> Model:
         with self.ledger.transaction() as unit:

@@ -114,12 +114,12 @@ def test_messages_wait_in_their_queue_while_the_database_is_away(
     wait_until(lambda: stack.jobs.get(jobs[0].id).state.is_final, "the first to end")
     with database_away(stack, servers):
         wait_until(lambda: worker.output().count("waits for the ledger") == 2, "both to wait")
-        waiting = stack.doorbell.waiting(Queue.GENERATION)
+        waiting = stack.publisher.waiting(Queue.GENERATION)
         assert waiting > 15
         # Each of the two has a job in hand, and no more are taken.
         heard = worker.output().count("heartbeat: ")
         wait_until(lambda: worker.output().count("heartbeat: ") >= heard + 3, "time to pass")
-        assert stack.doorbell.waiting(Queue.GENERATION) == waiting
+        assert stack.publisher.waiting(Queue.GENERATION) == waiting
     wait_until(
         lambda: all(stack.jobs.get(job.id).state is JobState.SUCCEEDED for job in jobs), "the rest"
     )
@@ -140,7 +140,7 @@ def test_a_worker_stops_in_time_while_the_database_is_away(
         assert "Traceback" not in worker.output()
 
 
-def test_accepted_is_accepted_also_when_the_note_of_the_ring_meets_a_conflict(
+def test_accepted_is_accepted_also_when_the_note_of_the_message_meets_a_conflict(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller would else send the job again, and pay twice."""
@@ -151,7 +151,7 @@ def test_accepted_is_accepted_also_when_the_note_of_the_ring_meets_a_conflict(
     monkeypatch.setattr(RingRepository, "mark_rung", conflict)
     job = stack.jobs.enqueue_generation("x")
     assert stack.jobs.get(job.id).state is JobState.QUEUED
-    assert stack.doorbell.waiting(Queue.GENERATION) == 1
+    assert stack.publisher.waiting(Queue.GENERATION) == 1
 
 
 def test_a_text_may_change_while_it_is_cut(

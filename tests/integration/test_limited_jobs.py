@@ -292,7 +292,7 @@ def test_a_bulk_job_gives_way_in_its_queue_and_at_the_limit(open_stack: Open) ->
     document = stack.jobs.enqueue_embedding("text", source="a", provider="openai", bulk=True)
     people = generate(stack)
     queues = (Queue.GENERATION_BULK, Queue.EMBEDDINGS_BULK, Queue.GENERATION)
-    assert [stack.doorbell.waiting(queue) for queue in queues] == [1, 1, 1]
+    assert [stack.publisher.waiting(queue) for queue in queues] == [1, 1, 1]
     for job in (bulk, document, people):
         with stack.ledger.transaction() as unit:
             claim = unit.jobs.claim(job.id, stack.worker_id)

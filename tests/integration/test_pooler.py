@@ -70,7 +70,7 @@ def test_jobs_runs_and_searches_leave_nothing_in_a_session(pooled: PromptStack) 
     assert (done.state, done.error_code) == (RunState.COMPLETED, None)
     pooled.heartbeat.beat()
     pooled.liveness.run_once()
-    pooled.reconciler.ring()
+    pooled.reconciler.publish()
     pooled.reconciler.tend()
 
 

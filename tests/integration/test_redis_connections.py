@@ -75,7 +75,7 @@ def use_all(stack: PromptStack) -> None:
     stack.progress.rebuild([job.id])
     assert stack.redis.exists(f"promptstack:progress:{job.id}")
     stack.loop.run(stack.limiter._shared.told(Bucket("demo", "none", "demo")))
-    assert stack.doorbell.waiting(Queue.GENERATION) == 1
+    assert stack.publisher.waiting(Queue.GENERATION) == 1
     assert AsyncResult(str(job.id), app=stack.celery).state == "PENDING"
 
 

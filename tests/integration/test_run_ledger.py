@@ -255,7 +255,7 @@ def test_what_an_end_left_half_done_is_done_later(
     assert one(stack, "SELECT count(*) FROM jobs") == (2,)
 
 
-def test_a_run_that_cannot_be_tended_keeps_no_job_from_being_rung(
+def test_a_run_that_cannot_be_tended_keeps_no_job_from_being_published(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack.jobs.enqueue_generation("Say it.")

@@ -96,7 +96,7 @@ def test_what_ended_long_ago_goes_and_frees_its_key(stack: PromptStack) -> None:
         unit.session.execute(everything)
     reconciler = Reconciler(
         stack.ledger,
-        stack.doorbell,
+        stack.publisher,
         stack.progress,
         stack.waiting_jobs,
         stack.dispatch,
@@ -115,7 +115,7 @@ def test_nothing_goes_where_retention_is_zero(stack: PromptStack) -> None:
         unit.session.execute(text("UPDATE jobs SET finished_at = now() - interval '20 years'"))
     Reconciler(
         stack.ledger,
-        stack.doorbell,
+        stack.publisher,
         stack.progress,
         stack.waiting_jobs,
         stack.dispatch,
@@ -159,7 +159,7 @@ def test_all_of_an_outage_is_queued_again_and_nothing_else(stack: PromptStack) -
     after = states(stack)
     assert {after[job.id] for job in slow} == {JobState.QUEUED}
     assert all(after[job.id] == before[job.id] for job in others)
-    # The reconciler rings them, and knows that they are not new.
+    # The reconciler publishes them, and knows that they are not new.
     assert stack.reconciler.run_once() == 3
 
 

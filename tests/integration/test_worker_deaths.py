@@ -19,7 +19,7 @@ from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.documents.chunking import Chunker
 from promptstack.services.documents.embedding import EmbeddingService
 from promptstack.services.execution.job_context import JobContext
-from promptstack.services.jobs.publishing import BrokerUnavailable, Ring
+from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage
 from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
 from promptstack.services.maintenance.liveness import Liveness
 from promptstack.services.maintenance.reconciler import Reconciler
@@ -220,7 +220,7 @@ def test_deaths_from_before_a_document_got_on_count_no_more(
     assert len(Fragile.asked) == stack.jobs.get(job.id).total
 
 
-class StuckBell:
+class StuckPublisher:
     """A broker that takes a message and never says so."""
 
     def __init__(self) -> None:
@@ -236,16 +236,16 @@ class StuckBell:
     def waiting(self, queue: Any) -> int:
         return 0
 
-    def ring(self, ring: Ring) -> None:
+    def publish(self, message: JobMessage) -> None:
         raise AssertionError("the reconciler sends many together")
 
-    def ring_all(self, rings: Sequence[Ring]) -> None:
-        if rings:
+    def publish_all(self, messages: Sequence[JobMessage]) -> None:
+        if messages:
             self.is_asked.set()
             self.may_answer.wait(60.0)
 
 
-class BellThatWasAway(StuckBell):
+class PublisherThatWasAway(StuckPublisher):
     """A broker that answers from the second time on."""
 
     def __init__(self) -> None:
@@ -253,18 +253,18 @@ class BellThatWasAway(StuckBell):
         self.sent: list[list[UUID]] = []
         self.is_away = True
 
-    def ring_all(self, rings: Sequence[Ring]) -> None:
+    def publish_all(self, messages: Sequence[JobMessage]) -> None:
         if self.is_away:
             self.is_away = False
             raise BrokerUnavailable("The broker is away.")
-        self.sent.append([ring.job_id for ring in rings])
+        self.sent.append([message.job_id for message in messages])
 
 
 def test_what_ended_while_the_broker_was_away_is_told_later(stack: PromptStack) -> None:
-    bell = BellThatWasAway()
+    publisher = PublisherThatWasAway()
     reconciler = Reconciler(
         stack.ledger,
-        bell,
+        publisher,
         stack.progress,
         stack.waiting_jobs,
         stack.dispatch,
@@ -275,9 +275,9 @@ def test_what_ended_while_the_broker_was_away_is_told_later(stack: PromptStack) 
         unit.session.execute(text("UPDATE jobs SET expires_at = now() - interval '1 s'"))
     stack.liveness.run_once()
     for _ in range(3):
-        reconciler.ring()
+        reconciler.publish()
     assert stack.jobs.get(job.id).state is JobState.EXPIRED
-    assert [sent for sent in bell.sent if sent] == [[job.id]]
+    assert [sent for sent in publisher.sent if sent] == [[job.id]]
 
 
 def test_dead_workers_are_missed_while_messages_take_long(stack: PromptStack) -> None:
@@ -289,23 +289,23 @@ def test_dead_workers_are_missed_while_messages_take_long(stack: PromptStack) ->
             return datetime.fromtimestamp(now[0], UTC)
 
     liveness = Liveness(stack.ledger, worker_lost_seconds=12.0, clock=Clock())
-    bell = StuckBell()
+    publisher = StuckPublisher()
     reconciler = Reconciler(
         stack.ledger,
-        bell,
+        publisher,
         stack.progress,
         stack.waiting_jobs,
         stack.dispatch,
         liveness=liveness,
     )
-    due = stack.jobs.enqueue_generation("to be rung")
+    due = stack.jobs.enqueue_generation("to be published")
     with stack.ledger.transaction() as unit:
         query = "UPDATE jobs SET rung_at = NULL, created_at = now() - interval '1 h' WHERE id = :id"
         unit.session.execute(text(query), {"id": due.id})
-    messages = threading.Thread(target=reconciler.ring)
+    messages = threading.Thread(target=reconciler.publish)
     messages.start()
     try:
-        wait_until(bell.is_asked.is_set, "the messages to be sent")
+        wait_until(publisher.is_asked.is_set, "the messages to be sent")
         held = stack.jobs.enqueue_generation("held by the dead")
         with stack.ledger.transaction() as unit:
             assert unit.jobs.claim(held.id, uuid4()) is not None
@@ -314,7 +314,7 @@ def test_dead_workers_are_missed_while_messages_take_long(stack: PromptStack) ->
             now[0] += 1.0
         assert stack.jobs.get(held.id).state is JobState.QUEUED
     finally:
-        bell.may_answer.set()
+        publisher.may_answer.set()
         messages.join()
 
 
@@ -360,12 +360,13 @@ def test_more_jobs_than_one_transaction_s_worth_are_freed_in_a_round(
 
 def test_many_messages_take_few_exchanges_and_say_what_one_says(stack: PromptStack) -> None:
     sent = [
-        Ring(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1") for _ in range(300)
+        JobMessage(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1")
+        for _ in range(300)
     ]
-    stack.doorbell.ring(sent[0])
-    stack.doorbell.ring_all(sent[:1])  # connects
+    stack.publisher.publish(sent[0])
+    stack.publisher.publish_all(sent[:1])  # connects
     before = exchanges(stack)
-    stack.doorbell.ring_all(sent[1:])
+    stack.publisher.publish_all(sent[1:])
     assert exchanges(stack) - before < 100, "one for each would be 299"
     alone, together, *others = (
         json.loads(message) for message in reversed(stack.redis.lrange(Queue.GENERATION, 0, -1))

@@ -13,14 +13,14 @@ from promptstack.repositories.runs.models import Run
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.errors import WorkersLost
-from promptstack.services.jobs.publishing import Ring
+from promptstack.services.jobs.publishing import JobMessage
 
 DEATHS_BEFORE_HALVES = 2
 """In a row, with no item done: one may happen to any."""
 UNDER_SUSPICION = DEATHS_BEFORE_HALVES - 1
 """With which a half begins: its next death halves it at once."""
 
-AddShard = Callable[[UnitOfWork, Run, Slice, int], Ring]
+AddShard = Callable[[UnitOfWork, Run, Slice, int], JobMessage]
 """Adds the shard of a slice, with so many deaths; its message, to be sent after the commit."""
 
 
@@ -30,7 +30,7 @@ class Narrowed:
 
     first: int
     last: int
-    rings: Sequence[Ring] = ()
+    messages: Sequence[JobMessage] = ()
     """Messages of what was cut off."""
     failed: int = 0
     run: Run | None = None

@@ -33,7 +33,7 @@ def busy(stack: PromptStack) -> PromptStack:
     sql(stack, "UPDATE jobs SET rung_at = now() - interval '1 h', created_at = rung_at")
     stack.heartbeat.beat()
     assert stack.reconciler.run_once() == 0
-    assert stack.doorbell.waiting(Queue.GENERATION) == BACKLOG
+    assert stack.publisher.waiting(Queue.GENERATION) == BACKLOG
     return stack
 
 
@@ -47,7 +47,7 @@ def expire(stack: PromptStack) -> None:
 
 
 def answer_late(stack: PromptStack) -> None:
-    """A job is freed and rung again, and then its first worker answers."""
+    """A job is freed and published again, and then its first worker answers."""
     job = stack.jobs.enqueue_generation("x")
     with stack.ledger.transaction() as unit:
         claim = unit.jobs.claim(job.id, stack.worker_id)
@@ -73,14 +73,14 @@ def be_told_nothing(stack: PromptStack) -> None:
 @pytest.mark.parametrize(
     "happens", [cancel, expire, answer_late, be_told_of_a_future_message, be_told_nothing]
 )
-def test_a_healthy_backlog_is_not_rung_again(
+def test_a_healthy_backlog_is_not_published_again(
     busy: PromptStack, happens: Callable[[PromptStack], None]
 ) -> None:
     happens(busy)
     # The job that ended is told to AsyncResult; no other message is sent.
-    before = busy.doorbell.waiting(Queue.GENERATION)
+    before = busy.publisher.waiting(Queue.GENERATION)
     assert [busy.reconciler.run_once() for _ in range(3)] == [0, 0, 0]
-    assert busy.doorbell.waiting(Queue.GENERATION) <= before + 1
+    assert busy.publisher.waiting(Queue.GENERATION) <= before + 1
 
 
 def test_a_rabbitmq_that_breaks_the_connection_refuses_no_job(
@@ -91,7 +91,7 @@ def test_a_rabbitmq_that_breaks_the_connection_refuses_no_job(
     def send(*_: object, **__: object) -> None:
         raise RecoverableConnectionError("gone")
 
-    monkeypatch.setattr(stack.doorbell._app, "send_task", send)
+    monkeypatch.setattr(stack.publisher._app, "send_task", send)
     assert stack.jobs.enqueue_generation("x").state is JobState.QUEUED
 
 
@@ -101,7 +101,7 @@ def test_what_was_sent_just_before_a_crash_of_the_broker_is_sent_again_and_no_mo
     """It comes back with its data, but for the last second or two."""
     ages = {"long before": 20.0, "just before": 11.0, "after": 2.0}
     jobs = {when: stack.jobs.enqueue_generation(when).id for when in ages}
-    epoch = stack.doorbell.epoch()
+    epoch = stack.publisher.epoch()
     for when, age in ages.items():
         with stack.ledger.transaction() as unit:
             unit.session.execute(
@@ -122,6 +122,6 @@ def test_what_was_sent_just_before_a_crash_of_the_broker_is_sent_again_and_no_mo
 
 
 def test_redis_tells_its_age(stack: PromptStack) -> None:
-    uptime = stack.doorbell.uptime()
+    uptime = stack.publisher.uptime()
     assert uptime is not None
     assert uptime >= 0
