@@ -1,75 +1,36 @@
-"""Every setting of Prompt Stack, read from the environment and `.env`."""
+"""Every setting of Prompt Stack, read from the environment and `.env`.
 
-import re
+They stand in one long list, so that a person who looks for a setting has one page to search.
+"""
+
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from promptstack.config.errors import ConfigurationError
 from promptstack.config.names import VectorType
-from promptstack.config.postgres_url import postgres_url
-from promptstack.config.providers import server_address
-from promptstack.config.redis_url import RedisUrl, check_certificates, check_characters, check_port
+from promptstack.config.redis_url import RedisUrl
+from promptstack.config.setting_types import (
+    HOST,
+    REDIS_BROKERS,
+    WIDE_HOST,
+    AnyRedisUrl,
+    ApiKey,
+    BrokerUrl,
+    CertificateFile,
+    PositiveSeconds,
+    PostgresUrl,
+    Seconds,
+    Secret,
+    ServerAddress,
+)
 
 DEFAULT_SECRET_KEY = "change-me"  # noqa: S105 - refused in production
 MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 16, 8_000
-"""Of a chunk. One character can be four tokens, and must fit with what overlaps."""
-REDIS_BROKERS = ("redis", "rediss", "redis+socket", "unix")
-RABBITMQ_BROKERS = ("amqp", "amqps", "pyamqp")
-
-
-def _redis_url(url: str) -> str:
-    return str(RedisUrl.parse(url.strip()))
-
-
-def _broker_url(url: str) -> str:
-    url = url.strip()
-    scheme = url.partition(":")[0]
-    if scheme in REDIS_BROKERS:
-        return RedisUrl.parse(url).for_celery()
-    for one in url.split(";"):  # of RabbitMQ there may be several
-        if one.partition(":")[0] not in RABBITMQ_BROKERS:
-            known = ", ".join((*RABBITMQ_BROKERS, *REDIS_BROKERS))
-            raise ValueError(f"must be a URL that starts with one of {known}")
-        check_characters(one)
-        check_port(one)
-        if not urlsplit(one).hostname:
-            raise ValueError("names no host; write it as amqp://user:password@host:5672/vhost")
-        if "ssl_" in urlsplit(one).query:
-            raise ValueError("takes no ssl_ options; its certificate is checked, see TLS_CA_FILE")
-    return url
-
-
-def _without_line_end(secret: SecretStr) -> SecretStr:
-    """As files of secrets have one, and no password does."""
-    return SecretStr(secret.get_secret_value().strip("\r\n"))
-
-
-def _api_key(key: SecretStr) -> SecretStr:
-    said = key.get_secret_value().strip()
-    if not (said.isascii() and said.isprintable()) or " " in said:
-        raise ValueError("has a space, a line end or another character that no key has")
-    return SecretStr(said)
-
-
-def _certificates(path: Path) -> Path:
-    check_certificates(str(path))
-    return path
-
-
-HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
-WIDE_HOST = re.compile(r"\*|\*\.[^.]+|\*\.(ac|co|com|edu|gov|net|org)\.[a-z]{2}", re.IGNORECASE)
-"""Hosts of anybody: all, or all below a domain in which everybody can have one."""
-ServerAddress = Annotated[str, AfterValidator(server_address)]
-Secret = Annotated[SecretStr, AfterValidator(_without_line_end)]
-ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
-TEN_YEARS = 315_360_000.0
-Seconds = Annotated[float, Field(ge=0, le=TEN_YEARS, allow_inf_nan=False)]
-PositiveSeconds = Annotated[float, Field(gt=0, le=TEN_YEARS, allow_inf_nan=False)]
+"""Bounds of a chunk. One character can be four tokens, and the chunk must also hold its overlap."""
 
 
 class Settings(BaseSettings):
@@ -80,16 +41,19 @@ class Settings(BaseSettings):
     )
 
     # The application
-    app_name: str = Field("Prompt Stack", description="Shown in the API's docs.")
+    app_name: str = Field("Prompt Stack", description="Name shown in the API's docs.")
     version: str = Field("0.1.0", description="Shown in /healthz and the API's docs.")
     environment: Literal["development", "test", "production"] = Field(
         "development", description="production refuses unsafe defaults."
     )
     debug: bool = Field(False, description="Log at DEBUG level.")
     log_level: Literal["INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="The least that is logged; WARNING leaves out a line for each call."
+        "INFO",
+        description="Lowest level that is logged. INFO logs one line for each provider call.",
     )
-    log_format: Literal["text", "json"] = Field("text", description="One line of either a record.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="How a log record is written, one line each."
+    )
     state_dir: Path = Field(
         Path(".promptstack"),
         validation_alias="PROMPTSTACK_STATE_DIR",
@@ -97,7 +61,7 @@ class Settings(BaseSettings):
     )
 
     # The servers
-    database_url: Annotated[str, AfterValidator(postgres_url)] | None = Field(
+    database_url: PostgresUrl | None = Field(
         None, description="PostgreSQL with pgvector, the ledger. Unset: an embedded server."
     )
     database_pool_size: int = Field(
@@ -106,20 +70,22 @@ class Settings(BaseSettings):
     database_max_overflow: int = Field(
         20, ge=0, description="Connections a process may open beyond the pool at a peak."
     )
-    redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
-        None, description="Redis or Valkey: progress, results, and the broker. Unset: embedded."
+    redis_url: AnyRedisUrl | None = Field(
+        None,
+        description="Redis or Valkey: progress, results, broker. Unset: an embedded server.",
     )
     redis_password: Secret | None = Field(
         None,
-        description="Password of the server at REDIS_URL, where that has none; any characters.",
+        description="Password for REDIS_URL, if the URL holds none. It may hold any character.",
     )
-    celery_broker_url: Annotated[str, AfterValidator(_broker_url)] | None = Field(
-        None, description="Another broker than REDIS_URL, for example amqp://... (RabbitMQ)."
-    )
-    tls_ca_file: Annotated[Path, AfterValidator(_certificates)] | None = Field(
+    celery_broker_url: BrokerUrl | None = Field(
         None,
-        description="Certificates of who signs those of the servers at rediss:// and amqps://. "
-        "Unset: whom this machine trusts. Certificate and host name are checked either way.",
+        description="A broker other than REDIS_URL, for example amqp://... (RabbitMQ).",
+    )
+    tls_ca_file: CertificateFile | None = Field(
+        None,
+        description="File with the certificate authorities of rediss:// and amqps:// servers. "
+        "Unset: those that this machine trusts. Certificate and host name are always checked.",
     )
 
     # The HTTP door
@@ -130,8 +96,8 @@ class Settings(BaseSettings):
     api_port: int = Field(8000, ge=0, le=65535, description="Its port; 0 takes a free one.")
     allowed_hosts: Annotated[list[str], NoDecode] = Field(
         ["*"],
-        description="Host headers that are answered, separated by commas; *.example.org is all "
-        "below it.",
+        description="Host headers that are answered, separated by commas. *.example.org means all "
+        "hosts below example.org.",
     )
     max_body_bytes: int = Field(
         12_000_000, ge=1_000, description="Largest HTTP body that is read, in bytes."
@@ -139,23 +105,23 @@ class Settings(BaseSettings):
     max_body_values: int = Field(
         1_000_000,
         ge=1_000,
-        description="Most values (objects, lists, texts, numbers) in a JSON body: each takes time "
+        description="Most values (objects, lists, texts, numbers) in a JSON body. Each takes time "
         "and memory, however short it is.",
     )
     request_read_seconds: PositiveSeconds = Field(
         60.0,
         description="Time in which an HTTP request must arrive whole, and in which its sender must "
-        "take some of the answer; then the connection is closed.",
+        "read some of the answer. Then the connection is closed.",
     )
     max_connections: int = Field(
         800,
         ge=1,
-        description="Most connections that the HTTP API holds open at once; below what the system "
-        "lets a process open (ulimit -n).",
+        description="Most connections that the HTTP API holds open at once. Keep it below the "
+        "system's limit of open files (ulimit -n).",
     )
     secret_key: Secret = Field(
         SecretStr(DEFAULT_SECRET_KEY),
-        description="Will sign tokens of users, and nothing yet; long and random in production.",
+        description="Will sign users' tokens; nothing yet. Long and random in production.",
     )
     access_token_expire_minutes: int = Field(30, ge=1, description="For tokens of users, to come.")
     refresh_token_expire_days: int = Field(7, ge=1, description="For tokens of users, to come.")
@@ -168,9 +134,11 @@ class Settings(BaseSettings):
     )
 
     # Providers
-    default_llm_provider: str = Field("demo", description="Provider of a generation naming none.")
+    default_llm_provider: str = Field(
+        "demo", description="Provider of a generation that names none."
+    )
     default_embedding_provider: str = Field(
-        "local", description="Provider of an embedding naming none."
+        "local", description="Provider of an embedding that names none."
     )
     openai_api_key: ApiKey | None = Field(None, description="Key of the openai provider.")
     openai_base_url: ServerAddress | None = Field(
@@ -193,7 +161,8 @@ class Settings(BaseSettings):
         description="A TOML file with servers as providers, and limits and prices of models.",
     )
     limiter_patience_seconds: Seconds = Field(
-        3.0, description="Longest wait in a worker for a rate limit; then a job waits in the queue."
+        3.0,
+        description="Longest wait for a rate limit in a worker; a longer one is in the queue.",
     )
 
     # Jobs
@@ -221,8 +190,8 @@ class Settings(BaseSettings):
     max_rendered_bytes: int = Field(
         200_000_000,
         ge=1,
-        description="Longest inputs of a run that came by HTTP, all together and with their "
-        "template filled in, in bytes.",
+        description="Most bytes of a run's inputs sent by HTTP, all together, with the template "
+        "filled in.",
     )
     max_record_values: int = Field(
         1_000_000,
@@ -232,51 +201,48 @@ class Settings(BaseSettings):
     max_source_part_bytes: int = Field(
         67_108_864,
         ge=1_048_576,
-        description="Most memory that one part of a Parquet file may take that can only be read "
-        "whole: its description, or few packed bytes that expand to many.",
+        description="Most memory for a part of a Parquet file that can only be read whole: the "
+        "file's description, or packed bytes that expand to many.",
     )
     max_schema_nodes: int = Field(
         10_000,
         ge=1,
-        description="Values of any kind in a JSON schema that a caller sends, or in all that the "
-        "tools of one request take.",
+        description="Most values of any kind in a JSON schema that a caller sends, or in all "
+        "schemas of one request's tools.",
     )
     max_schema_characters: int = Field(
-        200_000, ge=1, description="Characters in all names and texts of such a schema."
+        200_000, ge=1, description="Most characters in all names and texts of such a schema."
     )
     max_schema_depth: int = Field(
         50,
         ge=1,
         le=100,
-        description="Levels that such a schema may nest, also where a reference leads to.",
+        description="Deepest nesting of such a schema, references followed.",
     )
-    max_schema_properties: int = Field(
-        1_000, ge=1, description="Properties that such a schema may name."
-    )
+    max_schema_properties: int = Field(1_000, ge=1, description="Most properties in such a schema.")
     max_schema_enum_members: int = Field(
-        1_000, ge=1, description="Members of all enums of such a schema."
+        1_000, ge=1, description="Most members of all enums in such a schema."
     )
-    max_schema_patterns: int = Field(100, ge=0, description="Patterns of such a schema.")
+    max_schema_patterns: int = Field(100, ge=0, description="Most patterns in such a schema.")
     max_schema_pattern_characters: int = Field(
-        1_000, ge=1, description="Longest pattern of such a schema; each has to be compiled."
+        1_000, ge=1, description="Longest pattern in such a schema; each must be compiled."
     )
     max_schema_patterns_characters: int = Field(
-        10_000, ge=1, description="All patterns of such a schema together."
+        10_000, ge=1, description="Most characters of all patterns in such a schema."
     )
     max_schema_expanded: int = Field(
         100_000,
         ge=1,
-        description="Keywords of a schema that answers are judged by, those of a part counted "
-        "each time that a reference leads to it.",
+        description="Most keywords in the schema of a run's answers. A part counts again for each "
+        "reference to it.",
     )
     max_judging_steps: int = Field(
         200_000,
         ge=1,
-        description="Steps in which an answer must be judged by its schema; 1 to 3 microseconds "
-        "each.",
+        description="Most steps to check an answer by its schema; 1 to 3 microseconds each.",
     )
     max_judging_seconds: PositiveSeconds = Field(
-        2.0, description="Processor time in which it must be."
+        2.0, description="Most processor time to check an answer by its schema."
     )
     chunk_tokens: int = Field(
         512,
@@ -287,30 +253,30 @@ class Settings(BaseSettings):
     chunk_overlap_tokens: int | None = Field(
         None,
         ge=0,
-        description="How much of a chunk the next one may begin with, in tokens; an eighth of "
-        "CHUNK_TOKENS if not set.",
+        description="Most tokens that a chunk repeats from the one before it. Unset: an eighth of "
+        "CHUNK_TOKENS.",
     )
     share_vectors: bool = Field(
         False,
-        description="Whether a document takes vectors that other users have paid for. Who embeds "
-        "one then may learn, by the time it takes and by their sum of usage, that somebody has "
-        "embedded just this text; the job's numbers don't tell it. Runs never share.",
+        description="Whether a document may use vectors that other users paid for. By time and sum "
+        "of usage, a user may then learn that somebody has embedded the same text. Runs never "
+        "share.",
     )
     job_max_retries: int = Field(
-        3, ge=0, le=100, description="Failed attempts after which a job gets no further one."
+        3, ge=0, le=100, description="Retries of a job that names no number of its own."
     )
     job_expires_seconds: PositiveSeconds = Field(
         86_400.0, description="Time from enqueue after which an unfinished job ends as expired."
     )
     job_retention_seconds: Seconds = Field(
         7_776_000.0,
-        description="Time after its end for which a job, its answer and its idempotency key are "
-        "kept (90 days); 0 keeps them for ever.",
+        description="How long a job, its answer and its idempotency key are kept after its end "
+        "(90 days); 0 keeps them for ever.",
     )
     attempt_retention_seconds: Seconds = Field(
         34_560_000.0,
-        description="How long the record of a provider call and its cost is kept, also when its "
-        "job is gone (400 days); 0 keeps it for ever.",
+        description="How long the record of a provider call and its cost is kept (400 days), also "
+        "after its job was deleted; 0 keeps it for ever.",
     )
     retry_backoff_seconds: PositiveSeconds = Field(
         1.0, description="Upper bound of the first wait before a retry; doubles each time."
@@ -320,8 +286,8 @@ class Settings(BaseSettings):
     )
     retry_after_max_seconds: PositiveSeconds = Field(
         600.0,
-        description="Longest wait that a provider's Retry-After is followed for; then it is asked "
-        "again. One that names more than a day is taken as naming none.",
+        description="Longest wait that a provider's Retry-After can cause. A Retry-After of more "
+        "than a day is ignored.",
     )
     progress_ttl_seconds: int = Field(
         86_400, ge=60, description="How long Redis keeps progress; the ledger has it for ever."
@@ -334,27 +300,27 @@ class Settings(BaseSettings):
     run_block_bytes: int = Field(
         16_777_216,
         ge=1_000,
-        description="Inputs of a run that are stored together, in bytes; two such blocks are in "
-        "memory while a run is handed in.",
+        description="Size of a block of a run's inputs, which is stored at once, in bytes. Reading "
+        "a source holds two blocks in memory.",
     )
     shard_bytes: int = Field(
         33_554_432,
         ge=1_000,
-        description="Inputs of a run that a worker holds for one shard, in bytes; a longer one is "
-        "a shard by itself.",
+        description="Most bytes of inputs in one shard, which a worker holds in memory. A longer "
+        "input is a shard by itself.",
     )
     csv_guard_formulas: bool = Field(
         True,
-        description="In CSV outputs, put an apostrophe before a text that a spreadsheet would take "
-        "for a formula; control characters are always written as \\x1b and such.",
+        description="In CSV outputs, put an apostrophe before a text that a spreadsheet would run "
+        "as a formula. Control characters are always written as \\x1b and such.",
     )
     run_expires_seconds: PositiveSeconds = Field(
         604_800.0, description="Time after which an unfinished run ends as expired (7 days)."
     )
     vector_type: VectorType = Field(
         VectorType.VECTOR,
-        description="How the vectors of a model that is new here are stored: vector (4 bytes a "
-        "number) or halfvec (2 bytes; search loses next to nothing).",
+        description="How vectors of a new model are stored: vector (4 bytes a number) or halfvec "
+        "(2 bytes; search loses next to nothing).",
     )
 
     # Workers
@@ -365,22 +331,22 @@ class Settings(BaseSettings):
         4,
         ge=1,
         le=100,
-        description="How many of these may be shards of runs, which take long; one fewer than all "
-        "at most, where there is more than one.",
+        description="How many of these may be shards of runs, which take long. A worker with more "
+        "than one slot keeps one free of shards.",
     )
     heartbeat_seconds: PositiveSeconds = Field(
         1.0, description="Time between a worker's heartbeats and checks for cancelled jobs."
     )
     worker_lost_seconds: PositiveSeconds = Field(
-        12.0, description="Silence after which a worker counts as dead and its jobs run elsewhere."
+        12.0, description="Time without a heartbeat after which a worker counts as dead."
     )
     reconcile_seconds: PositiveSeconds = Field(
         1.0, description="Time between two looks for jobs that are due, lost or expired."
     )
     shutdown_grace_seconds: Seconds = Field(
         10.0,
-        description="Time that running calls get at shutdown before they are handed on; a second "
-        "SIGTERM ends it.",
+        description="Time that running calls get at shutdown before their jobs go back to the "
+        "queue. A second SIGTERM ends it.",
     )
 
     @model_validator(mode="before")
