@@ -2,13 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 from uuid import UUID
 
 import numpy as np
 import pytest
 
+from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.models import RunState
 from promptstack.services.llm.base import (
@@ -91,6 +92,13 @@ class Picky(LLMService):
 
     async def is_available(self) -> bool:
         return True
+
+
+@pytest.fixture
+def stack(settings: Settings) -> Iterator[PromptStack]:
+    """With passages as long as they are by default."""
+    with PromptStack.open(settings) as opened:
+        yield opened
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,25 @@
+"""A worker's stack with a fake provider, in this process."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from promptstack.config.settings import Settings
+from promptstack.tasks.composition import PromptStack
+from tests.fakes import FakeProvider, employ
+from tests.jobs import PASSAGE
+
+
+@pytest.fixture
+def stack(settings: Settings) -> Iterator[PromptStack]:
+    """As everywhere, with passages that are short."""
+    with PromptStack.open(settings.model_copy(update=PASSAGE)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def provider(stack: PromptStack) -> FakeProvider:
+    """The provider `fake` of this worker."""
+    made = FakeProvider()
+    employ(stack, made)
+    return made

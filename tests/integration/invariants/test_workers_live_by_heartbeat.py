@@ -1,0 +1,158 @@
+"""A worker is dead when its heartbeats stop, however old its jobs are."""
+
+import math
+from uuid import uuid4
+
+import pytest
+
+from promptstack.repositories.models import JobState
+from promptstack.repositories.session import UnitOfWork
+from promptstack.tasks.composition import PromptStack
+from tests.fakes import FakeProvider
+from tests.jobs import attempts, claimed, generate, row, run, sql, state
+from tests.reconcilers import Clock, new_reconciler, reconciler_of
+
+
+def test_a_worker_that_claims_is_alive(
+    stack: PromptStack, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose heartbeats are late must not pay for jobs that are freed at once."""
+    monkeypatch.setattr(stack.heartbeat, "_beat_at", -math.inf)
+    sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '1 h'")
+    claims = []
+
+    def look() -> None:
+        with stack.ledger.transaction() as unit:
+            claims.append(len(unit.upkeep.free_lost(60.0)))
+
+    provider.on_call = look
+    assert run(stack, generate(stack)).state is JobState.SUCCEEDED
+    assert claims == [0]
+
+
+def test_silence_frees_a_dead_workers_jobs_and_only_these(
+    stack: PromptStack, provider: FakeProvider
+) -> None:
+    reconciler = reconciler_of(stack, Clock())
+    dead, gone = uuid4(), uuid4()
+    with stack.ledger.transaction() as unit:
+        unit.workers.beat(dead, "host", 1)
+    jobs = {worker: generate(stack) for worker in (stack.worker_id, dead, gone)}
+    for worker, job in jobs.items():
+        claimed(stack, job, worker)
+    # A long job of a live worker is no orphan.
+    sql(stack, "UPDATE jobs SET started_at = now() - interval '3 days', created_at = started_at")
+    silence = "UPDATE workers SET heartbeat_at = now() - make_interval(secs => :s) WHERE id = :id"
+    sql(stack, silence, s=14, id=dead)
+    reconciler.run_once()
+    assert state(stack, jobs[dead]) is JobState.RUNNING
+    assert state(stack, jobs[gone]) is JobState.QUEUED  # its worker's row is not even there
+    sql(stack, silence, s=16, id=dead)
+    reconciler.run_once()
+    freed = row(stack, jobs[dead])
+    assert (freed.state, freed.attempt, freed.failures) == (JobState.QUEUED, 1, 1)
+    assert (freed.worker_id, freed.error_code) == (None, "WORKER_LOST")
+    assert freed.rung_at is not None
+    assert state(stack, jobs[stack.worker_id]) is JobState.RUNNING
+    assert run(stack, jobs[dead]).state is JobState.SUCCEEDED
+
+
+def test_a_job_that_kills_its_workers_ends(stack: PromptStack, provider: FakeProvider) -> None:
+    reconciler = reconciler_of(stack, Clock())
+    job = generate(stack, max_retries=2)
+    for failures in (1, 2, 3):
+        lost = claimed(stack, job, uuid4())
+        with stack.ledger.transaction() as unit:
+            unit.attempts.start(lost, call=0, provider=lost.provider, model=lost.model, items=1)
+        reconciler.run_once()
+        assert row(stack, job).failures == failures
+    ended = stack.jobs.get(job.id)
+    assert (ended.state, ended.error_code, ended.attempt) == (JobState.FAILED, "WORKER_LOST", 3)
+    assert [attempt.state for attempt in attempts(stack, job)] == ["lost"] * 3
+
+
+def test_nobodys_silence_counts_while_the_ledger_itself_was_away(
+    stack: PromptStack, provider: FakeProvider
+) -> None:
+    clock = Clock()
+    job = generate(stack)
+    claimed(stack, job)
+    sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '1 h'")
+    reconciler = new_reconciler(stack, clock)
+    # Nobody had ever looked; it lost its clock; it hung, or its host slept, of which 20 s don't
+    # count, and then the living get a moment to find it again.
+    for happens, steps in (
+        (0.0, (0.0, 5.0, 5.0, 4.9)),
+        (-3_600.0, (0.0, 5.0, 5.0)),
+        (20.0, (0.0, 4.9)),
+    ):
+        clock.move(happens)
+        for passed in steps:
+            clock.move(passed)
+            reconciler.run_once()
+            assert state(stack, job) is JobState.RUNNING
+    clock.move(0.2)
+    reconciler.run_once()
+    assert state(stack, job) is JobState.QUEUED
+
+
+def test_nobodys_silence_counts_that_hung_with_the_ledger_within_a_round(
+    stack: PromptStack, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger was watched, hung for 20 s, and the round went on before any heartbeat."""
+    clock, real = Clock(), UnitOfWork.try_lock
+    reconciler = reconciler_of(stack, clock)
+    job = generate(stack)
+    claimed(stack, job)
+
+    def hang(self: UnitOfWork, name: str) -> bool:
+        if name == "reconciler":
+            monkeypatch.setattr(UnitOfWork, "try_lock", real)
+            clock.move(20.0)
+            sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '20 s'")
+        return real(self, name)
+
+    monkeypatch.setattr(UnitOfWork, "try_lock", hang)
+    reconciler.run_once()
+    assert state(stack, job) is JobState.RUNNING
+
+
+def test_a_new_process_knows_what_others_have_seen(
+    stack: PromptStack, provider: FakeProvider
+) -> None:
+    """Where workers come and go, each would else wait anew before it frees what the dead held."""
+    clock = Clock()
+    reconciler_of(stack, clock)
+    job = generate(stack)
+    claimed(stack, job)
+    sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '16 s'")
+    clock.move(1.0)
+    new_reconciler(stack, clock).run_once()
+    assert state(stack, job) is JobState.QUEUED
+
+
+def test_a_job_on_record_that_is_not_in_hand_is_handed_back(
+    stack: PromptStack, provider: FakeProvider
+) -> None:
+    job, other = generate(stack), generate(stack)
+    claimed(stack, job)
+    claimed(stack, other, uuid4())
+    stack.heartbeat.beat()
+    assert (state(stack, job), row(stack, job).failures) == (JobState.QUEUED, 0)
+    assert state(stack, other) is JobState.RUNNING
+
+
+def test_an_old_attempt_in_hand_does_not_keep_a_newer_one_on_record(
+    stack: PromptStack, provider: FakeProvider
+) -> None:
+    """The newer one was claimed over a connection that broke before it could tell us."""
+    job = generate(stack)
+    with stack.active_jobs.in_hand(job.id) as old:
+        old.attempt = claimed(stack, job).attempt
+        stack.heartbeat.beat()
+        assert state(stack, job) is JobState.RUNNING
+        with stack.ledger.transaction() as unit:
+            assert unit.jobs.release(job.id, old.attempt)
+        claimed(stack, job)
+        stack.heartbeat.beat()
+        assert state(stack, job) is JobState.QUEUED

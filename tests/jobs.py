@@ -1,0 +1,127 @@
+"""What tests of jobs do and look at: enqueue, run here and without a worker, read the ledger."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from promptstack.config.names import Queue
+from promptstack.repositories.jobs.jobs import Claim
+from promptstack.repositories.models import Attempt, Job, JobKind, JobState
+from promptstack.services.execution.executor import JobOutcome
+from promptstack.services.jobs.progress import Progress
+from promptstack.services.jobs.views import JobView
+from promptstack.tasks.composition import PromptStack
+
+NO_REDIS = "unix:///nowhere/at/all.sock"
+
+
+PASSAGE = {"chunk_tokens": 16, "chunk_overlap_tokens": 0}
+"""How long a passage is in these tests."""
+
+
+@contextmanager
+def another(stack: PromptStack, **changes: object) -> Iterator[PromptStack]:
+    """Another process on the same ledger."""
+    with PromptStack.open(stack.settings.model_copy(update=changes)) as opened:
+        yield opened
+
+
+def generate(stack: PromptStack, prompt: str = "Hello.", **how: Any) -> JobView:
+    return stack.jobs.enqueue_generation(prompt, provider="fake", **how)
+
+
+def embed(stack: PromptStack, *passages: str, source: str = "a.txt", **how: Any) -> JobView:
+    """A job for a document that is cut into exactly these passages."""
+    text = "\n\n".join(map(padded, passages))
+    return stack.jobs.enqueue_embedding(text, source=source, provider="fake", **how)
+
+
+def padded(passage: str) -> str:
+    """A passage so long that no two of them fit into one chunk."""
+    return passage + " word" * 9
+
+
+def first_words(texts: Sequence[str]) -> list[str]:
+    return [text.split()[0] for text in texts]
+
+
+def run(stack: PromptStack, job: JobView) -> JobOutcome:
+    """Do what a worker does with the job's message, in this thread."""
+    service = stack.generation if job.kind is JobKind.GENERATION else stack.embedding
+    return service.run(job.id, lambda progress: None)
+
+
+def state(stack: PromptStack, job: JobView) -> JobState:
+    return stack.jobs.get(job.id).state
+
+
+def row(stack: PromptStack, job: JobView) -> Job:
+    with stack.ledger.transaction() as unit:
+        found = unit.jobs.get(job.id)
+        assert found is not None
+        return found
+
+
+def columns(stack: PromptStack, job: JobView) -> dict[str, Any]:
+    """The whole row, to see whether anything changed."""
+    with stack.ledger.transaction() as unit:
+        query = text("SELECT to_jsonb(jobs) FROM jobs WHERE id = :id")
+        found: dict[str, Any] = unit.session.scalar(query, {"id": job.id})
+        return found
+
+
+def attempts(stack: PromptStack, job: JobView) -> list[Attempt]:
+    with stack.ledger.transaction() as unit:
+        return list(unit.attempts.get_many(job_id=job.id))
+
+
+def sql(stack: PromptStack, statement: str, **values: object) -> None:
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text(statement), values)
+
+
+def make_due(stack: PromptStack, job: JobView) -> None:
+    sql(stack, "UPDATE jobs SET not_before = now() WHERE id = :id", id=job.id)
+
+
+def claim(stack: PromptStack, job: JobView, worker_id: UUID | None = None) -> Claim | None:
+    with stack.ledger.transaction() as unit:
+        return unit.jobs.claim(job.id, worker_id or stack.worker_id)
+
+
+def claimed(stack: PromptStack, job: JobView, worker_id: UUID | None = None) -> Claim:
+    found = claim(stack, job, worker_id)
+    assert found is not None
+    return found
+
+
+def queued_messages(stack: PromptStack) -> int:
+    return sum(stack.publisher.waiting(queue) for queue in Queue)
+
+
+STALE: dict[str, Callable[[Any, Claim], object]] = {
+    "succeed": lambda jobs, stale: jobs.succeed(stale, {"text": "stale"}),
+    "fail": lambda jobs, stale: jobs.fail(stale, "STALE", "stale"),
+    "retry": lambda jobs, stale: jobs.retry_later(stale, 0.0, "STALE", "stale", counts=True),
+    "progress": lambda jobs, stale: jobs.set_progress(stale, 7, 9),
+    "check": lambda jobs, stale: jobs.check_claim(stale),
+}
+
+
+def two_users(stack: PromptStack) -> tuple[UUID, UUID]:
+    with stack.ledger.transaction() as unit:
+        ada, eve = (unit.users.create(email=f"{name}@example.org").id for name in ("ada", "eve"))
+        return ada, eve
+
+
+def agrees(stack: PromptStack, *jobs: JobView) -> None:
+    """What Redis shows is what the ledger says, also after Redis was emptied."""
+    for _ in range(2):
+        shown = stack.progress.read([job.id for job in jobs])
+        with stack.ledger.transaction() as unit:
+            rows = [unit.jobs.get(job.id) for job in jobs]
+        assert shown == {found.id: Progress.of(found) for found in rows if found}
+        stack.redis.flushdb()

@@ -1,0 +1,41 @@
+"""A reconciler whose clock a test moves."""
+
+from datetime import UTC, datetime, timedelta
+
+from promptstack.repositories.session import UnitOfWork
+from promptstack.services.maintenance.liveness import Liveness
+from promptstack.services.maintenance.reconciler import Reconciler
+from promptstack.tasks.composition import PromptStack
+
+
+class Clock:
+    """The database's clock, as a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self, unit: UnitOfWork) -> datetime:
+        return self.now
+
+    def move(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+def new_reconciler(stack: PromptStack, clock: Clock, silence: float = 15.0) -> Reconciler:
+    return Reconciler(
+        stack.ledger,
+        stack.publisher,
+        stack.progress,
+        stack.waiting_jobs,
+        stack.dispatch,
+        liveness=Liveness(stack.ledger, worker_lost_seconds=silence, clock=clock),
+    )
+
+
+def reconciler_of(stack: PromptStack, clock: Clock, silence: float = 15.0) -> Reconciler:
+    made = new_reconciler(stack, clock, silence)
+    made.run_once()
+    for _ in range(3):
+        clock.move(silence / 3)
+        made.run_once()
+    return made
