@@ -19,7 +19,8 @@ from promptstack.embedded.servers import EmbeddedServers, remove
 from promptstack.services.limiter.divided import DividedBuckets
 from promptstack.services.limiter.limiter import RateLimiter
 from promptstack.services.limiter.shared import SharedBuckets
-from promptstack.services.limiter.terms import Bucket, Need, Outcome, Settlement, Verdict
+from promptstack.services.limiter.terms import Bucket, Need, Settlement, Verdict
+from promptstack.services.llm.limit_report import Outcome
 
 WAITERS = 1_000
 RPM = 6_000

@@ -16,6 +16,11 @@ class Reach(StrEnum):
     RUN = "run"
     """Every other call of the run would meet the same: it ends the run."""
 
+    @property
+    def is_bisected(self) -> bool:
+        """Whether a call of several inputs is made again in two halves, to find the cause."""
+        return self in {Reach.INPUT, Reach.EITHER}
+
 
 class PromptStackError(Exception):
     """Something went wrong that we can explain.
@@ -43,6 +48,12 @@ class PromptStackError(Exception):
     backs_off: ClassVar[bool] = True
     """Whether the wait grows with each try; not where `retry_after` says when there is room."""
 
+    billed: ClassVar[bool | None] = None
+    """Whether the provider bills a call that ends so; None where nobody knows."""
+
+    falls_back: ClassVar[bool] = False
+    """Whether a job asks its next provider: this one can't answer anybody now."""
+
     def __init__(
         self, message: str, *, detail: str | None = None, retry_after: float | None = None
     ) -> None:
@@ -50,6 +61,11 @@ class PromptStackError(Exception):
         self.detail = detail
         self.retry_after = retry_after
         """Seconds before which a new try is pointless, where somebody told us."""
+
+    @property
+    def is_wait(self) -> bool:
+        """Whether the work only waits until there is room, which uses up no retry."""
+        return self.transient and not self.counts_as_failure
 
     def for_operators(self) -> str:
         """The sentence, with more where it is for those who run the servers."""

@@ -26,12 +26,11 @@ from promptstack.services.limiter.terms import (
     Grant,
     Later,
     Need,
-    Outcome,
     Settlement,
     Verdict,
     Wait,
 )
-from promptstack.services.llm.limit_report import Dimension, LimitReport, LimitState
+from promptstack.services.llm.limit_report import Dimension, LimitReport, LimitState, Outcome
 
 BUCKET = Bucket("made-up", "key", "model")
 PATIENCE = 3.0

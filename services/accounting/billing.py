@@ -8,33 +8,12 @@ from promptstack.repositories.models import Billing
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.limiter.limiter import Permit
 from promptstack.services.llm.base import EmbeddingResponse, LLMResponse
-from promptstack.services.llm.errors import (
-    AuthenticationFailed,
-    BadResponse,
-    ContentRefused,
-    Denied,
-    InvalidProviderRequest,
-    NeverSent,
-    Overloaded,
-    QuotaExhausted,
-    RateLimited,
-    ServerBroke,
-)
 from promptstack.services.llm.reading import MOST_TOKENS
 from promptstack.services.llm.usage import Usage
 from promptstack.services.text import make_storable
 
 UNKNOWN = Usage(None, None, None, None)
-NOT_BILLED = (
-    RateLimited,
-    QuotaExhausted,
-    Overloaded,
-    AuthenticationFailed,
-    Denied,
-    InvalidProviderRequest,
-    NeverSent,
-)
-"""The errors with which a provider refuses a call, or never saw it: it bills none."""
+BILLING = {True: Billing.BILLED, False: Billing.NOT_BILLED, None: Billing.UNKNOWN}
 
 
 def taken(
@@ -85,14 +64,9 @@ def _used(
 
 
 def billing_of(error: PromptStackError) -> Billing:
-    """What an error tells of the money."""
-    if isinstance(error, BadResponse) or getattr(error, "usage", None) is not None:
-        return Billing.BILLED
-    if isinstance(error, ContentRefused) and 400 <= (error.status or 0) < 500:
-        return Billing.NOT_BILLED  # the input was filtered: no model has seen it
-    if isinstance(error, ServerBroke):
-        return Billing.UNKNOWN  # the work may have been done before something broke
-    return Billing.NOT_BILLED if isinstance(error, NOT_BILLED) else Billing.UNKNOWN
+    """What an error tells of the money: it is billed where it says what it took."""
+    is_told = getattr(error, "usage", None) is not None
+    return BILLING[True if is_told else error.billed]
 
 
 def credible(tokens: int | None) -> int | None:

@@ -24,20 +24,11 @@ from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.group_commit import GroupCommit, NotTogether
 from promptstack.services.execution.results import JobResult
 from promptstack.services.execution.retrying_ledger import PatientLedger
-from promptstack.services.limiter.errors import CircuitOpen, LimiterWait, QuotaSpent
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import Permit
 from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService
-from promptstack.services.llm.errors import (
-    ConnectionFailed,
-    Intercepted,
-    Overloaded,
-    ProviderError,
-    ProviderTimeout,
-    QuotaExhausted,
-    RateLimited,
-)
+from promptstack.services.llm.errors import ConnectionFailed, RateLimited
 from promptstack.services.llm.event_loop import EventLoop
 from promptstack.services.llm.pool import ProviderPool
 
@@ -45,16 +36,6 @@ logger = logging.getLogger(__name__)
 
 MAX_THROTTLED = 3
 """Times in a row that a call is sent anew after a 429 before its job goes back to the queue."""
-STANDS_IN_FOR = (
-    Overloaded,
-    ProviderTimeout,
-    ConnectionFailed,
-    Intercepted,
-    CircuitOpen,
-    QuotaExhausted,
-    QuotaSpent,
-)
-"""The errors after which the next provider is asked: this one can't answer anybody now."""
 
 Answer = TypeVar("Answer", LLMResponse, EmbeddingResponse)
 
@@ -119,12 +100,13 @@ class ProviderCalls:
         for call in calls:
             try:
                 return self._make_in_turn(job, call, keep)
-            except STANDS_IN_FOR as error:
+            except PromptStackError as error:
+                if not (error.falls_back or error.is_wait):
+                    raise
+                met.append(error)
+                if not error.falls_back:
+                    break
                 logger.warning("%s/%s does not answer: %s", call.provider, call.model, error.code)
-                met.append(error)
-            except (LimiterWait, RateLimited) as error:
-                met.append(error)
-                break
         raise _deciding(met)
 
     def _make_in_turn(
@@ -321,15 +303,13 @@ def _deciding(met: Sequence[PromptStackError]) -> PromptStackError:
     What may have been billed uses up a retry, also where a fallback only has to wait: else the
     job would pay again and again. A fallback without quota ends no job that another may answer.
     """
-    paid = [error for error in met if error.counts_as_failure and _may_be_billed(error)]
+    paid = [
+        error
+        for error in met
+        if error.counts_as_failure and billing_of(error) is not Billing.NOT_BILLED
+    ]
     transient = [error for error in met if error.transient]
-    waits = met[-1].transient and not met[-1].counts_as_failure
-    return ((paid if waits else []) or transient or list(met))[-1]
-
-
-def _may_be_billed(error: PromptStackError) -> bool:
-    # The limiter's own errors come before a call.
-    return isinstance(error, ProviderError) and billing_of(error) is not Billing.NOT_BILLED
+    return ((paid if met[-1].is_wait else []) or transient or list(met))[-1]
 
 
 def bug(error: Exception) -> PromptStackError:

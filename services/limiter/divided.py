@@ -13,12 +13,12 @@ from promptstack.services.limiter.terms import (
     Later,
     Limits,
     Need,
-    Outcome,
     Settlement,
     TooLarge,
     Verdict,
     Wait,
 )
+from promptstack.services.llm.limit_report import Outcome
 
 UNKNOWN_IN_FLIGHT = 4
 """Calls under way in all workers together, where no limit was ever known."""

@@ -3,44 +3,18 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from promptstack.services.errors import DeadlinePassed
 from promptstack.services.limiter.limiter import Permit, RateLimiter
-from promptstack.services.limiter.terms import Bucket, Limits, Need, Outcome, Settlement
+from promptstack.services.limiter.terms import Bucket, Limits, Need, Settlement
 from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService
-from promptstack.services.llm.errors import (
-    AnsweredAsText,
-    BadResponse,
-    ConnectionFailed,
-    ModelQuotaExhausted,
-    NeverSent,
-    Overloaded,
-    ProviderError,
-    ProviderTimeout,
-    QuotaExhausted,
-    RateLimited,
-    ServerBroke,
-)
+from promptstack.services.llm.errors import ProviderError, ProviderTimeout
 from promptstack.services.llm.headers import credible_wait
+from promptstack.services.llm.limit_report import Outcome
 
 Answer = TypeVar("Answer", LLMResponse, EmbeddingResponse)
-
-OUTCOMES: Mapping[type[ProviderError], Outcome] = {
-    RateLimited: Outcome.THROTTLED,
-    QuotaExhausted: Outcome.QUOTA,
-    ModelQuotaExhausted: Outcome.MODEL_QUOTA,
-    Overloaded: Outcome.FAILED,
-    ServerBroke: Outcome.FAILED,
-    ProviderTimeout: Outcome.FAILED,
-    ConnectionFailed: Outcome.FAILED,
-    NeverSent: Outcome.FAILED,
-    # It lives and has counted the call; how much it took isn't known.
-    BadResponse: Outcome.ANSWERED,
-    AnsweredAsText: Outcome.ANSWERED,
-}
-"""What an error says of the provider. All others are about the request."""
 
 
 class LimitedCalls:
@@ -111,7 +85,7 @@ class LimitedCalls:
         except ProviderError as error:
             error.retry_after = self._sane(error.retry_after)
             # What says what it took has counted the call, whatever else it says.
-            used, outcome = error.usage, OUTCOMES.get(type(error), Outcome.REFUSED)
+            used, outcome = error.usage, error.outcome
             if is_suspect and outcome is Outcome.FAILED:
                 outcome = Outcome.CANCELLED
             settlement = Settlement(

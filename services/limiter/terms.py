@@ -1,11 +1,10 @@
 """The words between the limiter and those who ask it."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import NamedTuple
 
 from promptstack.config.limits import ModelLimits
-from promptstack.services.llm.limit_report import Dimension, LimitReport
+from promptstack.services.llm.limit_report import Dimension, LimitReport, Outcome
 
 
 class Bucket(NamedTuple):
@@ -30,24 +29,6 @@ class Need:
     output_tokens: int = 0
     is_bulk: bool = False
     """Whether interactive calls go before it."""
-
-
-class Outcome(StrEnum):
-    """How a call ended, as the limiter and the circuit see it."""
-
-    ANSWERED = "answered"
-    THROTTLED = "throttled"
-    """The provider said that a limit is reached."""
-    FAILED = "failed"
-    """The provider is overloaded, broken or out of reach."""
-    REFUSED = "refused"
-    """The provider is well; this one request isn't."""
-    QUOTA = "quota"
-    MODEL_QUOTA = "model_quota"
-    """The account has quota, and this model none."""
-    CANCELLED = "cancelled"
-    UNUSED = "unused"
-    """No call was made."""
 
 
 @dataclass(frozen=True)

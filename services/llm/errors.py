@@ -1,11 +1,39 @@
 """What can go wrong at a provider; each service translates its SDK's errors into these.
 
-`transient` and `reach` of each class are the policy: what is tried again, and whom it concerns.
-Runs, documents and single jobs all go by them. `docs/operating.md` has them as a table.
+* ProviderError
+  * RateLimited
+  * QuotaExhausted
+    * ModelQuotaExhausted
+  * Overloaded
+    * ServerBroke
+  * ProviderTimeout
+  * ConnectionFailed
+    * NeverSent
+  * AuthenticationFailed
+    * NotConfigured
+  * Denied
+    * Intercepted
+  * InvalidProviderRequest
+    * ModelNotFound
+    * ContextTooLong
+      * TooManyTexts
+  * ContentRefused
+    * InputRefused
+  * BadResponse
+    * AnsweredAsText
+    * OddVector
+
+What an error means is told by the attributes of its class, which `PromptStackError` explains:
+`transient`, `counts_as_failure`, `most_tries` and `backs_off` (whether it is tried again), `reach`
+(whether its call is bisected, and whether it ends the run), `billed` and `falls_back`; `outcome` is
+what the limiter and the circuit learn. Runs, documents and single jobs all go by them.
+`docs/operating.md` has them as a table.
 """
 
+from typing import ClassVar
+
 from promptstack.config.errors import PromptStackError, Reach
-from promptstack.services.llm.limit_report import LimitReport
+from promptstack.services.llm.limit_report import LimitReport, Outcome
 from promptstack.services.llm.usage import Usage
 from promptstack.services.text import make_storable
 
@@ -17,6 +45,9 @@ class ProviderError(PromptStackError):
     """The provider didn't give a usable answer."""
 
     code = "EXTERNAL_SERVICE_ERROR"
+
+    outcome: ClassVar[Outcome] = Outcome.REFUSED
+    """What it says of the provider: of one that is refused, nothing but that it is well."""
 
     def __init__(
         self,
@@ -63,6 +94,8 @@ class RateLimited(ProviderError):
     counts_as_failure = False
     backs_off = False
     reach = Reach.SERVER
+    billed = False
+    outcome = Outcome.THROTTLED
 
 
 class QuotaExhausted(ProviderError):
@@ -71,10 +104,15 @@ class QuotaExhausted(ProviderError):
     code = "QUOTA_EXHAUSTED"
     counts_as_failure = False
     reach = Reach.RUN
+    billed = False
+    falls_back = True
+    outcome = Outcome.QUOTA
 
 
 class ModelQuotaExhausted(QuotaExhausted):
     """The quota of one model is used up, such as a day's; other models have their own."""
+
+    outcome = Outcome.MODEL_QUOTA
 
 
 class Overloaded(ProviderError):
@@ -83,6 +121,9 @@ class Overloaded(ProviderError):
     code = "PROVIDER_OVERLOADED"
     transient = True
     reach = Reach.SERVER
+    billed: ClassVar[bool | None] = False
+    falls_back = True
+    outcome = Outcome.FAILED
 
 
 class ServerBroke(Overloaded):
@@ -90,6 +131,7 @@ class ServerBroke(Overloaded):
 
     code = "PROVIDER_BROKE"
     reach = Reach.EITHER
+    billed = None
 
 
 class ProviderTimeout(ProviderError):
@@ -97,6 +139,8 @@ class ProviderTimeout(ProviderError):
 
     code = "PROVIDER_TIMEOUT"
     transient = True
+    falls_back = True
+    outcome = Outcome.FAILED
 
 
 class ConnectionFailed(ProviderError):
@@ -105,12 +149,15 @@ class ConnectionFailed(ProviderError):
     code = "PROVIDER_UNREACHABLE"
     transient = True
     reach = Reach.EITHER
+    falls_back = True
+    outcome = Outcome.FAILED
 
 
 class NeverSent(ConnectionFailed):
     """There was no connection to the provider, so that nothing was sent and nothing billed."""
 
     reach = Reach.SERVER
+    billed = False
 
 
 class AuthenticationFailed(ProviderError):
@@ -118,6 +165,7 @@ class AuthenticationFailed(ProviderError):
 
     code = "PROVIDER_AUTHENTICATION"
     reach = Reach.RUN
+    billed = False
 
 
 class NotConfigured(AuthenticationFailed):
@@ -134,6 +182,7 @@ class Denied(ProviderError):
     """
 
     code = "PROVIDER_DENIED"
+    billed = False
 
     def about_all(self) -> ProviderError:
         """What it means where everything that is asked for meets it."""
@@ -152,12 +201,14 @@ class Intercepted(Denied):
     code = "PROVIDER_INTERCEPTED"
     transient = True
     reach = Reach.EITHER
+    falls_back = True
 
 
 class InvalidProviderRequest(ProviderError):
     """The provider says the request itself is wrong."""
 
     code = "INVALID_PROVIDER_REQUEST"
+    billed = False
 
 
 class ModelNotFound(InvalidProviderRequest):
@@ -191,12 +242,20 @@ class ContentRefused(ProviderError):
     code = "CONTENT_REFUSED"
 
 
+class InputRefused(ContentRefused):
+    """The provider's content filter refused the input, so no model has seen it."""
+
+    billed = False
+
+
 class BadResponse(ProviderError):
     """The provider answered something that can't be an answer (wrong count, NaN, broken JSON)."""
 
     code = "BAD_PROVIDER_RESPONSE"
     transient = True
     most_tries = 2
+    billed = True
+    outcome = Outcome.ANSWERED
 
 
 class AnsweredAsText(BadResponse):

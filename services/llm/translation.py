@@ -19,6 +19,7 @@ from promptstack.services.llm.errors import (
     ContentRefused,
     ContextTooLong,
     Denied,
+    InputRefused,
     Intercepted,
     InvalidProviderRequest,
     ModelNotFound,
@@ -67,7 +68,7 @@ _LONGER = (
     "(--chunk-tokens, CHUNK_TOKENS){server}"
 )
 _TOO_LONG = (ContextTooLong, _LONGER)
-_REFUSED_CONTENT = (ContentRefused, "refused the input by its content filter")
+_REFUSED_CONTENT = (InputRefused, "refused the input by its content filter")
 _TIMEOUT = (ProviderTimeout, "took too long")
 _OVERLOADED = (Overloaded, "can't answer now")
 _BROKE = (ServerBroke, "broke over the call")

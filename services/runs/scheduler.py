@@ -16,7 +16,7 @@ from promptstack.repositories.runs.runs import Change, Shard
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.jobs.publishing import JobMessage, Publisher, publish_now
 from promptstack.services.runs.progress import RunProgress
-from promptstack.services.runs.shards.failure_policy import RUN_ENDING_CODES, TriedLater
+from promptstack.services.runs.shards.failure_policy import TriedLater, run_ending_codes
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Dispatch:
         Raises `TransientLedgerError`. A broker that is away is waited for.
         """
         with self._ledger.transaction() as unit:
-            failing = unit.runs.find_failing(RUN_ENDING_CODES)
+            failing = unit.runs.find_failing(sorted(run_ending_codes()))
         for one in failing:
             # Only of the start that was seen: somebody may have retried the run meanwhile.
             with _apart(one.run_id):
@@ -322,7 +322,7 @@ def _cut_short(run: Run, shards: Sequence[Shard]) -> tuple[RunState, str, str | 
     if run.succeeded + run.failed >= run.total:
         return None
     for shard in shards:
-        if shard.error_code in RUN_ENDING_CODES:
+        if shard.error_code in run_ending_codes():
             # Its shard failed after that was last looked for.
             return RunState.FAILED, shard.error_code, shard.error
     is_expired = any(shard.state == JobState.EXPIRED for shard in shards)

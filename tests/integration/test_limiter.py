@@ -25,14 +25,13 @@ from promptstack.services.limiter.terms import (
     Grant,
     Later,
     Need,
-    Outcome,
     Settlement,
     Spent,
     TooLarge,
     Verdict,
     Wait,
 )
-from promptstack.services.llm.limit_report import LimitReport, LimitState
+from promptstack.services.llm.limit_report import LimitReport, LimitState, Outcome
 from tests.limiter_world import BUCKET, Clocked, Job, MadeUpProvider, World, run_world
 
 NEED = Need(100, 100)

@@ -20,9 +20,9 @@ from promptstack.services.llm.anthropic import AnthropicService
 from promptstack.services.llm.errors import (
     AuthenticationFailed,
     BadResponse,
-    ContentRefused,
     ContextTooLong,
     Denied,
+    InputRefused,
     Intercepted,
     ProviderError,
     RateLimited,
@@ -32,7 +32,7 @@ from promptstack.services.llm.gemini import GeminiService
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.remote import RemoteService
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.shards.failure_policy import RUN_ENDING_CODES
+from promptstack.services.runs.shards.failure_policy import run_ending_codes
 from tests.odd_answers import ANYTHING
 from tests.odd_server import OddServer
 
@@ -125,7 +125,7 @@ def test_a_refusal_is_one_of_our_errors_whatever_it_holds(provider: str, asker: 
     def check(status: int, kind: str, body: bytes) -> None:
         error = asker.refusal(provider, status, kind, body)
         assert error.status in {status, None}
-        assert error.reach is not Reach.RUN or error.code in RUN_ENDING_CODES
+        assert error.reach is not Reach.RUN or error.code in run_ending_codes()
         said = str(error) + (error.detail or "")
         said.encode()
         assert "\0" not in said
@@ -156,7 +156,7 @@ def test_a_firewall_s_page_is_no_verdict_on_the_key(
 @pytest.mark.parametrize(
     ("said", "kind"),
     [
-        ({"code": 403, "message": "Your input was flagged"}, ContentRefused),
+        ({"code": 403, "message": "Your input was flagged"}, InputRefused),
         ({"code": "429", "message": "Slow down"}, RateLimited),
         ({"code": 502, "message": "Provider returned error"}, ServerBroke),
         ({"type": "authentication_error"}, AuthenticationFailed),

@@ -21,10 +21,10 @@ from promptstack.repositories.runs.models import Run, RunState
 from promptstack.repositories.runs.runs import RunRepository
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.errors import InvalidInput, WrongState
-from promptstack.services.limiter.terms import Need, Outcome, Settlement
+from promptstack.services.limiter.terms import Need, Settlement
 from promptstack.services.llm.base import Capability, EmbeddingResponse, LLMResponse, LLMService
 from promptstack.services.llm.errors import ServerBroke
-from promptstack.services.llm.limit_report import LimitReport, LimitState
+from promptstack.services.llm.limit_report import LimitReport, LimitState, Outcome
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.runs.scheduler import Dispatch
 from promptstack.services.runs.service import BadInputs

@@ -8,12 +8,11 @@ from promptstack.services.limiter.terms import (
     Grant,
     Limits,
     Need,
-    Outcome,
     Settlement,
     Verdict,
     Wait,
 )
-from promptstack.services.llm.limit_report import LimitReport, LimitState
+from promptstack.services.llm.limit_report import LimitReport, LimitState, Outcome
 
 BUCKET = Bucket("made-up", "key", "model")
 ROOM = LimitReport({"requests": LimitState(6_000, 5_000)})

@@ -14,10 +14,12 @@ from promptstack.config.errors import PromptStackError, Reach
 from promptstack.repositories.runs.models import Run
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.execution.backoff import Backoff
+from promptstack.services.limiter.errors import RequestTooLarge
 from promptstack.services.llm.errors import (
     BadResponse,
     ContentRefused,
     ContextTooLong,
+    InputRefused,
     InvalidProviderRequest,
     Overloaded,
     ProviderTimeout,
@@ -30,6 +32,7 @@ from promptstack.services.runs.shards.failure_policy import (
     is_parted,
     is_retried,
     paid_in_vain,
+    part,
     parts,
 )
 from promptstack.services.runs.shards.slots import InFlight, places
@@ -40,7 +43,7 @@ from promptstack.services.sources.reading import BadRecord
 
 SAID = "It is refused."
 ONE_OF_MANY: tuple[PromptStackError, ...] = (
-    ContentRefused(SAID, status=400),
+    InputRefused(SAID, status=400),
     ContextTooLong(SAID),
     InvalidProviderRequest(SAID),
 )
@@ -148,6 +151,20 @@ def test_an_outage_uses_up_tries_and_a_rate_limit_does_not(max_retries: int) -> 
     # Nobody's text is at fault: it is not asked for again in parts.
     assert not is_parted(call, Overloaded("Down.", status=503))
     assert is_retried(call, RateLimited("Slow down."), max_retries)
+
+
+def test_a_call_over_the_limit_is_halved_until_it_fits() -> None:
+    # The limiter held it back, so no part of it was paid for: nothing bounds how far it is halved.
+    waiting, sent = deque([call_of(512)]), Counter[int]()
+    while waiting:
+        call = waiting.popleft()
+        error = RequestTooLarge("It needs more than a minute's tokens.")
+        if len(call.contents) == 1:
+            sent.update(call.positions)
+            continue
+        assert is_parted(call, error)
+        waiting.extend(part(call, error))
+    assert sent == Counter(range(2 * 512))
 
 
 def all_errors(kind: type[PromptStackError] = PromptStackError) -> set[type[PromptStackError]]:

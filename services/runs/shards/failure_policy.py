@@ -4,15 +4,7 @@ from promptstack.config.errors import PromptStackError, Reach
 from promptstack.repositories.models import Billing
 from promptstack.repositories.runs.items import Ended
 from promptstack.services.accounting.billing import billing_of
-from promptstack.services.limiter.errors import QuotaSpent
-from promptstack.services.llm.errors import (
-    AuthenticationFailed,
-    Denied,
-    ModelNotFound,
-    NotConfigured,
-    QuotaExhausted,
-    TooManyTexts,
-)
+from promptstack.services.llm.errors import Denied, TooManyTexts
 from promptstack.services.runs.shards.workload import Call, Parting
 
 
@@ -41,27 +33,18 @@ class TriedLater(PromptStackError):
     backs_off = False
 
 
-RUN_ENDING_CODES = tuple(
-    {
-        kind.code
-        for kind in (
-            AuthenticationFailed,
-            NotConfigured,
-            ModelNotFound,
-            QuotaExhausted,
-            QuotaSpent,
-            BudgetReached,
-        )
-    }
-)
-"""Of the account, or the run itself: what has `Reach.RUN`."""
 DENIED_BY_ALL = 20
 """How many calls of a shard may be given up as denied, with none answered, before that is of all
 calls; and more where more are under way."""
 IN_VAIN = 4
 """How often all contents of a call may be paid for in vain from its first parting on, to find those
 that make it fail: a single one is found for less than two."""
-NOT_THE_SERVER = (Reach.INPUT, Reach.EITHER)
+
+
+def run_ending_codes(kind: type[PromptStackError] = PromptStackError) -> set[str]:
+    """The codes of the errors that end a run."""
+    own = {kind.code} if kind.reach is Reach.RUN else set()
+    return own.union(*map(run_ending_codes, kind.__subclasses__()))
 
 
 def is_retried(call: Call, error: PromptStackError, max_retries: int) -> bool:
@@ -129,4 +112,4 @@ def ended(call: Call, error: PromptStackError) -> list[Ended]:
 
 
 def _may_be_one(call: Call, error: PromptStackError) -> bool:
-    return len(call.contents) > 1 and error.reach in NOT_THE_SERVER
+    return len(call.contents) > 1 and error.reach.is_bisected

@@ -22,9 +22,9 @@ from promptstack.services.llm.base import (
 from promptstack.services.llm.errors import (
     BadResponse,
     ConnectionFailed,
-    ContentRefused,
     ContextTooLong,
     Denied,
+    InputRefused,
     Intercepted,
     InvalidProviderRequest,
     Overloaded,
@@ -41,7 +41,7 @@ SOON = 0.01
 FAULTS: dict[str, Callable[[], Exception]] = {
     "INVALID_PROVIDER_REQUEST": lambda: InvalidProviderRequest("No.", status=422),
     "CONTEXT_TOO_LONG": lambda: ContextTooLong("No.", status=400),
-    "CONTENT_REFUSED": lambda: ContentRefused("No.", status=400),
+    "CONTENT_REFUSED": lambda: InputRefused("No.", status=400),
     "PROVIDER_DENIED": lambda: Denied("No.", status=403),
     "PROVIDER_INTERCEPTED": lambda: Intercepted("No.", status=403, retry_after=SOON),
     "PROVIDER_BROKE": lambda: ServerBroke("No.", status=500, retry_after=SOON),
