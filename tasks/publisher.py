@@ -1,7 +1,6 @@
 """Publishes jobs' messages by Celery."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +15,7 @@ from redis.exceptions import RedisError
 
 from promptstack.config.names import EPOCH_KEY, Queue, TaskName
 from promptstack.repositories.models import JobKind
+from promptstack.services.circuit_breaker import CircuitBreaker
 from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage
 
 TASKS = {
@@ -28,25 +28,18 @@ TASKS = {
 BROKER_ERRORS = (OperationalError, BatchPublishError, AMQPError, RedisError, OSError)
 """RabbitMQ's come as they are, since we let Celery not retry."""
 
-REST_SECONDS = 2.0
-"""After a failure, how long the broker is left alone: an enqueue must not wait for a time-out
-each time, and the reconciler publishes what was accepted meanwhile."""
-
 
 class CeleryPublisher:
     """Sends one Celery message a job, under the job's id as task id."""
 
-    def __init__(
-        self, app: Celery, redis: Redis, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, app: Celery, redis: Redis, *, circuit: CircuitBreaker | None = None) -> None:
         self._app = app
         self._redis = redis
-        self._clock = clock
-        self._resting_until = 0.0
+        self._circuit = circuit or CircuitBreaker()
 
     def epoch(self) -> str:
         """Name the broker's present data, by a key that dies with it."""
-        self._check_rest()
+        self._check_circuit()
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 pipeline.set(EPOCH_KEY, str(uuid4()), nx=True)
@@ -65,7 +58,7 @@ class CeleryPublisher:
 
     def publish(self, message: JobMessage) -> None:
         """Send a job's message. Monitors see its id, provider and model."""
-        self._check_rest()
+        self._check_circuit()
         try:
             self._app.send_task(
                 str(TASKS[message.kind]),
@@ -84,7 +77,7 @@ class CeleryPublisher:
         Monitors hear of these jobs when a worker takes them: an event for each message sent would
         cost an exchange of its own, which is what takes long.
         """
-        self._check_rest()
+        self._check_circuit()
         amqp: Any = self._app.amqp
         try:
             with self._app.producer_or_acquire() as producer, producer.batch():
@@ -119,12 +112,12 @@ class CeleryPublisher:
         """Close the connections to the broker."""
         self._app.close()
 
-    def _check_rest(self) -> None:
-        if self._clock() < self._resting_until:
+    def _check_circuit(self) -> None:
+        if self._circuit.is_open():
             raise BrokerUnavailable("The broker did not answer a moment ago.")
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
-        self._resting_until = self._clock() + REST_SECONDS
+        self._circuit.trip()
         return BrokerUnavailable(
             f"The broker does not answer ({type(error).__name__}); check REDIS_URL or "
             "CELERY_BROKER_URL. Jobs are accepted meanwhile and run when it is back."

@@ -1,7 +1,6 @@
 """Where each job stands, in Redis for all to watch. Only a cache: the ledger can rebuild it."""
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,15 +15,13 @@ from promptstack.config.names import PROGRESS_KEY
 from promptstack.repositories.jobs.jobs import Standing
 from promptstack.repositories.models import Job, JobState
 from promptstack.repositories.session import Ledger
+from promptstack.services.circuit_breaker import CircuitBreaker
 
 logger = logging.getLogger(__name__)
 
 STALE_SECONDS = 5.0
 """An entry older than this is checked against the ledger: its writer may have died, or Redis may
 have been away when the job ended or was queued again."""
-
-REST_SECONDS = 2.0
-"""After a failure, how long Redis is left alone: a job must not wait for each time-out."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class ProgressService:
         self._ledger = ledger
         self._ttl_seconds = ttl_seconds
         self._clock = clock
-        self._resting_until = -math.inf
+        self._circuit = CircuitBreaker(clock=clock)
         self._is_behind = False
         self._waiting: dict[UUID, Progress] = {}
         self._waiting_lock = threading.Lock()
@@ -95,7 +92,7 @@ class ProgressService:
             self._show(waiting.values())
 
     def _show(self, shown: Iterable[Progress]) -> None:
-        if self._clock() < self._resting_until:
+        if self._circuit.is_open():
             return
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
@@ -126,7 +123,7 @@ class ProgressService:
         return found | {progress.job_id: progress for progress in self.rebuild(missing)}
 
     def _cached(self, job_ids: Sequence[UUID]) -> dict[UUID, Progress]:
-        if self._clock() < self._resting_until:
+        if self._circuit.is_open():
             return {}
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
@@ -140,7 +137,7 @@ class ProgressService:
         return {progress.job_id: progress for progress in map(_parse, fresh)}
 
     def _rest(self, error: RedisError) -> None:
-        self._resting_until = self._clock() + REST_SECONDS
+        self._circuit.trip()
         logger.warning("progress is not shown: Redis is away (%s)", type(error).__name__)
 
     def _is_stale(self, entry: dict[str, str]) -> bool:

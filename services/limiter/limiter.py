@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from uuid import uuid4
 from redis.exceptions import RedisError
 
 from promptstack.config.limits import ModelLimits
+from promptstack.services.circuit_breaker import CircuitBreaker
 from promptstack.services.limiter.divided import DividedBuckets
 from promptstack.services.limiter.errors import (
     CircuitOpen,
@@ -39,7 +39,7 @@ from promptstack.services.limiter.terms import (
 logger = logging.getLogger(__name__)
 
 REST_SECONDS = 1.0
-"""After a failure, how long Redis is left alone: a call must not wait for each time-out."""
+"""After a failure, how long Redis is left alone: a call waits for its permit meanwhile."""
 LONGEST_SLEEP = 0.5
 """Between two questions, near one's turn: limits may rise, and those ahead may leave, before."""
 SHORTEST_SLEEP = 0.004
@@ -89,8 +89,7 @@ class RateLimiter:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._uniform = uniform
-        self._resting_until = -math.inf
-        self._is_away = False
+        self._circuit = CircuitBreaker(REST_SECONDS, clock=clock)
         self._known: dict[Bucket, Limits] = {}
         self._held: set[Permit] = set()
         self._waiting: dict[Bucket, asyncio.Event] = {}
@@ -131,7 +130,7 @@ class RateLimiter:
 
     async def room(self, bucket: Bucket) -> int:
         """How many calls more than wait now could leave soon; 0 where nobody knows."""
-        if self._clock() < self._resting_until:
+        if self._circuit.is_open():
             return 0
         try:
             return await self._shared.room(bucket, self._of(bucket), self.patience_seconds)
@@ -142,7 +141,7 @@ class RateLimiter:
     async def limits(self, bucket: Bucket) -> Limits:
         """What a person has set, and not more than the provider has told of."""
         limits = Limits.of(self._of(bucket))
-        if self._clock() < self._resting_until:
+        if self._circuit.is_open():
             return limits
         try:
             return limits.within(await self._shared.told(bucket))
@@ -171,7 +170,7 @@ class RateLimiter:
 
     async def renew(self) -> None:
         """Keep the leases of the calls under way; to be called several times a lease."""
-        if self._clock() < self._resting_until:
+        if self._circuit.is_open():
             return
         held = [(permit.bucket, permit.grant) for permit in self._held if permit.is_shared]
         try:
@@ -186,7 +185,7 @@ class RateLimiter:
     async def _ask(
         self, bucket: Bucket, waiter: str, need: Need, patience: float
     ) -> tuple[Verdict, bool]:
-        if self._clock() >= self._resting_until:
+        if not self._circuit.is_open():
             try:
                 verdict = await self._shared.ask(
                     bucket,
@@ -200,7 +199,7 @@ class RateLimiter:
             except (RedisError, OSError) as error:
                 self._rest(error)
             else:
-                self._is_away = False
+                self._circuit.reset()
                 if isinstance(verdict, Grant):
                     self._remember(bucket, verdict.limits)
                 return verdict, True
@@ -241,14 +240,12 @@ class RateLimiter:
                 await waiting.wait()
 
     def _rest(self, error: Exception) -> None:
-        if not self._is_away:
-            self._is_away = True
+        if self._circuit.trip():
             self._divided.forget()
             logger.warning(
                 "the shared rate limit is away (%s); this worker takes its share of it",
                 type(error).__name__,
             )
-        self._resting_until = self._clock() + REST_SECONDS
 
 
 def _refusal(bucket: Bucket, verdict: Verdict) -> Exception:

@@ -1,7 +1,6 @@
 """Where each run stands, in Redis for all to watch. Only a cache: the ledger can rebuild it."""
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from promptstack.config.names import RUN_KEY
 from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.runs.models import Run, RunState
 from promptstack.repositories.session import Ledger
+from promptstack.services.circuit_breaker import CircuitBreaker
 from promptstack.services.runs.views import known_cost
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,6 @@ SHOW_SECONDS = 0.25
 """Between two views of a running run from one process."""
 STALE_SECONDS = 5.0
 """An older view is checked against the ledger."""
-REST_SECONDS = 2.0
 EVENTS_KEPT = 1_000
 COUNTS = ("total", "succeeded", "failed", "reused", "calls", "tokens", "unknown_cost")
 # A view that is older than what is shown is passed over: workers show the same run at once.
@@ -105,7 +104,7 @@ class RunProgress:
         self._clock = clock
         self._lock = threading.Lock()
         self._shown_at: dict[UUID, float] = {}
-        self._resting_until = -math.inf
+        self._circuit = CircuitBreaker(clock=clock)
 
     def show(self, run: Run) -> None:
         """Show a run that goes on, some times a second at most."""
@@ -145,7 +144,7 @@ class RunProgress:
         return None if run is None else self.publish(run)
 
     def _write(self, standing: RunStanding) -> None:
-        if self._clock() < self._resting_until:
+        if self._circuit.is_open():
             return
         key = RUN_KEY.format(run_id=standing.run_id)
         fields = [str(part) for pair in vars(standing).items() for part in pair]
@@ -164,7 +163,7 @@ class RunProgress:
             self._rest(error)
 
     def _read(self, run_id: UUID) -> RunStanding | None:
-        if self._clock() < self._resting_until:
+        if self._circuit.is_open():
             return None
         try:
             fields: Any = self._redis.hgetall(RUN_KEY.format(run_id=run_id))
@@ -175,7 +174,7 @@ class RunProgress:
 
     def _rest(self, error: Exception) -> None:
         logger.warning("runs are not shown in Redis now (%s)", type(error).__name__)
-        self._resting_until = self._clock() + REST_SECONDS
+        self._circuit.trip()
 
 
 def _parse(fields: Mapping[str, str]) -> RunStanding | None:

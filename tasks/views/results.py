@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from itertools import islice
 from typing import Any
 
@@ -10,10 +9,10 @@ from celery import states
 from celery.backends.redis import RedisBackend
 from redis.exceptions import RedisError
 
+from promptstack.services.circuit_breaker import CircuitBreaker
+
 logger = logging.getLogger(__name__)
 
-REST_SECONDS = 2.0
-"""After a failure, how long Redis is left alone: tasks must not wait for a time-out each time."""
 MAX_WAITING = 10_000
 """Results kept for a Redis that is away; of more, the oldest are let go."""
 TOGETHER = 500
@@ -29,7 +28,7 @@ class ResultView(RedisBackend):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._resting_until = 0.0
+        self._circuit = CircuitBreaker()
         self._waiting: dict[str, str] = {}
         self._waiting_lock = threading.Lock()
         self._storing_lock = threading.Lock()
@@ -68,13 +67,13 @@ class ResultView(RedisBackend):
     def catch_up(self) -> None:
         """Store what waits. Called again and again while a worker runs."""
         with self._storing_lock:
-            while self._waiting and time.monotonic() >= self._resting_until:
+            while self._waiting and not self._circuit.is_open():
                 with self._waiting_lock:
                     stored = dict(islice(self._waiting.items(), TOGETHER))
                 try:
                     self._store(stored)
                 except (RedisError, OSError) as error:
-                    self._resting_until = time.monotonic() + REST_SECONDS
+                    self._circuit.trip()
                     logger.warning(
                         "%d jobs are shown to Celery later (%s)",
                         len(stored),

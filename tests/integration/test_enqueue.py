@@ -26,6 +26,7 @@ from promptstack.config.settings import Settings
 from promptstack.embedded.servers import ServerUrls
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.session import Ledger
+from promptstack.services.circuit_breaker import CircuitBreaker
 from promptstack.services.errors import (
     IdempotencyConflict,
     InvalidInput,
@@ -621,7 +622,9 @@ def test_a_job_accepted_without_a_broker_is_published_when_it_is_back(
 
 def test_a_broker_that_was_away_is_left_alone_for_a_moment(cut_off: PromptStack) -> None:
     now = [100.0]
-    publisher = CeleryPublisher(cut_off.celery, cut_off.redis, clock=lambda: now[0])
+    publisher = CeleryPublisher(
+        cut_off.celery, cut_off.redis, circuit=CircuitBreaker(clock=lambda: now[0])
+    )
     message = JobMessage(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1")
     for moment, said in ((100.0, "does not answer"), (101.9, "a moment ago"), (102.1, "does not")):
         now[0] = moment
