@@ -203,6 +203,7 @@ def test_a_text_is_a_text_and_never_a_file(stack: PromptStack, client: TestClien
         {"items": ["x"], "json_schema": {"$ref": "#/$defs/missing"}},
         {"items": ["x"], "json_schema": {"$ref": "http://127.0.0.1:1/schema.json"}},
         {"items": ["x"], "json_schema": {"pattern": "(?=a)b"}},
+        {"items": ["x"], "json_schema": {"patternProperties": {"a": {}}}},
         {"items": ["x"], "temperature": 9},
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptstack.config.settings import Settings
@@ -68,7 +68,7 @@ TOO_MUCH: dict[str, Callable[[int], Any]] = {
     "characters": lambda most: {"title": "x" * most},
     "properties": lambda most: {"properties": named(most + 1)},
     "enum_members": lambda most: {"enum": list(range(most)), "not": {"enum": [0]}},
-    "patterns": lambda most: {"patternProperties": {f"^{n}": {} for n in range(most + 1)}},
+    "patterns": lambda most: {"allOf": [{"pattern": f"^{n}"} for n in range(most + 1)]},
     "pattern_characters": lambda most: {"pattern": "x" * (most + 1)},
     "patterns_characters": lambda most: {
         "allOf": [{"pattern": "x" * 1_000}] * (most // 1_000) + [{"pattern": "x"}]
@@ -205,7 +205,6 @@ def test_what_references_lead_to_is_checked_once(monkeypatch: pytest.MonkeyPatch
                 "minimum",
                 "const",
                 "exclusiveMinimum",
-                "dependencies",
                 "$anchor",
                 "contains",
                 "if",
@@ -253,7 +252,6 @@ def more_keywords(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
             "not": inner,
             "anyOf": st.lists(inner, min_size=1, max_size=3),
             "oneOf": st.lists(inner, min_size=1, max_size=3),
-            "dependentSchemas": st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
             "propertyNames": inner,
             "uniqueItems": st.booleans(),
         },
@@ -317,7 +315,6 @@ def steps_of(schema: dict[str, Any], value: Any, bounds: SchemaBounds = BOUNDS) 
 
 @settings(max_examples=300, deadline=None)
 @given(SCHEMAS, WITHIN)
-@example({"$ref": DRAFTS[-1]}, {})
 def test_any_schema_is_refused_or_judges_within_its_steps(
     schema: dict[str, Any], value: Any
 ) -> None:
@@ -330,19 +327,11 @@ def test_any_schema_is_refused_or_judges_within_its_steps(
     assert calls <= 60 * min(steps, 50) + 20 * len(json.dumps(value)) + 600
 
 
-def dependent(levels: int) -> dict[str, Any]:
-    schema: dict[str, Any] = {}
-    for _ in range(levels):
-        schema = {"dependentSchemas": {"a": schema, "b": schema}}
-    return schema
-
-
 MANY = {str(n): 1 for n in range(20_000)}
 DEEP = json.loads("[" * 60 + "]" * 60)
 HARD: dict[str, tuple[dict[str, Any], Any]] = {
     "twelve levels": (bomb(12), 1),
     "itself twice": ({"items": {"allOf": [{"$ref": "#"}] * 2}}, DEEP),
-    "dynamic": ({"$dynamicAnchor": "a", "items": {"allOf": [{"$dynamicRef": "#a"}] * 2}}, DEEP),
     "all of a long list": ({"allOf": [{"items": {"type": "integer"}}] * 1_000}, [1] * 10_000),
     "any of a long list": ({"anyOf": [{"items": {"type": "string"}}] * 1_000}, [1] * 100_000),
     "any of a long text": ({"anyOf": [{"type": "integer"}] * 3_000}, "x" * 1_000_000),
@@ -364,34 +353,20 @@ HARD: dict[str, tuple[dict[str, Any], Any]] = {
         [{"a": [899] * 5}] * 5_000,
     ),
     "names": ({"propertyNames": {"maxLength": 9}, "additionalProperties": {"minimum": 0}}, MANY),
-    "patterns of names": ({"patternProperties": {f"^x{n}": {} for n in range(100)}}, MANY),
+    "patterns of names": (
+        {"propertyNames": {"allOf": [{"pattern": f"^[0-9]x*{n}?"} for n in range(99)]}},
+        MANY,
+    ),
     "a long program on a long text": ({"pattern": "a[ab]{900}c"}, "ab" * 500_000),
-    "unevaluated names": ({"unevaluatedProperties": False}, MANY),
-    "unevaluated items": (
-        {"contains": {"type": "integer"}, "unevaluatedItems": False},
-        [1] * 20_000,
-    ),
-    "unevaluated parts": (
-        {**dependent(10), "unevaluatedProperties": False},
-        {**MANY, "a": 1, "b": 1},
-    ),
-    "an anchor": (
-        {"items": {"$ref": "#x"}, "$defs": {"a": {"$anchor": "x"}, **named(900)}},
-        [1] * 20_000,
-    ),
-    "a metaschema": ({"$ref": DRAFTS[-1]}, {"properties": named(20_000)}),
+    "a pointer": ({"items": {"$ref": "#/$defs/p0"}, "$defs": named(900)}, [1] * 20_000),
     "not not": ({"not": {"not": {"const": [1] * 9_000}}}, [1] * 9_000),
 }
 
 
-@pytest.mark.parametrize(
-    ("draft", "name"),
-    [*((DRAFTS[-1], name) for name in HARD)]
-    + [(DRAFTS[-2], name) for name in HARD if name.startswith("unevaluated")],
-)
-def test_no_answer_takes_longer_than_its_budget(draft: str, name: str) -> None:
+@pytest.mark.parametrize("name", HARD)
+def test_no_answer_takes_longer_than_its_budget(name: str) -> None:
     schema, value = HARD[name]
-    accepted, given = AnswerSchema({"$schema": draft, **schema}, BOUNDS), answer(value)
+    accepted, given = AnswerSchema(schema, BOUNDS), answer(value)
     begun = time.thread_time()
     fault = accepted.fault(given)
     assert time.thread_time() - begun < SLOW_SECONDS

@@ -24,7 +24,7 @@ class AnswerMismatch(PromptStackError):
 
 
 class AnswerNotJudged(PromptStackError):
-    """Nobody knows whether the model's answer is what the schema asks for: it takes too much."""
+    """The model's answer can't be judged by the schema within the bounds."""
 
     code = "ANSWER_NOT_JUDGED"
 
@@ -42,14 +42,13 @@ class AnswerSchema:
 
     @property
     def steps(self) -> int:
-        """What the last answer took."""
+        """How many steps the last answer took."""
         return self._meter.taken
 
     def fault(self, answer: LLMResponse) -> PromptStackError | None:
-        """What is wrong with an answer. It was paid for: the error's detail holds it.
+        """Return what is wrong with an answer. It was paid for: the error's detail holds it.
 
-        It is found within the bounds' steps and seconds, or not at all. Not for several threads
-        at once.
+        Judging ends when the bounds' steps or seconds are used up. One thread at a time.
         """
         try:
             fault = self._fault_in(answer)
@@ -65,7 +64,7 @@ class AnswerSchema:
         return None if fault is None else AnswerMismatch(fault, detail=answer.text)
 
     def read(self, answer: LLMResponse) -> Any:
-        """The value of an answer that has no fault."""
+        """Return the value of an answer that has no fault."""
         return make_storable_json(json.loads(answer.text))
 
     def _fault_in(self, answer: LLMResponse) -> str | None:
@@ -90,7 +89,7 @@ class AnswerSchema:
         return f"The answer breaks the schema's rule '{rule}' at {self._place(error)}."
 
     def _place(self, error: ValidationError) -> str:
-        """Where it is, in the schema's words: the answer's own names are content."""
+        """Name the place in the schema's words only: the answer's own names are content."""
         steps = [
             str(step) if isinstance(step, int) or step in self._names else "*"
             for step in error.absolute_path

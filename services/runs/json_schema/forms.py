@@ -1,4 +1,4 @@
-"""Whether a JSON schema has the form of one, looked at part by part: each is looked at once."""
+"""Whether a JSON schema has the form of one. Each part is looked at alone, and once."""
 
 from typing import Any
 from urllib.parse import urljoin
@@ -14,10 +14,10 @@ RECURSIONS = ({"$ref": "#"}, {"$dynamicRef": "#meta"}, {"$recursiveRef": "#"})
 
 
 def form_of(kind: Any) -> Any:
-    """What judges one part of a schema of this kind, and not the parts that stand in it.
+    """Return a validator of one part of a schema of this kind, without the parts within it.
 
-    The library's `check_schema` takes half a millisecond a part, and looks at what a reference
-    leads to once more for each.
+    The library's `check_schema` takes half a millisecond a part, and would look at a part again
+    for each reference to it.
     """
     whole: dict[str, Any] = kind.META_SCHEMA
     vocabularies = [urljoin(whole["$id"], one["$ref"]) for one in whole.get("allOf", ())]

@@ -1,23 +1,24 @@
 """The keywords of JSON schemas, each counted before it judges; those that take long, of our own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
-from promptstack.services.runs.json_schema.meter import (
-    VALUES_A_STEP,
-    Judge,
-    JudgeType,
-    Keyword,
-    Meter,
-)
+from promptstack.services.runs.json_schema.meter import Meter
 from promptstack.services.runs.json_schema.patterns import Patterns
 
+Judge = Any
+JudgeType = Any
+"""The library's validators and their classes, of whose methods its protocol names only some."""
+Keyword = Callable[[Judge, Any, Any, Any], Iterable[ValidationError] | None]
+"""What judges a value by the rule that stands at its name in a schema."""
+
 HASHED = ("uniqueItems", "enum", "const")
-UNEVALUATED = ("unevaluatedItems", "unevaluatedProperties")
+VALUES_A_STEP = 25
+"""The library's errors quote what they are about, whoever reads them, and that takes its time."""
 STEPS_A_REFERENCE = 10
 
 
@@ -25,7 +26,7 @@ def metered(kind: JudgeType, meter: Meter, patterns: Patterns) -> JudgeType:
     """The same judge, which counts what it does and does nothing that takes long for its count."""
     keywords: dict[str, Keyword] = {
         **kind.VALIDATORS,
-        **patterns.keywords(kind.VALIDATORS["additionalProperties"]),
+        "pattern": patterns.judge,
         "uniqueItems": unique_items,
         "enum": partial(_enum, {}),
         "not": _not,
@@ -34,14 +35,8 @@ def metered(kind: JudgeType, meter: Meter, patterns: Patterns) -> JudgeType:
     }
     if "const" in keywords:
         keywords["const"] = _const
-    for name in UNEVALUATED:
-        if name in keywords:
-            keywords[name] = _unevaluated(meter, keywords[name])
-    return extend(  # type: ignore[no-untyped-call]
-        kind,
-        {name: _counted(meter, name, judge) for name, judge in keywords.items()},
-        type_checker=kind.TYPE_CHECKER.redefine("boolean", partial(_is_boolean, meter)),
-    )
+    counted = {name: _counted(meter, name, judge) for name, judge in keywords.items()}
+    return extend(kind, counted)  # type: ignore[no-untyped-call]
 
 
 def _counted(meter: Meter, name: str, keyword: Keyword) -> Keyword:
@@ -61,21 +56,14 @@ def _counted(meter: Meter, name: str, keyword: Keyword) -> Keyword:
 def _handed_on(name: str, rule: Any, value: Any) -> int:
     """How many values a keyword hands on to the rules for them, which may be none."""
     match name:
-        case "allOf" | "anyOf" | "oneOf" | "dependentSchemas" | "dependencies":
+        case "allOf" | "anyOf" | "oneOf":
             return len(rule)
-        case "$ref" | "$dynamicRef" | "$recursiveRef":
+        case "$ref":
             return STEPS_A_REFERENCE
         case "properties" | "prefixItems" if isinstance(value, list | dict):
             return min(len(rule), len(value))
         case (
-            "items"
-            | "additionalItems"
-            | "contains"
-            | "unevaluatedItems"
-            | "propertyNames"
-            | "patternProperties"
-            | "additionalProperties"
-            | "unevaluatedProperties"
+            "items" | "additionalItems" | "contains" | "propertyNames" | "additionalProperties"
         ) if isinstance(value, list | dict):
             return len(value)
         case _:
@@ -148,29 +136,3 @@ def _one_of(judge: Judge, rule: list[Any], value: Any, _: Any) -> Iterator[Valid
 
 def _holds(judge: Judge, schema: Any, value: Any) -> bool:
     return next(judge.descend(value, schema), None) is None
-
-
-def _unevaluated(meter: Meter, keyword: Keyword) -> Keyword:
-    """The library looks for what was judged part by part, and keeps it in a list.
-
-    That list is looked through for each member of the value: so each part costs its share.
-    """
-
-    def look(judge: Judge, rule: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
-        outer, meter.width = meter.width, len(value) if isinstance(value, list | dict) else 0
-        try:
-            yield from keyword(judge, rule, value, schema) or ()
-        finally:
-            meter.width = outer
-
-    return look
-
-
-def _is_boolean(meter: Meter, _: Any, value: Any) -> bool:
-    """Count what `_unevaluated` looks at: of each part, the library asks whether it is a boolean.
-
-    Of values of the answer it asks that too, which `type` has counted.
-    """
-    if meter.width and meter.is_schema(value):
-        meter.take(1 + meter.width + meter.width**2 // VALUES_A_STEP)
-    return isinstance(value, bool)

@@ -1,20 +1,10 @@
 """What judging one answer by a JSON schema takes, counted while it is done."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-from jsonschema.exceptions import ValidationError
-
-Judge = Any
-JudgeType = Any
-"""The library's validators and their classes, of whose methods its protocol names only some."""
-Keyword = Callable[[Judge, Any, Any, Any], Iterable[ValidationError] | None]
-"""What judges a value by the rule that stands at its name in a schema."""
-
 CHARACTERS_A_VALUE = 50
-VALUES_A_STEP = 25
-"""The library's errors quote what they are about, whoever reads them, and that takes its time."""
 STEPS_A_LOOK = 200
 """How many steps are done between two looks at the clock."""
 
@@ -38,27 +28,19 @@ class Meter:
         self._left = steps
         self._look_at = steps
         self._until = 0.0
-        self._of_schema: dict[int, int] = {}
-        self._of_answer: dict[int, int] = {}
-        self.width = 0
-        """Members of the value in which those are looked for that nothing has judged."""
+        self._sizes: dict[int, int] = {}
 
     @property
     def taken(self) -> int:
         """Steps since `begin`."""
         return self._steps - self._left
 
-    def know(self, schema: Any) -> None:
-        """Measure what answers are judged by."""
-        _measure(schema, self._of_schema)
-
     def begin(self, answer: Any) -> None:
         """Measure an answer, and count from nothing."""
         self._left = self._look_at = self._steps
-        self.width = 0
         self._until = self._clock() + self._seconds
-        self._of_answer = {}
-        _measure(answer, self._of_answer)
+        self._sizes = {}
+        self._measure(answer)
 
     def take(self, steps: int) -> None:
         """Count steps before they are done. Raises `OverBudget`."""
@@ -69,32 +51,25 @@ class Meter:
         if self._left < 0 or self._clock() > self._until:
             raise OverBudget
 
-    def is_schema(self, value: Any) -> bool:
-        """Whether an object is a part of the schema, and not of the answer."""
-        return id(value) in self._of_schema
-
     def size(self, value: Any) -> int:
-        """How many values stand in one of the answer or of the schema, itself among them."""
-        if isinstance(value, str | int):
-            return _length(value)
-        return self._of_answer.get(id(value)) or self._of_schema.get(id(value), 1)
+        """How many values stand in one of the answer, itself among them."""
+        return _length(value) if isinstance(value, str | int) else self._sizes.get(id(value), 1)
+
+    def _measure(self, value: Any) -> int:
+        """Note the size of every list and object. An answer nests within bounds."""
+        match value:
+            case str() | int():
+                return _length(value)
+            case list():
+                size = 1 + sum(map(self._measure, value))
+            case dict():
+                size = 1 + sum(_length(name) + self._measure(one) for name, one in value.items())
+            case _:
+                return 1
+        self._sizes[id(value)] = size
+        return size
 
 
 def _length(value: str | int) -> int:
     digits = len(value) if isinstance(value, str) else value.bit_length()
     return 1 + digits // CHARACTERS_A_VALUE
-
-
-def _measure(value: Any, sizes: dict[int, int]) -> int:
-    """Note the size of every list and object. What is measured nests within bounds."""
-    match value:
-        case str() | int():
-            return _length(value)
-        case list():
-            size = 1 + sum(_measure(inner, sizes) for inner in value)
-        case dict():
-            size = 1 + sum(_length(name) + _measure(inner, sizes) for name, inner in value.items())
-        case _:
-            return 1
-    sizes[id(value)] = size
-    return size
