@@ -31,7 +31,7 @@ from promptstack.repositories.errors import (
 from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.batches import JobBatchRepository
 from promptstack.repositories.jobs.jobs import JobRepository
-from promptstack.repositories.jobs.maintenance import UpkeepRepository
+from promptstack.repositories.jobs.maintenance import MaintenanceRepository
 from promptstack.repositories.jobs.outbox import RingRepository
 from promptstack.repositories.jobs.workers import WorkerRepository
 from promptstack.repositories.jsonb import dump_jsonb
@@ -146,9 +146,9 @@ class UnitOfWork:
         return UsageRepository(self.session)
 
     @cached_property
-    def upkeep(self) -> UpkeepRepository:
+    def maintenance(self) -> MaintenanceRepository:
         """What the reconciler does to many jobs at once."""
-        return UpkeepRepository(self.session)
+        return MaintenanceRepository(self.session)
 
     @cached_property
     def reservations(self) -> ReservationRepository:

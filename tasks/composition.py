@@ -51,7 +51,7 @@ from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.learned import LearnedFacts
 from promptstack.services.llm.pool import ProviderPool
 from promptstack.services.maintenance.liveness import Liveness
-from promptstack.services.maintenance.rate_limited_jobs import WaitingJobs
+from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
 from promptstack.services.maintenance.reconciler import Reconciler, Retention
 from promptstack.services.runs.intake.estimates import Estimator
 from promptstack.services.runs.intake.new_run import RunDefaults
@@ -508,9 +508,9 @@ class PromptStack:
         )
 
     @cached_property
-    def waiting_jobs(self) -> WaitingJobs:
+    def rate_limited_jobs(self) -> RateLimitedJobs:
         """The jobs that wait for a rate limit."""
-        return WaitingJobs(self.ledger, self.providers, self.limited_calls, self.loop)
+        return RateLimitedJobs(self.ledger, self.providers, self.limited_calls, self.loop)
 
     @cached_property
     def liveness(self) -> Liveness:
@@ -526,7 +526,7 @@ class PromptStack:
             self.ledger,
             self.publisher,
             self.progress,
-            self.waiting_jobs,
+            self.rate_limited_jobs,
             self.dispatch,
             liveness=self.liveness,
             retention=Retention(

@@ -26,7 +26,7 @@ def new_reconciler(stack: PromptStack, clock: Clock, silence: float = 15.0) -> R
         stack.ledger,
         stack.publisher,
         stack.progress,
-        stack.waiting_jobs,
+        stack.rate_limited_jobs,
         stack.dispatch,
         liveness=Liveness(stack.ledger, worker_lost_seconds=silence, clock=clock),
     )

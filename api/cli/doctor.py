@@ -129,7 +129,7 @@ def _workers(stack: PromptStack) -> Finding:
 
 def _waits(stack: PromptStack) -> Iterator[Finding]:
     with suppress(PromptStackError):  # where the ledger is away, the lines above say so
-        for waits in stack.waiting_jobs.who():
+        for waits in stack.rate_limited_jobs.who():
             yield Finding("waiting", "warning", told_of(waits))
 
 

@@ -1,4 +1,4 @@
-"""Upkeep: what the reconciler does to many jobs at once."""
+"""Maintenance: what the reconciler does to many jobs at once."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from promptstack.repositories.models import (
 )
 
 
-class UpkeepRepository:
+class MaintenanceRepository:
     """Ends what is overdue, frees what dead workers held, deletes what is old."""
 
     def __init__(self, session: Session) -> None:

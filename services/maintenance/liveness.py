@@ -68,7 +68,7 @@ class Liveness:
         if proof is not None:
             for job in self._in_batches(lambda unit: self._free(unit, proof)):
                 logger.warning("job %s was freed: its worker died", job.id)
-        self._in_batches(lambda unit: unit.upkeep.expire_overdue(BATCH))
+        self._in_batches(lambda unit: unit.maintenance.expire_overdue(BATCH))
 
     def take_changed(self) -> list[JobRef]:
         """The jobs that were freed or ended since this was asked: to be shown, and published."""
@@ -80,7 +80,7 @@ class Liveness:
     def _free(self, unit: UnitOfWork, proof: Proof) -> Sequence[JobRef]:
         # The ledger may have hung since it was watched.
         since = max(0.0, self._clock(unit).timestamp() - proof.at)
-        return unit.upkeep.free_lost(proof.silence + since, BATCH)
+        return unit.maintenance.free_lost(proof.silence + since, BATCH)
 
     def _in_batches(self, step: Callable[[UnitOfWork], Sequence[JobRef]]) -> list[JobRef]:
         """Do a step in short transactions until nothing is left, or its time is over."""
@@ -107,8 +107,8 @@ class Liveness:
             if not unit.try_lock("watch"):
                 return None
             now = self._clock(unit).timestamp()
-            last_round, blind = unit.upkeep.last_watch()
+            last_round, blind = unit.maintenance.last_watch()
             blind = blind_spans(blind, last_round, now, self._worker_lost_seconds / 2)
-            unit.upkeep.note_watch(now, blind)
+            unit.maintenance.note_watch(now, blind)
             silence = silence_of_the_dead(blind, now, self._worker_lost_seconds)
             return None if silence is None else Proof(silence, now)

@@ -17,7 +17,7 @@ MOST_SHOWN = 20
 FIRST = ("", "")
 
 
-class WaitingJobs:
+class RateLimitedJobs:
     """Knows who waits, and asks the limiter how many may come.
 
     A job is told at its wait when its turn may come. That is a guess: limits rise, and calls need

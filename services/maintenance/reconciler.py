@@ -13,7 +13,7 @@ from promptstack.repositories.session import Ledger
 from promptstack.services.jobs.progress import ProgressService
 from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage, Publisher
 from promptstack.services.maintenance.liveness import MOST_CHANGED, Liveness
-from promptstack.services.maintenance.rate_limited_jobs import WaitingJobs
+from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
 from promptstack.services.runs.scheduler import Dispatch
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Reconciler:
         ledger: Ledger,
         publisher: Publisher,
         progress: ProgressService,
-        waiting: WaitingJobs,
+        waiting: RateLimitedJobs,
         dispatch: Dispatch,
         *,
         liveness: Liveness,
@@ -103,13 +103,13 @@ class Reconciler:
         self._forget()
         self._prune()
         # Last: whatever is wrong with a run must not keep the rest from being done.
-        self._dispatch.upkeep(self._retention.jobs_seconds)
+        self._dispatch.maintain(self._retention.jobs_seconds)
 
     def _forget(self) -> None:
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
             if unit.try_lock("forget"):
-                unit.upkeep.lose_calls(unit.workers.forget_dead(FORGET_WORKERS_SECONDS))
+                unit.maintenance.lose_calls(unit.workers.forget_dead(FORGET_WORKERS_SECONDS))
                 unit.reservations.forget_idle()
 
     def _prune(self) -> None:
@@ -118,9 +118,9 @@ class Reconciler:
             if not unit.try_lock("prune"):
                 return
             if self._retention.jobs_seconds:
-                unit.upkeep.prune_jobs(self._retention.jobs_seconds)
+                unit.maintenance.prune_jobs(self._retention.jobs_seconds)
             if self._retention.attempts_seconds:
-                unit.upkeep.prune_attempts(self._retention.attempts_seconds)
+                unit.maintenance.prune_attempts(self._retention.attempts_seconds)
 
     def _publish_ended(self) -> None:
         """Let AsyncResult and Flower say so: a message does nothing else for a job that ended."""

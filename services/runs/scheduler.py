@@ -102,8 +102,8 @@ class Dispatch:
             with _apart(run_id):
                 self._complete(run_id)
 
-    def nudge(self) -> None:
-        """Do the same where what counts is done, and a worker's upkeep would do it a second later.
+    def wake(self) -> None:
+        """Do the same right away, where maintenance would do it a second later.
 
         Never raises: whoever has just stored something must not be told otherwise.
         """
@@ -114,7 +114,7 @@ class Dispatch:
         except Exception:
             logger.exception("shards could not be given out, and are later")
 
-    def upkeep(self, retention: float) -> None:
+    def maintain(self, retention: float) -> None:
         """Do the same, end overdue and abandoned runs, and delete those that ended long ago."""
         with self._ledger.transaction() as unit:
             overdue = unit.runs.find_overdue()
@@ -152,7 +152,7 @@ class Dispatch:
                 # Its start may have dropped the index: there is no end that doesn't bring it back.
                 messages = [self._add_finalization(unit, ended)]
         publish_now(self._ledger, self._publisher, messages)
-        # Apart, as everywhere a job is locked before its run; `upkeep` does it where we die here.
+        # Apart, as everywhere a job is locked before its run; `maintain` does it where we die here.
         self._clean_up(ended)
         self._progress.publish(ended)
         return ended

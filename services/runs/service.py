@@ -185,7 +185,7 @@ class RunService:
                 raise NotFound(f"There is no run {run_id}.")
             self._make_room(unit, started)
         self._progress.publish(started)
-        self._dispatch.nudge()
+        self._dispatch.wake()
         return RunView.of(started)
 
     def discard(self, run_id: UUID) -> None:
@@ -254,7 +254,7 @@ class RunService:
             started = unit.runs.start(run_id, lifetime=self._defaults.expires_seconds, **limit)
         if started is not None:
             self._progress.publish(started)
-        self._dispatch.nudge()
+        self._dispatch.wake()
         return self.get(run_id)
 
     def wait(self, run_id: UUID, timeout: float = math.inf) -> RunView:

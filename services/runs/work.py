@@ -58,7 +58,7 @@ class RunWork:
         """Work on a shard if it is there to take, and give out the next one."""
         outcome = self._executor.run(job_id, self._work, report, rung_at)
         if outcome.state is not None:
-            self._dispatch.nudge()
+            self._dispatch.wake()
         return outcome
 
     def finalize(self, job_id: UUID, report: Report, rung_at: datetime | None = None) -> JobOutcome:

@@ -735,7 +735,7 @@ def reconciler(stack: PromptStack, publisher: RecordingPublisher) -> Reconciler:
         stack.ledger,
         publisher,
         stack.progress,
-        stack.waiting_jobs,
+        stack.rate_limited_jobs,
         stack.dispatch,
         liveness=stack.liveness,
     )
@@ -785,7 +785,7 @@ def test_reconcilers_that_meet_publish_each_job_once(
             ledger,
             publisher,
             stack.progress,
-            stack.waiting_jobs,
+            stack.rate_limited_jobs,
             stack.dispatch,
             liveness=stack.liveness,
         )

@@ -275,7 +275,7 @@ class JobStates(RuleBasedStateMachine):
     def expire_overdue(self) -> None:
         expected = [m for m in self.models if m.overdue and not m.state.is_final]
         with self.ledger.transaction() as unit:
-            ended = unit.upkeep.expire_overdue()
+            ended = unit.maintenance.expire_overdue()
         assert sorted(job.id for job in ended) == sorted(model.id for model in expected)
         for model in expected:
             model.leave(JobState.EXPIRED)
@@ -285,7 +285,7 @@ class JobStates(RuleBasedStateMachine):
     def free_lost(self) -> None:
         expected = [m for m in self.models if m.worker in self.silent]
         with self.ledger.transaction() as unit:
-            freed = unit.upkeep.free_lost(SILENCE)
+            freed = unit.maintenance.free_lost(SILENCE)
         assert sorted(job.id for job in freed) == sorted(model.id for model in expected)
         for model in expected:
             last = model.failures >= model.max_retries
@@ -382,7 +382,7 @@ def test_any_interleaving_keeps_the_states_in_order(stack: PromptStack) -> None:
 def test_a_job_that_ends_while_it_waits_waits_for_nothing_any_more(stack: PromptStack) -> None:
     endings: dict[str, Callable[[UnitOfWork, UUID], object]] = {
         "cancelled": lambda unit, job_id: unit.jobs.cancel(job_id),
-        "expired": lambda unit, job_id: unit.upkeep.expire_overdue(),
+        "expired": lambda unit, job_id: unit.maintenance.expire_overdue(),
     }
     for ending, end in endings.items():
         job = stack.jobs.enqueue_generation("x")

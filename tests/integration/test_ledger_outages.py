@@ -248,7 +248,7 @@ def test_nobody_dies_of_a_lock_on_the_jobs(
         with pytest.raises(LedgerSlow):
             stack.heartbeat.beat()
     with stack.ledger.transaction() as unit:
-        assert unit.upkeep.free_lost(15.0) == []
+        assert unit.maintenance.free_lost(15.0) == []
 
 
 def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
@@ -263,7 +263,7 @@ def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
             unit.limit_statements(2.0)
             unit.session.execute(text("UPDATE workers SET heartbeat_at = '2026-01-01'"))
             # The answer is stored but not committed: the job is left alone.
-            freed.append(unit.upkeep.free_lost(15.0))
+            freed.append(unit.maintenance.free_lost(15.0))
 
     monkeypatch.setattr(JobRepository, "succeed", succeed)
     monkeypatch.setattr(
@@ -285,7 +285,7 @@ def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
 
     def sweep() -> None:
         with stack.ledger.transaction() as unit:
-            unit.upkeep.free_lost(15.0)
+            unit.maintenance.free_lost(15.0)
             unit.reservations.forget_idle()
 
     def set_progress(self: JobRepository, claim: Claim, current: int, total: int) -> None:

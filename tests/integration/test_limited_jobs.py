@@ -24,7 +24,7 @@ from promptstack.services.llm.demo import DemoService
 from promptstack.services.llm.errors import RateLimited
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.requests import Fallback, GenerationRequest
-from promptstack.services.maintenance.rate_limited_jobs import WaitingJobs
+from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
 from promptstack.simulator.process import MODELS, SimulatorProcess
 from promptstack.tasks.composition import PromptStack
 from tests.processes import Process, wait_until
@@ -247,11 +247,11 @@ def test_a_job_that_must_wait_long_goes_back_and_is_called_when_there_is_room(
     waiting = run(stack, generate(stack))
     assert (waiting.state, waiting.error_code) == (JobState.QUEUED, RATE_LIMIT_WAIT)
     assert (waiting.failures, attempts(stack, waiting)) == (0, [])
-    assert stack.waiting_jobs.call_back() == 0
+    assert stack.rate_limited_jobs.call_back() == 0
     assert stack.jobs.get(waiting.id).not_before == waiting.not_before
     # Somebody raises the limit.
     with PromptStack.open(stack.settings.model_copy(update={"models_file": None})) as raised:
-        assert raised.waiting_jobs.call_back() == 1
+        assert raised.rate_limited_jobs.call_back() == 1
     due = stack.jobs.get(waiting.id).not_before
     assert due is not None
     assert waiting.not_before is not None
@@ -269,7 +269,7 @@ def test_a_limiter_that_answers_slowly_is_asked_for_the_next_model_in_the_next_r
             run(stack, stack.jobs.enqueue_generation("x", provider="openai", model=model))
     seconds = itertools.count(0.0, 1.5)
     with PromptStack.open(stack.settings.model_copy(update={"models_file": None})) as raised:
-        waiting = WaitingJobs(
+        waiting = RateLimitedJobs(
             raised.ledger,
             raised.providers,
             raised.limited_calls,
@@ -393,7 +393,7 @@ def test_a_429_that_its_headers_contradict_holds_up_no_other_item_of_a_run(
     stack.run_work.run_shard(shard, lambda _: None)
     standing = stack.runs.get(accepted.id)
     assert (standing.succeeded, standing.failed) == (11, 0)
-    [waits] = stack.waiting_jobs.who(accepted.id)
+    [waits] = stack.rate_limited_jobs.who(accepted.id)
     assert (waits.jobs, waits.error_code) == (1, "TRIED_LATER")
     assert "asks us to slow down (status 429" in (waits.error or "")
 

@@ -156,11 +156,11 @@ def test_usage_outlives_its_job_and_is_forgotten_later(paid: PromptStack) -> Non
     with paid.ledger.transaction() as unit:
         unit.session.execute(text("UPDATE jobs SET finished_at = now() - interval '2 days'"))
     with paid.ledger.transaction() as unit:
-        assert unit.upkeep.prune_jobs(3 * 86_400.0) == 0
-        assert unit.upkeep.prune_jobs(86_400.0) == 1
-        assert unit.upkeep.prune_attempts(60.0) == 0
+        assert unit.maintenance.prune_jobs(3 * 86_400.0) == 0
+        assert unit.maintenance.prune_jobs(86_400.0) == 1
+        assert unit.maintenance.prune_attempts(60.0) == 0
     assert paid.jobs.get_many() == []
     assert sum(row.calls for row in paid.usage.sums()) == 1
     with paid.ledger.transaction() as unit:
-        assert unit.upkeep.prune_attempts(0.0) == 1
+        assert unit.maintenance.prune_attempts(0.0) == 1
     assert paid.usage.sums() == []

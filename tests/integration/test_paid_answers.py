@@ -46,7 +46,7 @@ def test_the_answer_of_a_worker_that_was_given_up_is_kept_for_a_retry(
             unit.session.execute(
                 update(Worker).values(heartbeat_at=func.now() - timedelta(seconds=100))
             )
-            assert [str(job.state) for job in unit.upkeep.free_lost(60.0)] == ["failed"]
+            assert [str(job.state) for job in unit.maintenance.free_lost(60.0)] == ["failed"]
         return await generate(self, *asked)
 
     monkeypatch.setattr(DemoService, "_generate", generate_late)

@@ -116,7 +116,7 @@ def test_who_ends_a_run_and_dies_leaves_its_model_an_index(
         patched.setattr(Dispatch, "_clean_up", dies)
         with pytest.raises(SystemExit):
             stack.runs.cancel(run.id)
-    stack.dispatch.upkeep(0.0)
+    stack.dispatch.maintain(0.0)
     assert work(stack, run.id).state is RunState.CANCELLED
     assert has_index(stack, run)
 
@@ -163,7 +163,7 @@ def test_a_run_whose_items_are_done_does_not_expire(stack: PromptStack) -> None:
     stack.run_work.run_shard(shard, lambda _: None)
     assert stack.runs.get(run.id).state is RunState.FINALIZING
     change(stack, OVERDUE)
-    stack.dispatch.upkeep(0.0)
+    stack.dispatch.maintain(0.0)
     # Nor where it was found to be overdue just before.
     assert stack.dispatch.end(run.id, RunState.EXPIRED) is None
     assert stack.runs.get(run.id).state is RunState.FINALIZING
@@ -176,11 +176,11 @@ def test_a_run_whose_last_item_was_done_just_in_time_does_not_expire(
 ) -> None:
     run = generate(stack)
     with monkeypatch.context() as patched:
-        patched.setattr(Dispatch, "nudge", lambda _: None)
+        patched.setattr(Dispatch, "wake", lambda _: None)
         stack.run_work.run_shard(in_ledger(stack, "SELECT id FROM jobs"), lambda _: None)
     assert stack.runs.get(run.id).state is RunState.RUNNING
     change(stack, OVERDUE)
-    stack.dispatch.upkeep(0.0)
+    stack.dispatch.maintain(0.0)
     assert work(stack, run.id).state is RunState.COMPLETED
 
 
@@ -189,7 +189,7 @@ def test_a_run_whose_shards_expired_is_expired_and_can_be_retried(stack: PromptS
     # A moment before the run's own deadline.
     change(stack, "UPDATE jobs SET expires_at = now() - interval '1 second'")
     with stack.ledger.transaction() as unit:
-        assert len(unit.upkeep.expire_overdue()) == 1
+        assert len(unit.maintenance.expire_overdue()) == 1
     stack.dispatch.run_once()
     ended = stack.runs.get(run.id)
     assert (ended.state, ended.error_code) == (RunState.EXPIRED, "EXPIRED")
@@ -232,7 +232,7 @@ def test_a_run_that_cannot_be_ended_keeps_no_other_from_its_end(
         return finish(self, run_id, *how, **more)
 
     monkeypatch.setattr(RunRepository, "finish", fails)
-    stack.dispatch.upkeep(0.0)
+    stack.dispatch.maintain(0.0)
     assert {stack.runs.get(run.id).state for run in others} == {RunState.EXPIRED}
     assert stack.runs.get(bad.id).state is RunState.RUNNING
     assert str(bad.id) in caplog.text
@@ -242,7 +242,7 @@ def test_a_run_that_cannot_be_ended_keeps_no_other_from_its_end(
 
     monkeypatch.setattr(RunRepository, "finish", is_away)
     with pytest.raises(LedgerUnavailable):
-        stack.dispatch.upkeep(0.0)
+        stack.dispatch.maintain(0.0)
 
 
 def test_a_run_that_cannot_be_served_keeps_no_other_from_its_shards(
@@ -295,14 +295,14 @@ def test_a_run_that_is_being_deleted_cannot_be_retried(
     run = generate(stack)
     stack.runs.cancel(run.id)
     change(stack, OLD)
-    stack.dispatch.upkeep(DAY)
+    stack.dispatch.maintain(DAY)
     assert in_ledger(stack, "SELECT count(*) FROM items") == 2
     with pytest.raises(NotFound):
         stack.runs.retry(run.id)
     with pytest.raises(NotFound):
         list(stack.run_results.produced(run.id))
     for _ in range(4):
-        stack.dispatch.upkeep(DAY)
+        stack.dispatch.maintain(DAY)
     for table in ("items", "outcomes", "runs", "pruned_runs"):
         assert in_ledger(stack, f"SELECT count(*) FROM {table}") == 0
 
@@ -313,9 +313,9 @@ def test_a_run_that_is_being_retried_is_not_deleted(stack: PromptStack) -> None:
     change(stack, OLD)
     with stack.ledger.transaction() as retrying:
         assert retrying.runs.lock(run.id) is not None
-        stack.dispatch.upkeep(DAY)
+        stack.dispatch.maintain(DAY)
         retrying.runs.start(run.id)
-    stack.dispatch.upkeep(DAY)
+    stack.dispatch.maintain(DAY)
     assert in_ledger(stack, "SELECT count(*) FROM items") == 3
     assert work(stack, run.id).state is RunState.COMPLETED
 
@@ -327,7 +327,7 @@ def test_what_is_read_of_a_run_that_is_deleted_meanwhile_does_not_look_complete(
     reading = stack.run_results.produced(run.id, page=2)
     next(reading)
     change(stack, OLD)
-    stack.dispatch.upkeep(DAY)
+    stack.dispatch.maintain(DAY)
     with pytest.raises(NotFound):
         list(reading)
 

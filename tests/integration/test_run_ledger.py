@@ -248,10 +248,10 @@ def test_what_an_end_left_half_done_is_done_later(
         with pytest.raises(SystemExit):
             stack.runs.cancel(run.id)
     assert one(stack, "SELECT count(*) FROM jobs WHERE kind = 'shard' AND state = 'queued'") == (1,)
-    stack.dispatch.upkeep(0.0)
+    stack.dispatch.maintain(0.0)
     states = "SELECT string_agg(kind || ' ' || state, ', ' ORDER BY kind DESC) FROM jobs"
     assert one(stack, states) == ("shard cancelled, finalization queued",)
-    stack.dispatch.upkeep(0.0)
+    stack.dispatch.maintain(0.0)
     assert one(stack, "SELECT count(*) FROM jobs") == (2,)
 
 
@@ -270,7 +270,7 @@ def test_a_run_that_cannot_be_tended_keeps_no_job_from_being_published(
     def fails(_: float) -> None:
         raise RuntimeError("Something is wrong with a run.")
 
-    monkeypatch.setattr(stack.dispatch, "upkeep", fails)
+    monkeypatch.setattr(stack.dispatch, "maintain", fails)
     with pytest.raises(RuntimeError):
         stack.reconciler.run_once()
     assert one(stack, "SELECT rung_at IS NOT NULL FROM jobs") == (True,)

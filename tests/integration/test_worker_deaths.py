@@ -79,7 +79,7 @@ def free(stack: PromptStack) -> None:
     """The worker of every running job is missed."""
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("DELETE FROM workers"))
-        unit.upkeep.free_lost(60.0)
+        unit.maintenance.free_lost(60.0)
 
 
 def work_until_done(stack: PromptStack, is_done: Callable[[], bool]) -> int:
@@ -266,7 +266,7 @@ def test_what_ended_while_the_broker_was_away_is_told_later(stack: PromptStack) 
         stack.ledger,
         publisher,
         stack.progress,
-        stack.waiting_jobs,
+        stack.rate_limited_jobs,
         stack.dispatch,
         liveness=stack.liveness,
     )
@@ -294,7 +294,7 @@ def test_dead_workers_are_missed_while_messages_take_long(stack: PromptStack) ->
         stack.ledger,
         publisher,
         stack.progress,
-        stack.waiting_jobs,
+        stack.rate_limited_jobs,
         stack.dispatch,
         liveness=liveness,
     )
@@ -351,7 +351,7 @@ def test_more_jobs_than_one_transaction_s_worth_are_freed_in_a_round(
     with stack.ledger.transaction() as unit:
         for job_id in jobs:
             assert unit.jobs.claim(job_id, uuid4()) is not None
-        unit.upkeep.note_watch(unit.now().timestamp() - 0.1, [])
+        unit.maintenance.note_watch(unit.now().timestamp() - 0.1, [])
     stack.liveness.run_once()
     assert {job.state for job in stack.jobs.get_many()} == {JobState.QUEUED}
     assert {job.id for job in stack.liveness.take_changed()} == set(jobs)

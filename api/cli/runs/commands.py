@@ -86,7 +86,7 @@ def show(run_id: RunId, as_json: JsonFlag = False) -> None:
     """Show a run."""
     with connected(start_servers=True) as stack:
         run = stack.runs.get(stack.runs.find(run_id))
-        waits = stack.waiting_jobs.who(run.id)
+        waits = stack.rate_limited_jobs.who(run.id)
     if as_json:
         print_json({**vars(run), "waits": [one._asdict() for one in waits]})
         return

@@ -70,7 +70,7 @@ def test_an_answer_that_comes_late_is_stored_while_nobody_else_asks(
     def count_as_dead() -> None:
         sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '1 h'")
         with stack.ledger.transaction() as unit:
-            assert [freed.id for freed in unit.upkeep.free_lost(60.0)] == [job.id]
+            assert [freed.id for freed in unit.maintenance.free_lost(60.0)] == [job.id]
 
     def cancel_and_retry() -> None:
         stack.jobs.cancel(again.id)

@@ -23,7 +23,7 @@ def test_a_worker_that_claims_is_alive(
 
     def look() -> None:
         with stack.ledger.transaction() as unit:
-            claims.append(len(unit.upkeep.free_lost(60.0)))
+            claims.append(len(unit.maintenance.free_lost(60.0)))
 
     provider.on_call = look
     assert run(stack, generate(stack)).state is JobState.SUCCEEDED

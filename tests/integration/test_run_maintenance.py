@@ -39,10 +39,10 @@ def finished(stack: PromptStack, run: RunView) -> RunView:
 
 def test_a_run_whose_reader_went_away_is_not_accepted(stack: PromptStack) -> None:
     prepared = stack.runs.prepare_embedding(["one", "two"])
-    stack.dispatch.upkeep(0.0)
+    stack.dispatch.maintain(0.0)
     assert stack.runs.get(prepared.run_id).state is RunState.PREPARING
     change(stack, ABANDONED)
-    stack.dispatch.upkeep(0.0)
+    stack.dispatch.maintain(0.0)
     left = stack.runs.get(prepared.run_id)
     assert (left.state, left.error_code) == (RunState.FAILED, "NOT_ACCEPTED")
     assert count(stack, "jobs") == 0
@@ -66,7 +66,7 @@ def test_a_source_that_is_silent_for_long_is_not_given_up(
         change(stack, ABANDONED)
         recent = "runs WHERE touched_at > now() - interval '1 hour'"
         wait_until(lambda: count(stack, recent) == 1, "a sign that the source is still read")
-        stack.dispatch.upkeep(0.0)
+        stack.dispatch.maintain(0.0)
         yield "two"
 
     run = stack.runs.embed(slow())
@@ -81,7 +81,7 @@ def test_an_overdue_run_ends_with_its_shards_and_can_be_retried(
     run = stack.runs.embed(["one", "two"])
     assert count(stack, "jobs WHERE state = 'queued' AND kind = 'shard'") == 1
     change(stack, OVERDUE)
-    stack.dispatch.upkeep(0.0)
+    stack.dispatch.maintain(0.0)
     assert stack.runs.get(run.id).state is RunState.EXPIRED
     assert count(stack, "jobs WHERE state = 'cancelled' AND kind = 'shard'") == 1
     stack.runs.retry(run.id)
@@ -96,12 +96,12 @@ def test_an_old_run_is_deleted_with_its_items_and_its_vectors_stay(
     start_worker()
     run = finished(stack, stack.runs.embed(["one", "two"]))
     assert run.state is RunState.COMPLETED
-    stack.dispatch.upkeep(86_400.0)
+    stack.dispatch.maintain(86_400.0)
     assert count(stack, "items") == 2
     change(stack, OLD)
 
     def is_gone() -> bool:
-        stack.dispatch.upkeep(86_400.0)
+        stack.dispatch.maintain(86_400.0)
         return count(stack, "runs") == 0
 
     wait_until(is_gone, "the deletion of the run")

@@ -98,7 +98,7 @@ def test_what_ended_long_ago_goes_and_frees_its_key(stack: PromptStack) -> None:
         stack.ledger,
         stack.publisher,
         stack.progress,
-        stack.waiting_jobs,
+        stack.rate_limited_jobs,
         stack.dispatch,
         liveness=stack.liveness,
         retention=Retention(jobs_seconds=86_400.0, attempts_seconds=0.0),
@@ -117,7 +117,7 @@ def test_nothing_goes_where_retention_is_zero(stack: PromptStack) -> None:
         stack.ledger,
         stack.publisher,
         stack.progress,
-        stack.waiting_jobs,
+        stack.rate_limited_jobs,
         stack.dispatch,
         liveness=stack.liveness,
         retention=Retention(0.0, 0.0),
@@ -228,7 +228,10 @@ def test_what_a_dead_worker_held_does_not_wait_behind_all_that_came_since(
     freed, handed_back, bulk = claimed(stack), claimed(stack), claimed(stack, bulk=True)
     with stack.ledger.transaction() as unit:
         assert unit.jobs.release(handed_back, 1)
-        assert {job.queue for job in unit.upkeep.free_lost(60.0)} == {"resumed", "generation-bulk"}
+        assert {job.queue for job in unit.maintenance.free_lost(60.0)} == {
+            "resumed",
+            "generation-bulk",
+        }
     assert queue_of(stack, freed) == queue_of(stack, handed_back) == Queue.RESUMED
     assert queue_of(stack, bulk) == Queue.GENERATION_BULK
 
@@ -242,9 +245,9 @@ def test_a_job_that_is_being_written_is_freed_later_and_keeps_nobody_waiting(
             text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": written}
         )
         with stack.ledger.transaction() as unit:
-            assert [job.id for job in unit.upkeep.free_lost(60.0)] == [other]
+            assert [job.id for job in unit.maintenance.free_lost(60.0)] == [other]
     with stack.ledger.transaction() as unit:
-        assert [job.id for job in unit.upkeep.free_lost(60.0)] == [written]
+        assert [job.id for job in unit.maintenance.free_lost(60.0)] == [written]
 
 
 def test_a_process_that_freezes_within_a_transaction_loses_its_locks(
