@@ -1,7 +1,4 @@
-"""Characters that do something instead of being shown.
-
-They begin a new line, command a terminal (ANSI escapes) or turn round what stands beside them.
-"""
+"""Control characters: they break lines, command a terminal (ANSI escapes) or reverse text."""
 
 import re
 
@@ -9,7 +6,7 @@ CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 
 
 def escaped(text: str, *, but: str = "") -> str:
-    r"""Show such characters instead of sending them: ESC as `\x1b`; not those of `but`."""
+    r"""Return the text with control characters escaped, ESC as `\x1b`; except those in `but`."""
 
     def shown(found: re.Match[str]) -> str:
         character = found.group()

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 
 class Reach(StrEnum):
-    """Whom a failure concerns: this decides what becomes of the texts that were asked with it."""
+    """Whom a failure concerns. This decides what happens to the other texts of the same call."""
 
     INPUT = "input"
     """One input of the call may be its cause: the others are asked apart from it."""
@@ -72,7 +72,7 @@ class PromptStackError(Exception):
         return str(self)
 
     def add(self, sentence: str) -> None:
-        """Say more than was known where it was raised."""
+        """Add facts that were unknown where the error was raised."""
         self.args = (f"{self} {sentence}",)
 
 

@@ -8,9 +8,9 @@ PositiveCount = Annotated[int, Field(ge=1, le=10**12)]
 
 
 class ModelLimits(BaseModel):
-    """What one credential may ask of a model. What is left out isn't limited by settings.
+    """The limits of one credential for a model. A missing value sets no limit.
 
-    What the provider's own headers say holds beside it: the lower of the two.
+    The provider's headers set limits too; the lower one holds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

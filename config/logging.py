@@ -41,10 +41,9 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A line a record, and a traceback indented below it.
+    """One line a record, with the traceback indented below.
 
-    Whatever a record quotes, it begins no line that could be taken for a record of ours, and
-    commands no terminal.
+    Quoted text can neither start a line that looks like a record nor command a terminal.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -67,16 +66,16 @@ def _indented(traceback: str) -> str:
 
 
 def log_unexpected(logger: logging.Logger, what: str, error: Exception) -> None:
-    """Log an error that nobody expected by its type and the way to it.
+    """Log an unexpected error by its type and traceback, without its message.
 
-    Its message stays out of the log: it may quote a prompt.
+    The message may quote a prompt.
     """
     frames = "".join(traceback.format_tb(error.__traceback__))
     logger.error("%s: %s", what, type(error).__name__, extra={"frames": frames})
 
 
 class StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what is standard error as it writes: one that a caller had set may be closed."""
+    """Looks up standard error at each write: a stream that was set earlier may be closed."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""

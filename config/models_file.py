@@ -1,4 +1,4 @@
-"""The file in which a person names providers and what models allow: MODELS_FILE, in TOML."""
+"""Reads MODELS_FILE: providers, and limits, prices and facts of models, in TOML."""
 
 import tomllib
 from pathlib import Path
@@ -33,7 +33,7 @@ class ModelsFile(BaseModel):
         return providers
 
     def named(self) -> set[str]:
-        """The providers that facts, limits and prices speak of."""
+        """The names of providers in facts, limits and prices."""
         spoken: list[ModelFacts | ModelLimits | ModelPrice] = [
             *self.models,
             *self.limits,
@@ -43,7 +43,7 @@ class ModelsFile(BaseModel):
 
     @classmethod
     def read(cls, path: Path | None) -> Self:
-        """Read the file, or nothing where none is named. Raises `ConfigurationError`."""
+        """Read the file; empty if no file is named. Raises `ConfigurationError`."""
         if path is None:
             return cls()
         try:

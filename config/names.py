@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Queue(StrEnum):
-    """Where a job's message waits. Bulk has its own, so that it never stands in anybody's way."""
+    """The queue of a job's message. Bulk jobs have queues of their own, to delay nobody."""
 
     GENERATION = "generation"
     EMBEDDINGS = "embeddings"
@@ -17,12 +17,12 @@ class Queue(StrEnum):
 
     @property
     def is_bulk(self) -> bool:
-        """Whether interactive work goes before it."""
+        """Whether interactive jobs go first."""
         return self in {Queue.GENERATION_BULK, Queue.EMBEDDINGS_BULK}
 
 
 class VectorType(StrEnum):
-    """How pgvector stores the numbers of a vector: in 4 bytes each, or in 2."""
+    """How pgvector stores a vector's numbers: in 4 bytes each, or in 2."""
 
     VECTOR = "vector"
     HALFVEC = "halfvec"

@@ -1,6 +1,7 @@
-"""What the environment says of proxies, certificates and headers, which SDKs read by themselves.
+"""Checks the environment variables of proxies, certificates and headers that SDKs read.
 
-They fail by it call by call, in ways that name no variable; so it is looked at first.
+With a wrong one each call of an SDK fails, with an error that names no variable. So they are
+checked first.
 """
 
 import os
@@ -27,9 +28,9 @@ CONNECTS_TO_ALL: frozenset[Wire] = frozenset({"gemini"})
 
 
 def check_network(wire: Wire, address: str | None) -> None:
-    """Raise `ConfigurationError`, naming the variable, where the SDK of `wire` can't ask a server.
+    """Raise `ConfigurationError` with the variable if the SDK of `wire` cannot call a server.
 
-    `address` is None for the wire's own provider.
+    `address` is None for the provider's own server.
     """
     try:
         url = urlsplit(server_address(address) if address else f"https://{official_host(wire)}")
@@ -72,7 +73,7 @@ def _of_proxies(wire: Wire, url: SplitResult) -> Iterator[tuple[str, str]]:
 
 
 def _proxy(scheme: str) -> tuple[str, str]:
-    """The variable of a scheme's proxy, and what stands there."""
+    """Return the variable of a scheme's proxy, and its value."""
     for variable in (f"{scheme}_proxy", f"{scheme}_proxy".upper()):
         if os.environ.get(variable):
             return variable, os.environ[variable]
@@ -80,7 +81,7 @@ def _proxy(scheme: str) -> tuple[str, str]:
 
 
 def _scheme(proxy: str) -> str:
-    """Of a proxy's address. Raises `ValueError`, whose words don't quote its password."""
+    """Return the scheme of a proxy's address. Raises `ValueError` without its password."""
     check_characters(proxy)
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     try:

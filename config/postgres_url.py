@@ -1,4 +1,4 @@
-"""A database URL as SQLAlchemy takes it, out of the spellings that libpq and other tools have."""
+"""Turns a database URL, in any spelling of libpq and other tools, into SQLAlchemy's."""
 
 import re
 from typing import Any
@@ -18,7 +18,7 @@ SHAPE = "is not a database URL (postgresql://user:password@host/name)"
 
 
 def postgres_url(url: str) -> str:
-    """Name the driver, and check what can be checked. Raises `ValueError` that quotes no secret."""
+    """Add the driver and check the URL. Raises `ValueError` without any secret."""
     url = url.strip()
     if not url.isprintable():
         raise ValueError("has a line end or a control character in it; take it out")
@@ -42,7 +42,7 @@ def postgres_url(url: str) -> str:
 
 
 def _for_sqlalchemy(url: str) -> str:
-    """Move several hosts, or a Unix socket in place of one, to where SQLAlchemy looks."""
+    """Move several hosts, or a Unix socket, to the place where SQLAlchemy expects them."""
     found = PLACE.match(url)
     if found is None or not re.search(r",|%2F", found["hosts"], re.IGNORECASE):
         return url

@@ -1,4 +1,4 @@
-"""The prices that a person sets for models."""
+"""The prices of models that an operator sets."""
 
 from decimal import Decimal
 from typing import Annotated
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 
 def plain(amount: Decimal) -> str:
-    """The digits of an amount: PostgreSQL's zero has ten of them, which Python writes as 0E-10."""
+    """Return an amount in plain digits. PostgreSQL's zero would print as 0E-10."""
     return f"{amount.normalize():f}"
 
 

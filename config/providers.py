@@ -1,4 +1,4 @@
-"""The providers that a person names, and what one call to a model takes."""
+"""Providers that an operator names, and facts of their models."""
 
 import os
 from pathlib import Path
@@ -31,13 +31,13 @@ ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 def official_host(wire: Wire) -> str:
-    """Where the provider itself is."""
+    """Return the host of the provider's own server."""
     owner = {"gemini": "google"}.get(wire, wire)
     return next(host for host, name in OFFICIAL_HOSTS.items() if name == owner)
 
 
 def server_address(url: str) -> str:
-    """Check an address. Its own words may hold a password, so no error quotes it."""
+    """Check an address. It may hold a password, so no error quotes it."""
     url = url.strip()
     try:
         parts = urlsplit(url)
@@ -54,10 +54,10 @@ def server_address(url: str) -> str:
 
 
 class NamedProvider(BaseModel):
-    """A server that jobs can name as their provider. What is left out is as the wire has it.
+    """A server that jobs can name as their provider. Missing values are the wire's defaults.
 
-    One with a built-in provider's name says more of that one; its key and address are then those
-    of the settings, unless they stand here.
+    An entry with a built-in provider's name extends that provider. Key and address come from the
+    settings unless the entry has its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -97,17 +97,17 @@ class NamedProvider(BaseModel):
 
     @property
     def key_setting(self) -> str | None:
-        """What the key is read from, for error messages; None where it has none."""
+        """The variable of the key, for error messages; None if there is none."""
         return self.api_key_env or (f"the file {self.api_key_file}" if self.api_key_file else None)
 
     @property
     def is_official(self) -> bool:
-        """Whether it is the wire's own provider, with its models."""
+        """Whether this is the provider itself, with its own models."""
         return self.base_url is None or urlsplit(self.base_url).hostname in OFFICIAL_HOSTS
 
     @property
     def priced_as(self) -> str | None:
-        """The name in genai-prices whose prices hold, None where none are known."""
+        """The provider in genai-prices whose prices hold; None if no prices are known."""
         if self.prices_of is not None or self.base_url is not None:
             return self.prices_of or OFFICIAL_HOSTS.get(
                 urlsplit(self.base_url or "").hostname or ""
@@ -115,7 +115,7 @@ class NamedProvider(BaseModel):
         return {"openai": "openai", "anthropic": "anthropic", "gemini": "google"}[self.wire]
 
     def read_key(self) -> SecretStr | None:
-        """Read the key. None where there is none; the first call then says what to set."""
+        """Read the key. None if there is none; the first call then says what to set."""
         if self.api_key_file is not None:
             try:
                 return SecretStr(self.api_key_file.read_text(encoding="utf-8").strip())
@@ -128,7 +128,7 @@ class NamedProvider(BaseModel):
 
 
 class ModelFacts(BaseModel):
-    """What one call to a model takes. What is left out is learned from refusals, or not limited."""
+    """Bounds of one call to a model. A missing one is learned from refusals, or sets no limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

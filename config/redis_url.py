@@ -1,7 +1,7 @@
-"""A Redis URL in one form that redis-py, kombu and Celery all read alike.
+"""Turns a Redis URL into a form that redis-py, kombu and Celery read alike.
 
-By themselves they differ: in whether a certificate is checked, in which options they take, and in
-where they look for the database's number and the password of a Unix socket.
+They differ in whether they check a certificate, in the options they take, and where they look for
+the number of the database and the password of a Unix socket.
 """
 
 import ssl
@@ -20,7 +20,7 @@ NO = frozenset({"0", "f", "false", "n", "no"})
 
 @dataclass(frozen=True)
 class RedisUrl:
-    """Where a Redis is, and how it is spoken to."""
+    """The address of a Redis server, and how to connect to it."""
 
     scheme: str
     place: str
@@ -34,7 +34,7 @@ class RedisUrl:
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """Read a URL of redis-py's or of Celery's form. Raises `ValueError` that quotes none."""
+        """Read a URL in the form of redis-py or Celery. Raises `ValueError` without the URL."""
         check_characters(url)
         parts = urlsplit(url)
         scheme = "unix" if parts.scheme == "redis+socket" else parts.scheme
@@ -58,7 +58,7 @@ class RedisUrl:
         )
 
     def completed(self, *, password: str = "", ca_file: str = "") -> Self:
-        """Add what the URL doesn't say: a password, and who signs the server's certificate."""
+        """Add what the URL lacks: a password, and the certificate authorities."""
         tls = {"ssl_ca_certs": ca_file, **self.tls} if self.tls and ca_file else self.tls
         return replace(self, password=self.password or password, tls=tls)
 
@@ -84,13 +84,13 @@ class RedisUrl:
 
 
 def check_characters(url: str) -> None:
-    """Raise `ValueError` for a URL with what no URL holds; some parsers drop it in silence."""
+    """Raise `ValueError` for characters that no URL may hold; some parsers drop them silently."""
     if not url.isprintable() or " " in url:
         raise ValueError("has a space, a line end or a control character in it; take it out")
 
 
 def check_port(url: str) -> None:
-    """Raise `ValueError` for a port that is none, or a password that isn't spelled for a URL."""
+    """Raise `ValueError` for a bad port, which a password that is not URL-encoded causes too."""
     hint = "in a password, write # as %23, / as %2F and ? as %3F"
     if "#" in url:
         raise ValueError(f"has a # in it; {hint}")
@@ -101,7 +101,7 @@ def check_port(url: str) -> None:
 
 
 def check_certificates(path: str) -> None:
-    """Raise `ValueError` for a file that holds no certificates that could be trusted."""
+    """Raise `ValueError` for a file without certificates of authorities."""
     try:
         ssl.create_default_context(cafile=path)
     except (OSError, ValueError) as error:  # ssl's own errors are of the system's kind

@@ -1,1 +1,1 @@
-"""What runs made, written to files as it streams by."""
+"""Writes the results of runs to files as a stream."""

@@ -1,4 +1,4 @@
-"""Results as columns and arrays: Parquet and NumPy. Each holds some of them at a time."""
+"""Writes results as Parquet and NumPy arrays, some rows at a time."""
 
 from contextlib import suppress
 from typing import Any, BinaryIO
@@ -19,7 +19,7 @@ WHOLE_NUMBERS = frozenset({"position", "input_tokens", "output_tokens"})
 
 
 class Parquet:
-    """A row a result, in groups of rows; metadata and the like as JSON."""
+    """One row a result, in groups of rows; metadata and other structures are JSON."""
 
     def __init__(self, file: BinaryIO, shape: Shape) -> None:
         self._shape = shape
@@ -38,7 +38,7 @@ class Parquet:
         self._bytes = 0
 
     def write(self, item: Produced) -> None:
-        """Keep one row, and write them when they are enough for a group."""
+        """Keep one row; write the rows when they fill a group."""
         row = self._shape.row(item)
         for name in row.keys() - {"vector"}:
             _check_fits(name, row[name])
@@ -53,7 +53,7 @@ class Parquet:
         self._writer.close()
 
     def abandon(self) -> None:
-        """Close the writer: it would do so itself later, when its file is closed already."""
+        """Close the writer now: later it would write to a closed file."""
         with suppress(OSError, ValueError, pa.ArrowException):
             self._writer.close()
 
@@ -80,7 +80,7 @@ class Parquet:
 
 
 class Npy:
-    """Vectors as the rows of a NumPy array, and beside it, line by line, whose they are."""
+    """Vectors as rows of a NumPy array, with a file of ids beside it."""
 
     def __init__(self, file: BinaryIO, ids: BinaryIO, dimensions: int, *, with_input: bool) -> None:
         self._file = file
@@ -91,19 +91,19 @@ class Npy:
         self._write_header()
 
     def write(self, item: Produced) -> None:
-        """Write one row of each."""
+        """Write one vector and one id."""
         vector = checked_vector(item, self._dimensions)
         self._ids.write(json_line(identity(item, with_input=self._with_input)))
         self._file.write(vector.data)
         self._count += 1
 
     def finish(self) -> None:
-        """Write the number of rows to the place that was kept for it."""
+        """Write the number of rows into the header."""
         self._file.seek(0)
         self._write_header()
 
     def abandon(self) -> None:
-        """Nothing is held."""
+        """Nothing to do."""
 
     def _write_header(self) -> None:
         # NumPy leaves room for the first axis to grow: the header has the same size each time.
@@ -114,7 +114,7 @@ class Npy:
 
 
 def _check_fits(name: str, value: Any) -> None:
-    """Raise `NotWritable` for what Parquet's column can't hold."""
+    """Raise `NotWritable` for a value that the Parquet column can't hold."""
     fits = isinstance(value, str)
     if name in WHOLE_NUMBERS:
         fits = isinstance(value, int) and abs(value) <= MOST_INT64

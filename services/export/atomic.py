@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writes files that appear whole or not at all."""
 
 import gzip
 import io
@@ -33,10 +33,10 @@ COMPRESSIONS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": _gzip, ".zst":
 
 
 class AtomicFiles:
-    """Writes files under other names, and gives them theirs when all of them are complete.
+    """Writes files under temporary names, and renames them when all are complete.
 
-    Where the block ends with an exception, what was written is gone and the old files are as they
-    were.
+    If the block ends with an exception, the new files are removed and the old ones stay.
+
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class AtomicFiles:
             self._discard()
 
     def create(self, path: Path) -> BinaryIO:
-        """Open a file that will be `path`; it is compressed if `path` is named so."""
+        """Open a file that will become `path`; it is compressed if the suffix says so."""
         path = path.resolve()  # what a link points to is replaced, not the link
         temporary = path.with_name(f".{path.name:.100}.{secrets.token_hex(8)}.tmp")
         file = temporary.open("xb", buffering=BUFFER_BYTES)
@@ -75,7 +75,7 @@ class AtomicFiles:
         return stream
 
     def remove(self, path: Path) -> None:
-        """Remove an old file when the new ones are there."""
+        """Remove an old file once the new ones are in place."""
         self._unwanted.append(path)
 
     def _commit(self) -> None:

@@ -1,4 +1,4 @@
-"""Texts in the cells of a CSV file, which people open with programs that obey what they read."""
+"""Makes texts safe for CSV cells: spreadsheets run formulas, terminals obey control codes."""
 
 import re
 
@@ -11,7 +11,7 @@ _CONTROLS = re.compile(r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def text_cell(text: str, *, guarded: bool) -> str:
-    r"""Return a text for a cell: control characters as `\x1b`, and no formula where `guarded`.
+    r"""Return a text for a cell: control characters as `\x1b`, formulas disarmed if `guarded`.
 
     Tabs and ends of lines stay. JSON Lines and Parquet keep every character.
     """

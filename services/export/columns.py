@@ -1,4 +1,4 @@
-"""Results as rows of a table."""
+"""Turns results into rows of a table."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ JSON_COLUMNS = frozenset({"metadata", "vector", "json", "details"})
 
 @dataclass(frozen=True)
 class Shape:
-    """Which columns there are."""
+    """The columns of a table."""
 
     with_input: bool
     with_answer: bool
@@ -34,7 +34,7 @@ class Shape:
         return names
 
     def row(self, item: Produced) -> dict[str, Any]:
-        """One result; its vector is an array still. Raises `NotWritable` if it is unlike."""
+        """Return the row of a result; its vector is an array. Raises `NotWritable`."""
         row: dict[str, Any] = {
             "position": item.position,
             "custom_id": item.custom_id,
@@ -54,7 +54,7 @@ class Shape:
 
 
 def checked_vector(item: Produced, dimensions: int) -> npt.NDArray[np.float32]:
-    """Return the vector. Raises `NotWritable` if there is none of that size."""
+    """Return the vector. Raises `NotWritable` if it has another size."""
     if item.vector is None:
         raise NotWritable(
             f"The result at position {item.position} is no vector; choose another format."
@@ -69,7 +69,7 @@ def checked_vector(item: Produced, dimensions: int) -> npt.NDArray[np.float32]:
 
 
 def as_json(value: Any) -> str:
-    """Return a value as JSON; floats with as many digits as they need to be read back the same."""
+    """Return a value as JSON; floats with enough digits to be read back exactly."""
     return json_line(value, newline=False).decode()
 
 

@@ -1,4 +1,4 @@
-"""What is exported: results, items that failed, and what became of them."""
+"""The types of an export: results, failed items, and the summary."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,19 +12,19 @@ from promptstack.config.errors import PromptStackError
 
 
 class ExportFailed(PromptStackError):
-    """An export couldn't be written; what was there before is untouched."""
+    """The export couldn't be written; older files are unchanged."""
 
     code = "EXPORT_FAILED"
 
 
 class NotWritable(PromptStackError):
-    """A result can't be written in this format; the others can."""
+    """One result can't be written in this format; the others can."""
 
     code = "NOT_WRITABLE"
 
 
 class ExportFormat(StrEnum):
-    """How results are written."""
+    """The format of an output."""
 
     JSONL = "jsonl"
     PARQUET = "parquet"
@@ -35,7 +35,7 @@ class ExportFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """A result: a vector or an answer, and whose it is."""
+    """A result: a vector or an answer, and the item it belongs to."""
 
     position: int
     custom_id: str
@@ -62,7 +62,7 @@ class FailedItem:
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """What was written, and where."""
+    """How many results were written, and where."""
 
     items: int
     errors: int

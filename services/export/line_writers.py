@@ -1,4 +1,4 @@
-"""Results and errors as lines of text: JSON Lines and CSV."""
+"""Writes results and errors as lines of text: JSON Lines and CSV."""
 
 import csv
 from typing import Any, BinaryIO, Protocol
@@ -11,16 +11,16 @@ from promptstack.services.export.items import FailedItem, NotWritable, Produced
 
 
 class Writer(Protocol):
-    """Writes results as they come."""
+    """Writes results one by one."""
 
     def write(self, item: Produced) -> None:
-        """Write one result, or nothing of it. Raises `NotWritable`."""
+        """Write one result whole, or none of it. Raises `NotWritable`."""
 
     def finish(self) -> None:
-        """Write what comes last. Who opened the file closes it."""
+        """Write the end of the file. The caller closes the file."""
 
     def abandon(self) -> None:
-        """Let go of what isn't written: the file will be thrown away."""
+        """Drop what isn't written yet: the file will be removed."""
 
 
 class JsonLines:
@@ -40,14 +40,14 @@ class JsonLines:
         self._file.write(json_line(line))
 
     def finish(self) -> None:
-        """Nothing comes last."""
+        """Nothing to do."""
 
     def abandon(self) -> None:
-        """Nothing is held."""
+        """Nothing to do."""
 
 
 class Csv:
-    """A header and a row a result; what is no text and no number stands there as JSON."""
+    """A header, then one row a result; values other than texts and numbers are JSON."""
 
     def __init__(self, file: BinaryIO, shape: Shape, *, guard_formulas: bool) -> None:
         self._shape = shape
@@ -70,14 +70,14 @@ class Csv:
         return text_cell(value, guarded=self._guard_formulas)
 
     def finish(self) -> None:
-        """Nothing comes last."""
+        """Nothing to do."""
 
     def abandon(self) -> None:
-        """Nothing is held."""
+        """Nothing to do."""
 
 
 class ErrorLines:
-    """What failed, one JSON object a line."""
+    """Failed items, one JSON object a line."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -99,7 +99,7 @@ class ErrorLines:
 
 
 def identity(item: Produced, *, with_input: bool) -> dict[str, Any]:
-    """Whose a result is, with what was sent if it was asked for."""
+    """Return the id and metadata of a result, with its input if that was asked for."""
     line: dict[str, Any] = {
         "position": item.position,
         "custom_id": item.custom_id,
@@ -111,7 +111,7 @@ def identity(item: Produced, *, with_input: bool) -> dict[str, Any]:
 
 
 class _Encoded:
-    """Text for a file of bytes; unlike `TextIOWrapper`, it doesn't close the file."""
+    """Writes text to a file of bytes. Unlike `TextIOWrapper`, it doesn't close the file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Where an export goes: judged before anything is paid for, and again before it is written."""
+"""Checks the paths of an export: before anything is paid for, and again before writing."""
 
 import os
 import sys
@@ -23,10 +23,10 @@ def check_output(
     source: str | Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Raise `InvalidInput` where results could not be written, or would take a file's place.
+    """Raise `InvalidInput` if results can't be written there, or would replace a file.
 
-    None of the files written may be `source`, where the inputs come from (`-` is standard input).
-    One that is there already is refused unless `overwrite`.
+    No output may be `source`, the file of the inputs (`-` is standard input). An existing file is
+    refused unless `overwrite`.
     """
     kind = format_of(path, asked)
     if kind is ExportFormat.NPY and not has_vectors:
@@ -48,7 +48,7 @@ def check_output(
 
 
 def format_of(path: Path, asked: ExportFormat | None) -> ExportFormat:
-    """Tell the format by what was asked, else by the suffix. Raises `InvalidInput`."""
+    """Return the wanted format, else the format of the suffix. Raises `InvalidInput`."""
     if path == STANDARD_OUTPUT:
         if asked not in {None, ExportFormat.JSONL}:
             raise InvalidInput("Only JSON Lines goes to standard output; name a file.")
@@ -67,13 +67,13 @@ def format_of(path: Path, asked: ExportFormat | None) -> ExportFormat:
 
 
 def files_of(path: Path, kind: ExportFormat) -> list[Path]:
-    """All files that an export may write: the output, and those beside it."""
+    """Return all files that an export may write: the output, and those beside it."""
     files = [path, beside(path, "errors")]
     return [*files, beside(path, "ids")] if kind is ExportFormat.NPY else files
 
 
 def check_place(path: Path) -> None:
-    """Raise `InvalidInput` where no file can be."""
+    """Raise `InvalidInput` if no file can be created at the path."""
     if path.is_dir():
         raise InvalidInput(f"{path} is a folder; name a file in it.")
     if path.exists() and not path.is_file():
@@ -83,7 +83,7 @@ def check_place(path: Path) -> None:
 
 
 def beside(path: Path, what: str) -> Path:
-    """Name the file that goes with an output."""
+    """Return the path of a file beside the output."""
     name = path.stem if path.suffix.lower() in COMPRESSED else path.name
     return path.with_name(f"{Path(name).stem}.{what}.jsonl")
 

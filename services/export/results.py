@@ -1,4 +1,4 @@
-"""The way out: results and errors to files, in memory that doesn't grow with them."""
+"""Writes results and errors to files. Memory does not grow with them."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -93,7 +93,7 @@ def export(
 
 
 class _ErrorFile:
-    """What failed, in a file that is made for the first of them."""
+    """The file of failed items, made when the first one comes."""
 
     def __init__(self, files: AtomicFiles, path: Path) -> None:
         self._files = files
@@ -103,7 +103,7 @@ class _ErrorFile:
 
     @property
     def path(self) -> Path | None:
-        """None where nothing failed."""
+        """The path of the file; None if nothing failed."""
         return None if self._lines is None else self._path
 
     def write(self, item: FailedItem) -> None:
@@ -123,7 +123,7 @@ def _write_all(
     count: int | None,
     tell: Callable[[FailedItem], None],
 ) -> int:
-    """Write what can be written, and tell of the others; how many were."""
+    """Write the results that fit the format, report the others; return the number written."""
     came = written = 0
     try:
         for came, item in enumerate(produced, 1):  # noqa: B007  # the last one is the number
@@ -188,7 +188,7 @@ def _writer(
 
 
 def _peeked(items: Iterable[T]) -> tuple[T | None, Iterator[T]]:
-    """Return the first item, if there is one, and all of them."""
+    """Return the first item, if any, and an iterator over all items."""
     rest = iter(items)
     first = next(rest, None)
     return first, rest if first is None else chain([first], rest)

@@ -1,1 +1,1 @@
-"""From a file, a stream, a folder or a Python iterable to checked inputs, one at a time."""
+"""Reads a file, a stream, a folder or a Python iterable into checked inputs, one at a time."""

@@ -1,4 +1,4 @@
-"""Times of Arrow that Python can't hold: those with nanoseconds."""
+"""Converts Arrow times with nanoseconds, which Python can't hold."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ LISTS: dict[Any, Callable[[Any, Any], Any]] = {
 
 
 def with_python_times(batch: Any) -> Any:
-    """Return a batch whose times have microseconds at most; what is finer is cut off."""
+    """Return a batch with times in microseconds; finer digits are cut off."""
     types = [_coarser(field.type) for field in batch.schema]
     if types == batch.schema.types:
         return batch

@@ -1,4 +1,4 @@
-"""Lines as OpenAI's Batch API takes them: `custom_id`, `method`, `url` and `body`."""
+"""Reads lines of OpenAI's Batch API: `custom_id`, `method`, `url` and `body`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -22,12 +22,12 @@ from promptstack.services.sources.records import kind_of
 from promptstack.services.validation.json_text import NotExact, load_json
 
 LOOKED_AT = 100
-"""Records among which the first good one is looked for."""
+"""The first good request must be among this many records."""
 HEAD_BYTES = 1_048_576
-"""So far the source is looked at; its blocks are in memory meanwhile."""
+"""The look at the source ends after this many bytes, which stay in memory."""
 FORM = frozenset({"method", "url", "body"})
 INPUTS = ("text", "prompt", "messages")
-"""What a record has that is no request."""
+"""Fields of an ordinary record; a request has none of them."""
 SAID = {"json_schema": "JSON schema", API: "endpoint"}
 COMMANDS = {"generation": "runs generate", "embedding": "runs embed"}
 Placed = tuple[str, Any]
@@ -35,21 +35,21 @@ Placed = tuple[str, Any]
 
 
 class BatchLines:
-    """What the requests of one source ask for, which is to be the same but for their inputs.
+    """The parameters of the requests in one source; all must be the same.
 
-    A run asks all its items alike. The first line that can be asked for says how; another one that
-    asks otherwise is refused by its line.
+    The first request that can be made sets the run's parameters. A request with other parameters
+    is refused by its line.
     """
 
     def __init__(self, kind: str, plan: Callable[[Mapping[str, Any]], Any]) -> None:
-        """Take the kind of the run, and a `plan` that raises `InvalidInput` for what can't be."""
+        """Take the kind of the run, and a `plan` that raises `InvalidInput` for bad parameters."""
         self._kind = kind
         self._plan = plan
         self._how: Mapping[str, Any] | None = None
         self._first = "the records before it"
 
     def agree(self, records: Iterable[Placed]) -> Any:
-        """Return the plan of the first request that can be asked; else that of no request."""
+        """Return the plan of the first good request, or the plan without one."""
         for place, record in records:
             if not is_request(record):
                 if _is_broken_request(record):
@@ -63,10 +63,7 @@ class BatchLines:
         return self._plan({})
 
     def unfold(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Return a request as the record that it stands for; others as they are.
-
-        Raises `BadRecord`.
-        """
+        """Turn a request into an ordinary record; leave others unchanged. Raises `BadRecord`."""
         if not is_request(record):
             if self._how is None:
                 return record
@@ -112,7 +109,7 @@ class BatchLines:
             raise BadRecord(Fault.WRONG_TYPE, f"The body {error}.") from error
 
     def _no_request(self, record: Mapping[str, Any]) -> BadRecord:
-        """Why a record isn't one, where others are."""
+        """Say why a record is no request, in a source of requests."""
         for name, kind, wanted in (("url", str, "a string"), ("body", Mapping, "an object")):
             value = record.get(name)
             if value is None:
@@ -127,7 +124,7 @@ class BatchLines:
         return BadRecord(Fault.CONFLICT, f"The record has {name} beside its body; keep one.")
 
     def _different(self, how: Mapping[str, Any]) -> list[str]:
-        """What is asked otherwise than at first, by the names that a body has."""
+        """Return the names of the parameters that differ from the first request's."""
         first, here = _flat(self._how or {}), _flat(how)
         return [
             SAID.get(name, name)
@@ -141,7 +138,7 @@ def _flat(how: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kind_of_requests(records: Iterable[Placed]) -> str:
-    """Which kind of run the first request is for. Raises `InvalidInput` where there is none."""
+    """Return the kind of run of the first request. Raises `InvalidInput` if there is none."""
     for _, record in records:
         endpoint = endpoint_of(record["url"]) if is_request(record) else None
         if endpoint is not None:
@@ -154,7 +151,7 @@ def kind_of_requests(records: Iterable[Placed]) -> str:
 
 
 def is_request(record: Any) -> bool:
-    """Whether a record has the form, and no input of its own."""
+    """Tell whether a record is a request, without an input beside its body."""
     return (
         isinstance(record, Mapping)
         and isinstance(record.get("body"), Mapping)
@@ -164,7 +161,7 @@ def is_request(record: Any) -> bool:
 
 
 def _is_broken_request(record: Any) -> bool:
-    """Whether a record was to be one: it must not make a plain source of all that follow."""
+    """Tell whether a record is a request with a fault, so that the search goes on after it."""
     return (
         isinstance(record, Mapping)
         and ("url" in record or "body" in record)
@@ -173,14 +170,14 @@ def _is_broken_request(record: Any) -> bool:
 
 
 def records_of_lines(blocks: Iterable[bytes]) -> Iterator[Placed]:
-    """The first records of JSON Lines that can be read."""
+    """Yield the first readable records of JSON Lines."""
     for number, line in islice(physical_lines(_head(blocks), HEAD_BYTES), LOOKED_AT):
         with suppress(JSONDecodeError, NotExact):
             yield f"line {number}", load_json(line or b"", "The line")
 
 
 def records_of_items(items: Iterable[Any]) -> Iterator[Placed]:
-    """The first ones of a list, as JSON has them."""
+    """Yield the first records of a list, as JSON."""
     for number, item in enumerate(islice(items, LOOKED_AT), 1):
         with suppress(BadRecord, RecursionError):
             yield f"item {number}", as_json(item)

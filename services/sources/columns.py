@@ -1,4 +1,4 @@
-"""Which columns of a table are wanted, and whether they are there."""
+"""Chooses the columns of a table that must be read."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def wanted_columns(name: str, columns: Sequence[str], reading: Reading) -> list[
 
 
 def _check_names(name: str, columns: Sequence[str]) -> None:
-    """Those that aren't wanted may be called anything."""
+    """Check the names that are wanted; others may be anything."""
     if not all(column.strip() for column in columns):
         raise InvalidInput(f"{name} has a column without a name; give it one.")
     twice = next((column for column, count in Counter(columns).items() if count > 1), None)

@@ -1,4 +1,4 @@
-"""The messages of a record, checked as those of a job are."""
+"""Checks the messages of a record by the rules for a job's messages."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Where a record of a CSV file begins and ends, for records of any length."""
+"""Finds where records of a CSV file begin and end, for records of any length."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -13,18 +13,18 @@ REST_IN_QUOTES = re.compile(_IN_QUOTES)
 
 @dataclass(frozen=True)
 class Grammar:
-    """What records are made of, for one separator."""
+    """The patterns of records, for one separator."""
 
     separator: bytes
     cells: re.Pattern[bytes]
-    """Whole cells, each with the separator after it."""
+    """Matches whole cells, each with the separator after it."""
     whole_record: re.Pattern[bytes]
-    """What most records are: known at once, without going through them."""
+    """Matches most records at once, without a walk through their cells."""
 
     @classmethod
     @cache
     def of(cls, separator: bytes) -> "Grammar":
-        """Make it for a separator of one byte."""
+        """Build the patterns for a separator of one byte."""
         sign = re.escape(separator)
         cell = rb'(?:"' + _IN_QUOTES + rb'"|[^"' + sign + rb"]*+)"
         whole = cell + b"(?:" + sign + cell + rb")*+\r?\n"
@@ -36,9 +36,9 @@ class CsvRecord:
     """One record, which may have several lines."""
 
     position: int
-    """The line that it starts on, from 1."""
+    """The line on which it starts, from 1."""
     content: bytes | None
-    """Without the end of its last line. None: it was longer than the bound and was let go."""
+    """The record without its last line end. None: it was longer than the bound and not kept."""
     complete: bool = True
     """Whether its last quote was closed before the file ended."""
 
@@ -48,21 +48,21 @@ class _At(Enum):
     PLAIN = auto()
     QUOTED = auto()
     AFTER_QUOTE = auto()
-    """After a quote within quotes: the end of the quotes, or the first of two that mean one."""
+    """After a quote inside quotes: it ends them, or is the first half of an escaped quote."""
 
 
 def csv_records(
     blocks: Iterable[bytes], limit: int, separator: bytes = COMMA
 ) -> Iterator[CsvRecord]:
-    """Cut a stream into records as the csv module would, but keep none longer than `limit` bytes.
+    """Cut a stream into records as the csv module does, but keep none longer than `limit` bytes.
 
-    The csv module would read a quote that is never closed, and with it the rest of the file, into
-    memory; and what it gives up on in the middle it takes for the next record.
+    The csv module would read an unclosed quote and the rest of the file into memory. When it gives
+    up in the middle of a record, it reads what follows as the next record.
     """
     grammar = Grammar.of(separator)
     at = _At.FIELD_START
     line = begin = 1
-    held = bytearray()  # not a list: quotes may hold millions of short lines
+    held = bytearray()  # not a list: a quoted cell may hold millions of short lines
     size = 0
     for block in blocks:
         for fragment in _fragments(block):
@@ -90,7 +90,7 @@ def csv_records(
 
 
 def _fragments(block: bytes) -> Iterator[bytes]:
-    """Cut after each end of a line, and nowhere else."""
+    """Cut a block after each line end."""
     *lines, rest = block.split(b"\n")
     for line in lines:
         yield line + b"\n"
@@ -99,7 +99,7 @@ def _fragments(block: bytes) -> Iterator[bytes]:
 
 
 def _after(at: _At, fragment: bytes, grammar: Grammar) -> _At:
-    """Tell where a fragment of a line leaves us."""
+    """Return the state after a fragment of a line."""
     place, end = 0, len(fragment)
     while place < end:
         if at is _At.QUOTED:

@@ -1,4 +1,4 @@
-"""Inputs cut into chunks."""
+"""Cuts inputs into chunks."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -13,7 +13,7 @@ SOURCE, START = "source", "start"
 
 
 def whole_texts(reading: Reading) -> Reading:
-    """How texts are read that are cut afterwards: with all that the chunks may need."""
+    """Return the options for reading whole texts that are cut later."""
     return replace(reading, template=None, columns=None)
 
 

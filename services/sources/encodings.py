@@ -1,4 +1,4 @@
-"""Which encoding a text has, by its first bytes."""
+"""Detects the encoding of a text by its first bytes."""
 
 from dataclasses import dataclass
 
@@ -25,11 +25,11 @@ class Encoding:
 
     name: str
     mark: bytes = b""
-    """What stands before the text, and is none of it."""
+    """The byte order mark, which is not part of the text."""
 
 
 def encoding_of(start: bytes) -> Encoding:
-    """Tell it by the first four bytes, or fewer where there are no more; UTF-8 unless they say."""
+    """Detect the encoding by at most four first bytes; UTF-8 unless they say otherwise."""
     mark = next((mark for mark in MARKS if start.startswith(mark)), None)
     if mark is not None:
         return Encoding(MARKS[mark], mark)

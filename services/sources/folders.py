@@ -1,4 +1,4 @@
-"""Documents from text and Markdown files."""
+"""Reads text and Markdown files as documents."""
 
 import os
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ from promptstack.services.sources.records import RecordCheck, checked_id
 from promptstack.services.text import printable_path
 
 SHOWN = 500
-"""Characters of a name that can't be an id."""
+"""Characters shown of a name that can't be an id."""
 
 
 def read_folder(path: Path, check: RecordCheck, reading: Reading) -> Iterator[Input | BadInput]:
-    """Read each text file below a folder, in the order of their names; or the one file.
+    """Read each text file below a folder, in the order of their names, or a single file.
 
-    A document's id is its path within the folder, and stands in its metadata as `source` too.
+    The id of a document is its path within the folder. The metadata has it as `source` too.
     """
     position = 0
     for position, file in enumerate(_text_files(path) if path.is_dir() else [path], 1):
@@ -59,7 +59,7 @@ def _check_utf_8(name: str) -> None:
 
 
 def _text_files(folder: Path) -> Iterator[Path]:
-    """Walk through a folder in order; only the names of one way down are held in memory."""
+    """Walk through a folder in order. Memory holds the names of one path down only."""
     try:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
@@ -78,7 +78,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
     except OSError:
-        return True  # where a link leads is not known: reading it says why
+        return True  # a link that leads nowhere: reading it says why
 
 
 def _text(origin: Origin, position: int, name: str, max_bytes: int) -> str | BadInput:

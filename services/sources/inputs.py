@@ -1,4 +1,4 @@
-"""The way in: any source to a stream of checked inputs, in memory that doesn't grow with it."""
+"""Reads any source as a stream of checked inputs. Memory does not grow with the source."""
 
 import io
 from collections import deque
@@ -38,16 +38,16 @@ T = TypeVar("T")
 
 @dataclass
 class Opened:
-    """A source whose beginning was looked at."""
+    """A source whose first blocks were already read."""
 
     origin: Origin
     blocks: Iterator[bytes]
 
 
 def looked_at(source: Source, reading: Reading) -> tuple[Source | Opened, Iterator[Placed]]:
-    """Return a source to be read, and its first records where they may be requests to OpenAI.
+    """Return the source to read, and its first records if they may be requests to OpenAI.
 
-    Who reads the source lets go of the records first. Raises `InvalidInput`.
+    Drop the records before you read the source. Raises `InvalidInput`.
     """
     if reading.text_column is not None or reading.template is not None:
         return source, iter(())
@@ -63,8 +63,8 @@ def looked_at(source: Source, reading: Reading) -> tuple[Source | Opened, Iterat
 
 
 def _twice(parts: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
-    """The first parts, as far as they are looked at, and then all of them."""
-    held: deque[T] = deque()  # not `tee`, which lets go of dozens at once
+    """Return an iterator for a first look, and one that yields all parts from the start."""
+    held: deque[T] = deque()  # not `tee`, which frees parts only by the dozen
 
     def first() -> Iterator[T]:
         for part in parts:
@@ -82,10 +82,10 @@ def _twice(parts: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
 def read_inputs(
     source: Source | Opened, reading: Reading, unfold: Unfold = as_it_is
 ) -> Iterator[Input | BadInput]:
-    """Read a source record by record; `unfold` makes an ordinary record of a request.
+    """Read a source record by record; `unfold` turns a request into an ordinary record.
 
-    Raises `InvalidInput` at once for what can be told before the source is opened, and on the way
-    where the source can't be read on. A record that is wrong is a `BadInput`, and hurts no other.
+    A bad record becomes a `BadInput`; the records after it are read. Raises `InvalidInput` before
+    the source is opened if the arguments are wrong, and later if the source can't be read on.
     """
     whole = reading if reading.chunk_tokens is None else whole_texts(reading)
     check = RecordCheck(whole, unfold)
@@ -154,7 +154,7 @@ def _format(origin: Origin, reading: Reading) -> Format:
         return reading.format
     found = FORMATS.get(origin.suffix)
     if found is Format.LINES and reading.chunk_tokens is not None and origin.path is not None:
-        return Format.FOLDER  # who wants a text cut has no text a line
+        return Format.FOLDER  # a text that is to be cut does not stand on one line
     if found is not None:
         return found
     if origin.path is None:

@@ -1,4 +1,4 @@
-"""Records from Python: strings and mappings."""
+"""Reads records from Python: strings and mappings."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

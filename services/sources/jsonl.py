@@ -1,4 +1,4 @@
-"""Records from JSON Lines, and texts from plain lines."""
+"""Reads records from JSON Lines, and texts from plain lines."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -11,15 +11,15 @@ from promptstack.services.text import shown_name
 from promptstack.services.validation.json_text import NotExact, load_json
 
 ESCAPED = 3
-"""A character that JSON escapes takes up to three times its bytes in UTF-8."""
+"""An escaped character takes up to three times its bytes in UTF-8."""
 SLACK_BYTES = 1_048_576
-"""What a line may have beside its text."""
+"""Bytes that a line may have besides its text."""
 NESTED = frozenset({dict, list})
 STRUCTURE = (b",", b":", b"[", b"{")
-"""What stands before each value of JSON, and before what holds others."""
+"""One of these stands before each value in JSON, so counting them bounds the values."""
 TEXT_IN_JSON = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-"""Also one that is never closed, and with it all that follows: else each quote in it would be gone
-through to the end."""
+"""A string, or an unclosed one with all that follows it: else the search would run to the end of
+the line again for each quote."""
 
 OLD_LINE_END = re.compile(rb"\r(?!\n|\Z)")
 
@@ -53,7 +53,7 @@ def read_jsonl(
             reason = f"The line must hold a JSON object, and holds {kind_of(record)}."
             yield BadInput(position, None, Fault.WRONG_TYPE, reason)
             continue
-        # The parser takes nothing that can't be stored but such escapes and deep nesting.
+        # Only escapes and deep nesting can hold what PostgreSQL can't store.
         clean = b"\\u" not in line and NESTED.isdisjoint(map(type, record.values()))
         yield check(position, record, clean=clean)
 
@@ -76,9 +76,10 @@ def read_lines(
 
 
 def has_more(record: bytes, signs: tuple[bytes, ...], text: re.Pattern[bytes], most: int) -> bool:
-    """Whether more than `most` of these signs are in a record, but for those within `text`.
+    """Tell whether a record has more than `most` of these signs outside of `text`.
 
-    Counted before it is taken apart: small values take a hundred times their length in memory.
+    They are counted before the record is parsed: a small value takes a hundred times its length
+    in memory.
     """
     if sum(map(record.count, signs)) <= most:
         return False
@@ -87,13 +88,13 @@ def has_more(record: bytes, signs: tuple[bytes, ...], text: re.Pattern[bytes], m
 
 
 def too_many(position: int, what: str, most: int) -> BadInput:
-    """Say that a record was not taken apart."""
+    """Return the bad input for a record with too many values, which was not parsed."""
     reason = f"{what} has more than {most:,} values."
     return BadInput(position, None, Fault.TOO_LONG, reason)
 
 
 def too_long(position: int, what: str, limit: int) -> BadInput:
-    """Say that a record was let go unread."""
+    """Return the bad input for a record that was too long to read."""
     reason = f"{what} has more than {limit:,} bytes."
     return BadInput(position, None, Fault.TOO_LONG, reason)
 
@@ -101,7 +102,7 @@ def too_long(position: int, what: str, limit: int) -> BadInput:
 def not_utf8(
     position: int, what: str, error: UnicodeDecodeError, custom_id: str | None = None
 ) -> BadInput:
-    """Say which byte is wrong."""
+    """Return the bad input for a record that is not UTF-8; it names the wrong byte."""
     byte = error.object[error.start]
     reason = f"{what} is not UTF-8 (byte {byte:#04x} at {error.start + 1}); save it as UTF-8. "
     reason += "From Latin-1, `iconv -f latin1 -t utf-8` does it."
@@ -109,7 +110,7 @@ def not_utf8(
 
 
 def old_line_ends(record: bytes) -> str:
-    """What to do about ends of lines that a record holds within itself; else nothing."""
+    """Return advice if a record holds bare carriage returns, else an empty string."""
     if OLD_LINE_END.search(record) is None:
         return ""
     return " It has carriage returns alone (old Macs end lines so); save it with other line ends."

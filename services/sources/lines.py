@@ -1,4 +1,4 @@
-"""Physical lines of a stream of bytes, none of them longer than a bound."""
+"""Cuts a stream of bytes into lines, none of them longer than a bound."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 def physical_lines(blocks: Iterable[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:
     r"""Yield each line's number, from 1, and the line without its `\n`.
 
-    In the place of a line with more than `limit` bytes stands None: such a line may be the rest of
-    a file that is no text at all, and is let go as it is read.
+    A line of more than `limit` bytes is yielded as None and not kept in memory: it may be the rest
+    of a file that is no text at all.
     """
     number = 0
     held = bytearray()  # not a list: a pipe may give a byte at a time

@@ -1,4 +1,4 @@
-"""The bytes of a source: opened, decompressed, in UTF-8 without their byte order mark."""
+"""Opens a source and yields its bytes: decompressed, in UTF-8, without a byte order mark."""
 
 import codecs
 import gzip
@@ -19,14 +19,14 @@ from promptstack.services.text import printable_path
 
 BLOCK_BYTES = 256 * 1024
 BZ2_BLOCKS = (b"1AY&", b"\x17rE8")
-"""How the first block begins, or the end of data that holds nothing."""
+"""The first bytes of a block, and those of an empty file's end."""
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
     **{bytes([0x50 + kind]) + b"\x2a\x4d\x18": "zstd" for kind in range(16)},  # a frame to skip
     **{b"BZh%d%s" % (level, block): "bz2" for level in range(1, 10) for block in BZ2_BLOCKS},
 }
-"""By the bytes that such data starts with."""
+"""Compressions by their first bytes."""
 ARCHIVES = {
     b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save its table as CSV",
     b"\xfd7zX": "xz data; unpack it first",
@@ -52,14 +52,14 @@ class Origin:
 
     @property
     def name(self) -> str:
-        """What to call it in a sentence that begins with it."""
+        """The name for the beginning of a sentence."""
         if self.path is not None:
             return printable_path(self.path)
         return "Standard input" if self.stream is None else "The stream"
 
     @property
     def suffix(self) -> str:
-        """The suffix that tells the format, without that of a compression; may be empty."""
+        """The suffix that tells the format, without a compression's; may be empty."""
         name = PurePath(self._file_name())
         if name.suffix.lower() in SUFFIXES:
             name = PurePath(name.stem)
@@ -67,12 +67,12 @@ class Origin:
 
     @property
     def compression(self) -> str | None:
-        """What the name says of it."""
+        """The compression that the name tells, if any."""
         return SUFFIXES.get(PurePath(self._file_name()).suffix.lower())
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:
-        """Open a file, and close it in the end; a stream of the caller's stays open."""
+        """Open the file and close it at the end. A stream of the caller stays open."""
         if self.path is None:
             yield self.stream or sys.stdin.buffer
             return
@@ -85,14 +85,11 @@ class Origin:
 
     def _file_name(self) -> str:
         name = getattr(self.stream, "name", "") if self.path is None else str(self.path)
-        return name if isinstance(name, str) else ""  # a pipe's is a number
+        return name if isinstance(name, str) else ""  # the name of a pipe is a number
 
 
 def byte_blocks(origin: Origin) -> Iterator[bytes]:
-    """Yield what the source holds, decompressed and in UTF-8.
-
-    Raises `InvalidInput` that says what is wrong.
-    """
+    """Yield the content of the source, decompressed and in UTF-8. Raises `InvalidInput`."""
     with origin.opened() as stream:
         head = _guarded(origin, _reader(stream))
         start = _at_least(head, MAGIC_BYTES)
@@ -117,7 +114,7 @@ def byte_blocks(origin: Origin) -> Iterator[bytes]:
 
 
 def _unpacked(read: Read, compression: str) -> Read:
-    if compression == "gzip":  # of which zeros may follow, as tapes have them: pyarrow knows none
+    if compression == "gzip":  # zeros may follow, as on tapes; pyarrow would refuse them
         return gzip.GzipFile(fileobj=_Readable(read)).read1
     stream = pa.CompressedInputStream(pa.PythonFile(_Readable(read), mode="r"), compression)
     unpacked: Read = stream.read
@@ -125,7 +122,7 @@ def _unpacked(read: Read, compression: str) -> Read:
 
 
 def _in_utf_8(origin: Origin, read: Read, encoding: str) -> Read:
-    """What is wrong with one text goes on to its record: a half of a pair is no UTF-8 either."""
+    """Re-encode as UTF-8. Half a surrogate pair passes through, so that its record is refused."""
     decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
     done = 0
 
@@ -148,13 +145,13 @@ def _in_utf_8(origin: Origin, read: Read, encoding: str) -> Read:
 
 
 def _reader(stream: BinaryIO) -> Read:
-    # What a pipe has now, and not first a whole block: records are worked on as they come.
+    # `read1` returns what a pipe has now and does not wait for a whole block.
     read: Read = getattr(stream, "read1", stream.read)
     return read
 
 
 def _guarded(origin: Origin, read: Read, compression: str | None = None) -> Read:
-    """Turn the errors of reading into sentences that say how far it came."""
+    """Turn errors of reading into sentences that say how many bytes were read."""
     done = 0
 
     def guarded(size: int) -> bytes:
@@ -176,7 +173,7 @@ def _guarded(origin: Origin, read: Read, compression: str | None = None) -> Read
 
 def _damage(error: Exception, compression: str | None) -> str:
     if compression is None:
-        return "it ended with an error"  # a stream of the caller's, which may be of any kind
+        return "it ended with an error"  # the stream is the caller's own and may raise anything
     is_cut = isinstance(error, EOFError) or "runcated" in str(error)
     return f"its {compression} data is {'cut off' if is_cut else 'damaged'}"
 
@@ -208,7 +205,7 @@ def _compression(origin: Origin, start: bytes) -> str | None:
 
 
 class _Readable(io.RawIOBase):
-    """A file object around a function, as pyarrow wants one."""
+    """A file object around a function, for pyarrow and gzip."""
 
     def __init__(self, read: Read) -> None:
         self._read = read

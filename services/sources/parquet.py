@@ -1,4 +1,4 @@
-"""Records from Parquet, a batch of rows at a time."""
+"""Reads records from Parquet, a batch of rows at a time."""
 
 import io
 import tempfile
@@ -27,19 +27,19 @@ MAX_BATCH_ROWS = 4_096
 BUFFER_BYTES = 1_048_576
 MAGIC = b"PAR1"
 TAIL_BYTES = 8
-"""The length of the description at a file's end, and the magic word once more."""
+"""The file ends with the length of its description and the magic word."""
 DESCRIPTION_SHARE = 4
-"""What describes a file takes some times its length in memory."""
+"""The description of a file takes about four times its length in memory."""
 PAGES_SHARE = 2
-"""So many of the largest parts at once, one or two of each column."""
+"""At most this many of the largest parts are in memory at once."""
 BOMB = 32
-"""How many times their bytes in the file values of lists may take where they take much."""
+"""Values in lists may expand to this many times their bytes in the file."""
 
 
 def read_parquet(
     origin: Origin, check: RecordCheck, reading: Reading
 ) -> Iterator[Input | BadInput]:
-    """Read the columns that are wanted, in memory that doesn't grow with what they expand to."""
+    """Read the wanted columns. Memory does not grow with what they expand to."""
     with _opened(origin, reading.bounds.part_bytes) as (where, file, plain):
         columns = wanted_columns(origin.name, file.schema_arrow.names, reading)
         longest = DOUBLED * reading.max_bytes + SLACK_BYTES
@@ -64,18 +64,18 @@ def read_parquet(
 
 @dataclass(frozen=True)
 class Plan:
-    """How a group of rows is read."""
+    """The plan to read a group of rows."""
 
     rows: int
-    """At once."""
+    """Rows that are read at once."""
     as_dictionaries: list[str]
-    """Columns of texts that are left as they are packed until a row is needed."""
+    """Text columns that stay packed until a row is needed."""
 
 
 def _leaves(
     plain: BinaryIO, file: Any, number: int, columns: list[str], part_bytes: int
 ) -> list[Leaf]:
-    """What the wanted columns of a group of rows take."""
+    """Return the sizes of the wanted columns in a group of rows."""
     group, schema = file.metadata.row_group(number), file.schema
     return [
         read_leaf(plain, group.column(place), schema.column(place), part_bytes)
@@ -85,7 +85,7 @@ def _leaves(
 
 
 def _plan(origin: Origin, leaves: list[Leaf], rows: int, part_bytes: int) -> Plan:
-    """Raise `InvalidInput` where a part that can only be read whole is too large."""
+    """Plan the reading. Raises `InvalidInput` if a part that must be read whole is too large."""
     row_bytes, packed = 0.0, []
     for leaf in leaves:
         if max(leaf.largest_page, leaf.dictionary) > part_bytes:
@@ -127,7 +127,7 @@ def _reader(where: Any, **how: Any) -> Any:
 
 
 def _rows(batch: Any, longest: int) -> Iterator[dict[str, Any] | BadRecord]:
-    """Yield the rows as Python has them, some at a time; the limit of one is `longest` bytes."""
+    """Yield the rows as Python values; a row of more than `longest` bytes is a `BadRecord`."""
     size = sum(map(_most_bytes, batch.columns))
     if size > BATCH_BYTES and batch.num_rows > 1:
         middle = batch.num_rows // 2
@@ -140,7 +140,7 @@ def _rows(batch: Any, longest: int) -> Iterator[dict[str, Any] | BadRecord]:
 
 
 def _most_bytes(array: Any) -> int:
-    """The most that the values of an array can take, those of dictionaries written out."""
+    """Return the most bytes that the values of an array can take, dictionaries unpacked."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         longest = pc.max(pc.binary_length(array.dictionary)).as_py() or 0
@@ -157,7 +157,7 @@ def _most_bytes(array: Any) -> int:
 
 
 def _python_rows(batch: Any) -> Iterator[dict[str, Any] | BadRecord]:
-    """Yield the rows. Where that fails, one by one, to know which is bad."""
+    """Yield the rows. If a batch fails, convert one row at a time to find the bad one."""
     try:
         yield from batch.to_pylist(maps_as_pydicts="strict")
         return
@@ -182,7 +182,7 @@ def _record(row: dict[str, Any] | BadRecord) -> dict[str, Any]:
 
 @contextmanager
 def _opened(origin: Origin, part_bytes: int) -> Iterator[tuple[Any, Any, BinaryIO]]:
-    """Open a file for pyarrow, and its bytes."""
+    """Open a file for pyarrow, and its plain bytes."""
     with ExitStack() as stack:
         where: Any = origin.path
         if where is None or not _is_plain(origin):
@@ -214,7 +214,7 @@ def _description_bytes(plain: BinaryIO) -> int:
 
 @contextmanager
 def _copied(origin: Origin) -> Iterator[BinaryIO]:
-    """Put a stream, or what is compressed as a whole, into a file: Parquet is read from its end."""
+    """Copy a stream or a compressed source into a file: Parquet is read from its end."""
     with tempfile.TemporaryFile() as copy:
         for block in byte_blocks(origin):
             copy.write(block)

@@ -1,7 +1,7 @@
-"""What a group of rows of a Parquet file expands to, as its pages say, before any is unpacked.
+"""Computes what a group of rows of a Parquet file expands to, before any page is unpacked.
 
-The description at a file's end tells sizes of whole columns only, and a file may say of itself
-what it likes. What a reader allocates is in the header of each page.
+The description at the end of a file tells only the sizes of whole columns, and may lie. The header
+of each page says what a reader will allocate for it.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,12 +27,12 @@ _HIGH, _LOW = 0x80, 0x7F
 
 
 class BadPages(Exception):
-    """The pages are not as the format has them."""
+    """The pages do not follow the format."""
 
 
 @dataclass
 class Leaf:
-    """A column of numbers or texts, in one group of rows; `values` may be many in one row."""
+    """A column of numbers or texts in one group of rows. One row may hold many `values`."""
 
     path: str
     is_nested: bool
@@ -50,14 +50,14 @@ class Leaf:
 
     @property
     def expanded(self) -> int:
-        """The most that all values can take."""
+        """Return the most bytes that all values can take."""
         return self.values * max(self.longest, WIDTH)
 
 
 def read_leaf(file: BinaryIO, chunk: Any, column: Any, part_bytes: int) -> Leaf:
-    """Go through the headers of the pages of a column. Raises `BadPages`.
+    """Read the headers of a column's pages. Raises `BadPages`.
 
-    A dictionary is looked into where it takes no more than `part_bytes`.
+    A dictionary of at most `part_bytes` is unpacked to find its longest text.
     """
     leaf = Leaf(column.path, column.max_repetition_level > 0)
     if chunk.physical_type == FIXED:
@@ -89,7 +89,7 @@ def read_leaf(file: BinaryIO, chunk: Any, column: Any, part_bytes: int) -> Leaf:
 
 
 def _pages(file: BinaryIO, chunk: Any) -> Iterator[tuple[dict[int, Any], int]]:
-    """Each page's header, and where what follows it begins."""
+    """Yield each page's header, and the offset where its content begins."""
     begins = [chunk.data_page_offset]
     if chunk.dictionary_page_offset:
         begins.append(chunk.dictionary_page_offset)
@@ -118,7 +118,7 @@ def _unpacked(page: bytes, compression: str, size: int) -> bytes | None:
 
 
 def _longest(page: bytes, count: int) -> int:
-    """The longest of the texts, each with its length before it."""
+    """Return the length of the longest text; each text has its length before it."""
     longest = place = 0
     for _ in range(count):
         if place + 4 > len(page):

@@ -1,4 +1,4 @@
-"""Python values that JSON doesn't have, as JSON."""
+"""Turns Python values that JSON lacks into JSON."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -47,18 +47,18 @@ CONVERSIONS: tuple[tuple[type[Any] | tuple[type[Any], ...], Callable[[Any], Any]
     ((Decimal, UUID), str),
     (bytes, _text),
     (BaseModel, lambda value: value.model_dump(mode="json", exclude_defaults=True)),
-    (str, str.__str__),  # of a class of its own, also an enum
+    (str, str.__str__),  # also an enum or another subclass
     (int, int),
     (float, lambda value: as_json(float(value))),
 )
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as JSON has it: times in ISO 8601, bytes as UTF-8. Raises `BadRecord`."""
+    """Return a value as JSON: times in ISO 8601, bytes as UTF-8. Raises `BadRecord`."""
     if type(value) in PLAIN:
         return value
     if type(value) is float:
-        return None if math.isnan(value) else value  # how pandas writes that there is nothing
+        return None if math.isnan(value) else value  # pandas writes a missing value as NaN
     for types, convert in CONVERSIONS:
         if isinstance(value, types):
             return convert(value)

@@ -1,4 +1,4 @@
-"""What is read, and how: the words that the readers share."""
+"""The types that all readers share: formats, inputs, faults and options."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ Source = str | Path | BinaryIO | Iterable[str | Mapping[str, Any]]
 
 
 SUFFIXES = frozenset({".md", ".markdown", ".mdx", ".rst", ".text", ".txt"})
-"""What is read from a folder; a file that is named itself may have any suffix."""
+"""Files that are read from a folder. A single file may have any suffix."""
 
 
 class Format(StrEnum):
-    """How records lie in a source."""
+    """The format of a source."""
 
     JSONL = "jsonl"
     CSV = "csv"
@@ -49,11 +49,11 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A record that can be worked on: it has either a text or messages."""
+    """A good record: it has either a text or messages."""
 
     position: int
-    """Number of the record in its source, from 1: the line where it starts in JSONL, text and CSV,
-    the row in Parquet and lists, the running number where texts are cut into chunks."""
+    """Number of the record in its source, from 1: the line where it starts (JSONL, text, CSV), the
+    row (Parquet, lists), or a running number (texts that are cut into chunks)."""
     custom_id: str
     text: str | None
     messages: list[dict[str, JsonValue]] | None
@@ -62,7 +62,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class BadInput:
-    """A record that can't be worked on, and why. The others are not hurt by it."""
+    """A bad record, and why it is bad."""
 
     position: int
     custom_id: str | None
@@ -74,16 +74,16 @@ class BadInput:
 
 @dataclass(frozen=True)
 class SourceBounds:
-    """How much a source may ask for beyond the length of its texts."""
+    """Bounds of a source besides the length of its texts."""
 
     template_bytes: int = 1_000_000
     template_places: int = 1_000
-    """Where fields are filled in."""
+    """Most fields that a template fills in."""
     record_values: int = 1_000_000
-    """In one record, whatever they are nested in; also the columns of a table."""
+    """Most values in one record, at any depth; also the most columns of a table."""
     part_bytes: int = 67_108_864
-    """Of what can only be held whole: the description of a Parquet file, or what a few packed
-    bytes of it expand to."""
+    """Most bytes of what must be held whole: a Parquet file's description, or a page of it,
+    unpacked."""
 
 
 @dataclass(frozen=True)
@@ -91,25 +91,25 @@ class Reading:
     """How to read a source."""
 
     format: Format | None = None
-    """None: as the name's suffix says, also `.jsonl.gz` or `.csv.zst`."""
+    """None: by the suffix of the name, such as `.csv` or `.jsonl.gz`."""
     text_column: str | None = None
     """None: `text`, else `prompt`."""
     id_column: str | None = None
     """None: `custom_id`, else `id`, else the position."""
     columns: tuple[str, ...] | None = None
-    """Which fields are kept as metadata. None: all but the text and the id."""
+    """Fields to keep as metadata. None: all but the text and the id."""
     template: str | None = None
-    """What the text is made of: `Summarise: {text}`, with fields of the record in braces."""
+    """The text, with fields of the record in braces: `Summarise: {text}`."""
     max_bytes: int = 10_000_000
     """The longest text, in UTF-8 bytes."""
     chunk_tokens: int | None = None
-    """Cut each text into chunks of at most so many tokens, each an input of its own."""
+    """Cut each text into chunks of at most this many tokens; each chunk is an input."""
     chunk_overlap_tokens: int | None = None
-    """How much of a chunk the next one may begin with. None: an eighth of `chunk_tokens`."""
+    """Most tokens that a chunk repeats from the one before. None: an eighth of `chunk_tokens`."""
     text_tokens: int | None = None
-    """What the model takes at most, where that is known; its chunks are no longer."""
+    """Most tokens that the model takes, if that is known; no chunk is longer."""
     tokenizer: Path | None = None
-    """The model's own tokenizer, by which chunks are cut."""
+    """File of the model's own tokenizer, which measures the chunks."""
     bounds: SourceBounds = SourceBounds()
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ class Reading:
 
 
 class BadRecord(InvalidInput):
-    """One record can't be taken. Readers turn it into a `BadInput` and go on."""
+    """One record is bad. Readers turn it into a `BadInput` and go on."""
 
     def __init__(self, fault: Fault, reason: str) -> None:
         super().__init__(reason)

@@ -1,4 +1,4 @@
-"""One record of a source, whatever its format: checked, and made an input."""
+"""Checks one record of any format and makes it an input."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,7 +23,7 @@ TEXT_NAMES = ("text", "prompt")
 ID_NAMES = ("custom_id", "id")
 MESSAGES = "messages"
 MAX_ID_BYTES = 2_000
-"""As long as a document's source."""
+"""The same bound as for the source of a document."""
 KINDS = (
     (NoneType, "null"),
     (bool, "a boolean"),
@@ -32,20 +32,20 @@ KINDS = (
     (Mapping, "an object"),
     ((list, tuple), "a list"),
 )
-"""In this order, as a bool is one of Python's numbers."""
+"""The order matters: in Python a bool is an int."""
 
 
 Unfold = Callable[[dict[str, Any]], dict[str, Any]]
-"""Makes an ordinary record of one in another form. Raises `BadRecord`."""
+"""Turns a record of another form into an ordinary one. Raises `BadRecord`."""
 
 
 def as_it_is(record: dict[str, Any]) -> dict[str, Any]:
-    """Of an ordinary record, itself."""
+    """Return an ordinary record unchanged."""
     return record
 
 
 class RecordCheck:
-    """Turns records into inputs, as a `Reading` has it."""
+    """Turns records into inputs, by the options of a `Reading`."""
 
     def __init__(self, reading: Reading, unfold: Unfold = as_it_is) -> None:
         self._text_names = (reading.text_column,) if reading.text_column else TEXT_NAMES
@@ -60,7 +60,7 @@ class RecordCheck:
     def __call__(
         self, position: int, record: dict[str, Any], *, clean: bool = False
     ) -> Input | BadInput:
-        """Check a record, which is used up. `clean` says that its metadata needs no check."""
+        """Check a record and take its fields out of it. `clean`: its metadata needs no check."""
         custom_id = None
         try:
             id_name, own_id = self._find_id(record)
@@ -85,23 +85,23 @@ class RecordCheck:
         return Input(position, custom_id, text, messages, record)
 
     def own_id(self, record: Any) -> str | None:
-        """The id that stands in a record which can't be taken, if one can be read."""
+        """Return the id of a bad record, if it has a readable one."""
         with suppress(InvalidInput):
             return self._find_id(record)[1] if isinstance(record, Mapping) else None
         return None
 
     @property
     def first_text_name(self) -> str:
-        """The field of a text that has no record around it."""
+        """The field under which a plain text is put."""
         return self._text_names[0]
 
     @property
     def first_id_name(self) -> str:
-        """The field of an id that the source itself gives."""
+        """The field under which an id is put that the source gives, such as a file's name."""
         return self._id_names[0]
 
     def text_name(self, record: dict[str, Any]) -> str | None:
-        """The field that has the text, if one does."""
+        """Return the name of the field with the text, if there is one."""
         for name in self._text_names:
             if record.get(name) is not None:
                 return name
@@ -155,7 +155,7 @@ class RecordCheck:
 
 
 def kind_of(value: Any) -> str:
-    """What JSON calls a value."""
+    """Name the kind of a value as JSON does."""
     for types, name in KINDS:
         if isinstance(value, types):
             return name

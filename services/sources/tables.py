@@ -1,4 +1,4 @@
-"""Records from CSV: a header, and a record a row."""
+"""Reads records from CSV: a header, then one record a row."""
 
 import csv
 import re
@@ -33,7 +33,7 @@ SEPARATOR_TOLD = re.compile(rb'"?sep=([,;\t|:^~ ])"?\r?\n')
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the rows of one table are written."""
+    """The dialect of one table."""
 
     separator: bytes
     limit: int
@@ -43,16 +43,16 @@ class Dialect:
 
     @property
     def separators(self) -> str:
-        """What they are called."""
+        """Name the separators."""
         return SEPARATORS.get(self.separator, f"'{self.separator.decode()}'")
 
 
 def read_csv(
     name: str, blocks: Iterable[bytes], check: RecordCheck, reading: Reading
 ) -> Iterator[Input | BadInput]:
-    """Read a table with a header. `name` is what it is called in an error.
+    """Read a table with a header. `name` stands in errors.
 
-    A column without a name is called by its number, and kept where a cell of it holds something.
+    A column without a name gets its number as name; rows keep its cells that are not empty.
     """
     limit = DOUBLED * reading.max_bytes + SLACK_BYTES
     if csv.field_size_limit() < limit:
@@ -77,7 +77,7 @@ def read_csv(
 
 
 def _start(blocks: Iterator[bytes]) -> bytes:
-    """As much of a table as holds its header, unless that is long, and a line before it."""
+    """Read enough of a table to hold a `sep=` line and the header, unless the header is long."""
     start = bytearray()
     for block in blocks:
         start += block
@@ -92,7 +92,7 @@ def _told(told: re.Match[bytes] | None, reading: Reading, limit: int) -> Dialect
 
 
 def _guessed(name: str, start: bytes, reading: Reading, limit: int) -> Dialect:
-    """By which separator the header has the columns that are needed; else by which the most."""
+    """Return the separator that gives the wanted columns, else the one that gives most columns."""
     tables = [Dialect(each, limit, reading.bounds.record_values) for each in SEPARATORS]
     widths = []
     for table in tables:
@@ -106,7 +106,7 @@ def _guessed(name: str, start: bytes, reading: Reading, limit: int) -> Dialect:
 
 
 def _header(name: str, records: Iterator[CsvRecord], table: Dialect) -> tuple[list[str], bool]:
-    """The names of the columns as they stand there, and whether the first one is in quotes."""
+    """Return the column names, and whether the first one is in quotes."""
     for record in records:
         cells = _cells(record, table)
         if isinstance(cells, BadInput):
@@ -157,7 +157,7 @@ def _rows(
 
 
 def _cells(record: CsvRecord, table: Dialect) -> list[str] | BadInput:
-    """Take a record apart; a blank line has no cells."""
+    """Split a record into cells; a blank line has none."""
     if record.content is None:
         bad = too_long(record.position, "The row", table.limit)
         return bad if record.complete else _unclosed(record)

@@ -1,4 +1,4 @@
-"""Texts made of a record's fields."""
+"""Fills the fields of a record into a template."""
 
 import re
 from collections import Counter
@@ -26,7 +26,7 @@ class Template:
         max_bytes: int = Reading.max_bytes,
         bounds: SourceBounds = Reading.bounds,
     ) -> None:
-        """Take it apart; `max_bytes` is the longest text it may make. Raises `InvalidInput`."""
+        """Parse the template; `max_bytes` bounds its results. Raises `InvalidInput`."""
         if len(template.encode("utf-8", "surrogatepass")) > bounds.template_bytes:
             raise InvalidInput(
                 f"The template has more than {bounds.template_bytes:,} bytes (MAX_TEMPLATE_BYTES); "
@@ -59,14 +59,14 @@ class Template:
 
     @classmethod
     def of(cls, reading: Reading) -> Self | None:
-        """Return the one of a reading, if it has one. Raises `InvalidInput`."""
+        """Return the template of a reading, if it has one. Raises `InvalidInput`."""
         if reading.template is None:
             return None
         return cls(reading.template, max_bytes=reading.max_bytes, bounds=reading.bounds)
 
     @property
     def names(self) -> list[str]:
-        """The fields it needs, each once, in order."""
+        """The names of its fields, each once, in order."""
         return list(self._places)
 
     def render(self, fields: Mapping[str, Any]) -> str:
