@@ -64,7 +64,7 @@ from promptstack.services.runs.shards.store import ShardTools
 from promptstack.services.runs.shards.workload import EmbeddingTerms
 from promptstack.services.runs.work import RunWork
 from promptstack.services.sources.reading import SourceBounds
-from promptstack.services.validation.json_bounds import JsonBounds
+from promptstack.services.validation.request_bounds import JsonBounds, RequestBounds
 from promptstack.services.validation.schema_bounds import SchemaBounds
 from promptstack.tasks.app import create_app
 from promptstack.tasks.connections import check_broker, check_redis
@@ -228,17 +228,17 @@ class PromptStack:
             max_retries=settings.job_max_retries,
             expires_seconds=settings.job_expires_seconds,
             max_text_bytes=settings.max_text_bytes,
-            json_bounds=self._json_bounds,
-            schema_bounds=self._schema_bounds,
+            request_bounds=self._request_bounds,
         )
         return JobService(self.ledger, self.publisher, self.progress, self.factory, defaults)
 
     @cached_property
-    def _json_bounds(self) -> JsonBounds:
+    def _request_bounds(self) -> RequestBounds:
         settings = self.settings
-        return JsonBounds(
+        json_bounds = JsonBounds(
             settings.max_json_values, settings.max_json_depth, settings.max_option_bytes
         )
+        return RequestBounds(json_bounds, self._schema_bounds)
 
     @cached_property
     def _schema_bounds(self) -> SchemaBounds:
@@ -440,14 +440,13 @@ class PromptStack:
             in_flight=settings.run_in_flight,
             max_text_bytes=settings.max_text_bytes,
             block_bytes=settings.run_block_bytes,
-            json_bounds=self._json_bounds,
+            request_bounds=self._request_bounds,
             source_bounds=SourceBounds(
                 settings.max_template_bytes,
                 settings.max_template_places,
                 settings.max_record_values,
                 settings.max_source_part_bytes,
             ),
-            schema_bounds=self._schema_bounds,
         )
         return RunService(
             self.ledger,

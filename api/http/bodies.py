@@ -3,19 +3,9 @@
 from typing import Annotated, Any
 
 from fastapi import Header
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    FailFast,
-    Field,
-    JsonValue,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from promptstack.services.llm.openai_forms import tool_choice_of
-from promptstack.services.llm.requests import MAX_STOPS, MAX_TOOLS, JsonObject, Name, Text, Tool
-from promptstack.services.validation.bounds import Lifetime, MaxTokens, Retries, Seed, Temperature
+from promptstack.services.validation.bounds import Lifetime, Name, Retries, Text
 
 MAX_FIELDS = 100
 """No request has as many. Validation says something about each unknown field, and a body of a
@@ -70,27 +60,3 @@ class JobBody(Body):
     """What every job can be told."""
 
     bulk: bool = Field(False, description="Let interactive jobs go first; for batches.")
-
-
-class GenerationParameters(BaseModel):
-    """How to generate, whatever the prompt."""
-
-    system: Text | None = Field(None, description="What the model is to know and obey throughout.")
-    temperature: Temperature | None = None
-    max_tokens: MaxTokens | None = Field(None, description="Longest answer, in tokens.")
-    stop: Annotated[tuple[Text, ...], FailFast(), Field(max_length=MAX_STOPS)] = Field(
-        (), description="Texts at which the answer ends."
-    )
-    seed: Seed | None = Field(None, description="For answers that can be repeated.")
-    json_schema: dict[str, JsonValue] | None = Field(
-        None, description="A JSON schema that the answer must be an instance of."
-    )
-    tools: Annotated[tuple[Tool, ...], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
-        (), description="Tools that the model may call; the result then has `tool_calls`."
-    )
-    tool_choice: Annotated[Given, BeforeValidator(tool_choice_of)] | None = Field(
-        None, description="`auto`, `none`, `required` or the name of a tool."
-    )
-    options: JsonObject | None = Field(
-        None, description="Parameters that only this provider knows."
-    )

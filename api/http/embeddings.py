@@ -10,8 +10,7 @@ from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import IdempotencyKey, JobBody, NotBlank
 from promptstack.api.http.route import AuthenticatedRoute
 from promptstack.services.jobs.views import JobView
-from promptstack.services.llm.requests import Line
-from promptstack.services.validation.bounds import ChunkTokens
+from promptstack.services.validation.bounds import ChunkTokens, Line
 
 router = APIRouter(tags=["embeddings"], route_class=AuthenticatedRoute)
 

@@ -7,7 +7,6 @@ from pydantic import BeforeValidator, ConfigDict, FailFast, Field
 
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import (
-    GenerationParameters,
     IdempotencyKey,
     JobBody,
     NotBlank,
@@ -16,6 +15,7 @@ from promptstack.api.http.bodies import (
 from promptstack.api.http.route import AuthenticatedRoute
 from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.openai_forms import few_values
+from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.requests import MAX_FALLBACKS, MAX_TURNS, Fallback, Message
 
 router = APIRouter(tags=["generations"], route_class=AuthenticatedRoute)

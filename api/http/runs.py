@@ -8,13 +8,13 @@ from fastapi import APIRouter, Query, Response, status
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 
 from promptstack.api.http.auth import CurrentCaller, Owner, Stack
-from promptstack.api.http.bodies import Body, GenerationParameters, NotBlank
+from promptstack.api.http.bodies import Body, NotBlank
 from promptstack.api.http.route import AuthenticatedRoute
 from promptstack.services.export.items import FailedItem, Produced
-from promptstack.services.llm.requests import Name, Text
+from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.runs.views import RunView
 from promptstack.services.sources.reading import Reading
-from promptstack.services.validation.bounds import Dollars, InFlight
+from promptstack.services.validation.bounds import Dollars, InFlight, Name, Text
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=AuthenticatedRoute)
 
@@ -118,7 +118,6 @@ def create_generation_run(
         how.pop("items"),
         user_id=caller.user_id,
         reading=Reading(template=how.pop("template")),
-        provider_options=how.pop("options"),
         total_bytes=stack.settings.max_rendered_bytes,
         **how,
     )

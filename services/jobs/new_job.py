@@ -10,10 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.config.names import Queue
 from promptstack.repositories.models import JobKind
-from promptstack.services.llm.requests import Name
-from promptstack.services.validation.bounds import ChunkTokens, Lifetime, Retries
-from promptstack.services.validation.json_bounds import JsonBounds
-from promptstack.services.validation.schema_bounds import SchemaBounds
+from promptstack.services.validation.bounds import ChunkTokens, Lifetime, Name, Retries
+from promptstack.services.validation.request_bounds import RequestBounds
 
 QUEUES = {
     (JobKind.GENERATION, False): Queue.GENERATION,
@@ -32,8 +30,7 @@ class JobDefaults:
     max_retries: int
     expires_seconds: float
     max_text_bytes: int
-    json_bounds: JsonBounds = field(default_factory=JsonBounds)
-    schema_bounds: SchemaBounds = field(default_factory=SchemaBounds)
+    request_bounds: RequestBounds = field(default_factory=RequestBounds)
 
 
 class JobOptions(BaseModel):

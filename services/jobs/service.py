@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Unpack
 from uuid import UUID
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.jobs.jobs import RETRIABLE_STATES, EndedJobs
@@ -33,7 +33,8 @@ from promptstack.services.jobs.publishing import (
 from promptstack.services.jobs.views import AttemptView, JobView
 from promptstack.services.llm.base import Capability
 from promptstack.services.llm.factory import LLMServiceFactory
-from promptstack.services.llm.requests import TOOLS, Fallback, GenerationRequest, Tool
+from promptstack.services.llm.parameters import GenerationKeywords
+from promptstack.services.llm.requests import Fallback, GenerationRequest
 from promptstack.services.text import check_name, check_storable
 from promptstack.services.validation.bounds import checked_time, refused_in_words
 from promptstack.services.validation.ids import find_id
@@ -67,17 +68,8 @@ class JobService:
         prompt: str | None = None,
         *,
         messages: Sequence[BaseModel | Mapping[str, Any]] = (),
-        system: str | None = None,
         provider: str | None = None,
         model: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        json_schema: dict[str, JsonValue] | None = None,
-        tools: Sequence[Tool | Mapping[str, Any]] = (),
-        tool_choice: str | Mapping[str, Any] | None = None,
-        options: dict[str, JsonValue] | None = None,
         fallbacks: Sequence[Fallback] = (),
         bulk: bool = False,
         user_id: UUID | None = None,
@@ -85,23 +77,20 @@ class JobService:
         max_retries: int | None = None,
         expires_in: float | None = None,
         session: Session | None = None,
+        **parameters: Unpack[GenerationKeywords],
     ) -> JobView:
         """Accept one generation of a `prompt` or of `messages`.
 
-        Messages, tools and the choice of one are ours or as OpenAI's clients write them, the
-        answers of its SDK included.
+        Messages are ours or as OpenAI's clients write them, the answers of its SDK included. The
+        other `parameters` are the fields of `GenerationParameters`.
 
         With `session`, the job becomes part of the caller's transaction: it exists when the
         caller commits, and its message leaves then. Without it, it is committed on return.
         The same `idempotency_key` with the same request returns the job that is there.
-        `options` go to the provider as they are. `fallbacks` are asked where the provider can't
+        `fallbacks` are asked where the provider can't
         answer. Interactive jobs go before `bulk` ones. Raises `InvalidInput`,
         `IdempotencyConflict`.
         """
-        self._defaults.schema_bounds.check(json_schema)
-        with refused_in_words():
-            known = TOOLS.validate_python(tuple(tools))
-        self._defaults.schema_bounds.check_tools([tool.parameters for tool in known])
         # All that takes long for a long request comes before the transaction: PostgreSQL ends one
         # in which nothing happens for some seconds.
         provider = provider or self._preferred_provider(session, user_id)
@@ -114,23 +103,15 @@ class JobService:
                 expires_in=expires_in,
                 is_bulk=bulk,
             )
-            request = GenerationRequest(
-                provider=provider,
-                model=model,
-                prompt=prompt,
-                messages=tuple(messages),
-                system=system,
-                temperature=temperature,
-                max_tokens=max_tokens,
-                stop=tuple(stop),
-                seed=seed,
-                json_schema=json_schema,
-                tools=known,
-                tool_choice=tool_choice,
-                options=options or {},
-                fallbacks=tuple(map(self._complete, fallbacks)),
-            )
-        self._defaults.json_bounds.check(request)
+        request = self._defaults.request_bounds.checked(
+            GenerationRequest,
+            provider=provider,
+            model=model,
+            prompt=prompt,
+            messages=tuple(messages),
+            fallbacks=tuple(map(self._complete, fallbacks)),
+            **parameters,
+        )
         for target in request.targets():
             self._factory.service_class(target.provider).check_request(target)
         body = request.model_dump(mode="json", exclude_defaults=True)
@@ -299,12 +280,13 @@ class JobService:
         model: str | None = None,
         error_code: str | None = None,
         since: datetime | None = None,
-        told: Callable[[int], None] = lambda retried: None,
+        on_progress: Callable[[int], None] = lambda retried: None,
     ) -> int:
         """Queue all jobs again that ended so until now, for example after an outage; how many.
 
         `state` is failed, cancelled or expired, or None for all three; `since` is when they ended.
-        Some hundred are queued at a time, and `told` of each step. Reconcilers publish them.
+        Some hundred are queued at a time; `on_progress` is called with the number of each step.
+        Workers' reconcilers publish them.
         Raises `WrongState` for another state.
         """
         if state is not None and state not in RETRIABLE_STATES:
@@ -323,7 +305,7 @@ class JobService:
                 )
             self._progress.rebuild(reopened)
             retried += len(reopened)
-            told(len(reopened))
+            on_progress(len(reopened))
             if len(reopened) < RETRIED_AT_ONCE:
                 return retried
 

@@ -10,6 +10,7 @@ import httpx2
 
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.base import Capability, LLMResponse, TokenCount
+from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.reading import Part, Said, tool_call
 from promptstack.services.llm.remote import CONNECTIONS, keep, widened
 from promptstack.services.llm.requests import GenerationRequest, Message, with_options
@@ -49,18 +50,22 @@ class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
     known_options: ClassVar[frozenset[str] | None] = None
 
     @classmethod
-    def check_request(cls, request: GenerationRequest) -> None:
+    def check_parameters(cls, model: str, parameters: GenerationParameters) -> None:
         """Also refuse temperatures over 1, and answers so long that they would need streaming."""
-        super().check_request(request)
-        request.check_system_first(cls.name)
-        request.check_no_names("Provider 'anthropic'")
-        if (request.temperature or 0.0) > 1.0:
+        super().check_parameters(model, parameters)
+        if (parameters.temperature or 0.0) > 1.0:
             raise InvalidInput("Provider 'anthropic' takes temperatures from 0 to 1.")
-        if (request.max_tokens or 0) > MOST_TOKENS_AT_ONCE:
+        if (parameters.max_tokens or 0) > MOST_TOKENS_AT_ONCE:
             raise InvalidInput(
                 f"Provider 'anthropic' answers at most {MOST_TOKENS_AT_ONCE:,} tokens at once; "
                 "lower max_tokens."
             )
+
+    @classmethod
+    def check_turns(cls, request: GenerationRequest) -> None:
+        """Refuse a system turn after another turn, and names."""
+        request.check_system_first(cls.name)
+        request.check_no_names("Provider 'anthropic'")
 
     async def _generate(
         self, request: GenerationRequest, user_id: UUID | None, failures: int

@@ -19,6 +19,7 @@ from promptstack.config.providers import ModelFacts, NamedProvider
 from promptstack.services.errors import InvalidInput, UnknownModel
 from promptstack.services.llm.errors import BadResponse, InvalidProviderRequest, ProviderError
 from promptstack.services.llm.limit_report import LimitReport
+from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.text import check_name
 
@@ -261,14 +262,24 @@ class LLMService(ABC):
     @classmethod
     def check_request(cls, request: GenerationRequest) -> None:
         """Raise `InvalidInput` for what the provider can't honour: never dropped in silence."""
-        unsupported = cls.unsupported.union(cls.facts_of(request.model).unsupported)
-        given = {name for name in unsupported if getattr(request, name)}
-        given |= {name for name in unsupported if getattr(request, name) == 0}
+        cls.check_parameters(request.model, request)
+        cls.check_turns(request)
+
+    @classmethod
+    def check_parameters(cls, model: str, parameters: GenerationParameters) -> None:
+        """Do so for how to generate, whatever the input."""
+        unsupported = cls.unsupported.union(cls.facts_of(model).unsupported)
+        given = {name for name in unsupported if getattr(parameters, name)}
+        given |= {name for name in unsupported if getattr(parameters, name) == 0}
         if given:
             raise InvalidInput(
                 f"Provider '{cls.name}' does not support {', '.join(sorted(given))}; leave it out."
             )
-        cls.check_options(request.options)
+        cls.check_options(parameters.options)
+
+    @classmethod
+    def check_turns(cls, request: GenerationRequest) -> None:  # noqa: B027 - many take any turns
+        """Do so for the turns of the input."""
 
     async def generate_text(
         self, request: GenerationRequest, user_id: UUID | None, *, failures: int = 0

@@ -19,6 +19,7 @@ from promptstack.services.llm.base import (
 )
 from promptstack.services.llm.errors import InvalidProviderRequest, ProviderError
 from promptstack.services.llm.headers import limit_report, request_id
+from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.reading import Part, Said, tool_call, vectors
 from promptstack.services.llm.remote import CONNECTIONS, RemoteService, keep
 from promptstack.services.llm.requests import GenerationRequest, Message
@@ -77,13 +78,17 @@ class GeminiService(RemoteService[genai.Client]):
     )
 
     @classmethod
-    def check_request(cls, request: GenerationRequest) -> None:
-        """Also refuse a system turn after another turn: Gemini takes the system prompt apart."""
-        super().check_request(request)
+    def check_parameters(cls, model: str, parameters: GenerationParameters) -> None:
+        """Also refuse strict tools."""
+        super().check_parameters(model, parameters)
+        if any(tool.strict for tool in parameters.tools):
+            raise InvalidInput("Provider 'gemini' has no strict tools; leave strict out.")
+
+    @classmethod
+    def check_turns(cls, request: GenerationRequest) -> None:
+        """Refuse names, and a system turn after another turn: Gemini takes the system apart."""
         request.check_system_first(cls.name)
         request.check_no_names("Provider 'gemini'")
-        if any(tool.strict for tool in request.tools):
-            raise InvalidInput("Provider 'gemini' has no strict tools; leave strict out.")
 
     async def _generate(
         self, request: GenerationRequest, user_id: UUID | None, failures: int

@@ -31,6 +31,7 @@ from promptstack.services.llm.base import (
 from promptstack.services.llm.errors import InvalidProviderRequest
 from promptstack.services.llm.headers import limit_report, request_id
 from promptstack.services.llm.openai_fields import SUBSTITUTES, as_taken, refused_field, without
+from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.reading import credible, vectors
 from promptstack.services.llm.remote import CONNECTIONS, keep, widened
 from promptstack.services.llm.requests import GenerationRequest, with_options
@@ -98,18 +99,23 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
         return dict(options)
 
     @classmethod
-    def check_request(cls, request: GenerationRequest) -> None:
-        """Also refuse what the Responses API lacks: stop texts, seeds and names."""
-        super().check_request(request)
-        if request.options.get("api") != RESPONSES:
+    def check_parameters(cls, model: str, parameters: GenerationParameters) -> None:
+        """Also refuse the stop texts and seeds that the Responses API lacks."""
+        super().check_parameters(model, parameters)
+        if parameters.options.get("api") != RESPONSES:
             return
-        request.check_no_names("The Responses API")
-        lacking = [name for name in ("stop", "seed") if getattr(request, name) not in {None, ()}]
+        lacking = [name for name in ("stop", "seed") if getattr(parameters, name) not in {None, ()}]
         if lacking:
             raise InvalidInput(
                 f"The Responses API does not support {', '.join(lacking)}; leave it out, or leave "
                 "out the option api."
             )
+
+    @classmethod
+    def check_turns(cls, request: GenerationRequest) -> None:
+        """Refuse names, which the Responses API lacks."""
+        if request.options.get("api") == RESPONSES:
+            request.check_no_names("The Responses API")
 
     async def _generate(
         self, request: GenerationRequest, user_id: UUID | None, failures: int

@@ -159,7 +159,7 @@ def _take_format(
 
 
 def _with_options(how: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
-    return {**how, "provider_options": rest} if rest else how
+    return {**how, "options": rest} if rest else how
 
 
 def _turns(items: Any) -> list[Any]:

@@ -1,68 +1,25 @@
-"""What a generation can be asked for, whichever provider answers it."""
+"""One generation as a provider is asked for it: the input, how to generate, and who is asked."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
-    TypeAdapter,
-    ValidationInfo,
     model_validator,
 )
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm.openai_forms import (
-    call_of,
-    few_values,
-    tool_choice_of,
-    tool_of,
-    turn_of,
-)
-from promptstack.services.text import check_name, check_storable, check_storable_json
-from promptstack.services.validation.bounds import MaxTokens, Seed, Temperature
+from promptstack.services.llm.openai_forms import call_of, few_values, turn_of
+from promptstack.services.llm.parameters import TOOL_NAME, GenerationParameters
+from promptstack.services.validation.bounds import JsonObject, Line, Name, Text
 
 MAX_FALLBACKS = 5
-MAX_TOOLS = 128
-"""As OpenAI has it."""
-MAX_STOPS = 100
-"""More than any provider takes."""
 MAX_TURNS = 10_000
 """Of a conversation."""
-TOOL_NAME = r"^[A-Za-z0-9_-]{1,64}$"
-
-
-def _storable(text: str, info: ValidationInfo) -> str:
-    return check_storable(text, f"{info.field_name or 'text'}")
-
-
-def _storable_json(value: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
-    check_storable_json(value, f"{info.field_name or 'JSON'}")
-    return value
-
-
-def _name(text: str, info: ValidationInfo) -> str:
-    return check_name(text, f"{info.field_name or 'name'}")
-
-
-Text = Annotated[
-    str, AfterValidator(_storable), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})
-]
-"""A string that PostgreSQL can hold: no NUL, no lone surrogate."""
-Line = Annotated[
-    str,
-    AfterValidator(_name),
-    Field(json_schema_extra={"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}),
-]
-"""Text of one line without control characters."""
-Name = Annotated[Line, Field(max_length=200)]
-"""What something is called."""
-JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_storable_json)]
-"""An object that jsonb can hold."""
 
 
 class ToolCall(BaseModel):
@@ -108,30 +65,8 @@ class Message(BaseModel):
         return self
 
 
-class Tool(BaseModel):
-    """A tool that the model may call. OpenAI's form is taken as well, with `function`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Annotated[Text, Field(pattern=TOOL_NAME)]
-    description: Text = ""
-    parameters: JsonObject = Field(default_factory=dict)
-    """The JSON schema of its arguments; without one, it takes none."""
-    strict: bool = False
-    """Whether arguments must be an instance of it, at providers that know to hold a model to it."""
-
-    _any_form = model_validator(mode="before")(tool_of)
-
-    def parameters_schema(self) -> dict[str, JsonValue]:
-        """The JSON schema of its arguments, as providers want it."""
-        return self.parameters or {"type": "object", "properties": {}}
-
-
 Turns = Annotated[tuple[Message, ...], BeforeValidator(few_values), Field(max_length=MAX_TURNS)]
 """A conversation."""
-ToolChoice = Annotated[Text, BeforeValidator(tool_choice_of)]
-"""`auto`, `none`, `required` or the name of a tool; OpenAI's objects are taken as well."""
-TOOLS = TypeAdapter(tuple[Tool, ...])
 
 
 class Fallback(BaseModel):
@@ -146,28 +81,38 @@ class Fallback(BaseModel):
     """Parameters of this provider; those of the first one don't go to it."""
 
 
-class GenerationRequest(BaseModel):
-    """What to generate: a prompt or a conversation, and how."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class GenerationRequest(GenerationParameters):
+    """What to generate: a prompt or a conversation, how, and who is asked."""
 
     provider: str
     model: str
     prompt: Annotated[Text, Field(min_length=1)] | None = None
     messages: Turns = ()
-    system: Text | None = None
-    temperature: Temperature | None = None
-    max_tokens: MaxTokens | None = None
-    stop: tuple[Text, ...] = Field(default=(), max_length=MAX_STOPS)
-    seed: Seed | None = None
-    json_schema: JsonObject | None = None
-    """What the answer must be an instance of."""
-    tools: tuple[Tool, ...] = Field(default=(), max_length=MAX_TOOLS)
-    tool_choice: ToolChoice | None = None
-    options: JsonObject = Field(default_factory=dict)
-    """Parameters that only this provider knows, passed through as they are."""
     fallbacks: tuple[Fallback, ...] = Field(default=(), max_length=MAX_FALLBACKS)
     """Asked in this order on overload, outage, open circuit and spent quota."""
+
+    @classmethod
+    def of_item(
+        cls,
+        parameters: GenerationParameters,
+        target: tuple[str, str],
+        text: str | None,
+        messages: Sequence[Any] | None,
+    ) -> "GenerationRequest":
+        """The request for an item of a run, which was checked when it came in.
+
+        `target` is the provider and the model.
+        """
+        provider, model = target
+        turns = tuple(map(Message.model_validate, messages or ()))
+        # Not validated again: a JSON schema takes its time.
+        return cls.model_construct(
+            **dict(parameters),
+            provider=provider,
+            model=model,
+            prompt=None if turns else text,
+            messages=turns,
+        )
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
@@ -175,13 +120,6 @@ class GenerationRequest(BaseModel):
             raise ValueError("give either prompt or messages")
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("prompt is empty")
-        return self
-
-    @model_validator(mode="after")
-    def _a_tool_that_is_there(self) -> Self:
-        known = {"auto", "none", "required", *(tool.name for tool in self.tools)}
-        if self.tool_choice is not None and (not self.tools or self.tool_choice not in known):
-            raise ValueError("tool_choice must be auto, none, required or the name of a tool")
         return self
 
     def targets(self) -> list[Self]:
@@ -199,12 +137,12 @@ class GenerationRequest(BaseModel):
         ]
         return [self, *others]
 
-    def asked_with(self, text: str | None, messages: Sequence[Any] | None) -> Self:
-        """The same for another input, which was checked when it came in."""
-        if not messages:
-            return self.model_copy(update={"prompt": text, "messages": ()})
-        turns = tuple(map(Message.model_validate, messages))
-        return self.model_copy(update={"prompt": None, "messages": turns})
+    def all_options(self) -> list[dict[str, JsonValue]]:
+        return [*super().all_options(), *(one.options for one in self.fallbacks)]
+
+    def structured(self) -> list[dict[str, JsonValue]]:
+        calls = [call.arguments for turn in self.messages for call in turn.tool_calls]
+        return [*super().structured(), *calls]
 
     def conversation(self) -> list[Message]:
         """The whole input as turns, the system prompt first."""

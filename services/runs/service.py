@@ -5,13 +5,11 @@ Nothing is paid for before every input was read and checked, and `start` was sai
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, Unpack
 from uuid import UUID
-
-from pydantic import JsonValue
 
 from promptstack.repositories.content.vector_indexes import VectorIndexes
 from promptstack.repositories.runs.models import Run, RunKind, RunState
@@ -20,7 +18,7 @@ from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import InvalidInput, NotFound, WrongState
 from promptstack.services.llm.factory import LLMServiceFactory
-from promptstack.services.llm.requests import Tool
+from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.runs.intake.estimates import Estimator, NewRun
 from promptstack.services.runs.intake.ingest import (
     Intake,
@@ -30,7 +28,12 @@ from promptstack.services.runs.intake.ingest import (
     shown_as_read,
     take_in,
 )
-from promptstack.services.runs.intake.new_run import RunDefaults, RunOptions
+from promptstack.services.runs.intake.new_run import (
+    GenerationRunKeywords,
+    RunDefaults,
+    RunKeywords,
+    RunOptions,
+)
 from promptstack.services.runs.intake.plans import plan_embedding, plan_generation
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.scheduler import Dispatch
@@ -78,36 +81,34 @@ class RunService:
         self._indexes = indexes
         self._defaults = defaults
 
-    def embed(self, source: Source, *, skip_bad: bool = False, **how: Any) -> RunView:
+    def embed(
+        self, source: Source, *, skip_bad: bool = False, **how: Unpack[RunKeywords]
+    ) -> RunView:
         """Embed every text of `source`; see `prepare_embedding`. Returns when it is accepted.
 
         Raises `BadInputs` where some can't be, unless `skip_bad`: then those end as failed.
         """
-        return self._accept(self.prepare_embedding(source, **how, is_counted=False), skip_bad)
+        return self._accept(self.prepare_embedding(source, is_counted=False, **how), skip_bad)
 
-    def generate(self, source: Source, *, skip_bad: bool = False, **how: Any) -> RunView:
+    def generate(
+        self, source: Source, *, skip_bad: bool = False, **how: Unpack[GenerationRunKeywords]
+    ) -> RunView:
         """Ask for an answer to every prompt of `source`; see `prepare_generation` and `embed`."""
-        return self._accept(self.prepare_generation(source, **how, is_counted=False), skip_bad)
+        return self._accept(self.prepare_generation(source, is_counted=False, **how), skip_bad)
 
     def prepare_embedding(
-        self,
-        source: Source,
-        *,
-        provider: str | None = None,
-        model: str | None = None,
-        is_counted: bool = True,
-        **options: Any,
+        self, source: Source, *, is_counted: bool = True, **how: Unpack[RunKeywords]
     ) -> Preflight:
         """Read and check the texts of `source`, and say what embedding them comes to.
 
-        Requests as OpenAI's Batch API takes them are texts, too, and name the model.
-
-        `options` are those of `RunOptions`; `is_counted` looks for what was paid for before. Call
-        `start` or `discard` then. Raises `InvalidInput`.
+        Requests as OpenAI's Batch API takes them are texts, too, and name the model. `is_counted`
+        looks for what was paid for before. Call `start` or `discard` then. Raises `InvalidInput`.
         """
+        rest: dict[str, Any] = {**how}
+        provider = rest.pop("provider", None) or self._defaults.embedding_provider
+        model = rest.pop("model", None)
         with refused_in_words():
-            chosen = RunOptions(**options)
-        provider = provider or self._defaults.embedding_provider
+            chosen = RunOptions(**rest)
         service = self._factory.offered(provider)
 
         def plan(asked: Mapping[str, Any]) -> NewRun:
@@ -118,53 +119,32 @@ class RunService:
         return self._prepare(lines, source, chosen, is_counted=is_counted)
 
     def prepare_generation(
-        self,
-        source: Source,
-        *,
-        provider: str | None = None,
-        model: str | None = None,
-        system: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        json_schema: dict[str, JsonValue] | None = None,
-        tools: Sequence[Tool | Mapping[str, Any]] = (),
-        tool_choice: str | Mapping[str, Any] | None = None,
-        provider_options: dict[str, JsonValue] | None = None,
-        reuse: bool = True,
-        is_counted: bool = True,
-        **options: Any,
+        self, source: Source, *, is_counted: bool = True, **how: Unpack[GenerationRunKeywords]
     ) -> Preflight:
         """Read and check the prompts of `source`, and say what answering them comes to.
 
         Requests as OpenAI's Batch API takes them are prompts, too, and say how to answer, as far
-        as nothing else is said here. Without `reuse`, answers of earlier runs are not taken; see
-        `prepare_embedding`.
+        as nothing else is said here. See `prepare_embedding`.
         """
-        with refused_in_words():
-            chosen = RunOptions(**options)
-        provider = provider or self._defaults.generation_provider
-        service = self._factory.offered(provider)
-        given = {
-            "model": model,
-            "system": system,
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-            "stop": tuple(stop) or None,
-            "seed": seed,
-            "json_schema": json_schema,
-            "tools": tuple(tools) or None,
-            "tool_choice": tool_choice,
+        rest: dict[str, Any] = {**how}
+        provider = rest.pop("provider", None) or self._defaults.generation_provider
+        reuse = rest.pop("reuse", True)
+        options = {
+            **(rest.pop("options", None) or {}),
+            **(rest.pop("provider_options", None) or {}),
         }
-        told = {name: value for name, value in given.items() if value is not None}
+        own = {name: rest.pop(name, None) for name in ("model", *GenerationParameters.model_fields)}
+        said = {name: value for name, value in own.items() if value not in (None, [], ())}
+        with refused_in_words():
+            chosen = RunOptions(**rest)
+        service = self._factory.offered(provider)
 
         def plan(asked: Mapping[str, Any]) -> NewRun:
-            own = service.take_openai_options(asked.get("provider_options", {}))
-            how = {**asked, **told, "provider_options": {**own, **(provider_options or {})}}
-            defaults = self._defaults
+            theirs = service.take_openai_options(asked.get("options", {}))
+            whole = {**asked, **said, "options": {**theirs, **options}}
+            bounds = self._defaults.request_bounds
             return plan_generation(
-                provider, service, how, chosen.user_id, defaults=defaults, reuse=reuse
+                provider, service, whole, chosen.user_id, bounds=bounds, reuse=reuse
             )
 
         lines = BatchLines(RunKind.GENERATION, plan)
@@ -309,7 +289,7 @@ class RunService:
             with shown_as_read(self._ledger, run_id):
                 bounds = IntakeBounds(defaults.block_bytes, options.total_bytes)
                 intake = take_in(
-                    self._ledger, run_id, inputs, new.hash_of, options.told, bounds=bounds
+                    self._ledger, run_id, inputs, new.hash_of, options.on_progress, bounds=bounds
                 )
             _check_not_empty(intake)
             with self._ledger.transaction() as unit:

@@ -134,7 +134,7 @@ class BatchLines:
 
 
 def _flat(how: Mapping[str, Any]) -> dict[str, Any]:
-    return {**how, "provider_options": None, **how.get("provider_options", {})}
+    return {**how, "options": None, **how.get("options", {})}
 
 
 def kind_of_requests(records: Iterable[Placed]) -> str:

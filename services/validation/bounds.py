@@ -1,7 +1,7 @@
-"""What a caller may ask for: one type for each number and time, at every door.
+"""What a caller may ask for: one type for each kind of number, time and text, at every door.
 
-The HTTP API declares its bodies and queries with them, and the services check by them what comes
-from Python and from the command line.
+The HTTP API declares its bodies and queries with them. The services check what comes from Python
+and from the command line.
 """
 
 from collections.abc import Iterator
@@ -10,10 +10,18 @@ from datetime import UTC, datetime, timedelta
 from decimal import ROUND_DOWN, Decimal
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
 
 from promptstack.config.settings import MAX_CHUNK_TOKENS, MIN_CHUNK_TOKENS
 from promptstack.services.errors import InvalidInput
+from promptstack.services.text import check_name, check_storable, check_storable_json
 
 MAX_COST_USD = 99_999_999
 """As much as the ledger's columns hold."""
@@ -40,6 +48,34 @@ def _in_utc(time: datetime) -> datetime:
     except OverflowError as error:
         raise ValueError("must be in the years 1 to 9999, in UTC") from error
 
+
+def _storable(text: str, info: ValidationInfo) -> str:
+    return check_storable(text, f"{info.field_name or 'text'}")
+
+
+def _storable_json(value: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
+    check_storable_json(value, f"{info.field_name or 'JSON'}")
+    return value
+
+
+def _name(text: str, info: ValidationInfo) -> str:
+    return check_name(text, f"{info.field_name or 'name'}")
+
+
+Text = Annotated[
+    str, AfterValidator(_storable), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})
+]
+"""A string that PostgreSQL can hold: no NUL, no lone surrogate."""
+Line = Annotated[
+    str,
+    AfterValidator(_name),
+    Field(json_schema_extra={"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}),
+]
+"""Text of one line without control characters."""
+Name = Annotated[Line, Field(max_length=200)]
+"""What something is called."""
+JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_storable_json)]
+"""An object that jsonb can hold."""
 
 # Strict: `true` and "5" are no numbers, at no door.
 Retries = Annotated[int, Field(strict=True, ge=0, le=100)]

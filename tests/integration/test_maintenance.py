@@ -154,7 +154,7 @@ def test_all_of_an_outage_is_queued_again_and_nothing_else(stack: PromptStack) -
     others = [end(stack, how) for how in ("refuse", "succeed", "cancel")]
     before = states(stack)
     steps: list[int] = []
-    assert stack.jobs.retry_many(error_code="PROVIDER_TIMEOUT", told=steps.append) == 3
+    assert stack.jobs.retry_many(error_code="PROVIDER_TIMEOUT", on_progress=steps.append) == 3
     assert sum(steps) == 3
     after = states(stack)
     assert {after[job.id] for job in slow} == {JobState.QUEUED}
@@ -183,7 +183,7 @@ def test_more_than_one_transaction_s_worth_is_retried(
     for _ in range(5):
         end(stack)
     steps: list[int] = []
-    assert stack.jobs.retry_many(told=steps.append) == 5
+    assert stack.jobs.retry_many(on_progress=steps.append) == 5
     assert steps == [2, 2, 1]
 
 

@@ -33,7 +33,8 @@ from promptstack.services.llm.errors import (
 )
 from promptstack.services.llm.gemini import GeminiService
 from promptstack.services.llm.openai import OpenAIService
-from promptstack.services.llm.requests import GenerationRequest, Message, Tool, ToolCall
+from promptstack.services.llm.parameters import Tool
+from promptstack.services.llm.requests import GenerationRequest, Message, ToolCall
 from promptstack.simulator.answers import text_for, vector_for
 from promptstack.simulator.process import SimulatorProcess
 from tests.simulators import ForkedSimulator

@@ -156,9 +156,9 @@ def test_a_request_is_checked_before_a_transaction_is_open(
         return look
 
     for place in (
-        "promptstack.services.llm.requests.check_storable",
-        "promptstack.services.llm.requests.check_storable_json",
-        "promptstack.services.validation.json_bounds.JsonBounds.check",
+        "promptstack.services.validation.bounds.check_storable",
+        "promptstack.services.validation.bounds.check_storable_json",
+        "promptstack.services.validation.request_bounds.JsonBounds.check",
         "promptstack.services.jobs.service.JobService._check_size",
         "promptstack.services.jobs.new_job.NewJob.__post_init__",
         "promptstack.services.llm.demo.DemoService.check_options",

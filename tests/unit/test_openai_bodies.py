@@ -13,22 +13,13 @@ from promptstack.services.llm import openai_chat, openai_responses
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.openai_bodies import HONOURED_ONLY_AS
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.intake.new_run import RunDefaults
 from promptstack.services.runs.intake.plans import plan_embedding, plan_generation
 from promptstack.services.sources.batch_lines import BatchLines
 from promptstack.services.sources.reading import BadInput, Reading
 from promptstack.services.sources.records import RecordCheck
+from promptstack.services.validation.request_bounds import RequestBounds
 
 EXAMPLES = int(os.environ.get("ODD_EXAMPLES", "400"))
-DEFAULTS = RunDefaults(
-    generation_provider="openai",
-    embedding_provider="openai",
-    max_retries=3,
-    expires_seconds=60,
-    in_flight=1,
-    max_text_bytes=10_000,
-    block_bytes=10_000,
-)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda deeper: (
@@ -68,7 +59,9 @@ def lines_of(kind: str) -> BatchLines:
     def plan(how: Any) -> Any:
         if kind == "embedding":
             return plan_embedding("openai", OpenAIService, {"model": how.get("model")}, None)
-        return plan_generation("openai", OpenAIService, how, None, defaults=DEFAULTS, reuse=True)
+        return plan_generation(
+            "openai", OpenAIService, how, None, bounds=RequestBounds(), reuse=True
+        )
 
     return BatchLines(kind, plan)
 

@@ -15,7 +15,7 @@ from promptstack.services.llm import anthropic, gemini, openai_chat, openai_form
 from promptstack.services.llm.anthropic import AnthropicService
 from promptstack.services.llm.gemini import GeminiService
 from promptstack.services.llm.openai import OpenAIService
-from promptstack.services.llm.requests import TOOLS, GenerationRequest, Message
+from promptstack.services.llm.requests import GenerationRequest, Message
 from promptstack.services.sources.conversations import checked_messages
 from promptstack.services.sources.reading import BadRecord
 
@@ -152,11 +152,11 @@ def test_who_speaks_is_told_where_that_can_be_said() -> None:
 
 def test_a_strict_tool_is_strict_or_refused() -> None:
     function = {"name": "look", "strict": True}
-    flat, nested = TOOLS.validate_python(
-        [{"type": "function", **function}, {"type": "function", "function": function}]
+    asked = request(
+        tools=[{"type": "function", **function}, {"type": "function", "function": function}]
     )
+    flat, nested = asked.tools
     assert flat == nested
-    asked = request(tools=[flat])
     assert openai_chat.body(asked)["tools"][0]["function"]["strict"] is True
     assert openai_responses.body(asked)["tools"][0]["strict"] is True
     assert anthropic._body(asked)["tools"][0]["strict"] is True

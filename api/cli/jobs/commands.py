@@ -227,7 +227,7 @@ def retry(
                 model=model,
                 error_code=error,
                 since=point_in_time(since) if since else None,
-                told=lambda some: bar.advance(task, some),
+                on_progress=lambda some: bar.advance(task, some),
             )
     if as_json:
         print_json({"retried": retried})

@@ -184,7 +184,7 @@ def generate(
                 json_schema=read_schema(json_schema),
                 stop=stop_at or [],
                 seed=seed,
-                provider_options=options_of(option),
+                options=options_of(option),
                 reuse=reuse,
                 **_options(
                     name=name or printable_path(source),
@@ -220,8 +220,8 @@ class _Reader:
     def __exit__(self, *_: object) -> None:
         self._status.stop()
 
-    def told(self, intake: Intake) -> None:
-        """Hear of a block."""
+    def on_progress(self, intake: Intake) -> None:
+        """Show how much has been read."""
         self._status.update(f"Reading: {intake.items:,} inputs, {intake.bad:,} of them bad")
 
 
@@ -242,7 +242,7 @@ def _options(
         "max_retries": max_retries,
         "expires_in": seconds_of(expires_in),
         "reading": reading,
-        "told": reader.told,
+        "on_progress": reader.on_progress,
     }
 
 

@@ -236,7 +236,7 @@ def _batch(stack: PromptStack) -> None:
         provider="demo",
         max_tokens=50,
         name="demonstration",
-        provider_options={"delay_seconds": 0.5},
+        options={"delay_seconds": 0.5},
         in_flight=8,
     )
     show_preflight(preflight, named_by_id=True)

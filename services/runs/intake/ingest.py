@@ -116,13 +116,14 @@ def take_in(
     run_id: UUID,
     inputs: Iterator[Input | BadInput],
     hash_of: Hasher,
-    told: Callable[[Intake], None],
+    on_progress: Callable[[Intake], None],
     *,
     bounds: IntakeBounds,
 ) -> Intake:
-    """Store all inputs of a run; `told` hears of each block. Raises what reading them raises.
+    """Store all inputs of a run, and call `on_progress` after each block.
 
-    One block is stored while the next one is read, and no more wait: memory does not grow.
+    One block is stored while the next one is read, and no more wait: memory does not grow. Raises
+    what reading the inputs raises.
     """
     intake = Intake()
     stored: Future[None] | None = None
@@ -136,7 +137,7 @@ def take_in(
                 )
             if stored is not None:
                 stored.result()
-                told(intake)
+                on_progress(intake)
             intake.items += len(block.items)
             intake.bad += len(block.bad)
             intake.last_position = max(intake.last_position, *(one.position for one in block.items))
@@ -145,7 +146,7 @@ def take_in(
             stored = writer.submit(_store, ledger, run_id, block, counts)
         if stored is not None:
             stored.result()
-    told(intake)
+    on_progress(intake)
     return intake
 
 

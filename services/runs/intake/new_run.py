@@ -1,17 +1,18 @@
 """A run before it is stored: what it was told, and what holds where it was told nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TypedDict
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
-from promptstack.services.llm.requests import Name
+from promptstack.services.llm.parameters import GenerationKeywords
 from promptstack.services.runs.intake.ingest import Intake
 from promptstack.services.sources.reading import Reading, SourceBounds
-from promptstack.services.validation.bounds import Dollars, InFlight, Lifetime, Retries
-from promptstack.services.validation.json_bounds import JsonBounds
-from promptstack.services.validation.schema_bounds import SchemaBounds
+from promptstack.services.validation.bounds import Dollars, InFlight, Lifetime, Name, Retries
+from promptstack.services.validation.request_bounds import RequestBounds
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,8 @@ class RunDefaults:
     in_flight: int
     max_text_bytes: int
     block_bytes: int
-    json_bounds: JsonBounds = field(default_factory=JsonBounds)
+    request_bounds: RequestBounds = field(default_factory=RequestBounds)
     source_bounds: SourceBounds = field(default_factory=SourceBounds)
-    schema_bounds: SchemaBounds = field(default_factory=SchemaBounds)
 
 
 class RunOptions(BaseModel):
@@ -45,5 +45,30 @@ class RunOptions(BaseModel):
     reading: Reading = Reading()
     total_bytes: int | None = None
     """Of all inputs, a template filled in. None: as many as the source has."""
-    told: Callable[[Intake], None] = lambda _: None
-    """Hears how much has been read."""
+    on_progress: Callable[[Intake], None] = lambda _: None
+    """Called with how much has been read."""
+
+
+class RunKeywords(TypedDict, total=False):
+    """`RunOptions` as keywords of a Python call, with who is asked."""
+
+    provider: str | None
+    model: str | None
+    name: str
+    user_id: UUID | None
+    in_flight: int | None
+    max_cost_usd: Decimal | float | str | None
+    max_retries: int | None
+    expires_in: float | None
+    reading: Reading
+    total_bytes: int | None
+    on_progress: Callable[[Intake], None]
+
+
+class GenerationRunKeywords(GenerationKeywords, RunKeywords, total=False):
+    """What a run of generations takes as keywords of a Python call."""
+
+    reuse: bool
+    """Whether answers of earlier runs are taken. They are, unless it says no."""
+    provider_options: Mapping[str, JsonValue] | None
+    """Another name of `options`."""

@@ -20,13 +20,12 @@ from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService
 from promptstack.services.llm.errors import BadResponse
 from promptstack.services.llm.packing import pack
+from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.runs.json_schema.answers import AnswerNotJudged, AnswerSchema
 from promptstack.services.runs.shards.vectors import keep_vectors
 from promptstack.services.validation.schema_bounds import SchemaBounds
 
-OF_EACH_ITEM = "of each item"
-"""Stands where each item's own prompt will."""
 MOST_HALF = 65_504
 """The largest number of IEEE 754's two bytes."""
 ENVELOPE_TOKENS = 64
@@ -277,9 +276,7 @@ class GenerationAsking(Asking):
 
     def __init__(self, run: Run, schema_bounds: SchemaBounds) -> None:
         super().__init__(run)
-        self._asked = GenerationRequest(
-            provider=run.provider, model=run.model, prompt=OF_EACH_ITEM, **run.parameters
-        )
+        self._parameters = GenerationParameters(**run.parameters)
         schema = run.parameters.get("json_schema")
         self._schema = None if schema is None else AnswerSchema(schema, schema_bounds)
 
@@ -347,7 +344,10 @@ class GenerationAsking(Asking):
         if call.request is None:
             # Its parameters were checked with the first one: a schema takes its time.
             content = call.contents[0]
-            call.request = self._asked.asked_with(content.text, content.messages)
+            target = (self.provider, self.model)
+            call.request = GenerationRequest.of_item(
+                self._parameters, target, content.text, content.messages
+            )
         return call.request
 
 

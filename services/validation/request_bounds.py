@@ -1,11 +1,16 @@
-"""How much JSON a request may carry beside its texts."""
+"""How much a request may carry beside its texts, measured where it comes in."""
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.llm.parameters import GenerationParameters
+from promptstack.services.text import check_storable_json
+from promptstack.services.validation.bounds import refused_in_words
+from promptstack.services.validation.schema_bounds import SchemaBounds
+
+Parameters = TypeVar("Parameters", bound=GenerationParameters)
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,10 @@ class JsonBounds:
     option_bytes: int = 1_000_000
     """Of options, those of fallbacks included."""
 
-    def check(self, request: GenerationRequest) -> None:
-        """Raise `InvalidInput` for a request that carries more."""
-        options = [request.options, *(one.options for one in request.fallbacks)]
-        calls = [call for turn in request.messages for call in turn.tool_calls]
-        carried: list[Any] = [*options, *(tool.parameters for tool in request.tools)]
-        carried += [call.arguments for call in calls]
+    def check(self, parameters: GenerationParameters) -> None:
+        """Raise `InvalidInput` for parameters, or a whole request, that carry more."""
+        options = parameters.all_options()
+        carried: list[Any] = [*options, *parameters.structured()]
         values, depth = _measured(carried, self.values)
         if values > self.values:
             raise InvalidInput(
@@ -43,6 +46,26 @@ class JsonBounds:
                 f"The options have more than {self.option_bytes:,} bytes (MAX_OPTION_BYTES); "
                 "shorten them."
             )
+
+
+@dataclass(frozen=True)
+class RequestBounds:
+    """Everything that bounds what a generation carries, for single jobs and runs alike."""
+
+    json: JsonBounds = field(default_factory=JsonBounds)
+    schemas: SchemaBounds = field(default_factory=SchemaBounds)
+
+    def checked(self, kind: type[Parameters], **given: Any) -> Parameters:
+        """Make `GenerationParameters`, or a whole request. Raises `InvalidInput`."""
+        schema = given.get("json_schema")
+        # First of all, as whatever else looks at a schema may take long for a large one.
+        self.schemas.check(schema)
+        check_storable_json(schema, "json_schema")
+        with refused_in_words():
+            made = kind(**given)
+        self.schemas.check_tools([tool.parameters for tool in made.tools])
+        self.json.check(made)
+        return made
 
 
 def _measured(values: list[Any], most: int) -> tuple[int, int]:
