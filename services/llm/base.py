@@ -277,8 +277,8 @@ class LLMService(ABC):
             )
         cls.check_options(parameters.options)
 
-    @classmethod
-    def check_turns(cls, request: GenerationRequest) -> None:  # noqa: B027 - many take any turns
+    @classmethod  # noqa: B027 - many providers take any turns
+    def check_turns(cls, request: GenerationRequest) -> None:
         """Do so for the turns of the input."""
 
     async def generate_text(
