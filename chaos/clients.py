@@ -15,7 +15,6 @@ import aiohttp
 import psutil
 
 from promptstack.chaos.load import EVERY, Accepted, Target
-from promptstack.chaos.workers import ROOT
 from promptstack.simulator.ledger import billing_key
 
 ACCEPTED = 202
@@ -151,7 +150,6 @@ def api_process(environment: Mapping[str, str], log: Path) -> Iterator[ApiProces
         log.open("wb") as output,
         subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
-            cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=output,

@@ -18,7 +18,6 @@ from uuid import UUID
 from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.session import Ledger
 
-ROOT = Path(__file__).parents[1]
 STOP_SECONDS = 40.0
 START_SECONDS = 60.0
 LOOK_SECONDS = 0.05
@@ -91,7 +90,6 @@ class OwnWorkers:
                 self._groups.append(
                     subprocess.Popen(
                         command.arguments(count),
-                        cwd=ROOT,
                         env={**os.environ, **environment},
                         # Its end tells them that we are gone.
                         stdin=subprocess.PIPE,

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import IO, Any, Self, cast
 from urllib.request import ProxyHandler, Request, build_opener
 
-ROOT = Path(__file__).parents[1]
 MODELS = Path(__file__).with_name("models.toml")
 """A MODELS_FILE that takes the simulator for the providers themselves."""
 
@@ -90,7 +89,7 @@ class SimulatorProcess(SimulatorDoors):
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "promptstack.simulator", "--port", "0", "--latency"]
         self._process = subprocess.Popen(
-            [*command, str(self._latency)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [*command, str(self._latency)], stdout=subprocess.PIPE, text=True
         )
         stdout = cast("IO[str]", self._process.stdout)
         line = stdout.readline()
