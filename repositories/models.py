@@ -190,8 +190,8 @@ class Job(Base):
     worker_id: Mapped[UUID | None]
     not_before: Mapped[datetime | None]
     expires_at: Mapped[datetime]
-    rung_at: Mapped[datetime | None]
-    rung_epoch: Mapped[str | None]
+    published_at: Mapped[datetime | None] = mapped_column("rung_at")
+    published_epoch: Mapped[str | None] = mapped_column("rung_epoch")
     """The broker epoch in which its message was sent; another epoch means the message is gone."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
@@ -217,7 +217,7 @@ class Job(Base):
         Index("jobs_open", "state", postgresql_where=text("finished_at IS NULL")),
         Index("jobs_deadline", "expires_at", postgresql_where=text("finished_at IS NULL")),
         Index("jobs_ended", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
-        # What `take_unrung` asks every second; see there.
+        # What `take_unpublished` asks every second; see there.
         Index(
             "jobs_unrung",
             "not_before",
@@ -236,7 +236,7 @@ class Job(Base):
             "rung_at",
             postgresql_where=text("state <> 'queued' AND rung_at IS NOT NULL"),
         ),
-        # What `RingRepository.next_waiting` asks every second.
+        # What `OutboxRepository.next_waiting` asks every second.
         Index(
             "jobs_waiting",
             "provider",

@@ -29,10 +29,10 @@ from promptstack.repositories.errors import (
     LedgerUnavailable,
 )
 from promptstack.repositories.jobs.attempts import AttemptRepository
-from promptstack.repositories.jobs.batches import JobBatchRepository
 from promptstack.repositories.jobs.jobs import JobRepository
 from promptstack.repositories.jobs.maintenance import MaintenanceRepository
-from promptstack.repositories.jobs.outbox import RingRepository
+from promptstack.repositories.jobs.outbox import OutboxRepository
+from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.jobs.workers import WorkerRepository
 from promptstack.repositories.jsonb import dump_jsonb
 from promptstack.repositories.runs.answers import AnswerRepository
@@ -96,14 +96,14 @@ class UnitOfWork:
         return JobRepository(self.session)
 
     @cached_property
-    def batches(self) -> JobBatchRepository:
+    def batches(self) -> StepRepository:
         """Steps of many jobs at once."""
-        return JobBatchRepository(self.session)
+        return StepRepository(self.session)
 
     @cached_property
-    def rings(self) -> RingRepository:
+    def rings(self) -> OutboxRepository:
         """Jobs' messages."""
-        return RingRepository(self.session)
+        return OutboxRepository(self.session)
 
     @cached_property
     def attempts(self) -> AttemptRepository:

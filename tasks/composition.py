@@ -36,7 +36,7 @@ from promptstack.services.execution.generation import GenerationService
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
 from promptstack.services.execution.provider_calls import ProviderCalls
-from promptstack.services.execution.retrying_ledger import PatientLedger
+from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.jobs.progress import ProgressService
 from promptstack.services.jobs.service import JobService
@@ -333,9 +333,9 @@ class PromptStack:
         )
 
     @cached_property
-    def patient_ledger(self) -> PatientLedger:
+    def retrying_ledger(self) -> RetryingLedger:
         """The ledger as workers use it."""
-        return PatientLedger(self.ledger, self.active_jobs)
+        return RetryingLedger(self.ledger, self.active_jobs)
 
     @cached_property
     def group_commit(self) -> GroupCommit:
@@ -352,7 +352,7 @@ class PromptStack:
     def provider_calls(self) -> ProviderCalls:
         """The provider calls of jobs."""
         return ProviderCalls(
-            self.patient_ledger,
+            self.retrying_ledger,
             self.group_commit,
             self.providers,
             self.active_jobs,
@@ -366,7 +366,7 @@ class PromptStack:
     def executor(self) -> Executor:
         """What every job goes through."""
         return Executor(
-            self.patient_ledger,
+            self.retrying_ledger,
             self.provider_calls,
             self.progress,
             self.active_jobs,

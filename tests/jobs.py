@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from promptstack.config.names import Queue
-from promptstack.repositories.jobs.jobs import Claim
+from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import Attempt, Job, JobKind, JobState
 from promptstack.services.execution.executor import JobOutcome
 from promptstack.services.jobs.progress import Progress
@@ -89,7 +89,7 @@ def make_due(stack: PromptStack, job: JobView) -> None:
 
 def claim(stack: PromptStack, job: JobView, worker_id: UUID | None = None) -> Claim | None:
     with stack.ledger.transaction() as unit:
-        return unit.jobs.claim(job.id, worker_id or stack.worker_id)
+        return unit.steps.claim(job.id, worker_id or stack.worker_id)
 
 
 def claimed(stack: PromptStack, job: JobView, worker_id: UUID | None = None) -> Claim:

@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from promptstack.repositories.arrays import ArrayLiteral
 from promptstack.repositories.base import BaseRepository
-from promptstack.repositories.jobs.jobs import Claim
+from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import Job, JobState, Reservation
 
 

@@ -1,4 +1,4 @@
-"""Rings: which jobs need a message, and which were sent one."""
+"""The outbox: which jobs need a message, and which were sent one."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -9,7 +9,8 @@ from sqlalchemy import ColumnElement, func, or_, select, tuple_, union_all, upda
 
 from promptstack.config.names import RATE_LIMIT_WAIT, Queue
 from promptstack.repositories.base import BaseRepository
-from promptstack.repositories.jobs.jobs import JobRef, job_refs
+from promptstack.repositories.jobs.jobs import job_refs
+from promptstack.repositories.jobs.records import JobRef
 from promptstack.repositories.models import Job, JobState
 
 _WAITING = (Job.state == JobState.QUEUED, Job.error_code == RATE_LIMIT_WAIT)
@@ -36,12 +37,12 @@ class Waits(NamedTuple):
     last_at: datetime
 
 
-class RingRepository(BaseRepository[Job]):
+class OutboxRepository(BaseRepository[Job]):
     """What the ledger knows of jobs' messages, which may get lost."""
 
     model = Job
 
-    def take_unrung(
+    def take_unpublished(
         self,
         epoch: str,
         *,
@@ -50,7 +51,7 @@ class RingRepository(BaseRepository[Job]):
         limit: int,
         uptime: float | None = None,
     ) -> Sequence[JobRef]:
-        """Mark due jobs that need a message as rung in `epoch` and return them, sorted by age.
+        """Mark due jobs that need a message as published in `epoch` and return them, sorted by age.
 
         For one caller at a time: see `UnitOfWork.try_lock`.
 
@@ -63,25 +64,25 @@ class RingRepository(BaseRepository[Job]):
         gone_before = self._last_taken(patient)
         for queue in idle_queues:
             gone_before[queue] = func.now() - patient
-        unsent = [Job.rung_at.is_(None)]
+        unsent = [Job.published_at.is_(None)]
         in_time = func.now() - timedelta(seconds=FRESH_SECONDS)
         unsent_in_order = [Job.not_before]
-        sent_in_order = [Job.rung_epoch, Job.queue, Job.rung_at]
+        sent_in_order = [Job.published_epoch, Job.queue, Job.published_at]
         # Each is one range of one index, read in its order: an OR over them, or a search without
         # an order, would read the whole backlog.
         reasons: list[tuple[list[Any], list[ColumnElement[bool]]]] = [
             (
                 unsent_in_order,
-                # The enqueuer is about to ring a fresh one itself.
+                # The enqueuer is about to publish a fresh one itself.
                 [*unsent, Job.not_before.is_(None), or_(Job.created_at < in_time, Job.attempt > 0)],
             ),
             (unsent_in_order, [*unsent, Job.not_before <= func.now()]),
-            (sent_in_order, [Job.rung_epoch < epoch]),
-            (sent_in_order, [Job.rung_epoch > epoch]),
+            (sent_in_order, [Job.published_epoch < epoch]),
+            (sent_in_order, [Job.published_epoch > epoch]),
             *(
                 (
                     sent_in_order,
-                    [Job.rung_epoch == epoch, Job.queue == queue, Job.rung_at < before],
+                    [Job.published_epoch == epoch, Job.queue == queue, Job.published_at < before],
                 )
                 for queue, before in gone_before.items()
             ),
@@ -109,7 +110,7 @@ class RingRepository(BaseRepository[Job]):
             self._session,
             update(Job)
             .where(Job.id.in_(select(due.c.id)))
-            .values(rung_at=func.now(), rung_epoch=epoch),
+            .values(published_at=func.now(), published_epoch=epoch),
         )
         return sorted(taken, key=lambda job: job.created_at)
 
@@ -118,8 +119,8 @@ class RingRepository(BaseRepository[Job]):
 
         Queues are first in, first out: what was sent before it and was not taken is gone.
         """
-        query = select(func.max(Job.rung_at)).where(
-            Job.state != JobState.QUEUED, Job.rung_at.is_not(None)
+        query = select(func.max(Job.published_at)).where(
+            Job.state != JobState.QUEUED, Job.published_at.is_not(None)
         )
         found = {
             str(queue): self._session.scalar(query.where(Job.queue == queue)) for queue in Queue
@@ -180,20 +181,20 @@ class RingRepository(BaseRepository[Job]):
         )
         return len(called.all())
 
-    def mark_rung(self, sent: Sequence[tuple[UUID, int]], epoch: str) -> None:
+    def mark_published(self, sent: Sequence[tuple[UUID, int]], epoch: str) -> None:
         """Note that messages were sent for jobs at an attempt, where no worker has used them up."""
         self._session.execute(
             update(Job)
             .where(tuple_(Job.id, Job.attempt).in_(sent), Job.state == JobState.QUEUED)
-            .values(rung_at=func.now(), rung_epoch=epoch)
+            .values(published_at=func.now(), published_epoch=epoch)
         )
 
-    def mark_unrung(self, job_ids: Sequence[UUID]) -> None:
+    def mark_unpublished(self, job_ids: Sequence[UUID]) -> None:
         """Note that the jobs' messages could not be sent after all."""
         self._session.execute(
             update(Job)
             .where(Job.id.in_(job_ids), Job.state == JobState.QUEUED)
-            .values(rung_at=None, rung_epoch=None)
+            .values(published_at=None, published_epoch=None)
         )
 
 
@@ -204,10 +205,10 @@ def _sent_before_a_restart(epoch: str, uptime: float | None) -> list[list[Column
     unsure = timedelta(seconds=UNSURE_SECONDS)
     return [
         [
-            Job.rung_epoch == epoch,
+            Job.published_epoch == epoch,
             Job.queue == queue,
-            Job.rung_at > started - unsure,
-            Job.rung_at < started,
+            Job.published_at > started - unsure,
+            Job.published_at < started,
         ]
         for queue in Queue
     ]

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from promptstack.repositories.base import BaseRepository
-from promptstack.repositories.jobs.jobs import RETRIABLE_STATES
+from promptstack.repositories.jobs.steps import RETRIABLE_STATES
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.runs.models import PrunedRun, Run, RunState
 

@@ -14,7 +14,7 @@ from promptstack.config.errors import PromptStackError
 from promptstack.config.settings import MIN_CHUNK_TOKENS
 from promptstack.repositories.content.documents import Passage
 from promptstack.repositories.errors import ClaimLost
-from promptstack.repositories.jobs.jobs import Claim
+from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import Document, JobState
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.documents.chunking import ROOM, Chunker
@@ -60,9 +60,9 @@ class EmbeddingService:
         self._fitting: dict[tuple[str, str], int] = {}
         """How long the chunks were that a model took after longer ones, in our tokens."""
 
-    def run(self, job_id: UUID, report: Report, rung_at: datetime | None = None) -> JobOutcome:
+    def run(self, job_id: UUID, report: Report, published_at: datetime | None = None) -> JobOutcome:
         """Do the job if it is there to take; see `Executor.run`."""
-        return self._executor.run(job_id, self._embed, report, rung_at)
+        return self._executor.run(job_id, self._embed, report, published_at)
 
     def _embed(self, job: JobContext) -> None:
         claim = job.claim
@@ -161,7 +161,7 @@ class EmbeddingService:
             kept = done - sum(len(one.positions) for one in call.contents if one.hash in faults)
             # Vectors are kept also when the job was cancelled; the next step then meets that.
             with suppress(ClaimLost):
-                unit.jobs.set_progress(claim, kept, total)
+                unit.steps.set_progress(claim, kept, total)
             # The job's row before its reservations, as in the reconciler.
             unit.reservations.release(claim, call.hashes)
 
@@ -200,7 +200,7 @@ class EmbeddingService:
         owner = self._owner(claim)
 
         def store(unit: UnitOfWork) -> None:
-            unit.jobs.check_claim(claim)
+            unit.steps.check_claim(claim)
             document = unit.documents.lock(document_id)
             if document is None or document.chunked_hash != self._fingerprint(
                 document, cutting, claim
@@ -262,7 +262,7 @@ class EmbeddingService:
     ) -> "Document | Work":
         """Store a cut if it is still that of the text; what is to embed, or else what to cut."""
         # The job's row before its reservations, as in the reconciler.
-        unit.jobs.check_claim(claim)
+        unit.steps.check_claim(claim)
         document = unit.documents.lock(document_id)
         if document is None:
             raise NotFound("The document was deleted before it was embedded.")
@@ -275,7 +275,7 @@ class EmbeddingService:
         total = unit.documents.count_chunks(document_id)
         missing = unit.documents.chunks_without_vector(document_id, claim.provider, claim.model)
         work = _reserve(unit, claim, total, missing)
-        unit.jobs.set_progress(claim, work.done, total)
+        unit.steps.set_progress(claim, work.done, total)
         return work
 
 
@@ -415,5 +415,5 @@ def _succeed(unit: UnitOfWork, claim: Claim, document_id: UUID, total: int, *, t
             "provider_calls": totals.calls,
             "tokens_used": totals.tokens,
         }
-    unit.jobs.succeed(claim, result)
+    unit.steps.succeed(claim, result)
     return True

@@ -14,18 +14,17 @@ from uuid import UUID
 
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.errors import ClaimLost, TransientLedgerError
-from promptstack.repositories.jobs.batches import Asked
-from promptstack.repositories.jobs.jobs import Claim, Standing
+from promptstack.repositories.jobs.records import Claim, ClaimStep, JobSnapshot
 from promptstack.repositories.models import JobState
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.errors import DeadlinePassed
 from promptstack.services.execution.active_jobs import ActiveJob, ActiveJobs
 from promptstack.services.execution.backoff import Backoff
-from promptstack.services.execution.group_commit import GroupCommit, NotTogether
+from promptstack.services.execution.group_commit import GroupCommit, NotBatched
 from promptstack.services.execution.heartbeat import Heartbeat
 from promptstack.services.execution.job_context import JobContext, Report, Work
 from promptstack.services.execution.provider_calls import ProviderCalls, bug
-from promptstack.services.execution.retrying_ledger import PatientLedger
+from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.jobs.progress import Progress, ProgressService
 
 
@@ -47,7 +46,7 @@ class Executor:
 
     def __init__(
         self,
-        ledger: PatientLedger,
+        ledger: RetryingLedger,
         calls: ProviderCalls,
         progress: ProgressService,
         running: ActiveJobs,
@@ -67,25 +66,25 @@ class Executor:
         self._worker_id = worker_id
 
     def run(
-        self, job_id: UUID, work: Work, report: Report, rung_at: datetime | None = None
+        self, job_id: UUID, work: Work, report: Report, published_at: datetime | None = None
     ) -> JobOutcome:
         """Claim the job and do its `work`, which stores the job's result.
 
-        `rung_at` is when the job's message was sent, by the ledger's clock. What goes wrong with
-        the job is in the outcome. Where the ledger is away until this worker stops, the job is
+        `published_at` is when the job's message was sent, by the ledger's clock. What goes wrong
+        with the job is in the outcome. Where the ledger is away until this worker stops, the job is
         freed by the reconciler of another, and that is in the outcome too.
         """
         with self._running.in_hand(job_id) as hold:
             try:
-                return self._run(hold, work, report, rung_at)
+                return self._run(hold, work, report, published_at)
             except TransientLedgerError as error:
                 return JobOutcome(JobState.QUEUED, error=f"{error.code}: {error}")
 
     def _run(
-        self, hold: ActiveJob, work: Work, report: Report, rung_at: datetime | None
+        self, hold: ActiveJob, work: Work, report: Report, published_at: datetime | None
     ) -> JobOutcome:
         job_id = hold.job_id
-        claim = self._claim(job_id, rung_at)
+        claim = self._claim(job_id, published_at)
         if claim is None:
             return self._present(job_id)
         hold.attempt = claim.attempt
@@ -108,7 +107,7 @@ class Executor:
             pass  # cancelled, expired or taken over meanwhile: the ledger says which
         except CancelledError:
             # By a shutdown, where the claim still holds, or by a person.
-            self._ledger.write(lambda unit: unit.jobs.release(job_id, claim.attempt))
+            self._ledger.write(lambda unit: unit.steps.release(job_id, claim.attempt))
         except TransientLedgerError:
             raise  # no fault of the job's
         except DeadlinePassed:
@@ -119,20 +118,20 @@ class Executor:
             self._settle(claim, bug(error))
         return self._present(job_id)
 
-    def _claim(self, job_id: UUID, rung_at: datetime | None) -> Claim | None:
+    def _claim(self, job_id: UUID, published_at: datetime | None) -> Claim | None:
         if not self._heartbeat.is_late():
-            with suppress(NotTogether):
-                return self._together.claim(Asked(job_id, rung_at))
-        return self._ledger.write(lambda unit: self._claim_alone(unit, job_id, rung_at))
+            with suppress(NotBatched):
+                return self._together.claim(ClaimStep(job_id, published_at))
+        return self._ledger.write(lambda unit: self._claim_alone(unit, job_id, published_at))
 
     def _claim_alone(
-        self, unit: UnitOfWork, job_id: UUID, rung_at: datetime | None
+        self, unit: UnitOfWork, job_id: UUID, published_at: datetime | None
     ) -> Claim | None:
         if self._heartbeat.is_late():
             # Whoever can claim is alive. Without this, a worker whose heartbeats are late would
             # pay for jobs that are freed at once.
             unit.workers.refresh(self._worker_id)
-        return unit.jobs.claim(job_id, self._worker_id, rung_at)
+        return unit.steps.claim(job_id, self._worker_id, published_at)
 
     def _settle(self, claim: Claim, error: PromptStackError) -> None:
         """Decide what an error means for the job: this is the one place."""
@@ -146,23 +145,23 @@ class Executor:
             most = error.most_tries
             in_vain = most is not None and unit.attempts.count(claim.job_id, error.code) >= most
             if error.transient and tries_left and not in_vain:
-                unit.jobs.retry_later(claim, delay, error.code, str(error), counts=counts)
+                unit.steps.retry_later(claim, delay, error.code, str(error), counts=counts)
             else:
-                unit.jobs.fail(claim, error.code, str(error), counts=counts)
+                unit.steps.fail(claim, error.code, str(error), counts=counts)
 
         with suppress(ClaimLost):
             self._ledger.write(write)
 
     def _expire(self, claim: Claim) -> None:
         with suppress(ClaimLost):
-            self._ledger.write(lambda unit: unit.jobs.expire(claim))
+            self._ledger.write(lambda unit: unit.steps.expire(claim))
 
     def _present(self, job_id: UUID) -> JobOutcome:
         """Read from the ledger how the job stands, show it, and say it to the queue."""
-        job = self._ledger.write(lambda unit: unit.jobs.standing(job_id))
+        job = self._ledger.write(lambda unit: unit.steps.snapshot(job_id))
         return JobOutcome(state=None) if job is None else self._say(job)
 
-    def _say(self, job: Standing) -> JobOutcome:
+    def _say(self, job: JobSnapshot) -> JobOutcome:
         progress = Progress.of(job)
         if progress.state is JobState.RUNNING:
             return JobOutcome(state=None)  # it runs elsewhere

@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from promptstack.repositories.jobs.jobs import Claim
+from promptstack.repositories.jobs.records import Claim
 from promptstack.services.execution.executor import Executor, JobOutcome
 from promptstack.services.execution.job_context import JobContext, Report
 from promptstack.services.execution.provider_calls import ProviderCall
@@ -23,9 +23,9 @@ class GenerationService:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
-    def run(self, job_id: UUID, report: Report, rung_at: datetime | None = None) -> JobOutcome:
+    def run(self, job_id: UUID, report: Report, published_at: datetime | None = None) -> JobOutcome:
         """Do the job if it is there to take; see `Executor.run`."""
-        return self._executor.run(job_id, _generate, report, rung_at)
+        return self._executor.run(job_id, _generate, report, published_at)
 
 
 def _generate(job: JobContext) -> None:

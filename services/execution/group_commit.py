@@ -14,8 +14,13 @@ from uuid import UUID
 
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.errors import ClaimLost
-from promptstack.repositories.jobs.batches import Answered, Asked, Beginning
-from promptstack.repositories.jobs.jobs import Claim, Standing
+from promptstack.repositories.jobs.records import (
+    BeginStep,
+    Claim,
+    ClaimStep,
+    JobSnapshot,
+    SucceedStep,
+)
 from promptstack.repositories.session import Ledger, UnitOfWork
 
 TOGETHER = 200
@@ -23,11 +28,11 @@ TOGETHER = 200
 GATHER_SECONDS = 0.01
 """From one transaction to the next: of a step that comes alone, nothing is noticed."""
 
-Step = Asked | Beginning | Answered
+Step = ClaimStep | BeginStep | SucceedStep
 T = TypeVar("T")
 
 
-class NotTogether(PromptStackError):
+class NotBatched(PromptStackError):
     """The step could not be made together with others; it is to be made alone."""
 
     code = "NOT_TOGETHER"
@@ -57,26 +62,26 @@ class GroupCommit:
         self._is_led = False
         self._next_at = 0.0
 
-    def claim(self, asked: Asked) -> Claim | None:
-        """Claim a job. Raises `NotTogether`."""
+    def claim(self, asked: ClaimStep) -> Claim | None:
+        """Claim a job. Raises `NotBatched`."""
         claim: Claim | None = self._make(asked)
         return claim
 
-    def begin(self, beginning: Beginning, check: Callable[[], None]) -> int:
+    def begin(self, beginning: BeginStep, check: Callable[[], None]) -> int:
         """Record a call that is about to leave, unless `check` raises; the attempt's id.
 
-        Raises `NotTogether`, `ClaimLost`.
+        Raises `NotBatched`, `ClaimLost`.
         """
         attempt_id: int | None = self._make(beginning, check)
         if attempt_id is None:
             raise ClaimLost(f"Job {beginning.claim.job_id} is held no longer; no call was made.")
         return attempt_id
 
-    def succeed(self, answered: Answered) -> Standing:
-        """Store an answer as the result; how the job stands then. Raises `NotTogether`."""
-        standing: Standing | None = self._make(answered)
+    def succeed(self, answered: SucceedStep) -> JobSnapshot:
+        """Store an answer as the result; how the job stands then. Raises `NotBatched`."""
+        standing: JobSnapshot | None = self._make(answered)
         if standing is None:
-            raise NotTogether("The job is held no longer; its answer is kept apart.")
+            raise NotBatched("The job is held no longer; its answer is kept apart.")
         return standing
 
     def _make(self, step: Step, check: Callable[[], None] = lambda: None) -> Any:
@@ -122,30 +127,30 @@ class GroupCommit:
             else:
                 made.append(waiting)
         if len(made) == 1:
-            made[0].error = NotTogether("Nobody else is there.")
+            made[0].error = NotBatched("Nobody else is there.")
             return
         try:
             with self._ledger.transaction() as unit:
-                unit.batches.limit_waiting()
+                unit.steps.limit_waiting()
                 for waiting, outcome in self._write(unit, made):
                     waiting.outcome = outcome
         except BaseException as error:  # noqa: BLE001 - each one finds out alone what was wrong
             for waiting in made:
-                waiting.error = NotTogether(f"Not together: {type(error).__name__}.")
+                waiting.error = NotBatched(f"Not together: {type(error).__name__}.")
 
     def _write(self, unit: UnitOfWork, made: Sequence[_Waiting]) -> list[tuple[_Waiting, Any]]:
         outcomes: list[tuple[_Waiting, Any]] = []
-        asked = _of(made, Asked, lambda step: step.job_id)
+        asked = _of(made, ClaimStep, lambda step: step.job_id)
         if asked:
-            claims = unit.batches.claim([step for step, _ in asked.values()], self._worker_id)
+            claims = unit.steps.claim_batch([step for step, _ in asked.values()], self._worker_id)
             outcomes += [(who, claims.get(key)) for key, (_, who) in asked.items()]
-        answered = _of(made, Answered, lambda step: step.claim.job_id)
+        answered = _of(made, SucceedStep, lambda step: step.claim.job_id)
         if answered:
-            standings = unit.batches.succeed([step for step, _ in answered.values()])
+            standings = unit.steps.succeed_batch([step for step, _ in answered.values()])
             outcomes += [(who, standings.get(key)) for key, (_, who) in answered.items()]
-        begun = _of(made, Beginning, lambda step: (step.claim.job_id, step.values["call"]))
+        begun = _of(made, BeginStep, lambda step: (step.claim.job_id, step.values["call"]))
         if begun:
-            attempts = unit.batches.begin([step for step, _ in begun.values()])
+            attempts = unit.steps.begin_batch([step for step, _ in begun.values()])
             outcomes += [(who, attempts.get(key)) for key, (_, who) in begun.items()]
         return outcomes
 

@@ -61,7 +61,7 @@ class Heartbeat:
             # Recorded as ours but not in hand: the database was away when we let go of it.
             for job_id, attempt in recorded.items():
                 if not self._running.holds(job_id, attempt):
-                    unit.jobs.release(job_id, attempt)
+                    unit.steps.release(job_id, attempt)
         for job_id in self._running.cancel_lost(claimed, recorded):
             logger.info("job %s was taken from this worker; its call is closed", job_id)
 

@@ -5,12 +5,12 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
-from promptstack.repositories.jobs.jobs import Claim, Standing
+from promptstack.repositories.jobs.records import Claim, JobSnapshot
 from promptstack.repositories.models import JobState
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.execution.active_jobs import ActiveJob, ActiveJobs
 from promptstack.services.execution.provider_calls import HeldJob, ProviderCall, ProviderCalls
-from promptstack.services.execution.retrying_ledger import PatientLedger
+from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.jobs.progress import Progress, ProgressService
 from promptstack.services.llm.base import EmbeddingResponse, LLMResponse
 
@@ -28,7 +28,7 @@ class JobContext:
         claim: Claim,
         hold: ActiveJob,
         *,
-        ledger: PatientLedger,
+        ledger: RetryingLedger,
         calls: ProviderCalls,
         running: ActiveJobs,
         progress: ProgressService,
@@ -41,7 +41,7 @@ class JobContext:
         self._running = running
         self._progress = progress
         self._report = report
-        self.standing: Standing | None = None
+        self.standing: JobSnapshot | None = None
         """How the job stands since its work is done, where that is known."""
         self._shown = Progress(claim.job_id, JobState.RUNNING, 0, 1, claim.failures)
 
@@ -50,7 +50,7 @@ class JobContext:
         return self._calls.make(HeldJob(self.claim, self._hold), calls, keep)
 
     def in_ledger(self, write: Callable[[UnitOfWork], T]) -> T:
-        """Run one transaction; see `PatientLedger.write`."""
+        """Run one transaction; see `RetryingLedger.write`."""
         return self._ledger.write(write)
 
     def begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from promptstack.config.errors import PromptStackError
 from promptstack.config.logging import log_unexpected
 from promptstack.repositories.errors import TransientLedgerError
-from promptstack.repositories.jobs.batches import Answered, Beginning
-from promptstack.repositories.jobs.jobs import Claim
+from promptstack.repositories.jobs.records import BeginStep, Claim, SucceedStep
 from promptstack.repositories.models import AttemptState, Billing
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.accounting.billing import billing_of, credible, failed, taken
@@ -21,9 +20,9 @@ from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import DeadlinePassed
 from promptstack.services.execution.active_jobs import ActiveJob, ActiveJobs
 from promptstack.services.execution.backoff import Backoff
-from promptstack.services.execution.group_commit import GroupCommit, NotTogether
+from promptstack.services.execution.group_commit import GroupCommit, NotBatched
 from promptstack.services.execution.results import JobResult
-from promptstack.services.execution.retrying_ledger import PatientLedger
+from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import Permit
 from promptstack.services.limiter.terms import Need
@@ -66,7 +65,7 @@ class ProviderCalls:
 
     def __init__(
         self,
-        ledger: PatientLedger,
+        ledger: RetryingLedger,
         together: GroupCommit,
         providers: ProviderPool,
         running: ActiveJobs,
@@ -226,12 +225,12 @@ class ProviderCalls:
 
         def begin_alone(unit: UnitOfWork) -> int:
             check()
-            unit.jobs.check_claim(job.claim)
+            unit.steps.check_claim(job.claim)
             return unit.attempts.start(job.claim, **values)
 
         try:
-            return self._together.begin(Beginning(job.claim, values), check)
-        except NotTogether:
+            return self._together.begin(BeginStep(job.claim, values), check)
+        except NotBatched:
             return self._ledger.write(begin_alone)
 
     def _keep(
@@ -253,8 +252,8 @@ class ProviderCalls:
 
         try:
             if isinstance(keep, JobResult) and isinstance(answer, LLMResponse):
-                with suppress(NotTogether):
-                    step = Answered(claim, attempt_id, keep.read(answer), took)
+                with suppress(NotBatched):
+                    step = SucceedStep(claim, attempt_id, keep.read(answer), took)
                     keep.standing = self._together.succeed(step)
                     return
             self._ledger.write(store)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from promptstack.repositories.errors import ClaimLost
-from promptstack.repositories.jobs.jobs import Claim, Standing
+from promptstack.repositories.jobs.records import Claim, JobSnapshot
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.llm.base import LLMResponse
 
@@ -18,13 +18,13 @@ class JobResult:
     def __init__(self, claim: Claim, read: Callable[[LLMResponse], Mapping[str, object]]) -> None:
         self.claim = claim
         self.read = read
-        self.standing: Standing | None = None
+        self.standing: JobSnapshot | None = None
         """How the job stood when its result was kept, where that is known."""
 
     def __call__(self, unit: UnitOfWork, answer: LLMResponse) -> None:
         """Keep the answer; also where the job has ended meanwhile."""
         result = self.read(answer)
         try:
-            unit.jobs.succeed(self.claim, result)
+            unit.steps.succeed(self.claim, result)
         except ClaimLost:
-            unit.jobs.keep_answer(self.claim, result)
+            unit.steps.keep_answer(self.claim, result)

@@ -31,7 +31,7 @@ STOP_PATIENCE_SECONDS = 8.0
 T = TypeVar("T")
 
 
-class PatientLedger:
+class RetryingLedger:
     """The ledger as a worker uses it: nothing that is known here may get lost."""
 
     def __init__(self, ledger: Ledger, running: ActiveJobs) -> None:

@@ -12,7 +12,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from promptstack.config.names import PROGRESS_KEY
-from promptstack.repositories.jobs.jobs import Standing
+from promptstack.repositories.jobs.records import JobSnapshot
 from promptstack.repositories.models import Job, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.circuit_breaker import CircuitBreaker
@@ -39,7 +39,7 @@ class Progress:
     """Unix time of the next attempt, 0 when none is waited for."""
 
     @classmethod
-    def of(cls, job: Job | Standing) -> "Progress":
+    def of(cls, job: Job | JobSnapshot) -> "Progress":
         """Read progress off the ledger's row."""
         return cls(
             job_id=job.id,

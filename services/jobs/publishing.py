@@ -10,7 +10,7 @@ from uuid import UUID
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import Queue
 from promptstack.repositories.errors import TransientLedgerError
-from promptstack.repositories.jobs.jobs import JobRef
+from promptstack.repositories.jobs.records import JobRef
 from promptstack.repositories.models import Job, JobKind
 from promptstack.repositories.session import Ledger
 
@@ -44,7 +44,7 @@ class JobMessage:
     @classmethod
     def of(cls, job: Job | JobRef) -> "JobMessage":
         """The message for this job."""
-        sent_at = job.rung_at or job.created_at
+        sent_at = job.published_at or job.created_at
         kind, queue = JobKind(job.kind), Queue(job.queue)
         return cls(job.id, kind, queue, job.provider, job.model, job.attempt, sent_at)
 
@@ -110,7 +110,7 @@ def publish_marked(ledger: Ledger, publisher: Publisher, messages: Sequence[JobM
 def _take_back(ledger: Ledger, messages: Sequence[JobMessage]) -> None:
     try:
         with ledger.transaction() as unit:
-            unit.rings.mark_unrung([message.job_id for message in messages])
+            unit.outbox.mark_unpublished([message.job_id for message in messages])
     except TransientLedgerError as error:
         logger.warning(
             "%d jobs are published later, when they are missed: %s", len(messages), error
@@ -120,6 +120,6 @@ def _take_back(ledger: Ledger, messages: Sequence[JobMessage]) -> None:
 def _note(ledger: Ledger, sent: Sequence[tuple[UUID, int]], epoch: str) -> None:
     try:
         with ledger.transaction() as unit:
-            unit.rings.mark_rung(sent, epoch)
+            unit.outbox.mark_published(sent, epoch)
     except TransientLedgerError as error:
         logger.warning("%d jobs were published, which could not be noted: %s", len(sent), error)

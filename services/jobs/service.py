@@ -17,7 +17,8 @@ from uuid import UUID
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from promptstack.repositories.jobs.jobs import RETRIABLE_STATES, EndedJobs
+from promptstack.repositories.jobs.records import EndedJobs
+from promptstack.repositories.jobs.steps import RETRIABLE_STATES
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
@@ -245,8 +246,8 @@ class JobService:
         with self._ledger.transaction() as work:
             job = _find(work, job_id, owner)
             _check_stands_alone(job, "cancel")
-            is_unheard = job.state == JobState.QUEUED and job.rung_at is None
-            if not work.jobs.cancel(job_id):
+            is_unheard = job.state == JobState.QUEUED and job.published_at is None
+            if not work.steps.cancel(job_id):
                 raise WrongState(f"Job {job_id} has ended already ({job.state}).")
             if is_unheard:
                 # No message is on its way whose worker would tell AsyncResult and Flower.
@@ -262,7 +263,7 @@ class JobService:
         with self._ledger.transaction() as work:
             job = _find(work, job_id, owner)
             _check_stands_alone(job, "retry")
-            if not work.jobs.reopen(job_id, self._defaults.expires_seconds):
+            if not work.steps.reopen(job_id, self._defaults.expires_seconds):
                 raise WrongState(
                     f"Job {job_id} is {job.state}; only a failed, cancelled or expired job "
                     "can be retried."
@@ -300,7 +301,7 @@ class JobService:
         ended = EndedJobs(until, since, state, owner, kind, provider, model, error_code)
         while True:
             with self._ledger.transaction() as work:
-                reopened = work.jobs.reopen_many(
+                reopened = work.steps.reopen_many(
                     ended, self._defaults.expires_seconds, RETRIED_AT_ONCE
                 )
             self._progress.rebuild(reopened)

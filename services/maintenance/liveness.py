@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from promptstack.repositories.jobs.jobs import JobRef
+from promptstack.repositories.jobs.records import JobRef
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.maintenance.heartbeat_timeout import blind_spans, silence_of_the_dead
 

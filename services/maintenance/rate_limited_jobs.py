@@ -57,7 +57,7 @@ class RateLimitedJobs:
             room = self._room(provider, model)
             if room > 0:
                 with self._ledger.transaction() as unit:
-                    called += unit.rings.call_back(provider, model, room)
+                    called += unit.outbox.call_back(provider, model, room)
         else:
             self._last = FIRST
         return called
@@ -65,7 +65,7 @@ class RateLimitedJobs:
     def who(self, run_id: UUID | None = None) -> Sequence[Waits]:
         """Who waits, for what and until when: of all jobs, or the shards of a run."""
         with self._ledger.transaction() as unit:
-            return unit.rings.waits(run_id, MOST_SHOWN)
+            return unit.outbox.waits(run_id, MOST_SHOWN)
 
     def _room(self, provider: str, model: str) -> int:
         try:
@@ -76,7 +76,7 @@ class RateLimitedJobs:
 
 
 def _models(unit: UnitOfWork, after: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    found = unit.rings.next_waiting(after)
+    found = unit.outbox.next_waiting(after)
     while found is not None:
         yield found
-        found = unit.rings.next_waiting(found)
+        found = unit.outbox.next_waiting(found)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from promptstack.config.names import Queue
-from promptstack.repositories.jobs.jobs import JobRef
+from promptstack.repositories.jobs.records import JobRef
 from promptstack.repositories.models import JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.jobs.progress import ProgressService
@@ -147,7 +147,7 @@ class Reconciler:
             unit.limit_statements(STATEMENT_SECONDS)
             if not unit.try_lock("reconciler"):
                 return 0
-            jobs: Sequence[JobRef] = unit.rings.take_unrung(
+            jobs: Sequence[JobRef] = unit.outbox.take_unpublished(
                 epoch,
                 idle_queues=idle,
                 patience=PATIENCE_SECONDS,
@@ -159,7 +159,7 @@ class Reconciler:
         except BrokerUnavailable:
             # Some may have left: a second message for a job does nothing.
             with self._ledger.transaction() as unit:
-                unit.rings.mark_unrung([job.id for job in jobs])
+                unit.outbox.mark_unpublished([job.id for job in jobs])
             raise
         return len(jobs)
 

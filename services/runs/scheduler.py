@@ -169,7 +169,7 @@ class Dispatch:
         """
         with self._ledger.transaction() as unit:
             for job_id in unit.runs.queued_shards(ended):
-                unit.jobs.cancel(job_id)
+                unit.steps.cancel(job_id)
 
     def _serve(self) -> None:
         """Give out what shards there are workers for."""

@@ -53,17 +53,19 @@ class RunWork:
         self._schema_bounds = schema_bounds
 
     def run_shard(
-        self, job_id: UUID, report: Report, rung_at: datetime | None = None
+        self, job_id: UUID, report: Report, published_at: datetime | None = None
     ) -> JobOutcome:
         """Work on a shard if it is there to take, and give out the next one."""
-        outcome = self._executor.run(job_id, self._work, report, rung_at)
+        outcome = self._executor.run(job_id, self._work, report, published_at)
         if outcome.state is not None:
             self._dispatch.wake()
         return outcome
 
-    def finalize(self, job_id: UUID, report: Report, rung_at: datetime | None = None) -> JobOutcome:
+    def finalize(
+        self, job_id: UUID, report: Report, published_at: datetime | None = None
+    ) -> JobOutcome:
         """Do what is left when every item of a run has ended; see `Executor.run`."""
-        return self._executor.run(job_id, self._finalize, report, rung_at)
+        return self._executor.run(job_id, self._finalize, report, published_at)
 
     def _work(self, job: JobContext) -> None:
         run = self._run_of(job)
@@ -73,7 +75,7 @@ class RunWork:
             work = ShardWork(job, run, asking, self._providers.get(run.provider), self._tools)
             work.do()
             sums = work.sums
-        job.in_ledger(lambda unit: unit.jobs.succeed(job.claim, sums))
+        job.in_ledger(lambda unit: unit.steps.succeed(job.claim, sums))
 
     def _gives_up(self, job: JobContext, run: Run) -> bool:
         """Narrow a shard whose workers keep dying; whether the item that was left has failed."""
@@ -129,7 +131,7 @@ def _end(unit: UnitOfWork, job: JobContext, run_id: UUID, without_index: str | N
 
     `without_index` is why its model has no index.
     """
-    unit.jobs.succeed(job.claim, {})
+    unit.steps.succeed(job.claim, {})
     run = unit.runs.lock(run_id)
     if run is None or run.state != RunState.FINALIZING:
         return run

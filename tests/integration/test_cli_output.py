@@ -127,9 +127,9 @@ def test_who_waits_is_shown_with_the_reason_and_the_time(busy: PromptStack) -> N
     waiting.append(in_ledger(busy, f"SELECT id FROM jobs WHERE run_id = '{run.id}'"))
     with busy.ledger.transaction() as unit:
         for job_id in waiting:
-            claim = unit.jobs.claim(job_id, busy.worker_id)
+            claim = unit.steps.claim(job_id, busy.worker_id)
             assert claim is not None
-            unit.jobs.retry_later(claim, 599.9, "RATE_LIMITED", slow, counts=False)
+            unit.steps.retry_later(claim, 599.9, "RATE_LIMITED", slow, counts=False)
     reason = f"in 9 m, RATE_LIMITED: {slow}"
     shown = [one for one in told("doctor")["items"] if one["name"] == "waiting"]
     assert [one["detail"] for one in shown] == [

@@ -508,7 +508,7 @@ def test_a_job_in_the_callers_transaction_exists_and_is_published_from_its_commi
         session.rollback()
         session.commit()
     assert publisher.published == [generation.id, embedding.id]
-    assert row(ledger, generation.id).rung_at is not None
+    assert row(ledger, generation.id).published_at is not None
 
 
 @pytest.mark.parametrize("end", ["rollback", "close"])
@@ -608,7 +608,7 @@ def test_a_job_accepted_without_a_broker_is_published_when_it_is_back(
         cut_off.jobs.enqueue_generation("x"),
         cut_off.jobs.enqueue_embedding("x", source="a"),
     ]
-    assert [row(ledger, job.id).rung_at for job in jobs] == [None, None]
+    assert [row(ledger, job.id).published_at for job in jobs] == [None, None]
     assert cut_off.reconciler.run_once() == 0
     # The enqueuer is about to publish a fresh job itself.
     assert stack.reconciler.run_once() == 0
@@ -617,7 +617,7 @@ def test_a_job_accepted_without_a_broker_is_published_when_it_is_back(
     assert stack.reconciler.run_once() == 0
     expected = {queue: [str(job.id)] for queue, job in zip(QUEUES, jobs, strict=True)}
     assert messages(stack) == expected
-    assert all(row(ledger, job.id).rung_epoch == stack.publisher.epoch() for job in jobs)
+    assert all(row(ledger, job.id).published_epoch == stack.publisher.epoch() for job in jobs)
 
 
 def test_a_broker_that_was_away_is_left_alone_for_a_moment(cut_off: PromptStack) -> None:
@@ -665,7 +665,7 @@ def test_accepted_is_accepted_also_when_the_message_cannot_be_noted(
         with admin.connect() as connection:
             connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
         admin.dispose()
-    assert row(ledger, job.id).rung_at is None
+    assert row(ledger, job.id).published_at is None
 
 
 def test_a_job_is_marked_as_published_when_it_is_committed(
@@ -673,7 +673,7 @@ def test_a_job_is_marked_as_published_when_it_is_committed(
 ) -> None:
     marked: list[str | None] = []
     publisher = RecordingPublisher(
-        lambda message: marked.append(row(ledger, message.job_id).rung_epoch)
+        lambda message: marked.append(row(ledger, message.job_id).published_epoch)
     )
     service(stack, publisher).enqueue_generation("x")
     assert marked == ["epoch"]
@@ -686,7 +686,7 @@ def test_a_job_whose_publishing_fails_is_not_marked_any_more(
         raise BrokerUnavailable("The broker is away.")
 
     job = service(stack, RecordingPublisher(fail)).enqueue_generation("x")
-    assert (row(ledger, job.id).rung_at, row(ledger, job.id).rung_epoch) == (None, None)
+    assert (row(ledger, job.id).published_at, row(ledger, job.id).published_epoch) == (None, None)
 
 
 def test_a_marked_job_whose_enqueuer_died_is_published_when_it_is_missed(
@@ -702,8 +702,8 @@ def test_a_marked_job_whose_enqueuer_died_is_published_when_it_is_missed(
         service(stack, RecordingPublisher(die)).enqueue_generation("x")
     with ledger.transaction() as unit:
         queue = [str(Queue.GENERATION)]
-        assert not unit.rings.take_unrung("epoch", idle_queues=queue, patience=10.0, limit=10)
-        due = unit.rings.take_unrung("epoch", idle_queues=queue, patience=0.0, limit=10)
+        assert not unit.outbox.take_unpublished("epoch", idle_queues=queue, patience=10.0, limit=10)
+        due = unit.outbox.take_unpublished("epoch", idle_queues=queue, patience=0.0, limit=10)
         assert len(due) == 1
 
 
@@ -715,14 +715,14 @@ def test_a_worker_faster_than_the_note_of_the_message_loses_no_retry(
 
     def work(message: JobMessage) -> None:
         with ledger.transaction() as unit:
-            claim = unit.jobs.claim(message.job_id, stack.worker_id)
+            claim = unit.steps.claim(message.job_id, stack.worker_id)
             assert claim is not None
-            unit.jobs.retry_later(claim, 0.0, "OVERLOADED", "busy", counts=True)
+            unit.steps.retry_later(claim, 0.0, "OVERLOADED", "busy", counts=True)
 
     job = service(stack, RecordingPublisher(work)).enqueue_generation("x")
     with ledger.transaction() as unit:
         # A queue that is never empty: there only the note says that the job needs a message.
-        due = unit.rings.take_unrung("epoch", idle_queues=[], patience=10.0, limit=10)
+        due = unit.outbox.take_unpublished("epoch", idle_queues=[], patience=10.0, limit=10)
         assert [found.id for found in due] == [job.id]
 
 
@@ -768,7 +768,7 @@ def test_a_broker_that_fails_in_mid_round_gets_the_rest_later(
     publisher.on_publish = fail_at_the_third
     assert reconciler.run_once() == 0
     # Nobody knows which of a batch have left: a second message for a job does nothing.
-    assert [id_ for id_ in ids if row(ledger, id_).rung_at is not None] == []
+    assert [id_ for id_ in ids if row(ledger, id_).published_at is not None] == []
     publisher.on_publish = lambda message: None
     assert reconciler.run_once() == 4
     assert sorted(publisher.published[2:]) == sorted(ids)
@@ -828,10 +828,10 @@ def test_a_lost_message_is_published_again_also_while_others_wait(
     for job_id in waiting:
         change(ledger, job_id, "rung_at = now(), rung_epoch = 'epoch'")
     with ledger.transaction() as unit:
-        rung_at = unit.jobs.get_all([taken])[0].rung_at
-        claim = unit.jobs.claim(taken, stack.worker_id, rung_at)
+        rung_at = unit.jobs.get_all([taken])[0].published_at
+        claim = unit.steps.claim(taken, stack.worker_id, rung_at)
         assert claim is not None
-        unit.jobs.succeed(claim, {"text": "done"})
+        unit.steps.succeed(claim, {"text": "done"})
     publisher.published = list(waiting)
     assert reconciler.run_once() == 1
     assert publisher.published == [*waiting, lost]
@@ -847,9 +847,9 @@ def test_an_old_message_of_a_job_that_was_published_again_tells_nothing_of_other
     first = "rung_at = now() - interval '2 h', rung_epoch = 'epoch'"
     change(ledger, published_again, first)
     with ledger.transaction() as unit:
-        sent_at = unit.jobs.get_all([published_again])[0].rung_at
+        sent_at = unit.jobs.get_all([published_again])[0].published_at
     change(ledger, published_again, "rung_at = now()")
     with ledger.transaction() as unit:
-        assert unit.jobs.claim(published_again, stack.worker_id, sent_at)
+        assert unit.steps.claim(published_again, stack.worker_id, sent_at)
     publisher.published = list(backlog)
     assert reconciler.run_once() == 0

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import event
 
 from promptstack.repositories.errors import ClaimLost, LedgerUnavailable
-from promptstack.repositories.jobs.batches import Answered, Asked, Beginning, JobBatchRepository
-from promptstack.repositories.jobs.jobs import Claim, JobRepository
+from promptstack.repositories.jobs.records import BeginStep, Claim, ClaimStep, SucceedStep
+from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.models import AttemptState, Job, JobState
 from promptstack.repositories.session import Ledger
-from promptstack.services.execution.group_commit import GroupCommit, NotTogether
+from promptstack.services.execution.group_commit import GroupCommit, NotBatched
 from promptstack.tasks.composition import PromptStack
 
 JOBS = 24
@@ -67,7 +67,7 @@ def together(steps: list[Callable[[], Any]]) -> list[Any]:
 
 def claim_all(ledger: Ledger, worker: UUID, ids: list[UUID]) -> dict[UUID, Claim]:
     with ledger.transaction() as unit:
-        return unit.batches.claim([Asked(id_, None) for id_ in ids], worker)
+        return unit.steps.claim_batch([ClaimStep(id_, None) for id_ in ids], worker)
 
 
 def job(ledger: Ledger, job_id: UUID) -> Job:
@@ -82,13 +82,13 @@ def test_jobs_that_run_at_once_are_written_together(
     stack: PromptStack, ledger: Ledger, jobs: list[UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    real = JobBatchRepository.succeed
+    real = StepRepository.succeed_batch
 
-    def succeed(self: JobBatchRepository, answers: Any) -> Any:
+    def succeed(self: StepRepository, answers: Any) -> Any:
         sizes.append(len(answers))
         return real(self, answers)
 
-    monkeypatch.setattr(JobBatchRepository, "succeed", succeed)
+    monkeypatch.setattr(StepRepository, "succeed_batch", succeed)
     commits: list[Any] = []
     _ = stack.generation, stack.limiter
     event.listen(ledger.engine, "commit", commits.append)
@@ -114,10 +114,10 @@ def test_of_two_messages_of_a_job_one_claims_it(stack: PromptStack, jobs: list[U
 
     def claim(id_: UUID) -> Claim | None:
         try:
-            return group.claim(Asked(id_, None))
-        except NotTogether:
+            return group.claim(ClaimStep(id_, None))
+        except NotBatched:
             with stack.ledger.transaction() as unit:
-                return unit.jobs.claim(id_, stack.worker_id)
+                return unit.steps.claim(id_, stack.worker_id)
 
     claims = together([lambda id_=id_: claim(id_) for id_ in jobs * 2])  # type: ignore[misc]
     taken = [claim for claim in claims if claim is not None]
@@ -130,7 +130,7 @@ def test_a_batch_says_of_a_claim_what_a_single_one_says(
 ) -> None:
     claims = claim_all(ledger, stack.worker_id, jobs[:1])
     with ledger.transaction() as unit:
-        alone = unit.jobs.claim(jobs[1], stack.worker_id)
+        alone = unit.steps.claim(jobs[1], stack.worker_id)
     assert alone is not None
     found = claims[jobs[0]]
     for name in ("attempt", "worker_id", "user_id", "provider", "model", "max_retries", "is_bulk"):
@@ -145,13 +145,13 @@ def test_a_claim_that_is_lost_begins_nothing_and_keeps_no_result(
     claims = claim_all(ledger, stack.worker_id, jobs[:2])
     held, lost = (claims[id_] for id_ in jobs[:2])
     with ledger.transaction() as unit:
-        begun = unit.batches.begin([Beginning(held, VALUES), Beginning(lost, VALUES)])
+        begun = unit.steps.begin_batch([BeginStep(held, VALUES), BeginStep(lost, VALUES)])
     stack.jobs.cancel(jobs[1])
     with ledger.transaction() as unit:
-        again = unit.batches.begin([Beginning(held, VALUES), Beginning(lost, VALUES)])
-        standings = unit.batches.succeed(
+        again = unit.steps.begin_batch([BeginStep(held, VALUES), BeginStep(lost, VALUES)])
+        standings = unit.steps.succeed_batch(
             [
-                Answered(claim, begun[(claim.job_id, 0)], {"text": 'An "é" \\ \n'}, TOOK)
+                SucceedStep(claim, begun[(claim.job_id, 0)], {"text": 'An "é" \\ \n'}, TOOK)
                 for claim in (held, lost)
             ]
         )
@@ -165,20 +165,20 @@ def test_a_claim_that_is_lost_begins_nothing_and_keeps_no_result(
     assert job(ledger, lost.job_id).state == JobState.CANCELLED
     assert job(ledger, lost.job_id).attempts[0].state == AttemptState.STARTED
     with ledger.transaction() as unit:
-        alone = unit.jobs.standing(held.job_id)
+        alone = unit.steps.snapshot(held.job_id)
     assert standings[held.job_id] == alone
 
 
 def test_a_step_alone_and_steps_that_meet_a_trouble_are_left_to_each_one(
     stack: PromptStack, jobs: list[UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(NotTogether):
-        stack.group_commit.claim(Asked(jobs[0], None))
+    with pytest.raises(NotBatched):
+        stack.group_commit.claim(ClaimStep(jobs[0], None))
 
     def fail(*_: Any) -> None:
         raise LedgerUnavailable("Away.")
 
-    monkeypatch.setattr(JobBatchRepository, "claim", fail)
+    monkeypatch.setattr(StepRepository, "claim_batch", fail)
     outcomes = together(
         [lambda id_=id_: stack.generation.run(id_, lambda _: None) for id_ in jobs]  # type: ignore[misc]
     )
@@ -195,7 +195,7 @@ def test_one_row_that_is_locked_holds_up_nobody_else(
         done.append(id_)
 
     with ThreadPoolExecutor(JOBS) as pool, ledger.transaction() as unit:
-        assert JobRepository(unit.session).cancel(jobs[0])
+        assert StepRepository(unit.session).cancel(jobs[0])
         running = [pool.submit(run, id_) for id_ in jobs]
         for others in running[1:]:
             others.result(4.0)  # before our idle transaction is ended by PostgreSQL
@@ -215,10 +215,10 @@ def test_a_check_that_fails_stops_its_own_step_only(
             if claim.job_id == jobs[0]:
                 raise ClaimLost("Not any more.")
 
-        return group.begin(Beginning(claim, VALUES), check)
+        return group.begin(BeginStep(claim, VALUES), check)
 
     begun = together([lambda id_=id_: begin(claims[id_]) for id_ in jobs])  # type: ignore[misc]
     assert isinstance(begun[0], ClaimLost)
     assert not job(ledger, jobs[0]).attempts
-    assert all(isinstance(other, int | NotTogether) for other in begun[1:])
+    assert all(isinstance(other, int | NotBatched) for other in begun[1:])
     assert any(isinstance(other, int) for other in begun[1:])

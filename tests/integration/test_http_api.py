@@ -86,7 +86,7 @@ def test_a_generation_is_accepted_and_found_where_location_says(
         assert stored.request["messages"][0]["content"] == "Hello 🌍"
         assert stored.request["options"] == {"fail_times": 1}
         assert stored.user_id is not None
-        assert stored.rung_at is not None
+        assert stored.published_at is not None
 
 
 def test_an_embedding_is_accepted_under_the_hash_of_its_text(

@@ -24,7 +24,8 @@ from hypothesis.stateful import (
 from sqlalchemy import Connection, text
 
 from promptstack.repositories.errors import ClaimLost
-from promptstack.repositories.jobs.jobs import Claim, JobRepository
+from promptstack.repositories.jobs.records import Claim
+from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.models import JobState
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.tasks.composition import PromptStack
@@ -102,7 +103,7 @@ class JobStates(RuleBasedStateMachine):
     def claim(self, job: int, worker: int) -> None:
         model, worker_id = self.models[job], self.workers[worker]
         with self.ledger.transaction() as unit:
-            claim = unit.jobs.claim(model.id, worker_id)
+            claim = unit.steps.claim(model.id, worker_id)
         assert (claim is not None) == model.is_there
         if claim is not None:
             model.attempt += 1
@@ -191,7 +192,7 @@ class JobStates(RuleBasedStateMachine):
             return
         held = model.holds(claim)
         with self.ledger.transaction() as unit:
-            assert unit.jobs.release(model.id, claim.attempt) == held
+            assert unit.steps.release(model.id, claim.attempt) == held
         if held:
             model.leave(JobState.QUEUED)
 
@@ -224,7 +225,7 @@ class JobStates(RuleBasedStateMachine):
         model = self.models[job]
         is_open = not model.state.is_final
         with self.ledger.transaction() as unit:
-            assert unit.jobs.cancel(model.id) == is_open
+            assert unit.steps.cancel(model.id) == is_open
         if is_open:
             model.leave(JobState.CANCELLED)
 
@@ -233,7 +234,7 @@ class JobStates(RuleBasedStateMachine):
         model = self.models[job]
         can_be = model.state.is_final and model.state is not JobState.SUCCEEDED
         with self.ledger.transaction() as unit:
-            assert unit.jobs.reopen(model.id, LATER) == can_be
+            assert unit.steps.reopen(model.id, LATER) == can_be
         if can_be:
             model.leave(JobState.QUEUED)
             model.failures, model.waits, model.overdue = 0, False, False
@@ -266,7 +267,7 @@ class JobStates(RuleBasedStateMachine):
         """An enqueuer notes that it sent a message, which a worker may have used up by then."""
         model = self.models[job]
         with self.ledger.transaction() as unit:
-            unit.rings.mark_rung([(model.id, model.attempt - is_used_up)], "epoch")
+            unit.outbox.mark_published([(model.id, model.attempt - is_used_up)], "epoch")
         if model.state is JobState.QUEUED and not is_used_up:
             model.is_published = True
 
@@ -337,7 +338,7 @@ class JobStates(RuleBasedStateMachine):
         self,
         job: int,
         ago: int,
-        change: Callable[[JobRepository, Claim], object],
+        change: Callable[[StepRepository, Claim], object],
         then: Callable[[Model], None] = lambda model: None,
         *,
         may: Callable[[Model, Claim], bool] = Model.holds,
@@ -349,7 +350,7 @@ class JobStates(RuleBasedStateMachine):
         held = may(model, claim)
         try:
             with self.ledger.transaction() as unit:
-                change(unit.jobs, claim)
+                change(unit.steps, claim)
         except ClaimLost:
             assert not held
         else:
@@ -381,15 +382,15 @@ def test_any_interleaving_keeps_the_states_in_order(stack: PromptStack) -> None:
 
 def test_a_job_that_ends_while_it_waits_waits_for_nothing_any_more(stack: PromptStack) -> None:
     endings: dict[str, Callable[[UnitOfWork, UUID], object]] = {
-        "cancelled": lambda unit, job_id: unit.jobs.cancel(job_id),
+        "cancelled": lambda unit, job_id: unit.steps.cancel(job_id),
         "expired": lambda unit, job_id: unit.maintenance.expire_overdue(),
     }
     for ending, end in endings.items():
         job = stack.jobs.enqueue_generation("x")
         with stack.ledger.transaction() as unit:
-            claim = unit.jobs.claim(job.id, stack.worker_id)
+            claim = unit.steps.claim(job.id, stack.worker_id)
             assert claim is not None
-            unit.jobs.retry_later(claim, LATER, "BUSY", "busy", counts=True)
+            unit.steps.retry_later(claim, LATER, "BUSY", "busy", counts=True)
         with stack.ledger.transaction() as unit:
             query = text("UPDATE jobs SET expires_at = now() WHERE id = :id")
             unit.session.execute(query, {"id": job.id})

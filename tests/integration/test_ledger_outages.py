@@ -13,8 +13,9 @@ from promptstack.config.names import Queue
 from promptstack.embedded.servers import ServerUrls
 from promptstack.repositories.content.embeddings import EmbeddingRepository
 from promptstack.repositories.errors import LedgerConflict, LedgerSlow
-from promptstack.repositories.jobs.jobs import Claim, JobRepository
-from promptstack.repositories.jobs.outbox import RingRepository
+from promptstack.repositories.jobs.outbox import OutboxRepository
+from promptstack.repositories.jobs.records import Claim
+from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.models import JobState
 from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.views import JobView
@@ -66,16 +67,16 @@ def test_vectors_that_are_paid_for_are_stored_after_a_trouble(
 def test_a_generation_is_asked_for_once_whatever_step_meets_a_trouble(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch, trouble: str, step: str
 ) -> None:
-    real = getattr(JobRepository, step)
+    real = getattr(StepRepository, step)
     met: list[str] = []
 
-    def change(self: JobRepository, *values: object) -> object:
+    def change(self: StepRepository, *values: object) -> object:
         if not met:
             met.append(trouble)
             self._session.execute(text(TROUBLES[trouble]))
         return real(self, *values)
 
-    monkeypatch.setattr(JobRepository, step, change)
+    monkeypatch.setattr(StepRepository, step, change)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("Hello.", max_retries=0)
     assert stack.generation.run(job.id, nobody).state is JobState.SUCCEEDED
@@ -86,16 +87,16 @@ def test_a_generation_is_asked_for_once_whatever_step_meets_a_trouble(
 def test_an_embedding_goes_on_where_a_trouble_met_its_progress(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = JobRepository.set_progress
+    real = StepRepository.set_progress
     met: list[str] = []
 
-    def change(self: JobRepository, *values: object) -> None:
+    def change(self: StepRepository, *values: object) -> None:
         if not met:
             met.append("connection")
             self._session.execute(text(CUT))
         real(self, *values)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(JobRepository, "set_progress", change)
+    monkeypatch.setattr(StepRepository, "set_progress", change)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_embedding("Some words.", source="a", max_retries=0)
     assert stack.embedding.run(job.id, nobody).state is JobState.SUCCEEDED
@@ -148,7 +149,7 @@ def test_accepted_is_accepted_also_when_the_note_of_the_message_meets_a_conflict
     def conflict(*_: object) -> None:
         raise LedgerConflict("met")
 
-    monkeypatch.setattr(RingRepository, "mark_rung", conflict)
+    monkeypatch.setattr(OutboxRepository, "mark_published", conflict)
     job = stack.jobs.enqueue_generation("x")
     assert stack.jobs.get(job.id).state is JobState.QUEUED
     assert stack.publisher.waiting(Queue.GENERATION) == 1
@@ -204,10 +205,10 @@ def test_a_change_that_is_always_refused_ends_its_job_and_frees_the_worker(
     monkeypatch.setattr("promptstack.services.execution.retrying_ledger.MAX_REFUSALS", 2)
     monkeypatch.setattr("promptstack.services.execution.retrying_ledger.LEDGER_RETRY_SECONDS", 0.01)
 
-    def refuse(self: JobRepository, *_: object) -> None:
+    def refuse(self: StepRepository, *_: object) -> None:
         self._session.execute(text(TROUBLES["57014"]))
 
-    monkeypatch.setattr(JobRepository, "succeed", refuse)
+    monkeypatch.setattr(StepRepository, "succeed", refuse)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x", max_retries=0)
     assert stack.generation.run(job.id, nobody).state is JobState.FAILED
@@ -221,7 +222,7 @@ def test_an_attempt_whose_answer_cannot_be_kept_is_settled(
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(JobRepository, "succeed", fail)
+    monkeypatch.setattr(StepRepository, "succeed", fail)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x", max_retries=0)
     assert stack.generation.run(job.id, nobody).state is JobState.FAILED
@@ -241,7 +242,7 @@ def test_nobody_dies_of_a_lock_on_the_jobs(
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x")
     with stack.ledger.transaction() as unit:
-        assert unit.jobs.claim(job.id, stack.worker_id) is not None
+        assert unit.steps.claim(job.id, stack.worker_id) is not None
         unit.session.execute(text("UPDATE workers SET heartbeat_at = now() - interval '16 s'"))
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
@@ -254,10 +255,10 @@ def test_nobody_dies_of_a_lock_on_the_jobs(
 def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, warned = JobRepository.succeed, []
+    real, warned = StepRepository.succeed, []
     freed: list[object] = []
 
-    def succeed(self: JobRepository, *values: object) -> None:
+    def succeed(self: StepRepository, *values: object) -> None:
         real(self, *values)  # type: ignore[arg-type]
         with stack.ledger.transaction() as unit:
             unit.limit_statements(2.0)
@@ -265,7 +266,7 @@ def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
             # The answer is stored but not committed: the job is left alone.
             freed.append(unit.maintenance.free_lost(15.0))
 
-    monkeypatch.setattr(JobRepository, "succeed", succeed)
+    monkeypatch.setattr(StepRepository, "succeed", succeed)
     monkeypatch.setattr(
         "promptstack.services.execution.retrying_ledger.logger.warning",
         lambda *said: warned.append(said),
@@ -280,7 +281,7 @@ def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both change a job and its reservations."""
-    real, warned = JobRepository.set_progress, []
+    real, warned = StepRepository.set_progress, []
     free: list[threading.Thread] = []
 
     def sweep() -> None:
@@ -288,7 +289,7 @@ def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
             unit.maintenance.free_lost(15.0)
             unit.reservations.forget_idle()
 
-    def set_progress(self: JobRepository, claim: Claim, current: int, total: int) -> None:
+    def set_progress(self: StepRepository, claim: Claim, current: int, total: int) -> None:
         if current and not free:
             # Another connection would be refused this row, if a sweep had the job's already.
             free.append(threading.Thread(target=sweep))
@@ -298,7 +299,7 @@ def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
             wait_until(lambda: waits_for_a_lock(stack) or not free[0].is_alive(), "the sweep")
         real(self, claim, current, total)
 
-    monkeypatch.setattr(JobRepository, "set_progress", set_progress)
+    monkeypatch.setattr(StepRepository, "set_progress", set_progress)
     monkeypatch.setattr(
         "promptstack.services.execution.retrying_ledger.logger.warning",
         lambda *said: warned.append(said),

@@ -295,7 +295,7 @@ def test_a_bulk_job_gives_way_in_its_queue_and_at_the_limit(open_stack: Open) ->
     assert [stack.publisher.waiting(queue) for queue in queues] == [1, 1, 1]
     for job in (bulk, document, people):
         with stack.ledger.transaction() as unit:
-            claim = unit.jobs.claim(job.id, stack.worker_id)
+            claim = unit.steps.claim(job.id, stack.worker_id)
             assert claim is not None
             assert claim.is_bulk is (job is not people)
 
@@ -334,7 +334,7 @@ def test_passages_over_a_limit_are_halved_until_they_fit(
     assert (waiting.error_code, waiting.current, waiting.total) == (RATE_LIMIT_WAIT, 3, 6)
     stack.redis.flushdb()
     with stack.ledger.transaction() as unit:
-        unit.rings.call_back("openai", waiting.model, 1)
+        unit.outbox.call_back("openai", waiting.model, 1)
     assert run(stack, job).state is JobState.SUCCEEDED
     assert [call.items for call in attempts(stack, job)] == [3, 3]
     assert set(first.ledger().values()) == {1}

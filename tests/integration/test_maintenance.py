@@ -131,17 +131,17 @@ def test_nothing_goes_where_retention_is_zero(stack: PromptStack) -> None:
 def end(stack: PromptStack, how: str = "fail", *, key: str | None = None) -> JobView:
     job = stack.jobs.enqueue_generation("x", idempotency_key=key)
     with stack.ledger.transaction() as unit:
-        claim = unit.jobs.claim(job.id, stack.worker_id)
+        claim = unit.steps.claim(job.id, stack.worker_id)
         assert claim is not None
         match how:
             case "fail":
-                unit.jobs.fail(claim, "PROVIDER_TIMEOUT", "too slow")
+                unit.steps.fail(claim, "PROVIDER_TIMEOUT", "too slow")
             case "refuse":
-                unit.jobs.fail(claim, "CONTENT_REFUSED", "no")
+                unit.steps.fail(claim, "CONTENT_REFUSED", "no")
             case "succeed":
-                unit.jobs.succeed(claim, {"text": "y"})
+                unit.steps.succeed(claim, {"text": "y"})
             case "cancel":
-                unit.jobs.cancel(job.id)
+                unit.steps.cancel(job.id)
     return job
 
 
@@ -211,7 +211,7 @@ def test_the_command_and_the_http_door_retry_many(stack: PromptStack) -> None:
 def claimed(stack: PromptStack, **how: object) -> UUID:
     job = stack.jobs.enqueue_generation("x", **how)  # type: ignore[arg-type]
     with stack.ledger.transaction() as unit:
-        assert unit.jobs.claim(job.id, uuid4()) is not None
+        assert unit.steps.claim(job.id, uuid4()) is not None
     return job.id
 
 
@@ -227,7 +227,7 @@ def test_what_a_dead_worker_held_does_not_wait_behind_all_that_came_since(
 ) -> None:
     freed, handed_back, bulk = claimed(stack), claimed(stack), claimed(stack, bulk=True)
     with stack.ledger.transaction() as unit:
-        assert unit.jobs.release(handed_back, 1)
+        assert unit.steps.release(handed_back, 1)
         assert {job.queue for job in unit.maintenance.free_lost(60.0)} == {
             "resumed",
             "generation-bulk",
@@ -280,7 +280,7 @@ def test_a_dead_worker_s_call_for_a_cancelled_job_is_not_under_way_for_ever(
     worker, job = uuid4(), stack.jobs.enqueue_generation("x")
     with stack.ledger.transaction() as unit:
         unit.workers.beat(worker, "host", 1)
-        claim = unit.jobs.claim(job.id, worker)
+        claim = unit.steps.claim(job.id, worker)
         assert claim is not None
         unit.attempts.start(claim, call=0, provider="demo", model="demo-1", items=1)
     stack.jobs.cancel(job.id)

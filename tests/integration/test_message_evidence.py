@@ -50,12 +50,12 @@ def answer_late(stack: PromptStack) -> None:
     """A job is freed and published again, and then its first worker answers."""
     job = stack.jobs.enqueue_generation("x")
     with stack.ledger.transaction() as unit:
-        claim = unit.jobs.claim(job.id, stack.worker_id)
+        claim = unit.steps.claim(job.id, stack.worker_id)
         assert claim is not None
-        unit.jobs.release(job.id, claim.attempt)
+        unit.steps.release(job.id, claim.attempt)
     assert stack.reconciler.run_once() == 1
     with stack.ledger.transaction() as unit:
-        unit.jobs.succeed(claim, {"text": "late"})
+        unit.steps.succeed(claim, {"text": "late"})
 
 
 def be_told_of_a_future_message(stack: PromptStack) -> None:
@@ -111,7 +111,7 @@ def test_what_was_sent_just_before_a_crash_of_the_broker_is_sent_again_and_no_mo
 
     def take(uptime: float | None) -> list[UUID]:
         with stack.ledger.transaction() as unit:
-            taken = unit.rings.take_unrung(
+            taken = unit.outbox.take_unpublished(
                 epoch, idle_queues=[], patience=60.0, limit=10, uptime=uptime
             )
         return [job.id for job in taken]

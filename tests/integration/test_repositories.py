@@ -251,7 +251,7 @@ def test_users_who_had_the_same_idempotency_key_can_both_be_deleted(ledger: Ledg
 def test_what_was_paid_for_a_deleted_job_stays_on_record(ledger: Ledger) -> None:
     with ledger.transaction() as unit:
         job_id = add_job(unit).id
-        claim = unit.jobs.claim(job_id, uuid4())
+        claim = unit.steps.claim(job_id, uuid4())
         assert claim is not None
         unit.attempts.start(claim, call=0, provider=claim.provider, model=claim.model, items=1)
     with ledger.transaction() as unit:

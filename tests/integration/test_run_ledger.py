@@ -133,7 +133,7 @@ def test_a_commit_whose_answer_was_lost_is_counted_once(
     )
     (shard,) = one(stack, "SELECT id FROM jobs")
     with monkeypatch.context() as patched:
-        patched.setattr(stack.patient_ledger, "_ledger", Forgetful(stack.ledger))
+        patched.setattr(stack.retrying_ledger, "_ledger", Forgetful(stack.ledger))
         stack.run_work.run_shard(shard, lambda _: None)
     stack.dispatch.run_once()
     done = work(stack, run.id)
@@ -157,7 +157,7 @@ def test_a_call_that_may_have_been_billed_is_counted_once_too(
     run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="unsure", in_flight=7)
     (shard,) = one(stack, "SELECT id FROM jobs")
     with monkeypatch.context() as patched:
-        patched.setattr(stack.patient_ledger, "_ledger", Forgetful(stack.ledger))
+        patched.setattr(stack.retrying_ledger, "_ledger", Forgetful(stack.ledger))
         stack.run_work.run_shard(shard, lambda _: None)
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 20, 0)
@@ -184,7 +184,7 @@ def test_an_answer_in_the_last_moment_of_a_cancelled_shard_hides_no_call_that_wa
     working.start()
     wait_until(lambda: len(Held.asked) == 6, "the calls to be made")
     with stack.ledger.transaction() as unit:
-        unit.jobs.cancel(shard)  # as its run does
+        unit.steps.cancel(shard)  # as its run does
     stack.loop.run(Held.answer(0))
     working.join(30.0)
     assert not working.is_alive()

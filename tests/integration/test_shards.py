@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from promptstack.repositories.errors import LedgerRefused
-from promptstack.repositories.jobs.jobs import Claim
+from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.answers import AnswerRepository
 from promptstack.repositories.runs.models import RunState
@@ -158,7 +158,7 @@ def test_money_that_a_lost_commit_has_reserved_is_not_counted_against_itself(
     )
     (shard,) = one(stack, "SELECT id FROM jobs")
     with monkeypatch.context() as patched:
-        patched.setattr(stack.patient_ledger, "_ledger", Forgetful(stack.ledger))
+        patched.setattr(stack.retrying_ledger, "_ledger", Forgetful(stack.ledger))
         stack.run_work.run_shard(shard, lambda _: None)
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.error_code) == (RunState.COMPLETED, 1, None)
@@ -205,8 +205,8 @@ def test_an_attempt_that_was_taken_over_gives_nothing_up(stack: PromptStack) -> 
     content = b"x" * 32
     with stack.ledger.transaction() as unit:
         unit.reservations.take(old, [content])
-        unit.jobs.release(old.job_id, old.attempt)
-        new = unit.jobs.claim(old.job_id, old.worker_id)
+        unit.steps.release(old.job_id, old.attempt)
+        new = unit.steps.claim(old.job_id, old.worker_id)
         assert new is not None
         assert unit.reservations.take(new, [content]) == {content}
         unit.reservations.release(old, [content])
@@ -217,7 +217,7 @@ def claim_of(stack: PromptStack, word: str) -> Claim:
     """A job in this process's hands."""
     job = stack.jobs.enqueue_generation(f"Say {word}.", provider="demo")
     with stack.ledger.transaction() as unit:
-        claim = unit.jobs.claim(job.id, stack.worker_id)
+        claim = unit.steps.claim(job.id, stack.worker_id)
         assert claim is not None
         return claim
 

@@ -108,10 +108,10 @@ def work_until_done(stack: PromptStack, is_done: Callable[[], bool]) -> int:
 def lose(stack: PromptStack, job_id: UUID, *, done: int | None = None, total: int = 10) -> None:
     """Let a worker die over a job, after it has done so much of it."""
     with stack.ledger.transaction() as unit:
-        claim = unit.jobs.claim(job_id, uuid4())
+        claim = unit.steps.claim(job_id, uuid4())
         assert claim is not None
         if done is not None:
-            unit.jobs.set_progress(claim, done, total)
+            unit.steps.set_progress(claim, done, total)
     free(stack)
 
 
@@ -147,7 +147,7 @@ def test_a_shard_is_halved_once_where_the_answer_to_the_commit_was_lost(
     lose(stack, shard)
     lose(stack, shard)
     with stack.ledger.transaction() as unit:
-        claim = unit.jobs.claim(shard, uuid4())
+        claim = unit.steps.claim(shard, uuid4())
         whole = unit.runs.get(run.id)
     assert claim is not None
     assert whole is not None
@@ -197,7 +197,7 @@ def test_deaths_from_before_a_document_got_on_count_no_more(
 
     def give_up(*_: object) -> None:
         with stack.ledger.transaction() as unit:
-            unit.jobs.fail(holder, "GONE", "It is over.")
+            unit.steps.fail(holder, "GONE", "It is over.")
 
     document = "\n\n".join(f"# Part {n}\n\n" + f"word{n} " * 300 for n in range(4))
     job = stack.jobs.enqueue_embedding(document, source="a.md", provider="fragile")
@@ -208,7 +208,7 @@ def test_deaths_from_before_a_document_got_on_count_no_more(
             stack.embedding.run(job.id, lambda _: None)
     free(stack)
     with stack.ledger.transaction() as unit:
-        claim = unit.jobs.claim(other.id, uuid4())
+        claim = unit.steps.claim(other.id, uuid4())
         assert claim is not None
         holder = claim
         *_, last = stack.chunker.cut(document, "a.md")
@@ -308,7 +308,7 @@ def test_dead_workers_are_missed_while_messages_take_long(stack: PromptStack) ->
         wait_until(publisher.is_asked.is_set, "the messages to be sent")
         held = stack.jobs.enqueue_generation("held by the dead")
         with stack.ledger.transaction() as unit:
-            assert unit.jobs.claim(held.id, uuid4()) is not None
+            assert unit.steps.claim(held.id, uuid4()) is not None
         for _ in range(14):
             liveness.run_once()
             now[0] += 1.0
@@ -350,7 +350,7 @@ def test_more_jobs_than_one_transaction_s_worth_are_freed_in_a_round(
     jobs = [stack.jobs.enqueue_generation("x").id for _ in range(5)]
     with stack.ledger.transaction() as unit:
         for job_id in jobs:
-            assert unit.jobs.claim(job_id, uuid4()) is not None
+            assert unit.steps.claim(job_id, uuid4()) is not None
         unit.maintenance.note_watch(unit.now().timestamp() - 0.1, [])
     stack.liveness.run_once()
     assert {job.state for job in stack.jobs.get_many()} == {JobState.QUEUED}

@@ -7,7 +7,7 @@ such as lost spot machines, cost no item a try: progress sets the count of death
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from promptstack.repositories.jobs.jobs import Claim
+from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.runs.items import Ended, Slice
 from promptstack.repositories.runs.models import Run
 from promptstack.repositories.runs.runs import Change
@@ -48,7 +48,7 @@ def narrow(unit: UnitOfWork, claim: Claim, run: Run, add_shard: AddShard) -> Nar
     Reads no content, as it may be that which kills. It may run twice, where the answer to a commit
     was lost: then it finds what it did. Raises `ClaimLost`.
     """
-    first, last, deaths = unit.jobs.shard_of(claim)
+    first, last, deaths = unit.steps.shard_of(claim)
     if deaths < DEATHS_BEFORE_HALVES:
         return Narrowed(first, last)
     whole = unit.items.next_slice(run.id, first, last - first + 1, until=last)
@@ -60,7 +60,7 @@ def narrow(unit: UnitOfWork, claim: Claim, run: Run, add_shard: AddShard) -> Nar
     rest = half and unit.items.next_slice(run.id, half.last + 1, whole.items, until=last)
     if half is None or rest is None:
         raise AssertionError("of two or more open items, each half has one")
-    unit.jobs.narrow_shard(claim, half.first, half.last, _deaths_of(half))
+    unit.steps.narrow_shard(claim, half.first, half.last, _deaths_of(half))
     return Narrowed(half.first, half.last, [add_shard(unit, run, rest, _deaths_of(rest))])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.attempts import NewCall
-from promptstack.repositories.jobs.jobs import Claim
+from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import AttemptState, Billing
 from promptstack.repositories.runs.items import Ended
 from promptstack.repositories.runs.models import Run, RunState
@@ -109,7 +109,7 @@ class ShardStore:
         claim, committed = self._claim, Committed()
         permitted, answered, failed, ends = come.permitted, come.answered, come.failed, come.ends
         try:
-            unit.jobs.check_claim(claim)
+            unit.steps.check_claim(claim)
         except ClaimLost:
             committed.is_ours = False
         if answered:
@@ -139,7 +139,7 @@ class ShardStore:
                 reserved_usd=change.reserved_usd + committed.reserved_usd,
             )
             if committed.done:
-                unit.jobs.set_progress(claim, sums.done + committed.done, sums.total)
+                unit.steps.set_progress(claim, sums.done + committed.done, sums.total)
         else:
             committed.unsent = permitted
         # After others were taken: see `ReservationRepository.release`.

@@ -154,7 +154,7 @@ class ShardWork:
         """Find what is open, and end at once what was paid for before."""
 
         def look(unit: UnitOfWork) -> tuple[list[Content], int, int, Run | None]:
-            unit.jobs.check_claim(self._claim)
+            unit.steps.check_claim(self._claim)
             contents = contents_of(unit.items.open_in(self._run.id, first, last))
             stored = self._asking.find_stored(unit, [content.hash for content in contents])
             found = [
@@ -242,7 +242,7 @@ class ShardWork:
         waiting = self._elsewhere
 
         def look(unit: UnitOfWork) -> tuple[set[bytes], set[bytes], Counted, Run | None]:
-            unit.jobs.check_claim(self._claim)
+            unit.steps.check_claim(self._claim)
             hashes = [hash_ for call in waiting for hash_ in call.hashes]
             free = unit.reservations.take(self._claim, hashes)
             stored = self._asking.find_stored(unit, hashes)

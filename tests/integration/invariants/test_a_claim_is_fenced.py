@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from promptstack.repositories.errors import ClaimLost
-from promptstack.repositories.jobs.jobs import Claim
+from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import JobState
 from promptstack.services.execution.executor import JobOutcome
 from promptstack.services.jobs.views import JobView
@@ -38,7 +38,7 @@ def test_a_stale_attempt_changes_nothing(
     job = generate(stack)
     stale = claimed(stack, job)
     with stack.ledger.transaction() as unit:
-        assert unit.jobs.release(job.id, stale.attempt)
+        assert unit.steps.release(job.id, stale.attempt)
     # Nobody holds it, another holds it, it has ended.
     for situation in ("queued", "running", "succeeded"):
         if situation == "running":
@@ -46,7 +46,7 @@ def test_a_stale_attempt_changes_nothing(
             assert fresh.attempt == stale.attempt + 1
         if situation == "succeeded":
             with stack.ledger.transaction() as unit:
-                unit.jobs.succeed(fresh, {"text": "right"})
+                unit.steps.succeed(fresh, {"text": "right"})
         before = columns(stack, job)
         assert before["state"] == situation
         for name, store in STALE.items():
@@ -57,7 +57,7 @@ def test_a_stale_attempt_changes_nothing(
                     store(unit.jobs, stale)
                 assert columns(stack, job) == before
         with stack.ledger.transaction() as unit:
-            assert not unit.jobs.release(job.id, stale.attempt)
+            assert not unit.steps.release(job.id, stale.attempt)
     assert stack.jobs.get(job.id).result == {"text": "right"}
 
 
@@ -95,7 +95,7 @@ def test_an_answer_that_comes_after_a_takeover_is_not_stored(
 
     def lose_the_job() -> None:
         with stack.ledger.transaction() as unit:
-            assert unit.jobs.release(job.id, 1)
+            assert unit.steps.release(job.id, 1)
         fresh.append(claimed(stack, job, uuid4()))
 
     provider.on_call = lose_the_job

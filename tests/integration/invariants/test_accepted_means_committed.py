@@ -56,7 +56,7 @@ def test_a_job_is_accepted_without_a_broker_and_published_later(
     with another(stack, redis_url=NO_REDIS) as cut_off:
         cut_off.factory.register("fake", stack.factory.service_class("fake"))
         job = generate(cut_off)
-    assert (state(stack, job), row(stack, job).rung_at) == (JobState.QUEUED, None)
+    assert (state(stack, job), row(stack, job).published_at) == (JobState.QUEUED, None)
     sql(stack, "UPDATE jobs SET created_at = created_at - interval '6 s'")
     assert stack.reconciler.run_once() == 1
     assert stack.publisher.waiting(Queue.GENERATION) == 1
@@ -66,7 +66,7 @@ def test_enqueue_needs_one_connection_at_a_time(settings: Settings) -> None:
     one_connection = {"database_pool_size": 1, "database_max_overflow": 0}
     with PromptStack.open(settings.model_copy(update=one_connection)) as caller:
         job = caller.jobs.enqueue_generation("x")
-        assert row(caller, job).rung_at is not None
+        assert row(caller, job).published_at is not None
         with Session(caller.ledger.engine) as session:
             caller.jobs.enqueue_generation("y", session=session)
             session.commit()

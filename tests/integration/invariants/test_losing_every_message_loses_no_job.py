@@ -40,7 +40,7 @@ def test_a_flushed_broker_is_told_from_a_slow_one(stack: PromptStack) -> None:
     def unpublished() -> set[UUID]:
         epoch = stack.publisher.epoch()
         with stack.ledger.transaction() as unit:
-            found = unit.rings.take_unrung(epoch, idle_queues=[], patience=0.0, limit=100)
+            found = unit.outbox.take_unpublished(epoch, idle_queues=[], patience=0.0, limit=100)
             return {job.id for job in found}
 
     assert unpublished() == set()  # a backlog that waits is left alone

@@ -243,11 +243,11 @@ def test_what_a_job_that_is_over_had_reserved_is_free(
             assert unit.reservations.take(replace(stale, job_id=same.id), [digest]) == set()
         with stack.ledger.transaction() as unit:
             if end_ == "fail":
-                unit.jobs.fail(stale, "X", "x")
+                unit.steps.fail(stale, "X", "x")
             elif end_ == "cancel":
-                assert unit.jobs.cancel(job.id)
+                assert unit.steps.cancel(job.id)
             else:
-                unit.jobs.retry_later(stale, 0.0, "WORKER_LOST", "x", counts=True)
+                unit.steps.retry_later(stale, 0.0, "WORKER_LOST", "x", counts=True)
         assert run(stack, same).state is JobState.SUCCEEDED
     with stack.ledger.transaction() as unit:
         unit.reservations.take(replace(stale, job_id=same.id), [digest])

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from promptstack.repositories.errors import ClaimLost
-from promptstack.repositories.jobs.jobs import Claim
+from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import JobState
 from promptstack.services.errors import WrongState
 from promptstack.services.jobs.progress import Progress
@@ -73,8 +73,8 @@ def test_what_has_ended_stays_as_it_is(
                 with pytest.raises(ClaimLost), stack.ledger.transaction() as unit:
                     store(unit.jobs, current)
             with stack.ledger.transaction() as unit:
-                assert not unit.jobs.release(job.id, current.attempt)
-                unit.rings.mark_rung([(job.id, current.attempt)], "another epoch")
+                assert not unit.steps.release(job.id, current.attempt)
+                unit.outbox.mark_published([(job.id, current.attempt)], "another epoch")
             sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '1 h'")
             stack.redis.flushdb()
             reconciler.run_once()

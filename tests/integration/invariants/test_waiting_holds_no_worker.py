@@ -65,7 +65,7 @@ def test_a_job_that_backs_off_lies_in_the_ledger_until_it_is_due(
     assert outcome.retry_in == pytest.approx(600, abs=30)
     assert {thread.name for thread in set(threading.enumerate()) - threads} <= {"event-loop"}
     waiting = row(stack, job)
-    assert (waiting.state, waiting.worker_id, waiting.rung_at) == (JobState.QUEUED, None, None)
+    assert (waiting.state, waiting.worker_id, waiting.published_at) == (JobState.QUEUED, None, None)
     assert (waiting.attempt, waiting.failures) == (1, 1)
     # No message with an ETA, which would lie in a worker's memory; and none before its time.
     assert queued_messages(stack) == 0

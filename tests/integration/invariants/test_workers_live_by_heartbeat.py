@@ -52,7 +52,7 @@ def test_silence_frees_a_dead_workers_jobs_and_only_these(
     freed = row(stack, jobs[dead])
     assert (freed.state, freed.attempt, freed.failures) == (JobState.QUEUED, 1, 1)
     assert (freed.worker_id, freed.error_code) == (None, "WORKER_LOST")
-    assert freed.rung_at is not None
+    assert freed.published_at is not None
     assert state(stack, jobs[stack.worker_id]) is JobState.RUNNING
     assert run(stack, jobs[dead]).state is JobState.SUCCEEDED
 
@@ -152,7 +152,7 @@ def test_an_old_attempt_in_hand_does_not_keep_a_newer_one_on_record(
         stack.heartbeat.beat()
         assert state(stack, job) is JobState.RUNNING
         with stack.ledger.transaction() as unit:
-            assert unit.jobs.release(job.id, old.attempt)
+            assert unit.steps.release(job.id, old.attempt)
         claimed(stack, job)
         stack.heartbeat.beat()
         assert state(stack, job) is JobState.QUEUED

@@ -1,0 +1,110 @@
+"""What the repositories of jobs take and return."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from promptstack.repositories.models import JobKind, JobState
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job as one worker took it. Its `attempt` is the fencing token of everything it stores."""
+
+    job_id: UUID
+    attempt: int
+    worker_id: UUID
+    user_id: UUID | None
+    provider: str
+    model: str
+    request: dict[str, Any]
+    failures: int
+    max_retries: int
+    is_bulk: bool
+    seconds_left: float
+    """From the claim to the job's deadline, by the database's clock."""
+    run_id: UUID | None = None
+    """Whose shard it is."""
+    deaths: int = 0
+    """Workers that died one after the other with it in hand, and nothing of it done meanwhile."""
+
+
+@dataclass(frozen=True)
+class JobSnapshot:
+    """Where a job stands, and what its calls came to."""
+
+    id: UUID
+    state: str
+    provider: str
+    model: str
+    current: int
+    total: int
+    attempt: int
+    failures: int
+    error_code: str | None
+    error: str | None
+    not_before: datetime | None
+    seconds_until_due: float | None
+    """How long it waits before its next try, by the database's clock; None where it doesn't."""
+    calls: int
+    tokens: int
+    """Of all its calls, input and output together."""
+
+
+@dataclass(frozen=True)
+class JobRef:
+    """What a message needs to know of a job."""
+
+    id: UUID
+    kind: str
+    queue: str
+    provider: str
+    model: str
+    attempt: int
+    state: str
+    published_at: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class EndedJobs:
+    """Jobs that ended without success before `until`; what is None is not asked for."""
+
+    until: datetime
+    since: datetime | None = None
+    state: JobState | None = None
+    user_id: UUID | None = None
+    kind: JobKind | None = None
+    provider: str | None = None
+    model: str | None = None
+    error_code: str | None = None
+
+
+@dataclass(frozen=True)
+class ClaimStep:
+    """A message for whose job a worker asks."""
+
+    job_id: UUID
+    published_at: datetime | None
+
+
+@dataclass(frozen=True)
+class BeginStep:
+    """A call that is about to leave."""
+
+    claim: Claim
+    values: Mapping[str, Any]
+    """Of its attempt: `call`, `provider`, `model`, `items`, and what is expected."""
+
+
+@dataclass(frozen=True)
+class SucceedStep:
+    """A call whose answer is a job's result."""
+
+    claim: Claim
+    attempt_id: int
+    result: Mapping[str, object]
+    took: Mapping[str, Any]
+    """What the attempt came to; see `AttemptRepository.settle`."""
