@@ -103,11 +103,11 @@ def queued_messages(stack: PromptStack) -> int:
 
 
 STALE: dict[str, Callable[[Any, Claim], object]] = {
-    "succeed": lambda jobs, stale: jobs.succeed(stale, {"text": "stale"}),
-    "fail": lambda jobs, stale: jobs.fail(stale, "STALE", "stale"),
-    "retry": lambda jobs, stale: jobs.retry_later(stale, 0.0, "STALE", "stale", counts=True),
-    "progress": lambda jobs, stale: jobs.set_progress(stale, 7, 9),
-    "check": lambda jobs, stale: jobs.check_claim(stale),
+    "succeed": lambda steps, stale: steps.succeed(stale, {"text": "stale"}),
+    "fail": lambda steps, stale: steps.fail(stale, "STALE", "stale"),
+    "retry": lambda steps, stale: steps.retry_later(stale, 0.0, "STALE", "stale", counts=True),
+    "progress": lambda steps, stale: steps.set_progress(stale, 7, 9),
+    "check": lambda steps, stale: steps.check_claim(stale),
 }
 
 

@@ -54,7 +54,7 @@ def test_a_stale_attempt_changes_nothing(
                 continue  # its answer is welcome: nobody else has asked for one
             with subtests.test(f"{name} of a {situation} job"):
                 with pytest.raises(ClaimLost), stack.ledger.transaction() as unit:
-                    store(unit.jobs, stale)
+                    store(unit.steps, stale)
                 assert columns(stack, job) == before
         with stack.ledger.transaction() as unit:
             assert not unit.steps.release(job.id, stale.attempt)

@@ -71,7 +71,7 @@ def test_what_has_ended_stays_as_it_is(
                 stack.jobs.cancel(job.id)
             for store in STALE.values():
                 with pytest.raises(ClaimLost), stack.ledger.transaction() as unit:
-                    store(unit.jobs, current)
+                    store(unit.steps, current)
             with stack.ledger.transaction() as unit:
                 assert not unit.steps.release(job.id, current.attempt)
                 unit.outbox.mark_published([(job.id, current.attempt)], "another epoch")
