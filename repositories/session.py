@@ -96,12 +96,12 @@ class UnitOfWork:
         return JobRepository(self.session)
 
     @cached_property
-    def batches(self) -> StepRepository:
-        """Steps of many jobs at once."""
+    def steps(self) -> StepRepository:
+        """Changes of jobs' states."""
         return StepRepository(self.session)
 
     @cached_property
-    def rings(self) -> OutboxRepository:
+    def outbox(self) -> OutboxRepository:
         """Jobs' messages."""
         return OutboxRepository(self.session)
 
