@@ -37,10 +37,10 @@ class TaskName(StrEnum):
     FINALIZE_RUN = "tasks.runs.finalize_run"
 
 
-PROGRESS_KEY = "promptstack:progress:{job_id}"
+PROGRESS_KEY = "promptstack:progress:{id}"
 """Redis hash: where a job stands now."""
 
-RUN_KEY = "promptstack:run:{run_id}"
+RUN_KEY = "promptstack:run:{id}"
 """Redis hash: where a run stands now. Its changes are in a stream with `:events` after it."""
 
 EPOCH_KEY = "promptstack:broker-epoch"

@@ -1,27 +1,18 @@
-"""Where each job stands, in Redis for all to watch. Only a cache: the ledger can rebuild it."""
+"""Where each job stands: read from Redis, and from the ledger where Redis does not know."""
 
-import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 from redis import Redis
-from redis.exceptions import RedisError
 
 from promptstack.config.names import PROGRESS_KEY
 from promptstack.repositories.jobs.records import JobSnapshot
 from promptstack.repositories.models import Job, JobState
 from promptstack.repositories.session import Ledger
-from promptstack.services.circuit_breaker import CircuitBreaker
-
-logger = logging.getLogger(__name__)
-
-STALE_SECONDS = 5.0
-"""An entry older than this is checked against the ledger: its writer may have died, or Redis may
-have been away when the job ended or was queued again."""
+from promptstack.services.jobs.redis_view import RedisView
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class Progress:
 
 
 class ProgressService:
-    """Writes and reads progress."""
+    """Writes and reads the progress of jobs."""
 
     def __init__(
         self,
@@ -63,50 +54,31 @@ class ProgressService:
         ttl_seconds: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._redis = redis
         self._ledger = ledger
-        self._ttl_seconds = ttl_seconds
-        self._clock = clock
-        self._circuit = CircuitBreaker(clock=clock)
+        self._view = RedisView(redis, Progress, PROGRESS_KEY, ttl_seconds=ttl_seconds, clock=clock)
         self._is_behind = False
         self._waiting: dict[UUID, Progress] = {}
         self._waiting_lock = threading.Lock()
 
     def write_behind(self) -> None:
-        """Leave the showing to `flush`, many jobs at a time; in workers, which call it."""
+        """Leave the writing to `flush`, many jobs at a time. For workers, which call it."""
         self._is_behind = True
 
     def publish(self, *shown: Progress) -> None:
         """Show where jobs stand, now or soon. Redis being away costs the view, not the job."""
+        newest = {progress.job_id: progress for progress in shown}
         if not self._is_behind:
-            self._show(shown)
+            self._view.write(newest)
             return
         with self._waiting_lock:
-            self._waiting.update({progress.job_id: progress for progress in shown})
+            self._waiting.update(newest)
 
     def flush(self) -> None:
         """Show what waits. Called again and again while a worker runs."""
         with self._waiting_lock:
             waiting, self._waiting = self._waiting, {}
         if waiting:
-            self._show(waiting.values())
-
-    def _show(self, shown: Iterable[Progress]) -> None:
-        if self._circuit.is_open():
-            return
-        try:
-            with self._redis.pipeline(transaction=False) as pipeline:
-                for progress in shown:
-                    key = PROGRESS_KEY.format(job_id=progress.job_id)
-                    fields: dict[Any, str] = {
-                        name: str(value) for name, value in vars(progress).items()
-                    }
-                    fields["updated_at"] = str(self._clock())
-                    pipeline.hset(key, mapping=fields)
-                    pipeline.expire(key, self._ttl_seconds)
-                pipeline.execute()
-        except RedisError as error:
-            self._rest(error)
+            self._view.write(waiting)
 
     def rebuild(self, job_ids: Sequence[UUID]) -> list[Progress]:
         """Read jobs' progress from the ledger and show it anew; unknown ids are left out."""
@@ -118,39 +90,6 @@ class ProgressService:
 
     def read(self, job_ids: Sequence[UUID]) -> dict[UUID, Progress]:
         """Where these jobs stand; from Redis, and from the ledger what is missing or stale."""
-        found = self._cached(job_ids)
+        found = self._view.read(job_ids)
         missing = [job_id for job_id in job_ids if job_id not in found]
         return found | {progress.job_id: progress for progress in self.rebuild(missing)}
-
-    def _cached(self, job_ids: Sequence[UUID]) -> dict[UUID, Progress]:
-        if self._circuit.is_open():
-            return {}
-        try:
-            with self._redis.pipeline(transaction=False) as pipeline:
-                for job_id in job_ids:
-                    pipeline.hgetall(PROGRESS_KEY.format(job_id=job_id))
-                entries = pipeline.execute()
-        except RedisError as error:
-            self._rest(error)
-            return {}  # the ledger answers instead
-        fresh = (entry for entry in entries if entry and not self._is_stale(entry))
-        return {progress.job_id: progress for progress in map(_parse, fresh)}
-
-    def _rest(self, error: RedisError) -> None:
-        self._circuit.trip()
-        logger.warning("progress is not shown: Redis is away (%s)", type(error).__name__)
-
-    def _is_stale(self, entry: dict[str, str]) -> bool:
-        return self._clock() - float(entry["updated_at"]) > STALE_SECONDS
-
-
-def _parse(entry: dict[str, str]) -> Progress:
-    return Progress(
-        job_id=UUID(entry["job_id"]),
-        state=JobState(entry["state"]),
-        current=int(entry["current"]),
-        total=int(entry["total"]),
-        failures=int(entry["failures"]),
-        error=entry["error"],
-        retry_at=float(entry["retry_at"]),
-    )

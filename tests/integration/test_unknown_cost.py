@@ -12,6 +12,9 @@ from promptstack.api.cli.main import build
 from promptstack.api.cli.runs.end import print_run
 from promptstack.api.cli.runs.watch import Rate, _picture
 from promptstack.api.cli.terminal import out
+from promptstack.config.names import RUN_KEY
+from promptstack.services.jobs.redis_view import RedisView
+from promptstack.services.runs.progress import RunSnapshot
 from promptstack.services.runs.views import RunView
 from promptstack.tasks.composition import PromptStack
 from tests.http import serve
@@ -67,13 +70,14 @@ def said(*arguments: str) -> str:
 
 def lines(stack: PromptStack, run: RunView) -> str:
     """All that a person sees of a run."""
-    standing = stack.run_progress.rebuild(run.id)
-    assert standing is not None
-    assert stack.run_progress._read(run.id) == standing
+    snapshot = stack.run_progress.rebuild(run.id)
+    assert snapshot is not None
+    view = RedisView(stack.redis, RunSnapshot, RUN_KEY, ttl_seconds=60)
+    assert view.read([run.id]) == {run.id: snapshot}
     rate = Rate()
-    rate.add(0.0, standing.done)
+    rate.add(0.0, snapshot.done)
     with out.capture() as captured:
-        out.print(_picture(standing, rate))
+        out.print(_picture(snapshot, rate))
         print_run(run, as_json=False)
     return captured.get() + said("runs", "list") + said("runs", "show", str(run.id))
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from promptstack.api.cli.terminal import cost, err, plural, stop
 from promptstack.repositories.runs.models import RunState
-from promptstack.services.runs.progress import RunStanding
+from promptstack.services.runs.progress import RunSnapshot
 from promptstack.tasks.composition import PromptStack
 
 LOOK_SECONDS = 0.25
@@ -37,53 +37,53 @@ class Rate:
         return (last - first) / (ended - began) if ended - began >= 1.0 else None
 
 
-def watch_run(stack: PromptStack, run_id: UUID, *, quiet: bool = False) -> RunStanding:
+def watch_run(stack: PromptStack, run_id: UUID, *, quiet: bool = False) -> RunSnapshot:
     """Show a run until it has ended; how it stands then."""
-    standing = _look(stack, run_id)
+    snapshot = _look(stack, run_id)
     if quiet:
-        while not standing.state.is_final:
+        while not snapshot.state.is_final:
             time.sleep(LOOK_SECONDS)
-            standing = _look(stack, run_id)
-        return standing
+            snapshot = _look(stack, run_id)
+        return snapshot
     rate = Rate()
     with Live(console=err, refresh_per_second=4, transient=False) as screen:
         while True:
-            rate.add(time.monotonic(), standing.done)
-            screen.update(_picture(standing, rate))
-            if standing.state.is_final:
+            rate.add(time.monotonic(), snapshot.done)
+            screen.update(_picture(snapshot, rate))
+            if snapshot.state.is_final:
                 break
             time.sleep(LOOK_SECONDS)
-            standing = _look(stack, run_id)
+            snapshot = _look(stack, run_id)
     if not err.is_terminal:
         err.line()  # the screen ends its last line only on a terminal
-    return standing
+    return snapshot
 
 
-def _look(stack: PromptStack, run_id: UUID) -> RunStanding:
-    standing = stack.run_progress.read(run_id)
-    if standing is None:
+def _look(stack: PromptStack, run_id: UUID) -> RunSnapshot:
+    snapshot = stack.run_progress.read(run_id)
+    if snapshot is None:
         stop(f"there is no run {run_id}.")
-    return standing
+    return snapshot
 
 
-def _picture(standing: RunStanding, rate: Rate) -> Table:
+def _picture(snapshot: RunSnapshot, rate: Rate) -> Table:
     grid = Table.grid(padding=(0, 2))
-    bar = ProgressBar(total=max(1, standing.total), completed=standing.done, width=40)
-    grid.add_row(str(standing.state), bar, f"{standing.succeeded:,} of {standing.total:,}")
-    facts = [f"{standing.failed:,} failed", f"{standing.reused:,} reused"]
-    facts += [plural(standing.calls, "call"), plural(standing.tokens, "token")]
-    facts += [cost(standing.cost_usd, standing.unknown_cost)]
+    bar = ProgressBar(total=max(1, snapshot.total), completed=snapshot.done, width=40)
+    grid.add_row(str(snapshot.state), bar, f"{snapshot.succeeded:,} of {snapshot.total:,}")
+    facts = [f"{snapshot.failed:,} failed", f"{snapshot.reused:,} reused"]
+    facts += [plural(snapshot.calls, "call"), plural(snapshot.tokens, "token")]
+    facts += [cost(snapshot.cost_usd, snapshot.unknown_cost)]
     speed = rate.per_second()
-    if not standing.state.is_final:
+    if not snapshot.state.is_final:
         if speed:
-            left = timedelta(seconds=round((standing.total - standing.done) / speed))
+            left = timedelta(seconds=round((snapshot.total - snapshot.done) / speed))
             facts += [f"{speed:,.0f}/s", f"ETA {left}"]
-        if standing.calls:
-            facts.append(f"limiter wait {standing.limiter_wait_seconds / standing.calls:.2f} s")
-        facts.append(plural(standing.workers, "worker"))
+        if snapshot.calls:
+            facts.append(f"limiter wait {snapshot.limiter_wait_seconds / snapshot.calls:.2f} s")
+        facts.append(plural(snapshot.workers, "worker"))
     whole = Table.grid()
     whole.add_row(grid)
     whole.add_row("  ".join(facts))
-    if standing.state is RunState.FINALIZING:
+    if snapshot.state is RunState.FINALIZING:
         whole.add_row("All items are done; the search index is being built.")
     return whole
