@@ -12,7 +12,7 @@ from promptstack.chaos.run import Order, run
 from promptstack.chaos.scorecard import Scorecard
 from promptstack.chaos.servers import CUT, dsn
 from promptstack.chaos.workers import FoundWorkers
-from promptstack.simulator.process import SimulatorDoors
+from promptstack.simulator.process import SimulatorClient
 from promptstack.tasks.composition import PromptStack
 
 POSSIBLE = (Fault.KILL, Fault.STOP, Fault.TERM, Fault.FLUSH, Fault.CUT)
@@ -57,7 +57,7 @@ def run_found(
         load,
         {fault: act for fault, act in _acts(stack, workers).items() if fault in faults},
         Judge(dsn(stack.database_url)),
-        books=SimulatorDoors(simulator_url).ledger if simulator_url else None,
+        books=SimulatorClient(simulator_url).ledger if simulator_url else None,
         progress=stack.progress,
         say=say,
     )

@@ -1,4 +1,4 @@
-"""What a simulated model answers: the same for the same input, in every run and process."""
+"""The answers of a simulated model: the same for the same input, in every run and process."""
 
 from collections.abc import Sequence
 from hashlib import shake_256

@@ -5,8 +5,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from promptstack.simulator.ledger import billing_key
-from promptstack.simulator.requests import Asked, is_refused, known, make, required, text_of
-from promptstack.simulator.wire import Answer, Ask, Refusal, Standing, Wire
+from promptstack.simulator.requests import (
+    GenerationRequest,
+    is_refused,
+    known,
+    make,
+    required,
+    text_of,
+)
+from promptstack.simulator.wire import Answer, LimitStatus, ProviderRequest, Refusal, Wire
 
 MESSAGES = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"
@@ -36,68 +43,69 @@ def refuse(refusal: Refusal, request_id: str) -> Mapping[str, Any]:
     return {"type": "error", "error": error, "request_id": request_id}
 
 
-def limit_headers(limits: Mapping[str, Standing]) -> Mapping[str, str]:
+def limit_headers(limits: Mapping[str, LimitStatus]) -> Mapping[str, str]:
     """Make the headers that Anthropic sends with every answer."""
     headers = {}
     now = datetime.now(UTC)
-    for name, standing in limits.items():
+    for name, status in limits.items():
         base = f"anthropic-ratelimit-{name.replace('_', '-')}"
-        full_at = now + timedelta(seconds=standing.reset_seconds)
-        headers[f"{base}-limit"] = str(standing.limit)
-        headers[f"{base}-remaining"] = str(standing.remaining)
+        full_at = now + timedelta(seconds=status.reset_seconds)
+        headers[f"{base}-limit"] = str(status.limit)
+        headers[f"{base}-remaining"] = str(status.remaining)
         headers[f"{base}-reset"] = full_at.strftime("%Y-%m-%dT%H:%M:%SZ")
     return headers
 
 
-def messages(ask: Ask) -> Answer:
+def messages(request: ProviderRequest) -> Answer:
     """Answer one message."""
-    body = ask.body
-    asked = _asked(body)
+    body = request.body
+    generation = _request(body)
     if required(body, "max_tokens", int) < 1:
         raise Refusal(400, "max_tokens: must be at least 1")
-    made = make(asked, ask.fault)
-    content: list[dict[str, Any]] = [{"type": "text", "text": made.text}]
-    stop_reason = "max_tokens" if made.is_cut else "end_turn"
-    if made.arguments is not None:
-        call = {"type": "tool_use", "id": "toolu_simulated", "name": asked.tool}
-        content, stop_reason = [{**call, "input": made.arguments}], "tool_use"
-    if is_refused(ask):
+    output = make(generation, request.fault)
+    content: list[dict[str, Any]] = [{"type": "text", "text": output.text}]
+    stop_reason = "max_tokens" if output.is_cut else "end_turn"
+    if output.arguments is not None:
+        call = {"type": "tool_use", "id": "toolu_simulated", "name": generation.tool}
+        content, stop_reason = [{**call, "input": output.arguments}], "tool_use"
+    if is_refused(request):
         content, stop_reason = [], "refusal"
     answer = {
         "id": "msg_simulated",
         "type": "message",
         "role": "assistant",
-        "model": asked.model,
+        "model": generation.model,
         "content": content,
         "stop_reason": stop_reason,
         "stop_sequence": None,
         "usage": {
-            "input_tokens": made.input_tokens - made.cached_tokens,
-            "cache_read_input_tokens": made.cached_tokens,
+            "input_tokens": output.input_tokens - output.cached_tokens,
+            "cache_read_input_tokens": output.cached_tokens,
             "cache_creation_input_tokens": 0,
-            "output_tokens": made.output_tokens,
+            "output_tokens": output.output_tokens,
         },
     }
-    if ask.fault.kind == "wrong_count":
+    if request.fault.kind == "wrong_count":
         del answer["content"]
     return Answer(
         answer,
-        billed=(billing_key(MESSAGES, asked.model, "\n".join(asked.prompts)),),
-        input_tokens=made.input_tokens,
-        output_tokens=made.output_tokens,
+        billed=(billing_key(MESSAGES, generation.model, "\n".join(generation.prompts)),),
+        input_tokens=output.input_tokens,
+        output_tokens=output.output_tokens,
     )
 
 
-def count_tokens(ask: Ask) -> Answer:
+def count_tokens(request: ProviderRequest) -> Answer:
     """Count, which is free."""
-    return Answer({"input_tokens": make(_asked(ask.body), ask.fault).input_tokens})
+    return Answer({"input_tokens": make(_request(request.body), request.fault).input_tokens})
 
 
-def models(ask: Ask) -> Answer:
+def models(request: ProviderRequest) -> Answer:
     """List the models."""
-    made = datetime(2025, 10, 1, tzinfo=UTC).isoformat()
+    created = datetime(2025, 10, 1, tzinfo=UTC).isoformat()
     listed = [
-        {"id": name, "type": "model", "display_name": name, "created_at": made} for name in MODELS
+        {"id": name, "type": "model", "display_name": name, "created_at": created}
+        for name in MODELS
     ]
     edges = {"first_id": MODELS[0], "last_id": MODELS[-1], "has_more": False}
     return Answer({"data": listed, **edges})
@@ -111,7 +119,7 @@ ANTHROPIC = Wire(
 )
 
 
-def _asked(body: Mapping[str, Any]) -> Asked:
+def _request(body: Mapping[str, Any]) -> GenerationRequest:
     model, turns = known(required(body, "model", str)), required(body, "messages", list)
     if not turns:
         raise Refusal(400, "messages: at least one message is required")
@@ -124,7 +132,7 @@ def _asked(body: Mapping[str, Any]) -> Asked:
     answered = "tool_result" in str(turns[-1].get("content"))
     tool = tools[0] if tools and choice != "none" and not answered else None
     schema = ((body.get("output_config") or {}).get("format") or {}).get("schema")
-    return Asked(
+    return GenerationRequest(
         model=model,
         prompts=[*([system] if system else []), *(text_of(turn["content"]) for turn in turns)],
         most_tokens=body.get("max_tokens"),

@@ -81,7 +81,7 @@ def parse_rates(raw: Any) -> tuple[int, list[tuple[float, Fault]]]:
 
 
 class FaultScript:
-    """The faults still to come: first those of the script, in order; then some, by their rates."""
+    """The faults to come: first those of the script, in order; then faults at random, by rate."""
 
     def __init__(self) -> None:
         self._coming: deque[Fault] = deque()
@@ -93,12 +93,12 @@ class FaultScript:
         self._coming.extend(faults)
 
     def set_rates(self, seed: int, rates: list[tuple[float, Fault]]) -> None:
-        """Let a share of all calls go wrong from now on, the same ones for the same seed."""
+        """Let a share of all calls fail from now on, the same ones for the same seed."""
         self._random = random.Random(seed)
         self._rates = rates
 
     def take(self, path: str, model: str) -> Fault:
-        """Return what is to go wrong with a call of this path and model, or `NO_FAULT`."""
+        """Return the fault for a call of this path and model, or `NO_FAULT`."""
         for place, fault in enumerate(self._coming):
             if fault.hits(path, model):
                 del self._coming[place]
@@ -112,6 +112,6 @@ class FaultScript:
         return NO_FAULT
 
     def reset(self) -> None:
-        """Drop what is still to come, and the rates."""
+        """Drop the script and the rates."""
         self._coming.clear()
         self._rates = []

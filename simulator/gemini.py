@@ -8,8 +8,15 @@ import numpy as np
 from promptstack.simulator.answers import tokens_in, vector_for
 from promptstack.simulator.ledger import billing_key
 from promptstack.simulator.limits import LimitReached
-from promptstack.simulator.requests import Asked, is_refused, known, make, required, text_of
-from promptstack.simulator.wire import Answer, Ask, Refusal, Standing, Wire
+from promptstack.simulator.requests import (
+    GenerationRequest,
+    is_refused,
+    known,
+    make,
+    required,
+    text_of,
+)
+from promptstack.simulator.wire import Answer, LimitStatus, ProviderRequest, Refusal, Wire
 
 BASE = "/{version:v1|v1beta}/models/{model}"
 """The SDK takes v1 since 3.4, and took v1beta before."""
@@ -41,7 +48,7 @@ _QUOTAS = {
 
 
 def refuse(refusal: Refusal, request_id: str) -> Mapping[str, Any]:
-    """Make an error body; here it holds when to come again, and the headers don't."""
+    """Make an error body; it holds the time to retry, which Gemini does not send in headers."""
     status, message = refusal.status, refusal.message
     details: list[dict[str, Any]] = []
     if refusal.code == "insufficient_quota":
@@ -53,7 +60,7 @@ def refuse(refusal: Refusal, request_id: str) -> Mapping[str, Any]:
         if refusal.wait is not None:
             details.append({"@type": RETRY_INFO, "retryDelay": f"{refusal.wait:.3f}s"})
     if status == 401:
-        # Google says so with another status.
+        # Google uses another status for it.
         details.append({"@type": ERROR_INFO, "reason": "API_KEY_INVALID"})
     if refusal.code == "context_length_exceeded":
         message = "The input token count (2000000) exceeds the maximum number of tokens allowed."
@@ -61,64 +68,64 @@ def refuse(refusal: Refusal, request_id: str) -> Mapping[str, Any]:
     return {"error": {"code": status, "message": message, "status": name, "details": details}}
 
 
-def limit_headers(limits: Mapping[str, Standing]) -> Mapping[str, str]:
-    """Gemini tells nothing of its limits."""
+def limit_headers(limits: Mapping[str, LimitStatus]) -> Mapping[str, str]:
+    """Return no headers: Gemini doesn't tell its limits."""
     return {}
 
 
-def generate(ask: Ask) -> Answer:
+def generate(request: ProviderRequest) -> Answer:
     """Answer one content."""
-    asked = _asked(ask)
-    made = make(asked, ask.fault)
-    parts: list[dict[str, Any]] = [{"text": made.text}]
-    if made.arguments is not None:
-        parts = [{"functionCall": {"name": asked.tool, "args": made.arguments}}]
+    generation = _request(request)
+    output = make(generation, request.fault)
+    parts: list[dict[str, Any]] = [{"text": output.text}]
+    if output.arguments is not None:
+        parts = [{"functionCall": {"name": generation.tool, "args": output.arguments}}]
     candidate = {
         "content": {"role": "model", "parts": parts},
-        "finishReason": "MAX_TOKENS" if made.is_cut else "STOP",
+        "finishReason": "MAX_TOKENS" if output.is_cut else "STOP",
         "index": 0,
     }
-    config = ask.body.get("generationConfig") or {}
+    config = request.body.get("generationConfig") or {}
     thoughts = THOUGHT_TOKENS if config.get("thinkingConfig") else 0
     answer: dict[str, Any] = {
-        "candidates": [] if ask.fault.kind == "wrong_count" else [candidate],
+        "candidates": [] if request.fault.kind == "wrong_count" else [candidate],
         "usageMetadata": {
-            "promptTokenCount": made.input_tokens,
-            "cachedContentTokenCount": made.cached_tokens,
-            "candidatesTokenCount": made.output_tokens,
+            "promptTokenCount": output.input_tokens,
+            "cachedContentTokenCount": output.cached_tokens,
+            "candidatesTokenCount": output.output_tokens,
             "thoughtsTokenCount": thoughts,
-            "totalTokenCount": made.input_tokens + made.output_tokens + thoughts,
+            "totalTokenCount": output.input_tokens + output.output_tokens + thoughts,
         },
-        "modelVersion": asked.model,
+        "modelVersion": generation.model,
         "responseId": "simulated",
     }
-    if is_refused(ask):
+    if is_refused(request):
         answer["candidates"], answer["promptFeedback"] = [], {"blockReason": "SAFETY"}
-    key = billing_key(GENERATE, asked.model, "\n".join(asked.prompts))
-    return Answer(answer, (key,), made.input_tokens, made.output_tokens + thoughts)
+    key = billing_key(GENERATE, generation.model, "\n".join(generation.prompts))
+    return Answer(answer, (key,), output.input_tokens, output.output_tokens + thoughts)
 
 
-def embed(ask: Ask) -> Answer:
+def embed(request: ProviderRequest) -> Answer:
     """Embed one content."""
-    required(ask.body, "content", dict)
-    return _embedded(ask, [ask.body], lambda rows: {"embedding": rows[0] if rows else None})
+    required(request.body, "content", dict)
+    return _embedded(request, [request.body], lambda rows: {"embedding": rows[0] if rows else None})
 
 
-def batch_embed(ask: Ask) -> Answer:
+def batch_embed(request: ProviderRequest) -> Answer:
     """Embed a batch of contents."""
-    requests = required(ask.body, "requests", list)
+    requests = required(request.body, "requests", list)
     if not 1 <= len(requests) <= MOST_CONTENTS:
         raise Refusal(400, f"at most {MOST_CONTENTS} requests can be in one batch")
-    return _embedded(ask, requests, lambda rows: {"embeddings": rows})
+    return _embedded(request, requests, lambda rows: {"embeddings": rows})
 
 
-def count_tokens(ask: Ask) -> Answer:
+def count_tokens(request: ProviderRequest) -> Answer:
     """Count, which is free."""
-    contents = required(ask.body, "contents", list)
+    contents = required(request.body, "contents", list)
     return Answer({"totalTokens": sum(tokens_in(_text(content)) for content in contents)})
 
 
-def models(ask: Ask) -> Answer:
+def models(request: ProviderRequest) -> Answer:
     """List the models."""
     return Answer({"models": [{"name": f"models/{name}"} for name in MODELS]})
 
@@ -136,22 +143,22 @@ GEMINI = Wire(
 )
 
 
-def _embedded(ask: Ask, requests: Sequence[Mapping[str, Any]], form: Any) -> Answer:
-    model = known(ask.path["model"])
-    texts = [_text(request["content"]) for request in requests]
+def _embedded(request: ProviderRequest, requests: Sequence[Mapping[str, Any]], form: Any) -> Answer:
+    model = known(request.path["model"])
+    texts = [_text(one["content"]) for one in requests]
     if not all(texts):
         raise Refusal(400, "content contains an empty Part.")
     rows: list[dict[str, Any]] = []
-    for request, text in zip(requests, texts, strict=True):
-        vector = vector_for(model, text, request.get("outputDimensionality") or DIMENSIONS)
-        if ask.fault.kind == "nan" and not rows:
+    for one, text in zip(requests, texts, strict=True):
+        vector = vector_for(model, text, one.get("outputDimensionality") or DIMENSIONS)
+        if request.fault.kind == "nan" and not rows:
             vector[0] = np.nan
-        if ask.fault.kind == "short":
+        if request.fault.kind == "short":
             vector = vector[:-1]
         rows.append({"values": vector})
-    if ask.fault.kind == "wrong_count":
+    if request.fault.kind == "wrong_count":
         rows.pop()
-    elif ask.fault.kind == "shuffled":
+    elif request.fault.kind == "shuffled":
         rows.reverse()
     return Answer(
         form(rows),
@@ -160,8 +167,8 @@ def _embedded(ask: Ask, requests: Sequence[Mapping[str, Any]], form: Any) -> Ans
     )
 
 
-def _asked(ask: Ask) -> Asked:
-    body, contents = ask.body, required(ask.body, "contents", list)
+def _request(request: ProviderRequest) -> GenerationRequest:
+    body, contents = request.body, required(request.body, "contents", list)
     if not contents:
         raise Refusal(400, "contents is not specified")
     config = body.get("generationConfig") or {}
@@ -175,8 +182,8 @@ def _asked(ask: Ask) -> Asked:
     answered = any("functionResponse" in part for part in contents[-1].get("parts") or ())
     calls = declared and calling.get("mode") != "NONE" and not answered
     tool = declared[0] if calls else None
-    return Asked(
-        model=known(ask.path["model"]),
+    return GenerationRequest(
+        model=known(request.path["model"]),
         prompts=[*([system] if system else []), *map(_text, contents)],
         most_tokens=config.get("maxOutputTokens"),
         schema=config.get("responseJsonSchema") or config.get("responseSchema"),

@@ -1,4 +1,4 @@
-"""What the provider would put on the bill, kept apart from what the product believes."""
+"""The provider's bill, kept apart from what the product believes."""
 
 from collections import Counter
 from collections.abc import Iterable

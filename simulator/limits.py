@@ -1,4 +1,4 @@
-"""Rate limits as providers enforce them: buckets that fill all the time."""
+"""Rate limits as providers enforce them: buckets that refill all the time."""
 
 import math
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from promptstack.simulator.wire import Refusal, Standing
+from promptstack.simulator.wire import LimitStatus, Refusal
 
 PER_MINUTE = {
     "requests": "requests_per_minute",
@@ -22,7 +22,7 @@ BUSY_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Limits:
-    """What one credential may ask of a model; None is no limit."""
+    """The limits of one credential for a model; None is no limit."""
 
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
@@ -76,7 +76,7 @@ class LimitReached(Refusal):
 
 @dataclass
 class Bucket:
-    """How the limits of one credential and model stand."""
+    """The buckets of one credential and model."""
 
     limits: Limits
     filled_at: float
@@ -112,11 +112,11 @@ class Bucket:
         for name in self.levels:
             self.levels[name] -= costs[name]
 
-    def standing(self, now: float) -> dict[str, Standing]:
-        """How each limit stands, for the headers."""
+    def status(self, now: float) -> dict[str, LimitStatus]:
+        """The state of each limit, for the headers."""
         self._fill(now)
         return {
-            name: Standing(
+            name: LimitStatus(
                 limit=int(self._limit(name)),
                 remaining=max(0, int(level + ROUNDING)),
                 reset_seconds=(self._full(name) - level) * 60 / self._limit(name),
@@ -125,7 +125,7 @@ class Bucket:
         }
 
     def change(self, limits: Limits, now: float) -> None:
-        """Take other limits; what is left of the old ones stays, up to the new capacity."""
+        """Change the limits; what is left in the buckets stays, up to the new capacity."""
         self._fill(now)
         self.limits = limits
         self._fill(now)
@@ -160,7 +160,7 @@ class Limiter:
         self._buckets: dict[tuple[str, str], Bucket] = {}
 
     def set(self, model: str, limits: Limits) -> None:
-        """Change the limits of a model, or of every one that has none of its own."""
+        """Change the limits of a model, or of all models without limits of their own."""
         self._limits[model] = limits
         for (_, name), bucket in self._buckets.items():
             bucket.change(self._of(name), self._clock())
@@ -182,12 +182,12 @@ class Limiter:
         }
         bucket.admit(costs, self._clock())
 
-    def standing(self, bucket: Bucket) -> dict[str, Standing]:
-        """How a bucket stands, or nothing where its headers are off."""
-        return bucket.standing(self._clock()) if bucket.limits.headers else {}
+    def status(self, bucket: Bucket) -> dict[str, LimitStatus]:
+        """The state of a bucket, or nothing if its headers are off."""
+        return bucket.status(self._clock()) if bucket.limits.headers else {}
 
     def reset(self) -> None:
-        """Back to the limits of the start, with full buckets."""
+        """Return to the limits of the start, with full buckets."""
         self._limits = {EVERY_MODEL: self._first}
         self._buckets.clear()
 

@@ -13,8 +13,15 @@ from promptstack.simulator.answers import DEFAULT_DIMENSIONS, tokens_in, vector_
 from promptstack.simulator.ledger import billing_key
 from promptstack.simulator.limits import LimitReached
 from promptstack.simulator.openai_responses import RESPONSES, responses
-from promptstack.simulator.requests import Asked, is_refused, known, make, required, text_of
-from promptstack.simulator.wire import Answer, Ask, Refusal, Standing, Wire
+from promptstack.simulator.requests import (
+    GenerationRequest,
+    is_refused,
+    known,
+    make,
+    required,
+    text_of,
+)
+from promptstack.simulator.wire import Answer, LimitStatus, ProviderRequest, Refusal, Wire
 
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
@@ -40,18 +47,18 @@ def refuse(refusal: Refusal, request_id: str) -> Mapping[str, Any]:
     return {"error": {"message": refusal.message, "type": kind, "param": None, "code": code}}
 
 
-def chat(ask: Ask) -> Answer:
+def chat(request: ProviderRequest) -> Answer:
     """Answer one chat completion."""
-    asked = _asked(ask.body)
-    made = make(asked, ask.fault)
-    message: dict[str, Any] = {"role": "assistant", "content": made.text, "refusal": None}
-    finish_reason = "length" if made.is_cut else "stop"
-    if made.arguments is not None:
-        function = {"name": asked.tool, "arguments": json.dumps(made.arguments)}
+    generation = _request(request.body)
+    output = make(generation, request.fault)
+    message: dict[str, Any] = {"role": "assistant", "content": output.text, "refusal": None}
+    finish_reason = "length" if output.is_cut else "stop"
+    if output.arguments is not None:
+        function = {"name": generation.tool, "arguments": json.dumps(output.arguments)}
         call = {"id": "call_simulated", "type": "function", "function": function}
         message |= {"content": None, "tool_calls": [call]}
         finish_reason = "tool_calls"
-    if is_refused(ask):
+    if is_refused(request):
         message |= {"content": None, "refusal": "I can't help with that."}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
     return Answer(
@@ -59,24 +66,24 @@ def chat(ask: Ask) -> Answer:
             "id": "chatcmpl-simulated",
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": asked.model,
-            "choices": [] if ask.fault.kind == "wrong_count" else [choice],
+            "model": generation.model,
+            "choices": [] if request.fault.kind == "wrong_count" else [choice],
             "usage": {
-                "prompt_tokens": made.input_tokens,
-                "prompt_tokens_details": {"cached_tokens": made.cached_tokens},
-                "completion_tokens": made.output_tokens,
-                "total_tokens": made.input_tokens + made.output_tokens,
+                "prompt_tokens": output.input_tokens,
+                "prompt_tokens_details": {"cached_tokens": output.cached_tokens},
+                "completion_tokens": output.output_tokens,
+                "total_tokens": output.input_tokens + output.output_tokens,
             },
         },
-        billed=(billing_key(CHAT, asked.model, "\n".join(asked.prompts)),),
-        input_tokens=made.input_tokens,
-        output_tokens=made.output_tokens,
+        billed=(billing_key(CHAT, generation.model, "\n".join(generation.prompts)),),
+        input_tokens=output.input_tokens,
+        output_tokens=output.output_tokens,
     )
 
 
-def embeddings(ask: Ask) -> Answer:
+def embeddings(request: ProviderRequest) -> Answer:
     """Answer one embedding request."""
-    body, fault = ask.body, ask.fault
+    body, fault = request.body, request.fault
     model, given = known(required(body, "model", str)), required(body, "input", str | list)
     texts = [given] if isinstance(given, str) else given
     spent = _check_inputs(texts)
@@ -109,7 +116,7 @@ def embeddings(ask: Ask) -> Answer:
     )
 
 
-def models(ask: Ask) -> Answer:
+def models(request: ProviderRequest) -> Answer:
     """List the models."""
     listed = [
         {"id": name, "object": "model", "created": 0, "owned_by": "simulator"} for name in MODELS
@@ -117,13 +124,13 @@ def models(ask: Ask) -> Answer:
     return Answer({"object": "list", "data": listed})
 
 
-def limit_headers(limits: Mapping[str, Standing]) -> Mapping[str, str]:
+def limit_headers(limits: Mapping[str, LimitStatus]) -> Mapping[str, str]:
     """Make the headers that OpenAI sends with every answer."""
     headers = {}
-    for name, standing in limits.items():
-        headers[f"x-ratelimit-limit-{name}"] = str(standing.limit)
-        headers[f"x-ratelimit-remaining-{name}"] = str(standing.remaining)
-        headers[f"x-ratelimit-reset-{name}"] = f"{standing.reset_seconds:.3f}s"
+    for name, status in limits.items():
+        headers[f"x-ratelimit-limit-{name}"] = str(status.limit)
+        headers[f"x-ratelimit-remaining-{name}"] = str(status.remaining)
+        headers[f"x-ratelimit-reset-{name}"] = f"{status.reset_seconds:.3f}s"
     return headers
 
 
@@ -138,7 +145,7 @@ OPENAI = Wire(
 )
 
 
-def _asked(body: Mapping[str, Any]) -> Asked:
+def _request(body: Mapping[str, Any]) -> GenerationRequest:
     model, turns = known(required(body, "model", str)), required(body, "messages", list)
     if not turns:
         raise Refusal(400, "'messages' is too short.", "invalid_value")
@@ -146,7 +153,7 @@ def _asked(body: Mapping[str, Any]) -> Asked:
     calls = tools and body.get("tool_choice") != "none" and turns[-1].get("role") != "tool"
     tool = tools[0]["function"] if calls else None
     form = body.get("response_format") or {}
-    return Asked(
+    return GenerationRequest(
         model=model,
         prompts=[text_of(turn.get("content")) for turn in turns],
         most_tokens=body.get("max_completion_tokens", body.get("max_tokens")),

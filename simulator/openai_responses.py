@@ -6,18 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from promptstack.simulator.ledger import billing_key
-from promptstack.simulator.requests import Asked, is_refused, known, make, required, text_of
-from promptstack.simulator.wire import Answer, Ask, Refusal
+from promptstack.simulator.requests import (
+    GenerationRequest,
+    is_refused,
+    known,
+    make,
+    required,
+    text_of,
+)
+from promptstack.simulator.wire import Answer, ProviderRequest, Refusal
 
 RESPONSES = "/v1/responses"
 
 
-def responses(ask: Ask) -> Answer:
+def responses(request: ProviderRequest) -> Answer:
     """Answer one response."""
-    asked = _asked(ask.body)
-    made = make(asked, ask.fault)
-    part: dict[str, Any] = {"type": "output_text", "text": made.text, "annotations": []}
-    if is_refused(ask):
+    generation = _request(request.body)
+    output = make(generation, request.fault)
+    part: dict[str, Any] = {"type": "output_text", "text": output.text, "annotations": []}
+    if is_refused(request):
         part = {"type": "refusal", "refusal": "I can't help with that."}
     item: dict[str, Any] = {
         "id": "msg_simulated",
@@ -26,40 +33,40 @@ def responses(ask: Ask) -> Answer:
         "status": "completed",
         "content": [part],
     }
-    if made.arguments is not None:
+    if output.arguments is not None:
         item = {
             "id": "fc_simulated",
             "type": "function_call",
             "call_id": "call_simulated",
-            "name": asked.tool,
-            "arguments": json.dumps(made.arguments),
+            "name": generation.tool,
+            "arguments": json.dumps(output.arguments),
             "status": "completed",
         }
     answer = {
         "id": "resp_simulated",
         "object": "response",
         "created_at": int(time.time()),
-        "status": "incomplete" if made.is_cut else "completed",
+        "status": "incomplete" if output.is_cut else "completed",
         "error": None,
-        "incomplete_details": {"reason": "max_output_tokens"} if made.is_cut else None,
-        "model": asked.model,
-        "output": [] if ask.fault.kind == "wrong_count" else [item],
+        "incomplete_details": {"reason": "max_output_tokens"} if output.is_cut else None,
+        "model": generation.model,
+        "output": [] if request.fault.kind == "wrong_count" else [item],
         "parallel_tool_calls": True,
         "tool_choice": "auto",
         "tools": [],
         "usage": {
-            "input_tokens": made.input_tokens,
-            "input_tokens_details": {"cached_tokens": made.cached_tokens},
-            "output_tokens": made.output_tokens,
+            "input_tokens": output.input_tokens,
+            "input_tokens_details": {"cached_tokens": output.cached_tokens},
+            "output_tokens": output.output_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": made.input_tokens + made.output_tokens,
+            "total_tokens": output.input_tokens + output.output_tokens,
         },
     }
-    key = billing_key(RESPONSES, asked.model, "\n".join(asked.prompts))
-    return Answer(answer, (key,), made.input_tokens, made.output_tokens)
+    key = billing_key(RESPONSES, generation.model, "\n".join(generation.prompts))
+    return Answer(answer, (key,), output.input_tokens, output.output_tokens)
 
 
-def _asked(body: Mapping[str, Any]) -> Asked:
+def _request(body: Mapping[str, Any]) -> GenerationRequest:
     model, given = known(required(body, "model", str)), required(body, "input", str | list)
     if not given:
         raise Refusal(400, "Missing required parameter: 'input'.", "missing_required_parameter")
@@ -70,7 +77,7 @@ def _asked(body: Mapping[str, Any]) -> Asked:
     answered = items[-1].get("type") == "function_call_output"
     calls = tools and body.get("tool_choice") != "none" and not answered
     tool = tools[0] if calls else None
-    return Asked(
+    return GenerationRequest(
         model=model,
         prompts=prompts,
         most_tokens=body.get("max_output_tokens"),

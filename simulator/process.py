@@ -1,4 +1,4 @@
-"""The simulator as a process of its own, and its doors: for tests, benchmarks and chaos."""
+"""Starts the simulator as a process, and controls it: for tests, benchmarks and chaos."""
 
 import json
 import subprocess
@@ -13,8 +13,8 @@ MODELS = Path(__file__).with_name("models.toml")
 """A MODELS_FILE that takes the simulator for the providers themselves."""
 
 
-class SimulatorDoors:
-    """The doors of a simulator that runs somewhere: what it does, and its books."""
+class SimulatorClient:
+    """Controls a running simulator, and reads its ledger and counters."""
 
     def __init__(self, url: str = "") -> None:
         self.url = url
@@ -32,7 +32,7 @@ class SimulatorDoors:
         self._call("/control/faults", list(faults))
 
     def set_fault_rates(self, *faults: dict[str, Any], seed: int = 0) -> None:
-        """Let a share of all calls go wrong, each fault with its `rate`."""
+        """Let a share of all calls fail; each fault has its `rate`."""
         self._call("/control/fault-rates", {"seed": seed, "faults": list(faults)})
 
     def set_limits(self, **limits: Any) -> None:
@@ -48,7 +48,7 @@ class SimulatorDoors:
         self._call("/control/reset", {})
 
     def ledger(self, times: int = 1) -> dict[str, int]:
-        """What was billed so often or more, by `simulator.ledger.billing_key`."""
+        """Return what was billed at least so many times, by `simulator.ledger.billing_key`."""
         billed: dict[str, int] = self._call(f"/ledger?times={times}")["billed"]
         return billed
 
@@ -79,7 +79,7 @@ class SimulatorDoors:
         return answer
 
 
-class SimulatorProcess(SimulatorDoors):
+class SimulatorProcess(SimulatorClient):
     """Runs `python -m promptstack.simulator` while the context is open."""
 
     def __init__(self, *, latency: float = 0.0) -> None:

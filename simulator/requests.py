@@ -1,4 +1,4 @@
-"""What a generation asks, in whichever wire it came, and what the model makes of it."""
+"""A generation's request, the same for all wires, and the model's output."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from promptstack.simulator.answers import text_for, tokens_in
 from promptstack.simulator.faults import Fault
 from promptstack.simulator.schema import instance_of
-from promptstack.simulator.wire import Ask, Refusal
+from promptstack.simulator.wire import ProviderRequest, Refusal
 
 MOST_CONTEXT = 1_048_576
 """Tokens of a prompt, whatever the model."""
@@ -19,7 +19,7 @@ UNFIT_MARK = "[unfit]"
 
 
 @dataclass(frozen=True)
-class Asked:
+class GenerationRequest:
     """A generation, the same from all wires."""
 
     model: str
@@ -32,8 +32,8 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What the model made."""
+class GenerationOutput:
+    """The model's output."""
 
     text: str
     arguments: Any
@@ -44,32 +44,34 @@ class Made:
     output_tokens: int
 
 
-def make(asked: Asked, fault: Fault) -> Made:
+def make(generation: GenerationRequest, fault: Fault) -> GenerationOutput:
     """Answer: the call of a tool, an instance of a schema, or a text.
 
     Raises `Refusal` of more than `MOST_CONTEXT`.
     """
-    spent, arguments = sum(map(tokens_in, asked.prompts)), None
+    spent, arguments = sum(map(tokens_in, generation.prompts)), None
     if spent > MOST_CONTEXT:
         message = f"Your input of {spent} tokens exceeds the context window of {MOST_CONTEXT}."
         raise Refusal(400, message, "context_length_exceeded")
-    if asked.tool is not None:
-        text, arguments = "", instance_of(asked.tool_schema or {"type": "object"})
-    elif asked.schema is not None:
-        is_unfit = asked.prompts[-1].startswith(UNFIT_MARK)
-        text = json.dumps(None if is_unfit else instance_of(asked.schema))
+    if generation.tool is not None:
+        text, arguments = "", instance_of(generation.tool_schema or {"type": "object"})
+    elif generation.schema is not None:
+        is_unfit = generation.prompts[-1].startswith(UNFIT_MARK)
+        text = json.dumps(None if is_unfit else instance_of(generation.schema))
     else:
-        text = text_for(asked.model, asked.prompts) + ("\0" if fault.kind == "nul" else "")
-    most, is_cut = asked.most_tokens, False
+        text = text_for(generation.model, generation.prompts) + (
+            "\0" if fault.kind == "nul" else ""
+        )
+    most, is_cut = generation.most_tokens, False
     if most is not None and most < tokens_in(text):
         text, is_cut = text.encode()[: 4 * most].decode(errors="ignore"), True
-    is_cached = asked.prompts[0].startswith(CACHED_MARK)
-    return Made(
+    is_cached = generation.prompts[0].startswith(CACHED_MARK)
+    return GenerationOutput(
         text=text,
         arguments=arguments,
         is_cut=is_cut,
         input_tokens=spent,
-        cached_tokens=tokens_in(asked.prompts[0]) if is_cached else 0,
+        cached_tokens=tokens_in(generation.prompts[0]) if is_cached else 0,
         output_tokens=tokens_in(text if arguments is None else json.dumps(arguments)),
     )
 
@@ -107,6 +109,6 @@ def _text(part: Mapping[str, Any]) -> str:
     return inner if isinstance(inner, str) else json.dumps(inner)
 
 
-def is_refused(ask: Ask) -> bool:
+def is_refused(request: ProviderRequest) -> bool:
     """Whether the model is to refuse to answer."""
-    return ask.fault.kind == "refused"
+    return request.fault.kind == "refused"

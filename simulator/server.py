@@ -1,4 +1,4 @@
-"""The HTTP server: it counts and bends every provider call, and has doors for the tests."""
+"""The HTTP server: it counts each provider call, applies faults, and has a control API."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from promptstack.simulator.ledger import Ledger
 from promptstack.simulator.limits import Limiter, LimitReached, Limits, parse_limits
 from promptstack.simulator.openai import OPENAI
 from promptstack.simulator.traffic import Call, Traffic
-from promptstack.simulator.wire import Answer, Ask, Endpoint, Refusal, Wire
+from promptstack.simulator.wire import Answer, Endpoint, ProviderRequest, Refusal, Wire
 
 CREDENTIAL_HEADERS = ("authorization", "x-api-key", "x-goog-api-key")
 LARGEST_REQUEST = 256 * 1024 * 1024
@@ -30,18 +30,18 @@ WIRES = (OPENAI, ANTHROPIC, GEMINI)
 
 @dataclass(frozen=True)
 class Latency:
-    """How long an answer takes: `seconds`, give or take the share `spread` of it."""
+    """The time that an answer takes: `seconds`, more or less by the share `spread`."""
 
     seconds: float = 0.0
     spread: float = 0.0
 
     def draw(self) -> float:
-        """One call's, in seconds."""
+        """The latency of one call, in seconds."""
         return self.seconds * random.uniform(1 - self.spread, 1 + self.spread)
 
 
 class Simulator:
-    """The state of one simulated provider, and its doors."""
+    """The state of one simulated provider."""
 
     def __init__(self, latency: Latency, limits: Limits) -> None:
         self.latency = latency
@@ -51,11 +51,11 @@ class Simulator:
         self.faults = FaultScript()
 
     def application(self) -> web.Application:
-        """Make the web application: each wire's endpoints and the control doors."""
+        """Make the web application: each wire's endpoints and the control API."""
         app = web.Application(client_max_size=LARGEST_REQUEST)
         for wire in WIRES:
             for (method, path), endpoint in wire.endpoints.items():
-                app.router.add_route(method, path, ProviderDoor(self, wire, endpoint).handle)
+                app.router.add_route(method, path, ProviderEndpoint(self, wire, endpoint).handle)
         app.router.add_get("/{version:v1|v1beta}/models", self._list_models)
         app.router.add_post("/control/faults", self._add_faults)
         app.router.add_post("/control/fault-rates", self._set_fault_rates)
@@ -67,13 +67,13 @@ class Simulator:
         return app
 
     async def _list_models(self, request: web.Request) -> web.StreamResponse:
-        # All have this path; their clients are told apart by the headers that they send.
+        # All wires have this path; the headers tell whose client calls.
         wire, models = OPENAI, openai.models
         if "anthropic-version" in request.headers:
             wire, models = ANTHROPIC, anthropic.models
         elif "x-goog-api-key" in request.headers:
             wire, models = GEMINI, gemini.models
-        return await ProviderDoor(self, wire, models).handle(request)
+        return await ProviderEndpoint(self, wire, models).handle(request)
 
     async def _add_faults(self, request: web.Request) -> web.Response:
         try:
@@ -120,7 +120,7 @@ class Simulator:
         return web.json_response({**self.traffic.counts(), "billed": self.ledger.billed.total()})
 
 
-class ProviderDoor:
+class ProviderEndpoint:
     """One endpoint of a provider's wire, behind the fault script and the counters."""
 
     def __init__(self, simulator: Simulator, wire: Wire, endpoint: Endpoint) -> None:
@@ -141,7 +141,7 @@ class ProviderDoor:
                 fault = simulator.faults.take(request.path, model)
                 if fault.kind in {"reset", "hang"}:
                     await _never_answer(request, fault)
-                answer = self._work(Ask(body, path, fault))
+                answer = self._work(ProviderRequest(body, path, fault))
                 if not answer.billed:
                     return self._respond(call, 200, encode(answer.body), {})
                 bucket = simulator.limiter.bucket(_credential(request), model)
@@ -151,7 +151,7 @@ class ProviderDoor:
                         raise Refusal(429, fault.message, "rate_limit_exceeded")
                     simulator.limiter.admit(bucket, answer.input_tokens, answer.output_tokens)
                 finally:
-                    headers |= self._wire.limit_headers(simulator.limiter.standing(bucket))
+                    headers |= self._wire.limit_headers(simulator.limiter.status(bucket))
             except Refusal as refusal:
                 headers |= self._tell_when(refusal, fault, retry_form)
                 raw = encode(self._wire.refuse(refusal, call.id))
@@ -172,18 +172,18 @@ class ProviderDoor:
                 raw = raw[: len(raw) // 2]
             return self._respond(call, 200, raw, headers)
 
-    def _work(self, ask: Ask) -> Answer:
+    def _work(self, ask: ProviderRequest) -> Answer:
         fault = ask.fault
         if fault.kind == "status":
             raise Refusal(fault.status, fault.message, fault.code)
         try:
             return self._endpoint(ask)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            # Endpoints read bodies as though they were right; this is where one wasn't.
+            # Endpoints read bodies without checks; this body was malformed.
             raise Refusal(400, f"The request has another form than expected: {error}") from error
 
     def _tell_when(self, refusal: Refusal, fault: Fault, form: str) -> dict[str, str]:
-        """Say when to come again, in headers or, where the wire has it there, in the body."""
+        """Add the time to retry: in headers, or in the body as Gemini does."""
         if not isinstance(refusal, LimitReached):
             return fault.headers()
         if self._wire.tells_when_in_body:
@@ -240,7 +240,7 @@ async def _json(request: web.Request) -> Mapping[str, Any]:
 def encode(body: Mapping[str, Any], *, has_nan: bool = False) -> bytes:
     """Write JSON. A vector may be an array, which is written ten times as fast as a list."""
     if has_nan:
-        # Only this one writes a NaN as such.
+        # Only the standard library writes a NaN.
         return json.dumps(body, default=lambda vector: vector.tolist()).encode()
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 

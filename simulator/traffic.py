@@ -1,4 +1,4 @@
-"""How many calls came in, how many at once, and how they ended."""
+"""Counts calls: how many came, how many at once, how they ended."""
 
 import time
 from collections import Counter
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass
 class Call:
-    """A provider call under way. Without a status when it ends, it was cut off."""
+    """A provider call in flight. One that ends without a status was cut off."""
 
     id: str
     status: int | None = None
@@ -17,7 +17,7 @@ class Call:
 
 @dataclass
 class Admitted:
-    """The calls that were let in. Times in seconds of a clock that only goes forward."""
+    """The admitted calls. Times are seconds of a monotonic clock."""
 
     first_at: float
     last_at: float = 0.0
@@ -42,7 +42,7 @@ class Admitted:
 
 
 class Traffic:
-    """Counters of provider calls; calls at the control doors aren't counted."""
+    """Counters of provider calls; calls of the control API aren't counted."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -51,7 +51,7 @@ class Traffic:
         self.reset()
 
     def reset(self) -> None:
-        """Start the counts anew; calls under way stay in flight."""
+        """Reset the counts; calls in flight stay in flight."""
         self.requests = 0
         self.callers: set[str] = set()
         self.peak_in_flight = self.in_flight
@@ -59,7 +59,7 @@ class Traffic:
         self.admitted: Admitted | None = None
 
     def admit(self, input_tokens: int, output_tokens: int) -> None:
-        """Count a call that was let in and billed."""
+        """Count a call that was admitted and billed."""
         now = self._clock()
         if self.admitted is None:
             self.admitted = Admitted(first_at=now)

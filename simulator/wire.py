@@ -1,4 +1,4 @@
-"""What a provider's wire hands to the server: answers and refusals, with no HTTP in them."""
+"""The types between a provider's wire and the server: answers and refusals, without HTTP."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from promptstack.simulator.faults import Fault
 
 @dataclass(frozen=True)
 class Answer:
-    """A good answer and what it costs."""
+    """A good answer and its cost."""
 
     body: Mapping[str, Any]
     billed: tuple[str, ...] = ()
@@ -30,8 +30,8 @@ class Refusal(Exception):
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A provider call as an endpoint sees it."""
+class ProviderRequest:
+    """A provider call, as an endpoint receives it."""
 
     body: Mapping[str, Any]
     path: Mapping[str, str]
@@ -40,13 +40,13 @@ class Ask:
     """A fault of content to bend the answer by."""
 
 
-Endpoint = Callable[[Ask], Answer]
+Endpoint = Callable[[ProviderRequest], Answer]
 """Answers a call. Raises `Refusal`."""
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How one limit of a model stands, for the headers."""
+class LimitStatus:
+    """The state of one limit of a model, for the headers."""
 
     limit: int
     """A minute."""
@@ -55,7 +55,7 @@ class Standing:
     """Until it is full again."""
 
 
-LimitHeaders = Callable[[Mapping[str, Standing]], Mapping[str, str]]
+LimitHeaders = Callable[[Mapping[str, LimitStatus]], Mapping[str, str]]
 """Makes the provider's headers from the limits that are set, of the names `requests`, `tokens`,
 `input_tokens` and `output_tokens`."""
 

@@ -44,7 +44,7 @@ from promptstack.simulator.faults import NO_FAULT
 from promptstack.simulator.ledger import billing_key
 from promptstack.simulator.openai import embeddings
 from promptstack.simulator.process import SimulatorProcess
-from promptstack.simulator.wire import Ask
+from promptstack.simulator.wire import ProviderRequest
 from tests.simulators import ForkedSimulator
 
 CHAT = "gpt-5-mini"
@@ -656,7 +656,7 @@ def test_tokens_are_a_quarter_of_the_bytes(text: str, tokens: int) -> None:
 def test_a_shorter_vector_is_the_scaled_start_of_the_longer() -> None:
     body = {"model": EMBEDDING, "input": "a", "dimensions": 8}
 
-    (item,) = embeddings(Ask(body, {}, NO_FAULT)).body["data"]
+    (item,) = embeddings(ProviderRequest(body, {}, NO_FAULT)).body["data"]
 
     start = vector_for(EMBEDDING, "a")[:8]
     np.testing.assert_allclose(item["embedding"], start / np.linalg.norm(start), rtol=1e-6)

@@ -35,8 +35,8 @@ def test_a_bucket_lets_its_burst_in_and_then_the_rate() -> None:
         bucket.admit(costs(), 0.25)
     assert caught.value.wait == pytest.approx(0.75)
     bucket.admit(costs(), 1.0)
-    assert bucket.standing(1.0)["requests"].remaining == 0
-    assert bucket.standing(3.0)["requests"].remaining == 2
+    assert bucket.status(1.0)["requests"].remaining == 0
+    assert bucket.status(3.0)["requests"].remaining == 2
 
 
 def test_a_refused_call_takes_nothing_of_any_limit() -> None:
@@ -45,8 +45,8 @@ def test_a_refused_call_takes_nothing_of_any_limit() -> None:
     bucket.admit(costs(tokens=590), 0.0)
     with pytest.raises(LimitReached):
         bucket.admit(costs(tokens=100), 0.0)
-    assert bucket.standing(0.0)["requests"].remaining == 59
-    assert bucket.standing(0.0)["tokens"].remaining == 10
+    assert bucket.status(0.0)["requests"].remaining == 59
+    assert bucket.status(0.0)["tokens"].remaining == 10
 
 
 def test_a_call_larger_than_a_minute_never_gets_in() -> None:
