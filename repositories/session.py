@@ -37,8 +37,10 @@ from promptstack.repositories.jobs.workers import WorkerRepository
 from promptstack.repositories.jsonb import dump_jsonb
 from promptstack.repositories.runs.answers import AnswerRepository
 from promptstack.repositories.runs.items import ItemRepository
+from promptstack.repositories.runs.maintenance import RunMaintenanceRepository
 from promptstack.repositories.runs.results import RunResultRepository
 from promptstack.repositories.runs.runs import RunRepository
+from promptstack.repositories.runs.scheduling import SchedulingRepository
 from promptstack.repositories.usage import UsageRepository
 from promptstack.repositories.users import ApiKeyRepository, UserRepository
 
@@ -124,6 +126,16 @@ class UnitOfWork:
     def runs(self) -> RunRepository:
         """Runs."""
         return RunRepository(self.session)
+
+    @cached_property
+    def scheduling(self) -> SchedulingRepository:
+        """Runs as the scheduler sees them."""
+        return SchedulingRepository(self.session)
+
+    @cached_property
+    def run_maintenance(self) -> RunMaintenanceRepository:
+        """Runs that must be ended or deleted."""
+        return RunMaintenanceRepository(self.session)
 
     @cached_property
     def items(self) -> ItemRepository:

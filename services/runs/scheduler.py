@@ -12,7 +12,8 @@ from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.runs.items import Slice
 from promptstack.repositories.runs.models import Run, RunKind, RunState
-from promptstack.repositories.runs.runs import Change, Shard
+from promptstack.repositories.runs.runs import Change
+from promptstack.repositories.runs.scheduling import Shard
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.jobs.publishing import JobMessage, Publisher, publish_now
 from promptstack.services.runs.progress import RunProgress
@@ -80,7 +81,7 @@ class Dispatch:
         Raises `TransientLedgerError`. A broker that is away is waited for.
         """
         with self._ledger.transaction() as unit:
-            failing = unit.runs.find_failing(sorted(run_ending_codes()))
+            failing = unit.scheduling.find_failing(sorted(run_ending_codes()))
         for one in failing:
             # Only of the start that was seen: somebody may have retried the run meanwhile.
             with _apart(one.run_id):
@@ -93,8 +94,8 @@ class Dispatch:
                 )
         self._serve()
         with self._ledger.transaction() as unit:
-            done = unit.runs.find_done()
-            unfinalized = unit.runs.find_unfinalized()
+            done = unit.scheduling.find_done()
+            unfinalized = unit.scheduling.find_unfinalized()
         for run_id in done:
             with _apart(run_id):
                 self._finalize(run_id)
@@ -117,9 +118,9 @@ class Dispatch:
     def maintain(self, retention: float) -> None:
         """Do the same, end overdue and abandoned runs, and delete those that ended long ago."""
         with self._ledger.transaction() as unit:
-            overdue = unit.runs.find_overdue()
-            left = unit.runs.find_abandoned(ABANDONED_SECONDS)
-            half_ended = unit.runs.find_half_ended()
+            overdue = unit.run_maintenance.find_overdue()
+            left = unit.run_maintenance.find_abandoned(ABANDONED_SECONDS)
+            half_ended = unit.run_maintenance.find_half_ended()
         for run_id in overdue:
             with _apart(run_id):
                 self.end(run_id, RunState.EXPIRED, *EXPIRED)
@@ -168,7 +169,7 @@ class Dispatch:
         is paid for.
         """
         with self._ledger.transaction() as unit:
-            for job_id in unit.runs.queued_shards(ended):
+            for job_id in unit.scheduling.queued_shards(ended):
                 unit.steps.cancel(job_id)
 
     def _serve(self) -> None:
@@ -185,7 +186,7 @@ class Dispatch:
             with self._ledger.transaction() as unit:
                 if not (unit.try_lock("dispatch") and self._has_place(unit)):
                     return False
-                run = unit.runs.next_to_serve(TriedLater.code, MOST_WAITING, but=bad)
+                run = unit.scheduling.next_to_serve(TriedLater.code, MOST_WAITING, but=bad)
                 if run is None:
                     return False
                 run_id = run.id
@@ -213,7 +214,7 @@ class Dispatch:
 
     def _has_place(self, unit: UnitOfWork) -> bool:
         workers = max(1, unit.workers.count_alive(self._worker_lost_seconds))
-        return unit.runs.count_working_shards() < workers * self._shards_a_worker
+        return unit.scheduling.count_working_shards() < workers * self._shards_a_worker
 
     def _finalize(self, run_id: UUID) -> None:
         """Note that a run is done, and have its index built."""
@@ -221,9 +222,9 @@ class Dispatch:
         with self._ledger.transaction() as unit:
             run = unit.runs.lock(run_id)
             # Looked at again under the lock: it may have ended and been started anew.
-            if run is None or not unit.runs.is_done(run_id):
+            if run is None or not unit.scheduling.find_done(run_id):
                 return
-            shards = unit.runs.failed_shards(run)
+            shards = unit.scheduling.failed_shards(run)
             cut_short = _cut_short(run, shards)
             if cut_short is None:
                 for shard in shards:
@@ -249,9 +250,9 @@ class Dispatch:
         failed: Sequence[Job] = []
         with self._ledger.transaction() as unit:
             run = unit.runs.lock(run_id)
-            if run is None or not unit.runs.is_unfinalized(run_id):
+            if run is None or not unit.scheduling.find_unfinalized(run_id):
                 return
-            failed = unit.runs.failed_finalizations(run)
+            failed = unit.scheduling.failed_finalizations(run)
             if not failed:
                 messages = [self._add_finalization(unit, run)]
             elif len(failed) < MOST_FINALIZATIONS:
@@ -311,9 +312,9 @@ class Dispatch:
         with self._ledger.transaction() as unit:
             if not unit.try_lock("prune"):
                 return
-            run_id = unit.runs.next_pruned() or unit.runs.prune(retention)
+            run_id = unit.run_maintenance.next_pruned() or unit.run_maintenance.prune(retention)
             if run_id is not None and unit.items.delete_of(run_id, PRUNED_AT_ONCE) == 0:
-                unit.runs.forget_pruned(run_id)
+                unit.run_maintenance.forget_pruned(run_id)
             unit.answers.prune(retention)
 
 

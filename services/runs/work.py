@@ -104,7 +104,7 @@ class RunWork:
     def _index(self, job: JobContext, run: Run) -> None:
         def look(unit: UnitOfWork) -> tuple[EmbeddingModel | None, bool]:
             model = unit.embeddings.find_model(run.provider, run.model)
-            return model, unit.runs.loads_vectors(run.provider, run.model, but=run.id)
+            return model, unit.scheduling.loads_vectors(run.provider, run.model, but=run.id)
 
         model, is_loaded = job.in_ledger(look)
         if model is None or is_loaded:

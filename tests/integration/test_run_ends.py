@@ -15,6 +15,7 @@ from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.runs.items import Counted, ItemRepository, Slice
 from promptstack.repositories.runs.models import Run, RunState
 from promptstack.repositories.runs.runs import RunRepository
+from promptstack.repositories.runs.scheduling import SchedulingRepository
 from promptstack.services.errors import NotFound
 from promptstack.services.runs.scheduler import Dispatch
 from promptstack.services.runs.views import RunView
@@ -204,7 +205,7 @@ def test_a_run_whose_shard_failed_of_the_account_just_now_is_not_completed(
 ) -> None:
     run = generate(stack)
     # After it was looked for, and before what is done is.
-    monkeypatch.setattr(RunRepository, "find_failing", lambda *_: [])
+    monkeypatch.setattr(SchedulingRepository, "find_failing", lambda *_: [])
     change(
         stack,
         "UPDATE jobs SET state = 'failed', finished_at = now(), error_code = 'QUOTA_EXHAUSTED', "

@@ -34,22 +34,22 @@ FROM generate_series(1, 20000) n
 """
 WEEK = 604_800.0
 QUESTIONS: dict[str, Callable[[UnitOfWork, Run], object]] = {
-    "failing": lambda unit, run: unit.runs.find_failing(["QUOTA_EXHAUSTED"]),
-    "working": lambda unit, run: unit.runs.count_working_shards(),
-    "next": lambda unit, run: unit.runs.next_to_serve("TRIED_LATER", 8, [new_id()]),
-    "done": lambda unit, run: unit.runs.find_done(),
-    "is done": lambda unit, run: unit.runs.is_done(run.id),
-    "unfinalized": lambda unit, run: unit.runs.find_unfinalized(),
-    "is unfinalized": lambda unit, run: unit.runs.is_unfinalized(run.id),
-    "failed shards": lambda unit, run: unit.runs.failed_shards(run),
-    "failed finalizations": lambda unit, run: unit.runs.failed_finalizations(run),
-    "queued shards": lambda unit, run: unit.runs.queued_shards(run),
+    "failing": lambda unit, run: unit.scheduling.find_failing(["QUOTA_EXHAUSTED"]),
+    "working": lambda unit, run: unit.scheduling.count_working_shards(),
+    "next": lambda unit, run: unit.scheduling.next_to_serve("TRIED_LATER", 8, [new_id()]),
+    "done": lambda unit, run: unit.scheduling.find_done(),
+    "is done": lambda unit, run: unit.scheduling.find_done(run.id),
+    "unfinalized": lambda unit, run: unit.scheduling.find_unfinalized(),
+    "is unfinalized": lambda unit, run: unit.scheduling.find_unfinalized(run.id),
+    "failed shards": lambda unit, run: unit.scheduling.failed_shards(run),
+    "failed finalizations": lambda unit, run: unit.scheduling.failed_finalizations(run),
+    "queued shards": lambda unit, run: unit.scheduling.queued_shards(run),
     "workers": lambda unit, run: unit.runs.count_workers(run.id),
-    "overdue": lambda unit, run: unit.runs.find_overdue(),
-    "abandoned": lambda unit, run: unit.runs.find_abandoned(60.0),
-    "half ended": lambda unit, run: unit.runs.find_half_ended(),
-    "loads vectors": lambda unit, run: unit.runs.loads_vectors("local", "any", but=run.id),
-    "old runs": lambda unit, run: unit.runs.prune(10 * WEEK),
+    "overdue": lambda unit, run: unit.run_maintenance.find_overdue(),
+    "abandoned": lambda unit, run: unit.run_maintenance.find_abandoned(60.0),
+    "half ended": lambda unit, run: unit.run_maintenance.find_half_ended(),
+    "loads vectors": lambda unit, run: unit.scheduling.loads_vectors("local", "any", but=run.id),
+    "old runs": lambda unit, run: unit.run_maintenance.prune(10 * WEEK),
     "old answers": lambda unit, run: unit.answers.prune(10 * WEEK),
 }
 WHOLE = ("Seq Scan on runs", "Seq Scan on jobs", "Seq Scan on answers", "using jobs_of_run ")
@@ -107,8 +107,8 @@ def test_failed_shards_are_found_by_their_run(stack: PromptStack, run: Run) -> N
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("ANALYZE jobs"))
         with recorded(stack.ledger) as seen:
-            assert len(unit.runs.failed_shards(run)) == 10_000
-            assert unit.runs.find_failing(["QUOTA_EXHAUSTED"]) == []
+            assert len(unit.scheduling.failed_shards(run)) == 10_000
+            assert unit.scheduling.find_failing(["QUOTA_EXHAUSTED"]) == []
         for statement, parameters in seen:
             explain = unit.session.connection().exec_driver_sql
             plan = "\n".join(row[0] for row in explain("EXPLAIN " + statement, parameters))

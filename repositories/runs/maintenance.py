@@ -1,0 +1,79 @@
+"""What maintenance asks of runs: the overdue, the abandoned, the half-ended and the old ones."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from promptstack.repositories.models import Job, JobState
+from promptstack.repositories.runs.models import PrunedRun, Run, RunState
+from promptstack.repositories.runs.runs import UNSEEN, is_open, open_shards
+
+
+class RunMaintenanceRepository:
+    """Finds runs that must be ended, and deletes old ones."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def find_overdue(self) -> Sequence[UUID]:
+        """Runs whose deadline has passed before all of their items were done."""
+        is_undone = Run.succeeded + Run.failed < Run.total
+        return self._session.scalars(
+            select(Run.id).where(
+                Run.finished_at.is_(None),
+                or_(
+                    Run.state == RunState.PREPARING, and_(Run.state == RunState.RUNNING, is_undone)
+                ),
+                Run.expires_at <= func.now(),
+            )
+        ).all()
+
+    def find_abandoned(self, silence: float) -> Sequence[UUID]:
+        """Runs whose reader has shown nothing of itself for `silence` seconds."""
+        return self._session.scalars(
+            select(Run.id).where(
+                *is_open(RunState.PREPARING),
+                Run.touched_at < func.now() - timedelta(seconds=silence),
+            )
+        ).all()
+
+    def find_half_ended(self) -> Sequence[Run]:
+        """Ended runs that still have queued shards from before their end."""
+        # From the shards, which are few, to the runs.
+        query = (
+            select(Run)
+            .join(Job, Job.run_id == Run.id)
+            .where(*open_shards(), Job.state == JobState.QUEUED, Job.created_at <= Run.finished_at)
+        )
+        return self._session.scalars(query).unique().all()
+
+    def prune(self, retention: float) -> UUID | None:
+        """Delete a run that ended `retention` seconds ago or before, and nobody has in hand.
+
+        At once and whole, as far as anybody can see; its items are deleted by and by.
+        """
+        run_id: UUID | None = self._session.scalar(
+            select(Run.id)
+            .where(Run.finished_at < func.now() - timedelta(seconds=retention))
+            .order_by(Run.finished_at)
+            .limit(1)
+            # Somebody may just be about to retry it.
+            .with_for_update(skip_locked=True)
+        )
+        if run_id is not None:
+            self._session.execute(insert(PrunedRun).values(run_id=run_id))
+            self._session.execute(delete(Run).where(Run.id == run_id), execution_options=UNSEEN)
+        return run_id
+
+    def next_pruned(self) -> UUID | None:
+        """A run that was deleted, and whose items still have to be."""
+        return self._session.scalar(select(PrunedRun.run_id).limit(1))
+
+    def forget_pruned(self, run_id: UUID) -> None:
+        """Note that the items of a run are deleted, too."""
+        is_it = PrunedRun.run_id == run_id
+        self._session.execute(delete(PrunedRun).where(is_it), execution_options=UNSEEN)

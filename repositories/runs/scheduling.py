@@ -1,0 +1,169 @@
+"""What the scheduler asks of runs: which gets the next shard, and which are done or failing."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, exists, false, func, select
+from sqlalchemy.orm import Session
+
+from promptstack.repositories.jobs.steps import RETRIABLE_STATES
+from promptstack.repositories.models import Job, JobKind, JobState
+from promptstack.repositories.runs.models import Run, RunState
+from promptstack.repositories.runs.runs import is_open, open_shards
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A slice of a run that has ended, and not well."""
+
+    first: int
+    last: int
+    state: str
+    error_code: str | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A run with a shard that failed of what no other can escape."""
+
+    run_id: UUID
+    started_at: datetime
+    error_code: str
+    error: str
+
+
+class SchedulingRepository:
+    """Reads runs together with their shards. It changes neither."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def count_working_shards(self) -> int:
+        """How many shards are queued or running, without those that wait for a time to come."""
+        query = select(func.count()).where(*open_shards(), ~_waits())
+        return self._session.scalar(query) or 0
+
+    def next_to_serve(
+        self, own_wait: str, most_waiting: int, but: Collection[UUID] = ()
+    ) -> Run | None:
+        """The run that gets the next shard: the one with the fewest, and waiting longest.
+
+        None of which a shard waits, as for its rate limit: it can't use another one. Up to
+        `most_waiting` may wait with the error code `own_wait`, that of a cause of their own.
+        """
+        of_run = [*open_shards(), Job.run_id == Run.id]
+        shards = select(func.count()).where(*of_run).correlate(Run).scalar_subquery()
+        is_own = Job.error_code.is_not_distinct_from(own_wait)
+        own = select(func.count()).where(*of_run, _waits(), is_own).correlate(Run)
+        return self._session.scalars(
+            select(Run)
+            .where(
+                *is_open(RunState.RUNNING),
+                Run.id.not_in(but),
+                Run.next_position <= Run.last_position,
+                ~exists().where(*of_run, _waits(), ~is_own),
+                own.scalar_subquery() < most_waiting,
+            )
+            .order_by(shards, Run.served_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        ).one_or_none()
+
+    def find_done(self, run_id: UUID | None = None) -> Sequence[UUID]:
+        """Return running runs whose items all belong to ended shards; or only this one, if so."""
+        return self._session.scalars(
+            select(Run.id).where(
+                *_is(run_id),
+                *is_open(RunState.RUNNING),
+                Run.next_position > Run.last_position,
+                ~exists().where(*open_shards(), Job.run_id == Run.id),
+            )
+        ).all()
+
+    def find_unfinalized(self, run_id: UUID | None = None) -> Sequence[UUID]:
+        """Return finalizing runs that no job finalizes; or only this one, if it is one."""
+        is_worked_on = exists().where(
+            Job.run_id == Run.id, Job.kind == JobKind.FINALIZATION, Job.finished_at.is_(None)
+        )
+        return self._session.scalars(
+            select(Run.id).where(*_is(run_id), *is_open(RunState.FINALIZING), ~is_worked_on)
+        ).all()
+
+    def failed_finalizations(self, run: Run) -> Sequence[Job]:
+        """The jobs that should have completed a run since its last start, and could not."""
+        query = select(Job).where(*_failed(run, JobKind.FINALIZATION)).order_by(Job.id)
+        return self._session.scalars(query).all()
+
+    def failed_shards(self, run: Run) -> list[Shard]:
+        """The shards of a run's last start that ended otherwise than well."""
+        rows = self._session.execute(
+            select(
+                Job.request["first"].as_integer(),
+                Job.request["last"].as_integer(),
+                Job.state,
+                Job.error_code,
+                Job.error,
+            ).where(*_failed(run, JobKind.SHARD))
+        )
+        return [Shard(*row) for row in rows]
+
+    def find_failing(self, error_codes: Sequence[str]) -> list[Failing]:
+        """Running runs with a shard that failed of something that no other can escape."""
+        rows = self._session.execute(
+            select(Run.id, Run.started_at, Job.error_code, Job.error)
+            .join(Job, Job.run_id == Run.id)
+            .where(
+                *is_open(RunState.RUNNING),
+                Job.kind == JobKind.SHARD,
+                Job.created_at >= Run.started_at,
+                Job.state == JobState.FAILED,
+                Job.error_code.in_(error_codes),
+            )
+        )
+        found = {
+            row[0]: Failing(row[0], row[1], str(row[2]), str(row[3])) for row in rows if row[1]
+        }
+        return list(found.values())
+
+    def queued_shards(self, run: Run) -> Sequence[UUID]:
+        """The jobs of an ended run that nobody works on; not those of a later start."""
+        query = select(Job.id).where(
+            *open_shards(),
+            Job.run_id == run.id,
+            Job.state == JobState.QUEUED,
+            Job.created_at <= run.finished_at,
+        )
+        return self._session.scalars(query).all()
+
+    def loads_vectors(self, provider: str, model: str, *, but: UUID) -> bool:
+        """Whether another run adds vectors of a model."""
+        query = select(
+            exists().where(
+                Run.provider == provider,
+                Run.model == model,
+                *is_open(RunState.RUNNING),
+                Run.id != but,
+            )
+        )
+        return bool(self._session.scalar(query))
+
+
+def _is(run_id: UUID | None) -> list[ColumnElement[bool]]:
+    return [] if run_id is None else [Run.id == run_id]
+
+
+def _failed(run: Run, kind: JobKind) -> list[ColumnElement[bool]]:
+    return [
+        Job.run_id == run.id,
+        Job.kind == kind,
+        Job.created_at >= run.started_at,
+        Job.state.in_(RETRIABLE_STATES),
+    ]
+
+
+def _waits() -> ColumnElement[bool]:
+    # A shard that never failed has no time to wait for; NULL would make it neither.
+    return (Job.state == JobState.QUEUED) & func.coalesce(Job.not_before > func.now(), false())
