@@ -59,9 +59,8 @@ from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.results import RunResults
 from promptstack.services.runs.scheduler import Dispatch
 from promptstack.services.runs.service import RunService
-from promptstack.services.runs.shards.slots import InFlight
-from promptstack.services.runs.shards.store import ShardTools
-from promptstack.services.runs.shards.workload import EmbeddingTerms
+from promptstack.services.runs.shards.slots import WorkerSlots
+from promptstack.services.runs.shards.worker import ShardTools
 from promptstack.services.runs.work import RunWork
 from promptstack.services.sources.reading import SourceBounds
 from promptstack.services.validation.request_bounds import JsonBounds, RequestBounds
@@ -469,23 +468,27 @@ class PromptStack:
         return RunResults(self.ledger)
 
     @cached_property
+    def shard_tools(self) -> ShardTools:
+        """What all shards of this worker use."""
+        return ShardTools(
+            calls=self.limited_calls,
+            slots=WorkerSlots(),
+            backoff=self.backoff,
+            show_run=self.run_progress.show,
+        )
+
+    @cached_property
     def run_work(self) -> RunWork:
         """Works on shards, and ends runs."""
-        tools = ShardTools(
-            calls=self.limited_calls,
-            gate=InFlight(),
-            prices=self.prices,
-            backoff=self.backoff,
-            show=self.run_progress.show,
-        )
         return RunWork(
             self.executor,
             self.providers,
             self.dispatch,
             self.run_progress,
-            tools,
+            self.shard_tools,
             indexes=self.vector_indexes,
-            terms=EmbeddingTerms(storage=self.settings.vector_type),
+            prices=self.prices,
+            storage=self.settings.vector_type,
             schema_bounds=self._schema_bounds,
         )
 

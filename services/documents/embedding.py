@@ -29,9 +29,9 @@ from promptstack.services.llm.base import EmbeddingResponse
 from promptstack.services.llm.errors import ContextTooLong, ProviderError
 from promptstack.services.llm.packing import pack
 from promptstack.services.llm.pool import ProviderPool
-from promptstack.services.runs.shards.failure_policy import is_parted, is_retried, part
-from promptstack.services.runs.shards.vectors import keep_vectors
-from promptstack.services.runs.shards.workload import Call, Content
+from promptstack.services.runs.shards.calls import Call, Content
+from promptstack.services.runs.shards.failure_policy import bisect, is_bisected, is_retried
+from promptstack.services.runs.shards.vectors import store_vectors
 
 SHARED_POLL_SECONDS = 0.25
 SHARED_PATIENCE_SECONDS = 3.0
@@ -122,7 +122,7 @@ class EmbeddingService:
         coming = deque(Call(batch, job.claim.failures) for batch in _narrowed(job.claim, batches))
         while coming:
             # By now, a refused call may have told how many texts one may have.
-            call, *rest = coming.popleft().cut(service.limits_of(job.claim.model).items)
+            call, *rest = coming.popleft().split(service.limits_of(job.claim.model).items)
             coming.extendleft(reversed(rest))
             enough = done + sum(len(content.positions) for content in call.contents)
             try:
@@ -131,11 +131,11 @@ class EmbeddingService:
                 if isinstance(error, ContextTooLong) and len(call.contents) == 1:
                     left = {hash_ for one in (call, *coming) for hash_ in one.hashes}
                     raise TextTooLong(call.contents[0].text, left, error) from error
-                if is_retried(call, error, job.claim.max_retries) or not is_parted(call, error):
+                if is_retried(call, error, job.claim.max_retries) or not is_bisected(call, error):
                     if len(call.contents) == 1:
                         _about_chunk(error, call.contents[0], work.total)
                     raise
-                coming.extendleft(reversed(part(call, error)))
+                coming.extendleft(reversed(bisect(call, error)))
                 continue
             for content in call.contents:
                 if content.hash in faults:
@@ -157,7 +157,7 @@ class EmbeddingService:
         def keep(unit: UnitOfWork, answer: EmbeddingResponse) -> None:
             model = claim.provider, claim.model
             answers = [(call.hashes, answer)]
-            faults.update(keep_vectors(unit, model, answers, lambda *_: has_some))
+            faults.update(store_vectors(unit, model, answers, lambda *_: has_some))
             kept = done - sum(len(one.positions) for one in call.contents if one.hash in faults)
             # Vectors are kept also when the job was cancelled; the next step then meets that.
             with suppress(ClaimLost):
@@ -172,7 +172,7 @@ class EmbeddingService:
                 ask=lambda llm: llm.embed(texts, claim.model, claim.user_id),
                 need=lambda llm: Need(sum(map(llm.estimate_tokens, texts)), is_bulk=claim.is_bulk),
                 items=len(texts),
-                is_suspect=call.parting is not None,
+                is_suspect=call.waste_budget is not None,
             ),
             keep=keep,
         )

@@ -81,7 +81,7 @@ class EmbeddingResponse:
     note: str = ""
     """What was odd in the answer."""
     others: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict, repr=False)
-    """Those of another size, by their place, where `vectors` has zeros: see `keep_vectors`."""
+    """Those of another size, by their place, where `vectors` has zeros: see `store_vectors`."""
 
     def sizes(self) -> list[int]:
         """How many numbers the vector of each text has."""

@@ -17,7 +17,7 @@ from promptstack.repositories.runs.scheduling import Shard
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.jobs.publishing import JobMessage, Publisher, publish_now
 from promptstack.services.runs.progress import RunProgress
-from promptstack.services.runs.shards.failure_policy import TriedLater, run_ending_codes
+from promptstack.services.runs.shards.errors import TriedLater, run_ending_codes
 
 logger = logging.getLogger(__name__)
 

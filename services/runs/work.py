@@ -5,12 +5,14 @@ from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
+from promptstack.config.names import VectorType
 from promptstack.repositories.content.vector_indexes import VectorIndexes
 from promptstack.repositories.errors import IndexNotBuilt
 from promptstack.repositories.models import EmbeddingModel, JobState
 from promptstack.repositories.runs.models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import UnitOfWork
+from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import NotFound
 from promptstack.services.execution.executor import Executor, JobOutcome
 from promptstack.services.execution.job_context import JobContext, Report
@@ -18,9 +20,8 @@ from promptstack.services.llm.pool import ProviderPool
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.scheduler import Dispatch
 from promptstack.services.runs.shards.bisection import is_suspect, narrow
-from promptstack.services.runs.shards.store import ShardTools
-from promptstack.services.runs.shards.worker import ShardWork
-from promptstack.services.runs.shards.workload import EmbeddingTerms, asking_of
+from promptstack.services.runs.shards.worker import ShardTools, ShardWorker
+from promptstack.services.runs.shards.workload import workload_of
 from promptstack.services.validation.schema_bounds import SchemaBounds
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class RunWork:
         tools: ShardTools,
         *,
         indexes: VectorIndexes,
-        terms: EmbeddingTerms,
+        prices: Prices,
+        storage: VectorType,
         schema_bounds: SchemaBounds,
     ) -> None:
         self._executor = executor
@@ -49,7 +51,8 @@ class RunWork:
         self._progress = progress
         self._tools = tools
         self._indexes = indexes
-        self._terms = terms
+        self._prices = prices
+        self._storage = storage
         self._schema_bounds = schema_bounds
 
     def run_shard(
@@ -69,13 +72,12 @@ class RunWork:
 
     def _work(self, job: JobContext) -> None:
         run = self._run_of(job)
-        sums: dict[str, int] = {}
+        counts: dict[str, int] = {}
         if run.state == RunState.RUNNING and not self._gives_up(job, run):
-            asking = asking_of(run, self._terms, self._schema_bounds)
-            work = ShardWork(job, run, asking, self._providers.get(run.provider), self._tools)
-            work.do()
-            sums = work.sums
-        job.in_ledger(lambda unit: unit.steps.succeed(job.claim, sums))
+            service = self._providers.get(run.provider)
+            workload = workload_of(run, service, self._prices, self._storage, self._schema_bounds)
+            counts = ShardWorker(job, run, workload, self._tools).run()
+        job.in_ledger(lambda unit: unit.steps.succeed(job.claim, counts))
 
     def _gives_up(self, job: JobContext, run: Run) -> bool:
         """Narrow a shard whose workers keep dying; whether the item that was left has failed."""

@@ -11,8 +11,8 @@ from sqlalchemy import text
 
 from promptstack.repositories.models import AttemptState
 from promptstack.repositories.runs.models import RunState
-from promptstack.services.runs.shards.failure_policy import IN_VAIN
-from promptstack.services.runs.shards.slots import places
+from promptstack.services.runs.shards.failure_policy import MAX_WASTE_FACTOR
+from promptstack.services.runs.shards.slots import RunSlots
 from promptstack.services.runs.views import RunView
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.simulator.requests import UNFIT_MARK
@@ -128,7 +128,7 @@ def test_a_wrong_key_ends_a_run_soon_and_the_right_one_lets_it_go_on(
     assert simulator.stats()["billed"] == 0
     # Each shard that had begun hears it once, and none tries again.
     begun = in_ledger(runs, "SELECT count(*) FROM jobs WHERE kind = 'shard' AND attempt > 0")
-    assert simulator.stats()["requests"] <= begun * places(in_flight)
+    assert simulator.stats()["requests"] <= begun * RunSlots(in_flight).total
     assert in_ledger(runs, "SELECT max(attempt) FROM jobs WHERE kind = 'shard'") == 1
     simulator.set_fault_rates()
     done = ended(runs, runs.runs.retry(run.id))
@@ -276,7 +276,7 @@ def test_answers_that_cannot_be_read_are_paid_for_and_count_against_the_limit(
     simulator.set_fault_rates({"rate": 1, "kind": "truncated"})
     done = ended(runs, runs.runs.embed(other, max_retries=2))
     assert (done.state, done.failed) == (RunState.COMPLETED, 100)
-    assert max(simulator.ledger().values()) <= 2 + IN_VAIN
+    assert max(simulator.ledger().values()) <= 2 + MAX_WASTE_FACTOR
 
 
 def test_a_model_that_is_not_there_ends_a_run_with_its_first_calls(

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from promptstack.repositories.runs.models import RunState
 from promptstack.services.export.results import export
 from promptstack.services.runs.service import BadInputs
-from promptstack.services.runs.shards.slots import places
+from promptstack.services.runs.shards.slots import RunSlots
 from promptstack.services.runs.views import RunView
 from promptstack.services.sources.inputs import Reading
 from promptstack.simulator.process import SimulatorProcess
@@ -283,10 +283,10 @@ def test_a_run_outlives_three_kills_and_pays_twice_only_for_what_was_in_flight(
         worker = start_worker()
     done = ended(runs, run, 120.0)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 2_000, 0)
-    # What a worker has asked for, or has in hand and not stored yet: see `InFlight`.
+    # What a worker has asked for, or has in hand and not stored yet: see `RunSlots`.
     twice = len(simulator.ledger(times=2))
     assert twice <= in_ledger(runs, "SELECT count(*) FROM attempts WHERE state = 'lost'")
-    assert twice <= 3 * places(in_flight)
+    assert twice <= 3 * RunSlots(in_flight).total
     path = tmp_path / "out.jsonl"
     export(path, runs.run_results.produced(run.id), runs.run_results.failed(run.id), count=2_000)
     ids = [json.loads(line)["custom_id"] for line in path.read_text().splitlines()]

@@ -11,7 +11,11 @@ from fastapi.testclient import TestClient
 
 from promptstack.repositories.runs.items import ItemRepository, OpenItem
 from promptstack.services.accounting.prices import Prices
-from promptstack.services.runs.shards.workload import Asking, EmbeddingAsking, GenerationAsking
+from promptstack.services.runs.shards.workload import (
+    EmbeddingWorkload,
+    GenerationWorkload,
+    Workload,
+)
 from promptstack.tasks.composition import PromptStack
 from tests.http import problem, serve
 from tests.runs import in_ledger, work
@@ -127,17 +131,17 @@ def test_a_worker_goes_through_texts_outside_of_its_transactions(
     """Texts of a shard may take seconds, after which PostgreSQL ends a transaction."""
     open_then: list[tuple[str, int]] = []
 
-    def seen(owner: type[Asking], name: str) -> None:
+    def seen(owner: type[Workload], name: str) -> None:
         real = getattr(owner, name)
 
-        def look(self: Asking, *values: Any) -> Any:
+        def look(self: Workload, *values: Any) -> Any:
             open_then.append((name, stack.ledger.engine.pool.checkedout()))  # type: ignore[attr-defined]
             return real(self, *values)
 
         monkeypatch.setattr(owner, name, look)
 
-    for owner in (EmbeddingAsking, GenerationAsking):
-        for name in ("calls", "_estimate", "_most"):
+    for owner in (EmbeddingWorkload, GenerationWorkload):
+        for name in ("calls", "_estimate", "_upper_bound"):
             seen(owner, name)
     monkeypatch.setattr(Prices, "cost", lambda *_, **__: Decimal("0.001"))
     stack.heartbeat.beat()
@@ -147,5 +151,5 @@ def test_a_worker_goes_through_texts_outside_of_its_transactions(
         stack.runs.generate([f"{n}" for n in range(9)], max_cost_usd=limit, max_tokens=9),
     ):
         assert work(stack, run.id).succeeded == 9
-    assert {name for name, _ in open_then} == {"calls", "_estimate", "_most"}
+    assert {name for name, _ in open_then} == {"calls", "_estimate", "_upper_bound"}
     assert {connections for _, connections in open_then} == {0}

@@ -14,7 +14,8 @@ from promptstack.repositories.runs.models import RunState
 from promptstack.services.llm.base import Capability, LLMResponse, LLMService
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.runs.json_schema.answers import AnswerMismatch
-from promptstack.services.runs.shards.workload import GenerationAsking
+from promptstack.services.runs.shards.validation import ValidationLimits
+from promptstack.services.runs.shards.workload import GenerationWorkload
 from promptstack.services.validation.schema_bounds import SchemaBounds
 from promptstack.tasks.composition import PromptStack
 from tests.integration.test_run_ledger import one
@@ -60,18 +61,18 @@ def test_an_answer_that_cannot_be_judged_ends_its_item_and_is_kept(stack: Prompt
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
+def slow(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
     """Judging is held up: the first event says that it is begun, the second lets it go on."""
     begun, go_on, judged = Event(), Event(), count()
 
-    def fault(self: GenerationAsking, answer: Any) -> AnswerMismatch | None:
+    def validate(self: GenerationWorkload, answer: Any) -> AnswerMismatch | None:
         begun.set()
         go_on.wait(60.0)
         return None if next(judged) < 3 else AnswerMismatch("It is judged too late.")
 
-    monkeypatch.setattr(GenerationAsking, "fault", fault)
-    monkeypatch.setattr("promptstack.services.runs.shards.judging.AT_ONCE_SECONDS", 0.0)
-    monkeypatch.setattr("promptstack.services.runs.shards.judging.LAST_SECONDS", -1.0)
+    monkeypatch.setattr(GenerationWorkload, "validate", validate)
+    limits = ValidationLimits(at_once_seconds=0.0, last_seconds=-1.0)
+    stack.__dict__["shard_tools"] = replace(stack.shard_tools, validation_limits=limits)
     yield begun, go_on
     go_on.set()
 

@@ -32,7 +32,7 @@ from promptstack.services.llm.gemini import GeminiService
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.remote import RemoteService
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.shards.failure_policy import run_ending_codes
+from promptstack.services.runs.shards.errors import run_ending_codes
 from tests.odd_answers import ANYTHING
 from tests.odd_server import OddServer
 

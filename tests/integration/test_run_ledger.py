@@ -28,7 +28,7 @@ from promptstack.services.llm.limit_report import LimitReport, LimitState, Outco
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.runs.scheduler import Dispatch
 from promptstack.services.runs.service import BadInputs
-from promptstack.services.runs.shards.call_pool import CallSession
+from promptstack.services.runs.shards.call_pool import CallPool
 from promptstack.tasks.composition import PromptStack
 from tests.processes import wait_until
 from tests.runs import work
@@ -172,14 +172,14 @@ def test_an_answer_in_the_last_moment_of_a_cancelled_shard_hides_no_call_that_wa
     monkeypatch.setattr(Held, "asked", [])
     stack.runs.generate([f"Say {n}." for n in range(20)], provider="held", in_flight=6)
     (shard,) = one(stack, "SELECT id FROM jobs")
-    end = CallSession.end
+    end = CallPool.end
 
-    def end_just_when_an_answer_comes(session: CallSession) -> None:
+    def end_just_when_an_answer_comes(session: CallPool) -> None:
         stack.loop.run(Held.answer(1))
         wait_until(lambda: not session._events.empty(), "the second answer")
         end(session)
 
-    monkeypatch.setattr(CallSession, "end", end_just_when_an_answer_comes)
+    monkeypatch.setattr(CallPool, "end", end_just_when_an_answer_comes)
     working = Thread(target=stack.run_work.run_shard, args=(shard, lambda _: None))
     working.start()
     wait_until(lambda: len(Held.asked) == 6, "the calls to be made")
@@ -380,15 +380,15 @@ def test_what_fails_after_the_commit_is_not_stored_or_sent_again(
     stack.runs.generate(["One.", "Two."], provider="held", in_flight=4, max_retries=0)
     (shard,) = one(stack, "SELECT id FROM jobs")
     sent: list[int] = []
-    send = CallSession.send
+    send = CallPool.make
 
-    def send_and_fail(session: CallSession, calls: Any, seconds_left: float) -> None:
+    def send_and_fail(session: CallPool, calls: Any, seconds_left: float) -> None:
         sent.extend(call.attempt_id for call in calls)
         send(session, calls, seconds_left)
         if calls:
             raise RuntimeError("Something is wrong after the commit.")
 
-    monkeypatch.setattr(CallSession, "send", send_and_fail)
+    monkeypatch.setattr(CallPool, "make", send_and_fail)
     stack.run_work.run_shard(shard, lambda _: None)
     assert len(sent) == len(set(sent))
     assert one(stack, "SELECT count(*) FROM attempts WHERE state = 'started'") == (0,)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from threading import Thread
 from typing import Any, ClassVar
@@ -72,9 +73,9 @@ def test_an_item_that_fails_while_another_waits_for_its_turn_fails_alone(
 
 
 def test_tries_are_counted_on_where_a_shard_is_taken_up_again(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: PromptStack,
 ) -> None:
-    monkeypatch.setattr("promptstack.services.runs.shards.worker.PATIENCE_SECONDS", 0.0)
+    stack.__dict__["shard_tools"] = replace(stack.shard_tools, patience_seconds=0.0)
     run = stack.runs.embed(["timeout"], provider="pairs", max_retries=3)
     done = work(stack, run.id)
     assert (done.state, done.failed) == (RunState.COMPLETED, 1)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from promptstack.services.llm import errors
 from promptstack.services.llm.errors import ProviderError
-from promptstack.services.runs.shards.failure_policy import run_ending_codes
+from promptstack.services.runs.shards.errors import run_ending_codes
 
 
 def tree(kind: type[ProviderError] = ProviderError, depth: int = 0) -> Iterator[str]:

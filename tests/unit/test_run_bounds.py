@@ -4,15 +4,19 @@ import json
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
+from unittest.mock import Mock
 from uuid import uuid4
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from promptstack.repositories.runs.models import Run, RunKind
+from promptstack.services.accounting.prices import Prices
+from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.openai_chat import body
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.shards.workload import Call, Content, GenerationAsking
+from promptstack.services.runs.shards.calls import Call, Content
+from promptstack.services.runs.shards.workload import GenerationWorkload
 from promptstack.services.validation.schema_bounds import SchemaBounds
 
 TOKENS_A_TURN = 8
@@ -45,7 +49,8 @@ def most(content: Content, **parameters: Any) -> tuple[int, int] | None:
         user_id=uuid4(),
         max_cost_usd=Decimal(1),
     )
-    return GenerationAsking(run, SchemaBounds()).most(Call([content]))
+    workload = GenerationWorkload(run, Mock(LLMService), Prices(), SchemaBounds())
+    return workload.upper_bound(Call([content]))
 
 
 def conversation(messages: list[dict[str, Any]]) -> Content:

@@ -1,11 +1,12 @@
-"""The calls of a shard on the event loop; the shard's thread hears of them as events."""
+"""The calls of a shard on the event loop; the shard's thread receives what happens as events."""
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -14,93 +15,93 @@ from promptstack.config.errors import PromptStackError
 from promptstack.services.execution.provider_calls import bug
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import Permit
-from promptstack.services.llm.base import LLMService
-from promptstack.services.runs.shards.workload import Answer, Asking, Call
+from promptstack.services.runs.shards.calls import Call
+from promptstack.services.runs.shards.workload import Answer, Workload
 
 LOOK_SECONDS = 0.1
 LINGER_A_CALL, LONGEST_LINGER = 0.00015, 0.03
-"""How long more events are waited for once there is one, in seconds for each call that there is:
-what comes together is stored together, and a transaction costs as much for twenty calls as for
-one. Of few calls, few come together, and waiting would only leave their places empty."""
+"""After the first event, wait this many seconds a call for more of them. Events that come together
+are stored together, and one transaction for twenty calls costs no more than for one. With few calls
+few come together, and a longer wait would only leave their slots empty."""
 
 
 @dataclass(frozen=True, eq=False)
-class Permitted:
-    """A call may leave."""
+class CallPermitted:
+    """The limiter lets a call leave."""
 
     call: Call
     permit: Permit | None
     number: int
-    """Of the call within the shard's attempt: its row is one, however often it is written."""
+    """Numbers the calls of the shard's attempt, so that writing one twice makes one row."""
 
 
 @dataclass(frozen=True, eq=False)
-class Refused:
-    """A call may not leave now; it was not made."""
+class CallRefused:
+    """The limiter doesn't let a call leave; it was not made."""
 
     call: Call
     error: PromptStackError
 
 
 @dataclass(frozen=True, eq=False)
-class Sent:
-    """A call whose attempt is on record."""
+class RecordedCall:
+    """A call whose attempt is on record, so that it may leave."""
 
     call: Call
     permit: Permit | None
     attempt_id: int
-    most_usd: Any
-    """What was reserved for it."""
+    reserved_usd: Decimal
+    """The share of the run's cost limit that is reserved for it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
+class CallAnswered:
     """A call has its answer."""
 
-    sent: Sent
+    recorded: RecordedCall
     answer: Answer
 
 
 @dataclass(frozen=True, eq=False)
-class Failed:
-    """A call has none."""
+class CallFailed:
+    """A call failed, or its answer can't be used."""
 
-    sent: Sent
+    recorded: RecordedCall
     error: PromptStackError
+    answer: Answer | None = None
+    """The answer that was paid for and can't be used."""
 
 
-Event = Permitted | Refused | Answered | Failed
+Event = CallPermitted | CallRefused | CallAnswered | CallFailed
 
 
-class CallSession:
+class CallPool:
     """Runs calls until it is ended or cancelled."""
 
     def __init__(
         self,
-        asking: Asking,
-        service: LLMService,
+        workload: Workload,
         calls: LimitedCalls,
-        gate: Callable[[], asyncio.Semaphore],
+        concurrency: asyncio.Semaphore,
     ) -> None:
-        """Take `gate`, which holds calls back while as many as may be are under way."""
-        self._gate = gate
-        self._asking = asking
-        self._service = service
+        """Take `concurrency`, which bounds the calls that are sent."""
+        self._workload = workload
         self._calls = calls
+        self._concurrency = concurrency
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._left: set[int] = set()
+        self._left: set[RecordedCall] = set()
         self._is_held = False
         self._numbers = count()
-        self._begun = threading.Event()
+        self._running = threading.Event()
         self._ended = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over: asyncio.Event | None = None
 
     async def run(self) -> None:
-        """Be there for calls. Cancelled, it closes them all."""
+        """Accept calls until `end`. If cancelled, close them all."""
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        self._begun.set()
+        self._running.set()
         try:
             await self._over.wait()
         finally:
@@ -111,56 +112,55 @@ class CallSession:
             try:
                 await asyncio.gather(*tasks, return_exceptions=True)
             finally:
-                # Also where it is cancelled just now: somebody waits for this.
+                # Also if a cancel comes just now: the shard's thread waits for this.
                 self._ended.set()
 
-    def wait_until_begun(self, running: Future[None]) -> None:
-        """Return when calls can be made. Raises `CancelledError` where that won't be."""
-        while not self._begun.wait(LOOK_SECONDS):
-            if running.done():
+    def wait_until_running(self, future: Future[None]) -> None:
+        """Wait until calls can be made. Raises `CancelledError` if `future`, its run, has ended."""
+        while not self._running.wait(LOOK_SECONDS):
+            if future.done():
                 raise CancelledError
 
-    def ask_leave(self, calls: list[Call]) -> None:
-        """Ask the limiter for calls: each comes to `Permitted` or `Refused`."""
+    def request_permits(self, calls: Iterable[Call]) -> None:
+        """Ask the limiter for calls: each becomes `CallPermitted` or `CallRefused`."""
         self._start([self._enter(call) for call in calls])
 
-    def send(self, sent: list[Sent], seconds_left: float) -> None:
-        """Make calls: each comes to `Answered` or `Failed`."""
-        self._start([self._make(one, seconds_left) for one in sent])
+    def make(self, recorded: Iterable[RecordedCall], seconds_left: float) -> None:
+        """Make calls: each becomes `CallAnswered` or `CallFailed`."""
+        self._start([self._make(one, seconds_left) for one in recorded])
 
-    def give_back(self, permits: list[Permit | None]) -> None:
-        """Settle permits of calls that are not made after all."""
+    def give_back(self, permits: Iterable[Permit | None]) -> None:
+        """Give back the permits of calls that are not made."""
         for permit in permits:
-            # Also where the session is over: its lease would be renewed for ever.
+            # Also after the end: the limiter would renew the lease forever.
             if permit is not None and self._loop is not None:
                 asyncio.run_coroutine_threadsafe(self._calls.give_back(permit), self._loop)
 
     def hold(self) -> None:
-        """Let no call leave any more, also of those that wait, recorded, for a place."""
+        """Let no more calls leave, not even recorded ones that wait for the semaphore."""
         self._is_held = True
 
-    def has_left(self, sent: Sent) -> bool:
-        """Whether a call was really made; some wait, recorded, for a place."""
-        return sent.attempt_id in self._left
+    def has_left(self, recorded: RecordedCall) -> bool:
+        """Whether a recorded call was sent, and doesn't wait for the semaphore any more."""
+        return recorded in self._left
 
     def end(self) -> None:
-        """Close what is left, and wait until it is closed."""
-        if self._loop is not None and self._over is not None and self._begun.is_set():
+        """Close all calls, and wait until they are closed."""
+        if self._loop is not None and self._over is not None and self._running.is_set():
             self._loop.call_soon_threadsafe(self._over.set)
             self._ended.wait()
 
     def events(self, seconds: float, calls: int) -> list[Event]:
-        """What has happened to the `calls`, once something has; nothing after `seconds`."""
-        found: list[Event] = []
+        """Wait for events of `calls` calls, up to `seconds` for the first one."""
         try:
-            found.append(self._events.get(timeout=max(0.0, seconds)))
+            first = self._events.get(timeout=max(0.0, seconds))
         except Empty:
-            return found
+            return []
         time.sleep(min(LONGEST_LINGER, calls * LINGER_A_CALL))
-        return found + self.events_now()
+        return [first, *self.events_now()]
 
     def events_now(self) -> list[Event]:
-        """What has happened by now."""
+        """The events that are there."""
         found: list[Event] = []
         while True:
             try:
@@ -170,9 +170,9 @@ class CallSession:
 
     def _start(self, coroutines: list[Coroutine[Any, Any, None]]) -> None:
         if coroutines and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._start_here, coroutines)
+            self._loop.call_soon_threadsafe(self._start_on_loop, coroutines)
 
-    def _start_here(self, coroutines: list[Coroutine[Any, Any, None]]) -> None:
+    def _start_on_loop(self, coroutines: list[Coroutine[Any, Any, None]]) -> None:
         if self._over is None or self._over.is_set():
             for coroutine in coroutines:
                 coroutine.close()
@@ -184,44 +184,45 @@ class CallSession:
 
     async def _enter(self, call: Call) -> None:
         try:
-            need = self._asking.need(call, self._service)
-            permit = await self._calls.enter(self._service, self._asking.model, need)
-        except PromptStackError as error:
-            self._events.put(Refused(call, error))
+            need = self._workload.need(call)
+            permit = await self._calls.enter(self._workload.service, self._workload.model, need)
         except Exception as error:  # noqa: BLE001 - whatever it is, the item must end
-            self._events.put(Refused(call, bug(error)))
+            self._events.put(CallRefused(call, known(error)))
         else:
-            self._events.put(Permitted(call, permit, next(self._numbers)))
+            self._events.put(CallPermitted(call, permit, next(self._numbers)))
 
-    async def _make(self, sent: Sent, seconds_left: float) -> None:
+    async def _make(self, recorded: RecordedCall, seconds_left: float) -> None:
         answers: list[Answer] = []
 
-        async def ask() -> Any:
-            answers.append(await self._asking.ask(sent.call, self._service))
+        async def make() -> Any:
+            answers.append(await self._workload.make(recorded.call))
             return answers[0]
 
         try:
-            async with self._gate():
-                # In this order, as `hold` and then `has_left` come from another thread: one of the
-                # two sees the other.
-                self._left.add(sent.attempt_id)
+            async with self._concurrency:
+                # First mark, then look. The other thread calls `hold` before `has_left`, so at
+                # least one of the two sees the other.
+                self._left.add(recorded)
                 if self._is_held:
-                    self._left.discard(sent.attempt_id)
-                    return  # the shard knows it as one that has not left
+                    self._left.discard(recorded)
+                    return
                 await self._calls.make(
-                    self._asking.provider,
-                    sent.permit,
-                    ask,
+                    self._workload.provider,
+                    recorded.permit,
+                    make,
                     seconds_left=seconds_left,
-                    is_suspect=sent.call.parting is not None,
+                    is_suspect=recorded.call.waste_budget is not None,
                 )
-            self._events.put(Answered(sent, answers[0]))
+            self._events.put(CallAnswered(recorded, answers[0]))
         except asyncio.CancelledError:
-            # Where only the limiter was still to be told, the answer is there, and paid for.
+            # If only the limiter was still to be told, the answer is here, and paid for.
             if answers:
-                self._events.put(Answered(sent, answers[0]))
+                self._events.put(CallAnswered(recorded, answers[0]))
             raise
-        except PromptStackError as error:
-            self._events.put(Failed(sent, error))
         except Exception as error:  # noqa: BLE001 - whatever it is, the item must end
-            self._events.put(Failed(sent, bug(error)))
+            self._events.put(CallFailed(recorded, known(error)))
+
+
+def known(error: Exception) -> PromptStackError:
+    """The error itself, or one that may be shown in place of an unexpected one."""
+    return error if isinstance(error, PromptStackError) else bug(error)

@@ -2,16 +2,16 @@
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
 from promptstack.config.errors import PromptStackError
-from promptstack.services.runs.shards.failure_policy import TriedLater
-from promptstack.services.runs.shards.workload import Call
+from promptstack.services.runs.shards.calls import Call
+from promptstack.services.runs.shards.errors import TriedLater
 
 
-class WaitingCalls:
-    """In order; those that have failed come again after their delay."""
+class CallQueue:
+    """Calls in order; a failed call comes back after its delay."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -22,38 +22,38 @@ class WaitingCalls:
         self._cause: PromptStackError | None = None
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """Whether any call is left."""
         return bool(self._ready or self._delayed)
 
     def add(self, calls: Iterable[Call]) -> None:
-        """Make them after the others."""
+        """Add calls at the end."""
         self._ready.extend(calls)
 
-    def put_back(self, calls: list[Call]) -> None:
-        """Make them before the others."""
+    def put_back(self, calls: Sequence[Call]) -> None:
+        """Put calls back at the front."""
         self._ready.extendleft(reversed(calls))
 
     def delay(self, call: Call, seconds: float, cause: PromptStackError) -> None:
-        """Make it after some time."""
+        """Add a call that may leave after some seconds."""
         heapq.heappush(self._delayed, (self._clock() + seconds, next(self._order), call, cause))
 
     def hold(self, seconds: float, cause: PromptStackError | None = None) -> None:
-        """Let none leave for some time."""
+        """Let no call leave for some seconds."""
         self._held_until, self._cause = self._clock() + seconds, cause
 
     def count_ready(self) -> int:
-        """How many may leave now."""
+        """How many calls may leave now."""
         now = self._clock()
         while self._delayed and self._delayed[0][0] <= now:
             self._ready.append(heapq.heappop(self._delayed)[2])
         return len(self._ready) if now >= self._held_until else 0
 
     def take(self, number: int) -> list[Call]:
-        """The next ones."""
+        """Take the next calls."""
         return [self._ready.popleft() for _ in range(number)]
 
     def wait(self) -> tuple[float, PromptStackError | None]:
-        """For how many seconds none can leave, and what they wait for."""
+        """How many seconds pass until a call may leave, and why."""
         now = self._clock()
         if self._ready:
             seconds = max(0.0, self._held_until - now)
@@ -61,7 +61,7 @@ class WaitingCalls:
         if not self._delayed:
             return 0.0, None
         seconds = self._delayed[0][0] - now
-        # Whoever begins anew knows nothing of their delays: so none comes before its time.
+        # The next worker knows nothing of single delays, so it may begin after the last of them.
         last, *_, cause = max(self._delayed)
         return seconds, TriedLater(
             f"What has failed is tried again after a while; the shard waits for it. {cause}",

@@ -1,10 +1,9 @@
-"""What a shard writes: in one transaction all that has come since the last."""
+"""What a shard writes: one transaction for all that came since the last one."""
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.attempts import NewCall
@@ -15,149 +14,117 @@ from promptstack.repositories.runs.models import Run, RunState
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.accounting.billing import credible, failed, taken
-from promptstack.services.accounting.prices import Prices
-from promptstack.services.execution.backoff import Backoff
-from promptstack.services.limiter.limited_calls import LimitedCalls
-from promptstack.services.llm.base import LLMService
-from promptstack.services.runs.shards.call_pool import Answered, Failed, Permitted, Sent
-from promptstack.services.runs.shards.failure_policy import ended
-from promptstack.services.runs.shards.slots import InFlight
-from promptstack.services.runs.shards.workload import Asking, Call
+from promptstack.services.runs.shards.batch import Batch, CommitResult, Leaving
+from promptstack.services.runs.shards.budget import RunBudget
+from promptstack.services.runs.shards.call_pool import CallAnswered, CallFailed, RecordedCall
+from promptstack.services.runs.shards.calls import Call, Content, contents_of
+from promptstack.services.runs.shards.decisions import ended_with
+from promptstack.services.runs.shards.workload import Answer, Workload
 
 
-@dataclass(frozen=True)
-class ShardTools:
-    """What all shards of a worker use."""
+class OpenItems(NamedTuple):
+    """What is left to do in a shard."""
 
-    calls: LimitedCalls
-    gate: InFlight
-    prices: Prices
-    backoff: Backoff
-    show: Callable[[Run], None]
-    """Told of the run's sums when they have changed."""
-    clock: Callable[[], float] = time.monotonic
+    contents: list[Content]
+    total: int
+    ended: int
+    """Items that ended at once, as their contents have stored answers."""
+    run: Run | None
 
 
-@dataclass
-class Committed:
-    """What a transaction did, to be acted on once it is committed."""
+class TakenOver(NamedTuple):
+    """What became of contents that other attempts had reserved."""
 
-    run: Run | None = None
-    sent: list[Sent] = field(default_factory=list)
-    unsent: list[Permitted] = field(default_factory=list)
-    """Permitted, and not made: paid for by others, or over the budget."""
-    elsewhere: list[Call] = field(default_factory=list)
-    """What another attempt is asking for just now."""
-    over_budget: list[Call] = field(default_factory=list)
-    is_money_held: bool = False
-    """Whether calls of other shards are under way, which may leave some of it over."""
-    done: int = 0
-    reserved_usd: Decimal = Decimal(0)
-    is_ours: bool = True
-    is_over: bool = False
-    """Whether the run has ended, or was started anew: other shards go on with it then."""
-
-
-@dataclass(frozen=True, eq=False)
-class Unfit(Failed):
-    """An answer that was paid for and can't be taken."""
-
-    answer: Any = None
-
-
-@dataclass(frozen=True)
-class Come:
-    """What has come since the last transaction."""
-
-    permitted: list[Permitted]
-    answered: list[Answered]
-    failed: list[Failed]
-    ends: list[Ended]
-    """Of items that are given up."""
-    retried: list[Call]
-    """What is asked again, with its new number of tries."""
-    may_begin: bool
-
-
-@dataclass
-class ShardSums:
-    """How many items a shard has, and how many of them have ended."""
-
-    total: int = 0
-    done: int = 0
+    ours: list[Call]
+    """Those that were given up, and are reserved for this shard now."""
+    elsewhere: list[Call]
+    """Those that are still reserved."""
+    ended: int
+    """Items whose contents have stored answers by now."""
+    run: Run | None
 
 
 class ShardStore:
-    """Writes what one shard comes to."""
+    """Writes one shard's results. A write may run twice, so it changes nothing but the ledger."""
 
     def __init__(
         self,
         claim: Claim,
         run: Run,
-        asking: Asking,
-        service: LLMService,
-        tools: ShardTools,
+        workload: Workload,
+        budget: RunBudget,
     ) -> None:
         self._claim = claim
         self._run = run
-        self._asking = asking
-        self._service = service
-        self._tools = tools
+        self._workload = workload
+        self._budget = budget
 
-    def write(self, unit: UnitOfWork, come: Come, sums: ShardSums) -> Committed:
-        """One transaction. It may run twice, so it changes nothing but the ledger."""
-        claim, committed = self._claim, Committed()
-        permitted, answered, failed, ends = come.permitted, come.answered, come.failed, come.ends
+    def find_open(self, unit: UnitOfWork) -> OpenItems:
+        """Find what is open, and end the items whose contents have stored answers."""
+        unit.steps.check_claim(self._claim)
+        shard = self._claim.request
+        contents = contents_of(unit.items.open_in(self._run.id, shard["first"], shard["last"]))
+        stored = self._workload.find_stored(unit, [content.hash for content in contents])
+        total = sum(len(content.positions) for content in contents)
+        ended, run = self._end_reused(unit, [Call(contents)], stored)
+        left = [content for content in contents if content.hash not in stored]
+        return OpenItems(left, total, ended, run)
+
+    def take_over(self, unit: UnitOfWork, calls: Sequence[Call]) -> TakenOver:
+        """See what other attempts have stored by now, and reserve what they have given up."""
+        unit.steps.check_claim(self._claim)
+        hashes = [hash_ for call in calls for hash_ in call.hashes]
+        free = unit.reservations.take(self._claim, hashes)
+        stored = self._workload.find_stored(unit, hashes)
+        unit.reservations.release(self._claim, list(stored))
+        ended, run = self._end_reused(unit, calls, stored)
+        return TakenOver(
+            _only(calls, free - stored), _only(calls, set(hashes) - free - stored), ended, run
+        )
+
+    def write(self, unit: UnitOfWork, batch: Batch, done: int, total: int) -> CommitResult:
+        """Store one batch, and record the calls of it that are about to leave."""
+        claim, result = self._claim, CommitResult()
         try:
             unit.steps.check_claim(claim)
         except ClaimLost:
-            committed.is_ours = False
-        if answered:
-            faults = self._asking.keep(unit, [(one.sent.call, one.answer) for one in answered])
-            ends = ends + [
-                Ended(position, is_reused=number > 0)
-                for one in answered
-                for content in one.sent.call.contents
-                if content.hash not in faults
-                for number, position in enumerate(content.positions)
-            ]
-            for one in answered:
-                for hash_ in faults.keys() & set(one.sent.call.hashes):
-                    ends += ended(one.sent.call.only([hash_]), faults[hash_])
-        change = self._settle_attempts(unit, answered, failed)
-        ended_calls = [*(one.sent for one in answered), *(one.sent for one in failed)]
-        over = [hash_ for sent in ended_calls for hash_ in sent.call.hashes]
-        if committed.is_ours:
-            ends = ends + self._begin(unit, come, committed, change)
-            tries = {place: call.tries for call in come.retried for place in call.positions}
-            unit.items.note_tries(self._run.id, tries)
-            counted = unit.items.end(self._run.id, ends)
-            committed.done = counted.succeeded + counted.failed
-            change = replace(
-                change,
-                **vars(counted),
-                reserved_usd=change.reserved_usd + committed.reserved_usd,
-            )
-            if committed.done:
-                unit.steps.set_progress(claim, sums.done + committed.done, sums.total)
+            # Answers are paid for, so they are stored all the same.
+            result.is_ours = False
+        outcomes = self._store_answers(unit, batch.answered)
+        outcomes += [end for decision in batch.decisions for end in decision.ends]
+        change = self._settle_attempts(unit, batch)
+        if result.is_ours:
+            outcomes += self._begin(unit, batch, result, change)
+            unit.items.note_tries(self._run.id, batch.tries)
+            counted = unit.items.end(self._run.id, outcomes)
+            result.ended = counted.succeeded + counted.failed
+            reserved = change.reserved_usd + result.reserved_usd
+            change = replace(change, **vars(counted), reserved_usd=reserved)
+            if result.ended:
+                unit.steps.set_progress(claim, done + result.ended, total)
         else:
-            committed.unsent = permitted
-        # After others were taken: see `ReservationRepository.release`.
-        unit.reservations.release(claim, over)
-        run = committed.run = unit.runs.change(self._run.id, change)
+            result.unsent = batch.permitted
+        # After `_begin` has reserved: see `ReservationRepository.release`.
+        settled = [hash_ for one in batch.settled for hash_ in one.call.hashes]
+        unit.reservations.release(claim, settled)
+        run = result.run = unit.runs.change(self._run.id, change)
         if run is not None:
-            # Also where nothing was to begin: what is under way then is judged in a hurry.
+            # Also if nothing was about to begin: validation has to hurry then.
             is_same = run.started_at == self._run.started_at
-            committed.is_over |= run.state != RunState.RUNNING or not is_same
-        return committed
+            result.is_run_over |= run.state != RunState.RUNNING or not is_same
+        return result
 
-    def cut_off(self, unit: UnitOfWork, cut: list[Sent], left: set[int]) -> None:
-        """Record that calls were cut off; those that have not left were surely not billed."""
-        unsent = [one for one in cut if one.attempt_id not in left]
+    def cut_off(
+        self, unit: UnitOfWork, sent: Collection[RecordedCall], unsent: Collection[RecordedCall]
+    ) -> None:
+        """Record that calls were cut off; those that were never sent are surely not billed."""
         unit.attempts.settle_many(
-            [{"attempt_id": id_, "state": AttemptState.CANCELLED} for id_ in sorted(left)]
+            [
+                {"attempt_id": id_, "state": AttemptState.CANCELLED}
+                for id_ in sorted(one.attempt_id for one in sent)
+            ]
         )
-        news = unit.attempts.settle_many(
+        new = unit.attempts.settle_many(
             [
                 {
                     "attempt_id": one.attempt_id,
@@ -168,170 +135,132 @@ class ShardStore:
                 for one in unsent
             ]
         )
-        unit.runs.change(
-            self._run.id,
-            Change(
-                reserved_usd=-sum((o.most_usd for o in unsent if o.attempt_id in news), Decimal(0))
-            ),
-        )
+        freed = sum((one.reserved_usd for one in unsent if one.attempt_id in new), Decimal(0))
+        unit.runs.change(self._run.id, Change(reserved_usd=-freed))
 
-    def _settle_attempts(
-        self, unit: UnitOfWork, answered: list[Answered], failed: list[Failed]
-    ) -> Change:
-        """Record what calls came to; what that adds to the run's sums."""
-        well = [
-            {**self._took(one.sent, one.answer), "state": AttemptState.SUCCEEDED}
-            for one in answered
+    def _end_reused(
+        self, unit: UnitOfWork, calls: Sequence[Call], stored: Collection[bytes]
+    ) -> tuple[int, Run | None]:
+        """End the items whose contents have stored answers; returns how many, and the run."""
+        counted = unit.items.end(self._run.id, _reused(calls, stored))
+        return counted.succeeded, unit.runs.change(self._run.id, Change(**vars(counted)))
+
+    def _store_answers(self, unit: UnitOfWork, answered: Sequence[CallAnswered]) -> list[Ended]:
+        """Store answers; returns the outcomes of their items."""
+        if not answered:
+            return []
+        errors = self._workload.store(unit, [(one.recorded.call, one.answer) for one in answered])
+        outcomes = []
+        for call in (one.recorded.call for one in answered):
+            outcomes += [
+                Ended(position, is_reused=number > 0)
+                for content in call.contents
+                if content.hash not in errors
+                for number, position in enumerate(content.positions)
+            ]
+            for hash_ in errors.keys() & set(call.hashes):
+                outcomes += ended_with(call.only([hash_]), errors[hash_])
+        return outcomes
+
+    def _settle_attempts(self, unit: UnitOfWork, batch: Batch) -> Change:
+        """Record what calls came to; returns what that adds to the run's sums."""
+        succeeded = [
+            {**self._taken(one.recorded, one.answer), "state": AttemptState.SUCCEEDED}
+            for one in batch.answered
         ]
-        ill = [self._failure(one) for one in failed]
-        # A commit may have gone well whose answer was lost: nothing is counted twice.
-        news = unit.attempts.settle_many(well) | unit.attempts.settle_many(ill)
-        reserved = {one.sent.attempt_id: one.sent.most_usd for one in answered}
-        reserved |= {one.sent.attempt_id: one.sent.most_usd for one in failed}
-        settled = [row for row in (*well, *ill) if row["attempt_id"] in news]
-        # What was or may have been billed, and nobody knows how much, stays reserved for ever: a
-        # limit is a limit.
-        freed = [reserved[row["attempt_id"]] for row in settled if row["cost_usd"] is not None]
+        failed_ = [self._failed(one) for one in batch.failed]
+        # After a lost commit some are settled already: nothing is counted twice.
+        new = unit.attempts.settle_many(succeeded) | unit.attempts.settle_many(failed_)
+        reserved = {one.attempt_id: one.reserved_usd for one in batch.settled}
+        rows = [row for row in (*succeeded, *failed_) if row["attempt_id"] in new]
+        # A cost that may have been billed and is not known stays reserved: a limit is a limit.
+        freed = [reserved[row["attempt_id"]] for row in rows if row["cost_usd"] is not None]
         return Change(
-            calls=len(settled),
-            input_tokens=sum(row["input_tokens"] or 0 for row in settled),
-            output_tokens=sum(row["output_tokens"] or 0 for row in settled),
-            cost_usd=sum((row["cost_usd"] or Decimal(0) for row in settled), Decimal(0)),
-            unknown_cost=sum(row["cost_usd"] is None for row in settled),
+            calls=len(rows),
+            input_tokens=sum(row["input_tokens"] or 0 for row in rows),
+            output_tokens=sum(row["output_tokens"] or 0 for row in rows),
+            cost_usd=sum((row["cost_usd"] or Decimal(0) for row in rows), Decimal(0)),
+            unknown_cost=sum(row["cost_usd"] is None for row in rows),
             reserved_usd=-sum(freed, Decimal(0)),
-            limiter_wait_seconds=sum(row["limiter_wait_seconds"] or 0.0 for row in settled),
+            limiter_wait_seconds=sum(row["limiter_wait_seconds"] or 0.0 for row in rows),
         )
 
-    def _failure(self, one: Failed) -> dict[str, Any]:
-        if isinstance(one, Unfit):
-            took = self._took(one.sent, one.answer)
+    def _failed(self, one: CallFailed) -> dict[str, Any]:
+        if one.answer is None:
+            workload = self._workload
+            columns = failed(one.error, workload.provider, workload.model, workload.prices)
         else:
-            asking = self._asking
-            took = failed(one.error, asking.provider, asking.model, self._tools.prices)
+            columns = self._taken(one.recorded, one.answer)
         return {
-            **took,
-            "attempt_id": one.sent.attempt_id,
+            **columns,
+            "attempt_id": one.recorded.attempt_id,
             "error_code": one.error.code,
             "error": str(one.error),
             "detail": one.error.detail,
             "state": AttemptState.FAILED,
         }
 
-    def _took(self, sent: Sent, answer: Any) -> dict[str, Any]:
-        asking = self._asking
-        took = taken(answer, asking.provider, asking.model, sent.permit, self._tools.prices)
-        return {"attempt_id": sent.attempt_id, **took}
+    def _taken(self, recorded: RecordedCall, answer: Answer) -> dict[str, Any]:
+        workload = self._workload
+        columns = taken(answer, workload.provider, workload.model, recorded.permit, workload.prices)
+        return {"attempt_id": recorded.attempt_id, **columns}
 
     def _begin(
-        self, unit: UnitOfWork, come: Come, committed: Committed, settled: Change
+        self, unit: UnitOfWork, batch: Batch, result: CommitResult, settled: Change
     ) -> list[Ended]:
-        """Record calls that are about to leave; outcomes of items that were paid for meanwhile."""
-        permitted = come.permitted
+        """Record calls that are about to leave; returns outcomes of items paid for meanwhile."""
+        permitted = batch.permitted
         if not permitted:
             return []
-        committed.is_over = not unit.runs.is_on(self._run)
-        if committed.is_over or not come.may_begin:
-            committed.unsent = permitted
+        result.is_run_over = not unit.runs.is_on(self._run)
+        if result.is_run_over or not batch.may_begin:
+            result.unsent = permitted
             return []
-        wanted = [hash_ for one in permitted for hash_ in one.call.hashes]
-        ours = unit.reservations.take(self._claim, wanted)
-        stored = self._asking.find_stored(unit, list(ours))
+        calls = [one.call for one in permitted]
+        hashes = [hash_ for call in calls for hash_ in call.hashes]
+        ours = unit.reservations.take(self._claim, hashes)
+        stored = self._workload.find_stored(unit, list(ours))
         if stored:
             unit.reservations.release(self._claim, list(stored))
-        found: list[Ended] = []
-        leaving: list[tuple[Permitted, Call]] = []
+        result.reserved_elsewhere = _only(calls, set(hashes) - ours)
+        leaving = []
         for one in permitted:
-            found += [
-                Ended(position, is_reused=True) for position in one.call.only(stored).positions
-            ]
-            elsewhere = one.call.only([hash_ for hash_ in one.call.hashes if hash_ not in ours])
-            if elsewhere.contents:
-                committed.elsewhere.append(elsewhere)
             call = one.call.only(ours - stored)
             if call.contents:
-                leaving.append((one, call))
+                leaving.append(Leaving(one, call))
             else:
-                committed.unsent.append(one)
-        self._start(unit, leaving, committed, settled)
-        return found
+                result.unsent.append(one)
+        self._record(unit, self._budget.admit(unit, leaving, settled, result), result)
+        return _reused(calls, stored)
 
-    def _start(
-        self,
-        unit: UnitOfWork,
-        leaving: list[tuple[Permitted, Call]],
-        committed: Committed,
-        settled: Change,
-    ) -> None:
-        affordable = self._affordable(unit, leaving, committed, settled)
-        if not affordable:
+    def _record(self, unit: UnitOfWork, leaving: Sequence[Leaving], result: CommitResult) -> None:
+        if not leaving:
             return
-        rows = []
-        for (one, call), _ in affordable:
-            need = self._asking.need(call, self._service)
-            expected = {"input_tokens": need.input_tokens, "output_tokens": need.output_tokens}
-            rows.append(
-                NewCall(
-                    call=one.number,
-                    items=len(call.contents),
-                    expected_tokens=credible(need.input_tokens + need.output_tokens),
-                    expected_cost_usd=self._tools.prices.cost(
-                        self._asking.provider, self._asking.model, **expected
-                    ),
-                )
-            )
-        for ((one, call), most), (attempt_id, is_new) in zip(
-            affordable, unit.attempts.start_many(self._claim, rows), strict=True
-        ):
-            committed.sent.append(Sent(call, one.permit, attempt_id, most))
-            committed.reserved_usd += most if is_new else Decimal(0)
+        started = unit.attempts.start_many(self._claim, [self._new_call(one) for one in leaving])
+        for one, (attempt_id, is_new) in zip(leaving, started, strict=True):
+            call = RecordedCall(one.call, one.permitted.permit, attempt_id, one.reserved_usd)
+            result.recorded.append(call)
+            result.reserved_usd += one.reserved_usd if is_new else Decimal(0)
 
-    def _affordable(
-        self,
-        unit: UnitOfWork,
-        leaving: list[tuple[Permitted, Call]],
-        committed: Committed,
-        settled: Change,
-    ) -> list[tuple[tuple[Permitted, Call], Decimal]]:
-        """The calls that the run's limit leaves money for, each with the most it can cost."""
-        if self._run.max_cost_usd is None:
-            return [(one, Decimal(0)) for one in leaving]
-        run = unit.runs.lock(self._run.id)
-        if run is None or not unit.runs.is_on(self._run):
-            # It has ended, and may have begun anew with another limit.
-            committed.is_over = True
-            committed.unsent += [permitted for permitted, _ in leaving]
-            return []
-        left = Decimal(0)
-        if run.max_cost_usd is not None:
-            left = run.max_cost_usd - run.cost_usd - run.reserved_usd
-            # What this very transaction adds to the run's row comes last in it.
-            left -= settled.cost_usd + settled.reserved_usd
-        # Where the answer to a commit was lost: what it has reserved is in those sums.
-        begun = unit.attempts.begun(self._claim, [permitted.number for permitted, _ in leaving])
-        affordable = []
-        for permitted, call in leaving:
-            most = self._most_usd(call)
-            if most is not None and permitted.number in begun:
-                affordable.append(((permitted, call), most))
-            elif most is not None and most <= left:
-                left -= most
-                affordable.append(((permitted, call), most))
-            else:
-                committed.over_budget.append(call)
-                committed.unsent.append(permitted)
-        if committed.over_budget:
-            over = [hash_ for call in committed.over_budget for hash_ in call.hashes]
-            unit.reservations.release(self._claim, over)
-            # Under the run's lock: what these cost has not been taken into account.
-            committed.is_money_held = unit.attempts.are_under_way(
-                self._run.id, but=self._claim.job_id
-            )
-        return affordable
-
-    def _most_usd(self, call: Call) -> Decimal | None:
-        most = self._asking.most(call)
-        if most is None:
-            return None
-        return self._tools.prices.cost(
-            self._asking.provider, self._asking.model, input_tokens=most[0], output_tokens=most[1]
+    def _new_call(self, leaving: Leaving) -> NewCall:
+        need = self._workload.need(leaving.call)
+        return NewCall(
+            call=leaving.permitted.number,
+            items=len(leaving.call.contents),
+            expected_tokens=credible(need.input_tokens + need.output_tokens),
+            expected_cost_usd=self._workload.cost(need.input_tokens, need.output_tokens),
         )
+
+
+def _only(calls: Sequence[Call], hashes: Collection[bytes]) -> list[Call]:
+    """The calls with only these contents, without those that have none of them."""
+    return [part for call in calls if (part := call.only(hashes)).contents]
+
+
+def _reused(calls: Sequence[Call], stored: Collection[bytes]) -> list[Ended]:
+    """The outcomes of items whose contents have stored answers."""
+    return [
+        Ended(position, is_reused=True)
+        for call in _only(calls, stored)
+        for position in call.positions
+    ]

@@ -12,7 +12,7 @@ from promptstack.services.llm.base import EmbeddingResponse
 from promptstack.services.llm.errors import OddVector
 
 
-def keep_vectors(
+def store_vectors(
     unit: UnitOfWork,
     model: tuple[str, str],
     answers: Sequence[tuple[Sequence[bytes], EmbeddingResponse]],

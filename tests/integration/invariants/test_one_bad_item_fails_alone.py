@@ -32,7 +32,7 @@ from promptstack.services.llm.errors import (
     ServerBroke,
 )
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.shards.failure_policy import IN_VAIN
+from promptstack.services.runs.shards.failure_policy import MAX_WASTE_FACTOR
 from promptstack.tasks.composition import PromptStack
 from tests.integration.test_run_ledger import one
 from tests.runs import failures, work
@@ -135,7 +135,7 @@ def test_a_server_that_fails_for_all_texts_is_asked_a_bounded_number_of_times(
     texts = [f"PROVIDER_BROKE {n}" for n in range(64)]
     done = work(stack, stack.runs.embed(texts, provider="picky", max_retries=2).id)
     assert (done.state, done.failed) == (RunState.COMPLETED, 64)
-    assert max(Picky.asked.values()) <= 3 + IN_VAIN
+    assert max(Picky.asked.values()) <= 3 + MAX_WASTE_FACTOR
     # Where it says that it is busy, no text is at fault, and none is looked for.
     busy = [f"all busy {n}" for n in range(64)]
     before = Picky.calls

@@ -2,16 +2,24 @@
 
 import asyncio
 import threading
+from asyncio import Semaphore
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, cast
 
 import pytest
 
 from promptstack.services.limiter.limited_calls import LimitedCalls
-from promptstack.services.llm.base import LLMResponse, LLMService
+from promptstack.services.llm.base import LLMResponse
 from promptstack.services.llm.event_loop import EventLoop
-from promptstack.services.runs.shards.call_pool import Answered, CallSession, Permitted, Sent
-from promptstack.services.runs.shards.workload import Asking, Call
+from promptstack.services.runs.shards.call_pool import (
+    CallAnswered,
+    CallPermitted,
+    CallPool,
+    RecordedCall,
+)
+from promptstack.services.runs.shards.calls import Call
+from promptstack.services.runs.shards.workload import Workload
 
 AN_ANSWER = LLMResponse(
     text="Done.", model="any", input_tokens=1, output_tokens=1, finish_reason="stop"
@@ -51,13 +59,13 @@ class SlowToSettle(StubbornCalls):
         await super().make()
 
 
-class NoAsking:
-    provider, model = "none", "none"
+class NoWorkload:
+    provider, model, service = "none", "none", None
 
     def need(self, *_: Any) -> None:
         return None
 
-    async def ask(self, *_: Any) -> LLMResponse:
+    async def make(self, *_: Any) -> LLMResponse:
         return AN_ANSWER
 
 
@@ -70,22 +78,17 @@ def loop() -> Iterator[EventLoop]:
 
 def test_a_cancel_while_calls_are_being_closed_lets_nobody_wait(loop: EventLoop) -> None:
     calls = StubbornCalls()
-    gate = asyncio.Semaphore(1)
-    session = CallSession(
-        cast("Asking", NoAsking()),
-        cast("LLMService", None),
-        cast("LimitedCalls", calls),
-        lambda: gate,
-    )
-    running = loop.submit(session.run())
-    session.wait_until_begun(running)
+    pool = CallPool(cast("Workload", NoWorkload()), cast("LimitedCalls", calls), Semaphore(1))
+    running = loop.submit(pool.run())
+    pool.wait_until_running(running)
     call = Call([])
-    session.ask_leave([call])
-    (event,) = session.events(10.0, 1)
-    assert isinstance(event, Permitted)
-    session.send([Sent(call, None, 1, 0), Sent(call, None, 2, 0)], 60.0)
+    pool.request_permits([call])
+    (event,) = pool.events(10.0, 1)
+    assert isinstance(event, CallPermitted)
+    first, second = (RecordedCall(call, None, number, Decimal(0)) for number in (1, 2))
+    pool.make([first, second], 60.0)
     assert calls.made.wait(10.0)
-    ending = threading.Thread(target=session.end)
+    ending = threading.Thread(target=pool.end)
     ending.start()
     assert calls.closing.wait(10.0)
     running.cancel()
@@ -96,29 +99,23 @@ def test_a_cancel_while_calls_are_being_closed_lets_nobody_wait(loop: EventLoop)
     loop.run(let_close())
     ending.join(10.0)
     assert not ending.is_alive()
-    # The second was recorded and had not left: there was one place.
-    assert session.has_left(Sent(call, None, 1, 0))
-    assert not session.has_left(Sent(call, None, 2, 0))
+    # The second was recorded and not sent: only one may be under way.
+    assert pool.has_left(first)
+    assert not pool.has_left(second)
 
 
 def test_an_answer_that_came_before_its_call_was_cancelled_is_not_lost(loop: EventLoop) -> None:
     calls = SlowToSettle()
     calls.may_close.set()
-    gate = asyncio.Semaphore(1)
-    session = CallSession(
-        cast("Asking", NoAsking()),
-        cast("LLMService", None),
-        cast("LimitedCalls", calls),
-        lambda: gate,
-    )
-    running = loop.submit(session.run())
-    session.wait_until_begun(running)
-    sent = Sent(Call([]), None, 1, 0)
-    session.send([sent], 60.0)
+    pool = CallPool(cast("Workload", NoWorkload()), cast("LimitedCalls", calls), Semaphore(1))
+    running = loop.submit(pool.run())
+    pool.wait_until_running(running)
+    recorded = RecordedCall(Call([]), None, 1, Decimal(0))
+    pool.make([recorded], 60.0)
     assert calls.made.wait(10.0)
     running.cancel()
-    session.end()
-    (event,) = session.events_now()
-    assert isinstance(event, Answered)
-    assert event.sent is sent
+    pool.end()
+    (event,) = pool.events_now()
+    assert isinstance(event, CallAnswered)
+    assert event.recorded is recorded
     assert event.answer is AN_ANSWER

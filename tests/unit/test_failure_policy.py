@@ -3,16 +3,12 @@
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from math import ceil, log2
-from unittest.mock import Mock
-from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from promptstack.config.errors import PromptStackError, Reach
-from promptstack.repositories.runs.models import Run
-from promptstack.services.accounting.prices import Prices
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.limiter.errors import RequestTooLarge
 from promptstack.services.llm.errors import (
@@ -26,21 +22,18 @@ from promptstack.services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
+from promptstack.services.runs.shards.calls import Call, Content
+from promptstack.services.runs.shards.decisions import Decisions, ended_with
 from promptstack.services.runs.shards.failure_policy import (
-    IN_VAIN,
-    ended,
-    is_parted,
+    MAX_WASTE_FACTOR,
+    bisect,
+    is_bisected,
     is_retried,
-    paid_in_vain,
-    part,
-    parts,
+    wasted,
 )
-from promptstack.services.runs.shards.slots import InFlight, places
-from promptstack.services.runs.shards.store import ShardTools
-from promptstack.services.runs.shards.worker import ShardWork
-from promptstack.services.runs.shards.workload import Call, Content
 from promptstack.services.sources.reading import BadRecord
 
+MAX_RETRIES = 3
 SAID = "It is refused."
 ONE_OF_MANY: tuple[PromptStackError, ...] = (
     InputRefused(SAID, status=400),
@@ -81,19 +74,16 @@ def play(count: int, bad: set[int], error: PromptStackError, max_retries: int) -
         if not any(int.from_bytes(hash_) in bad for hash_ in call.hashes):
             played.served.update(call.positions)
             continue
-        paid = paid_in_vain(call, error)
+        paid = wasted(call, error)
         played.in_vain += paid if len(call.contents) > 1 else 0
         played.alone += len(call.contents) == 1
         if is_retried(call, error, max_retries):
             assert error.transient
             waiting.append(replace(call, tries=call.tries + 1))
-        elif is_parted(call, error):
-            again = parts(call, error)
-            assert again[0].parting is not None
-            again[0].parting.left -= paid
-            waiting.extend(again)
+        elif is_bisected(call, error):
+            waiting.extend(bisect(call, error))
         else:
-            played.failed.update(end.position for end in ended(call, error))
+            played.failed.update(end.position for end in ended_with(call, error))
     # Each item ends once, whatever happens.
     ends = played.served + played.failed
     assert ends == Counter(range(2 * count))
@@ -137,7 +127,7 @@ def test_what_is_paid_in_vain_is_bounded_however_many_are_bad(
     # As a whole twice, or as often as a server in trouble is asked; then in parts. What is left
     # alone is tried as often as it may be.
     whole = 1 + max_retries if error.reach is Reach.EITHER else 2
-    assert played.in_vain <= (whole + IN_VAIN) * count
+    assert played.in_vain <= (whole + MAX_WASTE_FACTOR) * count
     assert played.alone <= len(played.failed) // 2 * (1 + max_retries)
 
 
@@ -149,7 +139,7 @@ def test_an_outage_uses_up_tries_and_a_rate_limit_does_not(max_retries: int) -> 
         call = replace(call, tries=call.tries + 1)
     assert not is_retried(call, Overloaded("Down.", status=503), max_retries)
     # Nobody's text is at fault: it is not asked for again in parts.
-    assert not is_parted(call, Overloaded("Down.", status=503))
+    assert not is_bisected(call, Overloaded("Down.", status=503))
     assert is_retried(call, RateLimited("Slow down."), max_retries)
 
 
@@ -162,8 +152,8 @@ def test_a_call_over_the_limit_is_halved_until_it_fits() -> None:
         if len(call.contents) == 1:
             sent.update(call.positions)
             continue
-        assert is_parted(call, error)
-        waiting.extend(part(call, error))
+        assert is_bisected(call, error)
+        waiting.extend(bisect(call, error))
     assert sent == Counter(range(2 * 512))
 
 
@@ -179,62 +169,22 @@ def all_errors(kind: type[PromptStackError] = PromptStackError) -> set[type[Prom
 def test_every_error_has_one_consequence(
     kind: type[PromptStackError], count: int, tries: int
 ) -> None:
-    tools = ShardTools(
-        calls=Mock(), gate=InFlight(), prices=Prices(), backoff=Backoff(1.0, 9.0), show=Mock()
-    )
-    run = Run(id=UUID(int=1), in_flight=2, max_retries=3)
-    shard = ShardWork(Mock(), run, Mock(), Mock(), tools)
     call = replace(call_of(count), tries=tries)
-    decision = shard._decide(call, kind("It is refused."))
+    decision = Decisions(MAX_RETRIES, Backoff(1.0, 9.0)).decide(call, kind("It is refused."))
     positions = sorted(call.positions)
     in_parts = sorted(position for one in decision.parts for position in one.positions)
     consequences = [
-        decision.is_fatal,
-        decision.waits is not None,
+        decision.ends_run,
+        decision.delayed is not None,
         decision.retried is not None,
         in_parts == positions,
         [end.position for end in decision.ends] == positions,
     ]
     assert sum(consequences) == 1
     if decision.retried is not None:
-        assert decision.retried.tries == tries + 1 <= run.max_retries
+        assert decision.retried.tries == tries + 1 <= MAX_RETRIES
         assert sorted(decision.retried.positions) == positions
-    if decision.waits is not None:
-        assert (decision.waits.tries, sorted(decision.waits.positions)) == (tries, positions)
-    if tries >= run.max_retries and kind.counts_as_failure:
-        assert decision.is_fatal or decision.ends or len(decision.parts) == 2
-
-
-@given(st.integers(1, 50), st.lists(st.tuples(st.booleans(), st.integers(0, 60)), max_size=60))
-def test_places_are_never_more_than_there_are(
-    in_flight: int, steps: list[tuple[bool, int]]
-) -> None:
-    gate, taken = InFlight(), 0
-    run_id = UUID(int=1)
-    for is_taking, number in steps:
-        if is_taking:
-            given_ = gate.take(run_id, in_flight, number)
-            assert given_ == min(number, places(in_flight) - taken)
-            taken += given_
-        else:
-            back = min(number, taken)
-            gate.give_back(run_id, back)
-            taken -= back
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 20)), max_size=60))
-def test_places_that_are_given_back_are_there_again_and_are_no_other_runs(
-    takes: list[tuple[int, int]],
-) -> None:
-    gate, in_flight = InFlight(), 7
-    taken: Counter[UUID] = Counter()
-    for number, wanted in takes:
-        run_id = UUID(int=number)
-        taken[run_id] += gate.take(run_id, in_flight, wanted)
-        assert taken[run_id] <= places(in_flight)
-    for run_id, number in taken.items():
-        asked = sum(wanted for one, wanted in takes if UUID(int=one) == run_id)
-        assert number == min(asked, places(in_flight))
-        gate.give_back(run_id, number)
-    for run_id in taken:
-        assert gate.take(run_id, in_flight, 1_000) == places(in_flight)
+    if decision.delayed is not None:
+        assert (decision.delayed.tries, sorted(decision.delayed.positions)) == (tries, positions)
+    if tries >= MAX_RETRIES and kind.counts_as_failure:
+        assert decision.ends_run or decision.ends or len(decision.parts) == 2
