@@ -10,7 +10,7 @@ from promptstack.repositories.models import ApiKey
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import InvalidInput, NotAuthenticated, NotFound
 from promptstack.services.text import check_name
-from promptstack.services.validation.ids import find_id
+from promptstack.services.validation.ids import find_id, read_id
 
 PREFIX = "ps_"
 MAX_EMAIL_CHARACTERS = 254
@@ -84,8 +84,9 @@ class KeyService:
         with self._ledger.transaction() as unit:
             return find_id(unit.api_keys, "key", given)
 
-    def revoke(self, key_id: UUID) -> None:
-        """Let a key open nothing from now on. Raises `NotFound`."""
+    def revoke(self, key_id: UUID | str) -> None:
+        """Let a key open nothing from now on. Raises `InvalidInput` and `NotFound`."""
+        key_id = read_id(key_id, "key")
         with self._ledger.transaction() as unit:
             if not unit.api_keys.revoke(key_id):
                 raise NotFound(f"There is no key {key_id} that could be revoked.")

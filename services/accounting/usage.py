@@ -9,7 +9,8 @@ from promptstack.repositories.usage import Group, Unsettled, Usage
 from promptstack.services.errors import InvalidInput, NotFound
 from promptstack.services.jobs.views import CallView
 from promptstack.services.text import check_storable
-from promptstack.services.validation.bounds import checked_time
+from promptstack.services.validation.bounds import checked_limit, checked_time
+from promptstack.services.validation.ids import read_id
 
 
 class UsageService:
@@ -31,10 +32,11 @@ class UsageService:
         With `only_unsettled`, those that may have been paid for without an answer: the request
         may have left, and its worker died, timed out, or waits still.
         """
-        since = checked_time(since, "since")
+        since, limit = checked_time(since, "since"), checked_limit(limit)
+        user_id = owner and read_id(owner, "user")
         with self._ledger.transaction() as unit:
             rows = unit.usage.calls(
-                limit, only_unsettled=only_unsettled, since=since, user_id=owner
+                limit, only_unsettled=only_unsettled, since=since, user_id=user_id
             )
             return [CallView.model_validate(row) for row in rows]
 
@@ -43,8 +45,9 @@ class UsageService:
     ) -> list[Unsettled]:
         """What may have been paid for without an answer, summed by the calls' state."""
         since = checked_time(since, "since")
+        user_id = owner and read_id(owner, "user")
         with self._ledger.transaction() as unit:
-            return unit.usage.unsettled(since=since, user_id=owner)
+            return unit.usage.unsettled(since=since, user_id=user_id)
 
     def sums(
         self,
@@ -71,7 +74,7 @@ class UsageService:
         for named in (email, provider, model):
             check_storable(named or "", "The filter")
         with self._ledger.transaction() as unit:
-            user_id = owner
+            user_id = owner and read_id(owner, "user")
             if email is not None:
                 user = unit.users.get_by_email(email)
                 if user is None or owner not in {None, user.id}:

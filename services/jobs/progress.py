@@ -13,6 +13,7 @@ from promptstack.repositories.jobs.records import JobSnapshot
 from promptstack.repositories.models import Job, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.jobs.redis_view import RedisView
+from promptstack.services.validation.ids import read_id
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,9 @@ class ProgressService:
             self.publish(*found)
         return found
 
-    def read(self, job_ids: Sequence[UUID]) -> dict[UUID, Progress]:
+    def read(self, job_ids: Sequence[UUID | str]) -> dict[UUID, Progress]:
         """Where these jobs stand; from Redis, and from the ledger what is missing or stale."""
-        found = self._view.read(job_ids)
-        missing = [job_id for job_id in job_ids if job_id not in found]
+        ids = [read_id(job_id, "job") for job_id in job_ids]
+        found = self._view.read(ids)
+        missing = [job_id for job_id in ids if job_id not in found]
         return found | {progress.job_id: progress for progress in self.rebuild(missing)}

@@ -17,6 +17,7 @@ from promptstack.repositories.runs.models import Run, RunState
 from promptstack.repositories.session import Ledger
 from promptstack.services.jobs.redis_view import RedisView
 from promptstack.services.runs.views import known_cost
+from promptstack.services.validation.ids import read_id
 
 SHOW_SECONDS = 0.25
 """Between two views of a running run from one process."""
@@ -117,8 +118,9 @@ class RunProgress:
         self._view.write({run.id: snapshot})
         return snapshot
 
-    def read(self, run_id: UUID) -> RunSnapshot | None:
+    def read(self, run_id: UUID | str) -> RunSnapshot | None:
         """Where a run stands; from the ledger where Redis doesn't know, or not lately."""
+        run_id = read_id(run_id, "run")
         shown = self._view.read([run_id]).get(run_id)
         if shown is not None and not shown.state.is_final:
             return shown

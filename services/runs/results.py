@@ -9,6 +9,7 @@ from promptstack.repositories.runs.results import ResultRow
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.errors import NotFound
 from promptstack.services.export.items import FailedItem, Produced
+from promptstack.services.validation.ids import read_id
 
 PAGE = 2_000
 
@@ -20,9 +21,10 @@ class RunResults:
         self._ledger = ledger
 
     def produced(
-        self, run_id: UUID, *, with_input: bool = False, after: int = 0, page: int = PAGE
+        self, run_id: UUID | str, *, with_input: bool = False, after: int = 0, page: int = PAGE
     ) -> Iterator[Produced]:
         """What has succeeded so far, after a position; read by `page`. Raises `NotFound`."""
+        run_id = read_id(run_id, "run")
         with self._ledger.transaction() as unit:
             run = unit.runs.get(run_id)
         if run is None:
@@ -41,8 +43,11 @@ class RunResults:
                 return
             after = rows[-1].position
 
-    def failed(self, run_id: UUID, *, after: int = 0, page: int = PAGE) -> Iterator[FailedItem]:
+    def failed(
+        self, run_id: UUID | str, *, after: int = 0, page: int = PAGE
+    ) -> Iterator[FailedItem]:
         """What has failed so far, after a position; read by `page`."""
+        run_id = read_id(run_id, "run")
         while True:
             with self._ledger.transaction() as unit:
                 rows = unit.results.failures(run_id, after, page)

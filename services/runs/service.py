@@ -40,8 +40,8 @@ from promptstack.services.runs.scheduler import Dispatch
 from promptstack.services.runs.views import Preflight, RunView
 from promptstack.services.sources.batch_lines import BatchLines
 from promptstack.services.sources.reading import Source
-from promptstack.services.validation.bounds import refused_in_words
-from promptstack.services.validation.ids import find_id
+from promptstack.services.validation.bounds import checked_limit, refused_in_words
+from promptstack.services.validation.ids import check_user, find_id, read_id
 
 POLL_SECONDS = 0.1
 LARGE_LOAD = 0.2
@@ -150,8 +150,9 @@ class RunService:
         lines = BatchLines(RunKind.GENERATION, plan)
         return self._prepare(lines, source, chosen, is_counted=is_counted)
 
-    def start(self, run_id: UUID) -> RunView:
+    def start(self, run_id: UUID | str) -> RunView:
         """Let a run that was prepared be worked on. Raises `NotFound` and `WrongState`."""
+        run_id = read_id(run_id, "run")
         with self._ledger.transaction() as unit:
             run = unit.runs.lock(run_id)
             if run is None:
@@ -168,8 +169,9 @@ class RunService:
         self._dispatch.wake()
         return RunView.of(started)
 
-    def discard(self, run_id: UUID) -> None:
+    def discard(self, run_id: UUID | str) -> None:
         """Forget a run that was prepared and not started."""
+        run_id = read_id(run_id, "run")
         with self._ledger.transaction() as unit:
             run = unit.runs.lock(run_id)
             if run is None or run.state != RunState.PREPARING:
@@ -182,7 +184,7 @@ class RunService:
         with self._ledger.transaction() as unit:
             unit.runs.delete(unit.runs.lock(run_id) or run)
 
-    def get(self, run_id: UUID, owner: UUID | None = None) -> RunView:
+    def get(self, run_id: UUID | str, owner: UUID | None = None) -> RunView:
         """The run, fresh from the ledger. Raises `NotFound`, also for somebody else's."""
         return RunView.of(self._owned(run_id, owner))
 
@@ -193,20 +195,20 @@ class RunService:
 
     def get_many(self, owner: UUID | None = None, limit: int = 20) -> list[RunView]:
         """The newest runs."""
-        filters: dict[str, Any] = {} if owner is None else {"user_id": owner}
+        filters: dict[str, Any] = {} if owner is None else {"user_id": read_id(owner, "user")}
         with self._ledger.transaction() as unit:
-            runs = unit.runs.get_many(limit=limit, newest_first=True, **filters)
+            runs = unit.runs.get_many(limit=checked_limit(limit), newest_first=True, **filters)
         return [RunView.of(run) for run in runs]
 
-    def cancel(self, run_id: UUID, owner: UUID | None = None) -> RunView:
+    def cancel(self, run_id: UUID | str, owner: UUID | None = None) -> RunView:
         """Stop a run; what it has produced is kept. Raises `NotFound` and `WrongState`."""
         run = self._owned(run_id, owner)
-        if self._dispatch.end(run_id, RunState.CANCELLED) is None:
+        if self._dispatch.end(run.id, RunState.CANCELLED) is None:
             raise WrongState(f"The run has ended already: it is {run.state}.")
         return self.get(run_id)
 
     def retry(
-        self, run_id: UUID, owner: UUID | None = None, max_cost_usd: Decimal | None = None
+        self, run_id: UUID | str, owner: UUID | None = None, max_cost_usd: Decimal | None = None
     ) -> RunView:
         """Try again what failed at a provider or was never tried. Raises `NotFound`, `WrongState`.
 
@@ -215,7 +217,7 @@ class RunService:
         if max_cost_usd is not None:
             with refused_in_words():
                 max_cost_usd = RunOptions(max_cost_usd=max_cost_usd).max_cost_usd
-        self._owned(run_id, owner)
+        run_id = self._owned(run_id, owner).id
         with self._ledger.transaction() as unit:
             run = unit.runs.lock(run_id)
             if run is None or not RunState(run.state).is_final:
@@ -237,7 +239,7 @@ class RunService:
         self._dispatch.wake()
         return self.get(run_id)
 
-    def wait(self, run_id: UUID, timeout: float = math.inf) -> RunView:
+    def wait(self, run_id: UUID | str, timeout: float = math.inf) -> RunView:
         """Wait until the run has ended. Raises `TimeoutError` after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while True:
@@ -273,6 +275,7 @@ class RunService:
         inputs = askable(read_inputs(opened, reading, lines.unfold), new.check)
         retries = options.max_retries
         with self._ledger.transaction() as unit:
+            check_user(unit, options.user_id)
             run_id = unit.runs.add(
                 lifetime=options.expires_in or defaults.expires_seconds,
                 kind=new.kind,
@@ -348,7 +351,8 @@ class RunService:
         if model is not None and run.total > LARGE_LOAD * unit.embeddings.estimate(model):
             self._indexes.drop(unit, model)
 
-    def _owned(self, run_id: UUID, owner: UUID | None) -> Run:
+    def _owned(self, run_id: UUID | str, owner: UUID | None) -> Run:
+        run_id = read_id(run_id, "run")
         with self._ledger.transaction() as unit:
             run = unit.runs.get(run_id)
         if run is None or (owner is not None and run.user_id != owner):

@@ -125,6 +125,13 @@ def checked_time(time: datetime | None, name: str) -> datetime | None:
         raise InvalidInput(f"{name} {error}.") from error
 
 
+def checked_limit(limit: int) -> int:
+    """Return how many rows are asked for. Raises `InvalidInput`."""
+    if type(limit) is not int or not 0 <= limit < 2**31:
+        raise InvalidInput(f"The limit must be a whole number from 0 to {2**31 - 1:,}.")
+    return limit
+
+
 def _explain(error: ValidationError) -> str:
     """Say it without quoting the request."""
     problems = []

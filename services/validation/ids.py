@@ -5,11 +5,26 @@ from typing import Any
 from uuid import UUID
 
 from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.session import UnitOfWork
 from promptstack.services.errors import AmbiguousId, InvalidInput, NotFound
 
 HEX_DIGITS = 32
 TOLD = 5
 """Matches that are named where several ids begin alike."""
+
+
+def read_id(given: UUID | str, what: str) -> UUID:
+    """The id of a `what`, which may be given as its whole text. Raises `InvalidInput`."""
+    try:
+        return given if isinstance(given, UUID) else UUID(str(given))
+    except ValueError:
+        raise InvalidInput(f"{given!a:.40} is no id of a {what}; a whole UUID is needed.") from None
+
+
+def check_user(unit: UnitOfWork, user_id: UUID | None) -> None:
+    """Raise `NotFound` where there is no such user; None is nobody in particular."""
+    if user_id is not None and unit.users.get(user_id) is None:
+        raise NotFound(f"There is no user {user_id}.")
 
 
 def find_id(rows: BaseRepository[Any], what: str, given: str) -> UUID:

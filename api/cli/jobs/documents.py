@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.jobs.service import check_source
+from promptstack.services.jobs.enqueue import check_source
 from promptstack.services.sources.encodings import encoding_of
 from promptstack.services.sources.reading import SUFFIXES
 from promptstack.services.validation.json_text import load_json
