@@ -10,7 +10,7 @@ from promptstack.services.errors import InvalidInput, NotFound
 from promptstack.services.jobs.views import CallView
 from promptstack.services.text import check_storable
 from promptstack.services.validation.bounds import checked_limit, checked_time
-from promptstack.services.validation.ids import read_id
+from promptstack.services.validation.ids import read_owner
 
 
 class UsageService:
@@ -33,7 +33,7 @@ class UsageService:
         may have left, and its worker died, timed out, or waits still.
         """
         since, limit = checked_time(since, "since"), checked_limit(limit)
-        user_id = owner and read_id(owner, "user")
+        user_id = read_owner(owner)
         with self._ledger.transaction() as unit:
             rows = unit.usage.calls(
                 limit, only_unsettled=only_unsettled, since=since, user_id=user_id
@@ -45,7 +45,7 @@ class UsageService:
     ) -> list[Unsettled]:
         """What may have been paid for without an answer, summed by the calls' state."""
         since = checked_time(since, "since")
-        user_id = owner and read_id(owner, "user")
+        user_id = read_owner(owner)
         with self._ledger.transaction() as unit:
             return unit.usage.unsettled(since=since, user_id=user_id)
 
@@ -74,7 +74,7 @@ class UsageService:
         for named in (email, provider, model):
             check_storable(named or "", "The filter")
         with self._ledger.transaction() as unit:
-            user_id = owner and read_id(owner, "user")
+            user_id = read_owner(owner)
             if email is not None:
                 user = unit.users.get_by_email(email)
                 if user is None or owner not in {None, user.id}:

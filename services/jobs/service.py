@@ -20,7 +20,7 @@ from promptstack.services.jobs.views import AttemptView, JobView
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.text import check_storable
 from promptstack.services.validation.bounds import checked_limit, checked_time
-from promptstack.services.validation.ids import find_id, read_id
+from promptstack.services.validation.ids import find_id, read_id, read_owner
 
 RETRIED_AT_ONCE = 500
 """Jobs queued again in one transaction."""
@@ -96,17 +96,17 @@ class JobService(JobEnqueuer):
         Those that runs are made of are among them only where their `kind` is asked for.
         """
         filters: dict[str, Any] = {
-            "user_id": owner and read_id(owner, "user"),
+            "user_id": read_owner(owner),
             "state": state,
             "kind": kind,
         }
         chosen = {name: value for name, value in filters.items() if value is not None}
         if kind is None:
             chosen["run_id"] = None
-        after = after and read_id(after, "job")
+        cursor = None if after is None else read_id(after, "job")
         with self._ledger.transaction() as work:
             rows = work.jobs.get_many(
-                limit=checked_limit(limit), after=after, newest_first=True, **chosen
+                limit=checked_limit(limit), after=cursor, newest_first=True, **chosen
             )
             return [JobView.model_validate(row) for row in rows]
 
@@ -169,7 +169,7 @@ class JobService(JobEnqueuer):
         """
         if state is not None and state not in RETRIABLE_STATES:
             raise WrongState(f"A {state} job can't be retried; only failed, cancelled and expired.")
-        owner = owner and read_id(owner, "user")
+        owner = read_owner(owner)
         since = checked_time(since, "since")
         for text in (provider, model, error_code):
             check_storable(text or "", "The filter")

@@ -41,7 +41,7 @@ from promptstack.services.runs.views import Preflight, RunView
 from promptstack.services.sources.batch_lines import BatchLines
 from promptstack.services.sources.reading import Source
 from promptstack.services.validation.bounds import checked_limit, refused_in_words
-from promptstack.services.validation.ids import check_user, find_id, read_id
+from promptstack.services.validation.ids import check_user, find_id, read_id, read_owner
 
 POLL_SECONDS = 0.1
 LARGE_LOAD = 0.2
@@ -195,7 +195,8 @@ class RunService:
 
     def get_many(self, owner: UUID | None = None, limit: int = 20) -> list[RunView]:
         """The newest runs."""
-        filters: dict[str, Any] = {} if owner is None else {"user_id": read_id(owner, "user")}
+        owner = read_owner(owner)
+        filters: dict[str, Any] = {} if owner is None else {"user_id": owner}
         with self._ledger.transaction() as unit:
             runs = unit.runs.get_many(limit=checked_limit(limit), newest_first=True, **filters)
         return [RunView.of(run) for run in runs]

@@ -21,6 +21,11 @@ def read_id(given: UUID | str, what: str) -> UUID:
         raise InvalidInput(f"{given!a:.40} is no id of a {what}; a whole UUID is needed.") from None
 
 
+def read_owner(owner: UUID | None) -> UUID | None:
+    """The id of the user whose rows are asked for; None: everybody's. Raises `InvalidInput`."""
+    return None if owner is None else read_id(owner, "user")
+
+
 def check_user(unit: UnitOfWork, user_id: UUID | None) -> None:
     """Raise `NotFound` where there is no such user; None is nobody in particular."""
     if user_id is not None and unit.users.get(user_id) is None:

@@ -1,4 +1,4 @@
-"""The Python API answers wrong ids, numbers and users by our errors, and never by the database's."""
+"""The Python API answers wrong ids, users and limits by our errors, not by the database's."""
 
 from collections.abc import Callable
 from typing import Any
