@@ -7,9 +7,10 @@ from celery import Celery
 from promptstack.config.celery import celery_settings
 from promptstack.config.names import TaskName
 from promptstack.config.settings import Settings
+from promptstack.services.execution.executor import Executor
 from promptstack.tasks.embeddings import generate_embeddings
 from promptstack.tasks.generation import generate_text
-from promptstack.tasks.job_task import JobTask, WorkerServices
+from promptstack.tasks.job_task import JobTask
 from promptstack.tasks.runs import finalize_run, run_shard
 from promptstack.tasks.views.monitors import GatheredEvents, Monitors
 
@@ -43,8 +44,8 @@ def create_app(settings: Settings, redis_url: str, *, results: bool = True) -> C
     return App(configuration, main="promptstack", set_as_current=False, events=GatheredEvents)
 
 
-def register_tasks(app: Celery, services: WorkerServices, monitors: Monitors) -> None:
-    """Give the app its tasks, which call these services. For workers only."""
+def register_tasks(app: Celery, executor: Executor, monitors: Monitors) -> None:
+    """Give the app its tasks, which run jobs by the executor. For workers only."""
     tasks: dict[str, Any] = {
         TaskName.GENERATE_TEXT: generate_text,
         TaskName.GENERATE_EMBEDDINGS: generate_embeddings,
@@ -53,6 +54,6 @@ def register_tasks(app: Celery, services: WorkerServices, monitors: Monitors) ->
     }
     for name, function in tasks.items():
         register = app.task(
-            name=str(name), bind=True, base=JobTask, services=services, monitors=monitors
+            name=str(name), bind=True, base=JobTask, executor=executor, monitors=monitors
         )
         register(function)

@@ -1,6 +1,6 @@
 """The composition root: settings become engines, clients and services here and nowhere else."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -23,6 +23,7 @@ from promptstack.config.providers import NamedProvider, Wire
 from promptstack.config.settings import Settings, get_settings
 from promptstack.embedded.servers import running
 from promptstack.repositories.content.vector_indexes import VectorIndexes
+from promptstack.repositories.models import JobKind
 from promptstack.repositories.session import Ledger
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.accounting.usage import UsageService
@@ -31,8 +32,8 @@ from promptstack.services.documents.embedding import EmbeddingService
 from promptstack.services.documents.search import SearchService
 from promptstack.services.execution.active_jobs import ActiveJobs
 from promptstack.services.execution.backoff import Backoff
-from promptstack.services.execution.executor import Executor
-from promptstack.services.execution.generation import GenerationService
+from promptstack.services.execution.executor import Executor, Handler
+from promptstack.services.execution.generation import generate
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
 from promptstack.services.execution.provider_calls import ProviderCalls
@@ -354,7 +355,6 @@ class PromptStack:
             self.retrying_ledger,
             self.group_commit,
             self.providers,
-            self.active_jobs,
             loop=self.loop,
             calls=self.limited_calls,
             prices=self.prices,
@@ -364,21 +364,24 @@ class PromptStack:
     @cached_property
     def executor(self) -> Executor:
         """What every job goes through."""
+        handlers = {
+            JobKind.GENERATION: Handler(partial(generate, self.provider_calls)),
+            JobKind.EMBEDDING: Handler(self.embedding.embed),
+            # A shard that is done makes room for the next one.
+            JobKind.SHARD: Handler(self.run_work.run_shard, after=self.dispatch.wake),
+            JobKind.FINALIZATION: Handler(self.run_work.finalize),
+        }
         return Executor(
             self.retrying_ledger,
-            self.provider_calls,
-            self.progress,
-            self.active_jobs,
             self.group_commit,
+            self.active_jobs,
+            handlers,
+            self.provider_calls,
+            progress=self.progress,
             backoff=self.backoff,
             heartbeat=self.heartbeat,
             worker_id=self.worker_id,
         )
-
-    @cached_property
-    def generation(self) -> GenerationService:
-        """Runs generation jobs."""
-        return GenerationService(self.executor)
 
     @cached_property
     def chunker(self) -> Chunker:
@@ -387,9 +390,9 @@ class PromptStack:
 
     @cached_property
     def embedding(self) -> EmbeddingService:
-        """Runs embedding jobs."""
+        """Does embedding jobs."""
         return EmbeddingService(
-            self.executor,
+            self.provider_calls,
             self.providers,
             self.chunker,
             shares_vectors=self.settings.share_vectors,
@@ -481,7 +484,6 @@ class PromptStack:
     def run_work(self) -> RunWork:
         """Works on shards, and ends runs."""
         return RunWork(
-            self.executor,
             self.providers,
             self.dispatch,
             self.run_progress,

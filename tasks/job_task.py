@@ -1,10 +1,10 @@
 """The Celery task class of all jobs: it tells Celery and Flower what became of a job."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from celery import Task, states
@@ -14,12 +14,9 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from promptstack.repositories.models import JobState
-from promptstack.services.documents.embedding import EmbeddingService
 from promptstack.services.errors import InvalidInput
-from promptstack.services.execution.executor import JobOutcome
-from promptstack.services.execution.generation import GenerationService
+from promptstack.services.execution.executor import Executor, JobOutcome
 from promptstack.services.jobs.progress import Progress
-from promptstack.services.runs.work import RunWork
 from promptstack.tasks.views.monitors import Monitors
 
 logger = logging.getLogger(__name__)
@@ -51,22 +48,6 @@ class ReceivedMessage(NamedTuple):
     """By the ledger's clock; None where another service sent the message by itself."""
 
 
-class WorkerServices(Protocol):
-    """The services that tasks call."""
-
-    @property
-    def generation(self) -> GenerationService:
-        """Runs generation jobs."""
-
-    @property
-    def embedding(self) -> EmbeddingService:
-        """Runs embedding jobs."""
-
-    @property
-    def run_work(self) -> RunWork:
-        """Works on shards, and ends runs."""
-
-
 class JobRequest(Request):
     """A message in a worker."""
 
@@ -81,12 +62,12 @@ class JobTask(Task[Any, Any]):
     """A task whose message is the id of a job in the ledger."""
 
     abstract = True
-    services: WorkerServices
+    executor: Executor
     monitors: Monitors
     Request = "promptstack.tasks.job_task:JobRequest"
     # Expected: Celery logs these as one line, without a traceback.
     throws = (JobFailed, InvalidInput)
-    # A job has started when it was claimed, and `report` says so. Celery would say it for every
+    # A job starts when it is claimed, and `on_progress` says so. Celery would say it for every
     # message: also for one of a job that has ended, runs elsewhere, or doesn't exist.
     track_started = False
 
@@ -99,10 +80,13 @@ class JobTask(Task[Any, Any]):
         except (ValueError, TypeError, AttributeError) as error:
             raise InvalidInput("The message holds no job id; enqueue by the API.") from error
 
-    @property
-    def report(self) -> Callable[[Progress], None]:
-        """What tells AsyncResult and Flower about progress."""
-        return self._report
+    def on_progress(self, progress: Progress) -> None:
+        """Tell AsyncResult and Flower about progress."""
+        meta = {"current": progress.current, "total": progress.total}
+        shown = f"{progress.current} of {progress.total}"
+        with self._viewers_may_be_away():
+            self.update_state(state=PROGRESS, meta=meta)
+            self._send_event("task-progress", PROGRESS, result=shown, **meta)
 
     def finish(self, outcome: JobOutcome) -> dict[str, Any]:
         """Turn a job's outcome into the task's: a result, or the exception that Celery knows.
@@ -123,13 +107,6 @@ class JobTask(Task[Any, Any]):
                 raise Ignore
             case _:
                 raise Ignore
-
-    def _report(self, progress: Progress) -> None:
-        meta = {"current": progress.current, "total": progress.total}
-        shown = f"{progress.current} of {progress.total}"
-        with self._viewers_may_be_away():
-            self.update_state(state=PROGRESS, meta=meta)
-            self._send_event("task-progress", PROGRESS, result=shown, **meta)
 
     def _show_cancelled(self) -> None:
         with self._viewers_may_be_away():

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from promptstack.config.names import Queue
 from promptstack.repositories.jobs.records import Claim
-from promptstack.repositories.models import Attempt, Job, JobKind, JobState
+from promptstack.repositories.models import Attempt, Job, JobState
 from promptstack.services.execution.executor import JobOutcome
 from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.views import JobView
@@ -50,8 +50,7 @@ def first_words(texts: Sequence[str]) -> list[str]:
 
 def run(stack: PromptStack, job: JobView) -> JobOutcome:
     """Do what a worker does with the job's message, in this thread."""
-    service = stack.generation if job.kind is JobKind.GENERATION else stack.embedding
-    return service.run(job.id, lambda progress: None)
+    return stack.executor.run(job.id, lambda progress: None)
 
 
 def state(stack: PromptStack, job: JobView) -> JobState:

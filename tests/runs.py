@@ -36,13 +36,12 @@ def work(stack: PromptStack, run_id: UUID) -> RunView:
     """Do all that there is to do for a run, here and without a worker."""
     while True:
         with stack.ledger.transaction() as unit:
-            jobs = unit.session.execute(
-                text("SELECT id, kind FROM jobs WHERE run_id = :run AND state = 'queued'"),
+            jobs = unit.session.scalars(
+                text("SELECT id FROM jobs WHERE run_id = :run AND state = 'queued'"),
                 {"run": run_id},
             ).all()
         if not jobs:
             return stack.runs.get(run_id)
-        for job_id, kind in jobs:
-            do = stack.run_work.run_shard if kind == "shard" else stack.run_work.finalize
-            do(job_id, lambda _: None)
+        for job_id in jobs:
+            stack.executor.run(job_id, lambda _: None)
         stack.dispatch.run_once()

@@ -74,11 +74,9 @@ class WorkerProcess:
         sys.setswitchinterval(SWITCH_SECONDS)
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        register_tasks(stack.celery, stack, self._monitors)
+        register_tasks(stack.celery, stack.executor, self._monitors)
         self._results.write_behind()
         stack.progress.write_behind()
-        # Made now: two first tasks, in two threads, would make them twice.
-        _ = stack.generation, stack.embedding, stack.run_work
         # Alive before the first claim; and where there is no ledger, a clear error at once.
         stack.heartbeat.beat()
         for periodic in self._periodic:

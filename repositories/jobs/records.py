@@ -25,6 +25,7 @@ class Claim:
     is_bulk: bool
     seconds_left: float
     """From the claim to the job's deadline, by the database's clock."""
+    kind: JobKind
     run_id: UUID | None = None
     """Whose shard it is."""
     deaths: int = 0

@@ -35,7 +35,7 @@ from promptstack.repositories.jobs.records import (
     SucceedStep,
 )
 from promptstack.repositories.jsonb import dump_jsonb
-from promptstack.repositories.models import Attempt, Job, JobState
+from promptstack.repositories.models import Attempt, Job, JobKind, JobState
 
 OPEN_STATES = (JobState.QUEUED, JobState.RUNNING)
 RETRIABLE_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
@@ -76,6 +76,7 @@ class StepRepository:
             is_bulk=Queue(row.queue).is_bulk,
             run_id=row.run_id,
             seconds_left=float(row.seconds_left),
+            kind=JobKind(row.kind),
         )
 
     def check_claim(self, claim: Claim) -> None:
@@ -263,6 +264,7 @@ class StepRepository:
                 is_bulk=Queue(row.queue).is_bulk,
                 seconds_left=float(row.seconds_left),
                 run_id=row.run_id,
+                kind=JobKind(row.kind),
             )
             for row in found
         }
@@ -399,6 +401,7 @@ CLAIM = (
         _JOBS.c.deaths,
         _JOBS.c.queue,
         _JOBS.c.run_id,
+        _JOBS.c.kind,
         func.extract("epoch", _JOBS.c.expires_at - func.clock_timestamp()).label("seconds_left"),
     )
 )
@@ -510,7 +513,7 @@ UPDATE jobs SET
 FROM asked WHERE jobs.id = asked.id AND jobs.state = 'queued'
 RETURNING jobs.id, jobs.attempt, jobs.user_id, jobs.provider, jobs.model,
     CAST(jobs.request AS text) AS request, jobs.failures, jobs.max_retries, jobs.deaths,
-    jobs.queue, jobs.run_id,
+    jobs.queue, jobs.run_id, jobs.kind,
     extract(epoch FROM jobs.expires_at - clock_timestamp()) AS seconds_left
 """)
 

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from math import ceil, log2
 from uuid import UUID
@@ -15,17 +14,15 @@ from promptstack.config.settings import MIN_CHUNK_TOKENS
 from promptstack.repositories.content.documents import Passage
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.records import Claim
-from promptstack.repositories.models import Document, JobState
+from promptstack.repositories.models import Document
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.documents.chunking import ROOM, Chunker
 from promptstack.services.documents.vector_keys import vector_key
 from promptstack.services.errors import EmbeddedElsewhere, NotFound, WorkersLost
-from promptstack.services.execution.executor import Executor, JobOutcome
-from promptstack.services.execution.job_context import JobContext, Report
-from promptstack.services.execution.provider_calls import ProviderCall
+from promptstack.services.execution.job_context import JobContext
+from promptstack.services.execution.provider_calls import ProviderCall, ProviderCalls
 from promptstack.services.limiter.errors import RequestTooLarge
 from promptstack.services.limiter.terms import Need
-from promptstack.services.llm.base import EmbeddingResponse
 from promptstack.services.llm.errors import ContextTooLong, ProviderError
 from promptstack.services.llm.packing import pack
 from promptstack.services.llm.pool import ProviderPool
@@ -46,25 +43,22 @@ class EmbeddingService:
 
     def __init__(
         self,
-        executor: Executor,
+        calls: ProviderCalls,
         providers: ProviderPool,
         chunker: Chunker,
         *,
         shares_vectors: bool = False,
     ) -> None:
         """Take `shares_vectors`: whether documents take vectors that others have paid for."""
-        self._executor = executor
+        self._calls = calls
         self._providers = providers
         self._chunker = chunker
         self._shares_vectors = shares_vectors
         self._fitting: dict[tuple[str, str], int] = {}
         """How long the chunks were that a model took after longer ones, in our tokens."""
 
-    def run(self, job_id: UUID, report: Report, published_at: datetime | None = None) -> JobOutcome:
-        """Do the job if it is there to take; see `Executor.run`."""
-        return self._executor.run(job_id, self._embed, report, published_at)
-
-    def _embed(self, job: JobContext) -> None:
+    def embed(self, job: JobContext) -> None:
+        """Embed the job's document, and store the job's result with that."""
         claim = job.claim
         # Before its content is looked at, which may be what kills.
         _check_deaths(claim, LONGEST_SEARCH)
@@ -75,7 +69,7 @@ class EmbeddingService:
         began_to_wait = None
         while True:
             work = self._prepare(job, document_id, cutting)
-            job.show(JobState.RUNNING, work.done, work.total)
+            job.show(work.done, work.total)
             try:
                 self._pay(job, work)
             except TextTooLong as found:
@@ -85,7 +79,7 @@ class EmbeddingService:
             succeed = partial(
                 _succeed, claim=claim, document_id=document_id, total=work.total, tells=tells
             )
-            if not work.is_shared and job.in_ledger(succeed):
+            if not work.is_shared and job.ledger.write(succeed):
                 break
             # Never while there is something to pay for here: two jobs would wait for each other.
             began_to_wait = began_to_wait or time.monotonic()
@@ -94,7 +88,7 @@ class EmbeddingService:
                     "Another job embeds the same passages; this one waits for its vectors.",
                     retry_after=SHARED_RETRY_SECONDS,
                 )
-            job.pause(SHARED_POLL_SECONDS)
+            job.handle.pause(SHARED_POLL_SECONDS)
 
     def _cutting(self, claim: Claim) -> "Cutting":
         """How the job's document is cut: as was asked for, and so that its model takes it."""
@@ -142,7 +136,7 @@ class EmbeddingService:
                     raise _about_chunk(faults[content.hash], content, work.total)
             done = enough
             job.claim = replace(job.claim, deaths=0)  # as in the ledger, where it got on
-            job.show(JobState.RUNNING, done, work.total)
+            job.show(done, work.total)
 
     def _embed_batch(
         self, job: JobContext, call: Call, done: int, total: int, *, has_some: bool
@@ -152,20 +146,8 @@ class EmbeddingService:
         `has_some` says whether the document has vectors already.
         """
         claim, texts = job.claim, [content.text for content in call.contents]
-        faults: dict[bytes, PromptStackError] = {}
-
-        def keep(unit: UnitOfWork, answer: EmbeddingResponse) -> None:
-            model = claim.provider, claim.model
-            answers = [(call.hashes, answer)]
-            faults.update(store_vectors(unit, model, answers, lambda *_: has_some))
-            kept = done - sum(len(one.positions) for one in call.contents if one.hash in faults)
-            # Vectors are kept also when the job was cancelled; the next step then meets that.
-            with suppress(ClaimLost):
-                unit.steps.set_progress(claim, kept, total)
-            # The job's row before its reservations, as in the reconciler.
-            unit.reservations.release(claim, call.hashes)
-
-        job.call(
+        outcome = self._calls.make(
+            job,
             ProviderCall(
                 provider=claim.provider,
                 model=claim.model,
@@ -174,9 +156,21 @@ class EmbeddingService:
                 items=len(texts),
                 is_suspect=call.waste_budget is not None,
             ),
-            keep=keep,
         )
-        return faults
+
+        def store(unit: UnitOfWork) -> Mapping[bytes, PromptStackError]:
+            model = claim.provider, claim.model
+            answers = [(call.hashes, outcome.answer)]
+            faults = store_vectors(unit, model, answers, lambda *_: has_some)
+            kept = done - sum(len(one.positions) for one in call.contents if one.hash in faults)
+            # Vectors are kept also when the job was cancelled; the next step then meets that.
+            with suppress(ClaimLost):
+                unit.steps.set_progress(claim, kept, total)
+            # The job's row before its reservations, as in the reconciler.
+            unit.reservations.release(claim, call.hashes)
+            return faults
+
+        return self._calls.store(outcome, store)
 
     def _cut_smaller(
         self,
@@ -216,7 +210,7 @@ class EmbeddingService:
             unit.documents.replace_chunks(document, cut, document.chunked_hash)
             unit.reservations.release(claim, list(pieces))
 
-        job.in_ledger(store)
+        job.ledger.write(store)
         # Other documents are like this one, but for what few have, such as long numbers.
         limit = found.error.limit or 0  # fewer than in any chunk are no model's
         least = (limit if limit >= MIN_CHUNK_TOKENS else cutting.asked.tokens) // 2
@@ -231,7 +225,7 @@ class EmbeddingService:
         """
         cut: Cut | None = None
         while True:
-            found = job.in_ledger(partial(self._look, job.claim, document_id, cutting, cut))
+            found = job.ledger.write(partial(self._look, job.claim, document_id, cutting, cut))
             if isinstance(found, Work):
                 return found
             _check_deaths(job.claim, 0)  # nothing of it can be cut smaller yet

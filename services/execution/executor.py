@@ -1,10 +1,14 @@
-"""What every job goes through in a worker: claim, run, store, and what becomes of an error.
+"""A job's whole way through a worker, from its message to its outcome, top to bottom.
 
-No database session is open while a provider is asked: each step is a transaction of its own, and
-everything that changes the job is fenced by the claim.
+    claim -> context -> the handler of its kind -> store the result -> tell how the job stands
+                                |
+                                +-> retry later, fail, expire or hand back, where there is none
+
+Each step is a transaction of its own, and no session is open while a provider is asked. All that
+changes the job is fenced by the claim.
 """
 
-import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,18 +18,20 @@ from uuid import UUID
 
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.errors import ClaimLost, TransientLedgerError
-from promptstack.repositories.jobs.records import Claim, ClaimStep, JobSnapshot
-from promptstack.repositories.models import JobState
+from promptstack.repositories.jobs.records import Claim, ClaimStep, JobSnapshot, SucceedStep
+from promptstack.repositories.models import JobKind, JobState
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.errors import DeadlinePassed
-from promptstack.services.execution.active_jobs import ActiveJob, ActiveJobs
+from promptstack.services.execution.active_jobs import ActiveJobs
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.group_commit import GroupCommit, NotBatched
 from promptstack.services.execution.heartbeat import Heartbeat
-from promptstack.services.execution.job_context import JobContext, Report, Work
-from promptstack.services.execution.provider_calls import ProviderCalls, bug
+from promptstack.services.execution.job_context import JobContext, OnProgress
+from promptstack.services.execution.provider_calls import CallOutcome, ProviderCalls, bug
+from promptstack.services.execution.results import result_of
 from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.jobs.progress import Progress, ProgressService
+from promptstack.services.llm.base import LLMResponse
 
 
 @dataclass(frozen=True)
@@ -41,87 +47,77 @@ class JobOutcome:
     """Seconds until the next try, where the job went back to the queue."""
 
 
+NOT_OURS = JobOutcome(state=None)
+
+Result = CallOutcome[LLMResponse] | Mapping[str, object] | None
+"""What a handler's job came to: the answer of its one call, or what is to be its result. None where
+the handler has stored the result itself, with what belongs into the same transaction."""
+
+
+@dataclass(frozen=True)
+class Handler:
+    """How the jobs of one kind are done."""
+
+    do: Callable[[JobContext], Result]
+    after: Callable[[], None] = lambda: None
+    """Called when such a job has left this worker."""
+
+
 class Executor:
     """Runs jobs of any kind under their claim."""
 
     def __init__(
         self,
         ledger: RetryingLedger,
+        group: GroupCommit,
+        active_jobs: ActiveJobs,
+        handlers: Mapping[JobKind, Handler],
         calls: ProviderCalls,
-        progress: ProgressService,
-        running: ActiveJobs,
-        together: GroupCommit,
         *,
+        progress: ProgressService,
         backoff: Backoff,
         heartbeat: Heartbeat,
         worker_id: UUID,
     ) -> None:
         self._ledger = ledger
+        self._group = group
+        self._active_jobs = active_jobs
+        self._handlers = handlers
         self._calls = calls
         self._progress = progress
-        self._running = running
-        self._together = together
         self._backoff = backoff
         self._heartbeat = heartbeat
         self._worker_id = worker_id
 
     def run(
-        self, job_id: UUID, work: Work, report: Report, published_at: datetime | None = None
+        self, job_id: UUID, on_progress: OnProgress, published_at: datetime | None = None
     ) -> JobOutcome:
-        """Claim the job and do its `work`, which stores the job's result.
+        """Bring a job to its outcome, if it is there to take.
 
         `published_at` is when the job's message was sent, by the ledger's clock. What goes wrong
         with the job is in the outcome. Where the ledger is away until this worker stops, the job is
         freed by the reconciler of another, and that is in the outcome too.
         """
-        with self._running.in_hand(job_id) as hold:
+        with self._active_jobs.enter(job_id) as handle:
             try:
-                return self._run(hold, work, report, published_at)
+                claim = self._claim(job_id, published_at)
+                if claim is None:
+                    return self._outcome(self._snapshot(job_id))
+                handle.claimed(claim)
+                job = JobContext(claim, handle, self._ledger, self._progress, on_progress)
+                handler = self._handlers[claim.kind]
+                outcome = self._outcome(self._do(job, handler) or self._snapshot(job_id))
             except TransientLedgerError as error:
                 return JobOutcome(JobState.QUEUED, error=f"{error.code}: {error}")
-
-    def _run(
-        self, hold: ActiveJob, work: Work, report: Report, published_at: datetime | None
-    ) -> JobOutcome:
-        job_id = hold.job_id
-        claim = self._claim(job_id, published_at)
-        if claim is None:
-            return self._present(job_id)
-        hold.attempt = claim.attempt
-        hold.deadline = time.monotonic() + claim.seconds_left
-        job = JobContext(
-            claim,
-            hold,
-            ledger=self._ledger,
-            calls=self._calls,
-            running=self._running,
-            progress=self._progress,
-            report=report,
-        )
-        try:
-            job.show(JobState.RUNNING)
-            work(job)
-            if job.standing is not None:
-                return self._say(job.standing)
-        except ClaimLost:
-            pass  # cancelled, expired or taken over meanwhile: the ledger says which
-        except CancelledError:
-            # By a shutdown, where the claim still holds, or by a person.
-            self._ledger.write(lambda unit: unit.steps.release(job_id, claim.attempt))
-        except TransientLedgerError:
-            raise  # no fault of the job's
-        except DeadlinePassed:
-            self._expire(claim)
-        except PromptStackError as error:
-            self._settle(claim, error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the job must end
-            self._settle(claim, bug(error))
-        return self._present(job_id)
+        if outcome.state is not None:
+            handler.after()
+        return outcome
 
     def _claim(self, job_id: UUID, published_at: datetime | None) -> Claim | None:
+        """Take the job; None where it isn't there to take."""
         if not self._heartbeat.is_late():
             with suppress(NotBatched):
-                return self._together.claim(ClaimStep(job_id, published_at))
+                return self._group.claim(ClaimStep(job_id, published_at))
         return self._ledger.write(lambda unit: self._claim_alone(unit, job_id, published_at))
 
     def _claim_alone(
@@ -133,7 +129,63 @@ class Executor:
             unit.workers.refresh(self._worker_id)
         return unit.steps.claim(job_id, self._worker_id, published_at)
 
-    def _settle(self, claim: Claim, error: PromptStackError) -> None:
+    def _do(self, job: JobContext, handler: Handler) -> JobSnapshot | None:
+        """Do the job and store its end; how it stands then, where that is known."""
+        claim = job.claim
+        try:
+            job.show()
+            return self._store(claim, handler.do(job))
+        except ClaimLost:
+            pass  # cancelled, expired or taken over meanwhile: the ledger says which
+        except CancelledError:
+            self._hand_back(claim)
+        except TransientLedgerError:
+            raise  # no fault of the job's
+        except DeadlinePassed:
+            self._expire(claim)
+        except PromptStackError as error:
+            self._retry_or_fail(claim, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job must end
+            self._retry_or_fail(claim, bug(error))
+        return None
+
+    def _store(self, claim: Claim, result: Result) -> JobSnapshot | None:
+        """Store the result, with which the job has succeeded. Raises `ClaimLost`."""
+        if isinstance(result, CallOutcome):
+            return self._store_answer(claim, result)
+        if result is not None:
+            self._ledger.write(lambda unit: unit.steps.succeed(claim, result))
+        return None
+
+    def _store_answer(self, claim: Claim, call: CallOutcome[LLMResponse]) -> JobSnapshot | None:
+        """Store an answer and its attempt in one transaction, also where the job has ended.
+
+        The answer is paid for: whatever became of the job meanwhile, a retry finds it.
+        """
+        with self._calls.cost_on_record(call):
+            result = result_of(call.answer)
+            with suppress(NotBatched):
+                return self._group.succeed(SucceedStep(claim, call.attempt_id, result, call.took))
+
+            def store(unit: UnitOfWork) -> None:
+                try:
+                    unit.steps.succeed(claim, result)
+                except ClaimLost:
+                    unit.steps.keep_answer(claim, result)
+                call.settle(unit)
+
+            self._ledger.write(store)
+        return None
+
+    def _hand_back(self, claim: Claim) -> None:
+        """Put the job back to the queue: this worker stops, or a person cancelled the job."""
+        self._ledger.write(lambda unit: unit.steps.release(claim.job_id, claim.attempt))
+
+    def _expire(self, claim: Claim) -> None:
+        with suppress(ClaimLost):
+            self._ledger.write(lambda unit: unit.steps.expire(claim))
+
+    def _retry_or_fail(self, claim: Claim, error: PromptStackError) -> None:
         """Decide what an error means for the job: this is the one place."""
         counts = error.counts_as_failure
         tries_left = claim.failures < claim.max_retries or not counts
@@ -152,22 +204,18 @@ class Executor:
         with suppress(ClaimLost):
             self._ledger.write(write)
 
-    def _expire(self, claim: Claim) -> None:
-        with suppress(ClaimLost):
-            self._ledger.write(lambda unit: unit.steps.expire(claim))
+    def _snapshot(self, job_id: UUID) -> JobSnapshot | None:
+        """How the job stands in the ledger; None where there is none of that id."""
+        return self._ledger.write(lambda unit: unit.steps.snapshot(job_id))
 
-    def _present(self, job_id: UUID) -> JobOutcome:
-        """Read from the ledger how the job stands, show it, and say it to the queue."""
-        job = self._ledger.write(lambda unit: unit.steps.snapshot(job_id))
-        return JobOutcome(state=None) if job is None else self._say(job)
-
-    def _say(self, job: JobSnapshot) -> JobOutcome:
+    def _outcome(self, job: JobSnapshot | None) -> JobOutcome:
+        """Show how the job stands, and say it to the queue."""
+        if job is None or job.state == JobState.RUNNING:
+            return NOT_OURS  # it doesn't exist, or runs elsewhere
         progress = Progress.of(job)
-        if progress.state is JobState.RUNNING:
-            return JobOutcome(state=None)  # it runs elsewhere
         self._progress.publish(progress)
         if progress.state is JobState.QUEUED and not (job.attempt and job.error):
-            return JobOutcome(state=None)  # handed back untried, or not due: it is published again
+            return NOT_OURS  # handed back untried, or not due: another message comes
         return JobOutcome(
             state=progress.state,
             summary={

@@ -1,44 +1,45 @@
 """What a worker does with a generation job."""
 
-from datetime import datetime
-from uuid import UUID
+import logging
+from collections.abc import Sequence
 
+from promptstack.config.errors import PromptStackError
 from promptstack.repositories.jobs.records import Claim
-from promptstack.services.execution.executor import Executor, JobOutcome
-from promptstack.services.execution.job_context import JobContext, Report
-from promptstack.services.execution.provider_calls import ProviderCall
-from promptstack.services.execution.results import JobResult
+from promptstack.repositories.models import Billing
+from promptstack.services.accounting.billing import billing_of
+from promptstack.services.execution.job_context import JobContext
+from promptstack.services.execution.provider_calls import CallOutcome, ProviderCall, ProviderCalls
 from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.base import LLMResponse, LLMService
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.text import make_storable_json
+
+logger = logging.getLogger(__name__)
 
 EXPECTED_OUTPUT_TOKENS = 256
 """Taken where a request sets no maximum; the limiter learns what such calls really take."""
 
 
-class GenerationService:
-    """Generates a text for each job."""
+def generate(calls: ProviderCalls, job: JobContext) -> CallOutcome[LLMResponse]:
+    """Ask the job's provider, and its fallbacks in their order while none can answer.
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
+    Raises the error that decides what becomes of the job.
+    """
+    request = GenerationRequest.model_validate(job.claim.request)
+    met: list[PromptStackError] = []
+    for target in request.targets():
+        try:
+            return calls.make(job, _call(job.claim, target))
+        except PromptStackError as error:
+            if not (error.falls_back or error.is_wait):
+                raise
+            met.append(error)
+            if not error.falls_back:
+                break
+            logger.warning("%s/%s does not answer: %s", target.provider, target.model, error.code)
+    raise _deciding(met)
 
-    def run(self, job_id: UUID, report: Report, published_at: datetime | None = None) -> JobOutcome:
-        """Do the job if it is there to take; see `Executor.run`."""
-        return self._executor.run(job_id, _generate, report, published_at)
 
-
-def _generate(job: JobContext) -> None:
-    claim = job.claim
-    request = GenerationRequest.model_validate(claim.request)
-
-    # With the attempt, in one transaction: an answer on record must be there to read.
-    keep = JobResult(claim, result_of)
-    job.call(*(_call(claim, target) for target in request.targets()), keep=keep)
-    job.standing = keep.standing
-
-
-def _call(claim: Claim, target: GenerationRequest) -> ProviderCall:
+def _call(claim: Claim, target: GenerationRequest) -> ProviderCall[LLMResponse]:
     def need(llm: LLMService) -> Need:
         expected = llm.estimate_tokens(target.text())
         return Need(expected, target.max_tokens or EXPECTED_OUTPUT_TOKENS, claim.is_bulk)
@@ -51,18 +52,16 @@ def _call(claim: Claim, target: GenerationRequest) -> ProviderCall:
     )
 
 
-def result_of(response: LLMResponse) -> dict[str, object]:
-    """An answer as it is stored."""
-    result = {
-        "text": response.text,
-        "model": response.model,
-        "finish_reason": response.finish_reason,
-        "input_tokens": response.input_tokens,
-        "output_tokens": response.output_tokens,
-        "tokens_used": response.tokens_used,
-        "cached_tokens": response.cached_tokens,
-        "tool_calls": list(response.tool_calls),
-        "provider_request_id": response.provider_request_id,
-    }
-    stored: dict[str, object] = make_storable_json(result)
-    return stored
+def _deciding(met: Sequence[PromptStackError]) -> PromptStackError:
+    """Of the errors of all providers that were asked, the one that decides what becomes of a job.
+
+    What may have been billed uses up a retry, also where a fallback only has to wait: else the
+    job would pay again and again. A fallback without quota ends no job that another may answer.
+    """
+    paid = [
+        error
+        for error in met
+        if error.counts_as_failure and billing_of(error) is not Billing.NOT_BILLED
+    ]
+    transient = [error for error in met if error.transient]
+    return ((paid if met[-1].is_wait else []) or transient or list(met))[-1]

@@ -1,30 +1,21 @@
-"""How an answer that is all of a job's result is kept."""
+"""How a generation's answer is stored."""
 
-from collections.abc import Callable, Mapping
-
-from promptstack.repositories.errors import ClaimLost
-from promptstack.repositories.jobs.records import Claim, JobSnapshot
-from promptstack.repositories.session import UnitOfWork
 from promptstack.services.llm.base import LLMResponse
+from promptstack.services.text import make_storable_json
 
 
-class JobResult:
-    """Keeps an answer as its job's result, with which the job has succeeded.
-
-    As an object, and not as any function of a transaction, it can be kept together with those of
-    other jobs: see `GroupCommit.succeed`.
-    """
-
-    def __init__(self, claim: Claim, read: Callable[[LLMResponse], Mapping[str, object]]) -> None:
-        self.claim = claim
-        self.read = read
-        self.standing: JobSnapshot | None = None
-        """How the job stood when its result was kept, where that is known."""
-
-    def __call__(self, unit: UnitOfWork, answer: LLMResponse) -> None:
-        """Keep the answer; also where the job has ended meanwhile."""
-        result = self.read(answer)
-        try:
-            unit.steps.succeed(self.claim, result)
-        except ClaimLost:
-            unit.steps.keep_answer(self.claim, result)
+def result_of(response: LLMResponse) -> dict[str, object]:
+    """An answer as it is stored."""
+    result = {
+        "text": response.text,
+        "model": response.model,
+        "finish_reason": response.finish_reason,
+        "input_tokens": response.input_tokens,
+        "output_tokens": response.output_tokens,
+        "tokens_used": response.tokens_used,
+        "cached_tokens": response.cached_tokens,
+        "tool_calls": list(response.tool_calls),
+        "provider_request_id": response.provider_request_id,
+    }
+    stored: dict[str, object] = make_storable_json(result)
+    return stored

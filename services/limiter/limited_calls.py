@@ -14,7 +14,7 @@ from promptstack.services.llm.errors import ProviderError, ProviderTimeout
 from promptstack.services.llm.headers import credible_wait
 from promptstack.services.llm.limit_report import Outcome
 
-Answer = TypeVar("Answer", LLMResponse, EmbeddingResponse)
+Answer = TypeVar("Answer", bound=LLMResponse | EmbeddingResponse)
 
 
 class LimitedCalls:

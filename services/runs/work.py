@@ -1,21 +1,20 @@
 """What workers do for runs: their shards, and their ends."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from uuid import UUID
 
 from promptstack.config.names import VectorType
 from promptstack.repositories.content.vector_indexes import VectorIndexes
 from promptstack.repositories.errors import IndexNotBuilt
-from promptstack.repositories.models import EmbeddingModel, JobState
+from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.runs.models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import NotFound
-from promptstack.services.execution.executor import Executor, JobOutcome
-from promptstack.services.execution.job_context import JobContext, Report
+from promptstack.services.execution.job_context import JobContext
 from promptstack.services.llm.pool import ProviderPool
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.scheduler import Dispatch
@@ -34,7 +33,6 @@ class RunWork:
 
     def __init__(
         self,
-        executor: Executor,
         providers: ProviderPool,
         dispatch: Dispatch,
         progress: RunProgress,
@@ -45,7 +43,6 @@ class RunWork:
         storage: VectorType,
         schema_bounds: SchemaBounds,
     ) -> None:
-        self._executor = executor
         self._providers = providers
         self._dispatch = dispatch
         self._progress = progress
@@ -55,51 +52,38 @@ class RunWork:
         self._storage = storage
         self._schema_bounds = schema_bounds
 
-    def run_shard(
-        self, job_id: UUID, report: Report, published_at: datetime | None = None
-    ) -> JobOutcome:
-        """Work on a shard if it is there to take, and give out the next one."""
-        outcome = self._executor.run(job_id, self._work, report, published_at)
-        if outcome.state is not None:
-            self._dispatch.wake()
-        return outcome
-
-    def finalize(
-        self, job_id: UUID, report: Report, published_at: datetime | None = None
-    ) -> JobOutcome:
-        """Do what is left when every item of a run has ended; see `Executor.run`."""
-        return self._executor.run(job_id, self._finalize, report, published_at)
-
-    def _work(self, job: JobContext) -> None:
+    def run_shard(self, job: JobContext) -> Mapping[str, object]:
+        """Work on a shard; what it came to, in numbers."""
         run = self._run_of(job)
-        counts: dict[str, int] = {}
+        counts: Mapping[str, object] = {}
         if run.state == RunState.RUNNING and not self._gives_up(job, run):
             service = self._providers.get(run.provider)
             workload = workload_of(run, service, self._prices, self._storage, self._schema_bounds)
             counts = ShardWorker(job, run, workload, self._tools).run()
-        job.in_ledger(lambda unit: unit.steps.succeed(job.claim, counts))
+        return counts
 
     def _gives_up(self, job: JobContext, run: Run) -> bool:
         """Narrow a shard whose workers keep dying; whether the item that was left has failed."""
         if not is_suspect(job.claim):
             return False
         claim = job.claim
-        left = job.in_ledger(lambda unit: narrow(unit, claim, run, self._dispatch.add_shard))
+        left = job.ledger.write(lambda unit: narrow(unit, claim, run, self._dispatch.add_shard))
         job.claim = replace(claim, request={"first": left.first, "last": left.last})
         self._dispatch.publish(left.messages)
         if left.run is not None:
             self._progress.publish(left.run)
         return bool(left.failed)
 
-    def _finalize(self, job: JobContext) -> None:
+    def finalize(self, job: JobContext) -> None:
+        """Do what is left when every item of a run has ended, and complete the run."""
         run = self._run_of(job)
-        job.show(JobState.RUNNING)
+        job.show()
         why: str | None = None
         if run.kind == RunKind.EMBEDDING:
             why = job.claim.request.get("without_index")
             if why is None:
                 self._index(job, run)
-        ended = job.in_ledger(lambda unit: _end(unit, job, run.id, why))
+        ended = job.ledger.write(lambda unit: _end(unit, job, run.id, why))
         if ended is not None:
             self._progress.publish(ended)
 
@@ -108,21 +92,21 @@ class RunWork:
             model = unit.embeddings.find_model(run.provider, run.model)
             return model, unit.scheduling.loads_vectors(run.provider, run.model, but=run.id)
 
-        model, is_loaded = job.in_ledger(look)
+        model, is_loaded = job.ledger.write(look)
         if model is None or is_loaded:
             return  # the last of several runs builds it
         try:
-            while not self._indexes.build(model, lambda: job.is_cancelled):
-                job.pause(INDEX_POLL_SECONDS)
+            while not self._indexes.build(model, lambda: job.handle.is_cancelled):
+                job.handle.pause(INDEX_POLL_SECONDS)
         except IndexNotBuilt as error:
-            if job.is_cancelled:
-                job.hand_back()
+            if job.handle.is_cancelled:
+                job.handle.hand_back()
             logger.warning("run %s waits for its index: %s", run.id, error)
             raise
 
     def _run_of(self, job: JobContext) -> Run:
         run_id = job.claim.run_id
-        run = None if run_id is None else job.in_ledger(lambda unit: unit.runs.get(run_id))
+        run = None if run_id is None else job.ledger.write(lambda unit: unit.runs.get(run_id))
         if run is None:
             raise NotFound("The run was deleted before it was done.")
         return run

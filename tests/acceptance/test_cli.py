@@ -650,7 +650,7 @@ def test_usage_is_shown_and_what_is_wrong_is_said(cli: Cli, stack: PromptStack) 
         "Nothing was asked of any provider in that time.",
     )
     job = stack.jobs.enqueue_generation("x")
-    stack.generation.run(job.id, lambda progress: None)
+    stack.executor.run(job.id, lambda progress: None)
     shown = cli("usage", "--by", "provider,model")
     assert shown.returncode == 0
     assert "demo-1" in shown.stdout

@@ -25,7 +25,7 @@ def load(stack: PromptStack) -> list[Accepted]:
     sent = Load(stack.jobs, stack.ledger, target, name="test", seconds=0.0)
     sent.run(2)
     for job in sent.accepted:
-        stack.generation.run(job.id, lambda progress: None)
+        stack.executor.run(job.id, lambda progress: None)
     return sent.accepted
 
 

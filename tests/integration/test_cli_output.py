@@ -48,9 +48,9 @@ def refusal(*arguments: str) -> str:
 def busy(stack: PromptStack) -> PromptStack:
     """A ledger with something in each table."""
     done = stack.jobs.enqueue_generation("Say hello.")
-    stack.generation.run(done.id, lambda _: None)
+    stack.executor.run(done.id, lambda _: None)
     failing = stack.jobs.enqueue_generation("x", options={"fail_times": 1, "fail_with": "invalid"})
-    stack.generation.run(failing.id, lambda _: None)
+    stack.executor.run(failing.id, lambda _: None)
     with stack.ledger.transaction() as unit:
         job = unit.jobs.get(failing.id)
         assert job is not None
@@ -236,7 +236,7 @@ def test_jobs_are_waited_for_in_python_and_in_time(stack: PromptStack) -> None:
 
     def do_them() -> None:
         for job_id in reversed(jobs):
-            stack.generation.run(job_id, lambda _: None)
+            stack.executor.run(job_id, lambda _: None)
 
     thread = threading.Thread(target=do_them)
     thread.start()

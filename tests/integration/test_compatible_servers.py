@@ -65,7 +65,7 @@ def open_stack(environment: dict[str, str], tmp_path: Path) -> Iterator[Open]:
 def ask(stack: PromptStack, **how: object) -> JobView:
     asked = {"provider": "small", "max_retries": 0, **how}
     job = stack.jobs.enqueue_generation("Why?", **asked)  # type: ignore[arg-type]
-    stack.generation.run(job.id, lambda progress: None)
+    stack.executor.run(job.id, lambda progress: None)
     return stack.jobs.get(job.id)
 
 
@@ -103,7 +103,7 @@ def test_a_document_is_embedded_by_a_server_of_few_texts_a_call(open_stack: Open
         stack = open_stack(server.url)
         text = "\n\n".join(f"# Part {n}\n\n" + f"Words of part {n}. " * 150 for n in range(25))
         job = stack.jobs.enqueue_embedding(text, source="book", provider="small", max_retries=0)
-        stack.embedding.run(job.id, lambda progress: None)
+        stack.executor.run(job.id, lambda progress: None)
         assert stack.jobs.get(job.id).state is JobState.SUCCEEDED
         first, *rest = calls(server)
         assert first > 10
@@ -432,7 +432,7 @@ def test_whatever_takes_a_provider_takes_the_name(
             made = client.post("/api/v1/runs/embeddings", json={"items": ["x"]})
             assert (made.json()["provider"], made.json()["model"]) == ("small", "bge-1")
         job = stack.jobs.enqueue_embedding("An owl hunts.", source="owl")
-        stack.embedding.run(job.id, lambda progress: None)
+        stack.executor.run(job.id, lambda progress: None)
         [hit, *_] = stack.search.search("owls", limit=1)
         assert hit.text == "An owl hunts."
         limit = stack.limiter.settings_for("small", "chat-1")

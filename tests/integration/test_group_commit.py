@@ -90,10 +90,10 @@ def test_jobs_that_run_at_once_are_written_together(
 
     monkeypatch.setattr(StepRepository, "succeed_batch", succeed)
     commits: list[Any] = []
-    _ = stack.generation, stack.limiter
+    _ = stack.executor, stack.limiter
     event.listen(ledger.engine, "commit", commits.append)
     outcomes = together(
-        [lambda id_=id_: stack.generation.run(id_, lambda _: None) for id_ in jobs]  # type: ignore[misc]
+        [lambda id_=id_: stack.executor.run(id_, lambda _: None) for id_ in jobs]  # type: ignore[misc]
     )
     assert [outcome.state for outcome in outcomes] == [JobState.SUCCEEDED] * JOBS
     assert max(sizes) > 1
@@ -180,7 +180,7 @@ def test_a_step_alone_and_steps_that_meet_a_trouble_are_left_to_each_one(
 
     monkeypatch.setattr(StepRepository, "claim_batch", fail)
     outcomes = together(
-        [lambda id_=id_: stack.generation.run(id_, lambda _: None) for id_ in jobs]  # type: ignore[misc]
+        [lambda id_=id_: stack.executor.run(id_, lambda _: None) for id_ in jobs]  # type: ignore[misc]
     )
     assert {outcome.state for outcome in outcomes} == {JobState.SUCCEEDED}
 
@@ -191,7 +191,7 @@ def test_one_row_that_is_locked_holds_up_nobody_else(
     done: list[UUID] = []
 
     def run(id_: UUID) -> None:
-        stack.generation.run(id_, lambda _: None)
+        stack.executor.run(id_, lambda _: None)
         done.append(id_)
 
     with ThreadPoolExecutor(JOBS) as pool, ledger.transaction() as unit:

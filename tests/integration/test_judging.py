@@ -84,7 +84,7 @@ def test_a_run_that_is_cancelled_while_it_judges_ends_and_keeps_all_answers(
     prompts = [f"[{n}]" for n in range(20)]
     run = stack.runs.generate(prompts, provider="says", json_schema=SCHEMA, in_flight=20)
     (shard,) = one(stack, "SELECT id FROM jobs")
-    working = Thread(target=stack.run_work.run_shard, args=(shard, lambda _: None))
+    working = Thread(target=stack.executor.run, args=(shard, lambda _: None))
     working.start()
     assert begun.wait(30.0)
     answered = "SELECT count(*) FROM attempts"

@@ -57,7 +57,7 @@ def test_vectors_that_are_paid_for_are_stored_after_a_trouble(
     monkeypatch.setattr(EmbeddingRepository, "store", store)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_embedding("Some words.", source="a", max_retries=0)
-    assert stack.embedding.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert stack.executor.run(job.id, nobody).state is JobState.SUCCEEDED
     assert met == [trouble]
     assert paid(stack, job) == ["succeeded"]
 
@@ -79,7 +79,7 @@ def test_a_generation_is_asked_for_once_whatever_step_meets_a_trouble(
     monkeypatch.setattr(StepRepository, step, change)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("Hello.", max_retries=0)
-    assert stack.generation.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert stack.executor.run(job.id, nobody).state is JobState.SUCCEEDED
     assert met == [trouble]
     assert paid(stack, job) == ["succeeded"]
 
@@ -99,7 +99,7 @@ def test_an_embedding_goes_on_where_a_trouble_met_its_progress(
     monkeypatch.setattr(StepRepository, "set_progress", change)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_embedding("Some words.", source="a", max_retries=0)
-    assert stack.embedding.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert stack.executor.run(job.id, nobody).state is JobState.SUCCEEDED
     assert met
     assert paid(stack, job) == ["succeeded"]
 
@@ -171,7 +171,7 @@ def test_a_text_may_change_while_it_is_cut(
 
     monkeypatch.setattr(chunker, "cut", cut)
     job = stack.jobs.enqueue_embedding("The old text.", source="a")
-    assert stack.embedding.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert stack.executor.run(job.id, nobody).state is JobState.SUCCEEDED
     with stack.ledger.transaction() as unit:
         chunks = unit.session.scalars(text("SELECT text FROM chunks")).all()
     assert chunks == ["The new text."]
@@ -211,7 +211,7 @@ def test_a_change_that_is_always_refused_ends_its_job_and_frees_the_worker(
     monkeypatch.setattr(StepRepository, "succeed", refuse)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x", max_retries=0)
-    assert stack.generation.run(job.id, nobody).state is JobState.FAILED
+    assert stack.executor.run(job.id, nobody).state is JobState.FAILED
     assert stack.jobs.get(job.id).error_code == "LEDGER_REFUSED"
     assert paid(stack, job) == ["failed"]
 
@@ -225,7 +225,7 @@ def test_an_attempt_whose_answer_cannot_be_kept_is_settled(
     monkeypatch.setattr(StepRepository, "succeed", fail)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x", max_retries=0)
-    assert stack.generation.run(job.id, nobody).state is JobState.FAILED
+    assert stack.executor.run(job.id, nobody).state is JobState.FAILED
     assert paid(stack, job) == ["failed"]
     # What it cost is on record even so.
     [attempt] = stack.jobs.get_attempts(job.id)
@@ -273,7 +273,7 @@ def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
     )
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x")
-    assert stack.generation.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert stack.executor.run(job.id, nobody).state is JobState.SUCCEEDED
     assert (freed, warned) == ([[]], [])
 
 
@@ -306,7 +306,7 @@ def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
     )
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_embedding("Some words.", source="a")
-    assert stack.embedding.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert stack.executor.run(job.id, nobody).state is JobState.SUCCEEDED
     free[0].join()
     assert warned == []
     assert paid(stack, job) == ["succeeded"]

@@ -90,8 +90,7 @@ def open_stack(
 
 def run(stack: PromptStack, job: JobView) -> JobView:
     """Do a job here and now."""
-    service = stack.generation if job.kind == "generation" else stack.embedding
-    service.run(job.id, lambda progress: None)
+    stack.executor.run(job.id, lambda progress: None)
     return stack.jobs.get(job.id)
 
 
@@ -390,7 +389,7 @@ def test_a_429_that_its_headers_contradict_holds_up_no_other_item_of_a_run(
     accepted = stack.runs.generate(prompts(12), provider="openai", in_flight=1)
     stack.dispatch.run_once()
     shard = in_ledger(stack, f"SELECT id FROM jobs WHERE run_id = '{accepted.id}'")
-    stack.run_work.run_shard(shard, lambda _: None)
+    stack.executor.run(shard, lambda _: None)
     standing = stack.runs.get(accepted.id)
     assert (standing.succeeded, standing.failed) == (11, 0)
     [waits] = stack.rate_limited_jobs.who(accepted.id)

@@ -85,7 +85,7 @@ def embed(
     job = stack.jobs.enqueue_embedding(
         text, source=source, provider="short", chunk_tokens=chunk_tokens
     )
-    stack.embedding.run(job.id, lambda _: None)
+    stack.executor.run(job.id, lambda _: None)
     return job.id
 
 

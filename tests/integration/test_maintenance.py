@@ -55,7 +55,7 @@ def test_a_call_gets_no_more_time_than_its_job_has(
     simulator.control({"kind": "hang"})
     began = time.monotonic()
     job = remote.jobs.enqueue_generation("Why?", provider="openai", expires_in=1.0)
-    remote.generation.run(job.id, lambda progress: None)
+    remote.executor.run(job.id, lambda progress: None)
     assert time.monotonic() - began < 20, "the provider's own time-out is 120 s"
     ended = remote.jobs.get(job.id)
     assert (ended.state, ended.error_code) == (JobState.EXPIRED, "EXPIRED")
@@ -297,7 +297,7 @@ def test_a_worker_that_is_told_to_stop_begins_no_call(
     """It would be cut off when the grace is over, and paid for again."""
     job = remote.jobs.enqueue_generation("Why?", provider="openai")
     remote.active_jobs.let_none_begin()
-    remote.generation.run(job.id, lambda progress: None)
+    remote.executor.run(job.id, lambda progress: None)
     handed_back = remote.jobs.get(job.id)
     assert (handed_back.state, handed_back.failures) == (JobState.QUEUED, 0)
     assert remote.jobs.get_attempts(job.id) == []

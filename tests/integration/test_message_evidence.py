@@ -61,13 +61,13 @@ def answer_late(stack: PromptStack) -> None:
 def be_told_of_a_future_message(stack: PromptStack) -> None:
     """Another service may send messages, with a clock of its own."""
     job = stack.jobs.enqueue_generation("x")
-    stack.generation.run(job.id, nobody, datetime.now(UTC) + timedelta(days=365))
+    stack.executor.run(job.id, nobody, datetime.now(UTC) + timedelta(days=365))
     sql(stack, "UPDATE jobs SET rung_at = now() WHERE state = 'queued'")
 
 
 def be_told_nothing(stack: PromptStack) -> None:
     job = stack.jobs.enqueue_generation("x")
-    stack.generation.run(job.id, nobody, None)
+    stack.executor.run(job.id, nobody, None)
 
 
 @pytest.mark.parametrize(

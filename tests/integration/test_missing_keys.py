@@ -76,7 +76,7 @@ def test_a_worker_says_whom_it_can_ask(
 
 def test_a_call_that_was_never_made_is_not_counted(stack: PromptStack) -> None:
     job = stack.jobs.enqueue_generation("Hi", provider="openai")
-    stack.generation.run(job.id, lambda _: None)
+    stack.executor.run(job.id, lambda _: None)
     ended = stack.jobs.get(job.id)
     assert (ended.state, ended.error_code) == (JobState.FAILED, "PROVIDER_NOT_CONFIGURED")
     made = stack.runs.generate([{"prompt": f"{n}"} for n in range(5)], provider="openai")
@@ -93,7 +93,7 @@ def test_a_proxy_that_no_call_could_pass_is_no_call_either(
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
     with PromptStack.open(load_settings(_env_file=None)) as stack:
         job = stack.jobs.enqueue_generation("Hi", provider="openai")
-        stack.generation.run(job.id, lambda _: None)
+        stack.executor.run(job.id, lambda _: None)
         ended = stack.jobs.get(job.id)
         assert ended.error_code == "PROVIDER_NOT_CONFIGURED"
         assert "ALL_PROXY" in (ended.error or "")

@@ -55,7 +55,7 @@ def paid(
 def ask(stack: PromptStack, **how: Any) -> JobView:
     """Do a job here and now."""
     job = stack.jobs.enqueue_generation("12345678", provider="openai", **{"max_retries": 0, **how})
-    stack.generation.run(job.id, lambda progress: None)
+    stack.executor.run(job.id, lambda progress: None)
     return stack.jobs.get(job.id)
 
 

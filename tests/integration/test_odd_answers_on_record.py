@@ -63,7 +63,7 @@ def ask(stack: PromptStack, provider: str = "openai", **how: Any) -> tuple[JobVi
     job = stack.jobs.enqueue_generation(
         "Why?", provider=provider, model="m", **{"max_retries": 3, **how}
     )
-    stack.generation.run(job.id, lambda progress: None)
+    stack.executor.run(job.id, lambda progress: None)
     return stack.jobs.get(job.id), stack.jobs.get_attempts(job.id)[-1]
 
 
@@ -196,7 +196,7 @@ def test_an_answer_without_a_text_is_asked_for_once_more_and_no_oftener(
     assert (call.billing, call.cost_usd) == (Billing.BILLED, Decimal("2.5") if usage else None)
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("UPDATE jobs SET not_before = now()"))
-    stack.generation.run(job.id, lambda progress: None)
+    stack.executor.run(job.id, lambda progress: None)
     assert stack.jobs.get(job.id).state is JobState.FAILED
     assert odd.calls == 2
 

@@ -30,7 +30,7 @@ def limited(stack: PromptStack, tmp_path: Any) -> Iterator[PromptStack]:
 
 
 def run(stack: PromptStack, job: JobView) -> JobView:
-    stack.generation.run(job.id, lambda progress: None)
+    stack.executor.run(job.id, lambda progress: None)
     return stack.jobs.get(job.id)
 
 

@@ -60,10 +60,10 @@ def assert_clean(pooler: Pooler) -> None:
 
 def test_jobs_runs_and_searches_leave_nothing_in_a_session(pooled: PromptStack) -> None:
     job = pooled.jobs.enqueue_generation("Say hello.")
-    pooled.generation.run(job.id, lambda _: None)
+    pooled.executor.run(job.id, lambda _: None)
     assert pooled.jobs.get(job.id).state == JobState.SUCCEEDED
     document = pooled.jobs.enqueue_embedding("A text of its own.", source="handbook")
-    pooled.embedding.run(document.id, lambda _: None)
+    pooled.executor.run(document.id, lambda _: None)
     assert pooled.search.search("a text", limit=1)
     run = pooled.runs.embed(["one", "two"], provider="local")
     done = work(pooled, run.id)

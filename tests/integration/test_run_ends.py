@@ -161,7 +161,7 @@ def test_an_index_that_cannot_be_dropped_keeps_no_run_from_its_start(
 def test_a_run_whose_items_are_done_does_not_expire(stack: PromptStack) -> None:
     run = embed(stack, "the sea")
     (shard,) = [in_ledger(stack, "SELECT id FROM jobs WHERE kind = 'shard'")]
-    stack.run_work.run_shard(shard, lambda _: None)
+    stack.executor.run(shard, lambda _: None)
     assert stack.runs.get(run.id).state is RunState.FINALIZING
     change(stack, OVERDUE)
     stack.dispatch.maintain(0.0)
@@ -178,7 +178,7 @@ def test_a_run_whose_last_item_was_done_just_in_time_does_not_expire(
     run = generate(stack)
     with monkeypatch.context() as patched:
         patched.setattr(Dispatch, "wake", lambda _: None)
-        stack.run_work.run_shard(in_ledger(stack, "SELECT id FROM jobs"), lambda _: None)
+        stack.executor.run(in_ledger(stack, "SELECT id FROM jobs"), lambda _: None)
     assert stack.runs.get(run.id).state is RunState.RUNNING
     change(stack, OVERDUE)
     stack.dispatch.maintain(0.0)

@@ -134,7 +134,7 @@ def test_a_commit_whose_answer_was_lost_is_counted_once(
     (shard,) = one(stack, "SELECT id FROM jobs")
     with monkeypatch.context() as patched:
         patched.setattr(stack.retrying_ledger, "_ledger", Forgetful(stack.ledger))
-        stack.run_work.run_shard(shard, lambda _: None)
+        stack.executor.run(shard, lambda _: None)
     stack.dispatch.run_once()
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 60, 0)
@@ -158,7 +158,7 @@ def test_a_call_that_may_have_been_billed_is_counted_once_too(
     (shard,) = one(stack, "SELECT id FROM jobs")
     with monkeypatch.context() as patched:
         patched.setattr(stack.retrying_ledger, "_ledger", Forgetful(stack.ledger))
-        stack.run_work.run_shard(shard, lambda _: None)
+        stack.executor.run(shard, lambda _: None)
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 20, 0)
     assert one(stack, "SELECT count(*) FROM attempts WHERE billing = 'unknown'") == (20,)
@@ -180,7 +180,7 @@ def test_an_answer_in_the_last_moment_of_a_cancelled_shard_hides_no_call_that_wa
         end(session)
 
     monkeypatch.setattr(CallPool, "end", end_just_when_an_answer_comes)
-    working = Thread(target=stack.run_work.run_shard, args=(shard, lambda _: None))
+    working = Thread(target=stack.executor.run, args=(shard, lambda _: None))
     working.start()
     wait_until(lambda: len(Held.asked) == 6, "the calls to be made")
     with stack.ledger.transaction() as unit:
@@ -389,7 +389,7 @@ def test_what_fails_after_the_commit_is_not_stored_or_sent_again(
             raise RuntimeError("Something is wrong after the commit.")
 
     monkeypatch.setattr(CallPool, "make", send_and_fail)
-    stack.run_work.run_shard(shard, lambda _: None)
+    stack.executor.run(shard, lambda _: None)
     assert len(sent) == len(set(sent))
     assert one(stack, "SELECT count(*) FROM attempts WHERE state = 'started'") == (0,)
 

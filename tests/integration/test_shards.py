@@ -96,7 +96,7 @@ def test_a_shard_that_waits_to_try_again_keeps_no_other_from_its_turn(
     monkeypatch.setattr(stack.dispatch, "_shards_a_worker", 1)
     stack.runs.embed(["slow", "fine", "good", "well"], provider="pairs")
     (shard,) = one(stack, "SELECT id FROM jobs WHERE kind = 'shard'")
-    stack.run_work.run_shard(shard, lambda _: None)
+    stack.executor.run(shard, lambda _: None)
     waits = "SELECT error_code FROM jobs WHERE not_before > now()"
     assert one(stack, waits) == ("TRIED_LATER",)
     stack.dispatch.run_once()
@@ -121,7 +121,7 @@ def test_a_worker_that_is_to_stop_keeps_what_is_under_way_and_hands_the_rest_bac
 ) -> None:
     run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="held", in_flight=4)
     (shard,) = one(stack, "SELECT id FROM jobs")
-    working = Thread(target=stack.run_work.run_shard, args=(shard, lambda _: None))
+    working = Thread(target=stack.executor.run, args=(shard, lambda _: None))
     working.start()
     wait_until(lambda: len(Held.asked) == 4, "the calls to be made")
     stack.active_jobs.let_none_begin()
@@ -160,7 +160,7 @@ def test_money_that_a_lost_commit_has_reserved_is_not_counted_against_itself(
     (shard,) = one(stack, "SELECT id FROM jobs")
     with monkeypatch.context() as patched:
         patched.setattr(stack.retrying_ledger, "_ledger", Forgetful(stack.ledger))
-        stack.run_work.run_shard(shard, lambda _: None)
+        stack.executor.run(shard, lambda _: None)
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.error_code) == (RunState.COMPLETED, 1, None)
     assert one(stack, "SELECT reserved_usd FROM runs") == (0,)
@@ -240,7 +240,7 @@ def test_what_is_stored_is_found_also_where_another_still_has_it_reserved(
             {"job": other.job_id, "attempt": other.attempt},
         )
     (shard,) = one(stack, "SELECT id FROM jobs WHERE kind = 'shard'")
-    working = Thread(target=stack.run_work.run_shard, args=(shard, lambda _: None))
+    working = Thread(target=stack.executor.run, args=(shard, lambda _: None))
     working.start()
     with stack.ledger.transaction() as unit:
         model = unit.embeddings.register_model("pairs", "pairs-1", 3)

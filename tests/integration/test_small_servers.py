@@ -142,7 +142,7 @@ def test_a_document_whose_chunks_are_too_long_is_embedded_with_a_few_calls(
     text = " ".join(f"Sentence {n} of a document that is long enough." for n in range(300))
     began = time.monotonic()
     job = small.jobs.enqueue_embedding(text, source="a.md", provider="openai", model="m")
-    small.embedding.run(job.id, lambda _: None)
+    small.executor.run(job.id, lambda _: None)
     done = small.jobs.get(job.id)
     assert (done.state, done.failures) == (JobState.SUCCEEDED, 0)
     assert server.calls <= 12
@@ -155,6 +155,6 @@ def test_a_document_whose_chunks_are_too_long_is_embedded_with_a_few_calls(
     job = small.jobs.enqueue_embedding(
         text.replace("Sentence", "Clause"), source="b.md", provider="openai", model="m"
     )
-    small.embedding.run(job.id, lambda _: None)
+    small.executor.run(job.id, lambda _: None)
     assert small.jobs.get(job.id).state is JobState.SUCCEEDED
     assert server.calls == before + 1

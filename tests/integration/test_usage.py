@@ -94,7 +94,7 @@ def worker(stack: PromptStack, simulator: SimulatorProcess) -> Iterator[PromptSt
 
 def test_every_attempt_records_what_it_took(worker: PromptStack) -> None:
     job = worker.jobs.enqueue_generation("Why?", system="[cached]" * 50, provider="openai")
-    worker.generation.run(job.id, lambda progress: None)
+    worker.executor.run(job.id, lambda progress: None)
     [attempt] = worker.jobs.get_attempts(job.id)
     assert (attempt.cached_tokens, attempt.input_tokens) == (100, 101)
     expected = (Decimal("0.25") * 1 + Decimal("0.025") * 100) / 1_000_000
@@ -125,7 +125,7 @@ def test_a_failure_costs_nothing_or_nobody_knows(
 ) -> None:
     simulator.control(fault)
     job = worker.jobs.enqueue_generation("Why?", provider="openai", max_retries=0)
-    worker.generation.run(job.id, lambda progress: None)
+    worker.executor.run(job.id, lambda progress: None)
     [attempt] = worker.jobs.get_attempts(job.id)
     assert attempt.cost_usd == expected
     [total] = worker.usage.sums([])

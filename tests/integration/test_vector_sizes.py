@@ -166,7 +166,7 @@ def test_a_document_keeps_the_vectors_around_the_odd_one(
     names = [*(f"Part {n}" for n in range(9)), "odd"]
     text = "\n\n".join(f"# {name}\n\n{'word ' * 300}" for name in names)
     job = small.jobs.enqueue_embedding(text, source="a.md", provider="openai", model="m")
-    small.embedding.run(job.id, lambda _: None)
+    small.executor.run(job.id, lambda _: None)
     done = small.jobs.get(job.id)
     total = one(small, "SELECT count(*) FROM chunks")[0]
     assert (done.state, done.error_code) == (JobState.FAILED, "BAD_PROVIDER_RESPONSE")

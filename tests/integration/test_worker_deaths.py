@@ -18,7 +18,7 @@ from promptstack.repositories.runs.models import RunState
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.documents.chunking import Chunker
 from promptstack.services.documents.embedding import EmbeddingService
-from promptstack.services.execution.job_context import JobContext
+from promptstack.services.execution.active_jobs import JobHandle
 from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage
 from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
 from promptstack.services.maintenance.liveness import Liveness
@@ -87,16 +87,11 @@ def work_until_done(stack: PromptStack, is_done: Callable[[], bool]) -> int:
     deaths = 0
     while not is_done():
         with stack.ledger.transaction() as unit:
-            query = text("SELECT id, kind FROM jobs WHERE state = 'queued' ORDER BY id")
-            queued = unit.session.execute(query).all()
-        for job_id, kind in queued:
-            run = {
-                "shard": stack.run_work.run_shard,
-                "finalization": stack.run_work.finalize,
-                "embedding": stack.embedding.run,
-            }[kind]
+            query = text("SELECT id FROM jobs WHERE state = 'queued' ORDER BY id")
+            queued = unit.session.scalars(query).all()
+        for job_id in queued:
             try:
-                run(job_id, lambda progress: None)
+                stack.executor.run(job_id, lambda progress: None)
             except WorkerDied:
                 deaths += 1
                 free(stack)
@@ -205,7 +200,7 @@ def test_deaths_from_before_a_document_got_on_count_no_more(
     with monkeypatch.context() as patched:
         patched.setattr(EmbeddingService, "_pay", die)
         with pytest.raises(WorkerDied):
-            stack.embedding.run(job.id, lambda _: None)
+            stack.executor.run(job.id, lambda _: None)
     free(stack)
     with stack.ledger.transaction() as unit:
         claim = unit.steps.claim(other.id, uuid4())
@@ -215,8 +210,8 @@ def test_deaths_from_before_a_document_got_on_count_no_more(
         unit.session.execute(text("DELETE FROM reservations"))
         assert unit.reservations.take(holder, [last.content_hash])
         unit.session.execute(text("UPDATE jobs SET deaths = 4"))
-    monkeypatch.setattr(JobContext, "pause", give_up)
-    assert stack.embedding.run(job.id, lambda _: None).state is JobState.SUCCEEDED
+    monkeypatch.setattr(JobHandle, "pause", give_up)
+    assert stack.executor.run(job.id, lambda _: None).state is JobState.SUCCEEDED
     assert len(Fragile.asked) == stack.jobs.get(job.id).total
 
 

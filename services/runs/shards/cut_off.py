@@ -21,13 +21,13 @@ class CutOff:
     @property
     def is_urgent(self) -> bool:
         """Whether someone waits for this shard's slot: the worker stops, or the run is over."""
-        return self._job.is_closing or self._is_run_over
+        return self._job.handle.is_closing or self._is_run_over
 
     def check(self) -> None:
         """Raise `CancelledError` if the job was cancelled, `DeadlinePassed` if it is too late."""
-        if self._job.is_cancelled:
-            self._job.hand_back()
-        if self._job.seconds_left() <= 0:
+        if self._job.handle.is_cancelled:
+            self._job.handle.hand_back()
+        if self._job.handle.seconds_left() <= 0:
             raise DeadlinePassed("The run's deadline passed before all of its items were done.")
 
     def end_run(self, error: PromptStackError) -> None:
@@ -42,5 +42,5 @@ class CutOff:
         """Raise what ends the run, or hand an undone shard back if the worker stops."""
         if self._error_of_run is not None:
             raise self._error_of_run
-        if self._job.is_closing and not self._is_run_over and not is_done:
-            self._job.hand_back()
+        if self._job.handle.is_closing and not self._is_run_over and not is_done:
+            self._job.handle.hand_back()

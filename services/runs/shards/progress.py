@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.models import Run
 from promptstack.services.execution.job_context import JobContext
 
@@ -40,4 +39,4 @@ class ShardProgress:
         now = self._clock()
         if now - self._shown_at >= SHOW_SECONDS:
             self._shown_at = now
-            self._job.show(JobState.RUNNING, self.done, self.total)
+            self._job.show(self.done, self.total)

@@ -80,7 +80,7 @@ class ShardWorker:
         and the cause of a wait that is too long for a worker.
         """
         self._find_open()
-        self._pool.wait_until_running(self._job.begin(self._pool.run()))
+        self._pool.wait_until_running(self._job.handle.begin(self._pool.run()))
         try:
             while self._has_work():
                 self._cut_off.check()
@@ -94,7 +94,7 @@ class ShardWorker:
 
     def _find_open(self) -> None:
         """Queue what is open; what was paid for before ends at once."""
-        found = self._job.in_ledger(self._store.find_open)
+        found = self._job.ledger.write(self._store.find_open)
         self._progress.total = found.total
         # Not in the transaction, as it reads all texts: see `repositories.session`.
         self._queue.add(self._workload.calls(found.contents))
@@ -106,7 +106,7 @@ class ShardWorker:
         # Wait for the calls that were sent, as they are paid for, and not for the others.
         self._pool.hold()
         is_sent = any(map(self._pool.has_left, self._slots.recorded))
-        return is_sent or (self._slots.waiting > 0 and not self._job.is_closing)
+        return is_sent or (self._slots.waiting > 0 and not self._job.handle.is_closing)
 
     def _request_permits(self) -> None:
         """Ask the limiter for as many calls as there are slots."""
@@ -154,7 +154,7 @@ class ShardWorker:
     def _take_over(self) -> None:
         """End what others have paid for by now, and queue what they have given up."""
         calls = self._reserved_elsewhere
-        found = self._job.in_ledger(lambda unit: self._store.take_over(unit, calls))
+        found = self._job.ledger.write(lambda unit: self._store.take_over(unit, calls))
         self._queue.add(found.ours)
         self._reserved_elsewhere = found.elsewhere
         self._progress.add(found.ended, found.run)
@@ -168,7 +168,9 @@ class ShardWorker:
         done, total = self._progress.done, self._progress.total
         try:
             self._budget.prepare(batch.permitted)
-            result = self._job.in_ledger(lambda unit: self._store.write(unit, batch, done, total))
+            result = self._job.ledger.write(
+                lambda unit: self._store.write(unit, batch, done, total)
+            )
         except ClaimLost:
             raise  # what came is settled
         except TransientLedgerError:
@@ -210,7 +212,7 @@ class ShardWorker:
             settled=batch.settled,
             recorded=result.recorded,
         )
-        self._pool.make(result.recorded, self._job.seconds_left())
+        self._pool.make(result.recorded, self._job.handle.seconds_left())
         self._pool.give_back([one.permit for one in result.unsent])
         if batch.answered:
             self._decisions.note_answers()
@@ -264,6 +266,6 @@ class ShardWorker:
         self._pool.give_back([one.permit for one in unsent])
         try:
             if cut:
-                self._job.in_ledger(lambda unit: self._store.cut_off(unit, sent, unsent))
+                self._job.ledger.write(lambda unit: self._store.cut_off(unit, sent, unsent))
         finally:
             self._slots.release()

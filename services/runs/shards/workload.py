@@ -14,7 +14,8 @@ from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.runs.models import Run, RunKind
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.accounting.prices import Prices
-from promptstack.services.execution.generation import EXPECTED_OUTPUT_TOKENS, result_of
+from promptstack.services.execution.generation import EXPECTED_OUTPUT_TOKENS
+from promptstack.services.execution.results import result_of
 from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService
 from promptstack.services.llm.errors import BadResponse

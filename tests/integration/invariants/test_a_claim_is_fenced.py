@@ -128,4 +128,4 @@ def test_a_second_delivery_does_nothing(stack: PromptStack, provider: FakeProvid
 
 def test_a_message_that_names_no_job_does_nothing(stack: PromptStack) -> None:
     stack.heartbeat.beat()
-    assert stack.generation.run(uuid4(), lambda progress: None) == JobOutcome(state=None)
+    assert stack.executor.run(uuid4(), lambda progress: None) == JobOutcome(state=None)

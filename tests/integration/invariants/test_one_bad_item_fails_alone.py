@@ -180,7 +180,7 @@ def test_a_document_keeps_the_vectors_before_the_chunk_that_fails(
     job = stack.jobs.enqueue_embedding(text, source="a.md", provider="picky", max_retries=1)
     for _ in range(2):
         one(stack, "UPDATE jobs SET not_before = NULL RETURNING id")
-        stack.embedding.run(job.id, lambda _: None)
+        stack.executor.run(job.id, lambda _: None)
     done = stack.jobs.get(job.id)
     assert (done.state, done.error_code) == (JobState.FAILED, code)
     total = one(stack, "SELECT count(*) FROM chunks")[0]
@@ -191,7 +191,7 @@ def test_a_document_keeps_the_vectors_before_the_chunk_that_fails(
     asked = Picky.asked.total()
     stack.jobs.enqueue_embedding(text.replace(code, "Fine"), source="a.md", provider="picky")
     (new,) = one(stack, "SELECT id FROM jobs WHERE state = 'queued'")
-    stack.embedding.run(new, lambda _: None)
+    stack.executor.run(new, lambda _: None)
     assert stack.jobs.get(new).state is JobState.SUCCEEDED
     assert Picky.asked.total() == asked + 1
 
@@ -204,5 +204,5 @@ def test_a_document_is_embedded_by_a_server_that_breaks_over_large_calls(
     job = stack.jobs.enqueue_embedding(text, source="a.md", provider="picky", max_retries=1)
     for _ in range(2):
         one(stack, "UPDATE jobs SET not_before = NULL RETURNING id")
-        stack.embedding.run(job.id, lambda _: None)
+        stack.executor.run(job.id, lambda _: None)
     assert stack.jobs.get(job.id).state is JobState.SUCCEEDED

@@ -55,7 +55,7 @@ def test_progress_moves_with_the_work(stack: PromptStack, provider: FakeProvider
 
     provider.on_call = look
     reported: list[tuple[int, int]] = []
-    stack.embedding.run(job.id, lambda shown: reported.append((shown.current, shown.total)))
+    stack.executor.run(job.id, lambda shown: reported.append((shown.current, shown.total)))
     assert seen == [(JobState.RUNNING, done, 5) for done in (0, 2, 4)]
     assert reported == [(0, 1), (0, 5), (2, 5), (4, 5), (5, 5)]
     agrees(stack, job)

@@ -64,7 +64,18 @@ def test_what_has_ended_stays_as_it_is(
         before, calls = columns(stack, job), provider.calls
         assert before["finished_at"] is not None
         current = Claim(
-            job.id, before["attempt"], stack.worker_id, None, "fake", "f-1", {}, 0, 3, False, 60.0
+            job.id,
+            before["attempt"],
+            stack.worker_id,
+            None,
+            "fake",
+            "f-1",
+            {},
+            0,
+            3,
+            False,
+            60.0,
+            job.kind,
         )
         with subtests.test(str(ending)):
             with pytest.raises(WrongState, match=str(ending)):
@@ -135,9 +146,9 @@ def test_a_cancel_before_the_request_leaves_keeps_it_from_leaving(
 
         return report
 
-    outcome = stack.generation.run(generation.id, cancel_at(0, generation))
+    outcome = stack.executor.run(generation.id, cancel_at(0, generation))
     assert (outcome.state, provider.calls) == (JobState.CANCELLED, 0)
-    outcome = stack.embedding.run(embedding.id, cancel_at(2, embedding))
+    outcome = stack.executor.run(embedding.id, cancel_at(2, embedding))
     assert (outcome.state, provider.calls) == (JobState.CANCELLED, 1)
     assert [attempt.state for attempt in attempts(stack, embedding)] == ["succeeded"]
 

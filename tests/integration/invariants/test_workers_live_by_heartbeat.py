@@ -147,7 +147,7 @@ def test_an_old_attempt_in_hand_does_not_keep_a_newer_one_on_record(
 ) -> None:
     """The newer one was claimed over a connection that broke before it could tell us."""
     job = generate(stack)
-    with stack.active_jobs.in_hand(job.id) as old:
+    with stack.active_jobs.enter(job.id) as old:
         old.attempt = claimed(stack, job).attempt
         stack.heartbeat.beat()
         assert state(stack, job) is JobState.RUNNING
