@@ -1,22 +1,18 @@
-"""`python -m promptstack.chaos`: servers, workers and a provider of our own under fire."""
+"""`python -m promptstack.chaos`: a local deployment under fire, which it starts and ends."""
 
 import argparse
 import json
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-from promptstack.chaos.local_deployment import LATENCY_SECONDS, run_own
+from promptstack.chaos.local_deployment import LATENCY_SECONDS, run_on_local
 from promptstack.chaos.neighbours import slow_machine
-from promptstack.chaos.scorecard import Scorecard
-from promptstack.chaos.stock import StockScore, run_stock
 
 
 def main() -> int:
-    """Run and print the score; 1 where something was lost, doubled or unexplained."""
+    """Run and print the score; the exit code is 1 if anything was wrong."""
     parser = argparse.ArgumentParser(prog="python -m promptstack.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=20_000)
@@ -30,27 +26,21 @@ def main() -> int:
     parser.add_argument("--busy", type=int, default=0, help="busy loops beside it")
     parser.add_argument("--logs", type=Path, help="folder for the workers' logs")
     parser.add_argument("--json", type=Path, help="file for the score as JSON")
-    parser.add_argument("--against", choices=["celery"], help="run this rival instead")
     given = parser.parse_args()
     # As Ctrl-C: what was started is ended, whoever ends us.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = given.logs or Path(tempfile.mkdtemp(prefix="promptstack-chaos-logs-"))
     folder.mkdir(parents=True, exist_ok=True)
-    # Stock Celery has no runs.
-    run: Callable[..., Scorecard | StockScore] = (
-        run_stock
-        if given.against
-        else partial(
-            run_own, items=given.items, clients=given.clients, latency_seconds=given.latency
-        )
-    )
     with slow_machine(processors=given.processors, busy_loops=given.busy):
-        score = run(
+        score = run_on_local(
             seed=given.seed,
             jobs=given.jobs,
+            items=given.items,
             seconds=given.seconds,
             kills=given.kills,
             times=given.times,
+            clients=given.clients,
+            latency_seconds=given.latency,
             folder=folder,
             say=_say,
         )

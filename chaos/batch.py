@@ -1,6 +1,6 @@
-"""A batch under fire: one run of many items beside the jobs, and what became of it.
+"""One run of many items beside the jobs, and what became of it.
 
-Like the judge, it reads the tables by its own SQL and the provider's books.
+As the judge, it reads the tables with SQL of its own, and the provider's books.
 """
 
 from collections import Counter
@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from promptstack.chaos.attempts import BREAKS_CALLS, Attempt, is_under_way
 from promptstack.chaos.driver import Happened
-from promptstack.chaos.judge import BREAKS_CALLS, Attempt, is_under_way, read
+from promptstack.chaos.judge import read
 from promptstack.services.runs.service import RunService
 from promptstack.simulator.ledger import billing_key
 

@@ -14,28 +14,12 @@ from uuid import UUID
 import aiohttp
 import psutil
 
-from promptstack.chaos.load import EVERY, Accepted, Target
-from promptstack.simulator.ledger import billing_key
+from promptstack.chaos.load import Accepted, Target
 
 ACCEPTED = 202
 REQUEST_SECONDS = 15.0
 REST_SECONDS = 0.5
 """Between two tries of a client whose request was not answered, or refused for the moment."""
-
-
-@dataclass(frozen=True)
-class Sent:
-    """One request of a client."""
-
-    path: str
-    body: Mapping[str, str]
-    marker: str
-    bill: str
-
-    @property
-    def is_embedding(self) -> bool:
-        """Whether it asks for one."""
-        return self.path == "embeddings"
 
 
 class Clients:
@@ -84,18 +68,21 @@ class Clients:
             await asyncio.gather(*(client() for _ in range(self._clients)))
 
     async def _send(self, session: aiohttp.ClientSession, number: int) -> None:
-        sent = self._request(number)
-        headers = {"Idempotency-Key": f"{self._name}-{number}"}
+        request = self._target.request(self._name, number)
+        body = {"provider": request.provider, "model": request.model}
+        if request.is_embedding:
+            url = f"{self._url}/api/v1/embeddings"
+            body |= {"text": request.marker, "source": request.key}
+        else:
+            url = f"{self._url}/api/v1/generations"
+            body |= {"prompt": request.marker}
+        headers = {"Idempotency-Key": request.key}
         while not self._is_stopped:
             try:
-                async with session.post(
-                    f"{self._url}/api/v1/{sent.path}", json=sent.body, headers=headers
-                ) as answer:
+                async with session.post(url, json=body, headers=headers) as answer:
                     if answer.status == ACCEPTED:
                         job_id = UUID((await answer.json())["id"])
-                        self.accepted.append(
-                            Accepted(job_id, sent.marker, sent.bill, sent.is_embedding)
-                        )
+                        self.accepted.append(request.accepted(job_id, str(request.model)))
                         return
                     if answer.status not in {429, 503}:
                         self.surprises.append(f"{answer.status}: {(await answer.text())[:200]}")
@@ -104,19 +91,6 @@ class Clients:
                 pass  # sent again: what was accepted unknown to us is there already
             self.refusals += 1
             await asyncio.sleep(REST_SECONDS * (0.5 + random.random()))  # noqa: S311
-
-    def _request(self, number: int) -> Sent:
-        marker, target = f"{self._name} {number:06d}.", self._target
-        if target.embedding_model is not None and number % EVERY == 0:
-            model = target.embedding_model
-            body = {"text": marker, "source": f"{self._name}-{number}"}
-            bill = billing_key("/v1/embeddings", model, marker)
-        else:
-            model = str(target.generation_model)
-            body = {"prompt": marker}
-            bill = billing_key("/v1/chat/completions", model, marker)
-        path = "embeddings" if "text" in body else "generations"
-        return Sent(path, body | {"provider": target.provider, "model": model}, marker, bill)
 
 
 @dataclass
@@ -137,15 +111,8 @@ def api_process(environment: Mapping[str, str], log: Path) -> Iterator[ApiProces
     """Serve the HTTP API on a free port, and again whenever it ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "promptstack.chaos.keep",
-        "1",
-        sys.executable,
-        "-m",
-        "promptstack.api.http",
-    ]
+    keep = [sys.executable, "-m", "promptstack.chaos.keep", "1"]
+    command = [*keep, sys.executable, "-m", "promptstack.api.http"]
     with (
         log.open("wb") as output,
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A run on a deployment that somebody else keeps running: `promptstack chaos`."""
+"""A run on an existing deployment, which somebody else keeps running: `promptstack chaos`."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,15 +11,15 @@ from promptstack.chaos.plan import Fault, Planned, draw
 from promptstack.chaos.run import Order, run
 from promptstack.chaos.scorecard import Scorecard
 from promptstack.chaos.servers import CUT, dsn
-from promptstack.chaos.workers import FoundWorkers
+from promptstack.chaos.workers import ExistingWorkers
 from promptstack.simulator.process import SimulatorClient
 from promptstack.tasks.composition import PromptStack
 
 POSSIBLE = (Fault.KILL, Fault.STOP, Fault.TERM, Fault.FLUSH, Fault.CUT)
-"""What can be done from outside; the rest needs servers of our own."""
+"""What can be done from outside; the rest needs a local deployment."""
 
 
-def run_found(
+def run_on_existing(
     stack: PromptStack,
     *,
     seed: int,
@@ -41,7 +41,7 @@ def run_found(
     load = Load(
         stack.jobs, stack.ledger, target, name=f"chaos {stack.worker_id}", seconds=seconds * 0.9
     )
-    workers = FoundWorkers(stack.ledger)
+    workers = ExistingWorkers(stack.ledger)
     lost_seconds = stack.settings.worker_lost_seconds
     with stack.ledger.transaction() as unit:
         slots = unit.workers.count_alive(lost_seconds)
@@ -63,7 +63,7 @@ def run_found(
     )
 
 
-def _acts(stack: PromptStack, workers: FoundWorkers) -> dict[Fault, Act]:
+def _acts(stack: PromptStack, workers: ExistingWorkers) -> dict[Fault, Act]:
     def flush(planned: Planned) -> None:
         stack.redis.flushdb()
 

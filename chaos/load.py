@@ -31,6 +31,25 @@ class Accepted:
 
 
 @dataclass(frozen=True)
+class Request:
+    """One job of the load, as it is asked for."""
+
+    marker: str
+    """Its prompt, or its text."""
+    key: str
+    """For idempotency, and as the source of a document."""
+    provider: str
+    model: str | None
+    is_embedding: bool
+
+    def accepted(self, job_id: UUID, model: str) -> Accepted:
+        """The job that it became, with the model that was chosen for it."""
+        path = "/v1/embeddings" if self.is_embedding else "/v1/chat/completions"
+        bill = billing_key(path, model, self.marker)
+        return Accepted(job_id, self.marker, bill, self.is_embedding)
+
+
+@dataclass(frozen=True)
 class Target:
     """Whom to ask for what."""
 
@@ -38,6 +57,14 @@ class Target:
     generation_model: str | None
     embedding_model: str | None
     """None: no embeddings."""
+
+    def request(self, name: str, number: int) -> Request:
+        """The request of this number in the load of this name."""
+        is_embedding = self.embedding_model is not None and number % EVERY == 0
+        model = self.embedding_model if is_embedding else self.generation_model
+        return Request(
+            f"{name} {number:06d}.", f"{name}-{number}", self.provider, model, is_embedding
+        )
 
 
 class Load:
@@ -89,26 +116,22 @@ class Load:
             return [self._enqueue_one(number, unit.session) for number in numbers]
 
     def _enqueue_one(self, number: int, session: Session) -> Accepted:
-        marker = f"{self._name} {number:06d}."
-        target = self._target
-        key = f"{self._name}-{number}"
-        if target.embedding_model is not None and number % EVERY == 0:
+        request = self._target.request(self._name, number)
+        if request.is_embedding:
             job = self._jobs.enqueue_embedding(
-                marker,
-                source=key,
-                provider=target.provider,
-                model=target.embedding_model,
-                idempotency_key=key,
+                request.marker,
+                source=request.key,
+                provider=request.provider,
+                model=request.model,
+                idempotency_key=request.key,
                 session=session,
             )
-            bill = billing_key("/v1/embeddings", job.model, marker)
-            return Accepted(job.id, marker, bill, is_embedding=True)
-        job = self._jobs.enqueue_generation(
-            marker,
-            provider=target.provider,
-            model=target.generation_model,
-            idempotency_key=key,
-            session=session,
-        )
-        bill = billing_key("/v1/chat/completions", job.model, marker)
-        return Accepted(job.id, marker, bill, is_embedding=False)
+        else:
+            job = self._jobs.enqueue_generation(
+                request.marker,
+                provider=request.provider,
+                model=request.model,
+                idempotency_key=request.key,
+                session=session,
+            )
+        return request.accepted(job.id, job.model)

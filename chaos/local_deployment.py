@@ -1,4 +1,4 @@
-"""A run on servers, a simulator and workers of our own: `make chaos`."""
+"""A run on a local deployment: servers, a simulator and workers that it starts. `make chaos`."""
 
 import os
 import tempfile
@@ -18,7 +18,7 @@ from promptstack.chaos.plan import LOST_SECONDS, WITHOUT_API, Fault, Planned, dr
 from promptstack.chaos.run import Order, run
 from promptstack.chaos.scorecard import Scorecard
 from promptstack.chaos.servers import Servers, dsn
-from promptstack.chaos.workers import OURS, OwnWorkers
+from promptstack.chaos.workers import WORKER, LocalWorkers
 from promptstack.config.celery import kombu_url
 from promptstack.config.settings import load_settings
 from promptstack.repositories.migrations import upgrade
@@ -44,7 +44,7 @@ TROUBLE: tuple[dict[str, object], ...] = (
 """What the provider does in its bad moments; none of it is billed."""
 
 
-def run_own(
+def run_on_local(
     *,
     seed: int,
     jobs: int,
@@ -80,7 +80,7 @@ def run_own(
             "REDIS_URL": servers.redis_url_by_line,
             "CELERY_BROKER_URL": kombu_url(servers.redis_url_by_line),
         }
-        workers = OwnWorkers([(environment, WORKERS - 1), (by_line, 1)], folder, OURS)
+        workers = LocalWorkers([(environment, WORKERS - 1), (by_line, 1)], folder, WORKER)
         opened.callback(workers.stop)
         workers.wait_until_ready()
         say(f"{WORKERS} workers run; {len(plan)} faults in {seconds:.0f} s; logs: {folder}")
@@ -89,9 +89,8 @@ def run_own(
         target = Target("openai", MODEL, EMBEDDING_MODEL)
         load: Load | Clients
         if clients:
-            api = opened.enter_context(
-                api_process({**os.environ, **environment}, folder / "api.log")
-            )
+            api_environment = {**os.environ, **environment}
+            api = opened.enter_context(api_process(api_environment, folder / "api.log"))
             acts[Fault.API_KILL] = alone(threading.Lock(), lambda seconds: api.kill())
             key = stack.keys.create("chaos@example.org", "chaos")
             load = Clients(api.url, key, target, name=name, clients=clients, seconds=sending)
@@ -100,14 +99,8 @@ def run_own(
         database = dsn(servers.database_url)
         batch = None
         if items:
-            batch = Batch(
-                stack.runs,
-                MODEL,
-                name=f"chaos {seed}",
-                items=items,
-                dsn=database,
-                books=provider.ledger,
-            )
+            books = provider.ledger
+            batch = Batch(stack.runs, MODEL, name=name, items=items, dsn=database, books=books)
         return run(
             Order(seed, jobs, plan, SLOTS * WORKERS, PATIENCE_SECONDS, lost_seconds),
             load,
@@ -121,9 +114,9 @@ def run_own(
 
 
 def acts_on_all(
-    servers: Servers, workers: OwnWorkers, provider: SimulatorProcess
+    servers: Servers, workers: LocalWorkers, provider: SimulatorProcess
 ) -> dict[Fault, Act]:
-    """What can be done to servers, workers and a provider of our own."""
+    """What can be done to a local deployment."""
 
     def partition(planned: Planned) -> Hit:
         with line_lock:

@@ -10,10 +10,11 @@ from uuid import UUID
 from promptstack.chaos.batch import Batch
 from promptstack.chaos.clients import Clients
 from promptstack.chaos.driver import Act, Driver
-from promptstack.chaos.judge import Judge, Verdict
+from promptstack.chaos.judge import Judge
 from promptstack.chaos.load import Load
 from promptstack.chaos.plan import LOST_SECONDS, Fault, Planned
 from promptstack.chaos.scorecard import Scorecard
+from promptstack.chaos.verdict import Verdict
 from promptstack.services.jobs.progress import ProgressService
 
 LOOK_SECONDS = 0.5

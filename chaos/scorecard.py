@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from promptstack.chaos.batch import BatchVerdict
-from promptstack.chaos.judge import Verdict
 from promptstack.chaos.plan import Fault
+from promptstack.chaos.verdict import Verdict
 
 WIDTH = 52
 

@@ -1,4 +1,4 @@
-"""Servers of our own that may be hurt: PostgreSQL, Valkey, and the lines to them."""
+"""The servers of a local deployment, PostgreSQL and Valkey, and the lines to them."""
 
 import os
 import shutil

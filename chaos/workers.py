@@ -63,7 +63,7 @@ class Command:
     """Names the `pid`, and the `worker` where the ledger knows it."""
 
 
-OURS = Command(
+WORKER = Command(
     lambda processes: (
         *(sys.executable, "-m", "promptstack.worker", "--with-parent"),
         *("--processes", str(processes)),
@@ -72,8 +72,8 @@ OURS = Command(
 )
 
 
-class OwnWorkers:
-    """Workers of ours, in the order in which they were asked for."""
+class LocalWorkers:
+    """Workers that this process starts and keeps running, in the order of their groups."""
 
     def __init__(
         self, groups: Sequence[tuple[Mapping[str, str], int]], folder: Path, command: Command
@@ -146,8 +146,8 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-class FoundWorkers:
-    """The workers of somebody's deployment that run on this machine."""
+class ExistingWorkers:
+    """The workers of an existing deployment that run on this machine."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger

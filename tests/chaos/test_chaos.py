@@ -5,7 +5,7 @@ On one processor, which two busy loops want too: what is right only where there 
 
 from pathlib import Path
 
-from promptstack.chaos.local_deployment import run_own
+from promptstack.chaos.local_deployment import run_on_local
 from promptstack.chaos.neighbours import slow_machine
 from promptstack.chaos.plan import Fault
 
@@ -13,7 +13,7 @@ from promptstack.chaos.plan import Fault
 def test_nothing_is_lost_or_doubled_under_fire(tmp_path: Path) -> None:
     said: list[str] = []
     with slow_machine(processors=1, busy_loops=2):
-        scorecard = run_own(
+        scorecard = run_on_local(
             seed=7,
             jobs=200,
             items=100,

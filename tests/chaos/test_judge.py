@@ -8,11 +8,14 @@ import pytest
 from sqlalchemy import text
 
 from promptstack.chaos.driver import Happened
-from promptstack.chaos.judge import FREE, Judge, Verdict
+from promptstack.chaos.judge import Judge
 from promptstack.chaos.load import Accepted, Load, Target
 from promptstack.chaos.plan import WITHOUT_API, Fault, draw
+from promptstack.chaos.recovery import FREE, Spans, late
 from promptstack.chaos.run import wait_for_the_rest
+from promptstack.chaos.scorecard import Scorecard
 from promptstack.chaos.servers import dsn
+from promptstack.chaos.verdict import Verdict
 from promptstack.repositories.models import AttemptState, Billing
 from promptstack.tasks.composition import PromptStack
 
@@ -160,6 +163,46 @@ def test_a_killed_workers_job_must_be_free_in_time_beyond_outages_of_the_ledger(
     assert span.longest == pytest.approx(free, abs=0.9)
     is_late = any("of killed workers was free after" in found for found in verdict.problems())
     assert is_late == (free > 20.5)
+
+
+@pytest.mark.parametrize(
+    ("of_99_in_100", "longest", "found"),
+    [
+        (19.9, 29.9, []),
+        (20.1, 29.9, ["1 of 100 jobs of killed workers was free after 20.1 s, not within 20 s"]),
+        (19.9, 30.1, ["a job of a killed worker was free after 30.1 s, not within 30 s"]),
+        (
+            20.1,
+            30.1,
+            [
+                "1 of 100 jobs of killed workers was free after 20.1 s, not within 20 s",
+                "a job of a killed worker was free after 30.1 s, not within 30 s",
+            ],
+        ),
+    ],
+)
+def test_a_run_passes_only_if_the_jobs_of_killed_workers_are_free_in_time(
+    of_99_in_100: float, longest: float, found: list[str]
+) -> None:
+    recovery = {FREE: Spans.of([13.0] * 198 + [longest, of_99_in_100])}
+    verdict = Verdict(
+        accepted=200,
+        ended={"succeeded": 200},
+        failures={},
+        lost=0,
+        unfinished=0,
+        changed_after_end=0,
+        wrong=0,
+        recovery=recovery,
+        hit=200,
+        rebuilt=200,
+    )
+    scorecard = Scorecard(1, 200, 60.0, {Fault.KILL: 9}, [], 0, verdict)
+    assert scorecard.problems() == found
+    assert scorecard.passed is (not found)
+    assert scorecard.as_json()["passed"] is scorecard.passed
+    # Where a worker counts as dead later, its jobs may be free as much later.
+    assert late(recovery, 200, lost_seconds=12.3) == []
 
 
 def test_killed_workers_whose_jobs_nobody_measured_show_nothing(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from promptstack.chaos.driver import Act, NothingToHit
-from promptstack.chaos.existing_deployment import run_found
+from promptstack.chaos.existing_deployment import run_on_existing
 from promptstack.chaos.judge import Judge
 from promptstack.chaos.load import Load, Target
 from promptstack.chaos.plan import Fault, Planned, draw
@@ -21,7 +21,7 @@ DEMO = Target("demo", None, embedding_model=None)
 def run_it(stack: PromptStack, target: Target, acts: Mapping[Fault, Act]) -> Scorecard:
     plan = draw(1, 1.0, kills=1, times=0, faults=list(acts))
     return run(
-        Order(1, 2, plan, slots=1, patience=10.0),
+        Order(1, 2, plan, slots=1, patience=60.0),
         Load(stack.jobs, stack.ledger, target, name="run", seconds=0.0),
         acts,
         Judge(dsn(stack.database_url)),
@@ -62,7 +62,7 @@ def test_a_frozen_worker_is_frozen_until_this_deployment_takes_it_for_dead(
     )
     monkeypatch.setattr(stack.settings, "worker_lost_seconds", 60.0)
     faults: Sequence[Fault] = [Fault.STOP]
-    run_found(
+    run_on_existing(
         stack,
         seed=1,
         jobs=1,

@@ -6,7 +6,7 @@ import typer
 
 from promptstack.api.cli.connection import connected
 from promptstack.api.cli.terminal import JOB_FAILED, JsonFlag, err, out, print_json, stop
-from promptstack.chaos.existing_deployment import POSSIBLE, run_found
+from promptstack.chaos.existing_deployment import POSSIBLE, run_on_existing
 from promptstack.chaos.load import Target
 from promptstack.chaos.plan import Fault
 
@@ -44,7 +44,7 @@ def chaos(
         with stack.ledger.transaction() as unit:
             if not unit.workers.count_alive(stack.settings.worker_lost_seconds):
                 stop("No worker runs. Start one with `promptstack up`, then try again.")
-        scorecard = run_found(
+        scorecard = run_on_existing(
             stack,
             seed=seed,
             jobs=jobs,

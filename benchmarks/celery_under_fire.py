@@ -1,16 +1,20 @@
-"""Stock Celery over Redis under the same plan: `python -m promptstack.chaos --against celery`.
+"""Stock Celery over Redis under the faults of `make chaos`: what it loses, and what it pays twice.
 
-It has no database, so the faults of PostgreSQL are left out. A job counts as lost when the provider
-was never asked for it, or when its answer is nowhere to be read.
+It has no database, so the faults of PostgreSQL are left out. A task counts as lost when the
+provider was never asked for it, or when its answer can't be read.
+
+    python -m benchmarks.celery_under_fire --seed 1 --jobs 20000 --seconds 440 --kills 125
 """
 
+import argparse
+import json
 import os
 import re
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -26,12 +30,12 @@ from promptstack.chaos.driver import Driver
 from promptstack.chaos.local_deployment import LATENCY_SECONDS, MODEL, SLOTS, WORKERS, acts_on_all
 from promptstack.chaos.plan import Fault, draw
 from promptstack.chaos.servers import Servers
-from promptstack.chaos.workers import Command, OwnWorkers
+from promptstack.chaos.workers import Command, LocalWorkers
 from promptstack.config.celery import kombu_url
 from promptstack.simulator.ledger import billing_key
 from promptstack.simulator.process import SimulatorProcess
 
-APP = "promptstack.chaos.stock_app"
+APP = "benchmarks.celery_under_fire_app"
 SLICE = 1_000
 IDLE_SECONDS = 45.0
 """Without a new bill for so long, longer than its visibility time-out, nothing more will come."""
@@ -63,9 +67,6 @@ class StockScore:
     billed_twice: int
     seconds: float
 
-    passed = True
-    """A comparison: nothing is asked of it."""
-
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         return {**asdict(self), "faults": {str(name): count for name, count in self.faults.items()}}
@@ -83,15 +84,35 @@ class StockScore:
         ]
 
 
-def run_stock(
-    *,
-    seed: int,
-    jobs: int,
-    seconds: float,
-    kills: int,
-    times: int,
-    folder: Path,
-    say: Callable[[str], None],
+def main() -> None:
+    """Run and print the score."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=440.0, help="for load and faults")
+    parser.add_argument("--kills", type=int, default=125)
+    parser.add_argument("--times", type=int, default=5, help="of each other fault")
+    parser.add_argument("--logs", type=Path, help="folder for the workers' logs")
+    parser.add_argument("--json", type=Path, help="file for the score as JSON")
+    given = parser.parse_args()
+    folder = given.logs or Path(tempfile.mkdtemp(prefix="celery-under-fire-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    score = run(
+        seed=given.seed,
+        jobs=given.jobs,
+        seconds=given.seconds,
+        kills=given.kills,
+        times=given.times,
+        folder=folder,
+    )
+    for line in score.lines():
+        _say(line)
+    if given.json:
+        given.json.write_text(json.dumps(score.as_json(), indent=2))
+
+
+def run(
+    *, seed: int, jobs: int, seconds: float, kills: int, times: int, folder: Path
 ) -> StockScore:
     """Run the same load under the same plan."""
     began = time.monotonic()
@@ -109,16 +130,16 @@ def run_stock(
         direct, by_line = map(kombu_url, (servers.redis_url, servers.redis_url_by_line))
         environment = _environment(direct, provider)
         groups = [(environment, WORKERS - 1), (_environment(by_line, provider), 1)]
-        workers = OwnWorkers(groups, folder, STOCK)
+        workers = LocalWorkers(groups, folder, STOCK)
         opened.callback(workers.stop)
         workers.wait_until_ready()
         app = _app(environment)
         driver = Driver(acts_on_all(servers, workers, provider))
         faults = threading.Thread(target=driver.run, args=(plan,), name="driver")
         faults.start()
-        sent = _send(app, jobs, seconds * 0.9, f"chaos {seed}", say)
+        sent = _send(app, jobs, seconds * 0.9, f"chaos {seed}")
         faults.join()
-        books = _settled(provider, len(sent), say)
+        books = _settled(provider, len(sent))
         by_key = {task.id: books.get(key, 0) for task, key in sent}
         billed = sum(by_key.values())
         asked = [task for task, _ in sent if by_key[task.id]]
@@ -151,9 +172,7 @@ def _app(environment: dict[str, str]) -> Any:
     return module
 
 
-def _send(
-    app: Any, jobs: int, seconds: float, name: str, say: Callable[[str], None]
-) -> list[tuple[Any, str]]:
+def _send(app: Any, jobs: int, seconds: float, name: str) -> list[tuple[Any, str]]:
     """Send the load at an even rate, each task until it is accepted."""
     sent: list[tuple[Any, str]] = []
     began = time.monotonic()
@@ -167,13 +186,11 @@ def _send(
             time.sleep(0.2)
         sent.append((task, billing_key("/v1/chat/completions", MODEL, marker)))
         if number % 1_000 == 999:
-            say(f"{time.monotonic() - began:4.0f} s: {number + 1:,} tasks accepted")
+            _say(f"{time.monotonic() - began:4.0f} s: {number + 1:,} tasks accepted")
     return sent
 
 
-def _settled(
-    provider: SimulatorProcess, expected: int, say: Callable[[str], None]
-) -> dict[str, int]:
+def _settled(provider: SimulatorProcess, expected: int) -> dict[str, int]:
     """Wait until every task was billed, or nothing more comes; the provider's books."""
     books = provider.ledger()
     last_news = time.monotonic()
@@ -183,7 +200,7 @@ def _settled(
         if sum(newer.values()) > sum(books.values()):
             last_news = time.monotonic()
         books = newer
-    say(f"{len(books):,} of {expected:,} were asked of the provider")
+    _say(f"{len(books):,} of {expected:,} were asked of the provider")
     return books
 
 
@@ -195,3 +212,12 @@ def _stored(redis_url: str, ids: Sequence[str]) -> int:
             keys = [f"celery-task-meta-{id_}" for id_ in ids[first : first + SLICE]]
             found += sum(value is not None for value in client.mget(keys))
     return found
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
