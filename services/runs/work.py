@@ -18,7 +18,7 @@ from promptstack.services.execution.job_context import JobContext
 from promptstack.services.llm.pool import ProviderPool
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.scheduler import Dispatch
-from promptstack.services.runs.shards.bisection import is_suspect, narrow
+from promptstack.services.runs.shards.bisection import bisect_shard, is_suspect
 from promptstack.services.runs.shards.worker import ShardTools, ShardWorker
 from promptstack.services.runs.shards.workload import workload_of
 from promptstack.services.validation.schema_bounds import SchemaBounds
@@ -67,7 +67,8 @@ class RunWork:
         if not is_suspect(job.claim):
             return False
         claim = job.claim
-        left = job.ledger.write(lambda unit: narrow(unit, claim, run, self._dispatch.add_shard))
+        add = self._dispatch.add_shard
+        left = job.ledger.write(lambda unit: bisect_shard(unit, claim, run, add))
         job.claim = replace(claim, request={"first": left.first, "last": left.last})
         self._dispatch.publish(left.messages)
         if left.run is not None:

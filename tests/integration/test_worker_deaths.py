@@ -23,7 +23,7 @@ from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage
 from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
 from promptstack.services.maintenance.liveness import Liveness
 from promptstack.services.maintenance.reconciler import Reconciler
-from promptstack.services.runs.shards.bisection import narrow
+from promptstack.services.runs.shards.bisection import bisect_shard
 from promptstack.tasks.composition import PromptStack
 from tests.processes import wait_until
 from tests.runs import failures, in_ledger
@@ -148,7 +148,7 @@ def test_a_shard_is_halved_once_where_the_answer_to_the_commit_was_lost(
     assert whole is not None
     for _ in range(2):
         with stack.ledger.transaction() as unit:
-            left = narrow(unit, claim, whole, stack.dispatch.add_shard)
+            left = bisect_shard(unit, claim, whole, stack.dispatch.add_shard)
         assert (left.first, left.last) == (1, 8)
     ranges = "SELECT string_agg(request::text, ' ' ORDER BY id) FROM jobs WHERE kind = 'shard'"
     assert in_ledger(stack, ranges) == '{"last": 8, "first": 1} {"last": 16, "first": 9}'

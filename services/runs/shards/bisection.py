@@ -1,7 +1,6 @@
-"""What becomes of a shard whose workers keep dying.
+"""Bisects a shard whose workers keep dying, until the item that kills them is alone and fails.
 
-It is halved until the item that kills workers is alone; then only that item fails. Other deaths,
-such as lost spot machines, cost no item a try: progress sets the count of deaths back to 0.
+Other deaths, such as those of spot machines, cost no item a try: progress resets the count.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,62 +15,62 @@ from promptstack.services.errors import WorkersLost
 from promptstack.services.jobs.publishing import JobMessage
 
 DEATHS_BEFORE_HALVES = 2
-"""In a row, with no item done: one may happen to any."""
-UNDER_SUSPICION = DEATHS_BEFORE_HALVES - 1
-"""With which a half begins: its next death halves it at once."""
+"""Deaths in a row with no item done; a single one may happen to any shard."""
+DEATHS_OF_A_HALF = DEATHS_BEFORE_HALVES - 1
+"""A half starts with so many: its next death bisects it at once."""
 
 AddShard = Callable[[UnitOfWork, Run, Slice, int], JobMessage]
-"""Adds the shard of a slice, with so many deaths; its message, to be sent after the commit."""
+"""Adds the shard of a slice, with its deaths; returns the message to send after the commit."""
 
 
 @dataclass(frozen=True)
-class Narrowed:
-    """What is left of a shard for the worker that has it."""
+class Bisected:
+    """What is left of a shard for the worker that has claimed it."""
 
     first: int
     last: int
     messages: Sequence[JobMessage] = ()
-    """Messages of what was cut off."""
+    """The messages of the new shards."""
     failed: int = 0
     run: Run | None = None
-    """With its new sums, where the item that stood alone has failed."""
+    """The run with its new sums, if an item failed."""
 
 
 def is_suspect(claim: Claim) -> bool:
-    """Whether a shard has met so many deaths that it is looked at before it is worked on."""
+    """Whether so many workers died over a shard that it is bisected before it is worked on."""
     return claim.deaths >= DEATHS_BEFORE_HALVES
 
 
-def narrow(unit: UnitOfWork, claim: Claim, run: Run, add_shard: AddShard) -> Narrowed:
-    """Cut off the second half of a suspect shard, or give up the item that is left alone.
+def bisect_shard(unit: UnitOfWork, claim: Claim, run: Run, add_shard: AddShard) -> Bisected:
+    """Make the second half of a shard a shard of its own, or fail an item that is alone.
 
-    Reads no content, as it may be that which kills. It may run twice, where the answer to a commit
-    was lost: then it finds what it did. Raises `ClaimLost`.
+    It reads no content, which may be what kills. It may run twice, after a lost commit: then it
+    finds what it did. Raises `ClaimLost`.
     """
     first, last, deaths = unit.steps.shard_of(claim)
     if deaths < DEATHS_BEFORE_HALVES:
-        return Narrowed(first, last)
+        return Bisected(first, last)
     whole = unit.items.next_slice(run.id, first, last - first + 1, until=last)
     if whole is None:
-        return Narrowed(first, last)
+        return Bisected(first, last)
     if whole.items == 1:
-        return _alone(unit, claim, run, whole, deaths)
+        return _fail_alone(unit, claim, run, whole, deaths)
     half = unit.items.next_slice(run.id, whole.first, whole.items // 2, until=last)
     rest = half and unit.items.next_slice(run.id, half.last + 1, whole.items, until=last)
     if half is None or rest is None:
-        raise AssertionError("of two or more open items, each half has one")
+        raise AssertionError("each half of two or more open items has one")
     unit.steps.narrow_shard(claim, half.first, half.last, _deaths_of(half))
-    return Narrowed(half.first, half.last, [add_shard(unit, run, rest, _deaths_of(rest))])
+    return Bisected(half.first, half.last, [add_shard(unit, run, rest, _deaths_of(rest))])
 
 
 def _deaths_of(half: Slice) -> int:
-    """One item alone is innocent until it has met as many deaths as it has tries, by itself."""
-    return 0 if half.items == 1 else UNDER_SUSPICION
+    """An item alone starts anew: it fails after as many deaths of its own as it has tries."""
+    return 0 if half.items == 1 else DEATHS_OF_A_HALF
 
 
-def _alone(unit: UnitOfWork, claim: Claim, run: Run, whole: Slice, deaths: int) -> Narrowed:
+def _fail_alone(unit: UnitOfWork, claim: Claim, run: Run, whole: Slice, deaths: int) -> Bisected:
     if deaths <= claim.max_retries:
-        return Narrowed(whole.first, whole.last)
+        return Bisected(whole.first, whole.last)
     error = WorkersLost(
         f"{deaths} workers died one after the other while they ran this item, which stood alone: "
         "it is not tried again by itself, as it may be what ends workers."
@@ -79,4 +78,4 @@ def _alone(unit: UnitOfWork, claim: Claim, run: Run, whole: Slice, deaths: int) 
     ended = Ended(whole.first, error_code=error.code, error=str(error))
     counted = unit.items.end(run.id, [ended])
     changed = unit.runs.change(run.id, Change(**vars(counted)))
-    return Narrowed(whole.first, whole.last, failed=counted.failed, run=changed)
+    return Bisected(whole.first, whole.last, failed=counted.failed, run=changed)

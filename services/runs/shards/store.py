@@ -47,13 +47,7 @@ class TakenOver(NamedTuple):
 class ShardStore:
     """Writes one shard's results. A write may run twice, so it changes nothing but the ledger."""
 
-    def __init__(
-        self,
-        claim: Claim,
-        run: Run,
-        workload: Workload,
-        budget: RunBudget,
-    ) -> None:
+    def __init__(self, claim: Claim, run: Run, workload: Workload, budget: RunBudget) -> None:
         self._claim = claim
         self._run = run
         self._workload = workload

@@ -1,4 +1,4 @@
-"""How the vectors of answers are kept: a model has one size, within a run and within a document."""
+"""Stores the vectors of answers. A run, or a document, has vectors of one size."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,21 +21,21 @@ def store_vectors(
     storage: VectorType = VectorType.VECTOR,
     with_index: bool = True,
 ) -> Mapping[bytes, OddVector]:
-    """Store the vectors that have their model's size; what is wrong with each of the others.
+    """Store the vectors that have their model's size; returns the errors of the others.
 
-    `model` is its provider and name, `answers` have the hashes of their contents. A model that was
-    changed at its provider has the size that most of the vectors have, unless `has_size` says, of
-    the known one and their number, that whoever asks has vectors of that one.
+    `model` is the provider and the model's name; each answer comes with the hashes of its contents.
+    If the provider has changed a model's size, the size of most of these vectors counts. But
+    `has_size`, which gets the known model and the number of the new vectors, may keep the old one.
     """
-    [most] = Counter(size for _, answer in answers for size in answer.sizes()).most_common(1)
-    known = _model_of(unit, model, most, has_size, storage, with_index=with_index)
+    [common] = Counter(size for _, answer in answers for size in answer.sizes()).most_common(1)
+    known = _model_of(unit, model, common, has_size, storage, with_index=with_index)
     hashes, vectors = [], []
-    faults: dict[bytes, OddVector] = {}
+    errors: dict[bytes, OddVector] = {}
     for of_answer, answer in answers:
-        places, found = answer.of_size(known.dimensions)
-        hashes += [of_answer[place] for place in places]
+        positions, found = answer.of_size(known.dimensions)
+        hashes += [of_answer[position] for position in positions]
         vectors.append(found)
-        faults |= {
+        errors |= {
             hash_: OddVector(
                 f"{known.provider} answered a vector of {size} numbers, and {known.model} has "
                 f"{known.dimensions} here; it was not kept. Try it again. If the model was changed "
@@ -47,22 +47,22 @@ def store_vectors(
     if hashes:
         together = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
         unit.embeddings.store(known, hashes, together)
-    return faults
+    return errors
 
 
 def _model_of(
     unit: UnitOfWork,
     model: tuple[str, str],
-    most: tuple[int, int],
+    common: tuple[int, int],
     has_size: Callable[[EmbeddingModel, int], bool],
     storage: VectorType,
     *,
     with_index: bool,
 ) -> EmbeddingModel:
-    size, number = most
+    size, number = common
     for is_locked in (False, True):
         if is_locked:
-            unit.embeddings.lock_models()  # another may give it its size just now
+            unit.embeddings.lock_models()  # another job may register its size just now
         known = unit.embeddings.find_model(*model)
         if known is not None and (known.dimensions == size or has_size(known, number)):
             return known
