@@ -20,6 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.content.documents import DocumentRepository
 from promptstack.repositories.content.embeddings import EmbeddingRepository
+from promptstack.repositories.content.passages import PassageRepository
 from promptstack.repositories.content.reservations import ReservationRepository
 from promptstack.repositories.errors import (
     LedgerConflict,
@@ -121,6 +122,11 @@ class UnitOfWork:
     def embeddings(self) -> EmbeddingRepository:
         """Models and vectors."""
         return EmbeddingRepository(self.session)
+
+    @cached_property
+    def passages(self) -> PassageRepository:
+        """Chunks and items by their vectors."""
+        return PassageRepository(self.session)
 
     @cached_property
     def runs(self) -> RunRepository:

@@ -8,7 +8,7 @@ from sqlalchemy import delete, exists, func, insert, or_, select
 from sqlalchemy.dialects import postgresql
 
 from promptstack.repositories.base import BaseRepository
-from promptstack.repositories.content.embeddings import TABLES
+from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.models import Chunk, Document, EmbeddingModel, new_id
 
 

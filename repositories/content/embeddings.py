@@ -1,85 +1,33 @@
-"""Vectors: one a model and content, in a partition a model, with an HNSW index of its own.
+"""Vectors: one for each model and content.
 
-A vector belongs to the content of a chunk and not to the chunk: text that comes again, in another
-version of a document or in another document, is found by its hash and not paid for again.
+A vector belongs to the content of a chunk, not to the chunk. Text that comes again, in another
+version of a document or in another document, is found by its hash and is not paid for again.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 import psycopg2.errors
-from pgvector.sqlalchemy import HALFVEC, VECTOR
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    DateTime,
-    Integer,
-    LargeBinary,
-    Table,
-    cast,
-    func,
-    literal,
-    select,
-    text,
-    true,
-)
+from sqlalchemy import LargeBinary, func, literal, select, text
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.types import TypeEngine
 
 from promptstack.config.names import VectorType
 from promptstack.repositories.arrays import ArrayLiteral
 from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.content.vector_tables import (
+    TABLES,
+    create_index,
+    index_type,
+    partition_of,
+)
 from promptstack.repositories.copying import copy_binary
-from promptstack.repositories.models import Base, Chunk, Document, EmbeddingModel
-from promptstack.repositories.runs.models import Item
-
-
-def _table(name: str, vector: TypeEngine[Any]) -> Table:
-    return Table(
-        name,
-        Base.metadata,
-        Column("model_id", Integer, primary_key=True),
-        Column("content_hash", LargeBinary, primary_key=True),
-        Column("vector", vector, nullable=False),
-        Column("created_at", DateTime(timezone=True), server_default=func.now()),
-        postgresql_partition_by="LIST (model_id)",
-    )
-
-
-TABLES: Mapping[str, Table] = {
-    VectorType.VECTOR: _table("embeddings", VECTOR()),
-    VectorType.HALFVEC: _table("half_embeddings", HALFVEC()),
-}
-"""Of each storage one, as all partitions of a table have its type."""
-
-# pgvector indexes `vector` up to 2,000 dimensions and `halfvec` up to 4,000 (its README, HNSW).
-MAX_INDEXED_VECTOR = 2_000
-MAX_INDEXED_HALFVEC = 4_000
+from promptstack.repositories.models import EmbeddingModel
 
 HASH_BYTES = 32
 COUNTED = 100_000
 """So many vectors are counted in some hundredths of a second."""
-
-
-@dataclass(frozen=True)
-class Match:
-    """A passage that search found: of a document, or an item of a run."""
-
-    document_id: UUID | None
-    source: str
-    """Of an item: the source in its metadata, else its `custom_id`."""
-    position: int
-    start: int
-    text: str
-    score: float
-    """Cosine similarity, 1 is the same direction."""
-    run_id: UUID | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    """The metadata of an item."""
 
 
 class EmbeddingRepository(BaseRepository[EmbeddingModel]):
@@ -204,85 +152,6 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         # It is -1 before the first ANALYZE, and may be far off soon after it.
         return known if known is not None and known >= COUNTED else self.count(model)
 
-    def search(
-        self, model: EmbeddingModel, vector: npt.NDArray[np.float32], limit: int
-    ) -> list[Match]:
-        """The passages nearest to `vector`, of shape (dimensions,), best first."""
-        self._search_widely(limit)
-        vectors = TABLES[model.storage]
-        distance = _indexed(model).cosine_distance(vector)
-        rows = self._session.execute(
-            select(
-                Document.id,
-                Document.source,
-                Chunk.position,
-                Chunk.start,
-                Chunk.text,
-                (1 - distance).label("score"),
-            )
-            .select_from(vectors)
-            .join(Chunk, Chunk.content_hash == vectors.c.content_hash)
-            .join(Document, Document.id == Chunk.document_id)
-            .where(vectors.c.model_id == model.id)
-            .order_by(distance)
-            .limit(limit)
-        )
-        return [Match(*row) for row in rows]
-
-    def search_items(
-        self,
-        model: EmbeddingModel,
-        vector: npt.NDArray[np.float32],
-        limit: int,
-        where: Mapping[str, Any],
-    ) -> list[Match]:
-        """The items of runs nearest to `vector` whose metadata have what `where` says.
-
-        The same text in several items is found once.
-        """
-        self._search_widely(limit)
-        vectors = TABLES[model.storage]
-        distance = _indexed(model).cosine_distance(vector)
-        named = [Item.attributes.contains(dict(where))] if where else []
-        # Of the items with one text, that of the newest run.
-        item = (
-            select(Item.run_id, Item.position, Item.custom_id, Item.text, Item.attributes)
-            .where(Item.content_hash == vectors.c.content_hash, Item.text.is_not(None), *named)
-            .order_by(Item.run_id.desc(), Item.position)
-            .limit(1)
-            .lateral("item")
-        )
-        query = (
-            select(
-                func.coalesce(item.c.attributes["source"].astext, item.c.custom_id),
-                item.c.position,
-                item.c.text,
-                (1 - distance).label("score"),
-                item.c.run_id,
-                item.c.attributes,
-            )
-            .select_from(vectors)
-            .join(item, true())
-            .where(vectors.c.model_id == model.id)
-            .order_by(distance)
-            .limit(limit)
-        )
-        rows = self._session.execute(query).all()
-        if where and len(rows) < limit:
-            # The index gives up where next to nothing fits; then all that fits is compared.
-            self._session.execute(text("SET LOCAL enable_indexscan = off"))
-            rows = self._session.execute(query).all()
-        return [
-            Match(None, source, position, _start_in(attributes), text, score, run_id, attributes)
-            for source, position, text, score, run_id, attributes in rows
-        ]
-
-    def _search_widely(self, limit: int) -> None:
-        # pgvector's 40 misses one neighbour in a hundred; 200 costs 2 ms more (20,000 vectors).
-        self._session.execute(text(f"SET LOCAL hnsw.ef_search = {min(max(200, 4 * limit), 1_000)}"))
-        # Without it, an index scan ends at ef_search rows, of which some may belong to no chunk.
-        self._session.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
-
     def _find(self, provider: str, model: str, dimensions: int) -> EmbeddingModel | None:
         found = self.get_many(provider=provider, model=model, dimensions=dimensions)
         return found[0] if found else None
@@ -305,45 +174,6 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         if with_index and index_type(row) is not None:
             self._session.execute(text(create_index(row)))
         return row
-
-
-def partition_of(model: EmbeddingModel) -> str:
-    """Where the model's vectors lie."""
-    return f"{TABLES[model.storage].name}_{model.id}"
-
-
-def index_name(model: EmbeddingModel) -> str:
-    """The name of the model's HNSW index."""
-    return f"{partition_of(model)}_hnsw"
-
-
-def index_type(model: EmbeddingModel) -> str | None:
-    """As what the model's vectors are indexed; None where pgvector can't index so many numbers."""
-    if model.dimensions <= MAX_INDEXED_VECTOR and model.storage == VectorType.VECTOR:
-        return "vector"
-    return "halfvec" if model.dimensions <= MAX_INDEXED_HALFVEC else None
-
-
-def create_index(model: EmbeddingModel, how: str = "") -> str:
-    """The statement that builds the model's index, `how` being such as CONCURRENTLY."""
-    kind = index_type(model)
-    return (
-        f"CREATE INDEX {how} {index_name(model)} ON {partition_of(model)}"
-        f" USING hnsw ((vector::{kind}({model.dimensions})) {kind}_cosine_ops)"
-    )
-
-
-def _start_in(attributes: Mapping[str, Any]) -> int:
-    """Where a chunk starts in its text: a caller's own field of this name may be anything."""
-    start = attributes.get("start")
-    return start if type(start) is int else 0
-
-
-def _indexed(model: EmbeddingModel) -> ColumnElement[object]:
-    """The expression that the model's index is built on."""
-    vector = TABLES[model.storage].c.vector
-    kind = HALFVEC if index_type(model) == "halfvec" else VECTOR
-    return cast(vector, kind(model.dimensions))
 
 
 def vector_rows(

@@ -14,7 +14,7 @@ import psycopg2
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from promptstack.repositories.content.embeddings import (
+from promptstack.repositories.content.vector_tables import (
     create_index,
     index_name,
     index_type,

@@ -29,7 +29,7 @@ from sqlalchemy.dialects.postgresql import insert as insert_or
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.arrays import ArrayLiteral
-from promptstack.repositories.content.embeddings import TABLES
+from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.copying import copy_binary
 from promptstack.repositories.jsonb import for_jsonb
 from promptstack.repositories.models import EmbeddingModel

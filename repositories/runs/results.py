@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from promptstack.config.names import VectorType
-from promptstack.repositories.content.embeddings import TABLES
+from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.runs.models import Answer, Item, Outcome
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from promptstack.repositories.content.embeddings import Match
+from promptstack.repositories.content.passages import Match
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import InvalidInput, NotFound
@@ -89,8 +89,8 @@ class SearchService:
                 "texts again, then search."
             )
         with self._ledger.transaction() as unit:
-            items = unit.embeddings.search_items(stored, vector, limit, where or {})
-            documents = [] if where else unit.embeddings.search(stored, vector, limit)
+            items = unit.passages.search_items(stored, vector, limit, where or {})
+            documents = [] if where else unit.passages.search(stored, vector, limit)
         # A text that was embedded both ways is found once.
         known = {match.text for match in documents}
         others = [match for match in items if match.text not in known]

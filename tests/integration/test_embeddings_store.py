@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from sqlalchemy import event, select, text
 
 from promptstack.repositories.content.documents import Passage
-from promptstack.repositories.content.embeddings import TABLES, Match
+from promptstack.repositories.content.passages import Match
+from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.tasks.composition import PromptStack
@@ -132,7 +133,7 @@ def test_vectors_of_every_width_are_stored_and_searched_in_order(
         found = stored(unit, model)
         for passage, vector in zip(passages, vectors, strict=True):
             assert same_bits(found[hash_of(passage)], vector)
-        matches = unit.embeddings.search(model, question, 10)
+        matches = unit.passages.search(model, question, 10)
     scores = cosines(vectors, question)
     best = np.argsort(-scores)[:10]
     assert [match.text for match in matches] == [passages[number] for number in best]
@@ -256,7 +257,7 @@ def test_models_and_widths_lie_side_by_side(ledger: Ledger) -> None:
         for number, model in enumerate(models):
             question = np.zeros(model.dimensions, dtype=np.float32)
             question[0] = 1.0
-            matches = unit.embeddings.search(model, question, 10)
+            matches = unit.passages.search(model, question, 10)
             assert len(matches) == 2 + number % 2
             if number % 3 < len(matches):
                 assert matches[0].text == passages[number % 3]
@@ -321,7 +322,7 @@ def test_search_uses_the_index(ledger: Ledger) -> None:
         with ledger.transaction() as unit, recorded(ledger) as seen:
             unit.session.execute(text("SET LOCAL enable_seqscan = off"))
             unit.session.execute(text("SET LOCAL enable_sort = off"))
-            unit.embeddings.search(model, random_vectors(1, dimensions, seed=2)[0], 5)
+            unit.passages.search(model, random_vectors(1, dimensions, seed=2)[0], 5)
             statement, parameters = next(pair for pair in seen if "chunks" in pair[0])
             plan = unit.session.connection().exec_driver_sql("EXPLAIN " + statement, parameters)
             lines = "\n".join(str(row[0]) for row in plan)
@@ -341,7 +342,7 @@ def test_a_passage_in_several_documents_has_one_vector_and_is_found_in_each(
     with ledger.transaction() as unit:
         assert unit.embeddings.count(model) == 3
         question = np.array([1, 0.2, 0.1], dtype=np.float32)
-        matches = unit.embeddings.search(model, question, 10)
+        matches = unit.passages.search(model, question, 10)
     places = {(match.source, match.position) for match in matches if match.text == "shared"}
     assert places == {("a.txt", 0), ("b.txt", 1), ("b.txt", 2)}
     assert [match.text for match in matches] == ["shared"] * 3 + ["only a", "only b"]
@@ -361,7 +362,7 @@ def test_vectors_whose_text_is_gone_do_not_take_the_place_of_matches(ledger: Led
         with ledger.transaction() as unit:
             for option in options:
                 unit.session.execute(text(f"SET LOCAL {option} = off"))
-            return unit.embeddings.search(model, question, 1)
+            return unit.passages.search(model, question, 1)
 
     assert [match.text for match in search()] == ["far away"]
     assert [match.text for match in search("enable_seqscan", "enable_sort")] == ["far away"]

@@ -9,8 +9,8 @@ from sqlalchemy import create_engine, text
 
 from promptstack.config.settings import load_settings
 from promptstack.embedded.servers import ServerUrls
-from promptstack.repositories.content.embeddings import index_name
 from promptstack.repositories.content.vector_indexes import VectorIndexes
+from promptstack.repositories.content.vector_tables import index_name
 from promptstack.repositories.migrations import upgrade
 from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.models import RunState

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 import promptstack.repositories.migrations as ledger_migrations
 from promptstack.config.errors import PromptStackError
 from promptstack.embedded.servers import ServerUrls
-from promptstack.repositories.content.embeddings import TABLES
+from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.errors import (
     LedgerConflict,
     LedgerOutdated,

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from promptstack.api.cli.main import build
-from promptstack.repositories.content.embeddings import index_name
+from promptstack.repositories.content.vector_tables import index_name
 from promptstack.repositories.errors import LedgerUnavailable
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.runs.items import Counted, ItemRepository, Slice

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sqlalchemy import create_engine, text
 
-from promptstack.repositories.content.embeddings import create_index, index_name, partition_of
 from promptstack.repositories.content.vector_indexes import VectorIndexes
+from promptstack.repositories.content.vector_tables import create_index, index_name, partition_of
 from promptstack.repositories.errors import IndexNotBuilt
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.runs.models import RunState
@@ -133,7 +133,7 @@ def test_an_index_that_a_search_holds_is_kept_and_its_transaction_goes_on(
     indexes = VectorIndexes(stack.ledger)
     assert indexes.build(model)
     with stack.ledger.transaction() as searching:
-        searching.embeddings.search(model, np.ones(256, np.float32), 1)
+        searching.passages.search(model, np.ones(256, np.float32), 1)
         with stack.ledger.transaction() as unit:
             assert not indexes.drop(unit, model)
             assert unit.embeddings.count(model) == 50

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text as sql
 
 from promptstack.config.settings import load_settings
-from promptstack.repositories.content.embeddings import partition_of
+from promptstack.repositories.content.vector_tables import partition_of
 from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.models import RunState
 from promptstack.services.errors import InvalidInput
