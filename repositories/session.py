@@ -39,6 +39,7 @@ from promptstack.repositories.jsonb import dump_jsonb
 from promptstack.repositories.runs.answers import AnswerRepository
 from promptstack.repositories.runs.items import ItemRepository
 from promptstack.repositories.runs.maintenance import RunMaintenanceRepository
+from promptstack.repositories.runs.outcomes import OutcomeRepository
 from promptstack.repositories.runs.results import RunResultRepository
 from promptstack.repositories.runs.runs import RunRepository
 from promptstack.repositories.runs.scheduling import SchedulingRepository
@@ -145,8 +146,13 @@ class UnitOfWork:
 
     @cached_property
     def items(self) -> ItemRepository:
-        """Items of runs, and their outcomes."""
+        """Items of runs."""
         return ItemRepository(self.session)
+
+    @cached_property
+    def outcomes(self) -> OutcomeRepository:
+        """How items ended."""
+        return OutcomeRepository(self.session)
 
     @cached_property
     def results(self) -> RunResultRepository:

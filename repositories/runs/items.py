@@ -1,8 +1,7 @@
-"""Items of runs: handed in by COPY, taken by range, ended by outcomes that are only added."""
+"""Items of runs: handed in by COPY, taken by range. They never change."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from struct import Struct
 from typing import Any, NamedTuple
 from typing import cast as cast_type
@@ -11,7 +10,6 @@ from uuid import UUID
 from sqlalchemy import (
     ColumnElement,
     CursorResult,
-    Executable,
     Result,
     Table,
     Text,
@@ -20,12 +18,11 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    literal,
     or_,
     select,
     true,
 )
-from sqlalchemy.dialects.postgresql import insert as insert_or
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.arrays import ArrayLiteral
@@ -40,7 +37,6 @@ _HEAD = Struct(">hi16sii")
 _SIZE = Struct(">ii")
 NULL = _LENGTH.pack(-1)
 JSONB_VERSION = b"\x01"
-DUPLICATE_ID = "DUPLICATE_ID"
 UNSEEN: Mapping[str, Any] = {"synchronize_session": False}
 """No session holds these rows as objects: what is deleted need not be sent back."""
 
@@ -75,16 +71,6 @@ class OpenItem(NamedTuple):
     """How often it has failed by its own fault."""
 
 
-class Ended(NamedTuple):
-    """How an item ended."""
-
-    position: int
-    is_reused: bool = False
-    error_code: str | None = None
-    error: str | None = None
-    detail: str | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Some open items of a run that follow each other."""
@@ -94,17 +80,8 @@ class Slice:
     items: int
 
 
-@dataclass(frozen=True)
-class Counted:
-    """How many outcomes were added; what was known before is not counted again."""
-
-    succeeded: int = 0
-    failed: int = 0
-    reused: int = 0
-
-
 class ItemRepository:
-    """The items of runs and their outcomes."""
+    """The items of runs."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -118,38 +95,6 @@ class ItemRepository:
             copy_binary(cursor, f"items {columns}", rows)
         finally:
             cursor.close()
-
-    def end(self, run_id: UUID, ended: Sequence[Ended]) -> Counted:
-        """Add outcomes, of items that have none; what was added."""
-        if not ended:
-            return Counted()
-        # Nearly all are alike, and short then: no error, nothing to tell.
-        told = tuple(name for name in _TOLD if any(getattr(one, name) for one in ended))
-        new = {f"new_{name}": [getattr(one, name) for one in ended] for name in ("position", *told)}
-        succeeded, failed, reused = self._session.execute(
-            _end(told), {"the_run": run_id, **new}
-        ).one()
-        return Counted(succeeded, failed, reused)
-
-    def end_duplicates(self, run_id: UUID) -> int:
-        """End as failed what has the `custom_id` of an item before it; how many.
-
-        Those with nothing to ask for have failed already, and sink no other that has their id.
-        """
-        first = func.first_value(Item.position).over(
-            partition_by=Item.custom_id, order_by=Item.position
-        )
-        asked = (Item.run_id == run_id, Item.content_hash.is_not(None))
-        seen = select(Item.position, first.label("first")).where(*asked).subquery()
-        again = select(
-            literal(run_id),
-            seen.c.position,
-            literal(DUPLICATE_ID),
-            func.format("Line %s has the same id; each needs its own.", seen.c.first),
-        ).where(seen.c.position != seen.c.first)
-        columns = ["run_id", "position", "error_code", "error"]
-        added = insert_or(Outcome).from_select(columns, again).on_conflict_do_nothing()
-        return _changed(self._session.execute(added))
 
     def next_slice(
         self,
@@ -167,7 +112,7 @@ class ItemRepository:
         end = [] if until is None else [Item.position <= until]
         ahead = (
             select(Item.position, Item.size)
-            .where(Item.run_id == run_id, Item.position >= position, *end, _is_open())
+            .where(Item.run_id == run_id, Item.position >= position, *end, is_open_item())
             .order_by(Item.position)
             .limit(size)
             .subquery()
@@ -195,49 +140,6 @@ class ItemRepository:
             new = {"new_position": list(tries), "new_tries": list(tries.values())}
             self._session.execute(_NOTE_TRIES, {"the_run": run_id, **new})
 
-    def end_open(self, run_id: UUID, first: int, last: int, error_code: str, error: str) -> int:
-        """End as failed what is still open from `first` to `last`; how many."""
-        left = select(Item.run_id, Item.position, literal(error_code), literal(error)).where(
-            Item.run_id == run_id, Item.position.between(first, last), _is_open()
-        )
-        columns = ["run_id", "position", "error_code", "error"]
-        added = insert_or(Outcome).from_select(columns, left).on_conflict_do_nothing()
-        return _changed(self._session.execute(added))
-
-    def reopen_failed(self, run_id: UUID) -> int:
-        """Open what has failed at a provider, not what never could be asked; how many."""
-        could_be_asked = exists().where(
-            Item.run_id == Outcome.run_id,
-            Item.position == Outcome.position,
-            Item.content_hash.is_not(None),
-        )
-        self._session.execute(
-            delete(ItemTries).where(ItemTries.run_id == run_id), execution_options=UNSEEN
-        )
-        return _changed(
-            self._session.execute(
-                delete(Outcome)
-                .where(
-                    Outcome.run_id == run_id,
-                    Outcome.error_code.is_not(None),
-                    Outcome.error_code != DUPLICATE_ID,
-                    could_be_asked,
-                )
-                .execution_options(**UNSEEN)
-            )
-        )
-
-    def count_outcomes(self, run_id: UUID) -> Counted:
-        """All outcomes of a run."""
-        row = self._session.execute(
-            select(
-                func.count().filter(Outcome.error_code.is_(None)),
-                func.count().filter(Outcome.error_code.is_not(None)),
-                func.count().filter(Outcome.is_reused),
-            ).where(Outcome.run_id == run_id)
-        ).one()
-        return Counted(*row)
-
     def unpaid(
         self, run_id: UUID, provider: str, model: str, embedding_model: EmbeddingModel | None
     ) -> tuple[int, int]:
@@ -247,7 +149,7 @@ class ItemRepository:
         )
         distinct = (
             select(Item.content_hash, func.max(size).label("size"))
-            .where(Item.run_id == run_id, Item.content_hash.is_not(None), _is_open())
+            .where(Item.run_id == run_id, Item.content_hash.is_not(None), is_open_item())
             .group_by(Item.content_hash)
             .subquery()
         )
@@ -272,7 +174,7 @@ class ItemRepository:
         """Delete up to `limit` items of a run with their outcomes; how many."""
         for table in (Outcome, ItemTries, Item):
             some = select(table.position).where(table.run_id == run_id).limit(limit)
-            deleted = _changed(
+            deleted = changed_rows(
                 self._session.execute(
                     delete(table)
                     .where(table.run_id == run_id, table.position.in_(some))
@@ -282,11 +184,13 @@ class ItemRepository:
         return deleted
 
 
-def _changed(result: Result[Any]) -> int:
+def changed_rows(result: Result[Any]) -> int:
+    """How many rows a statement has changed."""
     return cast_type("CursorResult[Any]", result).rowcount
 
 
-def _is_open() -> ColumnElement[bool]:
+def is_open_item() -> ColumnElement[bool]:
+    """The condition of an item without an outcome."""
     return ~exists().where(Outcome.run_id == Item.run_id, Outcome.position == Item.position)
 
 
@@ -308,11 +212,11 @@ _OPEN_IN = (
     .where(
         _ITEMS.c.run_id == bindparam("the_run"),
         _ITEMS.c.position.between(bindparam("the_first"), bindparam("the_last")),
-        _is_open(),
+        is_open_item(),
     )
     .order_by(_ITEMS.c.position)
 )
-_NEW_TRIES = insert_or(_TRIES).from_select(
+_NEW_TRIES = insert(_TRIES).from_select(
     ["run_id", "position", "tries"],
     select(
         bindparam("the_run", type_=_TRIES.c.run_id.type),
@@ -326,30 +230,6 @@ _NOTE_TRIES = _NEW_TRIES.on_conflict_do_update(
     index_elements=[_TRIES.c.run_id, _TRIES.c.position],
     set_={"tries": func.greatest(_TRIES.c.tries, _NEW_TRIES.excluded["tries"])},
 )
-_TOLD = ("is_reused", "error_code", "error", "detail")
-"""What an outcome may say; what it doesn't is as in a new row."""
-
-
-@cache
-def _end(told: tuple[str, ...]) -> Executable:
-    columns = ("position", *told)
-    arrays = [
-        func.unnest(bindparam(f"new_{name}", type_=ArrayLiteral(_OUTCOMES.c[name].type)))
-        for name in columns
-    ]
-    new = select(bindparam("the_run", type_=_OUTCOMES.c.run_id.type), *arrays)
-    added = (
-        insert_or(_OUTCOMES)
-        .from_select(["run_id", *columns], new)
-        .on_conflict_do_nothing()
-        .returning(_OUTCOMES.c.error_code, _OUTCOMES.c.is_reused)
-        .cte("added")
-    )
-    return select(
-        func.count().filter(added.c.error_code.is_(None)),
-        func.count().filter(added.c.error_code.is_not(None)),
-        func.count().filter(added.c.is_reused),
-    ).select_from(added)
 
 
 def _row(run_id: bytes, item: NewItem) -> bytes:

@@ -230,7 +230,7 @@ class Dispatch:
                 for shard in shards:
                     error = shard.error or f"Its shard was {shard.state}."
                     code = shard.error_code or shard.state.upper()
-                    lost = unit.items.end_open(run_id, shard.first, shard.last, code, error)
+                    lost = unit.outcomes.end_open(run_id, shard.first, shard.last, code, error)
                     unit.runs.change(run_id, Change(failed=lost))
                 run = unit.runs.finalize(run_id) or run
                 messages = [self._add_finalization(unit, run)]

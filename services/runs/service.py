@@ -159,7 +159,7 @@ class RunService:
                 raise NotFound(f"There is no run {run_id}.")
             if run.state != RunState.PREPARING:
                 raise WrongState(f"The run is {run.state}; only a prepared one can be started.")
-            bad = unit.items.count_outcomes(run_id).failed
+            bad = unit.outcomes.count_outcomes(run_id).failed
             unit.runs.change(run_id, Change(failed=bad - run.failed))
             started = unit.runs.start(run_id)
             if started is None:
@@ -229,7 +229,7 @@ class RunService:
                 )
             if max_cost_usd is not None:
                 self._check_limit(run.kind, run.provider, run.model, run.parameters)
-            reopened = unit.items.reopen_failed(run_id)
+            reopened = unit.outcomes.reopen_failed(run_id)
             if not reopened and run.succeeded + run.failed >= run.total:
                 raise WrongState("The run has nothing left to try: no item failed at a provider.")
             unit.runs.change(run_id, Change(failed=-reopened))
@@ -297,7 +297,7 @@ class RunService:
                 )
             _check_not_empty(intake)
             with self._ledger.transaction() as unit:
-                duplicates = unit.items.end_duplicates(run_id)
+                duplicates = unit.outcomes.end_duplicates(run_id)
                 if duplicates:
                     intake.faults = first_faults(unit, run_id)
             return self._estimator.estimate(

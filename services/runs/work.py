@@ -126,7 +126,7 @@ def _end(unit: UnitOfWork, job: JobContext, run_id: UUID, without_index: str | N
         # Nobody knows a way to this; but a run that says it is done must be.
         logger.error("run %s has items without an outcome and goes on", run_id)
         return unit.runs.start(run_id)
-    counted = unit.items.count_outcomes(run_id)
+    counted = unit.outcomes.count_outcomes(run_id)
     wrong = {
         name: value - getattr(run, name)
         for name, value in vars(counted).items()

@@ -12,8 +12,9 @@ from promptstack.api.cli.main import build
 from promptstack.repositories.content.vector_tables import index_name
 from promptstack.repositories.errors import LedgerUnavailable
 from promptstack.repositories.models import EmbeddingModel
-from promptstack.repositories.runs.items import Counted, ItemRepository, Slice
+from promptstack.repositories.runs.items import ItemRepository, Slice
 from promptstack.repositories.runs.models import Run, RunState
+from promptstack.repositories.runs.outcomes import Counted, OutcomeRepository
 from promptstack.repositories.runs.runs import RunRepository
 from promptstack.repositories.runs.scheduling import SchedulingRepository
 from promptstack.services.errors import NotFound
@@ -90,12 +91,12 @@ def test_a_run_whose_index_cannot_be_built_is_completed_without_it(
 def test_a_run_that_cannot_be_completed_is_not_tried_for_ever(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(self: ItemRepository, run_id: UUID) -> Counted:
+    def fails(self: OutcomeRepository, run_id: UUID) -> Counted:
         raise RuntimeError("Something is wrong with its outcomes.")
 
     run = generate(stack)
     monkeypatch.setattr(stack.dispatch, "_max_retries", 0)
-    monkeypatch.setattr(ItemRepository, "count_outcomes", fails)
+    monkeypatch.setattr(OutcomeRepository, "count_outcomes", fails)
     ended = work(stack, run.id)
     assert (ended.state, ended.succeeded) == (RunState.FAILED, 3)
     assert in_ledger(stack, FINALIZATIONS) == 2

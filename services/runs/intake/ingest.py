@@ -10,7 +10,8 @@ from threading import Event, Thread
 from uuid import UUID
 
 from promptstack.repositories.errors import TransientLedgerError
-from promptstack.repositories.runs.items import Ended, NewItem
+from promptstack.repositories.runs.items import NewItem
+from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.documents.vector_keys import vector_key
 from promptstack.services.errors import InvalidInput
@@ -201,7 +202,7 @@ def _store(ledger: Ledger, run_id: UUID, block: Block, counts: tuple[int, int]) 
     bad = [Ended(one.position, error_code=one.code, error=one.reason) for one in block.bad]
     with ledger.transaction() as unit:
         unit.items.add(run_id, block.items)
-        unit.items.end(run_id, bad)
+        unit.outcomes.end(run_id, bad)
         unit.runs.touch(run_id, *counts)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from promptstack.repositories.jobs.records import Claim
-from promptstack.repositories.runs.items import Ended, Slice
+from promptstack.repositories.runs.items import Slice
 from promptstack.repositories.runs.models import Run
+from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.errors import WorkersLost
@@ -76,6 +77,6 @@ def _fail_alone(unit: UnitOfWork, claim: Claim, run: Run, whole: Slice, deaths: 
         "it is not tried again by itself, as it may be what ends workers."
     )
     ended = Ended(whole.first, error_code=error.code, error=str(error))
-    counted = unit.items.end(run.id, [ended])
+    counted = unit.outcomes.end(run.id, [ended])
     changed = unit.runs.change(run.id, Change(**vars(counted)))
     return Bisected(whole.first, whole.last, failed=counted.failed, run=changed)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from promptstack.config.errors import PromptStackError, Reach
-from promptstack.repositories.runs.items import Ended
+from promptstack.repositories.runs.outcomes import Ended
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.llm.errors import Denied, RateLimited
 from promptstack.services.runs.shards.call_pool import CallFailed, CallRefused, Event

@@ -9,8 +9,8 @@ from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.attempts import NewCall
 from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import AttemptState, Billing
-from promptstack.repositories.runs.items import Ended
 from promptstack.repositories.runs.models import Run, RunState
+from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.accounting.billing import credible, failed, taken
@@ -90,7 +90,7 @@ class ShardStore:
         if result.is_ours:
             outcomes += self._begin(unit, batch, result, change)
             unit.items.note_tries(self._run.id, batch.tries)
-            counted = unit.items.end(self._run.id, outcomes)
+            counted = unit.outcomes.end(self._run.id, outcomes)
             result.ended = counted.succeeded + counted.failed
             reserved = change.reserved_usd + result.reserved_usd
             change = replace(change, **vars(counted), reserved_usd=reserved)
@@ -136,7 +136,7 @@ class ShardStore:
         self, unit: UnitOfWork, calls: Sequence[Call], stored: Collection[bytes]
     ) -> tuple[int, Run | None]:
         """End the items whose contents have stored answers; returns how many, and the run."""
-        counted = unit.items.end(self._run.id, _reused(calls, stored))
+        counted = unit.outcomes.end(self._run.id, _reused(calls, stored))
         return counted.succeeded, unit.runs.change(self._run.id, Change(**vars(counted)))
 
     def _store_answers(self, unit: UnitOfWork, answered: Sequence[CallAnswered]) -> list[Ended]:

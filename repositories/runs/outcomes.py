@@ -1,0 +1,145 @@
+"""Outcomes: how items of runs ended. They are only added; an item without one is open."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple, cast
+from uuid import UUID
+
+from sqlalchemy import Executable, Table, bindparam, delete, exists, func, literal, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from promptstack.repositories.arrays import ArrayLiteral
+from promptstack.repositories.runs.items import UNSEEN, changed_rows, is_open_item
+from promptstack.repositories.runs.models import Item, ItemTries, Outcome
+
+DUPLICATE_ID = "DUPLICATE_ID"
+
+
+class Ended(NamedTuple):
+    """How an item ended."""
+
+    position: int
+    is_reused: bool = False
+    error_code: str | None = None
+    error: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How many outcomes were added; what was known before is not counted again."""
+
+    succeeded: int = 0
+    failed: int = 0
+    reused: int = 0
+
+
+class OutcomeRepository:
+    """Adds, counts and takes back the outcomes of items."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def end(self, run_id: UUID, ended: Sequence[Ended]) -> Counted:
+        """Add outcomes, of items that have none; what was added."""
+        if not ended:
+            return Counted()
+        # Nearly all are alike, and short then: no error, nothing to tell.
+        told = tuple(name for name in _TOLD if any(getattr(one, name) for one in ended))
+        new = {f"new_{name}": [getattr(one, name) for one in ended] for name in ("position", *told)}
+        succeeded, failed, reused = self._session.execute(
+            _end(told), {"the_run": run_id, **new}
+        ).one()
+        return Counted(succeeded, failed, reused)
+
+    def end_duplicates(self, run_id: UUID) -> int:
+        """End as failed what has the `custom_id` of an item before it; how many.
+
+        Those with nothing to ask for have failed already, and sink no other that has their id.
+        """
+        first = func.first_value(Item.position).over(
+            partition_by=Item.custom_id, order_by=Item.position
+        )
+        asked = (Item.run_id == run_id, Item.content_hash.is_not(None))
+        seen = select(Item.position, first.label("first")).where(*asked).subquery()
+        again = select(
+            literal(run_id),
+            seen.c.position,
+            literal(DUPLICATE_ID),
+            func.format("Line %s has the same id; each needs its own.", seen.c.first),
+        ).where(seen.c.position != seen.c.first)
+        columns = ["run_id", "position", "error_code", "error"]
+        added = insert(Outcome).from_select(columns, again).on_conflict_do_nothing()
+        return changed_rows(self._session.execute(added))
+
+    def end_open(self, run_id: UUID, first: int, last: int, error_code: str, error: str) -> int:
+        """End as failed what is still open from `first` to `last`; how many."""
+        left = select(Item.run_id, Item.position, literal(error_code), literal(error)).where(
+            Item.run_id == run_id, Item.position.between(first, last), is_open_item()
+        )
+        columns = ["run_id", "position", "error_code", "error"]
+        added = insert(Outcome).from_select(columns, left).on_conflict_do_nothing()
+        return changed_rows(self._session.execute(added))
+
+    def reopen_failed(self, run_id: UUID) -> int:
+        """Open what has failed at a provider, not what never could be asked; how many."""
+        could_be_asked = exists().where(
+            Item.run_id == Outcome.run_id,
+            Item.position == Outcome.position,
+            Item.content_hash.is_not(None),
+        )
+        self._session.execute(
+            delete(ItemTries).where(ItemTries.run_id == run_id), execution_options=UNSEEN
+        )
+        return changed_rows(
+            self._session.execute(
+                delete(Outcome)
+                .where(
+                    Outcome.run_id == run_id,
+                    Outcome.error_code.is_not(None),
+                    Outcome.error_code != DUPLICATE_ID,
+                    could_be_asked,
+                )
+                .execution_options(**UNSEEN)
+            )
+        )
+
+    def count_outcomes(self, run_id: UUID) -> Counted:
+        """All outcomes of a run."""
+        row = self._session.execute(
+            select(
+                func.count().filter(Outcome.error_code.is_(None)),
+                func.count().filter(Outcome.error_code.is_not(None)),
+                func.count().filter(Outcome.is_reused),
+            ).where(Outcome.run_id == run_id)
+        ).one()
+        return Counted(*row)
+
+
+_OUTCOMES = cast("Table", Outcome.__table__)
+_TOLD = ("is_reused", "error_code", "error", "detail")
+"""What an outcome may say; what it doesn't is as in a new row."""
+
+
+@cache
+def _end(told: tuple[str, ...]) -> Executable:
+    columns = ("position", *told)
+    arrays = [
+        func.unnest(bindparam(f"new_{name}", type_=ArrayLiteral(_OUTCOMES.c[name].type)))
+        for name in columns
+    ]
+    new = select(bindparam("the_run", type_=_OUTCOMES.c.run_id.type), *arrays)
+    added = (
+        insert(_OUTCOMES)
+        .from_select(["run_id", *columns], new)
+        .on_conflict_do_nothing()
+        .returning(_OUTCOMES.c.error_code, _OUTCOMES.c.is_reused)
+        .cte("added")
+    )
+    return select(
+        func.count().filter(added.c.error_code.is_(None)),
+        func.count().filter(added.c.error_code.is_not(None)),
+        func.count().filter(added.c.is_reused),
+    ).select_from(added)
