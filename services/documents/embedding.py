@@ -17,8 +17,10 @@ from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import Document
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.documents.chunking import ROOM, Chunker
-from promptstack.services.documents.vector_keys import vector_key
+from promptstack.services.documents.vectors import store_vectors, vector_key
 from promptstack.services.errors import EmbeddedElsewhere, NotFound, WorkersLost
+from promptstack.services.execution.content_calls import Call, Content
+from promptstack.services.execution.failure_policy import bisect, is_bisected, is_retried
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.execution.provider_calls import ProviderCall, ProviderCalls
 from promptstack.services.limiter.errors import RequestTooLarge
@@ -26,9 +28,6 @@ from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.errors import ContextTooLong, ProviderError
 from promptstack.services.llm.packing import pack
 from promptstack.services.llm.pool import ProviderPool
-from promptstack.services.runs.shards.calls import Call, Content
-from promptstack.services.runs.shards.failure_policy import bisect, is_bisected, is_retried
-from promptstack.services.runs.shards.vectors import store_vectors
 
 SHARED_POLL_SECONDS = 0.25
 SHARED_PATIENCE_SECONDS = 3.0

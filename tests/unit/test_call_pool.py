@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from promptstack.services.execution.content_calls import Call
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.llm.base import LLMResponse
 from promptstack.services.llm.event_loop import EventLoop
@@ -18,7 +19,6 @@ from promptstack.services.runs.shards.call_pool import (
     CallPool,
     RecordedCall,
 )
-from promptstack.services.runs.shards.calls import Call
 from promptstack.services.runs.shards.workload import Workload
 
 AN_ANSWER = LLMResponse(

@@ -10,6 +10,14 @@ from hypothesis import strategies as st
 
 from promptstack.config.errors import PromptStackError, Reach
 from promptstack.services.execution.backoff import Backoff
+from promptstack.services.execution.content_calls import Call, Content
+from promptstack.services.execution.failure_policy import (
+    MAX_WASTE_FACTOR,
+    bisect,
+    is_bisected,
+    is_retried,
+    wasted,
+)
 from promptstack.services.limiter.errors import RequestTooLarge
 from promptstack.services.llm.errors import (
     BadResponse,
@@ -22,15 +30,7 @@ from promptstack.services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
-from promptstack.services.runs.shards.calls import Call, Content
 from promptstack.services.runs.shards.decisions import Decisions, ended_with
-from promptstack.services.runs.shards.failure_policy import (
-    MAX_WASTE_FACTOR,
-    bisect,
-    is_bisected,
-    is_retried,
-    wasted,
-)
 from promptstack.services.sources.reading import BadRecord
 
 MAX_RETRIES = 3

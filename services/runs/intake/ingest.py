@@ -13,7 +13,7 @@ from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.runs.items import NewItem
 from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.session import Ledger, UnitOfWork
-from promptstack.services.documents.vector_keys import vector_key
+from promptstack.services.documents.vectors import vector_key
 from promptstack.services.errors import InvalidInput
 from promptstack.services.sources.reading import BadInput, Fault, Input
 from promptstack.services.validation.json_text import dump_json

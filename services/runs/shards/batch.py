@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from promptstack.repositories.runs.models import Run
+from promptstack.services.execution.content_calls import Call
 from promptstack.services.runs.shards.call_pool import (
     CallAnswered,
     CallFailed,
@@ -13,7 +14,6 @@ from promptstack.services.runs.shards.call_pool import (
     CallRefused,
     RecordedCall,
 )
-from promptstack.services.runs.shards.calls import Call
 from promptstack.services.runs.shards.decisions import Decision, Outcome
 
 

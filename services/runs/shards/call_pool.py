@@ -12,10 +12,10 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from promptstack.config.errors import PromptStackError
+from promptstack.services.execution.content_calls import Call
 from promptstack.services.execution.provider_calls import bug
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import Permit
-from promptstack.services.runs.shards.calls import Call
 from promptstack.services.runs.shards.workload import Answer, Workload
 
 LOOK_SECONDS = 0.1

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from promptstack.config.errors import PromptStackError, Reach
 from promptstack.repositories.runs.outcomes import Ended
 from promptstack.services.execution.backoff import Backoff
+from promptstack.services.execution.content_calls import Call
+from promptstack.services.execution.failure_policy import bisect, is_bisected, is_retried
 from promptstack.services.llm.errors import Denied, RateLimited
 from promptstack.services.runs.shards.call_pool import CallFailed, CallRefused, Event
-from promptstack.services.runs.shards.calls import Call
-from promptstack.services.runs.shards.failure_policy import bisect, is_bisected, is_retried
 
 MIN_DENIALS = 20
 """How many calls of a shard must be denied, with none answered, before that means all calls."""

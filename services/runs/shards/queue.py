@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
 from promptstack.config.errors import PromptStackError
-from promptstack.services.runs.shards.calls import Call
+from promptstack.services.execution.content_calls import Call
 from promptstack.services.runs.shards.errors import TriedLater
 
 

@@ -1,6 +1,6 @@
 """What a shard writes: one transaction for all that came since the last one."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -9,15 +9,16 @@ from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.attempts import NewCall
 from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import AttemptState, Billing
+from promptstack.repositories.runs.items import OpenItem
 from promptstack.repositories.runs.models import Run, RunState
 from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.accounting.billing import credible, failed, taken
+from promptstack.services.execution.content_calls import Call, Content
 from promptstack.services.runs.shards.batch import Batch, CommitResult, Leaving
 from promptstack.services.runs.shards.budget import RunBudget
 from promptstack.services.runs.shards.call_pool import CallAnswered, CallFailed, RecordedCall
-from promptstack.services.runs.shards.calls import Call, Content, contents_of
 from promptstack.services.runs.shards.decisions import ended_with
 from promptstack.services.runs.shards.workload import Answer, Workload
 
@@ -57,7 +58,7 @@ class ShardStore:
         """Find what is open, and end the items whose contents have stored answers."""
         unit.steps.check_claim(self._claim)
         shard = self._claim.request
-        contents = contents_of(unit.items.open_in(self._run.id, shard["first"], shard["last"]))
+        contents = _contents_of(unit.items.open_in(self._run.id, shard["first"], shard["last"]))
         stored = self._workload.find_stored(unit, [content.hash for content in contents])
         total = sum(len(content.positions) for content in contents)
         ended, run = self._end_reused(unit, [Call(contents)], stored)
@@ -257,4 +258,21 @@ def _reused(calls: Sequence[Call], stored: Collection[bytes]) -> list[Ended]:
         Ended(position, is_reused=True)
         for call in _only(calls, stored)
         for position in call.positions
+    ]
+
+
+def _contents_of(items: Iterable[OpenItem]) -> list[Content]:
+    """The distinct contents of items, in order."""
+    by_hash: dict[bytes, list[OpenItem]] = {}
+    for item in items:
+        by_hash.setdefault(item.content_hash, []).append(item)
+    return [
+        Content(
+            hash_,
+            tuple(item.position for item in same),
+            same[0].text or "",
+            same[0].messages,
+            max(item.tries for item in same),
+        )
+        for hash_, same in by_hash.items()
     ]

@@ -9,6 +9,7 @@ from promptstack.repositories.errors import ClaimLost, LedgerRefused, TransientL
 from promptstack.repositories.runs.models import Run
 from promptstack.services.errors import EmbeddedElsewhere
 from promptstack.services.execution.backoff import Backoff
+from promptstack.services.execution.content_calls import Call
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.runs.shards.batch import Batch, CommitResult
@@ -19,7 +20,6 @@ from promptstack.services.runs.shards.call_pool import (
     CallPermitted,
     CallPool,
 )
-from promptstack.services.runs.shards.calls import Call
 from promptstack.services.runs.shards.cut_off import CutOff
 from promptstack.services.runs.shards.decisions import Decision, Decisions, Outcome
 from promptstack.services.runs.shards.errors import BudgetReached

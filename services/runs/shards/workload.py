@@ -14,6 +14,8 @@ from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.runs.models import Run, RunKind
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.accounting.prices import Prices
+from promptstack.services.documents.vectors import store_vectors
+from promptstack.services.execution.content_calls import Call, Content
 from promptstack.services.execution.generation import EXPECTED_OUTPUT_TOKENS
 from promptstack.services.execution.results import result_of
 from promptstack.services.limiter.terms import Need
@@ -23,8 +25,6 @@ from promptstack.services.llm.packing import pack
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.runs.json_schema.answers import AnswerNotJudged, AnswerSchema
-from promptstack.services.runs.shards.calls import Call, Content
-from promptstack.services.runs.shards.vectors import store_vectors
 from promptstack.services.validation.schema_bounds import SchemaBounds
 
 MAX_HALF = 65_504

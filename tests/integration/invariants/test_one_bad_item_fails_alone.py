@@ -12,6 +12,7 @@ import pytest
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.models import RunState
+from promptstack.services.execution.failure_policy import MAX_WASTE_FACTOR
 from promptstack.services.llm.base import (
     Capability,
     EmbeddingLimits,
@@ -32,7 +33,6 @@ from promptstack.services.llm.errors import (
     ServerBroke,
 )
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.shards.failure_policy import MAX_WASTE_FACTOR
 from promptstack.tasks.composition import PromptStack
 from tests.integration.test_run_ledger import one
 from tests.runs import failures, work

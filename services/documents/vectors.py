@@ -1,7 +1,9 @@
-"""Stores the vectors of answers. A run, or a document, has vectors of one size."""
+"""Vectors as they are stored: each user's own, and of one size within a run or a document."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from uuid import UUID
 
 import numpy as np
 
@@ -10,6 +12,17 @@ from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.llm.base import EmbeddingResponse
 from promptstack.services.llm.errors import OddVector
+
+
+def vector_key(content_hash: bytes, user_id: UUID | None) -> bytes:
+    """Return the key of a text's vector for a user; on the command line, the hash as it is.
+
+    A vector that another user has paid for would tell this one, by its price and its speed, that
+    somebody has embedded just this text.
+    """
+    if user_id is None:
+        return content_hash
+    return hashlib.sha256(user_id.bytes + content_hash).digest()
 
 
 def store_vectors(

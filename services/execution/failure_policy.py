@@ -5,8 +5,8 @@ from dataclasses import replace
 from promptstack.config.errors import PromptStackError, Reach
 from promptstack.repositories.models import Billing
 from promptstack.services.accounting.billing import billing_of
+from promptstack.services.execution.content_calls import Call, WasteBudget
 from promptstack.services.llm.errors import TooManyTexts
-from promptstack.services.runs.shards.calls import Call, WasteBudget
 
 MAX_WASTE_FACTOR = 4
 """Bisection may waste at most four times the call's contents. One bad content costs less than two

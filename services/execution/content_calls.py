@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from promptstack.repositories.runs.items import OpenItem
 from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.requests import GenerationRequest
 
@@ -80,20 +79,3 @@ class Call:
 
     def _part(self, contents: Sequence[Content]) -> "Call":
         return Call(contents, self.tries, waste_budget=self.waste_budget)
-
-
-def contents_of(items: Iterable[OpenItem]) -> list[Content]:
-    """The distinct contents of items, in order."""
-    by_hash: dict[bytes, list[OpenItem]] = {}
-    for item in items:
-        by_hash.setdefault(item.content_hash, []).append(item)
-    return [
-        Content(
-            hash_,
-            tuple(item.position for item in same),
-            same[0].text or "",
-            same[0].messages,
-            max(item.tries for item in same),
-        )
-        for hash_, same in by_hash.items()
-    ]
