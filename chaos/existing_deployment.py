@@ -1,6 +1,7 @@
 """A run on an existing deployment, which somebody else keeps running: `promptstack chaos`."""
 
 from collections.abc import Callable, Sequence
+from uuid import uuid4
 
 import psycopg2
 
@@ -38,9 +39,7 @@ def run_on_existing(
     Whoever keeps the workers running must start them again. With `simulator_url`, calls that were
     billed twice are judged too.
     """
-    load = Load(
-        stack.jobs, stack.ledger, target, name=f"chaos {stack.worker_id}", seconds=seconds * 0.9
-    )
+    load = Load(stack.jobs, stack.ledger, target, name=f"chaos {uuid4()}", seconds=seconds * 0.9)
     workers = ExistingWorkers(stack.ledger)
     lost_seconds = stack.settings.worker_lost_seconds
     with stack.ledger.transaction() as unit:

@@ -1,6 +1,6 @@
-"""Checks, when a process starts, whether Redis and the broker accept its credentials and TLS.
+"""The connections of a process: how those to Redis behave, and checks of all at its start.
 
-One that is away is no fault of the settings: it is waited for. One that refuses us, or whose
+A server that is away is no fault of the settings: it is waited for. One that refuses us, or whose
 certificate is not to be trusted, would be asked for ever.
 """
 
@@ -10,13 +10,50 @@ from collections.abc import Callable, Iterator
 from amqp.exceptions import AccessRefused, AMQPError, NotAllowed
 from celery import Celery
 from redis import Redis
+from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
 
 from promptstack.config.errors import ConfigurationError
 
+REDIS_TIMEOUT_SECONDS = 2.0
+LIMITER_CONNECTIONS = 50
 REFUSALS = (AuthenticationError, NoPermissionError, AccessRefused, NotAllowed)
 AWAY = (RedisError, AMQPError, OSError)
 """What a server that can't be reached raises; and much else, which is shown where it is met."""
+
+
+def open_redis(url: str) -> Redis:
+    """Make the client of progress, results and the broker's epoch."""
+    return Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=REDIS_TIMEOUT_SECONDS,
+        socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+        # Once, for a connection that a restarted Redis has closed; by default it would be three
+        # times, after waits.
+        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+    )
+
+
+def open_limiter_redis(url: str) -> AsyncRedis:
+    """Make the client of the rate limiter."""
+    return AsyncRedis.from_pool(
+        BlockingConnectionPool.from_url(
+            url,
+            max_connections=LIMITER_CONNECTIONS,
+            timeout=REDIS_TIMEOUT_SECONDS,
+            decode_responses=True,
+            socket_timeout=REDIS_TIMEOUT_SECONDS,
+            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+            # None: a call that a worker never heard the answer of may have been granted.
+            retry=AsyncRetry(NoBackoff(), 0),
+        )
+    )
 
 
 def check_redis(redis: Redis) -> None:

@@ -15,7 +15,7 @@ from promptstack.config.settings import Settings, get_settings, load_settings
 from promptstack.embedded.servers import EmbeddedServers, ServerUrls, remove
 from promptstack.repositories.migrations import upgrade
 from promptstack.simulator.process import MODELS
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, started_fork_server, stop_ignoring_signals, wait_until
 
 TEMPLATE = "migrated"
@@ -93,15 +93,15 @@ def settings(environment: dict[str, str]) -> Settings:
 
 
 @pytest.fixture
-def stack(settings: Settings) -> Iterator[PromptStack]:
+def stack(settings: Settings) -> Iterator[WorkerServices]:
     """Everything wired to the test's own servers."""
-    with PromptStack.open(settings) as opened:
+    with WorkerServices.open(settings) as opened:
         yield opened
 
 
 @pytest.fixture
 def start_worker(
-    environment: dict[str, str], stack: PromptStack, tmp_path: Path
+    environment: dict[str, str], stack: WorkerServices, tmp_path: Path
 ) -> Iterator[Callable[..., Process]]:
     """Starts real worker processes, and ends them with the test: at once, nobody looks any more."""
     with ExitStack() as processes:
@@ -117,7 +117,7 @@ def start_worker(
         yield start
 
 
-def _alive(stack: PromptStack) -> set[object]:
+def _alive(stack: WorkerServices) -> set[object]:
     with stack.ledger.transaction() as unit:
         return {worker.id for worker in unit.workers.get_many()}
 

@@ -16,7 +16,7 @@ from promptstack.services.llm.base import (
     LLMService,
 )
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 
 BATCH = 2
 """Passages that the fake provider takes in one call."""
@@ -47,7 +47,7 @@ class FakeProvider:
             await waits
 
 
-def employ(stack: PromptStack, provider: FakeProvider) -> None:
+def employ(stack: WorkerServices, provider: FakeProvider) -> None:
     """Let `stack` be a live worker that asks this provider."""
 
     class Fake(LLMService):
@@ -96,7 +96,7 @@ def raises(*errors: BaseException) -> Callable[[], None]:
 class Gate:
     """Holds the provider's calls on the event loop until a test opens it."""
 
-    def __init__(self, stack: PromptStack) -> None:
+    def __init__(self, stack: WorkerServices) -> None:
         self._loop = stack.loop
         self._open = asyncio.Event()
         self._reached = threading.Event()

@@ -13,7 +13,7 @@ from promptstack.repositories.models import Attempt, Job, JobState
 from promptstack.services.execution.executor import JobOutcome
 from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.views import JobView
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 
 NO_REDIS = "unix:///nowhere/at/all.sock"
 
@@ -23,17 +23,17 @@ PASSAGE = {"chunk_tokens": 16, "chunk_overlap_tokens": 0}
 
 
 @contextmanager
-def another(stack: PromptStack, **changes: object) -> Iterator[PromptStack]:
+def another(stack: WorkerServices, **changes: object) -> Iterator[WorkerServices]:
     """Another process on the same ledger."""
-    with PromptStack.open(stack.settings.model_copy(update=changes)) as opened:
+    with WorkerServices.open(stack.settings.model_copy(update=changes)) as opened:
         yield opened
 
 
-def generate(stack: PromptStack, prompt: str = "Hello.", **how: Any) -> JobView:
+def generate(stack: WorkerServices, prompt: str = "Hello.", **how: Any) -> JobView:
     return stack.jobs.enqueue_generation(prompt, provider="fake", **how)
 
 
-def embed(stack: PromptStack, *passages: str, source: str = "a.txt", **how: Any) -> JobView:
+def embed(stack: WorkerServices, *passages: str, source: str = "a.txt", **how: Any) -> JobView:
     """A job for a document that is cut into exactly these passages."""
     text = "\n\n".join(map(padded, passages))
     return stack.jobs.enqueue_embedding(text, source=source, provider="fake", **how)
@@ -48,23 +48,23 @@ def first_words(texts: Sequence[str]) -> list[str]:
     return [text.split()[0] for text in texts]
 
 
-def run(stack: PromptStack, job: JobView) -> JobOutcome:
+def run(stack: WorkerServices, job: JobView) -> JobOutcome:
     """Do what a worker does with the job's message, in this thread."""
     return stack.executor.run(job.id, lambda progress: None)
 
 
-def state(stack: PromptStack, job: JobView) -> JobState:
+def state(stack: WorkerServices, job: JobView) -> JobState:
     return stack.jobs.get(job.id).state
 
 
-def row(stack: PromptStack, job: JobView) -> Job:
+def row(stack: WorkerServices, job: JobView) -> Job:
     with stack.ledger.transaction() as unit:
         found = unit.jobs.get(job.id)
         assert found is not None
         return found
 
 
-def columns(stack: PromptStack, job: JobView) -> dict[str, Any]:
+def columns(stack: WorkerServices, job: JobView) -> dict[str, Any]:
     """The whole row, to see whether anything changed."""
     with stack.ledger.transaction() as unit:
         query = text("SELECT to_jsonb(jobs) FROM jobs WHERE id = :id")
@@ -72,32 +72,32 @@ def columns(stack: PromptStack, job: JobView) -> dict[str, Any]:
         return found
 
 
-def attempts(stack: PromptStack, job: JobView) -> list[Attempt]:
+def attempts(stack: WorkerServices, job: JobView) -> list[Attempt]:
     with stack.ledger.transaction() as unit:
         return list(unit.attempts.get_many(job_id=job.id))
 
 
-def sql(stack: PromptStack, statement: str, **values: object) -> None:
+def sql(stack: WorkerServices, statement: str, **values: object) -> None:
     with stack.ledger.transaction() as unit:
         unit.session.execute(text(statement), values)
 
 
-def make_due(stack: PromptStack, job: JobView) -> None:
+def make_due(stack: WorkerServices, job: JobView) -> None:
     sql(stack, "UPDATE jobs SET not_before = now() WHERE id = :id", id=job.id)
 
 
-def claim(stack: PromptStack, job: JobView, worker_id: UUID | None = None) -> Claim | None:
+def claim(stack: WorkerServices, job: JobView, worker_id: UUID | None = None) -> Claim | None:
     with stack.ledger.transaction() as unit:
         return unit.steps.claim(job.id, worker_id or stack.worker_id)
 
 
-def claimed(stack: PromptStack, job: JobView, worker_id: UUID | None = None) -> Claim:
+def claimed(stack: WorkerServices, job: JobView, worker_id: UUID | None = None) -> Claim:
     found = claim(stack, job, worker_id)
     assert found is not None
     return found
 
 
-def queued_messages(stack: PromptStack) -> int:
+def queued_messages(stack: WorkerServices) -> int:
     return sum(stack.publisher.waiting(queue) for queue in Queue)
 
 
@@ -110,13 +110,13 @@ STALE: dict[str, Callable[[Any, Claim], object]] = {
 }
 
 
-def two_users(stack: PromptStack) -> tuple[UUID, UUID]:
+def two_users(stack: WorkerServices) -> tuple[UUID, UUID]:
     with stack.ledger.transaction() as unit:
         ada, eve = (unit.users.create(email=f"{name}@example.org").id for name in ("ada", "eve"))
         return ada, eve
 
 
-def agrees(stack: PromptStack, *jobs: JobView) -> None:
+def agrees(stack: WorkerServices, *jobs: JobView) -> None:
     """What Redis shows is what the ledger says, also after Redis was emptied."""
     for _ in range(2):
         shown = stack.progress.read([job.id for job in jobs])

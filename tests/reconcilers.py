@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.maintenance.liveness import Liveness
 from promptstack.services.maintenance.reconciler import Reconciler
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 
 
 class Clock:
@@ -21,7 +21,7 @@ class Clock:
         self.now += timedelta(seconds=seconds)
 
 
-def new_reconciler(stack: PromptStack, clock: Clock, silence: float = 15.0) -> Reconciler:
+def new_reconciler(stack: WorkerServices, clock: Clock, silence: float = 15.0) -> Reconciler:
     return Reconciler(
         stack.ledger,
         stack.publisher,
@@ -32,7 +32,7 @@ def new_reconciler(stack: PromptStack, clock: Clock, silence: float = 15.0) -> R
     )
 
 
-def reconciler_of(stack: PromptStack, clock: Clock, silence: float = 15.0) -> Reconciler:
+def reconciler_of(stack: WorkerServices, clock: Clock, silence: float = 15.0) -> Reconciler:
     made = new_reconciler(stack, clock, silence)
     made.run_once()
     for _ in range(3):

@@ -7,6 +7,7 @@ from sqlalchemy import text
 
 from promptstack.services.runs.views import RunView
 from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import wait_until
 
 
@@ -23,7 +24,7 @@ def failures(stack: PromptStack, run: RunView) -> dict[str | None, str]:
     return {one.custom_id: one.code for one in stack.run_results.failed(run.id)}
 
 
-def has_done(stack: PromptStack, run: RunView, items: int) -> bool:
+def has_done(stack: WorkerServices, run: RunView, items: int) -> bool:
     return stack.runs.get(run.id).succeeded >= items
 
 
@@ -32,7 +33,7 @@ def in_ledger(stack: PromptStack, query: str) -> Any:
         return unit.session.scalar(text(query))
 
 
-def work(stack: PromptStack, run_id: UUID) -> RunView:
+def work(stack: WorkerServices, run_id: UUID) -> RunView:
     """Do all that there is to do for a run, here and without a worker."""
     while True:
         with stack.ledger.transaction() as unit:

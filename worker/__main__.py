@@ -11,7 +11,7 @@ from promptstack.config.parent import die_with_parent
 from promptstack.config.settings import Settings, load_settings
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.tasks import broker
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from promptstack.worker.process import EXIT_FAILED, WorkerProcess
 from promptstack.worker.processes import WRONG_SETTINGS, WorkerProcesses
 
@@ -52,9 +52,9 @@ def _work(settings: Settings) -> int:
     """Run one worker. Raises `PromptStackError` where it can't start."""
     # Before the first connection: kombu keeps the transport class that it used first.
     broker.use_in_this_process()
-    with PromptStack.open(settings) as stack:
-        stack.check_connections()
-        return WorkerProcess(stack).run()
+    with WorkerServices.open(settings) as services:
+        services.check_connections()
+        return WorkerProcess(services).run()
 
 
 def _work_for_keeper(settings: Settings) -> int:

@@ -20,8 +20,8 @@ from promptstack.config.names import Queue
 from promptstack.repositories.errors import TransientLedgerError
 from promptstack.services.execution.retrying_ledger import STOP_PATIENCE_SECONDS
 from promptstack.tasks.app import register_tasks
-from promptstack.tasks.composition import PromptStack
 from promptstack.tasks.views.monitors import Monitors
+from promptstack.tasks.worker_services import WorkerServices
 from promptstack.worker.periodic import Periodic
 
 logger = logging.getLogger(__name__)
@@ -46,21 +46,21 @@ CLOSING_SECONDS = 10.0
 class WorkerProcess:
     """Consumes the job queues until it is told to stop."""
 
-    def __init__(self, stack: PromptStack) -> None:
-        self._stack = stack
-        settings = stack.settings
+    def __init__(self, services: WorkerServices) -> None:
+        self._services = services
+        settings = services.settings
         self._concurrency = settings.worker_concurrency
         self._grace_seconds = settings.shutdown_grace_seconds
         self._is_stopping = False
-        self._results: Any = stack.celery.backend
+        self._results: Any = services.celery.backend
         self._monitors = Monitors()
         self._periodic = [
-            Periodic("heartbeat", stack.heartbeat.beat, settings.heartbeat_seconds),
+            Periodic("heartbeat", services.heartbeat.beat, settings.heartbeat_seconds),
             # Apart, each with its own pace: to send messages, or to delete what is old, may take
             # long, and the dead must be missed in time meanwhile.
-            Periodic("liveness", stack.liveness.run_once, settings.reconcile_seconds),
-            Periodic("messages", stack.reconciler.publish, settings.reconcile_seconds),
-            Periodic("runs", stack.reconciler.tend, settings.reconcile_seconds),
+            Periodic("liveness", services.liveness.run_once, settings.reconcile_seconds),
+            Periodic("messages", services.reconciler.publish, settings.reconcile_seconds),
+            Periodic("runs", services.reconciler.tend, settings.reconcile_seconds),
             Periodic("views", self._show, VIEWS_SECONDS),
             Periodic("leases", self._renew_leases, RENEW_SECONDS),
         ]
@@ -70,15 +70,15 @@ class WorkerProcess:
 
         Then no job is begun; running calls get the grace period, and what is left is handed back.
         """
-        stack = self._stack
+        services = self._services
         sys.setswitchinterval(SWITCH_SECONDS)
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        register_tasks(stack.celery, stack.executor, self._monitors)
+        register_tasks(services.celery, services.executor, self._monitors)
         self._results.write_behind()
-        stack.progress.write_behind()
+        services.progress.write_behind()
         # Alive before the first claim; and where there is no ledger, a clear error at once.
-        stack.heartbeat.beat()
+        services.heartbeat.beat()
         for periodic in self._periodic:
             periodic.start()
         worker_shutting_down.connect(self._shutting_down)
@@ -87,11 +87,11 @@ class WorkerProcess:
             # Celery says the same in six lines.
             warnings.filterwarnings("ignore", category=SecurityWarning)
             logger.warning("this worker runs as root; give it a user of its own")
-        consumer: Any = stack.celery.Worker(
+        consumer: Any = services.celery.Worker(
             pool="threads",
             concurrency=self._concurrency,
             queues=[str(queue) for queue in Queue],
-            hostname=f"{stack.worker_id.hex[-12:]}@{socket.gethostname()}",
+            hostname=f"{services.worker_id.hex[-12:]}@{socket.gethostname()}",
             loglevel=None,
             quiet=True,  # no banner: the log says what is needed
             # Nobody else's business in this product: workers find each other in the ledger.
@@ -101,7 +101,7 @@ class WorkerProcess:
         self._monitors.watch(consumer)
         logger.info(
             "worker %s (process %d) takes %d jobs at once",
-            stack.worker_id,
+            services.worker_id,
             os.getpid(),
             self._concurrency,
         )
@@ -115,32 +115,35 @@ class WorkerProcess:
                 periodic.stop()
             self._show()
             try:
-                stack.heartbeat.leave()
+                services.heartbeat.leave()
             except TransientLedgerError as error:
                 logger.warning("the ledger was not told that this worker stops: %s", error)
-            logger.info("worker %s has stopped", stack.worker_id)
+            logger.info("worker %s has stopped", services.worker_id)
 
     def _show(self) -> None:
         """Show in Redis what the ledger knows by now."""
-        self._stack.progress.flush()
+        self._services.progress.flush()
         self._results.catch_up()
         with suppress(OperationalError, RedisError, OSError):
             # Lets none go: Celery keeps them until its broker is there again.
             self._monitors.flush()
 
     def _renew_leases(self) -> None:
-        self._stack.loop.run(self._stack.limiter.renew())
+        self._services.loop.run(self._services.limiter.renew())
 
     def _shutting_down(self, **_: Any) -> None:
         if self._is_stopping:
             logger.info("told again to stop: running calls are handed back now")
             # In a thread: this is a signal's handler, which may have interrupted a holder of locks.
-            threading.Thread(target=self._stack.active_jobs.stop, daemon=True).start()
+            threading.Thread(target=self._services.active_jobs.stop, daemon=True).start()
             return
         self._is_stopping = True
-        self._stack.active_jobs.let_none_begin()
+        self._services.active_jobs.let_none_begin()
         last_word = self._grace_seconds + STOP_PATIENCE_SECONDS + CLOSING_SECONDS
-        steps = ((self._grace_seconds, self._stack.active_jobs.stop), (last_word, _leave_at_once))
+        steps = (
+            (self._grace_seconds, self._services.active_jobs.stop),
+            (last_word, _leave_at_once),
+        )
         for seconds, action in steps:
             # The last one counts on while connections are closed, which may hang too.
             timer = threading.Timer(seconds, action)

@@ -23,7 +23,7 @@ from promptstack.repositories.models import ApiKey, Attempt, Document, Job, JobS
 from promptstack.services.errors import NotAuthenticated
 from promptstack.services.jobs.enqueue import MAX_SOURCE_BYTES
 from promptstack.services.jobs.views import JobView
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, run, wait_until
 
 COMMAND = str(Path(sys.executable).with_name("promptstack"))
@@ -94,12 +94,12 @@ def items(done: Done) -> list[Any]:
     return listed
 
 
-def count(stack: PromptStack, model: type[Any]) -> int:
+def count(stack: WorkerServices, model: type[Any]) -> int:
     with stack.ledger.transaction() as unit:
         return unit.session.scalar(select(func.count()).select_from(model)) or 0
 
 
-def wait_for(stack: PromptStack, job_id: UUID, state: JobState) -> JobView:
+def wait_for(stack: WorkerServices, job_id: UUID, state: JobState) -> JobView:
     wait_until(lambda: stack.jobs.get(job_id).state is state, f"job {job_id} to be {state}")
     return stack.jobs.get(job_id)
 
@@ -110,7 +110,7 @@ def write(path: Path, content: str) -> Path:
     return path
 
 
-def test_generate(cli: Cli, stack: PromptStack, start_worker: StartWorker) -> None:
+def test_generate(cli: Cli, stack: WorkerServices, start_worker: StartWorker) -> None:
     start_worker()
     refuse = ("--option", "fail_times=1", "--option", "fail_with=invalid")
     plain, as_json, stdin, failing, failing_json, accepted, accepted_json, doctor = together(
@@ -163,7 +163,7 @@ def test_generate(cli: Cli, stack: PromptStack, start_worker: StartWorker) -> No
 
 
 def test_embed_and_search(
-    cli: Cli, stack: PromptStack, start_worker: StartWorker, tmp_path: Path
+    cli: Cli, stack: WorkerServices, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     start_worker()
     folder = tmp_path / "docs"
@@ -242,7 +242,7 @@ def test_embed_and_search(
 
 
 def test_files_that_cannot_be_embedded_leave_nothing_behind(
-    cli: Cli, stack: PromptStack, tmp_path: Path
+    cli: Cli, stack: WorkerServices, tmp_path: Path
 ) -> None:
     good = write(tmp_path / "good.txt", "This could be embedded.")
     empty = write(tmp_path / "empty.txt", "")
@@ -283,7 +283,7 @@ def test_files_that_cannot_be_embedded_leave_nothing_behind(
 
 
 def test_a_file_with_too_long_a_path_is_found_before_anything_is_enqueued(
-    cli: Cli, stack: PromptStack, tmp_path: Path
+    cli: Cli, stack: WorkerServices, tmp_path: Path
 ) -> None:
     folder = tmp_path / "docs"
     write(folder / "a.txt", "This could be embedded.")
@@ -300,7 +300,7 @@ def test_a_file_with_too_long_a_path_is_found_before_anything_is_enqueued(
 def test_jobs(
     cli: Cli,
     environment: dict[str, str],
-    stack: PromptStack,
+    stack: WorkerServices,
     start_worker: StartWorker,
     tmp_path: Path,
 ) -> None:
@@ -381,7 +381,7 @@ def test_an_empty_ledger_is_shown_as_such(cli: Cli) -> None:
 
 
 def test_wrong_requests_say_why_in_one_line_and_enqueue_nothing(
-    cli: Cli, stack: PromptStack, tmp_path: Path
+    cli: Cli, stack: WorkerServices, tmp_path: Path
 ) -> None:
     file = str(write(tmp_path / "a.txt", "text"))
     wrong: dict[tuple[str, ...], str] = {
@@ -418,7 +418,7 @@ def test_wrong_usage_points_to_help(cli: Cli) -> None:
         assert "Traceback" not in done.stderr, done
 
 
-def test_standard_input_that_is_not_utf_8_is_refused(cli: Cli, stack: PromptStack) -> None:
+def test_standard_input_that_is_not_utf_8_is_refused(cli: Cli, stack: WorkerServices) -> None:
     # What Python does where the locale is a UTF-8 one other than C.
     done = cli("generate", "-", stdin=b"Gr\xfc\xdfe", PYTHONIOENCODING="utf-8:strict")
     assert refused(done, "UTF-8")
@@ -438,7 +438,7 @@ def test_a_wrong_setting_is_named_in_one_line(cli: Cli) -> None:
     [("REDIS_URL", "redis://localhost:abc/0"), ("CELERY_BROKER_URL", "nope://localhost")],
 )
 def test_a_wrong_broker_is_named_before_a_job_is_accepted(
-    cli: Cli, stack: PromptStack, variable: str, value: str
+    cli: Cli, stack: WorkerServices, variable: str, value: str
 ) -> None:
     assert refused(cli("generate", "x", "--no-wait", **{variable: value}), f"{variable}: ")
     assert count(stack, Job) == 0
@@ -496,7 +496,7 @@ def test_the_doctor_without_a_worker_and_without_servers(cli: Cli) -> None:
 
 
 def test_a_database_without_our_tables_is_noticed_and_migrated(
-    cli: Cli, stack: PromptStack, environment: dict[str, str]
+    cli: Cli, stack: WorkerServices, environment: dict[str, str]
 ) -> None:
     url = make_url(environment["DATABASE_URL"])
     name = f"{url.database}_bare"
@@ -515,7 +515,7 @@ def test_a_database_without_our_tables_is_noticed_and_migrated(
     assert succeeded(cli("migrate", **bare)).startswith("The schema is at ")
 
 
-def test_a_key_is_shown_once_and_kept_as_a_hash(cli: Cli, stack: PromptStack) -> None:
+def test_a_key_is_shown_once_and_kept_as_a_hash(cli: Cli, stack: WorkerServices) -> None:
     done = cli("keys", "create", "--email", "Ada@example.org", "--name", "laptop")
     key = succeeded(done).strip()
     assert len(done.stdout.splitlines()) == 1
@@ -541,7 +541,7 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(cli: Cli, stack: PromptStack) ->
 
 
 def test_ctrl_c_leaves_an_accepted_job_to_the_next_worker(
-    environment: dict[str, str], stack: PromptStack, tmp_path: Path
+    environment: dict[str, str], stack: WorkerServices, tmp_path: Path
 ) -> None:
     arguments = [COMMAND, "generate", "Say hello."]
     with Process(arguments, command_environment(environment), tmp_path / "log") as generating:
@@ -577,7 +577,7 @@ def test_every_command_explains_itself(cli: Cli) -> None:
         assert done.stderr == ""
 
 
-def test_keys_are_listed_and_revoked(cli: Cli, stack: PromptStack) -> None:
+def test_keys_are_listed_and_revoked(cli: Cli, stack: WorkerServices) -> None:
     refused(cli("keys", "create", "--name", "to\x1b[2Jday"), "U+001B")
     key = succeeded(cli("keys", "create", "--name", "today")).strip()
     with stack.ledger.transaction() as unit:
@@ -597,7 +597,7 @@ def test_keys_are_listed_and_revoked(cli: Cli, stack: PromptStack) -> None:
 
 
 def test_what_a_terminal_cannot_show_or_would_obey_is_escaped(
-    cli: Cli, stack: PromptStack, start_worker: StartWorker
+    cli: Cli, stack: WorkerServices, start_worker: StartWorker
 ) -> None:
     """The answer was paid for when it is printed; and it comes from outside."""
     start_worker()
@@ -611,7 +611,7 @@ def test_what_a_terminal_cannot_show_or_would_obey_is_escaped(
     assert json.loads(succeeded(as_json))["result"]["text"].startswith("[demonstration")
 
 
-def test_what_is_empty_or_below_one_is_refused(cli: Cli, stack: PromptStack) -> None:
+def test_what_is_empty_or_below_one_is_refused(cli: Cli, stack: WorkerServices) -> None:
     nothing, none, unknown = together(
         cli, ("embed", ""), ("worker", "--concurrency", "0"), ("jobs", "list")
     )
@@ -633,7 +633,7 @@ def test_the_doctor_knows_a_default_that_is_no_provider(cli: Cli) -> None:
 
 
 def test_many_files_are_enqueued_some_at_a_time(
-    cli: Cli, stack: PromptStack, tmp_path: Path
+    cli: Cli, stack: WorkerServices, tmp_path: Path
 ) -> None:
     for number in range(250):
         write(tmp_path / "many" / f"{number}.txt", f"Text {number}.")
@@ -643,7 +643,7 @@ def test_many_files_are_enqueued_some_at_a_time(
     assert stack.publisher.waiting(Queue.EMBEDDINGS) == 250
 
 
-def test_usage_is_shown_and_what_is_wrong_is_said(cli: Cli, stack: PromptStack) -> None:
+def test_usage_is_shown_and_what_is_wrong_is_said(cli: Cli, stack: WorkerServices) -> None:
     empty = cli("usage")
     assert (empty.returncode, empty.stdout.strip()) == (
         0,
@@ -713,7 +713,7 @@ def test_ctrl_c_during_the_imports_leaves_no_traceback(
 
 
 def test_a_reader_that_goes_away_is_no_failure(
-    environment: dict[str, str], stack: PromptStack
+    environment: dict[str, str], stack: WorkerServices
 ) -> None:
     stack.jobs.enqueue_generation("x")
     for command in (("jobs", "list", "--json"), ("jobs", "list"), ("--help",)):

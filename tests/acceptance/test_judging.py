@@ -2,12 +2,10 @@
 
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from promptstack.repositories.runs.models import RunState
-from promptstack.services.validation.schema_bounds import SchemaBounds
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, wait_until
 from tests.runs import ended, failures, in_ledger, prompts
 
@@ -26,20 +24,23 @@ def bomb() -> dict[str, Any]:
 
 
 def test_runs_that_take_long_to_judge_hold_up_nobody(
-    runs: PromptStack, start_worker: Callable[..., Process]
+    runs: WorkerServices, start_worker: Callable[..., Process]
 ) -> None:
     # Bounds that let it in, so that only time is left to end it.
-    bounds = replace(SchemaBounds(), expanded=ALLOWED, judging_steps=ALLOWED, judging_seconds=0.1)
-    runs.__dict__["_schema_bounds"] = bounds
+    bounds = {
+        "max_schema_expanded": ALLOWED,
+        "max_judging_steps": ALLOWED,
+        "max_judging_seconds": 0.1,
+    }
     worker = start_worker(
-        MAX_SCHEMA_EXPANDED=str(ALLOWED),
-        MAX_JUDGING_STEPS=str(ALLOWED),
-        MAX_JUDGING_SECONDS=str(bounds.judging_seconds),
         SHUTDOWN_GRACE_SECONDS="1",
+        **{name.upper(): str(value) for name, value in bounds.items()},
     )
-    slow = [
-        runs.runs.generate(ITEMS, json_schema=bomb(), in_flight=40, reuse=False) for _ in range(2)
-    ]
+    with WorkerServices.open(runs.settings.model_copy(update=bounds)) as caller:
+        slow = [
+            caller.runs.generate(ITEMS, json_schema=bomb(), in_flight=40, reuse=False)
+            for _ in range(2)
+        ]
     wait_until(
         lambda: all(runs.runs.get(run.id).failed for run in slow),
         "answers that were not judged",

@@ -16,7 +16,7 @@ from promptstack.services.runs.shards.slots import RunSlots
 from promptstack.services.runs.views import RunView
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.simulator.requests import UNFIT_MARK
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, wait_until
 from tests.runs import ended, failures, has_done, in_ledger, prompts
 
@@ -28,7 +28,7 @@ PATIENT = {"WORKER_LOST_SECONDS": "60"}
 UNDER_WAY = f"{CALLS} WHERE state = 'started'"
 
 
-def billed_usd(stack: PromptStack, simulator: SimulatorProcess, model: str) -> Decimal:
+def billed_usd(stack: WorkerServices, simulator: SimulatorProcess, model: str) -> Decimal:
     """What the provider would put on the bill."""
     let_in = simulator.stats()["admitted"]
     tokens = {name: let_in[name] for name in ("input_tokens", "output_tokens")} if let_in else {}
@@ -37,7 +37,7 @@ def billed_usd(stack: PromptStack, simulator: SimulatorProcess, model: str) -> D
     return cost
 
 
-def check_books(stack: PromptStack, run: RunView) -> None:
+def check_books(stack: WorkerServices, run: RunView) -> None:
     """The sums of a run are those of its attempts: in its row, and in the report of usage."""
     with stack.ledger.transaction() as unit:
         known = unit.session.execute(
@@ -52,14 +52,14 @@ def check_books(stack: PromptStack, run: RunView) -> None:
 
 
 @pytest.fixture(params=["generation", "embedding"])
-def costly(request: pytest.FixtureRequest, runs: PromptStack) -> "Costly":
+def costly(request: pytest.FixtureRequest, runs: WorkerServices) -> "Costly":
     return Costly(runs, request.param)
 
 
 class Costly:
     """A run of many shards, of which the limit pays for some calls alone."""
 
-    def __init__(self, stack: PromptStack, kind: str) -> None:
+    def __init__(self, stack: WorkerServices, kind: str) -> None:
         self._stack = stack
         self._is_generation = kind == "generation"
         self.model = GENERATES if self._is_generation else EMBEDS
@@ -82,7 +82,7 @@ class Costly:
 
 
 def test_workers_together_spend_no_more_than_the_limit_and_all_that_it_allows(
-    runs: PromptStack,
+    runs: WorkerServices,
     simulator: SimulatorProcess,
     start_worker: Callable[..., Process],
     costly: Costly,
@@ -113,7 +113,7 @@ def test_workers_together_spend_no_more_than_the_limit_and_all_that_it_allows(
 
 
 def test_a_wrong_key_ends_a_run_soon_and_the_right_one_lets_it_go_on(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     in_flight = 4
     for _ in range(2):
@@ -138,7 +138,7 @@ def test_a_wrong_key_ends_a_run_soon_and_the_right_one_lets_it_go_on(
 
 
 def test_a_cancel_loses_nothing_that_was_answered_and_lets_no_call_begin(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     for _ in range(2):
         start_worker(**PATIENT)
@@ -166,7 +166,7 @@ def test_a_cancel_loses_nothing_that_was_answered_and_lets_no_call_begin(
 
 
 def test_answers_that_break_the_schema_are_errors_that_were_paid_for(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     start_worker(**PATIENT)
     schema: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -190,7 +190,7 @@ def test_answers_that_break_the_schema_are_errors_that_were_paid_for(
 
 
 def test_faults_that_pass_cost_a_try_and_no_item_and_nothing_is_paid_twice_for_them(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     start_worker(**PATIENT, PROVIDER_TIMEOUT_SECONDS="5")
     faults: list[dict[str, Any]] = [
@@ -234,7 +234,7 @@ def test_faults_that_pass_cost_a_try_and_no_item_and_nothing_is_paid_twice_for_t
 
 
 def test_the_books_agree_with_the_providers_but_for_the_calls_of_workers_that_died(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     simulator.set_latency(0.1)
     victims = [start_worker(), start_worker()]
@@ -260,7 +260,7 @@ def test_the_books_agree_with_the_providers_but_for_the_calls_of_workers_that_di
 
 
 def test_answers_that_cannot_be_read_are_paid_for_and_count_against_the_limit(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     start_worker(**PATIENT)
     simulator.set_fault_rates({"rate": 1, "kind": "truncated"})
@@ -280,7 +280,7 @@ def test_answers_that_cannot_be_read_are_paid_for_and_count_against_the_limit(
 
 
 def test_a_model_that_is_not_there_ends_a_run_with_its_first_calls(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     start_worker(**PATIENT)
     run = ended(runs, runs.runs.embed(["one", "two", "three"], model="unknown-model"))
@@ -289,7 +289,7 @@ def test_a_model_that_is_not_there_ends_a_run_with_its_first_calls(
 
 
 def test_a_limit_that_is_enough_for_what_is_asked_is_enough(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     start_worker(**PATIENT)
     texts = [f"a text of some words with the number {n:05}" for n in range(3_000)]

@@ -19,7 +19,7 @@ from promptstack.services.runs.shards.slots import RunSlots
 from promptstack.services.runs.views import RunView
 from promptstack.services.sources.inputs import Reading
 from promptstack.simulator.process import SimulatorProcess
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, wait_until
 from tests.runs import ended, failures, has_done, in_ledger, prompts
 
@@ -28,7 +28,7 @@ DIMENSIONS = 1_536
 
 
 def test_embeddings_come_out_in_order_and_the_same_run_again_bills_nothing(
-    runs: PromptStack,
+    runs: WorkerServices,
     simulator: SimulatorProcess,
     start_worker: Callable[..., Process],
     tmp_path: Path,
@@ -61,7 +61,7 @@ def test_embeddings_come_out_in_order_and_the_same_run_again_bills_nothing(
 
 
 def test_the_index_is_there_in_the_end_and_search_finds_items_by_their_metadata(
-    runs: PromptStack, start_worker: Callable[..., Process]
+    runs: WorkerServices, start_worker: Callable[..., Process]
 ) -> None:
     start_worker()
     items = [
@@ -88,7 +88,7 @@ def test_the_index_is_there_in_the_end_and_search_finds_items_by_their_metadata(
 
 
 def test_bad_inputs_stop_a_run_before_anything_is_paid_or_end_in_its_errors(
-    runs: PromptStack,
+    runs: WorkerServices,
     simulator: SimulatorProcess,
     start_worker: Callable[..., Process],
     tmp_path: Path,
@@ -116,7 +116,7 @@ def test_bad_inputs_stop_a_run_before_anything_is_paid_or_end_in_its_errors(
 
 
 def test_invariant_12_an_item_that_is_refused_sinks_neither_its_call_nor_its_run(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     start_worker()
     # The longest that is sent at all; the simulator refuses it, and with it all that goes along.
@@ -129,7 +129,7 @@ def test_invariant_12_an_item_that_is_refused_sinks_neither_its_call_nor_its_run
 
 
 def test_what_fails_for_a_while_is_tried_again_and_what_fails_for_good_can_be_retried(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     start_worker()
     none: dict[str, Any] = {"kind": "none"}
@@ -147,7 +147,7 @@ def test_what_fails_for_a_while_is_tried_again_and_what_fails_for_good_can_be_re
 
 
 def test_spent_quota_ends_a_run_and_a_retry_pays_only_for_the_rest(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     start_worker()
     quota = {"kind": "status", "status": 429, "code": "insufficient_quota"}
@@ -172,7 +172,7 @@ def test_spent_quota_ends_a_run_and_a_retry_pays_only_for_the_rest(
 
 
 def test_a_run_never_costs_more_than_its_limit(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     start_worker()
     limit = Decimal("0.002")
@@ -188,12 +188,12 @@ def test_a_run_never_costs_more_than_its_limit(
     assert simulator.ledger(times=2) == {}
 
 
-def _retried(stack: PromptStack, run: RunView, limit: Decimal) -> RunView:
+def _retried(stack: WorkerServices, run: RunView, limit: Decimal) -> RunView:
     return stack.runs.retry(run.id, max_cost_usd=limit)
 
 
 def test_a_cancelled_run_keeps_what_it_has_and_asks_no_more(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     start_worker()
     simulator.set_latency(0.2)
@@ -212,7 +212,7 @@ def test_a_cancelled_run_keeps_what_it_has_and_asks_no_more(
 
 
 def test_templates_and_schemas_make_answers_that_are_checked(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     start_worker()
     schema: dict[str, Any] = {
@@ -245,7 +245,7 @@ def test_templates_and_schemas_make_answers_that_are_checked(
 
 
 def test_progress_in_redis_is_that_of_the_ledger_and_comes_back_after_a_flush(
-    runs: PromptStack, start_worker: Callable[..., Process]
+    runs: WorkerServices, start_worker: Callable[..., Process]
 ) -> None:
     start_worker()
     run = ended(runs, runs.runs.generate(prompts(40), max_tokens=16))
@@ -268,7 +268,7 @@ def test_progress_in_redis_is_that_of_the_ledger_and_comes_back_after_a_flush(
 
 
 def test_a_run_outlives_three_kills_and_pays_twice_only_for_what_was_in_flight(
-    runs: PromptStack,
+    runs: WorkerServices,
     simulator: SimulatorProcess,
     start_worker: Callable[..., Process],
     tmp_path: Path,
@@ -294,7 +294,7 @@ def test_a_run_outlives_three_kills_and_pays_twice_only_for_what_was_in_flight(
 
 
 def test_a_worker_that_is_told_to_stop_hands_its_shards_on_and_nothing_is_paid_twice(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     simulator.set_latency(0.1)
     worker = start_worker()
@@ -311,7 +311,7 @@ def test_a_worker_that_is_told_to_stop_hands_its_shards_on_and_nothing_is_paid_t
 
 
 def test_a_small_run_is_not_behind_a_large_one(
-    runs: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     simulator.set_latency(0.05)
     start_worker(WORKER_SHARDS="2")

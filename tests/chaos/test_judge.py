@@ -17,11 +17,11 @@ from promptstack.chaos.scorecard import Scorecard
 from promptstack.chaos.servers import dsn
 from promptstack.chaos.verdict import Verdict
 from promptstack.repositories.models import AttemptState, Billing
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 
 
 @pytest.fixture
-def load(stack: PromptStack) -> list[Accepted]:
+def load(stack: WorkerServices) -> list[Accepted]:
     """Two jobs that have succeeded, watched from their beginning."""
     Judge(dsn(stack.database_url)).watch()
     target = Target("demo", None, embedding_model=None)
@@ -33,7 +33,7 @@ def load(stack: PromptStack) -> list[Accepted]:
 
 
 def judge(
-    stack: PromptStack,
+    stack: WorkerServices,
     load: list[Accepted],
     *happened: Happened,
     billed: tuple[int, int] = (1, 1),
@@ -48,12 +48,12 @@ def judge(
     return verdict
 
 
-def change(stack: PromptStack, statement: str, **values: object) -> None:
+def change(stack: WorkerServices, statement: str, **values: object) -> None:
     with stack.ledger.transaction() as unit:
         unit.session.execute(text(statement), values)
 
 
-def test_a_good_run_passes(stack: PromptStack, load: list[Accepted]) -> None:
+def test_a_good_run_passes(stack: WorkerServices, load: list[Accepted]) -> None:
     verdict = judge(stack, load)
     assert verdict.problems() == []
     assert (verdict.accepted, verdict.ended, verdict.calls_billed) == (2, {"succeeded": 2}, 2)
@@ -71,14 +71,14 @@ def test_a_good_run_passes(stack: PromptStack, load: list[Accepted]) -> None:
     ids=["deleted", "open", "another result", "wrong result", "another state"],
 )
 def test_what_must_not_be_is_found(
-    stack: PromptStack, load: list[Accepted], statement: str, found: str
+    stack: WorkerServices, load: list[Accepted], statement: str, found: str
 ) -> None:
     change(stack, statement, id=load[0].id)
     problems = judge(stack, load).problems()
     assert any(found in problem for problem in problems), problems
 
 
-def lose_a_call(stack: PromptStack, job_id: UUID, worker: UUID) -> None:
+def lose_a_call(stack: WorkerServices, job_id: UUID, worker: UUID) -> None:
     """Put a call on record that came before the one that was answered, and was lost."""
     change(
         stack,
@@ -114,7 +114,7 @@ def hit(worker: UUID, ago: float, fault: Fault = Fault.KILL) -> Happened:
     ids=["hit", "too early", "too late", "another worker", "another fault"],
 )
 def test_a_call_is_billed_twice_for_a_fault_that_hit_it_or_for_none(
-    stack: PromptStack,
+    stack: WorkerServices,
     load: list[Accepted],
     fault: Callable[[UUID], Happened],
     problem: str | None,
@@ -145,7 +145,7 @@ def test_a_call_is_billed_twice_for_a_fault_that_hit_it_or_for_none(
     ],
 )
 def test_a_killed_workers_job_must_be_free_in_time_beyond_outages_of_the_ledger(
-    stack: PromptStack,
+    stack: WorkerServices,
     load: list[Accepted],
     killed: float,
     outages: list[tuple[Fault, float, float]],
@@ -206,7 +206,7 @@ def test_a_run_passes_only_if_the_jobs_of_killed_workers_are_free_in_time(
 
 
 def test_killed_workers_whose_jobs_nobody_measured_show_nothing(
-    stack: PromptStack, load: list[Accepted]
+    stack: WorkerServices, load: list[Accepted]
 ) -> None:
     worker = uuid4()
     lose_a_call(stack, load[0].id, worker)
@@ -237,22 +237,24 @@ def test_the_rest_is_waited_for_as_long_as_anything_moves() -> None:
     assert len(still) < 10
 
 
-def test_a_bill_without_a_record_is_found(stack: PromptStack, load: list[Accepted]) -> None:
+def test_a_bill_without_a_record_is_found(stack: WorkerServices, load: list[Accepted]) -> None:
     assert any("not on record" in found for found in judge(stack, load, billed=(3, 1)).problems())
 
 
-def test_a_bill_without_any_record_is_found(stack: PromptStack, load: list[Accepted]) -> None:
+def test_a_bill_without_any_record_is_found(stack: WorkerServices, load: list[Accepted]) -> None:
     change(stack, "DELETE FROM attempts WHERE job_id = :id", id=load[0].id)
     assert any("not on record" in found for found in judge(stack, load).problems())
 
 
-def test_books_of_another_provider_judge_nothing(stack: PromptStack, load: list[Accepted]) -> None:
+def test_books_of_another_provider_judge_nothing(
+    stack: WorkerServices, load: list[Accepted]
+) -> None:
     problems = judge(stack, load, billed=(0, 0)).problems()
     assert any("not on the provider's books" in found for found in problems)
 
 
 def test_a_run_in_which_nothing_succeeded_does_not_pass(
-    stack: PromptStack, load: list[Accepted]
+    stack: WorkerServices, load: list[Accepted]
 ) -> None:
     Judge(dsn(stack.database_url)).unwatch()
     change(stack, "UPDATE jobs SET state = 'failed', result = NULL")
@@ -261,7 +263,7 @@ def test_a_run_in_which_nothing_succeeded_does_not_pass(
 
 
 def test_what_others_do_to_their_jobs_meanwhile_is_no_problem(
-    stack: PromptStack, load: list[Accepted]
+    stack: WorkerServices, load: list[Accepted]
 ) -> None:
     other = stack.jobs.enqueue_generation("x")
     stack.jobs.cancel(other.id)

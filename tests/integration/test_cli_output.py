@@ -19,7 +19,7 @@ from promptstack.api.cli.serve import commands as serve
 from promptstack.config.settings import load_settings
 from promptstack.repositories.models import JobState
 from promptstack.services.errors import AmbiguousId, InvalidInput, NotFound
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import ROOT
 from tests.runs import ended, in_ledger, work
 
@@ -45,7 +45,7 @@ def refusal(*arguments: str) -> str:
 
 
 @pytest.fixture
-def busy(stack: PromptStack) -> PromptStack:
+def busy(stack: WorkerServices) -> WorkerServices:
     """A ledger with something in each table."""
     done = stack.jobs.enqueue_generation("Say hello.")
     stack.executor.run(done.id, lambda _: None)
@@ -64,7 +64,7 @@ def busy(stack: PromptStack) -> PromptStack:
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_tables_fit_the_width_and_keep_ids_whole(
-    busy: PromptStack, width: int, monkeypatch: pytest.MonkeyPatch
+    busy: WorkerServices, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for console in (terminal.out, terminal.err):
         monkeypatch.setattr(console, "width", width)
@@ -119,7 +119,7 @@ def test_every_list_has_one_shape(tmp_path: Path) -> None:
         assert len(listed["items"]) >= 1, command
 
 
-def test_who_waits_is_shown_with_the_reason_and_the_time(busy: PromptStack) -> None:
+def test_who_waits_is_shown_with_the_reason_and_the_time(busy: WorkerServices) -> None:
     slow = "openai asks us to slow down (status 429)."
     run = busy.runs.embed(["Three"], provider="local")
     busy.dispatch.run_once()
@@ -145,7 +145,7 @@ def test_who_waits_is_shown_with_the_reason_and_the_time(busy: PromptStack) -> N
     assert (waits["jobs"], waits["error_code"]) == (1, "RATE_LIMITED")
 
 
-def test_what_prints_also_prints_json(busy: PromptStack, tmp_path: Path) -> None:
+def test_what_prints_also_prints_json(busy: WorkerServices, tmp_path: Path) -> None:
     (run,) = busy.runs.get_many()
     (key,) = busy.keys.get_all()
     assert told("migrate")["before"] == told("migrate")["after"]
@@ -157,7 +157,7 @@ def test_what_prints_also_prints_json(busy: PromptStack, tmp_path: Path) -> None
         assert [job["id"] for job in told("jobs", command, *done)["items"]] == done
 
 
-def test_export_takes_its_file_as_all_do(busy: PromptStack, tmp_path: Path) -> None:
+def test_export_takes_its_file_as_all_do(busy: WorkerServices, tmp_path: Path) -> None:
     (run,) = busy.runs.get_many()
     one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
     cli("runs", "export", str(run.id), "-o", str(one))
@@ -169,7 +169,7 @@ def test_export_takes_its_file_as_all_do(busy: PromptStack, tmp_path: Path) -> N
     assert len(lines) == 2
 
 
-def test_the_beginning_of_an_id_is_enough(stack: PromptStack) -> None:
+def test_the_beginning_of_an_id_is_enough(stack: WorkerServices) -> None:
     first = stack.jobs.enqueue_generation("x").id
     run = stack.runs.embed(["One"], provider="local").id
     stack.keys.create("a@example.org", "a")
@@ -224,7 +224,7 @@ def test_the_beginning_of_an_id_is_enough(stack: PromptStack) -> None:
         stack.jobs.find("ffff")
 
 
-def test_jobs_are_waited_for_in_python_and_in_time(stack: PromptStack) -> None:
+def test_jobs_are_waited_for_in_python_and_in_time(stack: WorkerServices) -> None:
     jobs = [stack.jobs.enqueue_generation(f"Number {number}").id for number in range(3)]
     with pytest.raises(TimeoutError, match="3 of 3 jobs have not ended after 0"):
         stack.jobs.wait(jobs, timeout=0)
@@ -246,7 +246,7 @@ def test_jobs_are_waited_for_in_python_and_in_time(stack: PromptStack) -> None:
     assert {job.state for job in waited} == {JobState.SUCCEEDED}
 
 
-def test_jobs_wait_says_how_they_ended(busy: PromptStack) -> None:
+def test_jobs_wait_says_how_they_ended(busy: WorkerServices) -> None:
     good = busy.jobs.get_many(state=JobState.SUCCEEDED)[0]
     bad = busy.jobs.get_many(state=JobState.FAILED)[0]
     later = busy.jobs.enqueue_generation("x")
@@ -259,7 +259,7 @@ def test_jobs_wait_says_how_they_ended(busy: PromptStack) -> None:
     assert "no time span" in refusal("jobs", "wait", str(good.id), "--timeout", "soon")
 
 
-def test_a_generation_takes_all_that_the_service_takes(stack: PromptStack) -> None:
+def test_a_generation_takes_all_that_the_service_takes(stack: WorkerServices) -> None:
     common = ("--no-wait", "--expires-in", "10m", "--provider", "openai")
     job = told(
         *("generate", "--message", "system:Be brief.", "--message", "user: Hi: there"),
@@ -288,7 +288,7 @@ def test_a_generation_takes_all_that_the_service_takes(stack: PromptStack) -> No
     assert "no time span" in refusal("generate", "x", "--expires-in", "soon")
 
 
-def test_runs_and_documents_take_the_same(stack: PromptStack, tmp_path: Path) -> None:
+def test_runs_and_documents_take_the_same(stack: WorkerServices, tmp_path: Path) -> None:
     source = tmp_path / "prompts.jsonl"
     source.write_text('{"prompt": "One"}\n')
     run = told(
@@ -323,7 +323,7 @@ def test_the_version_is_told() -> None:
 
 
 def test_a_second_up_takes_a_free_port_for_its_api(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = stack.settings
     monkeypatch.setattr(serve, "_is_taken", lambda host, port: True)

@@ -21,7 +21,7 @@ from promptstack.repositories.runs.models import RunState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.export import atomic
 from promptstack.services.export.paths import check_output
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.runs import work
 
 LINES = '{"id": "a", "text": "One"}\n{"id": "b", "text": "Two"}\n'
@@ -29,10 +29,10 @@ BAD = '{"id": "c", "text": ""}\n'
 
 
 @pytest.fixture(autouse=True)
-def worked(stack: PromptStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def worked(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Who watches a run does it."""
 
-    def watch(_: PromptStack, run_id: UUID, *, quiet: bool) -> None:
+    def watch(_: WorkerServices, run_id: UUID, *, quiet: bool) -> None:
         assert quiet in {True, False}
         work(stack, run_id)
 
@@ -51,7 +51,7 @@ def embed(*arguments: str, code: int = 0, source: str = "texts.jsonl") -> Result
     return runs("embed", source, "--provider", "local", *arguments, code=code)
 
 
-def refused(stack: PromptStack, *arguments: str, source: str = "texts.jsonl") -> str:
+def refused(stack: WorkerServices, *arguments: str, source: str = "texts.jsonl") -> str:
     """What is said where nothing is done."""
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
     known = len(stack.runs.get_many())
@@ -62,7 +62,7 @@ def refused(stack: PromptStack, *arguments: str, source: str = "texts.jsonl") ->
     return said
 
 
-def only_run(stack: PromptStack) -> UUID:
+def only_run(stack: WorkerServices) -> UUID:
     (run,) = stack.runs.get_many()
     return run.id
 
@@ -80,7 +80,7 @@ def only_run(stack: PromptStack) -> UUID:
     ],
 )
 def test_the_source_is_never_overwritten(
-    source: str, output: str, overwrite: list[str], stack: PromptStack
+    source: str, output: str, overwrite: list[str], stack: WorkerServices
 ) -> None:
     for name in ("v.ids.jsonl", "v.errors.jsonl"):
         Path(name).write_text(LINES)
@@ -89,7 +89,7 @@ def test_the_source_is_never_overwritten(
     assert "is the source" in refused(stack, "-o", output, *overwrite, source=source)
 
 
-def test_neither_is_standard_input(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_is_standard_input(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with Path("texts.jsonl").open() as given:
         monkeypatch.setattr(sys, "stdin", given)
@@ -98,7 +98,7 @@ def test_neither_is_standard_input(stack: PromptStack, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("there", ["out.npy", "out.errors.jsonl", "out.ids.jsonl"])
-def test_what_is_there_is_overwritten_only_when_told(there: str, stack: PromptStack) -> None:
+def test_what_is_there_is_overwritten_only_when_told(there: str, stack: WorkerServices) -> None:
     Path(there).write_text("precious")
     assert f"{there} exists already" in refused(stack, "-o", "out.npy")
     embed("-o", "out.npy", "--overwrite")
@@ -111,7 +111,7 @@ def test_what_is_there_is_overwritten_only_when_told(there: str, stack: PromptSt
     assert "exists already" in runs("retry", run, "-o", "out.npy", code=2).stderr
 
 
-def test_no_results_leave_an_old_output(stack: PromptStack) -> None:
+def test_no_results_leave_an_old_output(stack: WorkerServices) -> None:
     embed("-o", "out.jsonl")
     good = Path("out.jsonl").read_bytes()
     Path("bad.jsonl").write_text(BAD)
@@ -132,13 +132,13 @@ def test_no_results_leave_an_old_output(stack: PromptStack) -> None:
         (f"{'x' * 250}.jsonl", "can't be written: File name too long"),
     ],
 )
-def test_the_output_is_judged_first(output: str, reason: str, stack: PromptStack) -> None:
+def test_the_output_is_judged_first(output: str, reason: str, stack: WorkerServices) -> None:
     Path("folder.jsonl").mkdir()
     assert reason in refused(stack, "-o", output)
     assert reason in refused(stack, "-o", output, "--overwrite")
 
 
-def test_no_output_is_promised_where_nobody_waits_for_results(stack: PromptStack) -> None:
+def test_no_output_is_promised_where_nobody_waits_for_results(stack: WorkerServices) -> None:
     for output in ("out.jsonl", "-"):
         said = refused(stack, "-o", output, "--detach")
         assert "--detach" in said
@@ -150,7 +150,7 @@ def test_no_output_is_promised_where_nobody_waits_for_results(stack: PromptStack
 
 
 @pytest.mark.parametrize("summary", [[], ["--json"]])
-def test_standard_output_has_results_only(stack: PromptStack, summary: list[str]) -> None:
+def test_standard_output_has_results_only(stack: WorkerServices, summary: list[str]) -> None:
     done = embed("-o", "-", *summary)
     assert [json.loads(line)["custom_id"] for line in done.stdout.splitlines()] == ["a", "b"]
     run = str(only_run(stack))
@@ -168,7 +168,9 @@ def test_answers_are_no_arrays() -> None:
     assert "Answers are no vectors" in said
 
 
-def test_a_full_disk_loses_no_results(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_no_results(
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_: Path) -> None:
         raise OSError(28, "No space left on device")
 
@@ -185,9 +187,9 @@ def test_a_full_disk_loses_no_results(stack: PromptStack, monkeypatch: pytest.Mo
 
 
 def test_an_output_that_appeared_meanwhile_is_left(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def watch(_: PromptStack, run_id: UUID, **__: Any) -> None:
+    def watch(_: WorkerServices, run_id: UUID, **__: Any) -> None:
         work(stack, run_id)
         Path("out.jsonl").write_text("of another")
 
@@ -196,7 +198,7 @@ def test_an_output_that_appeared_meanwhile_is_left(
     assert Path("out.jsonl").read_text() == "of another"
 
 
-def test_ctrl_c_says_how_to_go_on(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_says_how_to_go_on(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch) -> None:
     def watch(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -220,7 +222,7 @@ def test_bad_lines_are_told_and_counted() -> None:
     assert (told["bad"], len(told["faults"]), told["faults_untold"]) == (32, 20, 12)
 
 
-def test_a_limit_below_the_expected_cost_is_told(stack: PromptStack) -> None:
+def test_a_limit_below_the_expected_cost_is_told(stack: WorkerServices) -> None:
     asked = ("generate", "texts.jsonl", "--provider", "openai", "--max-tokens", "1000")
     plain = runs(*asked, "--dry-run", "--json")
     told = json.loads(plain.stdout)
@@ -294,7 +296,7 @@ def test_a_file_name_stands_on_one_line_of_the_list() -> None:
 
 
 @pytest.mark.parametrize("amount", ["nan", "-inf", "-1", "1e30"])
-def test_a_limit_that_is_no_amount_is_refused(stack: PromptStack, amount: str) -> None:
+def test_a_limit_that_is_no_amount_is_refused(stack: WorkerServices, amount: str) -> None:
     embed("--detach")
     run = only_run(stack)
     stack.runs.cancel(run)
@@ -303,7 +305,7 @@ def test_a_limit_that_is_no_amount_is_refused(stack: PromptStack, amount: str) -
     assert stack.runs.get(run).state == RunState.CANCELLED
 
 
-def test_programs_get_plain_numbers_and_times(stack: PromptStack) -> None:
+def test_programs_get_plain_numbers_and_times(stack: WorkerServices) -> None:
     told = json.loads(embed("--json").stdout)
     assert told["cost_usd"] == "0"
     assert "T" in told["created_at"]
@@ -312,9 +314,9 @@ def test_programs_get_plain_numbers_and_times(stack: PromptStack) -> None:
 
 
 def test_what_is_watched_ends_its_line_and_counts_in_words(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def watch(_: PromptStack, run_id: UUID, *, quiet: bool) -> None:
+    def watch(_: WorkerServices, run_id: UUID, *, quiet: bool) -> None:
         work(stack, run_id)
         watch_run(stack, run_id, quiet=quiet)
 
@@ -327,7 +329,7 @@ def test_what_is_watched_ends_its_line_and_counts_in_words(
     assert [line for line in said if line.startswith("Run ")] == [f"Run {only_run(stack)}"]
 
 
-def test_a_cancelled_run_says_so(stack: PromptStack) -> None:
+def test_a_cancelled_run_says_so(stack: WorkerServices) -> None:
     embed("--detach")
     run = only_run(stack)
     runs("cancel", str(run))
@@ -343,7 +345,7 @@ def test_done_in_the_list_is_what_succeeded() -> None:
     assert "2/3" in runs("list").stdout
 
 
-def test_a_field_that_is_called_start_may_be_anything(stack: PromptStack) -> None:
+def test_a_field_that_is_called_start_may_be_anything(stack: WorkerServices) -> None:
     starts = ['"00:12.5"', "12.5", "1e300", "true", "[1]", "null", "7"]
     Path("texts.jsonl").write_text(
         "".join(f'{{"text": "text {n}", "start": {start}}}\n' for n, start in enumerate(starts))
@@ -366,13 +368,15 @@ def test_a_condition_that_would_be_another_is_refused(value: str) -> None:
     "condition", [{"n": math.inf}, {"n": "\x00"}, {"\ud800": 1}, {"n": 10**400}]
 )
 def test_a_condition_that_no_item_can_meet_is_refused(
-    stack: PromptStack, condition: dict[str, Any]
+    stack: WorkerServices, condition: dict[str, Any]
 ) -> None:
     with pytest.raises(InvalidInput, match="The condition has"):
         stack.search.search("any", provider="local", where=condition)
 
 
-def test_what_a_format_cannot_hold_is_said_and_the_others_are_written(stack: PromptStack) -> None:
+def test_what_a_format_cannot_hold_is_said_and_the_others_are_written(
+    stack: WorkerServices,
+) -> None:
     run = runs("generate", "texts.jsonl", "--provider", "demo", "--json")
     run_id = json.loads(run.stdout)["id"]
     with stack.ledger.transaction() as unit:

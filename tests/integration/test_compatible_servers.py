@@ -17,7 +17,7 @@ from promptstack.services.llm.errors import ContextTooLong
 from promptstack.services.llm.learned import LearnedFacts, RefusedCalls, most_texts
 from promptstack.services.llm.openai_fields import refused_field
 from promptstack.services.llm.requests import Fallback
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.http import serve
 from tests.runs import work
 from tests.small_server import Answer, Asked, SmallServer, chat, small_server, vectors
@@ -42,7 +42,7 @@ SENT = {
     "anthropic": {"ANTHROPIC_CUSTOM_HEADERS": "x-mine: secret"},
 }
 
-Open = Callable[..., PromptStack]
+Open = Callable[..., WorkerServices]
 
 
 @pytest.fixture
@@ -50,19 +50,21 @@ def open_stack(environment: dict[str, str], tmp_path: Path) -> Iterator[Open]:
     """Opens a process' stack in which `small` is a server at an address."""
     with ExitStack() as opened:
 
-        def open_it(url: str, more: str = "", provider: str = "", path: str = "/v1") -> PromptStack:
+        def open_it(
+            url: str, more: str = "", provider: str = "", path: str = "/v1"
+        ) -> WorkerServices:
             file = tmp_path / "small.toml"
             file.write_text(
                 f'[[providers]]\nname = "small"\nwire = "openai"\nbase_url = "{url}{path}"\n'
                 f'generation_model = "chat-1"\nembedding_model = "bge-1"\n{provider}\n{more}'
             )
             settings = Settings(_env_file=None, models_file=file)
-            return opened.enter_context(PromptStack.open(settings))
+            return opened.enter_context(WorkerServices.open(settings))
 
         yield open_it
 
 
-def ask(stack: PromptStack, **how: object) -> JobView:
+def ask(stack: WorkerServices, **how: object) -> JobView:
     asked = {"provider": "small", "max_retries": 0, **how}
     job = stack.jobs.enqueue_generation("Why?", **asked)  # type: ignore[arg-type]
     stack.executor.run(job.id, lambda progress: None)
@@ -314,7 +316,7 @@ def test_a_larger_answered_call_is_proof_that_the_number_is_not_it() -> None:
 # What doctor says
 
 
-def found(stack: PromptStack, name: str) -> tuple[str, str]:
+def found(stack: WorkerServices, name: str) -> tuple[str, str]:
     finding = _provider(stack, name)
     return finding.status, finding.detail
 

@@ -40,8 +40,8 @@ from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.openai import RESERVED_OPTIONS
 from promptstack.services.llm.requests import Message
 from promptstack.services.maintenance.reconciler import Reconciler
-from promptstack.tasks.composition import PromptStack
 from promptstack.tasks.publisher import CeleryPublisher
+from promptstack.tasks.worker_services import WorkerServices
 
 NO_REDIS = "unix:///nowhere/at/all.sock"
 DEFAULTS = JobDefaults("demo", "local", max_retries=3, expires_seconds=600, max_text_bytes=2_000)
@@ -82,7 +82,7 @@ class RecordingPublisher:
 
 
 @pytest.fixture
-def ledger(stack: PromptStack) -> Ledger:
+def ledger(stack: WorkerServices) -> Ledger:
     return stack.ledger
 
 
@@ -92,19 +92,19 @@ def publisher() -> RecordingPublisher:
 
 
 @pytest.fixture
-def jobs(stack: PromptStack, publisher: RecordingPublisher) -> JobService:
+def jobs(stack: WorkerServices, publisher: RecordingPublisher) -> JobService:
     """The enqueue API with a publisher that only takes notes."""
     return service(stack, publisher)
 
 
 @pytest.fixture
-def cut_off(settings: Settings) -> Iterator[PromptStack]:
+def cut_off(settings: Settings) -> Iterator[WorkerServices]:
     """The same ledger, seen by a process that can't reach Redis."""
-    with PromptStack.open(settings.model_copy(update={"redis_url": NO_REDIS})) as opened:
+    with WorkerServices.open(settings.model_copy(update={"redis_url": NO_REDIS})) as opened:
         yield opened
 
 
-def service(stack: PromptStack, publisher: Publisher) -> JobService:
+def service(stack: WorkerServices, publisher: Publisher) -> JobService:
     return JobService(stack.ledger, publisher, stack.progress, stack.factory, DEFAULTS)
 
 
@@ -130,7 +130,7 @@ def add_user(ledger: Ledger, email: str = "ada@example.org", **values: Any) -> U
         return unit.users.create(email=email, **values).id
 
 
-def messages(stack: PromptStack) -> dict[str, list[str]]:
+def messages(stack: WorkerServices) -> dict[str, list[str]]:
     """The job ids in the messages that wait, by queue, oldest first."""
     waiting: dict[str, list[str]] = {}
     for queue in QUEUES:
@@ -459,7 +459,11 @@ def test_keys_belong_to_their_user(jobs: JobService, ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("kind", ["generation", "embedding"])
 def test_racing_with_one_key_makes_one_job_and_one_message(
-    stack: PromptStack, jobs: JobService, ledger: Ledger, publisher: RecordingPublisher, kind: str
+    stack: WorkerServices,
+    jobs: JobService,
+    ledger: Ledger,
+    publisher: RecordingPublisher,
+    kind: str,
 ) -> None:
     threads = 6
     for round_ in range(5):
@@ -590,7 +594,7 @@ def test_a_race_lost_within_the_callers_transaction_loses_nothing_else(
 # Publishing
 
 
-def test_a_message_names_the_job_and_lies_in_the_queue_of_its_kind(stack: PromptStack) -> None:
+def test_a_message_names_the_job_and_lies_in_the_queue_of_its_kind(stack: WorkerServices) -> None:
     generations = [stack.jobs.enqueue_generation(f"{number}") for number in range(3)]
     embedding = stack.jobs.enqueue_embedding("x", source="a")
     assert messages(stack) == {
@@ -602,7 +606,7 @@ def test_a_message_names_the_job_and_lies_in_the_queue_of_its_kind(stack: Prompt
 
 
 def test_a_job_accepted_without_a_broker_is_published_when_it_is_back(
-    stack: PromptStack, cut_off: PromptStack, ledger: Ledger
+    stack: WorkerServices, cut_off: WorkerServices, ledger: Ledger
 ) -> None:
     jobs = [
         cut_off.jobs.enqueue_generation("x"),
@@ -620,7 +624,7 @@ def test_a_job_accepted_without_a_broker_is_published_when_it_is_back(
     assert all(row(ledger, job.id).published_epoch == stack.publisher.epoch() for job in jobs)
 
 
-def test_a_broker_that_was_away_is_left_alone_for_a_moment(cut_off: PromptStack) -> None:
+def test_a_broker_that_was_away_is_left_alone_for_a_moment(cut_off: WorkerServices) -> None:
     now = [100.0]
     publisher = CeleryPublisher(
         cut_off.celery, cut_off.redis, circuit=CircuitBreaker(clock=lambda: now[0])
@@ -635,7 +639,7 @@ def test_a_broker_that_was_away_is_left_alone_for_a_moment(cut_off: PromptStack)
 
 
 def test_a_broker_that_goes_away_before_publishing_is_told_as_such(
-    cut_off: PromptStack,
+    cut_off: WorkerServices,
 ) -> None:
     with pytest.raises(BrokerUnavailable, match="does not answer"):
         cut_off.publisher.publish(
@@ -644,7 +648,7 @@ def test_a_broker_that_goes_away_before_publishing_is_told_as_such(
 
 
 def test_accepted_is_accepted_also_when_the_message_cannot_be_noted(
-    stack: PromptStack, ledger: Ledger, servers: ServerUrls
+    stack: WorkerServices, ledger: Ledger, servers: ServerUrls
 ) -> None:
     """The caller would else send the job again, and pay twice."""
     name = make_url(stack.database_url).database
@@ -669,7 +673,7 @@ def test_accepted_is_accepted_also_when_the_message_cannot_be_noted(
 
 
 def test_a_job_is_marked_as_published_when_it_is_committed(
-    stack: PromptStack, ledger: Ledger
+    stack: WorkerServices, ledger: Ledger
 ) -> None:
     marked: list[str | None] = []
     publisher = RecordingPublisher(
@@ -680,7 +684,7 @@ def test_a_job_is_marked_as_published_when_it_is_committed(
 
 
 def test_a_job_whose_publishing_fails_is_not_marked_any_more(
-    stack: PromptStack, ledger: Ledger
+    stack: WorkerServices, ledger: Ledger
 ) -> None:
     def fail(_: JobMessage) -> None:
         raise BrokerUnavailable("The broker is away.")
@@ -690,7 +694,7 @@ def test_a_job_whose_publishing_fails_is_not_marked_any_more(
 
 
 def test_a_marked_job_whose_enqueuer_died_is_published_when_it_is_missed(
-    stack: PromptStack, ledger: Ledger
+    stack: WorkerServices, ledger: Ledger
 ) -> None:
     class Died(BaseException):
         pass
@@ -708,7 +712,7 @@ def test_a_marked_job_whose_enqueuer_died_is_published_when_it_is_missed(
 
 
 def test_a_worker_faster_than_the_note_of_the_message_loses_no_retry(
-    stack: PromptStack, ledger: Ledger
+    stack: WorkerServices, ledger: Ledger
 ) -> None:
     """The message is consumed, and the job put back, before its enqueuer has noted it."""
     stack.heartbeat.beat()
@@ -730,7 +734,7 @@ def test_a_worker_faster_than_the_note_of_the_message_loses_no_retry(
 
 
 @pytest.fixture
-def reconciler(stack: PromptStack, publisher: RecordingPublisher) -> Reconciler:
+def reconciler(stack: WorkerServices, publisher: RecordingPublisher) -> Reconciler:
     return Reconciler(
         stack.ledger,
         publisher,
@@ -741,7 +745,7 @@ def reconciler(stack: PromptStack, publisher: RecordingPublisher) -> Reconciler:
     )
 
 
-def unpublished(stack: PromptStack, count: int) -> list[UUID]:
+def unpublished(stack: WorkerServices, count: int) -> list[UUID]:
     """Jobs that were accepted a while ago while the broker was away."""
     silent = RecordingPublisher()
     silent.works = False
@@ -757,7 +761,7 @@ def change(ledger: Ledger, job_id: UUID, assignments: str) -> None:
 
 
 def test_a_broker_that_fails_in_mid_round_gets_the_rest_later(
-    stack: PromptStack, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
+    stack: WorkerServices, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
 ) -> None:
     ids = unpublished(stack, 4)
 
@@ -775,7 +779,7 @@ def test_a_broker_that_fails_in_mid_round_gets_the_rest_later(
 
 
 def test_reconcilers_that_meet_publish_each_job_once(
-    stack: PromptStack, publisher: RecordingPublisher, ledger: Ledger
+    stack: WorkerServices, publisher: RecordingPublisher, ledger: Ledger
 ) -> None:
     ids = unpublished(stack, 20)
     start = threading.Barrier(4)
@@ -798,7 +802,7 @@ def test_reconcilers_that_meet_publish_each_job_once(
 
 
 def test_only_jobs_that_are_due_and_need_it_are_published(
-    stack: PromptStack, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
+    stack: WorkerServices, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
 ) -> None:
     waits, due, cancelled, fresh, old, other = unpublished(stack, 6)
     change(ledger, waits, "not_before = now() + interval '1 h'")
@@ -816,7 +820,7 @@ def test_only_jobs_that_are_due_and_need_it_are_published(
 
 
 def test_a_lost_message_is_published_again_also_while_others_wait(
-    stack: PromptStack, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
+    stack: WorkerServices, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
 ) -> None:
     """A queue that is never empty must not keep a job for ever whose message was lost.
 
@@ -838,7 +842,7 @@ def test_a_lost_message_is_published_again_also_while_others_wait(
 
 
 def test_an_old_message_of_a_job_that_was_published_again_tells_nothing_of_others(
-    stack: PromptStack, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
+    stack: WorkerServices, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
 ) -> None:
     """Only the message knows when it was sent: by the job's row, a whole backlog would be lost."""
     published_again, *backlog = unpublished(stack, 4)

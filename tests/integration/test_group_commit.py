@@ -16,7 +16,7 @@ from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.models import AttemptState, Job, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.execution.group_commit import GroupCommit, NotBatched
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 
 JOBS = 24
 VALUES = {
@@ -40,12 +40,12 @@ TOOK = {
 
 
 @pytest.fixture
-def ledger(stack: PromptStack) -> Ledger:
+def ledger(stack: WorkerServices) -> Ledger:
     return stack.ledger
 
 
 @pytest.fixture
-def jobs(stack: PromptStack) -> list[UUID]:
+def jobs(stack: WorkerServices) -> list[UUID]:
     stack.heartbeat.beat()
     return [stack.jobs.enqueue_generation(f"Question {number}").id for number in range(JOBS)]
 
@@ -79,7 +79,7 @@ def job(ledger: Ledger, job_id: UUID) -> Job:
 
 
 def test_jobs_that_run_at_once_are_written_together(
-    stack: PromptStack, ledger: Ledger, jobs: list[UUID], monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, ledger: Ledger, jobs: list[UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
     real = StepRepository.succeed_batch
@@ -109,7 +109,7 @@ def test_jobs_that_run_at_once_are_written_together(
         assert outcome.summary["calls"] == 1
 
 
-def test_of_two_messages_of_a_job_one_claims_it(stack: PromptStack, jobs: list[UUID]) -> None:
+def test_of_two_messages_of_a_job_one_claims_it(stack: WorkerServices, jobs: list[UUID]) -> None:
     group = stack.group_commit
 
     def claim(id_: UUID) -> Claim | None:
@@ -126,7 +126,7 @@ def test_of_two_messages_of_a_job_one_claims_it(stack: PromptStack, jobs: list[U
 
 
 def test_a_batch_says_of_a_claim_what_a_single_one_says(
-    stack: PromptStack, ledger: Ledger, jobs: list[UUID]
+    stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
 ) -> None:
     claims = claim_all(ledger, stack.worker_id, jobs[:1])
     with ledger.transaction() as unit:
@@ -140,7 +140,7 @@ def test_a_batch_says_of_a_claim_what_a_single_one_says(
 
 
 def test_a_claim_that_is_lost_begins_nothing_and_keeps_no_result(
-    stack: PromptStack, ledger: Ledger, jobs: list[UUID]
+    stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
 ) -> None:
     claims = claim_all(ledger, stack.worker_id, jobs[:2])
     held, lost = (claims[id_] for id_ in jobs[:2])
@@ -170,7 +170,7 @@ def test_a_claim_that_is_lost_begins_nothing_and_keeps_no_result(
 
 
 def test_a_step_alone_and_steps_that_meet_a_trouble_are_left_to_each_one(
-    stack: PromptStack, jobs: list[UUID], monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, jobs: list[UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(NotBatched):
         stack.group_commit.claim(ClaimStep(jobs[0], None))
@@ -186,7 +186,7 @@ def test_a_step_alone_and_steps_that_meet_a_trouble_are_left_to_each_one(
 
 
 def test_one_row_that_is_locked_holds_up_nobody_else(
-    stack: PromptStack, ledger: Ledger, jobs: list[UUID]
+    stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
 ) -> None:
     done: list[UUID] = []
 
@@ -205,7 +205,7 @@ def test_one_row_that_is_locked_holds_up_nobody_else(
 
 
 def test_a_check_that_fails_stops_its_own_step_only(
-    stack: PromptStack, ledger: Ledger, jobs: list[UUID]
+    stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
 ) -> None:
     claims = claim_all(ledger, stack.worker_id, jobs)
     group = GroupCommit(ledger, stack.worker_id)

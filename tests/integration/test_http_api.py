@@ -26,7 +26,7 @@ from promptstack.embedded.servers import ServerUrls
 from promptstack.repositories.errors import LedgerUnavailable
 from promptstack.repositories.models import JobState
 from promptstack.services.llm.requests import Message
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
 
 GENERATIONS = "/api/v1/generations"
@@ -38,19 +38,19 @@ JSON = {"Content-Type": "application/json"}
 
 
 @contextmanager
-def opened(settings: Settings, **changes: object) -> Iterator[PromptStack]:
-    with PromptStack.open(settings.model_copy(update=changes)) as stack:
+def opened(settings: Settings, **changes: object) -> Iterator[WorkerServices]:
+    with WorkerServices.open(settings.model_copy(update=changes)) as stack:
         yield stack
 
 
 @pytest.fixture
-def client(stack: PromptStack) -> Iterator[TestClient]:
+def client(stack: WorkerServices) -> Iterator[TestClient]:
     with serve(stack) as client:
         yield client
 
 
 @pytest.fixture
-def stranger(stack: PromptStack) -> Iterator[TestClient]:
+def stranger(stack: WorkerServices) -> Iterator[TestClient]:
     with serve(stack, "stranger@example.org") as client:
         yield client
 
@@ -59,7 +59,7 @@ def stranger(stack: PromptStack) -> Iterator[TestClient]:
 
 
 def test_a_generation_is_accepted_and_found_where_location_says(
-    client: TestClient, stack: PromptStack
+    client: TestClient, stack: WorkerServices
 ) -> None:
     response = client.post(
         GENERATIONS,
@@ -90,7 +90,7 @@ def test_a_generation_is_accepted_and_found_where_location_says(
 
 
 def test_an_embedding_is_accepted_under_the_hash_of_its_text(
-    client: TestClient, stack: PromptStack
+    client: TestClient, stack: WorkerServices
 ) -> None:
     response = client.post(EMBEDDINGS, json={"text": "Some document."})
     assert response.status_code == 202
@@ -345,7 +345,7 @@ def test_unknown_addresses_and_methods_are_problems(client: TestClient) -> None:
     ("method", "path"),
     [("GET", JOBS), ("POST", GENERATIONS), ("GET", RUNS), ("POST", f"{RUNS}/embeddings")],
 )
-def test_nobody_gets_in_without_a_key(stack: PromptStack, method: str, path: str) -> None:
+def test_nobody_gets_in_without_a_key(stack: WorkerServices, method: str, path: str) -> None:
     with TestClient(create_app(stack)) as client:
         for name, value in (
             ("X-Other", "x"),
@@ -363,14 +363,14 @@ def test_nobody_gets_in_without_a_key(stack: PromptStack, method: str, path: str
             assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_either_header_carries_the_key(stack: PromptStack) -> None:
+def test_either_header_carries_the_key(stack: WorkerServices) -> None:
     key = stack.keys.create("ada@example.org", "Ada")
     with TestClient(create_app(stack)) as client:
         assert client.get(JOBS, headers={"X-API-Key": key}).status_code == 200
         assert client.get(JOBS, headers={"Authorization": f"bearer {key}"}).status_code == 200
 
 
-def test_two_keys_of_which_one_is_wrong_are_refused(stack: PromptStack) -> None:
+def test_two_keys_of_which_one_is_wrong_are_refused(stack: WorkerServices) -> None:
     key = stack.keys.create("ada@example.org", "Ada")
     right = ("X-API-Key", key)
     with TestClient(create_app(stack)) as client:
@@ -404,7 +404,7 @@ def test_names_are_of_one_line_and_command_no_terminal(client: TestClient) -> No
             assert bad not in response.text
 
 
-def test_an_administrators_right_is_the_keys_and_ends_with_it(stack: PromptStack) -> None:
+def test_an_administrators_right_is_the_keys_and_ends_with_it(stack: WorkerServices) -> None:
     with serve(stack, "ada@example.org") as ada, serve(stack, "eve@example.org") as older:
         theirs = ada.post(GENERATIONS, json={"prompt": "x"}).json()["id"]
         with serve(stack, "eve@example.org", is_admin=True) as admin:
@@ -417,7 +417,7 @@ def test_an_administrators_right_is_the_keys_and_ends_with_it(stack: PromptStack
 
 
 def test_others_jobs_do_not_exist_and_administrators_see_all(
-    stack: PromptStack, client: TestClient, stranger: TestClient
+    stack: WorkerServices, client: TestClient, stranger: TestClient
 ) -> None:
     mine = client.post(GENERATIONS, json={"prompt": "x"}).json()["id"]
     for response in (
@@ -478,7 +478,7 @@ def test_an_id_that_is_none_is_refused(client: TestClient) -> None:
         problem(client.request(method, f"{JOBS}/{path}"), 422, "INVALID_INPUT")
 
 
-def test_cancel_and_retry_follow_the_job(client: TestClient, stack: PromptStack) -> None:
+def test_cancel_and_retry_follow_the_job(client: TestClient, stack: WorkerServices) -> None:
     job = client.post(GENERATIONS, json={"prompt": "x"}).json()["id"]
     problem(client.post(f"{JOBS}/{job}/retry"), 409, "WRONG_STATE")
     cancelled = client.post(f"{JOBS}/{job}/cancel")
@@ -525,7 +525,7 @@ def test_health_is_quick_when_servers_hang(settings: Settings) -> None:
                 assert response.json()["redis"] is False
 
 
-def test_health_needs_no_key_and_counts_workers(stack: PromptStack) -> None:
+def test_health_needs_no_key_and_counts_workers(stack: WorkerServices) -> None:
     with stack.ledger.transaction() as unit:
         unit.workers.beat(stack.worker_id, "here", 1)
     with TestClient(create_app(stack)) as client:
@@ -536,7 +536,7 @@ def test_health_needs_no_key_and_counts_workers(stack: PromptStack) -> None:
 
 def test_an_unexpected_error_tells_nothing_from_the_inside(
     client: TestClient,
-    stack: PromptStack,
+    stack: WorkerServices,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -555,7 +555,7 @@ def test_an_unexpected_error_tells_nothing_from_the_inside(
 
 
 def test_an_error_knows_when_to_come_again(
-    client: TestClient, stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise LedgerUnavailable("Away.", retry_after=2.5)
@@ -632,7 +632,7 @@ def test_a_body_with_what_would_be_changed_is_refused(
     assert what in problem(found, 422, "INVALID_INPUT")["detail"]
 
 
-def test_options_keep_their_numbers(stack: PromptStack, client: TestClient) -> None:
+def test_options_keep_their_numbers(stack: WorkerServices, client: TestClient) -> None:
     options = b'{"a": 6.02214076e23, "b": 1.0, "c": 123456789012345678901234567890, "d": 1e16}'
     body = b'{"prompt": "x", "provider": "openai", "options": ' + options + b"}"
     found = client.post(GENERATIONS, content=body, headers=JSON)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from promptstack.api.cli.main import build
 from promptstack.repositories.models import JobKind
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
 from tests.runs import work
 
@@ -22,7 +22,7 @@ PROMPTS = [{"custom_id": f"id-{number}", "prompt": f"Say {number}."} for number 
 
 
 @pytest.fixture
-def client(stack: PromptStack) -> Iterator[TestClient]:
+def client(stack: WorkerServices) -> Iterator[TestClient]:
     with serve(stack) as client:
         yield client
 
@@ -35,14 +35,14 @@ def accepted(client: TestClient, path: str, **body: Any) -> dict[str, Any]:
     return run
 
 
-def done(stack: PromptStack, client: TestClient, run: dict[str, Any]) -> dict[str, Any]:
+def done(stack: WorkerServices, client: TestClient, run: dict[str, Any]) -> dict[str, Any]:
     work(stack, UUID(run["id"]))
     found: dict[str, Any] = client.get(f"{RUNS}/{run['id']}").json()
     return found
 
 
 def test_prompts_are_answered_in_order_and_read_by_the_page(
-    stack: PromptStack, client: TestClient
+    stack: WorkerServices, client: TestClient
 ) -> None:
     items = [{**item, "lang": "en"} for item in PROMPTS]
     run = accepted(client, "generations", items=items, provider="demo", name="mine")
@@ -65,7 +65,7 @@ def test_prompts_are_answered_in_order_and_read_by_the_page(
 
 
 def test_messages_of_openais_clients_are_taken_at_every_door(
-    stack: PromptStack, client: TestClient, tmp_path: Path
+    stack: WorkerServices, client: TestClient, tmp_path: Path
 ) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
     turns: list[dict[str, Any]] = [
@@ -87,7 +87,7 @@ def test_messages_of_openais_clients_are_taken_at_every_door(
 
 
 def test_a_conversation_that_a_provider_cannot_take_is_told_by_its_line(
-    stack: PromptStack, tmp_path: Path
+    stack: WorkerServices, tmp_path: Path
 ) -> None:
     named = {"role": "user", "name": "Ann", "content": "Hi"}
     late = [{"role": "user", "content": "Hi"}, {"role": "developer", "content": "Be brief."}]
@@ -105,7 +105,7 @@ def test_a_conversation_that_a_provider_cannot_take_is_told_by_its_line(
 
 
 def test_a_page_ends_where_it_has_many_bytes(
-    stack: PromptStack, client: TestClient, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "promptstack.api.http.runs.PAGE_BYTES", 2_500
@@ -121,7 +121,7 @@ def test_a_page_ends_where_it_has_many_bytes(
     assert pages == [[1, 2, 3], [4, 5, 6], [7]]
 
 
-def test_texts_are_embedded(stack: PromptStack, client: TestClient) -> None:
+def test_texts_are_embedded(stack: WorkerServices, client: TestClient) -> None:
     run = accepted(client, "embeddings", items=["one", {"text": "two"}], provider="local")
     run = done(stack, client, run)
     assert run["succeeded"] == 2
@@ -131,7 +131,7 @@ def test_texts_are_embedded(stack: PromptStack, client: TestClient) -> None:
 
 
 def test_bad_items_refuse_a_run_or_end_in_its_failures(
-    stack: PromptStack, client: TestClient
+    stack: WorkerServices, client: TestClient
 ) -> None:
     items = [*PROMPTS, {"prompt": " "}, {"prompt": 7}, {"custom_id": "id-0", "prompt": "Again?"}]
     body = {"items": items, "provider": "demo"}
@@ -150,7 +150,7 @@ def test_bad_items_refuse_a_run_or_end_in_its_failures(
 
 
 def test_a_part_of_a_run_is_cancelled_and_retried_with_it_alone(
-    stack: PromptStack, client: TestClient
+    stack: WorkerServices, client: TestClient
 ) -> None:
     run = client.post(f"{RUNS}/embeddings", json={"items": ["a", "b"]}).json()["id"]
     [shard] = stack.jobs.get_many(kind=JobKind.SHARD)
@@ -177,7 +177,7 @@ def test_templates_and_limits_hold(client: TestClient) -> None:
     assert (run["max_cost_usd"], run["in_flight"]) == ("0.5", 3)
 
 
-def test_a_text_is_a_text_and_never_a_file(stack: PromptStack, client: TestClient) -> None:
+def test_a_text_is_a_text_and_never_a_file(stack: WorkerServices, client: TestClient) -> None:
     run = accepted(client, "generations", items=["/etc/passwd", "-"], provider="demo")
     assert run["total"] == 2
     run = done(stack, client, run)
@@ -208,7 +208,7 @@ def test_a_text_is_a_text_and_never_a_file(stack: PromptStack, client: TestClien
     ],
 )
 def test_what_cannot_be_a_run_is_refused_and_leaves_nothing(
-    stack: PromptStack, client: TestClient, body: dict[str, Any]
+    stack: WorkerServices, client: TestClient, body: dict[str, Any]
 ) -> None:
     response = client.post(f"{RUNS}/generations", json={"provider": "openai", **body})
     assert response.status_code == 422, response.text
@@ -252,7 +252,7 @@ def test_integers_of_any_size_are_taken_at_the_runs_door_as_at_others(
 
 
 def test_an_integer_of_any_size_comes_back_as_it_was_sent(
-    stack: PromptStack, client: TestClient, tmp_path: Path
+    stack: WorkerServices, client: TestClient, tmp_path: Path
 ) -> None:
     items = [{"prompt": "Say it.", "avogadro": LARGE}]
     run = accepted(client, "generations", items=items, provider="demo")
@@ -268,7 +268,7 @@ def test_an_integer_of_any_size_comes_back_as_it_was_sent(
     assert json.loads(line)["metadata"] == {"avogadro": LARGE}
 
 
-def test_cancel_and_retry_follow_the_run(stack: PromptStack, client: TestClient) -> None:
+def test_cancel_and_retry_follow_the_run(stack: WorkerServices, client: TestClient) -> None:
     run = accepted(client, "generations", items=PROMPTS, provider="demo")
     address = f"{RUNS}/{run['id']}"
     problem(client.post(f"{address}/retry"), 409, "WRONG_STATE")
@@ -280,7 +280,7 @@ def test_cancel_and_retry_follow_the_run(stack: PromptStack, client: TestClient)
 
 @pytest.mark.parametrize("amount", ["NaN", "-Infinity", -1, "1e30"])
 def test_a_retry_takes_no_limit_that_is_no_amount(
-    stack: PromptStack, client: TestClient, amount: Any
+    stack: WorkerServices, client: TestClient, amount: Any
 ) -> None:
     run = accepted(client, "embeddings", items=["one"], provider="local")
     address = f"{RUNS}/{run['id']}"
@@ -290,7 +290,7 @@ def test_a_retry_takes_no_limit_that_is_no_amount(
     assert stack.runs.get(UUID(run["id"])).state == "cancelled"
 
 
-def test_others_runs_do_not_exist(stack: PromptStack, client: TestClient) -> None:
+def test_others_runs_do_not_exist(stack: WorkerServices, client: TestClient) -> None:
     mine = accepted(client, "generations", items=PROMPTS, provider="demo")["id"]
     with serve(stack, "stranger@example.org") as stranger:
         for run_id in (mine, uuid4()):
@@ -308,7 +308,7 @@ def test_others_runs_do_not_exist(stack: PromptStack, client: TestClient) -> Non
         assert [run["id"] for run in admin.get(RUNS).json()["runs"]] == [mine]
 
 
-def test_one_users_answers_serve_no_other(stack: PromptStack, client: TestClient) -> None:
+def test_one_users_answers_serve_no_other(stack: WorkerServices, client: TestClient) -> None:
     done(stack, client, accepted(client, "generations", items=PROMPTS, provider="demo"))
     again = done(stack, client, accepted(client, "generations", items=PROMPTS, provider="demo"))
     assert again["reused"] == 5
@@ -335,7 +335,7 @@ def test_one_users_answers_serve_no_other(stack: PromptStack, client: TestClient
     ],
 )
 def test_no_item_whatever_makes_the_server_fail(
-    stack: PromptStack, client: TestClient, item: str
+    stack: WorkerServices, client: TestClient, item: str
 ) -> None:
     body = f'{{"items": ["good", {item}], "provider": "demo", "skip_bad": true}}'
     response = client.post(

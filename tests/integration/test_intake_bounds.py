@@ -16,7 +16,7 @@ from promptstack.services.runs.shards.workload import (
     GenerationWorkload,
     Workload,
 )
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
 from tests.runs import in_ledger, work
 
@@ -25,7 +25,7 @@ MUCH = 300_000_000
 
 
 @pytest.fixture
-def client(stack: PromptStack) -> Iterator[TestClient]:
+def client(stack: WorkerServices) -> Iterator[TestClient]:
     with serve(stack) as client:
         yield client
 
@@ -43,7 +43,7 @@ def bounded() -> Iterator[None]:
 
 
 def test_a_template_that_is_filled_in_to_gigabytes_is_refused_before_it_is(
-    stack: PromptStack, client: TestClient
+    stack: WorkerServices, client: TestClient
 ) -> None:
     body = {"items": [{"text": "x" * 100_000}] * 3, "template": "{text}" * 900, "provider": "demo"}
     with bounded():
@@ -67,7 +67,7 @@ def test_a_template_itself_is_bounded(client: TestClient, template: str, setting
 
 
 def test_all_that_a_template_makes_of_a_small_body_is_bounded(
-    stack: PromptStack, client: TestClient
+    stack: WorkerServices, client: TestClient
 ) -> None:
     body = {
         "items": [{"text": "x" * 10_000}] * 100,
@@ -81,7 +81,7 @@ def test_all_that_a_template_makes_of_a_small_body_is_bounded(
 
 
 def test_a_block_of_intake_is_bounded_in_bytes(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many long texts of a source that is read in little memory are held a few at a time."""
     real, blocks = ItemRepository.add, []
@@ -98,7 +98,9 @@ def test_a_block_of_intake_is_bounded_in_bytes(
     assert max(blocks) <= stack.settings.run_block_bytes + 3_000_100
 
 
-def test_a_shard_is_bounded_in_bytes(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_is_bounded_in_bytes(
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However many items it may have, a worker holds few long ones at once."""
     real, loaded = ItemRepository.open_in, []
 
@@ -126,7 +128,7 @@ def test_a_shard_is_bounded_in_bytes(stack: PromptStack, monkeypatch: pytest.Mon
 
 
 def test_a_worker_goes_through_texts_outside_of_its_transactions(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts of a shard may take seconds, after which PostgreSQL ends a transaction."""
     open_then: list[tuple[str, int]] = []

@@ -28,7 +28,7 @@ from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.models import JobState
 from promptstack.repositories.session import Ledger, UnitOfWork
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 
 SILENCE = 60.0
 """Seconds after which a worker counts as dead."""
@@ -361,7 +361,7 @@ class JobStates(RuleBasedStateMachine):
         self.watcher.execute(text(statement), values)
 
 
-def test_any_interleaving_keeps_the_states_in_order(stack: PromptStack) -> None:
+def test_any_interleaving_keeps_the_states_in_order(stack: WorkerServices) -> None:
     alone = stack.ledger.engine.execution_options(isolation_level="AUTOCOMMIT")
     with alone.connect() as watcher:
 
@@ -380,7 +380,7 @@ def test_any_interleaving_keeps_the_states_in_order(stack: PromptStack) -> None:
         )
 
 
-def test_a_job_that_ends_while_it_waits_waits_for_nothing_any_more(stack: PromptStack) -> None:
+def test_a_job_that_ends_while_it_waits_waits_for_nothing_any_more(stack: WorkerServices) -> None:
     endings: dict[str, Callable[[UnitOfWork, UUID], object]] = {
         "cancelled": lambda unit, job_id: unit.steps.cancel(job_id),
         "expired": lambda unit, job_id: unit.maintenance.expire_overdue(),

@@ -10,14 +10,14 @@ from uuid import UUID
 
 import pytest
 
+from promptstack.config.settings import Settings
 from promptstack.repositories.runs.models import RunState
 from promptstack.services.llm.base import Capability, LLMResponse, LLMService
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.runs.json_schema.answers import AnswerMismatch
 from promptstack.services.runs.shards.validation import ValidationLimits
 from promptstack.services.runs.shards.workload import GenerationWorkload
-from promptstack.services.validation.schema_bounds import SchemaBounds
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.integration.test_run_ledger import one
 from tests.processes import wait_until
 from tests.runs import failures, in_ledger, work
@@ -43,13 +43,17 @@ class Says(LLMService):
         return True
 
 
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"max_judging_steps": 200})
+
+
 @pytest.fixture(autouse=True)
-def provider(stack: PromptStack) -> None:
+def provider(stack: WorkerServices) -> None:
     stack.factory.register("says", Says)
-    stack.__dict__["_schema_bounds"] = replace(SchemaBounds(), judging_steps=200)
 
 
-def test_an_answer_that_cannot_be_judged_ends_its_item_and_is_kept(stack: PromptStack) -> None:
+def test_an_answer_that_cannot_be_judged_ends_its_item_and_is_kept(stack: WorkerServices) -> None:
     run = stack.runs.generate(["[1]", LONG, '["x"]', "[2]"], provider="says", json_schema=SCHEMA)
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 2, 2)
@@ -61,7 +65,7 @@ def test_an_answer_that_cannot_be_judged_ends_its_item_and_is_kept(stack: Prompt
 
 
 @pytest.fixture
-def slow(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
+def slow(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
     """Judging is held up: the first event says that it is begun, the second lets it go on."""
     begun, go_on, judged = Event(), Event(), count()
 
@@ -78,7 +82,7 @@ def slow(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
 
 
 def test_a_run_that_is_cancelled_while_it_judges_ends_and_keeps_all_answers(
-    stack: PromptStack, slow: tuple[Event, Event]
+    stack: WorkerServices, slow: tuple[Event, Event]
 ) -> None:
     begun, go_on = slow
     prompts = [f"[{n}]" for n in range(20)]
@@ -102,9 +106,10 @@ def test_a_run_that_is_cancelled_while_it_judges_ends_and_keeps_all_answers(
     assert in_ledger(stack, "SELECT count(*) FROM attempts WHERE billing <> 'billed'") == 0
 
 
-def test_a_run_with_a_schema_that_is_beyond_the_bounds_by_now_ends(stack: PromptStack) -> None:
+def test_a_run_with_a_schema_that_is_beyond_the_bounds_by_now_ends(stack: WorkerServices) -> None:
     run = stack.runs.generate(["[1]"], provider="says", json_schema=SCHEMA)
-    stack.__dict__["_schema_bounds"] = replace(SchemaBounds(), nodes=3)
-    done = work(stack, run.id)
+    with WorkerServices.open(stack.settings.model_copy(update={"max_schema_nodes": 3})) as later:
+        later.factory.register("says", Says)
+        done = work(later, run.id)
     assert (done.succeeded, done.failed) == (0, 1)
     assert failures(stack, done) == {"1": "INVALID_INPUT"}

@@ -19,7 +19,7 @@ from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.models import JobState
 from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.views import JobView
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, wait_until
 
 CUT = "SELECT pg_terminate_backend(pg_backend_pid())"
@@ -40,7 +40,7 @@ def nobody(_: Progress) -> None:
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("raw", [True, False])
 def test_vectors_that_are_paid_for_are_stored_after_a_trouble(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch, trouble: str, raw: bool
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, trouble: str, raw: bool
 ) -> None:
     real = EmbeddingRepository.store
     met: list[str] = []
@@ -65,7 +65,7 @@ def test_vectors_that_are_paid_for_are_stored_after_a_trouble(
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("step", ["claim", "check_claim", "succeed"])
 def test_a_generation_is_asked_for_once_whatever_step_meets_a_trouble(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch, trouble: str, step: str
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, trouble: str, step: str
 ) -> None:
     real = getattr(StepRepository, step)
     met: list[str] = []
@@ -85,7 +85,7 @@ def test_a_generation_is_asked_for_once_whatever_step_meets_a_trouble(
 
 
 def test_an_embedding_goes_on_where_a_trouble_met_its_progress(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = StepRepository.set_progress
     met: list[str] = []
@@ -105,7 +105,7 @@ def test_an_embedding_goes_on_where_a_trouble_met_its_progress(
 
 
 def test_messages_wait_in_their_queue_while_the_database_is_away(
-    stack: PromptStack, servers: ServerUrls, start_worker: Callable[..., Process]
+    stack: WorkerServices, servers: ServerUrls, start_worker: Callable[..., Process]
 ) -> None:
     worker = start_worker(WORKER_CONCURRENCY="2")
     jobs = [
@@ -129,7 +129,7 @@ def test_messages_wait_in_their_queue_while_the_database_is_away(
 
 
 def test_a_worker_stops_in_time_while_the_database_is_away(
-    stack: PromptStack, servers: ServerUrls, start_worker: Callable[..., Process]
+    stack: WorkerServices, servers: ServerUrls, start_worker: Callable[..., Process]
 ) -> None:
     worker = start_worker(SHUTDOWN_GRACE_SECONDS="0.5")
     job = stack.jobs.enqueue_generation("x", options={"delay_seconds": 1})
@@ -142,7 +142,7 @@ def test_a_worker_stops_in_time_while_the_database_is_away(
 
 
 def test_accepted_is_accepted_also_when_the_note_of_the_message_meets_a_conflict(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller would else send the job again, and pay twice."""
 
@@ -156,7 +156,7 @@ def test_accepted_is_accepted_also_when_the_note_of_the_message_meets_a_conflict
 
 
 def test_a_text_may_change_while_it_is_cut(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cutting may take seconds: nothing is locked meanwhile, and the new text is what counts."""
     stack.heartbeat.beat()
@@ -177,12 +177,12 @@ def test_a_text_may_change_while_it_is_cut(
     assert chunks == ["The new text."]
 
 
-def paid(stack: PromptStack, job: JobView) -> list[str]:
+def paid(stack: WorkerServices, job: JobView) -> list[str]:
     return [str(attempt.state) for attempt in stack.jobs.get_attempts(job.id)]
 
 
 @contextmanager
-def database_away(stack: PromptStack, servers: ServerUrls) -> Iterator[None]:
+def database_away(stack: WorkerServices, servers: ServerUrls) -> Iterator[None]:
     """Cut all connections to the test's database and let no new ones in."""
     name = make_url(stack.database_url).database
     admin = create_engine(servers.database_url, isolation_level="AUTOCOMMIT")
@@ -199,7 +199,7 @@ def database_away(stack: PromptStack, servers: ServerUrls) -> Iterator[None]:
 
 
 def test_a_change_that_is_always_refused_ends_its_job_and_frees_the_worker(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one that is longer than the database's statement_timeout."""
     monkeypatch.setattr("promptstack.services.execution.retrying_ledger.MAX_REFUSALS", 2)
@@ -217,7 +217,7 @@ def test_a_change_that_is_always_refused_ends_its_job_and_frees_the_worker(
 
 
 def test_an_attempt_whose_answer_cannot_be_kept_is_settled(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
@@ -235,7 +235,7 @@ def test_an_attempt_whose_answer_cannot_be_kept_is_settled(
 
 
 def test_nobody_dies_of_a_lock_on_the_jobs(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A migration has it for as long as it takes, or `pg_dump` and who waits behind it."""
     monkeypatch.setattr("promptstack.services.execution.heartbeat.STATEMENT_SECONDS", 0.2)
@@ -253,7 +253,7 @@ def test_nobody_dies_of_a_lock_on_the_jobs(
 
 
 def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, warned = StepRepository.succeed, []
     freed: list[object] = []
@@ -278,7 +278,7 @@ def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
 
 
 def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both change a job and its reservations."""
     real, warned = StepRepository.set_progress, []
@@ -312,7 +312,7 @@ def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
     assert paid(stack, job) == ["succeeded"]
 
 
-def waits_for_a_lock(stack: PromptStack) -> bool:
+def waits_for_a_lock(stack: WorkerServices) -> bool:
     query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
     with stack.ledger.transaction() as unit:
         return bool(unit.session.scalar(text(query)))

@@ -26,7 +26,7 @@ from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.requests import Fallback, GenerationRequest
 from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
 from promptstack.simulator.process import MODELS, SimulatorProcess
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, wait_until
 from tests.runs import in_ledger, prompts
 from tests.simulators import ForkedSimulator
@@ -55,7 +55,7 @@ def second(simulators: tuple[SimulatorProcess, SimulatorProcess]) -> SimulatorPr
     return simulators[1]
 
 
-Open = Callable[..., PromptStack]
+Open = Callable[..., WorkerServices]
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def open_stack(
     """Opens a worker's stack with `openai` at the first simulator and `backup` at the second."""
     opened = []
 
-    def open_it(models: str = "", **changes: object) -> PromptStack:
+    def open_it(models: str = "", **changes: object) -> WorkerServices:
         file = tmp_path / "models.toml"
         file.write_text(MODELS.read_text() + models)
         told = {"openai_base_url": first.url, "openai_api_key": API_KEY, "models_file": file}
-        stack = PromptStack.open(Settings(_env_file=None, **{**told, **changes}))  # type: ignore[arg-type]
+        stack = WorkerServices.open(Settings(_env_file=None, **{**told, **changes}))  # type: ignore[arg-type]
 
         class Backup(OpenAIService):
             """Another account, somewhere else."""
@@ -88,17 +88,17 @@ def open_stack(
         stack.close()
 
 
-def run(stack: PromptStack, job: JobView) -> JobView:
+def run(stack: WorkerServices, job: JobView) -> JobView:
     """Do a job here and now."""
     stack.executor.run(job.id, lambda progress: None)
     return stack.jobs.get(job.id)
 
 
-def attempts(stack: PromptStack, job: JobView) -> list[AttemptView]:
+def attempts(stack: WorkerServices, job: JobView) -> list[AttemptView]:
     return stack.jobs.get_attempts(job.id)
 
 
-def generate(stack: PromptStack, *backups: str, **how: Any) -> JobView:
+def generate(stack: WorkerServices, *backups: str, **how: Any) -> JobView:
     fallbacks = [Fallback(provider=name) for name in backups]
     return stack.jobs.enqueue_generation(
         "Why?", provider="openai", fallbacks=fallbacks, **{"max_retries": 0, **how}
@@ -249,7 +249,7 @@ def test_a_job_that_must_wait_long_goes_back_and_is_called_when_there_is_room(
     assert stack.rate_limited_jobs.call_back() == 0
     assert stack.jobs.get(waiting.id).not_before == waiting.not_before
     # Somebody raises the limit.
-    with PromptStack.open(stack.settings.model_copy(update={"models_file": None})) as raised:
+    with WorkerServices.open(stack.settings.model_copy(update={"models_file": None})) as raised:
         assert raised.rate_limited_jobs.call_back() == 1
     due = stack.jobs.get(waiting.id).not_before
     assert due is not None
@@ -267,7 +267,7 @@ def test_a_limiter_that_answers_slowly_is_asked_for_the_next_model_in_the_next_r
         for _ in range(2):
             run(stack, stack.jobs.enqueue_generation("x", provider="openai", model=model))
     seconds = itertools.count(0.0, 1.5)
-    with PromptStack.open(stack.settings.model_copy(update={"models_file": None})) as raised:
+    with WorkerServices.open(stack.settings.model_copy(update={"models_file": None})) as raised:
         waiting = RateLimitedJobs(
             raised.ledger,
             raised.providers,
@@ -300,7 +300,7 @@ def test_a_bulk_job_gives_way_in_its_queue_and_at_the_limit(open_stack: Open) ->
 
 
 def test_workers_take_bulk_and_interactive_work(
-    stack: PromptStack, start_worker: Callable[..., Process]
+    stack: WorkerServices, start_worker: Callable[..., Process]
 ) -> None:
     start_worker()
     jobs = [stack.jobs.enqueue_generation("x", bulk=bulk) for bulk in (True, False)]

@@ -20,7 +20,7 @@ from promptstack.services.llm.errors import ContextTooLong
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.translation import from_status
 from promptstack.services.sources.reading import Reading
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
 from tests.integration.test_run_ledger import one
 from tests.runs import work
@@ -73,14 +73,14 @@ class Short(LLMService):
 
 
 @pytest.fixture(autouse=True)
-def provider(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def provider(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch) -> None:
     stack.factory.register("short", Short)
     for name, value in (("refused", Counter()), ("paid", Counter()), ("form", LLAMA_CPP)):
         monkeypatch.setattr(Short, name, value)
 
 
 def embed(
-    stack: PromptStack, text: str = WORDS, source: str = "a.txt", chunk_tokens: int | None = None
+    stack: WorkerServices, text: str = WORDS, source: str = "a.txt", chunk_tokens: int | None = None
 ) -> UUID:
     job = stack.jobs.enqueue_embedding(
         text, source=source, provider="short", chunk_tokens=chunk_tokens
@@ -92,7 +92,7 @@ def embed(
 @pytest.mark.parametrize("form", [LLAMA_CPP, TEI, OLLAMA])
 @pytest.mark.parametrize("source", ["a.txt", "a.md"])
 def test_a_document_is_cut_until_its_model_takes_it(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch, form: str, source: str
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, form: str, source: str
 ) -> None:
     monkeypatch.setattr(Short, "form", form)
     # The first half is taken as it is, and paid for.
@@ -120,7 +120,7 @@ def test_a_document_is_cut_until_its_model_takes_it(
 
 
 def test_what_was_cut_smaller_is_neither_cut_nor_paid_for_again(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed(stack)
     before = Short.paid.total(), Short.refused["calls"]
@@ -134,7 +134,7 @@ def test_what_was_cut_smaller_is_neither_cut_nor_paid_for_again(
 
 
 def test_a_text_that_no_cutting_makes_short_enough_says_what_to_do(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Short, "limit", 1)
     job = stack.jobs.get(embed(stack))
@@ -146,7 +146,7 @@ def test_a_text_that_no_cutting_makes_short_enough_says_what_to_do(
 
 
 def test_a_limit_that_is_known_is_kept_from_the_first_call_on(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # By tokens of ours: there are 4 characters in one, and 2 in one of the model's.
     monkeypatch.setattr(Short, "facts", (ModelFacts(provider="short", tokens_per_text=LIMIT // 3),))
@@ -170,7 +170,7 @@ def test_a_limit_that_is_known_is_kept_from_the_first_call_on(
 
 
 def test_a_tokenizer_that_is_none_is_a_setting_to_mend(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for content, said in ((b"{}", "is no tokenizer.json"), (b"\xff", "can't be read")):
         tokenizer = tmp_path / said.replace("/", "")
@@ -182,7 +182,7 @@ def test_a_tokenizer_that_is_none_is_a_setting_to_mend(
         assert said in (job.error or "")
 
 
-def test_chunk_tokens_of_one_document(stack: PromptStack) -> None:
+def test_chunk_tokens_of_one_document(stack: WorkerServices) -> None:
     embed(stack, chunk_tokens=100)
     assert Short.refused["calls"] == 0
     few = one(stack, "SELECT count(*) FROM chunks")[0]
@@ -197,7 +197,7 @@ def test_chunk_tokens_of_one_document(stack: PromptStack) -> None:
 
 
 def test_chunks_of_a_run_are_no_longer_than_its_model_takes(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_text(WORDS)
     monkeypatch.setattr(
@@ -211,7 +211,7 @@ def test_chunks_of_a_run_are_no_longer_than_its_model_takes(
 
 
 def test_of_a_run_a_text_that_is_too_long_fails_alone_and_says_what_it_may_be(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     texts = [f"text {n}" for n in range(30)] + ["x" * 1_000]
     done = work(stack, stack.runs.embed(texts, provider="short").id)

@@ -20,7 +20,7 @@ from promptstack.services.errors import WrongState
 from promptstack.services.jobs.views import JobView
 from promptstack.services.maintenance.reconciler import Reconciler, Retention
 from promptstack.simulator.process import SimulatorProcess
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, wait_until
 from tests.simulators import ForkedSimulator
 
@@ -34,11 +34,11 @@ def simulator() -> Iterator[SimulatorProcess]:
 @pytest.fixture
 def remote(
     environment: dict[str, str], simulator: SimulatorProcess, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[PromptStack]:
+) -> Iterator[WorkerServices]:
     simulator.reset()
     monkeypatch.setenv("OPENAI_BASE_URL", simulator.url)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    with PromptStack.open(Settings(_env_file=None)) as stack:
+    with WorkerServices.open(Settings(_env_file=None)) as stack:
         yield stack
 
 
@@ -50,7 +50,7 @@ def in_flight(simulator: SimulatorProcess) -> int:
 
 
 def test_a_call_gets_no_more_time_than_its_job_has(
-    remote: PromptStack, simulator: SimulatorProcess
+    remote: WorkerServices, simulator: SimulatorProcess
 ) -> None:
     simulator.control({"kind": "hang"})
     began = time.monotonic()
@@ -64,7 +64,7 @@ def test_a_call_gets_no_more_time_than_its_job_has(
 
 
 def test_a_cancelled_job_s_call_is_closed_within_two_seconds(
-    remote: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    remote: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     """With the heartbeat that a worker has by default."""
     simulator.control({"kind": "hang"})
@@ -85,7 +85,7 @@ def test_a_cancelled_job_s_call_is_closed_within_two_seconds(
 # Retention
 
 
-def test_what_ended_long_ago_goes_and_frees_its_key(stack: PromptStack) -> None:
+def test_what_ended_long_ago_goes_and_frees_its_key(stack: WorkerServices) -> None:
     old = end(stack, "cancel", key="k")
     fresh = end(stack, "cancel")
     open_ = stack.jobs.enqueue_generation("x")
@@ -109,7 +109,7 @@ def test_what_ended_long_ago_goes_and_frees_its_key(stack: PromptStack) -> None:
     assert again.id != old.id
 
 
-def test_nothing_goes_where_retention_is_zero(stack: PromptStack) -> None:
+def test_nothing_goes_where_retention_is_zero(stack: WorkerServices) -> None:
     old = end(stack, "cancel")
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("UPDATE jobs SET finished_at = now() - interval '20 years'"))
@@ -128,7 +128,7 @@ def test_nothing_goes_where_retention_is_zero(stack: PromptStack) -> None:
 # Retries of many
 
 
-def end(stack: PromptStack, how: str = "fail", *, key: str | None = None) -> JobView:
+def end(stack: WorkerServices, how: str = "fail", *, key: str | None = None) -> JobView:
     job = stack.jobs.enqueue_generation("x", idempotency_key=key)
     with stack.ledger.transaction() as unit:
         claim = unit.steps.claim(job.id, stack.worker_id)
@@ -145,11 +145,11 @@ def end(stack: PromptStack, how: str = "fail", *, key: str | None = None) -> Job
     return job
 
 
-def states(stack: PromptStack) -> dict[UUID, JobState]:
+def states(stack: WorkerServices) -> dict[UUID, JobState]:
     return {job.id: job.state for job in stack.jobs.get_many(limit=2_000)}
 
 
-def test_all_of_an_outage_is_queued_again_and_nothing_else(stack: PromptStack) -> None:
+def test_all_of_an_outage_is_queued_again_and_nothing_else(stack: WorkerServices) -> None:
     slow = [end(stack) for _ in range(3)]
     others = [end(stack, how) for how in ("refuse", "succeed", "cancel")]
     before = states(stack)
@@ -163,7 +163,7 @@ def test_all_of_an_outage_is_queued_again_and_nothing_else(stack: PromptStack) -
     assert stack.reconciler.run_once() == 3
 
 
-def test_filters_narrow_what_is_retried(stack: PromptStack) -> None:
+def test_filters_narrow_what_is_retried(stack: WorkerServices) -> None:
     end(stack)
     end(stack, "refuse")
     end(stack, "cancel")
@@ -177,7 +177,7 @@ def test_filters_narrow_what_is_retried(stack: PromptStack) -> None:
 
 
 def test_more_than_one_transaction_s_worth_is_retried(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("promptstack.services.jobs.service.RETRIED_AT_ONCE", 2)
     for _ in range(5):
@@ -187,7 +187,7 @@ def test_more_than_one_transaction_s_worth_is_retried(
     assert steps == [2, 2, 1]
 
 
-def test_the_command_and_the_http_door_retry_many(stack: PromptStack) -> None:
+def test_the_command_and_the_http_door_retry_many(stack: WorkerServices) -> None:
     mine = end(stack)
     with TestClient(create_app(stack)) as client:
         key = stack.keys.create("ada@example.org", "laptop")
@@ -208,14 +208,14 @@ def test_the_command_and_the_http_door_retry_many(stack: PromptStack) -> None:
 # What a dead or frozen worker held
 
 
-def claimed(stack: PromptStack, **how: object) -> UUID:
+def claimed(stack: WorkerServices, **how: object) -> UUID:
     job = stack.jobs.enqueue_generation("x", **how)  # type: ignore[arg-type]
     with stack.ledger.transaction() as unit:
         assert unit.steps.claim(job.id, uuid4()) is not None
     return job.id
 
 
-def queue_of(stack: PromptStack, job_id: UUID) -> str:
+def queue_of(stack: WorkerServices, job_id: UUID) -> str:
     with stack.ledger.transaction() as unit:
         job = unit.jobs.get(job_id)
         assert job is not None
@@ -223,7 +223,7 @@ def queue_of(stack: PromptStack, job_id: UUID) -> str:
 
 
 def test_what_a_dead_worker_held_does_not_wait_behind_all_that_came_since(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     freed, handed_back, bulk = claimed(stack), claimed(stack), claimed(stack, bulk=True)
     with stack.ledger.transaction() as unit:
@@ -237,7 +237,7 @@ def test_what_a_dead_worker_held_does_not_wait_behind_all_that_came_since(
 
 
 def test_a_job_that_is_being_written_is_freed_later_and_keeps_nobody_waiting(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     written, other = claimed(stack), claimed(stack)
     with stack.ledger.transaction() as frozen:
@@ -251,7 +251,7 @@ def test_a_job_that_is_being_written_is_freed_later_and_keeps_nobody_waiting(
 
 
 def test_a_process_that_freezes_within_a_transaction_loses_its_locks(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("promptstack.repositories.session.IDLE_SECONDS", 1)
     ledger = Ledger(stack.database_url)
@@ -275,7 +275,7 @@ def test_a_process_that_freezes_within_a_transaction_loses_its_locks(
 
 
 def test_a_dead_worker_s_call_for_a_cancelled_job_is_not_under_way_for_ever(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     worker, job = uuid4(), stack.jobs.enqueue_generation("x")
     with stack.ledger.transaction() as unit:
@@ -292,7 +292,7 @@ def test_a_dead_worker_s_call_for_a_cancelled_job_is_not_under_way_for_ever(
 
 
 def test_a_worker_that_is_told_to_stop_begins_no_call(
-    remote: PromptStack, simulator: SimulatorProcess
+    remote: WorkerServices, simulator: SimulatorProcess
 ) -> None:
     """It would be cut off when the grace is over, and paid for again."""
     job = remote.jobs.enqueue_generation("Why?", provider="openai")

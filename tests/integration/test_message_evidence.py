@@ -11,7 +11,7 @@ from sqlalchemy import text
 from promptstack.config.names import Queue
 from promptstack.repositories.models import JobState
 from promptstack.services.jobs.progress import Progress
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 
 BACKLOG = 30
 
@@ -20,13 +20,13 @@ def nobody(_: Progress) -> None:
     """Watch nothing."""
 
 
-def sql(stack: PromptStack, statement: str) -> None:
+def sql(stack: WorkerServices, statement: str) -> None:
     with stack.ledger.transaction() as unit:
         unit.session.execute(text(statement))
 
 
 @pytest.fixture
-def busy(stack: PromptStack) -> PromptStack:
+def busy(stack: WorkerServices) -> WorkerServices:
     """Jobs that have waited for an hour, each with its message in the queue."""
     for number in range(BACKLOG):
         stack.jobs.enqueue_generation(f"{number}")
@@ -37,16 +37,16 @@ def busy(stack: PromptStack) -> PromptStack:
     return stack
 
 
-def cancel(stack: PromptStack) -> None:
+def cancel(stack: WorkerServices) -> None:
     stack.jobs.cancel(stack.jobs.enqueue_generation("x").id)
 
 
-def expire(stack: PromptStack) -> None:
+def expire(stack: WorkerServices) -> None:
     stack.jobs.enqueue_generation("x")
     sql(stack, "UPDATE jobs SET expires_at = now() WHERE rung_at > now() - interval '1 min'")
 
 
-def answer_late(stack: PromptStack) -> None:
+def answer_late(stack: WorkerServices) -> None:
     """A job is freed and published again, and then its first worker answers."""
     job = stack.jobs.enqueue_generation("x")
     with stack.ledger.transaction() as unit:
@@ -58,14 +58,14 @@ def answer_late(stack: PromptStack) -> None:
         unit.steps.succeed(claim, {"text": "late"})
 
 
-def be_told_of_a_future_message(stack: PromptStack) -> None:
+def be_told_of_a_future_message(stack: WorkerServices) -> None:
     """Another service may send messages, with a clock of its own."""
     job = stack.jobs.enqueue_generation("x")
     stack.executor.run(job.id, nobody, datetime.now(UTC) + timedelta(days=365))
     sql(stack, "UPDATE jobs SET rung_at = now() WHERE state = 'queued'")
 
 
-def be_told_nothing(stack: PromptStack) -> None:
+def be_told_nothing(stack: WorkerServices) -> None:
     job = stack.jobs.enqueue_generation("x")
     stack.executor.run(job.id, nobody, None)
 
@@ -74,7 +74,7 @@ def be_told_nothing(stack: PromptStack) -> None:
     "happens", [cancel, expire, answer_late, be_told_of_a_future_message, be_told_nothing]
 )
 def test_a_healthy_backlog_is_not_published_again(
-    busy: PromptStack, happens: Callable[[PromptStack], None]
+    busy: WorkerServices, happens: Callable[[WorkerServices], None]
 ) -> None:
     happens(busy)
     # The job that ended is told to AsyncResult; no other message is sent.
@@ -84,7 +84,7 @@ def test_a_healthy_backlog_is_not_published_again(
 
 
 def test_a_rabbitmq_that_breaks_the_connection_refuses_no_job(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its errors are of a family of their own; the job is committed by then."""
 
@@ -96,7 +96,7 @@ def test_a_rabbitmq_that_breaks_the_connection_refuses_no_job(
 
 
 def test_what_was_sent_just_before_a_crash_of_the_broker_is_sent_again_and_no_more(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     """It comes back with its data, but for the last second or two."""
     ages = {"long before": 20.0, "just before": 11.0, "after": 2.0}
@@ -121,7 +121,7 @@ def test_what_was_sent_just_before_a_crash_of_the_broker_is_sent_again_and_no_mo
     assert take(10.0) == []
 
 
-def test_redis_tells_its_age(stack: PromptStack) -> None:
+def test_redis_tells_its_age(stack: WorkerServices) -> None:
     uptime = stack.publisher.uptime()
     assert uptime is not None
     assert uptime >= 0

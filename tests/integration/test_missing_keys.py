@@ -13,11 +13,11 @@ from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.models import RunState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.requests import Fallback
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, run
 from tests.runs import in_ledger, work
 
-DOORS: dict[str, Callable[[PromptStack], object]] = {
+DOORS: dict[str, Callable[[WorkerServices], object]] = {
     "generation": lambda stack: stack.jobs.enqueue_generation("Hi", provider="openai"),
     "embedding": lambda stack: stack.jobs.enqueue_embedding("Hi", source="s", provider="openai"),
     "fallback": lambda stack: stack.jobs.enqueue_generation(
@@ -28,7 +28,7 @@ DOORS: dict[str, Callable[[PromptStack], object]] = {
 }
 
 
-def says(stack: PromptStack, providers: list[str] | None) -> UUID:
+def says(stack: WorkerServices, providers: list[str] | None) -> UUID:
     """A worker that is alive, and says that it can ask these."""
     worker_id = uuid4()
     with stack.ledger.transaction() as unit:
@@ -37,7 +37,7 @@ def says(stack: PromptStack, providers: list[str] | None) -> UUID:
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_what_no_worker_has_a_key_for_is_refused_at_once(door: str, stack: PromptStack) -> None:
+def test_what_no_worker_has_a_key_for_is_refused_at_once(door: str, stack: WorkerServices) -> None:
     says(stack, [])
     says(stack, ["anthropic"])
     with pytest.raises(
@@ -48,7 +48,9 @@ def test_what_no_worker_has_a_key_for_is_refused_at_once(door: str, stack: Promp
 
 
 @pytest.mark.parametrize("others", [[], [None], [["openai"]], [[], ["gemini", "openai"]]])
-def test_who_hands_work_in_needs_no_key(others: list[list[str] | None], stack: PromptStack) -> None:
+def test_who_hands_work_in_needs_no_key(
+    others: list[list[str] | None], stack: WorkerServices
+) -> None:
     """Where no worker is alive, or one doesn't say, it is not known that there is none."""
     for providers in others:
         says(stack, providers)
@@ -64,7 +66,7 @@ def test_who_hands_work_in_needs_no_key(others: list[list[str] | None], stack: P
 
 
 def test_a_worker_says_whom_it_can_ask(
-    stack: PromptStack, environment: dict[str, str], start_worker: Callable[..., Process]
+    stack: WorkerServices, environment: dict[str, str], start_worker: Callable[..., Process]
 ) -> None:
     start_worker(GEMINI_BASE_URL="http://127.0.0.1:9", ANTHROPIC_API_KEY="sk-ant-test")
     assert in_ledger(stack, "SELECT providers FROM workers") == ["anthropic", "gemini"]
@@ -74,7 +76,7 @@ def test_a_worker_says_whom_it_can_ask(
     assert "read from OPENAI_API_KEY where the workers run" in " ".join(done.stderr.split())
 
 
-def test_a_call_that_was_never_made_is_not_counted(stack: PromptStack) -> None:
+def test_a_call_that_was_never_made_is_not_counted(stack: WorkerServices) -> None:
     job = stack.jobs.enqueue_generation("Hi", provider="openai")
     stack.executor.run(job.id, lambda _: None)
     ended = stack.jobs.get(job.id)
@@ -91,7 +93,7 @@ def test_a_proxy_that_no_call_could_pass_is_no_call_either(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
-    with PromptStack.open(load_settings(_env_file=None)) as stack:
+    with WorkerServices.open(load_settings(_env_file=None)) as stack:
         job = stack.jobs.enqueue_generation("Hi", provider="openai")
         stack.executor.run(job.id, lambda _: None)
         ended = stack.jobs.get(job.id)

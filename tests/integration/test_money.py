@@ -16,7 +16,7 @@ from promptstack.config.settings import Settings
 from promptstack.repositories.models import AttemptState, Billing, JobState
 from promptstack.services.jobs.views import AttemptView, JobView
 from promptstack.simulator.process import MODELS, SimulatorProcess
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, wait_until
 from tests.simulators import ForkedSimulator
 
@@ -36,7 +36,7 @@ def paid(
     simulator: SimulatorProcess,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[PromptStack]:
+) -> Iterator[WorkerServices]:
     """A stack whose calls cost money."""
     simulator.reset()
     prices = tmp_path / "models.toml"
@@ -48,18 +48,18 @@ def paid(
         "PROVIDER_TIMEOUT_SECONDS": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    with PromptStack.open(Settings(_env_file=None)) as stack:
+    with WorkerServices.open(Settings(_env_file=None)) as stack:
         yield stack
 
 
-def ask(stack: PromptStack, **how: Any) -> JobView:
+def ask(stack: WorkerServices, **how: Any) -> JobView:
     """Do a job here and now."""
     job = stack.jobs.enqueue_generation("12345678", provider="openai", **{"max_retries": 0, **how})
     stack.executor.run(job.id, lambda progress: None)
     return stack.jobs.get(job.id)
 
 
-def last_call(stack: PromptStack, job: JobView) -> AttemptView:
+def last_call(stack: WorkerServices, job: JobView) -> AttemptView:
     return stack.jobs.get_attempts(job.id)[-1]
 
 
@@ -78,7 +78,7 @@ def last_call(stack: PromptStack, job: JobView) -> AttemptView:
     ids=lambda value: "" if isinstance(value, str) else f"{value['kind']}{value.get('status', '')}",
 )
 def test_each_end_of_a_call_says_what_is_known_of_its_money(
-    paid: PromptStack, simulator: SimulatorProcess, fault: dict[str, Any], billing: Billing
+    paid: WorkerServices, simulator: SimulatorProcess, fault: dict[str, Any], billing: Billing
 ) -> None:
     simulator.control(fault)
     call = last_call(paid, ask(paid))
@@ -94,17 +94,19 @@ def test_each_end_of_a_call_says_what_is_known_of_its_money(
 
 
 def test_a_provider_that_was_never_reached_bills_nothing(
-    paid: PromptStack, simulator: SimulatorProcess
+    paid: WorkerServices, simulator: SimulatorProcess
 ) -> None:
     with ForkedSimulator() as gone:
         nowhere = gone.url
-    with PromptStack.open(paid.settings.model_copy(update={"openai_base_url": nowhere})) as stack:
+    with WorkerServices.open(
+        paid.settings.model_copy(update={"openai_base_url": nowhere})
+    ) as stack:
         call = last_call(stack, ask(stack))
     assert (call.state, call.billing, call.cost_usd) == ("failed", "not_billed", Decimal(0))
 
 
 def test_the_report_sums_what_may_have_been_paid_and_lost(
-    paid: PromptStack, simulator: SimulatorProcess
+    paid: WorkerServices, simulator: SimulatorProcess
 ) -> None:
     ask(paid)
     simulator.control({"kind": "reset"}, {"kind": "status", "status": 400})
@@ -118,7 +120,7 @@ def test_the_report_sums_what_may_have_been_paid_and_lost(
 
 
 def test_the_command_and_the_http_door_show_the_report(
-    paid: PromptStack, simulator: SimulatorProcess
+    paid: WorkerServices, simulator: SimulatorProcess
 ) -> None:
     simulator.control({"kind": "reset"})
     lost = ask(paid)
@@ -133,7 +135,7 @@ def test_the_command_and_the_http_door_show_the_report(
 
 
 def test_a_worker_that_dies_leaves_its_call_unsettled(
-    paid: PromptStack, simulator: SimulatorProcess, start_worker: Callable[..., Process]
+    paid: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     simulator.control({"kind": "billed_timeout", "seconds": 60})
     worker = start_worker(PROVIDER_TIMEOUT_SECONDS="60")
@@ -151,7 +153,7 @@ def test_a_worker_that_dies_leaves_its_call_unsettled(
     assert row.expected_cost_usd > Decimal(0)
 
 
-def test_usage_outlives_its_job_and_is_forgotten_later(paid: PromptStack) -> None:
+def test_usage_outlives_its_job_and_is_forgotten_later(paid: WorkerServices) -> None:
     ask(paid)
     with paid.ledger.transaction() as unit:
         unit.session.execute(text("UPDATE jobs SET finished_at = now() - interval '2 days'"))

@@ -19,7 +19,7 @@ from promptstack.repositories.models import Billing, JobState
 from promptstack.repositories.runs.models import RunState
 from promptstack.services.jobs.views import AttemptView, JobView
 from promptstack.services.validation.json_text import dump_json
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.odd_answers import EMBEDDED, OFTEN, VECTORS, WIRES, OddAnswer, odd_answers
 from tests.odd_server import OddServer
 from tests.runs import failures, work
@@ -42,14 +42,14 @@ def odd() -> Iterator[OddServer]:
 @pytest.fixture
 def stack(
     environment: dict[str, str], odd: OddServer, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[PromptStack]:
+) -> Iterator[WorkerServices]:
     prices = tmp_path / "models.toml"
     prices.write_text(PRICES)
     for name in ("OPENAI", "ANTHROPIC", "GEMINI"):
         monkeypatch.setenv(f"{name}_BASE_URL", odd.url)
         monkeypatch.setenv(f"{name}_API_KEY", "sk-test")
     monkeypatch.setenv("MODELS_FILE", str(prices))
-    with PromptStack.open(Settings(_env_file=None)) as opened:
+    with WorkerServices.open(Settings(_env_file=None)) as opened:
         yield opened
 
 
@@ -58,7 +58,7 @@ def chat(content: Any, **more: Any) -> OddAnswer:
     return OddAnswer({"model": "m", "choices": [choice], "usage": USAGE, **more})
 
 
-def ask(stack: PromptStack, provider: str = "openai", **how: Any) -> tuple[JobView, AttemptView]:
+def ask(stack: WorkerServices, provider: str = "openai", **how: Any) -> tuple[JobView, AttemptView]:
     """Do a job here and now, once; the last of its calls."""
     job = stack.jobs.enqueue_generation(
         "Why?", provider=provider, model="m", **{"max_retries": 3, **how}
@@ -81,7 +81,7 @@ def ask(stack: PromptStack, provider: str = "openai", **how: Any) -> tuple[JobVi
     ids=lambda value: value if isinstance(value, str) and "is" in value else "",
 )
 def test_tokens_that_nobody_can_read_are_unknown_and_the_text_is_kept(
-    stack: PromptStack, odd: OddServer, usage: Any, note: str
+    stack: WorkerServices, odd: OddServer, usage: Any, note: str
 ) -> None:
     odd.answer = chat("Because.", usage=usage).wire()
     job, call = ask(stack)
@@ -94,7 +94,7 @@ def test_tokens_that_nobody_can_read_are_unknown_and_the_text_is_kept(
     assert note.split(maxsplit=1)[0] in CliRunner().invoke(build(), ["attempts"]).output
 
 
-def test_an_answer_in_order_has_no_note(stack: PromptStack, odd: OddServer) -> None:
+def test_an_answer_in_order_has_no_note(stack: WorkerServices, odd: OddServer) -> None:
     odd.answer = chat("Because.").wire()
     _, call = ask(stack)
     assert (call.note, call.cost_usd) == (None, Decimal("2.5"))
@@ -148,7 +148,7 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_a_refusal_that_was_billed_has_its_tokens_and_its_cost(
-    stack: PromptStack, odd: OddServer, name: str
+    stack: WorkerServices, odd: OddServer, name: str
 ) -> None:
     provider, how, body = REFUSALS[name]
     odd.answer = OddAnswer(body).wire()
@@ -159,7 +159,7 @@ def test_a_refusal_that_was_billed_has_its_tokens_and_its_cost(
     assert (call.billing, call.cost_usd) == (Billing.BILLED, Decimal("2.5"))
 
 
-def test_a_refusal_counts_in_the_sums_of_its_run(stack: PromptStack, odd: OddServer) -> None:
+def test_a_refusal_counts_in_the_sums_of_its_run(stack: WorkerServices, odd: OddServer) -> None:
     odd.answer = OddAnswer(REFUSALS["chat"][2]).wire()
     run = stack.runs.generate(
         [{"prompt": "One?"}, {"prompt": "Two?"}], provider="openai", model="m"
@@ -170,7 +170,7 @@ def test_a_refusal_counts_in_the_sums_of_its_run(stack: PromptStack, odd: OddSer
 
 
 def test_results_of_unknown_tokens_stand_in_every_output(
-    stack: PromptStack, odd: OddServer, tmp_path: Path
+    stack: WorkerServices, odd: OddServer, tmp_path: Path
 ) -> None:
     odd.answer = chat("Because.", usage=None).wire()
     run = stack.runs.generate(
@@ -188,7 +188,7 @@ def test_results_of_unknown_tokens_stand_in_every_output(
 
 @pytest.mark.parametrize("usage", [USAGE, None], ids=["counted", "not counted"])
 def test_an_answer_without_a_text_is_asked_for_once_more_and_no_oftener(
-    stack: PromptStack, odd: OddServer, usage: Any
+    stack: WorkerServices, odd: OddServer, usage: Any
 ) -> None:
     odd.answer = chat({"not": "a text"}, usage=usage).wire()
     job, call = ask(stack)
@@ -202,7 +202,7 @@ def test_an_answer_without_a_text_is_asked_for_once_more_and_no_oftener(
 
 
 def test_a_run_asks_once_more_for_an_answer_without_a_text(
-    stack: PromptStack, odd: OddServer
+    stack: WorkerServices, odd: OddServer
 ) -> None:
     odd.answer = chat({"not": "a text"}).wire()
     run = stack.runs.generate([{"prompt": "One?"}], provider="openai", model="m", max_retries=3)
@@ -213,7 +213,7 @@ def test_a_run_asks_once_more_for_an_answer_without_a_text(
 
 @pytest.mark.parametrize("name", ["chat", "chat-call", "responses", "anthropic", "gemini"])
 def test_whatever_is_answered_the_job_ends_in_words_of_ours(
-    name: str, stack: PromptStack, odd: OddServer
+    name: str, stack: WorkerServices, odd: OddServer
 ) -> None:
     wire = WIRES[name]
 
@@ -238,7 +238,7 @@ def test_whatever_is_answered_the_job_ends_in_words_of_ours(
 
 @pytest.mark.parametrize("name", ["openai-vectors", "openai-vectors-in-order", "gemini-vectors"])
 def test_whatever_is_answered_a_run_has_its_vectors_or_says_why_not(
-    name: str, stack: PromptStack, odd: OddServer
+    name: str, stack: WorkerServices, odd: OddServer
 ) -> None:
     wire = WIRES[name]
     models = itertools.count()

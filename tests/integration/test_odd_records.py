@@ -27,7 +27,7 @@ from promptstack.services.sources.records import MESSAGES
 from promptstack.services.text import make_storable, make_storable_json
 from promptstack.services.validation.json_text import dump_json
 from promptstack.services.validation.schema_bounds import SchemaBounds
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
 from tests.odd_json import Unkept, is_kept, meant, records, same, values
 from tests.runs import work
@@ -75,7 +75,7 @@ python_values = st.recursive(
 
 
 @pytest.fixture
-def client(stack: PromptStack) -> Iterator[TestClient]:
+def client(stack: WorkerServices) -> Iterator[TestClient]:
     with serve(stack) as client:
         yield client
 
@@ -83,7 +83,7 @@ def client(stack: PromptStack) -> Iterator[TestClient]:
 @odd
 @given(lines)
 def test_a_line_is_kept_exactly_or_refused(
-    stack: PromptStack, tmp_path: Path, given_lines: list[str]
+    stack: WorkerServices, tmp_path: Path, given_lines: list[str]
 ) -> None:
     source = tmp_path / "in.jsonl"
     source.write_bytes(as_bytes("\n".join(given_lines)))
@@ -109,7 +109,7 @@ def test_a_line_is_kept_exactly_or_refused(
 @effort(odd, max_examples=FEW)
 @given(st.lists(records(), min_size=2, max_size=2))
 def test_items_in_a_body_are_kept_exactly_or_refused(
-    stack: PromptStack, client: TestClient, items: list[str]
+    stack: WorkerServices, client: TestClient, items: list[str]
 ) -> None:
     body = f'{{"provider": "demo", "skip_bad": true, "items": ["good", {", ".join(items)}]}}'
     found = client.post("/api/v1/runs/generations", content=as_bytes(body), headers=JSON)
@@ -134,7 +134,7 @@ def test_items_in_a_body_are_kept_exactly_or_refused(
 @effort(odd, max_examples=FEW)
 @given(values, values, values)
 def test_what_a_job_carries_is_kept_exactly_or_refused(
-    stack: PromptStack, client: TestClient, option: str, argument: str, parameter: str
+    stack: WorkerServices, client: TestClient, option: str, argument: str, parameter: str
 ) -> None:
     call = f'{{"id": "1", "name": "f", "arguments": {{"a": {argument}}}}}'
     tool = f'{{"name": "f", "parameters": {{"default": {parameter}}}}}'
@@ -161,7 +161,7 @@ def test_what_a_job_carries_is_kept_exactly_or_refused(
 @odd
 @given(st.lists(values, min_size=AT_ONCE, max_size=AT_ONCE))
 def test_answers_under_a_schema_are_kept_exactly_or_told(
-    stack: PromptStack, tmp_path: Path, said: list[str]
+    stack: WorkerServices, tmp_path: Path, said: list[str]
 ) -> None:
     schema = AnswerSchema({}, SchemaBounds())
     good = []
@@ -237,7 +237,7 @@ def as_bytes(body: str) -> bytes:
     return body.encode("utf-8", "surrogatepass")
 
 
-def exported(stack: PromptStack, run_id: UUID, folder: Path) -> dict[int, list[Any]]:
+def exported(stack: WorkerServices, run_id: UUID, folder: Path) -> dict[int, list[Any]]:
     """The metadata of each result, from every kind of output."""
     found: dict[int, list[Any]] = {
         one.position: [one.metadata] for one in stack.run_results.produced(run_id)

@@ -14,7 +14,7 @@ from promptstack.repositories.runs.models import Run
 from promptstack.services.errors import InvalidInput
 from promptstack.services.runs.views import Preflight
 from promptstack.services.sources.reading import Reading
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.http import serve
 from tests.runs import work
 
@@ -34,7 +34,7 @@ def lines(*requests: Any) -> io.BytesIO:
 
 
 @pytest.fixture
-def prepared(stack: PromptStack) -> Iterator[Any]:
+def prepared(stack: WorkerServices) -> Iterator[Any]:
     """Prepare runs of generations for OpenAI, and discard them."""
     ready: list[Preflight] = []
 
@@ -212,7 +212,7 @@ def test_a_plain_source_stays_what_it_is(prepared: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["path", "packed", "stream", "list", "iterator"])
 def test_a_batch_of_openais_is_done_under_its_ids(
-    kind: str, stack: PromptStack, tmp_path: Path
+    kind: str, stack: WorkerServices, tmp_path: Path
 ) -> None:
     requests = [
         request({"model": "wordllama-256", "input": text}, EMBEDDINGS, custom_id=f"r-{text}")
@@ -235,7 +235,7 @@ def test_a_batch_of_openais_is_done_under_its_ids(
     assert [row.custom_id for row in stack.run_results.produced(run.id)] == ["r-one", "r-two"]
 
 
-def test_embeddings_that_cannot_be_honoured_are_told_by_their_line(stack: PromptStack) -> None:
+def test_embeddings_that_cannot_be_honoured_are_told_by_their_line(stack: WorkerServices) -> None:
     model = "wordllama-256"
     ready = stack.runs.prepare_embedding(
         lines(
@@ -259,7 +259,7 @@ def test_embeddings_that_cannot_be_honoured_are_told_by_their_line(stack: Prompt
     assert "hand it in by `runs generate`" in found[7]
 
 
-def test_requests_are_items_over_http(stack: PromptStack) -> None:
+def test_requests_are_items_over_http(stack: WorkerServices) -> None:
     items = [request({"model": "demo-1", "messages": USER, "seed": 7}, custom_id="r")]
     with serve(stack) as client:
         body = {"items": items, "provider": "demo"}

@@ -13,29 +13,29 @@ from promptstack.services.limiter.limiter import RateLimiter
 from promptstack.services.limiter.terms import Settlement
 from promptstack.services.llm.base import LLMResponse
 from promptstack.services.llm.demo import DemoService
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import wait_until
 
 LIMITS = '[[limits]]\nprovider = "demo"\nin_flight = 1\n'
 
 
 @pytest.fixture
-def limited(stack: PromptStack, tmp_path: Any) -> Iterator[PromptStack]:
+def limited(stack: WorkerServices, tmp_path: Any) -> Iterator[WorkerServices]:
     """A stack whose demo provider is under the limiter."""
     file = tmp_path / "models.toml"
     file.write_text(LIMITS)
     settings = stack.settings.model_copy(update={"models_file": file})
-    with PromptStack.open(settings) as opened:
+    with WorkerServices.open(settings) as opened:
         yield opened
 
 
-def run(stack: PromptStack, job: JobView) -> JobView:
+def run(stack: WorkerServices, job: JobView) -> JobView:
     stack.executor.run(job.id, lambda progress: None)
     return stack.jobs.get(job.id)
 
 
 def test_the_answer_of_a_worker_that_was_given_up_is_kept_for_a_retry(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was frozen and not dead: its job failed, and then its answer came."""
     stack.heartbeat.beat()
@@ -60,7 +60,7 @@ def test_the_answer_of_a_worker_that_was_given_up_is_kept_for_a_retry(
 
 
 def test_an_answer_is_kept_where_its_worker_stops_while_the_limiter_is_told(
-    limited: PromptStack, monkeypatch: pytest.MonkeyPatch
+    limited: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settle = RateLimiter.settle
 
@@ -75,7 +75,7 @@ def test_an_answer_is_kept_where_its_worker_stops_while_the_limiter_is_told(
 
 
 def test_a_permit_that_comes_when_its_job_was_cancelled_is_given_back(
-    limited: PromptStack, monkeypatch: pytest.MonkeyPatch
+    limited: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acquire = RateLimiter.acquire
 

@@ -15,7 +15,7 @@ from promptstack.repositories.migrations import upgrade
 from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.models import RunState
 from promptstack.repositories.session import IDLE_SECONDS
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.pooler import CONNECTIONS, Pooler, pooler_before
 from tests.runs import in_ledger, work
 
@@ -39,9 +39,9 @@ def pooler(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.fixture
-def pooled(pooler: Pooler) -> Iterator[PromptStack]:
+def pooled(pooler: Pooler) -> Iterator[WorkerServices]:
     """Everything wired to a pooler, of which all sessions are clean at the end."""
-    with PromptStack.open(load_settings(_env_file=None)) as stack:
+    with WorkerServices.open(load_settings(_env_file=None)) as stack:
         yield stack
         assert_clean(pooler)
 
@@ -58,7 +58,7 @@ def assert_clean(pooler: Pooler) -> None:
         assert not left
 
 
-def test_jobs_runs_and_searches_leave_nothing_in_a_session(pooled: PromptStack) -> None:
+def test_jobs_runs_and_searches_leave_nothing_in_a_session(pooled: WorkerServices) -> None:
     job = pooled.jobs.enqueue_generation("Say hello.")
     pooled.executor.run(job.id, lambda _: None)
     assert pooled.jobs.get(job.id).state == JobState.SUCCEEDED
@@ -74,7 +74,7 @@ def test_jobs_runs_and_searches_leave_nothing_in_a_session(pooled: PromptStack) 
     pooled.reconciler.tend()
 
 
-def test_an_index_is_built_again_at_once(pooled: PromptStack) -> None:
+def test_an_index_is_built_again_at_once(pooled: WorkerServices) -> None:
     """The lock of a session would stay with whichever connection took it."""
     with pooled.ledger.transaction() as unit:
         model = unit.embeddings.register_model("openai", "any", 256, with_index=False)
@@ -89,7 +89,7 @@ def test_an_index_is_built_again_at_once(pooled: PromptStack) -> None:
     assert in_ledger(pooled, f"SELECT to_regclass('{index_name(model)}')") is None
 
 
-def test_a_transaction_that_idles_is_ended_all_the_same(pooled: PromptStack) -> None:
+def test_a_transaction_that_idles_is_ended_all_the_same(pooled: WorkerServices) -> None:
     for _ in range(CONNECTIONS + 1):
         limit = in_ledger(pooled, "SHOW idle_in_transaction_session_timeout")
         assert limit == f"{IDLE_SECONDS}s"

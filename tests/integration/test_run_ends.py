@@ -20,7 +20,7 @@ from promptstack.repositories.runs.scheduling import SchedulingRepository
 from promptstack.services.errors import NotFound
 from promptstack.services.runs.scheduler import Dispatch
 from promptstack.services.runs.views import RunView
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.runs import in_ledger, work
 
 FINALIZATIONS = "SELECT count(*) FROM jobs WHERE kind = 'finalization'"
@@ -29,33 +29,33 @@ OLD = "UPDATE runs SET finished_at = now() - interval '2 days'"
 DAY = 86_400.0
 
 
-def change(stack: PromptStack, statement: str) -> None:
+def change(stack: WorkerServices, statement: str) -> None:
     with stack.ledger.transaction() as unit:
         unit.session.execute(text(statement))
 
 
-def embed(stack: PromptStack, about: str, count: int = 20) -> RunView:
+def embed(stack: WorkerServices, about: str, count: int = 20) -> RunView:
     return stack.runs.embed([f"Text {n} about {about}." for n in range(count)], provider="local")
 
 
-def generate(stack: PromptStack, count: int = 3) -> RunView:
+def generate(stack: WorkerServices, count: int = 3) -> RunView:
     return stack.runs.generate([f"Say {n}." for n in range(count)], provider="demo")
 
 
-def model_of(stack: PromptStack, run: RunView) -> EmbeddingModel:
+def model_of(stack: WorkerServices, run: RunView) -> EmbeddingModel:
     with stack.ledger.transaction() as unit:
         model = unit.embeddings.find_model(run.provider, run.model)
     assert model is not None
     return model
 
 
-def has_index(stack: PromptStack, run: RunView) -> bool:
+def has_index(stack: WorkerServices, run: RunView) -> bool:
     name = index_name(model_of(stack, run))
     query = f"SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{name}')"
     return bool(in_ledger(stack, query))
 
 
-def let_no_index_be_built(stack: PromptStack, run: RunView) -> str:
+def let_no_index_be_built(stack: WorkerServices, run: RunView) -> str:
     """Take its name."""
     name = index_name(model_of(stack, run))
     change(stack, f"DROP INDEX IF EXISTS {name}")
@@ -67,7 +67,7 @@ def let_no_index_be_built(stack: PromptStack, run: RunView) -> str:
 
 
 def test_a_run_whose_index_cannot_be_built_is_completed_without_it(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(stack.dispatch, "_max_retries", 1)
     first = work(stack, embed(stack, "the sea").id)
@@ -89,7 +89,7 @@ def test_a_run_whose_index_cannot_be_built_is_completed_without_it(
 
 
 def test_a_run_that_cannot_be_completed_is_not_tried_for_ever(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(self: OutcomeRepository, run_id: UUID) -> Counted:
         raise RuntimeError("Something is wrong with its outcomes.")
@@ -103,7 +103,7 @@ def test_a_run_that_cannot_be_completed_is_not_tried_for_ever(
 
 
 def test_who_ends_a_run_and_dies_leaves_its_model_an_index(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work(stack, embed(stack, "the sea").id)
     run = embed(stack, "the woods")
@@ -124,7 +124,7 @@ def test_who_ends_a_run_and_dies_leaves_its_model_an_index(
 
 
 def test_a_start_that_fails_leaves_the_index(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work(stack, embed(stack, "the sea").id)
     prepared = stack.runs.prepare_embedding(["One about the woods."], provider="local")
@@ -147,7 +147,7 @@ def test_a_start_that_fails_leaves_the_index(
 
 
 def test_an_index_that_cannot_be_dropped_keeps_no_run_from_its_start(
-    stack: PromptStack, caplog: pytest.LogCaptureFixture
+    stack: WorkerServices, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = work(stack, embed(stack, "the sea").id)
     let_no_index_be_built(stack, first)
@@ -159,7 +159,7 @@ def test_an_index_that_cannot_be_dropped_keeps_no_run_from_its_start(
 # Deadlines
 
 
-def test_a_run_whose_items_are_done_does_not_expire(stack: PromptStack) -> None:
+def test_a_run_whose_items_are_done_does_not_expire(stack: WorkerServices) -> None:
     run = embed(stack, "the sea")
     (shard,) = [in_ledger(stack, "SELECT id FROM jobs WHERE kind = 'shard'")]
     stack.executor.run(shard, lambda _: None)
@@ -174,7 +174,7 @@ def test_a_run_whose_items_are_done_does_not_expire(stack: PromptStack) -> None:
 
 
 def test_a_run_whose_last_item_was_done_just_in_time_does_not_expire(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = generate(stack)
     with monkeypatch.context() as patched:
@@ -186,7 +186,7 @@ def test_a_run_whose_last_item_was_done_just_in_time_does_not_expire(
     assert work(stack, run.id).state is RunState.COMPLETED
 
 
-def test_a_run_whose_shards_expired_is_expired_and_can_be_retried(stack: PromptStack) -> None:
+def test_a_run_whose_shards_expired_is_expired_and_can_be_retried(stack: WorkerServices) -> None:
     run = generate(stack)
     # A moment before the run's own deadline.
     change(stack, "UPDATE jobs SET expires_at = now() - interval '1 second'")
@@ -202,7 +202,7 @@ def test_a_run_whose_shards_expired_is_expired_and_can_be_retried(stack: PromptS
 
 
 def test_a_run_whose_shard_failed_of_the_account_just_now_is_not_completed(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = generate(stack)
     # After it was looked for, and before what is done is.
@@ -222,7 +222,7 @@ def test_a_run_whose_shard_failed_of_the_account_just_now_is_not_completed(
 
 
 def test_a_run_that_cannot_be_ended_keeps_no_other_from_its_end(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad, *others = [generate(stack, 1) for _ in range(3)]
     change(stack, OVERDUE)
@@ -248,7 +248,7 @@ def test_a_run_that_cannot_be_ended_keeps_no_other_from_its_end(
 
 
 def test_a_run_that_cannot_be_served_keeps_no_other_from_its_shards(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(stack.dispatch, "_shards_a_worker", 3)
     prepared = [
@@ -271,7 +271,7 @@ def test_a_run_that_cannot_be_served_keeps_no_other_from_its_shards(
 
 
 def test_a_run_that_cannot_be_finalized_keeps_no_other_from_it(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs = [generate(stack, 1) for _ in range(3)]
     finalize = RunRepository.finalize
@@ -291,7 +291,7 @@ def test_a_run_that_cannot_be_finalized_keeps_no_other_from_it(
 
 
 def test_a_run_that_is_being_deleted_cannot_be_retried(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("promptstack.services.runs.scheduler.PRUNED_AT_ONCE", 1)
     run = generate(stack)
@@ -309,7 +309,7 @@ def test_a_run_that_is_being_deleted_cannot_be_retried(
         assert in_ledger(stack, f"SELECT count(*) FROM {table}") == 0
 
 
-def test_a_run_that_is_being_retried_is_not_deleted(stack: PromptStack) -> None:
+def test_a_run_that_is_being_retried_is_not_deleted(stack: WorkerServices) -> None:
     run = generate(stack)
     stack.runs.cancel(run.id)
     change(stack, OLD)
@@ -323,7 +323,7 @@ def test_a_run_that_is_being_retried_is_not_deleted(stack: PromptStack) -> None:
 
 
 def test_what_is_read_of_a_run_that_is_deleted_meanwhile_does_not_look_complete(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     run = work(stack, generate(stack).id)
     reading = stack.run_results.produced(run.id, page=2)
@@ -334,7 +334,7 @@ def test_what_is_read_of_a_run_that_is_deleted_meanwhile_does_not_look_complete(
         list(reading)
 
 
-def test_one_worker_at_a_time_deletes_what_is_old(stack: PromptStack) -> None:
+def test_one_worker_at_a_time_deletes_what_is_old(stack: WorkerServices) -> None:
     run = generate(stack)
     stack.runs.cancel(run.id)
     job = stack.jobs.enqueue_generation("Say it.", provider="demo")

@@ -29,7 +29,7 @@ from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.runs.scheduler import Dispatch
 from promptstack.services.runs.service import BadInputs
 from promptstack.services.runs.shards.call_pool import CallPool
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import wait_until
 from tests.runs import work
 
@@ -115,13 +115,13 @@ class Held(LLMService):
         cls.asked[number].set()
 
 
-def one(stack: PromptStack, query: str) -> Any:
+def one(stack: WorkerServices, query: str) -> Any:
     with stack.ledger.transaction() as unit:
         return unit.session.execute(text(query)).one()
 
 
 def test_a_commit_whose_answer_was_lost_is_counted_once(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("promptstack.services.execution.retrying_ledger.LEDGER_RETRY_SECONDS", 0.0)
     run = stack.runs.generate(
@@ -150,7 +150,7 @@ def test_a_commit_whose_answer_was_lost_is_counted_once(
 
 
 def test_a_call_that_may_have_been_billed_is_counted_once_too(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("promptstack.services.execution.retrying_ledger.LEDGER_RETRY_SECONDS", 0.0)
     stack.factory.register("unsure", Unsure)
@@ -166,7 +166,7 @@ def test_a_call_that_may_have_been_billed_is_counted_once_too(
 
 
 def test_an_answer_in_the_last_moment_of_a_cancelled_shard_hides_no_call_that_was_cut(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack.factory.register("held", Held)
     monkeypatch.setattr(Held, "asked", [])
@@ -202,7 +202,7 @@ def test_an_answer_in_the_last_moment_of_a_cancelled_shard_hides_no_call_that_wa
 
 
 def test_an_answer_that_cannot_be_stored_sinks_no_other(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = AnswerRepository.store
 
@@ -222,7 +222,7 @@ def test_an_answer_that_cannot_be_stored_sinks_no_other(
 
 
 def test_numbers_that_two_bytes_do_not_hold_fail_their_item_alone(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack.factory.register("loud", Loud)
     monkeypatch.setattr(stack.settings, "vector_type", VectorType.HALFVEC)
@@ -236,7 +236,7 @@ def test_numbers_that_two_bytes_do_not_hold_fail_their_item_alone(
 
 
 def test_what_an_end_left_half_done_is_done_later(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = stack.runs.embed(["one", "two"])
 
@@ -256,7 +256,7 @@ def test_what_an_end_left_half_done_is_done_later(
 
 
 def test_a_run_that_cannot_be_tended_keeps_no_job_from_being_published(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack.jobs.enqueue_generation("Say it.")
     with stack.ledger.transaction() as unit:
@@ -285,7 +285,7 @@ def test_a_run_that_cannot_be_tended_keeps_no_job_from_being_published(
     ],
 )
 def test_a_limit_of_the_cost_that_could_not_be_held_is_refused(
-    stack: PromptStack, how: dict[str, Any], why: str
+    stack: WorkerServices, how: dict[str, Any], why: str
 ) -> None:
     given = {"provider": "demo", **how}
     with pytest.raises(InvalidInput, match=why):
@@ -294,7 +294,9 @@ def test_a_limit_of_the_cost_that_could_not_be_held_is_refused(
 
 
 @pytest.mark.parametrize("amount", ["NaN", "sNaN", "Infinity", "-Infinity", "-0.01", "1e8", "1e30"])
-def test_a_limit_of_the_cost_that_is_no_amount_is_refused(stack: PromptStack, amount: str) -> None:
+def test_a_limit_of_the_cost_that_is_no_amount_is_refused(
+    stack: WorkerServices, amount: str
+) -> None:
     with pytest.raises(InvalidInput, match="limit of the cost"):
         stack.runs.embed(["one"], provider="local", max_cost_usd=Decimal(amount))
     assert one(stack, "SELECT count(*) FROM runs") == (0,)
@@ -309,11 +311,11 @@ def test_a_limit_of_the_cost_that_is_no_amount_is_refused(stack: PromptStack, am
 def test_the_least_time_is_at_the_limits_that_the_provider_has_told_of(
     environment: dict[str, str],
 ) -> None:
-    with PromptStack.open(load_settings(_env_file=None, openai_api_key="sk-test")) as stack:
+    with WorkerServices.open(load_settings(_env_file=None, openai_api_key="sk-test")) as stack:
         see_the_least_time(stack)
 
 
-def see_the_least_time(stack: PromptStack) -> None:
+def see_the_least_time(stack: WorkerServices) -> None:
     def seconds() -> float | None:
         prompts = [f"Question {number}" for number in range(20)]
         preflight = stack.runs.prepare_generation(prompts, provider="openai", max_tokens=5)
@@ -330,7 +332,7 @@ def see_the_least_time(stack: PromptStack) -> None:
     assert seconds() == pytest.approx(20.0)
 
 
-def test_the_jobs_of_runs_are_listed_only_where_they_are_asked_for(stack: PromptStack) -> None:
+def test_the_jobs_of_runs_are_listed_only_where_they_are_asked_for(stack: WorkerServices) -> None:
     single = stack.jobs.enqueue_generation("Say it.", provider="demo")
     stack.runs.generate(["Say this."], provider="demo")
     assert [job.id for job in stack.jobs.get_many()] == [single.id]
@@ -338,7 +340,7 @@ def test_the_jobs_of_runs_are_listed_only_where_they_are_asked_for(stack: Prompt
 
 
 def test_search_finds_as_many_as_are_wanted_however_often_each_text_is_there(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     texts = [{"text": f"Text {n} of the sea.", "lang": "en" if n % 2 else "de"} for n in range(30)]
     for _ in range(6):
@@ -349,7 +351,7 @@ def test_search_finds_as_many_as_are_wanted_however_often_each_text_is_there(
             assert len({one.text for one in found}) == len(found) == min(limit, most)
 
 
-def test_messages_cannot_be_embedded(stack: PromptStack) -> None:
+def test_messages_cannot_be_embedded(stack: WorkerServices) -> None:
     messages = [{"role": "user", "content": "hello"}]
     items: list[dict[str, Any]] = [{"text": "fine"}, {"messages": messages}]
     with pytest.raises(BadInputs, match="2: It has messages"):
@@ -359,7 +361,7 @@ def test_messages_cannot_be_embedded(stack: PromptStack) -> None:
 
 
 def test_a_view_that_cannot_be_shown_cuts_off_no_call(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="demo", in_flight=4)
 
@@ -373,7 +375,7 @@ def test_a_view_that_cannot_be_shown_cuts_off_no_call(
 
 
 def test_what_fails_after_the_commit_is_not_stored_or_sent_again(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack.factory.register("held", Held)
     monkeypatch.setattr(Held, "asked", [])
@@ -394,7 +396,7 @@ def test_what_fails_after_the_commit_is_not_stored_or_sent_again(
     assert one(stack, "SELECT count(*) FROM attempts WHERE state = 'started'") == (0,)
 
 
-def test_a_run_that_was_never_started_cannot_be_retried(stack: PromptStack) -> None:
+def test_a_run_that_was_never_started_cannot_be_retried(stack: WorkerServices) -> None:
     preflight = stack.runs.prepare_generation(["Say it."], provider="demo")
     stack.runs.cancel(preflight.run_id)
     with pytest.raises(WrongState, match="never started"):

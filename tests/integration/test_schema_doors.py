@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from promptstack.api.cli.main import build
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
 from tests.runs import in_ledger
 from tests.unit.test_schema_bounds import BOUNDS, TOO_MUCH, bomb, named
@@ -26,19 +26,19 @@ DOORS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def client(stack: PromptStack) -> Iterator[TestClient]:
+def client(stack: WorkerServices) -> Iterator[TestClient]:
     with serve(stack) as client:
         yield client
 
 
-def rows(stack: PromptStack) -> int:
+def rows(stack: WorkerServices) -> int:
     found = in_ledger(stack, "SELECT (SELECT count(*) FROM jobs) + (SELECT count(*) FROM runs)")
     return int(found)
 
 
 @pytest.mark.parametrize("door", DOORS)
 def test_a_schema_beyond_a_bound_is_refused(
-    stack: PromptStack, client: TestClient, door: str
+    stack: WorkerServices, client: TestClient, door: str
 ) -> None:
     for name, make in TOO_MUCH.items():
         schema = make(getattr(BOUNDS, name))
@@ -95,7 +95,7 @@ UNFIT = {
 
 @pytest.mark.parametrize("command", [["generate", "x"], ["runs", "generate", "x.jsonl"]])
 def test_the_command_line_refuses_it_in_a_sentence(
-    stack: PromptStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+    stack: WorkerServices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.jsonl").write_text('{"prompt": "x"}\n')
@@ -108,6 +108,6 @@ def test_the_command_line_refuses_it_in_a_sentence(
     assert rows(stack) == 0
 
 
-def test_a_file_without_end_is_not_read_to_its_end(stack: PromptStack) -> None:
+def test_a_file_without_end_is_not_read_to_its_end(stack: WorkerServices) -> None:
     result = CliRunner().invoke(build(), ["generate", "x", "--json-schema", "/dev/zero"])
     assert (result.exit_code, "bytes" in result.stderr) == (2, True)

@@ -20,7 +20,7 @@ from promptstack.repositories.runs.models import RunState
 from promptstack.services.limiter.errors import LimiterWait
 from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
 from promptstack.services.llm.errors import InvalidProviderRequest, Overloaded, ProviderTimeout
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.integration.test_run_ledger import Forgetful, Held, one
 from tests.processes import wait_until
 from tests.runs import failures, work
@@ -56,7 +56,7 @@ class Pairs(LLMService):
 
 
 @pytest.fixture(autouse=True)
-def providers(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def providers(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch) -> None:
     stack.factory.register("pairs", Pairs)
     stack.factory.register("held", Held)
     monkeypatch.setattr(Pairs, "asked", Counter())
@@ -64,7 +64,7 @@ def providers(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_item_that_fails_while_another_waits_for_its_turn_fails_alone(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     run = stack.runs.embed(["slow", "fine", "bad", "good"], provider="pairs", max_retries=5)
     done = work(stack, run.id)
@@ -73,7 +73,7 @@ def test_an_item_that_fails_while_another_waits_for_its_turn_fails_alone(
 
 
 def test_tries_are_counted_on_where_a_shard_is_taken_up_again(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     stack.__dict__["shard_tools"] = replace(stack.shard_tools, patience_seconds=0.0)
     run = stack.runs.embed(["timeout"], provider="pairs", max_retries=3)
@@ -88,7 +88,7 @@ def test_tries_are_counted_on_where_a_shard_is_taken_up_again(
 
 
 def test_a_shard_that_waits_to_try_again_keeps_no_other_from_its_turn(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "promptstack.services.runs.scheduler.MOST_ITEMS", {"embedding": 2, "generation": 2}
@@ -104,7 +104,7 @@ def test_a_shard_that_waits_to_try_again_keeps_no_other_from_its_turn(
 
 
 def test_no_more_shards_are_queued_than_there_are_places_in_workers(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "promptstack.services.runs.scheduler.MOST_ITEMS", {"embedding": 1, "generation": 1}
@@ -117,7 +117,7 @@ def test_no_more_shards_are_queued_than_there_are_places_in_workers(
 
 
 def test_a_worker_that_is_to_stop_keeps_what_is_under_way_and_hands_the_rest_back(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="held", in_flight=4)
     (shard,) = one(stack, "SELECT id FROM jobs")
@@ -145,7 +145,7 @@ def test_a_worker_that_is_to_stop_keeps_what_is_under_way_and_hands_the_rest_bac
 
 
 def test_money_that_a_lost_commit_has_reserved_is_not_counted_against_itself(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("promptstack.services.execution.retrying_ledger.LEDGER_RETRY_SECONDS", 0.0)
 
@@ -167,7 +167,7 @@ def test_money_that_a_lost_commit_has_reserved_is_not_counted_against_itself(
 
 
 def test_an_answer_that_the_ledger_refuses_sinks_no_other(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = AnswerRepository.store
 
@@ -184,7 +184,7 @@ def test_an_answer_that_the_ledger_refuses_sinks_no_other(
 
 
 def test_two_who_want_what_the_other_gives_up_do_not_wait_for_each_other(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     mine, theirs = (claim_of(stack, word) for word in ("mine", "theirs"))
     x, y = b"x" * 32, b"y" * 32
@@ -201,7 +201,7 @@ def test_two_who_want_what_the_other_gives_up_do_not_wait_for_each_other(
         second.reservations.forget_idle()
 
 
-def test_an_attempt_that_was_taken_over_gives_nothing_up(stack: PromptStack) -> None:
+def test_an_attempt_that_was_taken_over_gives_nothing_up(stack: WorkerServices) -> None:
     old = claim_of(stack, "mine")
     content = b"x" * 32
     with stack.ledger.transaction() as unit:
@@ -214,7 +214,7 @@ def test_an_attempt_that_was_taken_over_gives_nothing_up(stack: PromptStack) -> 
         assert len(unit.reservations.get_many()) == 1
 
 
-def claim_of(stack: PromptStack, word: str) -> Claim:
+def claim_of(stack: WorkerServices, word: str) -> Claim:
     """A job in this process's hands."""
     job = stack.jobs.enqueue_generation(f"Say {word}.", provider="demo")
     with stack.ledger.transaction() as unit:
@@ -224,7 +224,7 @@ def claim_of(stack: PromptStack, word: str) -> Claim:
 
 
 def test_what_is_stored_is_found_also_where_another_still_has_it_reserved(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     other = claim_of(stack, "other")
     run = stack.runs.embed(["one", "two"], provider="pairs")

@@ -12,7 +12,7 @@ import pytest
 from promptstack.config.settings import load_settings
 from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.models import RunState
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.integration.test_run_ledger import one
 from tests.runs import failures, work
 
@@ -92,11 +92,11 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def small(
     environment: dict[str, str], server: Server, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[PromptStack]:
+) -> Iterator[WorkerServices]:
     """Everything wired to the small server."""
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    with PromptStack.open(load_settings(_env_file=None)) as stack:
+    with WorkerServices.open(load_settings(_env_file=None)) as stack:
         yield stack
 
 
@@ -114,7 +114,7 @@ LONG = "long " * BATCH
 
 
 @pytest.mark.parametrize("word", CODES)
-def test_of_forty_texts_one_fails(small: PromptStack, server: Server, word: str) -> None:
+def test_of_forty_texts_one_fails(small: WorkerServices, server: Server, word: str) -> None:
     texts = [f"text {n}" for n in range(40)]
     texts[17] = LONG if word == "long" else f"{word} text"
     run = small.runs.embed(texts, provider="openai", model="m", max_retries=2)
@@ -125,7 +125,7 @@ def test_of_forty_texts_one_fails(small: PromptStack, server: Server, word: str)
 
 
 def test_of_forty_prompts_those_fail_that_a_gateway_does_not_let_through(
-    small: PromptStack,
+    small: WorkerServices,
 ) -> None:
     prompts = [f"text {n}" for n in range(40)]
     prompts[:8] = [LONG if word == "long" else f"{word} text" for word in CODES]
@@ -137,7 +137,7 @@ def test_of_forty_prompts_those_fail_that_a_gateway_does_not_let_through(
 
 
 def test_a_document_whose_chunks_are_too_long_is_embedded_with_a_few_calls(
-    small: PromptStack, server: Server
+    small: WorkerServices, server: Server
 ) -> None:
     text = " ".join(f"Sentence {n} of a document that is long enough." for n in range(300))
     began = time.monotonic()

@@ -16,7 +16,7 @@ from promptstack.config.names import RUN_KEY
 from promptstack.services.jobs.redis_view import RedisView
 from promptstack.services.runs.progress import RunSnapshot
 from promptstack.services.runs.views import RunView
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.http import serve
 from tests.runs import work
 from tests.small_server import Answer, Asked, chat, small_server
@@ -42,7 +42,7 @@ def stack(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     answers: list[Answer],
-) -> Iterator[PromptStack]:
+) -> Iterator[WorkerServices]:
     def answer(asked: Asked) -> Answer:
         return answers.pop() if answers else chat(asked)
 
@@ -52,11 +52,11 @@ def stack(
             f'[[providers]]\nname = "small"\nwire = "openai"\nbase_url = "{server.url}/v1"\n{PRICE}'
         )
         monkeypatch.setenv("MODELS_FILE", str(file))
-        with PromptStack.open() as opened:
+        with WorkerServices.open() as opened:
             yield opened
 
 
-def ran(stack: PromptStack, model: str, count: int = 3) -> RunView:
+def ran(stack: WorkerServices, model: str, count: int = 3) -> RunView:
     prompts = [f"{model} {number}" for number in range(count)]
     made = stack.runs.generate(prompts, provider="small", model=model, max_retries=0)
     return work(stack, made.id)
@@ -68,7 +68,7 @@ def said(*arguments: str) -> str:
     return result.stdout
 
 
-def lines(stack: PromptStack, run: RunView) -> str:
+def lines(stack: WorkerServices, run: RunView) -> str:
     """All that a person sees of a run."""
     snapshot = stack.run_progress.rebuild(run.id)
     assert snapshot is not None
@@ -82,7 +82,7 @@ def lines(stack: PromptStack, run: RunView) -> str:
     return captured.get() + said("runs", "list") + said("runs", "show", str(run.id))
 
 
-def test_a_run_of_unknown_price_shows_no_zero_anywhere(stack: PromptStack) -> None:
+def test_a_run_of_unknown_price_shows_no_zero_anywhere(stack: WorkerServices) -> None:
     run = ran(stack, "free-or-not")
     assert (run.succeeded, run.calls, run.cost_usd, run.unknown_cost) == (3, 3, None, 3)
     shown = lines(stack, run)
@@ -102,7 +102,7 @@ def test_a_run_of_unknown_price_shows_no_zero_anywhere(stack: PromptStack) -> No
         assert told["cost_usd"] is None
 
 
-def test_what_is_known_in_part_is_shown_so(stack: PromptStack, answers: list[Answer]) -> None:
+def test_what_is_known_in_part_is_shown_so(stack: WorkerServices, answers: list[Answer]) -> None:
     answers.append((500, {"error": {"message": "Broke in mid-answer"}}))
     run = ran(stack, "dear")
     assert (run.succeeded, run.failed, run.calls, run.unknown_cost) == (2, 1, 3, 1)
@@ -111,7 +111,7 @@ def test_what_is_known_in_part_is_shown_so(stack: PromptStack, answers: list[Ans
     assert json.loads(said("runs", "show", str(run.id), "--json"))["cost_usd"] == "0.000006"
 
 
-def test_nothing_is_told_as_nothing_and_in_plain_digits(stack: PromptStack) -> None:
+def test_nothing_is_told_as_nothing_and_in_plain_digits(stack: WorkerServices) -> None:
     run = work(stack, stack.runs.embed(["one"], provider="local").id)
     assert (run.cost_usd, run.unknown_cost) == (Decimal(0), 0)
     assert "$0.00" in lines(stack, run)

@@ -19,7 +19,7 @@ from promptstack.repositories.usage import Group, Usage
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import InvalidInput, NotFound
 from promptstack.simulator.process import SimulatorProcess
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.simulators import ForkedSimulator
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -85,14 +85,14 @@ def simulator() -> Iterator[SimulatorProcess]:
 
 
 @pytest.fixture
-def worker(stack: PromptStack, simulator: SimulatorProcess) -> Iterator[PromptStack]:
+def worker(stack: WorkerServices, simulator: SimulatorProcess) -> Iterator[WorkerServices]:
     simulator.reset()
     told = {"openai_base_url": simulator.url, "openai_api_key": "sk-test"}
-    with PromptStack.open(type(stack.settings)(_env_file=None, **told)) as opened:  # type: ignore[arg-type]
+    with WorkerServices.open(type(stack.settings)(_env_file=None, **told)) as opened:  # type: ignore[arg-type]
         yield opened
 
 
-def test_every_attempt_records_what_it_took(worker: PromptStack) -> None:
+def test_every_attempt_records_what_it_took(worker: WorkerServices) -> None:
     job = worker.jobs.enqueue_generation("Why?", system="[cached]" * 50, provider="openai")
     worker.executor.run(job.id, lambda progress: None)
     [attempt] = worker.jobs.get_attempts(job.id)
@@ -118,7 +118,7 @@ def test_every_attempt_records_what_it_took(worker: PromptStack) -> None:
     ids=["503", "400", "reset", "truncated"],
 )
 def test_a_failure_costs_nothing_or_nobody_knows(
-    worker: PromptStack,
+    worker: WorkerServices,
     simulator: SimulatorProcess,
     fault: dict[str, Any],
     expected: Decimal | None,
@@ -133,7 +133,7 @@ def test_a_failure_costs_nothing_or_nobody_knows(
 
 
 def add(
-    stack: PromptStack,
+    stack: WorkerServices,
     user_id: UUID | None = None,
     *,
     at: datetime = NOON,
@@ -173,12 +173,12 @@ def add(
         )
 
 
-def user(stack: PromptStack, email: str) -> UUID:
+def user(stack: WorkerServices, email: str) -> UUID:
     with stack.ledger.transaction() as unit:
         return unit.users.create(email=email).id
 
 
-def test_sums_by_day_are_in_utc_and_times_bound_them(stack: PromptStack) -> None:
+def test_sums_by_day_are_in_utc_and_times_bound_them(stack: WorkerServices) -> None:
     midnight = NOON.replace(hour=0)
     for at in (midnight - timedelta(seconds=1), midnight, NOON, midnight + timedelta(days=1)):
         add(stack, at=at)
@@ -192,7 +192,7 @@ def test_sums_by_day_are_in_utc_and_times_bound_them(stack: PromptStack) -> None
     assert (row.calls, row.input_tokens, row.cost_usd) == (2, 20, Decimal(1))
 
 
-def test_sums_never_hold_another_users_calls(stack: PromptStack) -> None:
+def test_sums_never_hold_another_users_calls(stack: WorkerServices) -> None:
     ada, bob = user(stack, "ada@example.org"), user(stack, "bob@example.org")
     for owner, count in ((ada, 1), (bob, 2), (None, 4)):
         for _ in range(count):
@@ -210,7 +210,7 @@ def test_sums_never_hold_another_users_calls(stack: PromptStack) -> None:
         stack.usage.sums([], since=NOON, until=NOON)
 
 
-def test_the_http_door_shows_one_s_own(stack: PromptStack) -> None:
+def test_the_http_door_shows_one_s_own(stack: WorkerServices) -> None:
     key = stack.keys.create("ada@example.org", "test", is_admin=False)
     admin = stack.keys.create("root@example.org", "test", is_admin=True)
     with stack.ledger.transaction() as unit:
@@ -251,7 +251,7 @@ CALLS = st.lists(
 )
 @given(calls=CALLS, by=st.sets(st.sampled_from(list(Group)), min_size=1))
 def test_the_sums_of_groups_add_up(
-    stack: PromptStack, calls: list[tuple[Any, ...]], by: set[Group]
+    stack: WorkerServices, calls: list[tuple[Any, ...]], by: set[Group]
 ) -> None:
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("TRUNCATE users CASCADE"))

@@ -14,7 +14,7 @@ from promptstack.repositories.content.vector_tables import create_index, index_n
 from promptstack.repositories.errors import IndexNotBuilt
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.runs.models import RunState
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, wait_until
 from tests.runs import in_ledger, work
 
@@ -22,7 +22,7 @@ VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:na
 BUILDING = text("SELECT count(*) FROM pg_stat_progress_create_index")
 
 
-def make_model(stack: PromptStack, vectors: int) -> EmbeddingModel:
+def make_model(stack: WorkerServices, vectors: int) -> EmbeddingModel:
     with stack.ledger.transaction() as unit:
         model = unit.embeddings.register_model("openai", "any", 256, with_index=False)
         rows = np.random.default_rng(1).standard_normal((vectors, 256), dtype=np.float32)
@@ -31,12 +31,12 @@ def make_model(stack: PromptStack, vectors: int) -> EmbeddingModel:
     return model
 
 
-def has_valid_index(stack: PromptStack, model: EmbeddingModel) -> bool:
+def has_valid_index(stack: WorkerServices, model: EmbeddingModel) -> bool:
     with stack.ledger.transaction() as unit:
         return bool(unit.session.scalar(VALID, {"name": index_name(model)}))
 
 
-def test_who_meets_a_build_under_way_does_not_stand_in_its_way(stack: PromptStack) -> None:
+def test_who_meets_a_build_under_way_does_not_stand_in_its_way(stack: WorkerServices) -> None:
     model = make_model(stack, 6_000)
     indexes = VectorIndexes(stack.ledger)
 
@@ -53,7 +53,7 @@ def test_who_meets_a_build_under_way_does_not_stand_in_its_way(stack: PromptStac
     assert has_valid_index(stack, model)
 
 
-def test_a_build_that_was_broken_off_is_made_anew(stack: PromptStack) -> None:
+def test_a_build_that_was_broken_off_is_made_anew(stack: WorkerServices) -> None:
     model = make_model(stack, 50)
     indexes = VectorIndexes(stack.ledger)
     assert indexes.build(model)
@@ -66,7 +66,7 @@ def test_a_build_that_was_broken_off_is_made_anew(stack: PromptStack) -> None:
     assert has_valid_index(stack, model)
 
 
-def test_a_dropped_index_is_gone(stack: PromptStack) -> None:
+def test_a_dropped_index_is_gone(stack: WorkerServices) -> None:
     model = make_model(stack, 50)
     indexes = VectorIndexes(stack.ledger)
     assert indexes.build(model)
@@ -77,7 +77,7 @@ def test_a_dropped_index_is_gone(stack: PromptStack) -> None:
 
 
 def test_a_worker_that_is_told_to_stop_hands_a_build_back_at_once(
-    stack: PromptStack, start_worker: Callable[..., Process]
+    stack: WorkerServices, start_worker: Callable[..., Process]
 ) -> None:
     work(stack, stack.runs.embed(["one", "two"], provider="local").id)
     with stack.ledger.transaction() as unit:
@@ -102,7 +102,7 @@ def test_a_worker_that_is_told_to_stop_hands_a_build_back_at_once(
     assert has_valid_index(stack, model)
 
 
-def test_a_build_that_fails_leaves_nothing_behind(stack: PromptStack) -> None:
+def test_a_build_that_fails_leaves_nothing_behind(stack: WorkerServices) -> None:
     model = make_model(stack, 50)
     with stack.ledger.transaction() as unit:
         unit.session.execute(
@@ -114,7 +114,7 @@ def test_a_build_that_fails_leaves_nothing_behind(stack: PromptStack) -> None:
         assert unit.session.scalar(VALID, {"name": index_name(model)}) is None
 
 
-def test_an_index_is_not_dropped_while_it_is_built(stack: PromptStack) -> None:
+def test_an_index_is_not_dropped_while_it_is_built(stack: WorkerServices) -> None:
     model = make_model(stack, 50)
     indexes = VectorIndexes(stack.ledger)
     assert indexes.build(model)
@@ -127,7 +127,7 @@ def test_an_index_is_not_dropped_while_it_is_built(stack: PromptStack) -> None:
 
 
 def test_an_index_that_a_search_holds_is_kept_and_its_transaction_goes_on(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     model = make_model(stack, 50)
     indexes = VectorIndexes(stack.ledger)
@@ -140,7 +140,7 @@ def test_an_index_that_a_search_holds_is_kept_and_its_transaction_goes_on(
     assert has_valid_index(stack, model)
 
 
-def test_many_vectors_are_estimated_and_few_are_counted(stack: PromptStack) -> None:
+def test_many_vectors_are_estimated_and_few_are_counted(stack: WorkerServices) -> None:
     model = make_model(stack, 50)
     for known, estimated in ((-1, 50), (20_000, 50), (3_000_000, 3_000_000)):
         with stack.ledger.transaction() as unit:
@@ -151,7 +151,7 @@ def test_many_vectors_are_estimated_and_few_are_counted(stack: PromptStack) -> N
             assert unit.embeddings.estimate(model) == estimated
 
 
-def test_a_build_whose_process_was_killed_is_not_begun_a_second_time(stack: PromptStack) -> None:
+def test_a_build_whose_process_was_killed_is_not_begun_a_second_time(stack: WorkerServices) -> None:
     """PostgreSQL goes on with the statement of a client that is gone, and holds no lock of it."""
     model = make_model(stack, 50)
     indexes = VectorIndexes(stack.ledger)

@@ -14,7 +14,7 @@ from promptstack.repositories.runs.models import RunState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.export.results import ExportFormat, ExportSummary, export
 from promptstack.services.runs.views import RunView
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.integration.test_run_ledger import one
 from tests.runs import work
 from tests.small_server import Answer, Asked, SmallServer, small_server
@@ -47,14 +47,14 @@ def server() -> Iterator[SmallServer]:
 @pytest.fixture
 def small(
     environment: dict[str, str], server: SmallServer, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[PromptStack]:
+) -> Iterator[WorkerServices]:
     monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    with PromptStack.open(load_settings(_env_file=None)) as stack:
+    with WorkerServices.open(load_settings(_env_file=None)) as stack:
         yield stack
 
 
-def embed(stack: PromptStack, texts: list[str], in_flight: int = 8) -> RunView:
+def embed(stack: WorkerServices, texts: list[str], in_flight: int = 8) -> RunView:
     run = stack.runs.embed(texts, provider="openai", model="m", max_retries=1, in_flight=in_flight)
     return work(stack, run.id)
 
@@ -63,14 +63,14 @@ def paid(server: SmallServer) -> int:
     return sum(len(body["input"]) for body in server.bodies("/embeddings"))
 
 
-def assert_is_told(stack: PromptStack, run: RunView, position: int) -> None:
+def assert_is_told(stack: WorkerServices, run: RunView, position: int) -> None:
     [failed] = stack.run_results.failed(run.id)
     assert (failed.position, failed.code) == (position, "BAD_PROVIDER_RESPONSE")
     assert f"{SIZE + 1} numbers" in failed.error
     assert f"has {SIZE}" in failed.error
 
 
-def write(stack: PromptStack, run: RunView, path: Path) -> ExportSummary:
+def write(stack: WorkerServices, run: RunView, path: Path) -> ExportSummary:
     return export(
         path,
         stack.run_results.produced(run.id),
@@ -81,7 +81,7 @@ def write(stack: PromptStack, run: RunView, path: Path) -> ExportSummary:
 
 
 def test_numbers_as_text_are_refused_and_not_asked_for_again(
-    small: PromptStack, server: SmallServer
+    small: WorkerServices, server: SmallServer
 ) -> None:
     def answer(asked: Asked) -> Answer:
         rows = [{"index": n, "embedding": ["0.5"]} for n, _ in enumerate(asked.body["input"])]
@@ -97,7 +97,7 @@ def test_numbers_as_text_are_refused_and_not_asked_for_again(
 
 @pytest.mark.parametrize("kind", ExportFormat)
 def test_one_text_fails_alone_and_the_others_are_exported(
-    small: PromptStack, server: SmallServer, tmp_path: Path, kind: ExportFormat
+    small: WorkerServices, server: SmallServer, tmp_path: Path, kind: ExportFormat
 ) -> None:
     run = embed(small, [*TEXTS[:30], "odd", *TEXTS[30:]])
     assert (run.state, run.succeeded, run.failed) == (RunState.COMPLETED, 59, 1)
@@ -108,7 +108,7 @@ def test_one_text_fails_alone_and_the_others_are_exported(
 
 
 def test_a_text_alone_in_its_call_moves_no_model_within_a_run(
-    small: PromptStack, server: SmallServer
+    small: WorkerServices, server: SmallServer
 ) -> None:
     def answer(asked: Asked) -> Answer:
         texts = len(asked.body["input"])
@@ -130,7 +130,7 @@ def test_a_text_alone_in_its_call_moves_no_model_within_a_run(
 
 
 def test_most_vectors_of_an_answer_may_have_another_size_than_the_model(
-    small: PromptStack, server: SmallServer
+    small: WorkerServices, server: SmallServer
 ) -> None:
     embed(small, TEXTS[:10])
     server.answer = sized(lambda text: SIZE if text in TEXTS[:12] else SIZE + 1)
@@ -140,13 +140,17 @@ def test_most_vectors_of_an_answer_may_have_another_size_than_the_model(
     assert np.array(found).shape == (12, SIZE)
 
 
-def test_where_no_size_is_the_usual_one_the_texts_are_asked_for_apart(small: PromptStack) -> None:
+def test_where_no_size_is_the_usual_one_the_texts_are_asked_for_apart(
+    small: WorkerServices,
+) -> None:
     run = embed(small, ["odd", "text"])
     assert (run.succeeded, run.failed) == (1, 1)
     assert len(list(small.run_results.produced(run.id))) == 1
 
 
-def test_a_model_that_was_changed_has_the_new_size(small: PromptStack, server: SmallServer) -> None:
+def test_a_model_that_was_changed_has_the_new_size(
+    small: WorkerServices, server: SmallServer
+) -> None:
     embed(small, TEXTS[:10])
     server.answer = sized(lambda _: SIZE + 1)
     run = embed(small, TEXTS[10:20])
@@ -161,7 +165,7 @@ def test_a_model_that_was_changed_has_the_new_size(small: PromptStack, server: S
 
 
 def test_a_document_keeps_the_vectors_around_the_odd_one(
-    small: PromptStack, server: SmallServer
+    small: WorkerServices, server: SmallServer
 ) -> None:
     names = [*(f"Part {n}" for n in range(9)), "odd"]
     text = "\n\n".join(f"# {name}\n\n{'word ' * 300}" for name in names)
@@ -179,7 +183,7 @@ def test_a_document_keeps_the_vectors_around_the_odd_one(
 
 @pytest.mark.parametrize("kind", ExportFormat)
 def test_a_run_before_the_change_of_its_model_is_exported_as_it_was(
-    small: PromptStack, server: SmallServer, tmp_path: Path, kind: ExportFormat
+    small: WorkerServices, server: SmallServer, tmp_path: Path, kind: ExportFormat
 ) -> None:
     before = embed(small, TEXTS[:10])
     server.answer = sized(lambda _: SIZE + 1)
@@ -198,7 +202,7 @@ def test_a_run_before_the_change_of_its_model_is_exported_as_it_was(
 
 
 def test_one_reused_vector_of_another_size_costs_no_other(
-    small: PromptStack, server: SmallServer
+    small: WorkerServices, server: SmallServer
 ) -> None:
     embed(small, ["odd"])  # alone: it might be a model of this size
     run = embed(small, ["odd", *TEXTS[:10]])
@@ -210,7 +214,7 @@ def test_one_reused_vector_of_another_size_costs_no_other(
 
 
 def test_search_is_among_vectors_of_the_size_of_its_question(
-    small: PromptStack, server: SmallServer
+    small: WorkerServices, server: SmallServer
 ) -> None:
     embed(small, TEXTS[:3])
     server.answer = sized(lambda _: SIZE + 1)

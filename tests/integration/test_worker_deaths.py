@@ -24,7 +24,7 @@ from promptstack.services.llm.base import Capability, EmbeddingLimits, Embedding
 from promptstack.services.maintenance.liveness import Liveness
 from promptstack.services.maintenance.reconciler import Reconciler
 from promptstack.services.runs.shards.bisection import bisect_shard
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import wait_until
 from tests.runs import failures, in_ledger
 
@@ -69,20 +69,20 @@ class FragileShards(Fragile):
 
 
 @pytest.fixture(autouse=True)
-def providers(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def providers(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch) -> None:
     for service in (Fragile, FragileShards):
         stack.factory.register(service.name, service)
     monkeypatch.setattr(Fragile, "asked", [])
 
 
-def free(stack: PromptStack) -> None:
+def free(stack: WorkerServices) -> None:
     """The worker of every running job is missed."""
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("DELETE FROM workers"))
         unit.maintenance.free_lost(60.0)
 
 
-def work_until_done(stack: PromptStack, is_done: Callable[[], bool]) -> int:
+def work_until_done(stack: WorkerServices, is_done: Callable[[], bool]) -> int:
     """Run what is queued, with a new worker after each death; how many died."""
     deaths = 0
     while not is_done():
@@ -100,7 +100,7 @@ def work_until_done(stack: PromptStack, is_done: Callable[[], bool]) -> int:
     return deaths
 
 
-def lose(stack: PromptStack, job_id: UUID, *, done: int | None = None, total: int = 10) -> None:
+def lose(stack: WorkerServices, job_id: UUID, *, done: int | None = None, total: int = 10) -> None:
     """Let a worker die over a job, after it has done so much of it."""
     with stack.ledger.transaction() as unit:
         claim = unit.steps.claim(job_id, uuid4())
@@ -110,7 +110,7 @@ def lose(stack: PromptStack, job_id: UUID, *, done: int | None = None, total: in
     free(stack)
 
 
-def test_an_item_that_kills_workers_is_found_and_fails_alone(stack: PromptStack) -> None:
+def test_an_item_that_kills_workers_is_found_and_fails_alone(stack: WorkerServices) -> None:
     texts = [f"text {number}" for number in range(16)]
     texts[11] = "it kills"
     run = stack.runs.embed(texts, provider="fragile-shards")
@@ -123,7 +123,7 @@ def test_an_item_that_kills_workers_is_found_and_fails_alone(stack: PromptStack)
     assert deaths == 2 + 3 + stack.settings.job_max_retries + 1
 
 
-def test_a_shard_that_gets_on_may_lose_any_number_of_workers(stack: PromptStack) -> None:
+def test_a_shard_that_gets_on_may_lose_any_number_of_workers(stack: WorkerServices) -> None:
     run = stack.runs.embed([f"text {number}" for number in range(16)], provider="fragile")
     shard = in_ledger(stack, "SELECT id FROM jobs WHERE kind = 'shard'")
     for done in range(1, 12):
@@ -135,7 +135,7 @@ def test_a_shard_that_gets_on_may_lose_any_number_of_workers(stack: PromptStack)
 
 
 def test_a_shard_is_halved_once_where_the_answer_to_the_commit_was_lost(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     run = stack.runs.embed([f"text {number}" for number in range(16)], provider="fragile")
     shard = in_ledger(stack, "SELECT id FROM jobs WHERE kind = 'shard'")
@@ -155,7 +155,7 @@ def test_a_shard_is_halved_once_where_the_answer_to_the_commit_was_lost(
 
 
 def test_a_document_pays_for_all_that_stands_before_the_chunk_that_kills(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     chunks = [f"# Part {number}\n\n" + f"word{number} " * 300 for number in range(12)]
     chunks[9] = "# Part 9\n\n" + "kills " * 300
@@ -169,7 +169,7 @@ def test_a_document_pays_for_all_that_stands_before_the_chunk_that_kills(
 
 
 def test_a_document_that_kills_workers_as_it_is_cut_has_no_more_tries_than_others(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_: object) -> None:
         raise WorkerDied
@@ -183,7 +183,7 @@ def test_a_document_that_kills_workers_as_it_is_cut_has_no_more_tries_than_other
 
 
 def test_deaths_from_before_a_document_got_on_count_no_more(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes over a chunk, alone, that another job had begun to pay for and gave up."""
 
@@ -255,7 +255,7 @@ class PublisherThatWasAway(StuckPublisher):
         self.sent.append([message.job_id for message in messages])
 
 
-def test_what_ended_while_the_broker_was_away_is_told_later(stack: PromptStack) -> None:
+def test_what_ended_while_the_broker_was_away_is_told_later(stack: WorkerServices) -> None:
     publisher = PublisherThatWasAway()
     reconciler = Reconciler(
         stack.ledger,
@@ -275,7 +275,7 @@ def test_what_ended_while_the_broker_was_away_is_told_later(stack: PromptStack) 
     assert [sent for sent in publisher.sent if sent] == [[job.id]]
 
 
-def test_dead_workers_are_missed_while_messages_take_long(stack: PromptStack) -> None:
+def test_dead_workers_are_missed_while_messages_take_long(stack: WorkerServices) -> None:
     """The rounds of all reconcilers together would else look like an outage of the ledger."""
     now = [1_000.0]
 
@@ -314,7 +314,7 @@ def test_dead_workers_are_missed_while_messages_take_long(stack: PromptStack) ->
 
 
 def test_a_worker_that_freezes_as_it_watches_loses_the_lock_before_all_others(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nobody can watch for half the silence that proves a death, nobody is dead."""
     monkeypatch.setattr(
@@ -333,13 +333,13 @@ def test_a_worker_that_freezes_as_it_watches_loses_the_lock_before_all_others(
     ledger.close()
 
 
-def watches(stack: PromptStack) -> bool:
+def watches(stack: WorkerServices) -> bool:
     with stack.ledger.transaction() as unit:
         return unit.try_lock("watch")
 
 
 def test_more_jobs_than_one_transaction_s_worth_are_freed_in_a_round(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("promptstack.services.maintenance.liveness.BATCH", 2)
     jobs = [stack.jobs.enqueue_generation("x").id for _ in range(5)]
@@ -353,7 +353,7 @@ def test_more_jobs_than_one_transaction_s_worth_are_freed_in_a_round(
     assert stack.liveness.take_changed() == []
 
 
-def test_many_messages_take_few_exchanges_and_say_what_one_says(stack: PromptStack) -> None:
+def test_many_messages_take_few_exchanges_and_say_what_one_says(stack: WorkerServices) -> None:
     sent = [
         JobMessage(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1")
         for _ in range(300)
@@ -374,6 +374,6 @@ def test_many_messages_take_few_exchanges_and_say_what_one_says(stack: PromptSta
     assert together == alone
 
 
-def exchanges(stack: PromptStack) -> int:
+def exchanges(stack: WorkerServices) -> int:
     """How often the server has read from a connection."""
     return int(stack.redis.info("stats")["total_reads_processed"])

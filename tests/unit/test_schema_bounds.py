@@ -21,7 +21,7 @@ from promptstack.services.runs.json_schema.answers import (
     AnswerSchema,
 )
 from promptstack.services.validation.schema_bounds import SchemaBounds
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.from_settings import schema_bounds
 from tests.unit.test_schemas import DRAFTS, keywords
 
 BOUNDS = SchemaBounds()
@@ -95,7 +95,7 @@ def test_a_bound_is_a_setting_and_what_is_within_it_is_taken(name: str) -> None:
 
 
 def test_the_settings_say_what_holds_without_them() -> None:
-    assert PromptStack(Settings(_env_file=None), "", "")._schema_bounds == BOUNDS
+    assert schema_bounds(Settings(_env_file=None)) == BOUNDS
 
 
 def test_forty_levels_of_two_references_are_refused_at_once() -> None:

@@ -5,20 +5,20 @@ from collections.abc import Iterator
 import pytest
 
 from promptstack.config.settings import Settings
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, employ
 from tests.jobs import PASSAGE
 
 
 @pytest.fixture
-def stack(settings: Settings) -> Iterator[PromptStack]:
+def stack(settings: Settings) -> Iterator[WorkerServices]:
     """As everywhere, with passages that are short."""
-    with PromptStack.open(settings.model_copy(update=PASSAGE)) as opened:
+    with WorkerServices.open(settings.model_copy(update=PASSAGE)) as opened:
         yield opened
 
 
 @pytest.fixture
-def provider(stack: PromptStack) -> FakeProvider:
+def provider(stack: WorkerServices) -> FakeProvider:
     """The provider `fake` of this worker."""
     made = FakeProvider()
     employ(stack, made)

@@ -11,12 +11,12 @@ from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import JobState
 from promptstack.services.execution.executor import JobOutcome
 from promptstack.services.jobs.views import JobView
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, Gate, employ
 from tests.jobs import STALE, another, attempts, claim, claimed, columns, generate, row, run, sql
 
 
-def test_of_many_claims_at_once_one_wins(stack: PromptStack, provider: FakeProvider) -> None:
+def test_of_many_claims_at_once_one_wins(stack: WorkerServices, provider: FakeProvider) -> None:
     for _ in range(5):
         job = generate(stack)
         start = threading.Barrier(4)
@@ -33,7 +33,7 @@ def test_of_many_claims_at_once_one_wins(stack: PromptStack, provider: FakeProvi
 
 
 def test_a_stale_attempt_changes_nothing(
-    stack: PromptStack, provider: FakeProvider, subtests: pytest.Subtests
+    stack: WorkerServices, provider: FakeProvider, subtests: pytest.Subtests
 ) -> None:
     job = generate(stack)
     stale = claimed(stack, job)
@@ -62,7 +62,7 @@ def test_a_stale_attempt_changes_nothing(
 
 
 def test_an_answer_that_comes_late_is_stored_while_nobody_else_asks(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """Its worker was counted as dead, or a person cancelled and retried: asking again would pay
     twice."""
@@ -88,7 +88,7 @@ def test_an_answer_that_comes_late_is_stored_while_nobody_else_asks(
 
 
 def test_an_answer_that_comes_after_a_takeover_is_not_stored(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     job = generate(stack)
     fresh: list[Claim] = []
@@ -105,7 +105,7 @@ def test_an_answer_that_comes_after_a_takeover_is_not_stored(
     assert held.worker_id == fresh[0].worker_id
 
 
-def test_a_second_delivery_does_nothing(stack: PromptStack, provider: FakeProvider) -> None:
+def test_a_second_delivery_does_nothing(stack: WorkerServices, provider: FakeProvider) -> None:
     job = generate(stack)
     with another(stack) as other, ThreadPoolExecutor(1) as pool, Gate(stack) as gate:
         provider.on_call = gate
@@ -126,6 +126,6 @@ def test_a_second_delivery_does_nothing(stack: PromptStack, provider: FakeProvid
     assert (provider.calls, len(attempts(stack, job))) == (1, 1)
 
 
-def test_a_message_that_names_no_job_does_nothing(stack: PromptStack) -> None:
+def test_a_message_that_names_no_job_does_nothing(stack: WorkerServices) -> None:
     stack.heartbeat.beat()
     assert stack.executor.run(uuid4(), lambda progress: None) == JobOutcome(state=None)

@@ -7,13 +7,13 @@ from promptstack.services.llm.errors import (
     ProviderError,
     RateLimited,
 )
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, raises
 from tests.jobs import attempts, generate, make_due, row, run
 
 
 def test_a_rate_limit_costs_no_retry_and_waits_as_long_as_told(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     provider.on_call = raises(*(RateLimited("slow down", retry_after=90.0) for _ in range(6)))
     job = generate(stack, max_retries=0)
@@ -31,7 +31,7 @@ def test_a_rate_limit_costs_no_retry_and_waits_as_long_as_told(
 
 
 def test_other_errors_cost_retries_and_then_the_job_ends(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     failures: list[ProviderError] = [RateLimited("slow down"), Overloaded("busy")]
     failures += [RateLimited("slow down"), Overloaded("busy"), Overloaded("busy")]

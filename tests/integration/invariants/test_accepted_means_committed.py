@@ -11,13 +11,13 @@ from promptstack.repositories.models import JobState
 from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.jobs.publishing import JobMessage
 from promptstack.services.jobs.service import JobService
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.jobs import NO_REDIS, another, generate, row, sql, state
 
 
 def test_a_job_is_committed_when_its_message_leaves_and_when_enqueue_answers(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     engine = create_engine(stack.database_url)
     seen: list[int] = []
@@ -51,7 +51,7 @@ def test_a_job_is_committed_when_its_message_leaves_and_when_enqueue_answers(
 
 
 def test_a_job_is_accepted_without_a_broker_and_published_later(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     with another(stack, redis_url=NO_REDIS) as cut_off:
         cut_off.factory.register("fake", stack.factory.service_class("fake"))
@@ -64,7 +64,7 @@ def test_a_job_is_accepted_without_a_broker_and_published_later(
 
 def test_enqueue_needs_one_connection_at_a_time(settings: Settings) -> None:
     one_connection = {"database_pool_size": 1, "database_max_overflow": 0}
-    with PromptStack.open(settings.model_copy(update=one_connection)) as caller:
+    with WorkerServices.open(settings.model_copy(update=one_connection)) as caller:
         job = caller.jobs.enqueue_generation("x")
         assert row(caller, job).published_at is not None
         with Session(caller.ledger.engine) as session:

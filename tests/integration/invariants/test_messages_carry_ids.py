@@ -16,7 +16,7 @@ from promptstack.repositories.models import JobState
 from promptstack.services.llm.errors import (
     Overloaded,
 )
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, raises
 from tests.jobs import generate, run, state
 from tests.processes import Process, wait_until
@@ -51,7 +51,7 @@ def everything_in(redis_url: str) -> str:
 
 
 def test_a_message_is_json_and_holds_only_the_jobs_id(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     job = generate(stack, f"{MARK} {MARK}", system=MARK, idempotency_key=MARK, stop=[MARK])
     raw: Any = stack.redis.lrange("generation", 0, -1)
@@ -68,7 +68,7 @@ def test_a_message_is_json_and_holds_only_the_jobs_id(
 
 
 def test_no_content_and_no_key_is_in_redis_or_the_log(
-    stack: PromptStack, start_worker: Callable[..., Process]
+    stack: WorkerServices, start_worker: Callable[..., Process]
 ) -> None:
     fates: list[dict[str, JsonValue]] = [
         {},
@@ -105,7 +105,7 @@ def test_no_content_and_no_key_is_in_redis_or_the_log(
 
 
 def test_also_a_bug_that_quotes_a_prompt_stays_out_of_sight(
-    stack: PromptStack, provider: FakeProvider, caplog: pytest.LogCaptureFixture
+    stack: WorkerServices, provider: FakeProvider, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     provider.on_call = raises(KeyError(f"{MARK} in a bug"), Overloaded("busy", detail=MARK))

@@ -3,13 +3,13 @@
 from sqlalchemy import create_engine, text
 
 from promptstack.repositories.models import JobState
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.jobs import embed, generate, run
 
 
 def test_no_connection_and_no_transaction_is_held_during_a_call(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     watcher = create_engine(stack.database_url, isolation_level="AUTOCOMMIT")
     seen: list[tuple[int, int]] = []

@@ -33,7 +33,7 @@ from promptstack.services.llm.errors import (
     ServerBroke,
 )
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.integration.test_run_ledger import one
 from tests.runs import failures, work
 
@@ -95,14 +95,14 @@ class Picky(LLMService):
 
 
 @pytest.fixture
-def stack(settings: Settings) -> Iterator[PromptStack]:
+def stack(settings: Settings) -> Iterator[WorkerServices]:
     """With passages as long as they are by default."""
-    with PromptStack.open(settings) as opened:
+    with WorkerServices.open(settings) as opened:
         yield opened
 
 
 @pytest.fixture(autouse=True)
-def providers(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def providers(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch) -> None:
     stack.factory.register("picky", Picky)
     monkeypatch.setattr(Picky, "calls", 0)
     monkeypatch.setattr(Picky, "most_texts", 64)
@@ -111,7 +111,7 @@ def providers(stack: PromptStack, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("code", FAULTS)
 def test_of_forty_texts_in_a_call_the_one_that_fails_fails_alone(
-    stack: PromptStack, code: str
+    stack: WorkerServices, code: str
 ) -> None:
     texts = [f"text {n}" for n in range(39)] + [f"{code} text"]
     done = work(stack, stack.runs.embed(texts, provider="picky", max_retries=2).id)
@@ -122,7 +122,7 @@ def test_of_forty_texts_in_a_call_the_one_that_fails_fails_alone(
 
 
 @pytest.mark.parametrize("code", FAULTS)
-def test_of_forty_prompts_the_one_that_fails_fails_alone(stack: PromptStack, code: str) -> None:
+def test_of_forty_prompts_the_one_that_fails_fails_alone(stack: WorkerServices, code: str) -> None:
     prompts = [f"text {n}" for n in range(39)] + [f"{code} text"]
     done = work(stack, stack.runs.generate(prompts, provider="picky", max_retries=1).id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 39, 1)
@@ -130,7 +130,7 @@ def test_of_forty_prompts_the_one_that_fails_fails_alone(stack: PromptStack, cod
 
 
 def test_a_server_that_fails_for_all_texts_is_asked_a_bounded_number_of_times(
-    stack: PromptStack,
+    stack: WorkerServices,
 ) -> None:
     texts = [f"PROVIDER_BROKE {n}" for n in range(64)]
     done = work(stack, stack.runs.embed(texts, provider="picky", max_retries=2).id)
@@ -146,7 +146,7 @@ def test_a_server_that_fails_for_all_texts_is_asked_a_bounded_number_of_times(
 @pytest.mark.parametrize("code", ["PROVIDER_DENIED", "PROVIDER_INTERCEPTED"])
 @pytest.mark.parametrize("kind", ["embed", "generate"])
 def test_what_all_calls_are_denied_ends_the_run_as_a_wrong_key(
-    stack: PromptStack, code: str, kind: str
+    stack: WorkerServices, code: str, kind: str
 ) -> None:
     texts = [f"{code} {n}" for n in range(1_600)]
     start = getattr(stack.runs, kind)
@@ -158,13 +158,13 @@ def test_what_all_calls_are_denied_ends_the_run_as_a_wrong_key(
     assert Picky.calls < 1_000
 
 
-def test_one_denied_text_in_each_call_is_no_wrong_key(stack: PromptStack) -> None:
+def test_one_denied_text_in_each_call_is_no_wrong_key(stack: WorkerServices) -> None:
     texts = [f"PROVIDER_DENIED {n}" if n % 64 == 9 else f"text {n}" for n in range(64 * 24)]
     done = work(stack, stack.runs.embed(texts, provider="picky", in_flight=24).id)
     assert (done.state, done.failed) == (RunState.COMPLETED, 24)
 
 
-def test_denials_that_come_before_the_first_answers_are_no_wrong_key(stack: PromptStack) -> None:
+def test_denials_that_come_before_the_first_answers_are_no_wrong_key(stack: WorkerServices) -> None:
     prompts = [f"slow {n}" for n in range(60)] + [f"PROVIDER_DENIED {n}" for n in range(30)]
     done = work(stack, stack.runs.generate(prompts, provider="picky", in_flight=100).id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 60, 30)
@@ -172,7 +172,7 @@ def test_denials_that_come_before_the_first_answers_are_no_wrong_key(stack: Prom
 
 @pytest.mark.parametrize("code", sorted(FAULTS.keys() - {"INTERNAL_ERROR", "CONTEXT_TOO_LONG"}))
 def test_a_document_keeps_the_vectors_before_the_chunk_that_fails(
-    stack: PromptStack, code: str
+    stack: WorkerServices, code: str
 ) -> None:
     # Each heading is a chunk of its own, and this one is the last.
     names = [*(f"Part {n}" for n in range(9)), code]
@@ -197,7 +197,7 @@ def test_a_document_keeps_the_vectors_before_the_chunk_that_fails(
 
 
 def test_a_document_is_embedded_by_a_server_that_breaks_over_large_calls(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Picky, "most_texts", 3)
     text = "\n\n".join(f"# Part {n}\n\n{'word ' * 300}" for n in range(10))

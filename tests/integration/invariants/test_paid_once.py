@@ -12,7 +12,7 @@ from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.errors import (
     Overloaded,
 )
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, Gate, employ, raises
 from tests.jobs import (
     another,
@@ -31,7 +31,7 @@ from tests.processes import wait_until
 
 
 def test_the_attempt_is_on_record_before_the_request_leaves(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     seen: list[tuple[int, int, str, int]] = []
 
@@ -51,7 +51,9 @@ def test_the_attempt_is_on_record_before_the_request_leaves(
         assert all(attempt.finished_at and attempt.latency_seconds for attempt in settled)
 
 
-def test_stored_vectors_are_not_asked_for_again(stack: PromptStack, provider: FakeProvider) -> None:
+def test_stored_vectors_are_not_asked_for_again(
+    stack: WorkerServices, provider: FakeProvider
+) -> None:
     job = embed(stack, "a", "b", "c", "d", "e")
     failing = raises(Overloaded("busy"))
     provider.on_call = lambda: failing() if provider.calls == 2 else None
@@ -71,7 +73,7 @@ def test_stored_vectors_are_not_asked_for_again(stack: PromptStack, provider: Fa
 
 
 def test_the_same_passage_is_paid_for_once_within_a_document(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """Also where its places are far enough apart to fall into different calls."""
     job = embed(stack, "a", "b", "c", "a", "d", "c", "b")
@@ -84,7 +86,7 @@ def test_the_same_passage_is_paid_for_once_within_a_document(
 
 
 def test_the_same_passage_is_paid_for_once_over_all_documents(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     run(stack, embed(stack, "a", "b", source="one"))
     run(stack, embed(stack, "b", "c", source="two"))
@@ -97,7 +99,7 @@ def test_the_same_passage_is_paid_for_once_over_all_documents(
     assert (result["embedded"], result["reused"], result["provider_calls"]) == (0, 2, 0)
 
 
-def numbers(stack: PromptStack, job: JobView) -> dict[str, Any]:
+def numbers(stack: WorkerServices, job: JobView) -> dict[str, Any]:
     assert run(stack, job).state is JobState.SUCCEEDED
     result = stack.jobs.get(job.id).result
     assert result is not None
@@ -105,7 +107,7 @@ def numbers(stack: PromptStack, job: JobView) -> dict[str, Any]:
 
 
 def test_users_pay_for_themselves_and_learn_nothing_of_each_other(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     ada, eve = two_users(stack)
     alone = numbers(stack, embed(stack, "a", "b", "c", user_id=ada))
@@ -117,7 +119,7 @@ def test_users_pay_for_themselves_and_learn_nothing_of_each_other(
         assert (again["embedded"], again["reused"], again["tokens_used"]) == (0, 2, 0)
 
 
-def test_no_user_waits_for_a_text_of_another(stack: PromptStack, provider: FakeProvider) -> None:
+def test_no_user_waits_for_a_text_of_another(stack: WorkerServices, provider: FakeProvider) -> None:
     ada, eve = two_users(stack)
     job = embed(stack, "a", "b", user_id=ada)
     with ThreadPoolExecutor(1) as pool, Gate(stack) as gate:
@@ -130,7 +132,7 @@ def test_no_user_waits_for_a_text_of_another(stack: PromptStack, provider: FakeP
 
 
 def test_runs_and_documents_of_a_user_share_and_those_of_two_do_not(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     ada, eve = two_users(stack)
     run(stack, embed(stack, "a", user_id=ada))
@@ -141,7 +143,7 @@ def test_runs_and_documents_of_a_user_share_and_those_of_two_do_not(
 
 
 def test_shared_vectors_are_taken_and_no_number_tells_it(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     ada, eve = two_users(stack)
     with another(stack, share_vectors=True) as sharing:
@@ -153,7 +155,7 @@ def test_shared_vectors_are_taken_and_no_number_tells_it(
 
 
 def test_a_document_keeps_its_vectors_when_they_are_shared_no_longer_or_again(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """Also those from before users' vectors were apart: they were shared."""
     ada, eve = two_users(stack)
@@ -168,7 +170,7 @@ def test_a_document_keeps_its_vectors_when_they_are_shared_no_longer_or_again(
 
 
 def test_a_paid_answer_is_kept_whatever_characters_it_holds(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """services/text.py: what PostgreSQL can't store is replaced, and the answer is kept."""
     provider.answer = lambda prompt: "a\x00b\ud800c"
@@ -180,7 +182,9 @@ def test_a_paid_answer_is_kept_whatever_characters_it_holds(
     assert provider.calls == 1
 
 
-def test_an_answer_on_record_is_there_to_read(stack: PromptStack, provider: FakeProvider) -> None:
+def test_an_answer_on_record_is_there_to_read(
+    stack: WorkerServices, provider: FakeProvider
+) -> None:
     """A worker killed between two commits must not leave a call that succeeded and no answer.
 
     The next worker would ask, and pay, for it again.
@@ -208,7 +212,7 @@ def test_an_answer_on_record_is_there_to_read(stack: PromptStack, provider: Fake
 
 
 def test_jobs_with_the_same_passages_at_once_pay_once(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     job = embed(stack, "a", "b", "c", "d")
     same = embed(stack, "x", "d", "a", "b", source="b.txt")
@@ -230,7 +234,7 @@ def test_jobs_with_the_same_passages_at_once_pay_once(
 
 
 def test_what_a_job_that_is_over_had_reserved_is_free(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """It failed, was cancelled, or its worker died."""
     for number, end_ in enumerate(("fail", "cancel", "lose")):
@@ -255,7 +259,7 @@ def test_what_a_job_that_is_over_had_reserved_is_free(
         assert unit.reservations.get_many() == []
 
 
-def test_an_answer_with_absurd_usage_is_kept(stack: PromptStack, provider: FakeProvider) -> None:
+def test_an_answer_with_absurd_usage_is_kept(stack: WorkerServices, provider: FakeProvider) -> None:
     provider.usage = 2**40
     job = generate(stack)
     assert run(stack, job).state is JobState.SUCCEEDED

@@ -8,13 +8,13 @@ from promptstack.services.llm.errors import (
     InvalidProviderRequest,
     Overloaded,
 )
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, employ, raises
 from tests.jobs import NO_REDIS, PASSAGE, agrees, another, embed, generate, row, run, state
 
 
 def test_progress_at_rest_is_what_the_ledger_says_also_after_a_flush(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     done, document, again, refused, cancelled, untouched = (
         generate(stack),
@@ -43,7 +43,7 @@ def test_progress_at_rest_is_what_the_ledger_says_also_after_a_flush(
     assert stack.progress.read([uuid4()]) == {}
 
 
-def test_progress_moves_with_the_work(stack: PromptStack, provider: FakeProvider) -> None:
+def test_progress_moves_with_the_work(stack: WorkerServices, provider: FakeProvider) -> None:
     job = embed(stack, "a", "b", "c", "d", "e")
     seen: list[tuple[JobState, int, int]] = []
 
@@ -62,7 +62,7 @@ def test_progress_moves_with_the_work(stack: PromptStack, provider: FakeProvider
 
 
 def test_a_viewer_who_has_seen_the_end_sees_a_second_life_too(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """Redis was out of reach, and kept what it had, while the job was retried and done."""
     provider.on_call = raises(InvalidProviderRequest("no"))
@@ -78,7 +78,9 @@ def test_a_viewer_who_has_seen_the_end_sees_a_second_life_too(
     assert viewer.read([job.id])[job.id].state is JobState.SUCCEEDED
 
 
-def test_a_stale_entry_gives_way_to_the_ledger(stack: PromptStack, provider: FakeProvider) -> None:
+def test_a_stale_entry_gives_way_to_the_ledger(
+    stack: WorkerServices, provider: FakeProvider
+) -> None:
     job = generate(stack)
     stack.progress.publish(Progress(job.id, JobState.RUNNING, 0, 1))
     with another(stack, redis_url=NO_REDIS) as cut_off:
@@ -89,7 +91,9 @@ def test_a_stale_entry_gives_way_to_the_ledger(stack: PromptStack, provider: Fak
     assert viewer.read([job.id])[job.id].state is JobState.CANCELLED
 
 
-def test_without_redis_a_job_is_seen_and_done(stack: PromptStack, provider: FakeProvider) -> None:
+def test_without_redis_a_job_is_seen_and_done(
+    stack: WorkerServices, provider: FakeProvider
+) -> None:
     with another(stack, redis_url=NO_REDIS, **PASSAGE) as cut_off:
         employ(cut_off, provider)
         jobs = [generate(cut_off), embed(cut_off, "a", "b", "c")]

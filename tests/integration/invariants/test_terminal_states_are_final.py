@@ -16,7 +16,7 @@ from promptstack.services.llm.errors import (
     InvalidProviderRequest,
     RateLimited,
 )
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, Gate, raises
 from tests.jobs import (
     STALE,
@@ -35,11 +35,11 @@ from tests.jobs import (
 from tests.reconcilers import Clock, reconciler_of
 
 
-def cancel(stack: PromptStack, job: JobView) -> None:
+def cancel(stack: WorkerServices, job: JobView) -> None:
     stack.jobs.cancel(job.id)
 
 
-def end(stack: PromptStack, provider: FakeProvider, ending: JobState) -> JobView:
+def end(stack: WorkerServices, provider: FakeProvider, ending: JobState) -> JobView:
     job = generate(stack)
     if ending is JobState.SUCCEEDED:
         run(stack, job)
@@ -56,7 +56,7 @@ def end(stack: PromptStack, provider: FakeProvider, ending: JobState) -> JobView
 
 
 def test_what_has_ended_stays_as_it_is(
-    stack: PromptStack, provider: FakeProvider, subtests: pytest.Subtests
+    stack: WorkerServices, provider: FakeProvider, subtests: pytest.Subtests
 ) -> None:
     reconciler = reconciler_of(stack, Clock())
     for ending in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED):
@@ -97,7 +97,9 @@ def test_what_has_ended_stays_as_it_is(
             assert queued_messages(stack) == 0
 
 
-def test_a_person_can_retry_all_but_a_success(stack: PromptStack, provider: FakeProvider) -> None:
+def test_a_person_can_retry_all_but_a_success(
+    stack: WorkerServices, provider: FakeProvider
+) -> None:
     done = end(stack, provider, JobState.SUCCEEDED)
     with pytest.raises(WrongState, match="succeeded"):
         stack.jobs.retry(done.id)
@@ -115,7 +117,7 @@ def test_a_person_can_retry_all_but_a_success(stack: PromptStack, provider: Fake
 
 
 def test_a_cancel_closes_the_call_and_keeps_what_was_produced(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     job = embed(stack, "a", "b", "c", "d")
     with ThreadPoolExecutor(1) as pool, Gate(stack) as gate:
@@ -135,7 +137,7 @@ def test_a_cancel_closes_the_call_and_keeps_what_was_produced(
 
 
 def test_a_cancel_before_the_request_leaves_keeps_it_from_leaving(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     generation, embedding = generate(stack), embed(stack, "a", "b", "c")
 
@@ -154,7 +156,7 @@ def test_a_cancel_before_the_request_leaves_keeps_it_from_leaving(
 
 
 def test_a_retry_is_taken_up_while_the_cancelled_call_still_closes(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     job = generate(stack)
     with ThreadPoolExecutor(1) as pool, Gate(stack) as gate:
@@ -171,7 +173,7 @@ def test_a_retry_is_taken_up_while_the_cancelled_call_still_closes(
 
 
 def test_an_answer_that_comes_after_a_cancel_does_not_undo_it(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     generation = generate(stack)
     provider.on_call = lambda: cancel(stack, generation)
@@ -195,7 +197,7 @@ def test_an_answer_that_comes_after_a_cancel_does_not_undo_it(
 
 
 def test_a_deadline_ends_a_waiting_and_a_running_job(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     provider.on_call = raises(RateLimited("slow down", retry_after=600.0))
     waiting, running = generate(stack), generate(stack)
@@ -218,7 +220,7 @@ def test_a_deadline_ends_a_waiting_and_a_running_job(
 
 
 def test_a_job_whose_user_is_deleted_in_mid_call_ends_quietly(
-    stack: PromptStack, provider: FakeProvider, caplog: pytest.LogCaptureFixture
+    stack: WorkerServices, provider: FakeProvider, caplog: pytest.LogCaptureFixture
 ) -> None:
     with stack.ledger.transaction() as unit:
         user_id = unit.users.create(email="ada@example.org").id

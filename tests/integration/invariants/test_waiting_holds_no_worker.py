@@ -15,7 +15,7 @@ from promptstack.services.llm.errors import (
     Overloaded,
     RateLimited,
 )
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, Gate, raises
 from tests.jobs import (
     attempts,
@@ -34,7 +34,7 @@ from tests.simulators import ForkedSimulator
 
 
 def test_a_job_that_waits_long_for_another_ones_passages_leaves_the_worker(
-    stack: PromptStack, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("promptstack.services.documents.embedding.SHARED_PATIENCE_SECONDS", 0.1)
     job, same = embed(stack, "a"), embed(stack, "a", source="b.txt")
@@ -53,7 +53,7 @@ def test_a_job_that_waits_long_for_another_ones_passages_leaves_the_worker(
 
 
 def test_a_job_that_backs_off_lies_in_the_ledger_until_it_is_due(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     provider.on_call = raises(Overloaded("busy", retry_after=600.0))
     job = generate(stack)
@@ -78,7 +78,7 @@ def test_a_job_that_backs_off_lies_in_the_ledger_until_it_is_due(
 
 
 def test_a_wait_without_measure_does_not_stop_the_worker(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """However long a provider says: the job waits, or ends, and is not asked again at once."""
     waits = [math.inf, math.nan, 1e13, -5.0]
@@ -92,7 +92,7 @@ def test_a_wait_without_measure_does_not_stop_the_worker(
 
 
 def test_a_call_that_cancels_itself_counts_as_a_failure(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """Nobody asked for that; handed back untried, the job would go round for ever."""
     provider.on_call = raises(asyncio.CancelledError())
@@ -103,7 +103,7 @@ def test_a_call_that_cancels_itself_counts_as_a_failure(
 
 
 def test_an_error_of_any_characters_is_noted_and_tried_again(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """Also where a provider's words, or a header of its answer, can't be stored as they are."""
     provider.on_call = raises(Overloaded("busy (request \x00)", request_id="\x00"))
@@ -115,7 +115,7 @@ def test_an_error_of_any_characters_is_noted_and_tried_again(
 
 
 def test_waiting_jobs_leave_the_worker_free_and_celery_shows_retry(
-    stack: PromptStack, start_worker: Callable[..., Process]
+    stack: WorkerServices, start_worker: Callable[..., Process]
 ) -> None:
     with ForkedSimulator() as simulator:
         limited = {"kind": "status", "status": 429, "retry_after_ms": 300_000}

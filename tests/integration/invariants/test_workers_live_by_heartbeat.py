@@ -7,14 +7,14 @@ import pytest
 
 from promptstack.repositories.models import JobState
 from promptstack.repositories.session import UnitOfWork
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.jobs import attempts, claimed, generate, row, run, sql, state
 from tests.reconcilers import Clock, new_reconciler, reconciler_of
 
 
 def test_a_worker_that_claims_is_alive(
-    stack: PromptStack, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One whose heartbeats are late must not pay for jobs that are freed at once."""
     monkeypatch.setattr(stack.heartbeat, "_beat_at", -math.inf)
@@ -31,7 +31,7 @@ def test_a_worker_that_claims_is_alive(
 
 
 def test_silence_frees_a_dead_workers_jobs_and_only_these(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     reconciler = reconciler_of(stack, Clock())
     dead, gone = uuid4(), uuid4()
@@ -57,7 +57,7 @@ def test_silence_frees_a_dead_workers_jobs_and_only_these(
     assert run(stack, jobs[dead]).state is JobState.SUCCEEDED
 
 
-def test_a_job_that_kills_its_workers_ends(stack: PromptStack, provider: FakeProvider) -> None:
+def test_a_job_that_kills_its_workers_ends(stack: WorkerServices, provider: FakeProvider) -> None:
     reconciler = reconciler_of(stack, Clock())
     job = generate(stack, max_retries=2)
     for failures in (1, 2, 3):
@@ -72,7 +72,7 @@ def test_a_job_that_kills_its_workers_ends(stack: PromptStack, provider: FakePro
 
 
 def test_nobodys_silence_counts_while_the_ledger_itself_was_away(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     clock = Clock()
     job = generate(stack)
@@ -97,7 +97,7 @@ def test_nobodys_silence_counts_while_the_ledger_itself_was_away(
 
 
 def test_nobodys_silence_counts_that_hung_with_the_ledger_within_a_round(
-    stack: PromptStack, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ledger was watched, hung for 20 s, and the round went on before any heartbeat."""
     clock, real = Clock(), UnitOfWork.try_lock
@@ -118,7 +118,7 @@ def test_nobodys_silence_counts_that_hung_with_the_ledger_within_a_round(
 
 
 def test_a_new_process_knows_what_others_have_seen(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """Where workers come and go, each would else wait anew before it frees what the dead held."""
     clock = Clock()
@@ -132,7 +132,7 @@ def test_a_new_process_knows_what_others_have_seen(
 
 
 def test_a_job_on_record_that_is_not_in_hand_is_handed_back(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     job, other = generate(stack), generate(stack)
     claimed(stack, job)
@@ -143,7 +143,7 @@ def test_a_job_on_record_that_is_not_in_hand_is_handed_back(
 
 
 def test_an_old_attempt_in_hand_does_not_keep_a_newer_one_on_record(
-    stack: PromptStack, provider: FakeProvider
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """The newer one was claimed over a connection that broke before it could tell us."""
     job = generate(stack)

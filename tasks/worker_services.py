@@ -1,0 +1,169 @@
+"""The composition root of workers: what runs jobs, and what keeps them going."""
+
+from contextlib import closing
+from functools import cached_property, partial
+from uuid import UUID
+
+import uuid_utils.compat
+
+from promptstack.config.settings import Settings
+from promptstack.repositories.models import JobKind
+from promptstack.repositories.session import Ledger
+from promptstack.services.documents.embedding import EmbeddingService
+from promptstack.services.execution.active_jobs import ActiveJobs
+from promptstack.services.execution.backoff import Backoff
+from promptstack.services.execution.executor import Executor, Handler
+from promptstack.services.execution.generation import generate
+from promptstack.services.execution.group_commit import GroupCommit
+from promptstack.services.execution.heartbeat import Heartbeat
+from promptstack.services.execution.provider_calls import ProviderCalls
+from promptstack.services.execution.retrying_ledger import RetryingLedger
+from promptstack.services.maintenance.liveness import Liveness
+from promptstack.services.maintenance.reconciler import Reconciler, Retention
+from promptstack.services.runs.shards.slots import WorkerSlots
+from promptstack.services.runs.shards.worker import ShardTools
+from promptstack.services.runs.work import RunWork
+from promptstack.tasks import from_settings
+from promptstack.tasks.composition import PromptStack
+
+
+class WorkerServices(PromptStack):
+    """What a worker needs: all that a caller has, and what runs jobs."""
+
+    def __init__(self, settings: Settings, database_url: str, redis_url: str) -> None:
+        super().__init__(settings, database_url, redis_url)
+        self.worker_id: UUID = uuid_utils.compat.uuid7()
+
+    def live_workers(self) -> int:
+        """How many workers were alive at the last heartbeat."""
+        return self.heartbeat.live_workers()
+
+    @cached_property
+    def active_jobs(self) -> ActiveJobs:
+        """The jobs that this worker has in hand."""
+        return ActiveJobs(self.loop)
+
+    @cached_property
+    def retrying_ledger(self) -> RetryingLedger:
+        """The ledger as workers use it."""
+        return RetryingLedger(self.ledger, self.active_jobs)
+
+    @cached_property
+    def group_commit(self) -> GroupCommit:
+        """What makes the steps of many jobs together."""
+        return GroupCommit(self.ledger, self.worker_id)
+
+    @cached_property
+    def backoff(self) -> Backoff:
+        """How long what failed waits before it is tried again."""
+        settings = self.settings
+        return Backoff(settings.retry_backoff_seconds, settings.retry_backoff_max_seconds)
+
+    @cached_property
+    def provider_calls(self) -> ProviderCalls:
+        """The provider calls of jobs."""
+        return ProviderCalls(
+            self.retrying_ledger,
+            self.group_commit,
+            self.providers,
+            loop=self.loop,
+            calls=self.limited_calls,
+            prices=self.prices,
+            backoff=self.backoff,
+        )
+
+    @cached_property
+    def executor(self) -> Executor:
+        """What every job goes through."""
+        handlers = {
+            JobKind.GENERATION: Handler(partial(generate, self.provider_calls)),
+            JobKind.EMBEDDING: Handler(self.embedding.embed),
+            # A shard that is done makes room for the next one.
+            JobKind.SHARD: Handler(self.run_work.run_shard, after=self.dispatch.wake),
+            JobKind.FINALIZATION: Handler(self.run_work.finalize),
+        }
+        return Executor(
+            self.retrying_ledger,
+            self.group_commit,
+            self.active_jobs,
+            handlers,
+            self.provider_calls,
+            progress=self.progress,
+            backoff=self.backoff,
+            heartbeat=self.heartbeat,
+            worker_id=self.worker_id,
+        )
+
+    @cached_property
+    def embedding(self) -> EmbeddingService:
+        """Does embedding jobs."""
+        return EmbeddingService(
+            self.provider_calls,
+            self.providers,
+            self.chunker,
+            shares_vectors=self.settings.share_vectors,
+        )
+
+    @cached_property
+    def shard_tools(self) -> ShardTools:
+        """What all shards of this worker use."""
+        return ShardTools(
+            calls=self.limited_calls,
+            slots=WorkerSlots(),
+            backoff=self.backoff,
+            show_run=self.run_progress.show,
+        )
+
+    @cached_property
+    def run_work(self) -> RunWork:
+        """Works on shards, and ends runs."""
+        return RunWork(
+            self.providers,
+            self.dispatch,
+            self.run_progress,
+            self.shard_tools,
+            indexes=self.vector_indexes,
+            prices=self.prices,
+            storage=self.settings.vector_type,
+            schema_bounds=from_settings.schema_bounds(self.settings),
+        )
+
+    @cached_property
+    def heartbeat_ledger(self) -> Ledger:
+        """Connections that no job can keep from the heartbeat, nor from what frees the dead."""
+        silence = max(1, int(self.settings.worker_lost_seconds / 3))
+        ledger = Ledger(self.database_url, pool_size=2, max_overflow=0, silence=silence)
+        return self._exit_stack.enter_context(closing(ledger))
+
+    @cached_property
+    def heartbeat(self) -> Heartbeat:
+        """The sign of life of this worker."""
+        return Heartbeat(
+            self.heartbeat_ledger,
+            self.active_jobs,
+            self.worker_id,
+            providers=[one.name for one in self.servers if self.factory.is_set_up(one.name)],
+            lost_seconds=self.settings.worker_lost_seconds,
+        )
+
+    @cached_property
+    def liveness(self) -> Liveness:
+        """What frees the jobs of dead workers and ends overdue ones."""
+        return Liveness(
+            self.heartbeat_ledger, worker_lost_seconds=self.settings.worker_lost_seconds
+        )
+
+    @cached_property
+    def reconciler(self) -> Reconciler:
+        """What puts lost things right."""
+        return Reconciler(
+            self.ledger,
+            self.publisher,
+            self.progress,
+            self.rate_limited_jobs,
+            self.dispatch,
+            liveness=self.liveness,
+            retention=Retention(
+                self.settings.job_retention_seconds, self.settings.attempt_retention_seconds
+            ),
+        )
