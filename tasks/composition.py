@@ -34,9 +34,10 @@ from promptstack.services.llm.learned import LearnedFacts
 from promptstack.services.llm.pool import ProviderPool
 from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
 from promptstack.services.runs.intake.estimates import Estimator
+from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.results import RunResults
-from promptstack.services.runs.scheduler import Dispatch
+from promptstack.services.runs.scheduler import ShardScheduler
 from promptstack.services.runs.service import RunService
 from promptstack.services.validation.request_bounds import RequestBounds
 from promptstack.tasks import connections, from_settings
@@ -231,19 +232,23 @@ class PromptStack:
         return RunProgress(self.redis, self.ledger, ttl_seconds=self.settings.progress_ttl_seconds)
 
     @cached_property
-    def dispatch(self) -> Dispatch:
-        """What gives out the shards of runs."""
+    def shard_scheduler(self) -> ShardScheduler:
+        """What cuts shards from runs."""
         settings = self.settings
-        return Dispatch(
+        return ShardScheduler(
             self.ledger,
             self.publisher,
-            self.run_progress,
             # A worker full of shards would let interactive jobs wait until one is done.
             shard_bytes=settings.shard_bytes,
             shards_a_worker=max(1, min(settings.worker_shards, settings.worker_concurrency - 1)),
             worker_lost_seconds=settings.worker_lost_seconds,
             max_retries=settings.job_max_retries,
         )
+
+    @cached_property
+    def run_lifecycle(self) -> RunLifecycle:
+        """What brings runs on and ends them."""
+        return RunLifecycle(self.ledger, self.shard_scheduler, self.run_progress)
 
     @cached_property
     def vector_indexes(self) -> VectorIndexes:
@@ -256,7 +261,7 @@ class PromptStack:
         return RunService(
             self.ledger,
             self.factory,
-            self.dispatch,
+            self.run_lifecycle,
             self.run_progress,
             self.prices,
             estimator=Estimator(self.ledger, self.factory, self.prices, self._limits_of),

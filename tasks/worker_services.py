@@ -20,6 +20,7 @@ from promptstack.services.execution.provider_calls import ProviderCalls
 from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.maintenance.liveness import Liveness
 from promptstack.services.maintenance.reconciler import Reconciler, Retention
+from promptstack.services.runs.maintenance import RunMaintenance
 from promptstack.services.runs.shards.slots import WorkerSlots
 from promptstack.services.runs.shards.worker import ShardTools
 from promptstack.services.runs.work import RunWork
@@ -79,7 +80,7 @@ class WorkerServices(PromptStack):
             JobKind.GENERATION: Handler(partial(generate, self.provider_calls)),
             JobKind.EMBEDDING: Handler(self.embedding.embed),
             # A shard that is done makes room for the next one.
-            JobKind.SHARD: Handler(self.run_work.run_shard, after=self.dispatch.wake),
+            JobKind.SHARD: Handler(self.run_work.run_shard, after=self.run_lifecycle.wake),
             JobKind.FINALIZATION: Handler(self.run_work.finalize),
         }
         return Executor(
@@ -119,7 +120,7 @@ class WorkerServices(PromptStack):
         """Works on shards, and ends runs."""
         return RunWork(
             self.providers,
-            self.dispatch,
+            self.shard_scheduler,
             self.run_progress,
             self.shard_tools,
             indexes=self.vector_indexes,
@@ -154,6 +155,11 @@ class WorkerServices(PromptStack):
         )
 
     @cached_property
+    def run_maintenance(self) -> RunMaintenance:
+        """What ends overdue runs and deletes old ones."""
+        return RunMaintenance(self.ledger, self.run_lifecycle)
+
+    @cached_property
     def reconciler(self) -> Reconciler:
         """What puts lost things right."""
         return Reconciler(
@@ -161,7 +167,7 @@ class WorkerServices(PromptStack):
             self.publisher,
             self.progress,
             self.rate_limited_jobs,
-            self.dispatch,
+            self.run_maintenance,
             liveness=self.liveness,
             retention=Retention(
                 self.settings.job_retention_seconds, self.settings.attempt_retention_seconds

@@ -27,7 +27,7 @@ def new_reconciler(stack: WorkerServices, clock: Clock, silence: float = 15.0) -
         stack.publisher,
         stack.progress,
         stack.rate_limited_jobs,
-        stack.dispatch,
+        stack.run_maintenance,
         liveness=Liveness(stack.ledger, worker_lost_seconds=silence, clock=clock),
     )
 

@@ -45,4 +45,4 @@ def work(stack: WorkerServices, run_id: UUID) -> RunView:
             return stack.runs.get(run_id)
         for job_id in jobs:
             stack.executor.run(job_id, lambda _: None)
-        stack.dispatch.run_once()
+        stack.run_lifecycle.run_once()

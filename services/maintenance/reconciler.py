@@ -14,7 +14,7 @@ from promptstack.services.jobs.progress import ProgressService
 from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage, Publisher
 from promptstack.services.maintenance.liveness import MOST_CHANGED, Liveness
 from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
-from promptstack.services.runs.scheduler import Dispatch
+from promptstack.services.runs.maintenance import RunMaintenance
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Reconciler:
         publisher: Publisher,
         progress: ProgressService,
         waiting: RateLimitedJobs,
-        dispatch: Dispatch,
+        runs: RunMaintenance,
         *,
         liveness: Liveness,
         retention: Retention = FOR_EVER,
@@ -67,7 +67,7 @@ class Reconciler:
         self._publisher = publisher
         self._progress = progress
         self._waiting = waiting
-        self._dispatch = dispatch
+        self._runs = runs
         self._liveness = liveness
         self._retention = retention
         self._timer = timer
@@ -103,7 +103,7 @@ class Reconciler:
         self._forget()
         self._prune()
         # Last: whatever is wrong with a run must not keep the rest from being done.
-        self._dispatch.maintain(self._retention.jobs_seconds)
+        self._runs.run_once(self._retention.jobs_seconds)
 
     def _forget(self) -> None:
         with self._ledger.transaction() as unit:

@@ -35,8 +35,8 @@ from promptstack.services.runs.intake.new_run import (
     RunOptions,
 )
 from promptstack.services.runs.intake.plans import plan_embedding, plan_generation
+from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.progress import RunProgress
-from promptstack.services.runs.scheduler import Dispatch
 from promptstack.services.runs.views import Preflight, RunView
 from promptstack.services.sources.batch_lines import BatchLines
 from promptstack.services.sources.reading import Source
@@ -64,7 +64,7 @@ class RunService:
         self,
         ledger: Ledger,
         factory: LLMServiceFactory,
-        dispatch: Dispatch,
+        lifecycle: RunLifecycle,
         progress: RunProgress,
         prices: Prices,
         *,
@@ -74,7 +74,7 @@ class RunService:
     ) -> None:
         self._ledger = ledger
         self._factory = factory
-        self._dispatch = dispatch
+        self._lifecycle = lifecycle
         self._progress = progress
         self._prices = prices
         self._estimator = estimator
@@ -166,7 +166,7 @@ class RunService:
                 raise NotFound(f"There is no run {run_id}.")
             self._make_room(unit, started)
         self._progress.publish(started)
-        self._dispatch.wake()
+        self._lifecycle.wake()
         return RunView.of(started)
 
     def discard(self, run_id: UUID | str) -> None:
@@ -204,7 +204,7 @@ class RunService:
     def cancel(self, run_id: UUID | str, owner: UUID | None = None) -> RunView:
         """Stop a run; what it has produced is kept. Raises `NotFound` and `WrongState`."""
         run = self._owned(run_id, owner)
-        if self._dispatch.end(run.id, RunState.CANCELLED) is None:
+        if self._lifecycle.end(run.id, RunState.CANCELLED) is None:
             raise WrongState(f"The run has ended already: it is {run.state}.")
         return self.get(run_id)
 
@@ -237,7 +237,7 @@ class RunService:
             started = unit.runs.start(run_id, lifetime=self._defaults.expires_seconds, **limit)
         if started is not None:
             self._progress.publish(started)
-        self._dispatch.wake()
+        self._lifecycle.wake()
         return self.get(run_id)
 
     def wait(self, run_id: UUID | str, timeout: float = math.inf) -> RunView:

@@ -17,7 +17,7 @@ from promptstack.services.errors import NotFound
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.llm.pool import ProviderPool
 from promptstack.services.runs.progress import RunProgress
-from promptstack.services.runs.scheduler import Dispatch
+from promptstack.services.runs.scheduler import ShardScheduler
 from promptstack.services.runs.shards.bisection import bisect_shard, is_suspect
 from promptstack.services.runs.shards.worker import ShardTools, ShardWorker
 from promptstack.services.runs.shards.workload import workload_of
@@ -34,7 +34,7 @@ class RunWork:
     def __init__(
         self,
         providers: ProviderPool,
-        dispatch: Dispatch,
+        scheduler: ShardScheduler,
         progress: RunProgress,
         tools: ShardTools,
         *,
@@ -44,7 +44,7 @@ class RunWork:
         schema_bounds: SchemaBounds,
     ) -> None:
         self._providers = providers
-        self._dispatch = dispatch
+        self._scheduler = scheduler
         self._progress = progress
         self._tools = tools
         self._indexes = indexes
@@ -67,10 +67,10 @@ class RunWork:
         if not is_suspect(job.claim):
             return False
         claim = job.claim
-        add = self._dispatch.add_shard
+        add = self._scheduler.add_shard
         left = job.ledger.write(lambda unit: bisect_shard(unit, claim, run, add))
         job.claim = replace(claim, request={"first": left.first, "last": left.last})
-        self._dispatch.publish(left.messages)
+        self._scheduler.publish(left.messages)
         if left.run is not None:
             self._progress.publish(left.run)
         return bool(left.failed)

@@ -122,7 +122,7 @@ def test_every_list_has_one_shape(tmp_path: Path) -> None:
 def test_who_waits_is_shown_with_the_reason_and_the_time(busy: WorkerServices) -> None:
     slow = "openai asks us to slow down (status 429)."
     run = busy.runs.embed(["Three"], provider="local")
-    busy.dispatch.run_once()
+    busy.run_lifecycle.run_once()
     waiting = [busy.jobs.enqueue_generation("Wait").id, busy.jobs.enqueue_generation("Wait").id]
     waiting.append(in_ledger(busy, f"SELECT id FROM jobs WHERE run_id = '{run.id}'"))
     with busy.ledger.transaction() as unit:

@@ -740,7 +740,7 @@ def reconciler(stack: WorkerServices, publisher: RecordingPublisher) -> Reconcil
         publisher,
         stack.progress,
         stack.rate_limited_jobs,
-        stack.dispatch,
+        stack.run_maintenance,
         liveness=stack.liveness,
     )
 
@@ -790,7 +790,7 @@ def test_reconcilers_that_meet_publish_each_job_once(
             publisher,
             stack.progress,
             stack.rate_limited_jobs,
-            stack.dispatch,
+            stack.run_maintenance,
             liveness=stack.liveness,
         )
         start.wait()

@@ -387,7 +387,7 @@ def test_a_429_that_its_headers_contradict_holds_up_no_other_item_of_a_run(
     assert run(stack, generate(stack)).state is JobState.SUCCEEDED
     first.control(STRAY)
     accepted = stack.runs.generate(prompts(12), provider="openai", in_flight=1)
-    stack.dispatch.run_once()
+    stack.run_lifecycle.run_once()
     shard = in_ledger(stack, f"SELECT id FROM jobs WHERE run_id = '{accepted.id}'")
     stack.executor.run(shard, lambda _: None)
     standing = stack.runs.get(accepted.id)

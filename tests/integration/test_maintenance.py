@@ -99,7 +99,7 @@ def test_what_ended_long_ago_goes_and_frees_its_key(stack: WorkerServices) -> No
         stack.publisher,
         stack.progress,
         stack.rate_limited_jobs,
-        stack.dispatch,
+        stack.run_maintenance,
         liveness=stack.liveness,
         retention=Retention(jobs_seconds=86_400.0, attempts_seconds=0.0),
     )
@@ -118,7 +118,7 @@ def test_nothing_goes_where_retention_is_zero(stack: WorkerServices) -> None:
         stack.publisher,
         stack.progress,
         stack.rate_limited_jobs,
-        stack.dispatch,
+        stack.run_maintenance,
         liveness=stack.liveness,
         retention=Retention(0.0, 0.0),
     ).run_once()

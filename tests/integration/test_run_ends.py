@@ -18,7 +18,7 @@ from promptstack.repositories.runs.outcomes import Counted, OutcomeRepository
 from promptstack.repositories.runs.runs import RunRepository
 from promptstack.repositories.runs.scheduling import SchedulingRepository
 from promptstack.services.errors import NotFound
-from promptstack.services.runs.scheduler import Dispatch
+from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.views import RunView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.runs import in_ledger, work
@@ -69,7 +69,7 @@ def let_no_index_be_built(stack: WorkerServices, run: RunView) -> str:
 def test_a_run_whose_index_cannot_be_built_is_completed_without_it(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stack.dispatch, "_max_retries", 1)
+    monkeypatch.setattr(stack.shard_scheduler, "_max_retries", 1)
     first = work(stack, embed(stack, "the sea").id)
     name = let_no_index_be_built(stack, first)
     with caplog.at_level(logging.ERROR):
@@ -95,7 +95,7 @@ def test_a_run_that_cannot_be_completed_is_not_tried_for_ever(
         raise RuntimeError("Something is wrong with its outcomes.")
 
     run = generate(stack)
-    monkeypatch.setattr(stack.dispatch, "_max_retries", 0)
+    monkeypatch.setattr(stack.shard_scheduler, "_max_retries", 0)
     monkeypatch.setattr(OutcomeRepository, "count_outcomes", fails)
     ended = work(stack, run.id)
     assert (ended.state, ended.succeeded) == (RunState.FAILED, 3)
@@ -111,14 +111,14 @@ def test_who_ends_a_run_and_dies_leaves_its_model_an_index(
     # Between two shards: there is none by which it would be seen that the end was broken off.
     change(stack, "DELETE FROM jobs")
 
-    def dies(self: Dispatch, ended: Run) -> None:
+    def dies(self: RunLifecycle, ended: Run) -> None:
         raise SystemExit
 
     with monkeypatch.context() as patched:
-        patched.setattr(Dispatch, "_clean_up", dies)
+        patched.setattr(RunLifecycle, "cancel_shards", dies)
         with pytest.raises(SystemExit):
             stack.runs.cancel(run.id)
-    stack.dispatch.maintain(0.0)
+    stack.run_maintenance.run_once(0.0)
     assert work(stack, run.id).state is RunState.CANCELLED
     assert has_index(stack, run)
 
@@ -165,9 +165,9 @@ def test_a_run_whose_items_are_done_does_not_expire(stack: WorkerServices) -> No
     stack.executor.run(shard, lambda _: None)
     assert stack.runs.get(run.id).state is RunState.FINALIZING
     change(stack, OVERDUE)
-    stack.dispatch.maintain(0.0)
+    stack.run_maintenance.run_once(0.0)
     # Nor where it was found to be overdue just before.
-    assert stack.dispatch.end(run.id, RunState.EXPIRED) is None
+    assert stack.run_lifecycle.end(run.id, RunState.EXPIRED) is None
     assert stack.runs.get(run.id).state is RunState.FINALIZING
     assert in_ledger(stack, f"{FINALIZATIONS} AND expires_at > now() + interval '1 hour'") == 1
     assert work(stack, run.id).state is RunState.COMPLETED
@@ -178,11 +178,11 @@ def test_a_run_whose_last_item_was_done_just_in_time_does_not_expire(
 ) -> None:
     run = generate(stack)
     with monkeypatch.context() as patched:
-        patched.setattr(Dispatch, "wake", lambda _: None)
+        patched.setattr(RunLifecycle, "wake", lambda _: None)
         stack.executor.run(in_ledger(stack, "SELECT id FROM jobs"), lambda _: None)
     assert stack.runs.get(run.id).state is RunState.RUNNING
     change(stack, OVERDUE)
-    stack.dispatch.maintain(0.0)
+    stack.run_maintenance.run_once(0.0)
     assert work(stack, run.id).state is RunState.COMPLETED
 
 
@@ -192,7 +192,7 @@ def test_a_run_whose_shards_expired_is_expired_and_can_be_retried(stack: WorkerS
     change(stack, "UPDATE jobs SET expires_at = now() - interval '1 second'")
     with stack.ledger.transaction() as unit:
         assert len(unit.maintenance.expire_overdue()) == 1
-    stack.dispatch.run_once()
+    stack.run_lifecycle.run_once()
     ended = stack.runs.get(run.id)
     assert (ended.state, ended.error_code) == (RunState.EXPIRED, "EXPIRED")
     assert (ended.succeeded, ended.failed) == (0, 0)
@@ -212,7 +212,7 @@ def test_a_run_whose_shard_failed_of_the_account_just_now_is_not_completed(
         "UPDATE jobs SET state = 'failed', finished_at = now(), error_code = 'QUOTA_EXHAUSTED', "
         "error = 'Nothing is left.'",
     )
-    stack.dispatch.run_once()
+    stack.run_lifecycle.run_once()
     ended = stack.runs.get(run.id)
     assert (ended.state, ended.error_code) == (RunState.FAILED, "QUOTA_EXHAUSTED")
     assert (ended.error, ended.failed) == ("Nothing is left.", 0)
@@ -234,7 +234,7 @@ def test_a_run_that_cannot_be_ended_keeps_no_other_from_its_end(
         return finish(self, run_id, *how, **more)
 
     monkeypatch.setattr(RunRepository, "finish", fails)
-    stack.dispatch.maintain(0.0)
+    stack.run_maintenance.run_once(0.0)
     assert {stack.runs.get(run.id).state for run in others} == {RunState.EXPIRED}
     assert stack.runs.get(bad.id).state is RunState.RUNNING
     assert str(bad.id) in caplog.text
@@ -244,13 +244,13 @@ def test_a_run_that_cannot_be_ended_keeps_no_other_from_its_end(
 
     monkeypatch.setattr(RunRepository, "finish", is_away)
     with pytest.raises(LedgerUnavailable):
-        stack.dispatch.maintain(0.0)
+        stack.run_maintenance.run_once(0.0)
 
 
 def test_a_run_that_cannot_be_served_keeps_no_other_from_its_shards(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stack.dispatch, "_shards_a_worker", 3)
+    monkeypatch.setattr(stack.shard_scheduler, "_shards_a_worker", 3)
     prepared = [
         stack.runs.prepare_generation(["Say it."], provider="demo").run_id for _ in range(3)
     ]
@@ -293,18 +293,18 @@ def test_a_run_that_cannot_be_finalized_keeps_no_other_from_it(
 def test_a_run_that_is_being_deleted_cannot_be_retried(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptstack.services.runs.scheduler.PRUNED_AT_ONCE", 1)
+    monkeypatch.setattr("promptstack.services.runs.maintenance.PRUNED_AT_ONCE", 1)
     run = generate(stack)
     stack.runs.cancel(run.id)
     change(stack, OLD)
-    stack.dispatch.maintain(DAY)
+    stack.run_maintenance.run_once(DAY)
     assert in_ledger(stack, "SELECT count(*) FROM items") == 2
     with pytest.raises(NotFound):
         stack.runs.retry(run.id)
     with pytest.raises(NotFound):
         list(stack.run_results.produced(run.id))
     for _ in range(4):
-        stack.dispatch.maintain(DAY)
+        stack.run_maintenance.run_once(DAY)
     for table in ("items", "outcomes", "runs", "pruned_runs"):
         assert in_ledger(stack, f"SELECT count(*) FROM {table}") == 0
 
@@ -315,9 +315,9 @@ def test_a_run_that_is_being_retried_is_not_deleted(stack: WorkerServices) -> No
     change(stack, OLD)
     with stack.ledger.transaction() as retrying:
         assert retrying.runs.lock(run.id) is not None
-        stack.dispatch.maintain(DAY)
+        stack.run_maintenance.run_once(DAY)
         retrying.runs.start(run.id)
-    stack.dispatch.maintain(DAY)
+    stack.run_maintenance.run_once(DAY)
     assert in_ledger(stack, "SELECT count(*) FROM items") == 3
     assert work(stack, run.id).state is RunState.COMPLETED
 
@@ -329,7 +329,7 @@ def test_what_is_read_of_a_run_that_is_deleted_meanwhile_does_not_look_complete(
     reading = stack.run_results.produced(run.id, page=2)
     next(reading)
     change(stack, OLD)
-    stack.dispatch.maintain(DAY)
+    stack.run_maintenance.run_once(DAY)
     with pytest.raises(NotFound):
         list(reading)
 

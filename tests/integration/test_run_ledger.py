@@ -26,7 +26,7 @@ from promptstack.services.llm.base import Capability, EmbeddingResponse, LLMResp
 from promptstack.services.llm.errors import ServerBroke
 from promptstack.services.llm.limit_report import LimitReport, LimitState, Outcome
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.scheduler import Dispatch
+from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.service import BadInputs
 from promptstack.services.runs.shards.call_pool import CallPool
 from promptstack.tasks.worker_services import WorkerServices
@@ -135,7 +135,7 @@ def test_a_commit_whose_answer_was_lost_is_counted_once(
     with monkeypatch.context() as patched:
         patched.setattr(stack.retrying_ledger, "_ledger", Forgetful(stack.ledger))
         stack.executor.run(shard, lambda _: None)
-    stack.dispatch.run_once()
+    stack.run_lifecycle.run_once()
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 60, 0)
     calls, tokens, unsettled = one(
@@ -240,18 +240,18 @@ def test_what_an_end_left_half_done_is_done_later(
 ) -> None:
     run = stack.runs.embed(["one", "two"])
 
-    def dies(self: Dispatch, ended: Run) -> None:
+    def dies(self: RunLifecycle, ended: Run) -> None:
         raise SystemExit
 
     with monkeypatch.context() as patched:
-        patched.setattr(Dispatch, "_clean_up", dies)
+        patched.setattr(RunLifecycle, "cancel_shards", dies)
         with pytest.raises(SystemExit):
             stack.runs.cancel(run.id)
     assert one(stack, "SELECT count(*) FROM jobs WHERE kind = 'shard' AND state = 'queued'") == (1,)
-    stack.dispatch.maintain(0.0)
+    stack.run_maintenance.run_once(0.0)
     states = "SELECT string_agg(kind || ' ' || state, ', ' ORDER BY kind DESC) FROM jobs"
     assert one(stack, states) == ("shard cancelled, finalization queued",)
-    stack.dispatch.maintain(0.0)
+    stack.run_maintenance.run_once(0.0)
     assert one(stack, "SELECT count(*) FROM jobs") == (2,)
 
 
@@ -270,7 +270,7 @@ def test_a_run_that_cannot_be_tended_keeps_no_job_from_being_published(
     def fails(_: float) -> None:
         raise RuntimeError("Something is wrong with a run.")
 
-    monkeypatch.setattr(stack.dispatch, "maintain", fails)
+    monkeypatch.setattr(stack.run_maintenance, "run_once", fails)
     with pytest.raises(RuntimeError):
         stack.reconciler.run_once()
     assert one(stack, "SELECT rung_at IS NOT NULL FROM jobs") == (True,)

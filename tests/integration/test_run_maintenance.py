@@ -13,7 +13,7 @@ from promptstack.repositories.runs.models import RunState
 from promptstack.repositories.runs.runs import RunRepository
 from promptstack.services.runs.intake import ingest as intake
 from promptstack.services.runs.views import RunView
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, wait_until
 
 ABANDONED = "UPDATE runs SET touched_at = now() - interval '2 hours'"
@@ -21,35 +21,35 @@ OVERDUE = "UPDATE runs SET expires_at = now() - interval '1 second'"
 OLD = "UPDATE runs SET finished_at = now() - interval '2 days'"
 
 
-def change(stack: PromptStack, statement: str) -> None:
+def change(stack: WorkerServices, statement: str) -> None:
     with stack.ledger.transaction() as unit:
         unit.session.execute(text(statement))
 
 
-def count(stack: PromptStack, table: str) -> int:
+def count(stack: WorkerServices, table: str) -> int:
     with stack.ledger.transaction() as unit:
         found: int = unit.session.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
     return found
 
 
-def finished(stack: PromptStack, run: RunView) -> RunView:
+def finished(stack: WorkerServices, run: RunView) -> RunView:
     wait_until(lambda: stack.runs.get(run.id).state.is_final, "the end of the run")
     return stack.runs.get(run.id)
 
 
-def test_a_run_whose_reader_went_away_is_not_accepted(stack: PromptStack) -> None:
+def test_a_run_whose_reader_went_away_is_not_accepted(stack: WorkerServices) -> None:
     prepared = stack.runs.prepare_embedding(["one", "two"])
-    stack.dispatch.maintain(0.0)
+    stack.run_maintenance.run_once(0.0)
     assert stack.runs.get(prepared.run_id).state is RunState.PREPARING
     change(stack, ABANDONED)
-    stack.dispatch.maintain(0.0)
+    stack.run_maintenance.run_once(0.0)
     left = stack.runs.get(prepared.run_id)
     assert (left.state, left.error_code) == (RunState.FAILED, "NOT_ACCEPTED")
     assert count(stack, "jobs") == 0
 
 
 def test_a_source_that_is_silent_for_long_is_not_given_up(
-    stack: PromptStack, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intake, "SHOWN_SECONDS", 0.05)
     show, away = RunRepository.show_reading, [LedgerUnavailable("The ledger is away.")]
@@ -66,7 +66,7 @@ def test_a_source_that_is_silent_for_long_is_not_given_up(
         change(stack, ABANDONED)
         recent = "runs WHERE touched_at > now() - interval '1 hour'"
         wait_until(lambda: count(stack, recent) == 1, "a sign that the source is still read")
-        stack.dispatch.maintain(0.0)
+        stack.run_maintenance.run_once(0.0)
         yield "two"
 
     run = stack.runs.embed(slow())
@@ -76,12 +76,12 @@ def test_a_source_that_is_silent_for_long_is_not_given_up(
 
 
 def test_an_overdue_run_ends_with_its_shards_and_can_be_retried(
-    stack: PromptStack, start_worker: Callable[..., Process]
+    stack: WorkerServices, start_worker: Callable[..., Process]
 ) -> None:
     run = stack.runs.embed(["one", "two"])
     assert count(stack, "jobs WHERE state = 'queued' AND kind = 'shard'") == 1
     change(stack, OVERDUE)
-    stack.dispatch.maintain(0.0)
+    stack.run_maintenance.run_once(0.0)
     assert stack.runs.get(run.id).state is RunState.EXPIRED
     assert count(stack, "jobs WHERE state = 'cancelled' AND kind = 'shard'") == 1
     stack.runs.retry(run.id)
@@ -91,17 +91,17 @@ def test_an_overdue_run_ends_with_its_shards_and_can_be_retried(
 
 
 def test_an_old_run_is_deleted_with_its_items_and_its_vectors_stay(
-    stack: PromptStack, start_worker: Callable[..., Process]
+    stack: WorkerServices, start_worker: Callable[..., Process]
 ) -> None:
     start_worker()
     run = finished(stack, stack.runs.embed(["one", "two"]))
     assert run.state is RunState.COMPLETED
-    stack.dispatch.maintain(86_400.0)
+    stack.run_maintenance.run_once(86_400.0)
     assert count(stack, "items") == 2
     change(stack, OLD)
 
     def is_gone() -> bool:
-        stack.dispatch.maintain(86_400.0)
+        stack.run_maintenance.run_once(86_400.0)
         return count(stack, "runs") == 0
 
     wait_until(is_gone, "the deletion of the run")
@@ -115,7 +115,7 @@ def test_an_old_run_is_deleted_with_its_items_and_its_vectors_stay(
 
 
 def test_vectors_in_two_bytes_a_number_are_nearly_the_same_and_are_found(
-    stack: PromptStack, start_worker: Callable[..., Process]
+    stack: WorkerServices, start_worker: Callable[..., Process]
 ) -> None:
     start_worker(VECTOR_TYPE="halfvec")
     texts = [f"a text about the number {n}" for n in range(30)]

@@ -91,15 +91,15 @@ def test_a_shard_that_waits_to_try_again_keeps_no_other_from_its_turn(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "promptstack.services.runs.scheduler.MOST_ITEMS", {"embedding": 2, "generation": 2}
+        "promptstack.services.runs.scheduler.MAX_ITEMS", {"embedding": 2, "generation": 2}
     )
-    monkeypatch.setattr(stack.dispatch, "_shards_a_worker", 1)
+    monkeypatch.setattr(stack.shard_scheduler, "_shards_a_worker", 1)
     stack.runs.embed(["slow", "fine", "good", "well"], provider="pairs")
     (shard,) = one(stack, "SELECT id FROM jobs WHERE kind = 'shard'")
     stack.executor.run(shard, lambda _: None)
     waits = "SELECT error_code FROM jobs WHERE not_before > now()"
     assert one(stack, waits) == ("TRIED_LATER",)
-    stack.dispatch.run_once()
+    stack.run_lifecycle.run_once()
     assert one(stack, "SELECT count(*) FROM jobs WHERE kind = 'shard'") == (2,)
 
 
@@ -107,12 +107,12 @@ def test_no_more_shards_are_queued_than_there_are_places_in_workers(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "promptstack.services.runs.scheduler.MOST_ITEMS", {"embedding": 1, "generation": 1}
+        "promptstack.services.runs.scheduler.MAX_ITEMS", {"embedding": 1, "generation": 1}
     )
-    monkeypatch.setattr(stack.dispatch, "_shards_a_worker", 3)
+    monkeypatch.setattr(stack.shard_scheduler, "_shards_a_worker", 3)
     stack.runs.embed([f"text {n}" for n in range(20)], provider="pairs")
     for _ in range(3):
-        stack.dispatch.run_once()
+        stack.run_lifecycle.run_once()
     assert one(stack, "SELECT count(*) FROM jobs") == (3,)
 
 

@@ -95,7 +95,7 @@ def work_until_done(stack: WorkerServices, is_done: Callable[[], bool]) -> int:
             except WorkerDied:
                 deaths += 1
                 free(stack)
-        stack.dispatch.run_once()
+        stack.run_lifecycle.run_once()
         assert deaths < MOST_DEATHS
     return deaths
 
@@ -148,7 +148,7 @@ def test_a_shard_is_halved_once_where_the_answer_to_the_commit_was_lost(
     assert whole is not None
     for _ in range(2):
         with stack.ledger.transaction() as unit:
-            left = bisect_shard(unit, claim, whole, stack.dispatch.add_shard)
+            left = bisect_shard(unit, claim, whole, stack.shard_scheduler.add_shard)
         assert (left.first, left.last) == (1, 8)
     ranges = "SELECT string_agg(request::text, ' ' ORDER BY id) FROM jobs WHERE kind = 'shard'"
     assert in_ledger(stack, ranges) == '{"last": 8, "first": 1} {"last": 16, "first": 9}'
@@ -262,7 +262,7 @@ def test_what_ended_while_the_broker_was_away_is_told_later(stack: WorkerService
         publisher,
         stack.progress,
         stack.rate_limited_jobs,
-        stack.dispatch,
+        stack.run_maintenance,
         liveness=stack.liveness,
     )
     job = stack.jobs.enqueue_generation("x")
@@ -290,7 +290,7 @@ def test_dead_workers_are_missed_while_messages_take_long(stack: WorkerServices)
         publisher,
         stack.progress,
         stack.rate_limited_jobs,
-        stack.dispatch,
+        stack.run_maintenance,
         liveness=liveness,
     )
     due = stack.jobs.enqueue_generation("to be published")

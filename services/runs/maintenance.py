@@ -1,0 +1,49 @@
+"""What maintenance does for runs, every second: it ends the overdue and deletes the old."""
+
+from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.session import Ledger
+from promptstack.services.runs.lifecycle import EXPIRED, RunLifecycle, apart
+
+ABANDONED_SECONDS = 3_600.0
+PRUNED_AT_ONCE = 20_000
+NOT_ACCEPTED = ("NOT_ACCEPTED", "Whoever handed the run in went away midway.")
+
+
+class RunMaintenance:
+    """Runs in every worker, also in several at once."""
+
+    def __init__(self, ledger: Ledger, lifecycle: RunLifecycle) -> None:
+        self._ledger = ledger
+        self._lifecycle = lifecycle
+
+    def run_once(self, retention: float) -> None:
+        """Bring runs on, end overdue and abandoned ones, and delete those that ended long ago.
+
+        Raises `TransientLedgerError`. With a `retention` of 0 seconds, nothing is deleted.
+        """
+        with self._ledger.transaction() as unit:
+            overdue = unit.run_maintenance.find_overdue()
+            abandoned = unit.run_maintenance.find_abandoned(ABANDONED_SECONDS)
+            half_ended = unit.run_maintenance.find_half_ended()
+        for run_id in overdue:
+            with apart(run_id):
+                self._lifecycle.end(run_id, RunState.EXPIRED, *EXPIRED)
+        for run_id in abandoned:
+            with apart(run_id):
+                self._lifecycle.end(run_id, RunState.FAILED, *NOT_ACCEPTED)
+        for run in half_ended:
+            with apart(run.id):
+                self._lifecycle.cancel_shards(run)
+        self._lifecycle.run_once()
+        if retention:
+            self._prune(retention)
+
+    def _prune(self, retention: float) -> None:
+        with self._ledger.transaction() as unit:
+            if not unit.try_lock("prune"):
+                return
+            found = unit.run_maintenance
+            run_id = found.next_pruned() or found.prune(retention)
+            if run_id is not None and unit.items.delete_of(run_id, PRUNED_AT_ONCE) == 0:
+                found.forget_pruned(run_id)
+            unit.answers.prune(retention)
