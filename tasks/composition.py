@@ -263,8 +263,7 @@ class PromptStack:
             self.factory,
             self.run_lifecycle,
             self.run_progress,
-            self.prices,
-            estimator=Estimator(self.ledger, self.factory, self.prices, self._limits_of),
+            Estimator(self.ledger, self.factory, self.prices, self._limits_of),
             indexes=self.vector_indexes,
             defaults=from_settings.run_defaults(self.settings, self._request_bounds),
         )

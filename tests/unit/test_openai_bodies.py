@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm import openai_chat, openai_responses
-from promptstack.services.llm.openai import OpenAIService
+from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.openai_bodies import HONOURED_ONLY_AS
 from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.runs.intake.new_run import RunDefaults
 from promptstack.services.runs.intake.plans import plan_embedding, plan_generation
 from promptstack.services.sources.batch_lines import BatchLines
 from promptstack.services.sources.reading import BadInput, Reading
 from promptstack.services.sources.records import RecordCheck
-from promptstack.services.validation.request_bounds import RequestBounds
 
 EXAMPLES = int(os.environ.get("ODD_EXAMPLES", "400"))
 json_values = st.recursive(
@@ -55,15 +55,21 @@ OF_RESPONSES = {
 OF_EMBEDDINGS = {"model": "text-embedding-3-small", "input": "Hi", "encoding_format": "base64"}
 
 
-def lines_of(kind: str) -> BatchLines:
-    def plan(how: Any) -> Any:
-        if kind == "embedding":
-            return plan_embedding("openai", OpenAIService, {"model": how.get("model")}, None)
-        return plan_generation(
-            "openai", OpenAIService, how, None, bounds=RequestBounds(), reuse=True
-        )
+DEFAULTS = RunDefaults(
+    generation_provider="openai",
+    embedding_provider="openai",
+    max_retries=0,
+    expires_seconds=60.0,
+    in_flight=1,
+    max_text_bytes=1_000_000,
+    block_bytes=1_000_000,
+)
+FACTORY = LLMServiceFactory({"openai": {"api_key": "key"}})
 
-    return BatchLines(kind, plan)
+
+def lines_of(kind: str) -> BatchLines:
+    plan = plan_embedding if kind == "embedding" else plan_generation
+    return plan(FACTORY, DEFAULTS, {}).lines
 
 
 @effort(deadline=None, max_examples=EXAMPLES)

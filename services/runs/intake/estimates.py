@@ -1,8 +1,7 @@
 """What a run comes to, before anything is paid for."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -10,25 +9,14 @@ from uuid import UUID
 from promptstack.repositories.runs.models import RunKind
 from promptstack.repositories.session import Ledger
 from promptstack.services.accounting.prices import Prices
+from promptstack.services.errors import InvalidInput
 from promptstack.services.execution.generation import EXPECTED_OUTPUT_TOKENS
 from promptstack.services.limiter.terms import Limits
 from promptstack.services.llm.base import BYTES_PER_TOKEN
 from promptstack.services.llm.factory import LLMServiceFactory
-from promptstack.services.runs.intake.ingest import Check, Hasher, Intake
+from promptstack.services.runs.intake.ingest import Intake
+from promptstack.services.runs.intake.new_run import NewRun
 from promptstack.services.runs.views import Preflight
-
-
-@dataclass(frozen=True)
-class NewRun:
-    """What a run asks, before it has items."""
-
-    kind: RunKind
-    provider: str
-    model: str
-    parameters: dict[str, Any]
-    """Of its generations: a `GenerationRequest` without its prompt."""
-    hash_of: Hasher
-    check: Check
 
 
 class Estimator:
@@ -81,6 +69,25 @@ class Estimator:
             max_cost_usd=max_cost_usd,
             seconds=self._seconds(new, to_pay, input_tokens, output_tokens) if is_counted else None,
         )
+
+    def check_limit(
+        self, kind: str, provider: str, model: str, parameters: Mapping[str, Any]
+    ) -> None:
+        """Raise `InvalidInput` if a limit of the cost could not be held."""
+        if self._prices.cost(provider, model, input_tokens=1, output_tokens=1) is None:
+            raise InvalidInput(
+                f"The price of {provider}/{model} is not known, so no limit of the cost can be "
+                "held; set it in MODELS_FILE."
+            )
+        if kind == RunKind.EMBEDDING:
+            return
+        if parameters.get("max_tokens") is None:
+            raise InvalidInput("A limit of the cost needs max_tokens: without it none can be held.")
+        if parameters.get("options"):
+            raise InvalidInput(
+                "A limit of the cost can't be held together with provider options, as they may "
+                "change what a call takes; leave one of them out."
+            )
 
     def _unpaid(self, run_id: UUID, new: NewRun) -> tuple[int, int]:
         with self._ledger.transaction() as unit:

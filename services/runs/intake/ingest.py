@@ -100,7 +100,7 @@ def text_only(one: Input) -> None:
         raise InvalidInput("It has messages, which can't be embedded; give it a text.")
 
 
-def askable(inputs: Iterator[Input | BadInput], check: Check) -> Iterator[Input | BadInput]:
+def only_askable(inputs: Iterator[Input | BadInput], check: Check) -> Iterator[Input | BadInput]:
     """The same, but what the provider can't be asked for is bad."""
     for one in inputs:
         try:

@@ -1,18 +1,32 @@
-"""A run before it is stored: what it was told, and what holds where it was told nothing."""
+"""A run before it is stored: what its caller says, and what holds where the caller says nothing."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TypedDict
+from typing import Any, TypedDict
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from promptstack.repositories.runs.models import RunKind
 from promptstack.services.llm.parameters import GenerationKeywords
-from promptstack.services.runs.intake.ingest import Intake
+from promptstack.services.runs.intake.ingest import Check, Hasher, Intake
 from promptstack.services.sources.reading import Reading, SourceBounds
 from promptstack.services.validation.bounds import Dollars, InFlight, Lifetime, Name, Retries
 from promptstack.services.validation.request_bounds import RequestBounds
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """What a run asks of all its items."""
+
+    kind: RunKind
+    provider: str
+    model: str
+    parameters: dict[str, Any]
+    """Of its generations: `GenerationParameters`."""
+    hash_of: Hasher
+    check: Check
 
 
 @dataclass(frozen=True)
@@ -31,7 +45,7 @@ class RunDefaults:
 
 
 class RunOptions(BaseModel):
-    """What every kind of run can be told."""
+    """What callers may set for every kind of run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -2,53 +2,94 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from promptstack.repositories.runs.models import RunKind
-from promptstack.services.llm.base import Capability, LLMService
+from promptstack.services.llm.base import Capability
+from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.intake.estimates import NewRun
 from promptstack.services.runs.intake.ingest import embedding_hasher, generation_hasher, text_only
+from promptstack.services.runs.intake.new_run import (
+    GenerationRunKeywords,
+    NewRun,
+    RunDefaults,
+    RunKeywords,
+    RunOptions,
+)
 from promptstack.services.runs.json_schema.answers import AnswerSchema
+from promptstack.services.sources.batch_lines import BatchLines
 from promptstack.services.sources.reading import Input
-from promptstack.services.validation.request_bounds import RequestBounds
+from promptstack.services.validation.bounds import refused_in_words
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run whose source is still to be read."""
+
+    lines: BatchLines
+    """Makes a `NewRun`, together with the parameters that requests in the source have."""
+    options: RunOptions
 
 
 def plan_embedding(
-    provider: str, service: type[LLMService], how: Mapping[str, Any], user_id: UUID | None
-) -> NewRun:
-    """What a run of embeddings asks: a `model`. Raises `InvalidInput`."""
-    model = service.choose_model(Capability.EMBEDDING, how["model"])
-    return NewRun(RunKind.EMBEDDING, provider, model, {}, embedding_hasher(user_id), text_only)
+    factory: LLMServiceFactory, defaults: RunDefaults, keywords: RunKeywords
+) -> RunPlan:
+    """Plan a run of embeddings. Raises `InvalidInput`."""
+    rest: dict[str, Any] = {**keywords}
+    provider = rest.pop("provider", None) or defaults.embedding_provider
+    model = rest.pop("model", None)
+    with refused_in_words():
+        options = RunOptions(**rest)
+    service = factory.offered(provider)
+
+    def plan(asked: Mapping[str, Any]) -> NewRun:
+        chosen = service.choose_model(Capability.EMBEDDING, model or asked.get("model"))
+        hasher = embedding_hasher(options.user_id)
+        return NewRun(RunKind.EMBEDDING, provider, chosen, {}, hasher, text_only)
+
+    return RunPlan(BatchLines(RunKind.EMBEDDING, plan), options)
 
 
 def plan_generation(
-    provider: str,
-    service: type[LLMService],
-    how: Mapping[str, Any],
-    user_id: UUID | None,
-    *,
-    bounds: RequestBounds,
-    reuse: bool,
-) -> NewRun:
-    """What a run of generations asks: `how` has a model and `GenerationParameters`.
+    factory: LLMServiceFactory, defaults: RunDefaults, keywords: GenerationRunKeywords
+) -> RunPlan:
+    """Plan a run of generations. What the caller says goes before what the source says.
 
     Raises `InvalidInput`.
     """
-    fields = dict(how)
-    model = service.choose_model(Capability.GENERATION, fields.pop("model", None))
-    given = bounds.checked(GenerationParameters, **fields)
-    service.check_parameters(model, given)
-    if given.json_schema is not None:
-        AnswerSchema(given.json_schema, bounds.schemas)
-    parameters = given.model_dump(mode="json", exclude_defaults=True)
+    rest: dict[str, Any] = {**keywords}
+    provider = rest.pop("provider", None) or defaults.generation_provider
+    reuse = rest.pop("reuse", True)
+    own_options = {
+        **(rest.pop("options", None) or {}),
+        **(rest.pop("provider_options", None) or {}),
+    }
+    own = {name: rest.pop(name, None) for name in ("model", *GenerationParameters.model_fields)}
+    said = {name: value for name, value in own.items() if value not in (None, [], ())}
+    with refused_in_words():
+        options = RunOptions(**rest)
+    service = factory.offered(provider)
+    bounds = defaults.request_bounds
 
-    def check(one: Input) -> None:
-        if one.messages is not None:
-            target = (provider, model)
-            service.check_turns(GenerationRequest.of_item(given, target, None, one.messages))
+    def plan(asked: Mapping[str, Any]) -> NewRun:
+        theirs = service.take_openai_options(asked.get("options", {}))
+        fields = {**asked, **said, "options": {**theirs, **own_options}}
+        model = service.choose_model(Capability.GENERATION, fields.pop("model", None))
+        given = bounds.checked(GenerationParameters, **fields)
+        service.check_parameters(model, given)
+        if given.json_schema is not None:
+            AnswerSchema(given.json_schema, bounds.schemas)
+        parameters = given.model_dump(mode="json", exclude_defaults=True)
 
-    hasher = generation_hasher([str(user_id), parameters, None if reuse else time.time_ns()])
-    return NewRun(RunKind.GENERATION, provider, model, parameters, hasher, check)
+        def check(one: Input) -> None:
+            if one.messages is not None:
+                target = (provider, model)
+                service.check_turns(GenerationRequest.of_item(given, target, None, one.messages))
+
+        salt = None if reuse else time.time_ns()
+        hasher = generation_hasher([str(options.user_id), parameters, salt])
+        return NewRun(RunKind.GENERATION, provider, model, parameters, hasher, check)
+
+    return RunPlan(BatchLines(RunKind.GENERATION, plan), options)

@@ -1,0 +1,130 @@
+"""A run is prepared: its source is read, checked and stored, and its cost is estimated."""
+
+import math
+from dataclasses import replace
+from uuid import UUID
+
+from promptstack.repositories.runs.models import RunKind, RunState
+from promptstack.repositories.session import Ledger
+from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.services.runs.intake.estimates import Estimator
+from promptstack.services.runs.intake.ingest import (
+    Intake,
+    IntakeBounds,
+    first_faults,
+    only_askable,
+    shown_as_read,
+    take_in,
+)
+from promptstack.services.runs.intake.new_run import NewRun, RunDefaults, RunOptions
+from promptstack.services.runs.intake.plans import RunPlan
+from promptstack.services.runs.views import Preflight
+from promptstack.services.sources.reading import Reading, Source
+from promptstack.services.validation.ids import check_user
+
+DELETED_AT_ONCE = 50_000
+
+
+class RunPreparation:
+    """Makes runs that can be started. Nothing is paid for here."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        factory: LLMServiceFactory,
+        estimator: Estimator,
+        defaults: RunDefaults,
+    ) -> None:
+        self._ledger = ledger
+        self._factory = factory
+        self._estimator = estimator
+        self._defaults = defaults
+
+    def prepare(self, source: Source, plan: RunPlan, *, is_counted: bool) -> Preflight:
+        """Store the run and its items, and say what it comes to. Raises `InvalidInput`."""
+        # Here, as pyarrow takes 40 MB, and workers, which accept no runs, have no use for it.
+        from promptstack.services.sources.inputs import looked_at, read_inputs  # noqa: PLC0415
+
+        options = plan.options
+        opened, records = looked_at(source, options.reading)
+        new: NewRun = plan.lines.agree(records)
+        del records  # it would keep all that is read from now on
+        if options.max_cost_usd is not None:
+            self._estimator.check_limit(new.kind, new.provider, new.model, new.parameters)
+        reading = self._reading(new, options.reading)
+        inputs = only_askable(read_inputs(opened, reading, plan.lines.unfold), new.check)
+        run_id = self._add(new, options)
+        try:
+            bounds = IntakeBounds(self._defaults.block_bytes, options.total_bytes)
+            with shown_as_read(self._ledger, run_id):
+                intake = take_in(
+                    self._ledger, run_id, inputs, new.hash_of, options.on_progress, bounds=bounds
+                )
+            _check_not_empty(intake)
+            with self._ledger.transaction() as unit:
+                duplicates = unit.outcomes.end_duplicates(run_id)
+                if duplicates:
+                    intake.faults = first_faults(unit, run_id)
+            return self._estimator.estimate(
+                run_id,
+                new,
+                intake,
+                duplicates,
+                max_cost_usd=options.max_cost_usd,
+                is_counted=is_counted,
+            )
+        except BaseException:
+            self.discard(run_id)
+            raise
+
+    def discard(self, run_id: UUID) -> None:
+        """Delete a run that was prepared and not started, and its items."""
+        with self._ledger.transaction() as unit:
+            run = unit.runs.lock(run_id)
+            if run is None or run.state != RunState.PREPARING:
+                return
+            unit.runs.finish(run_id, RunState.CANCELLED, "DISCARDED", "It was never started.")
+        deleted = DELETED_AT_ONCE
+        while deleted == DELETED_AT_ONCE:
+            with self._ledger.transaction() as unit:
+                deleted = unit.items.delete_of(run_id, DELETED_AT_ONCE)
+        with self._ledger.transaction() as unit:
+            unit.runs.delete(unit.runs.lock(run_id) or run)
+
+    def _reading(self, new: NewRun, reading: Reading) -> Reading:
+        """How the source is read: within the bounds of this product and of the model."""
+        service = self._factory.service_class(new.provider)
+        stated = service.stated_limits(new.model)
+        longest = stated.text_bytes if new.kind == RunKind.EMBEDDING else None
+        limit = min(reading.max_bytes, self._defaults.max_text_bytes, longest or math.inf)
+        return replace(
+            reading,
+            max_bytes=int(limit),
+            bounds=self._defaults.source_bounds,
+            text_tokens=stated.text_tokens,
+            tokenizer=service.facts_of(new.model).tokenizer,
+        )
+
+    def _add(self, new: NewRun, options: RunOptions) -> UUID:
+        defaults = self._defaults
+        retries = options.max_retries
+        with self._ledger.transaction() as unit:
+            check_user(unit, options.user_id)
+            return unit.runs.add(
+                lifetime=options.expires_in or defaults.expires_seconds,
+                kind=new.kind,
+                name=options.name,
+                user_id=options.user_id,
+                provider=new.provider,
+                model=new.model,
+                parameters=new.parameters,
+                in_flight=options.in_flight or defaults.in_flight,
+                max_retries=defaults.max_retries if retries is None else retries,
+                max_cost_usd=options.max_cost_usd,
+            ).id
+
+
+def _check_not_empty(intake: Intake) -> None:
+    if intake.items == 0:
+        raise InvalidInput("The source holds no records; there is nothing to do.")
