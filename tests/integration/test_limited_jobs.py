@@ -306,7 +306,8 @@ def test_workers_take_bulk_and_interactive_work(
     jobs = [stack.jobs.enqueue_generation("x", bulk=bulk) for bulk in (True, False)]
     jobs.append(stack.jobs.enqueue_embedding("text", source="a", bulk=True))
     for job in jobs:
-        wait_until(lambda job=job: stack.jobs.get(job.id).state.is_final, "all kinds of work")  # type: ignore[misc]
+        wait_until(lambda job=job: stack.jobs.get(job.id).state.is_final, "the end of a job")  # type: ignore[misc]
+    assert [stack.jobs.get(job.id).state for job in jobs] == [JobState.SUCCEEDED] * 3
 
 
 # Calls that are too large

@@ -77,15 +77,16 @@ def test_an_answer_is_kept_where_its_worker_stops_while_the_limiter_is_told(
 def test_a_permit_that_comes_when_its_job_was_cancelled_is_given_back(
     limited: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    acquire = RateLimiter.acquire
+    acquire, flights = RateLimiter.acquire, "promptstack:limiter:*:flight"
+    in_flight: list[int] = []
 
     async def acquire_too_late(self: RateLimiter, *asked: Any) -> Any:
         permit = await acquire(self, *asked)
+        in_flight.append(len(limited.redis.keys(flights)))
         limited.active_jobs.cancel_lost(limited.active_jobs.claimed(), {})
         return permit
 
     monkeypatch.setattr(RateLimiter, "acquire", acquire_too_late)
     run(limited, limited.jobs.enqueue_generation("Why?"))
-    wait_until(lambda: not limited.limiter._held, "the permit to be given back")
-    flights = "promptstack:limiter:*:flight"
+    assert in_flight == [1]
     wait_until(lambda: not limited.redis.keys(flights), "its place in flight to be free")

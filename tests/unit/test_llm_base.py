@@ -225,10 +225,6 @@ def test_what_is_not_offered_is_an_invalid_request() -> None:
         asyncio.run(Silent().embed(["a"], "m", None))
 
 
-def test_a_closed_service_that_holds_nothing_is_fine() -> None:
-    asyncio.run(Silent().aclose())
-
-
 def test_the_log_has_the_outcome_but_no_content(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="promptstack.services.llm")
     error = Overloaded("It can't.", detail="about my secret", status=503, request_id="req_1")
