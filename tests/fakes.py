@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar, Self
 from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 
 from promptstack.services.llm.base import (
     Capability,
@@ -18,12 +20,15 @@ from promptstack.services.llm.base import (
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.tasks.worker_services import WorkerServices
 
-BATCH = 2
-"""Passages that the fake provider takes in one call."""
-
 
 class FakeProvider:
-    """What a fake provider was asked, and what it does then; a test sets both."""
+    """What a fake provider was asked, and what it does then; a test sets both.
+
+    A subclass is a provider with manners of its own.
+    """
+
+    name: ClassVar[str] = "fake"
+    limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(items=64, bytes=1_000_000)
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
@@ -32,6 +37,7 @@ class FakeProvider:
         """Called on the event loop as the request leaves; may wait, look around, or raise."""
         self.answer: Callable[[str], str] = lambda prompt: f"You said: {prompt}"
         self.usage = 2
+        self.service = _service_of(self)
 
     @property
     def calls(self) -> int:
@@ -41,44 +47,82 @@ class FakeProvider:
     def embedded(self) -> list[str]:
         return [text for batch in self.batches for text in batch]
 
-    async def called(self) -> None:
+    @property
+    def asked(self) -> Counter[str]:
+        """How often each prompt and text was in a call."""
+        return Counter([*self.prompts, *self.embedded])
+
+    def serve(self, stack: WorkerServices) -> Self:
+        """Be a provider of this stack."""
+        stack.factory.register(self.name, self.service)
+        return self
+
+    async def called(self, texts: Sequence[str], failures: int) -> None:
+        """A request leaves, of a job that has failed so often before."""
         waits = self.on_call()
         if waits is not None:
             await waits
 
+    def tokens(self, text: str) -> int:
+        return len(text)
 
-def employ(stack: WorkerServices, provider: FakeProvider) -> None:
-    """Let `stack` be a live worker that asks this provider."""
+    def vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return np.ones((len(texts), 3), np.float32)
+
+
+def _service_of(provider: FakeProvider) -> type[LLMService]:
+    model_name = f"{provider.name}-1"
 
     class Fake(LLMService):
         is_limited = False  # the limiter has tests of its own
-        name = "fake"
-        default_models: ClassVar = {Capability.GENERATION: "f-1", Capability.EMBEDDING: "f-1"}
-        embedding_limits = EmbeddingLimits(items=BATCH, bytes=10_000)
+        name = provider.name
+        default_models: ClassVar = dict.fromkeys(Capability, model_name)
+        embedding_limits = provider.limits
 
         async def _generate(
             self, request: GenerationRequest, user_id: UUID | None, failures: int
         ) -> LLMResponse:
-            provider.prompts.append(request.prompt or "")
-            await provider.called()
-            return LLMResponse(
-                provider.answer(request.prompt or ""), "f-1", provider.usage, 3, "stop"
-            )
+            prompt = request.text()
+            provider.prompts.append(prompt)
+            await provider.called([prompt], failures)
+            return LLMResponse(provider.answer(prompt), model_name, provider.usage, 3, "stop")
 
         async def _embed(
             self, texts: Sequence[str], model: str, user_id: UUID | None
         ) -> EmbeddingResponse:
             provider.batches.append(list(texts))
-            await provider.called()
-            return EmbeddingResponse(np.ones((len(texts), 3), np.float32), model, len(texts))
+            await provider.called(texts, 0)
+            return EmbeddingResponse(provider.vectors(texts), model, len(texts))
 
         def estimate_tokens(self, text: str) -> int:
-            return len(text)
+            return provider.tokens(text)
 
         async def is_available(self) -> bool:
             return True
 
-    stack.factory.register("fake", Fake)
+    return Fake
+
+
+class HeldProvider(FakeProvider):
+    """Answers when it is told to, in the order in which it was asked."""
+
+    name = "held"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[asyncio.Event] = []
+
+    async def called(self, texts: Sequence[str], failures: int) -> None:
+        self.held.append(asyncio.Event())
+        await self.held[-1].wait()
+
+    async def let_go(self, number: int) -> None:
+        self.held[number].set()
+
+
+def employ(stack: WorkerServices, provider: FakeProvider) -> None:
+    """Let `stack` be a live worker that asks this provider."""
+    provider.serve(stack)
     stack.heartbeat.beat()
 
 

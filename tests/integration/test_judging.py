@@ -5,19 +5,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from threading import Event, Thread
-from typing import Any, ClassVar
-from uuid import UUID
+from typing import Any
 
 import pytest
 
-from promptstack.config.settings import Settings
 from promptstack.repositories.runs.models import RunState
-from promptstack.services.llm.base import Capability, LLMResponse, LLMService
-from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.runs.json_schema.answers import AnswerMismatch
 from promptstack.services.runs.shards.validation import ValidationLimits
 from promptstack.services.runs.shards.workload import GenerationWorkload
 from promptstack.tasks.worker_services import WorkerServices
+from tests.fakes import FakeProvider
 from tests.integration.test_run_ledger import one
 from tests.processes import wait_until
 from tests.runs import failures, in_ledger, work
@@ -26,35 +23,14 @@ SCHEMA: dict[str, Any] = {"items": {"allOf": [{"type": "integer"}] * 5}}
 LONG = json.dumps([1] * 200)
 
 
-class Says(LLMService):
-    """Answers what it is asked."""
-
-    name = "says"
-    is_limited = False
-    default_models: ClassVar = {Capability.GENERATION: "says-1"}
-
-    async def _generate(
-        self, request: GenerationRequest, user_id: UUID | None, failures: int
-    ) -> LLMResponse:
-        said = str(request.prompt)
-        return LLMResponse(said, request.model, 1, 1, finish_reason="stop")
-
-    async def is_available(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"max_judging_steps": 200})
-
-
 @pytest.fixture(autouse=True)
 def provider(stack: WorkerServices) -> None:
-    stack.factory.register("says", Says)
+    says = FakeProvider().serve(stack)
+    says.answer = lambda prompt: prompt
 
 
 def test_an_answer_that_cannot_be_judged_ends_its_item_and_is_kept(stack: WorkerServices) -> None:
-    run = stack.runs.generate(["[1]", LONG, '["x"]', "[2]"], provider="says", json_schema=SCHEMA)
+    run = stack.runs.generate(["[1]", LONG, '["x"]', "[2]"], provider="fake", json_schema=SCHEMA)
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 2, 2)
     assert failures(stack, done) == {"2": "ANSWER_NOT_JUDGED", "3": "ANSWER_MISMATCH"}
@@ -86,7 +62,7 @@ def test_a_run_that_is_cancelled_while_it_judges_ends_and_keeps_all_answers(
 ) -> None:
     begun, go_on = slow
     prompts = [f"[{n}]" for n in range(20)]
-    run = stack.runs.generate(prompts, provider="says", json_schema=SCHEMA, in_flight=20)
+    run = stack.runs.generate(prompts, provider="fake", json_schema=SCHEMA, in_flight=20)
     (shard,) = one(stack, "SELECT id FROM jobs")
     working = Thread(target=stack.executor.run, args=(shard, lambda _: None))
     working.start()
@@ -107,9 +83,9 @@ def test_a_run_that_is_cancelled_while_it_judges_ends_and_keeps_all_answers(
 
 
 def test_a_run_with_a_schema_that_is_beyond_the_bounds_by_now_ends(stack: WorkerServices) -> None:
-    run = stack.runs.generate(["[1]"], provider="says", json_schema=SCHEMA)
+    run = stack.runs.generate(["[1]"], provider="fake", json_schema=SCHEMA)
     with WorkerServices.open(stack.settings.model_copy(update={"max_schema_nodes": 3})) as later:
-        later.factory.register("says", Says)
+        FakeProvider().serve(later)
         done = work(later, run.id)
     assert (done.succeeded, done.failed) == (0, 1)
     assert failures(stack, done) == {"1": "INVALID_INPUT"}

@@ -36,7 +36,7 @@ def says(stack: WorkerServices, providers: list[str] | None) -> UUID:
     return worker_id
 
 
-def accepted(stack: PromptStack) -> int:
+def accepted(stack: WorkerServices) -> int:
     """How many jobs and runs there are, without the jobs of runs."""
     query = "SELECT (SELECT count(*) FROM jobs WHERE run_id IS NULL) + (SELECT count(*) FROM runs)"
     count: int = in_ledger(stack, query)

@@ -1,14 +1,14 @@
 """What a run's shards write: counted once however often it is written, and safe from faults."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from threading import Thread
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from sqlalchemy import text
 
@@ -22,18 +22,16 @@ from promptstack.repositories.runs.runs import RunRepository
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.errors import InvalidInput, WrongState
 from promptstack.services.limiter.terms import Need, Settlement
-from promptstack.services.llm.base import Capability, EmbeddingResponse, LLMResponse, LLMService
+from promptstack.services.llm.base import Capability
 from promptstack.services.llm.errors import ServerBroke
 from promptstack.services.llm.limit_report import LimitReport, LimitState, Outcome
-from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.service import BadInputs
 from promptstack.services.runs.shards.call_pool import CallPool
 from promptstack.tasks.worker_services import WorkerServices
+from tests.fakes import FakeProvider, HeldProvider
 from tests.processes import wait_until
 from tests.runs import work
-
-DONE = LLMResponse(text="Done.", model="any", input_tokens=1, output_tokens=1, finish_reason="stop")
 
 
 class Forgetful:
@@ -56,63 +54,25 @@ class Forgetful:
         return self._ledger.ping()
 
 
-class Loud(LLMService):
+class Loud(FakeProvider):
     """Embeds, and some texts with numbers that two bytes don't hold."""
 
     name = "loud"
-    is_limited = False
-    default_models: ClassVar = {Capability.EMBEDDING: "loud-1"}
 
-    async def _embed(
-        self, texts: Sequence[str], model: str, user_id: UUID | None
-    ) -> EmbeddingResponse:
-        vectors = np.ones((len(texts), 3), dtype=np.float32)
-        vectors[["loud" in one for one in texts]] *= 1e6
-        return EmbeddingResponse(vectors=vectors, model=model, input_tokens=len(texts))
-
-    async def is_available(self) -> bool:
-        return True
+    def vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        found = super().vectors(texts)
+        found[["loud" in text for text in texts]] *= 1e6
+        return found
 
 
-class Unsure(LLMService):
+class Unsure(FakeProvider):
     """Breaks in the midst of each first try, so that nobody knows whether it was billed."""
 
     name = "unsure"
-    is_limited = False
-    default_models: ClassVar = {Capability.GENERATION: "unsure-1"}
 
-    async def _generate(
-        self, request: GenerationRequest, user_id: UUID | None, failures: int
-    ) -> LLMResponse:
+    async def called(self, texts: Sequence[str], failures: int) -> None:
         if failures == 0:
             raise ServerBroke("It broke.", status=500)
-        return DONE
-
-    async def is_available(self) -> bool:
-        return True
-
-
-class Held(LLMService):
-    """Answers when it is told to, in the order in which it was asked."""
-
-    name = "held"
-    is_limited = False
-    default_models: ClassVar = {Capability.GENERATION: "held-1"}
-    asked: ClassVar[list[asyncio.Event]] = []
-
-    async def _generate(
-        self, request: GenerationRequest, user_id: UUID | None, failures: int
-    ) -> LLMResponse:
-        self.asked.append(asyncio.Event())
-        await self.asked[-1].wait()
-        return DONE
-
-    async def is_available(self) -> bool:
-        return True
-
-    @classmethod
-    async def answer(cls, number: int) -> None:
-        cls.asked[number].set()
 
 
 def one(stack: WorkerServices, query: str) -> Any:
@@ -153,7 +113,7 @@ def test_a_call_that_may_have_been_billed_is_counted_once_too(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("promptstack.services.execution.retrying_ledger.LEDGER_RETRY_SECONDS", 0.0)
-    stack.factory.register("unsure", Unsure)
+    Unsure().serve(stack)
     run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="unsure", in_flight=7)
     (shard,) = one(stack, "SELECT id FROM jobs")
     with monkeypatch.context() as patched:
@@ -168,24 +128,23 @@ def test_a_call_that_may_have_been_billed_is_counted_once_too(
 def test_an_answer_in_the_last_moment_of_a_cancelled_shard_hides_no_call_that_was_cut(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack.factory.register("held", Held)
-    monkeypatch.setattr(Held, "asked", [])
+    held = HeldProvider().serve(stack)
     stack.runs.generate([f"Say {n}." for n in range(20)], provider="held", in_flight=6)
     (shard,) = one(stack, "SELECT id FROM jobs")
     end = CallPool.end
 
     def end_just_when_an_answer_comes(session: CallPool) -> None:
-        stack.loop.run(Held.answer(1))
+        stack.loop.run(held.let_go(1))
         wait_until(lambda: not session._events.empty(), "the second answer")
         end(session)
 
     monkeypatch.setattr(CallPool, "end", end_just_when_an_answer_comes)
     working = Thread(target=stack.executor.run, args=(shard, lambda _: None))
     working.start()
-    wait_until(lambda: len(Held.asked) == 6, "the calls to be made")
+    wait_until(lambda: len(held.held) == 6, "the calls to be made")
     with stack.ledger.transaction() as unit:
         unit.steps.cancel(shard)  # as its run does
-    stack.loop.run(Held.answer(0))
+    stack.loop.run(held.let_go(0))
     working.join(30.0)
     assert not working.is_alive()
     with stack.ledger.transaction() as unit:
@@ -224,7 +183,7 @@ def test_an_answer_that_cannot_be_stored_sinks_no_other(
 def test_numbers_that_two_bytes_do_not_hold_fail_their_item_alone(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack.factory.register("loud", Loud)
+    Loud().serve(stack)
     monkeypatch.setattr(stack.settings, "vector_type", VectorType.HALFVEC)
     texts = [f"text {n}" for n in range(20)]
     texts[7] = "a loud one"
@@ -377,8 +336,7 @@ def test_a_view_that_cannot_be_shown_cuts_off_no_call(
 def test_what_fails_after_the_commit_is_not_stored_or_sent_again(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack.factory.register("held", Held)
-    monkeypatch.setattr(Held, "asked", [])
+    HeldProvider().serve(stack)
     stack.runs.generate(["One.", "Two."], provider="held", in_flight=4, max_retries=0)
     (shard,) = one(stack, "SELECT id FROM jobs")
     sent: list[int] = []

@@ -1,12 +1,10 @@
 """What a worker makes of a shard where something is in its way."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from threading import Thread
-from typing import Any, ClassVar
-from uuid import UUID
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,27 +16,22 @@ from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.answers import AnswerRepository
 from promptstack.repositories.runs.models import RunState
 from promptstack.services.limiter.errors import LimiterWait
-from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
+from promptstack.services.llm.base import EmbeddingLimits
 from promptstack.services.llm.errors import InvalidProviderRequest, Overloaded, ProviderTimeout
 from promptstack.tasks.worker_services import WorkerServices
-from tests.integration.test_run_ledger import Forgetful, Held, one
+from tests.fakes import FakeProvider, HeldProvider
+from tests.integration.test_run_ledger import Forgetful, one
 from tests.processes import wait_until
 from tests.runs import failures, work
 
 
-class Pairs(LLMService):
+class Pairs(FakeProvider):
     """Embeds two texts at once; what a text says becomes of its call."""
 
     name = "pairs"
-    is_limited = False
-    default_models: ClassVar = {Capability.EMBEDDING: "pairs-1"}
-    embedding_limits = EmbeddingLimits(items=2, bytes=10_000)
-    asked: ClassVar[Counter[str]] = Counter()
+    limits = EmbeddingLimits(items=2, bytes=10_000)
 
-    async def _embed(
-        self, texts: Sequence[str], model: str, user_id: UUID | None
-    ) -> EmbeddingResponse:
-        self.asked.update(texts)
+    async def called(self, texts: Sequence[str], failures: int) -> None:
         for text_ in texts:
             if text_.startswith("bad"):
                 raise InvalidProviderRequest("It is refused.")
@@ -48,19 +41,16 @@ class Pairs(LLMService):
                 raise ProviderTimeout("It did not answer.", retry_after=0.05)
             if text_.startswith("wait") and self.asked[text_] == 1:
                 raise LimiterWait("There is no room.", retry_after=0.05)
-        vectors = np.ones((len(texts), 3), dtype=np.float32)
-        return EmbeddingResponse(vectors=vectors, model=model, input_tokens=len(texts))
-
-    async def is_available(self) -> bool:
-        return True
 
 
 @pytest.fixture(autouse=True)
-def providers(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch) -> None:
-    stack.factory.register("pairs", Pairs)
-    stack.factory.register("held", Held)
-    monkeypatch.setattr(Pairs, "asked", Counter())
-    monkeypatch.setattr(Held, "asked", [])
+def pairs(stack: WorkerServices) -> Pairs:
+    return Pairs().serve(stack)
+
+
+@pytest.fixture(autouse=True)
+def held(stack: WorkerServices) -> HeldProvider:
+    return HeldProvider().serve(stack)
 
 
 def test_an_item_that_fails_while_another_waits_for_its_turn_fails_alone(
@@ -74,17 +64,18 @@ def test_an_item_that_fails_while_another_waits_for_its_turn_fails_alone(
 
 def test_tries_are_counted_on_where_a_shard_is_taken_up_again(
     stack: WorkerServices,
+    pairs: Pairs,
 ) -> None:
     stack.__dict__["shard_tools"] = replace(stack.shard_tools, patience_seconds=0.0)
     run = stack.runs.embed(["timeout"], provider="pairs", max_retries=3)
     done = work(stack, run.id)
     assert (done.state, done.failed) == (RunState.COMPLETED, 1)
     assert one(stack, "SELECT max(attempt) FROM jobs WHERE kind = 'shard'") == (4,)
-    assert Pairs.asked["timeout"] == 4
+    assert pairs.asked["timeout"] == 4
     # To try it again is to begin anew.
     stack.runs.retry(run.id)
     work(stack, run.id)
-    assert Pairs.asked["timeout"] == 8
+    assert pairs.asked["timeout"] == 8
 
 
 def test_a_shard_that_waits_to_try_again_keeps_no_other_from_its_turn(
@@ -118,20 +109,21 @@ def test_no_more_shards_are_queued_than_there_are_places_in_workers(
 
 def test_a_worker_that_is_to_stop_keeps_what_is_under_way_and_hands_the_rest_back(
     stack: WorkerServices,
+    held: HeldProvider,
 ) -> None:
     run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="held", in_flight=4)
     (shard,) = one(stack, "SELECT id FROM jobs")
     working = Thread(target=stack.executor.run, args=(shard, lambda _: None))
     working.start()
-    wait_until(lambda: len(Held.asked) == 4, "the calls to be made")
+    wait_until(lambda: len(held.held) == 4, "the calls to be made")
     stack.active_jobs.let_none_begin()
     answered = 0
 
     def has_ended() -> bool:
         nonlocal answered
         # What was recorded just before may leave yet.
-        while answered < len(Held.asked):
-            stack.loop.run(Held.answer(answered))
+        while answered < len(held.held):
+            stack.loop.run(held.let_go(answered))
             answered += 1
         return not working.is_alive()
 
@@ -225,6 +217,7 @@ def claim_of(stack: WorkerServices, word: str) -> Claim:
 
 def test_what_is_stored_is_found_also_where_another_still_has_it_reserved(
     stack: WorkerServices,
+    pairs: Pairs,
 ) -> None:
     other = claim_of(stack, "other")
     run = stack.runs.embed(["one", "two"], provider="pairs")
@@ -249,4 +242,4 @@ def test_what_is_stored_is_found_also_where_another_still_has_it_reserved(
     assert not working.is_alive()
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.reused) == (RunState.COMPLETED, 2, 2)
-    assert Pairs.asked.total() == 0
+    assert pairs.asked.total() == 0

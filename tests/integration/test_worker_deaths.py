@@ -4,10 +4,9 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID, uuid4
 
-import numpy as np
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -20,11 +19,12 @@ from promptstack.services.documents.chunking import Chunker
 from promptstack.services.documents.embedding import EmbeddingService
 from promptstack.services.execution.active_jobs import JobHandle
 from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage
-from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
+from promptstack.services.llm.base import EmbeddingLimits
 from promptstack.services.maintenance.liveness import Liveness
 from promptstack.services.maintenance.reconciler import Reconciler
 from promptstack.services.runs.shards.bisection import bisect_shard
 from promptstack.tasks.worker_services import WorkerServices
+from tests.fakes import FakeProvider
 from tests.processes import wait_until
 from tests.runs import failures, in_ledger
 
@@ -36,43 +36,28 @@ class WorkerDied(BaseException):
     """Stands for the end of a process: nothing after it runs, and nothing is stored."""
 
 
-class Fragile(LLMService):
+class Fragile(FakeProvider):
     """Embeds; a text that says so ends the worker before its call is made."""
 
     name = "fragile"
-    is_limited = False
-    default_models: ClassVar = {Capability.EMBEDDING: "fragile-1"}
-    embedding_limits = EmbeddingLimits(items=8, bytes=10_000)
-    asked: ClassVar[list[str]] = []
+    limits = EmbeddingLimits(items=8, bytes=10_000)
 
-    def estimate_tokens(self, text: str) -> int:
+    def tokens(self, text: str) -> int:
         if "kills" in text:
             raise WorkerDied
         return 1
-
-    async def _embed(
-        self, texts: Sequence[str], model: str, user_id: UUID | None
-    ) -> EmbeddingResponse:
-        self.asked.extend(texts)
-        vectors = np.ones((len(texts), 3), dtype=np.float32)
-        return EmbeddingResponse(vectors=vectors, model=model, input_tokens=len(texts))
-
-    async def is_available(self) -> bool:
-        return True
 
 
 class FragileShards(Fragile):
     """Looks at all texts of a shard before it makes the first call."""
 
     name = "fragile-shards"
-    embedding_limits = EmbeddingLimits(items=8, bytes=10_000, tokens=10_000)
+    limits = EmbeddingLimits(items=8, bytes=10_000, tokens=10_000)
 
 
 @pytest.fixture(autouse=True)
-def providers(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch) -> None:
-    for service in (Fragile, FragileShards):
-        stack.factory.register(service.name, service)
-    monkeypatch.setattr(Fragile, "asked", [])
+def fragile(stack: WorkerServices) -> Fragile:
+    return Fragile().serve(stack)
 
 
 def free(stack: WorkerServices) -> None:
@@ -113,12 +98,13 @@ def lose(stack: WorkerServices, job_id: UUID, *, done: int | None = None, total:
 def test_an_item_that_kills_workers_is_found_and_fails_alone(stack: WorkerServices) -> None:
     texts = [f"text {number}" for number in range(16)]
     texts[11] = "it kills"
-    run = stack.runs.embed(texts, provider="fragile-shards")
+    fragile = FragileShards().serve(stack)
+    run = stack.runs.embed(texts, provider=fragile.name)
     deaths = work_until_done(stack, lambda: stack.runs.get(run.id).state.is_final)
     done = stack.runs.get(run.id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 15, 1)
     assert failures(stack, done) == {"12": "WORKER_LOST"}
-    assert sorted(Fragile.asked) == sorted(set(texts) - {"it kills"}), "each is paid once"
+    assert sorted(fragile.embedded) == sorted(set(texts) - {"it kills"}), "each is paid once"
     # Two for the whole, one for each half that it is in, and then its own tries and one more.
     assert deaths == 2 + 3 + stack.settings.job_max_retries + 1
 
@@ -156,6 +142,7 @@ def test_a_shard_is_halved_once_where_the_answer_to_the_commit_was_lost(
 
 def test_a_document_pays_for_all_that_stands_before_the_chunk_that_kills(
     stack: WorkerServices,
+    fragile: Fragile,
 ) -> None:
     chunks = [f"# Part {number}\n\n" + f"word{number} " * 300 for number in range(12)]
     chunks[9] = "# Part 9\n\n" + "kills " * 300
@@ -163,9 +150,9 @@ def test_a_document_pays_for_all_that_stands_before_the_chunk_that_kills(
     work_until_done(stack, lambda: stack.jobs.get(job.id).state.is_final)
     ended = stack.jobs.get(job.id)
     assert (ended.state, ended.error_code) == (JobState.FAILED, "WORKER_LOST")
-    assert len(Fragile.asked) == len(set(Fragile.asked)), "no chunk is paid for twice"
-    assert any("word8" in asked for asked in Fragile.asked)
-    assert ended.current == len(Fragile.asked)
+    assert len(fragile.embedded) == len(set(fragile.embedded)), "no chunk is paid for twice"
+    assert any("word8" in asked for asked in fragile.embedded)
+    assert ended.current == len(fragile.embedded)
 
 
 def test_a_document_that_kills_workers_as_it_is_cut_has_no_more_tries_than_others(
@@ -183,7 +170,7 @@ def test_a_document_that_kills_workers_as_it_is_cut_has_no_more_tries_than_other
 
 
 def test_deaths_from_before_a_document_got_on_count_no_more(
-    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, fragile: Fragile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes over a chunk, alone, that another job had begun to pay for and gave up."""
 
@@ -212,7 +199,7 @@ def test_deaths_from_before_a_document_got_on_count_no_more(
         unit.session.execute(text("UPDATE jobs SET deaths = 4"))
     monkeypatch.setattr(JobHandle, "pause", give_up)
     assert stack.executor.run(job.id, lambda _: None).state is JobState.SUCCEEDED
-    assert len(Fragile.asked) == stack.jobs.get(job.id).total
+    assert len(fragile.embedded) == stack.jobs.get(job.id).total
 
 
 class StuckPublisher:

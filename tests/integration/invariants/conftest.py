@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from promptstack.config.settings import Settings
+from promptstack.services.llm.base import EmbeddingLimits
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, employ
 from tests.jobs import PASSAGE
@@ -17,9 +18,15 @@ def stack(settings: Settings) -> Iterator[WorkerServices]:
         yield opened
 
 
+class Pairs(FakeProvider):
+    """Takes two passages in one call."""
+
+    limits = EmbeddingLimits(items=2, bytes=10_000)
+
+
 @pytest.fixture
 def provider(stack: WorkerServices) -> FakeProvider:
     """The provider `fake` of this worker."""
-    made = FakeProvider()
+    made = Pairs()
     employ(stack, made)
     return made

@@ -1,25 +1,14 @@
 """What one input brings upon a call stays with it: its neighbours are served, the run goes on."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
-from uuid import UUID
 
-import numpy as np
 import pytest
 
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.models import RunState
 from promptstack.services.execution.failure_policy import MAX_WASTE_FACTOR
-from promptstack.services.llm.base import (
-    Capability,
-    EmbeddingLimits,
-    EmbeddingResponse,
-    LLMResponse,
-    LLMService,
-)
 from promptstack.services.llm.errors import (
     BadResponse,
     ConnectionFailed,
@@ -32,8 +21,8 @@ from promptstack.services.llm.errors import (
     ProviderTimeout,
     ServerBroke,
 )
-from promptstack.services.llm.requests import GenerationRequest
 from promptstack.tasks.worker_services import WorkerServices
+from tests.fakes import FakeProvider
 from tests.integration.test_run_ledger import one
 from tests.runs import failures, work
 
@@ -52,46 +41,23 @@ FAULTS: dict[str, Callable[[], Exception]] = {
 }
 
 
-class Picky(LLMService):
+class Picky(FakeProvider):
     """Fails where a text begins with the code of a fault, or a call has too many texts."""
 
     name = "picky"
-    is_limited = False
-    default_models: ClassVar = {Capability.EMBEDDING: "picky-1", Capability.GENERATION: "picky-1"}
-    embedding_limits = EmbeddingLimits(items=64, bytes=1_000_000)
-    calls: ClassVar[int] = 0
-    most_texts: ClassVar[int] = 64
-    asked: ClassVar[Counter[str]] = Counter()
+    most_texts = 64
 
-    async def _embed(
-        self, texts: Sequence[str], model: str, user_id: UUID | None
-    ) -> EmbeddingResponse:
-        self._meet(texts)
-        if len(texts) > self.most_texts:
-            raise ServerBroke("Out of memory.", status=500, retry_after=SOON)
-        vectors = np.ones((len(texts), 3), dtype=np.float32)
-        return EmbeddingResponse(vectors=vectors, model=model, input_tokens=len(texts))
-
-    async def _generate(
-        self, request: GenerationRequest, user_id: UUID | None, failures: int
-    ) -> LLMResponse:
-        self._meet([request.text()])
-        if request.text().startswith("slow"):
-            await asyncio.sleep(1.0)
-        return LLMResponse("Done.", request.model, 1, 1, "stop")
-
-    def _meet(self, texts: Sequence[str]) -> None:
-        type(self).calls += 1
-        self.asked.update(texts)
+    async def called(self, texts: Sequence[str], failures: int) -> None:
         for text in texts:
             for code, fault in FAULTS.items():
                 if text.lstrip("# ").startswith(code):
                     raise fault()
             if text.startswith("all busy"):
                 raise Overloaded("Busy.", status=503, retry_after=SOON)
-
-    async def is_available(self) -> bool:
-        return True
+            if text.startswith("slow"):
+                await asyncio.sleep(1.0)
+        if len(texts) > self.most_texts:
+            raise ServerBroke("Out of memory.", status=500, retry_after=SOON)
 
 
 @pytest.fixture
@@ -102,23 +68,20 @@ def stack(settings: Settings) -> Iterator[WorkerServices]:
 
 
 @pytest.fixture(autouse=True)
-def providers(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch) -> None:
-    stack.factory.register("picky", Picky)
-    monkeypatch.setattr(Picky, "calls", 0)
-    monkeypatch.setattr(Picky, "most_texts", 64)
-    monkeypatch.setattr(Picky, "asked", Counter())
+def picky(stack: WorkerServices) -> Picky:
+    return Picky().serve(stack)
 
 
 @pytest.mark.parametrize("code", FAULTS)
 def test_of_forty_texts_in_a_call_the_one_that_fails_fails_alone(
-    stack: WorkerServices, code: str
+    stack: WorkerServices, picky: Picky, code: str
 ) -> None:
     texts = [f"text {n}" for n in range(39)] + [f"{code} text"]
     done = work(stack, stack.runs.embed(texts, provider="picky", max_retries=2).id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 39, 1)
     assert failures(stack, done) == {"40": code}
     # Each level of the search asks two calls: those of a server in trouble come after its tries.
-    assert Picky.calls <= 3 + 2 * 6 + 3
+    assert picky.calls <= 3 + 2 * 6 + 3
 
 
 @pytest.mark.parametrize("code", FAULTS)
@@ -131,22 +94,23 @@ def test_of_forty_prompts_the_one_that_fails_fails_alone(stack: WorkerServices, 
 
 def test_a_server_that_fails_for_all_texts_is_asked_a_bounded_number_of_times(
     stack: WorkerServices,
+    picky: Picky,
 ) -> None:
     texts = [f"PROVIDER_BROKE {n}" for n in range(64)]
     done = work(stack, stack.runs.embed(texts, provider="picky", max_retries=2).id)
     assert (done.state, done.failed) == (RunState.COMPLETED, 64)
-    assert max(Picky.asked.values()) <= 3 + MAX_WASTE_FACTOR
+    assert max(picky.asked.values()) <= 3 + MAX_WASTE_FACTOR
     # Where it says that it is busy, no text is at fault, and none is looked for.
     busy = [f"all busy {n}" for n in range(64)]
-    before = Picky.calls
+    before = picky.calls
     work(stack, stack.runs.embed(busy, provider="picky", max_retries=2).id)
-    assert Picky.calls - before == 3
+    assert picky.calls - before == 3
 
 
 @pytest.mark.parametrize("code", ["PROVIDER_DENIED", "PROVIDER_INTERCEPTED"])
 @pytest.mark.parametrize("kind", ["embed", "generate"])
 def test_what_all_calls_are_denied_ends_the_run_as_a_wrong_key(
-    stack: WorkerServices, code: str, kind: str
+    stack: WorkerServices, picky: Picky, code: str, kind: str
 ) -> None:
     texts = [f"{code} {n}" for n in range(1_600)]
     start = getattr(stack.runs, kind)
@@ -155,7 +119,7 @@ def test_what_all_calls_are_denied_ends_the_run_as_a_wrong_key(
     assert "All calls are refused" in (done.error or "")
     # Halves are asked until texts stand alone, and what is transient comes in waves. All texts
     # together would be asked for in 1,600 calls and more.
-    assert Picky.calls < 1_000
+    assert picky.calls < 1_000
 
 
 def test_one_denied_text_in_each_call_is_no_wrong_key(stack: WorkerServices) -> None:
@@ -172,7 +136,7 @@ def test_denials_that_come_before_the_first_answers_are_no_wrong_key(stack: Work
 
 @pytest.mark.parametrize("code", sorted(FAULTS.keys() - {"INTERNAL_ERROR", "CONTEXT_TOO_LONG"}))
 def test_a_document_keeps_the_vectors_before_the_chunk_that_fails(
-    stack: WorkerServices, code: str
+    stack: WorkerServices, picky: Picky, code: str
 ) -> None:
     # Each heading is a chunk of its own, and this one is the last.
     names = [*(f"Part {n}" for n in range(9)), code]
@@ -188,18 +152,18 @@ def test_a_document_keeps_the_vectors_before_the_chunk_that_fails(
     stored = one(stack, "SELECT count(*) FROM embeddings")[0]
     assert stored == total - 1 >= 9
     # Once it is mended, only it is paid for.
-    asked = Picky.asked.total()
+    asked = picky.asked.total()
     stack.jobs.enqueue_embedding(text.replace(code, "Fine"), source="a.md", provider="picky")
     (new,) = one(stack, "SELECT id FROM jobs WHERE state = 'queued'")
     stack.executor.run(new, lambda _: None)
     assert stack.jobs.get(new).state is JobState.SUCCEEDED
-    assert Picky.asked.total() == asked + 1
+    assert picky.asked.total() == asked + 1
 
 
 def test_a_document_is_embedded_by_a_server_that_breaks_over_large_calls(
-    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, picky: Picky
 ) -> None:
-    monkeypatch.setattr(Picky, "most_texts", 3)
+    picky.most_texts = 3
     text = "\n\n".join(f"# Part {n}\n\n{'word ' * 300}" for n in range(10))
     job = stack.jobs.enqueue_embedding(text, source="a.md", provider="picky", max_retries=1)
     for _ in range(2):

@@ -69,7 +69,7 @@ def test_what_has_ended_stays_as_it_is(
             stack.worker_id,
             None,
             "fake",
-            "f-1",
+            "fake-1",
             {},
             0,
             3,
