@@ -18,8 +18,10 @@ from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
 from promptstack.services.execution.provider_calls import ProviderCalls
 from promptstack.services.execution.retrying_ledger import RetryingLedger
+from promptstack.services.maintenance.cleanup import Cleanup
 from promptstack.services.maintenance.liveness import Liveness
-from promptstack.services.maintenance.reconciler import Reconciler, Retention
+from promptstack.services.maintenance.outbox import Outbox
+from promptstack.services.maintenance.reconciler import Reconciler, Step
 from promptstack.services.runs.maintenance import RunMaintenance
 from promptstack.services.runs.shards.slots import WorkerSlots
 from promptstack.services.runs.shards.worker import ShardTools
@@ -160,16 +162,34 @@ class WorkerServices(PromptStack):
         return RunMaintenance(self.ledger, self.run_lifecycle)
 
     @cached_property
-    def reconciler(self) -> Reconciler:
-        """What puts lost things right."""
-        return Reconciler(
+    def outbox(self) -> Outbox:
+        """What publishes jobs that need a message."""
+        return Outbox(
             self.ledger,
             self.publisher,
             self.progress,
-            self.rate_limited_jobs,
-            self.run_maintenance,
+            rate_limited=self.rate_limited_jobs,
             liveness=self.liveness,
-            retention=Retention(
-                self.settings.job_retention_seconds, self.settings.attempt_retention_seconds
-            ),
+        )
+
+    @cached_property
+    def cleanup(self) -> Cleanup:
+        """What deletes what is old."""
+        return Cleanup(
+            self.ledger,
+            jobs_seconds=self.settings.job_retention_seconds,
+            attempts_seconds=self.settings.attempt_retention_seconds,
+        )
+
+    @cached_property
+    def reconciler(self) -> Reconciler:
+        """What puts lost things right."""
+        maintain_runs = partial(self.run_maintenance.run_once, self.settings.job_retention_seconds)
+        return Reconciler(
+            [
+                Step("liveness", self.liveness.run_once),
+                Step("messages", self.outbox.publish),
+                Step("cleanup", self.cleanup.run_once),
+                Step("runs", maintain_runs),
+            ]
         )

@@ -3,8 +3,10 @@
 from datetime import UTC, datetime, timedelta
 
 from promptstack.repositories.session import UnitOfWork
+from promptstack.services.jobs.publishing import Publisher
 from promptstack.services.maintenance.liveness import Liveness
-from promptstack.services.maintenance.reconciler import Reconciler
+from promptstack.services.maintenance.outbox import Outbox
+from promptstack.services.maintenance.reconciler import Reconciler, Step
 from promptstack.tasks.worker_services import WorkerServices
 
 
@@ -21,15 +23,25 @@ class Clock:
         self.now += timedelta(seconds=seconds)
 
 
-def new_reconciler(stack: WorkerServices, clock: Clock, silence: float = 15.0) -> Reconciler:
-    return Reconciler(
+def outbox_of(
+    stack: WorkerServices,
+    *,
+    publisher: Publisher | None = None,
+    liveness: Liveness | None = None,
+) -> Outbox:
+    return Outbox(
         stack.ledger,
-        stack.publisher,
+        publisher or stack.publisher,
         stack.progress,
-        stack.rate_limited_jobs,
-        stack.run_maintenance,
-        liveness=Liveness(stack.ledger, worker_lost_seconds=silence, clock=clock),
+        rate_limited=stack.rate_limited_jobs,
+        liveness=liveness or stack.liveness,
     )
+
+
+def new_reconciler(stack: WorkerServices, clock: Clock, silence: float = 15.0) -> Reconciler:
+    liveness = Liveness(stack.ledger, worker_lost_seconds=silence, clock=clock)
+    outbox = outbox_of(stack, liveness=liveness)
+    return Reconciler([Step("liveness", liveness.run_once), Step("messages", outbox.publish)])
 
 
 def reconciler_of(stack: WorkerServices, clock: Clock, silence: float = 15.0) -> Reconciler:

@@ -56,11 +56,10 @@ class WorkerProcess:
         self._monitors = Monitors()
         self._periodic = [
             Periodic("heartbeat", services.heartbeat.beat, settings.heartbeat_seconds),
-            # Apart, each with its own pace: to send messages, or to delete what is old, may take
-            # long, and the dead must be missed in time meanwhile.
-            Periodic("liveness", services.liveness.run_once, settings.reconcile_seconds),
-            Periodic("messages", services.reconciler.publish, settings.reconcile_seconds),
-            Periodic("runs", services.reconciler.tend, settings.reconcile_seconds),
+            *(
+                Periodic(step.name, step.run, settings.reconcile_seconds)
+                for step in services.reconciler.steps
+            ),
             Periodic("views", self._show, VIEWS_SECONDS),
             Periodic("leases", self._renew_leases, RENEW_SECONDS),
         ]

@@ -39,9 +39,10 @@ from promptstack.services.jobs.service import JobService
 from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.openai import RESERVED_OPTIONS
 from promptstack.services.llm.requests import Message
-from promptstack.services.maintenance.reconciler import Reconciler
+from promptstack.services.maintenance.outbox import Outbox
 from promptstack.tasks.publisher import CeleryPublisher
 from promptstack.tasks.worker_services import WorkerServices
+from tests.reconcilers import outbox_of
 
 NO_REDIS = "unix:///nowhere/at/all.sock"
 DEFAULTS = JobDefaults("demo", "local", max_retries=3, expires_seconds=600, max_text_bytes=2_000)
@@ -613,12 +614,12 @@ def test_a_job_accepted_without_a_broker_is_published_when_it_is_back(
         cut_off.jobs.enqueue_embedding("x", source="a"),
     ]
     assert [row(ledger, job.id).published_at for job in jobs] == [None, None]
-    assert cut_off.reconciler.run_once() == 0
+    assert cut_off.reconciler.run_once()["messages"] == 0
     # The enqueuer is about to publish a fresh job itself.
-    assert stack.reconciler.run_once() == 0
+    assert stack.reconciler.run_once()["messages"] == 0
     age(ledger, 6)
-    assert stack.reconciler.run_once() == 2
-    assert stack.reconciler.run_once() == 0
+    assert stack.reconciler.run_once()["messages"] == 2
+    assert stack.reconciler.run_once()["messages"] == 0
     expected = {queue: [str(job.id)] for queue, job in zip(QUEUES, jobs, strict=True)}
     assert messages(stack) == expected
     assert all(row(ledger, job.id).published_epoch == stack.publisher.epoch() for job in jobs)
@@ -730,19 +731,12 @@ def test_a_worker_faster_than_the_note_of_the_message_loses_no_retry(
         assert [found.id for found in due] == [job.id]
 
 
-# The reconciler
+# The outbox
 
 
 @pytest.fixture
-def reconciler(stack: WorkerServices, publisher: RecordingPublisher) -> Reconciler:
-    return Reconciler(
-        stack.ledger,
-        publisher,
-        stack.progress,
-        stack.rate_limited_jobs,
-        stack.run_maintenance,
-        liveness=stack.liveness,
-    )
+def outbox(stack: WorkerServices, publisher: RecordingPublisher) -> Outbox:
+    return outbox_of(stack, publisher=publisher)
 
 
 def unpublished(stack: WorkerServices, count: int) -> list[UUID]:
@@ -761,7 +755,7 @@ def change(ledger: Ledger, job_id: UUID, assignments: str) -> None:
 
 
 def test_a_broker_that_fails_in_mid_round_gets_the_rest_later(
-    stack: WorkerServices, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
+    stack: WorkerServices, ledger: Ledger, publisher: RecordingPublisher, outbox: Outbox
 ) -> None:
     ids = unpublished(stack, 4)
 
@@ -770,31 +764,24 @@ def test_a_broker_that_fails_in_mid_round_gets_the_rest_later(
             raise BrokerUnavailable("gone")
 
     publisher.on_publish = fail_at_the_third
-    assert reconciler.run_once() == 0
+    assert outbox.publish() == 0
     # Nobody knows which of a batch have left: a second message for a job does nothing.
     assert [id_ for id_ in ids if row(ledger, id_).published_at is not None] == []
     publisher.on_publish = lambda message: None
-    assert reconciler.run_once() == 4
+    assert outbox.publish() == 4
     assert sorted(publisher.published[2:]) == sorted(ids)
 
 
-def test_reconcilers_that_meet_publish_each_job_once(
+def test_outboxes_that_meet_publish_each_job_once(
     stack: WorkerServices, publisher: RecordingPublisher, ledger: Ledger
 ) -> None:
     ids = unpublished(stack, 20)
     start = threading.Barrier(4)
 
     def reconcile(_: int) -> int:
-        one = Reconciler(
-            ledger,
-            publisher,
-            stack.progress,
-            stack.rate_limited_jobs,
-            stack.run_maintenance,
-            liveness=stack.liveness,
-        )
+        one = outbox_of(stack, publisher=publisher)
         start.wait()
-        return one.run_once()
+        return one.publish()
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(reconcile, range(4))) == 20
@@ -802,7 +789,7 @@ def test_reconcilers_that_meet_publish_each_job_once(
 
 
 def test_only_jobs_that_are_due_and_need_it_are_published(
-    stack: WorkerServices, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
+    stack: WorkerServices, ledger: Ledger, publisher: RecordingPublisher, outbox: Outbox
 ) -> None:
     waits, due, cancelled, fresh, old, other = unpublished(stack, 6)
     change(ledger, waits, "not_before = now() + interval '1 h'")
@@ -812,15 +799,15 @@ def test_only_jobs_that_are_due_and_need_it_are_published(
     change(ledger, old, "rung_at = now() - interval '1 h', rung_epoch = 'epoch'")
     change(ledger, other, "rung_at = now(), rung_epoch = 'before the flush'")
     publisher.published = [uuid4()]  # a backlog: the old one's message may still wait in it
-    assert reconciler.run_once() == 2
+    assert outbox.publish() == 2
     assert set(publisher.published[1:]) == {due, other}
     publisher.published = []  # nothing waits: its message is gone
-    assert reconciler.run_once() == 1
+    assert outbox.publish() == 1
     assert publisher.published == [old]
 
 
 def test_a_lost_message_is_published_again_also_while_others_wait(
-    stack: WorkerServices, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
+    stack: WorkerServices, ledger: Ledger, publisher: RecordingPublisher, outbox: Outbox
 ) -> None:
     """A queue that is never empty must not keep a job for ever whose message was lost.
 
@@ -837,12 +824,12 @@ def test_a_lost_message_is_published_again_also_while_others_wait(
         assert claim is not None
         unit.steps.succeed(claim, {"text": "done"})
     publisher.published = list(waiting)
-    assert reconciler.run_once() == 1
+    assert outbox.publish() == 1
     assert publisher.published == [*waiting, lost]
 
 
 def test_an_old_message_of_a_job_that_was_published_again_tells_nothing_of_others(
-    stack: WorkerServices, ledger: Ledger, publisher: RecordingPublisher, reconciler: Reconciler
+    stack: WorkerServices, ledger: Ledger, publisher: RecordingPublisher, outbox: Outbox
 ) -> None:
     """Only the message knows when it was sent: by the job's row, a whole backlog would be lost."""
     published_again, *backlog = unpublished(stack, 4)
@@ -856,4 +843,4 @@ def test_an_old_message_of_a_job_that_was_published_again_tells_nothing_of_other
     with ledger.transaction() as unit:
         assert unit.steps.claim(published_again, stack.worker_id, sent_at)
     publisher.published = list(backlog)
-    assert reconciler.run_once() == 0
+    assert outbox.publish() == 0

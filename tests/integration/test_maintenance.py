@@ -18,7 +18,7 @@ from promptstack.repositories.models import AttemptState, JobKind, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import WrongState
 from promptstack.services.jobs.views import JobView
-from promptstack.services.maintenance.reconciler import Reconciler, Retention
+from promptstack.services.maintenance.cleanup import Cleanup
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, wait_until
@@ -94,16 +94,7 @@ def test_what_ended_long_ago_goes_and_frees_its_key(stack: WorkerServices) -> No
         unit.session.execute(query, {"id": old.id})
         everything = text("UPDATE jobs SET created_at = now() - interval '9 days'")
         unit.session.execute(everything)
-    reconciler = Reconciler(
-        stack.ledger,
-        stack.publisher,
-        stack.progress,
-        stack.rate_limited_jobs,
-        stack.run_maintenance,
-        liveness=stack.liveness,
-        retention=Retention(jobs_seconds=86_400.0, attempts_seconds=0.0),
-    )
-    reconciler.run_once()
+    Cleanup(stack.ledger, jobs_seconds=86_400.0, attempts_seconds=0.0).run_once()
     assert {job.id for job in stack.jobs.get_many()} == {fresh.id, open_.id}
     again = stack.jobs.enqueue_generation("something else", idempotency_key="k")
     assert again.id != old.id
@@ -113,15 +104,7 @@ def test_nothing_goes_where_retention_is_zero(stack: WorkerServices) -> None:
     old = end(stack, "cancel")
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("UPDATE jobs SET finished_at = now() - interval '20 years'"))
-    Reconciler(
-        stack.ledger,
-        stack.publisher,
-        stack.progress,
-        stack.rate_limited_jobs,
-        stack.run_maintenance,
-        liveness=stack.liveness,
-        retention=Retention(0.0, 0.0),
-    ).run_once()
+    Cleanup(stack.ledger, jobs_seconds=0.0, attempts_seconds=0.0).run_once()
     assert stack.jobs.get(old.id).state is JobState.CANCELLED
 
 
@@ -160,7 +143,7 @@ def test_all_of_an_outage_is_queued_again_and_nothing_else(stack: WorkerServices
     assert {after[job.id] for job in slow} == {JobState.QUEUED}
     assert all(after[job.id] == before[job.id] for job in others)
     # The reconciler publishes them, and knows that they are not new.
-    assert stack.reconciler.run_once() == 3
+    assert stack.reconciler.run_once()["messages"] == 3
 
 
 def test_filters_narrow_what_is_retried(stack: WorkerServices) -> None:

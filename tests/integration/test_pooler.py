@@ -70,8 +70,7 @@ def test_jobs_runs_and_searches_leave_nothing_in_a_session(pooled: WorkerService
     assert (done.state, done.error_code) == (RunState.COMPLETED, None)
     pooled.heartbeat.beat()
     pooled.liveness.run_once()
-    pooled.reconciler.publish()
-    pooled.reconciler.tend()
+    pooled.reconciler.run_once()
 
 
 def test_an_index_is_built_again_at_once(pooled: WorkerServices) -> None:

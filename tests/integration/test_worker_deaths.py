@@ -21,11 +21,11 @@ from promptstack.services.execution.active_jobs import JobHandle
 from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage
 from promptstack.services.llm.base import EmbeddingLimits
 from promptstack.services.maintenance.liveness import Liveness
-from promptstack.services.maintenance.reconciler import Reconciler
 from promptstack.services.runs.shards.bisection import bisect_shard
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.processes import wait_until
+from tests.reconcilers import outbox_of
 from tests.runs import failures, in_ledger
 
 MOST_DEATHS = 20
@@ -219,7 +219,7 @@ class StuckPublisher:
         return 0
 
     def publish(self, message: JobMessage) -> None:
-        raise AssertionError("the reconciler sends many together")
+        raise AssertionError("the outbox sends many together")
 
     def publish_all(self, messages: Sequence[JobMessage]) -> None:
         if messages:
@@ -244,20 +244,13 @@ class PublisherThatWasAway(StuckPublisher):
 
 def test_what_ended_while_the_broker_was_away_is_told_later(stack: WorkerServices) -> None:
     publisher = PublisherThatWasAway()
-    reconciler = Reconciler(
-        stack.ledger,
-        publisher,
-        stack.progress,
-        stack.rate_limited_jobs,
-        stack.run_maintenance,
-        liveness=stack.liveness,
-    )
+    outbox = outbox_of(stack, publisher=publisher)
     job = stack.jobs.enqueue_generation("x")
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("UPDATE jobs SET expires_at = now() - interval '1 s'"))
     stack.liveness.run_once()
     for _ in range(3):
-        reconciler.publish()
+        outbox.publish()
     assert stack.jobs.get(job.id).state is JobState.EXPIRED
     assert [sent for sent in publisher.sent if sent] == [[job.id]]
 
@@ -272,19 +265,12 @@ def test_dead_workers_are_missed_while_messages_take_long(stack: WorkerServices)
 
     liveness = Liveness(stack.ledger, worker_lost_seconds=12.0, clock=Clock())
     publisher = StuckPublisher()
-    reconciler = Reconciler(
-        stack.ledger,
-        publisher,
-        stack.progress,
-        stack.rate_limited_jobs,
-        stack.run_maintenance,
-        liveness=liveness,
-    )
+    outbox = outbox_of(stack, publisher=publisher, liveness=liveness)
     due = stack.jobs.enqueue_generation("to be published")
     with stack.ledger.transaction() as unit:
         query = "UPDATE jobs SET rung_at = NULL, created_at = now() - interval '1 h' WHERE id = :id"
         unit.session.execute(text(query), {"id": due.id})
-    messages = threading.Thread(target=reconciler.publish)
+    messages = threading.Thread(target=outbox.publish)
     messages.start()
     try:
         wait_until(publisher.is_asked.is_set, "the messages to be sent")

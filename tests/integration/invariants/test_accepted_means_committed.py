@@ -58,7 +58,7 @@ def test_a_job_is_accepted_without_a_broker_and_published_later(
         job = generate(cut_off)
     assert (state(stack, job), row(stack, job).published_at) == (JobState.QUEUED, None)
     sql(stack, "UPDATE jobs SET created_at = created_at - interval '6 s'")
-    assert stack.reconciler.run_once() == 1
+    assert stack.reconciler.run_once()["messages"] == 1
     assert stack.publisher.waiting(Queue.GENERATION) == 1
 
 

@@ -1,0 +1,101 @@
+"""Publishes the jobs that need a message: due ones, and those whose message was lost."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+from promptstack.config.names import Queue
+from promptstack.repositories.jobs.records import JobRef
+from promptstack.repositories.models import JobState
+from promptstack.repositories.session import Ledger
+from promptstack.services.jobs.progress import ProgressService
+from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage, Publisher
+from promptstack.services.maintenance.liveness import MOST_CHANGED, Liveness
+from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500
+"""Messages that leave together, of one short transaction."""
+ROUNDS = 4
+STEP_SECONDS = 5.0
+"""After this long no other batch begins: the next round goes on."""
+PATIENCE_SECONDS = 10.0
+"""How long a job may stay queued after its message was sent, once its queue is empty."""
+STATEMENT_SECONDS = 10.0
+"""Longest wait for one statement: while it hangs, nobody else may do this work."""
+
+
+class Outbox:
+    """The messages that the ledger owes the broker."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        publisher: Publisher,
+        progress: ProgressService,
+        *,
+        rate_limited: RateLimitedJobs,
+        liveness: Liveness,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ledger = ledger
+        self._publisher = publisher
+        self._progress = progress
+        self._rate_limited = rate_limited
+        self._liveness = liveness
+        self._timer = timer
+        self._ended: deque[JobRef] = deque(maxlen=MOST_CHANGED)
+        """Jobs that ended in no worker's hands, whose messages have still to be sent."""
+
+    def publish(self) -> int:
+        """Show what liveness has changed and publish what is due. Returns how many jobs were."""
+        changed = self._liveness.take_changed()
+        self._ended.extend(job for job in changed if job.state != JobState.QUEUED)
+        if changed:
+            self._progress.rebuild([job.id for job in changed])
+        self._rate_limited.call_back()
+        try:
+            self._publish_ended()
+            return self._publish_due()
+        except BrokerUnavailable as error:
+            logger.warning("jobs that are due wait for the broker: %s", error)
+            return 0
+
+    def _publish_ended(self) -> None:
+        """Let AsyncResult and Flower say so: a message does nothing else for a job that ended."""
+        if self._ended:
+            self._publisher.publish_all(list(map(JobMessage.of, self._ended)))
+            self._ended.clear()
+
+    def _publish_due(self) -> int:
+        began = self._timer()
+        epoch, uptime = self._publisher.epoch(), self._publisher.uptime()
+        published = 0
+        for _ in range(ROUNDS):
+            batch = self._publish_batch(epoch, uptime)
+            published += batch
+            if batch < BATCH or self._timer() - began > STEP_SECONDS:
+                break
+        return published
+
+    def _publish_batch(self, epoch: str, uptime: float | None) -> int:
+        idle = [queue for queue in Queue if self._publisher.waiting(queue) == 0]
+        # Marked first: of two workers, one publishes a job. If this process dies before it has
+        # published, messages that are taken later tell.
+        with self._ledger.transaction() as unit:
+            unit.limit_statements(STATEMENT_SECONDS)
+            if not unit.try_lock("reconciler"):
+                return 0
+            jobs = unit.outbox.take_unpublished(
+                epoch, idle_queues=idle, patience=PATIENCE_SECONDS, limit=BATCH, uptime=uptime
+            )
+        try:
+            self._publisher.publish_all([JobMessage.of(job) for job in jobs])
+        except BrokerUnavailable:
+            # Some may have left: a second message for a job does nothing.
+            with self._ledger.transaction() as unit:
+                unit.outbox.mark_unpublished([job.id for job in jobs])
+            raise
+        return len(jobs)
