@@ -4,28 +4,27 @@ import select
 import signal
 import subprocess
 import sys
+from functools import partial
 from types import FrameType
 
-LOOK_SECONDS = 0.05
-STDIN = 0
+from promptstack.config.parent import STDIN
+from promptstack.config.supervisor import LOOK_SECONDS, Supervisor
 
 
 def main() -> None:
     """Start what has ended, until SIGTERM or the end of standard input."""
     count, *command = sys.argv[1:]
     signal.signal(signal.SIGTERM, _end)
-    processes: list[subprocess.Popen[bytes]] = []
+    supervisor = Supervisor()
     try:
+        for _ in range(int(count)):
+            supervisor.add(command[0], partial(subprocess.Popen, command, stdin=subprocess.DEVNULL))
         # Nobody writes to it: it is readable when whoever started us has ended.
         while not select.select([STDIN], [], [], LOOK_SECONDS)[0]:
-            processes = [process for process in processes if process.poll() is None]
-            while len(processes) < int(count):
-                processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+            supervisor.look()
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait()
+        supervisor.terminate()
+        supervisor.wait(float("inf"))
 
 
 def _end(number: int, frame: FrameType | None) -> None:

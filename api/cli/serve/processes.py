@@ -8,18 +8,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import NoReturn
 from urllib.parse import urlsplit
 
 from promptstack.api.cli.terminal import err, stop
+from promptstack.config.supervisor import Supervisor
 from promptstack.tasks.composition import PromptStack
 
 API = "promptstack.api.http"
-CHECK_SECONDS = 0.2
-SERVERS_CHECK_SECONDS = 2.0
+CHECK_SECONDS, SERVERS_CHECK_SECONDS = 0.2, 2.0
 STOP_SECONDS = 30.0
 MAX_DEATHS, DEATHS_SECONDS = 5, 60.0
 """What ends by itself more often than this is not started again."""
@@ -37,18 +37,6 @@ def interrupt_on_signals() -> None:
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
-
-
-@dataclass
-class Child:
-    """A process of ours and how to start it again."""
-
-    name: str
-    module: str
-    arguments: list[str]
-    process: subprocess.Popen[str]
-    deaths: list[float] = field(default_factory=list)
-    """When it ended by itself, of late."""
 
 
 class Children:
@@ -69,24 +57,29 @@ class Children:
             "REDIS_URL": stack.redis_url,
             **variables,
         }
-        self._children: list[Child] = []
-        self._deaths: dict[str, list[float]] = {}
-        """When the servers below ended, of late."""
+        self._supervisor = Supervisor(self._note_end)
+        self._ended_at: dict[str, list[float]] = {}
+        """When each process or server ended by itself, of late."""
+        self._is_stopping = False
 
     def start(self, name: str, module: str, *arguments: str) -> None:
         """Start a module of ours as a process."""
-        process = self._open(module, list(arguments))
-        self._children.append(Child(name, module, list(arguments), process))
+        self._supervisor.add(name, partial(self._open, module, *arguments))
 
     def start_api(self, port: int) -> str:
         """Start the HTTP API; its address, once it listens."""
-        self.start("api", API, "--port", str(port))
-        child = self._children[-1]
-        url = _address(child.process)
+        url = ""
+
+        def start() -> subprocess.Popen[str]:
+            nonlocal url
+            # Started again, it must be found where it was.
+            process = self._open(API, "--port", str(urlsplit(url).port if url else port))
+            url = _address(process) or url
+            return process
+
+        self._supervisor.add("api", start)
         if not url:
             stop("the HTTP API did not start; the reason stands above.")
-        # Started again, it must be found where it was.
-        child.arguments = ["--port", str(urlsplit(url).port)]
         return url
 
     def watch(self, revive: Callable[[], list[str]] = list) -> NoReturn:
@@ -98,54 +91,45 @@ class Children:
         while True:
             if time.monotonic() - looked > SERVERS_CHECK_SECONDS:
                 for name in revive():
-                    self._note_death(name, self._deaths.setdefault(name, []))
+                    self._note_death(name)
                 looked = time.monotonic()
-            for child in self._children:
-                code = child.process.poll()
-                if code is not None:
-                    self._start_again(child, code)
+            self._supervisor.look()
             time.sleep(CHECK_SECONDS)
 
     def stop(self) -> None:
         """End all processes in order; by force after a while, or at a second Ctrl-C."""
-        processes = [child.process for child in self._children]
+        self._is_stopping = True
         try:
-            for process in processes:
-                process.terminate()
-            deadline = time.monotonic() + STOP_SECONDS
-            for process in processes:
-                process.wait(max(0.0, deadline - time.monotonic()))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            self._supervisor.terminate()
+            self._supervisor.wait(STOP_SECONDS)
+        except (TimeoutError, KeyboardInterrupt):
             # What is left to do is short; a third one would leave servers behind.
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
-            for process in processes:
-                process.kill()
-        for process in processes:
-            process.wait()
-            _close_pipes(process)
-        self._children.clear()
+            self._supervisor.kill()
+            self._supervisor.wait(STOP_SECONDS)
 
-    def _start_again(self, child: Child, code: int) -> None:
-        self._note_death(child.name, child.deaths, f" (exit code {code})")
-        _close_pipes(child.process)
-        child.process = self._open(child.module, child.arguments)
-        if child.module == API:
-            _address(child.process)
+    def _note_end(self, name: str, process: "subprocess.Popen[str]", code: int) -> None:
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        if not self._is_stopping:
+            self._note_death(name, f" (exit code {code})")
 
-    def _note_death(self, what: str, deaths: list[float], how: str = "") -> None:
+    def _note_death(self, what: str, how: str = "") -> None:
         """Say that something ended; stop everything where it does so again and again."""
         now = time.monotonic()
-        deaths[:] = [at for at in deaths if now - at < DEATHS_SECONDS] + [now]
-        if len(deaths) > MAX_DEATHS:
+        ends = [at for at in self._ended_at.get(what, []) if now - at < DEATHS_SECONDS] + [now]
+        self._ended_at[what] = ends
+        if len(ends) > MAX_DEATHS:
             stop(
-                f"{what} ended {len(deaths)} times within {DEATHS_SECONDS:.0f} s{how}; its log "
+                f"{what} ended {len(ends)} times within {DEATHS_SECONDS:.0f} s{how}; its log "
                 "says why. Stopping everything.",
                 1,
             )
         err.print(f"{what} ended{how}; it is started again.", markup=False)
 
-    def _open(self, module: str, arguments: list[str]) -> subprocess.Popen[str]:
+    def _open(self, module: str, *arguments: str) -> subprocess.Popen[str]:
         with ExitStack() as opened:
             log = opened.enter_context(self._log.open("a")) if self._log else None
             return subprocess.Popen(
@@ -165,9 +149,3 @@ def _address(process: subprocess.Popen[str]) -> str:
     """Where an API listens, once it says so; empty where it ends instead."""
     line = process.stdout.readline() if process.stdout else ""
     return str(json.loads(line)["url"]) if line else ""
-
-
-def _close_pipes(process: subprocess.Popen[str]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
