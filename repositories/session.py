@@ -204,6 +204,10 @@ class UnitOfWork:
         if idle is not None:
             self.session.execute(text(f"SET LOCAL {IDLE_LIMIT} = {int(idle * 1000)}"))
 
+    def limit_locks(self, seconds: float) -> None:
+        """Let no statement of this transaction wait longer for a lock."""
+        self.session.execute(text(f"SET LOCAL lock_timeout = {int(seconds * 1000)}"))
+
     def after_commit(self, action: Callable[[list[Item]], None], item: Item) -> None:
         """Once the outermost transaction is committed, and never if it isn't, run `action`.
 

@@ -54,7 +54,7 @@ class WorkerServices(PromptStack):
     @cached_property
     def group_commit(self) -> GroupCommit:
         """What makes the steps of many jobs together."""
-        return GroupCommit(self.ledger, self.worker_id)
+        return GroupCommit(self.ledger, self.retrying_ledger, self.worker_id)
 
     @cached_property
     def backoff(self) -> Backoff:
@@ -94,7 +94,6 @@ class WorkerServices(PromptStack):
             progress=self.progress,
             backoff=self.backoff,
             heartbeat=self.heartbeat,
-            worker_id=self.worker_id,
         )
 
     @cached_property

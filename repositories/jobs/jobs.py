@@ -1,17 +1,52 @@
-"""Jobs: to get, to list and to add them. Their states change in `steps.py`."""
+"""Jobs as callers see them: add, get, list, cancel, reopen. `steps.py` draws the states."""
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Interval, Table, Update, bindparam, case, func, inspect, select
+from sqlalchemy import (
+    ColumnElement,
+    Interval,
+    Table,
+    Update,
+    bindparam,
+    case,
+    func,
+    inspect,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, defer
 
+from promptstack.config.names import Queue
 from promptstack.repositories.base import BaseRepository
-from promptstack.repositories.jobs.records import JobRef
+from promptstack.repositories.jobs.records import EndedJobs, JobRef
 from promptstack.repositories.models import Job, JobState, new_id
+
+OPEN_STATES = (JobState.QUEUED, JobState.RUNNING)
+RETRIABLE_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
+PUBLISHED_IF_TAKEN = case((Job.state == JobState.RUNNING, Job.published_at))
+"""When the job's message was sent, if a worker took it: a job that ends in the queue has none."""
+BACK_IN_QUEUE: dict[str, Any] = {
+    "state": JobState.QUEUED,
+    "worker_id": None,
+    "published_at": None,
+    "published_epoch": None,
+}
+BEFORE_THE_QUEUE = case(
+    (Job.queue.in_([queue for queue in Queue if queue.is_bulk]), Job.queue), else_=Queue.RESUMED
+)
+"""The queue of a job that was begun before: it does not wait behind all newer ones."""
+EXPIRED: dict[str, Any] = {
+    "state": JobState.EXPIRED,
+    "published_at": PUBLISHED_IF_TAKEN,
+    "not_before": None,
+    "finished_at": func.now(),
+    "error_code": "EXPIRED",
+    "error": "The job's deadline passed before it was done.",
+}
 
 
 class JobRepository(BaseRepository[Job]):
@@ -52,6 +87,49 @@ class JobRepository(BaseRepository[Job]):
             select(Job).where(Job.user_id.is_not_distinct_from(user_id), Job.idempotency_key == key)
         ).one_or_none()
 
+    def cancel(self, job_id: UUID) -> bool:
+        """End a queued or running job as cancelled; False when it had ended already."""
+        return self._changes_one(
+            update(Job)
+            .where(Job.id == job_id, Job.state.in_(OPEN_STATES))
+            .values(
+                state=JobState.CANCELLED,
+                published_at=PUBLISHED_IF_TAKEN,
+                finished_at=func.now(),
+                not_before=None,
+            )
+        )
+
+    def reopen(self, job_id: UUID, lifetime: float) -> bool:
+        """Queue a failed, cancelled or expired job again; False when it is none of these.
+
+        If its answer came after its end, the job has succeeded with it, and nothing is queued.
+        """
+        return self._changes_one(
+            update(Job)
+            .where(Job.id == job_id, Job.state.in_(RETRIABLE_STATES))
+            .values(**_reopened(lifetime))
+        )
+
+    def reopen_many(self, ended: EndedJobs, lifetime: float, limit: int) -> Sequence[UUID]:
+        """Reopen up to `limit` of these jobs, the oldest first; their ids."""
+        chosen = (
+            select(Job.id)
+            .where(Job.state.in_(RETRIABLE_STATES), *_of_these(ended))
+            .order_by(Job.finished_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("chosen")
+            .prefix_with("MATERIALIZED")
+        )
+        return self._session.scalars(
+            update(Job)
+            .where(Job.id.in_(select(chosen.c.id)))
+            .values(**_reopened(lifetime))
+            .returning(Job.id)
+            .execution_options(synchronize_session=False)
+        ).all()
+
     def open_of(self, job_ids: Collection[UUID]) -> set[UUID]:
         """Those of these jobs that have not ended."""
         query = select(Job.id).where(Job.id.in_(job_ids), Job.finished_at.is_(None))
@@ -72,6 +150,37 @@ class JobRepository(BaseRepository[Job]):
             select(Job.state, func.count()).where(Job.finished_at.is_(None)).group_by(Job.state)
         )
         return dict(rows.all())
+
+    def _changes_one(self, statement: Update) -> bool:
+        return self._session.scalar(statement.returning(Job.id)) is not None
+
+
+def _reopened(lifetime: float) -> dict[str, Any]:
+    is_answered = Job.result.is_not(None)
+    return {
+        **BACK_IN_QUEUE,
+        "state": case((is_answered, JobState.SUCCEEDED), else_=JobState.QUEUED),
+        "not_before": None,
+        "failures": 0,
+        "deaths": 0,
+        "error_code": None,
+        "error": None,
+        "current": case((is_answered, Job.total), else_=Job.current),
+        "finished_at": case((is_answered, func.now()), else_=None),
+        "expires_at": func.now() + timedelta(seconds=lifetime),
+    }
+
+
+def _of_these(ended: EndedJobs) -> list[ColumnElement[bool]]:
+    # A job that ends again meanwhile is not taken twice; a run retries its shards itself.
+    conditions = [Job.finished_at < ended.until, Job.run_id.is_(None)]
+    if ended.since is not None:
+        conditions.append(Job.finished_at >= ended.since)
+    for name in ("state", "user_id", "kind", "provider", "model", "error_code"):
+        wanted = getattr(ended, name)
+        if wanted is not None:
+            conditions.append(getattr(Job, name) == wanted)
+    return conditions
 
 
 def job_refs(session: Session, statement: Update) -> list[JobRef]:

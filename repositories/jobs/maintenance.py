@@ -9,9 +9,8 @@ from sqlalchemy import and_, case, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from promptstack.repositories.jobs.jobs import job_refs
+from promptstack.repositories.jobs.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED, job_refs
 from promptstack.repositories.jobs.records import JobRef
-from promptstack.repositories.jobs.steps import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED
 from promptstack.repositories.models import (
     Attempt,
     AttemptState,

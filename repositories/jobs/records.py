@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -88,16 +89,48 @@ class ClaimStep:
     """A message for whose job a worker asks."""
 
     job_id: UUID
-    published_at: datetime | None
+    published_at: datetime | None = None
+    """When the message was sent; see `OutboxRepository.take_unpublished`."""
+
+    @property
+    def key(self) -> UUID:
+        """What its result is found by."""
+        return self.job_id
+
+
+@dataclass(frozen=True)
+class NewCall:
+    """A call that is about to leave."""
+
+    call: int
+    """Its number within the attempt."""
+    provider: str
+    model: str
+    items: int = 1
+    expected_tokens: int | None = None
+    expected_cost_usd: Decimal | None = None
 
 
 @dataclass(frozen=True)
 class BeginStep:
-    """A call that is about to leave."""
+    """A call that is about to leave, with the claim under which it does."""
 
     claim: Claim
-    values: Mapping[str, Any]
-    """Of its attempt: `call`, `provider`, `model`, `items`, and what is expected."""
+    call: NewCall
+
+    @property
+    def key(self) -> tuple[UUID, int]:
+        """What its result is found by."""
+        return self.claim.job_id, self.call.call
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A call on record."""
+
+    attempt_id: int
+    is_new: bool
+    """False where it was on record already."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +142,18 @@ class SucceedStep:
     result: Mapping[str, object]
     took: Mapping[str, Any]
     """What the attempt came to; see `AttemptRepository.settle`."""
+
+    @property
+    def key(self) -> UUID:
+        """What its result is found by."""
+        return self.claim.job_id
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over a job's calls."""
+
+    calls: int
+    items: int
+    """Items that calls answered."""
+    tokens: int

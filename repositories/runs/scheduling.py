@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, exists, false, func, select
 from sqlalchemy.orm import Session
 
-from promptstack.repositories.jobs.steps import RETRIABLE_STATES
+from promptstack.repositories.jobs.jobs import RETRIABLE_STATES
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.runs.models import Run, RunState
 from promptstack.repositories.runs.runs import is_open, open_shards

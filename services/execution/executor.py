@@ -24,7 +24,7 @@ from promptstack.repositories.session import UnitOfWork
 from promptstack.services.errors import DeadlinePassed
 from promptstack.services.execution.active_jobs import ActiveJobs
 from promptstack.services.execution.backoff import Backoff
-from promptstack.services.execution.group_commit import GroupCommit, NotBatched
+from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
 from promptstack.services.execution.job_context import JobContext, OnProgress
 from promptstack.services.execution.provider_calls import CallOutcome, ProviderCalls, bug
@@ -77,7 +77,6 @@ class Executor:
         progress: ProgressService,
         backoff: Backoff,
         heartbeat: Heartbeat,
-        worker_id: UUID,
     ) -> None:
         self._ledger = ledger
         self._group = group
@@ -87,7 +86,6 @@ class Executor:
         self._progress = progress
         self._backoff = backoff
         self._heartbeat = heartbeat
-        self._worker_id = worker_id
 
     def run(
         self, job_id: UUID, on_progress: OnProgress, published_at: datetime | None = None
@@ -115,19 +113,8 @@ class Executor:
 
     def _claim(self, job_id: UUID, published_at: datetime | None) -> Claim | None:
         """Take the job; None where it isn't there to take."""
-        if not self._heartbeat.is_late():
-            with suppress(NotBatched):
-                return self._group.claim(ClaimStep(job_id, published_at))
-        return self._ledger.write(lambda unit: self._claim_alone(unit, job_id, published_at))
-
-    def _claim_alone(
-        self, unit: UnitOfWork, job_id: UUID, published_at: datetime | None
-    ) -> Claim | None:
-        if self._heartbeat.is_late():
-            # Whoever can claim is alive. Without this, a worker whose heartbeats are late would
-            # pay for jobs that are freed at once.
-            unit.workers.refresh(self._worker_id)
-        return unit.steps.claim(job_id, self._worker_id, published_at)
+        step = ClaimStep(job_id, published_at)
+        return self._group.claim(step, is_late=self._heartbeat.is_late())
 
     def _do(self, job: JobContext, handler: Handler) -> JobSnapshot | None:
         """Do the job and store its end; how it stands then, where that is known."""
@@ -164,18 +151,7 @@ class Executor:
         """
         with self._calls.cost_on_record(call):
             result = result_of(call.answer)
-            with suppress(NotBatched):
-                return self._group.succeed(SucceedStep(claim, call.attempt_id, result, call.took))
-
-            def store(unit: UnitOfWork) -> None:
-                try:
-                    unit.steps.succeed(claim, result)
-                except ClaimLost:
-                    unit.steps.keep_answer(claim, result)
-                call.settle(unit)
-
-            self._ledger.write(store)
-        return None
+            return self._group.succeed(SucceedStep(claim, call.attempt_id, result, call.took))
 
     def _hand_back(self, claim: Claim) -> None:
         """Put the job back to the queue: this worker stops, or a person cancelled the job."""

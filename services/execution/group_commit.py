@@ -1,166 +1,187 @@
-"""Steps of many jobs in one transaction: one that waits writes for all that wait with it.
+"""Group commit: one transaction writes the steps of all jobs that wait for one.
 
-A transaction costs far more than what it writes. Whoever comes first leads: while its transaction
-is under way others gather, and the next of them leads those. Who comes alone does not wait, and
-makes the step alone.
+A transaction costs far more than what it writes. The first step to come leads: it commits at once.
+Steps that come meanwhile wait, and the next transaction writes them together. After a transaction
+of several steps the next one waits for more, until 10 ms after it; a step that comes while nothing
+is written does not wait.
+
+A step whose batch fails runs in its own transaction, with the same statements, and waits there
+while PostgreSQL is away.
 """
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 from uuid import UUID
 
-from promptstack.config.errors import PromptStackError
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.records import (
     BeginStep,
+    Begun,
     Claim,
     ClaimStep,
     JobSnapshot,
     SucceedStep,
 )
 from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.services.execution.retrying_ledger import RetryingLedger
 
-TOGETHER = 200
-"""Steps in one transaction at most."""
+MAX_STEPS = 200
+"""Steps in one transaction."""
 GATHER_SECONDS = 0.01
-"""From one transaction to the next: of a step that comes alone, nothing is noticed."""
+"""From one transaction of several steps to the next."""
+LOCK_SECONDS = 0.2
+"""Longest wait for a job that another transaction changes: all steps of a batch wait with it."""
 
 Step = ClaimStep | BeginStep | SucceedStep
-T = TypeVar("T")
 
 
-class NotBatched(PromptStackError):
-    """The step could not be made together with others; it is to be made alone."""
-
-    code = "NOT_TOGETHER"
+def _nothing() -> None:
+    """Check nothing."""
 
 
 @dataclass(eq=False)
 class _Waiting:
-    """One who waits for his step."""
+    """A step, and the thread that waits for it."""
 
     step: Step
-    check: Callable[[], None]
-    """Raises where the step shall not be made any more."""
-    told: threading.Event = field(default_factory=threading.Event)
+    check: Callable[[], None] = _nothing
+    """Raises where the step is not to be made any more."""
+    is_over: threading.Event = field(default_factory=threading.Event)
     is_leader: bool = False
-    outcome: Any = None
+    is_alone: bool = False
+    """Whether its batch failed, so that it runs in its own transaction."""
+    result: Any = None
     error: BaseException | None = None
 
 
 class GroupCommit:
-    """Makes steps of jobs together."""
+    """Makes steps of jobs, as many as wait in one transaction."""
 
-    def __init__(self, ledger: Ledger, worker_id: UUID) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        retrying: RetryingLedger,
+        worker_id: UUID,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._ledger = ledger
+        self._retrying = retrying
         self._worker_id = worker_id
+        self._sleep = sleep
         self._lock = threading.Lock()
         self._waiting: list[_Waiting] = []
         self._is_led = False
         self._next_at = 0.0
 
-    def claim(self, asked: ClaimStep) -> Claim | None:
-        """Claim a job. Raises `NotBatched`."""
-        claim: Claim | None = self._make(asked)
+    def claim(self, step: ClaimStep, *, is_late: bool = False) -> Claim | None:
+        """Take a job; None when it can't be taken now. `is_late` are this worker's heartbeats."""
+        claim: Claim | None = self._commit(_Waiting(step, is_alone=is_late))
         return claim
 
-    def begin(self, beginning: BeginStep, check: Callable[[], None]) -> int:
+    def begin(self, step: BeginStep, check: Callable[[], None]) -> int:
         """Record a call that is about to leave, unless `check` raises; the attempt's id.
 
-        Raises `NotBatched`, `ClaimLost`.
+        Raises `ClaimLost`.
         """
-        attempt_id: int | None = self._make(beginning, check)
-        if attempt_id is None:
-            raise ClaimLost(f"Job {beginning.claim.job_id} is held no longer; no call was made.")
-        return attempt_id
+        begun: Begun | None = self._commit(_Waiting(step, check))
+        if begun is None:
+            raise ClaimLost(f"The claim of job {step.claim.job_id} is lost; no call was made.")
+        return begun.attempt_id
 
-    def succeed(self, answered: SucceedStep) -> JobSnapshot:
-        """Store an answer as the result; how the job stands then. Raises `NotBatched`."""
-        standing: JobSnapshot | None = self._make(answered)
-        if standing is None:
-            raise NotBatched("The job is held no longer; its answer is kept apart.")
-        return standing
+    def succeed(self, step: SucceedStep) -> JobSnapshot | None:
+        """Store an answer as its job's result; how the job stands then, None if it is deleted."""
+        snapshot: JobSnapshot | None = self._commit(_Waiting(step))
+        return snapshot
 
-    def _make(self, step: Step, check: Callable[[], None] = lambda: None) -> Any:
-        mine = _Waiting(step, check)
+    def _commit(self, mine: _Waiting) -> Any:
+        if not mine.is_alone:
+            self._join(mine)
+        if mine.is_alone:
+            self._retrying.write(lambda unit: self._write_alone(unit, mine))
+        if mine.error is not None:
+            raise mine.error
+        return mine.result
+
+    def _join(self, mine: _Waiting) -> None:
+        """Wait until the step's batch is over; lead it if nobody else does."""
         with self._lock:
             self._waiting.append(mine)
             mine.is_leader = not self._is_led
             self._is_led = True
         if not mine.is_leader:
-            mine.told.wait()
+            mine.is_over.wait()
         if mine.is_leader:
             self._lead()
-        if mine.error is not None:
-            raise mine.error
-        return mine.outcome
 
     def _lead(self) -> None:
         """Make the steps of all who wait now, and let the next one lead."""
-        time.sleep(max(0.0, self._next_at - time.monotonic()))
+        early = self._next_at - time.monotonic()
+        if early > 0:
+            self._sleep(early)
         with self._lock:
             # In their order, so that the leader is always among those it leads.
-            led, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
+            led, self._waiting = self._waiting[:MAX_STEPS], self._waiting[MAX_STEPS:]
         try:
             self._write_all(led)
         finally:
-            self._next_at = time.monotonic() + GATHER_SECONDS
+            if len(led) > 1:
+                self._next_at = time.monotonic() + GATHER_SECONDS
             with self._lock:
                 heir = self._waiting[0] if self._waiting else None
                 self._is_led = heir is not None
             if heir is not None:
                 heir.is_leader = True
-                heir.told.set()
+                heir.is_over.set()
             for waiting in led:
-                waiting.told.set()
+                waiting.is_over.set()
 
     def _write_all(self, led: Sequence[_Waiting]) -> None:
-        made: list[_Waiting] = []
+        batch: list[_Waiting] = []
         for waiting in led:
             try:
                 waiting.check()
-            except BaseException as error:  # noqa: BLE001 - it is raised where it belongs
+            except BaseException as error:  # noqa: BLE001 - it is raised in its own thread
                 waiting.error = error
             else:
-                made.append(waiting)
-        if len(made) == 1:
-            made[0].error = NotBatched("Nobody else is there.")
+                batch.append(waiting)
+        if not batch:
             return
         try:
             with self._ledger.transaction() as unit:
-                unit.steps.limit_waiting()
-                for waiting, outcome in self._write(unit, made):
-                    waiting.outcome = outcome
-        except BaseException as error:  # noqa: BLE001 - each one finds out alone what was wrong
-            for waiting in made:
-                waiting.error = NotBatched(f"Not together: {type(error).__name__}.")
+                unit.limit_locks(LOCK_SECONDS)
+                self._write(unit, batch)
+        except BaseException:  # noqa: BLE001 - each step meets its own error in its own transaction
+            for waiting in batch:
+                waiting.is_alone = True
 
-    def _write(self, unit: UnitOfWork, made: Sequence[_Waiting]) -> list[tuple[_Waiting, Any]]:
-        outcomes: list[tuple[_Waiting, Any]] = []
-        asked = _of(made, ClaimStep, lambda step: step.job_id)
-        if asked:
-            claims = unit.steps.claim_batch([step for step, _ in asked.values()], self._worker_id)
-            outcomes += [(who, claims.get(key)) for key, (_, who) in asked.items()]
-        answered = _of(made, SucceedStep, lambda step: step.claim.job_id)
-        if answered:
-            standings = unit.steps.succeed_batch([step for step, _ in answered.values()])
-            outcomes += [(who, standings.get(key)) for key, (_, who) in answered.items()]
-        begun = _of(made, BeginStep, lambda step: (step.claim.job_id, step.values["call"]))
-        if begun:
-            attempts = unit.steps.begin_batch([step for step, _ in begun.values()])
-            outcomes += [(who, attempts.get(key)) for key, (_, who) in begun.items()]
-        return outcomes
+    def _write_alone(self, unit: UnitOfWork, mine: _Waiting) -> None:
+        mine.check()
+        if isinstance(mine.step, ClaimStep):
+            # A worker that can claim is alive. If its heartbeats were late, its jobs would be
+            # freed at once, and paid for again.
+            unit.workers.refresh(self._worker_id)
+        self._write(unit, [mine])
 
+    def _write(self, unit: UnitOfWork, batch: Sequence[_Waiting]) -> None:
+        claim = partial(unit.steps.claim_batch, worker_id=self._worker_id)
+        self._write_kind(batch, ClaimStep, claim)
+        self._write_kind(batch, SucceedStep, unit.steps.succeed_batch)
+        self._write_kind(batch, BeginStep, unit.attempts.begin)
 
-def _of(
-    made: Sequence[_Waiting], kind: type[T], key: Callable[[T], Hashable]
-) -> dict[Any, tuple[T, _Waiting]]:
-    """The steps of one kind by their key; of two for the same job, the first counts."""
-    found: dict[Any, tuple[T, _Waiting]] = {}
-    for waiting in made:
-        if isinstance(waiting.step, kind):
-            found.setdefault(key(waiting.step), (waiting.step, waiting))
-    return found
+    def _write_kind(
+        self,
+        batch: Sequence[_Waiting],
+        kind: type[Step],
+        write: Callable[[list[Any]], Mapping[Any, Any]],
+    ) -> None:
+        # Of two steps with the same key the first counts; the other has no result.
+        chosen = {one.step.key: one for one in reversed(batch) if isinstance(one.step, kind)}
+        if chosen:
+            results = write([one.step for one in chosen.values()])
+            for key, waiting in chosen.items():
+                waiting.result = results.get(key)

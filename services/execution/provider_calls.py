@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from promptstack.config.errors import PromptStackError
 from promptstack.config.logging import log_unexpected
 from promptstack.repositories.errors import TransientLedgerError
-from promptstack.repositories.jobs.records import BeginStep
+from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.models import AttemptState
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.accounting.billing import credible, failed, taken
@@ -20,7 +20,7 @@ from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import DeadlinePassed
 from promptstack.services.execution.active_jobs import JobHandle
 from promptstack.services.execution.backoff import Backoff
-from promptstack.services.execution.group_commit import GroupCommit, NotBatched
+from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.limiter.limited_calls import LimitedCalls
@@ -169,24 +169,15 @@ class ProviderCalls:
         if job.handle.seconds_left() <= 0:
             raise DeadlinePassed("The job's deadline passed before its call was made.")
         expected = {"input_tokens": need.input_tokens, "output_tokens": need.output_tokens}
-        values: dict[str, Any] = {
-            "call": job.handle.next_call(),
-            "provider": call.provider,
-            "model": call.model,
-            "items": call.items,
-            "expected_tokens": credible(need.input_tokens + need.output_tokens),
-            "expected_cost_usd": self._prices.cost(call.provider, call.model, **expected),
-        }
-
-        def begin_alone(unit: UnitOfWork) -> int:
-            job.handle.check_may_begin()
-            unit.steps.check_claim(job.claim)
-            return unit.attempts.start(job.claim, **values)
-
-        try:
-            return self._group.begin(BeginStep(job.claim, values), job.handle.check_may_begin)
-        except NotBatched:
-            return self._ledger.write(begin_alone)
+        new = NewCall(
+            job.handle.next_call(),
+            call.provider,
+            call.model,
+            call.items,
+            expected_tokens=credible(need.input_tokens + need.output_tokens),
+            expected_cost_usd=self._prices.cost(call.provider, call.model, **expected),
+        )
+        return self._group.begin(BeginStep(job.claim, new), job.handle.check_may_begin)
 
     def _ask(
         self,

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from promptstack.repositories.jobs.jobs import RETRIABLE_STATES
 from promptstack.repositories.jobs.records import EndedJobs
-from promptstack.repositories.jobs.steps import RETRIABLE_STATES
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.errors import InvalidInput, NotFound, WrongState
@@ -125,7 +125,7 @@ class JobService(JobEnqueuer):
             job = _find(work, job_id, owner)
             _check_stands_alone(job, "cancel")
             is_unheard = job.state == JobState.QUEUED and job.published_at is None
-            if not work.steps.cancel(job.id):
+            if not work.jobs.cancel(job.id):
                 raise WrongState(f"Job {job.id} has ended already ({job.state}).")
             if is_unheard:
                 # No message is on its way whose worker would tell AsyncResult and Flower.
@@ -141,7 +141,7 @@ class JobService(JobEnqueuer):
         with self._ledger.transaction() as work:
             job = _find(work, job_id, owner)
             _check_stands_alone(job, "retry")
-            if not work.steps.reopen(job.id, self._defaults.expires_seconds):
+            if not work.jobs.reopen(job.id, self._defaults.expires_seconds):
                 raise WrongState(
                     f"Job {job.id} is {job.state}; only a failed, cancelled or expired job "
                     "can be retried."
@@ -179,7 +179,7 @@ class JobService(JobEnqueuer):
         ended = EndedJobs(until, since, state, owner, kind, provider, model, error_code)
         while True:
             with self._ledger.transaction() as work:
-                reopened = work.steps.reopen_many(
+                reopened = work.jobs.reopen_many(
                     ended, self._defaults.expires_seconds, RETRIED_AT_ONCE
                 )
             self._progress.rebuild(reopened)

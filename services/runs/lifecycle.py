@@ -111,7 +111,7 @@ class RunLifecycle:
         """
         with self._ledger.transaction() as unit:
             for job_id in unit.scheduling.queued_shards(ended):
-                unit.steps.cancel(job_id)
+                unit.jobs.cancel(job_id)
 
     def _finalize(self, run_id: UUID) -> None:
         """Note that all items of a run have ended, and have its index built."""

@@ -3,30 +3,32 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 
-from promptstack.repositories.errors import ClaimLost, LedgerUnavailable
-from promptstack.repositories.jobs.records import BeginStep, Claim, ClaimStep, SucceedStep
+from promptstack.repositories.errors import ClaimLost
+from promptstack.repositories.jobs.records import (
+    BeginStep,
+    Claim,
+    ClaimStep,
+    JobSnapshot,
+    NewCall,
+    SucceedStep,
+)
 from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.models import AttemptState, Job, JobState
 from promptstack.repositories.session import Ledger
-from promptstack.services.execution.group_commit import GroupCommit, NotBatched
+from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.tasks.worker_services import WorkerServices
 
 JOBS = 24
-VALUES = {
-    "call": 0,
-    "provider": "demo",
-    "model": "demo-1",
-    "items": 1,
-    "expected_tokens": 7,
-    "expected_cost_usd": Decimal("0.0000000125"),
-}
+CALL = NewCall(0, "demo", "demo-1", 1, 7, Decimal("0.0000000125"))
 TOOK = {
     "billing": "billed",
     "input_tokens": 3,
@@ -110,16 +112,8 @@ def test_jobs_that_run_at_once_are_written_together(
 
 
 def test_of_two_messages_of_a_job_one_claims_it(stack: WorkerServices, jobs: list[UUID]) -> None:
-    group = stack.group_commit
-
-    def claim(id_: UUID) -> Claim | None:
-        try:
-            return group.claim(ClaimStep(id_, None))
-        except NotBatched:
-            with stack.ledger.transaction() as unit:
-                return unit.steps.claim(id_, stack.worker_id)
-
-    claims = together([lambda id_=id_: claim(id_) for id_ in jobs * 2])  # type: ignore[misc]
+    claim = stack.group_commit.claim
+    claims = together([lambda id_=id_: claim(ClaimStep(id_)) for id_ in jobs * 2])  # type: ignore[misc]
     taken = [claim for claim in claims if claim is not None]
     assert sorted(claim.job_id for claim in taken) == sorted(jobs)
     assert {claim.attempt for claim in taken} == {1}
@@ -139,50 +133,89 @@ def test_a_batch_says_of_a_claim_what_a_single_one_says(
     assert found.seconds_left == pytest.approx(alone.seconds_left, abs=5)
 
 
-def test_a_claim_that_is_lost_begins_nothing_and_keeps_no_result(
+def test_a_lost_claim_begins_no_call_and_its_late_answer_ends_no_job(
     stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
 ) -> None:
     claims = claim_all(ledger, stack.worker_id, jobs[:2])
     held, lost = (claims[id_] for id_ in jobs[:2])
+    answer = {"text": 'An "é" \\ \n'}
     with ledger.transaction() as unit:
-        begun = unit.steps.begin_batch([BeginStep(held, VALUES), BeginStep(lost, VALUES)])
+        begun = unit.attempts.begin([BeginStep(held, CALL), BeginStep(lost, CALL)])
     stack.jobs.cancel(jobs[1])
     with ledger.transaction() as unit:
-        again = unit.steps.begin_batch([BeginStep(held, VALUES), BeginStep(lost, VALUES)])
-        standings = unit.steps.succeed_batch(
+        again = unit.attempts.begin([BeginStep(held, CALL), BeginStep(lost, CALL)])
+        snapshots = unit.steps.succeed_batch(
             [
-                SucceedStep(claim, begun[(claim.job_id, 0)], {"text": 'An "é" \\ \n'}, TOOK)
+                SucceedStep(claim, begun[claim.job_id, 0].attempt_id, answer, TOOK)
                 for claim in (held, lost)
             ]
         )
-    assert again == {(held.job_id, 0): begun[(held.job_id, 0)]}
-    assert list(standings) == [held.job_id]
-    stored = job(ledger, held.job_id)
-    (attempt,) = stored.attempts
-    assert stored.result == {"text": 'An "é" \\ \n'}
-    assert {name: getattr(attempt, name) for name in TOOK} == TOOK
-    assert attempt.expected_cost_usd == VALUES["expected_cost_usd"]
-    assert job(ledger, lost.job_id).state == JobState.CANCELLED
-    assert job(ledger, lost.job_id).attempts[0].state == AttemptState.STARTED
-    with ledger.transaction() as unit:
-        alone = unit.steps.snapshot(held.job_id)
-    assert standings[held.job_id] == alone
+    assert {key: one.is_new for key, one in begun.items()} == {
+        (held.job_id, 0): True,
+        (lost.job_id, 0): True,
+    }
+    assert again == {(held.job_id, 0): replace(begun[held.job_id, 0], is_new=False)}
+    for claim, state in ((held, JobState.SUCCEEDED), (lost, JobState.CANCELLED)):
+        stored = job(ledger, claim.job_id)
+        (attempt,) = stored.attempts
+        assert stored.state == state
+        assert stored.result == answer
+        assert {name: getattr(attempt, name) for name in TOOK} == TOOK
+        assert attempt.state == AttemptState.SUCCEEDED
+        assert attempt.expected_cost_usd == CALL.expected_cost_usd
+        with ledger.transaction() as unit:
+            assert snapshots[claim.job_id] == unit.steps.snapshot(claim.job_id)
 
 
-def test_a_step_alone_and_steps_that_meet_a_trouble_are_left_to_each_one(
-    stack: WorkerServices, jobs: list[UUID], monkeypatch: pytest.MonkeyPatch
+def test_a_settled_attempt_with_its_bill_stays_as_it_is(
+    stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
 ) -> None:
-    with pytest.raises(NotBatched):
-        stack.group_commit.claim(ClaimStep(jobs[0], None))
+    claim = claim_all(ledger, stack.worker_id, jobs[:1])[jobs[0]]
+    with ledger.transaction() as unit:
+        begun = unit.attempts.begin([BeginStep(claim, CALL)])
+    id_ = begun[claim.job_id, 0].attempt_id
+    with ledger.transaction() as unit:
+        unit.attempts.settle(id_, AttemptState.LOST)
+    answered = {"attempt_id": id_, "state": AttemptState.SUCCEEDED, **TOOK}
+    for settled in ({id_}, set()):
+        with ledger.transaction() as unit:
+            assert unit.attempts.settle_many([answered]) == settled
+    with ledger.transaction() as unit:
+        unit.attempts.settle(id_, AttemptState.FAILED, error_code="X")
+    (attempt,) = job(ledger, claim.job_id).attempts
+    assert (attempt.state, attempt.error_code) == (AttemptState.SUCCEEDED, None)
+    assert {name: getattr(attempt, name) for name in TOOK} == TOOK
 
-    def fail(*_: Any) -> None:
-        raise LedgerUnavailable("Away.")
 
-    monkeypatch.setattr(StepRepository, "claim_batch", fail)
-    outcomes = together(
-        [lambda id_=id_: stack.executor.run(id_, lambda _: None) for id_ in jobs]  # type: ignore[misc]
-    )
-    assert {outcome.state for outcome in outcomes} == {JobState.SUCCEEDED}
+def test_a_step_that_comes_alone_does_not_wait(
+    stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
+) -> None:
+    slept: list[float] = []
+    group = GroupCommit(ledger, stack.retrying_ledger, stack.worker_id, sleep=slept.append)
+    for id_ in jobs:
+        claim = group.claim(ClaimStep(id_))
+        assert claim is not None
+        assert group.begin(BeginStep(claim, CALL), lambda: None)
+    assert slept == []
+
+
+def test_a_failed_batch_leaves_each_step_to_its_own_transaction(
+    stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
+) -> None:
+    claims = claim_all(ledger, stack.worker_id, jobs)
+    with ledger.transaction() as unit:
+        begun = unit.attempts.begin([BeginStep(claim, CALL) for claim in claims.values()])
+
+    def succeed(claim: Claim) -> JobSnapshot | None:
+        # jsonb has no zero character: the database refuses this one answer.
+        text = "\0" if claim.job_id == jobs[0] else "x"
+        attempt = begun[claim.job_id, 0]
+        step = SucceedStep(claim, attempt.attempt_id, {"text": text}, TOOK)
+        return stack.group_commit.succeed(step)
+
+    outcomes = together([lambda id_=id_: succeed(claims[id_]) for id_ in jobs])  # type: ignore[misc]
+    assert isinstance(outcomes[0], DBAPIError)
+    assert {outcome.state for outcome in outcomes[1:]} == {JobState.SUCCEEDED}
 
 
 def test_one_row_that_is_locked_holds_up_nobody_else(
@@ -195,7 +228,7 @@ def test_one_row_that_is_locked_holds_up_nobody_else(
         done.append(id_)
 
     with ThreadPoolExecutor(JOBS) as pool, ledger.transaction() as unit:
-        assert StepRepository(unit.session).cancel(jobs[0])
+        assert unit.jobs.cancel(jobs[0])
         running = [pool.submit(run, id_) for id_ in jobs]
         for others in running[1:]:
             others.result(4.0)  # before our idle transaction is ended by PostgreSQL
@@ -208,17 +241,16 @@ def test_a_check_that_fails_stops_its_own_step_only(
     stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
 ) -> None:
     claims = claim_all(ledger, stack.worker_id, jobs)
-    group = GroupCommit(ledger, stack.worker_id)
+    group = GroupCommit(ledger, stack.retrying_ledger, stack.worker_id)
 
     def begin(claim: Claim) -> int | Exception:
         def check() -> None:
             if claim.job_id == jobs[0]:
                 raise ClaimLost("Not any more.")
 
-        return group.begin(BeginStep(claim, VALUES), check)
+        return group.begin(BeginStep(claim, CALL), check)
 
     begun = together([lambda id_=id_: begin(claims[id_]) for id_ in jobs])  # type: ignore[misc]
     assert isinstance(begun[0], ClaimLost)
     assert not job(ledger, jobs[0]).attempts
-    assert all(isinstance(other, int | NotBatched) for other in begun[1:])
-    assert any(isinstance(other, int) for other in begun[1:])
+    assert all(isinstance(other, int) for other in begun[1:])

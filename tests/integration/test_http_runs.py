@@ -158,7 +158,7 @@ def test_a_part_of_a_run_is_cancelled_and_retried_with_it_alone(
         told = problem(client.post(f"/api/v1/jobs/{shard.id}/{what}"), 409, "WRONG_STATE")
         assert run in told["detail"]
     with stack.ledger.transaction() as unit:
-        unit.steps.cancel(shard.id)
+        unit.jobs.cancel(shard.id)
     assert stack.jobs.retry_many(state=None) == 0
     assert stack.jobs.retry_many(state=None, kind=JobKind.SHARD) == 0
 

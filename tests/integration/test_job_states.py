@@ -225,7 +225,7 @@ class JobStates(RuleBasedStateMachine):
         model = self.models[job]
         is_open = not model.state.is_final
         with self.ledger.transaction() as unit:
-            assert unit.steps.cancel(model.id) == is_open
+            assert unit.jobs.cancel(model.id) == is_open
         if is_open:
             model.leave(JobState.CANCELLED)
 
@@ -234,7 +234,7 @@ class JobStates(RuleBasedStateMachine):
         model = self.models[job]
         can_be = model.state.is_final and model.state is not JobState.SUCCEEDED
         with self.ledger.transaction() as unit:
-            assert unit.steps.reopen(model.id, LATER) == can_be
+            assert unit.jobs.reopen(model.id, LATER) == can_be
         if can_be:
             model.leave(JobState.QUEUED)
             model.failures, model.waits, model.overdue = 0, False, False
@@ -382,7 +382,7 @@ def test_any_interleaving_keeps_the_states_in_order(stack: WorkerServices) -> No
 
 def test_a_job_that_ends_while_it_waits_waits_for_nothing_any_more(stack: WorkerServices) -> None:
     endings: dict[str, Callable[[UnitOfWork, UUID], object]] = {
-        "cancelled": lambda unit, job_id: unit.steps.cancel(job_id),
+        "cancelled": lambda unit, job_id: unit.jobs.cancel(job_id),
         "expired": lambda unit, job_id: unit.maintenance.expire_overdue(),
     }
     for ending, end in endings.items():

@@ -2,9 +2,11 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
@@ -13,8 +15,9 @@ from promptstack.config.names import Queue
 from promptstack.embedded.servers import ServerUrls
 from promptstack.repositories.content.embeddings import EmbeddingRepository
 from promptstack.repositories.errors import LedgerConflict, LedgerSlow
+from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.outbox import OutboxRepository
-from promptstack.repositories.jobs.records import Claim
+from promptstack.repositories.jobs.records import Claim, JobSnapshot, SucceedStep
 from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.models import JobState
 from promptstack.services.jobs.progress import Progress
@@ -63,24 +66,36 @@ def test_vectors_that_are_paid_for_are_stored_after_a_trouble(
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-@pytest.mark.parametrize("step", ["claim", "check_claim", "succeed"])
+@pytest.mark.parametrize(
+    ("repository", "step"),
+    [
+        (StepRepository, "claim_batch"),
+        (AttemptRepository, "begin"),
+        (StepRepository, "succeed_batch"),
+    ],
+)
 def test_a_generation_is_asked_for_once_whatever_step_meets_a_trouble(
-    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, trouble: str, step: str
+    stack: WorkerServices,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: str,
+    repository: type[StepRepository | AttemptRepository],
+    step: str,
 ) -> None:
-    real = getattr(StepRepository, step)
+    real = getattr(repository, step)
     met: list[str] = []
 
-    def change(self: StepRepository, *values: object) -> object:
-        if not met:
+    def change(self: Any, *values: object, **others: object) -> object:
+        # Once in the batch, and once in the transaction of its own that follows.
+        if len(met) < 2:
             met.append(trouble)
             self._session.execute(text(TROUBLES[trouble]))
-        return real(self, *values)
+        return real(self, *values, **others)
 
-    monkeypatch.setattr(StepRepository, step, change)
+    monkeypatch.setattr(repository, step, change)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("Hello.", max_retries=0)
     assert stack.executor.run(job.id, nobody).state is JobState.SUCCEEDED
-    assert met == [trouble]
+    assert met == [trouble] * 2
     assert paid(stack, job) == ["succeeded"]
 
 
@@ -208,7 +223,7 @@ def test_a_change_that_is_always_refused_ends_its_job_and_frees_the_worker(
     def refuse(self: StepRepository, *_: object) -> None:
         self._session.execute(text(TROUBLES["57014"]))
 
-    monkeypatch.setattr(StepRepository, "succeed", refuse)
+    monkeypatch.setattr(StepRepository, "succeed_batch", refuse)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x", max_retries=0)
     assert stack.executor.run(job.id, nobody).state is JobState.FAILED
@@ -222,7 +237,7 @@ def test_an_attempt_whose_answer_cannot_be_kept_is_settled(
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(StepRepository, "succeed", fail)
+    monkeypatch.setattr(StepRepository, "succeed_batch", fail)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x", max_retries=0)
     assert stack.executor.run(job.id, nobody).state is JobState.FAILED
@@ -255,18 +270,19 @@ def test_nobody_dies_of_a_lock_on_the_jobs(
 def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, warned = StepRepository.succeed, []
+    real, warned = StepRepository.succeed_batch, []
     freed: list[object] = []
 
-    def succeed(self: StepRepository, *values: object) -> None:
-        real(self, *values)  # type: ignore[arg-type]
+    def succeed(self: StepRepository, steps: Sequence[SucceedStep]) -> dict[UUID, JobSnapshot]:
+        snapshots = real(self, steps)
         with stack.ledger.transaction() as unit:
             unit.limit_statements(2.0)
             unit.session.execute(text("UPDATE workers SET heartbeat_at = '2026-01-01'"))
             # The answer is stored but not committed: the job is left alone.
             freed.append(unit.maintenance.free_lost(15.0))
+        return snapshots
 
-    monkeypatch.setattr(StepRepository, "succeed", succeed)
+    monkeypatch.setattr(StepRepository, "succeed_batch", succeed)
     monkeypatch.setattr(
         "promptstack.services.execution.retrying_ledger.logger.warning",
         lambda *said: warned.append(said),

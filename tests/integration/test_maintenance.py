@@ -14,6 +14,7 @@ from promptstack.api.http.app import create_app
 from promptstack.config.names import Queue
 from promptstack.config.settings import Settings
 from promptstack.repositories.errors import LedgerSlow
+from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.models import AttemptState, JobKind, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import WrongState
@@ -124,7 +125,7 @@ def end(stack: WorkerServices, how: str = "fail", *, key: str | None = None) -> 
             case "succeed":
                 unit.steps.succeed(claim, {"text": "y"})
             case "cancel":
-                unit.steps.cancel(job.id)
+                unit.jobs.cancel(job.id)
     return job
 
 
@@ -265,7 +266,7 @@ def test_a_dead_worker_s_call_for_a_cancelled_job_is_not_under_way_for_ever(
         unit.workers.beat(worker, "host", 1)
         claim = unit.steps.claim(job.id, worker)
         assert claim is not None
-        unit.attempts.start(claim, call=0, provider="demo", model="demo-1", items=1)
+        unit.attempts.begin([BeginStep(claim, NewCall(0, "demo", "demo-1"))])
     stack.jobs.cancel(job.id)
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("UPDATE workers SET heartbeat_at = now() - interval '2 h'"))

@@ -33,6 +33,7 @@ from promptstack.repositories.errors import (
     LedgerUnavailable,
     UnknownFilter,
 )
+from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.migrations import pending, upgrade
 from promptstack.repositories.models import Base, Job, User
 from promptstack.repositories.session import Ledger, UnitOfWork
@@ -253,7 +254,7 @@ def test_what_was_paid_for_a_deleted_job_stays_on_record(ledger: Ledger) -> None
         job_id = add_job(unit).id
         claim = unit.steps.claim(job_id, uuid4())
         assert claim is not None
-        unit.attempts.start(claim, call=0, provider=claim.provider, model=claim.model, items=1)
+        unit.attempts.begin([BeginStep(claim, NewCall(0, claim.provider, claim.model))])
     with ledger.transaction() as unit:
         job = unit.jobs.get(job_id)
         assert job is not None

@@ -143,7 +143,7 @@ def test_an_answer_in_the_last_moment_of_a_cancelled_shard_hides_no_call_that_wa
     working.start()
     wait_until(lambda: len(held.held) == 6, "the calls to be made")
     with stack.ledger.transaction() as unit:
-        unit.steps.cancel(shard)  # as its run does
+        unit.jobs.cancel(shard)  # as its run does
     stack.loop.run(held.let_go(0))
     working.join(30.0)
     assert not working.is_alive()

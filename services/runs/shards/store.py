@@ -6,8 +6,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from promptstack.repositories.errors import ClaimLost
-from promptstack.repositories.jobs.attempts import NewCall
-from promptstack.repositories.jobs.records import Claim
+from promptstack.repositories.jobs.records import BeginStep, Claim, NewCall
 from promptstack.repositories.models import AttemptState, Billing
 from promptstack.repositories.runs.items import OpenItem
 from promptstack.repositories.runs.models import Run, RunState
@@ -231,20 +230,26 @@ class ShardStore:
     def _record(self, unit: UnitOfWork, leaving: Sequence[Leaving], result: CommitResult) -> None:
         if not leaving:
             return
-        started = unit.attempts.start_many(self._claim, [self._new_call(one) for one in leaving])
-        for one, (attempt_id, is_new) in zip(leaving, started, strict=True):
-            call = RecordedCall(one.call, one.permitted.permit, attempt_id, one.reserved_usd)
+        begun = unit.attempts.begin([self._begin_step(one) for one in leaving])
+        for one in leaving:
+            attempt = begun[self._claim.job_id, one.permitted.number]
+            call = RecordedCall(
+                one.call, one.permitted.permit, attempt.attempt_id, one.reserved_usd
+            )
             result.recorded.append(call)
-            result.reserved_usd += one.reserved_usd if is_new else Decimal(0)
+            result.reserved_usd += one.reserved_usd if attempt.is_new else Decimal(0)
 
-    def _new_call(self, leaving: Leaving) -> NewCall:
+    def _begin_step(self, leaving: Leaving) -> BeginStep:
         need = self._workload.need(leaving.call)
-        return NewCall(
-            call=leaving.permitted.number,
-            items=len(leaving.call.contents),
+        call = NewCall(
+            leaving.permitted.number,
+            self._claim.provider,
+            self._claim.model,
+            len(leaving.call.contents),
             expected_tokens=credible(need.input_tokens + need.output_tokens),
             expected_cost_usd=self._workload.cost(need.input_tokens, need.output_tokens),
         )
+        return BeginStep(self._claim, call)
 
 
 def _only(calls: Sequence[Call], hashes: Collection[bytes]) -> list[Call]:

@@ -249,7 +249,7 @@ def test_what_a_job_that_is_over_had_reserved_is_free(
             if end_ == "fail":
                 unit.steps.fail(stale, "X", "x")
             elif end_ == "cancel":
-                assert unit.steps.cancel(job.id)
+                assert unit.jobs.cancel(job.id)
             else:
                 unit.steps.retry_later(stale, 0.0, "WORKER_LOST", "x", counts=True)
         assert run(stack, same).state is JobState.SUCCEEDED

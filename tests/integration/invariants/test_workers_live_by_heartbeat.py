@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import pytest
 
+from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.models import JobState
 from promptstack.repositories.session import UnitOfWork
 from promptstack.tasks.worker_services import WorkerServices
@@ -63,7 +64,7 @@ def test_a_job_that_kills_its_workers_ends(stack: WorkerServices, provider: Fake
     for failures in (1, 2, 3):
         lost = claimed(stack, job, uuid4())
         with stack.ledger.transaction() as unit:
-            unit.attempts.start(lost, call=0, provider=lost.provider, model=lost.model, items=1)
+            unit.attempts.begin([BeginStep(lost, NewCall(0, lost.provider, lost.model))])
         reconciler.run_once()
         assert row(stack, job).failures == failures
     ended = stack.jobs.get(job.id)
