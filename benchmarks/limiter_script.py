@@ -44,7 +44,7 @@ class Watched(SharedBuckets):
 
 async def measure(url: str) -> None:
     """Keep 1,000 calls waiting for some seconds and print what was seen."""
-    redis: Any = Redis.from_url(url, decode_responses=True)
+    redis: Any = Redis.from_url(url, decode_responses=True, socket_timeout=60.0)
     pool = BlockingConnectionPool.from_url(
         url, decode_responses=True, max_connections=50, timeout=30
     )

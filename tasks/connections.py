@@ -14,7 +14,7 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, MovedError, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
@@ -23,6 +23,8 @@ from promptstack.config.errors import ConfigurationError
 REDIS_TIMEOUT_SECONDS = 2.0
 LIMITER_CONNECTIONS = 50
 REFUSALS = (AuthenticationError, NoPermissionError, AccessRefused, NotAllowed)
+PROBES = [f"promptstack:probe:{number}" for number in range(3)]
+"""Keys that nobody sets. Of a Redis Cluster with several nodes, none has the slots of all."""
 AWAY = (RedisError, AMQPError, OSError)
 """What a server that can't be reached raises; and much else, which is shown where it is met."""
 
@@ -58,7 +60,13 @@ def open_limiter_redis(url: str) -> AsyncRedis:
 
 def check_redis(redis: Redis) -> None:
     """Raise `ConfigurationError` where REDIS_URL can't work as it is."""
-    _explained("REDIS_URL", redis.ping)
+
+    def look() -> None:
+        redis.ping()
+        for name in PROBES:
+            redis.exists(name)
+
+    _explained("REDIS_URL", look)
 
 
 def check_broker(app: Celery, variable: str) -> None:
@@ -95,6 +103,11 @@ def _reason(error: BaseException) -> str | None:
         )
     if isinstance(error, ssl.SSLError):
         return f"the server does not speak TLS as we do ({error.reason}); check scheme and port."
+    if isinstance(error, MovedError):
+        return (
+            "this server is one node of a Redis Cluster, and the broker and progress need all "
+            "keys on one server. Name a Redis or Valkey server that is no part of a cluster."
+        )
     if isinstance(error, REFUSALS):
         return "the server refuses this user or password, or what the user may do is too little."
     return None

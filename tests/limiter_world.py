@@ -19,7 +19,8 @@ from promptstack.config.limits import ModelLimits
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.limiter.divided import DividedBuckets
 from promptstack.services.limiter.limiter import RateLimiter
-from promptstack.services.limiter.shared import SharedBuckets, read_script
+from promptstack.services.limiter.scripts import read_scripts
+from promptstack.services.limiter.shared import SharedBuckets
 from promptstack.services.limiter.terms import (
     Bucket,
     Closed,
@@ -44,11 +45,15 @@ class Clocked:
 
     def __init__(self, url: str) -> None:
         self._redis: Redis = Redis.from_url(url, decode_responses=True)
-        script = read_script()
+        scripts = read_scripts()
         real = "redis.call('TIME')"
-        assert script.count(real) == 1
+        assert all(source.count(real) == 1 for source in scripts.values())
         self.buckets = SharedBuckets(
-            self._redis, script.replace(real, "{redis.call('GET', 'clock'), 0}")
+            self._redis,
+            {
+                name: source.replace(real, "{redis.call('GET', 'clock'), 0}")
+                for name, source in scripts.items()
+            },
         )
 
     async def set(self, now: float) -> None:

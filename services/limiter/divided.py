@@ -76,13 +76,7 @@ class DividedBuckets:
             if name in level.amounts:
                 level.amounts[name] -= cost
         level.in_flight += 1
-        return Grant(
-            waiter=uuid4().hex,
-            charged_input=need.input_tokens,
-            charged_output=need.output_tokens,
-            granted_at=now,
-            limits=limits,
-        )
+        return Grant(uuid4().hex, limits)
 
     def settle(self, bucket: Bucket, settlement: Settlement) -> None:
         """Say that a call granted here has ended."""

@@ -1,14 +1,16 @@
-"""The limiter's state in Redis, for all workers: one script call a question."""
+"""The buckets of all workers together, in Redis: one script call a question."""
 
-from collections.abc import Sequence
-from importlib.resources import files
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from promptstack.config.limits import ModelLimits
 from promptstack.config.names import LIMITER_KEY
-from promptstack.services.limiter.script_calls import ScriptCalls
+from promptstack.services.limiter.scripts import ScriptCalls, read_scripts
 from promptstack.services.limiter.terms import (
     DIMENSIONS,
     Bucket,
@@ -23,18 +25,17 @@ from promptstack.services.limiter.terms import (
     Verdict,
     Wait,
 )
-
-SCRIPT = "limiter.lua"
-FLIGHT = 4
-"""Which of a bucket's keys has the leases of the calls under way."""
+from promptstack.services.llm.limit_report import Outcome
 
 
 class SharedBuckets:
-    """Asks the script. Raises what redis-py raises when Redis is away."""
+    """Asks the scripts. Raises what redis-py raises when Redis is away."""
 
-    def __init__(self, redis: "Redis", script: str | None = None) -> None:
+    def __init__(
+        self, redis: "Redis | RedisCluster", scripts: Mapping[str, str] | None = None
+    ) -> None:
         self._redis = redis
-        self._script = ScriptCalls(redis, script or read_script())
+        self._scripts = ScriptCalls(redis, scripts or read_scripts())
 
     async def ask(
         self,
@@ -52,25 +53,27 @@ class SharedBuckets:
         `patience` and `lease` are in seconds: how long the caller would wait, and after which
         time a call in flight that nobody settled counts as ended.
         """
-        member = _member(waiter, need)
-        answer = await self._run(
-            bucket,
+        name = _waiter_name(waiter, need)
+        answer = await self._call(
             "acquire",
+            bucket,
             settings,
-            member,
-            2 if need.is_bulk else 1,
-            need.input_tokens,
-            need.output_tokens,
-            patience,
-            lease,
-            longest_sleep,
+            {
+                "waiter": name,
+                "class": 2 if need.is_bulk else 1,
+                "input": need.input_tokens,
+                "output": need.output_tokens,
+                "patience": patience,
+                "lease": lease,
+                "longest_sleep": longest_sleep,
+            },
         )
-        return _verdict(answer, member)
+        return _verdict(answer, name)
 
     async def room(self, bucket: Bucket, settings: ModelLimits, horizon: float) -> int:
         """How many calls more could leave within `horizon` seconds than wait already."""
-        _, room = await self._run(bucket, "room", settings, horizon)
-        return int(room)
+        room: int = await self._call("look", bucket, settings, {"horizon": horizon})
+        return room
 
     async def told(self, bucket: Bucket) -> Limits:
         """The limits that the provider's answers have told of."""
@@ -80,7 +83,7 @@ class SharedBuckets:
 
     async def leave(self, bucket: Bucket, settings: ModelLimits, waiter: str, need: Need) -> None:
         """Ask no more."""
-        await self._run(bucket, "leave", settings, _member(waiter, need))
+        await self._call("leave", bucket, settings, {"waiter": _waiter_name(waiter, need)})
 
     async def settle(
         self,
@@ -92,102 +95,94 @@ class SharedBuckets:
     ) -> bool:
         """Say what a granted call came to; whether a limit is known by that for the first time."""
         told = settlement.report.limits if settlement.report else {}
-        states = [told.get(name) for name in DIMENSIONS]
-        _, is_known_now = await self._run(
+        used = {"input": settlement.input_tokens, "output": settlement.output_tokens}
+        is_known_now = await self._call(
+            "throttle" if settlement.outcome is Outcome.THROTTLED else "settle",
             bucket,
-            "settle",
             settings,
-            grant.waiter,
-            str(settlement.outcome),
-            settlement.latency_seconds,
-            _or_none(settlement.retry_after),
-            need.input_tokens,
-            need.output_tokens,
-            grant.charged_input,
-            grant.charged_output,
-            _or_none(settlement.input_tokens),
-            _or_none(settlement.output_tokens),
-            f"{grant.granted_at:.6f}",
-            int(grant.is_probe),
-            *grant.spent,
-            *("" if state is None else state.limit for state in states),
-            *("" if state is None else state.remaining for state in states),
+            {
+                "waiter": grant.waiter,
+                "outcome": settlement.outcome,
+                "latency": settlement.latency_seconds,
+                "retry_after": settlement.retry_after,
+                "expected": {"input": need.input_tokens, "output": need.output_tokens},
+                "used": _known(used),
+                "told": {name: vars(state) for name, state in told.items()},
+            },
+            grant.charge,
         )
-        return bool(int(is_known_now))
+        return bool(is_known_now)
 
-    async def renew(self, held: Sequence[tuple[Bucket, Grant]], lease: float) -> None:
+    async def renew(self, held: Iterable[tuple[Bucket, Grant]], lease: float) -> None:
         """Put off the end of these grants' leases to `lease` seconds from now."""
-        if not held:
-            return
-        seconds, microseconds = await self._redis.time()
-        until = int(seconds) + int(microseconds) / 1e6 + lease
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for bucket, grant in held:
-                # XX: what was settled meanwhile stays so.
-                pipeline.zadd(_keys(bucket)[FLIGHT], {grant.waiter: until}, xx=True)
-            await pipeline.execute()
+        waiters: dict[Bucket, list[str]] = defaultdict(list)
+        for bucket, grant in held:
+            waiters[bucket].append(grant.waiter)
+        await asyncio.gather(
+            *(
+                self._scripts.call("renew", [_flight_key(bucket)], [lease, *names])
+                for bucket, names in waiters.items()
+            )
+        )
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
 
-    async def _run(
-        self, bucket: Bucket, operation: str, settings: ModelLimits, *arguments: Any
-    ) -> list[str]:
-        limits = Limits.of(settings)
-        answer: list[str] = await self._script.call(
-            _keys(bucket),
-            [
-                operation,
-                _or_none(limits.requests),
-                _or_none(limits.tokens),
-                _or_none(limits.input),
-                _or_none(limits.output),
-                _or_none(limits.in_flight),
-                settings.burst_seconds,
-                *arguments,
-            ],
-        )
-        return answer
+    async def _call(
+        self,
+        script: str,
+        bucket: Bucket,
+        settings: ModelLimits,
+        words: Mapping[str, Any],
+        *more: str,
+    ) -> Any:
+        limits = _known(vars(Limits.of(settings)))
+        asked = {
+            "in_flight": limits.pop("in_flight", None),
+            "limits": limits,
+            "burst": settings.burst_seconds,
+            **words,
+        }
+        return await self._scripts.call(script, _keys(bucket), [json.dumps(_known(asked)), *more])
 
 
-def read_script() -> str:
-    """The source of the limiter."""
-    return files("promptstack.services.limiter").joinpath(SCRIPT).read_text(encoding="utf-8")
+def _base(bucket: Bucket) -> tuple[str, str]:
+    """The keys of a credential and of one of its models.
+
+    The braces are a hash tag: it keeps all keys of a credential on one node of a Redis Cluster.
+    """
+    credential = LIMITER_KEY.format(credential=f"{{{bucket.provider}:{bucket.credential}}}")
+    return credential, f"{credential}:{bucket.model}"
 
 
 def _keys(bucket: Bucket) -> list[str]:
-    # The braces keep all keys of a credential on one node of a Redis cluster.
-    credential = LIMITER_KEY.format(credential=f"{{{bucket.provider}:{bucket.credential}}}")
-    base = f"{credential}:{bucket.model}"
+    """In the order in which the scripts have them."""
+    credential, base = _base(bucket)
     return [
         base,
         f"{base}:interactive",
         f"{base}:bulk",
         f"{base}:due",
-        f"{base}:flight",
+        _flight_key(bucket),
         credential,
     ]
 
 
-def _member(waiter: str, need: Need) -> str:
-    """The waiter with its tokens, so that whoever sweeps it away knows what it waited for."""
+def _flight_key(bucket: Bucket) -> str:
+    return f"{_base(bucket)[1]}:flight"
+
+
+def _waiter_name(waiter: str, need: Need) -> str:
+    """The waiter with its tokens, so that whoever forgets it knows what it waited for."""
     return f"{waiter}:{need.input_tokens + need.output_tokens}"
 
 
-def _verdict(answer: list[str], member: str) -> Verdict:
+def _verdict(answer: list[str], waiter: str) -> Verdict:
     match answer:
-        case ["go", granted_at, charged_input, charged_output, is_probe, *rest]:
-            return Grant(
-                waiter=member,
-                charged_input=float(charged_input),
-                charged_output=float(charged_output),
-                granted_at=float(granted_at),
-                is_probe=bool(int(is_probe)),
-                spent=tuple(rest[:4]),
-                limits=Limits(*(float(limit) if limit != "" else None for limit in rest[4:])),
-            )
-        case ["wait", seconds, _]:
+        case ["go", charge, limits]:
+            return Grant(waiter, Limits(**json.loads(limits)), charge)
+        case ["wait", seconds]:
             return Wait(float(seconds))
         case ["later", seconds, why]:
             return Later(float(seconds), why)
@@ -199,5 +194,6 @@ def _verdict(answer: list[str], member: str) -> Verdict:
             return Spent()
 
 
-def _or_none(number: float | None) -> float | str:
-    return "" if number is None else number
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is None, which a script would not take for nothing."""
+    return {name: value for name, value in values.items() if value is not None}

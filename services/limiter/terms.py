@@ -78,15 +78,9 @@ class Grant:
     """A call that may leave. What it was charged is put right when it is settled."""
 
     waiter: str
-    charged_input: float
-    charged_output: float
-    granted_at: float
-    """By the clock of who granted it."""
-    is_probe: bool = False
-    """Whether it tries a circuit that was open."""
-    spent: tuple[str, ...] = ()
-    """What had been spent in each dimension when it was granted, itself included."""
-    limits: Limits = Limits()
+    limits: Limits
+    charge: str = ""
+    """What the scripts note of the call for its settlement, in their own words."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ What the same limiter does with real workers in real time is measured by benchma
 """
 
 import asyncio
+import json
 import math
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
@@ -109,6 +110,11 @@ def talk(url: str, work: Callable[[Script], Awaitable[T]], **limits: float) -> T
     with Redis.from_url(url) as redis:
         redis.flushdb()
     return asyncio.run(run())
+
+
+def is_probe(grant: Grant) -> bool:
+    """Whether the call tries a circuit that was open."""
+    return bool(json.loads(grant.charge)["is_probe"])
 
 
 def jobs(count: int, **each: object) -> list[Job]:
@@ -592,7 +598,7 @@ def test_the_circuit_opens_when_half_of_the_last_calls_failed_and_one_probe_clos
         assert closed.seconds == pytest.approx(10, abs=0.1)
         await script.at(10.1)
         probe = await script.grant()
-        assert probe.is_probe
+        assert is_probe(probe)
         # One at a time tries.
         assert isinstance(await script.ask(), Closed)
         await script.settle(probe, Outcome.FAILED)
@@ -601,8 +607,8 @@ def test_the_circuit_opens_when_half_of_the_last_calls_failed_and_one_probe_clos
         assert again.seconds == pytest.approx(20, abs=0.1)
         await script.at(31.0)
         await script.settle(await script.grant())
-        assert not (await script.grant()).is_probe
-        assert not (await script.grant()).is_probe
+        assert not is_probe(await script.grant())
+        assert not is_probe(await script.grant())
 
     talk(url, work, requests_per_minute=60_000)
 
@@ -638,7 +644,7 @@ def test_a_probe_that_is_cancelled_lets_the_next_one_try(url: str) -> None:
             await script.settle(await script.grant(), Outcome.FAILED)
         await script.at(10.1)
         await script.settle(await script.grant(), Outcome.CANCELLED)
-        assert (await script.grant()).is_probe
+        assert is_probe(await script.grant())
 
     talk(url, work, requests_per_minute=60_000)
 

@@ -1,0 +1,158 @@
+-- May a call leave? It is let go, waits for its turn, or is refused.
+-- Asked with: `waiter`; `class` (1 interactive, 2 bulk); `input` and `output`, the tokens expected;
+-- `patience`, how long it would wait; `lease`, after which it counts as ended unless renewed;
+-- `longest_sleep` between two questions of a waiter near its turn (others sleep half their way).
+
+local BULK_EVERY = 8          -- of so many calls let go, one is bulk's while interactive calls wait
+local LATE = 2.5              -- a waiter that is so late has died
+local LONGEST_DEFERRAL = 600
+local OVERTAKING = 0.03
+local waiter, class = asked.waiter, asked.class
+
+local function refuse(verdict, seconds, what)
+  forget_waiter(waiter)
+  save()
+  return {verdict, tostring(seconds), what}
+end
+
+-- The verdict on a call that no wait for its turn would let go; else nil.
+local function closed()
+  local spent_until, open_until, probe_until = quota_until(), get('open_until'), get('probe_until')
+  if spent_until > now then return refuse('quota', spent_until - now, '') end
+  if open_until > now then return refuse('open', open_until - now, '') end
+  if open_until > 0 and probe_until > now then
+    return refuse('open', math.min(5, probe_until - now), '')
+  end
+  if limits.tokens and asked.input > limits.tokens then
+    return refuse('large', limits.tokens, 'tokens')
+  end
+  if limits.input and asked.input > limits.input then
+    return refuse('large', limits.input, 'input tokens')
+  end
+end
+
+-- What the call costs of each limit, by what the last calls have really taken.
+local function costs_of_call()
+  local input = math.ceil(asked.input * get('factor_input', 1))
+  local output = math.ceil(asked.output * get('factor_output', 1))
+  local costs = {requests = 1, tokens = input + output, input = input, output = output}
+  for name, limit in pairs(limits) do costs[name] = math.min(costs[name], limit) end
+  return costs
+end
+
+local function forget_the_dead()
+  for _, late in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, 10)) do
+    forget_waiter(late)
+  end
+  redis.call('ZREMRANGEBYSCORE', FLIGHT, '-inf', now)
+end
+
+-- How many calls and tokens go before this one: interactive calls in the order of their coming, and
+-- of every few calls one of bulk.
+local function queue_ahead(rank, cards)
+  local turn, between = math.min(get('turn'), BULK_EVERY - 1), BULK_EVERY - 1
+  local before = {0, 0}
+  before[class] = rank
+  if class == 1 then
+    before[2] = math.min(cards[2], math.floor((rank + turn) / between))
+  else
+    before[1] = math.min(cards[1], rank * between + between - turn)
+  end
+  local tokens = 0
+  for i = 1, 2 do
+    if cards[i] > 0 then tokens = tokens + before[i] * get('waiting_' .. i) / cards[i] end
+  end
+  return before[1] + before[2], tokens
+end
+
+-- How long the call must wait and why, and how long each call ahead of it takes up.
+local function time_to_wait(costs, ahead, tokens_ahead)
+  local wait, why, each = 0, '', 0
+  local expected = asked.input + asked.output
+  for _, name in ipairs(NAMES) do
+    local limit, cost = limits[name], costs[name]
+    if limit and limit > 0 then
+      local amount_ahead = ahead
+      if name ~= 'requests' then
+        amount_ahead = expected == 0 and 0 or tokens_ahead * cost / expected
+      end
+      -- A call that is larger than the bucket waits for a full one and leaves it in debt.
+      local needed = math.min(cost, capacity(name)) + amount_ahead
+      local seconds = (needed - state['level_' .. name]) * 60 / limit
+      if seconds > wait then wait, why = seconds, name end
+      each = math.max(each, cost * 60 / limit)
+    elseif limit then
+      wait, why = LONGEST_DEFERRAL, name
+    end
+  end
+  local most = most_in_flight()
+  if most then
+    local turn = math.max(0.005, get('latency', 0.2) / math.max(1, most))
+    each = math.max(each, turn)
+    local short = ahead + 1 - (most - redis.call('ZCARD', FLIGHT))
+    if short > 0 and short * turn > wait then wait, why = short * turn, 'in_flight' end
+  end
+  local paused = get('paused') - now
+  if paused > 0 then wait, why = math.max(wait, paused + ahead * each), 'pause' end
+  return wait, why, each
+end
+
+-- Answers what settle.lua and throttle.lua must know of the call, and the limits that hold.
+local function let_go(costs, is_waiting, is_bulk_waiting)
+  for name, limit in pairs(limits) do
+    local cost = costs[name]
+    -- Where each call takes all there is, one that overtakes another on its way would be refused.
+    local reserve = cost > capacity(name) / 2 and limit / 60 * OVERTAKING or 0
+    set('level_' .. name, state['level_' .. name] - cost - reserve)
+    set('mean_' .. name, get('mean_' .. name, cost) * 0.9 + cost * 0.1)
+  end
+  local spent = {}
+  for _, name in ipairs(NAMES) do
+    spent[name] = get('spent_' .. name) + costs[name]
+    set('spent_' .. name, spent[name])
+  end
+  if is_waiting then forget_waiter(waiter) end
+  if class == 2 then set('turn', 0)
+  elseif is_bulk_waiting then set('turn', get('turn') + 1) end
+  redis.call('ZADD', FLIGHT, now + asked.lease, waiter)
+  redis.call('EXPIRE', FLIGHT, math.ceil(asked.lease) + FORGET)
+  local is_probe = get('open_until') > 0
+  if is_probe then set('probe_until', now + asked.lease) end
+  save()
+  local grant = {at = now, charged = costs, spent = spent, is_probe = is_probe}
+  limits.in_flight = most_in_flight()
+  return {'go', cjson.encode(grant), cjson.encode(limits)}
+end
+
+-- The call's slot in its worker is better used by others. Where many are sent away, they come back
+-- one by one.
+local function send_away(wait, why, each, ahead)
+  local field = 'deferred_' .. class
+  local at = math.max(get(field), now + wait - each * ahead)
+  set(field, math.min(at + each, now + LONGEST_DEFERRAL))
+  return refuse('later', math.min(LONGEST_DEFERRAL, math.max(wait, at - now)), why)
+end
+
+local function keep_waiting(wait, is_waiting)
+  if not is_waiting then
+    set('sequence', get('sequence') + 1)
+    redis.call('ZADD', WAITING[class], state.sequence, waiter)
+    set('waiting_' .. class, get('waiting_' .. class) + asked.input + asked.output)
+  end
+  redis.call('ZADD', DUE, now + math.max(asked.longest_sleep, wait / 2) + LATE, waiter)
+  for _, key in ipairs({WAITING[1], WAITING[2], DUE}) do redis.call('EXPIRE', key, FORGET) end
+  save()
+  return {'wait', tostring(wait)}
+end
+
+local verdict = closed()
+if verdict then return verdict end
+forget_the_dead()
+local cards = {redis.call('ZCARD', WAITING[1]), redis.call('ZCARD', WAITING[2])}
+local rank = redis.call('ZRANK', WAITING[class], waiter)
+local costs, is_waiting = costs_of_call(), rank ~= false
+local ahead, tokens_ahead = queue_ahead(rank or cards[class], cards)
+local wait, why, each = time_to_wait(costs, ahead, tokens_ahead)
+if wait <= 0 then return let_go(costs, is_waiting, cards[2] > 0) end
+if wait > asked.patience then return send_away(wait, why, each, ahead) end
+return keep_waiting(wait, is_waiting)

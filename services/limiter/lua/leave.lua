@@ -1,0 +1,3 @@
+-- A waiter asks no more: `waiter`.
+forget_waiter(asked.waiter)
+save()
