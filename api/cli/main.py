@@ -7,8 +7,11 @@ import typer
 from typer.core import TyperGroup
 
 from promptstack.api.cli import doctor, keys, search, usage
-from promptstack.api.cli.jobs import attempts, enqueue
+from promptstack.api.cli.jobs import attempts
 from promptstack.api.cli.jobs.commands import app as jobs_app
+from promptstack.api.cli.jobs.embed import embed
+from promptstack.api.cli.jobs.generate import generate
+from promptstack.api.cli.option_groups import with_groups
 from promptstack.api.cli.runs.commands import app as runs_app
 from promptstack.api.cli.serve import chaos, demo
 from promptstack.api.cli.serve import commands as serve
@@ -44,8 +47,8 @@ def build() -> typer.Typer:
         app.command(context_settings=NO_HELP)(become)
     app.command()(serve.migrate)
     app.command()(demo.demo)
-    app.command()(enqueue.generate)
-    app.command()(enqueue.embed)
+    app.command()(with_groups(generate))
+    app.command()(with_groups(embed))
     app.command()(search.search)
     app.command()(usage.usage)
     app.command()(attempts.attempts)

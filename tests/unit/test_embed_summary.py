@@ -2,7 +2,7 @@
 
 import pytest
 
-from promptstack.api.cli.jobs.enqueue import sentence
+from promptstack.api.cli.jobs.embed import sentence
 
 NONE = dict.fromkeys(("documents", "chunks", "embedded", "reused", "provider_calls", "failed"), 0)
 

@@ -3,19 +3,12 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from json import JSONDecodeError
 from pathlib import Path
-
-from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.enqueue import check_source
 from promptstack.services.sources.encodings import encoding_of
 from promptstack.services.sources.reading import SUFFIXES
-from promptstack.services.validation.json_text import load_json
-
-MAX_SCHEMA_BYTES = 10_000_000
-"""Of a file; what stands in it has bounds of its own."""
 
 
 @dataclass(frozen=True)
@@ -79,26 +72,6 @@ def read_text(path: Path, max_bytes: int) -> TextFile:
     if not text.strip():
         raise InvalidInput(f"{path} is empty; there is nothing to embed.")
     return TextFile(source, text)
-
-
-def read_schema(path: Path | None) -> dict[str, JsonValue] | None:
-    """Read a file with a JSON schema, where one is named. Raises `InvalidInput`."""
-    if path is None:
-        return None
-    try:
-        # It may be a pipe, which has no size and need not end.
-        with path.open("rb") as file:
-            content = file.read(MAX_SCHEMA_BYTES + 1)
-        if len(content) > MAX_SCHEMA_BYTES:
-            raise InvalidInput(
-                f"{path} has more than {MAX_SCHEMA_BYTES:,} bytes, which no JSON schema needs."
-            )
-        schema = load_json(content, f"The JSON schema in {path}")
-        return TypeAdapter(dict[str, JsonValue]).validate_python(schema)
-    except (OSError, JSONDecodeError, ValidationError) as error:
-        raise InvalidInput(
-            f"{path} cannot be read as a JSON schema: an object is needed."
-        ) from error
 
 
 def _check_reachable(path: Path) -> None:

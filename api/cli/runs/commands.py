@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from promptstack.api.cli.connection import connected
-from promptstack.api.cli.runs import start as run_start
+from promptstack.api.cli.option_groups import with_groups
 from promptstack.api.cli.runs.batch import batch
 from promptstack.api.cli.runs.end import finish
-from promptstack.api.cli.runs.output import Target, write_output
-from promptstack.api.cli.runs.start import dollars_of
+from promptstack.api.cli.runs.output import Detach, Output, Overwrite, Target, write_output
+from promptstack.api.cli.runs.start import embed, generate
+from promptstack.api.cli.runs.start_options import dollars_of
 from promptstack.api.cli.table import Column, print_table
 from promptstack.api.cli.terminal import (
     ID_HELP,
@@ -31,9 +32,8 @@ from promptstack.services.export.items import ExportFormat
 from promptstack.services.runs.views import RunView
 
 app = typer.Typer(help="Batches of embeddings and generations.", no_args_is_help=True)
-app.command()(run_start.embed)
-app.command()(run_start.generate)
-app.command()(batch)
+for start in (embed, generate, batch):
+    app.command()(with_groups(start))
 
 RunId = Annotated[str, typer.Argument(metavar="ID", help=f"Id of the run; {ID_HELP}.")]
 COLUMNS = (
@@ -99,8 +99,8 @@ def show(run_id: RunId, as_json: JsonFlag = False) -> None:
 @app.command()
 def watch(
     run_id: RunId,
-    output: run_start.Output = None,
-    overwrite: run_start.Overwrite = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show a run live until it has ended."""
@@ -127,9 +127,9 @@ def cancel(run_id: RunId, as_json: JsonFlag = False) -> None:
 def retry(
     run_id: RunId,
     max_cost: Annotated[str | None, typer.Option(help="A new limit, in dollars.")] = None,
-    detach: run_start.Detach = False,
-    output: run_start.Output = None,
-    overwrite: run_start.Overwrite = False,
+    detach: Detach = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Try again what failed or was never tried.
@@ -170,7 +170,7 @@ def export(
     with_input: Annotated[
         bool, typer.Option("--with-input", help="Also write what was asked.")
     ] = False,
-    overwrite: run_start.Overwrite = False,
+    overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write what a run has produced, and its failures beside it."""

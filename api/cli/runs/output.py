@@ -3,7 +3,10 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from uuid import UUID
+
+import typer
 
 from promptstack.api.cli.terminal import err, plural
 from promptstack.repositories.runs.models import RunKind
@@ -11,6 +14,14 @@ from promptstack.services.errors import InvalidInput
 from promptstack.services.export.items import ExportFormat, ExportSummary
 from promptstack.services.export.paths import STANDARD_OUTPUT, check_output
 from promptstack.tasks.composition import PromptStack
+
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write to .jsonl, .parquet, .npy or .csv.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Take the place of files that are there already.")
+]
+Detach = Annotated[bool, typer.Option("--detach", help="Don't wait for the end.")]
 
 
 @dataclass(frozen=True)

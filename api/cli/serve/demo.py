@@ -10,7 +10,7 @@ from pydoc_data.topics import topics
 from uuid import UUID
 
 from promptstack.api.cli.connection import embedded
-from promptstack.api.cli.jobs.enqueue import Enqueued, sentence, summarize, watch_embedding
+from promptstack.api.cli.jobs.embed import Enqueued, sentence, summarize, watch_embedding
 from promptstack.api.cli.jobs.watching import show_until_done
 from promptstack.api.cli.runs.end import print_run
 from promptstack.api.cli.runs.preflight import show_preflight

@@ -1,6 +1,5 @@
-"""`promptstack generate` and `promptstack embed`: enqueue, watch, print what came of it."""
+"""`promptstack embed`: enqueue documents, watch them, print what came of it."""
 
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,12 +8,11 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from pydantic import JsonValue
 
 from promptstack.api.cli.connection import connected
-from promptstack.api.cli.jobs.documents import TextFile, find_files, read_schema, read_text
+from promptstack.api.cli.jobs.documents import TextFile, find_files, read_text
+from promptstack.api.cli.jobs.job_options import JobOptions
 from promptstack.api.cli.jobs.watching import show_until_done, shown
-from promptstack.api.cli.named_values import named_value
 from promptstack.api.cli.terminal import (
     JOB_FAILED,
     JsonFlag,
@@ -30,32 +28,7 @@ from promptstack.api.cli.terminal import (
 from promptstack.repositories.models import JobState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.views import JobView
-from promptstack.services.llm.requests import Fallback, Message
 from promptstack.tasks.composition import PromptStack
-
-Provider = Annotated[str | None, typer.Option(help="Provider; default from settings.")]
-Model = Annotated[str | None, typer.Option(help="Model; default: the provider's.")]
-Key = Annotated[str | None, typer.Option(help="Enqueue at most once under this key.")]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done.")]
-Retries = Annotated[int | None, typer.Option(help="Retries after failures; default from settings.")]
-Bulk = Annotated[bool, typer.Option("--bulk", help="Let interactive jobs go first.")]
-Expires = Annotated[
-    str | None,
-    typer.Option(metavar="TIME", help="End as expired unless done within 90 (seconds), 10m or 2h."),
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option("--stop", metavar="TEXT", help="Text before which the answer ends; may repeat."),
-]
-Seed = Annotated[int | None, typer.Option(help="For answers that are the same again.")]
-Options = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option",
-        metavar="NAME=VALUE",
-        help="An option of the provider's own, VALUE as JSON; may repeat.",
-    ),
-]
 
 BATCH_FILES, BATCH_CHARACTERS = 100, 5_000_000
 
@@ -68,91 +41,19 @@ class Enqueued:
     characters: int
 
 
-def generate(
-    prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="The prompt; - reads standard input.")
-    ] = None,
-    message: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ROLE:TEXT",
-            help="A turn in place of PROMPT, as user:TEXT or assistant:TEXT; may repeat.",
-        ),
-    ] = None,
-    provider: Provider = None,
-    model: Model = None,
-    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 to 2.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
-    json_schema: Annotated[
-        Path | None, typer.Option(help="A file with a JSON schema that the answer must follow.")
-    ] = None,
-    stop_at: Stop = None,
-    seed: Seed = None,
-    option: Options = None,
-    fallback: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PROVIDER[/MODEL]", help="Who is asked where it can't answer; may repeat."
-        ),
-    ] = None,
-    bulk: Bulk = False,
-    max_retries: Retries = None,
-    expires_in: Expires = None,
-    idempotency_key: Key = None,
-    wait: Wait = True,
-    as_json: JsonFlag = False,
-) -> None:
-    """Generate a text from a prompt."""
-    with connected() as stack:
-        job = stack.jobs.enqueue_generation(
-            _read_input() if prompt == "-" else prompt,
-            messages=list(map(_parse_message, message or [])),
-            provider=provider,
-            model=model,
-            system=system,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            json_schema=read_schema(json_schema),
-            stop=stop_at or [],
-            seed=seed,
-            options=options_of(option),
-            fallbacks=list(map(_parse_fallback, fallback or [])),
-            bulk=bulk,
-            max_retries=max_retries,
-            expires_in=seconds_of(expires_in),
-            idempotency_key=idempotency_key,
-        )
-        if wait:
-            show_until_done(stack, {job.id: 1}, label="Generating", unit="texts", quiet=as_json)
-            job = stack.jobs.get(job.id)
-        if as_json:
-            print_json(job.model_dump(mode="json"))
-        elif not wait:
-            out.print(f"Accepted as job {job.id}.")
-        elif job.result:
-            out.print(printable(job.result["text"]), markup=False)
-        if wait and job.state is not JobState.SUCCEEDED:
-            stop(f"job {job.id} {job.state}: {job.error or 'no reason given'}", JOB_FAILED)
-
-
 def embed(
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH", help="Files, or folders of text and Markdown.")
     ],
-    provider: Provider = None,
-    model: Model = None,
+    *,
+    job_options: JobOptions,
     chunk_tokens: Annotated[
         int | None,
         typer.Option(help="Cut into chunks of at most so many tokens; default from settings."),
     ] = None,
-    bulk: Bulk = False,
-    max_retries: Retries = None,
-    expires_in: Expires = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out files that can't be embedded.")
     ] = False,
-    wait: Wait = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Embed documents, for `promptstack search` to find.
@@ -161,7 +62,7 @@ def embed(
     """
     with connected() as stack:
         started = time.monotonic()
-        lifetime = seconds_of(expires_in)
+        lifetime = seconds_of(job_options.expires_in)
         max_bytes = stack.settings.max_text_bytes
         jobs: dict[UUID, Enqueued] = {}
         files = _check_all(find_files(paths), max_bytes, skip_bad=skip_bad)
@@ -174,16 +75,16 @@ def embed(
                     job = stack.jobs.enqueue_embedding(
                         file.text,
                         source=file.source,
-                        provider=provider,
-                        model=model,
+                        provider=job_options.provider,
+                        model=job_options.model,
                         chunk_tokens=chunk_tokens,
-                        bulk=bulk,
-                        max_retries=max_retries,
+                        bulk=job_options.bulk,
+                        max_retries=job_options.max_retries,
                         expires_in=lifetime,
                         session=unit.session,
                     )
                     jobs[job.id] = Enqueued(file.source, len(file.text))
-        if not wait:
+        if not job_options.wait:
             _print_accepted(jobs, as_json=as_json)
             return
         finished = watch_embedding(stack, jobs, quiet=as_json)
@@ -293,33 +194,3 @@ def _print_accepted(jobs: dict[UUID, Enqueued], *, as_json: bool) -> None:
         out.print(
             f"Accepted {plural(len(jobs), 'job')}; follow them with `promptstack jobs watch`."
         )
-
-
-def _read_input() -> str:
-    """Read standard input as UTF-8, whatever the locale. Raises `InvalidInput`."""
-    if sys.stdin is None:
-        raise InvalidInput("Standard input is closed; there is no prompt to read.")
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"Standard input is not UTF-8 text at byte {error.start}.") from error
-
-
-def _parse_fallback(named: str) -> Fallback:
-    provider, _, model = named.partition("/")
-    return Fallback(provider=provider, model=model or None)
-
-
-def _parse_message(given: str) -> Message:
-    role, _, text = given.partition(":")
-    try:
-        return Message.model_validate({"role": role.strip().lower(), "content": text.strip()})
-    except ValueError as error:
-        raise InvalidInput(
-            f"--message {given[:80]!a} is no turn; write user:TEXT, assistant:TEXT or system:TEXT."
-        ) from error
-
-
-def options_of(given: list[str] | None) -> dict[str, JsonValue]:
-    """Read the options of a provider. Raises `InvalidInput`."""
-    return dict(named_value(one, "--option") for one in given or [])
