@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from promptstack.config.settings import Settings
 from promptstack.repositories.runs.models import RunState
 from promptstack.services.runs.json_schema.answers import AnswerMismatch
 from promptstack.services.runs.shards.validation import ValidationLimits
@@ -21,6 +22,11 @@ from tests.runs import failures, in_ledger, work
 
 SCHEMA: dict[str, Any] = {"items": {"allOf": [{"type": "integer"}] * 5}}
 LONG = json.dumps([1] * 200)
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"max_judging_steps": 200})
 
 
 @pytest.fixture(autouse=True)
