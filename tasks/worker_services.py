@@ -9,7 +9,8 @@ import uuid_utils.compat
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobKind
 from promptstack.repositories.session import Ledger
-from promptstack.services.documents.embedding import EmbeddingService
+from promptstack.services.documents.cutting import Cutter
+from promptstack.services.documents.embedding import DocumentEmbedder
 from promptstack.services.execution.active_jobs import ActiveJobs
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.executor import Executor, Handler
@@ -80,7 +81,7 @@ class WorkerServices(PromptStack):
         """What every job goes through."""
         handlers = {
             JobKind.GENERATION: Handler(partial(generate, self.provider_calls)),
-            JobKind.EMBEDDING: Handler(self.embedding.embed),
+            JobKind.EMBEDDING: Handler(self.document_embedder.embed),
             # A shard that is done makes room for the next one.
             JobKind.SHARD: Handler(self.run_work.run_shard, after=self.run_lifecycle.wake),
             JobKind.FINALIZATION: Handler(self.run_work.finalize),
@@ -97,12 +98,17 @@ class WorkerServices(PromptStack):
         )
 
     @cached_property
-    def embedding(self) -> EmbeddingService:
+    def cutter(self) -> Cutter:
+        """Knows how each job's document is cut."""
+        return Cutter(self.chunker, self.providers)
+
+    @cached_property
+    def document_embedder(self) -> DocumentEmbedder:
         """Does embedding jobs."""
-        return EmbeddingService(
+        return DocumentEmbedder(
             self.provider_calls,
             self.providers,
-            self.chunker,
+            self.cutter,
             shares_vectors=self.settings.share_vectors,
         )
 

@@ -1,9 +1,11 @@
 """A provider call and the contents it asks for."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from promptstack.repositories.jobs.records import Claim
+from promptstack.repositories.session import UnitOfWork
 from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.requests import GenerationRequest
 
@@ -17,7 +19,7 @@ class Content(NamedTuple):
     """Empty where there are messages."""
     messages: Sequence[Any] | None = None
     tries: int = 0
-    """How often it failed by its own fault before this shard was claimed."""
+    """How often it failed by its own fault before this job was claimed."""
 
 
 @dataclass(eq=False)
@@ -79,3 +81,23 @@ class Call:
 
     def _part(self, contents: Sequence[Content]) -> "Call":
         return Call(contents, self.tries, waste_budget=self.waste_budget)
+
+
+def reserve(
+    unit: UnitOfWork,
+    claim: Claim,
+    hashes: Sequence[bytes],
+    find_stored: Callable[[Sequence[bytes]], set[bytes]],
+) -> tuple[set[bytes], set[bytes]]:
+    """Reserve contents, so that no two jobs pay for the same one.
+
+    Returns those that this job is to pay for, and those that have a stored answer. The others are
+    reserved by another job.
+    """
+    if not hashes:
+        return set(), set()
+    taken = unit.reservations.take(claim, hashes)
+    # Another job may have stored some, and given up their reservation, since somebody looked.
+    stored = find_stored(list(taken))
+    unit.reservations.release(claim, list(stored))
+    return taken - stored, stored

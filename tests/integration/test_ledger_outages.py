@@ -175,7 +175,7 @@ def test_a_text_may_change_while_it_is_cut(
 ) -> None:
     """Cutting may take seconds: nothing is locked meanwhile, and the new text is what counts."""
     stack.heartbeat.beat()
-    chunker = stack.embedding._chunker
+    chunker = stack.chunker
     real, replaced = chunker.cut, threading.Event()
 
     def cut(whole: str, source: str) -> object:

@@ -112,15 +112,15 @@ def test_a_document_is_cut_until_its_model_takes_it(
 
 
 def test_what_was_cut_smaller_is_neither_cut_nor_paid_for_again(
-    stack: WorkerServices, short: Short, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, short: Short
 ) -> None:
     embed(stack)
     before = short.paid.total(), short.refused
-    monkeypatch.setattr(stack.embedding, "_fitting", {})  # as in another worker
+    stack.cutter.fitting.clear()  # as in another worker
     embed(stack)
     assert (short.paid.total(), short.refused) == before
     # Another document begins with what this worker has seen to be taken.
-    monkeypatch.setattr(stack.embedding, "_fitting", {("short", "short-1"): 100})
+    stack.cutter.fitting["short", "short-1"] = 100
     embed(stack, WORDS.replace("word", "term"), "b.txt")
     assert short.refused == before[1]
 

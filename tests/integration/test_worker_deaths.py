@@ -16,8 +16,7 @@ from promptstack.repositories.models import JobKind, JobState
 from promptstack.repositories.runs.models import RunState
 from promptstack.repositories.session import Ledger, UnitOfWork
 from promptstack.services.documents.chunking import Chunker
-from promptstack.services.documents.embedding import EmbeddingService
-from promptstack.services.execution.active_jobs import JobHandle
+from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage
 from promptstack.services.llm.base import EmbeddingLimits
 from promptstack.services.maintenance.liveness import Liveness
@@ -177,15 +176,17 @@ def test_deaths_from_before_a_document_got_on_count_no_more(
     def die(*_: object) -> None:
         raise WorkerDied
 
-    def give_up(*_: object) -> None:
-        with stack.ledger.transaction() as unit:
-            unit.steps.fail(holder, "GONE", "It is over.")
+    def give_up_the_last(shown: Progress) -> None:
+        is_held = stack.jobs.get(other.id).state is JobState.RUNNING
+        if is_held and shown.current == shown.total - 1:
+            with stack.ledger.transaction() as unit:
+                unit.steps.fail(holder, "GONE", "It is over.")
 
     document = "\n\n".join(f"# Part {n}\n\n" + f"word{n} " * 300 for n in range(4))
     job = stack.jobs.enqueue_embedding(document, source="a.md", provider="fragile")
     other = stack.jobs.enqueue_embedding("other", source="b.md", provider="fragile")
     with monkeypatch.context() as patched:
-        patched.setattr(EmbeddingService, "_pay", die)
+        patched.setattr(fragile, "tokens", die)
         with pytest.raises(WorkerDied):
             stack.executor.run(job.id, lambda _: None)
     free(stack)
@@ -197,8 +198,8 @@ def test_deaths_from_before_a_document_got_on_count_no_more(
         unit.session.execute(text("DELETE FROM reservations"))
         assert unit.reservations.take(holder, [last.content_hash])
         unit.session.execute(text("UPDATE jobs SET deaths = 4"))
-    monkeypatch.setattr(JobHandle, "pause", give_up)
-    assert stack.executor.run(job.id, lambda _: None).state is JobState.SUCCEEDED
+    assert stack.executor.run(job.id, give_up_the_last).state is JobState.SUCCEEDED
+    assert stack.jobs.get(other.id).state is JobState.FAILED
     assert len(fragile.embedded) == stack.jobs.get(job.id).total
 
 

@@ -14,7 +14,7 @@ from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import UnitOfWork
 from promptstack.services.accounting.billing import credible, failed, taken
-from promptstack.services.execution.content_calls import Call, Content
+from promptstack.services.execution.content_calls import Call, Content, reserve
 from promptstack.services.runs.shards.batch import Batch, CommitResult, Leaving
 from promptstack.services.runs.shards.budget import RunBudget
 from promptstack.services.runs.shards.call_pool import CallAnswered, CallFailed, RecordedCall
@@ -212,14 +212,13 @@ class ShardStore:
             return []
         calls = [one.call for one in permitted]
         hashes = [hash_ for call in calls for hash_ in call.hashes]
-        ours = unit.reservations.take(self._claim, hashes)
-        stored = self._workload.find_stored(unit, list(ours))
-        if stored:
-            unit.reservations.release(self._claim, list(stored))
-        result.reserved_elsewhere = _only(calls, set(hashes) - ours)
+        ours, stored = reserve(
+            unit, self._claim, hashes, lambda taken: self._workload.find_stored(unit, taken)
+        )
+        result.reserved_elsewhere = _only(calls, set(hashes) - ours - stored)
         leaving = []
         for one in permitted:
-            call = one.call.only(ours - stored)
+            call = one.call.only(ours)
             if call.contents:
                 leaving.append(Leaving(one, call))
             else:

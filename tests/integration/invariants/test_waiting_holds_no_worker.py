@@ -11,6 +11,7 @@ import pytest
 from celery.result import AsyncResult
 
 from promptstack.repositories.models import JobState
+from promptstack.services.documents.embedding import DocumentEmbedder
 from promptstack.services.llm.errors import (
     Overloaded,
     RateLimited,
@@ -34,9 +35,11 @@ from tests.simulators import ForkedSimulator
 
 
 def test_a_job_that_waits_long_for_another_ones_passages_leaves_the_worker(
-    stack: WorkerServices, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices, provider: FakeProvider
 ) -> None:
-    monkeypatch.setattr("promptstack.services.documents.embedding.SHARED_PATIENCE_SECONDS", 0.1)
+    stack.document_embedder = DocumentEmbedder(
+        stack.provider_calls, stack.providers, stack.cutter, patience_seconds=0.1
+    )
     job, same = embed(stack, "a"), embed(stack, "a", source="b.txt")
     with ThreadPoolExecutor(1) as pool, Gate(stack) as gate:
         provider.on_call = gate
