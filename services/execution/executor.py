@@ -27,9 +27,10 @@ from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
 from promptstack.services.execution.job_context import JobContext, OnProgress
-from promptstack.services.execution.provider_calls import CallOutcome, ProviderCalls, bug
+from promptstack.services.execution.provider_calls import CallOutcome, ProviderCalls
 from promptstack.services.execution.results import result_of
 from promptstack.services.execution.retrying_ledger import RetryingLedger
+from promptstack.services.execution.unexpected import known
 from promptstack.services.jobs.progress import Progress, ProgressService
 from promptstack.services.llm.base import LLMResponse
 
@@ -130,10 +131,8 @@ class Executor:
             raise  # no fault of the job's
         except DeadlinePassed:
             self._expire(claim)
-        except PromptStackError as error:
-            self._retry_or_fail(claim, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job must end
-            self._retry_or_fail(claim, bug(error))
+            self._retry_or_fail(claim, known(error))
         return None
 
     def _store(self, claim: Claim, result: Result) -> JobSnapshot | None:

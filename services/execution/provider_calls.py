@@ -1,7 +1,6 @@
 """Provider calls of jobs: each with its permit, and its row in the ledger."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from promptstack.config.errors import PromptStackError
-from promptstack.config.logging import log_unexpected
 from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.models import AttemptState
@@ -23,6 +21,7 @@ from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.execution.retrying_ledger import RetryingLedger
+from promptstack.services.execution.unexpected import known
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import Permit
 from promptstack.services.limiter.terms import Need
@@ -30,8 +29,6 @@ from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMSer
 from promptstack.services.llm.errors import ConnectionFailed, RateLimited
 from promptstack.services.llm.event_loop import EventLoop
 from promptstack.services.llm.pool import ProviderPool
-
-logger = logging.getLogger(__name__)
 
 MAX_THROTTLED = 3
 """Times in a row that a call is sent anew after a 429 before its job goes back to the queue."""
@@ -157,9 +154,9 @@ class ProviderCalls:
             )
             raise
         except Exception as error:
-            known = error if isinstance(error, PromptStackError) else bug(error)
-            took = failed(known, call.provider, call.model, self._prices)
-            self._settle_failed(attempt_id, known, took)
+            shown = known(error)
+            took = failed(shown, call.provider, call.model, self._prices)
+            self._settle_failed(attempt_id, shown, took)
             raise
         took = taken(answer, call.provider, call.model, permit, self._prices)
         return CallOutcome(answer, attempt_id, took)
@@ -239,32 +236,14 @@ class ProviderCalls:
         except TransientLedgerError:
             raise
         except Exception as error:
-            known = error if isinstance(error, PromptStackError) else bug(error)
-            self._settle_failed(call.attempt_id, known, call.took)
+            self._settle_failed(call.attempt_id, known(error), call.took)
             raise
 
     def _settle_failed(
         self, attempt_id: int, error: PromptStackError, took: Mapping[str, Any]
     ) -> None:
         """Record that a call failed, with what it took."""
+        failure = {"error_code": error.code, "error": str(error), "detail": error.detail, **took}
         self._ledger.write(
-            lambda unit: unit.attempts.settle(
-                attempt_id,
-                AttemptState.FAILED,
-                error_code=error.code,
-                error=str(error),
-                detail=error.detail,
-                **took,
-            )
+            lambda unit: unit.attempts.settle(attempt_id, AttemptState.FAILED, **failure)
         )
-
-
-def bug(error: Exception) -> PromptStackError:
-    """Turn an error that nobody expected into one that may be shown.
-
-    Its message may quote a prompt, so only its type and the way to it are logged.
-    """
-    log_unexpected(logger, "a job failed", error)
-    return PromptStackError(
-        f"The worker met an unexpected {type(error).__name__}; its log has the traceback."
-    )

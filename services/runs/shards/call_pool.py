@@ -13,7 +13,7 @@ from typing import Any
 
 from promptstack.config.errors import PromptStackError
 from promptstack.services.execution.content_calls import Call
-from promptstack.services.execution.provider_calls import bug
+from promptstack.services.execution.unexpected import known
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import Permit
 from promptstack.services.runs.shards.workload import Answer, Workload
@@ -221,8 +221,3 @@ class CallPool:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the item must end
             self._events.put(CallFailed(recorded, known(error)))
-
-
-def known(error: Exception) -> PromptStackError:
-    """The error itself, or one that may be shown in place of an unexpected one."""
-    return error if isinstance(error, PromptStackError) else bug(error)
