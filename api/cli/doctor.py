@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from promptstack.api.cli.connection import connected, needs_embedded
+from promptstack.api.cli.jobs.waits import describe
 from promptstack.api.cli.terminal import JOB_FAILED, JsonFlag, out, print_items
-from promptstack.api.cli.waits import told_of
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import Queue
 from promptstack.repositories.migrations import pending
@@ -130,7 +130,7 @@ def _workers(stack: PromptStack) -> Finding:
 def _waits(stack: PromptStack) -> Iterator[Finding]:
     with suppress(PromptStackError):  # where the ledger is away, the lines above say so
         for waits in stack.rate_limited_jobs.who():
-            yield Finding("waiting", "warning", told_of(waits))
+            yield Finding("waiting", "warning", describe(waits))
 
 
 def _provider(stack: PromptStack, name: str) -> Finding:

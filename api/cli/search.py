@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from promptstack.api.cli.connection import connected
-from promptstack.api.cli.named_values import named_value
+from promptstack.api.cli.options.values import named_value
 from promptstack.api.cli.terminal import JsonFlag, err, out, print_indented, print_items, printable
 from promptstack.repositories.content.passages import Match
 

@@ -1,12 +1,11 @@
 """What the commands print: text for people on a terminal, JSON for programs on standard output."""
 
 import json
-import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, NoReturn
 
@@ -16,13 +15,11 @@ from rich.console import Console
 from promptstack.config.controls import escaped
 from promptstack.config.errors import PromptStackError
 from promptstack.config.prices import plain
-from promptstack.services.errors import InvalidInput
 
 JOB_FAILED, WRONG_INPUT, TIMED_OUT, INTERRUPTED = 1, 2, 124, 130
 """Exit codes: a job failed; nothing was done; not within --timeout; stopped by Ctrl-C."""
 
 SMALLEST = Decimal("0.000001")
-UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 ID_HELP = "the first characters are enough where no other begins so"
@@ -116,33 +113,6 @@ def dollars(amount: Decimal) -> str:
     if amount >= 1 or amount == 0:
         return f"{amount:,.2f}"
     return f"{amount:.6f}" if amount >= SMALLEST else f"<{SMALLEST}"
-
-
-def point_in_time(given: str) -> datetime:
-    """Read a date, a time, or a span back from now. Raises `InvalidInput`."""
-    back = re.fullmatch(r"(\d{1,4})([hdw])", given)
-    if back:
-        return datetime.now(UTC) - timedelta(**{UNITS[back[2]]: int(back[1])})
-    try:
-        then = datetime.fromisoformat(given)
-    except ValueError as error:
-        raise InvalidInput(
-            f"{given[:40]!r} is no time; write 2026-11-23, 2026-11-23T12:00, 12h, 7d or 4w."
-        ) from error
-    return then if then.tzinfo else then.replace(tzinfo=UTC)
-
-
-def seconds_of(given: str | None) -> float | None:
-    """Read a time span: seconds, or 30s, 10m, 2h, 7d, 4w. Raises `InvalidInput`."""
-    if given is None:
-        return None
-    number, unit = (given[:-1], given[-1]) if given[-1:] in SECONDS else (given, "s")
-    try:
-        return float(number) * SECONDS[unit]
-    except ValueError as error:
-        raise InvalidInput(
-            f"{given[:40]!r} is no time span; write seconds, or 30s, 10m, 2h, 7d, 4w."
-        ) from error
 
 
 def age(since: datetime) -> str:

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from promptstack.api.cli.connection import connected
+from promptstack.api.cli.options.values import point_in_time
 from promptstack.api.cli.table import Column, print_table
-from promptstack.api.cli.terminal import JsonFlag, cost, out, point_in_time, print_items
+from promptstack.api.cli.terminal import JsonFlag, cost, out, print_items
 from promptstack.repositories.usage import Group, Usage
 from promptstack.services.errors import InvalidInput
 

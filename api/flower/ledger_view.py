@@ -102,7 +102,7 @@ class LedgerView:
                 task.started = started
                 task.timestamp = finished or started or task.received
                 task.runtime = finished - started if started and finished else None
-                _show(task, _progress(job))
+                _show(task, Progress.of(job))
         self._state.search_engine.rebuild(self._state.tasks.items())
 
     def _choose(self) -> dict[UUID, float]:
@@ -136,17 +136,6 @@ def _show(task: Any, progress: Progress) -> None:
         task.exception = progress.error
     if task.state in {PROGRESS, states.SUCCESS}:
         task.result = f"{progress.current} of {progress.total}"
-
-
-def _progress(job: JobView) -> Progress:
-    return Progress(
-        job_id=job.id,
-        state=job.state,
-        current=job.current,
-        total=job.total,
-        error=job.error or "",
-        retry_at=_timestamp(job.not_before) or 0.0,
-    )
 
 
 def _timestamp(moment: datetime | None) -> float | None:

@@ -6,7 +6,7 @@ down delays the job but does not refuse it.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Unpack
@@ -111,9 +111,7 @@ class JobEnqueuer:
         body = request.model_dump(mode="json", exclude_defaults=True)
         self._check_size(json.dumps(body, ensure_ascii=False), "The request")
         new = NewJob(JobKind.GENERATION, provider, request.model, body, options)
-        epoch = self._epoch(session)
-        with self._unit_of_work(session) as work:
-            return self._find_same(work, new) or self._accept(work, new, body, epoch)
+        return self._accept(new, session, lambda work: body)
 
     def enqueue_embedding(
         self,
@@ -158,14 +156,12 @@ class JobEnqueuer:
         if chunk_tokens is not None:
             body["chunk_tokens"] = chunk_tokens
         new = NewJob(JobKind.EMBEDDING, provider, model, body, options)
-        epoch = self._epoch(session)
-        with self._unit_of_work(session) as work:
-            known = self._find_same(work, new)
-            if known is not None:
-                return known
-            check_user(work, options.user_id)
+
+        def store(work: UnitOfWork) -> dict[str, Any]:
             document_id = work.documents.put(options.user_id, source, text, content_hash)
-            return self._accept(work, new, {**body, "document_id": str(document_id)}, epoch)
+            return {**body, "document_id": str(document_id)}
+
+        return self._accept(new, session, store)
 
     @contextmanager
     def _unit_of_work(self, session: Session | None) -> Iterator[UnitOfWork]:
@@ -217,26 +213,34 @@ class JobEnqueuer:
         return JobView.model_validate(job)
 
     def _accept(
-        self, work: UnitOfWork, new: NewJob, request: dict[str, Any], epoch: str | None
+        self, new: NewJob, session: Session | None, store: Callable[[UnitOfWork], dict[str, Any]]
     ) -> JobView:
-        """Store the job; `request` is what its worker reads, `epoch` as of `_epoch`."""
+        """Store a job, unless it is there. `store` returns the request that its worker reads."""
         options, defaults = new.options, self._defaults
-        check_user(work, options.user_id)
         retries = options.max_retries
-        job = work.jobs.add(
-            kind=new.kind,
-            queue=new.queue,
-            provider=new.provider,
-            model=new.model,
-            request=request,
-            request_hash=new.request_hash,
-            user_id=options.user_id,
-            idempotency_key=options.idempotency_key,
-            max_retries=defaults.max_retries if retries is None else retries,
-            lifetime=options.expires_in or defaults.expires_seconds,
-            epoch=epoch,
-        )
-        if job is None:
+        epoch = self._epoch(session)
+        with self._unit_of_work(session) as work:
+            known = self._find_same(work, new)
+            if known is not None:
+                return known
+            check_user(work, options.user_id)
+            job = work.jobs.add(
+                kind=new.kind,
+                queue=new.queue,
+                provider=new.provider,
+                model=new.model,
+                request=store(work),
+                request_hash=new.request_hash,
+                user_id=options.user_id,
+                idempotency_key=options.idempotency_key,
+                max_retries=defaults.max_retries if retries is None else retries,
+                lifetime=options.expires_in or defaults.expires_seconds,
+                epoch=epoch,
+            )
+            if job is not None:
+                publish = self._publish if epoch is None else self._publish_marked
+                work.after_commit(publish, JobMessage.of(job))
+                return JobView.model_validate(job)
             # Somebody else has enqueued under the same key since we looked.
             known = self._find_same(work, new)
             if known is None:
@@ -244,9 +248,6 @@ class JobEnqueuer:
                     "A job of the same idempotency key was deleted just now; try again."
                 )
             return known
-        publish = self._publish if epoch is None else self._publish_marked
-        work.after_commit(publish, JobMessage.of(job))
-        return JobView.model_validate(job)
 
     def _check_size(self, text: str, what: str) -> None:
         size, most = len(text.encode("utf-8", "surrogatepass")), self._defaults.max_text_bytes

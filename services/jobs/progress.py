@@ -13,6 +13,7 @@ from promptstack.repositories.jobs.records import JobSnapshot
 from promptstack.repositories.models import Job, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.jobs.redis_view import RedisView
+from promptstack.services.jobs.views import JobView
 from promptstack.services.validation.ids import read_id
 
 
@@ -31,8 +32,8 @@ class Progress:
     """Unix time of the next attempt, 0 when none is waited for."""
 
     @classmethod
-    def of(cls, job: Job | JobSnapshot) -> "Progress":
-        """Read progress off the ledger's row."""
+    def of(cls, job: Job | JobSnapshot | JobView) -> "Progress":
+        """The progress of a job that was read from the ledger."""
         return cls(
             job_id=job.id,
             state=JobState(job.state),

@@ -9,8 +9,8 @@ import pytest
 import typer.main
 from pydantic import BaseModel
 
-from promptstack.api.cli.generation_options import GenerationOptions
 from promptstack.api.cli.main import build
+from promptstack.api.cli.options.generation import GenerationOptions
 from promptstack.api.http.generations import GenerationBody
 from promptstack.api.http.runs import GenerationRunBody
 from promptstack.services.errors import InvalidInput

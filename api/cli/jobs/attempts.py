@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from promptstack.api.cli.connection import connected
+from promptstack.api.cli.options.values import point_in_time
 from promptstack.api.cli.table import Column, print_table
-from promptstack.api.cli.terminal import JsonFlag, dollars, out, plural, point_in_time, print_items
+from promptstack.api.cli.terminal import JsonFlag, dollars, out, plural, print_items
 from promptstack.repositories.models import AttemptState, Billing
 from promptstack.repositories.usage import Unsettled
 from promptstack.services.jobs.views import CallView

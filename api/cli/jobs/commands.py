@@ -10,6 +10,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from promptstack.api.cli.connection import connected
 from promptstack.api.cli.jobs.watching import show_until_done
+from promptstack.api.cli.options.values import point_in_time, seconds_of
 from promptstack.api.cli.table import Column, print_table
 from promptstack.api.cli.terminal import (
     ID_HELP,
@@ -20,12 +21,10 @@ from promptstack.api.cli.terminal import (
     err,
     out,
     plural,
-    point_in_time,
     print_fields,
     print_items,
     print_json,
     printable,
-    seconds_of,
     stop,
     until,
 )

@@ -11,8 +11,9 @@ import typer
 
 from promptstack.api.cli.connection import connected
 from promptstack.api.cli.jobs.documents import TextFile, find_files, read_text
-from promptstack.api.cli.jobs.job_options import JobOptions
 from promptstack.api.cli.jobs.watching import show_until_done, shown
+from promptstack.api.cli.options.jobs import JobOptions
+from promptstack.api.cli.options.values import seconds_of
 from promptstack.api.cli.terminal import (
     JOB_FAILED,
     JsonFlag,
@@ -22,7 +23,6 @@ from promptstack.api.cli.terminal import (
     print_items,
     print_json,
     printable,
-    seconds_of,
     stop,
 )
 from promptstack.repositories.models import JobState

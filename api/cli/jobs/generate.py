@@ -6,16 +6,16 @@ from typing import Annotated
 import typer
 
 from promptstack.api.cli.connection import connected
-from promptstack.api.cli.generation_options import GenerationOptions
-from promptstack.api.cli.jobs.job_options import JobOptions
 from promptstack.api.cli.jobs.watching import show_until_done
+from promptstack.api.cli.options.generation import GenerationOptions
+from promptstack.api.cli.options.jobs import JobOptions
+from promptstack.api.cli.options.values import seconds_of
 from promptstack.api.cli.terminal import (
     JOB_FAILED,
     JsonFlag,
     out,
     print_json,
     printable,
-    seconds_of,
     stop,
 )
 from promptstack.repositories.models import JobState

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from promptstack.api.cli.generation_options import GenerationOptions
+from promptstack.api.cli.options.generation import GenerationOptions
+from promptstack.api.cli.options.runs import ReadingOptions, StartOptions
 from promptstack.api.cli.runs.start import embed, generate
-from promptstack.api.cli.runs.start_options import ReadingOptions, StartOptions
 from promptstack.repositories.runs.models import RunKind
 from promptstack.services.errors import InvalidInput
 from promptstack.services.sources.batch_lines import kind_of_requests

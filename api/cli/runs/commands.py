@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from promptstack.api.cli.connection import connected
-from promptstack.api.cli.option_groups import with_groups
+from promptstack.api.cli.jobs.waits import describe
+from promptstack.api.cli.options.groups import with_groups
+from promptstack.api.cli.options.values import dollars_of
 from promptstack.api.cli.runs.batch import batch
 from promptstack.api.cli.runs.end import finish
 from promptstack.api.cli.runs.output import Detach, Output, Overwrite, Target, write_output
 from promptstack.api.cli.runs.start import embed, generate
-from promptstack.api.cli.runs.start_options import dollars_of
 from promptstack.api.cli.table import Column, print_table
 from promptstack.api.cli.terminal import (
     ID_HELP,
@@ -27,7 +28,6 @@ from promptstack.api.cli.terminal import (
     print_json,
     stop,
 )
-from promptstack.api.cli.waits import told_of
 from promptstack.services.export.items import ExportFormat
 from promptstack.services.runs.views import RunView
 
@@ -90,10 +90,10 @@ def show(run_id: RunId, as_json: JsonFlag = False) -> None:
     if as_json:
         print_json({**vars(run), "waits": [one._asdict() for one in waits]})
         return
-    told = cost(run.cost_usd, run.unknown_cost)
-    print_fields({**vars(run), "cost_usd": "unknown" if told == "?" else told})
+    known = cost(run.cost_usd, run.unknown_cost)
+    print_fields({**vars(run), "cost_usd": "unknown" if known == "?" else known})
     for one in waits:
-        print_fields({"waiting": told_of(one)})
+        print_fields({"waiting": describe(one)})
 
 
 @app.command()

@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 
 from promptstack.api.cli.connection import connected
-from promptstack.api.cli.generation_options import GenerationOptions
+from promptstack.api.cli.options.generation import GenerationOptions
+from promptstack.api.cli.options.runs import ReadingOptions, StartOptions
 from promptstack.api.cli.runs.end import finish, print_run
 from promptstack.api.cli.runs.preflight import preflight_json, show_preflight
-from promptstack.api.cli.runs.start_options import ReadingOptions, StartOptions
 from promptstack.api.cli.terminal import WRONG_INPUT, plural, print_json, stop
 from promptstack.repositories.runs.models import RunKind
 from promptstack.services.runs.intake.ingest import Intake

@@ -1,10 +1,10 @@
-"""Who waits for a time to come, in a line."""
+"""Jobs that wait for their time, in a line."""
 
 from promptstack.api.cli.terminal import plural, printable, until
 from promptstack.repositories.jobs.outbox import Waits
 
 
-def told_of(waits: Waits) -> str:
+def describe(waits: Waits) -> str:
     """Say how many wait, until when, and for what."""
     first, last = until(waits.first_at), until(waits.last_at)
     when = first if first == last else f"{first} to {last}"

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
 import typer
 
-from promptstack.api.cli.jobs.job_options import ExpiresIn, MaxRetries
+from promptstack.api.cli.options.jobs import ExpiresIn, MaxRetries
+from promptstack.api.cli.options.values import dollars_of, seconds_of
 from promptstack.api.cli.runs.output import Detach, Output, Overwrite, Target
-from promptstack.api.cli.terminal import JsonFlag, seconds_of
-from promptstack.services.errors import InvalidInput
+from promptstack.api.cli.terminal import JsonFlag
 from promptstack.services.runs.intake.ingest import Intake
 from promptstack.services.runs.intake.new_run import RunKeywords
 from promptstack.services.sources.reading import Format, Reading
@@ -95,16 +94,3 @@ class StartOptions:
             "reading": reading,
             "on_progress": on_progress,
         }
-
-
-def dollars_of(given: str | None) -> Decimal | None:
-    """Read an amount of dollars. Raises `InvalidInput`."""
-    if given is None:
-        return None
-    try:
-        amount = Decimal(given.removeprefix("$"))
-    except InvalidOperation:
-        raise InvalidInput(f"{given[:40]!r} is no amount of dollars.") from None
-    if not amount.is_finite():
-        raise InvalidInput("The amount must be a number.")
-    return amount

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from promptstack.api.cli.named_values import named_value
+from promptstack.api.cli.options.values import named_value
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.parameters import GenerationKeywords, GenerationParameters
 from promptstack.services.validation.json_text import load_json

@@ -1,0 +1,1 @@
+"""Options of the commands: what a person types, and what it means."""
