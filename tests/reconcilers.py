@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from promptstack.repositories.session import UnitOfWork
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.jobs.publishing import Publisher
 from promptstack.services.maintenance.liveness import Liveness
 from promptstack.services.maintenance.outbox import Outbox

@@ -11,8 +11,9 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
+from promptstack.repositories.driver_errors import explained
 from promptstack.repositories.migrations.rights import prepare_database, rights_explained
-from promptstack.repositories.session import IDLE_LIMIT, explained
+from promptstack.repositories.timeouts import IDLE_LIMIT
 
 # Any fixed number: all that matters is that every migrating process takes the same one.
 MIGRATION_LOCK = 7_316_498_025

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from promptstack.repositories.driver_errors import explained
 from promptstack.repositories.errors import RightsMissing
-from promptstack.repositories.session import explained
 
 NOT_ALLOWED = "42501"
 NOT_INSTALLED = frozenset({"58P01", "0A000"})

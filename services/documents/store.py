@@ -10,7 +10,7 @@ from promptstack.repositories.content.documents import Passage
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import Document
-from promptstack.repositories.session import UnitOfWork
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.documents.cutting import Cutting
 from promptstack.services.documents.vectors import store_vectors, vector_key
 from promptstack.services.errors import NotFound

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from promptstack.repositories.jobs.records import Claim
-from promptstack.repositories.session import UnitOfWork
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.requests import GenerationRequest
 

@@ -20,7 +20,7 @@ from promptstack.config.errors import PromptStackError
 from promptstack.repositories.errors import ClaimLost, TransientLedgerError
 from promptstack.repositories.jobs.records import Claim, ClaimStep, JobSnapshot, SucceedStep
 from promptstack.repositories.models import JobKind, JobState
-from promptstack.repositories.session import UnitOfWork
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import DeadlinePassed
 from promptstack.services.execution.active_jobs import ActiveJobs
 from promptstack.services.execution.backoff import Backoff

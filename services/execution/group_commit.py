@@ -26,7 +26,8 @@ from promptstack.repositories.jobs.records import (
     JobSnapshot,
     SucceedStep,
 )
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.execution.retrying_ledger import RetryingLedger
 
 MAX_STEPS = 200

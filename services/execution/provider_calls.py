@@ -12,7 +12,7 @@ from promptstack.config.errors import PromptStackError
 from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.models import AttemptState
-from promptstack.repositories.session import UnitOfWork
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.accounting.billing import credible, failed, taken
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import DeadlinePassed

@@ -13,7 +13,8 @@ from promptstack.repositories.errors import (
     LedgerSlow,
     TransientLedgerError,
 )
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.execution.active_jobs import ActiveJobs
 
 logger = logging.getLogger(__name__)

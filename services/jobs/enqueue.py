@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.models import JobKind
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import IdempotencyConflict, InvalidInput, WrongState
 from promptstack.services.jobs.new_job import JobDefaults, JobOptions, NewJob
 from promptstack.services.jobs.publishing import (

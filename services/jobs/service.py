@@ -10,7 +10,8 @@ from uuid import UUID
 from promptstack.repositories.jobs.jobs import RETRIABLE_STATES
 from promptstack.repositories.jobs.records import EndedJobs
 from promptstack.repositories.models import Job, JobKind, JobState
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import InvalidInput, NotFound, WrongState
 from promptstack.services.jobs.enqueue import JobEnqueuer
 from promptstack.services.jobs.new_job import JobDefaults

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from promptstack.repositories.jobs.records import JobRef
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.maintenance.heartbeat_timeout import blind_spans, silence_of_the_dead
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from uuid import UUID
 
 from promptstack.repositories.jobs.outbox import Waits
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import UnknownProvider
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.llm.event_loop import EventLoop

@@ -6,7 +6,8 @@ from uuid import UUID
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.runs.models import Run, RunKind
 from promptstack.repositories.runs.results import ResultRow
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import NotFound
 from promptstack.services.export.items import FailedItem, Produced
 from promptstack.services.validation.ids import read_id

@@ -10,7 +10,8 @@ from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.models import JobKind
 from promptstack.repositories.runs.items import Slice
 from promptstack.repositories.runs.models import Run, RunKind
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.jobs.publishing import JobMessage, Publisher, publish_now
 from promptstack.services.runs.shards.errors import TriedLater
 

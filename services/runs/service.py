@@ -12,7 +12,8 @@ from uuid import UUID
 from promptstack.repositories.content.vector_indexes import VectorIndexes
 from promptstack.repositories.runs.models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import InvalidInput, NotFound, WrongState
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.runs.intake.estimates import Estimator

@@ -11,7 +11,7 @@ from promptstack.repositories.errors import IndexNotBuilt
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.runs.models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
-from promptstack.repositories.session import UnitOfWork
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import NotFound
 from promptstack.services.execution.job_context import JobContext

@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from promptstack.repositories.base import BaseRepository
-from promptstack.repositories.session import UnitOfWork
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import AmbiguousId, InvalidInput, NotFound
 
 HEX_DIGITS = 32

@@ -19,7 +19,8 @@ from promptstack.repositories.content.documents import Passage
 from promptstack.repositories.content.passages import Match
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.models import EmbeddingModel
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.tasks.composition import PromptStack
 
 Vectors = npt.NDArray[np.float32]

@@ -27,7 +27,8 @@ from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.models import JobState
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.tasks.worker_services import WorkerServices
 
 SILENCE = 60.0

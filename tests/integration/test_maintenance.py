@@ -237,7 +237,7 @@ def test_a_job_that_is_being_written_is_freed_later_and_keeps_nobody_waiting(
 def test_a_process_that_freezes_within_a_transaction_loses_its_locks(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptstack.repositories.session.IDLE_SECONDS", 1)
+    monkeypatch.setattr("promptstack.repositories.timeouts.IDLE_SECONDS", 1)
     ledger = Ledger(stack.database_url)
 
     def is_free() -> bool:

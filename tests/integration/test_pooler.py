@@ -14,7 +14,7 @@ from promptstack.repositories.content.vector_tables import index_name
 from promptstack.repositories.migrations import upgrade
 from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.models import RunState
-from promptstack.repositories.session import IDLE_SECONDS
+from promptstack.repositories.timeouts import IDLE_SECONDS
 from promptstack.tasks.worker_services import WorkerServices
 from tests.pooler import CONNECTIONS, Pooler, pooler_before
 from tests.runs import in_ledger, work

@@ -36,7 +36,8 @@ from promptstack.repositories.errors import (
 from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.migrations import pending, upgrade
 from promptstack.repositories.models import Base, Job, User
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.tasks.composition import PromptStack
 from tests.processes import wait_until
 
@@ -478,7 +479,7 @@ def test_a_first_connection_that_breaks_as_it_is_opened_is_an_outage(stack: Prom
 def test_what_takes_too_long_is_slow_and_no_outage(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptstack.repositories.session.IDLE_SECONDS", 0.3)
+    monkeypatch.setattr("promptstack.repositories.timeouts.IDLE_SECONDS", 0.3)
 
     def idle(*, is_asked: bool = True) -> None:
         with ledger.transaction() as unit:
@@ -508,7 +509,7 @@ def test_what_takes_too_long_is_slow_and_no_outage(
 def test_a_connection_that_breaks_in_a_long_commit_is_an_outage(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptstack.repositories.session.IDLE_SECONDS", 0.3)
+    monkeypatch.setattr("promptstack.repositories.timeouts.IDLE_SECONDS", 0.3)
     breaks_late = """
         CREATE TABLE pg_temp.late (number int);
         CREATE FUNCTION pg_temp.break() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

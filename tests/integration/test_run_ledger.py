@@ -19,7 +19,8 @@ from promptstack.repositories.models import JobKind
 from promptstack.repositories.runs.answers import AnswerRepository
 from promptstack.repositories.runs.models import Run, RunState
 from promptstack.repositories.runs.runs import RunRepository
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import InvalidInput, WrongState
 from promptstack.services.limiter.terms import Need, Settlement
 from promptstack.services.llm.base import Capability

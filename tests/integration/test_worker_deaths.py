@@ -14,7 +14,8 @@ from sqlalchemy.exc import DBAPIError
 from promptstack.config.names import Queue
 from promptstack.repositories.models import JobKind, JobState
 from promptstack.repositories.runs.models import RunState
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.documents.chunking import Chunker
 from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage
@@ -292,7 +293,7 @@ def test_a_worker_that_freezes_as_it_watches_loses_the_lock_before_all_others(
 ) -> None:
     """Where nobody can watch for half the silence that proves a death, nobody is dead."""
     monkeypatch.setattr(
-        "promptstack.repositories.session.IDLE_SECONDS", 3_600
+        "promptstack.repositories.timeouts.IDLE_SECONDS", 3_600
     )  # of other transactions
     ledger = Ledger(stack.database_url)
     assert watches(stack)  # and it is connected, so that the next time takes no half a second

@@ -12,7 +12,8 @@ from uuid import UUID
 from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.runs.items import NewItem
 from promptstack.repositories.runs.outcomes import Ended
-from promptstack.repositories.session import Ledger, UnitOfWork
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.documents.vectors import vector_key
 from promptstack.services.errors import InvalidInput
 from promptstack.services.sources.reading import BadInput, Fault, Input

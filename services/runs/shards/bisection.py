@@ -11,7 +11,7 @@ from promptstack.repositories.runs.items import Slice
 from promptstack.repositories.runs.models import Run
 from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.runs.runs import Change
-from promptstack.repositories.session import UnitOfWork
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import WorkersLost
 from promptstack.services.jobs.publishing import JobMessage
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.runs.models import Run
 from promptstack.repositories.runs.runs import Change
-from promptstack.repositories.session import UnitOfWork
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.execution.content_calls import Call
 from promptstack.services.runs.shards.batch import CommitResult, Leaving
 from promptstack.services.runs.shards.call_pool import CallPermitted

@@ -12,7 +12,7 @@ from promptstack.repositories.runs.items import OpenItem
 from promptstack.repositories.runs.models import Run, RunState
 from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.runs.runs import Change
-from promptstack.repositories.session import UnitOfWork
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.accounting.billing import credible, failed, taken
 from promptstack.services.execution.content_calls import Call, Content, reserve
 from promptstack.services.runs.shards.batch import Batch, CommitResult, Leaving

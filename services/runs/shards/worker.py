@@ -96,7 +96,7 @@ class ShardWorker:
         """Queue what is open; what was paid for before ends at once."""
         found = self._job.ledger.write(self._store.find_open)
         self._progress.total = found.total
-        # Not in the transaction, as it reads all texts: see `repositories.session`.
+        # Not in the transaction, as it reads all texts: see `repositories.timeouts`.
         self._queue.add(self._workload.calls(found.contents))
         self._progress.add(found.ended, found.run)
 

@@ -12,7 +12,7 @@ from promptstack.config.errors import PromptStackError
 from promptstack.config.names import VectorType
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.runs.models import Run, RunKind
-from promptstack.repositories.session import UnitOfWork
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.documents.vectors import store_vectors
 from promptstack.services.execution.content_calls import Call, Content

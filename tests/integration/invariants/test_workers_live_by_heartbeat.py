@@ -7,7 +7,7 @@ import pytest
 
 from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.models import JobState
-from promptstack.repositories.session import UnitOfWork
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.jobs import attempts, claimed, generate, row, run, sql, state

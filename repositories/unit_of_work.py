@@ -1,0 +1,101 @@
+"""The unit of work: one transaction, and the repositories within it."""
+
+from collections.abc import Callable
+from datetime import datetime
+from functools import cached_property
+from typing import TypeVar
+
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from promptstack.repositories.after_commit import AfterCommit
+from promptstack.repositories.content.documents import DocumentRepository
+from promptstack.repositories.content.embeddings import EmbeddingRepository
+from promptstack.repositories.content.passages import PassageRepository
+from promptstack.repositories.content.reservations import ReservationRepository
+from promptstack.repositories.jobs.attempts import AttemptRepository
+from promptstack.repositories.jobs.jobs import JobRepository
+from promptstack.repositories.jobs.maintenance import MaintenanceRepository
+from promptstack.repositories.jobs.outbox import OutboxRepository
+from promptstack.repositories.jobs.steps import StepRepository
+from promptstack.repositories.jobs.workers import WorkerRepository
+from promptstack.repositories.runs.answers import AnswerRepository
+from promptstack.repositories.runs.items import ItemRepository
+from promptstack.repositories.runs.maintenance import RunMaintenanceRepository
+from promptstack.repositories.runs.outcomes import OutcomeRepository
+from promptstack.repositories.runs.results import RunResultRepository
+from promptstack.repositories.runs.runs import RunRepository
+from promptstack.repositories.runs.scheduling import SchedulingRepository
+from promptstack.repositories.timeouts import IDLE_LIMIT
+from promptstack.repositories.usage import UsageRepository
+from promptstack.repositories.users import ApiKeyRepository, UserRepository
+
+Item = TypeVar("Item")
+Repository = TypeVar("Repository")
+
+
+def _lazy(repository: Callable[[Session], Repository]) -> "cached_property[Repository]":
+    return cached_property(lambda unit: repository(unit.session))
+
+
+class UnitOfWork:
+    """Repositories over one session, which all see and belong to one transaction."""
+
+    users = _lazy(UserRepository)
+    api_keys = _lazy(ApiKeyRepository)
+    jobs = _lazy(JobRepository)
+    steps = _lazy(StepRepository)
+    outbox = _lazy(OutboxRepository)
+    attempts = _lazy(AttemptRepository)
+    documents = _lazy(DocumentRepository)
+    embeddings = _lazy(EmbeddingRepository)
+    passages = _lazy(PassageRepository)
+    runs = _lazy(RunRepository)
+    scheduling = _lazy(SchedulingRepository)
+    run_maintenance = _lazy(RunMaintenanceRepository)
+    items = _lazy(ItemRepository)
+    outcomes = _lazy(OutcomeRepository)
+    results = _lazy(RunResultRepository)
+    answers = _lazy(AnswerRepository)
+    usage = _lazy(UsageRepository)
+    maintenance = _lazy(MaintenanceRepository)
+    reservations = _lazy(ReservationRepository)
+    workers = _lazy(WorkerRepository)
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def now(self) -> datetime:
+        """The database's clock."""
+        now: datetime = self.session.execute(select(func.clock_timestamp())).scalar_one()
+        return now
+
+    def try_lock(self, name: str) -> bool:
+        """Take a lock that one transaction at a time can have; False when another has it."""
+        query = text("SELECT pg_try_advisory_xact_lock(hashtext(:name))")
+        return bool(self.session.scalar(query, {"name": name}))
+
+    def limit_statements(self, seconds: float, *, idle: float | None = None) -> None:
+        """Let no statement of this transaction take longer: PostgreSQL ends one that does.
+
+        With `idle`, PostgreSQL also ends a transaction that waits so long for its next statement,
+        as that of a frozen process does.
+        """
+        self._set("statement_timeout", seconds)
+        if idle is not None:
+            self._set(IDLE_LIMIT, idle)
+
+    def limit_locks(self, seconds: float) -> None:
+        """Let no statement of this transaction wait longer for a lock."""
+        self._set("lock_timeout", seconds)
+
+    def _set(self, setting: str, seconds: float) -> None:
+        self.session.execute(text(f"SET LOCAL {setting} = {int(seconds * 1000)}"))
+
+    def after_commit(self, action: Callable[[list[Item]], None], item: Item) -> None:
+        """Run `action` once the outermost transaction is committed, and never if it isn't.
+
+        It runs once, with all the items that were given for it.
+        """
+        savepoint = self.session.get_nested_transaction()
+        AfterCommit.of(self.session).add(savepoint, action, item)
