@@ -14,7 +14,7 @@ from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
 
-from promptstack.config.limits import ModelLimits
+from promptstack.config.models_file import ModelLimits
 from promptstack.embedded.servers import EmbeddedServers, remove
 from promptstack.services.limiter.divided import DividedBuckets
 from promptstack.services.limiter.limiter import RateLimiter

@@ -1,16 +1,63 @@
 """Reads MODELS_FILE: providers, and limits, prices and facts of models, in TOML."""
 
 import tomllib
+from decimal import Decimal
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from promptstack.config.errors import ConfigurationError
-from promptstack.config.limits import ModelLimits
-from promptstack.config.prices import ModelPrice
 from promptstack.config.providers import ModelFacts, NamedProvider
+
+PositiveCount = Annotated[int, Field(ge=1, le=10**12)]
+
+
+class ModelLimits(BaseModel):
+    """The limits of one credential for a model. A missing value sets no limit.
+
+    The provider's headers set limits too; the lower one holds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: str
+    model: str = "*"
+    """A model's name, or a pattern such as `gpt-5*`; each model that matches has its own limit."""
+    requests_per_minute: PositiveCount | None = None
+    tokens_per_minute: PositiveCount | None = None
+    """Input and output together, for providers that count so."""
+    input_tokens_per_minute: PositiveCount | None = None
+    output_tokens_per_minute: PositiveCount | None = None
+    in_flight: PositiveCount | None = None
+    """Calls under way at once."""
+    burst_seconds: float = Field(default=1.0, gt=0, le=60)
+    """Seconds' worth of calls that may leave at once after a rest; more where headers say so."""
+
+
+def plain(amount: Decimal) -> str:
+    """Return an amount in plain digits. PostgreSQL's zero would print as 0E-10."""
+    return f"{amount.normalize():f}"
+
+
+Dollars = Annotated[Decimal, Field(ge=0, le=1_000_000)]
+Money = Annotated[Decimal, PlainSerializer(plain, when_used="json")]
+"""An amount that JSON shows in plain digits."""
+
+
+class ModelPrice(BaseModel):
+    """What a model costs, in US dollars per million tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: str
+    model: str = "*"
+    """A model's name, or a pattern such as `llama-*`."""
+    input_per_million: Dollars
+    output_per_million: Dollars = Decimal(0)
+    cached_input_per_million: Dollars | None = None
+    """Of input tokens that the provider had in its cache; as other input where it isn't given."""
 
 
 class ModelsFile(BaseModel):

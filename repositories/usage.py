@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, SQLColumnExpression, func, select
 from sqlalchemy.orm import Session
 
-from promptstack.config.prices import Money
+from promptstack.config.models_file import Money
 from promptstack.repositories.models import Attempt, AttemptState, Billing, User
 
 

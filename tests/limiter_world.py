@@ -15,7 +15,7 @@ from functools import partial
 
 from redis.asyncio import Redis
 
-from promptstack.config.limits import ModelLimits
+from promptstack.config.models_file import ModelLimits
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.limiter.divided import DividedBuckets
 from promptstack.services.limiter.limiter import RateLimiter

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from promptstack.config.controls import escaped
 from promptstack.config.errors import PromptStackError
-from promptstack.config.prices import plain
+from promptstack.config.models_file import plain
 
 JOB_FAILED, WRONG_INPUT, TIMED_OUT, INTERRUPTED = 1, 2, 124, 130
 """Exit codes: a job failed; nothing was done; not within --timeout; stopped by Ctrl-C."""

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from promptstack.config.prices import ModelPrice
+from promptstack.config.models_file import ModelPrice
 
 IN_THIS_PROCESS = frozenset({"demo", "local"})
 """Providers that ask nobody, so that their price is known: nothing."""

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from promptstack.config.prices import Money
+from promptstack.config.models_file import Money
 from promptstack.repositories.models import AttemptState, Billing, JobKind, JobState
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from redis.exceptions import RedisError
 
-from promptstack.config.limits import ModelLimits
+from promptstack.config.models_file import ModelLimits
 from promptstack.services.circuit_breaker import CircuitBreaker
 from promptstack.services.limiter.divided import DividedBuckets
 from promptstack.services.limiter.errors import (

@@ -8,7 +8,7 @@ from typing import Any
 
 from redis.asyncio import Redis, RedisCluster
 
-from promptstack.config.limits import ModelLimits
+from promptstack.config.models_file import ModelLimits
 from promptstack.config.names import LIMITER_KEY
 from promptstack.services.limiter.scripts import ScriptCalls, read_scripts
 from promptstack.services.limiter.terms import (

@@ -5,7 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from promptstack.config.prices import Money
+from promptstack.config.models_file import Money
 from promptstack.repositories.runs.models import Run, RunKind, RunState
 from promptstack.services.sources.reading import BadInput
 

@@ -15,8 +15,8 @@ from promptstack.services.llm.openai_bodies import (
     endpoint_of,
     kind_of_run,
 )
-from promptstack.services.sources.lines import physical_lines
-from promptstack.services.sources.plain import as_json
+from promptstack.services.sources.jsonl import physical_lines
+from promptstack.services.sources.python_records import as_json
 from promptstack.services.sources.reading import BadRecord, Fault
 from promptstack.services.sources.records import kind_of
 from promptstack.services.validation.json_text import NotExact, load_json

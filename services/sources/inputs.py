@@ -12,10 +12,10 @@ from promptstack.services.errors import InvalidInput
 from promptstack.services.sources.batch_lines import Placed, records_of_items, records_of_lines
 from promptstack.services.sources.cutting import Cutter, whole_texts
 from promptstack.services.sources.folders import read_folder
-from promptstack.services.sources.iterables import read_iterable
 from promptstack.services.sources.jsonl import read_jsonl, read_lines
 from promptstack.services.sources.opening import Origin, byte_blocks
 from promptstack.services.sources.parquet import read_parquet
+from promptstack.services.sources.python_records import read_iterable
 from promptstack.services.sources.reading import BadInput, Fault, Format, Input, Reading, Source
 from promptstack.services.sources.records import RecordCheck, Unfold, as_it_is
 from promptstack.services.sources.tables import read_csv

@@ -5,10 +5,11 @@ from contextlib import suppress
 from types import NoneType
 from typing import Any
 
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.sources.conversations import checked_messages
+from promptstack.services.llm.openai_forms import few_values
+from promptstack.services.llm.requests import MAX_TURNS, Message, ToolCall
 from promptstack.services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
 from promptstack.services.sources.templates import Template
 from promptstack.services.text import (
@@ -18,6 +19,43 @@ from promptstack.services.text import (
     check_storable_json,
     shown_name,
 )
+from promptstack.services.validation.json_text import dump_json
+
+CONVERSATION = TypeAdapter(list[Message])
+NAMES = Message.model_fields.keys() | ToolCall.model_fields.keys()
+
+
+def checked_messages(value: Any, max_bytes: int) -> list[dict[str, JsonValue]]:
+    """Return the messages as JSON. Raises `BadRecord`, and `InvalidInput` for text not storable."""
+    if not isinstance(value, list | tuple):
+        raise BadRecord(Fault.WRONG_TYPE, "The field 'messages' must be a list.")
+    if not value:
+        raise BadRecord(Fault.EMPTY_TEXT, "The field 'messages' is empty.")
+    if len(value) > MAX_TURNS:
+        raise BadRecord(Fault.TOO_LONG, f"The messages are more than {MAX_TURNS:,} turns.")
+    try:
+        messages = CONVERSATION.validate_python(few_values(value))
+    except ValidationError as error:
+        raise BadRecord(Fault.WRONG_TYPE, _reason(error)) from error
+    except ValueError as error:
+        raise BadRecord(Fault.TOO_LONG, f"In 'messages', {error}.") from error
+    plain: list[dict[str, JsonValue]] = CONVERSATION.dump_python(
+        messages, mode="json", exclude_defaults=True
+    )
+    if len(dump_json(plain)) > max_bytes:
+        raise BadRecord(
+            Fault.TOO_LONG, f"The messages have more than {max_bytes:,} bytes, written as JSON."
+        )
+    return plain
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    # A name that we don't know is the caller's text.
+    path = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in NAMES)
+    said = first["msg"].removeprefix("Value error, ")
+    return f"The field 'messages' is not right at '{path}': {said}."
+
 
 TEXT_NAMES = ("text", "prompt")
 ID_NAMES = ("custom_id", "id")

@@ -15,7 +15,7 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import RedisError
 
 from promptstack.config.errors import ConfigurationError
-from promptstack.config.limits import ModelLimits
+from promptstack.config.models_file import ModelLimits
 from promptstack.embedded.process import wheel
 from promptstack.services.limiter.divided import DividedBuckets
 from promptstack.services.limiter.limiter import RateLimiter

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from promptstack.api.http.app import create_app
-from promptstack.config.prices import ModelPrice
+from promptstack.config.models_file import ModelPrice
 from promptstack.repositories.models import Attempt, JobKind
 from promptstack.repositories.usage import Group, Usage
 from promptstack.services.accounting.prices import Prices

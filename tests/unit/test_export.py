@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from promptstack.services.errors import InvalidInput
 from promptstack.services.export import array_writers
 from promptstack.services.export.atomic import COMPRESSIONS
-from promptstack.services.export.cells import text_cell
+from promptstack.services.export.line_writers import text_cell
 from promptstack.services.export.paths import COMPRESSED
 from promptstack.services.export.results import (
     ExportFailed,

@@ -16,8 +16,8 @@ from promptstack.services.llm.anthropic import AnthropicService
 from promptstack.services.llm.gemini import GeminiService
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.requests import GenerationRequest, Message
-from promptstack.services.sources.conversations import checked_messages
 from promptstack.services.sources.reading import BadRecord
+from promptstack.services.sources.records import checked_messages
 
 DUMPED: dict[str, Any] = {"refusal": None, "annotations": [], "audio": None, "function_call": None}
 EMPTY: dict[str, Any] = {"refusal": "", "reasoning_content": "", "thinking_blocks": []}

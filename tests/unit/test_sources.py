@@ -33,7 +33,7 @@ from promptstack.services.sources.inputs import (
     looked_at,
     read_inputs,
 )
-from promptstack.services.sources.lines import physical_lines
+from promptstack.services.sources.jsonl import physical_lines
 
 good_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 texts = good_text.filter(lambda text: bool(text.strip()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.enqueue import check_source
-from promptstack.services.sources.encodings import encoding_of
+from promptstack.services.sources.opening import encoding_of
 from promptstack.services.sources.reading import SUFFIXES
 
 

@@ -1,7 +1,7 @@
-"""Turns Python values that JSON lacks into JSON."""
+"""Reads records from Python, and turns values that JSON lacks into JSON."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -10,20 +10,50 @@ from uuid import UUID
 import numpy as np
 from pydantic import BaseModel
 
-from promptstack.services.sources.reading import BadRecord, Fault
+from promptstack.services.sources.reading import BadInput, BadRecord, Fault, Input
+from promptstack.services.sources.records import RecordCheck, kind_of
 from promptstack.services.text import shown_name
+
+
+def read_iterable(source: Any, check: RecordCheck) -> Iterator[Input | BadInput]:
+    """Read strings, each a text, and mappings, each a record."""
+    for position, item in enumerate(source, 1):
+        try:
+            yield check(position, _record(item, check.first_text_name))
+        except BadRecord as bad:
+            yield BadInput(position, check.own_id(item), bad.fault, str(bad))
+        except RecursionError:
+            reason = "The record is nested too deep, or holds itself."
+            yield BadInput(position, None, Fault.WRONG_TYPE, reason)
+
+
+def _record(item: Any, text_name: str) -> dict[str, Any]:
+    if isinstance(item, str):
+        return {text_name: item}
+    if not isinstance(item, Mapping):
+        raise BadRecord(
+            Fault.WRONG_TYPE, f"A record must be a string or a mapping, and is {kind_of(item)}."
+        )
+    return as_fields((_name(name), value) for name, value in item.items())
+
+
+def _name(name: Any) -> str:
+    if isinstance(name, str):
+        return name
+    raise BadRecord(Fault.WRONG_TYPE, f"A field's name must be a string, and is {kind_of(name)}.")
+
 
 PLAIN = frozenset({str, int, bool, type(None)})
 
 
 def _object(value: Mapping[Any, Any]) -> dict[str, Any]:
-    made = {_name(name): as_json(part) for name, part in value.items()}
+    made = {_key(name): as_json(part) for name, part in value.items()}
     if len(made) < len(value):
         raise BadRecord(Fault.CONFLICT, "two names in one object are the same as text.")
     return made
 
 
-def _name(name: Any) -> str:
+def _key(name: Any) -> str:
     return _text(name) if isinstance(name, bytes) else str(name)
 
 
