@@ -96,7 +96,7 @@ class Judge:
     ) -> Verdict:
         """Judge the load; `billed` are the simulator's books, `slots` the calls at once.
 
-        `lost_seconds` is the silence after which a worker counts as dead.
+        `lost_seconds` is the heartbeat timeout.
         """
         ids = [job.id for job in load]
         found = {row[0]: row[1:] for row in self._read(JOBS, ids)}

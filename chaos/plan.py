@@ -27,7 +27,7 @@ class Fault(StrEnum):
 
 
 SECONDS: Mapping[Fault, tuple[float, float]] = {
-    # Longer than the silence after which a worker counts as dead.
+    # Longer than the heartbeat timeout.
     Fault.STOP: (14.0, 18.0),
     Fault.REDIS_KILL: (0.5, 2.0),
     Fault.REDIS_REPLACE: (0.5, 2.0),

@@ -38,7 +38,7 @@ class Order:
     patience: float
     """Seconds in which nothing may move before what is left counts as unfinished."""
     lost_seconds: float = LOST_SECONDS
-    """The silence after which a worker counts as dead."""
+    """The heartbeat timeout."""
 
 
 def run(

@@ -42,7 +42,7 @@ class Verdict:
     recovery: dict[str, Spans] = field(default_factory=dict)
     """How long work stood still, by what it waited for."""
     lost_seconds: float = LOST_SECONDS
-    """The silence after which a worker counts as dead."""
+    """The heartbeat timeout."""
     hit: int = 0
     """Calls that were lost as their worker was killed."""
     rebuilt: int = 0

@@ -12,7 +12,7 @@ from promptstack.repositories.timeouts import limit_idleness
 from promptstack.repositories.unit_of_work import UnitOfWork
 
 CONNECT_TIMEOUT_SECONDS = 5
-SILENCE_SECONDS = 15
+TIMEOUT_SECONDS = 15
 
 
 class Ledger:
@@ -24,9 +24,9 @@ class Ledger:
         *,
         pool_size: int = 10,
         max_overflow: int = 20,
-        silence: int = SILENCE_SECONDS,
+        timeout_seconds: int = TIMEOUT_SECONDS,
     ) -> None:
-        """Open nothing yet; `silence` is how long a dead connection may go unnoticed, seconds."""
+        """Open nothing yet; a dead connection is noticed after `timeout_seconds`."""
         self._engine = create_engine(
             url,
             pool_size=pool_size,
@@ -39,10 +39,10 @@ class Ledger:
             connect_args={
                 "connect_timeout": CONNECT_TIMEOUT_SECONDS,
                 # Of a network that went silent, nothing but these would ever tell.
-                "keepalives_idle": max(1, silence // 3),
-                "keepalives_interval": max(1, silence // 3),
+                "keepalives_idle": max(1, timeout_seconds // 3),
+                "keepalives_interval": max(1, timeout_seconds // 3),
                 "keepalives_count": 2,
-                "tcp_user_timeout": silence * 1_000,
+                "tcp_user_timeout": timeout_seconds * 1_000,
                 "application_name": "promptstack",
             },
         )

@@ -139,8 +139,8 @@ class WorkerServices(PromptStack):
     @cached_property
     def heartbeat_ledger(self) -> Ledger:
         """Connections that no job can keep from the heartbeat, nor from what frees the dead."""
-        silence = max(1, int(self.settings.worker_lost_seconds / 3))
-        ledger = Ledger(self.database_url, pool_size=2, max_overflow=0, silence=silence)
+        timeout = max(1, int(self.settings.worker_lost_seconds / 3))
+        ledger = Ledger(self.database_url, pool_size=2, max_overflow=0, timeout_seconds=timeout)
         return self._exit_stack.enter_context(closing(ledger))
 
     @cached_property

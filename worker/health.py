@@ -17,9 +17,9 @@ def main() -> int:
     """
     try:
         with PromptStack.open() as stack, stack.ledger.transaction() as unit:
-            silence = timedelta(seconds=stack.settings.worker_lost_seconds)
+            timeout = timedelta(seconds=stack.settings.worker_lost_seconds)
             workers = unit.workers.get_many(hostname=socket.gethostname())
-            alive = any(datetime.now(UTC) - worker.heartbeat_at < silence for worker in workers)
+            alive = any(datetime.now(UTC) - worker.heartbeat_at < timeout for worker in workers)
     except TransientLedgerError as error:
         sys.stderr.write(f"Not known: {error}\n")
         return 0

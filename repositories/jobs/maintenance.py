@@ -63,8 +63,8 @@ class MaintenanceRepository:
             update(Job).where(Job.id.in_(select(overdue.c.id))).values(**EXPIRED),
         )
 
-    def free_lost(self, silence: float, limit: int = 1_000) -> Sequence[JobRef]:
-        """Take up to `limit` jobs from workers that were silent for `silence` seconds.
+    def free_lost(self, timeout: float, limit: int = 1_000) -> Sequence[JobRef]:
+        """Take up to `limit` jobs from workers that were silent for `timeout` seconds.
 
         For a generation, a lost worker uses up one retry, so a job that kills its workers ends.
         For shards and documents, only `deaths` is raised. The worker that takes such a job next
@@ -72,7 +72,7 @@ class MaintenanceRepository:
         """
         alive = exists().where(
             Worker.id == Job.worker_id,
-            Worker.heartbeat_at > func.now() - timedelta(seconds=silence),
+            Worker.heartbeat_at > func.now() - timedelta(seconds=timeout),
         )
         orphans = (
             select(Job.id)

@@ -38,20 +38,20 @@ class WorkerRepository(BaseRepository[Worker]):
         """Forget a worker that shuts down in order."""
         self._session.execute(delete(Worker).where(Worker.id == worker_id))
 
-    def count_alive(self, silence: float) -> int:
-        """Workers heard from within `silence` seconds."""
-        fresh = Worker.heartbeat_at > func.now() - timedelta(seconds=silence)
+    def count_alive(self, timeout: float) -> int:
+        """Workers heard from within `timeout` seconds."""
+        fresh = Worker.heartbeat_at > func.now() - timedelta(seconds=timeout)
         return self._session.scalar(select(func.count()).where(fresh)) or 0
 
-    def none_can_ask(self, provider: str, silence: float) -> bool:
+    def none_can_ask(self, provider: str, timeout: float) -> bool:
         """Whether workers are alive, and all have said that they have no key for a provider."""
-        fresh = Worker.heartbeat_at > func.now() - timedelta(seconds=silence)
+        fresh = Worker.heartbeat_at > func.now() - timedelta(seconds=timeout)
         lacks = func.coalesce(not_(Worker.providers.any_() == provider), false())
         return bool(self._session.scalar(select(func.bool_and(lacks)).where(fresh)))
 
-    def forget_dead(self, silence: float) -> Sequence[UUID]:
-        """Sweep away workers that have been silent for `silence` seconds; which."""
-        stale = Worker.heartbeat_at <= func.now() - timedelta(seconds=silence)
+    def forget_dead(self, timeout: float) -> Sequence[UUID]:
+        """Sweep away workers that have been silent for `timeout` seconds; which."""
+        stale = Worker.heartbeat_at <= func.now() - timedelta(seconds=timeout)
         return self._session.scalars(
             delete(Worker)
             .where(stale)

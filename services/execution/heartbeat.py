@@ -30,7 +30,7 @@ class Heartbeat:
         lost_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Beat nothing yet; `lost_seconds` is the silence after which a worker counts as dead.
+        """Beat nothing yet; `lost_seconds` is the heartbeat timeout.
 
         `providers` are those across a network that it has a key or an address for.
         """

@@ -1,21 +1,21 @@
 """Frees the jobs of dead workers and ends overdue ones, at a pace that no other step can slow down.
 
-It has a thread and a database connection of its own in every worker. Slow steps, such as sending
-messages, belong to the reconciler. If this waited for them, its rounds would come late, which looks
-like an outage of the ledger, and during an outage no worker counts as dead.
+It has a thread and a database connection of its own in every worker. If it waited for a slow step,
+such as sending messages, its rounds would come late. That looks like an outage of the ledger, and
+during an outage no worker counts as dead.
 """
 
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from promptstack.repositories.jobs.records import JobRef
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
-from promptstack.services.maintenance.heartbeat_timeout import blind_spans, silence_of_the_dead
+from promptstack.services.maintenance.heartbeat_timeout import blind_spans, heartbeat_timeout
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +30,12 @@ MOST_CHANGED = 10_000
 """Changed jobs that are kept until they are shown; of more, Redis is told when somebody asks."""
 
 
-@dataclass(frozen=True)
-class Proof:
-    """How long a worker must have been silent at a moment to count as dead, in seconds."""
+class Watched(NamedTuple):
+    """What a round saw, in seconds of the ledger's clock."""
 
-    silence: float
     at: float
-    """By the ledger's clock."""
+    timeout: float | None
+    """How long a worker must be silent by then to count as dead; None where none does yet."""
 
 
 class Liveness:
@@ -65,9 +64,9 @@ class Liveness:
 
         Raises `TransientLedgerError`.
         """
-        proof = self._watch()
-        if proof is not None:
-            for job in self._in_batches(lambda unit: self._free(unit, proof)):
+        at, timeout = self._watch()
+        if timeout is not None:
+            for job in self._in_batches(lambda unit: self._free(unit, at, timeout)):
                 logger.warning("job %s was freed: its worker died", job.id)
         self._in_batches(lambda unit: unit.maintenance.expire_overdue(BATCH))
 
@@ -78,10 +77,10 @@ class Liveness:
             changed.append(self._changed.popleft())
         return changed
 
-    def _free(self, unit: UnitOfWork, proof: Proof) -> Sequence[JobRef]:
+    def _free(self, unit: UnitOfWork, watched_at: float, timeout: float) -> Sequence[JobRef]:
         # The ledger may have hung since it was watched.
-        since = max(0.0, self._clock(unit).timestamp() - proof.at)
-        return unit.maintenance.free_lost(proof.silence + since, BATCH)
+        since = max(0.0, self._clock(unit).timestamp() - watched_at)
+        return unit.maintenance.free_lost(timeout + since, BATCH)
 
     def _in_batches(self, step: Callable[[UnitOfWork], Sequence[JobRef]]) -> list[JobRef]:
         """Do a step in short transactions until nothing is left, or its time is over."""
@@ -98,18 +97,14 @@ class Liveness:
             if len(batch) < BATCH or self._timer() - began > STEP_SECONDS:
                 return done
 
-    def _watch(self) -> Proof | None:
-        """Note that the ledger is there; the silence that proves a worker's death, if any does.
-
-        Apart from the rest, and by all workers: the rest may take longer.
-        """
+    def _watch(self) -> Watched:
+        """Note that the ledger is there, in a transaction apart: the rest may take longer."""
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS, idle=self._idle_seconds)
-            if not unit.try_lock("watch"):
-                return None
             now = self._clock(unit).timestamp()
+            if not unit.try_lock("watch"):
+                return Watched(now, None)
             last_round, blind = unit.maintenance.last_watch()
             blind = blind_spans(blind, last_round, now, self._worker_lost_seconds / 2)
             unit.maintenance.note_watch(now, blind)
-            silence = silence_of_the_dead(blind, now, self._worker_lost_seconds)
-            return None if silence is None else Proof(silence, now)
+            return Watched(now, heartbeat_timeout(blind, now, self._worker_lost_seconds))

@@ -291,7 +291,7 @@ def test_dead_workers_are_missed_while_messages_take_long(stack: WorkerServices)
 def test_a_worker_that_freezes_as_it_watches_loses_the_lock_before_all_others(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nobody can watch for half the silence that proves a death, nobody is dead."""
+    """Where nobody can watch for half the heartbeat timeout, nobody is dead."""
     monkeypatch.setattr(
         "promptstack.repositories.timeouts.IDLE_SECONDS", 3_600
     )  # of other transactions

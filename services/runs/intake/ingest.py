@@ -25,7 +25,7 @@ BLOCK = 10_000
 """Inputs in one transaction, where they are short."""
 FAULTS_TOLD = 20
 SHOWN_SECONDS = 60.0
-"""Far less than the silence after which a reader counts as gone."""
+"""Far less than the time after which a reader counts as gone."""
 
 
 @dataclass

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptstack.services.maintenance.heartbeat_timeout import blind_spans, silence_of_the_dead
+from promptstack.services.maintenance.heartbeat_timeout import blind_spans, heartbeat_timeout
 
 LOST = 15.0
 
 
 @pytest.mark.parametrize(
-    ("spans", "now", "silence"),
+    ("spans", "now", "timeout"),
     [
         ([], 100.0, 15.0),
         # Nobody had looked before.
@@ -26,10 +26,10 @@ LOST = 15.0
         ([(60.0, 69.0), (70.0, 90.0)], 96.0, 44.0),
     ],
 )
-def test_time_in_which_nobody_could_send_a_heartbeat_is_no_silence(
-    spans: list[tuple[float, float]], now: float, silence: float | None
+def test_time_in_which_nobody_could_send_a_heartbeat_does_not_count(
+    spans: list[tuple[float, float]], now: float, timeout: float | None
 ) -> None:
-    assert silence_of_the_dead(spans, now, LOST) == silence
+    assert heartbeat_timeout(spans, now, LOST) == timeout
 
 
 def test_a_gap_between_rounds_is_blind_and_a_clock_put_back_forgets_all() -> None:
@@ -41,21 +41,21 @@ def test_a_gap_between_rounds_is_blind_and_a_clock_put_back_forgets_all() -> Non
 
 
 @given(st.lists(st.floats(0.1, 40.0), max_size=30), st.floats(1.0, 60.0))
-def test_within_the_silence_heartbeats_could_be_sent_for_just_so_long(
+def test_within_the_timeout_heartbeats_could_be_sent_for_just_so_long(
     gaps: list[float], lost: float
 ) -> None:
     now, spans = 0.0, blind_spans([], None, 0.0, lost / 2)
     for gap in gaps:
         spans = blind_spans(spans, now, now + gap, lost / 2)
         now += gap
-    silence = silence_of_the_dead(spans, now, lost)
+    timeout = heartbeat_timeout(spans, now, lost)
     seen = now - sum(end - max(begin, 0.0) for begin, end in spans)
-    if silence is None:
+    if timeout is None:
         assert seen < lost or now - spans[-1][1] < lost / 3
         return
-    since = now - silence
-    could_beat = silence - sum(
+    since = now - timeout
+    could_beat = timeout - sum(
         max(0.0, min(end, now) - max(begin, since)) for begin, end in spans if end > since
     )
     assert could_beat == pytest.approx(lost)
-    assert silence >= lost - 1e-9
+    assert timeout >= lost - 1e-9
