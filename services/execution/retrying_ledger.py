@@ -19,7 +19,7 @@ from promptstack.services.execution.active_jobs import ActiveJobs
 
 logger = logging.getLogger(__name__)
 
-LEDGER_RETRY_SECONDS = 0.5
+RETRY_SECONDS = 0.5
 SAY_AGAIN_SECONDS = 30.0
 MAX_REFUSALS = 60
 """Times, half a second apart, that one change may be refused by a database that is up."""
@@ -35,9 +35,18 @@ T = TypeVar("T")
 class RetryingLedger:
     """The ledger as a worker uses it: nothing that is known here may get lost."""
 
-    def __init__(self, ledger: Ledger, running: ActiveJobs) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        running: ActiveJobs,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+        max_refusals: int = MAX_REFUSALS,
+    ) -> None:
         self._ledger = ledger
         self._running = running
+        self._retry_seconds = retry_seconds
+        self._max_refusals = max_refusals
 
     def write(self, write: Callable[[UnitOfWork], T]) -> T:
         """Run one transaction, and wait while PostgreSQL is away; what `write` returns.
@@ -57,7 +66,7 @@ class RetryingLedger:
                 if self._running.seconds_since_stop() > STOP_PATIENCE_SECONDS:
                     raise
                 refusals += SLOW_STEPS if isinstance(error, LedgerSlow) else self._is_refused(error)
-                if refusals > MAX_REFUSALS:
+                if refusals > self._max_refusals:
                     raise LedgerRefused(
                         f"The database is up but refused the same change again and again: {error}",
                         detail=error.detail,
@@ -65,7 +74,7 @@ class RetryingLedger:
                 if time.monotonic() - said_at > SAY_AGAIN_SECONDS:
                     logger.warning("a job waits for the ledger: %s", error)
                     said_at = time.monotonic()
-                time.sleep(LEDGER_RETRY_SECONDS)
+                time.sleep(self._retry_seconds)
 
     def _is_refused(self, error: TransientLedgerError) -> bool:
         """Whether the error is about the change itself, and not about the whole database."""

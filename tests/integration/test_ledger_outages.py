@@ -20,6 +20,7 @@ from promptstack.repositories.jobs.outbox import OutboxRepository
 from promptstack.repositories.jobs.records import Claim, JobSnapshot, SucceedStep
 from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.models import JobState
+from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.worker_services import WorkerServices
@@ -217,8 +218,9 @@ def test_a_change_that_is_always_refused_ends_its_job_and_frees_the_worker(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one that is longer than the database's statement_timeout."""
-    monkeypatch.setattr("promptstack.services.execution.retrying_ledger.MAX_REFUSALS", 2)
-    monkeypatch.setattr("promptstack.services.execution.retrying_ledger.LEDGER_RETRY_SECONDS", 0.01)
+    stack.__dict__["retrying_ledger"] = RetryingLedger(
+        stack.ledger, stack.active_jobs, retry_seconds=0.01, max_refusals=2
+    )
 
     def refuse(self: StepRepository, *_: object) -> None:
         self._session.execute(text(TROUBLES["57014"]))

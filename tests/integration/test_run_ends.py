@@ -69,7 +69,7 @@ def let_no_index_be_built(stack: WorkerServices, run: RunView) -> str:
 def test_a_run_whose_index_cannot_be_built_is_completed_without_it(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stack.shard_scheduler, "_max_retries", 1)
+    monkeypatch.setattr(stack.settings, "job_max_retries", 1)
     first = work(stack, embed(stack, "the sea").id)
     name = let_no_index_be_built(stack, first)
     with caplog.at_level(logging.ERROR):
@@ -94,8 +94,8 @@ def test_a_run_that_cannot_be_completed_is_not_tried_for_ever(
     def fails(self: OutcomeRepository, run_id: UUID) -> Counted:
         raise RuntimeError("Something is wrong with its outcomes.")
 
+    monkeypatch.setattr(stack.settings, "job_max_retries", 0)
     run = generate(stack)
-    monkeypatch.setattr(stack.shard_scheduler, "_max_retries", 0)
     monkeypatch.setattr(OutcomeRepository, "count_outcomes", fails)
     ended = work(stack, run.id)
     assert (ended.state, ended.succeeded) == (RunState.FAILED, 3)
@@ -250,7 +250,7 @@ def test_a_run_that_cannot_be_ended_keeps_no_other_from_its_end(
 def test_a_run_that_cannot_be_served_keeps_no_other_from_its_shards(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stack.shard_scheduler, "_shards_a_worker", 3)
+    monkeypatch.setattr(stack.settings, "worker_shards", 3)
     prepared = [
         stack.runs.prepare_generation(["Say it."], provider="demo").run_id for _ in range(3)
     ]

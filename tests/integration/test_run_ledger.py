@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import numpy as np
@@ -17,11 +17,12 @@ from promptstack.config.settings import load_settings
 from promptstack.repositories.errors import LedgerUnavailable
 from promptstack.repositories.models import JobKind
 from promptstack.repositories.runs.answers import AnswerRepository
-from promptstack.repositories.runs.models import Run, RunState
+from promptstack.repositories.runs.models import RunState
 from promptstack.repositories.runs.runs import RunRepository
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import InvalidInput, WrongState
+from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.limiter.terms import Need, Settlement
 from promptstack.services.llm.base import Capability
 from promptstack.services.llm.errors import ServerBroke
@@ -41,6 +42,7 @@ class Forgetful:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._times = 0
+        self.is_forgetful = True
 
     @contextmanager
     def transaction(self) -> Iterator[UnitOfWork]:
@@ -48,11 +50,22 @@ class Forgetful:
             yield unit
         self._times += 1
         # The claim comes first: who doesn't hear of it lets the job go.
-        if self._times > 1 and self._times % 2 == 0:
+        if self.is_forgetful and self._times > 1 and self._times % 2 == 0:
             raise LedgerUnavailable("The connection broke after the commit.")
 
     def ping(self) -> str:
         return self._ledger.ping()
+
+
+@contextmanager
+def lost_commits(stack: WorkerServices) -> Iterator[None]:
+    """Let the worker's commits be lost; to be said before anything works on a job."""
+    forgetful = Forgetful(stack.ledger)
+    stack.__dict__["retrying_ledger"] = RetryingLedger(
+        cast("Ledger", forgetful), stack.active_jobs, retry_seconds=0.0
+    )
+    yield
+    forgetful.is_forgetful = False
 
 
 class Loud(FakeProvider):
@@ -81,10 +94,7 @@ def one(stack: WorkerServices, query: str) -> Any:
         return unit.session.execute(text(query)).one()
 
 
-def test_a_commit_whose_answer_was_lost_is_counted_once(
-    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("promptstack.services.execution.retrying_ledger.LEDGER_RETRY_SECONDS", 0.0)
+def test_a_commit_whose_answer_was_lost_is_counted_once(stack: WorkerServices) -> None:
     run = stack.runs.generate(
         [f"Say {n}." for n in range(60)],
         provider="demo",
@@ -93,8 +103,7 @@ def test_a_commit_whose_answer_was_lost_is_counted_once(
         max_cost_usd=Decimal(1),
     )
     (shard,) = one(stack, "SELECT id FROM jobs")
-    with monkeypatch.context() as patched:
-        patched.setattr(stack.retrying_ledger, "_ledger", Forgetful(stack.ledger))
+    with lost_commits(stack):
         stack.executor.run(shard, lambda _: None)
     stack.run_lifecycle.run_once()
     done = work(stack, run.id)
@@ -110,15 +119,11 @@ def test_a_commit_whose_answer_was_lost_is_counted_once(
     assert one(stack, "SELECT count(*) FROM reservations") == (0,)
 
 
-def test_a_call_that_may_have_been_billed_is_counted_once_too(
-    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("promptstack.services.execution.retrying_ledger.LEDGER_RETRY_SECONDS", 0.0)
+def test_a_call_that_may_have_been_billed_is_counted_once_too(stack: WorkerServices) -> None:
     Unsure().serve(stack)
     run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="unsure", in_flight=7)
     (shard,) = one(stack, "SELECT id FROM jobs")
-    with monkeypatch.context() as patched:
-        patched.setattr(stack.retrying_ledger, "_ledger", Forgetful(stack.ledger))
+    with lost_commits(stack):
         stack.executor.run(shard, lambda _: None)
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 20, 0)
@@ -200,7 +205,7 @@ def test_what_an_end_left_half_done_is_done_later(
 ) -> None:
     run = stack.runs.embed(["one", "two"])
 
-    def dies(self: RunLifecycle, ended: Run) -> None:
+    def dies(self: RunLifecycle, ended: object) -> None:
         raise SystemExit
 
     with monkeypatch.context() as patched:

@@ -20,7 +20,7 @@ from promptstack.services.llm.base import EmbeddingLimits
 from promptstack.services.llm.errors import InvalidProviderRequest, Overloaded, ProviderTimeout
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, HeldProvider
-from tests.integration.test_run_ledger import Forgetful, one
+from tests.integration.test_run_ledger import lost_commits, one
 from tests.processes import wait_until
 from tests.runs import failures, work
 
@@ -81,10 +81,8 @@ def test_tries_are_counted_on_where_a_shard_is_taken_up_again(
 def test_a_shard_that_waits_to_try_again_keeps_no_other_from_its_turn(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "promptstack.services.runs.scheduler.MAX_ITEMS", {"embedding": 2, "generation": 2}
-    )
-    monkeypatch.setattr(stack.shard_scheduler, "_shards_a_worker", 1)
+    monkeypatch.setattr(stack.settings, "shard_bytes", len("slow" + "fine"))
+    monkeypatch.setattr(stack.settings, "worker_shards", 1)
     stack.runs.embed(["slow", "fine", "good", "well"], provider="pairs")
     (shard,) = one(stack, "SELECT id FROM jobs WHERE kind = 'shard'")
     stack.executor.run(shard, lambda _: None)
@@ -94,13 +92,11 @@ def test_a_shard_that_waits_to_try_again_keeps_no_other_from_its_turn(
     assert one(stack, "SELECT count(*) FROM jobs WHERE kind = 'shard'") == (2,)
 
 
-def test_no_more_shards_are_queued_than_there_are_places_in_workers(
+def test_no_more_shards_are_queued_than_workers_have_slots_for(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "promptstack.services.runs.scheduler.MAX_ITEMS", {"embedding": 1, "generation": 1}
-    )
-    monkeypatch.setattr(stack.shard_scheduler, "_shards_a_worker", 3)
+    monkeypatch.setattr(stack.settings, "shard_bytes", 1)
+    monkeypatch.setattr(stack.settings, "worker_shards", 3)
     stack.runs.embed([f"text {n}" for n in range(20)], provider="pairs")
     for _ in range(3):
         stack.run_lifecycle.run_once()
@@ -139,7 +135,6 @@ def test_a_worker_that_is_to_stop_keeps_what_is_under_way_and_hands_the_rest_bac
 def test_money_that_a_lost_commit_has_reserved_is_not_counted_against_itself(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptstack.services.execution.retrying_ledger.LEDGER_RETRY_SECONDS", 0.0)
 
     def dollar_a_token(*_: Any, input_tokens: int, output_tokens: int, **__: Any) -> Decimal:
         return Decimal(input_tokens + output_tokens)
@@ -150,8 +145,7 @@ def test_money_that_a_lost_commit_has_reserved_is_not_counted_against_itself(
         ["Say it."], provider="demo", max_tokens=500, max_cost_usd=Decimal(800)
     )
     (shard,) = one(stack, "SELECT id FROM jobs")
-    with monkeypatch.context() as patched:
-        patched.setattr(stack.retrying_ledger, "_ledger", Forgetful(stack.ledger))
+    with lost_commits(stack):
         stack.executor.run(shard, lambda _: None)
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.error_code) == (RunState.COMPLETED, 1, None)

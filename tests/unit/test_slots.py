@@ -1,13 +1,16 @@
 """However many shards of a run take slots, the worker never has more calls in hand than it may."""
 
 from collections import Counter
+from decimal import Decimal
 from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from promptstack.repositories.runs.models import Run
-from promptstack.services.runs.shards.slots import RunSlots, WorkerSlots
+from promptstack.services.execution.content_calls import Call
+from promptstack.services.runs.shards.call_pool import RecordedCall
+from promptstack.services.runs.shards.slots import RunSlots, ShardSlots, WorkerSlots
 
 IN_FLIGHT = 7
 
@@ -54,3 +57,28 @@ def test_the_slots_of_a_run_that_no_shard_holds_are_forgotten() -> None:
     worker, run = WorkerSlots(), runs()[0]
     assert worker.of(run).take(3) == 3
     assert worker.of(run).take(1_000) == worker.of(run).total
+
+
+@given(st.data())
+def test_a_shard_gives_back_all_its_slots_whatever_its_calls_do(
+    data: st.DataObject,
+) -> None:
+    slots = RunSlots(IN_FLIGHT)
+    shard, others = ShardSlots(slots), slots.take(data.draw(st.integers(0, 10)))
+    for number in range(data.draw(st.integers(0, 20))):
+        shard.take(data.draw(st.integers(0, 20)))
+        permitted = data.draw(st.integers(0, shard.waiting))
+        refused = data.draw(st.integers(0, shard.waiting - permitted))
+        recorded = [
+            RecordedCall(Call([]), None, number, Decimal(0))
+            for _ in range(data.draw(st.integers(0, permitted)))
+        ]
+        under_way = sorted(shard.recorded, key=lambda call: call.attempt_id)
+        settled = under_way[: data.draw(st.integers(0, len(under_way)))]
+        shard.update(permitted=permitted, refused=refused, settled=settled, recorded=recorded)
+        if refused:
+            shard.shrink()
+        assert slots.take(1_000) == slots.total - others - shard.in_use
+        slots.give_back(slots.total - others - shard.in_use)
+    shard.release()
+    assert slots.take(1_000) == slots.total - others
