@@ -1,4 +1,4 @@
-"""The Celery task class of all jobs: it tells Celery and Flower what became of a job."""
+"""The Celery task class of all jobs. It tells Celery and Flower what became of a job."""
 
 import logging
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ PROGRESS = "PROGRESS"
 
 
 class JobFailed(Exception):
-    """The job has failed; the ledger says why, and so does this in short."""
+    """The job has failed. The message says why in short, and the ledger has the rest."""
 
     def __repr__(self) -> str:
         """What Flower and the log show."""
@@ -41,11 +41,11 @@ class JobWaits(Retry):
 
 
 class ReceivedMessage(NamedTuple):
-    """What a message says."""
+    """A message, as it was read."""
 
     job_id: UUID
     sent_at: datetime | None
-    """By the ledger's clock; None where another service sent the message by itself."""
+    """By the ledger's clock; None if another service has sent the message."""
 
 
 class JobRequest(Request):
@@ -72,10 +72,10 @@ class JobTask(Task[Any, Any]):
     track_started = False
 
     def read(self, job: str, sent_at: str | None) -> ReceivedMessage:
-        """Read a message. Raises `InvalidInput`: then it is not ours."""
+        """Read a message. Raises `InvalidInput` if it holds no job id."""
         try:
             sent = datetime.fromisoformat(sent_at) if sent_at else None
-            # A time without its zone tells nothing.
+            # A time without a zone can't be compared.
             return ReceivedMessage(UUID(job), sent if sent and sent.tzinfo else None)
         except (ValueError, TypeError, AttributeError) as error:
             raise InvalidInput("The message holds no job id; enqueue by the API.") from error
@@ -89,10 +89,10 @@ class JobTask(Task[Any, Any]):
             self._send_event("task-progress", PROGRESS, result=shown, **meta)
 
     def finish(self, outcome: JobOutcome) -> dict[str, Any]:
-        """Turn a job's outcome into the task's: a result, or the exception that Celery knows.
+        """Turn a job's outcome into the task's result, or into the exception that Celery knows.
 
-        A retry is not a message with an ETA, which would wait in a worker's memory: the ledger
-        holds the job, and the reconciler publishes it when it is due.
+        A retry sends no message with an ETA, which would wait in a worker's memory. The job waits
+        in the ledger, and the reconciler publishes it when it is due.
         """
         match outcome.state:
             case JobState.SUCCEEDED:
@@ -115,7 +115,7 @@ class JobTask(Task[Any, Any]):
 
     @contextmanager
     def _viewers_may_be_away(self) -> Iterator[None]:
-        """Redis being away costs the view, not the job."""
+        """Log an outage of Redis and go on: only the view suffers, not the job."""
         try:
             yield
         except (CeleryError, OperationalError, RedisError, OSError) as error:
@@ -123,10 +123,10 @@ class JobTask(Task[Any, Any]):
             logger.warning("job %s is not shown to Celery (%s)", self.request.id, name)
 
     def _send_event(self, name: str, state: str, **fields: Any) -> None:
-        """Tell monitors, with the state in so many words.
+        """Tell monitors the state by its own field.
 
-        By the name alone they would rank it, with PROGRESS above REVOKED and below FAILURE, and
-        keep the higher one of a cancelled job, or of a failed one that somebody retried.
+        From the name alone they would rank states, and keep the highest: PROGRESS for a cancelled
+        job, FAILURE for a failed one that somebody has retried.
         """
         if not self.monitors.send(name, str(self.request.id), state=state, **fields):
             self.send_event(name, retry=False, state=state, **fields)

@@ -1,4 +1,4 @@
-"""What a provider call came to in tokens and money, as far as its end tells."""
+"""What a provider call took in tokens and money, as far as its answer or error tells."""
 
 from decimal import Decimal
 from typing import Any
@@ -35,7 +35,7 @@ def taken(
 
 
 def failed(error: PromptStackError, provider: str, model: str, prices: Prices) -> dict[str, Any]:
-    """What is known of a failed call's money, as the columns of its attempt."""
+    """What is known about the cost of a failed call, as the columns of its attempt."""
     billing = billing_of(error)
     took = _used(getattr(error, "usage", None) or UNKNOWN, provider, model, prices)
     if billing is Billing.NOT_BILLED:
@@ -64,11 +64,11 @@ def _used(
 
 
 def billing_of(error: PromptStackError) -> Billing:
-    """What an error tells of the money: it is billed where it says what it took."""
+    """Whether a call with this error is billed. It is if the error says what the call took."""
     is_told = getattr(error, "usage", None) is not None
     return BILLING[True if is_told else error.billed]
 
 
 def credible(tokens: int | None) -> int | None:
-    """A count of tokens, or None where a provider tells nonsense: the answer is kept anyway."""
+    """A count of tokens, or None if the provider's count makes no sense; the answer is kept."""
     return tokens if tokens is not None and 0 <= tokens <= MOST_TOKENS else None

@@ -1,4 +1,4 @@
-"""What a call cost, by what a person has set or by the known prices of the world's models."""
+"""What a call costs, by the prices that a person has set, or by those of genai-prices."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 from promptstack.config.models_file import ModelPrice
 
 IN_THIS_PROCESS = frozenset({"demo", "local"})
-"""Providers that ask nobody, so that their price is known: nothing."""
+"""Providers without a network, which cost nothing."""
 GENAI_PRICES_NAMES = {"openai": "openai", "anthropic": "anthropic", "gemini": "google"}
-"""Of our providers at their own addresses. No others: it would take a `my-openai` for OpenAI."""
+"""The names in genai-prices of our providers at their own addresses, and of no other server."""
 MOST_DOLLARS = 10**8
-"""What the ledger's column holds, far above any real call."""
+"""The largest cost in the ledger's column, far above any real call."""
 MILLION = 1_000_000
 RATES = ("input_mtok", "cache_read_mtok", "cache_write_mtok", "output_mtok")
-"""The tokens that we count, as genai-prices names their rates."""
+"""What genai-prices calls the rates of the tokens that we count."""
 ELSEWHERE = frozenset(
     {
         "input_audio_mtok",
@@ -27,23 +27,23 @@ ELSEWHERE = frozenset(
         "storage_searches_kcount",
     }
 )
-"""Rates of what we never count."""
+"""Rates that never apply to our calls."""
 DIGITS = Decimal("0.0000000001")
-"""What the ledger's column holds."""
+"""The precision of the ledger's column."""
 
 
 class Prices:
-    """Knows prices offline: those of genai-prices are part of the package."""
+    """Knows prices offline: the package genai-prices has its list with it."""
 
     def __init__(
         self,
         overrides: Sequence[ModelPrice] = (),
         known_as: Mapping[str, str | None] = GENAI_PRICES_NAMES,
     ) -> None:
-        """Take `overrides` in the order of their precedence.
+        """Set up with `overrides`, the first of which counts.
 
-        `known_as` has the names in genai-prices of the providers whose prices are known: a model of
-        the same name costs something else, or nothing, on another server.
+        `known_as` maps our providers to their names in genai-prices. On another server, a model of
+        the same name has another price.
         """
         self._overrides = overrides
         self._known_as = known_as
@@ -58,10 +58,10 @@ class Prices:
         cached_tokens: int | None = 0,
         cache_write_tokens: int | None = 0,
     ) -> Decimal | None:
-        """Return the cost of a call in US dollars, or None where it isn't known: never a guess.
+        """Return the cost of a call in US dollars, or None if it isn't known: never a guess.
 
-        `cached_tokens` and `cache_write_tokens` are parts of the input tokens; of the latter a
-        person's prices know none of their own. Never raises: the call is paid for already.
+        `cached_tokens` and `cache_write_tokens` are parts of the input tokens; overrides have no
+        price for the latter. Never raises, as the call is already paid for.
         """
         if (
             input_tokens is None
@@ -79,10 +79,10 @@ class Prices:
         if provider in IN_THIS_PROCESS:
             return Decimal(0)
         known = self._known_as.get(provider)
-        rates = _rates(known, model, datetime.now(UTC).date())
+        rates = rates_of(known, model, datetime.now(UTC).date())
         if rates is not None:
             return rates.cost(rest, cached_tokens, cache_write_tokens, output_tokens)
-        return _known(
+        return listed_cost(
             known,
             model,
             input_tokens=input_tokens,
@@ -108,7 +108,7 @@ def _by(
 
 
 class Rates(NamedTuple):
-    """A model's dollars for a million tokens, where there is nothing more to its price."""
+    """A model's dollars for a million tokens, if its price consists of nothing else."""
 
     input: Decimal
     cache_read: Decimal
@@ -116,7 +116,7 @@ class Rates(NamedTuple):
     output: Decimal
 
     def cost(self, fresh: int, cached: int, written: int, output: int) -> Decimal | None:
-        """What so many tokens cost; those that were cached or written there are not fresh."""
+        """What these tokens cost; cached and written ones are not among the fresh ones."""
         dollars = (
             self.input * fresh
             + self.cache_read * cached
@@ -128,10 +128,10 @@ class Rates(NamedTuple):
 
 
 @lru_cache(maxsize=1_000)
-def _rates(provider: str | None, model: str, _: date) -> Rates | None:
-    """The rates of a model on a day, None where its price is unknown or has steps.
+def rates_of(provider: str | None, model: str, _: date) -> Rates | None:
+    """The rates of a model on a day; None if its price is unknown or has steps.
 
-    To ask genai-prices for each call costs a worker more time than all it does in the ledger.
+    Asking genai-prices at each call would cost a worker more time than all its work in the ledger.
     """
     if provider is None:
         return None
@@ -156,21 +156,21 @@ def _rates(provider: str | None, model: str, _: date) -> Rates | None:
 
 
 def _dated(prices: Any) -> Sequence[Any]:
-    """The prices of a model that has had several, or has them at several times of a day."""
+    """The prices of a model that has several: over the years, or by the time of day."""
     return prices if isinstance(prices, list) else []
 
 
-def _known(provider: str | None, model: str, **tokens: int | None) -> Decimal | None:
+def listed_cost(provider: str | None, model: str, **tokens: int | None) -> Decimal | None:
     if provider is None:
         return None
-    # Here, because it takes 0.3 s to import and most commands ask for no price.
+    # Imported here: it takes 0.3 s, and most commands need no price.
     from genai_prices import Usage, calc_price  # noqa: PLC0415
 
     usage = Usage(**tokens)
     try:
         known = calc_price(usage, model_ref=model, provider_id=provider)
     except (LookupError, ValueError):
-        return None  # a model or a provider of somebody's own
-    # Of a model that isn't priced by tokens, the list says nothing and not zero.
+        return None  # somebody's own model or provider
+    # A model that isn't priced by tokens has no cost here, and not a cost of zero.
     is_priced = 0 < known.total_price < MOST_DOLLARS or not any(tokens.values())
     return known.total_price.quantize(DIGITS) if is_priced else None

@@ -1,4 +1,4 @@
-"""Usage and cost, summed over what providers were asked."""
+"""Usage and cost: the sums over provider calls."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,7 +14,7 @@ from promptstack.services.validation.ids import read_owner
 
 
 class UsageService:
-    """Answers what was used, and what it cost."""
+    """Tells what was used, and what it cost."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -29,8 +29,8 @@ class UsageService:
     ) -> list[CallView]:
         """The newest provider calls, newest first.
 
-        With `only_unsettled`, those that may have been paid for without an answer: the request
-        may have left, and its worker died, timed out, or waits still.
+        With `only_unsettled`, the calls that may have been paid for without an answer: the request
+        may have left, and its worker died, timed out, or still waits.
         """
         since, limit = checked_time(since, "since"), checked_limit(limit)
         user_id = read_owner(owner)
@@ -43,7 +43,7 @@ class UsageService:
     def unsettled(
         self, *, since: datetime | None = None, owner: UUID | None = None
     ) -> list[Unsettled]:
-        """What may have been paid for without an answer, summed by the calls' state."""
+        """The calls that may have been paid for without an answer, summed by state."""
         since = checked_time(since, "since")
         user_id = read_owner(owner)
         with self._ledger.transaction() as unit:
@@ -62,9 +62,8 @@ class UsageService:
     ) -> list[Usage]:
         """Sum the calls that began from `since` until before `until`.
 
-        With `owner`, only that user's; with `email`, only the user's of that address. Raises
-        `InvalidInput` for the same group twice and times in the wrong order, `NotFound` for a
-        user who isn't there.
+        With `owner` or `email`, only the calls of that user. Raises `InvalidInput` if a group
+        comes twice or the times are in the wrong order, and `NotFound` if there is no such user.
         """
         if len(set(by)) != len(by):
             raise InvalidInput("Name each group once.")

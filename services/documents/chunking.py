@@ -15,40 +15,40 @@ from promptstack.services.errors import InvalidInput
 
 MARKDOWN_SUFFIXES = frozenset({".md", ".markdown", ".mdx"})
 CUT_VERSION = 3
-"""Raise it when the same text would be cut otherwise: documents are then cut anew."""
+"""Raise it when the same text would be cut differently; documents are then cut anew."""
 
 VOCABULARY_OF = "text-embedding-3-small"
-"""Whose tokens are counted: cl100k_base, that of OpenAI's embedding models. It is compiled into
+"""The model whose tokens are counted (cl100k_base). Its vocabulary is compiled into
 semantic-text-splitter, so nothing is downloaded."""
 OVERLAP_SHARE = 8
 ROOM = 8
-"""Tokens that a model may put around a text of its own accord."""
+"""Tokens that a model may add around a text."""
 CHARACTERS_A_TOKEN = 4
-"""About so many in prose in Latin script."""
+"""About this many in prose in Latin script."""
 
 BLOCK_CHARACTERS = 2_000
 BLOCK_SIZES = 16
-"""What the splitter gets at once: so many characters, or so many for each token of a chunk where
-that is more. Its time grows with the square of a text without spaces, and meanwhile no other thread
-of the process runs. So a million characters of prose take 0.5 to 1 s, of random letters 3 s and of
+"""The splitter gets BLOCK_CHARACTERS at once, or BLOCK_SIZES for each token of a chunk if that is
+more. Its time grows with the square of a text without spaces, and no other thread of the process
+runs meanwhile. So a million characters of prose take 0.5 to 1 s, of random letters 3 s and of
 Chinese without punctuation 7 s, and other threads wait less than 0.1 s (semantic-text-splitter
 0.33; 512 tokens with 64 of overlap). With 8,000 tokens a chunk, odd texts hold them up for
 seconds."""
 
 BLANK_LINES = 16
 WHITE_SPACE = re.compile(rf"\s{{{BLANK_LINES},}}")
-"""Blank lines are the worst: with an overlap the splitter takes 4 s for 8,000 of them."""
+"""Blank lines are the slowest: with an overlap the splitter takes 4 s for 8,000 of them."""
 
 
 class Chunker:
     """Cuts on Markdown, paragraph, sentence and word borders, into at most `tokens` each.
 
-    A chunk begins with the end of the one before it, at most `overlap` tokens of it (an eighth of
-    `tokens` unless told), so that what stands at a border is whole in one of the two. Where the
-    borders allow no overlap there is none, nor over a gap of many blank lines.
+    A chunk begins with the end of the one before it, up to `overlap` tokens (by default an eighth
+    of `tokens`), so that a sentence at a border is whole in one of the two. There is no overlap if
+    the borders allow none, and none across many blank lines.
 
-    Tokens are those of cl100k_base, unless a model's own `tokenizer` is given, a tokenizer.json of
-    Hugging Face. Another model's count differs: leave room to what it takes.
+    Tokens are those of cl100k_base, or of `tokenizer`, a tokenizer.json of Hugging Face. Another
+    model counts differently, so leave some room.
     """
 
     def __init__(
@@ -69,24 +69,24 @@ class Chunker:
             )
 
     def by(self, tokenizer: Path | None) -> "Chunker":
-        """The same, by the tokens of another tokenizer."""
+        """The same chunker, with another tokenizer."""
         if tokenizer == self._tokenizer:
             return self
         return Chunker(self.tokens, self._overlap, tokenizer)
 
     def at_most(self, tokens: int | None) -> "Chunker":
-        """The same, with chunks of at most so many tokens; as few as may be, where that is less."""
+        """The same chunker, with chunks of at most `tokens`, and never less than the minimum."""
         if tokens is None or tokens >= self.tokens:
             return self
         tokens = max(tokens, MIN_CHUNK_TOKENS)
         return Chunker(tokens, self._overlap * tokens // self.tokens, self._tokenizer)
 
     def taken_by(self, text_tokens: int | None) -> "Chunker":
-        """The same, with chunks that a model takes whose texts may have so many tokens."""
+        """The same chunker, for a model whose texts may have `text_tokens`."""
         return self if text_tokens is None else self.at_most(text_tokens - ROOM)
 
     def size(self, text: str, source: str) -> int:
-        """How many tokens one of the chunks has: the fewest that leave it in one piece."""
+        """How many tokens one of the chunks has: the smallest limit that leaves it in one piece."""
         least, most = MIN_CHUNK_TOKENS, self.tokens
         while least < most:
             middle = (least + most) // 2
@@ -97,7 +97,7 @@ class Chunker:
         return least
 
     def fingerprint(self, content_hash: bytes, source: str) -> bytes:
-        """Tell whether chunks that were cut earlier are the ones that would be cut now."""
+        """Identify the chunks of a text: it changes if they would be cut differently."""
         kind = "markdown" if _is_markdown(source) else "text"
         recipe = f"{CUT_VERSION}:{self.tokens}:{self._overlap}:{kind}".encode()
         if self._tokenizer is not None:
@@ -105,7 +105,7 @@ class Chunker:
         return hashlib.sha256(recipe + content_hash).digest()
 
     def guess(self, characters: int) -> int:
-        """About how many chunks a text of so many characters makes."""
+        """About how many chunks a text of so many characters has."""
         return 1 + characters // (CHARACTERS_A_TOKEN * (self.tokens - self._overlap))
 
     def cut(self, text: str, source: str) -> list[Passage]:
@@ -151,7 +151,7 @@ def _by_tokenizer(
 
 
 def sections(text: str) -> Iterator[tuple[int, int]]:
-    """Where a text begins and ends between gaps of many blank lines."""
+    """The begin and end of each part of a text between many blank lines."""
     begin = 0
     for gap in WHITE_SPACE.finditer(text):
         if len(gap.group().splitlines()) >= BLANK_LINES:
@@ -163,11 +163,11 @@ def sections(text: str) -> Iterator[tuple[int, int]]:
 def _chunks(
     splitter: TextSplitter | MarkdownSplitter, text: str, begin: int, end: int, block: int
 ) -> Iterator[tuple[int, str]]:
-    """Cut what is between `begin` and `end`, block by block.
+    """Cut the text between `begin` and `end`, block by block.
 
-    The last chunk of a block would have gone on, so the next block begins with it. That keeps the
-    overlap, and next to no trace of the border. Where a block is all one chunk (of 16 characters a
-    token, such as a long line of dashes) it ends there, and nothing overlaps.
+    The last chunk of a block may go on in the next one, which therefore begins with it. So chunks
+    are nearly the same as without blocks. A block that is one chunk (16 characters a token, such
+    as a long line of dashes) ends there, without an overlap.
     """
     reached = begin
     while begin < end:
@@ -177,7 +177,7 @@ def _chunks(
         if until < end and len(found) > 1:
             begin, _ = found.pop()
         for start, chunk in found:
-            # Where a long word follows, the splitter makes a chunk of what overlaps and no more.
+            # Before a long word the splitter makes a chunk of only the overlap: leave it out.
             if start + len(chunk) > reached:
                 reached = start + len(chunk)
                 yield start, chunk

@@ -1,6 +1,6 @@
-"""How a job's document is cut: into the chunks that were asked for, or smaller, as its model needs.
+"""How a job's document is cut: as the caller asked, or into smaller chunks if the model needs it.
 
-What is unpaid is cut smaller once the model has refused a chunk; what has vectors stays as it is.
+When the model refuses a chunk as too long, the unpaid chunks are cut smaller, and the others stay.
 """
 
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ class Cutting:
 
     asked: Chunker
     fits: Chunker
-    """With chunks that its model takes, as far as is known."""
+    """The same, with chunks that the model takes, as far as is known."""
 
     def smaller(self, text: str, source: str, error: ContextTooLong) -> "Cutting":
-        """Cut so that the model takes a chunk's `text`, which it has refused.
+        """Return a cutting with smaller chunks, after the model has refused a chunk's `text`.
 
-        Raises the `error` where no smaller chunk is left to try.
+        Raises the `error` if chunks can't be smaller.
         """
         fits = self.fits.at_most(_fitting_tokens(self.fits.size(text, source), error))
         while len(fits.cut(text, source)) == 1:
@@ -34,16 +34,16 @@ class Cutting:
 
 
 class Cutter:
-    """Knows how documents are cut, and learns how long a model's texts may be."""
+    """Knows how to cut documents, and learns how long a model's texts may be."""
 
     def __init__(self, chunker: Chunker, providers: ProviderPool) -> None:
         self._chunker = chunker
         self._providers = providers
         self.fitting: dict[tuple[str, str], int] = {}
-        """How long the chunks were that a model took after longer ones, in our tokens."""
+        """The length of chunks, in our tokens, that a model took after it refused longer ones."""
 
     def cutting_for(self, claim: Claim) -> Cutting:
-        """How the job's document is cut: as was asked for, and so that its model takes it."""
+        """How to cut the job's document: as the caller asked, and so that the model takes it."""
         service = self._providers.get(claim.provider)
         tokens = claim.request.get("chunk_tokens")
         asked = self._chunker if tokens is None else Chunker(tokens)
@@ -52,9 +52,9 @@ class Cutter:
         return Cutting(asked, fits.at_most(self.fitting.get((claim.provider, claim.model))))
 
     def smaller(self, claim: Claim, cutting: Cutting, text: str, error: ContextTooLong) -> Cutting:
-        """Cut smaller, and begin the model's next documents so; see `Cutting.smaller`."""
+        """Return a smaller cutting, and begin with it for the model's next documents."""
         smaller = cutting.smaller(text, claim.request["source"], error)
-        # Other documents are like this one, but for what few have, such as long numbers.
+        # Other documents are alike, except for rare texts such as long numbers.
         limit = error.limit or 0  # no model has a limit below the smallest chunk
         least = (limit if limit >= MIN_CHUNK_TOKENS else cutting.asked.tokens) // 2
         self.fitting[claim.provider, claim.model] = max(smaller.fits.tokens, least)
@@ -62,11 +62,11 @@ class Cutter:
 
 
 def _fitting_tokens(before: int, error: ContextTooLong) -> int:
-    """How many of our tokens a text may have that has `before`: by what the provider said.
+    """How many of our tokens to try after `before`, by what the provider said.
 
-    Half where it said nothing, and not less than an eighth at once.
+    Half if it said nothing, and never less than an eighth at once.
     """
     if error.limit is None or error.given is None:
         return before // 2
-    # Other chunks are denser than this one.
+    # Other chunks may have more tokens in the same length.
     return max(before // 8, int(0.9 * before * (error.limit - ROOM) / error.given))

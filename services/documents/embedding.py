@@ -1,4 +1,4 @@
-"""What a worker does with an embedding job: cut its document, and embed what has no vector."""
+"""The handler of embedding jobs: cut the document, and embed the chunks that have no vector."""
 
 import time
 from collections import deque
@@ -27,11 +27,11 @@ from promptstack.services.llm.pool import ProviderPool
 SHARED_POLL_SECONDS = 0.25
 SHARED_RETRY_SECONDS = 1.0
 LONGEST_SEARCH = 12
-"""Deaths after which the largest call, of 2,048 texts, has been halved down to one text."""
+"""So many deaths halve the largest call, of 2,048 texts, down to one text."""
 
 
 class ChunkTooLong(Exception):
-    """A chunk alone is longer than its model takes; `unpaid` are the calls not made yet."""
+    """A chunk alone is longer than its model takes. `unpaid` are the calls that were not made."""
 
     def __init__(self, text: str, unpaid: Sequence[Call], error: ContextTooLong) -> None:
         super().__init__(str(error))
@@ -41,7 +41,7 @@ class ChunkTooLong(Exception):
 
 
 class DocumentEmbedder:
-    """Embeds a document for each job, and of it only what has no vector yet."""
+    """Embeds one document a job, and of it only the chunks that have no vector."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class DocumentEmbedder:
         shares_vectors: bool = False,
         patience_seconds: float = 3.0,
     ) -> None:
-        """Take `shares_vectors`: whether documents take vectors that others have paid for.
+        """With `shares_vectors`, documents use vectors that other users have paid for.
 
-        A job waits for `patience_seconds`, in a worker, for passages that another one embeds; then
-        in the queue.
+        A job waits in the worker for chunks that another job embeds, up to `patience_seconds`; then
+        it waits in the queue.
         """
         self._calls = calls
         self._providers = providers
@@ -64,8 +64,8 @@ class DocumentEmbedder:
         self._patience_seconds = patience_seconds
 
     def embed(self, job: JobContext) -> None:
-        """Embed the job's document, and store the job's result with that."""
-        # Before its content is looked at, which may be what kills.
+        """Embed the job's document, and store the job's result."""
+        # Before reading the content, as it may be what kills workers.
         _check_deaths(job.claim, LONGEST_SEARCH)
         store = DocumentStore(job.claim, shares_vectors=self._shares_vectors)
         cutting = self._cutter.cutting_for(job.claim)
@@ -81,7 +81,7 @@ class DocumentEmbedder:
             succeed = partial(store.succeed, total=chunks.total)
             if not chunks.is_shared and job.ledger.write(succeed):
                 return
-            # Never while there is something to pay for here: two jobs would wait for each other.
+            # Wait only when nothing is left to pay for here: two jobs could wait for each other.
             idle_since = idle_since or time.monotonic()
             if time.monotonic() - idle_since > self._patience_seconds:
                 raise EmbeddedElsewhere(
@@ -91,26 +91,26 @@ class DocumentEmbedder:
             job.handle.pause(SHARED_POLL_SECONDS)
 
     def _find_open(self, job: JobContext, store: DocumentStore, cutting: Cutting) -> OpenChunks:
-        """See which chunks lack a vector, and reserve them; the document is cut if it is new.
+        """Reserve the chunks that have no vector. A new text is cut into chunks first.
 
-        Cutting may take seconds, so it is done between transactions, and again where the text has
-        changed meanwhile.
+        Cutting takes up to seconds, so it happens between two transactions, and again if the text
+        changes meanwhile.
         """
         cut: Cut | None = None
         while True:
             found = job.ledger.write(partial(store.find_open, cutting=cutting, cut=cut))
             if isinstance(found, OpenChunks):
                 return found
-            _check_deaths(job.claim, 0)  # nothing of it can be cut smaller yet
+            _check_deaths(job.claim, 0)  # there are no calls yet that could be halved
             cut = Cut(found.content_hash, cutting.fits.cut(found.text, found.source))
 
     def _embed_reserved(self, job: JobContext, store: DocumentStore, chunks: OpenChunks) -> None:
-        """Embed the chunks that are this job's to pay for, call by call."""
+        """Embed the chunks that this job has reserved, call by call."""
         service = self._providers.get(job.claim.provider)
         queue = deque(_calls_for(job.claim, service, chunks.reserved))
         done, total = chunks.done, chunks.total
         while queue:
-            # By now, a refused call may have told how many texts one may have.
+            # A refused call may have told how many texts the provider takes.
             call, *rest = queue.popleft().split(service.limits_of(job.claim.model).items)
             queue.extendleft(reversed(rest))
             try:
@@ -128,13 +128,13 @@ class DocumentEmbedder:
                 if content.hash in errors:
                     raise _about_chunk(errors[content.hash], content, total)
             done += sum(len(content.positions) for content in call.contents)
-            job.claim = replace(job.claim, deaths=0)  # as in the ledger, where it got on
+            job.claim = replace(job.claim, deaths=0)  # as in the ledger, since it made progress
             job.show(done, total)
 
     def _make(
         self, job: JobContext, store: DocumentStore, call: Call, done: int, total: int
     ) -> Mapping[bytes, PromptStackError]:
-        """Make one call and store its vectors; the errors of those that can't be stored."""
+        """Make one call and store its vectors. Returns the errors of those that can't be stored."""
         claim, texts = job.claim, [content.text for content in call.contents]
         outcome = self._calls.make(
             job,
@@ -159,7 +159,7 @@ class DocumentEmbedder:
         chunks: OpenChunks,
         found: ChunkTooLong,
     ) -> Cutting:
-        """Cut what is unpaid into chunks that the model takes; how the document is cut then."""
+        """Cut the unpaid chunks into pieces that the model takes. Returns the new cutting."""
         smaller = self._cutter.smaller(job.claim, cutting, found.text, found.error)
         source = job.claim.request["source"]
         pieces = {
@@ -172,13 +172,13 @@ class DocumentEmbedder:
 
 
 def _calls_for(claim: Claim, service: LLMService, chunks: Sequence[Passage]) -> list[Call]:
-    """Pack chunks into calls, which are smaller while workers die over them.
+    """Pack chunks into calls, and halve the calls at each death from the second one on.
 
-    From the second death on, each one halves them: so what kills stands alone in the end; all
-    before it is embedded, and begins the count anew. Raises `WorkersLost` where it has stood alone
-    for as many deaths as the job has tries.
+    So the chunk that kills workers is alone in the end. The chunks before it are embedded, and with
+    that the count of deaths begins anew. Raises `WorkersLost` if a chunk that is alone has met more
+    deaths than the job has retries.
     """
-    # The same passage may stand in a document twice; it is paid for once.
+    # A document may have the same passage twice; pay for it once.
     by_hash: dict[bytes, list[Passage]] = {}
     for chunk in chunks:
         by_hash.setdefault(chunk.content_hash, []).append(chunk)
@@ -194,7 +194,7 @@ def _calls_for(claim: Claim, service: LLMService, chunks: Sequence[Passage]) -> 
 
 
 def _check_deaths(claim: Claim, search: int) -> None:
-    """Raise `WorkersLost` after more deaths than tries; those of the `search` don't count."""
+    """Raise `WorkersLost` if there are more deaths than retries, without those of the `search`."""
     if claim.deaths > search + claim.max_retries:
         raise WorkersLost(
             f"{claim.deaths} workers died one after the other while they ran this job: it is not "

@@ -22,7 +22,7 @@ MAX_RESULTS = 1_000
 
 
 class SearchService:
-    """Embeds a question with the model that embedded the documents, and finds its neighbours."""
+    """Embeds a question with the documents' model, and finds the nearest passages."""
 
     def __init__(
         self,

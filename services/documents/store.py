@@ -1,4 +1,4 @@
-"""What a document's job writes. Each write may run twice, so it changes nothing but the ledger."""
+"""What a document's job writes. A write may run twice, so it changes nothing but the ledger."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -32,13 +32,13 @@ class OpenChunks:
 
     total: int
     done: int
-    """How many of its chunks have a vector."""
+    """The chunks that have a vector."""
     reserved: Sequence[Passage]
-    """What this job is to pay for."""
+    """The chunks that this job is to pay for."""
 
     @property
     def is_shared(self) -> bool:
-        """Whether another job embeds some of its passages now."""
+        """Whether another job embeds some of the chunks now."""
         return self.done + len(self.reserved) < self.total
 
 
@@ -49,19 +49,19 @@ class DocumentStore:
         self._claim = claim
         self._document_id = UUID(claim.request["document_id"])
         self._owner = None if shares_vectors else claim.user_id
-        """Whose vectors the job takes and leaves; None where they are shared."""
-        # Where another may have paid, no number may tell it.
+        """Whose vectors the job uses and stores; None if all users share them."""
+        # If another user may have paid, no number may show it.
         self._shows_cost = not shares_vectors or claim.user_id is None
 
     def find_open(
         self, unit: UnitOfWork, cutting: Cutting, cut: Cut | None
     ) -> OpenChunks | Document:
-        """Find what is open, and reserve it; the document itself where it is first to be cut.
+        """Reserve the chunks that have no vector; return the document if it is to be cut first.
 
-        A `cut` is stored, if it is that of the text as it stands now.
+        Stores `cut`, if it is of the document's text as it is now.
         """
         claim = self._claim
-        # The job's row before its reservations, as in the reconciler.
+        # Lock the job's row before its reservations, as the reconciler does.
         unit.steps.check_claim(claim)
         document = self._lock(unit)
         fingerprint = self._fingerprint(document, cutting)
@@ -86,7 +86,7 @@ class DocumentStore:
     def replace_chunks(
         self, unit: UnitOfWork, cutting: Cutting, pieces: Mapping[bytes, Sequence[Passage]]
     ) -> None:
-        """Put smaller `pieces` in the place of chunks; not where the document was cut anew."""
+        """Replace chunks by smaller `pieces`, unless the document was cut anew meanwhile."""
         unit.steps.check_claim(self._claim)
         document = self._lock(unit)
         if document.chunked_hash != self._fingerprint(document, cutting):
@@ -104,24 +104,24 @@ class DocumentStore:
     def store(
         self, unit: UnitOfWork, call: Call, answer: EmbeddingResponse, done: int, total: int
     ) -> Mapping[bytes, PromptStackError]:
-        """Store a call's vectors and the progress; the errors of vectors that can't be stored.
+        """Store a call's vectors, and the progress from `done` chunks on.
 
-        `done` chunks had a vector before.
+        Returns the errors of vectors that can't be stored.
         """
         claim = self._claim
         answers = [(call.hashes, answer)]
         # A document that has vectors keeps their size.
         errors = store_vectors(unit, (claim.provider, claim.model), answers, lambda *_: done > 0)
         done += sum(len(one.positions) for one in call.contents if one.hash not in errors)
-        # Vectors are stored also when the job was cancelled; the next step then meets that.
+        # Store the vectors even if the job was cancelled; the next step raises `ClaimLost`.
         with suppress(ClaimLost):
             unit.steps.set_progress(claim, done, total)
-        # The job's row before its reservations, as in the reconciler.
+        # After the job's row, as in `find_open`.
         unit.reservations.release(claim, call.hashes)
         return errors
 
     def succeed(self, unit: UnitOfWork, total: int) -> bool:
-        """End the job; not where the document was cut anew meanwhile, for another model."""
+        """End the job, unless another job has cut the document anew meanwhile."""
         claim = self._claim
         if unit.documents.count_chunks(self._document_id) > total:
             return False
@@ -149,7 +149,7 @@ class DocumentStore:
         return document
 
     def _fingerprint(self, document: Document, cutting: Cutting) -> bytes:
-        """Of what was asked for: chunks that were cut smaller than that, by need, stay so."""
+        """Identify how the caller asked to cut it: chunks that had to be smaller stay so."""
         recipe = cutting.asked.fingerprint(document.content_hash, document.source)
         return vector_key(recipe, self._owner)
 
@@ -159,9 +159,9 @@ class DocumentStore:
     def _store_cut(
         self, unit: UnitOfWork, document: Document, cut: Cut, fingerprint: bytes
     ) -> None:
-        """Store new chunks. Passages that had another key when they were cut before keep vectors.
+        """Store new chunks. Passages whose vectors had another key keep them.
 
-        That was so before users' vectors were apart, and is where `SHARE_VECTORS` was changed.
+        Keys changed when each user got their own vectors, and change with `SHARE_VECTORS`.
         """
         before = unit.documents.chunk_keys(document.id)
         keyed = [replace(one, content_hash=self._key(one)) for one in cut.passages]

@@ -1,4 +1,4 @@
-"""The jobs that this worker process does now, and the provider calls that they wait for."""
+"""The jobs that this worker process runs now, and their provider calls."""
 
 import math
 import threading
@@ -16,32 +16,32 @@ T = TypeVar("T")
 
 
 class JobHandle:
-    """One message's hold on a job, from before its claim to its last word in the ledger.
+    """One run of a job in this process, from before its claim until its end is stored.
 
-    A job has two handles for a moment where it was cancelled, and retried before the first ended.
+    A job that is cancelled and retried at once has two handles for a moment.
     """
 
     def __init__(self, job_id: UUID, jobs: "ActiveJobs") -> None:
         self.job_id = job_id
         self.attempt: int | None = None
-        """The attempt that was claimed; None while that isn't known yet."""
+        """The claimed attempt; None before the claim."""
         self.is_cancelled = False
-        """Whether we cancelled its call, and not the provider itself."""
+        """Whether this worker has cancelled the job's call, and not the provider's client."""
         self.call: Future[Any] | None = None
-        """Its last call, which may have ended."""
+        """The last call, which may have ended."""
         self._jobs = jobs
         self._calls = 0
         self._deadline = math.inf
 
     def claimed(self, claim: Claim) -> None:
-        """Note what was claimed, and when the job expires."""
+        """Note the claimed attempt, and when the job expires."""
         self.attempt = claim.attempt
         self._deadline = time.monotonic() + claim.seconds_left
 
     def begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin a call on the event loop; it is cancelled where the job is taken from us.
+        """Begin a call on the event loop. It is cancelled if this worker loses the job.
 
-        Raises `concurrent.futures.CancelledError` where this worker has stopped.
+        Raises `concurrent.futures.CancelledError` if this worker has stopped.
         """
         if self._jobs.stopped.is_set():
             coroutine.close()
@@ -49,36 +49,36 @@ class JobHandle:
         call = self._jobs.loop.submit(coroutine)
         self.call = call
         if self._jobs.stopped.is_set():
-            self.cancel()  # stopped just now, perhaps before the job had a call
+            self.cancel()  # `stop` may have looked before there was a call
         return call
 
     def cancel(self) -> bool:
-        """Cancel the job's call; whether there was one to cancel."""
+        """Cancel the job's call. Returns whether one was running."""
         self.is_cancelled = True
         return self.call is not None and self.call.cancel()
 
     def hand_back(self) -> NoReturn:
-        """Stop here, for another worker to go on. Raises `CancelledError`."""
+        """Stop here, so that another worker goes on. Raises `CancelledError`."""
         self.is_cancelled = True
         raise CancelledError
 
     @property
     def is_closing(self) -> bool:
-        """Whether no call may begin any more, as this worker is about to stop."""
+        """Whether this worker is about to stop, so that no call may begin."""
         return self._jobs.is_closing
 
     def check_may_begin(self) -> None:
-        """Raise `CancelledError` where no call may begin any more."""
+        """Raise `CancelledError` if no call may begin any more."""
         if self._jobs.is_closing:
             self.hand_back()
 
     def pause(self, seconds: float) -> None:
-        """Wait for something that others do. Raises `CancelledError` when this worker stops."""
+        """Wait for other jobs or threads. Raises `CancelledError` when this worker stops."""
         if self._jobs.stopped.wait(seconds):
             self.hand_back()
 
     def seconds_left(self) -> float:
-        """Time until the job expires."""
+        """The time until the job expires."""
         return self._deadline - time.monotonic()
 
     def next_call(self) -> int:
@@ -88,7 +88,7 @@ class JobHandle:
 
 
 class ActiveJobs:
-    """Knows which jobs are here, and cancels their calls from other threads."""
+    """Knows the jobs of this process, and cancels their calls from other threads."""
 
     def __init__(self, loop: EventLoop) -> None:
         self.loop = loop
@@ -101,7 +101,7 @@ class ActiveJobs:
 
     @contextmanager
     def enter(self, job_id: UUID) -> Iterator[JobHandle]:
-        """Count a job among the active ones as long as this lasts."""
+        """Register a job as active while the context lasts."""
         handle = JobHandle(job_id, self)
         with self._lock:
             self._handles.add(handle)
@@ -112,15 +112,15 @@ class ActiveJobs:
                 self._handles.discard(handle)
 
     def let_none_begin(self) -> None:
-        """Let running calls end, and no other begin; a signal's handler may call it.
+        """Let running calls end, and no other begin. A signal handler may call this.
 
-        A call that began within the grace of a shutdown would be cut off at its end, and paid
-        again by the next worker.
+        A call that began in the grace period would be cut off at its end, and the next worker
+        would pay for it again.
         """
         self.is_closing = True
 
     def holds(self, job_id: UUID, attempt: int) -> bool:
-        """Whether this process does that attempt, or may be about to."""
+        """Whether this process runs that attempt, or may be about to."""
         with self._lock:
             return any(
                 handle.job_id == job_id and handle.attempt in (None, attempt)
@@ -128,18 +128,20 @@ class ActiveJobs:
             )
 
     def claimed(self) -> list[JobHandle]:
-        """The jobs whose claim is surely in the ledger, as they have made a call."""
+        """The jobs that have made a call, so that their claim is surely in the ledger."""
         with self._lock:
             return [handle for handle in self._handles if handle.call is not None]
 
     def cancel_lost(self, claimed: list[JobHandle], recorded: Mapping[UUID, int]) -> list[UUID]:
-        """Cancel the calls of those jobs that the ledger no longer records as ours."""
+        """Cancel the calls of jobs that the ledger no longer records as this worker's.
+
+        Returns the ids of the jobs whose call was running.
+        """
         lost = [handle for handle in claimed if recorded.get(handle.job_id) != handle.attempt]
-        # A call that ended meanwhile was not lost.
         return [handle.job_id for handle in lost if handle.cancel()]
 
     def stop(self) -> None:
-        """Cancel all calls and let none begin: the jobs are handed back."""
+        """Cancel all calls and let none begin; the jobs go back to the queue."""
         self._stopped_at = time.monotonic()
         self.stopped.set()
         with self._lock:
@@ -148,6 +150,6 @@ class ActiveJobs:
             handle.cancel()
 
     def seconds_since_stop(self) -> float:
-        """How long ago all was stopped, 0 if it wasn't."""
+        """How long ago `stop` was called, 0 if it wasn't."""
         stopped_at = self._stopped_at
         return 0.0 if stopped_at is None else time.monotonic() - stopped_at

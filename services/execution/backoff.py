@@ -5,14 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_EXPONENT = 30
-"""Keeps 2**n finite; every realistic maximum wait is reached long before."""
+"""Keeps 2**n finite; the maximum wait is reached long before."""
 
 
 @dataclass(frozen=True)
 class Backoff:
     """Exponential backoff with full jitter (AWS Architecture Blog, 2015).
 
-    Full jitter spreads tries that failed together; waits without it come back in step.
+    Jitter spreads tries that failed together; without it they would come back together.
     """
 
     base_seconds: float

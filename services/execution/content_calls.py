@@ -91,13 +91,13 @@ def reserve(
 ) -> tuple[set[bytes], set[bytes]]:
     """Reserve contents, so that no two jobs pay for the same one.
 
-    Returns those that this job is to pay for, and those that have a stored answer. The others are
-    reserved by another job.
+    Returns the contents that this job is to pay for, and those that have a stored answer. Another
+    job has reserved the rest.
     """
     if not hashes:
         return set(), set()
     taken = unit.reservations.take(claim, hashes)
-    # Another job may have stored some, and given up their reservation, since somebody looked.
+    # Since the caller looked, another job may have stored some and released them.
     stored = find_stored(list(taken))
     unit.reservations.release(claim, list(stored))
     return taken - stored, stored

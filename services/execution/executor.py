@@ -1,11 +1,11 @@
-"""A job's whole way through a worker, from its message to its outcome, top to bottom.
+"""A job's whole way through a worker, from its message to its outcome, from top to bottom.
 
     claim -> context -> the handler of its kind -> store the result -> tell how the job stands
                                 |
                                 +-> retry later, fail, expire or hand back, where there is none
 
-Each step is a transaction of its own, and no session is open while a provider is asked. All that
-changes the job is fenced by the claim.
+Each step is a transaction of its own, and no session is open during a provider call. Every change
+of the job checks its claim first.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,24 +40,24 @@ class JobOutcome:
     """What became of a job when a worker was done with its message."""
 
     state: JobState | None
-    """None where the message was not for us to act on: unknown, taken, or not due."""
+    """None if there is nothing to do for this message: the job is unknown, taken, or not due."""
     summary: dict[str, Any] = field(default_factory=dict)
-    """Numbers and names only, never content: it goes to the result backend."""
+    """Numbers and names, and never content: the result backend keeps it."""
     error: str = ""
     retry_in: float | None = None
-    """Seconds until the next try, where the job went back to the queue."""
+    """Seconds until the next try, if the job went back to the queue."""
 
 
 NOT_OURS = JobOutcome(state=None)
 
 Result = CallOutcome[LLMResponse] | Mapping[str, object] | None
-"""What a handler's job came to: the answer of its one call, or what is to be its result. None where
-the handler has stored the result itself, with what belongs into the same transaction."""
+"""What a handler returns: the outcome of the job's one call, or the job's result. None if it has
+stored the result itself, together with other rows."""
 
 
 @dataclass(frozen=True)
 class Handler:
-    """How the jobs of one kind are done."""
+    """Does the jobs of one kind."""
 
     do: Callable[[JobContext], Result]
     after: Callable[[], None] = lambda: None
@@ -91,11 +91,11 @@ class Executor:
     def run(
         self, job_id: UUID, on_progress: OnProgress, published_at: datetime | None = None
     ) -> JobOutcome:
-        """Bring a job to its outcome, if it is there to take.
+        """Claim a job, do it, and store what became of it.
 
-        `published_at` is when the job's message was sent, by the ledger's clock. What goes wrong
-        with the job is in the outcome. Where the ledger is away until this worker stops, the job is
-        freed by the reconciler of another, and that is in the outcome too.
+        `published_at` is the time of the job's message, by the ledger's clock. Does not raise the
+        job's errors: the outcome has them. If the ledger is away until this worker stops, another
+        worker's reconciler frees the job, and the outcome says so.
         """
         with self._active_jobs.enter(job_id) as handle:
             try:
@@ -113,22 +113,22 @@ class Executor:
         return outcome
 
     def _claim(self, job_id: UUID, published_at: datetime | None) -> Claim | None:
-        """Take the job; None where it isn't there to take."""
+        """Take the job; None if it can't be taken now."""
         step = ClaimStep(job_id, published_at)
         return self._group.claim(step, is_late=self._heartbeat.is_late())
 
     def _do(self, job: JobContext, handler: Handler) -> JobSnapshot | None:
-        """Do the job and store its end; how it stands then, where that is known."""
+        """Do the job and store its end. Returns its snapshot if storing it has made one."""
         claim = job.claim
         try:
             job.show()
             return self._store(claim, handler.do(job))
         except ClaimLost:
-            pass  # cancelled, expired or taken over meanwhile: the ledger says which
+            pass  # it was cancelled, has expired, or another worker has it: the ledger says which
         except CancelledError:
             self._hand_back(claim)
         except TransientLedgerError:
-            raise  # no fault of the job's
+            raise  # the job is not at fault
         except DeadlinePassed:
             self._expire(claim)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job must end
@@ -136,7 +136,7 @@ class Executor:
         return None
 
     def _store(self, claim: Claim, result: Result) -> JobSnapshot | None:
-        """Store the result, with which the job has succeeded. Raises `ClaimLost`."""
+        """Store the result: the job has succeeded. Raises `ClaimLost`."""
         if isinstance(result, CallOutcome):
             return self._store_answer(claim, result)
         if result is not None:
@@ -144,16 +144,16 @@ class Executor:
         return None
 
     def _store_answer(self, claim: Claim, call: CallOutcome[LLMResponse]) -> JobSnapshot | None:
-        """Store an answer and its attempt in one transaction, also where the job has ended.
+        """Store an answer and settle its attempt in one transaction, even if the job has ended.
 
-        The answer is paid for: whatever became of the job meanwhile, a retry finds it.
+        The answer is paid for, so a retry of the job finds it and pays no more.
         """
         with self._calls.cost_on_record(call):
             result = result_of(call.answer)
             return self._group.succeed(SucceedStep(claim, call.attempt_id, result, call.took))
 
     def _hand_back(self, claim: Claim) -> None:
-        """Put the job back to the queue: this worker stops, or a person cancelled the job."""
+        """Put the job back in the queue; no change if a person has cancelled it."""
         self._ledger.write(lambda unit: unit.steps.release(claim.job_id, claim.attempt))
 
     def _expire(self, claim: Claim) -> None:
@@ -161,11 +161,11 @@ class Executor:
             self._ledger.write(lambda unit: unit.steps.expire(claim))
 
     def _retry_or_fail(self, claim: Claim, error: PromptStackError) -> None:
-        """Decide what an error means for the job: this is the one place."""
+        """Decide what an error means for the job."""
         counts = error.counts_as_failure
         tries_left = claim.failures < claim.max_retries or not counts
         tries = claim.failures + 1 if counts else claim.attempt
-        # Where the limiter says when there is room, a longer wait would leave it unused.
+        # When the limiter says when there is room, a longer wait would leave the room unused.
         delay = self._backoff.delay(tries if error.backs_off else 1, error.retry_after)
 
         def write(unit: UnitOfWork) -> None:
@@ -180,17 +180,17 @@ class Executor:
             self._ledger.write(write)
 
     def _snapshot(self, job_id: UUID) -> JobSnapshot | None:
-        """How the job stands in the ledger; None where there is none of that id."""
+        """How the job stands in the ledger; None if it doesn't exist."""
         return self._ledger.write(lambda unit: unit.steps.snapshot(job_id))
 
     def _outcome(self, job: JobSnapshot | None) -> JobOutcome:
-        """Show how the job stands, and say it to the queue."""
+        """Show how the job stands, and tell the task."""
         if job is None or job.state == JobState.RUNNING:
             return NOT_OURS  # it doesn't exist, or runs elsewhere
         progress = Progress.of(job)
         self._progress.publish(progress)
         if progress.state is JobState.QUEUED and not (job.attempt and job.error):
-            return NOT_OURS  # handed back untried, or not due: another message comes
+            return NOT_OURS  # handed back untried, or not due: it gets another message
         return JobOutcome(
             state=progress.state,
             summary={

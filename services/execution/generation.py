@@ -1,4 +1,4 @@
-"""What a worker does with a generation job."""
+"""The handler of generation jobs."""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from promptstack.services.llm.requests import GenerationRequest
 logger = logging.getLogger(__name__)
 
 EXPECTED_OUTPUT_TOKENS = 256
-"""Taken where a request sets no maximum; the limiter learns what such calls really take."""
+"""Assumed if a request sets no maximum; the limiter learns what such calls really take."""
 
 
 def generate(calls: ProviderCalls, job: JobContext) -> CallOutcome[LLMResponse]:
@@ -53,10 +53,11 @@ def _call(claim: Claim, target: GenerationRequest) -> ProviderCall[LLMResponse]:
 
 
 def _deciding(met: Sequence[PromptStackError]) -> PromptStackError:
-    """Of the errors of all providers that were asked, the one that decides what becomes of a job.
+    """Choose the error that decides what becomes of the job.
 
-    What may have been billed uses up a retry, also where a fallback only has to wait: else the
-    job would pay again and again. A fallback without quota ends no job that another may answer.
+    A call that may have been billed uses up a retry even if a fallback only has to wait: otherwise
+    the job would pay again and again. A fallback without quota does not end a job that another
+    provider may answer later.
     """
     paid = [
         error

@@ -1,4 +1,4 @@
-"""A claimed job, as the handler of its kind gets it."""
+"""A claimed job, as its handler gets it."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.jobs.progress import Progress, ProgressService
 
 OnProgress = Callable[[Progress], None]
-"""Hears of every step that others may see."""
+"""Receives every step of progress."""
 
 
 class JobContext:
-    """What a handler knows of its job, and may do with it."""
+    """A claimed job and what its handler needs: its handle, the ledger, and progress."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class JobContext:
         self._on_progress = on_progress
 
     def show(self, current: int = 0, total: int = 1) -> None:
-        """Show to others how much of the job is done."""
+        """Show how much of the job is done."""
         claim = self.claim
         shown = Progress(claim.job_id, JobState.RUNNING, current, total, claim.failures)
         self._progress.publish(shown)

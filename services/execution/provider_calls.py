@@ -1,4 +1,4 @@
-"""Provider calls of jobs: each with its permit, and its row in the ledger."""
+"""The provider calls of jobs, each with a permit of the limiter and an attempt in the ledger."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -31,7 +31,7 @@ from promptstack.services.llm.event_loop import EventLoop
 from promptstack.services.llm.pool import ProviderPool
 
 MAX_THROTTLED = 3
-"""Times in a row that a call is sent anew after a 429 before its job goes back to the queue."""
+"""After so many 429s in a row the job goes back to the queue."""
 
 T = TypeVar("T")
 Answer = TypeVar("Answer", bound=LLMResponse | EmbeddingResponse)
@@ -45,15 +45,15 @@ class ProviderCall(Generic[Answer]):
     model: str
     ask: Callable[[LLMService], Coroutine[Any, Any, Answer]]
     need: Callable[[LLMService], Need]
-    """What it will take, as far as is known before."""
+    """The tokens it is expected to take."""
     items: int = 1
     is_suspect: bool = False
-    """Whether it holds a text that has failed again and again."""
+    """Whether it holds a text that failed repeatedly, so that its failure may be the text's."""
 
 
 @dataclass(frozen=True)
 class CallOutcome(Generic[Answer]):
-    """A call that was answered, and so is paid for. Its attempt is open until it is settled."""
+    """A call that was answered, and so is paid for. Its attempt is not settled yet."""
 
     answer: Answer
     attempt_id: int
@@ -63,7 +63,8 @@ class CallOutcome(Generic[Answer]):
     def settle(self, unit: UnitOfWork) -> None:
         """Record what it took, in the transaction that stores its answer.
 
-        The job's row comes before the attempt's, as everywhere: no two wait for each other.
+        Call it last: transactions lock a job's row before its attempts, so that no two of them wait
+        for each other.
         """
         unit.attempts.settle(self.attempt_id, AttemptState.SUCCEEDED, **self.took)
 
@@ -91,9 +92,9 @@ class ProviderCalls:
         self._backoff = backoff
 
     def make(self, job: JobContext, call: ProviderCall[Answer]) -> CallOutcome[Answer]:
-        """Make a call when the limiter lets it, and again when the provider knew better.
+        """Make a call when the limiter permits it, and again after a 429 with a short wait.
 
-        Whoever gets the outcome stores it, whether or not the claim still holds. Raises
+        The caller stores the outcome even if the claim is lost, as it is paid for. Raises
         `ProviderError`, `ClaimLost`, and the limiter's errors.
         """
         service = self._providers.get(call.provider)
@@ -105,7 +106,7 @@ class ProviderCalls:
             try:
                 return self._make_once(job, call, service, need, permit)
             except RateLimited as error:
-                # It may be about this call alone: then the limiter would let it go at once.
+                # The limiter would permit it at once if the refusal is about this call only.
                 throttled += 1
                 tries = throttled if error.retry_after is None else 1
                 wait = self._backoff.delay(tries, error.retry_after)
@@ -116,7 +117,7 @@ class ProviderCalls:
     async def _enter(
         self, handle: JobHandle, service: LLMService, model: str, need: Need, *, after: float
     ) -> Permit | None:
-        """Wait for leave to make a call; it is given back where the job was cancelled by then."""
+        """Wait for a permit. It is given back if the job is cancelled before it gets it."""
         await asyncio.sleep(after)
         task = asyncio.current_task()
         if task is not None:
@@ -124,9 +125,10 @@ class ProviderCalls:
         return await self._calls.enter(service, model, need)
 
     def _give_back_unheard(self, handle: JobHandle, task: "asyncio.Task[Permit | None]") -> None:
-        """Give a permit back that came just when nobody waited for it any more.
+        """Give back a permit that came after its job was cancelled.
 
-        On the event loop, after whoever waits was told. Its lease would be renewed for ever.
+        Otherwise its lease would be renewed for ever. Runs on the event loop, when the waiting
+        thread has been told.
         """
         is_unheard = handle.call is not None and handle.call.cancelled()
         if is_unheard and not task.cancelled() and task.exception() is None:
@@ -140,7 +142,7 @@ class ProviderCalls:
         need: Need,
         permit: Permit | None,
     ) -> CallOutcome[Answer]:
-        """Make one call, with its attempt on record before it leaves."""
+        """Record the attempt, and make the call."""
         try:
             attempt_id = self._begin(job, call, need)
         except BaseException:
@@ -162,7 +164,7 @@ class ProviderCalls:
         return CallOutcome(answer, attempt_id, took)
 
     def _begin(self, job: JobContext, call: ProviderCall[Answer], need: Need) -> int:
-        """Record that a call is about to leave; the attempt's id. Raises `ClaimLost`."""
+        """Record that a call is about to leave. Returns the attempt's id. Raises `ClaimLost`."""
         if job.handle.seconds_left() <= 0:
             raise DeadlinePassed("The job's deadline passed before its call was made.")
         expected = {"input_tokens": need.input_tokens, "output_tokens": need.output_tokens}
@@ -200,25 +202,25 @@ class ProviderCalls:
         try:
             return self._wait_for(job, making)
         except CancelledError:
-            # Where only the limiter was still to be told, the answer is there, and paid for.
+            # If only the limiter was still to be told, the answer is here, and paid for.
             if answered:
                 return answered[0]
             raise
 
     def _wait_for(self, job: JobContext, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for what runs on the loop. Raises `CancelledError` if we cancel it."""
+        """Run `work` on the event loop and wait. Raises `CancelledError` if we cancel it."""
         try:
             return job.handle.begin(work).result()
         except CancelledError as error:
             if job.handle.is_cancelled:
                 raise
-            # From within the provider's own code: a failure of the call, which must count.
+            # The provider's client has cancelled it: the call has failed, and must count.
             raise ConnectionFailed(
                 f"{job.claim.provider}'s client cancelled its own call."
             ) from error
 
     def store(self, call: CallOutcome[Answer], write: Callable[[UnitOfWork], T]) -> T:
-        """Store what `write` makes of an answer, and settle the call, in one transaction."""
+        """Run `write`, which stores the answer, and settle the call in the same transaction."""
 
         def store(unit: UnitOfWork) -> T:
             written = write(unit)
@@ -230,7 +232,7 @@ class ProviderCalls:
 
     @contextmanager
     def cost_on_record(self, call: CallOutcome[Answer]) -> Iterator[None]:
-        """Record what a call took, also where its answer can't be stored within this."""
+        """Store an answer in this context: if that fails, what its call took is recorded anyway."""
         try:
             yield
         except TransientLedgerError:

@@ -1,4 +1,4 @@
-"""Errors that nobody expected."""
+"""Unexpected errors, as they may be shown."""
 
 import logging
 
@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 def known(error: Exception) -> PromptStackError:
-    """The error itself, or in place of an unexpected one, one that may be shown.
+    """The error itself, or one that may be shown in place of an unexpected one.
 
     The message of an unexpected error may quote a prompt, so only its type and traceback are
     logged.

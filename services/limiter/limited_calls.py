@@ -1,4 +1,4 @@
-"""Provider calls under the limiter: leave before, the truth of what it took after."""
+"""Provider calls under the limiter: a permit before, and what the call really took after."""
 
 import asyncio
 import math
@@ -35,13 +35,13 @@ class LimitedCalls:
 
     @property
     def patience_seconds(self) -> float:
-        """How long a call may wait for its turn in a worker."""
+        """How long a call may wait for a permit in a worker."""
         return self._limiter.patience_seconds
 
     async def enter(self, service: LLMService, model: str, need: Need) -> Permit | None:
-        """Wait for leave to make a call; None where nothing limits it.
+        """Wait for a permit to make a call; None if nothing limits it.
 
-        Raises what `RateLimiter.acquire` raises, and `NotConfigured` where there can be no call.
+        Raises what `RateLimiter.acquire` raises, and `NotConfigured` if no call is possible.
         """
         service.check_configured()
         if not service.is_limited and self._limiter.settings_for(service.name, model) is None:
@@ -49,11 +49,11 @@ class LimitedCalls:
         return await self._limiter.acquire(_bucket(service, model), need)
 
     async def room(self, service: LLMService, model: str) -> int:
-        """How many calls more than wait now could leave soon."""
+        """How many more calls than wait now could leave soon."""
         return await self._limiter.room(_bucket(service, model))
 
     async def limits(self, service: LLMService, model: str) -> Limits:
-        """What is known of the limits of a model."""
+        """The known limits of a model."""
         return await self._limiter.limits(_bucket(service, model))
 
     async def make(
@@ -65,11 +65,11 @@ class LimitedCalls:
         seconds_left: float = math.inf,
         is_suspect: bool = False,
     ) -> Answer:
-        """Make the call and settle its permit. Raises `ProviderError`.
+        """Make the call and settle its permit.
 
-        Where it `is_suspect`, as it holds a text that has failed again and again, a failure says
-        nothing of the provider: else one text would close the circuit for all others.
-        Raises `DeadlinePassed` where there is no answer within the `seconds_left` to its job.
+        A call that `is_suspect` holds a text that failed repeatedly. Its failure says nothing about
+        the provider: otherwise one text could open the circuit for all others. Raises
+        `ProviderError`, and `DeadlinePassed` if there is no answer in the job's `seconds_left`.
         """
         started = self._clock()
         settlement = Settlement(Outcome.CANCELLED)
@@ -84,7 +84,7 @@ class LimitedCalls:
             )
         except ProviderError as error:
             error.retry_after = self._sane(error.retry_after)
-            # What says what it took has counted the call, whatever else it says.
+            # If the provider says what the call took, it has counted it.
             used, outcome = error.usage, error.outcome
             if is_suspect and outcome is Outcome.FAILED:
                 outcome = Outcome.CANCELLED
@@ -103,12 +103,12 @@ class LimitedCalls:
         return answer
 
     async def give_back(self, permit: Permit | None) -> None:
-        """Settle a permit whose call was never made."""
+        """Give back the permit of a call that was not made."""
         if permit is not None:
             await self._limiter.settle(permit, Settlement(Outcome.UNUSED))
 
     def _sane(self, told: float | None) -> float | None:
-        """How long to wait where a provider, also one that isn't ours, has `told` us to."""
+        """How long to wait after a provider, or a gateway before it, has `told` us to."""
         wait = credible_wait(told)
         return None if wait is None else min(wait, self._most_wait_seconds)
 
