@@ -161,6 +161,7 @@ def _dated(prices: Any) -> Sequence[Any]:
 
 
 def listed_cost(provider: str | None, model: str, **tokens: int | None) -> Decimal | None:
+    """What genai-prices says a call costs; None for an unknown model."""
     if provider is None:
         return None
     # Imported here: it takes 0.3 s, and most commands need no price.
