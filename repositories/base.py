@@ -1,10 +1,10 @@
 """What every repository can do."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, inspect, select
+from sqlalchemy import ColumnElement, CursorResult, Executable, inspect, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from promptstack.repositories.errors import UnknownFilter
@@ -88,3 +88,9 @@ class BaseRepository(Generic[T]):
                 f"{self.model.__name__} has no column {', '.join(unknown)}. "
                 f"Known: {', '.join(sorted(known))}."
             )
+
+
+def change_rows(session: Session, statement: Executable) -> int:
+    """Change rows that no session holds as objects. Returns how many were changed."""
+    result = session.execute(statement, execution_options={"synchronize_session": False})
+    return cast("CursorResult[Any]", result).rowcount

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 from promptstack.api.http.auth import CurrentCaller, Owner, Stack
 from promptstack.api.http.bodies import Body, NotBlank
 from promptstack.api.http.route import AuthenticatedRoute
-from promptstack.services.export.items import FailedItem, Produced
+from promptstack.repositories.runs.results import FailedItem, Produced
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.runs.views import RunView
 from promptstack.services.sources.reading import Reading

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import delete, exists, func, insert, or_, select
+from sqlalchemy import ColumnElement, delete, exists, func, insert, or_, select
 from sqlalchemy.dialects import postgresql
 
 from promptstack.repositories.base import BaseRepository
@@ -50,19 +50,8 @@ class DocumentRepository(BaseRepository[Document]):
         """Put new chunks in the place of the old; vectors stay, as they belong to the content."""
         self._session.execute(delete(Chunk).where(Chunk.document_id == document.id))
         if passages:
-            self._session.execute(
-                insert(Chunk),
-                [
-                    {
-                        "document_id": document.id,
-                        "position": passage.position,
-                        "start": passage.start,
-                        "text": passage.text,
-                        "content_hash": passage.content_hash,
-                    }
-                    for passage in passages
-                ],
-            )
+            rows = [{"document_id": document.id, **vars(passage)} for passage in passages]
+            self._session.execute(insert(Chunk), rows)
         self.update(document, chunked_hash=chunked_hash)
 
     def chunk_keys(self, document_id: UUID) -> set[bytes]:
@@ -72,12 +61,7 @@ class DocumentRepository(BaseRepository[Document]):
 
     def chunks(self, document_id: UUID) -> Sequence[Passage]:
         """The document's chunks, in order."""
-        rows = self._session.execute(
-            select(Chunk.position, Chunk.start, Chunk.text, Chunk.content_hash)
-            .where(Chunk.document_id == document_id)
-            .order_by(Chunk.position)
-        )
-        return [Passage(*row) for row in rows]
+        return self._passages(Chunk.document_id == document_id)
 
     def count_chunks(self, document_id: UUID) -> int:
         """How many chunks a document has."""
@@ -97,9 +81,12 @@ class DocumentRepository(BaseRepository[Document]):
                 for vectors in TABLES.values()
             )
         )
+        return self._passages(Chunk.document_id == document_id, ~stored)
+
+    def _passages(self, *conditions: ColumnElement[bool]) -> Sequence[Passage]:
         rows = self._session.execute(
             select(Chunk.position, Chunk.start, Chunk.text, Chunk.content_hash)
-            .where(Chunk.document_id == document_id, ~stored)
+            .where(*conditions)
             .order_by(Chunk.position)
         )
         return [Passage(*row) for row in rows]

@@ -8,6 +8,7 @@ from sqlalchemy import LargeBinary, Table, bindparam, delete, func, select, text
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.arrays import ArrayLiteral
+from promptstack.repositories.base import change_rows
 from promptstack.repositories.jsonb import dump_jsonb
 from promptstack.repositories.runs.models import Answer, Run
 
@@ -57,17 +58,12 @@ class AnswerRepository:
             .limit(limit)
             .subquery()
         )
-        deleted = self._session.scalars(
-            delete(Answer)
-            .where(
-                Answer.provider == old.c.provider,
-                Answer.model == old.c.model,
-                Answer.content_hash == old.c.content_hash,
-            )
-            .returning(Answer.content_hash)
-            .execution_options(synchronize_session=False)
+        is_old = (
+            Answer.provider == old.c.provider,
+            Answer.model == old.c.model,
+            Answer.content_hash == old.c.content_hash,
         )
-        return len(deleted.all())
+        return change_rows(self._session, delete(Answer).where(*is_old))
 
 
 # Built once: to build a statement costs more than to run it.

@@ -9,8 +9,6 @@ from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
-    CursorResult,
-    Result,
     Table,
     Text,
     bindparam,
@@ -26,6 +24,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.arrays import ArrayLiteral
+from promptstack.repositories.base import change_rows
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.copying import copy_binary
 from promptstack.repositories.jsonb import for_jsonb
@@ -37,8 +36,6 @@ _HEAD = Struct(">hi16sii")
 _SIZE = Struct(">ii")
 NULL = _LENGTH.pack(-1)
 JSONB_VERSION = b"\x01"
-UNSEEN: Mapping[str, Any] = {"synchronize_session": False}
-"""No session holds these rows as objects: what is deleted need not be sent back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,19 +171,9 @@ class ItemRepository:
         """Delete up to `limit` items of a run with their outcomes; how many."""
         for table in (Outcome, ItemTries, Item):
             some = select(table.position).where(table.run_id == run_id).limit(limit)
-            deleted = changed_rows(
-                self._session.execute(
-                    delete(table)
-                    .where(table.run_id == run_id, table.position.in_(some))
-                    .execution_options(**UNSEEN)
-                )
-            )
+            these = (table.run_id == run_id, table.position.in_(some))
+            deleted = change_rows(self._session, delete(table).where(*these))
         return deleted
-
-
-def changed_rows(result: Result[Any]) -> int:
-    """How many rows a statement has changed."""
-    return cast_type("CursorResult[Any]", result).rowcount
 
 
 def is_open_item() -> ColumnElement[bool]:

@@ -8,9 +8,10 @@ from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from promptstack.repositories.base import change_rows
 from promptstack.repositories.models import Job, JobState
 from promptstack.repositories.runs.models import PrunedRun, Run, RunState
-from promptstack.repositories.runs.runs import UNSEEN, is_open, open_shards
+from promptstack.repositories.runs.runs import is_open, open_shards
 
 
 class RunMaintenanceRepository:
@@ -66,7 +67,7 @@ class RunMaintenanceRepository:
         )
         if run_id is not None:
             self._session.execute(insert(PrunedRun).values(run_id=run_id))
-            self._session.execute(delete(Run).where(Run.id == run_id), execution_options=UNSEEN)
+            change_rows(self._session, delete(Run).where(Run.id == run_id))
         return run_id
 
     def next_pruned(self) -> UUID | None:
@@ -75,5 +76,4 @@ class RunMaintenanceRepository:
 
     def forget_pruned(self, run_id: UUID) -> None:
         """Note that the items of a run are deleted, too."""
-        is_it = PrunedRun.run_id == run_id
-        self._session.execute(delete(PrunedRun).where(is_it), execution_options=UNSEEN)
+        change_rows(self._session, delete(PrunedRun).where(PrunedRun.run_id == run_id))

@@ -6,12 +6,23 @@ from functools import cache
 from typing import NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import Executable, Table, bindparam, delete, exists, func, literal, select
+from sqlalchemy import (
+    Executable,
+    SelectBase,
+    Table,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.arrays import ArrayLiteral
-from promptstack.repositories.runs.items import UNSEEN, changed_rows, is_open_item
+from promptstack.repositories.base import change_rows
+from promptstack.repositories.runs.items import is_open_item
 from promptstack.repositories.runs.models import Item, ItemTries, Outcome
 
 DUPLICATE_ID = "DUPLICATE_ID"
@@ -70,18 +81,19 @@ class OutcomeRepository:
             literal(DUPLICATE_ID),
             func.format("Line %s has the same id; each needs its own.", seen.c.first),
         ).where(seen.c.position != seen.c.first)
-        columns = ["run_id", "position", "error_code", "error"]
-        added = insert(Outcome).from_select(columns, again).on_conflict_do_nothing()
-        return changed_rows(self._session.execute(added))
+        return self._fail(again)
 
     def end_open(self, run_id: UUID, first: int, last: int, error_code: str, error: str) -> int:
         """End as failed what is still open from `first` to `last`; how many."""
         left = select(Item.run_id, Item.position, literal(error_code), literal(error)).where(
             Item.run_id == run_id, Item.position.between(first, last), is_open_item()
         )
+        return self._fail(left)
+
+    def _fail(self, failed: SelectBase) -> int:
         columns = ["run_id", "position", "error_code", "error"]
-        added = insert(Outcome).from_select(columns, left).on_conflict_do_nothing()
-        return changed_rows(self._session.execute(added))
+        added = insert(Outcome).from_select(columns, failed).on_conflict_do_nothing()
+        return change_rows(self._session, added)
 
     def reopen_failed(self, run_id: UUID) -> int:
         """Open what has failed at a provider, not what never could be asked; how many."""
@@ -90,20 +102,15 @@ class OutcomeRepository:
             Item.position == Outcome.position,
             Item.content_hash.is_not(None),
         )
-        self._session.execute(
-            delete(ItemTries).where(ItemTries.run_id == run_id), execution_options=UNSEEN
-        )
-        return changed_rows(
-            self._session.execute(
-                delete(Outcome)
-                .where(
-                    Outcome.run_id == run_id,
-                    Outcome.error_code.is_not(None),
-                    Outcome.error_code != DUPLICATE_ID,
-                    could_be_asked,
-                )
-                .execution_options(**UNSEEN)
-            )
+        change_rows(self._session, delete(ItemTries).where(ItemTries.run_id == run_id))
+        return change_rows(
+            self._session,
+            delete(Outcome).where(
+                Outcome.run_id == run_id,
+                Outcome.error_code.is_not(None),
+                Outcome.error_code != DUPLICATE_ID,
+                could_be_asked,
+            ),
         )
 
     def count_outcomes(self, run_id: UUID) -> Counted:

@@ -1,11 +1,13 @@
 """What runs have produced, page by page in the order of their items."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 from sqlalchemy import (
     ColumnElement,
     FromClause,
@@ -29,26 +31,31 @@ VECTOR_HEAD = 4
 """Bytes before the numbers: how many there are, and two unused (pgvector's vector_send)."""
 
 
-class ResultRow(NamedTuple):
-    """An item that succeeded."""
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """A result: a vector or an answer, and the item it belongs to."""
 
     position: int
     custom_id: str
-    attributes: dict[str, Any]
+    metadata: dict[str, JsonValue]
     text: str | None
+    """What was sent. Written only when asked for."""
     vector: npt.NDArray[np.float32] | None
-    answer: dict[str, Any] | None
+    answer: dict[str, JsonValue] | None
+    """`text`, `model`, `finish_reason`, `input_tokens`, `output_tokens` and whatever else; `json`
+    where the answer was to be JSON."""
 
 
-class FailureRow(NamedTuple):
-    """An item that failed."""
+@dataclass(frozen=True, slots=True)
+class FailedItem:
+    """An item without a result, and why."""
 
     position: int
     custom_id: str | None
-    attributes: dict[str, Any]
     code: str
     error: str
     detail: str | None
+    metadata: dict[str, JsonValue]
 
 
 class RunResultRepository:
@@ -65,7 +72,7 @@ class RunResultRepository:
         limit: int,
         *,
         with_text: bool,
-    ) -> list[ResultRow]:
+    ) -> list[Produced]:
         """The next vectors after a position: of the first of the models that has one."""
         query = self._page(run_id, after, limit, with_text=with_text)
         found = []
@@ -76,7 +83,7 @@ class RunResultRepository:
             )
             found.append(vectors.c.content_hash.is_not(None))
         return [
-            ResultRow(row[0], row[1], row[2], row[3], _first_vector(row[4:], models), None)
+            Produced(row[0], row[1], row[2], row[3], _first_vector(row[4:], models), None)
             for row in self._session.execute(query.where(or_(*found)))
         ]
 
@@ -94,7 +101,7 @@ class RunResultRepository:
 
     def answers(
         self, run_id: UUID, provider: str, model: str, after: int, limit: int, *, with_text: bool
-    ) -> list[ResultRow]:
+    ) -> list[Produced]:
         """The next answers after a position."""
         query = self._page(run_id, after, limit, with_text=with_text).add_columns(Answer.result)
         rows = self._session.execute(
@@ -105,18 +112,18 @@ class RunResultRepository:
                 & (Answer.model == model),
             )
         )
-        return [ResultRow(row[0], row[1], row[2], row[3], None, row[4]) for row in rows]
+        return [Produced(row[0], row[1], row[2], row[3], None, row[4]) for row in rows]
 
-    def failures(self, run_id: UUID, after: int, limit: int) -> Sequence[FailureRow]:
+    def failures(self, run_id: UUID, after: int, limit: int) -> list[FailedItem]:
         """The next failures after a position."""
         rows = self._session.execute(
             select(
                 Item.position,
                 Item.custom_id,
-                Item.attributes,
                 Outcome.error_code,
                 func.coalesce(Outcome.error, ""),
                 Outcome.detail,
+                Item.attributes,
             )
             .join(Outcome, _its_outcome())
             .where(
@@ -127,7 +134,7 @@ class RunResultRepository:
             .order_by(Outcome.position)
             .limit(limit)
         )
-        return [FailureRow(*row) for row in rows]
+        return [FailedItem(*row) for row in rows]
 
     def _page(self, run_id: UUID, after: int, limit: int, *, with_text: bool) -> Select[Any]:
         asked: ColumnElement[Any] = (

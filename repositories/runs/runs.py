@@ -24,7 +24,6 @@ from promptstack.repositories.runs.models import Run, RunState
 
 POPULATED: Mapping[str, Any] = {"synchronize_session": False, "populate_existing": True}
 """The row as the statement returns it is what counts, not what the session has seen before."""
-UNSEEN: Mapping[str, Any] = {"synchronize_session": False}
 OPEN_STATES = (RunState.PREPARING, RunState.RUNNING, RunState.FINALIZING)
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from promptstack.repositories.runs.results import Produced
 from promptstack.services.export.columns import Shape, checked_vector, json_line
-from promptstack.services.export.items import NotWritable, Produced
+from promptstack.services.export.items import NotWritable
 from promptstack.services.export.line_writers import identity
 
 GROUP_BYTES = 16_777_216

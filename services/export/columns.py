@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from promptstack.services.export.items import NotWritable, Produced
+from promptstack.repositories.runs.results import Produced
+from promptstack.services.export.items import NotWritable
 from promptstack.services.validation.json_text import dump_json
 
 PLAIN_ANSWER = ("model", "finish_reason", "input_tokens", "output_tokens")

@@ -4,10 +4,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import JsonValue
-
 from promptstack.config.errors import PromptStackError
 
 
@@ -31,33 +27,6 @@ class ExportFormat(StrEnum):
     NPY = "npy"
     """Vectors only; their ids stand in a file beside them."""
     CSV = "csv"
-
-
-@dataclass(frozen=True, slots=True)
-class Produced:
-    """A result: a vector or an answer, and the item it belongs to."""
-
-    position: int
-    custom_id: str
-    metadata: dict[str, JsonValue]
-    text: str | None
-    """What was sent. Written only when asked for."""
-    vector: npt.NDArray[np.float32] | None
-    answer: dict[str, JsonValue] | None
-    """`text`, `model`, `finish_reason`, `input_tokens`, `output_tokens` and whatever else; `json`
-    where the answer was to be JSON."""
-
-
-@dataclass(frozen=True, slots=True)
-class FailedItem:
-    """An item without a result, and why."""
-
-    position: int
-    custom_id: str | None
-    code: str
-    error: str
-    detail: str | None
-    metadata: dict[str, JsonValue]
 
 
 @dataclass(frozen=True, slots=True)

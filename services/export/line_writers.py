@@ -6,8 +6,9 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from promptstack.repositories.runs.results import FailedItem, Produced
 from promptstack.services.export.columns import JSON_COLUMNS, Shape, as_json, json_line
-from promptstack.services.export.items import FailedItem, NotWritable, Produced
+from promptstack.services.export.items import NotWritable
 
 FORMULA_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 """With these a spreadsheet begins a formula, which may fetch an address or start a program; the

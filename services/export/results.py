@@ -8,17 +8,11 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from promptstack.repositories.runs.results import FailedItem, Produced
 from promptstack.services.export.array_writers import Npy, Parquet
 from promptstack.services.export.atomic import AtomicFiles
 from promptstack.services.export.columns import Shape
-from promptstack.services.export.items import (
-    ExportFailed,
-    ExportFormat,
-    ExportSummary,
-    FailedItem,
-    NotWritable,
-    Produced,
-)
+from promptstack.services.export.items import ExportFailed, ExportFormat, ExportSummary, NotWritable
 from promptstack.services.export.line_writers import Csv, ErrorLines, JsonLines, Writer
 from promptstack.services.export.paths import STANDARD_OUTPUT, beside, check_place, format_of
 

@@ -1,18 +1,20 @@
 """The output of runs, streamed in the order of their items."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 from uuid import UUID
 
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.runs.models import Run, RunKind
-from promptstack.repositories.runs.results import ResultRow
+from promptstack.repositories.runs.results import FailedItem, Produced
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import NotFound
-from promptstack.services.export.items import FailedItem, Produced
 from promptstack.services.validation.ids import read_id
 
 PAGE = 2_000
+
+Row = TypeVar("Row", Produced, FailedItem)
 
 
 class RunResults:
@@ -31,32 +33,43 @@ class RunResults:
         if run is None:
             raise NotFound(f"There is no run {run_id}.")
         models: Sequence[EmbeddingModel] = []
-        while True:
-            with self._ledger.transaction() as unit:
-                models = models or _models(unit, run)
-                rows = _rows(unit, run, models, after, page, with_input=with_input)
-                _check_is_there(unit, run_id)
-            for row in rows:
-                yield Produced(
-                    row.position, row.custom_id, row.attributes, row.text, row.vector, row.answer
+
+        def read(unit: UnitOfWork, after: int) -> list[Produced]:
+            nonlocal models
+            if run.kind == RunKind.GENERATION:
+                return unit.results.answers(
+                    run.id, run.provider, run.model, after, page, with_text=with_input
                 )
-            if len(rows) < page:
-                return
-            after = rows[-1].position
+            models = models or _models(unit, run)
+            if not models:
+                return []
+            return unit.results.vectors(run.id, models, after, page, with_text=with_input)
+
+        yield from self._pages(run_id, read, after, page)
 
     def failed(
         self, run_id: UUID | str, *, after: int = 0, page: int = PAGE
     ) -> Iterator[FailedItem]:
         """What has failed so far, after a position; read by `page`."""
         run_id = read_id(run_id, "run")
+
+        def read(unit: UnitOfWork, after: int) -> list[FailedItem]:
+            return unit.results.failures(run_id, after, page)
+
+        yield from self._pages(run_id, read, after, page)
+
+    def _pages(
+        self, run_id: UUID, read: Callable[[UnitOfWork, int], list[Row]], after: int, page: int
+    ) -> Iterator[Row]:
         while True:
             with self._ledger.transaction() as unit:
-                rows = unit.results.failures(run_id, after, page)
-                _check_is_there(unit, run_id)
-            for row in rows:
-                yield FailedItem(
-                    row.position, row.custom_id, row.code, row.error, row.detail, row.attributes
-                )
+                rows = read(unit, after)
+                # After the items: they are deleted after their run, so none of them was missing.
+                if unit.runs.get(run_id) is None:
+                    raise NotFound(
+                        f"There is no run {run_id}, or it was deleted while it was read."
+                    )
+            yield from rows
             if len(rows) < page:
                 return
             after = rows[-1].position
@@ -71,35 +84,9 @@ class RunResults:
         return models[0].dimensions if models else None
 
 
-def _check_is_there(unit: UnitOfWork, run_id: UUID) -> None:
-    """Asked after its items were read: they are deleted after it, so that none was missing."""
-    if unit.runs.get(run_id) is None:
-        raise NotFound(f"There is no run {run_id}, or it was deleted while it was read.")
-
-
 def _models(unit: UnitOfWork, run: Run) -> Sequence[EmbeddingModel]:
     """The dimensions that its model has had: first that of most of the run's vectors."""
-    if run.kind != RunKind.EMBEDDING:
-        return []
     models = unit.embeddings.dimensions_of(run.provider, run.model)
     if len(models) < 2:
         return models  # not counted, as that takes a while
     return sorted(models, key=lambda model: -unit.results.count_vectors(run.id, model))
-
-
-def _rows(
-    unit: UnitOfWork,
-    run: Run,
-    models: Sequence[EmbeddingModel],
-    after: int,
-    limit: int,
-    *,
-    with_input: bool,
-) -> list[ResultRow]:
-    if run.kind == RunKind.GENERATION:
-        return unit.results.answers(
-            run.id, run.provider, run.model, after, limit, with_text=with_input
-        )
-    if not models:
-        return []
-    return unit.results.vectors(run.id, models, after, limit, with_text=with_input)

@@ -1,8 +1,9 @@
 """Runs as callers see them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 from promptstack.config.models_file import Money
@@ -42,29 +43,14 @@ class RunView:
     @classmethod
     def of(cls, run: Run) -> "RunView":
         """Read it off the ledger's row."""
-        return cls(
-            id=run.id,
-            kind=RunKind(run.kind),
-            state=RunState(run.state),
-            name=run.name,
-            provider=run.provider,
-            model=run.model,
-            total=run.total,
-            succeeded=run.succeeded,
-            failed=run.failed,
-            reused=run.reused,
-            calls=run.calls,
-            tokens=run.input_tokens + run.output_tokens,
-            cost_usd=known_cost(run),
-            unknown_cost=run.unknown_cost,
-            max_cost_usd=run.max_cost_usd,
-            in_flight=run.in_flight,
-            error_code=run.error_code,
-            error=run.error,
-            created_at=run.created_at,
-            started_at=run.started_at,
-            finished_at=run.finished_at,
-        )
+        own: dict[str, Any] = {
+            "kind": RunKind(run.kind),
+            "state": RunState(run.state),
+            "tokens": run.input_tokens + run.output_tokens,
+            "cost_usd": known_cost(run),
+        }
+        same = {one.name: getattr(run, one.name) for one in fields(cls) if one.name not in own}
+        return cls(**own, **same)
 
 
 def known_cost(run: Run) -> Decimal | None:
