@@ -1,6 +1,6 @@
 """The runs API: hand one in, look at it, cancel it, try its failures again.
 
-Nothing is paid for before every input was read and checked, and `start` was called.
+Nothing is paid for before every input was read and checked and `start` was called.
 """
 
 import math
@@ -34,9 +34,9 @@ from promptstack.services.validation.ids import find_id, read_id, read_owner
 
 POLL_SECONDS = 0.1
 LARGE_LOAD = 0.2
-"""Of a model's vectors: if so many more come, its index is built anew at the end instead of being
-kept up. With 10% more that takes 2.5 times as long, with 20% 0.8 times, and half as long with as
-many as there are (python -m benchmarks.index_load)."""
+"""A share of a model's vectors. A run that adds more drops the index, and builds it at its end.
+With 10% more vectors that takes 2.5 times as long as keeping it up, with 20% 0.8 times, with 100%
+half as long (python -m benchmarks.index_load)."""
 
 
 class BadInputs(InvalidInput):
@@ -73,7 +73,7 @@ class RunService:
     ) -> RunView:
         """Embed every text of `source`; see `prepare_embedding`. Returns when it is accepted.
 
-        Raises `BadInputs` where some can't be, unless `skip_bad`: then those end as failed.
+        Raises `BadInputs` if some can't be embedded. With `skip_bad`, those end as failed instead.
         """
         return self._accept(self.prepare_embedding(source, is_counted=False, **how), skip_bad)
 
@@ -106,7 +106,7 @@ class RunService:
         return self._preparation.prepare(source, plan, is_counted=is_counted)
 
     def start(self, run_id: UUID | str) -> RunView:
-        """Let a run that was prepared be worked on. Raises `NotFound` and `WrongState`."""
+        """Start a prepared run. Raises `NotFound` and `WrongState`."""
         run_id = read_id(run_id, "run")
         with self._ledger.transaction() as unit:
             run = unit.runs.lock(run_id)
@@ -116,29 +116,27 @@ class RunService:
                 raise WrongState(f"The run is {run.state}; only a prepared one can be started.")
             bad = unit.outcomes.count_outcomes(run_id).failed
             unit.runs.change(run_id, Change(failed=bad - run.failed))
-            started = unit.runs.start(run_id)
-            if started is None:
-                raise NotFound(f"There is no run {run_id}.")
+            started = unit.runs.start(run_id) or run
             self._make_room(unit, started)
         self._progress.publish(started)
         self._lifecycle.wake()
         return RunView.of(started)
 
     def discard(self, run_id: UUID | str) -> None:
-        """Forget a run that was prepared and not started."""
+        """Delete a run that was prepared and not started."""
         self._preparation.discard(read_id(run_id, "run"))
 
     def get(self, run_id: UUID | str, owner: UUID | None = None) -> RunView:
-        """The run, fresh from the ledger. Raises `NotFound`, also for somebody else's."""
+        """Read a run from the ledger. Raises `NotFound`, also for another owner's run."""
         return RunView.of(self._owned(run_id, owner))
 
     def find(self, given: str) -> UUID:
-        """The id of the one run whose id begins so. Raises what `find_id` raises."""
+        """Return the id of the only run whose id begins with `given`. Raises as `find_id`."""
         with self._ledger.transaction() as unit:
             return find_id(unit.runs, "run", given)
 
     def get_many(self, owner: UUID | None = None, limit: int = 20) -> list[RunView]:
-        """The newest runs."""
+        """Return the newest runs."""
         owner = read_owner(owner)
         filters: dict[str, Any] = {} if owner is None else {"user_id": owner}
         with self._ledger.transaction() as unit:
@@ -146,7 +144,7 @@ class RunService:
         return [RunView.of(run) for run in runs]
 
     def cancel(self, run_id: UUID | str, owner: UUID | None = None) -> RunView:
-        """Stop a run; what it has produced is kept. Raises `NotFound` and `WrongState`."""
+        """Stop a run and keep its results. Raises `NotFound` and `WrongState`."""
         run = self._owned(run_id, owner)
         if self._lifecycle.end(run.id, RunState.CANCELLED) is None:
             raise WrongState(f"The run has ended already: it is {run.state}.")
@@ -155,9 +153,10 @@ class RunService:
     def retry(
         self, run_id: UUID | str, owner: UUID | None = None, max_cost_usd: Decimal | None = None
     ) -> RunView:
-        """Try again what failed at a provider or was never tried. Raises `NotFound`, `WrongState`.
+        """Try again items that failed at a provider or were never tried.
 
-        What succeeded is neither asked nor paid for again; inputs that were bad stay so.
+        Items that succeeded are not paid for again, and bad inputs stay bad. Raises `NotFound` and
+        `WrongState`.
         """
         if max_cost_usd is not None:
             with refused_in_words():
@@ -202,9 +201,9 @@ class RunService:
         return self.start(preflight.run_id)
 
     def _make_room(self, unit: UnitOfWork, run: Run) -> None:
-        """Drop a model's index before many vectors come: it is built anew at the run's end.
+        """Drop the model's index before many vectors come. The run's end builds it again.
 
-        In the transaction of its start: from then on, its end brings the index back.
+        It happens in the transaction of the start: every end after a start builds the index.
         """
         if run.kind != RunKind.EMBEDDING:
             return

@@ -1,4 +1,4 @@
-"""What a run comes to, before anything is paid for."""
+"""What a run costs and how long it takes, estimated before anything is paid for."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from promptstack.services.runs.views import Preflight
 
 
 class Estimator:
-    """Counts what is to be paid for, and what that costs and takes."""
+    """Counts what must be paid for, and estimates its cost and time."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Estimator:
         max_cost_usd: Decimal | None,
         is_counted: bool,
     ) -> Preflight:
-        """Say what a run comes to; `is_counted` looks for what was paid for before."""
+        """Estimate a run. With `is_counted`, leave out contents that were paid for before."""
         good = intake.items - intake.bad - duplicates
         to_pay, bytes_ = self._unpaid(run_id, new) if is_counted else (good, 0)
         asked = len(str(new.parameters.get("system") or "")) * to_pay
@@ -93,14 +93,14 @@ class Estimator:
         with self._ledger.transaction() as unit:
             model = None
             if new.kind == RunKind.EMBEDDING:
-                # A model without vectors has no answers either: all is to be paid for.
+                # A model without vectors has no answers either, so all must be paid for.
                 model = unit.embeddings.find_model(new.provider, new.model)
             return unit.items.unpaid(run_id, new.provider, new.model, model)
 
     def _seconds(
         self, new: NewRun, contents: int, input_tokens: int, output_tokens: int
     ) -> float | None:
-        """How long it takes at least, at the limits that are known."""
+        """Return the least time that the known limits allow. None if none is known."""
         limits = self._limits_of(new.provider, new.model)
         calls = contents
         if new.kind == RunKind.EMBEDDING:

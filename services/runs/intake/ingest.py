@@ -1,4 +1,4 @@
-"""Taking a run's inputs in: checked, hashed, and into the ledger block by block."""
+"""A run's inputs are checked, hashed and stored in the ledger, block by block."""
 
 import hashlib
 import logging
@@ -21,11 +21,11 @@ from promptstack.services.validation.json_text import dump_json
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 10_000
-"""Inputs in one transaction, where they are short."""
-FAULTS_TOLD = 20
+MAX_BLOCK = 10_000
+"""Inputs in one transaction."""
+MAX_FAULTS = 20
 SHOWN_SECONDS = 60.0
-"""Far less than the time after which a reader counts as gone."""
+"""Far less than the time after which a run counts as abandoned."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Block:
     """In bytes."""
 
     def add(self, item: NewItem, one: Input | BadInput) -> None:
-        """Take one more."""
+        """Add an input."""
         self.items.append(item)
         self.size += item.size + len(item.attributes)
         if isinstance(one, BadInput):
@@ -47,24 +47,14 @@ class Block:
 
 
 Hasher = Callable[[Input], bytes]
-"""Names what is asked for: the same name, the same answer."""
+"""Returns the hash of what is asked for. The same hash means the same answer."""
 Check = Callable[[Input], None]
 """Raises `InvalidInput` for what a provider can't be asked."""
 
 
-@dataclass(frozen=True)
-class IntakeBounds:
-    """How much is taken in."""
-
-    block_bytes: int = 16_777_216
-    """In one transaction; two such blocks are in memory at once."""
-    total_bytes: int | None = None
-    """Of the whole run. None: as much as the source has."""
-
-
 @dataclass
 class Intake:
-    """What has come in so far."""
+    """What has been read so far."""
 
     items: int = 0
     bad: int = 0
@@ -72,17 +62,17 @@ class Intake:
     """With their metadata."""
     last_position: int = 0
     faults: list[BadInput] = field(default_factory=list)
-    """The first of them."""
+    """The first bad inputs."""
 
 
 def embedding_hasher(user_id: UUID | None) -> Hasher:
-    """Of a text alone: its vector serves all runs of this user, and their documents."""
+    """Hash the text alone: its vector serves all runs and documents of this user."""
     return lambda one: vector_key(hashlib.sha256((one.text or "").encode()).digest(), user_id)
 
 
-def generation_hasher(asked: object) -> Hasher:
-    """Of a prompt with all that is `asked` beside it, as JSON."""
-    base = hashlib.sha256(dump_json(asked, sort_keys=True))
+def generation_hasher(shared: object) -> Hasher:
+    """Hash the prompt together with what all items ask alike."""
+    base = hashlib.sha256(dump_json(shared, sort_keys=True))
 
     def hash_of(one: Input) -> bytes:
         content = base.copy()
@@ -102,7 +92,7 @@ def text_only(one: Input) -> None:
 
 
 def only_askable(inputs: Iterator[Input | BadInput], check: Check) -> Iterator[Input | BadInput]:
-    """The same, but what the provider can't be asked for is bad."""
+    """Turn inputs that the provider can't be asked for into bad ones."""
     for one in inputs:
         try:
             if isinstance(one, Input):
@@ -120,21 +110,23 @@ def take_in(
     hash_of: Hasher,
     on_progress: Callable[[Intake], None],
     *,
-    bounds: IntakeBounds,
+    block_bytes: int,
+    total_bytes: int | None,
 ) -> Intake:
     """Store all inputs of a run, and call `on_progress` after each block.
 
-    One block is stored while the next one is read, and no more wait: memory does not grow. Raises
-    what reading the inputs raises.
+    One block is stored while the next one is read. No others wait, so memory does not grow.
+    `total_bytes` bounds the whole run; None takes as much as the source has. Raises what reading
+    the inputs raises.
     """
     intake = Intake()
     stored: Future[None] | None = None
     with ThreadPoolExecutor(1, "intake") as writer:
-        for block in _blocks(inputs, hash_of, bounds.block_bytes):
+        for block in _blocks(inputs, hash_of, block_bytes):
             intake.bytes += block.size
-            if bounds.total_bytes is not None and intake.bytes > bounds.total_bytes:
+            if total_bytes is not None and intake.bytes > total_bytes:
                 raise InvalidInput(
-                    f"The run's inputs come to more than {bounds.total_bytes:,} bytes, a template "
+                    f"The run's inputs come to more than {total_bytes:,} bytes, a template "
                     "filled in (MAX_RENDERED_BYTES); hand them in as several runs."
                 )
             if stored is not None:
@@ -143,7 +135,7 @@ def take_in(
             intake.items += len(block.items)
             intake.bad += len(block.bad)
             intake.last_position = max(intake.last_position, *(one.position for one in block.items))
-            intake.faults += block.bad[: FAULTS_TOLD - len(intake.faults)]
+            intake.faults += block.bad[: MAX_FAULTS - len(intake.faults)]
             counts = (intake.items, intake.last_position)
             stored = writer.submit(_store, ledger, run_id, block, counts)
         if stored is not None:
@@ -152,14 +144,12 @@ def take_in(
     return intake
 
 
-def _blocks(
-    inputs: Iterator[Input | BadInput], hash_of: Hasher, most_bytes: int
-) -> Iterator[Block]:
-    """Put inputs together: many short ones, or few long ones."""
+def _blocks(inputs: Iterator[Input | BadInput], hash_of: Hasher, max_bytes: int) -> Iterator[Block]:
+    """Group inputs: many short ones, or few long ones."""
     block = Block()
     for one in inputs:
         block.add(_item(one, hash_of), one)
-        if len(block.items) >= BLOCK or block.size >= most_bytes:
+        if len(block.items) >= MAX_BLOCK or block.size >= max_bytes:
             yield block
             block = Block()
     if block.items:
@@ -168,9 +158,9 @@ def _blocks(
 
 @contextmanager
 def shown_as_read(ledger: Ledger, run_id: UUID) -> Iterator[None]:
-    """Show that a run's source is still read, while the context is open.
+    """Note every minute that the run's source is still read, so that it isn't abandoned.
 
-    By a thread of its own, as who waits for the next line of a pipe can do nothing else.
+    A thread does it: the reader itself may wait for the next line of a pipe.
     """
     over = Event()
 
@@ -180,7 +170,7 @@ def shown_as_read(ledger: Ledger, run_id: UUID) -> Iterator[None]:
                 with ledger.transaction() as unit:
                     unit.runs.show_reading(run_id)
             except TransientLedgerError as error:
-                logger.warning("that a run is still read is said later: %s", error)
+                logger.warning("run %s could not be noted as still read: %s", run_id, error)
 
     shower = Thread(target=show, name="intake-shown", daemon=True)
     shower.start()
@@ -192,10 +182,10 @@ def shown_as_read(ledger: Ledger, run_id: UUID) -> Iterator[None]:
 
 
 def first_faults(unit: UnitOfWork, run_id: UUID) -> list[BadInput]:
-    """What is wrong with the first inputs of a run that is not started, as the ledger has it."""
+    """Return the first bad inputs of a run, as the ledger has them."""
     return [
         BadInput(row.position, row.custom_id, row.code, row.error)
-        for row in unit.results.failures(run_id, 0, FAULTS_TOLD)
+        for row in unit.results.failures(run_id, 0, MAX_FAULTS)
     ]
 
 

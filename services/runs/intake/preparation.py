@@ -11,7 +11,6 @@ from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.runs.intake.estimates import Estimator
 from promptstack.services.runs.intake.ingest import (
     Intake,
-    IntakeBounds,
     first_faults,
     only_askable,
     shown_as_read,
@@ -43,7 +42,7 @@ class RunPreparation:
 
     def prepare(self, source: Source, plan: RunPlan, *, is_counted: bool) -> Preflight:
         """Store the run and its items, and say what it comes to. Raises `InvalidInput`."""
-        # Here, as pyarrow takes 40 MB, and workers, which accept no runs, have no use for it.
+        # Imported here, as pyarrow takes 40 MB and workers don't read sources.
         from promptstack.services.sources.inputs import looked_at, read_inputs  # noqa: PLC0415
 
         options = plan.options
@@ -56,10 +55,15 @@ class RunPreparation:
         inputs = only_askable(read_inputs(opened, reading, plan.lines.unfold), new.check)
         run_id = self._add(new, options)
         try:
-            bounds = IntakeBounds(self._defaults.block_bytes, options.total_bytes)
             with shown_as_read(self._ledger, run_id):
                 intake = take_in(
-                    self._ledger, run_id, inputs, new.hash_of, options.on_progress, bounds=bounds
+                    self._ledger,
+                    run_id,
+                    inputs,
+                    new.hash_of,
+                    options.on_progress,
+                    block_bytes=self._defaults.block_bytes,
+                    total_bytes=options.total_bytes,
                 )
             _check_not_empty(intake)
             with self._ledger.transaction() as unit:
@@ -93,7 +97,7 @@ class RunPreparation:
             unit.runs.delete(unit.runs.lock(run_id) or run)
 
     def _reading(self, new: NewRun, reading: Reading) -> Reading:
-        """How the source is read: within the bounds of this product and of the model."""
+        """Bound what is read by the limits of this product and of the model."""
         service = self._factory.service_class(new.provider)
         stated = service.stated_limits(new.model)
         longest = stated.text_bytes if new.kind == RunKind.EMBEDDING else None
