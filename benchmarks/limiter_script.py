@@ -20,7 +20,7 @@ from promptstack.services.limiter.divided import DividedBuckets
 from promptstack.services.limiter.limiter import RateLimiter
 from promptstack.services.limiter.shared import SharedBuckets
 from promptstack.services.limiter.terms import Bucket, Need, Settlement, Verdict
-from promptstack.services.llm.limit_report import Outcome
+from promptstack.services.llm.answers import Outcome
 
 WAITERS = 1_000
 RPM = 6_000

@@ -10,13 +10,9 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-from promptstack.services.llm.base import (
-    Capability,
-    EmbeddingLimits,
-    EmbeddingResponse,
-    LLMResponse,
-    LLMService,
-)
+from promptstack.services.llm.answers import Capability, EmbeddingResponse, LLMResponse
+from promptstack.services.llm.base import LLMService
+from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.tasks.worker_services import WorkerServices
 

@@ -31,7 +31,7 @@ from promptstack.services.limiter.terms import (
     Verdict,
     Wait,
 )
-from promptstack.services.llm.limit_report import Dimension, LimitReport, LimitState, Outcome
+from promptstack.services.llm.answers import Dimension, LimitReport, LimitState, Outcome
 
 BUCKET = Bucket("made-up", "key", "model")
 PATIENCE = 3.0

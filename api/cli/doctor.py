@@ -15,7 +15,8 @@ from promptstack.api.cli.terminal import JOB_FAILED, JsonFlag, out, print_items
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import Queue
 from promptstack.repositories.migrations import pending
-from promptstack.services.llm.base import Capability, LLMService
+from promptstack.services.llm.answers import Capability
+from promptstack.services.llm.base import LLMService
 from promptstack.tasks.composition import PromptStack
 from promptstack.tasks.connections import check_redis
 

@@ -14,8 +14,8 @@ from promptstack.api.http.bodies import (
 )
 from promptstack.api.http.route import AuthenticatedRoute
 from promptstack.services.jobs.views import JobView
-from promptstack.services.llm.openai_forms import few_values
 from promptstack.services.llm.parameters import GenerationParameters
+from promptstack.services.llm.request_turns import few_values
 from promptstack.services.llm.requests import MAX_FALLBACKS, MAX_TURNS, Fallback, Message
 
 router = APIRouter(tags=["generations"], route_class=AuthenticatedRoute)

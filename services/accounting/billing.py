@@ -7,9 +7,8 @@ from promptstack.config.errors import PromptStackError
 from promptstack.repositories.models import Billing
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.limiter.limiter import Permit
-from promptstack.services.llm.base import EmbeddingResponse, LLMResponse
+from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse, Usage
 from promptstack.services.llm.reading import MOST_TOKENS
-from promptstack.services.llm.usage import Usage
 from promptstack.services.text import make_storable
 
 UNKNOWN = Usage(None, None, None, None)

@@ -12,7 +12,8 @@ from promptstack.repositories.session import Ledger
 from promptstack.services.errors import InvalidInput, NotFound
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.terms import Need
-from promptstack.services.llm.base import Capability, EmbeddingResponse, LLMService
+from promptstack.services.llm.answers import Capability, EmbeddingResponse
+from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.event_loop import EventLoop
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.pool import ProviderPool

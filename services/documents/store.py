@@ -15,7 +15,7 @@ from promptstack.services.documents.cutting import Cutting
 from promptstack.services.documents.vectors import store_vectors, vector_key
 from promptstack.services.errors import NotFound
 from promptstack.services.execution.content_calls import Call, reserve
-from promptstack.services.llm.base import EmbeddingResponse
+from promptstack.services.llm.answers import EmbeddingResponse
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from promptstack.config.names import VectorType
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.unit_of_work import UnitOfWork
-from promptstack.services.llm.base import EmbeddingResponse
+from promptstack.services.llm.answers import EmbeddingResponse
 from promptstack.services.llm.errors import OddVector
 
 

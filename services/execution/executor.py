@@ -32,7 +32,7 @@ from promptstack.services.execution.results import result_of
 from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.execution.unexpected import known
 from promptstack.services.jobs.progress import Progress, ProgressService
-from promptstack.services.llm.base import LLMResponse
+from promptstack.services.llm.answers import LLMResponse
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from promptstack.services.accounting.billing import billing_of
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.execution.provider_calls import CallOutcome, ProviderCall, ProviderCalls
 from promptstack.services.limiter.terms import Need
-from promptstack.services.llm.base import LLMResponse, LLMService
+from promptstack.services.llm.answers import LLMResponse
+from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.requests import GenerationRequest
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,8 @@ from promptstack.services.execution.unexpected import known
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import Permit
 from promptstack.services.limiter.terms import Need
-from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService
+from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse
+from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import ConnectionFailed, RateLimited
 from promptstack.services.llm.event_loop import EventLoop
 from promptstack.services.llm.pool import ProviderPool

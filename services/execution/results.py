@@ -1,6 +1,6 @@
 """How a generation's answer is stored."""
 
-from promptstack.services.llm.base import LLMResponse
+from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.text import make_storable_json
 
 

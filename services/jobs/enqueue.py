@@ -28,7 +28,7 @@ from promptstack.services.jobs.publishing import (
     publish_now,
 )
 from promptstack.services.jobs.views import JobView
-from promptstack.services.llm.base import Capability
+from promptstack.services.llm.answers import Capability
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.parameters import GenerationKeywords
 from promptstack.services.llm.requests import Fallback, GenerationRequest

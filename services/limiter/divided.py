@@ -1,4 +1,4 @@
-"""The limiter of one worker while Redis is away: its share of each limit, never more."""
+"""The buckets of one worker while Redis is away: they hold its share of each limit, never more."""
 
 import time
 from collections import deque
@@ -18,31 +18,31 @@ from promptstack.services.limiter.terms import (
     Verdict,
     Wait,
 )
-from promptstack.services.llm.limit_report import Outcome
+from promptstack.services.llm.answers import Outcome
 
 UNKNOWN_IN_FLIGHT = 4
-"""Calls under way in all workers together, where no limit was ever known."""
+"""Calls in flight in all workers together, where no limit was ever known."""
 POLL_SECONDS = 0.05
 PAUSE_SECONDS = 0.5
-"""At a 429 that names no time."""
+"""After a 429 without Retry-After."""
 RECENT_CALLS, SEVERAL, SHORT_WAIT = 20, 3, 3.0
-"""As in the script, which says why."""
+"""As in `lua/throttle.lua`, which says why."""
 
 
 @dataclass
 class _Level:
-    """What a bucket holds, since it was last filled."""
+    """What a bucket held when it was last filled."""
 
     amounts: dict[str, float]
     filled_at: float
     in_flight: int = 0
     paused_until: float = 0.0
     recent: deque[Outcome] = field(default_factory=lambda: deque(maxlen=RECENT_CALLS))
-    """How the last calls went."""
+    """How the last calls ended."""
 
 
 class DividedBuckets:
-    """Grants `limit / workers`. It begins empty, as the shared limit may just have been used."""
+    """Grants `limit / workers`. They start empty: the shared limit may just be used up."""
 
     def __init__(
         self, workers: Callable[[], int], *, clock: Callable[[], float] = time.monotonic
@@ -52,7 +52,7 @@ class DividedBuckets:
         self._levels: dict[Bucket, _Level] = {}
 
     def ask(self, bucket: Bucket, limits: Limits, need: Need, patience: float) -> Verdict:
-        """Ask for a call to leave; `limits` are those of all workers together."""
+        """Ask whether a call may be sent; `limits` are those of all workers together."""
         now = self._clock()
         for limit in (limits.tokens, limits.input):
             if limit is not None and need.input_tokens > limit:
@@ -79,7 +79,7 @@ class DividedBuckets:
         return Grant(uuid4().hex, limits)
 
     def settle(self, bucket: Bucket, settlement: Settlement) -> None:
-        """Say that a call granted here has ended."""
+        """Report that a call which was granted here has ended."""
         level = self._levels.get(bucket)
         if level is None:
             return
@@ -90,7 +90,7 @@ class DividedBuckets:
             level.paused_until = max(level.paused_until, self._clock() + pause)
 
     def forget(self) -> None:
-        """Begin anew at the next outage."""
+        """Start again with empty buckets at the next outage."""
         self._levels.clear()
 
     def _share(self, limits: Limits) -> Limits:
@@ -101,7 +101,7 @@ class DividedBuckets:
         return replace(
             limits,
             **{name: _divided(getattr(limits, name), workers) for name in DIMENSIONS},
-            # Less than one call would be none.
+            # At least one: with less, this worker could send nothing.
             in_flight=None if in_flight is None else max(1.0, in_flight // workers),
         )
 
@@ -119,7 +119,7 @@ class DividedBuckets:
 
 
 def _is_accident(settlement: Settlement, level: _Level) -> bool:
-    """Whether a 429 is about its call alone; the same rule as in the script."""
+    """Whether a 429 is about its call alone, by the rule of `lua/throttle.lua`."""
     throttled = level.recent.count(Outcome.THROTTLED)
     if throttled >= SEVERAL and 2 * throttled >= len(level.recent) + level.in_flight:
         return False
@@ -129,13 +129,13 @@ def _is_accident(settlement: Settlement, level: _Level) -> bool:
 
 
 def _rate(limits: Limits, name: str) -> float | None:
-    """A second."""
+    """How much of the limit comes back each second."""
     limit: float | None = getattr(limits, name)
     return None if limit is None else max(limit, 0.001) / 60
 
 
 def _full(name: str, rate: float) -> float:
-    """A second's worth, and of requests at least one."""
+    """What a second brings, but at least one request."""
     return max(1.0, rate) if name == "requests" else rate
 
 

@@ -1,4 +1,4 @@
-"""Why a call may not leave now."""
+"""Why the limiter does not let a call be sent."""
 
 from promptstack.config.errors import PromptStackError, Reach
 from promptstack.config.names import RATE_LIMIT_WAIT
@@ -11,7 +11,7 @@ class CallNotSent(PromptStackError):
 
 
 class LimiterWait(CallNotSent):
-    """The rate limit has no room for the call soon: not the job's fault, so it costs no retry."""
+    """The rate limit has no room for the call soon. This uses up no retry."""
 
     code = RATE_LIMIT_WAIT
     transient = True
@@ -20,7 +20,7 @@ class LimiterWait(CallNotSent):
 
 
 class CircuitOpen(CallNotSent):
-    """The provider has failed again and again; it is left alone for a while."""
+    """The provider has failed repeatedly and is left alone for a while."""
 
     code = "CIRCUIT_OPEN"
     transient = True
@@ -30,13 +30,13 @@ class CircuitOpen(CallNotSent):
 
 
 class RequestTooLarge(CallNotSent):
-    """The call alone is larger than a minute's limit, so no waiting lets it through."""
+    """The call alone needs more than a minute's limit, so waiting does not help."""
 
     code = "REQUEST_OVER_LIMIT"
 
 
 class QuotaSpent(CallNotSent):
-    """A call has just been told that the account has no quota; this one wasn't sent."""
+    """The provider has just reported that the account has no quota; the call was not sent."""
 
     code = "QUOTA_EXHAUSTED"
     reach = Reach.RUN

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from promptstack.services.errors import DeadlinePassed
 from promptstack.services.limiter.limiter import Permit, RateLimiter
 from promptstack.services.limiter.terms import Bucket, Limits, Need, Settlement
-from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService
+from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse, Outcome
+from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import ProviderError, ProviderTimeout
 from promptstack.services.llm.headers import credible_wait
-from promptstack.services.llm.limit_report import Outcome
 
 Answer = TypeVar("Answer", bound=LLMResponse | EmbeddingResponse)
 

@@ -1,11 +1,15 @@
-"""One limiter for all workers: asks Redis, waits a little, and falls to a share without Redis."""
+"""The rate limiter that callers ask: it waits for a permit, and works without Redis too.
+
+It asks the buckets that all workers share in Redis (`shared.py`). While Redis is away, it asks
+those of this worker, which hold its share of each limit (`divided.py`).
+"""
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from uuid import uuid4
@@ -39,16 +43,16 @@ from promptstack.services.limiter.terms import (
 logger = logging.getLogger(__name__)
 
 REST_SECONDS = 1.0
-"""After a failure, how long Redis is left alone: a call waits for its permit meanwhile."""
+"""How long Redis is left alone after a failure. This worker then uses its share."""
 LONGEST_SLEEP = 0.5
-"""Between two questions, near one's turn: limits may rise, and those ahead may leave, before."""
+"""Between two questions of a call whose turn is near: limits may rise, calls ahead may give up."""
 SHORTEST_SLEEP = 0.004
 MOST_BUCKETS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
 class Permit:
-    """Leave to make one call; to be settled in any case."""
+    """Permission to make one call. It must be settled, whatever happens."""
 
     bucket: Bucket
     need: Need
@@ -61,11 +65,11 @@ WAITS = {
     "pause": "has asked us to pause",
     "in_flight": "has as many calls under way as it allows",
 }
-"""Why a call must wait, in words. Any other reason is an amount of the limit, such as tokens."""
+"""Why a call must wait, in words. Any other reason is the name of a limit, such as `tokens`."""
 
 
 class RateLimiter:
-    """Says when a call may leave."""
+    """Decides when a call may be sent."""
 
     def __init__(
         self,
@@ -78,9 +82,9 @@ class RateLimiter:
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """Take `settings` in the order of their precedence: the first that matches holds.
+        """Take `settings` in order of precedence: the first that matches a model holds.
 
-        A call counts as ended `lease_seconds` after its worker has renewed its lease.
+        A call counts as ended when its worker has not renewed its lease for `lease_seconds`.
         """
         self._shared = shared
         self._divided = divided
@@ -95,14 +99,14 @@ class RateLimiter:
         self._waiting: dict[Bucket, asyncio.Event] = {}
 
     def settings_for(self, provider: str, model: str) -> ModelLimits | None:
-        """What a person has set for a model."""
+        """The limits that a person has set for a model."""
         for limits in self._settings:
             if limits.provider == provider and fnmatchcase(model, limits.model):
                 return limits
         return None
 
     async def acquire(self, bucket: Bucket, need: Need) -> Permit:
-        """Wait for leave to make a call, up to the patience of a worker.
+        """Wait for permission to make a call, for `patience_seconds` at most.
 
         Raises `LimiterWait`, `CircuitOpen`, `RequestTooLarge`, `QuotaSpent`.
         """
@@ -125,58 +129,46 @@ class RateLimiter:
                         raise _refusal(bucket, verdict)
         except asyncio.CancelledError:
             if was_shared:
-                await self._leave(bucket, waiter, need)
+                with self._outages_noted():  # it is forgotten when it doesn't ask again
+                    await self._shared.leave(bucket, self._of(bucket), waiter, need)
             raise
 
     async def room(self, bucket: Bucket) -> int:
-        """How many calls more than wait now could leave soon; 0 where nobody knows."""
-        if self._circuit.is_open():
-            return 0
-        try:
-            return await self._shared.room(bucket, self._of(bucket), self.patience_seconds)
-        except (RedisError, OSError) as error:
-            self._rest(error)
-            return 0
+        """How many more calls than already wait could be sent soon; 0 while Redis is away."""
+        if not self._circuit.is_open():
+            with self._outages_noted():
+                return await self._shared.room(bucket, self._of(bucket), self.patience_seconds)
+        return 0
 
     async def limits(self, bucket: Bucket) -> Limits:
-        """What a person has set, and not more than the provider has told of."""
+        """The limits that a person has set, lowered to those that the provider has reported."""
         limits = Limits.of(self._of(bucket))
-        if self._circuit.is_open():
-            return limits
-        try:
-            return limits.within(await self._shared.told(bucket))
-        except (RedisError, OSError) as error:
-            self._rest(error)
-            return limits
+        if not self._circuit.is_open():
+            with self._outages_noted():
+                return limits.within(await self._shared.told(bucket))
+        return limits
 
     async def settle(self, permit: Permit, settlement: Settlement) -> None:
-        """Say what the call came to. Never raises: without Redis, its lease ends by itself."""
+        """Report how the call ended. Never raises: without Redis, its lease expires by itself."""
         self._held.discard(permit)
         if not permit.is_shared:
             self._divided.settle(permit.bucket, settlement)
             return
-        try:
+        bucket = permit.bucket
+        with self._outages_noted():
             is_known_now = await self._shared.settle(
-                permit.bucket,
-                self._of(permit.bucket),
-                permit.grant,
-                permit.need,
-                settlement,
+                bucket, self._of(bucket), permit.grant, permit.need, settlement
             )
-            if is_known_now and (waiting := self._waiting.pop(permit.bucket, None)):
+            if is_known_now and (waiting := self._waiting.pop(bucket, None)):
                 waiting.set()
-        except (RedisError, OSError) as error:
-            self._rest(error)
 
     async def renew(self) -> None:
-        """Keep the leases of the calls under way; to be called several times a lease."""
+        """Renew the leases of the calls in flight. Call this several times per lease."""
         if self._circuit.is_open():
             return
         held = [(permit.bucket, permit.grant) for permit in self._held if permit.is_shared]
-        try:
+        with self._outages_noted():
             await self._shared.renew(held, self._lease_seconds)
-        except (RedisError, OSError) as error:
-            self._rest(error)
 
     async def aclose(self) -> None:
         """Close the connections to Redis."""
@@ -186,7 +178,7 @@ class RateLimiter:
         self, bucket: Bucket, waiter: str, need: Need, patience: float
     ) -> tuple[Verdict, bool]:
         if not self._circuit.is_open():
-            try:
+            with self._outages_noted():
                 verdict = await self._shared.ask(
                     bucket,
                     self._of(bucket),
@@ -196,21 +188,12 @@ class RateLimiter:
                     lease=self._lease_seconds,
                     longest_sleep=LONGEST_SLEEP,
                 )
-            except (RedisError, OSError) as error:
-                self._rest(error)
-            else:
                 self._circuit.reset()
                 if isinstance(verdict, Grant):
                     self._remember(bucket, verdict.limits)
                 return verdict, True
         limits = self._known.get(bucket) or Limits.of(self._of(bucket))
         return self._divided.ask(bucket, limits, need, patience), False
-
-    async def _leave(self, bucket: Bucket, waiter: str, need: Need) -> None:
-        try:
-            await self._shared.leave(bucket, self._of(bucket), waiter, need)
-        except (RedisError, OSError) as error:
-            self._rest(error)  # it is forgotten when it doesn't ask again
 
     def _of(self, bucket: Bucket) -> ModelLimits:
         found = self.settings_for(bucket.provider, bucket.model)
@@ -222,16 +205,16 @@ class RateLimiter:
         self._known[bucket] = limits
 
     def _sleep(self, seconds: float) -> float:
-        """Until one's turn or just before, and not in step with others who were told the same.
+        """Until the call's turn or just before it, with jitter against waiters in step.
 
-        Nobody comes late: a bucket that is full by then gathers no more.
+        Never later: a bucket that is full by then gathers nothing more.
         """
         spread = self._uniform(0.9, 1.0) * seconds + self._uniform(0.0, SHORTEST_SLEEP)
         longest = max(LONGEST_SLEEP, seconds / 2) * self._uniform(0.8, 1.0)
         return min(max(SHORTEST_SLEEP, spread), longest)
 
     async def _sleep_or_hear(self, bucket: Bucket, seconds: float) -> None:
-        """Wait so long, or until an answer tells a limit: there may be room for all at once."""
+        """Wait so long, or until the first limit is reported: all may then have room at once."""
         if len(self._waiting) >= MOST_BUCKETS:
             self._waiting.clear()
         waiting = self._waiting.setdefault(bucket, asyncio.Event())
@@ -239,13 +222,18 @@ class RateLimiter:
             async with asyncio.timeout(seconds):
                 await waiting.wait()
 
-    def _rest(self, error: Exception) -> None:
-        if self._circuit.trip():
-            self._divided.forget()
-            logger.warning(
-                "the shared rate limit is away (%s); this worker takes its share of it",
-                type(error).__name__,
-            )
+    @contextmanager
+    def _outages_noted(self) -> Iterator[None]:
+        """When Redis fails, leave it alone for a moment. The caller goes on without its answer."""
+        try:
+            yield
+        except (RedisError, OSError) as error:
+            if self._circuit.trip():
+                self._divided.forget()
+                logger.warning(
+                    "the shared rate limit is away (%s); this worker takes its share of it",
+                    type(error).__name__,
+                )
 
 
 def _refusal(bucket: Bucket, verdict: Verdict) -> Exception:

@@ -1,4 +1,4 @@
-"""The limiter's scripts, and their calls: those that come at once go to Redis together."""
+"""The limiter's scripts and how they are called: calls at the same time share a round trip."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoScriptError, RedisError
 
 BATCH_SIZE = 200
-"""Calls in one exchange at most, as Redis does nothing else meanwhile."""
+"""Calls in one round trip at most: Redis does nothing else meanwhile."""
 PARTS: Mapping[str, Sequence[str]] = {
     "acquire": ("bucket", "acquire"),
     "leave": ("bucket", "leave"),
@@ -19,10 +19,10 @@ PARTS: Mapping[str, Sequence[str]] = {
     "settle": ("bucket", "settlement", "settle"),
     "throttle": ("bucket", "settlement", "throttle"),
 }
-"""The files, in the folder `lua`, that make up each script."""
+"""The files in the folder `lua` that make up each script, in order."""
 
 Call = tuple[str, Sequence[Any], "asyncio.Future[Any]"]
-"""The script's name; its keys and arguments; its answer."""
+"""The name of the script, its keys and arguments, and its future answer."""
 
 
 def read_scripts() -> dict[str, str]:
@@ -37,9 +37,9 @@ def read_scripts() -> dict[str, str]:
 
 
 class ScriptCalls:
-    """Calls scripts. While an exchange with Redis is under way, the next calls gather.
+    """Calls scripts. While one round trip runs, further calls gather for the next.
 
-    One connection for all costs a third of the processor time of a connection for each.
+    One shared connection takes a third of the CPU time of a connection for each call.
     """
 
     def __init__(self, redis: "Redis | RedisCluster", scripts: Mapping[str, str]) -> None:
@@ -53,9 +53,9 @@ class ScriptCalls:
         self._sender: asyncio.Task[None] | None = None
 
     async def call(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """Call a script; what it answers. Raises what redis-py raises.
+        """Call a script and return its answer. Raises redis-py's errors.
 
-        A caller that is cancelled may have been heard, as with any call over a network.
+        The script may have run even where its caller was cancelled.
         """
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((script, (len(keys), *keys, *arguments), answer))
@@ -86,7 +86,7 @@ class ScriptCalls:
         answers = await self._exchange(calls)
         unknown = [at for at, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if unknown:
-            # Redis was started anew, or has never seen them; nothing was done.
+            # Redis has restarted or never had these scripts; it did nothing.
             for source in self._scripts.values():
                 await self._redis.script_load(source)
             again = await self._exchange([calls[at] for at in unknown])

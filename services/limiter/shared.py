@@ -1,4 +1,4 @@
-"""The buckets of all workers together, in Redis: one script call a question."""
+"""The buckets that all workers share, in Redis: each question is one call of a script."""
 
 import asyncio
 import json
@@ -25,11 +25,11 @@ from promptstack.services.limiter.terms import (
     Verdict,
     Wait,
 )
-from promptstack.services.llm.limit_report import Outcome
+from promptstack.services.llm.answers import Outcome
 
 
 class SharedBuckets:
-    """Asks the scripts. Raises what redis-py raises when Redis is away."""
+    """Asks the scripts in Redis. Raises redis-py's errors when Redis is away."""
 
     def __init__(
         self, redis: "Redis | RedisCluster", scripts: Mapping[str, str] | None = None
@@ -48,10 +48,10 @@ class SharedBuckets:
         lease: float,
         longest_sleep: float,
     ) -> Verdict:
-        """Ask for a call to leave, all dimensions at once.
+        """Ask whether a call may be sent; all limits are checked at once.
 
-        `patience` and `lease` are in seconds: how long the caller would wait, and after which
-        time a call in flight that nobody settled counts as ended.
+        All times are in seconds. The caller waits for `patience` at most, and a call that nobody
+        settles or renews counts as ended after `lease`.
         """
         name = _waiter_name(waiter, need)
         answer = await self._call(
@@ -71,18 +71,18 @@ class SharedBuckets:
         return _verdict(answer, name)
 
     async def room(self, bucket: Bucket, settings: ModelLimits, horizon: float) -> int:
-        """How many calls more could leave within `horizon` seconds than wait already."""
+        """How many more calls than already wait could be sent within `horizon` seconds."""
         room: int = await self._call("look", bucket, settings, {"horizon": horizon})
         return room
 
     async def told(self, bucket: Bucket) -> Limits:
-        """The limits that the provider's answers have told of."""
+        """The limits that the provider's answers have reported."""
         fields = [f"told_{name}" for name in DIMENSIONS]
         found = await self._redis.hmget(_keys(bucket)[0], fields)
         return Limits(*(None if limit is None else float(limit) for limit in found))
 
     async def leave(self, bucket: Bucket, settings: ModelLimits, waiter: str, need: Need) -> None:
-        """Ask no more."""
+        """Give up waiting."""
         await self._call("leave", bucket, settings, {"waiter": _waiter_name(waiter, need)})
 
     async def settle(
@@ -93,7 +93,7 @@ class SharedBuckets:
         need: Need,
         settlement: Settlement,
     ) -> bool:
-        """Say what a granted call came to; whether a limit is known by that for the first time."""
+        """Report how a granted call ended. Returns whether this made the first limit known."""
         told = settlement.report.limits if settlement.report else {}
         used = {"input": settlement.input_tokens, "output": settlement.output_tokens}
         is_known_now = await self._call(
@@ -114,7 +114,7 @@ class SharedBuckets:
         return bool(is_known_now)
 
     async def renew(self, held: Iterable[tuple[Bucket, Grant]], lease: float) -> None:
-        """Put off the end of these grants' leases to `lease` seconds from now."""
+        """Let the leases of these grants end `lease` seconds from now."""
         waiters: dict[Bucket, list[str]] = defaultdict(list)
         for bucket, grant in held:
             waiters[bucket].append(grant.waiter)
@@ -157,7 +157,7 @@ def _base(bucket: Bucket) -> tuple[str, str]:
 
 
 def _keys(bucket: Bucket) -> list[str]:
-    """In the order in which the scripts have them."""
+    """The keys in the order of `lua/bucket.lua`."""
     credential, base = _base(bucket)
     return [
         base,
@@ -174,7 +174,7 @@ def _flight_key(bucket: Bucket) -> str:
 
 
 def _waiter_name(waiter: str, need: Need) -> str:
-    """The waiter with its tokens, so that whoever forgets it knows what it waited for."""
+    """The waiter's id and tokens: a script that removes it must know how many tokens waited."""
     return f"{waiter}:{need.input_tokens + need.output_tokens}"
 
 
@@ -195,5 +195,5 @@ def _verdict(answer: list[str], waiter: str) -> Verdict:
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is None, which a script would not take for nothing."""
+    """Leave out what is None: a script would take JSON's null for a value."""
     return {name: value for name, value in values.items() if value is not None}

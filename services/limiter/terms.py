@@ -1,14 +1,14 @@
-"""The words between the limiter and those who ask it."""
+"""The types of the limiter: what is asked, what it answers, and how a call ended."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from promptstack.config.models_file import ModelLimits
-from promptstack.services.llm.limit_report import Dimension, LimitReport, Outcome
+from promptstack.services.llm.answers import Dimension, LimitReport, Outcome
 
 
 class Bucket(NamedTuple):
-    """What is limited together."""
+    """What shares one rate limit: the calls of a credential to a model."""
 
     provider: str
     credential: str
@@ -17,23 +17,23 @@ class Bucket(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For a person."""
+        """Its name in messages."""
         return f"{self.provider}/{self.model}"
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a call is expected to take."""
+    """What a call is expected to use."""
 
     input_tokens: int
     output_tokens: int = 0
     is_bulk: bool = False
-    """Whether interactive calls go before it."""
+    """Whether interactive calls go first."""
 
 
 @dataclass(frozen=True)
 class Settlement:
-    """What a call came to."""
+    """How a call ended and what it used."""
 
     outcome: Outcome
     latency_seconds: float = 0.0
@@ -45,18 +45,18 @@ class Settlement:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits that hold for a bucket now, a minute; None where none is known."""
+    """The limits of a bucket per minute; None where none is known."""
 
     requests: float | None = None
     tokens: float | None = None
     input: float | None = None
     output: float | None = None
     in_flight: float | None = None
-    """Calls under way at once."""
+    """Calls at the same time."""
 
     @classmethod
     def of(cls, settings: ModelLimits) -> "Limits":
-        """What settings say."""
+        """The limits that a person has set."""
         return cls(
             requests=settings.requests_per_minute,
             tokens=settings.tokens_per_minute,
@@ -66,7 +66,7 @@ class Limits:
         )
 
     def within(self, others: "Limits") -> "Limits":
-        """The narrower of both, each."""
+        """Of each limit the lower of both."""
         pairs = zip(vars(self).values(), vars(others).values(), strict=True)
         return Limits(
             *(min((one for one in pair if one is not None), default=None) for pair in pairs)
@@ -75,25 +75,25 @@ class Limits:
 
 @dataclass(frozen=True)
 class Grant:
-    """A call that may leave. What it was charged is put right when it is settled."""
+    """The call may be sent. Its settlement corrects what it was charged."""
 
     waiter: str
     limits: Limits
     charge: str = ""
-    """What the scripts note of the call for its settlement, in their own words."""
+    """What the scripts need to settle the call, as JSON that only they read."""
 
 
 @dataclass(frozen=True)
 class Wait:
-    """A call that may leave soon."""
+    """The call may be sent soon."""
 
     seconds: float
-    """Until its turn, as far as is known."""
+    """Until its turn, as estimated."""
 
 
 @dataclass(frozen=True)
 class Later:
-    """A call that must wait longer than anybody should wait for it in a worker."""
+    """The call must wait longer than a worker should wait for it."""
 
     seconds: float
     why: str
@@ -101,26 +101,26 @@ class Later:
 
 @dataclass(frozen=True)
 class Closed:
-    """A provider that isn't asked now: its circuit is open."""
+    """The circuit of the provider is open."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Spent:
-    """A credential without quota."""
+    """The credential or the model has no quota left."""
 
 
 @dataclass(frozen=True)
 class TooLarge:
-    """A call that no waiting lets through."""
+    """The call needs more than a minute's limit."""
 
     limit: float
-    """A minute."""
+    """Per minute."""
     dimension: str
 
 
 Verdict = Grant | Wait | Later | Closed | Spent | TooLarge
 
 DIMENSIONS: tuple[Dimension, ...] = ("requests", "tokens", "input", "output")
-"""In the order in which the script has them."""
+"""The limits that count what is used per minute."""

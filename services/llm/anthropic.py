@@ -9,14 +9,13 @@ import anthropic
 import httpx2
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm.base import Capability, LLMResponse, TokenCount
+from promptstack.services.llm.answers import Capability, LLMResponse, TokenCount, Usage
+from promptstack.services.llm.http_clients import CONNECTIONS, keep, widened
 from promptstack.services.llm.parameters import GenerationParameters
-from promptstack.services.llm.reading import Part, Said, tool_call
-from promptstack.services.llm.remote import CONNECTIONS, keep, widened
+from promptstack.services.llm.reading import Part, Said
 from promptstack.services.llm.requests import GenerationRequest, Message, with_options
 from promptstack.services.llm.sdk import SDKService
-from promptstack.services.llm.translation import reading
-from promptstack.services.llm.usage import Usage
+from promptstack.services.llm.tool_calls import tool_call
 
 ANTHROPIC_URL = "https://api.anthropic.com"
 
@@ -78,7 +77,7 @@ class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
         """By Anthropic's own count, which is free but for its rate limit."""
         turns = [{"role": "user", "content": text}]
         answer = await self._ask("/v1/messages/count_tokens", {"model": model, "messages": turns})
-        with reading(self.name, answer, self.key_setting, self.wire) as found:
+        with self._reading(answer) as found:
             return TokenCount(int(found.body.get("input_tokens")), is_exact=True)
 
     def _connect(

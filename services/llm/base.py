@@ -4,23 +4,28 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from typing import ClassVar, Self
 from uuid import UUID
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import JsonValue
 
 from promptstack.config.providers import ModelFacts, NamedProvider
 from promptstack.services.errors import InvalidInput, UnknownModel
-from promptstack.services.llm.errors import BadResponse, InvalidProviderRequest, ProviderError
-from promptstack.services.llm.limit_report import LimitReport
+from promptstack.services.llm.answers import (
+    Capability,
+    EmbeddingResponse,
+    Examined,
+    LLMResponse,
+    TokenCount,
+)
+from promptstack.services.llm.errors import InvalidProviderRequest, ProviderError
+from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.llm.vectors import check_vectors
 from promptstack.services.text import check_name
 
 logger = logging.getLogger(__name__)
@@ -28,113 +33,6 @@ logger = logging.getLogger(__name__)
 
 MAX_MODEL_CHARACTERS = 200
 BYTES_PER_TOKEN = 4
-
-
-class Capability(StrEnum):
-    """What a provider can be asked for."""
-
-    GENERATION = "generation"
-    EMBEDDING = "embedding"
-
-
-@dataclass(frozen=True)
-class LLMResponse:
-    """A generated text and what it cost in tokens."""
-
-    text: str
-    model: str
-    input_tokens: int | None
-    """None, as with the other tokens, where the provider doesn't say."""
-    output_tokens: int | None
-    finish_reason: str
-    provider_request_id: str | None = None
-    latency_seconds: float = 0.0
-    cached_tokens: int | None = 0
-    """How many of the input tokens the provider had in its cache."""
-    cache_write_tokens: int | None = 0
-    """How many of the input tokens it put there, where that has a price of its own."""
-    tool_calls: tuple[dict[str, JsonValue], ...] = ()
-    """The tools that the model wants called: `id`, `name` and `arguments` each."""
-    limits: LimitReport | None = None
-    note: str = ""
-    """What was odd in the answer and counts as unknown: names of fields, no content."""
-
-    @property
-    def tokens_used(self) -> int | None:
-        """Input and output tokens together, where both are known."""
-        if self.input_tokens is None or self.output_tokens is None:
-            return None
-        return self.input_tokens + self.output_tokens
-
-
-@dataclass(frozen=True)
-class EmbeddingResponse:
-    """One vector for each text, in the order of the texts."""
-
-    vectors: npt.NDArray[np.float32] = field(repr=False)
-    """Shape (texts, dimensions)."""
-    model: str
-    input_tokens: int | None
-    provider_request_id: str | None = None
-    latency_seconds: float = 0.0
-    limits: LimitReport | None = None
-    note: str = ""
-    """What was odd in the answer."""
-    others: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict, repr=False)
-    """Those of another size, by their place, where `vectors` has zeros: see `store_vectors`."""
-
-    def sizes(self) -> list[int]:
-        """How many numbers the vector of each text has."""
-        size = self.vectors.shape[1]
-        return [
-            len(self.others[place]) if place in self.others else size
-            for place in range(len(self.vectors))
-        ]
-
-    def of_size(self, size: int) -> tuple[list[int], npt.NDArray[np.float32]]:
-        """The places of the texts whose vectors have this size, and their vectors."""
-        places = [place for place, found in enumerate(self.sizes()) if found == size]
-        if size == self.vectors.shape[1]:
-            return places, self.vectors[places] if self.others else self.vectors
-        found = [self.others[place] for place in places]
-        return places, np.array(found, dtype=np.float32).reshape(len(places), size)
-
-
-@dataclass(frozen=True)
-class Examined:
-    """What a provider is found to be, without a call that costs anything."""
-
-    answers: bool
-    can: tuple[Capability, ...] = ()
-    models: tuple[str, ...] | None = None
-    """As it lists them; None where it has no list."""
-    reason: str = ""
-    """Why it doesn't answer."""
-
-
-@dataclass(frozen=True)
-class TokenCount:
-    """How many tokens a text is."""
-
-    tokens: int
-    is_exact: bool
-    """False for an estimate."""
-
-
-@dataclass(frozen=True)
-class EmbeddingLimits:
-    """What one embedding request may hold."""
-
-    items: int
-    """Texts a request."""
-    bytes: int
-    """UTF-8 bytes a request."""
-    text_bytes: int | None = None
-    """UTF-8 bytes of one text, above which it is surely too long; else the provider says so."""
-    tokens: int | None = None
-    """Tokens a request, as `estimate_tokens` counts them, where bytes don't bound them."""
-    text_tokens: int | None = None
-    """The model's own tokens of one text."""
 
 
 class LLMService(ABC):
@@ -318,7 +216,7 @@ class LLMService(ABC):
         started = self._clock()
         try:
             response = await self._embed(texts, model, user_id)
-            _check_vectors(response, len(texts), self.name)
+            check_vectors(response, len(texts), self.name)
         except ProviderError as error:
             error.hide(self.secret)
             self._log_failure("embedding", model, error, started)
@@ -362,7 +260,7 @@ class LLMService(ABC):
         """
         return -(-len(text.encode()) // BYTES_PER_TOKEN)
 
-    async def count_tokens(self, text: str, model: str) -> "TokenCount":
+    async def count_tokens(self, text: str, model: str) -> TokenCount:
         """How many tokens `text` is for a model, by the provider's own means where there are any.
 
         Raises a `ProviderError` where it must be asked and doesn't answer.
@@ -398,14 +296,3 @@ class LLMService(ABC):
 def fingerprint(api_key: str) -> str:
     """Name a key without telling it: 12 hex digits of its SHA-256."""
     return sha256(api_key.encode(errors="surrogatepass")).hexdigest()[:12] if api_key else "none"
-
-
-def _check_vectors(answer: EmbeddingResponse, texts: int, provider: str) -> None:
-    vectors = answer.vectors
-    if vectors.ndim != 2 or vectors.shape[0] != texts or vectors.shape[1] == 0:
-        raise BadResponse(
-            f"{provider} answered vectors of shape {vectors.shape} for {texts} texts; "
-            "nothing was stored."
-        )
-    if not all(np.isfinite(one).all() for one in (vectors, *answer.others.values())):
-        raise BadResponse(f"{provider} answered numbers that are not finite; nothing was stored.")

@@ -7,7 +7,8 @@ import asyncio
 from typing import ClassVar
 from uuid import UUID
 
-from promptstack.services.llm.base import Capability, LLMResponse, LLMService
+from promptstack.services.llm.answers import Capability, LLMResponse
+from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import InvalidProviderRequest, Overloaded
 from promptstack.services.llm.requests import GenerationRequest
 

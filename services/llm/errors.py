@@ -30,11 +30,10 @@ what the limiter and the circuit learn. Runs, documents and single jobs all go b
 `docs/operating.md` has them as a table.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from promptstack.config.errors import PromptStackError, Reach
-from promptstack.services.llm.limit_report import LimitReport, Outcome
-from promptstack.services.llm.usage import Usage
+from promptstack.services.llm.answers import LimitReport, Outcome, Usage
 from promptstack.services.text import make_storable
 
 HIDDEN = "[hidden]"
@@ -234,6 +233,19 @@ class TooManyTexts(ContextTooLong):
     code = "TOO_MANY_TEXTS"
     most = 1
     """How many it takes."""
+
+    @classmethod
+    def instead_of(cls, refusal: ProviderError, provider: str, most: int) -> Self:
+        """What a refusal is that was found to be about the number of texts."""
+        error = cls(
+            f"{provider} takes at most {most} texts in one call (status {refusal.status}).",
+            detail=refusal.detail,
+            status=refusal.status,
+            request_id=refusal.request_id,
+            limits=refusal.limits,
+        )
+        error.most = most
+        return error
 
 
 class ContentRefused(ProviderError):

@@ -10,27 +10,29 @@ from google.genai import types
 from pydantic import ValidationError
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm.base import (
+from promptstack.services.llm.answers import (
     Capability,
-    EmbeddingLimits,
     EmbeddingResponse,
     LLMResponse,
     TokenCount,
+    Usage,
 )
 from promptstack.services.llm.errors import InvalidProviderRequest, ProviderError
 from promptstack.services.llm.headers import limit_report, request_id
+from promptstack.services.llm.http_clients import CONNECTIONS, keep
+from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.services.llm.parameters import GenerationParameters
-from promptstack.services.llm.reading import Part, Said, tool_call, vectors
-from promptstack.services.llm.remote import CONNECTIONS, RemoteService, keep
+from promptstack.services.llm.reading import Part, Said
+from promptstack.services.llm.remote import RemoteService
 from promptstack.services.llm.requests import GenerationRequest, Message
+from promptstack.services.llm.tool_calls import tool_call
 from promptstack.services.llm.translation import (
     broken,
     never_sent,
-    reading,
     timed_out,
     unusable,
 )
-from promptstack.services.llm.usage import Usage
+from promptstack.services.llm.vectors import vectors
 
 GEMINI_URL = "https://generativelanguage.googleapis.com"
 API_VERSION = "v1"
@@ -114,7 +116,7 @@ class GeminiService(RemoteService[genai.Client]):
         contents: Any = [types.Content(parts=[types.Part(text=text)]) for text in texts]
         models = self._connected().aio.models
         answer = await self._answer(models.embed_content(model=model, contents=contents))
-        with reading(self.name, answer, self.key_setting, self.wire) as found:
+        with self._reading(answer) as found:
             body = found.body
             used = body.part("usageMetadata", is_expected=True).count("promptTokenCount")
             if used is None:
@@ -140,7 +142,7 @@ class GeminiService(RemoteService[genai.Client]):
         """By Gemini's own count, which is free but for its rate limit."""
         models = self._connected().aio.models
         answer = await self._answer(models.count_tokens(model=model, contents=text))
-        with reading(self.name, answer, self.key_setting, self.wire) as found:
+        with self._reading(answer) as found:
             return TokenCount(int(found.body.get("totalTokens")), is_exact=True)
 
     def _no_answer(self, error: Exception) -> ProviderError:
@@ -177,7 +179,7 @@ class GeminiService(RemoteService[genai.Client]):
 
     async def _list_models(self) -> list[str]:
         answer = await self._answer(self._connected().aio.models.list())
-        with reading(self.name, answer, self.key_setting, self.wire) as found:
+        with self._reading(answer) as found:
             names = [str(model.get("name") or "") for model in found.body.parts("models")]
             return [name.removeprefix("models/") for name in names if name]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from promptstack.services.llm.limit_report import Dimension, LimitReport, LimitState
+from promptstack.services.llm.answers import Dimension, LimitReport, LimitState
 
 MOST_CREDIBLE_WAIT = 86_400.0
 """What is longer is a point in time, or a mistake."""

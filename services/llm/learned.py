@@ -4,16 +4,22 @@ In Redis, as the limiter's knowledge is: it is read before calls and changes by 
 is lost, a refused call or two teach it again, which nobody bills. The ledger would need a table.
 """
 
+import asyncio
 import logging
 import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from promptstack.config.names import LEARNED_KEY
+from promptstack.config.settings import MIN_CHUNK_TOKENS
+from promptstack.services.llm.errors import ContextTooLong, ModelNotFound, ProviderError
+from promptstack.services.llm.packing import EmbeddingLimits
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +122,60 @@ def most_texts(said: str, asked: int) -> int | None:
         if fewer:
             return max(fewer)
     return max(1, asked // 2) if _TOO_MANY.search(said) else None
+
+
+class ServerLimits:
+    """What one server's answers and refusals teach: how much an embedding call may hold."""
+
+    def __init__(self, facts: LearnedFacts, server: str) -> None:
+        self._facts = facts
+        self._server = server
+        self._refused: dict[str, RefusedCalls] = {}
+
+    def within(self, stated: EmbeddingLimits, model: str) -> EmbeddingLimits:
+        """The limits that were `stated` for a model, and no more than was learned of it."""
+        learned = self._facts.of(self._server, model)
+        texts, tokens = learned.get("texts_per_call"), learned.get("tokens_per_text")
+        return replace(
+            stated,
+            items=min(stated.items, int(texts or stated.items)),
+            text_tokens=int(tokens) if tokens else stated.text_tokens,
+        )
+
+    def answered(self, texts: Sequence[str], model: str) -> None:
+        """A call was answered, which may prove that a larger one had too many texts."""
+        if model in self._refused and (most := self._refused[model].answered(texts)) is not None:
+            self.learn(model, "texts_per_call", most)
+
+    def refused(self, error: ProviderError, texts: Sequence[str], model: str) -> int | None:
+        """How many texts the server takes in one call, where it refused them for their number."""
+        limit = error.limit if isinstance(error, ContextTooLong) and error.given else None
+        # Fewer than in any chunk are no model's limit: a refusal may quote the text.
+        if len(texts) == 1 and limit and limit >= MIN_CHUNK_TOKENS:
+            self.learn(model, "tokens_per_text", limit)
+        if len(texts) == 1 or isinstance(error, ModelNotFound):
+            return None
+        most = most_texts(error.detail or "", len(texts))
+        if most is not None:
+            self.learn(model, "texts_per_call", most)
+        elif error.status == 413 or not isinstance(error, ContextTooLong):
+            self._refused.setdefault(model, RefusedCalls()).refused(texts)
+        return most
+
+    def learn(self, model: str, fact: str, value: str | int) -> None:
+        """Keep a fact, and share it in the background.
+
+        To wait for that could lose a paid answer: the call may be cancelled meanwhile.
+        """
+        if self._facts.learn(self._server, model, fact, value):
+            share = partial(self._facts.share, self._server, model, fact, value)
+            asyncio.get_running_loop().run_in_executor(None, share)
+
+    async def facts(self, model: str) -> Mapping[str, str]:
+        """What was learned of a model; others' part of it is read away from the event loop."""
+        if self._facts.is_stale(self._server, model):
+            return await asyncio.to_thread(self._facts.of, self._server, model)
+        return self._facts.of(self._server, model)
 
 
 class RefusedCalls:

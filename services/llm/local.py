@@ -14,7 +14,9 @@ import numpy as np
 import wordllama
 from wordllama.inference import WordLlamaInference
 
-from promptstack.services.llm.base import Capability, EmbeddingLimits, EmbeddingResponse, LLMService
+from promptstack.services.llm.answers import Capability, EmbeddingResponse
+from promptstack.services.llm.base import LLMService
+from promptstack.services.llm.packing import EmbeddingLimits
 
 MODEL = "wordllama-256"
 PIECE_CHARACTERS = 50_000

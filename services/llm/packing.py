@@ -1,9 +1,24 @@
-"""Putting texts together to embedding calls."""
+"""What one embedding call may hold, and texts packed into such calls."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from promptstack.services.llm.base import EmbeddingLimits
+
+@dataclass(frozen=True)
+class EmbeddingLimits:
+    """What one embedding request may hold."""
+
+    items: int
+    """Texts a request."""
+    bytes: int
+    """UTF-8 bytes a request."""
+    text_bytes: int | None = None
+    """UTF-8 bytes of one text, above which it is surely too long; else the provider says so."""
+    tokens: int | None = None
+    """Tokens a request, as `estimate_tokens` counts them, where bytes don't bound them."""
+    text_tokens: int | None = None
+    """The model's own tokens of one text."""
 
 
 class HasText(Protocol):

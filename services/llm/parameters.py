@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from promptstack.services.llm.openai_forms import tool_choice_of, tool_of
+from promptstack.services.llm.request_turns import tool_choice_of, tool_of
 from promptstack.services.validation.bounds import (
     JsonObject,
     MaxTokens,

@@ -6,20 +6,16 @@ noted; only an answer that lacks them, or that may mean two things, can't be use
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from pybase64 import b64decode
 from pydantic import JsonValue
 from pydantic_core import from_json
 
 from promptstack.config.controls import CONTROLS
-from promptstack.services.llm.usage import Usage
-from promptstack.services.text import MAX_JSON_DEPTH, REPLACEMENT, make_storable, make_storable_json
+from promptstack.services.llm.answers import Usage
+from promptstack.services.text import REPLACEMENT, make_storable
 
 MOST_TOKENS = 2**31 - 1
 """What the ledger's column holds, far above any real call."""
@@ -27,10 +23,6 @@ LONGEST_WORD = 200
 MOST_NOTES = 10
 DEEPEST = 150
 """Levels of nesting that every parser takes."""
-
-
-class NumbersAsText(ValueError):
-    """A vector's numbers stand there as text: so will they when it is asked for again."""
 
 
 WRONG_FORM = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
@@ -107,7 +99,7 @@ class Part:
             if isinstance(one, dict):
                 objects.append(Part(one, self.notes, self._path(name)))
             else:
-                self.notes.add(f"{self._path(name)} holds {_kind(one)}")
+                self.notes.add(f"{self._path(name)} holds {kind_of(one)}")
         return objects
 
     def is_a(self, kind: str, field: str) -> bool:
@@ -161,13 +153,13 @@ class Part:
     def odd(self, name: str, found: object) -> None:
         """Note what stands where something else belongs."""
         if self.fields is not None:
-            self.notes.add(f"{self._path(name)} is {_kind(found)}")
+            self.notes.add(f"{self._path(name)} is {kind_of(found)}")
 
     def _texts(self, name: str, parts: list[Any]) -> Iterator[str]:
         for part in parts:
             fields = {"text": part} if isinstance(part, str) else part
             if not isinstance(fields, dict):
-                self.notes.add(f"{self._path(name)} holds {_kind(part)}")
+                self.notes.add(f"{self._path(name)} holds {kind_of(part)}")
                 continue
             kind, text = fields.get("type"), fields.get("text")
             if isinstance(kind, str) and kind not in _TEXT_PARTS:
@@ -175,7 +167,7 @@ class Part:
             elif isinstance(text, str):
                 yield text
             else:
-                self.notes.add(f"{self._path(name)}.text is {_kind(text)}")
+                self.notes.add(f"{self._path(name)}.text is {kind_of(text)}")
 
     def _path(self, name: str) -> str:
         return f"{self.name}.{name}" if self.name else name
@@ -194,7 +186,7 @@ def parse(content: bytes) -> Part:
             notes.add("some of its bytes are no text")
         value = json.loads(_flat(text, notes), strict=False, parse_int=_integer)
     if not isinstance(value, dict):
-        raise TypeError(f"the answer is {_kind(value)}")
+        raise TypeError(f"the answer is {kind_of(value)}")
     return Part(value, notes)
 
 
@@ -211,112 +203,6 @@ def credible(usage: Usage, text: str, notes: Notes) -> Usage:
         cached = None
     made = None if made == 0 and text else made
     return replace(usage, input_tokens=asked or None, output_tokens=made, cached_tokens=cached)
-
-
-def tool_call(
-    part: Part, position: int, id_: Any, arguments: Any
-) -> tuple[dict[str, JsonValue], ...]:
-    """The call of a tool that a part names, if it does. Without an id, its position is one.
-
-    Arguments that are no JSON, as where `max_tokens` cut them, stay the text that they are: the
-    answer is paid for, and asking again would pay once more for the same.
-    """
-    name = part.get("name")
-    if not isinstance(name, str) or not name:
-        part.odd("name", name)
-        return ()
-    if not isinstance(id_, str):
-        part.notes.add(f"the id of a tool's call is {_kind(id_)}")
-    call = {
-        "id": id_ if isinstance(id_, str) and id_ else f"call_{position}",
-        "name": name,
-        "arguments": _arguments(arguments),
-    }
-    stored: dict[str, JsonValue] = make_storable_json(call)
-    if stored != call:
-        part.notes.add("a tool's call holds what can't be stored")
-    return (stored,)
-
-
-def vectors(
-    rows: "list[Part]", field: str, texts: int, *, index: str | None = None
-) -> tuple[npt.NDArray[np.float32], dict[int, npt.NDArray[np.float32]]]:
-    """The vectors of texts, in their order, and those of another size than most, by their place.
-
-    In place of such a one the first has zeros. Where no row says which text it belongs to, they are
-    in the order of the texts. Raises what `WRONG_FORM` names.
-    """
-    if len(rows) != texts:
-        raise ValueError(f"{len(rows)} vectors for {texts} texts")
-    if index is not None:
-        placed = {row.count(index): row for row in rows}
-        if texts > 1 and any(row.get(index) is not None for row in rows):
-            if placed.keys() != set(range(texts)):
-                raise ValueError("there isn't exactly one vector for each text")
-            rows = [placed[place] for place in range(texts)]
-    found = [_vector(row.get(field)) for row in rows]
-    (size, most), *less = Counter(map(len, found)).most_common(2)
-    if less and less[0][1] == most:
-        raise ValueError(f"as many vectors have {size} numbers as have {less[0][0]}")
-    others = {place: vector for place, vector in enumerate(found) if len(vector) != size}
-    return np.stack(
-        [
-            np.zeros_like(found[0], shape=size) if place in others else vector
-            for place, vector in enumerate(found)
-        ]
-    ), others
-
-
-def _vector(value: Any) -> npt.NDArray[np.float32]:
-    if isinstance(value, str):
-        return np.frombuffer(b64decode(value, validate=True), dtype="<f4")
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
-        value = value[0]
-    if not isinstance(value, list):
-        raise TypeError(f"a vector is {_kind(value)}, and no list of numbers")
-    kinds = set(map(type, value))
-    if kinds == {str}:
-        raise NumbersAsText("a vector's numbers are texts")
-    if not kinds <= {int, float}:
-        odd = next(one for one in value if type(one) not in {int, float})
-        raise ValueError(
-            f"a vector holds {'nothing' if odd is None else _kind(odd)} where a number belongs"
-        )
-    # A number too large for float32 becomes infinite, which `embed` refuses.
-    with np.errstate(over="ignore"):
-        return np.array(value, dtype=np.float32)
-
-
-def _arguments(value: Any) -> Any:
-    made = {} if value is None or value == "" else value
-    if isinstance(value, str) and value:
-        try:
-            made = json.loads(value, object_pairs_hook=_once)
-        except (ValueError, RecursionError):
-            return value
-    if not _is_deep(made):
-        return made
-    return value if isinstance(value, str) else json.dumps(made)
-
-
-def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(members)
-    if len(made) < len(members):
-        raise ValueError("a name stands twice in an object, and may mean either")
-    return made
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_JSON_DEPTH):
-        level = [inner for one in level for inner in _inner(one)]
-        if not level:
-            return False
-    return True
-
-
-def _inner(value: Any) -> Any:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _flat(text: str, notes: Notes) -> str:
@@ -344,7 +230,8 @@ def _integer(digits: str) -> int | float:
         return float(digits)
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a value is, in the words of notes and errors: never the value itself."""
     match value:
         case None:
             return "missing"

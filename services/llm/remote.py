@@ -6,73 +6,45 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 from uuid import UUID
 
-import aiohttp
 import httpx2
 from pydantic import JsonValue
 
 from promptstack.config.errors import ConfigurationError
 from promptstack.config.network import check_network
 from promptstack.config.providers import NamedProvider, Wire
-from promptstack.config.settings import MIN_CHUNK_TOKENS
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm.base import (
-    Capability,
-    EmbeddingLimits,
-    EmbeddingResponse,
-    Examined,
-    LLMResponse,
-    LLMService,
-    fingerprint,
-)
+from promptstack.services.llm.answers import Capability, EmbeddingResponse, Examined, LLMResponse
+from promptstack.services.llm.base import LLMService, fingerprint
 from promptstack.services.llm.errors import (
-    ContextTooLong,
     InvalidProviderRequest,
-    ModelNotFound,
     NotConfigured,
     ProviderError,
     TooManyTexts,
 )
 from promptstack.services.llm.headers import limit_report, request_id
-from promptstack.services.llm.learned import LearnedFacts, RefusedCalls, most_texts
+from promptstack.services.llm.http_clients import CONNECT_SECONDS, forget_environment, kept_answers
+from promptstack.services.llm.learned import LearnedFacts, ServerLimits
+from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.services.llm.reading import Part, Said, credible
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.llm.translation import reading, refusal, refused
+from promptstack.services.llm.translation import Read, reading, refusal, refused
 from promptstack.services.text import make_storable
 
 AVAILABILITY_SECONDS = 5.0
-CONNECT_SECONDS = 10.0
-OWN_HEADERS = ("anthropic-version",)
-"""Those that we give a client ourselves."""
 NO_PATH = (404, 405, 501)
 """How servers say that they have no such thing."""
-# The aiohttp transport keeps every connection up to `max_connections` alive and ignores
-# `max_keepalive_connections`; httpx2's own heeds both. Idle ones are dropped just before uvicorn,
-# which serves most compatible APIs, drops them after 5 s: a POST that meets a closing connection
-# is lost.
-CONNECTIONS = httpx2.Limits(
-    max_connections=1_000, max_keepalive_connections=1_000, keepalive_expiry=4.0
-)
-
-LONGEST_HEADER = 131_072
-"""Bytes of a header. By default aiohttp refuses answers with one over 8 KB, as proxies send."""
-MOST_HEADERS = 1_000
-
 Client = TypeVar("Client")
-_ANSWERS: ContextVar[list[httpx2.Response]] = ContextVar("answers")
-"""What has come to the call that is under way, in its task."""
 
 
 class RemoteService(LLMService, Generic[Client]):
     """A provider behind an SDK's client.
 
-    One client with one connection pool, made on the first call and bound to the event loop of
-    that call.
+    The client and its one connection pool are made on the first call, on that call's event loop.
     """
 
     official_url: ClassVar[str]
@@ -101,9 +73,8 @@ class RemoteService(LLMService, Generic[Client]):
         self._api_key = (api_key or "").strip()
         self._base_url = base_url
         self._api_version = api_version
-        self._learned = learned or LearnedFacts()
-        self._server = f"{self.name}:{fingerprint(base_url or '')}"
-        self._refused: dict[str, RefusedCalls] = {}
+        server = f"{self.name}:{fingerprint(base_url or '')}"
+        self._learned = ServerLimits(learned or LearnedFacts(), server)
         self._timeout = timeout
         """Seconds for a whole call, to the last byte of its answer."""
         self._client: Client | None = None
@@ -137,7 +108,6 @@ class RemoteService(LLMService, Generic[Client]):
 
     @classmethod
     def check_options(cls, options: Mapping[str, JsonValue]) -> None:
-        """Refuse the reserved options. All others are passed on."""
         super().check_options(options)
         reserved = ", ".join(sorted(cls.reserved_options & options.keys()))
         if reserved:
@@ -152,7 +122,6 @@ class RemoteService(LLMService, Generic[Client]):
         return fingerprint(self._api_key)
 
     async def is_available(self) -> bool:
-        """Whether it answers within a few seconds."""
         return (await self.examine()).answers
 
     async def examine(self) -> Examined:
@@ -184,9 +153,8 @@ class RemoteService(LLMService, Generic[Client]):
                 raise
             return None
 
-    def _names_in(self, answer: httpx2.Response) -> list[str]:
-        with reading(self.name, answer, self.key_setting, self.wire) as found:
-            return [str(model.get("id")) for model in found.body.parts("data") if model.get("id")]
+    def _reading(self, answer: httpx2.Response) -> AbstractContextManager[Read]:
+        return reading(self.name, answer, self.key_setting, self.wire)
 
     async def _knows(self, kind: Capability, models: Sequence[str] | None) -> bool:
         model = self.default_models[kind]
@@ -201,20 +169,13 @@ class RemoteService(LLMService, Generic[Client]):
         return True
 
     async def aclose(self) -> None:
-        """Close the pooled connections. A later call opens new ones."""
         client, self._client = self._client, None
         if client is not None:
             await self._disconnect(client)
 
     def limits_of(self, model: str) -> EmbeddingLimits:
         """Limits that the server has named go before those that a person has set."""
-        stated, learned = self.stated_limits(model), self._learned.of(self._server, model)
-        texts, tokens = learned.get("texts_per_call"), learned.get("tokens_per_text")
-        return replace(
-            stated,
-            items=min(stated.items, int(texts or stated.items)),
-            text_tokens=int(tokens) if tokens else stated.text_tokens,
-        )
+        return self._learned.within(self.stated_limits(model), model)
 
     async def embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None
@@ -223,61 +184,19 @@ class RemoteService(LLMService, Generic[Client]):
         try:
             answer = await super().embed(texts, model, user_id)
         except InvalidProviderRequest as error:
-            most = self._learn_of_refusal(error, texts, model)
-            if most is not None:
-                too_many = TooManyTexts(
-                    f"{self.name} takes at most {most} texts in one call (status {error.status}).",
-                    detail=error.detail,
-                    status=error.status,
-                    request_id=error.request_id,
-                    limits=error.limits,
-                )
-                too_many.most = most
-                raise too_many from error
-            raise
-        if model in self._refused and (most := self._refused[model].answered(texts)) is not None:
-            self._learn(model, "texts_per_call", most)
+            most = self._learned.refused(error, texts, model)
+            if most is None:
+                raise
+            raise TooManyTexts.instead_of(error, self.name, most) from error
+        self._learned.answered(texts, model)
         return answer
-
-    def _learn_of_refusal(
-        self, error: ProviderError, texts: Sequence[str], model: str
-    ) -> int | None:
-        """How many texts the server takes in one call, where it refused them for their number."""
-        limit = error.limit if isinstance(error, ContextTooLong) and error.given else None
-        # Fewer than in any chunk are no model's limit: a refusal may quote the text.
-        if len(texts) == 1 and limit and limit >= MIN_CHUNK_TOKENS:
-            self._learn(model, "tokens_per_text", limit)
-        if len(texts) == 1 or isinstance(error, ModelNotFound):
-            return None
-        most = most_texts(error.detail or "", len(texts))
-        if most is not None:
-            self._learn(model, "texts_per_call", most)
-        elif error.status == 413 or not isinstance(error, ContextTooLong):
-            self._refused.setdefault(model, RefusedCalls()).refused(texts)
-        return most
-
-    def _learn(self, model: str, fact: str, value: str | int) -> None:
-        """Keep a fact, and share it in the background.
-
-        To wait for that could lose a paid answer: the call may be cancelled meanwhile.
-        """
-        if self._learned.learn(self._server, model, fact, value):
-            share = partial(self._learned.share, self._server, model, fact, value)
-            asyncio.get_running_loop().run_in_executor(None, share)
-
-    async def _facts_now(self, model: str) -> Mapping[str, str]:
-        """What was learned of a model; others' part of it is read away from the event loop."""
-        if self._learned.is_stale(self._server, model):
-            return await asyncio.to_thread(self._learned.of, self._server, model)
-        return self._learned.of(self._server, model)
 
     async def _answer(self, call: Awaitable[object]) -> httpx2.Response:
         """Await a call of the SDK, whose client keeps answers; the answer as it came.
 
         What the SDK made of it, or raised over its form, is not looked at. Raises `ProviderError`.
         """
-        answers: list[httpx2.Response] = []
-        _ANSWERS.set(answers)
+        answers = kept_answers()
         try:
             # The client's own timeout starts again with each piece of an answer; this one doesn't.
             async with asyncio.timeout(self._timeout):
@@ -301,7 +220,7 @@ class RemoteService(LLMService, Generic[Client]):
 
         Raises `ContentRefused`, and `BadResponse` where there is nothing in it.
         """
-        with reading(self.name, answer, self.key_setting, self.wire) as found:
+        with self._reading(answer) as found:
             said, notes = read(found.body), found.body.notes
             found.usage = usage = credible(said.usage, said.text or "", notes)
             text = said.text
@@ -378,44 +297,3 @@ class RemoteService(LLMService, Generic[Client]):
     @abstractmethod
     async def _ask_nothing(self, kind: Capability, model: str) -> None:
         """Make a call without content, which nobody answers or bills. Raises `ProviderError`."""
-
-
-async def keep(answer: httpx2.Response) -> None:
-    """Keep an answer as it came, for whoever waits for it: a hook of an SDK's client."""
-    await answer.aread()
-    answers = _ANSWERS.get(None)
-    if answers is not None:
-        answers.append(answer)
-
-
-def forget_environment(client: Any) -> None:
-    """Let an SDK's client send nothing that the environment names for the provider itself.
-
-    Its organisation and its headers, which may hold a key, are no other server's business.
-    """
-    if hasattr(client, "organization"):
-        client.organization = client.project = None
-    given = getattr(client, "_custom_headers", {})
-    client._custom_headers = {name: given[name] for name in given if name in OWN_HEADERS}
-
-
-def widened(client: httpx2.AsyncClient) -> httpx2.AsyncClient:
-    """An SDK's client on aiohttp that takes answers with more and longer headers than aiohttp."""
-    transports: list[Any] = [client._transport, *client._mounts.values()]
-    for transport in transports:
-        if transport is not None:
-            transport.client = partial(_session, transport)
-    return client
-
-
-def _session(transport: Any) -> aiohttp.ClientSession:
-    transport.client = None
-    made: aiohttp.ClientSession = transport.get_client()
-    connector = made.connector
-    made.detach()
-    return aiohttp.ClientSession(
-        connector=connector,
-        max_line_size=LONGEST_HEADER,
-        max_field_size=LONGEST_HEADER,
-        max_headers=MOST_HEADERS,
-    )

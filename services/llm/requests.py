@@ -13,8 +13,8 @@ from pydantic import (
 )
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm.openai_forms import call_of, few_values, turn_of
 from promptstack.services.llm.parameters import TOOL_NAME, GenerationParameters
+from promptstack.services.llm.request_turns import call_of, few_values, turn_of
 from promptstack.services.validation.bounds import JsonObject, Line, Name, Text
 
 MAX_FALLBACKS = 5

@@ -27,6 +27,10 @@ class SDKService(RemoteService[Client]):
             return await self._answer(client.get(path, cast_to=httpx2.Response))
         return await self._answer(client.post(path, cast_to=httpx2.Response, body=body))
 
+    def _names_in(self, answer: httpx2.Response) -> list[str]:
+        with self._reading(answer) as found:
+            return [str(model.get("id")) for model in found.body.parts("data") if model.get("id")]
+
     def _no_answer(self, error: Exception) -> ProviderError:
         # The aiohttp transport names every broken or refused connection a ConnectTimeout, and the
         # SDK then calls it a timeout.

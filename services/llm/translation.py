@@ -10,31 +10,22 @@ from datetime import UTC, datetime
 import aiohttp
 import httpx2
 
+from promptstack.services.llm.answers import Usage
 from promptstack.services.llm.errors import (
     HIDDEN,
     AnsweredAsText,
-    AuthenticationFailed,
     BadResponse,
     ConnectionFailed,
     ContentRefused,
     ContextTooLong,
-    Denied,
-    InputRefused,
-    Intercepted,
-    InvalidProviderRequest,
-    ModelNotFound,
-    ModelQuotaExhausted,
     NeverSent,
-    Overloaded,
     ProviderError,
     ProviderTimeout,
-    QuotaExhausted,
-    RateLimited,
-    ServerBroke,
 )
 from promptstack.services.llm.headers import credible_wait, limit_report, request_id, retry_after
-from promptstack.services.llm.reading import WRONG_FORM, Notes, NumbersAsText, Part, parse
-from promptstack.services.llm.usage import Usage
+from promptstack.services.llm.meanings import is_page, meaning_of, told_meaning
+from promptstack.services.llm.reading import WRONG_FORM, Notes, Part, parse
+from promptstack.services.llm.vectors import NumbersAsText
 from promptstack.services.text import make_storable
 
 LONGEST_DETAIL = 2_000
@@ -47,35 +38,6 @@ _KEY = re.compile(
 """Keys as providers and their proxies make them (`sk-...`, `gsk_...`, `AIza...`, tokens of Google,
 JWTs), also with asterisks in their midst: long, and with a digit."""
 
-_REFUSED_KEY = (AuthenticationFailed, "does not accept the API key for this; check {key}")
-_DENIED = (
-    Denied,
-    "or a gateway before it refused this call, for its content or for the API key; check {key}",
-)
-_NO_SUCH_PLACE = (
-    Denied,
-    "has nothing at this address; check its base URL and the model if all calls meet it",
-)
-_INTERCEPTED = (
-    Intercepted,
-    "did not answer: a proxy or firewall between us sent a page of its own instead",
-)
-_NO_QUOTA = (QuotaExhausted, "says that the account has no quota or money left")
-_NO_MODEL_QUOTA = (ModelQuotaExhausted, "says that the quota of this model is used up")
-_SLOW_DOWN = (RateLimited, "asks us to slow down")
-_LONGER = (
-    "says that the input is longer than it takes{bounds}: shorten it, or cut texts smaller "
-    "(--chunk-tokens, CHUNK_TOKENS){server}"
-)
-_TOO_LONG = (ContextTooLong, _LONGER)
-_REFUSED_CONTENT = (InputRefused, "refused the input by its content filter")
-_TIMEOUT = (ProviderTimeout, "took too long")
-_OVERLOADED = (Overloaded, "can't answer now")
-_BROKE = (ServerBroke, "broke over the call")
-_UNKNOWN = (ModelNotFound, "does not know the address; the model may not exist")
-_NOT_OFFERED = (ModelNotFound, "does not offer this; check the model and how the server is started")
-_INVALID = (InvalidProviderRequest, "says that the request is wrong")
-
 _LIMIT = re.compile(
     r"(?:less than|context length (?:is|is only|of)|context (?:size|length) \(|batch size:|max is"
     r"|tokens >|maximum (?:of|is)|tokens allowed \(|supports up to|max input tokens:"
@@ -86,114 +48,6 @@ _GIVEN = re.compile(
     r"|resulted in|contains|\"n_prompt_tokens\":) ?([\d,]+)"
 )
 MOST_SAID = 10**9
-
-Meaning = tuple[type[ProviderError], str]
-
-# The provider's own word for it comes first: its code, then its sentences, and then the status.
-_BY_CODE: Mapping[str, Meaning] = {
-    # OpenAI and its kin
-    "invalid_api_key": _REFUSED_KEY,
-    "authentication_error": _REFUSED_KEY,
-    "auth_error": _REFUSED_KEY,  # LiteLLM
-    "permission_error": _REFUSED_KEY,
-    "account_deactivated": _REFUSED_KEY,
-    "insufficient_quota": _NO_QUOTA,
-    "billing_not_active": _NO_QUOTA,
-    "billing_hard_limit_reached": _NO_QUOTA,
-    "context_length_exceeded": _TOO_LONG,
-    "max_tokens_per_request": _TOO_LONG,
-    "string_above_max_length": _TOO_LONG,
-    "exceed_context_size_error": _TOO_LONG,
-    "content_filter": _REFUSED_CONTENT,
-    "content_policy_violation": _REFUSED_CONTENT,
-    "data_inspection_failed": _REFUSED_CONTENT,
-    "model_not_found": _UNKNOWN,
-    "DeploymentNotFound": _UNKNOWN,
-    "not_supported_error": _NOT_OFFERED,
-    # Anthropic
-    "billing_error": _NO_QUOTA,
-    "request_too_large": _TOO_LONG,
-    "overloaded_error": _OVERLOADED,
-    "timeout_error": _TIMEOUT,
-    "not_found_error": _UNKNOWN,
-    # Gemini
-    "API_KEY_INVALID": _REFUSED_KEY,
-    "UNAUTHENTICATED": _REFUSED_KEY,
-    "PERMISSION_DENIED": _REFUSED_KEY,
-    "NOT_FOUND": _UNKNOWN,
-    "DEADLINE_EXCEEDED": _TIMEOUT,
-}
-_BY_STATUS: Mapping[int, Meaning] = {
-    401: _DENIED,
-    402: _NO_QUOTA,
-    403: _DENIED,
-    404: _NO_SUCH_PLACE,
-    405: _NO_SUCH_PLACE,
-    407: _DENIED,
-    408: _TIMEOUT,
-    409: _OVERLOADED,
-    413: _TOO_LONG,
-    424: _BROKE,  # Hugging Face: the model failed over the input
-    425: _OVERLOADED,
-    429: _SLOW_DOWN,
-    451: _REFUSED_CONTENT,
-    499: _BROKE,
-    501: _NOT_OFFERED,
-    503: _OVERLOADED,
-    # Cloudflare: nobody is there. With 520 and 524 somebody is, and did not answer well.
-    **dict.fromkeys((521, 522, 523, 525, 526, 527, 529, 530), _OVERLOADED),
-}
-_OF_INPUT = frozenset({400, 401, 403, 413, 422, 451, 500})
-"""Statuses with which words decide; 429 only with some, as it may be of all calls together."""
-_ANY = _OF_INPUT | {429}
-_NO_PAGES = frozenset({408, 409, 413, 429})
-"""Those below 500 that mean the same on a proxy's page; the others say nothing there."""
-# Where a provider has no code for it, only its words tell. Lower case; taken in this order. What it
-# says may quote the request, such as the name of a tool: nobody's words may close an account, so
-# those of spent quota count only of whom, and with the status, they are known of.
-_BY_WORDS: tuple[tuple[str, Meaning, str | None, frozenset[int]], ...] = (
-    ("credit balance is too low", _NO_QUOTA, "anthropic", _ANY),  # status 400
-    ("spend limit", _NO_QUOTA, "anthropic", _ANY),
-    ("api usage limits", _NO_QUOTA, "anthropic", _ANY),  # 400: the spending somebody set
-    # Gemini's quotaId of a day's quota, which no short wait cures
-    ("perdayperprojectpermodel", _NO_MODEL_QUOTA, None, frozenset({429})),
-    ("perday", _NO_QUOTA, None, frozenset({429})),
-    ("request too large", _TOO_LONG, None, _ANY),  # OpenAI: more than a minute's tokens
-    ("api key", _REFUSED_KEY, None, frozenset({401})),
-    ("subscription key", _REFUSED_KEY, None, frozenset({401})),  # Azure
-    ("model", _UNKNOWN, None, frozenset({404})),  # vLLM, Ollama and others, each in its own words
-    ("upstream connect error", _BROKE, None, frozenset({503})),  # Envoy: it died over the call
-    *(
-        (words, _TOO_LONG, None, _OF_INPUT)
-        for words in (
-            "maximum context length",  # OpenAI's embeddings, vLLM, Mistral
-            "prompt is too long",  # Anthropic
-            "input token count",  # Gemini
-            "too large to process",  # llama.cpp: its physical batch; status 500
-            "available context size",  # llama.cpp
-            "exceeds the context length",  # Ollama
-            "exceeds maximum context length",  # Ollama before
-            "model's context length",  # SGLang
-            "tokens. given:",  # TEI: "must have less than 512 tokens. Given: 600"
-            "too many tokens",  # Cohere, Mistral
-            "too many input tokens",  # Bedrock
-            "input is too long",  # Bedrock
-            "max allowed tokens",  # Voyage
-        )
-    ),
-    *(
-        (words, _REFUSED_CONTENT, None, _OF_INPUT - {429, 500})
-        for words in (
-            "content management policy",  # Azure
-            "content filter",  # Anthropic: "blocked by content filtering policy"
-            "content policy",
-            "usage guidelines",  # xAI, status 403
-            "input was flagged",  # OpenRouter, status 403
-            "guardrail",
-            "content exists risk",  # DeepSeek
-        )
-    ),
-)
 
 
 def refusal(provider: str, answer: httpx2.Response, key_setting: str, wire: str) -> ProviderError:
@@ -249,7 +103,7 @@ def from_status(
     where that isn't its name; `usage` is what it took where it says so. The sentence is ours
     alone: what the provider wrote may repeat the prompt and goes to `detail`.
     """
-    kind, meaning = _meaning(wire or provider, status, codes, text)
+    kind, meaning = meaning_of(wire or provider, status, codes, text)
     call = request_id(headers)
     wait = retry_after(headers, datetime.now(UTC)) if wait is None else wait
     limit, given = token_bounds(text) if issubclass(kind, ContextTooLong) else (None, None)
@@ -289,35 +143,6 @@ def _number(pattern: re.Pattern[str], text: str) -> int | None:
     found = pattern.search(text)
     digits = found[1].replace(",", "") if found else ""
     return int(digits) if digits.isascii() and 0 < len(digits) < len(str(MOST_SAID)) else None
-
-
-def _meaning(wire: str, status: int, codes: Iterable[object], text: str) -> Meaning:
-    if is_page(text):
-        # Whatever it says: nobody's key, model or account is wrong because a proxy says so.
-        is_told = status in _NO_PAGES or status >= 500
-        return _of_status(status) if is_told else _INTERCEPTED
-    return _told(wire, status, codes, text) or _of_status(status)
-
-
-def _told(wire: str, status: int, codes: Iterable[object], text: str) -> Meaning | None:
-    """What the provider's own codes and words mean."""
-    for code in codes:
-        if isinstance(code, str) and code in _BY_CODE:
-            return _BY_CODE[code]
-    said = text.lower()
-    for words, meaning, sayer, statuses in _BY_WORDS:
-        if status in statuses and sayer in {None, wire} and words in said:
-            return meaning
-    return None
-
-
-def _of_status(status: int) -> Meaning:
-    return _BY_STATUS.get(status, _BROKE if status >= 500 else _INVALID)
-
-
-def is_page(text: str) -> bool:
-    """Whether it is HTML or XML, which no provider answers: somebody in between does."""
-    return text.lstrip("\ufeff \t\r\n").startswith("<")
 
 
 def timed_out(provider: str) -> ProviderTimeout:
@@ -387,7 +212,7 @@ def reading(provider: str, answer: httpx2.Response, key_setting: str, wire: str)
         # Words count only where they are those of an error: an answer may hold any.
         said = json.dumps(read.body.get("error"))
         number = int(status.group()) if status else WRONG_REQUEST
-        if status or is_page(text) or _told(wire, number, codes, said):
+        if status or is_page(text) or told_meaning(wire, number, codes, said):
             raise from_status(
                 provider,
                 answer.status_code if is_page(text) else number,

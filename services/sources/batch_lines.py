@@ -7,7 +7,7 @@ from json import JSONDecodeError
 from typing import Any
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm.openai_bodies import (
+from promptstack.services.llm.request_bodies import (
     API,
     Asked,
     NotHonoured,

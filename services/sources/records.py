@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm.openai_forms import few_values
+from promptstack.services.llm.request_turns import few_values
 from promptstack.services.llm.requests import MAX_TURNS, Message, ToolCall
 from promptstack.services.sources.reading import BadInput, BadRecord, Fault, Input, Reading
 from promptstack.services.sources.templates import Template

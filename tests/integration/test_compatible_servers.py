@@ -15,7 +15,7 @@ from promptstack.repositories.usage import Group
 from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.errors import ContextTooLong
 from promptstack.services.llm.learned import LearnedFacts, RefusedCalls, most_texts
-from promptstack.services.llm.openai_fields import refused_field
+from promptstack.services.llm.openai.substitutes import refused_field
 from promptstack.services.llm.requests import Fallback
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import serve

@@ -37,7 +37,7 @@ from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage, Publisher
 from promptstack.services.jobs.service import JobService
 from promptstack.services.jobs.views import JobView
-from promptstack.services.llm.openai import RESERVED_OPTIONS
+from promptstack.services.llm.openai.service import RESERVED_OPTIONS
 from promptstack.services.llm.requests import Message
 from promptstack.services.maintenance.outbox import Outbox
 from promptstack.tasks.publisher import CeleryPublisher

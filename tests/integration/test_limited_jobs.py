@@ -19,7 +19,7 @@ from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobState
 from promptstack.services.errors import InvalidInput, UnknownModel
 from promptstack.services.jobs.views import AttemptView, JobView
-from promptstack.services.llm.base import LLMResponse
+from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.llm.demo import DemoService
 from promptstack.services.llm.errors import RateLimited
 from promptstack.services.llm.openai import OpenAIService

@@ -32,7 +32,7 @@ from promptstack.services.limiter.terms import (
     Verdict,
     Wait,
 )
-from promptstack.services.llm.limit_report import LimitReport, LimitState, Outcome
+from promptstack.services.llm.answers import LimitReport, LimitState, Outcome
 from tests.limiter_world import BUCKET, Clocked, Job, MadeUpProvider, World, run_world
 
 NEED = Need(100, 100)

@@ -29,7 +29,7 @@ from promptstack.services.limiter.terms import (
     Verdict,
     Wait,
 )
-from promptstack.services.llm.limit_report import LimitReport, LimitState, Outcome
+from promptstack.services.llm.answers import LimitReport, LimitState, Outcome
 from promptstack.tasks.connections import check_redis
 from tests.processes import wait_until
 

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptstack.services.execution.results import result_of
+from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse, TokenCount
 from promptstack.services.llm.anthropic import AnthropicService
-from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService, TokenCount
+from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import (
     ProviderError,
 )

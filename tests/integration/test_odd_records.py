@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 from promptstack.services.execution.results import result_of
 from promptstack.services.export.results import export
-from promptstack.services.llm.base import LLMResponse
+from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.runs.json_schema.answers import AnswerSchema
 from promptstack.services.sources.inputs import BadInput, Input, Reading, read_inputs
 from promptstack.services.sources.records import MESSAGES

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm.base import EmbeddingResponse, LLMResponse
+from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse
 from promptstack.services.llm.errors import (
     AuthenticationFailed,
     BadResponse,

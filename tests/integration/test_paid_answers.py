@@ -11,7 +11,7 @@ from promptstack.repositories.models import Billing, JobState, Worker
 from promptstack.services.jobs.views import JobView
 from promptstack.services.limiter.limiter import RateLimiter
 from promptstack.services.limiter.terms import Settlement
-from promptstack.services.llm.base import LLMResponse
+from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.llm.demo import DemoService
 from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import wait_until

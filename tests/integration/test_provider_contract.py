@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse
 from promptstack.services.llm.anthropic import AnthropicService
-from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService
+from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import (
     AuthenticationFailed,
     BadResponse,

@@ -24,9 +24,8 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import InvalidInput, WrongState
 from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.limiter.terms import Need, Settlement
-from promptstack.services.llm.base import Capability
+from promptstack.services.llm.answers import Capability, LimitReport, LimitState, Outcome
 from promptstack.services.llm.errors import ServerBroke
-from promptstack.services.llm.limit_report import LimitReport, LimitState, Outcome
 from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.service import BadInputs
 from promptstack.services.runs.shards.call_pool import CallPool

@@ -16,8 +16,8 @@ from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.answers import AnswerRepository
 from promptstack.repositories.runs.models import RunState
 from promptstack.services.limiter.errors import LimiterWait
-from promptstack.services.llm.base import EmbeddingLimits
 from promptstack.services.llm.errors import InvalidProviderRequest, Overloaded, ProviderTimeout
+from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, HeldProvider
 from tests.integration.test_run_ledger import lost_commits, one

@@ -19,7 +19,7 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.documents.chunking import Chunker
 from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage
-from promptstack.services.llm.base import EmbeddingLimits
+from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.services.maintenance.liveness import Liveness
 from promptstack.services.runs.shards.bisection import bisect_shard
 from promptstack.tasks.worker_services import WorkerServices

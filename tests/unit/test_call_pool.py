@@ -11,7 +11,7 @@ import pytest
 
 from promptstack.services.execution.content_calls import Call
 from promptstack.services.limiter.limited_calls import LimitedCalls
-from promptstack.services.llm.base import LLMResponse
+from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.llm.event_loop import EventLoop
 from promptstack.services.runs.shards.call_pool import (
     CallAnswered,

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from promptstack.services.llm import openai_forms, reading
-from promptstack.services.llm.openai_forms import few_values
+from promptstack.services.llm import reading, request_turns
+from promptstack.services.llm.request_turns import few_values
 from promptstack.services.sources.jsonl import STRUCTURE, TEXT_IN_JSON, has_more
 
 CUT = '{"content": "' + r"{\"a\":[\"b\",{}]}," * 20_000
@@ -29,7 +29,7 @@ def test_an_answer_that_was_cut_off() -> None:
 def test_arguments_of_a_call_that_were_cut_off() -> None:
     call = {"function": {"name": "look", "arguments": CUT}}
     assert few_values([{"role": "assistant", "tool_calls": [call]}])
-    assert sum(map(CUT.count, ",:[{")) > openai_forms.MAX_ARGUMENT_VALUES  # it is looked into
+    assert sum(map(CUT.count, ",:[{")) > request_turns.MAX_ARGUMENT_VALUES  # it is looked into
 
 
 def test_a_line_of_a_source_that_was_cut_off() -> None:
@@ -38,7 +38,7 @@ def test_a_line_of_a_source_that_was_cut_off() -> None:
 
 
 def test_what_stands_before_the_cut_is_counted() -> None:
-    arguments = "[" + "1," * openai_forms.MAX_ARGUMENT_VALUES + CUT
+    arguments = "[" + "1," * request_turns.MAX_ARGUMENT_VALUES + CUT
     call = {"function": {"name": "look", "arguments": arguments}}
     with pytest.raises(ValueError, match="more than 100,000 values"):
         few_values([{"role": "assistant", "tool_calls": [call]}])

@@ -12,7 +12,7 @@ from promptstack.services.limiter.terms import (
     Verdict,
     Wait,
 )
-from promptstack.services.llm.limit_report import LimitReport, LimitState, Outcome
+from promptstack.services.llm.answers import LimitReport, LimitState, Outcome
 
 BUCKET = Bucket("made-up", "key", "model")
 ROOM = LimitReport({"requests": LimitState(6_000, 5_000)})

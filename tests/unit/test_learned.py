@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from promptstack.services.llm.learned import MOST_MODELS, LearnedFacts, RefusedCalls, most_texts
-from promptstack.services.llm.openai_fields import SUBSTITUTES, as_taken, refused_field, without
+from promptstack.services.llm.openai.substitutes import (
+    SUBSTITUTES,
+    as_taken,
+    refused_field,
+    without,
+)
 
 WORDS = st.lists(
     st.one_of(

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from promptstack.services.errors import InvalidInput, UnknownModel
-from promptstack.services.llm.base import Capability, EmbeddingResponse, LLMResponse, LLMService
+from promptstack.services.llm.answers import Capability, EmbeddingResponse, LLMResponse
+from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import BadResponse, InvalidProviderRequest, Overloaded
 from promptstack.services.llm.requests import GenerationRequest, Message
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from promptstack.services.llm.base import EmbeddingResponse
+from promptstack.services.llm.answers import EmbeddingResponse
 from promptstack.services.llm.local import MODEL, LocalService
 
 TEXTS = ["One.", "Two words, then more of them.", "東京 naïve Überraschung", "code_x = 12\n" * 40]

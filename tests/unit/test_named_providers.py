@@ -10,7 +10,7 @@ from promptstack.config.models_file import ModelsFile
 from promptstack.config.providers import ModelFacts, NamedProvider
 from promptstack.config.settings import Settings
 from promptstack.services.errors import InvalidInput, UnknownModel
-from promptstack.services.llm.base import Capability
+from promptstack.services.llm.answers import Capability
 from promptstack.services.llm.errors import NotConfigured
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.requests import GenerationRequest

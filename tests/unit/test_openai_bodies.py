@@ -9,9 +9,10 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm import openai_chat, openai_responses
 from promptstack.services.llm.factory import LLMServiceFactory
-from promptstack.services.llm.openai_bodies import HONOURED_ONLY_AS
+from promptstack.services.llm.openai import chat as openai_chat
+from promptstack.services.llm.openai import responses as openai_responses
+from promptstack.services.llm.request_bodies import HONOURED_ONLY_AS
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.runs.intake.new_run import RunDefaults
 from promptstack.services.runs.intake.plans import plan_embedding, plan_generation

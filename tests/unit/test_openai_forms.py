@@ -11,10 +11,12 @@ from openai.types.chat import ChatCompletionMessage
 from pydantic import ValidationError
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm import anthropic, gemini, openai_chat, openai_forms, openai_responses
+from promptstack.services.llm import anthropic, gemini, request_turns
 from promptstack.services.llm.anthropic import AnthropicService
 from promptstack.services.llm.gemini import GeminiService
 from promptstack.services.llm.openai import OpenAIService
+from promptstack.services.llm.openai import chat as openai_chat
+from promptstack.services.llm.openai import responses as openai_responses
 from promptstack.services.llm.requests import GenerationRequest, Message
 from promptstack.services.sources.reading import BadRecord
 from promptstack.services.sources.records import checked_messages
@@ -218,7 +220,7 @@ def test_arguments_that_cannot_be_kept_as_they_are_are_refused(arguments: str, r
 
 
 def test_arguments_in_a_string_are_counted_before_they_are_made() -> None:
-    most = openai_forms.MAX_ARGUMENT_VALUES
+    most = request_turns.MAX_ARGUMENT_VALUES
 
     def talk(arguments: str) -> list[dict[str, Any]]:
         call = {"id": "1", "function": {"name": "a", "arguments": arguments}}

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptstack.repositories.content.documents import Passage
-from promptstack.services.llm.base import EmbeddingLimits
-from promptstack.services.llm.packing import pack
+from promptstack.services.llm.packing import EmbeddingLimits, pack
 
 
 def passages_of(texts: list[str]) -> list[Passage]:

@@ -8,10 +8,9 @@ import httpx2
 import numpy as np
 import pytest
 
-from promptstack.services.llm import openai_chat, openai_responses
+from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.llm.anthropic import AnthropicService
 from promptstack.services.llm.anthropic import read as read_anthropic
-from promptstack.services.llm.base import LLMResponse
 from promptstack.services.llm.errors import (
     BadResponse,
     ContentRefused,
@@ -22,9 +21,12 @@ from promptstack.services.llm.errors import (
 from promptstack.services.llm.gemini import GeminiService
 from promptstack.services.llm.gemini import read as read_gemini
 from promptstack.services.llm.openai import OpenAIService
-from promptstack.services.llm.reading import Part, Said, parse, vectors
+from promptstack.services.llm.openai import chat as openai_chat
+from promptstack.services.llm.openai import responses as openai_responses
+from promptstack.services.llm.reading import Part, Said, parse
 from promptstack.services.llm.remote import RemoteService
 from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.llm.vectors import vectors
 
 READERS: dict[str, tuple[type[RemoteService[Any]], Callable[[Part], Said]]] = {
     "chat": (OpenAIService, openai_chat.read),

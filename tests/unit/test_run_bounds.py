@@ -14,7 +14,7 @@ from promptstack.repositories.runs.models import Run, RunKind
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.execution.content_calls import Call, Content
 from promptstack.services.llm.base import LLMService
-from promptstack.services.llm.openai_chat import body
+from promptstack.services.llm.openai.chat import body
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.runs.shards.workload import GenerationWorkload
 from promptstack.services.validation.schema_bounds import SchemaBounds

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from promptstack.config.settings import Settings
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm.base import LLMResponse
+from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.runs.json_schema.answers import (
     AnswerMismatch,
     AnswerNotJudged,

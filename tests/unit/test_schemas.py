@@ -12,7 +12,7 @@ from jsonschema.validators import validator_for
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm.base import LLMResponse
+from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.runs.json_schema.answers import AnswerSchema
 from promptstack.services.validation.schema_bounds import SchemaBounds
 

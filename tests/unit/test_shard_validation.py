@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from promptstack.services.llm.base import LLMResponse
+from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.runs.json_schema.answers import AnswerMismatch, AnswerNotJudged
 from promptstack.services.runs.shards.call_pool import CallAnswered, CallFailed, Event, RecordedCall
 from promptstack.services.runs.shards.validation import ValidationLimits, ValidationQueue

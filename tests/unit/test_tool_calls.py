@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm.reading import Notes, Part, tool_call
+from promptstack.services.llm.reading import Notes, Part
 from promptstack.services.llm.requests import ToolCall
+from promptstack.services.llm.tool_calls import tool_call
 
 
 def arguments_of(arguments: Any) -> Any:

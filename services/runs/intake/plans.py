@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptstack.repositories.runs.models import RunKind
-from promptstack.services.llm.base import Capability
+from promptstack.services.llm.answers import Capability
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.requests import GenerationRequest

@@ -6,7 +6,7 @@ from typing import Any
 from jsonschema.exceptions import ValidationError
 
 from promptstack.config.errors import PromptStackError
-from promptstack.services.llm.base import LLMResponse
+from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.runs.json_schema.meter import OverBudget
 from promptstack.services.runs.json_schema.rules import SchemaRules
 from promptstack.services.text import make_storable_json

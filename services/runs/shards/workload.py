@@ -19,7 +19,8 @@ from promptstack.services.execution.content_calls import Call, Content
 from promptstack.services.execution.generation import EXPECTED_OUTPUT_TOKENS
 from promptstack.services.execution.results import result_of
 from promptstack.services.limiter.terms import Need
-from promptstack.services.llm.base import EmbeddingResponse, LLMResponse, LLMService
+from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse
+from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import BadResponse
 from promptstack.services.llm.packing import pack
 from promptstack.services.llm.parameters import GenerationParameters

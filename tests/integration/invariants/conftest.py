@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from promptstack.config.settings import Settings
-from promptstack.services.llm.base import EmbeddingLimits
+from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, employ
 from tests.jobs import PASSAGE

@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from promptstack.services.llm.reading import Part, Said, tool_call
+from promptstack.services.llm.answers import Usage
+from promptstack.services.llm.reading import Part, Said
 from promptstack.services.llm.requests import GenerationRequest, Message
-from promptstack.services.llm.usage import Usage
+from promptstack.services.llm.tool_calls import tool_call
 
 PATH = "/chat/completions"
 SCHEMA_NAME = "answer"

@@ -19,25 +19,29 @@ import tiktoken
 from pydantic import JsonValue
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.llm import openai_chat as chat
-from promptstack.services.llm import openai_responses as responses
-from promptstack.services.llm.base import (
+from promptstack.services.llm.answers import (
     Capability,
-    EmbeddingLimits,
     EmbeddingResponse,
     LLMResponse,
     TokenCount,
+    Usage,
 )
 from promptstack.services.llm.errors import InvalidProviderRequest
 from promptstack.services.llm.headers import limit_report, request_id
-from promptstack.services.llm.openai_fields import SUBSTITUTES, as_taken, refused_field, without
+from promptstack.services.llm.http_clients import CONNECTIONS, keep, widened
+from promptstack.services.llm.openai import chat, responses
+from promptstack.services.llm.openai.substitutes import (
+    SUBSTITUTES,
+    as_taken,
+    refused_field,
+    without,
+)
+from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.services.llm.parameters import GenerationParameters
-from promptstack.services.llm.reading import credible, vectors
-from promptstack.services.llm.remote import CONNECTIONS, keep, widened
+from promptstack.services.llm.reading import credible
 from promptstack.services.llm.requests import GenerationRequest, with_options
 from promptstack.services.llm.sdk import SDKService
-from promptstack.services.llm.translation import reading
-from promptstack.services.llm.usage import Usage
+from promptstack.services.llm.vectors import vectors
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -132,7 +136,7 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
     ) -> EmbeddingResponse:
         asked = {"model": model, "input": list(texts), "encoding_format": "base64"}
         answer = await self._ask_as_taken(EMBEDDINGS, asked, model)
-        with reading(self.name, answer, self.key_setting, self.wire) as found:
+        with self._reading(answer) as found:
             body = found.body
             told = body.part("usage", is_expected=True)
             used = told.count("prompt_tokens", told.count("total_tokens", 0) or None)
@@ -174,7 +178,7 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
 
         Nobody bills the refused one. What it taught holds for the next calls, of all workers.
         """
-        facts = {**self.facts_of(model).model_dump(), **await self._facts_now(model)}
+        facts = {**self.facts_of(model).model_dump(), **await self._learned.facts(model)}
         body = as_taken(body, facts)
         try:
             return await self._ask(path, body)
@@ -183,7 +187,7 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
             if field is None:
                 raise
         answer = await self._ask(path, without(body, field))
-        self._learn(model, SUBSTITUTES[field].fact, SUBSTITUTES[field].value)
+        self._learned.learn(model, SUBSTITUTES[field].fact, SUBSTITUTES[field].value)
         return answer
 
     def _connect(self, api_key: str, base_url: str, timeout: httpx2.Timeout) -> openai.AsyncOpenAI:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from promptstack.services.llm.openai_chat import (
+from promptstack.services.llm.openai.chat import (
     SCHEMA_NAME,
     names_tool,
     refusal_of,
@@ -11,8 +11,9 @@ from promptstack.services.llm.openai_chat import (
     usage_of,
     written,
 )
-from promptstack.services.llm.reading import Part, Said, tool_call
+from promptstack.services.llm.reading import Part, Said
 from promptstack.services.llm.requests import GenerationRequest, Message
+from promptstack.services.llm.tool_calls import tool_call
 
 PATH = "/responses"
 
