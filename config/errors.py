@@ -8,13 +8,13 @@ class Reach(StrEnum):
     """Whom a failure concerns. This decides what happens to the other texts of the same call."""
 
     INPUT = "input"
-    """One input of the call may be its cause: the others are asked apart from it."""
+    """One input of the call may be the cause: the call is bisected to find it."""
     EITHER = "either"
-    """The server's trouble, until it is steady; then it may be one input's."""
+    """The server may be the cause. If retries do not help, one input may be: bisect."""
     SERVER = "server"
-    """Whoever asks now: no input is its cause."""
+    """All calls to the server are affected; no input is the cause."""
     RUN = "run"
-    """Every other call of the run would meet the same: it ends the run."""
+    """All calls of the run would fail so: the run ends."""
 
     @property
     def is_bisected(self) -> bool:
@@ -31,28 +31,28 @@ class PromptStackError(Exception):
     """
 
     code: ClassVar[str] = "INTERNAL_ERROR"
-    """Stable name for programs."""
+    """A stable name for programs."""
 
     transient: ClassVar[bool] = False
     """Whether the same work may succeed later without anyone changing it."""
 
     reach: ClassVar[Reach] = Reach.INPUT
-    """Whom it concerns. An error that nobody expected may be of this input only."""
+    """Whom it concerns. By default one input, as an unexpected error may come from it."""
 
     counts_as_failure: ClassVar[bool] = True
     """Whether it uses up one of the job's retries."""
 
     most_tries: ClassVar[int | None] = None
-    """How often work is tried that always ends so, where each try may be paid for in vain."""
+    """The most tries where each failed one may be billed."""
 
     backs_off: ClassVar[bool] = True
-    """Whether the wait grows with each try; not where `retry_after` says when there is room."""
+    """Whether waits grow with each try. They don't where `retry_after` is exact."""
 
     billed: ClassVar[bool | None] = None
-    """Whether the provider bills a call that ends so; None where nobody knows."""
+    """Whether the provider bills the failed call; None if unknown."""
 
     falls_back: ClassVar[bool] = False
-    """Whether a job asks its next provider: this one can't answer anybody now."""
+    """Whether a job asks its next provider, since this one can answer nobody now."""
 
     def __init__(
         self, message: str, *, detail: str | None = None, retry_after: float | None = None
@@ -60,15 +60,15 @@ class PromptStackError(Exception):
         super().__init__(message)
         self.detail = detail
         self.retry_after = retry_after
-        """Seconds before which a new try is pointless, where somebody told us."""
+        """Seconds to wait before the next try, where the provider or the limiter said so."""
 
     @property
     def is_wait(self) -> bool:
-        """Whether the work only waits until there is room, which uses up no retry."""
+        """Whether the work only waits for room, which uses up no retry."""
         return self.transient and not self.counts_as_failure
 
     def for_operators(self) -> str:
-        """The sentence, with more where it is for those who run the servers."""
+        """The sentence, with more detail for those who run the servers."""
         return str(self)
 
     def add(self, sentence: str) -> None:

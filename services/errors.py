@@ -1,10 +1,10 @@
-"""What a caller can do wrong, and what can be wrong with a job."""
+"""The errors of callers and of jobs."""
 
 from promptstack.config.errors import PromptStackError, Reach
 
 
 class InvalidInput(PromptStackError):
-    """The caller sent something that can't be accepted; nothing was stored."""
+    """The caller's input can't be accepted; nothing was stored."""
 
     code = "INVALID_INPUT"
 
@@ -22,19 +22,19 @@ class UnknownModel(InvalidInput):
 
 
 class AmbiguousId(InvalidInput):
-    """The beginning of an id fits several."""
+    """Several ids begin with the given characters."""
 
     code = "AMBIGUOUS_ID"
 
 
 class NotFound(PromptStackError):
-    """What was asked for isn't in the ledger, or isn't the caller's."""
+    """The ledger does not have it, or it belongs to another user."""
 
     code = "NOT_FOUND"
 
 
 class EmbeddedElsewhere(PromptStackError):
-    """Another job embeds the same passages now; its vectors will serve this one too."""
+    """Another job embeds the same passages now; this one will use its vectors."""
 
     code = "EMBEDDED_ELSEWHERE"
     transient = True
@@ -42,7 +42,7 @@ class EmbeddedElsewhere(PromptStackError):
 
 
 class WorkersLost(PromptStackError):
-    """Workers died again and again with this work in hand, and with no other."""
+    """Workers died repeatedly while they did this work alone."""
 
     code = "WORKER_LOST"
 
@@ -55,13 +55,13 @@ class DeadlinePassed(PromptStackError):
 
 
 class IdempotencyConflict(PromptStackError):
-    """The same idempotency key came with another request."""
+    """The idempotency key was used for another request before."""
 
     code = "IDEMPOTENCY_CONFLICT"
 
 
 class WrongState(PromptStackError):
-    """The job is in a state that doesn't allow this."""
+    """The state of the job does not allow this."""
 
     code = "WRONG_STATE"
 

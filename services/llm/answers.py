@@ -1,4 +1,4 @@
-"""What a provider answers: texts and vectors, what they took, and what it says of itself."""
+"""What a provider answers: texts, vectors, the tokens they used, and its rate limits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,22 +10,22 @@ import numpy.typing as npt
 from pydantic import JsonValue
 
 Dimension = Literal["requests", "tokens", "input", "output"]
-"""What is limited a minute: calls, all tokens, or input and output tokens apart."""
+"""What a limit per minute counts: calls, all tokens, or input and output tokens separately."""
 
 
 class Outcome(StrEnum):
-    """How a call ended, as the limiter and the circuit see it."""
+    """How a call ended, as the limiter and its circuit breaker see it."""
 
     ANSWERED = "answered"
     THROTTLED = "throttled"
-    """The provider said that a limit is reached."""
+    """The provider reported that a limit is reached."""
     FAILED = "failed"
-    """The provider is overloaded, broken or out of reach."""
+    """The provider is overloaded, failing or unreachable."""
     REFUSED = "refused"
-    """The provider is well; this one request isn't."""
+    """The provider works; it refused this one request."""
     QUOTA = "quota"
     MODEL_QUOTA = "model_quota"
-    """The account has quota, and this model none."""
+    """The account has quota left, but not for this model."""
     CANCELLED = "cancelled"
     UNUSED = "unused"
     """No call was made."""
@@ -33,53 +33,53 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class LimitState:
-    """One limit as the provider saw it when it let a call in."""
+    """One limit as the provider reported it with an answer."""
 
     limit: int
-    """A minute."""
+    """Per minute."""
     remaining: int
 
 
 @dataclass(frozen=True)
 class LimitReport:
-    """The limits that an answer, good or bad, told of; nothing where it told nothing."""
+    """The limits that an answer or a refusal reported; empty where it reported none."""
 
     limits: Mapping[Dimension, LimitState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a call; None where the answer says nothing that can be."""
+    """The tokens that a call used; None where the answer does not say, or says nonsense."""
 
     input_tokens: int | None
     output_tokens: int | None = 0
     cached_tokens: int | None = 0
-    """How many of the input tokens the provider had in its cache."""
+    """Input tokens that the provider read from its cache."""
     cache_write_tokens: int | None = 0
-    """How many of the input tokens it put there, where that has a price of its own."""
+    """Input tokens that it wrote to its cache, where that has its own price."""
 
 
 @dataclass(frozen=True)
 class LLMResponse:
-    """A generated text and what it cost in tokens."""
+    """A generated text and the tokens that it used."""
 
     text: str
     model: str
     input_tokens: int | None
-    """None, as with the other tokens, where the provider doesn't say."""
+    """None where the provider does not say; so are the other tokens."""
     output_tokens: int | None
     finish_reason: str
     provider_request_id: str | None = None
     latency_seconds: float = 0.0
     cached_tokens: int | None = 0
-    """How many of the input tokens the provider had in its cache."""
+    """Input tokens that the provider read from its cache."""
     cache_write_tokens: int | None = 0
-    """How many of the input tokens it put there, where that has a price of its own."""
+    """Input tokens that it wrote to its cache, where that has its own price."""
     tool_calls: tuple[dict[str, JsonValue], ...] = ()
-    """The tools that the model wants called: `id`, `name` and `arguments` each."""
+    """The tool calls that the model asks for, each with `id`, `name` and `arguments`."""
     limits: LimitReport | None = None
     note: str = ""
-    """What was odd in the answer and counts as unknown: names of fields, no content."""
+    """Which fields of the answer were malformed and count as unknown; it holds no content."""
 
     @property
     def tokens_used(self) -> int | None:
@@ -101,12 +101,12 @@ class EmbeddingResponse:
     latency_seconds: float = 0.0
     limits: LimitReport | None = None
     note: str = ""
-    """What was odd in the answer."""
+    """Which fields of the answer were malformed."""
     others: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict, repr=False)
-    """Those of another size, by their place, where `vectors` has zeros: see `store_vectors`."""
+    """Vectors of another size, by position; `vectors` has zeros there. See `store_vectors`."""
 
     def sizes(self) -> list[int]:
-        """How many numbers the vector of each text has."""
+        """The size of each text's vector."""
         size = self.vectors.shape[1]
         return [
             len(self.others[place]) if place in self.others else size
@@ -114,7 +114,7 @@ class EmbeddingResponse:
         ]
 
     def of_size(self, size: int) -> tuple[list[int], npt.NDArray[np.float32]]:
-        """The places of the texts whose vectors have this size, and their vectors."""
+        """The positions of the texts whose vectors have this size, and these vectors."""
         places = [place for place, found in enumerate(self.sizes()) if found == size]
         if size == self.vectors.shape[1]:
             return places, self.vectors[places] if self.others else self.vectors
@@ -131,19 +131,19 @@ class Capability(StrEnum):
 
 @dataclass(frozen=True)
 class Examined:
-    """What a provider is found to be, without a call that costs anything."""
+    """What calls that cost nothing found out about a provider."""
 
     answers: bool
     can: tuple[Capability, ...] = ()
     models: tuple[str, ...] | None = None
-    """As it lists them; None where it has no list."""
+    """The models that it lists; None where it has no list."""
     reason: str = ""
-    """Why it doesn't answer."""
+    """Why it does not answer."""
 
 
 @dataclass(frozen=True)
 class TokenCount:
-    """How many tokens a text is."""
+    """How many tokens a text has."""
 
     tokens: int
     is_exact: bool

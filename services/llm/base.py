@@ -1,4 +1,4 @@
-"""The one interface behind which every provider stands."""
+"""The interface of all providers."""
 
 import logging
 import time
@@ -46,51 +46,51 @@ class LLMService(ABC):
     """The provider's name in jobs and settings."""
 
     default_models: ClassVar[Mapping[Capability, str | None]] = {}
-    """The model taken when a caller names none, None where one must be named. A missing capability
-    isn't offered."""
+    """The model for a caller that names none; None where one must be named. A capability that is
+    missing here isn't offered."""
 
     known_models: ClassVar[Mapping[Capability, frozenset[str]] | None] = None
     """The models that exist, or None where only the provider itself knows."""
 
     unsupported: ClassVar[frozenset[str]] = frozenset()
-    """The fields of a `GenerationRequest` that it can't honour."""
+    """The fields of a `GenerationRequest` that it does not support."""
 
     known_options: ClassVar[frozenset[str] | None] = frozenset()
-    """The provider-specific parameters it takes, or None where it passes all on."""
+    """The options that it accepts, or None where it passes all on."""
 
     is_limited: ClassVar[bool] = True
-    """Whether somebody else's rate limits apply; not for what runs inside this process."""
+    """Whether rate limits apply. They don't to a provider that runs inside this process."""
 
     embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(items=256, bytes=1_000_000)
 
     facts: ClassVar[Sequence[ModelFacts]] = ()
-    """What MODELS_FILE says of its models; the first that matches holds."""
+    """What MODELS_FILE says about its models; the first that matches holds."""
 
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
 
     def check_configured(self) -> None:  # noqa: B027 - for most there is nothing to check
-        """Raise `NotConfigured` where no call could leave: before one is recorded and counted."""
+        """Raise `NotConfigured` where no call can be sent, before one is recorded and counted."""
 
     @classmethod
     def configured(cls, provider: NamedProvider | None, facts: Sequence[ModelFacts]) -> type[Self]:
-        """The same class as a person has set it up: for a server of its own name, with `facts`."""
+        """The class as a person has set it up in MODELS_FILE: another name, other `facts`."""
         return type(cls.__name__, (cls,), {"facts": tuple(facts), **cls._members(provider)})
 
     @classmethod
     def _members(cls, provider: NamedProvider | None) -> dict[str, object]:
-        """What is otherwise than in this class for a server that a person has named."""
+        """The class attributes that differ for a server that a person has named."""
         return {}
 
     @classmethod
     def facts_of(cls, model: str) -> ModelFacts:
-        """What MODELS_FILE says of a model."""
+        """What MODELS_FILE says about a model."""
         found = (facts for facts in cls.facts if fnmatchcase(model, facts.model))
         return next(found, ModelFacts(provider=cls.name))
 
     @classmethod
     def stated_limits(cls, model: str) -> EmbeddingLimits:
-        """What one embedding request to a model may hold, as far as is known before any call."""
+        """What one embedding request to a model may hold, by what is known before any call."""
         limits, facts = cls.embedding_limits, cls.facts_of(model)
         return replace(
             limits,
@@ -100,12 +100,12 @@ class LLMService(ABC):
         )
 
     def limits_of(self, model: str) -> EmbeddingLimits:
-        """What one embedding request to a model may hold, as far as is known by now."""
+        """What one embedding request to a model may hold, by what is known now."""
         return self.stated_limits(model)
 
     @classmethod
     def choose_model(cls, capability: Capability, model: str | None) -> str:
-        """Return the model to use, the provider's default when `model` is None.
+        """Return the model to use: the provider's default where `model` is None.
 
         Raises `UnknownModel` when the provider doesn't have it for this capability.
         """
@@ -133,7 +133,7 @@ class LLMService(ABC):
 
     @classmethod
     def check_options(cls, options: Mapping[str, JsonValue]) -> None:
-        """Raise `InvalidInput` for provider-specific parameters that the provider doesn't know."""
+        """Raise `InvalidInput` for options that the provider does not know."""
         if cls.known_options is None:
             return
         unknown = sorted(set(options) - cls.known_options)
@@ -145,9 +145,9 @@ class LLMService(ABC):
 
     @classmethod
     def take_openai_options(cls, options: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-        """The options for what only a request to OpenAI can ask. Raises `InvalidInput`.
+        """The options that come from fields of an OpenAI request. Raises `InvalidInput`.
 
-        `api` among them names the endpoint, which another wire has one of.
+        The option `api` is dropped: it chooses OpenAI's endpoint, and other wires have one only.
         """
         other = sorted(options.keys() - {"api"})
         if other:
@@ -159,13 +159,13 @@ class LLMService(ABC):
 
     @classmethod
     def check_request(cls, request: GenerationRequest) -> None:
-        """Raise `InvalidInput` for what the provider can't honour: never dropped in silence."""
+        """Raise `InvalidInput` for what the provider does not support: nothing is dropped."""
         cls.check_parameters(request.model, request)
         cls.check_turns(request)
 
     @classmethod
     def check_parameters(cls, model: str, parameters: GenerationParameters) -> None:
-        """Do so for how to generate, whatever the input."""
+        """Check the parameters of a generation, which do not depend on its input."""
         unsupported = cls.unsupported.union(cls.facts_of(model).unsupported)
         given = {name for name in unsupported if getattr(parameters, name)}
         given |= {name for name in unsupported if getattr(parameters, name) == 0}
@@ -177,14 +177,14 @@ class LLMService(ABC):
 
     @classmethod  # noqa: B027 - many providers take any turns
     def check_turns(cls, request: GenerationRequest) -> None:
-        """Do so for the turns of the input."""
+        """Check the turns of the input."""
 
     async def generate_text(
         self, request: GenerationRequest, user_id: UUID | None, *, failures: int = 0
     ) -> LLMResponse:
         """Ask for one generation.
 
-        `failures` is how often this job has failed before; only the demonstration looks at it.
+        `failures` counts the failures of this job so far; only the demo provider uses it.
         Raises a `ProviderError` subclass; any other exception is a bug in the service.
         """
         started = self._clock()
@@ -208,7 +208,7 @@ class LLMService(ABC):
     async def embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None
     ) -> EmbeddingResponse:
-        """Ask for one vector a text, as float32 of shape (len(texts), dimensions).
+        """Ask for one vector per text, as float32 of shape (len(texts), dimensions).
 
         Raises a `ProviderError` subclass. A wrong count, a wrong shape or a number that isn't
         finite is a `BadResponse`: such vectors are never returned.
@@ -244,26 +244,26 @@ class LLMService(ABC):
 
     @property
     def secret(self) -> str:
-        """The key, which no error may tell; empty where there is none."""
+        """The API key, which no error may contain; empty where there is none."""
         return ""
 
     @property
     def credential(self) -> str:
-        """A fingerprint of the key, by which limits are kept; never the key."""
+        """A fingerprint of the key, never the key. Limits are kept per credential."""
         return "none"
 
     def estimate_tokens(self, text: str) -> int:
         """A quick estimate without a network: a quarter of the UTF-8 bytes, rounded up.
 
-        It's the rule by which OpenAI counts embedding requests; prose in Latin script has about
-        as many, code and other scripts have more.
+        OpenAI counts embedding requests by this rule. Prose in Latin script has about as many
+        tokens; code and other scripts have more.
         """
         return -(-len(text.encode()) // BYTES_PER_TOKEN)
 
     async def count_tokens(self, text: str, model: str) -> TokenCount:
-        """How many tokens `text` is for a model, by the provider's own means where there are any.
+        """Count the tokens of `text` for a model, by the provider's own count where it has one.
 
-        Raises a `ProviderError` where it must be asked and doesn't answer.
+        Raises a `ProviderError` where the provider must be asked and does not answer.
         """
         return TokenCount(self.estimate_tokens(text), is_exact=False)
 
@@ -272,7 +272,7 @@ class LLMService(ABC):
         """Whether the provider answers now. Never raises for an unreachable provider."""
 
     async def examine(self) -> Examined:
-        """Look whether the provider answers and what it can do. Never raises for an error of it."""
+        """Find out whether the provider answers and what it offers. Never raises its errors."""
         known = self.known_models or {}
         models = tuple(sorted(model for of_kind in known.values() for model in of_kind))
         return Examined(await self.is_available(), tuple(self.default_models), models or None)
@@ -294,5 +294,5 @@ class LLMService(ABC):
 
 
 def fingerprint(api_key: str) -> str:
-    """Name a key without telling it: 12 hex digits of its SHA-256."""
+    """Identify a key without revealing it: 12 hex digits of its SHA-256."""
     return sha256(api_key.encode(errors="surrogatepass")).hexdigest()[:12] if api_key else "none"

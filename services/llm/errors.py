@@ -1,4 +1,4 @@
-"""What can go wrong at a provider; each service translates its SDK's errors into these.
+"""The errors of providers. Each service translates those of its SDK into these.
 
 * ProviderError
   * RateLimited
@@ -23,11 +23,10 @@
     * AnsweredAsText
     * OddVector
 
-What an error means is told by the attributes of its class, which `PromptStackError` explains:
-`transient`, `counts_as_failure`, `most_tries` and `backs_off` (whether it is tried again), `reach`
-(whether its call is bisected, and whether it ends the run), `billed` and `falls_back`; `outcome` is
-what the limiter and the circuit learn. Runs, documents and single jobs all go by them.
-`docs/operating.md` has them as a table.
+The attributes of a class say what its errors mean, for single jobs, documents and runs alike:
+whether they are retried (`transient`, `counts_as_failure`, `most_tries`, `backs_off`), bisected or
+end the run (`reach`), are billed (`billed`), or make a job ask its next provider (`falls_back`),
+and what the limiter learns (`outcome`). `PromptStackError` explains each.
 """
 
 from typing import ClassVar, Self
@@ -41,12 +40,12 @@ SHORTEST_KEY = 8
 
 
 class ProviderError(PromptStackError):
-    """The provider didn't give a usable answer."""
+    """The provider gave no usable answer."""
 
     code = "EXTERNAL_SERVICE_ERROR"
 
     outcome: ClassVar[Outcome] = Outcome.REFUSED
-    """What it says of the provider: of one that is refused, nothing but that it is well."""
+    """What the limiter learns from it about the provider."""
 
     def __init__(
         self,
@@ -60,7 +59,7 @@ class ProviderError(PromptStackError):
         usage: Usage | None = None,
         note: str = "",
     ) -> None:
-        # A provider's words and headers may hold what can't be stored or logged.
+        # A provider's text and headers may hold characters that can't be stored or logged.
         super().__init__(
             make_storable(message),
             detail=detail and make_storable(detail),
@@ -69,12 +68,12 @@ class ProviderError(PromptStackError):
         self.status = status
         self.limits = limits
         self.usage = usage
-        """What the call took, where the provider said so all the same."""
+        """The tokens that the call used, where the provider said so in spite of the error."""
         self.note = note
         self.request_id = request_id and make_storable(request_id)
 
     def hide(self, key: str) -> None:
-        """Take a key of ours out of what the provider said, also one that is cut off at the end."""
+        """Remove our API key from what the provider said, also a key that is cut off at the end."""
         if self.detail is None or len(key) < SHORTEST_KEY:
             return
         shown = self.detail.replace(key, HIDDEN)
@@ -86,7 +85,7 @@ class ProviderError(PromptStackError):
 
 
 class RateLimited(ProviderError):
-    """The provider asks us to slow down: not the job's fault, so it costs no retry."""
+    """The provider asks us to slow down. This uses up no retry."""
 
     code = "RATE_LIMITED"
     transient = True
@@ -98,7 +97,7 @@ class RateLimited(ProviderError):
 
 
 class QuotaExhausted(ProviderError):
-    """The account has no money or quota left; no waiting cures that."""
+    """The account has no money or quota left, so waiting does not help."""
 
     code = "QUOTA_EXHAUSTED"
     counts_as_failure = False
@@ -109,13 +108,13 @@ class QuotaExhausted(ProviderError):
 
 
 class ModelQuotaExhausted(QuotaExhausted):
-    """The quota of one model is used up, such as a day's; other models have their own."""
+    """The quota of one model is used up, such as its daily quota; other models have their own."""
 
     outcome = Outcome.MODEL_QUOTA
 
 
 class Overloaded(ProviderError):
-    """The provider is up but can't serve anybody now (503, 529)."""
+    """The provider is up but can serve nobody now (503, 529)."""
 
     code = "PROVIDER_OVERLOADED"
     transient = True
@@ -126,7 +125,7 @@ class Overloaded(ProviderError):
 
 
 class ServerBroke(Overloaded):
-    """The provider broke over the call (500, 502, 504): its own trouble, or that of one input."""
+    """The provider failed on the call (500, 502, 504), by itself or because of one input."""
 
     code = "PROVIDER_BROKE"
     reach = Reach.EITHER
@@ -153,14 +152,14 @@ class ConnectionFailed(ProviderError):
 
 
 class NeverSent(ConnectionFailed):
-    """There was no connection to the provider, so that nothing was sent and nothing billed."""
+    """There was no connection to the provider, so nothing was sent or billed."""
 
     reach = Reach.SERVER
     billed = False
 
 
 class AuthenticationFailed(ProviderError):
-    """The provider refused our credentials."""
+    """The provider does not accept our API key."""
 
     code = "PROVIDER_AUTHENTICATION"
     reach = Reach.RUN
@@ -168,23 +167,23 @@ class AuthenticationFailed(ProviderError):
 
 
 class NotConfigured(AuthenticationFailed):
-    """The provider can't be asked as it is set up here: nothing was sent."""
+    """The provider is not configured so that it can be called; nothing was sent."""
 
     code = "PROVIDER_NOT_CONFIGURED"
 
 
 class Denied(ProviderError):
-    """Refused, and not in the provider's own words: this input is to blame, or the key is.
+    """The call was refused without the provider's own error code.
 
-    Gateways answer so for content that they don't let through. Where all inputs meet it, it is the
-    key, the account or the address: see `about_all`.
+    The cause is this input, if a gateway filters content. It is the key, the account or the address
+    if all inputs are refused: see `about_all`.
     """
 
     code = "PROVIDER_DENIED"
     billed = False
 
     def about_all(self) -> ProviderError:
-        """What it means where everything that is asked for meets it."""
+        """The error that it is if all calls are refused so."""
         kinds = {402: QuotaExhausted, 404: ModelNotFound, 405: ModelNotFound}
         return kinds.get(self.status or 0, AuthenticationFailed)(
             f"All calls are refused, so it isn't about one input: {self}",
@@ -195,7 +194,7 @@ class Denied(ProviderError):
 
 
 class Intercepted(Denied):
-    """A page of a proxy or firewall came in place of the provider's answer: it says nothing."""
+    """A proxy or firewall sent a page of its own in place of the provider's answer."""
 
     code = "PROVIDER_INTERCEPTED"
     transient = True
@@ -204,39 +203,39 @@ class Intercepted(Denied):
 
 
 class InvalidProviderRequest(ProviderError):
-    """The provider says the request itself is wrong."""
+    """The provider says that the request is wrong."""
 
     code = "INVALID_PROVIDER_REQUEST"
     billed = False
 
 
 class ModelNotFound(InvalidProviderRequest):
-    """The provider knows no such model, or its address is wrong."""
+    """The provider does not know the model, or its address is wrong."""
 
     code = "MODEL_NOT_FOUND"
     reach = Reach.RUN
 
 
 class ContextTooLong(InvalidProviderRequest):
-    """The input is longer than the model takes."""
+    """The input is longer than the model accepts."""
 
     code = "CONTEXT_TOO_LONG"
     limit: int | None = None
-    """How many of its own tokens it takes, where it said so."""
+    """How many of its tokens the model accepts, where it said so."""
     given: int | None = None
-    """How many it got, where it said so."""
+    """How many the input has, where it said so."""
 
 
 class TooManyTexts(ContextTooLong):
-    """The provider takes fewer texts in one call."""
+    """The provider accepts fewer texts in one call."""
 
     code = "TOO_MANY_TEXTS"
     most = 1
-    """How many it takes."""
+    """How many it accepts."""
 
     @classmethod
     def instead_of(cls, refusal: ProviderError, provider: str, most: int) -> Self:
-        """What a refusal is that was found to be about the number of texts."""
+        """The error for a refusal that turned out to be about the number of texts."""
         error = cls(
             f"{provider} takes at most {most} texts in one call (status {refusal.status}).",
             detail=refusal.detail,
@@ -261,7 +260,7 @@ class InputRefused(ContentRefused):
 
 
 class BadResponse(ProviderError):
-    """The provider answered something that can't be an answer (wrong count, NaN, broken JSON)."""
+    """The provider's answer can't be used (wrong count, NaN, broken JSON)."""
 
     code = "BAD_PROVIDER_RESPONSE"
     transient = True
@@ -271,13 +270,13 @@ class BadResponse(ProviderError):
 
 
 class AnsweredAsText(BadResponse):
-    """The numbers of vectors came as text, which is how this server always answers."""
+    """The numbers of vectors are strings: this server always answers so."""
 
     transient = False
     reach = Reach.SERVER
 
 
 class OddVector(BadResponse):
-    """The vector of one text has another size than its model; the others of its answer are kept."""
+    """The vector of one text has not its model's size; the others of the answer are kept."""
 
     transient = False

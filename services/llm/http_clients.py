@@ -1,4 +1,4 @@
-"""The HTTP clients of the providers' SDKs, as we want them."""
+"""How we set up the HTTP clients of the providers' SDKs."""
 
 from contextvars import ContextVar
 from functools import partial
@@ -9,30 +9,29 @@ import httpx2
 
 CONNECT_SECONDS = 10.0
 OWN_HEADERS = ("anthropic-version",)
-"""Those that we give a client ourselves."""
-# The aiohttp transport keeps every connection up to `max_connections` alive and ignores
-# `max_keepalive_connections`; httpx2's own heeds both. Idle ones are dropped just before uvicorn,
-# which serves most compatible APIs, drops them after 5 s: a POST that meets a closing connection
-# is lost.
+"""The headers that we set on a client ourselves."""
+# The aiohttp transport ignores `max_keepalive_connections`; httpx2's own heeds it. Idle connections
+# are closed after 4 s, because uvicorn, which serves most compatible APIs, closes them after 5 s: a
+# POST on a closing connection is lost.
 CONNECTIONS = httpx2.Limits(
     max_connections=1_000, max_keepalive_connections=1_000, keepalive_expiry=4.0
 )
 
 LONGEST_HEADER = 131_072
-"""Bytes of a header. By default aiohttp refuses answers with one over 8 KB, as proxies send."""
+"""Bytes of one header. aiohttp's default is 8 KB, and proxies send longer ones."""
 MOST_HEADERS = 1_000
 _ANSWERS: ContextVar[list[httpx2.Response]] = ContextVar("answers")
 
 
 def kept_answers() -> list[httpx2.Response]:
-    """The list to which the answers of this task's next call are added as they come."""
+    """A list to which `keep` adds the answers to the next call of this task."""
     answers: list[httpx2.Response] = []
     _ANSWERS.set(answers)
     return answers
 
 
 async def keep(answer: httpx2.Response) -> None:
-    """Keep an answer as it came: a hook of an SDK's client."""
+    """Keep an answer as it came. This is a hook of an SDK's client."""
     await answer.aread()
     answers = _ANSWERS.get(None)
     if answers is not None:
@@ -40,9 +39,9 @@ async def keep(answer: httpx2.Response) -> None:
 
 
 def forget_environment(client: Any) -> None:
-    """Let an SDK's client send nothing that the environment names for the provider itself.
+    """Remove what an SDK's client took from the environment for the provider itself.
 
-    Its organisation and its headers, which may hold a key, are no other server's business.
+    Another server must not see its organisation and headers, which may hold a key.
     """
     if hasattr(client, "organization"):
         client.organization = client.project = None
@@ -51,7 +50,7 @@ def forget_environment(client: Any) -> None:
 
 
 def widened(client: httpx2.AsyncClient) -> httpx2.AsyncClient:
-    """An SDK's client on aiohttp that takes answers with more and longer headers than aiohttp."""
+    """Let an SDK's client on aiohttp accept more and longer headers than its default."""
     transports: list[Any] = [client._transport, *client._mounts.values()]
     for transport in transports:
         if transport is not None:

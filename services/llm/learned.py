@@ -1,7 +1,7 @@
-"""What the refusals of servers have taught of their models: for all workers, and not for ever.
+"""What workers learn about models from the refusals of servers, shared for a day.
 
-In Redis, as the limiter's knowledge is: it is read before calls and changes by them, and where it
-is lost, a refused call or two teach it again, which nobody bills. The ledger would need a table.
+It is kept in Redis and not in the ledger: where it is lost, one or two refused calls, which nobody
+bills, teach it again.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from promptstack.services.llm.packing import EmbeddingLimits
 logger = logging.getLogger(__name__)
 
 FORGET_SECONDS = 86_400
-"""A server may be set up anew."""
+"""After a day: the server may have a new configuration."""
 LOOK_AGAIN_SECONDS = 15.0
 MOST_MODELS = 10_000
 SUSPECTS = 32
 SAID = 300
-"""How much of a refusal is read: what comes later quotes what was asked."""
+"""Characters of a refusal that are read: later ones may quote the request."""
 _COUNTED = re.compile(
     r"(?:larger than|greater than|more than|at most|max\w*|limit\w*|exceed\w*|up to|<=|超过)"
     r"\D{0,40}?(\d{1,3}(?:,\d{3})+|\d+)(?![\d.,]*\d)"
-    # What it is a number of: not of bytes, lines, words and whatever else a text may have.
+    # The word after the number: it must not count bytes, lines or words.
     r"(?! ?(?!(?:inputs?|texts?|items?|documents?|requests?|elements?|strings?|entries|sequences?"
     r"|and|at|but|for|got|in|not|or|per|received|your)\b)[a-z])",
 )
@@ -45,25 +45,25 @@ _TOO_MANY = re.compile(
 
 
 class LearnedFacts:
-    """Facts by server and model, named as in `ModelFacts`."""
+    """Facts by server and model. Their names are those of `ModelFacts`."""
 
     def __init__(
         self, redis: Redis | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Take `redis`, by which workers share what they learn; None keeps it here."""
+        """Take `redis`, through which workers share facts; with None they stay in this process."""
         self._redis = redis
         self._clock = clock
         self._known: dict[tuple[str, str], dict[str, str]] = {}
         self._read_at: dict[tuple[str, str], float] = {}
 
     def is_stale(self, server: str, model: str) -> bool:
-        """Whether others may have learned more since Redis was asked."""
+        """Whether other workers may have learned more since Redis was read."""
         read_at = self._read_at.get((server, model))
         is_old = read_at is None or self._clock() - read_at >= LOOK_AGAIN_SECONDS
         return self._redis is not None and is_old
 
     def of(self, server: str, model: str) -> Mapping[str, str]:
-        """What is known of a model. Never raises: without Redis, it is what was known here."""
+        """The facts of a model. Never raises: without Redis, it returns what this process knows."""
         if self.is_stale(server, model):
             self._make_room()
             self._read_at[server, model] = self._clock()
@@ -74,17 +74,17 @@ class LearnedFacts:
         return self._known.get((server, model), {})
 
     def learn(self, server: str, model: str, fact: str, value: str | int) -> bool:
-        """Keep a fact here. Returns whether it is new and others should be told."""
+        """Keep a fact in this process. Returns whether it is new and should be shared."""
         self._make_room()
         before = self._known.get((server, model), {}).get(fact)
         if before == str(value) or (before and isinstance(value, int) and int(before) < value):
-            return False  # of two limits that a server has told, the lower holds
+            return False  # of two limits, the lower one holds
         logger.warning("learned of %s: %s = %s", model, fact, value)
         self._known[server, model] = {**self._known.get((server, model), {}), fact: str(value)}
         return self._redis is not None
 
     def share(self, server: str, model: str, fact: str, value: str | int) -> None:
-        """Tell all workers of a fact. Never raises."""
+        """Share a fact with all workers. Never raises."""
         if self._redis is None:
             return
         try:
@@ -109,13 +109,13 @@ class LearnedFacts:
 
 
 def most_texts(said: str, asked: int) -> int | None:
-    """How many texts a call may have, where a refusal of `asked` texts speaks of their number.
+    """How many texts a call may have, if the refusal of a call with `asked` texts says so.
 
-    Half of them where it says that they are too many and not how many may be.
+    It is half of them where the refusal only says that they were too many.
     """
     said = said[:SAID].lower()
     if "token" in said:
-        return None  # it is about the length of texts
+        return None  # it is about the length of a text
     if _OF_TEXTS.search(said):
         named = [int(found.replace(",", "")) for found in _COUNTED.findall(said)]
         fewer = [number for number in named if 0 < number < asked]
@@ -125,7 +125,7 @@ def most_texts(said: str, asked: int) -> int | None:
 
 
 class ServerLimits:
-    """What one server's answers and refusals teach: how much an embedding call may hold."""
+    """Learns from one server's answers and refusals how much an embedding call may hold."""
 
     def __init__(self, facts: LearnedFacts, server: str) -> None:
         self._facts = facts
@@ -133,7 +133,7 @@ class ServerLimits:
         self._refused: dict[str, RefusedCalls] = {}
 
     def within(self, stated: EmbeddingLimits, model: str) -> EmbeddingLimits:
-        """The limits that were `stated` for a model, and no more than was learned of it."""
+        """The `stated` limits of a model, lowered to what was learned."""
         learned = self._facts.of(self._server, model)
         texts, tokens = learned.get("texts_per_call"), learned.get("tokens_per_text")
         return replace(
@@ -143,14 +143,14 @@ class ServerLimits:
         )
 
     def answered(self, texts: Sequence[str], model: str) -> None:
-        """A call was answered, which may prove that a larger one had too many texts."""
+        """Note that a call was answered. It may prove that a larger one had too many texts."""
         if model in self._refused and (most := self._refused[model].answered(texts)) is not None:
             self.learn(model, "texts_per_call", most)
 
     def refused(self, error: ProviderError, texts: Sequence[str], model: str) -> int | None:
-        """How many texts the server takes in one call, where it refused them for their number."""
+        """How many texts the server takes in one call, if it refused this one for their number."""
         limit = error.limit if isinstance(error, ContextTooLong) and error.given else None
-        # Fewer than in any chunk are no model's limit: a refusal may quote the text.
+        # A lower number is no model's limit: the refusal may quote the text.
         if len(texts) == 1 and limit and limit >= MIN_CHUNK_TOKENS:
             self.learn(model, "tokens_per_text", limit)
         if len(texts) == 1 or isinstance(error, ModelNotFound):
@@ -165,23 +165,23 @@ class ServerLimits:
     def learn(self, model: str, fact: str, value: str | int) -> None:
         """Keep a fact, and share it in the background.
 
-        To wait for that could lose a paid answer: the call may be cancelled meanwhile.
+        Waiting for Redis could lose a paid answer: the call may be cancelled meanwhile.
         """
         if self._facts.learn(self._server, model, fact, value):
             share = partial(self._facts.share, self._server, model, fact, value)
             asyncio.get_running_loop().run_in_executor(None, share)
 
     async def facts(self, model: str) -> Mapping[str, str]:
-        """What was learned of a model; others' part of it is read away from the event loop."""
+        """The facts of a model. Redis is read on a thread, not on the event loop."""
         if self._facts.is_stale(self._server, model):
             return await asyncio.to_thread(self._facts.of, self._server, model)
         return self._facts.of(self._server, model)
 
 
 class RefusedCalls:
-    """Learns how many texts a call may have where a server refuses more without a word of it.
+    """Learns how many texts a call may have from a server whose refusals do not say it.
 
-    A call was too large where it was refused and each of its texts was answered in smaller calls.
+    A refused call was too large if smaller calls then answered each of its texts.
     """
 
     def __init__(self) -> None:
@@ -189,13 +189,13 @@ class RefusedCalls:
         self._answered = 0
 
     def refused(self, texts: Sequence[str]) -> None:
-        """A call was refused; its parts may be too."""
+        """Note that a call was refused. Its halves may be refused, too."""
         asked = set(map(hash, texts))
         if len(texts) > self._answered and not any(asked <= left for left, _, _ in self._open):
             self._open.append((asked, len(texts), 0))
 
     def answered(self, texts: Sequence[str]) -> int | None:
-        """The most texts of a call, where this answer proves that a larger one was too large."""
+        """The most texts a call may have, if this answer proves that a larger call had too many."""
         self._answered = max(self._answered, len(texts))
         given, proven = set(map(hash, texts)) if self._open else set(), None
         for _ in range(len(self._open)):

@@ -1,7 +1,8 @@
 """Reads the JSON of providers' answers.
 
-The text or the vectors are what was paid for. What is odd beside them counts as unknown and is
-noted; only an answer that lacks them, or that may mean two things, can't be used.
+The text or the vectors were paid for, so they are kept whatever else is wrong. A malformed field
+counts as unknown and is noted. Only an answer without a text or vectors, or an ambiguous one, is
+refused.
 """
 
 import json
@@ -18,44 +19,44 @@ from promptstack.services.llm.answers import Usage
 from promptstack.services.text import REPLACEMENT, make_storable
 
 MOST_TOKENS = 2**31 - 1
-"""What the ledger's column holds, far above any real call."""
+"""The largest number that the ledger's column holds, far above any real call."""
 LONGEST_WORD = 200
 MOST_NOTES = 10
 DEEPEST = 150
-"""Levels of nesting that every parser takes."""
+"""Levels of nesting that every JSON parser accepts."""
 
 
 WRONG_FORM = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
-"""What reading raises for a wrong form."""
+"""The errors that reading raises for a malformed answer."""
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
-"""A text, also one that was cut off: else each quote in it would be gone through to the end."""
+"""A string or bracket. An unclosed string matches to the end, so the search stays linear."""
 _TEXT_PARTS = frozenset({"text", "output_text"})
 
 
 @dataclass(frozen=True)
 class Said:
-    """An answer, in whichever form it came."""
+    """What an answer says, the same for all wires."""
 
     text: str | None
-    """None where there is none, which is not the same as an empty one."""
+    """None where there is no text, which differs from an empty one."""
     usage: Usage
     model: str | None = None
     finish_reason: str | None = None
     tool_calls: tuple[dict[str, JsonValue], ...] = ()
     value: Any = None
-    """What stood in the text's place: servers give the JSON that was asked for as it is."""
+    """What stands in the text's place: some servers return the requested JSON as an object."""
     refusal: str | None = None
     request_id: str | None = None
 
 
 class Notes:
-    """What was odd: names of fields, never what stood in them."""
+    """Notes on malformed fields: their names, never their content."""
 
     def __init__(self) -> None:
         self._notes: dict[str, None] = {}
 
     def add(self, note: str) -> None:
-        """Take a note, once."""
+        """Add a note, unless it is there already."""
         if len(self._notes) < MOST_NOTES:
             self._notes[note] = None
 
@@ -65,19 +66,19 @@ class Notes:
 
 @dataclass(frozen=True)
 class Part:
-    """An object in an answer. Nothing that it holds, or lacks, makes it raise."""
+    """A JSON object in an answer. Reading a field of it never raises."""
 
     fields: Mapping[str, Any] | None
-    """None where something else stood in its place."""
+    """None where the answer has something else in its place."""
     notes: Notes
     name: str = ""
 
     def get(self, name: str) -> Any:
-        """What is there, or None."""
+        """The field's value, or None."""
         return None if self.fields is None else self.fields.get(name)
 
     def part(self, name: str, *, is_expected: bool = False) -> "Part":
-        """The object of this name; one without fields where there is none."""
+        """The object in this field; an empty one where there is none."""
         found = self.get(name)
         if found is None and not is_expected and self.fields is not None:
             found = {}
@@ -87,7 +88,7 @@ class Part:
         return Part(found, self.notes, self._path(name))
 
     def parts(self, name: str) -> "list[Part]":
-        """The objects of a list; an object where a list belongs is one of one."""
+        """The objects in a list. A single object in place of the list counts as a list of one."""
         found = self.get(name)
         if isinstance(found, dict):
             self.odd(name, found)
@@ -103,7 +104,7 @@ class Part:
         return objects
 
     def is_a(self, kind: str, field: str) -> bool:
-        """Whether its type is this; where it doesn't say which, its `field` tells."""
+        """Whether its type is `kind`. Without a type, having `field` decides."""
         said = self.get("type")
         if isinstance(said, str):
             return said == kind
@@ -111,7 +112,7 @@ class Part:
         return self.get(field) is not None
 
     def word(self, name: str) -> str | None:
-        """A name or a reason, which stands in tables and logs."""
+        """A short text for tables and logs, such as a name or a reason."""
         found = self.get(name)
         if found is None or found == "":
             return None
@@ -122,7 +123,7 @@ class Part:
         return make_storable(found)
 
     def count(self, name: str, missing: int | None = None) -> int | None:
-        """A number of tokens or a position; `missing` where nothing is said."""
+        """A number of tokens or a position; `missing` where the field is absent."""
         found = self.get(name)
         if found is None:
             if missing is None:
@@ -140,7 +141,7 @@ class Part:
         return None
 
     def text(self, name: str) -> str | None:
-        """A text, also in parts; None where there is something that is none."""
+        """A text, or the joined texts of its parts; None where the field holds no text."""
         found = self.get(name)
         if self.fields is None or found is None or isinstance(found, str):
             return None if self.fields is None else found or ""
@@ -151,7 +152,7 @@ class Part:
         return "".join(texts) if texts or found == [] else None
 
     def odd(self, name: str, found: object) -> None:
-        """Note what stands where something else belongs."""
+        """Note that a field holds something unexpected."""
         if self.fields is not None:
             self.notes.add(f"{self._path(name)} is {kind_of(found)}")
 
@@ -163,7 +164,7 @@ class Part:
                 continue
             kind, text = fields.get("type"), fields.get("text")
             if isinstance(kind, str) and kind not in _TEXT_PARTS:
-                yield ""  # thoughts, calls and such
+                yield ""  # a thought, a call or the like
             elif isinstance(text, str):
                 yield text
             else:
@@ -174,12 +175,12 @@ class Part:
 
 
 def parse(content: bytes) -> Part:
-    """Parse an answer. Raises what `WRONG_FORM` names where it is no JSON object."""
+    """Parse an answer. Raises one of `WRONG_FORM` where it is no JSON object."""
     notes = Notes()
     try:
         value = from_json(content)
     except ValueError:
-        # Half a surrogate pair, a byte order mark, other encodings and such.
+        # It may have half a surrogate pair, a byte order mark or another encoding.
         encoding = json.detect_encoding(content)
         text = content.decode(encoding, errors="replace").lstrip("\ufeff")
         if REPLACEMENT in text and REPLACEMENT.encode(encoding) not in content:
@@ -191,7 +192,7 @@ def parse(content: bytes) -> Part:
 
 
 def credible(usage: Usage, text: str, notes: Notes) -> Usage:
-    """What can be true of it: nothing is asked or said without a token, or cached unread."""
+    """Replace impossible counts by None: texts have tokens, and what was cached was read."""
     asked, made = usage.input_tokens, usage.output_tokens
     if asked == 0:
         notes.add("no input tokens were counted")
@@ -206,7 +207,7 @@ def credible(usage: Usage, text: str, notes: Notes) -> Usage:
 
 
 def _flat(text: str, notes: Notes) -> str:
-    """JSON in which what is nested deeper than `DEEPEST` is text."""
+    """Turn what is nested deeper than `DEEPEST` into strings."""
     made, depth, done = [], 0, 0
     for token in _TOKEN.finditer(text):
         if token.group() in "[{":
@@ -231,7 +232,7 @@ def _integer(digits: str) -> int | float:
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in the words of notes and errors: never the value itself."""
+    """The kind of a value, for notes and errors, which never quote it."""
     match value:
         case None:
             return "missing"

@@ -1,4 +1,4 @@
-"""What the services of providers across a network have in common: a key, an address, one client."""
+"""What all providers on a network have in common: a key, an address, one HTTP client."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ from promptstack.services.text import make_storable
 
 AVAILABILITY_SECONDS = 5.0
 NO_PATH = (404, 405, 501)
-"""How servers say that they have no such thing."""
+"""The statuses of servers that do not know the path."""
 Client = TypeVar("Client")
 
 
@@ -51,13 +51,13 @@ class RemoteService(LLMService, Generic[Client]):
     wire: ClassVar[Wire]
     """Whose API it speaks."""
     key_setting: ClassVar[str]
-    """The variable that the key is read from, for error messages."""
+    """The variable from which the key is read, for error messages."""
     needs_key: ClassVar[bool] = False
-    """Whether no call is made without a key, also to another address than the provider's own."""
+    """Whether another address than the provider's own needs a key, too."""
     is_official: ClassVar[bool] = True
-    """Whether it is the provider itself, whose models are known."""
+    """Whether it is the provider itself and no compatible server: its models are known."""
     reserved_options: ClassVar[frozenset[str]] = frozenset()
-    """What has a field of its own, or changes the answer's form."""
+    """Options that a parameter sets already, or that would change the form of the answer."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class RemoteService(LLMService, Generic[Client]):
         server = f"{self.name}:{fingerprint(base_url or '')}"
         self._learned = ServerLimits(learned or LearnedFacts(), server)
         self._timeout = timeout
-        """Seconds for a whole call, to the last byte of its answer."""
+        """Seconds for a whole call, up to the last byte of its answer."""
         self._client: Client | None = None
 
     @classmethod
@@ -127,8 +127,8 @@ class RemoteService(LLMService, Generic[Client]):
     async def examine(self) -> Examined:
         """Ask for the list of models.
 
-        Where another server than the provider's own doesn't list our models, calls without
-        content are made: it refuses them where it knows their path.
+        A compatible server may list other models. It is then sent calls without content, which it
+        refuses in another way where it knows their path.
         """
         try:
             async with asyncio.timeout(AVAILABILITY_SECONDS):
@@ -174,13 +174,13 @@ class RemoteService(LLMService, Generic[Client]):
             await self._disconnect(client)
 
     def limits_of(self, model: str) -> EmbeddingLimits:
-        """Limits that the server has named go before those that a person has set."""
+        """Limits learned from the server take precedence over those that a person has set."""
         return self._learned.within(self.stated_limits(model), model)
 
     async def embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None
     ) -> EmbeddingResponse:
-        """Raise `TooManyTexts` where the refusal is about the number of texts."""
+        """Raise `TooManyTexts` where the provider refuses the number of texts."""
         try:
             answer = await super().embed(texts, model, user_id)
         except InvalidProviderRequest as error:
@@ -192,13 +192,14 @@ class RemoteService(LLMService, Generic[Client]):
         return answer
 
     async def _answer(self, call: Awaitable[object]) -> httpx2.Response:
-        """Await a call of the SDK, whose client keeps answers; the answer as it came.
+        """Await a call of the SDK and return the HTTP answer as it came.
 
-        What the SDK made of it, or raised over its form, is not looked at. Raises `ProviderError`.
+        What the SDK parsed from the answer, or raised about its form, is ignored. Raises
+        `ProviderError`.
         """
         answers = kept_answers()
         try:
-            # The client's own timeout starts again with each piece of an answer; this one doesn't.
+            # The client's own timeout restarts with each piece of the answer; this one does not.
             async with asyncio.timeout(self._timeout):
                 await call
         except Exception as error:
@@ -211,14 +212,14 @@ class RemoteService(LLMService, Generic[Client]):
 
     @abstractmethod
     def _no_answer(self, error: Exception) -> ProviderError:
-        """Say what it means that the SDK or its transport has no answer."""
+        """The error for a call to which the SDK or its transport got no answer."""
 
     def _response(
         self, answer: httpx2.Response, request: GenerationRequest, read: Callable[[Part], Said]
     ) -> LLMResponse:
-        """What an answer says, in a form that can be stored.
+        """Read an answer into a form that can be stored.
 
-        Raises `ContentRefused`, and `BadResponse` where there is nothing in it.
+        Raises `ContentRefused`, and `BadResponse` where the answer is empty.
         """
         with self._reading(answer) as found:
             said, notes = read(found.body), found.body.notes
@@ -246,7 +247,7 @@ class RemoteService(LLMService, Generic[Client]):
             )
 
     def _check_again(self, request: GenerationRequest) -> None:
-        """Refuse what enqueueing would have refused: a job may be older than this version."""
+        """Repeat the checks of enqueueing: the job may come from an older version."""
         try:
             self.check_request(request)
         except InvalidInput as error:
@@ -269,10 +270,10 @@ class RemoteService(LLMService, Generic[Client]):
     def _connected(self) -> Client:
         if self._client is None:
             self.check_configured()
-            # aiohttp warns of bodies over 1 MiB, but all they cost is a copy to the socket.
+            # aiohttp warns about bodies over 1 MiB, which only cost a copy to the socket.
             warnings.filterwarnings("ignore", "Sending a large body directly", ResourceWarning)
-            # Without a placeholder an SDK would send the environment's key, and without a URL it
-            # would send ours to the environment's address.
+            # Without a key, an SDK takes the environment's. Without a URL, it sends our key to the
+            # environment's address.
             self._client = self._connect(
                 self._api_key or "none",
                 self._base_url or self.official_url,
@@ -284,7 +285,7 @@ class RemoteService(LLMService, Generic[Client]):
 
     @abstractmethod
     def _connect(self, api_key: str, base_url: str, timeout: httpx2.Timeout) -> Client:
-        """Make the client. It opens nothing until the first call."""
+        """Make the client. It connects on the first call."""
 
     @abstractmethod
     async def _disconnect(self, client: Client) -> None:
@@ -296,4 +297,4 @@ class RemoteService(LLMService, Generic[Client]):
 
     @abstractmethod
     async def _ask_nothing(self, kind: Capability, model: str) -> None:
-        """Make a call without content, which nobody answers or bills. Raises `ProviderError`."""
+        """Make a call without content, which is refused and not billed. Raises `ProviderError`."""

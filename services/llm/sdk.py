@@ -1,4 +1,4 @@
-"""What the SDKs of OpenAI and Anthropic have in common: one generator writes both."""
+"""What the SDKs of OpenAI and Anthropic have in common: both come from one code generator."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
@@ -13,12 +13,12 @@ Client = TypeVar("Client")
 
 
 class SDKService(RemoteService[Client]):
-    """A provider whose SDK asks any path for an answer as it came."""
+    """A provider whose SDK can send a request to any path and return the raw answer."""
 
     timeout_error: ClassVar[type[Exception]]
-    """The SDK's own, raised where no answer came in time."""
+    """What the SDK raises when no answer comes in time."""
     connection_error: ClassVar[type[Exception]]
-    """The SDK's own, raised where a connection broke or there was none."""
+    """What the SDK raises when it can't connect or the connection breaks."""
 
     async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
         """POST `body`, or GET when there is none."""
@@ -32,8 +32,8 @@ class SDKService(RemoteService[Client]):
             return [str(model.get("id")) for model in found.body.parts("data") if model.get("id")]
 
     def _no_answer(self, error: Exception) -> ProviderError:
-        # The aiohttp transport names every broken or refused connection a ConnectTimeout, and the
-        # SDK then calls it a timeout.
+        # The aiohttp transport reports each broken or refused connection as a ConnectTimeout, which
+        # the SDK reports as a timeout.
         if isinstance(error.__cause__, httpx2.ConnectTimeout):
             return broken(self.name, error)
         if isinstance(error, (self.timeout_error, TimeoutError)):

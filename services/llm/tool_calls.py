@@ -12,10 +12,10 @@ from promptstack.services.text import MAX_JSON_DEPTH, make_storable_json
 def tool_call(
     part: Part, position: int, id_: Any, arguments: Any
 ) -> tuple[dict[str, JsonValue], ...]:
-    """The call of a tool that a part names, if it does. Without an id, its position is one.
+    """The tool call in a part, if there is one. A call without an id is numbered by position.
 
-    Arguments that are no JSON, as where `max_tokens` cut them, stay the text that they are: the
-    answer is paid for, and asking again would pay once more for the same.
+    Arguments that are not JSON, for example because `max_tokens` cut them off, stay a string: the
+    answer is paid for, and asking again would pay for the same.
     """
     name = part.get("name")
     if not isinstance(name, str) or not name:

@@ -13,16 +13,16 @@ from promptstack.services.llm.reading import Part, kind_of
 
 
 class NumbersAsText(ValueError):
-    """A vector's numbers stand there as text: so will they when it is asked for again."""
+    """The numbers of a vector are strings. Asking again would return the same."""
 
 
 def vectors(
     rows: "list[Part]", field: str, texts: int, *, index: str | None = None
 ) -> tuple[npt.NDArray[np.float32], dict[int, npt.NDArray[np.float32]]]:
-    """The vectors of texts, in their order, and those of another size than most, by their place.
+    """Return the vectors in the order of the texts, and those of an unusual size by position.
 
-    In place of such a one the first has zeros. Where no row says which text it belongs to, they are
-    in the order of the texts. Raises what `WRONG_FORM` names.
+    At these positions, the first result has zeros. Rows without an `index` are in the order of the
+    texts. Raises one of `WRONG_FORM`.
     """
     if len(rows) != texts:
         raise ValueError(f"{len(rows)} vectors for {texts} texts")
@@ -72,6 +72,6 @@ def _vector(value: Any) -> npt.NDArray[np.float32]:
         raise ValueError(
             f"a vector holds {'nothing' if odd is None else kind_of(odd)} where a number belongs"
         )
-    # A number too large for float32 becomes infinite, which `embed` refuses.
+    # A number too large for float32 becomes infinite, which `check_vectors` refuses.
     with np.errstate(over="ignore"):
         return np.array(value, dtype=np.float32)
