@@ -37,8 +37,13 @@ class Scenario:
     max_tokens: int | None = 64
     """What a request says its answer may have, and so what is expected: the simulator answers
     with about 64 tokens."""
-    halved_after: float | None = None
+    is_halved: bool = False
+    """Whether the provider halves its limit in the middle of the run."""
     redis_away_after: float | None = None
+
+    def halved_after(self, jobs: int) -> float:
+        """Seconds from the first call until the limit is halved: by then half the jobs are done."""
+        return min(20.0, jobs / 2 / (self.rpm / 60))
 
 
 SCENARIOS = {
@@ -50,7 +55,7 @@ SCENARIOS = {
     "high": Scenario(
         "tokens bind, twice as many expected", rpm=100_000, tpm=150_000, max_tokens=192
     ),
-    "halved": Scenario("requests bind, halved in mid-run", halved_after=20.0),
+    "halved": Scenario("requests bind, halved in mid-run", is_halved=True),
     "outage": Scenario("requests bind, Redis away for 20 s", redis_away_after=15.0),
 }
 
@@ -132,9 +137,9 @@ def prompt_stack(
         it.enqueue(jobs, lambda n: PROMPT.format(number=n), max_tokens=scenario.max_tokens)
         began = time.monotonic()
         it.start_workers(WORKERS)
-        if scenario.halved_after is not None:
+        if scenario.is_halved:
             wait_until(lambda: _admitted(simulator) > 0, 60.0)
-            time.sleep(scenario.halved_after)
+            time.sleep(scenario.halved_after(jobs))
             simulator.set_limits(requests_per_minute=scenario.rpm // 2, burst_seconds=burst)
         if scenario.redis_away_after is not None and redis is not None:
             wait_until(lambda: _admitted(simulator) > 0, 60.0)
@@ -148,9 +153,8 @@ def prompt_stack(
         it.wait_until_done(1_200.0)
         counts = it.counts()
     failed = jobs - counts.get("succeeded", 0)
-    return figures(
-        "Prompt Stack, 4 workers", scenario, simulator, failed=failed, began=began, burst=burst
-    )
+    who = "Prompt Stack, 4 workers"
+    return figures(who, scenario, simulator, jobs=jobs, failed=failed, began=began, burst=burst)
 
 
 def run_rival(
@@ -160,7 +164,9 @@ def run_rival(
     began = time.monotonic()
     prompts = [PROMPT.format(number=number) for number in range(jobs)]
     failed = rival.run(simulator.url, prompts, scenario.max_tokens, WORKERS, SLOTS)
-    return figures(rival.name, scenario, simulator, failed=failed, began=began, burst=burst)
+    return figures(
+        rival.name, scenario, simulator, jobs=jobs, failed=failed, began=began, burst=burst
+    )
 
 
 def figures(
@@ -168,6 +174,7 @@ def figures(
     scenario: Scenario,
     simulator: SimulatorProcess,
     *,
+    jobs: int,
     failed: int,
     began: float,
     burst: float,
@@ -184,9 +191,11 @@ def figures(
     used = max(shares.values())
     if scenario.redis_away_after is not None:
         _show_outage(scenario, stats)
-    if scenario.halved_after is not None:
+    if scenario.is_halved:
         # Whole seconds after the change had come through.
-        after = admitted["requests_by_second"][int(scenario.halved_after) + 3 : -1]
+        after = admitted["requests_by_second"][int(scenario.halved_after(jobs)) + 3 : -1]
+        if not after:
+            sys.exit(f"{jobs} jobs end before the halved limit shows: give more with --jobs.")
         used = sum(after) / len(after) / (scenario.rpm / 120)
     return Figures(
         who,
