@@ -48,6 +48,7 @@ class Liveness:
         worker_lost_seconds: float,
         clock: Callable[[UnitOfWork], datetime] = UnitOfWork.now,
         timer: Callable[[], float] = time.monotonic,
+        batch: int = BATCH,
     ) -> None:
         """Do nothing yet; `clock` is the ledger's, `timer` bounds how long a round works."""
         self._ledger = ledger
@@ -57,6 +58,7 @@ class Liveness:
         self._idle_seconds = max(1.0, worker_lost_seconds / 4)
         self._clock = clock
         self._timer = timer
+        self._batch = batch
         self._changed: deque[JobRef] = deque(maxlen=MOST_CHANGED)
 
     def run_once(self) -> None:
@@ -68,7 +70,7 @@ class Liveness:
         if timeout is not None:
             for job in self._in_batches(lambda unit: self._free(unit, at, timeout)):
                 logger.warning("job %s was freed: its worker died", job.id)
-        self._in_batches(lambda unit: unit.maintenance.expire_overdue(BATCH))
+        self._in_batches(lambda unit: unit.maintenance.expire_overdue(self._batch))
 
     def take_changed(self) -> list[JobRef]:
         """The jobs that were freed or ended since this was asked: to be shown, and published."""
@@ -80,7 +82,7 @@ class Liveness:
     def _free(self, unit: UnitOfWork, watched_at: float, timeout: float) -> Sequence[JobRef]:
         # The ledger may have hung since it was watched.
         since = max(0.0, self._clock(unit).timestamp() - watched_at)
-        return unit.maintenance.free_lost(timeout + since, BATCH)
+        return unit.maintenance.free_lost(timeout + since, self._batch)
 
     def _in_batches(self, step: Callable[[UnitOfWork], Sequence[JobRef]]) -> list[JobRef]:
         """Do a step in short transactions until nothing is left, or its time is over."""
@@ -94,7 +96,7 @@ class Liveness:
                 batch = step(unit)
             done += batch
             self._changed.extend(batch)
-            if len(batch) < BATCH or self._timer() - began > STEP_SECONDS:
+            if len(batch) < self._batch or self._timer() - began > STEP_SECONDS:
                 return done
 
     def _watch(self) -> Watched:

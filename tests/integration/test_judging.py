@@ -58,7 +58,7 @@ def slow(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch) -> Iterator[tup
 
     monkeypatch.setattr(GenerationWorkload, "validate", validate)
     limits = ValidationLimits(at_once_seconds=0.0, last_seconds=-1.0)
-    stack.__dict__["shard_tools"] = replace(stack.shard_tools, validation_limits=limits)
+    stack.shard_tools = replace(stack.shard_tools, validation_limits=limits)
     yield begun, go_on
     go_on.set()
 

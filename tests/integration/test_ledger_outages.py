@@ -218,7 +218,7 @@ def test_a_change_that_is_always_refused_ends_its_job_and_frees_the_worker(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one that is longer than the database's statement_timeout."""
-    stack.__dict__["retrying_ledger"] = RetryingLedger(
+    stack.retrying_ledger = RetryingLedger(
         stack.ledger, stack.active_jobs, retry_seconds=0.01, max_refusals=2
     )
 

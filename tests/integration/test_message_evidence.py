@@ -91,7 +91,7 @@ def test_a_rabbitmq_that_breaks_the_connection_refuses_no_job(
     def send(*_: object, **__: object) -> None:
         raise RecoverableConnectionError("gone")
 
-    monkeypatch.setattr(stack.publisher._app, "send_task", send)
+    monkeypatch.setattr(stack.celery, "send_task", send)
     assert stack.jobs.enqueue_generation("x").state is JobState.QUEUED
 
 

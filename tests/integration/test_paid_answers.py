@@ -11,9 +11,8 @@ from promptstack.repositories.models import Billing, JobState, Worker
 from promptstack.services.jobs.views import JobView
 from promptstack.services.limiter.limiter import RateLimiter
 from promptstack.services.limiter.terms import Settlement
-from promptstack.services.llm.answers import LLMResponse
-from promptstack.services.llm.demo import DemoService
 from promptstack.tasks.worker_services import WorkerServices
+from tests.fakes import FakeProvider, employ
 from tests.processes import wait_until
 
 LIMITS = '[[limits]]\nprovider = "demo"\nin_flight = 1\n'
@@ -35,28 +34,27 @@ def run(stack: WorkerServices, job: JobView) -> JobView:
 
 
 def test_the_answer_of_a_worker_that_was_given_up_is_kept_for_a_retry(
-    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerServices,
 ) -> None:
     """It was frozen and not dead: its job failed, and then its answer came."""
-    stack.heartbeat.beat()
-    generate = DemoService._generate
 
-    async def generate_late(self: DemoService, *asked: Any) -> LLMResponse:
+    def give_up() -> None:
         with stack.ledger.transaction() as unit:
             unit.session.execute(
                 update(Worker).values(heartbeat_at=func.now() - timedelta(seconds=100))
             )
             assert [str(job.state) for job in unit.maintenance.free_lost(60.0)] == ["failed"]
-        return await generate(self, *asked)
 
-    monkeypatch.setattr(DemoService, "_generate", generate_late)
-    ended = run(stack, stack.jobs.enqueue_generation("Why?", max_retries=0))
+    provider = FakeProvider()
+    provider.on_call = give_up
+    employ(stack, provider)
+    ended = run(stack, stack.jobs.enqueue_generation("Why?", provider="fake", max_retries=0))
     assert (ended.state, ended.error_code) == (JobState.FAILED, "WORKER_LOST")
     assert [call.billing for call in stack.jobs.get_attempts(ended.id)] == [Billing.BILLED]
     again = stack.jobs.retry(ended.id)
     assert again.state is JobState.SUCCEEDED
     assert again.result is not None
-    assert "demonstration" in again.result["text"]
+    assert again.result["text"] == "You said: Why?"
 
 
 def test_an_answer_is_kept_where_its_worker_stops_while_the_limiter_is_told(

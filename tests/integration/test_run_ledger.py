@@ -60,7 +60,7 @@ class Forgetful:
 def lost_commits(stack: WorkerServices) -> Iterator[None]:
     """Let the worker's commits be lost; to be said before anything works on a job."""
     forgetful = Forgetful(stack.ledger)
-    stack.__dict__["retrying_ledger"] = RetryingLedger(
+    stack.retrying_ledger = RetryingLedger(
         cast("Ledger", forgetful), stack.active_jobs, retry_seconds=0.0
     )
     yield

@@ -66,7 +66,7 @@ def test_tries_are_counted_on_where_a_shard_is_taken_up_again(
     stack: WorkerServices,
     pairs: Pairs,
 ) -> None:
-    stack.__dict__["shard_tools"] = replace(stack.shard_tools, patience_seconds=0.0)
+    stack.shard_tools = replace(stack.shard_tools, patience_seconds=0.0)
     run = stack.runs.embed(["timeout"], provider="pairs", max_retries=3)
     done = work(stack, run.id)
     assert (done.state, done.failed) == (RunState.COMPLETED, 1)

@@ -313,19 +313,18 @@ def watches(stack: WorkerServices) -> bool:
         return unit.try_lock("watch")
 
 
-def test_more_jobs_than_one_transaction_s_worth_are_freed_in_a_round(
-    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("promptstack.services.maintenance.liveness.BATCH", 2)
+def test_more_jobs_than_one_transaction_s_worth_are_freed_in_a_round(stack: WorkerServices) -> None:
+    lost = stack.settings.worker_lost_seconds
+    liveness = Liveness(stack.ledger, worker_lost_seconds=lost, batch=2)
     jobs = [stack.jobs.enqueue_generation("x").id for _ in range(5)]
     with stack.ledger.transaction() as unit:
         for job_id in jobs:
             assert unit.steps.claim(job_id, uuid4()) is not None
         unit.maintenance.note_watch(unit.now().timestamp() - 0.1, [])
-    stack.liveness.run_once()
+    liveness.run_once()
     assert {job.state for job in stack.jobs.get_many()} == {JobState.QUEUED}
-    assert {job.id for job in stack.liveness.take_changed()} == set(jobs)
-    assert stack.liveness.take_changed() == []
+    assert {job.id for job in liveness.take_changed()} == set(jobs)
+    assert liveness.take_changed() == []
 
 
 def test_many_messages_take_few_exchanges_and_say_what_one_says(stack: WorkerServices) -> None:

@@ -1,6 +1,5 @@
 """A worker is dead when its heartbeats stop, however old its jobs are."""
 
-import math
 from uuid import uuid4
 
 import pytest
@@ -8,17 +7,26 @@ import pytest
 from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.models import JobState
 from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.execution.heartbeat import Heartbeat
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.jobs import attempts, claimed, generate, row, run, sql, state
 from tests.reconcilers import Clock, new_reconciler, reconciler_of
 
 
-def test_a_worker_that_claims_is_alive(
-    stack: WorkerServices, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_claims_is_alive(stack: WorkerServices, provider: FakeProvider) -> None:
     """One whose heartbeats are late must not pay for jobs that are freed at once."""
-    monkeypatch.setattr(stack.heartbeat, "_beat_at", -math.inf)
+    now = [0.0]
+    stack.heartbeat = Heartbeat(
+        stack.heartbeat_ledger,
+        stack.active_jobs,
+        stack.worker_id,
+        providers=[],
+        lost_seconds=60.0,
+        clock=lambda: now[0],
+    )
+    stack.heartbeat.beat()
+    now[0] = 3_600.0
     sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '1 h'")
     claims = []
 
