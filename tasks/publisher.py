@@ -1,5 +1,7 @@
 """Publishes jobs' messages by Celery."""
 
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
@@ -36,18 +38,23 @@ class CeleryPublisher:
         self._app = app
         self._redis = redis
         self._circuit = circuit or CircuitBreaker()
+        self._epoch, self._epoch_at = "", -math.inf
 
-    def epoch(self) -> str:
-        """Name the broker's present data, by a key that dies with it."""
+    def epoch(self, max_age: float = 0.0) -> str:
+        """Name the broker's data, by a key that dies with it."""
         self._check_circuit()
+        if time.monotonic() - self._epoch_at < max_age:
+            return self._epoch
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 pipeline.set(EPOCH_KEY, str(uuid4()), nx=True)
                 pipeline.get(EPOCH_KEY)
+                read_at = time.monotonic()
                 _, epoch = pipeline.execute()
-            return str(epoch)
         except RedisError as error:
             raise self._unavailable(error) from error
+        self._epoch, self._epoch_at = str(epoch), read_at
+        return self._epoch
 
     def uptime(self) -> float | None:
         """Since Redis was started, in whole seconds; where another broker is used, of no weight."""

@@ -21,6 +21,7 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import IdempotencyConflict, InvalidInput, WrongState
 from promptstack.services.jobs.new_job import JobDefaults, JobOptions, NewJob
 from promptstack.services.jobs.publishing import (
+    EPOCH_SECONDS,
     BrokerUnavailable,
     JobMessage,
     Publisher,
@@ -194,7 +195,7 @@ class JobEnqueuer:
         if session is not None:
             return None
         try:
-            return self._publisher.epoch()
+            return self._publisher.epoch(EPOCH_SECONDS)
         except BrokerUnavailable:
             return None  # said when it is not published
 

@@ -16,6 +16,8 @@ from promptstack.repositories.session import Ledger
 
 logger = logging.getLogger(__name__)
 
+EPOCH_SECONDS = 1.0
+"""How old the epoch of a mark may be. Where it has changed since, a job is published twice."""
 SLICE = 100
 """Messages sent between two notes: the reconciler publishes, after a while, what isn't noted."""
 
@@ -52,8 +54,8 @@ class JobMessage:
 class Publisher(Protocol):
     """Sends a message that names a job. The message may get lost: the ledger knows the job."""
 
-    def epoch(self) -> str:
-        """Name the broker's present data: it changes when the queues are lost."""
+    def epoch(self, max_age: float = 0.0) -> str:
+        """Name the broker's data as of `max_age` seconds ago: the name changes with lost queues."""
 
     def uptime(self) -> float | None:
         """Seconds since the broker was started; None where nobody knows."""
@@ -78,7 +80,7 @@ def publish_now(ledger: Ledger, publisher: Publisher, messages: Sequence[JobMess
         waits = messages[first : first + SLICE]
         sent: list[tuple[UUID, int]] = []
         try:
-            epoch = publisher.epoch()
+            epoch = publisher.epoch(EPOCH_SECONDS)
             for message in waits:
                 publisher.publish(message)
                 sent.append((message.job_id, message.attempt))

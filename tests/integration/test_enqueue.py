@@ -57,7 +57,7 @@ class RecordingPublisher:
         self.works = True
         self.on_publish = on_publish
 
-    def epoch(self) -> str:
+    def epoch(self, max_age: float = 0.0) -> str:
         self._check()
         return "epoch"
 
@@ -692,6 +692,20 @@ def test_a_job_whose_publishing_fails_is_not_marked_any_more(
 
     job = service(stack, RecordingPublisher(fail)).enqueue_generation("x")
     assert (row(ledger, job.id).published_at, row(ledger, job.id).published_epoch) == (None, None)
+
+
+def test_a_job_that_is_marked_with_an_epoch_of_before_a_flush_is_published_again(
+    stack: WorkerServices,
+) -> None:
+    """The epoch is not read for every enqueue; what was read a moment ago errs to the safe side."""
+    before = stack.publisher.epoch()
+    stack.redis.flushdb()
+    job = stack.jobs.enqueue_generation("x")
+    assert row(stack.ledger, job.id).published_epoch == before
+    assert stack.outbox.publish() == 1
+    assert row(stack.ledger, job.id).published_epoch == stack.publisher.epoch() != before
+    assert stack.outbox.publish() == 0
+    assert messages(stack)["generation"] == [str(job.id)] * 2
 
 
 def test_a_marked_job_whose_enqueuer_died_is_published_when_it_is_missed(

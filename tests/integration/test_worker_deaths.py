@@ -211,7 +211,7 @@ class StuckPublisher:
         self.is_asked = threading.Event()
         self.may_answer = threading.Event()
 
-    def epoch(self) -> str:
+    def epoch(self, max_age: float = 0.0) -> str:
         return "epoch"
 
     def uptime(self) -> float | None:

@@ -23,7 +23,7 @@ def test_a_job_is_committed_when_its_message_leaves_and_when_enqueue_answers(
     seen: list[int] = []
 
     class RecordingPublisher:
-        def epoch(self) -> str:
+        def epoch(self, max_age: float = 0.0) -> str:
             return "epoch"
 
         def uptime(self) -> float | None:
