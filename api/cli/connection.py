@@ -1,4 +1,4 @@
-"""How a command gets at the servers."""
+"""How a command reaches the servers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +14,11 @@ from promptstack.tasks.composition import PromptStack
 
 @contextmanager
 def connected(*, start_servers: bool = False) -> Iterator[PromptStack]:
-    """Give a command everything it needs.
+    """Open a `PromptStack` for a command.
 
-    With settings that name no servers, it joins the embedded ones that run here. Where none
-    run, `start_servers` starts them for the length of the command; work that needs a worker
-    does without, and says so.
+    Where no settings name servers, it joins the embedded ones that run here. Where none run,
+    `start_servers` starts them for the length of the command. A command that needs a worker leaves
+    it out, and ends with a sentence.
     """
     settings = get_settings()
     configure_logging(settings, quiet=True)
@@ -49,5 +49,5 @@ def embedded(settings: Settings, state_dir: Path | None = None) -> Iterator[Prom
 
 
 def needs_embedded(settings: Settings) -> bool:
-    """Whether a server is named by no setting."""
+    """Whether the settings leave out a server."""
     return settings.database_url is None or settings.redis_url is None

@@ -1,4 +1,4 @@
-"""`promptstack doctor`: what is configured, what answers, what is missing."""
+"""`promptstack doctor`: checks settings, servers, workers and providers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -26,16 +26,16 @@ MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]--[/]", "missing": "[red]no[/
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     status: str
-    """ok; warning: works without; missing: must be mended."""
+    """ok; warning: works without it; missing: does not work without it."""
     detail: str
 
 
 def doctor(as_json: JsonFlag = False) -> None:
-    """Say what is configured, what answers and what is missing."""
+    """Check what is configured, what answers and what is missing."""
     with connected(start_servers=True) as stack:
         findings = list(examine(stack))
     if as_json:
@@ -50,7 +50,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 
 def examine(stack: PromptStack) -> Iterator[Finding]:
-    """Look at settings, servers, workers and providers, one after the other."""
+    """Check settings, servers, workers and providers, one after the other."""
     settings = stack.settings
     where = "embedded servers" if needs_embedded(settings) else "DATABASE_URL and REDIS_URL"
     yield Finding("settings", "ok", f"{settings.environment}, using {where}")
@@ -135,7 +135,7 @@ def _waits(stack: PromptStack) -> Iterator[Finding]:
 
 
 def _provider(stack: PromptStack, name: str) -> Finding:
-    """Say whether a provider answers and what it can do; nothing that is asked costs anything."""
+    """Whether a provider answers, and what it can do. This costs nothing."""
     try:
         service = stack.providers.get(name)
         found = stack.loop.run(service.examine())
@@ -159,7 +159,7 @@ def _provider(stack: PromptStack, name: str) -> Finding:
 
 
 def _of_kind(stack: PromptStack, service: LLMService, kind: Capability) -> str:
-    """What a provider does of one kind, with its default model."""
+    """What a provider's default model of one kind can do."""
     model = service.default_models[kind]
     if model is None:
         return f"{kind}, of a model that each job names"

@@ -22,7 +22,7 @@ HELP_WIDTH = 100
 
 
 class Commands(TyperGroup):
-    """The commands, none of which ends with a traceback for what we can explain."""
+    """The commands. None ends with a traceback for one of our own errors."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""

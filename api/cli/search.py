@@ -1,4 +1,4 @@
-"""`promptstack search`: find passages by meaning."""
+"""`promptstack search`: finds passages by meaning."""
 
 from typing import Annotated
 

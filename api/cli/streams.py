@@ -10,10 +10,10 @@ STDOUT = 1
 
 
 def set_up() -> None:
-    """Let streams take what they can't show, and let their readers go away.
+    """Let streams take any character, and let their readers go away.
 
-    What is printed was paid for by then, so that it must come out: a character that the stream's
-    encoding lacks as an escape.
+    What is printed was paid for, so it must come out. A character that the stream's encoding lacks
+    is printed as an escape.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -32,12 +32,12 @@ def set_up() -> None:
 
 
 class _Pipe(io.FileIO):
-    """A stream whose reader may go away, as `head` does when it has seen enough."""
+    """A stream whose reader may go away, as `head` does when it has read enough."""
 
     def write(self, data: Any, /) -> int:
-        """Write; where nobody reads results any more, end the command, and it is no failure.
+        """Write. Where nobody reads results any more, end the command with success.
 
-        A command goes on where only its messages are read by nobody.
+        Where nobody reads its messages on standard error, the command goes on.
         """
         try:
             return super().write(data)

@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: what matters least is left out before anything is wrapped."""
+"""Tables that fit the terminal: the least important columns are left out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from promptstack.api.cli.terminal import err, out, printable
 
 GAP = 2
 ELASTIC_WIDTH = 12
-"""What is left of a column that may be cut, at least."""
+"""The smallest width of a column that may be cut."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column, and what may happen to it where there is little room."""
+    """A column, and what happens to it in a narrow terminal."""
 
     name: str
     rank: int = 0
-    """The highest is left out first; 0 stays."""
+    """The column with the highest rank is left out first; 0 stays."""
     elastic: bool = False
     """Whether long texts in it may be cut."""
     right: bool = False
@@ -31,7 +31,8 @@ def print_table(
 ) -> None:
     """Print rows under the columns' names, one line each.
 
-    A pipe gets all of it; a terminal what fits, and on standard error what is left out.
+    A pipe gets all columns. A terminal gets those that fit, and on standard error the names of the
+    others.
     """
     cells = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
     needs = [
@@ -64,7 +65,7 @@ def print_table(
 
 
 def _chosen(columns: Sequence[Column], needs: Sequence[int]) -> tuple[list[int], int]:
-    """Which columns fit, by their position, and what room is left for the elastic ones."""
+    """The positions of the columns that fit, and the room left for the elastic ones."""
     room = out.width + GAP
     shown = []
     for at in sorted(range(len(columns)), key=lambda at: columns[at].rank):

@@ -1,4 +1,4 @@
-"""What the commands print: text for people on a terminal, JSON for programs on standard output."""
+"""Printing: text for people, JSON for programs."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from promptstack.config.errors import PromptStackError
 from promptstack.config.models_file import plain
 
 JOB_FAILED, WRONG_INPUT, TIMED_OUT, INTERRUPTED = 1, 2, 124, 130
-"""Exit codes: a job failed; nothing was done; not within --timeout; stopped by Ctrl-C."""
+"""Exit codes: a job failed; nothing was done; not within --timeout; ended by Ctrl-C."""
 
 SMALLEST = Decimal("0.000001")
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
@@ -29,7 +29,7 @@ NO_LIMIT = 100_000
 
 
 def _width() -> int | None:
-    """How wide a line may be; None: as wide as the terminal is. A pipe has no width."""
+    """The width of a line; None: that of the terminal. A pipe has no width."""
     return None if sys.stdout.isatty() else NO_LIMIT
 
 
@@ -38,7 +38,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:
-    """Show control characters instead of sending them to the terminal, which would obey them."""
+    """Escape control characters: the terminal would obey them."""
     return escaped(text, but="\n\t")
 
 
@@ -48,12 +48,12 @@ def print_json(value: Any, *, to_err: bool = False) -> None:
 
 
 def print_items(items: Iterable[Any], **more: Any) -> None:
-    """Print a list for programs: always an object with `items`, and what there is beside them."""
+    """Print a list for programs: always an object with `items`."""
     print_json({"items": list(items), **more})
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
-    """Print what is known of one thing, a line each."""
+    """Print the fields of one thing, a line each, without those that are None."""
     known = {name: value for name, value in fields.items() if value is not None}
     width = max(map(len, known), default=0)
     for name, value in known.items():
@@ -65,7 +65,7 @@ def _for_people(value: Any) -> str:
 
 
 def print_indented(text: str, by: int) -> None:
-    """Print a text that goes on under its beginning where the terminal is narrow."""
+    """Print a text with all its lines indented."""
     indent = " " * by
     wrapped = textwrap.wrap(
         text, max(by + 20, out.width), initial_indent=indent, subsequent_indent=indent
@@ -84,14 +84,14 @@ def _as_text(value: Any) -> str:
 
 
 def stop(message: str, code: int = WRONG_INPUT) -> NoReturn:
-    """Say on standard error why there is nothing more to do, and exit."""
+    """Print the reason on standard error, and exit."""
     err.print(f"promptstack: {message}", style="red", markup=False)
     raise typer.Exit(code)
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """End a command with one line instead of a traceback, for errors that we can explain."""
+    """End a command with one line instead of a traceback, for our own errors and Ctrl-C."""
     try:
         yield
     except PromptStackError as error:
@@ -102,26 +102,26 @@ def plain_errors() -> Iterator[None]:
 
 
 def cost(known: Decimal | float | None, unknown: int) -> str:
-    """What calls came to, as far as that is known: `?` stands for those of which it is not."""
+    """The cost of calls; `?` stands for the part that is not known."""
     if known is None:
         return "?"
     return f"${dollars(Decimal(known))}" + ("+?" if unknown else "")
 
 
 def dollars(amount: Decimal) -> str:
-    """Cents where there are any, and else as many digits as tell something."""
+    """An amount in cents, or in as many digits as a smaller one needs."""
     if amount >= 1 or amount == 0:
         return f"{amount:,.2f}"
     return f"{amount:.6f}" if amount >= SMALLEST else f"<{SMALLEST}"
 
 
 def age(since: datetime) -> str:
-    """Say how long ago that was, in the largest unit that fits."""
+    """How long ago a time was, in the largest unit that fits."""
     return _span((datetime.now(UTC) - since).total_seconds())
 
 
 def until(then: datetime) -> str:
-    """Say the same of a time to come."""
+    """How long it is until a time, alike."""
     return _span((then - datetime.now(UTC)).total_seconds())
 
 

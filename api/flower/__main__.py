@@ -33,7 +33,7 @@ def main() -> int:
     try:
         settings = get_settings()
         configure_logging(settings)
-        # It logs each request with its path, which may hold what somebody searches for.
+        # It logs the path of each request, which may hold what somebody searches for.
         logging.getLogger("tornado.access").setLevel(logging.ERROR)
         listen = Listen(
             arguments.host or settings.flower_host,
@@ -69,7 +69,7 @@ def run() -> NoReturn:
     """Serve, and end the process."""
     code = main()
     logging.shutdown()
-    # Not sys.exit: a thread that waits for a broker that is away would hold up the end.
+    # Not sys.exit: it would wait for a thread that waits for a broker that is away.
     os._exit(code)
 
 

@@ -26,7 +26,7 @@ MAX_TASKS = 10_000
 """Jobs that Flower keeps in memory, about 2 kB each; the ledger has them all."""
 
 FORGET_WORKERS_SECONDS = 600
-"""Every start of a worker has its own name, so that old ones would fill the page."""
+"""Each start of a worker has its own name, and old ones would fill the page."""
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 MAX_BODY_BYTES = 100_000
@@ -37,19 +37,19 @@ COLUMNS = "name,uuid,state,args,received,result"
 
 @dataclass(frozen=True)
 class Listen:
-    """Where Flower listens, and what it asks for there."""
+    """Where Flower listens, and whom it lets in."""
 
     host: str
     port: int
     basic_auth: SecretStr | None
     """user:password"""
     read_seconds: float = 60.0
-    """In which a request must be here."""
+    """A request must arrive within this time."""
     allowed_hosts: Sequence[str] = ()
-    """Names that it has beside those of this machine; * is any, where it asks for a password."""
+    """Names of it beside those of this machine. * is any name, where it asks for a password."""
 
     def check(self) -> None:
-        """Refuse what would be unsafe. Raises `ConfigurationError`."""
+        """Raise `ConfigurationError` for what would be unsafe."""
         if self.basic_auth is None and not self.is_loopback:
             raise ConfigurationError(
                 f"Flower would let everyone in on {self.host}: set FLOWER_BASIC_AUTH to "
@@ -62,17 +62,17 @@ class Listen:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine reaches the address."""
+        """Whether only this machine can reach the address."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
 
     def is_ours(self, host: str) -> bool:
-        """Whether a request for this host, without its port, is one for us.
+        """Whether a request for this host, given without its port, is meant for Flower.
 
-        A web page can point a name of its own at this machine and then read as its own whatever
-        answers to that name (DNS rebinding).
+        A web page can point a name of its own at this machine, and could then read all that answers
+        to that name (DNS rebinding).
         """
         names = {*LOOPBACK, self.host, f"[{self.host}]", *self.allowed_hosts}
         if "*" in names and self.basic_auth is not None:
@@ -82,7 +82,7 @@ class Listen:
 
     def url(self, port: int) -> str:
         """The address for a browser on this machine."""
-        # A server on all addresses is reached on this machine by its own.
+        # On this machine, a server on all addresses is reached by the local one.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -90,7 +90,7 @@ class Listen:
 def create_dashboard(stack: PromptStack, listen: Listen) -> tuple[Any, int]:
     """Make Flower and let it listen: the application, and its port. Raises `ConfigurationError`."""
     listen.check()
-    # Flower asks for results through Celery's default app.
+    # Flower reads results through Celery's default app.
     stack.celery.set_default()
     options = default_options
     options.address = listen.host
@@ -100,7 +100,7 @@ def create_dashboard(stack: PromptStack, listen: Listen) -> tuple[Any, int]:
     options.tasks_columns = COLUMNS
     options.natural_time = True
     options.format_task = shorten
-    # Jobs are cancelled and retried through the API and the command line, which tell the ledger.
+    # Jobs are cancelled and retried by the API and the command line, which change the ledger.
     options.read_only = True
     if listen.basic_auth is not None:
         options.basic_auth = [listen.basic_auth.get_secret_value()]
@@ -120,14 +120,14 @@ def create_dashboard(stack: PromptStack, listen: Listen) -> tuple[Any, int]:
 
 
 class Dashboard(Flower):  # type: ignore[misc]  # it has no types
-    """Flower, for requests that mean it."""
+    """Flower, which answers only requests that are meant for it."""
 
     def __init__(self, listen: Listen, **kwargs: Any) -> None:
         self._listen = listen
         super().__init__(**kwargs)
 
     def start_http_server(self) -> int:
-        """Listen; the port. Flower's own has no end to a request that comes only in part."""
+        """Listen, and return the port. Flower's own server gives a request no deadline."""
         listen = self._listen
         sockets = bind_sockets(listen.port, address=listen.host)
         HTTPServer(
@@ -139,14 +139,14 @@ class Dashboard(Flower):  # type: ignore[misc]  # it has no types
         return int(sockets[0].getsockname()[1])
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
-        """Return what answers a request; one for another host is refused."""
+        """Return the handler of a request. A request for another host is refused."""
         if self._listen.is_ours(request.host_name):
             return super().find_handler(request, **kwargs)
         return self.get_handler_delegate(request, ErrorHandler, {"status_code": 400})
 
 
 def shorten(task: Any) -> Any:
-    """Say on Flower's pages, in a column's width, with what a job runs and how it stands."""
+    """Shorten what Flower's pages show of a job to the width of a column."""
     task.args = (task.args or "").removeprefix(f"job {task.uuid} with ")
     if task.state in {states.RETRY, states.FAILURE}:
         task.result = task.exception
@@ -158,12 +158,12 @@ def shorten(task: Any) -> Any:
 
 
 class OwnPagesOnly(OutputTransform):
-    """Keeps an open Flower from being read by every web page that its user visits."""
+    """Keeps web pages that a user visits from reading an open Flower."""
 
     def transform_first_chunk(
         self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
     ) -> tuple[int, HTTPHeaders, bytes]:
-        """Take back the permission that Flower gives to all origins."""
+        """Remove the header by which Flower lets all origins read it."""
         if "Access-Control-Allow-Origin" in headers:
             del headers["Access-Control-Allow-Origin"]
         return status_code, headers, chunk

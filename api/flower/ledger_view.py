@@ -1,8 +1,8 @@
-"""What the ledger knows and Flower was not told.
+"""Shows in Flower the jobs that Celery's events did not show it.
 
-Flower learns by Celery's events, which nobody keeps: it knows nothing of what happened before it
-started, while Redis was away, or to a job for which no message travels, such as one that was
-cancelled while it waited for a retry.
+Flower learns of jobs by Celery's events, which are not stored. It knows nothing of what happened
+before it started or while Redis was away, nor of a job that ended without a message, such as one
+that was cancelled while it waited for a retry.
 """
 
 import logging
@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 HISTORY_JOBS = 1_000
 PAGE_JOBS = 50
 READ_SECONDS = 30.0
-"""Time between two looks for jobs of which no event told."""
+"""Time between two looks for jobs that Flower lacks."""
 CHECK_JOBS = 100
-"""Open jobs that are looked up in one round."""
+"""Open jobs looked up in one round."""
 QUIET_SECONDS = 3.0
-"""A job of which an event told within this time is not looked up."""
+"""A job with an event within this time is not looked up."""
 
 STATES = {
     JobState.RUNNING: PROGRESS,
@@ -46,7 +46,7 @@ STATES = {
 
 
 class LedgerView:
-    """Shows in Flower's state what the ledger knows."""
+    """Brings Flower's state up to the ledger's."""
 
     def __init__(self, jobs: JobService, progress: ProgressService, flower_state: Any) -> None:
         self._jobs = jobs
@@ -56,7 +56,7 @@ class LedgerView:
         self._to_check: deque[str] = deque()
 
     async def catch_up(self) -> None:
-        """Bring in jobs of which no event told, and put right what may have gone stale."""
+        """Add the jobs that Flower lacks, and correct those that may be stale."""
         loop = IOLoop.current()
         try:
             if time.monotonic() - self._read_at >= READ_SECONDS:
@@ -69,7 +69,7 @@ class LedgerView:
             return
         for job_id, progress in found.items():
             task = self._task(str(job_id))
-            # An event that came meanwhile is newer than what was read.
+            # An event that came meanwhile is newer than what was read from the ledger.
             if task is not None and task.timestamp == asked[job_id]:
                 _show(task, progress)
                 self._state.search_engine.upsert(task)
@@ -106,7 +106,7 @@ class LedgerView:
         self._state.search_engine.rebuild(self._state.tasks.items())
 
     def _choose(self) -> dict[UUID, float]:
-        """Pick open jobs, each in its turn, with the time of the last event of each."""
+        """Pick open jobs in turn, each with the time of its last event."""
         if not self._to_check:
             tasks = self._state.tasks.data.items()
             self._to_check.extend(job_id for job_id, task in tasks if not task.ready)
@@ -120,12 +120,12 @@ class LedgerView:
         return chosen
 
     def _task(self, job_id: str) -> Any:
-        # Not by tasks.get: that counts as use, and Flower forgets what is used least.
+        # Not by tasks.get: that counts as use, and Flower forgets the least used tasks.
         return self._state.tasks.data.get(job_id)
 
 
 def _show(task: Any, progress: Progress) -> None:
-    """Write into Flower's record of a job where the job stands."""
+    """Write a job's progress into Flower's record of it."""
     if progress.state is not JobState.QUEUED:
         task.state = STATES[progress.state]
     elif progress.retry_at > time.time():

@@ -39,7 +39,7 @@ def main() -> int:
         sys.stderr.write(f"promptstack api: {error}\n")
         return 2
     except KeyboardInterrupt:
-        pass  # uvicorn has ended in order, and hands on the signal that told it to
+        pass  # uvicorn has ended in order, and raises the signal that ended it again
     return 0
 
 
@@ -63,7 +63,7 @@ def run() -> NoReturn:
     """Serve, and end the process."""
     code = main()
     logging.shutdown()
-    # Not sys.exit: a thread that waits for a server that hangs would hold up the end.
+    # Not sys.exit: it would wait for a thread that waits for a server that hangs.
     os._exit(code)
 
 

@@ -25,8 +25,8 @@ def create_app(stack: PromptStack) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # A thread a connection, less those of large bodies and of /healthz: a burst waits its turn
-        # instead of failing.
+        # One thread for each database connection, less those of large bodies and /healthz. A burst
+        # of requests waits for a thread instead of failing.
         connections = settings.database_pool_size + settings.database_max_overflow
         threads = max(1, connections - LARGE_HANDLED_AT_ONCE - 1)
         to_thread.current_default_thread_limiter().total_tokens = threads
@@ -43,7 +43,7 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.state.stack = stack
     app.state.health = HealthCheck(stack)
     app.state.large_bodies = LargeBodies(settings.max_body_values)
-    # Made now, so that two first requests in two threads don't make them twice.
+    # Made now: the first two requests would make them twice, in two threads.
     _ = stack.keys, stack.jobs, stack.runs, stack.run_results, stack.usage
 
     # The last one added is the outermost.

@@ -1,4 +1,4 @@
-"""Who makes a request, and whose jobs they see."""
+"""Who sends a request, and whose jobs they may see."""
 
 from typing import Annotated
 from uuid import UUID
@@ -29,7 +29,7 @@ Key = Annotated[
 
 
 def caller_of(request: Request) -> Caller:
-    """Return whose API key came with a request. Raises `NotAuthenticated`."""
+    """Return whose API key a request has. Raises `NotAuthenticated`."""
     given = {*map(_bearer, request.headers.getlist("Authorization"))}
     given |= {*request.headers.getlist("X-API-Key")}
     if given <= {""}:
@@ -38,20 +38,20 @@ def caller_of(request: Request) -> Caller:
             "Make one with `promptstack keys create`."
         )
     if len(given) > 1:
-        # Whoever is before us may have looked at the other one.
-        raise NotAuthenticated("The request says in several ways, which differ, who sends it.")
+        # A proxy before this server may have checked the other key.
+        raise NotAuthenticated("The request has several API keys that differ; send one.")
     stack: PromptStack = request.app.state.stack
     return stack.keys.authenticate(given.pop())
 
 
 def _bearer(authorization: str) -> str:
-    """Return the key; nothing where it is another scheme's."""
+    """Return the key; empty for another scheme than Bearer."""
     scheme, _, key = authorization.strip().partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
 async def get_caller(request: Request, bearer: Bearer, key: Key) -> Caller:
-    """Return who makes a request, as its route has found; the other two describe how to say it."""
+    """Return who sends a request. The route has found it; `bearer` and `key` are for `/docs`."""
     caller: Caller = request.state.caller
     return caller
 

@@ -1,4 +1,4 @@
-"""What requests that enqueue a job or start a run have in common."""
+"""Fields that the bodies of jobs and runs share."""
 
 from typing import Annotated, Any
 
@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from promptstack.services.validation.bounds import Lifetime, Name, Retries, Text
 
 MAX_FIELDS = 100
-"""No request has as many. Validation says something about each unknown field, and a body of a
-million of them would hold up everybody for seconds."""
+"""More than any request has. Validation reports each unknown field: a body with a million of them
+would hold up all requests for seconds."""
 
 IdempotencyKey = Annotated[
     str | None,
@@ -23,10 +23,10 @@ IdempotencyKey = Annotated[
 NotBlank = Annotated[
     Text, Field(json_schema_extra={"pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
 ]
-"""Text with something in it. The services say so where there is nothing."""
+"""Text that is not blank. The schema says so; the services check it."""
 
 Given = Annotated[Name, Field(min_length=1)]
-"""A name; who has none leaves it out."""
+"""A name that is not empty."""
 
 
 def refuse_many_fields(value: Any) -> Any:
@@ -37,7 +37,7 @@ def refuse_many_fields(value: Any) -> Any:
 
 
 class Body(BaseModel):
-    """What every job and run can be told. The enqueue API checks the values."""
+    """Fields of every job and run."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -57,6 +57,6 @@ class Body(BaseModel):
 
 
 class JobBody(Body):
-    """What every job can be told."""
+    """Fields of every job."""
 
     bulk: bool = Field(False, description="Let interactive jobs go first; for batches.")

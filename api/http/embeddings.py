@@ -16,7 +16,7 @@ router = APIRouter(tags=["embeddings"], route_class=AuthenticatedRoute)
 
 
 class EmbeddingBody(JobBody):
-    """Which text to embed, and how."""
+    """A document, and how to embed it."""
 
     text: NotBlank = Field(description="The document; it is cut into chunks.")
     source: Annotated[Line, Field(min_length=1, max_length=2_000)] | None = Field(

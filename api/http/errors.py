@@ -1,4 +1,4 @@
-"""Which error becomes which problem."""
+"""How each error is answered, as a problem."""
 
 import logging
 import math
@@ -41,7 +41,7 @@ _FIELD_NAME = re.compile(r"[A-Za-z_][\w-]{0,63}", re.ASCII)
 
 
 async def ours(request: Request, error: PromptStackError) -> Response:
-    """Answer an error that the layers below raised on purpose."""
+    """Answer one of our own errors."""
     status = next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
     if status == 500:
         return unexpected(error)
@@ -54,7 +54,7 @@ async def ours(request: Request, error: PromptStackError) -> Response:
 
 
 async def refused(request: Request, error: HTTPException) -> Response:
-    """Answer what the framework refuses: unknown addresses, wrong methods, large bodies."""
+    """Answer what the framework refuses: an unknown address, a wrong method, a large body."""
     if isinstance(error.__cause__, PromptStackError):
         return await ours(request, error.__cause__)
     detail = None if error.status_code in DETAILS else error.detail
@@ -62,7 +62,7 @@ async def refused(request: Request, error: HTTPException) -> Response:
 
 
 async def invalid(request: Request, error: RequestValidationError) -> Response:
-    """Answer a request that isn't of the declared form."""
+    """Answer a request that does not fit its schema."""
     problems = error.errors()
     if isinstance(error.body, bytes):
         # The framework leaves a body unread that doesn't say that it is JSON.
@@ -81,18 +81,18 @@ async def invalid(request: Request, error: RequestValidationError) -> Response:
 
 
 async def gone(request: Request, error: ClientDisconnect) -> Response:
-    """End a request whose sender went away in the middle of it; nobody hears the answer."""
+    """End a request whose sender went away while sending it. Nobody reads this answer."""
     return respond(400, "The request did not arrive whole.")
 
 
 def unexpected(error: Exception) -> Response:
-    """Log a fault of this program and answer it."""
+    """Log a bug and answer 500."""
     log_unexpected(logger, "a request failed", error)
     return respond(500)
 
 
 def _location(parts: tuple[int | str, ...]) -> str:
-    """Name the place, without what can't be the name of a field: a prompt in the wrong place."""
+    """Name the field. A part that can't be a field's name may be a prompt, and is left out."""
     names = [
         str(part) if isinstance(part, int) or _FIELD_NAME.fullmatch(part) else "?"
         for part in parts[:MAX_LOCATION_PARTS]

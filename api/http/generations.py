@@ -24,7 +24,7 @@ Turn = Annotated[Message, BeforeValidator(refuse_many_fields)]
 
 
 class GenerationBody(GenerationParameters, JobBody):
-    """What to generate: a prompt or messages, and how."""
+    """A prompt or messages, and how to generate."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -1,4 +1,4 @@
-"""Health: whether this process and its servers answer."""
+"""`/healthz`: whether this process, the database and Redis answer."""
 
 import asyncio
 import logging
@@ -32,8 +32,8 @@ class Health(BaseModel):
 class Probe(Generic[T]):
     """Asks one server.
 
-    In one thread at most, however many ask for the answer: a server that hangs must not collect
-    threads and connections that wait for it.
+    It uses one thread, however many requests wait for the answer: threads and connections must not
+    pile up before a server that hangs.
     """
 
     def __init__(self, ask: Callable[[], T]) -> None:
@@ -42,7 +42,7 @@ class Probe(Generic[T]):
         self._asking: asyncio.Task[T | None] | None = None
 
     async def answer(self) -> T | None:
-        """Return what the server says, or None if it says nothing in time."""
+        """Return the server's answer, or None if none comes in time."""
         asking = self._asking
         if asking is None or asking.done():
             running = to_thread.run_sync(self._try, limiter=self._thread)
@@ -59,7 +59,7 @@ class Probe(Generic[T]):
 
 
 class HealthCheck:
-    """Looks at the servers of one process."""
+    """Asks the servers that this process uses."""
 
     def __init__(self, stack: PromptStack) -> None:
         self._stack = stack
@@ -86,7 +86,7 @@ class HealthCheck:
 
 @router.get("/healthz", responses={503: {"model": Health, "description": "No database."}})
 async def healthz(request: Request, response: Response) -> Health:
-    """Say what answers: 200, or 503 without the database."""
+    """Report which servers answer: 200, or 503 without the database."""
     check: HealthCheck = request.app.state.health
     health = await check.look()
     if not health.database:

@@ -1,4 +1,4 @@
-"""What is looked at before any handler, and what makes a problem of errors that none sees."""
+"""Checks before any handler, and problems for errors that no handler sees."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,7 +10,7 @@ from promptstack.api.http.problems import DETAILS, respond
 class ProblemMiddleware:
     """Answers unexpected exceptions, and rewrites the plain-text errors of other middleware.
 
-    Exceptions end here: the server would log them with their messages, which may quote a prompt.
+    Exceptions end here. The server would log their messages, which may quote a prompt.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -46,15 +46,16 @@ class ProblemMiddleware:
         except Exception as error:  # noqa: BLE001 - the last place that sees it
             response = unexpected(error)
             if started:
-                # Too late for a status: break off, so that nobody takes half an answer for all.
+                # Too late for a status. Break off: half an answer must not be taken for all of it.
                 raise RuntimeError("the response broke off") from None
             await response(scope, receive, send)
 
 
 class FramingMiddleware:
-    """Refuses a request whose end is told in two ways (RFC 9112, 6.1).
+    """Refuses a request with two headers that say where it ends (RFC 9112, 6.1).
 
-    A proxy before us may go by the other one, and take a part of the body for the next request.
+    A proxy before this server may read the other header, and take a part of the body for the next
+    request.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -1,4 +1,4 @@
-"""A problem: what every error looks like, `application/problem+json` (RFC 9457)."""
+"""A problem: the form of every error, `application/problem+json` (RFC 9457)."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 MEDIA_TYPE = "application/problem+json"
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
-"""As RFC 9110 has them; Python's names for them depend on its version."""
+"""The names of RFC 9110. Python's own depend on its version."""
 DETAILS = {
     404: "There is nothing at this address.",
     405: "This address does not take this method; the header Allow says which it takes.",
@@ -27,7 +27,7 @@ class Fault(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error as callers see it. It never quotes a body, and tells nothing from the inside."""
+    """An error as callers see it. It quotes no body and shows nothing of the inside."""
 
     type: str = "about:blank"
     title: str
@@ -54,7 +54,7 @@ def respond(
     errors: Sequence[Fault] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Make the response of a problem; what isn't given follows from the status."""
+    """Make the response of a problem. What is not given follows from the status."""
     title = TITLES.get(status) or HTTPStatus(status).phrase
     problem = Problem(
         title=title,
@@ -63,6 +63,6 @@ def respond(
         code=code or title.upper().replace(" ", "_"),
         errors=errors,
     )
-    # As ASCII: whatever characters a message has, it can be sent.
+    # In ASCII, so that a message with any characters can be sent.
     content = json.dumps(problem.model_dump(exclude_none=True))
     return Response(content, status, headers, MEDIA_TYPE)

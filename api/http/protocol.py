@@ -1,7 +1,7 @@
-"""HTTP/1.1 on the wire: what uvicorn does, with an end to every request and a bound to connections.
+"""HTTP/1.1 by uvicorn, with a deadline for every request and a limit of connections.
 
-uvicorn closes connections that are idle between two requests, and no others: a request of which
-the rest never comes would stay open for ever, and so would a connection on which none begins.
+uvicorn closes only connections that are idle between two requests. Without a deadline, a request
+whose rest never comes would stay open for ever, and so would a connection without a request.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from promptstack.api.http.problems import respond
 
 TOO_MANY = "Too many connections are open (MAX_CONNECTIONS); try again later."
 ARRIVING = (h11.IDLE, h11.SEND_BODY)
-"""States of a client whose request isn't here yet, or not all of it."""
+"""States of a client that has not sent its whole request yet."""
 
 
 class BoundedProtocol(H11Protocol):
-    """One connection, whose requests each arrive in time or are ended."""
+    """One connection. A request that does not arrive in time is ended."""
 
     read_seconds: float
     max_connections: int
@@ -33,12 +33,12 @@ class BoundedProtocol(H11Protocol):
 
     @classmethod
     def bounded_by(cls, *, read_seconds: float, max_connections: int) -> "type[BoundedProtocol]":
-        """Make the class that uvicorn makes connections of: it takes a class, and no options."""
+        """Return a class with these bounds: uvicorn takes a class, and no options for it."""
         bounds = {"read_seconds": read_seconds, "max_connections": max_connections}
         return type(cls.__name__, (cls,), bounds)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, unless too many are open that are of use to somebody."""
+        """Take a connection, or refuse it where too many are in use."""
         super().connection_made(transport)
         if len(self.connections) > self.max_connections and not self._make_room():
             self._end(503, TOO_MANY)
@@ -51,17 +51,17 @@ class BoundedProtocol(H11Protocol):
         self._watch()
 
     def on_response_complete(self) -> None:
-        """Go on to the next request, of which a part may be here already."""
+        """Go on to the next request, a part of which may be here already."""
         super().on_response_complete()
         self._watch()
 
     def pause_writing(self) -> None:
-        """Wait for a client that takes its answer more slowly than it is made, if it takes it."""
+        """Wait for a client that reads more slowly than the answer is made, as long as it reads."""
         super().pause_writing()
         self._watch_reader()
 
     def resume_writing(self) -> None:
-        """Go on: the client has taken what was there."""
+        """Go on: the client has read what was there."""
         _cancel(self._reader)
         super().resume_writing()
 
@@ -72,13 +72,13 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what isn't HTTP, as a problem like every other error."""
+        """Answer what is not HTTP, with a problem."""
         self._end(400, msg)
 
     def _make_room(self) -> bool:
-        """Close the connection that waits longest for the head of a request; False where none does.
+        """Close the connection that waits longest for a request. Returns False where none waits.
 
-        Anybody can open connections and send nothing on them: they must not shut out those who do.
+        Connections that send nothing must not shut out those that do.
         """
         waiting = [
             (one._deadline.when(), one)
@@ -99,7 +99,7 @@ class BoundedProtocol(H11Protocol):
         return True
 
     def _watch(self) -> None:
-        """Give the client its time for the rest of a request; one that is whole needs none."""
+        """Start the deadline of a request that is not whole; stop it for one that is."""
         if self.conn.their_state not in ARRIVING or self.transport.is_closing():
             _cancel(self._deadline)
             self._deadline = None
@@ -109,14 +109,14 @@ class BoundedProtocol(H11Protocol):
     def _expire(self) -> None:
         self._deadline = None
         if self.flow.read_paused:
-            self._watch()  # what was sent waits for us
+            self._watch()  # the rest is here and waits to be read
         elif self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
             self.transport.close()
         else:
             self._end(408, "The request did not arrive in time (REQUEST_READ_SECONDS).")
 
     def _watch_reader(self, left: int | None = None) -> None:
-        """Break off where as much is `left` of the answer as there was a while ago."""
+        """Break off where as much of the answer is `left` as at the last look."""
         waiting = self.transport.get_write_buffer_size()
         if left is not None and waiting >= left:
             self.transport.abort()
@@ -124,7 +124,7 @@ class BoundedProtocol(H11Protocol):
             self._reader = self.loop.call_later(self.read_seconds, self._watch_reader, waiting)
 
     def _end(self, status: int, detail: str) -> None:
-        """Say why, where nothing was answered yet, and close."""
+        """Answer why, where no answer has begun, and close."""
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             response = respond(status, detail, headers={"Connection": "close"})
             start = h11.Response(status_code=status, headers=response.raw_headers)
@@ -132,7 +132,7 @@ class BoundedProtocol(H11Protocol):
                 for event in (start, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
                     self.transport.write(self.conn.send(event))
         if self.cycle is not None:
-            # The application may be at work on what came; nobody hears it any more.
+            # The application may still work on the request. Its answer is not sent.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()

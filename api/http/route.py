@@ -1,4 +1,4 @@
-"""A route of the API: it knows who asks before it reads what they send, and reads off the loop."""
+"""A route that checks the API key before it reads the body, and reads large bodies in a thread."""
 
 import asyncio
 import json
@@ -19,30 +19,30 @@ from promptstack.services.errors import InvalidInput
 from promptstack.services.validation.json_text import NotExact, load_json
 
 SMALL_BYTES = 32_000
-"""A body that is parsed and checked in some milliseconds."""
+"""A body of this size is parsed and checked in some milliseconds."""
 LARGE_READ_AT_ONCE = 8
-"""Larger bodies in memory at once; others wait, unread."""
+"""Larger bodies in memory at once. Others wait unread."""
 LARGE_OF_ONE_USER = 4
-"""Of these: who sends slowly, or much, holds up nobody else."""
+"""Of these: a user who sends slowly, or much, holds up no other."""
 LARGE_HANDLED_AT_ONCE = 1
-"""Of these parsed, checked and answered: two at once take twice the memory, and no less time."""
+"""Parsed, checked and answered at once: two take twice the memory, and no less time."""
 
 _BEGINS_ONE = np.zeros(256, dtype=np.bool_)
 _BEGINS_ONE[list(b",:[{")] = True
-"""What stands before each value or name but the first, outside of texts."""
+"""The characters before each value or name but the first, outside of texts."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class AuthenticatedRoute(APIRoute):
-    """Asks for the key first, and keeps the event loop free of large bodies.
+    """Checks the API key first, and keeps large bodies off the event loop.
 
-    FastAPI alone reads and parses a body, and only then asks for the key; and it parses and checks
-    on the event loop, where a large body holds up everybody.
+    FastAPI alone parses the body before it asks for the key, and does so on the event loop, where
+    a large body holds up all requests.
     """
 
     def get_route_handler(self) -> Handler:
-        """Return what handles a request."""
+        """Return the function that handles a request."""
         handle = super().get_route_handler()
         has_body = self.body_field is not None
 
@@ -57,10 +57,10 @@ class AuthenticatedRoute(APIRoute):
 
 
 class ExactRequest(Request):
-    """Takes no body whose values would be others once they are read."""
+    """Refuses a body with values that would change when they are read."""
 
     async def json(self) -> Any:
-        """The body. Raises `json.JSONDecodeError`, and what `NotExact` becomes."""
+        """The body. Raises `json.JSONDecodeError`, and `HTTPException` for a value that changes."""
         body = (await self.body()).removeprefix(BOM_UTF8)
         try:
             return load_json(body, "The body")
@@ -70,7 +70,7 @@ class ExactRequest(Request):
 
 
 class LargeBodies:
-    """The places that large bodies wait for, of one application."""
+    """The slots that large bodies of one application wait for."""
 
     def __init__(self, max_values: int) -> None:
         self.max_values = max_values
@@ -79,7 +79,7 @@ class LargeBodies:
         self._of_users: WeakValueDictionary[UUID, CapacityLimiter] = WeakValueDictionary()
 
     def of_user(self, user_id: UUID) -> CapacityLimiter:
-        """The places of one user."""
+        """The slots of one user."""
         return self._of_users.setdefault(user_id, CapacityLimiter(LARGE_OF_ONE_USER))
 
 
@@ -89,13 +89,13 @@ async def _read_and_handle(request: Request, handle: Handler) -> Response:
     large: LargeBodies = request.app.state.large_bodies
     async with large.of_user(request.state.caller.user_id), large.reading:
         body = await request.body()
-        # In an event loop of its own, in a thread: parsing and checking don't await anything.
+        # In an event loop of its own, in a thread: parsing and checking await nothing.
         work = partial(_handle_large, request, handle, body, large.max_values)
         return await to_thread.run_sync(work, limiter=large.handling)
 
 
 def _length(request: Request) -> float:
-    """The length that the body is said to have; without one, it has no known end."""
+    """The length that the headers state; infinite where they state none."""
     said = request.headers.get("content-length", "")
     if said.isdecimal():
         return int(said)
@@ -104,7 +104,7 @@ def _length(request: Request) -> float:
 
 def _handle_large(request: Request, handle: Handler, body: bytes, max_values: int) -> Response:
     if not json.detect_encoding(body).startswith("utf-8"):
-        # Others are read as well, and their bytes can't be counted as they stand.
+        # json reads other encodings too, but the values in their bytes can't be counted.
         raise InvalidInput("The body is not in UTF-8; send it so, as JSON is exchanged.")
     if count_values(body) > max_values:
         raise InvalidInput(
@@ -114,9 +114,9 @@ def _handle_large(request: Request, handle: Handler, body: bytes, max_values: in
 
 
 def count_values(body: bytes) -> int:
-    """Count the values and the names of fields in a JSON body in UTF-8, without making any.
+    """Count the values and the names of fields in a JSON body in UTF-8, without making them.
 
-    In numpy, which lets other threads run meanwhile.
+    numpy lets other threads run meanwhile.
     """
     text = np.frombuffer(body.replace(rb"\\", b"").replace(rb"\"", b""), dtype=np.uint8)
     is_outside = ~np.logical_xor.accumulate(text == ord('"'))

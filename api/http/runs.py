@@ -1,4 +1,4 @@
-"""Runs: hand in many texts or prompts at once, watch, stop and read them."""
+"""Runs: start, watch, cancel, retry and read them."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
@@ -19,15 +19,15 @@ from promptstack.services.validation.bounds import Dollars, InFlight, Name, Text
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=AuthenticatedRoute)
 
 PAGE_BYTES = 2_000_000
-"""A page with more ends. As JSON, with vectors in digits, it is six times as long."""
+"""A page ends after so many. As JSON, with vectors in digits, it is six times as long."""
 READ_AT_ONCE = 50
-"""Rows read together, of which some may not fit."""
+"""Rows read together. Some may not fit on the page."""
 Record = NotBlank | dict[str, JsonValue]
 Row = TypeVar("Row", Produced, FailedItem)
 
 
 class RunBody(Body):
-    """What every run can be told."""
+    """Fields of every run."""
 
     items: Annotated[list[Record], FailFast(), Field(min_length=1)] = Field(
         description="Texts, or objects with `text`, `prompt` or `messages`, a `custom_id`, and "
@@ -58,7 +58,7 @@ class GenerationRunBody(GenerationParameters, RunBody):
 
 
 class RunRetry(BaseModel):
-    """How to try again."""
+    """How to retry a run."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,7 +66,7 @@ class RunRetry(BaseModel):
 
 
 class Cursor(BaseModel):
-    """Which part to read."""
+    """Which page to read."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -178,7 +178,7 @@ def get_failures(
 
 
 def _page(found: Iterator[Row], limit: int) -> tuple[list[Row], int | None]:
-    """The rows of a page, and where the next one goes on; fewer where they are long."""
+    """The rows of a page, fewer where they are long, and where the next page begins."""
     shown: list[Row] = []
     size = 0
     for row in found:
@@ -190,7 +190,7 @@ def _page(found: Iterator[Row], limit: int) -> tuple[list[Row], int | None]:
 
 
 def _size(row: Produced | FailedItem) -> int:
-    """About how many bytes a row takes."""
+    """The size of a row in bytes, about."""
     if isinstance(row, Produced) and row.vector is not None:
         return row.vector.nbytes
     return len(repr(row))

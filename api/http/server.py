@@ -1,4 +1,4 @@
-"""The server that the application runs in."""
+"""The HTTP server."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from promptstack.tasks.composition import PromptStack
 
 
 class Server(uvicorn.Server):
-    """Says on standard output where it listens, once it does."""
+    """Prints its URL once it listens."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then print one line of JSON."""
@@ -24,7 +24,7 @@ class Server(uvicorn.Server):
 
 
 def make_server(stack: PromptStack) -> Server:
-    """Make the server of an application over `stack`, with bounds on what a client can hold up."""
+    """Make a server over `stack`, with bounds on what one client can hold up."""
     settings = stack.settings
     return Server(
         uvicorn.Config(
@@ -35,7 +35,7 @@ def make_server(stack: PromptStack) -> Server:
             ),
             ws="none",
             log_config=None,
-            # Addresses may hold what callers search for.
+            # Addresses may hold what a caller searches for.
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds),
@@ -45,6 +45,6 @@ def make_server(stack: PromptStack) -> Server:
 
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    # A server on all addresses is reached on this machine by its own.
+    # On this machine, a server on all addresses is reached by the local one.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,4 +1,4 @@
-"""Usage: what was asked of providers, what it took and what it cost."""
+"""Usage: provider calls, their tokens and their cost."""
 
 from typing import Annotated
 
@@ -38,7 +38,7 @@ class CallQuery(BaseModel):
 
 
 class Calls(BaseModel):
-    """Provider calls, and the sum of those that may have been paid for without an answer."""
+    """Provider calls, and the sum of those that may have been paid without an answer."""
 
     calls: list[CallView]
     unsettled: list[Unsettled]
@@ -46,7 +46,7 @@ class Calls(BaseModel):
 
 @router.get("/calls")
 def list_calls(stack: Stack, owner: Owner, query: Annotated[CallQuery, Query()]) -> Calls:
-    """Show your provider calls, and what is known of their money."""
+    """Show your provider calls, and what is known of their cost."""
     return Calls(
         calls=stack.usage.calls(
             only_unsettled=query.unsettled, since=query.since, owner=owner, limit=query.limit

@@ -55,7 +55,7 @@ class JobEnqueuer:
         self._publisher = publisher
         self._factory = factory
         self._defaults = defaults
-        # One object each: the jobs of a transaction are published together by the same one.
+        # Made once: jobs of one transaction with the same function are published together.
         self._publish = partial(publish_now, ledger, publisher)
         self._publish_marked = partial(publish_marked, ledger, publisher)
 
@@ -87,8 +87,8 @@ class JobEnqueuer:
 
         Raises `InvalidInput`, `NotFound` and `IdempotencyConflict`.
         """
-        # All that takes long for a long request comes before the transaction: PostgreSQL ends one
-        # in which nothing happens for some seconds.
+        # Checks take long for a long request, so they come before the transaction: PostgreSQL ends
+        # a transaction in which nothing happens for some seconds.
         with refused_in_words():
             options = JobOptions(
                 user_id=user_id,
@@ -188,16 +188,16 @@ class JobEnqueuer:
         return preferred or self._defaults.generation_provider
 
     def _epoch(self, session: Session | None) -> str | None:
-        """The broker's epoch, for a job whose message leaves when it is committed in a moment.
+        """The broker's epoch, for a job whose message leaves right after its commit.
 
-        None where nobody knows when its caller commits, and where the broker is away.
+        None in a caller's transaction, which may commit much later, and while the broker is away.
         """
         if session is not None:
             return None
         try:
             return self._publisher.epoch(EPOCH_SECONDS)
         except BrokerUnavailable:
-            return None  # said when it is not published
+            return None  # logged when the job is not published
 
     def _find_same(self, work: UnitOfWork, new: NewJob) -> JobView | None:
         """The job that was enqueued under the same idempotency key, if there is one."""
@@ -217,7 +217,7 @@ class JobEnqueuer:
     def _accept(
         self, new: NewJob, session: Session | None, store: Callable[[UnitOfWork], dict[str, Any]]
     ) -> JobView:
-        """Store a job, unless it is there. `store` returns the request that its worker reads."""
+        """Store a job, unless it is there. `store` returns the request for its worker."""
         options, defaults = new.options, self._defaults
         retries = options.max_retries
         epoch = self._epoch(session)

@@ -1,4 +1,4 @@
-"""A job before it is stored: what it was told, and what holds where it was told nothing."""
+"""A job before it is stored: its options, and their defaults."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ QUEUES = {
 
 @dataclass(frozen=True)
 class JobDefaults:
-    """What holds for a job that says nothing else."""
+    """The values of options that a job leaves out, and the bounds of its request."""
 
     generation_provider: str
     embedding_provider: str
@@ -34,7 +34,7 @@ class JobDefaults:
 
 
 class JobOptions(BaseModel):
-    """What every kind of job can be told at enqueue."""
+    """Options of every kind of job."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,24 +43,24 @@ class JobOptions(BaseModel):
     max_retries: Retries | None = None
     expires_in: Lifetime | None = None
     is_bulk: bool = False
-    """Whether interactive jobs go before it: for batches that nobody waits for."""
+    """Whether interactive jobs go first."""
     chunk_tokens: ChunkTokens | None = None
-    """Of a document: its longest chunk."""
+    """Of a document: the longest chunk."""
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """A request that was checked and may be stored."""
+    """A job whose request was checked."""
 
     kind: JobKind
     provider: str
     model: str
     body: dict[str, Any]
-    """What the caller asked for; the same body is the same request."""
+    """The caller's request."""
     options: JobOptions
     request_hash: str = field(init=False)
-    """Tells whether two requests are the same. Made at once, as it takes a while for a long one,
-    and nothing that does happens in a transaction."""
+    """Two requests with the same hash are the same. It is made here, before any transaction, as it
+    takes a while for a long request."""
 
     def __post_init__(self) -> None:
         canonical = json.dumps([self.kind, self.provider, self.model, self.body], sort_keys=True)
@@ -69,5 +69,5 @@ class NewJob:
 
     @property
     def queue(self) -> Queue:
-        """Where its message goes."""
+        """The queue of its message."""
         return QUEUES[self.kind, self.options.is_bulk]

@@ -56,9 +56,9 @@ class JobService(JobEnqueuer):
             return find_id(work.jobs, "job", given)
 
     def wait(self, job_ids: Sequence[UUID | str], timeout: float = math.inf) -> list[JobView]:
-        """Wait until these jobs have ended; how they did, in the order of the ids.
+        """Wait until these jobs have ended, and return them in the order of their ids.
 
-        Raises `NotFound`, and `TimeoutError` after `timeout` seconds; the jobs go on then.
+        Raises `NotFound`, and `TimeoutError` after `timeout` seconds. The jobs go on then.
         """
         if not timeout >= 0:
             raise InvalidInput("The timeout must be 0 seconds or more.")
@@ -92,9 +92,9 @@ class JobService(JobEnqueuer):
         after: UUID | str | None = None,
         limit: int = 50,
     ) -> list[JobView]:
-        """Jobs, newest first; `after` is the last id of the page before.
+        """Return jobs, newest first. `after` is the last id of the page before.
 
-        Those that runs are made of are among them only where their `kind` is asked for.
+        Shards of runs are left out, unless `kind` asks for them.
         """
         filters: dict[str, Any] = {
             "user_id": read_owner(owner),
@@ -112,15 +112,15 @@ class JobService(JobEnqueuer):
             return [JobView.model_validate(row) for row in rows]
 
     def get_attempts(self, job_id: UUID | str, *, owner: UUID | None = None) -> list[AttemptView]:
-        """The provider calls of a job, in order. Raises `NotFound`."""
+        """Return the provider calls of a job, in order. Raises `NotFound`."""
         with self._ledger.transaction() as work:
             job = _find(work, job_id, owner)
             return [AttemptView.model_validate(row) for row in job.attempts]
 
     def cancel(self, job_id: UUID | str, *, owner: UUID | None = None) -> JobView:
-        """End a job that is queued or running; a running provider call is closed soon after.
+        """End a job that is queued or running. A running provider call is closed soon after.
 
-        What was produced so far stays. Raises `NotFound`, and `WrongState` if it has ended.
+        What it has produced stays. Raises `NotFound`, and `WrongState` if it has ended.
         """
         with self._ledger.transaction() as work:
             job = _find(work, job_id, owner)
@@ -129,15 +129,15 @@ class JobService(JobEnqueuer):
             if not work.jobs.cancel(job.id):
                 raise WrongState(f"Job {job.id} has ended already ({job.state}).")
             if is_unheard:
-                # No message is on its way whose worker would tell AsyncResult and Flower.
+                # Without a message, no worker would report the end to AsyncResult and Flower.
                 work.after_commit(self._publish, JobMessage.of(job))
         return self._shown(job.id)
 
     def retry(self, job_id: UUID | str, *, owner: UUID | None = None) -> JobView:
         """Queue a failed, cancelled or expired job again.
 
-        One whose answer came when it had ended succeeds with it: it was paid for. Raises
-        `NotFound`, `WrongState`.
+        If its answer came after it had ended, it succeeds with that answer, which was paid for.
+        Raises `NotFound` and `WrongState`.
         """
         with self._ledger.transaction() as work:
             job = _find(work, job_id, owner)
@@ -190,7 +190,7 @@ class JobService(JobEnqueuer):
                 return retried
 
     def _shown(self, job_id: UUID) -> JobView:
-        """Read a job anew and show where it stands."""
+        """Read a job again and show its progress."""
         with self._ledger.transaction() as work:
             job = _find(work, job_id, None)
             self._progress.publish(Progress.of(job))
@@ -198,7 +198,7 @@ class JobService(JobEnqueuer):
 
 
 def _check_stands_alone(job: Job, what: str) -> None:
-    """Raise `WrongState` for a part of a run, which counts on its parts."""
+    """Raise `WrongState` for a shard: its run counts on it."""
     if job.run_id is not None:
         raise WrongState(
             f"Job {job.id} is a part of run {job.run_id}; {what} the run: "
@@ -209,7 +209,7 @@ def _check_stands_alone(job: Job, what: str) -> None:
 def _find(work: UnitOfWork, job_id: UUID | str, owner: UUID | None) -> Job:
     job_id = read_id(job_id, "job")
     job = work.jobs.get(job_id)
-    # Another user's job is as unknown as one that doesn't exist: its id must tell nothing.
+    # Another user's job is as unknown as one that doesn't exist: its id reveals nothing.
     if job is None or (owner is not None and job.user_id != owner):
         raise NotFound(f"There is no job {job_id}.")
     return job

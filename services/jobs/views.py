@@ -1,4 +1,4 @@
-"""Jobs and attempts as their owner may see them: snapshots, detached from the ledger."""
+"""Jobs and attempts as their owner may see them: copies of the ledger's rows."""
 
 from datetime import datetime
 from typing import Any

@@ -91,11 +91,11 @@ class GenerationParameters(BaseModel):
         return self
 
     def all_options(self) -> list[dict[str, JsonValue]]:
-        """The options of every provider that may be asked."""
+        """The options of every provider of the request."""
         return [self.options]
 
     def structured(self) -> list[dict[str, JsonValue]]:
-        """The JSON objects beside the options and the schema of the answer."""
+        """The JSON objects beside the options and the schema."""
         return [tool.parameters for tool in self.tools]
 
 

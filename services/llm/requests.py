@@ -1,4 +1,4 @@
-"""One generation as a provider is asked for it: the input, how to generate, and who is asked."""
+"""One generation: the input, how to generate, and the providers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -37,7 +37,7 @@ class ToolCall(BaseModel):
 class Message(BaseModel):
     """One turn of a conversation.
 
-    OpenAI's form is taken as well: text in parts, a refusal, and null for what isn't there. Its
+    OpenAI's form is taken as well: text in parts, a refusal, null for a field that is left out. Its
     role `developer` is `system`.
     """
 
@@ -46,11 +46,11 @@ class Message(BaseModel):
     role: Literal["system", "user", "assistant", "tool"]
     content: Text = ""
     tool_calls: tuple[ToolCall, ...] = ()
-    """What an assistant's turn called."""
+    """The calls of an assistant's turn."""
     tool_call_id: Line | None = None
-    """Whose result a tool's turn is."""
+    """The call whose result a tool's turn is."""
     name: Annotated[Name, Field(min_length=1)] | None = None
-    """Who says it; of a tool's turn, the tool."""
+    """The speaker; of a tool's turn, the tool."""
 
     _any_form = model_validator(mode="before")(turn_of)
 
@@ -70,7 +70,7 @@ Turns = Annotated[tuple[Message, ...], BeforeValidator(few_values), Field(max_le
 
 
 class Fallback(BaseModel):
-    """Who answers a generation where the provider that was named first can't."""
+    """A provider that answers a generation where those before it can't."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -78,18 +78,18 @@ class Fallback(BaseModel):
     model: str | None = None
     """The provider's default when None."""
     options: JsonObject = Field(default_factory=dict)
-    """Parameters of this provider; those of the first one don't go to it."""
+    """Options of this provider. Those of the first one don't go to it."""
 
 
 class GenerationRequest(GenerationParameters):
-    """What to generate: a prompt or a conversation, how, and who is asked."""
+    """A prompt or a conversation, how to answer it, and the providers."""
 
     provider: str
     model: str
     prompt: Annotated[Text, Field(min_length=1)] | None = None
     messages: Turns = ()
     fallbacks: tuple[Fallback, ...] = Field(default=(), max_length=MAX_FALLBACKS)
-    """Asked in this order on overload, outage, open circuit and spent quota."""
+    """Called in this order on overload, outage, open circuit and spent quota."""
 
     @classmethod
     def of_item(
@@ -158,12 +158,12 @@ class GenerationRequest(GenerationParameters):
         return list(self.messages)
 
     def system_prompt(self) -> str:
-        """`system` and the system turns together, for providers that want them apart."""
+        """`system` and the system turns together, for providers that take them apart."""
         said = [turn.content for turn in self.conversation() if turn.role == "system"]
         return "\n\n".join(said)
 
     def check_system_first(self, provider: str) -> None:
-        """Raise `InvalidInput` where a system turn comes later, or nothing but system turns."""
+        """Raise `InvalidInput` where a system turn is not at the start, or is all there is."""
         roles = [turn.role for turn in self.turns()]
         others = [position for position, role in enumerate(roles) if role != "system"]
         if not others:
@@ -172,12 +172,12 @@ class GenerationRequest(GenerationParameters):
             raise InvalidInput(f"Provider '{provider}' takes system turns only at the start.")
 
     def check_no_names(self, provider: str) -> None:
-        """Raise `InvalidInput` where a turn says who speaks; a tool is known by its call."""
+        """Raise `InvalidInput` where a turn names its speaker. A tool is known by its call."""
         if any(turn.name is not None and turn.role != "tool" for turn in self.messages):
             raise InvalidInput(f"{provider} takes no names of who speaks; leave name out.")
 
     def text(self) -> str:
-        """All that is asked, to estimate its tokens."""
+        """All text of the request, to estimate its tokens."""
         parts = [said for said in (self.system, self.prompt) if said]
         parts += [turn.content for turn in self.messages]
         parts += [turn.name for turn in self.messages if turn.name]
@@ -189,8 +189,8 @@ class GenerationRequest(GenerationParameters):
 def with_options(body: Mapping[str, Any], options: Mapping[str, JsonValue]) -> dict[str, Any]:
     """Add a caller's options to a request's body.
 
-    Where both have an object of one name, their members are put together: an option beside a JSON
-    schema must not take its place.
+    Where both have an object of the same name, the objects are merged: an option must not replace a
+    JSON schema.
     """
     whole = dict(body)
     for name, value in options.items():

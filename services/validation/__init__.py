@@ -1,1 +1,1 @@
-"""What callers may send, within which bounds."""
+"""Checks of what callers send, and its bounds."""

@@ -32,7 +32,7 @@ MAX_EXPLANATION = 400
 
 
 def _amount(limit: Decimal) -> Decimal:
-    """Refuse what is none: a comparison with NaN would hold no limit at all."""
+    """Refuse NaN too: a comparison with it would hold no limit at all."""
     if not limit.is_finite() or not 0 <= limit <= MAX_COST_USD:
         raise ValueError(
             f"a limit of the cost must be an amount of dollars from 0 to {MAX_COST_USD:,}"
@@ -79,9 +79,9 @@ JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_storable_json)]
 
 # Strict: `true` and "5" are no numbers, at no door.
 Retries = Annotated[int, Field(strict=True, ge=0, le=100)]
-"""Failed attempts after which there is no further one."""
+"""Failed attempts after which there is no other one."""
 Lifetime = Annotated[float, Field(strict=True, gt=0, le=366 * 86_400, allow_inf_nan=False)]
-"""Seconds until what is not done ends as expired: a year at most."""
+"""Seconds after which a job or a run ends as expired if it is not done: a year at most."""
 ChunkTokens = Annotated[int, Field(strict=True, ge=MIN_CHUNK_TOKENS, le=MAX_CHUNK_TOKENS)]
 """The longest chunk of a document."""
 InFlight = Annotated[int, Field(strict=True, ge=1, le=1_000)]
@@ -104,13 +104,13 @@ Temperature = Annotated[float, Field(strict=True, ge=0, le=2)]
 MaxTokens = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
 Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Time = Annotated[datetime, AfterValidator(_in_utc)]
-"""A time in UTC; one without a zone is taken for that. PostgreSQL takes no offset that is larger
-than any on earth."""
+"""A time in UTC. One without a zone is taken as UTC. PostgreSQL takes no offset larger than any on
+earth."""
 
 
 @contextmanager
 def refused_in_words() -> Iterator[None]:
-    """Say in one sentence what is wrong with what is built here. Raises `InvalidInput`."""
+    """Raise `InvalidInput` with one sentence for each `ValidationError` in this block."""
     try:
         yield
     except ValidationError as error:
@@ -118,7 +118,7 @@ def refused_in_words() -> Iterator[None]:
 
 
 def checked_time(time: datetime | None, name: str) -> datetime | None:
-    """Return a `Time`. Raises `InvalidInput` that says its `name`."""
+    """Return a `Time`. Raises `InvalidInput`, which has its `name`."""
     try:
         return None if time is None else _in_utc(time)
     except ValueError as error:
@@ -133,7 +133,7 @@ def checked_limit(limit: int) -> int:
 
 
 def _explain(error: ValidationError) -> str:
-    """Say it without quoting the request."""
+    """Say what is wrong without quoting the request."""
     problems = []
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
         where = ".".join(str(part) for part in problem["loc"])

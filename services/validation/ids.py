@@ -1,4 +1,4 @@
-"""Ids as people type them: whole, or as many of their first characters as tell them apart."""
+"""Ids as callers give them: whole, or their first characters where these are unique."""
 
 import re
 from typing import Any
@@ -9,8 +9,8 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import AmbiguousId, InvalidInput, NotFound
 
 HEX_DIGITS = 32
-TOLD = 5
-"""Matches that are named where several ids begin alike."""
+NAMED = 5
+"""Matches that an error names where several ids begin alike."""
 
 
 def read_id(given: UUID | str, what: str) -> UUID:
@@ -27,13 +27,13 @@ def read_owner(owner: UUID | None) -> UUID | None:
 
 
 def check_user(unit: UnitOfWork, user_id: UUID | None) -> None:
-    """Raise `NotFound` where there is no such user; None is nobody in particular."""
+    """Raise `NotFound` where there is no such user. None stands for no user."""
     if user_id is not None and unit.users.get(user_id) is None:
         raise NotFound(f"There is no user {user_id}.")
 
 
 def find_id(rows: BaseRepository[Any], what: str, given: str) -> UUID:
-    """The id of the one row whose id begins so; a whole id is not looked for.
+    """The id of the one row whose id begins so. A whole id is returned without a look.
 
     Raises `InvalidInput`, `NotFound`, and `AmbiguousId`, which names the matches.
     """
@@ -46,10 +46,10 @@ def find_id(rows: BaseRepository[Any], what: str, given: str) -> UUID:
     if len(digits) == HEX_DIGITS:
         return UUID(digits)
     first, last = UUID(digits.ljust(HEX_DIGITS, "0")), UUID(digits.ljust(HEX_DIGITS, "f"))
-    found = rows.keys_between(first, last, limit=TOLD + 1)
+    found = rows.keys_between(first, last, limit=NAMED + 1)
     if not found:
         raise NotFound(f"There is no {what} whose id begins with {given}.")
     if len(found) > 1:
-        told = ", ".join(map(str, found[:TOLD])) + (", ..." if len(found) > TOLD else "")
-        raise AmbiguousId(f"The ids of several {what}s begin with {given}: {told}.")
+        names = ", ".join(map(str, found[:NAMED])) + (", ..." if len(found) > NAMED else "")
+        raise AmbiguousId(f"The ids of several {what}s begin with {given}: {names}.")
     return found[0]

@@ -1,6 +1,6 @@
-"""JSON in and out with its values as they are (docs/values.md has the rule).
+"""JSON read and written with its values unchanged (docs/values.md has the rule).
 
-By orjson where that keeps them, and by Python where an integer needs more than 64 bits.
+orjson does it, and Python's json where an integer needs more than 64 bits.
 """
 
 import json
@@ -15,38 +15,38 @@ from promptstack.services.errors import InvalidInput
 from promptstack.services.text import MAX_INTEGER_BITS
 
 TOO_LARGE = "Integer exceeds 64-bit range"
-"""How orjson says it; whatever else it refuses is refused."""
+"""The message of orjson for such an integer. What else it refuses is refused."""
 LARGEST = 2.0**63
-"""From here on, orjson may have made a float of an integer."""
+"""From here on, a float of orjson may have been an integer."""
 MOST_DIGITS = 310
-"""Of an integer of `MAX_INTEGER_BITS`, with its sign. Python takes none of thousands apart."""
+"""Of an integer of `MAX_INTEGER_BITS`, with its sign. Python reads none of thousands of digits."""
 OTHER_COLON = re.compile(rb":(?<=[ \t\r\n]:)")
-"""One that stands apart from the name before it, or in a text."""
+"""A colon after white space: it stands apart from its name, or in a text."""
 
 
 class NotExact(InvalidInput):
-    """The JSON has something that can't be kept as it is."""
+    """The JSON has a value that can't be kept unchanged."""
 
     def __init__(self, reason: str, rest: Any = None) -> None:
         super().__init__(reason)
         self.rest = rest
-        """What it holds, with `Lost` in the place of what can't be kept; None if not read."""
+        """The value, with `Lost` in place of what can't be kept. None if it was not read."""
 
     @property
     def field(self) -> str | None:
-        """Which field of an object it is. No part of the reason: names may be content."""
+        """The field with that value. It is no part of the message: names may be content."""
         fields = self.rest if isinstance(self.rest, dict) else {}
         return next((name for name, value in fields.items() if _has_lost(value)), None)
 
 
 class Lost:
-    """What can't be kept as it is."""
+    """Stands for a value that can't be kept."""
 
 
 def dump_json(value: Any, *, sort_keys: bool = False, newline: bool = False) -> bytes:
-    """Return a value as JSON in UTF-8, its numbers exactly as they are; arrays of numpy are lists.
+    """Return a value as JSON in UTF-8 with exact numbers. Arrays of numpy become lists.
 
-    Raises `TypeError` for what JSON can't hold.
+    Raises `TypeError` for a value that JSON can't hold.
     """
     options = orjson.OPT_SERIALIZE_NUMPY
     options |= orjson.OPT_SORT_KEYS if sort_keys else 0
@@ -68,7 +68,7 @@ def dump_json(value: Any, *, sort_keys: bool = False, newline: bool = False) -> 
 
 
 def load_json(text: bytes, what: str) -> Any:
-    """Read JSON in UTF-8. Raises `json.JSONDecodeError`, and `NotExact`, which calls it `what`.
+    """Read JSON in UTF-8. Raises `json.JSONDecodeError`, and `NotExact`, which names `what`.
 
     Not exact are a number that a double can't hold or with too many digits, `NaN` and the like,
     a name that an object has twice, and nesting without end. Half of a surrogate pair is taken.
@@ -84,7 +84,7 @@ def load_json(text: bytes, what: str) -> Any:
 
 
 def _is_exact(value: Any, text: bytes) -> bool:
-    """Whether orjson has surely lost nothing: it rounds large integers, and a name's last wins."""
+    """Whether orjson has surely lost nothing: it rounds large integers and drops repeated names."""
     names = 0
     level: list[Any] = [[value]]
     while level:
@@ -98,14 +98,14 @@ def _is_exact(value: Any, text: bytes) -> bool:
                 elif kind is float and not 0 < abs(part) < LARGEST:
                     return False
         level = below
-    # Where there are no more colons than names, no name stands twice. Texts only add to them.
+    # With as many colons as names, no name stands twice. Texts can only add colons.
     if names == text.count(b":"):
         return True
     return names == text.count(b'":') and OTHER_COLON.search(text) is None
 
 
 def load_exactly(text: str, what: str, *, last_name_wins: bool = False) -> Any:
-    """Do as `load_json` does; `last_name_wins` takes objects that have a name twice."""
+    """Do what `load_json` does. `last_name_wins` allows an object that has a name twice."""
     faults: list[str] = []
 
     def lost(why: str) -> Any:

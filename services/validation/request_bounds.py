@@ -1,4 +1,4 @@
-"""How much a request may carry beside its texts, measured where it comes in."""
+"""How much JSON a request may have beside its texts."""
 
 import json
 from dataclasses import dataclass, field
@@ -15,19 +15,19 @@ Parameters = TypeVar("Parameters", bound=GenerationParameters)
 
 @dataclass(frozen=True)
 class JsonBounds:
-    """How much JSON a request may carry: options, tools' parameters and arguments of their calls.
+    """Bounds of a request's options, of its tools' parameters and of the arguments of their calls.
 
     Its JSON schema has bounds of its own.
     """
 
     values: int = 10_000
-    """Together, whatever they are nested in."""
+    """Of all values together."""
     depth: int = 50
     option_bytes: int = 1_000_000
-    """Of options, those of fallbacks included."""
+    """Of the options, with those of fallbacks."""
 
     def check(self, parameters: GenerationParameters) -> None:
-        """Raise `InvalidInput` for parameters, or a whole request, that carry more."""
+        """Raise `InvalidInput` for parameters, or a whole request, beyond these bounds."""
         options = parameters.all_options()
         carried: list[Any] = [*options, *parameters.structured()]
         values, depth = _measured(carried, self.values)
@@ -50,15 +50,15 @@ class JsonBounds:
 
 @dataclass(frozen=True)
 class RequestBounds:
-    """Everything that bounds what a generation carries, for single jobs and runs alike."""
+    """The one check of how to generate, for single jobs and runs."""
 
     json: JsonBounds = field(default_factory=JsonBounds)
     schemas: SchemaBounds = field(default_factory=SchemaBounds)
 
     def checked(self, kind: type[Parameters], **given: Any) -> Parameters:
-        """Make `GenerationParameters`, or a whole request. Raises `InvalidInput`."""
+        """Make checked `GenerationParameters`, or a checked request. Raises `InvalidInput`."""
         schema = given.get("json_schema")
-        # First of all, as whatever else looks at a schema may take long for a large one.
+        # First, as every other check of a schema may take long for a large one.
         self.schemas.check(schema)
         check_storable_json(schema, "json_schema")
         with refused_in_words():
@@ -69,7 +69,7 @@ class RequestBounds:
 
 
 def _measured(values: list[Any], most: int) -> tuple[int, int]:
-    """How many values are in these, and how deep; no more are counted than `most` and a level."""
+    """How many values these have, and how deep. The count stops one level after `most`."""
     found, depth, level = 0, 0, values
     while level and found <= most:
         below: list[Any] = []

@@ -1,4 +1,4 @@
-"""What a caller's JSON schema may have at most, measured before anything is done with it."""
+"""Bounds of a caller's JSON schema, measured before anything is done with it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class SchemaBounds:
-    """Each has a setting of its own, MAX_SCHEMA_... or MAX_JUDGING_..., and a sentence there."""
+    """The bounds. Each has a setting, MAX_SCHEMA_... or MAX_JUDGING_..., which explains it."""
 
     nodes: int = 10_000
     depth: int = 50
@@ -34,10 +34,10 @@ class SchemaBounds:
     judging_seconds: float = 2.0
 
     def check(self, schema: Any, what: str = "The schema") -> None:
-        """Raise `InvalidInput` for a schema with too much of something.
+        """Raise `InvalidInput` for a schema beyond a bound.
 
-        It is looked at as any JSON, so it may be no schema at all, and no further than up to the
-        first bound: that takes some milliseconds, whatever was sent.
+        It is read as any JSON, so it need not be a schema. The check stops at the first bound, so
+        it takes some milliseconds at most.
         """
         tally = _Tally(self, what)
         tally.add("nodes")
@@ -55,14 +55,14 @@ class SchemaBounds:
             self.check(list(parameters), "What the tools take")
 
     def too_deep(self, what: str) -> InvalidInput:
-        """The error of a schema that nests more than it may."""
+        """The error of a schema that is nested too deep."""
         return InvalidInput(
             f"{what} is nested more than {self.depth} levels deep, its references followed "
             "(MAX_SCHEMA_DEPTH); make it flatter."
         )
 
     def too_large(self, what: str, name: str, words: str) -> InvalidInput:
-        """The error of a schema that has more of something than it may."""
+        """The error of a schema beyond a bound."""
         return InvalidInput(
             f"{what} has more than {getattr(self, name):,} {words} (MAX_SCHEMA_{name.upper()}); "
             f"{ADVICE}."
@@ -70,7 +70,7 @@ class SchemaBounds:
 
 
 class _Tally:
-    """What was found in a schema by now."""
+    """Counts what a schema has."""
 
     def __init__(self, bounds: SchemaBounds, what: str) -> None:
         self._bounds = bounds
@@ -83,7 +83,7 @@ class _Tally:
             raise self._bounds.too_large(self._what, name, WORDS[name])
 
     def enter(self, value: Any) -> Iterator[Any]:
-        """Note a value, and give what stands in it."""
+        """Count a value, and return the values in it."""
         match value:
             case str():
                 self.add("characters", len(value))

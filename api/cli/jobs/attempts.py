@@ -1,4 +1,4 @@
-"""`promptstack attempts`: provider calls, and what may have been paid for without an answer."""
+"""`promptstack attempts`: provider calls, and those that may have been paid without an answer."""
 
 from dataclasses import asdict
 from decimal import Decimal
@@ -42,7 +42,7 @@ def attempts(
     limit: Annotated[int, typer.Option(min=0, max=10_000, help="How many to list.")] = 20,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show provider calls, and what is known of their money."""
+    """Show provider calls, and what is known of their cost."""
     began = point_in_time(since)
     with connected(start_servers=True) as stack:
         calls = stack.usage.calls(only_unsettled=unsettled, since=began, limit=limit)

@@ -1,4 +1,4 @@
-"""`promptstack jobs ...`: look at jobs, follow, cancel and retry them."""
+"""`promptstack jobs ...`: list, show, watch, cancel and retry jobs."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from promptstack.api.cli.connection import connected
-from promptstack.api.cli.jobs.watching import show_until_done
+from promptstack.api.cli.jobs.watch import show_until_done
 from promptstack.api.cli.options.values import point_in_time, seconds_of
 from promptstack.api.cli.table import Column, print_table
 from promptstack.api.cli.terminal import (
@@ -159,18 +159,18 @@ def wait(
     as_json: JsonFlag = False,
 ) -> None:
     """Wait quietly until jobs have ended; for scripts."""
-    patience = seconds_of(timeout)
+    seconds = seconds_of(timeout)
     with connected() as stack:
         ids = list(dict.fromkeys(map(stack.jobs.find, job_ids)))
         try:
-            ended = stack.jobs.wait(ids, math.inf if patience is None else patience)
+            ended = stack.jobs.wait(ids, math.inf if seconds is None else seconds)
         except TimeoutError as error:
             stop(str(error), TIMED_OUT)
         _tell_ends(ended, as_json=as_json)
 
 
 def _tell_ends(jobs: list[JobView], *, as_json: bool) -> None:
-    """Say how jobs ended, and exit with a failure where one did not succeed."""
+    """Print how jobs ended, and exit with a failure where one did not succeed."""
     failed = [job for job in jobs if job.state is not JobState.SUCCEEDED]
     if as_json:
         print_items(job.model_dump(mode="json") for job in jobs)

@@ -1,4 +1,4 @@
-"""Reading the text and Markdown files that a person wants embedded."""
+"""Finds and reads the text and Markdown files of `promptstack embed`."""
 
 import os
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ class TextFile:
 
 
 def find_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Name the files below `paths`, each once, in order. Raises `InvalidInput`."""
+    """Return the files below `paths`, each once, in order. Raises `InvalidInput`."""
     found: dict[Path, None] = {}
     for name in paths:
         if name == "":
@@ -40,7 +40,7 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def read_text(path: Path, max_bytes: int) -> TextFile:
-    """Read a UTF-8 file. Raises `InvalidInput` that says what is wrong with it."""
+    """Read a text file. Raises `InvalidInput`, which says what is wrong with it."""
     source = str(path)
     try:
         check_source(source)
@@ -88,7 +88,7 @@ def _text_files(folder: Path) -> list[Path]:
         raise InvalidInput(f"{error.filename} can't be read: {error.strerror}.") from error
 
     found = []
-    # os.walk says when a folder can't be read; Path.rglob passes over it.
+    # os.walk reports a folder that can't be read; Path.rglob skips it.
     for inside, folders, names in os.walk(folder.resolve(), onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         visible = (Path(inside, name) for name in names if not name.startswith("."))

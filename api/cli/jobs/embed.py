@@ -11,7 +11,7 @@ import typer
 
 from promptstack.api.cli.connection import connected
 from promptstack.api.cli.jobs.documents import TextFile, find_files, read_text
-from promptstack.api.cli.jobs.watching import show_until_done, shown
+from promptstack.api.cli.jobs.watch import show_until_done, shown
 from promptstack.api.cli.options.jobs import JobOptions
 from promptstack.api.cli.options.values import seconds_of
 from promptstack.api.cli.terminal import (
@@ -35,7 +35,7 @@ BATCH_FILES, BATCH_CHARACTERS = 100, 5_000_000
 
 @dataclass(frozen=True)
 class Enqueued:
-    """A document on its way."""
+    """A document whose job was enqueued."""
 
     source: str
     characters: int
@@ -68,9 +68,9 @@ def embed(
         files = _check_all(find_files(paths), max_bytes, skip_bad=skip_bad)
         in_batches = batches(files, max_bytes)
         for some in shown(in_batches, len(files), label="Enqueueing", unit="files", quiet=as_json):
-            # One transaction for many: each would else wait for its own commit.
+            # One transaction for many files: one each would wait for as many commits.
             with stack.ledger.transaction() as unit:
-                # In one order: two that embed the same files would else wait for each other.
+                # In one order: two commands with the same files must not wait for each other.
                 for file in sorted(some, key=lambda file: file.source):
                     job = stack.jobs.enqueue_embedding(
                         file.text,
@@ -114,14 +114,14 @@ def embed(
 def watch_embedding(
     stack: PromptStack, jobs: dict[UUID, Enqueued], *, quiet: bool = False
 ) -> list[JobView]:
-    """Show a bar over the chunks of all documents until they are embedded; the ended jobs."""
+    """Show a bar over the chunks of all documents until their jobs end; returns the jobs."""
     guesses = {job_id: stack.chunker.guess(file.characters) for job_id, file in jobs.items()}
     show_until_done(stack, guesses, label="Embedding", unit="chunks", quiet=quiet)
     return stack.jobs.get_all(list(jobs))
 
 
 def batches(files: list[Path], max_bytes: int) -> Iterator[list[TextFile]]:
-    """Read files in their order, some at a time, so that not all are in memory at once."""
+    """Read files in order, some at a time, so that not all are in memory at once."""
     some: list[TextFile] = []
     size = 0
     for path in files:
@@ -136,7 +136,7 @@ def batches(files: list[Path], max_bytes: int) -> Iterator[list[TextFile]]:
 
 
 def summarize(jobs: list[JobView]) -> dict[str, Any]:
-    """Add up what embedding jobs did."""
+    """Sum up the results of embedding jobs."""
     results = [job.result for job in jobs if job.result]
     sums = {
         name: sum(result[name] for result in results)
@@ -146,14 +146,14 @@ def summarize(jobs: list[JobView]) -> dict[str, Any]:
 
 
 def sentence(summary: dict[str, Any], seconds: float) -> str:
-    """Say what embedding jobs did."""
+    """The summary as a sentence."""
     failed = f"; {plural(summary['failed'], 'document')} failed." if summary["failed"] else "."
     if not summary["documents"]:
         return f"No document was embedded whole in {seconds:.1f} s{failed}"
     documents = plural(summary["documents"], "document")
     begin = f"{documents}, {plural(summary['chunks'], 'chunk')} in {seconds:.1f} s: "
     if summary["provider_calls"] == 0:
-        # Those that failed may have made calls.
+        # Failed documents may have made calls.
         without = "" if summary["failed"] else "; no provider call was made"
         return f"{begin}all were embedded before{without}{failed}"
     return (
@@ -164,9 +164,9 @@ def sentence(summary: dict[str, Any], seconds: float) -> str:
 
 
 def _check_all(paths: list[Path], max_bytes: int, *, skip_bad: bool) -> list[Path]:
-    """Check every file before anything is enqueued, so that a bad one leaves nothing half done.
+    """Check every file before any is enqueued, so that a bad one leaves nothing half done.
 
-    Files are read again to be enqueued: all at once might not fit into memory.
+    They are read again to be enqueued: all at once might not fit into memory.
     """
     good, problems = [], []
     for path in paths:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from promptstack.api.cli.connection import connected
-from promptstack.api.cli.jobs.watching import show_until_done
+from promptstack.api.cli.jobs.watch import show_until_done
 from promptstack.api.cli.options.generation import GenerationOptions
 from promptstack.api.cli.options.jobs import JobOptions
 from promptstack.api.cli.options.values import seconds_of

@@ -1,4 +1,4 @@
-"""How a person says on the command line how to generate."""
+"""Options of every command that generates: one for each generation parameter."""
 
 from dataclasses import dataclass
 from json import JSONDecodeError
@@ -14,7 +14,7 @@ from promptstack.services.llm.parameters import GenerationKeywords, GenerationPa
 from promptstack.services.validation.json_text import load_json
 
 MAX_FILE_BYTES = 10_000_000
-"""Of a file with a JSON schema or tools; what stands in it has bounds of its own."""
+"""Of a file with a JSON schema or tools. Its content has bounds of its own."""
 Json = TypeVar("Json")
 
 

@@ -16,7 +16,7 @@ ExpiresIn = Annotated[
 
 @dataclass(frozen=True)
 class JobOptions:
-    """Who is asked, and what holds for the jobs."""
+    """The provider, and the options of the jobs."""
 
     provider: Annotated[str | None, typer.Option(help="Provider; default from settings.")] = None
     model: Annotated[str | None, typer.Option(help="Model; default: the provider's.")] = None

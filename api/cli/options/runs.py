@@ -36,7 +36,7 @@ class ReadingOptions:
     ] = None
 
     def reading(self, **more: Any) -> Reading:
-        """How to read, with what else a command knows."""
+        """How to read a source, with the other options of a command."""
         names = (self.columns or "").split(",")
         columns = None if self.columns is None else tuple(name.strip() for name in names if name)
         return Reading(
@@ -50,7 +50,7 @@ class ReadingOptions:
 
 @dataclass(frozen=True)
 class StartOptions:
-    """Who is asked, what holds for the run, and what is done with its results."""
+    """The provider, the options of the run, and what is done with its results."""
 
     provider: Annotated[str | None, typer.Option(help="Who is asked.")] = None
     model: Annotated[str | None, typer.Option(help="The provider's default when left out.")] = None
@@ -82,7 +82,7 @@ class StartOptions:
     def keywords(
         self, source: str, reading: Reading, on_progress: Callable[[Intake], None]
     ) -> RunKeywords:
-        """What the run is told. Raises `InvalidInput`."""
+        """The options of the run. Raises `InvalidInput`."""
         return {
             "provider": self.provider,
             "model": self.model,

@@ -1,4 +1,4 @@
-"""What people type: NAME=VALUE, times, spans of time, amounts."""
+"""Values that people type: NAME=VALUE, times, time spans, amounts of money."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -14,10 +14,7 @@ SHOWN = 80
 
 
 def named_value(given: str, option: str) -> tuple[str, Any]:
-    """Read the name, and the value as JSON where it is some. Raises `InvalidInput`.
-
-    It also does where the value couldn't be kept as it is.
-    """
+    """Read NAME=VALUE; the value is JSON, or else text. Raises `InvalidInput`."""
     name, equals, value = given.partition("=")
     what = f"{option} {name[:SHOWN]}"
     if not name or not equals:

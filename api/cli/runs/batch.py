@@ -1,4 +1,4 @@
-"""`promptstack runs batch`: a file as OpenAI's Batch API takes it, for either kind of run."""
+"""`promptstack runs batch`: runs a file of OpenAI's Batch API, of either kind."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +30,7 @@ def batch(
 
 
 def _kind_of(source: str) -> str:
-    # Here, as pyarrow takes 40 MB, and other commands have no use for it.
+    # Imported here: pyarrow takes 40 MB, and other commands don't need it.
     from promptstack.services.sources.inputs import looked_at  # noqa: PLC0415
 
     if not Path(source).is_file():

@@ -1,4 +1,4 @@
-"""The end of a run: watched, written, and said."""
+"""Watches a run to its end, writes its output and prints its summary."""
 
 import shlex
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def finish(stack: PromptStack, run_id: UUID, target: Target, *, as_json: bool) -
         unwritten = True
         err.print(f"promptstack: {error}", style="red", markup=False)
         err.print(f"The results of run {run_id} are kept: {export}", markup=False)
-    # A program reads results from standard output, and would take the summary for one.
+    # A program that reads results from standard output would take the summary for one.
     print_run(run, as_json=as_json, to_err=target.is_standard_output)
     if run.state is RunState.CANCELLED:
         stop("the run was cancelled.", JOB_FAILED)
@@ -58,7 +58,7 @@ def finish(stack: PromptStack, run_id: UUID, target: Target, *, as_json: bool) -
 
 
 def print_run(run: RunView, *, as_json: bool, to_err: bool = False) -> None:
-    """Say how a run stands."""
+    """Print the state and the sums of a run."""
     if as_json:
         print_json(vars(run), to_err=to_err)
         return
@@ -74,7 +74,7 @@ def print_run(run: RunView, *, as_json: bool, to_err: bool = False) -> None:
 
 @contextmanager
 def _left(message: str) -> Iterator[None]:
-    """Say how a run can be come back to, where Ctrl-C ends the command."""
+    """Print how to come back to a run, where Ctrl-C ends the command."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Writing what a run has produced."""
+"""Writes the results of a run."""
 
 import shlex
 from dataclasses import dataclass
@@ -45,9 +45,9 @@ class Target:
         detach: bool = False,
         run: UUID | None = None,
     ) -> None:
-        """Refuse a place that takes no results, or has what would be lost, before any is paid.
+        """Raise `InvalidInput` for an output that can't be written, or would overwrite something.
 
-        `run` is None where it isn't known yet.
+        It is called before anything is paid. `run` is None before the run exists.
         """
         if self.path is None:
             return
@@ -78,14 +78,14 @@ def write_output(
     quiet: bool = False,
 ) -> ExportSummary | None:
     """Write results in the order of the inputs, and failures beside them. Raises `InvalidInput`."""
-    # Here, as it takes a while to load and most commands write nothing.
+    # Imported here: it takes a while to load, and most commands write nothing.
     from promptstack.services.export.results import export  # noqa: PLC0415
 
     if target.path is None:
         return None
     run = stack.runs.get(run_id)
     has_vectors = run.kind is RunKind.EMBEDDING
-    # Again, as another may have written there while the run went on.
+    # Checked again: something may have been written there during the run.
     check_output(target.path, target.format, has_vectors=has_vectors, overwrite=target.overwrite)
     summary = export(
         target.path,

@@ -1,4 +1,4 @@
-"""What a run would come to, and what is wrong with its inputs."""
+"""Prints what a run would take, and what is wrong with its inputs."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from promptstack.services.sources.reading import BadInput
 
 
 def show_preflight(preflight: Preflight, *, named_by_id: bool) -> None:
-    """Say on standard error what is ahead.
+    """Print on standard error what a run would take.
 
-    `named_by_id`: an input's position is no line of a file, and its id says where it comes from.
+    `named_by_id`: inputs are named by their ids, as their positions are no lines of a file.
     """
     cost = "unknown" if preflight.cost_usd is None else f"${dollars(preflight.cost_usd)}"
     seconds = preflight.seconds
@@ -38,7 +38,7 @@ def show_preflight(preflight: Preflight, *, named_by_id: bool) -> None:
 
 
 def preflight_json(preflight: Preflight) -> dict[str, Any]:
-    """Give all of it to programs; `faults` are the first of those that are `bad`."""
+    """The preflight for programs. `faults` are the first of the `bad` inputs."""
     faults = [
         {"position": one.position, "custom_id": one.custom_id, "code": one.code, "why": one.reason}
         for one in preflight.faults

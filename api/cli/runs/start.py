@@ -1,4 +1,4 @@
-"""`promptstack runs embed` and `generate`: check a file, say what it costs, run it, write it."""
+"""`promptstack runs embed` and `generate`: check a source, start a run, write its results."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -87,7 +87,7 @@ def generate(
 
 @contextmanager
 def _reading_shown() -> Iterator[Callable[[Intake], None]]:
-    """Show how much has been read, as often as what this gives is called with it."""
+    """Show how much has been read, at each call of the function this yields."""
 
     def show(intake: Intake) -> None:
         status.update(f"Reading: {intake.items:,} inputs, {intake.bad:,} of them bad")
@@ -99,7 +99,7 @@ def _reading_shown() -> Iterator[Callable[[Intake], None]]:
 def _go_on(
     stack: PromptStack, preflight: Preflight, start: StartOptions, *, named_by_id: bool
 ) -> None:
-    """Say what is ahead; start the run, unless somebody must decide first."""
+    """Print the preflight and start the run, unless somebody must decide first."""
     show_preflight(preflight, named_by_id=named_by_id)
     run_id = preflight.run_id
     if start.dry_run:

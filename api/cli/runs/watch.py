@@ -1,4 +1,4 @@
-"""Watching a run: a live screen, from Redis and, where it knows nothing, from the ledger."""
+"""A live screen of a run."""
 
 import time
 from collections import deque
@@ -16,23 +16,23 @@ from promptstack.tasks.composition import PromptStack
 
 LOOK_SECONDS = 0.25
 RATE_SECONDS = 15.0
-"""The rate is that of so long: a run's begin says little of its end."""
+"""The rate is that of the last seconds: the start of a run says little about its end."""
 
 
 class Rate:
-    """Items a second, of late."""
+    """Items a second, lately."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, done: int) -> None:
-        """Note how many are done."""
+        """Record how many are done."""
         self._seen.append((now, done))
         while now - self._seen[0][0] > RATE_SECONDS:
             self._seen.popleft()
 
     def per_second(self) -> float | None:
-        """None where too little has been seen."""
+        """The rate; None after less than a second."""
         (began, first), (ended, last) = self._seen[0], self._seen[-1]
         return (last - first) / (ended - began) if ended - began >= 1.0 else None
 

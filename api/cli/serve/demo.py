@@ -11,7 +11,7 @@ from uuid import UUID
 
 from promptstack.api.cli.connection import embedded
 from promptstack.api.cli.jobs.embed import Enqueued, sentence, summarize, watch_embedding
-from promptstack.api.cli.jobs.watching import show_until_done
+from promptstack.api.cli.jobs.watch import show_until_done
 from promptstack.api.cli.runs.end import print_run
 from promptstack.api.cli.runs.preflight import show_preflight
 from promptstack.api.cli.runs.watch import watch_run

@@ -1,4 +1,4 @@
-"""Watching jobs until they end."""
+"""Progress bars over jobs until they end."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,13 +42,13 @@ class _RateColumn(TextColumn):
 
 
 def follow(stack: PromptStack, job_ids: Sequence[UUID]) -> Iterator[dict[UUID, Progress]]:
-    """Give the progress of all jobs again and again, until all have ended."""
+    """Yield the progress of all jobs, again and again, until all have ended."""
     known: dict[UUID, Progress] = {}
     still_open = list(job_ids)
     started = time.monotonic()
     warned = False
     while True:
-        # Some at a time, in turns: of thousands of jobs, most stand still.
+        # Some jobs at a time, in turns: of thousands, few change at once.
         looked_at = still_open[:LOOK_JOBS]
         known |= stack.progress.read(looked_at)
         still_open = still_open[LOOK_JOBS:] + [id_ for id_ in looked_at if not _ended(known, id_)]
@@ -79,9 +79,9 @@ def show_until_done(
     unit: str,
     quiet: bool = False,
 ) -> dict[UUID, Progress]:
-    """Show one bar over all jobs until they have ended; how each ended.
+    """Show one bar over all jobs until they have ended, and return their progress.
 
-    `expected` guesses the items of each job, for as long as no worker has counted them.
+    `expected` is a guess at the items of each job, used until a worker has counted them.
     """
     latest: dict[UUID, Progress] = {}
     with _bar(quiet=quiet) as bar:
@@ -96,9 +96,9 @@ def show_until_done(
 def shown(
     batches: Iterable[Sequence[Item]], total: int, *, label: str, unit: str, quiet: bool = False
 ) -> Iterator[Sequence[Item]]:
-    """Give batches as they come, with a bar over the items that were dealt with.
+    """Yield batches, and show a bar over the items of those that are done.
 
-    It shows once the first batch went well: an error must be one line.
+    The bar appears after the first batch, so that an error in it is one line.
     """
     done = 0
     with ExitStack() as opened:
