@@ -23,12 +23,12 @@ class Passage:
 
 
 class DocumentRepository(BaseRepository[Document]):
-    """Documents, one a user and source."""
+    """Documents, one for each user and source."""
 
     model = Document
 
     def put(self, user_id: UUID | None, source: str, text: str, content_hash: bytes) -> UUID:
-        """Store a document, or the new text of one whose source is known; its id."""
+        """Store a document, or a new text for its source. Returns its id."""
         statement = postgresql.insert(Document).values(
             id=new_id(), user_id=user_id, source=source, text=text, content_hash=content_hash
         )
@@ -40,14 +40,14 @@ class DocumentRepository(BaseRepository[Document]):
         ).scalar_one()
 
     def lock(self, document_id: UUID) -> Document | None:
-        """Return the document and keep others from cutting it until the transaction ends."""
+        """Return the document, locked until the transaction ends."""
         query = select(Document).where(Document.id == document_id).with_for_update()
         return self._session.scalars(query).one_or_none()
 
     def replace_chunks(
         self, document: Document, passages: Sequence[Passage], chunked_hash: bytes
     ) -> None:
-        """Put new chunks in the place of the old; vectors stay, as they belong to the content."""
+        """Replace the chunks of a document. Vectors stay, as they belong to the content."""
         self._session.execute(delete(Chunk).where(Chunk.document_id == document.id))
         if passages:
             rows = [{"document_id": document.id, **vars(passage)} for passage in passages]
@@ -55,23 +55,23 @@ class DocumentRepository(BaseRepository[Document]):
         self.update(document, chunked_hash=chunked_hash)
 
     def chunk_keys(self, document_id: UUID) -> set[bytes]:
-        """By what the vectors of a document's chunks are kept."""
+        """Return the keys of the vectors of a document's chunks."""
         query = select(Chunk.content_hash).where(Chunk.document_id == document_id)
         return set(map(bytes, self._session.scalars(query)))
 
     def chunks(self, document_id: UUID) -> Sequence[Passage]:
-        """The document's chunks, in order."""
+        """Return the document's chunks, in order."""
         return self._passages(Chunk.document_id == document_id)
 
     def count_chunks(self, document_id: UUID) -> int:
-        """How many chunks a document has."""
+        """Count the chunks of a document."""
         query = select(func.count()).where(Chunk.document_id == document_id)
         return self._session.scalar(query) or 0
 
     def chunks_without_vector(
         self, document_id: UUID, provider: str, model: str
     ) -> Sequence[Passage]:
-        """The document's chunks that this model has no vector for, in order."""
+        """Return the document's chunks that have no vector of this model, in order."""
         of_model = (EmbeddingModel.provider == provider, EmbeddingModel.model == model)
         stored = or_(
             *(

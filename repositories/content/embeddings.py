@@ -27,7 +27,7 @@ from promptstack.repositories.models import EmbeddingModel
 
 HASH_BYTES = 32
 COUNTED = 100_000
-"""So many vectors are counted in some hundredths of a second."""
+"""Counting so many vectors takes some hundredths of a second."""
 
 
 class EmbeddingRepository(BaseRepository[EmbeddingModel]):
@@ -36,11 +36,11 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
     model = EmbeddingModel
 
     def find_model(self, provider: str, model: str) -> EmbeddingModel | None:
-        """The newest dimension of a model that has vectors here, or None."""
+        """Return the newest dimension of a model, or None if it has no vectors here."""
         return next(iter(self.dimensions_of(provider, model)), None)
 
     def dimensions_of(self, provider: str, model: str) -> Sequence[EmbeddingModel]:
-        """All dimensions that a model has had here, the newest first."""
+        """Return all dimensions that a model has had here, the newest first."""
         query = (
             select(EmbeddingModel)
             .where(EmbeddingModel.provider == provider, EmbeddingModel.model == model)
@@ -49,11 +49,11 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         return self._session.scalars(query).all()
 
     def lock_models(self) -> None:
-        """Two workers may meet a new model at once; the second waits here, and then sees it."""
+        """Let one transaction at a time add a model. The next one then sees it."""
         self._session.execute(text("SELECT pg_advisory_xact_lock(hashtext('embedding_models'))"))
 
     def make_newest(self, model: EmbeddingModel) -> None:
-        """Let a dimension that a model has once more be found before those that came between."""
+        """Make this dimension of a model the newest one again."""
         self.update(model, created_at=func.clock_timestamp())
 
     def register_model(
@@ -65,9 +65,9 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         storage: VectorType = VectorType.VECTOR,
         with_index: bool = True,
     ) -> EmbeddingModel:
-        """Return the row of a model and dimension; the first time, make its partition and index.
+        """Return the row of a model and dimension. The first call makes its partition and index.
 
-        A bulk load goes `with_index=False`, and builds it at its end: see `VectorIndexes`.
+        A bulk load passes `with_index=False` and builds the index at its end: see `VectorIndexes`.
         """
         known = self._find(provider, model, dimensions)
         if known is None:
@@ -78,11 +78,11 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
     def store(
         self, model: EmbeddingModel, hashes: Sequence[bytes], vectors: npt.NDArray[np.float32]
     ) -> None:
-        """Store vectors of shape (len(hashes), dimensions); one that is there already stays.
+        """Store vectors of shape (len(hashes), dimensions). A vector that is there already stays.
 
-        By COPY BINARY: turning floats into SQL text costs more than everything else together.
-        Straight into the model's partition, as next to never one of them is there; else by way of
-        a temporary table, which costs twice as much.
+        COPY BINARY is used, as turning floats into SQL text costs more than all the rest. It goes
+        straight into the model's partition. Only if one of the vectors is there already, it goes
+        into a temporary table first, which costs twice as much.
         """
         rows = vector_rows(model, hashes, vectors).view(np.uint8).data
         partition = partition_of(model)
@@ -106,7 +106,7 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
             cursor.close()
 
     def copy_vectors(self, keys: Mapping[bytes, bytes]) -> None:
-        """Store the vectors of some contents, of all models, under other keys too."""
+        """Store the vectors of these contents, of all models, under other keys as well."""
         hashes = ArrayLiteral(LargeBinary())
         pair = (
             func.unnest(literal(list(keys), hashes), literal(list(keys.values()), hashes))
@@ -126,7 +126,7 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
             self._session.execute(copied)
 
     def find_stored(self, provider: str, model: str, hashes: Sequence[bytes]) -> set[bytes]:
-        """Those of the contents that have a vector of this model, of its newest dimension."""
+        """Return the contents that have a vector of this model's newest dimension."""
         known = self.find_model(provider, model)
         if known is None or not hashes:
             return set()
@@ -138,18 +138,18 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         return set(map(bytes, self._session.scalars(query)))
 
     def count(self, model: EmbeddingModel) -> int:
-        """How many vectors a model has."""
+        """Count the vectors of a model."""
         vectors = TABLES[model.storage]
         query = select(func.count()).where(vectors.c.model_id == model.id)
         return self._session.scalar(query) or 0
 
     def estimate(self, model: EmbeddingModel) -> float:
-        """About how many vectors a model has, if there are many: counting them takes seconds."""
+        """Estimate how many vectors a model has. Counting many of them takes seconds."""
         known = self._session.scalar(
             text("SELECT reltuples FROM pg_class WHERE oid = to_regclass(:partition)"),
             {"partition": partition_of(model)},
         )
-        # It is -1 before the first ANALYZE, and may be far off soon after it.
+        # It is -1 before the first ANALYZE, and may be wrong soon after it.
         return known if known is not None and known >= COUNTED else self.count(model)
 
     def _find(self, provider: str, model: str, dimensions: int) -> EmbeddingModel | None:
@@ -179,12 +179,12 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
 def vector_rows(
     model: EmbeddingModel, hashes: Sequence[bytes], vectors: npt.NDArray[np.float32]
 ) -> npt.NDArray[Any]:
-    """Lay rows out as COPY BINARY reads them (PostgreSQL manual, COPY; pgvector's vector_recv).
+    """Make rows as COPY BINARY reads them (PostgreSQL manual, COPY; pgvector's vector_recv).
 
     Every row has the same size, so one structured array holds them all.
     """
     count, dimensions = vectors.shape
-    # In one order: two workers with the same contents would else wait for each other.
+    # In one order, so that two workers with the same contents don't deadlock.
     order = sorted(range(count), key=hashes.__getitem__)
     kind, size = (">f4", 4) if model.storage == VectorType.VECTOR else (">f2", 2)
     rows = np.empty(
@@ -208,8 +208,8 @@ def vector_rows(
     rows["hash"] = np.frombuffer(b"".join(hashes[i] for i in order), dtype=f"V{HASH_BYTES}")
     rows["vector_size"] = 4 + size * dimensions
     rows["dimensions"], rows["unused"] = dimensions, 0
-    # A number too large for 2 bytes becomes infinite, which PostgreSQL refuses; a unit vector's
-    # never is.
+    # A number too large for 2 bytes becomes infinite, which PostgreSQL refuses. A unit vector has
+    # no such number.
     with np.errstate(over="ignore"):
         rows["vector"] = vectors[order]
     return rows

@@ -41,7 +41,7 @@ class PassageRepository:
     def search(
         self, model: EmbeddingModel, vector: npt.NDArray[np.float32], limit: int
     ) -> list[Match]:
-        """The passages nearest to `vector`, of shape (dimensions,), best first."""
+        """Return the chunks nearest to `vector`, of shape (dimensions,), best first."""
         self._search_widely(limit)
         vectors = TABLES[model.storage]
         distance = indexed_vector(model).cosine_distance(vector)
@@ -70,15 +70,15 @@ class PassageRepository:
         limit: int,
         where: Mapping[str, Any],
     ) -> list[Match]:
-        """The items of runs nearest to `vector` whose metadata have what `where` says.
+        """Return the items of runs nearest to `vector` whose metadata contain `where`.
 
-        The same text in several items is found once.
+        A text that several items have is returned once.
         """
         self._search_widely(limit)
         vectors = TABLES[model.storage]
         distance = indexed_vector(model).cosine_distance(vector)
         named = [Item.attributes.contains(dict(where))] if where else []
-        # Of the items with one text, that of the newest run.
+        # Of items with the same text, the one of the newest run.
         item = (
             select(Item.run_id, Item.position, Item.custom_id, Item.text, Item.attributes)
             .where(Item.content_hash == vectors.c.content_hash, Item.text.is_not(None), *named)
@@ -103,7 +103,7 @@ class PassageRepository:
         )
         rows = self._session.execute(query).all()
         if where and len(rows) < limit:
-            # The index gives up where next to nothing fits; then all that fits is compared.
+            # The index scan gives up if few items match. Then all that match are compared.
             self._session.execute(text("SET LOCAL enable_indexscan = off"))
             rows = self._session.execute(query).all()
         return [
@@ -119,6 +119,6 @@ class PassageRepository:
 
 
 def _start_in(attributes: Mapping[str, Any]) -> int:
-    """Where a chunk starts in its text: a caller's own field of this name may be anything."""
+    """Return where a chunk starts in its text. A caller's field of this name may be anything."""
     start = attributes.get("start")
     return start if type(start) is int else 0

@@ -1,4 +1,4 @@
-"""Reservations: which running job is about to pay for a content's vector."""
+"""Reservations: which running job is embedding a content now."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -29,13 +29,13 @@ from promptstack.repositories.models import Job, JobState, Reservation
 
 
 class ReservationRepository(BaseRepository[Reservation]):
-    """One row a content that is being embedded; it holds while its attempt runs."""
+    """One row for each content that is being embedded. It is valid while its attempt runs."""
 
     model = Reservation
 
     def take(self, claim: Claim, hashes: Sequence[bytes]) -> set[bytes]:
-        """Reserve contents for a claim; those that no other running attempt has reserved."""
-        # In one order: two jobs with the same passages would else wait for each other.
+        """Reserve contents for a claim. Returns those that no other running attempt has."""
+        # In one order, so that two jobs with the same passages don't deadlock.
         wanted = sorted(set(hashes))
         of_claim = {**_of(claim), "the_hashes": wanted}
         taken = cast("CursorResult[None]", self._session.execute(_TAKE, of_claim)).rowcount
@@ -44,16 +44,16 @@ class ReservationRepository(BaseRepository[Reservation]):
         return set(map(bytes, self._session.scalars(_HELD, of_claim)))
 
     def release(self, claim: Claim, hashes: Sequence[bytes]) -> None:
-        """Give up the claim's reservations of these contents; to be said after `take`.
+        """Give up the claim's reservations of these contents.
 
-        Those that another is looking at just now stay until the job lets go of all: to wait for
-        whoever may wait for what was given up before would be for ever.
+        Rows that another job has locked just now are skipped, and stay until the job ends: waiting
+        for a job that may wait for this one would be a deadlock.
         """
         if hashes:
             self._session.execute(_RELEASE, {**_of(claim), "the_hashes": list(hashes)})
 
     def forget_idle(self) -> None:
-        """Sweep away what no running job holds."""
+        """Delete reservations that no running job holds."""
         self._session.execute(_FORGET_IDLE)
 
 
@@ -66,7 +66,7 @@ def _of(claim: Claim) -> dict[str, object]:
     }
 
 
-# Built once: to build a statement costs more than to run it.
+# Built once: building a statement costs more than running it.
 
 _RESERVATIONS = cast("Table", Reservation.__table__)
 _HASHES = bindparam("the_hashes", type_=ArrayLiteral(LargeBinary()))
@@ -102,7 +102,7 @@ _HELD = select(_RESERVATIONS.c.content_hash).where(*_THESE)
 
 
 def _delete(*those: ColumnElement[bool]) -> Executable:
-    """Delete what nobody else has locked."""
+    """Delete rows that nobody else has locked."""
     row: ColumnElement[Any] = literal_column("ctid")
     free = select(row).select_from(_RESERVATIONS).where(*those).with_for_update(skip_locked=True)
     return delete(_RESERVATIONS).where(row == func.any(func.array(free.scalar_subquery())))

@@ -1,7 +1,7 @@
-"""The HNSW indexes of vectors, built where that is quicker than to keep them up.
+"""HNSW indexes of vectors, built at the end of a load if that is quicker than keeping them up.
 
-For 50,000 vectors of 1,536 dimensions that took two minutes on two cores, and to store them nine
-seconds (python -m benchmarks.embedding_run).
+To build one of 50,000 vectors of 1,536 dimensions took two minutes on two cores, and to store the
+vectors nine seconds (python -m benchmarks.embedding_run).
 """
 
 import logging
@@ -36,13 +36,13 @@ BUILDS = text(
 )
 LOCK_SECONDS = 2
 LOOK_SECONDS = 0.2
-"""Between two looks whether a build is to be stopped."""
+"""Between two looks whether to stop a build."""
 
 
 class VectorIndexes:
-    """Builds and drops them.
+    """Builds and drops indexes.
 
-    What is built concurrently, so that vectors can be stored meanwhile, belongs to no transaction.
+    A build runs concurrently, outside of any transaction, so that vectors can be stored meanwhile.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -51,17 +51,17 @@ class VectorIndexes:
 
     @staticmethod
     def drop(unit: UnitOfWork, model: EmbeddingModel) -> bool:
-        """Drop a model's index before many vectors come; False where that can't be done now.
+        """Drop a model's index before many vectors come. False if that can't be done now.
 
-        As the last step of the transaction that lets them come, which goes on either way.
+        It is the last step of the transaction that starts the load, which goes on either way.
         """
         name = index_name(model)
-        # Not while it is built: the two would wait for each other.
+        # Not during a build: the two would deadlock.
         if not unit.try_lock(name):
             return False
         try:
             with unit.session.begin_nested():
-                # Searches keep it in use, and whoever waits for it lets no other search begin.
+                # Searches use it, and a statement that waits for it blocks new searches.
                 unit.session.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
                 unit.session.execute(text(f"DROP INDEX IF EXISTS {name}"))
         except DBAPIError as error:
@@ -72,9 +72,9 @@ class VectorIndexes:
         return True
 
     def build(self, model: EmbeddingModel, is_stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Build a model's index if it isn't there; False where another process is at it.
+        """Build a model's index if it isn't there. False if another process builds it.
 
-        Raises `IndexNotBuilt`, also soon after `is_stopped`, and `LedgerUnavailable`.
+        Raises `IndexNotBuilt`, also soon after `is_stopped` is true, and `LedgerUnavailable`.
         """
         if index_type(model) is None:
             return True
@@ -85,7 +85,7 @@ class VectorIndexes:
                 with self._connection() as connection:
                     self._build(connection, model, is_stopped)
             except DBAPIError as error:
-                # Also where the connection broke: a build may be what ends PostgreSQL.
+                # Also if the connection broke: the build itself may crash PostgreSQL.
                 raise IndexNotBuilt(
                     f"The search index of {model.provider}/{model.model} could not be built: "
                     f"{_reason(error)}."
@@ -106,13 +106,13 @@ class VectorIndexes:
         drop = text(f"DROP INDEX CONCURRENTLY {index_name(model)}")
         with _cancelled(connection, is_stopped):
             if is_valid is not None:
-                # What a build left that was broken off.
+                # An interrupted build left it.
                 connection.execute(drop)
             try:
                 connection.execute(text(create_index(model, "CONCURRENTLY")))
             except DBAPIError:
                 if not is_stopped():
-                    # It takes room on the disk, and time of all that store vectors.
+                    # An invalid index takes disk space, and slows all stores.
                     with suppress(DBAPIError):
                         connection.execute(drop)
                 raise
@@ -120,11 +120,11 @@ class VectorIndexes:
 
     @contextmanager
     def _alone(self, model: EmbeddingModel) -> Iterator[bool]:
-        """Whether nobody else builds the model's index, as long as this lasts.
+        """Hold the lock of the model's index. False if another process builds it.
 
-        The lock is held by a transaction that does nothing meanwhile, and which no build waits for.
-        Not waited for: the other's build waits for all statements to end. Where its process was
-        killed the lock is free, and PostgreSQL may still be at it.
+        An idle transaction holds the lock, and no build waits for it. The lock isn't waited for,
+        as the other build waits for all statements to end. If that process was killed, its lock is
+        free while PostgreSQL may still build, so the running builds are counted as well.
         """
         with self._ledger.transaction() as unit:
             unit.session.execute(text(f"SET LOCAL {IDLE_LIMIT} = 0"))
@@ -133,7 +133,7 @@ class VectorIndexes:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        """A connection of its own: its settings end with it."""
+        """Open a separate connection, as its settings end with it."""
         with self._engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT")
             connection.detach()
@@ -142,7 +142,7 @@ class VectorIndexes:
 
 @contextmanager
 def _cancelled(connection: Connection, is_stopped: Callable[[], bool]) -> Iterator[None]:
-    """Cancel whatever statement of the connection is under way, once it is to be stopped."""
+    """Cancel the connection's running statement once `is_stopped` is true."""
     driver: Any = connection.connection.dbapi_connection
     is_over = Event()
 

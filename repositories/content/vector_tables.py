@@ -1,4 +1,4 @@
-"""Where vectors lie: a table a storage, in it a partition a model, and on that an HNSW index."""
+"""The tables of vectors: one for each storage, with a partition and an HNSW index a model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ TABLES: Mapping[str, Table] = {
     VectorType.VECTOR: _table("embeddings", VECTOR()),
     VectorType.HALFVEC: _table("half_embeddings", HALFVEC()),
 }
-"""Of each storage one, as all partitions of a table have its type."""
+"""One for each storage, as all partitions of a table have the same type."""
 
 # pgvector indexes `vector` up to 2,000 dimensions and `halfvec` up to 4,000 (its README, HNSW).
 MAX_INDEXED_VECTOR = 2_000
@@ -35,24 +35,24 @@ MAX_INDEXED_HALFVEC = 4_000
 
 
 def partition_of(model: EmbeddingModel) -> str:
-    """Where the model's vectors lie."""
+    """Return the name of the model's partition."""
     return f"{TABLES[model.storage].name}_{model.id}"
 
 
 def index_name(model: EmbeddingModel) -> str:
-    """The name of the model's HNSW index."""
+    """Return the name of the model's HNSW index."""
     return f"{partition_of(model)}_hnsw"
 
 
 def index_type(model: EmbeddingModel) -> str | None:
-    """As what the model's vectors are indexed; None where pgvector can't index so many numbers."""
+    """Return the type of the model's index. None if pgvector can't index so many dimensions."""
     if model.dimensions <= MAX_INDEXED_VECTOR and model.storage == VectorType.VECTOR:
         return "vector"
     return "halfvec" if model.dimensions <= MAX_INDEXED_HALFVEC else None
 
 
 def create_index(model: EmbeddingModel, how: str = "") -> str:
-    """The statement that builds the model's index, `how` being such as CONCURRENTLY."""
+    """Return the statement that builds the model's index. `how` may be CONCURRENTLY."""
     kind = index_type(model)
     return (
         f"CREATE INDEX {how} {index_name(model)} ON {partition_of(model)}"
@@ -61,7 +61,7 @@ def create_index(model: EmbeddingModel, how: str = "") -> str:
 
 
 def indexed_vector(model: EmbeddingModel) -> ColumnElement[object]:
-    """The expression that the model's index is built on."""
+    """Return the expression that the model's index is built on."""
     vector = TABLES[model.storage].c.vector
     kind = HALFVEC if index_type(model) == "halfvec" else VECTOR
     return cast(vector, kind(model.dimensions))

@@ -14,14 +14,14 @@ from promptstack.repositories.runs.models import Answer, Run
 
 
 class AnswerRepository:
-    """One answer a provider, model and content."""
+    """One answer for each provider, model and content."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def store(self, provider: str, model: str, results: Mapping[bytes, Mapping[str, Any]]) -> None:
-        """Store answers by their content; one that is there already stays."""
-        # In one order: two workers with the same contents would else wait for each other.
+        """Store answers by their content. An answer that is there already stays."""
+        # In one order, so that two workers with the same contents don't deadlock.
         rows = [
             {"content_hash": content.hex(), "result": results[content]}
             for content in sorted(results)
@@ -31,7 +31,7 @@ class AnswerRepository:
             self._session.execute(_STORE, {**whose, "rows": dump_jsonb(rows)})
 
     def find_stored(self, provider: str, model: str, hashes: Sequence[bytes]) -> set[bytes]:
-        """Those of the contents that have an answer, which is in use from now on."""
+        """Return the contents that have an answer, and note that it is used."""
         if not hashes:
             return set()
         these = {"the_provider": provider, "the_model": model, "the_hashes": list(hashes)}
@@ -41,16 +41,16 @@ class AnswerRepository:
         return found
 
     def prune(self, retention: float, limit: int = 500) -> int:
-        """Delete up to `limit` answers that no run of the last `retention` seconds was served by.
+        """Delete up to `limit` answers that no run used in the last `retention` seconds.
 
-        Nor any older run that is still here.
+        Answers that a run which is still here may have used stay.
         """
         # Ids are in order of creation, and have an index.
         oldest_run = select(Run.created_at).order_by(Run.id).limit(1).scalar_subquery()
         old = (
             select(Answer.provider, Answer.model, Answer.content_hash)
             .where(
-                # A day more than it says: `used_at` isn't raised more often.
+                # A day more, as `used_at` is raised once a day.
                 Answer.used_at < func.now() - timedelta(seconds=retention, days=1),
                 Answer.used_at < func.coalesce(oldest_run, func.now()) - timedelta(days=1),
             )
@@ -66,7 +66,7 @@ class AnswerRepository:
         return change_rows(self._session, delete(Answer).where(*is_old))
 
 
-# Built once: to build a statement costs more than to run it.
+# Built once: building a statement costs more than running it.
 
 _ANSWERS = cast("Table", Answer.__table__)
 _THESE = (
@@ -80,7 +80,7 @@ _USE = (
     .where(*_THESE, _ANSWERS.c.used_at < func.now() - timedelta(days=1))
     .values(used_at=func.now())
 )
-# Rows travel as one JSON document, which PostgreSQL takes apart.
+# Rows travel as one JSON document, which PostgreSQL reads.
 _STORE = text("""
 INSERT INTO answers (provider, model, content_hash, result)
 SELECT :provider, :model, decode(content_hash, 'hex'), result

@@ -70,7 +70,7 @@ class OpenItem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Some open items of a run that follow each other."""
+    """Consecutive open items of a run."""
 
     first: int
     last: int
@@ -99,12 +99,12 @@ class ItemRepository:
         position: int,
         size: int,
         *,
-        most_bytes: int | None = None,
+        max_bytes: int | None = None,
         until: int | None = None,
     ) -> Slice | None:
-        """The next open items from a position on, or `until` one; None where there is none.
+        """Return the next open items from a position on, or up to `until`. None if there is none.
 
-        They are `size`, or fewer that have `most_bytes` together; one at least, whatever it has.
+        They are at most `size` items and `max_bytes` bytes, and at least one item.
         """
         end = [] if until is None else [Item.position <= until]
         ahead = (
@@ -116,7 +116,7 @@ class ItemRepository:
         )
         before = func.sum(ahead.c.size).over(order_by=ahead.c.position) - ahead.c.size
         some = select(ahead.c.position, before.label("before"), ahead.c.size).subquery()
-        fits = [] if most_bytes is None else [some.c.before + some.c.size <= most_bytes]
+        fits = [] if max_bytes is None else [some.c.before + some.c.size <= max_bytes]
         row = self._session.execute(
             select(func.min(some.c.position), func.max(some.c.position), func.count()).where(
                 or_(some.c.before == 0, *fits) if fits else true()
@@ -125,7 +125,7 @@ class ItemRepository:
         return Slice(*row) if row[2] else None
 
     def open_in(self, run_id: UUID, first: int, last: int) -> list[OpenItem]:
-        """The open items from `first` to `last`, in order."""
+        """Return the open items from `first` to `last`, in order."""
         rows = self._session.execute(
             _OPEN_IN, {"the_run": run_id, "the_first": first, "the_last": last}
         )
@@ -140,7 +140,7 @@ class ItemRepository:
     def unpaid(
         self, run_id: UUID, provider: str, model: str, embedding_model: EmbeddingModel | None
     ) -> tuple[int, int]:
-        """How many different contents must be paid for, and their UTF-8 bytes."""
+        """Return how many different contents must be paid for, and their UTF-8 bytes."""
         size = func.coalesce(func.octet_length(Item.text), 0) + func.coalesce(
             func.octet_length(cast(Item.messages, Text)), 0
         )
@@ -168,7 +168,7 @@ class ItemRepository:
         return int(row[0]), int(row[1])
 
     def delete_of(self, run_id: UUID, limit: int) -> int:
-        """Delete up to `limit` items of a run with their outcomes; how many."""
+        """Delete up to `limit` items of a run and their outcomes. Returns how many items."""
         for table in (Outcome, ItemTries, Item):
             some = select(table.position).where(table.run_id == run_id).limit(limit)
             these = (table.run_id == run_id, table.position.in_(some))
@@ -181,7 +181,7 @@ def is_open_item() -> ColumnElement[bool]:
     return ~exists().where(Outcome.run_id == Item.run_id, Outcome.position == Item.position)
 
 
-# Built once: to build a statement costs more than to run it.
+# Built once: building a statement costs more than running it.
 
 _ITEMS, _OUTCOMES = cast_type("Table", Item.__table__), cast_type("Table", Outcome.__table__)
 _TRIES = cast_type("Table", ItemTries.__table__)

@@ -21,7 +21,7 @@ class RunMaintenanceRepository:
         self._session = session
 
     def find_overdue(self) -> Sequence[UUID]:
-        """Runs whose deadline has passed before all of their items were done."""
+        """Return runs whose deadline has passed before all their items were done."""
         is_undone = Run.succeeded + Run.failed < Run.total
         return self._session.scalars(
             select(Run.id).where(
@@ -34,7 +34,7 @@ class RunMaintenanceRepository:
         ).all()
 
     def find_abandoned(self, silence: float) -> Sequence[UUID]:
-        """Runs whose reader has shown nothing of itself for `silence` seconds."""
+        """Return runs that are prepared, and whose reader noted nothing for `silence` seconds."""
         return self._session.scalars(
             select(Run.id).where(
                 *is_open(RunState.PREPARING),
@@ -43,7 +43,7 @@ class RunMaintenanceRepository:
         ).all()
 
     def find_half_ended(self) -> Sequence[Run]:
-        """Ended runs that still have queued shards from before their end."""
+        """Return ended runs that still have queued shards from before their end."""
         # From the shards, which are few, to the runs.
         query = (
             select(Run)
@@ -53,9 +53,9 @@ class RunMaintenanceRepository:
         return self._session.scalars(query).unique().all()
 
     def prune(self, retention: float) -> UUID | None:
-        """Delete a run that ended `retention` seconds ago or before, and nobody has in hand.
+        """Delete a run that ended at least `retention` seconds ago, if it isn't locked.
 
-        At once and whole, as far as anybody can see; its items are deleted by and by.
+        Callers see it gone at once. Its items are deleted later, in batches.
         """
         run_id: UUID | None = self._session.scalar(
             select(Run.id)
@@ -71,9 +71,9 @@ class RunMaintenanceRepository:
         return run_id
 
     def next_pruned(self) -> UUID | None:
-        """A run that was deleted, and whose items still have to be."""
+        """Return a deleted run that still has items."""
         return self._session.scalar(select(PrunedRun.run_id).limit(1))
 
     def forget_pruned(self, run_id: UUID) -> None:
-        """Note that the items of a run are deleted, too."""
+        """Note that the items of a run are deleted."""
         change_rows(self._session, delete(PrunedRun).where(PrunedRun.run_id == run_id))

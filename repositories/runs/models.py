@@ -1,8 +1,8 @@
 """The tables of runs: what was handed in, and what became of each item.
 
-Items never change and outcomes are only added: an item is open as long as it has no outcome. What
-was paid for belongs to its content, not to its item: a vector lies in `embeddings`, an answer in
-`answers`, and every item of the same content, in any run, is served by it.
+Items never change and outcomes are only added. An item is open as long as it has no outcome. What
+was paid for belongs to the content and not to the item: a vector is in `embeddings`, an answer in
+`answers`, and all items with the same content, in any run, use it.
 """
 
 from datetime import datetime
@@ -67,13 +67,13 @@ class Run(Base):
     next_position: Mapped[int] = mapped_column(server_default="0")
     """Items from here on belong to no shard yet."""
     served_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """When it was last given a shard: who waits longest is next."""
+    """When it last got a shard: the run that waits longest is next."""
 
     # Of its outcomes; changed with them, in the same transactions.
     succeeded: Mapped[int] = mapped_column(server_default="0")
     failed: Mapped[int] = mapped_column(server_default="0")
     reused: Mapped[int] = mapped_column(server_default="0")
-    """Those that succeeded and cost nothing, as their content was paid for before."""
+    """Items that succeeded and cost nothing, as their content was paid for before."""
     # Of its provider calls.
     calls: Mapped[int] = mapped_column(server_default="0")
     input_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
@@ -81,21 +81,21 @@ class Run(Base):
     cost_usd: Mapped[Decimal] = mapped_column(Numeric(18, 10), server_default="0")
     """Of the calls whose cost is known."""
     unknown_cost: Mapped[int] = mapped_column(server_default="0")
-    """Calls whose cost is not known: of a model without a price, or perhaps not billed."""
+    """Calls of unknown cost: the model has no price, or nobody knows whether they were billed."""
     reserved_usd: Mapped[Decimal] = mapped_column(Numeric(18, 10), server_default="0")
-    """The most that calls may come to whose cost isn't known (yet)."""
+    """Upper bound of the cost of calls whose cost isn't known (yet)."""
     limiter_wait_seconds: Mapped[float] = mapped_column(server_default="0")
     version: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    """Raised by every change of these sums: of two views of a run, the newer one is known by it."""
+    """Raised by every change, so that of two snapshots of a run the newer one is known."""
 
     error_code: Mapped[str | None]
     error: Mapped[str | None]
     expires_at: Mapped[datetime]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     touched_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """While it is being read: when its last items came."""
+    """While the source is read: when that was last noted."""
     started_at: Mapped[datetime | None]
-    """Of the last start: a retry starts it anew."""
+    """Of the last start: a retry starts the run again."""
     finished_at: Mapped[datetime | None]
 
     __table_args__ = (
@@ -108,7 +108,7 @@ class Run(Base):
 
 
 class PrunedRun(Base):
-    """A run that was deleted, and whose items still have to be: there may be millions."""
+    """A deleted run that still has items: there may be millions."""
 
     __tablename__ = "pruned_runs"
 
@@ -118,7 +118,7 @@ class PrunedRun(Base):
 class Item(Base):
     """One input of a run. It never changes.
 
-    Without a foreign key to its run: checking that a million times costs more than to store them.
+    It has no foreign key to its run: checking that a million times costs more than storing items.
     """
 
     __tablename__ = "items"
@@ -127,9 +127,9 @@ class Item(Base):
     position: Mapped[int] = mapped_column(primary_key=True)
     """The number of the line or record in its source, from 1."""
     custom_id: Mapped[str | None]
-    """None where it could not be read; such an item has failed."""
+    """None if it could not be read; such an item has failed."""
     content_hash: Mapped[bytes | None]
-    """What its vector or answer is found by; None where there is nothing to ask for."""
+    """The key of its vector or answer. None if there is nothing to ask for."""
     text: Mapped[str | None]
     messages: Mapped[list[Any] | None] = mapped_column(JSONB)
     size: Mapped[int] = mapped_column(server_default="0")
@@ -142,7 +142,7 @@ class Item(Base):
 
 
 class ItemTries(Base):
-    """How often an open item has failed, where it has: its tries are bounded, whoever has it."""
+    """How often an open item has failed. It bounds the tries, whichever worker makes them."""
 
     __tablename__ = "item_tries"
 
@@ -152,7 +152,7 @@ class ItemTries(Base):
 
 
 class Outcome(Base):
-    """How an item ended. One without an outcome is still to be done."""
+    """How an item ended. An item without an outcome is open."""
 
     __tablename__ = "outcomes"
 
@@ -160,23 +160,23 @@ class Outcome(Base):
     position: Mapped[int] = mapped_column(primary_key=True)
     is_reused: Mapped[bool] = mapped_column(server_default=sql("false"))
     error_code: Mapped[str | None]
-    """None where it succeeded."""
+    """None if it succeeded."""
     error: Mapped[str | None]
     detail: Mapped[str | None]
-    """The provider's own words, or an answer that could not be taken. For the owner only."""
+    """The provider's words, or an answer that was not accepted. Only the owner sees it."""
 
 
 class Answer(Base):
-    """What a model answered, by what it was asked."""
+    """What a model answered, found by what it was asked."""
 
     __tablename__ = "answers"
 
     provider: Mapped[str] = mapped_column(primary_key=True)
     model: Mapped[str] = mapped_column(primary_key=True)
     content_hash: Mapped[bytes] = mapped_column(primary_key=True)
-    """Over everything that was asked, and by whom: no user is served another's answer."""
+    """Of all that was asked and of the user, so that no user gets another's answer."""
     result: Mapped[dict[str, Any]]
     used_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """When a run was last served by it."""
+    """When a run last used it."""
 
     __table_args__ = (Index("answers_used", "used_at"),)

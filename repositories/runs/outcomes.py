@@ -40,7 +40,7 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True)
 class Counted:
-    """How many outcomes were added; what was known before is not counted again."""
+    """How many outcomes were added. An item that had one already is not counted."""
 
     succeeded: int = 0
     failed: int = 0
@@ -54,21 +54,23 @@ class OutcomeRepository:
         self._session = session
 
     def end(self, run_id: UUID, ended: Sequence[Ended]) -> Counted:
-        """Add outcomes, of items that have none; what was added."""
+        """Add outcomes of items that have none. Returns what was added."""
         if not ended:
             return Counted()
-        # Nearly all are alike, and short then: no error, nothing to tell.
-        told = tuple(name for name in _TOLD if any(getattr(one, name) for one in ended))
-        new = {f"new_{name}": [getattr(one, name) for one in ended] for name in ("position", *told)}
+        # Most outcomes have no error, and then the statement is short.
+        names = tuple(name for name in _COLUMNS if any(getattr(one, name) for one in ended))
+        new = {
+            f"new_{name}": [getattr(one, name) for one in ended] for name in ("position", *names)
+        }
         succeeded, failed, reused = self._session.execute(
-            _end(told), {"the_run": run_id, **new}
+            _end(names), {"the_run": run_id, **new}
         ).one()
         return Counted(succeeded, failed, reused)
 
     def end_duplicates(self, run_id: UUID) -> int:
-        """End as failed what has the `custom_id` of an item before it; how many.
+        """Fail items that have the `custom_id` of an earlier item. Returns how many.
 
-        Those with nothing to ask for have failed already, and sink no other that has their id.
+        An item that can't be asked for has failed already, and fails no other with its id.
         """
         first = func.first_value(Item.position).over(
             partition_by=Item.custom_id, order_by=Item.position
@@ -84,7 +86,7 @@ class OutcomeRepository:
         return self._fail(again)
 
     def end_open(self, run_id: UUID, first: int, last: int, error_code: str, error: str) -> int:
-        """End as failed what is still open from `first` to `last`; how many."""
+        """Fail the open items from `first` to `last`. Returns how many."""
         left = select(Item.run_id, Item.position, literal(error_code), literal(error)).where(
             Item.run_id == run_id, Item.position.between(first, last), is_open_item()
         )
@@ -96,7 +98,7 @@ class OutcomeRepository:
         return change_rows(self._session, added)
 
     def reopen_failed(self, run_id: UUID) -> int:
-        """Open what has failed at a provider, not what never could be asked; how many."""
+        """Open the items that failed at a provider, without bad inputs. Returns how many."""
         could_be_asked = exists().where(
             Item.run_id == Outcome.run_id,
             Item.position == Outcome.position,
@@ -114,7 +116,7 @@ class OutcomeRepository:
         )
 
     def count_outcomes(self, run_id: UUID) -> Counted:
-        """All outcomes of a run."""
+        """Count all outcomes of a run."""
         row = self._session.execute(
             select(
                 func.count().filter(Outcome.error_code.is_(None)),
@@ -126,13 +128,13 @@ class OutcomeRepository:
 
 
 _OUTCOMES = cast("Table", Outcome.__table__)
-_TOLD = ("is_reused", "error_code", "error", "detail")
-"""What an outcome may say; what it doesn't is as in a new row."""
+_COLUMNS = ("is_reused", "error_code", "error", "detail")
+"""Columns that an outcome may set. The others keep their defaults."""
 
 
 @cache
-def _end(told: tuple[str, ...]) -> Executable:
-    columns = ("position", *told)
+def _end(names: tuple[str, ...]) -> Executable:
+    columns = ("position", *names)
     arrays = [
         func.unnest(bindparam(f"new_{name}", type_=ArrayLiteral(_OUTCOMES.c[name].type)))
         for name in columns

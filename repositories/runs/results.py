@@ -1,4 +1,4 @@
-"""What runs have produced, page by page in the order of their items."""
+"""Results and failures of runs, read in pages in the order of their items."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class FailedItem:
 
 
 class RunResultRepository:
-    """Reads items with what they came to."""
+    """Reads items together with their vectors, answers or errors."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -73,7 +73,7 @@ class RunResultRepository:
         *,
         with_text: bool,
     ) -> list[Produced]:
-        """The next vectors after a position: of the first of the models that has one."""
+        """Return the next vectors after a position, each of the first model that has one."""
         query = self._page(run_id, after, limit, with_text=with_text)
         found = []
         for model in models:
@@ -88,7 +88,7 @@ class RunResultRepository:
         ]
 
     def count_vectors(self, run_id: UUID, model: EmbeddingModel) -> int:
-        """How many items of a run have succeeded and have a vector of this model."""
+        """Count the succeeded items of a run that have a vector of this model."""
         vectors = TABLES[model.storage]
         query = (
             select(func.count())
@@ -102,7 +102,7 @@ class RunResultRepository:
     def answers(
         self, run_id: UUID, provider: str, model: str, after: int, limit: int, *, with_text: bool
     ) -> list[Produced]:
-        """The next answers after a position."""
+        """Return the next answers after a position."""
         query = self._page(run_id, after, limit, with_text=with_text).add_columns(Answer.result)
         rows = self._session.execute(
             query.join(
@@ -115,7 +115,7 @@ class RunResultRepository:
         return [Produced(row[0], row[1], row[2], row[3], None, row[4]) for row in rows]
 
     def failures(self, run_id: UUID, after: int, limit: int) -> list[FailedItem]:
-        """The next failures after a position."""
+        """Return the next failures after a position."""
         rows = self._session.execute(
             select(
                 Item.position,
@@ -158,7 +158,7 @@ def _its_vector(vectors: FromClause, model: EmbeddingModel) -> ColumnElement[boo
 def _first_vector(
     sent: Sequence[bytes | None], models: Sequence[EmbeddingModel]
 ) -> npt.NDArray[np.float32]:
-    """The first that there is, as its table's `send` gives it."""
+    """Read the first vector that is there, in the form of its table's `send`."""
     content, model = next((one, of) for one, of in zip(sent, models, strict=True) if one)
     kind = ">f4" if model.storage == VectorType.VECTOR else ">f2"
     return np.frombuffer(content, dtype=kind, offset=VECTOR_HEAD).astype(np.float32)

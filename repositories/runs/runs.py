@@ -23,13 +23,13 @@ from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.runs.models import Run, RunState
 
 POPULATED: Mapping[str, Any] = {"synchronize_session": False, "populate_existing": True}
-"""The row as the statement returns it is what counts, not what the session has seen before."""
+"""The session takes the row as the statement returns it, even if it has read it before."""
 OPEN_STATES = (RunState.PREPARING, RunState.RUNNING, RunState.FINALIZING)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is added to the sums of a run."""
+    """What to add to the sums of a run."""
 
     succeeded: int = 0
     failed: int = 0
@@ -53,12 +53,12 @@ class RunRepository(BaseRepository[Run]):
         return self.create(expires_at=func.now() + timedelta(seconds=lifetime), **values)
 
     def lock(self, run_id: UUID) -> Run | None:
-        """Return the run, and keep others from changing it until the transaction ends."""
+        """Return the run, locked until the transaction ends."""
         query = select(Run).where(Run.id == run_id).with_for_update()
         return self._session.scalars(query.execution_options(populate_existing=True)).one_or_none()
 
     def change(self, run_id: UUID, change: Change) -> Run | None:
-        """Add to the sums of a run; the run as it is then."""
+        """Add to the sums of a run. Returns the changed run."""
         added = {name: value for name, value in vars(change).items() if value}
         values = {f"add_{name}": value for name, value in added.items()}
         run: Run | None = self._session.scalars(
@@ -69,7 +69,7 @@ class RunRepository(BaseRepository[Run]):
         return run
 
     def touch(self, run_id: UUID, total: int, last_position: int) -> None:
-        """Note how much of a run has been read. Raises nothing where it was given up meanwhile."""
+        """Note how much of a run has been read. Does nothing if the run was abandoned."""
         self._set(
             run_id,
             Run.state == RunState.PREPARING,
@@ -79,17 +79,17 @@ class RunRepository(BaseRepository[Run]):
         )
 
     def show_reading(self, run_id: UUID) -> None:
-        """Note that a run's source is still read, though nothing came."""
+        """Note that a run's source is still read, even if nothing came."""
         self._set(run_id, Run.state == RunState.PREPARING, touched_at=func.now())
 
     def start(self, run_id: UUID, *, lifetime: float | None = None, **values: Any) -> Run | None:
-        """Let a run's open items be worked on, from the first on."""
+        """Start a run at its first open item."""
         if lifetime is not None:
             values["expires_at"] = func.now() + timedelta(seconds=lifetime)
         return self._set(
             run_id,
             state=RunState.RUNNING,
-            # After every shard that was made while this waited for the run's lock.
+            # Later than every shard that was added while this waited for the run's lock.
             started_at=func.clock_timestamp(),
             finished_at=None,
             next_position=0,
@@ -107,9 +107,9 @@ class RunRepository(BaseRepository[Run]):
         *,
         started_at: datetime | None = None,
     ) -> Run | None:
-        """End a run; None where it had ended already, or was started anew since `started_at`.
+        """End a run. None if it had ended, or was started again since `started_at`.
 
-        One all of whose items are done doesn't expire any more.
+        A run whose items are all done doesn't expire any more.
         """
         same = [] if started_at is None else [Run.started_at == started_at]
         if state == RunState.EXPIRED:
@@ -121,7 +121,7 @@ class RunRepository(BaseRepository[Run]):
             state=state,
             error_code=error_code,
             error=error,
-            # After every shard that was made while this waited for the run's lock.
+            # Later than every shard that was added while this waited for the run's lock.
             finished_at=func.clock_timestamp(),
         )
 
@@ -134,12 +134,12 @@ class RunRepository(BaseRepository[Run]):
         self._set(run_id, next_position=next_position, served_at=func.clock_timestamp())
 
     def is_on(self, run: Run) -> bool:
-        """Whether a run goes on in the start that was read."""
+        """Whether the run is still running, and was not started again since it was read."""
         same = {"the_run": run.id, "the_start": run.started_at}
         return self._session.execute(_IS_ON, same).one_or_none() is not None
 
     def count_workers(self, run_id: UUID) -> int:
-        """How many workers are at it now."""
+        """Return how many workers have a shard of the run."""
         query = select(func.count(distinct(Job.worker_id))).where(
             *open_shards(), Job.run_id == run_id, Job.state == JobState.RUNNING
         )
@@ -164,7 +164,7 @@ _IS_ON = select(Run.id).where(
 
 @cache
 def _change(names: tuple[str, ...]) -> Executable:
-    """Built once for each set of sums: to build a statement costs more than to run it."""
+    """Cached for each set of sums: building a statement costs more than running it."""
     added = {
         name: getattr(Run, name) + bindparam(f"add_{name}", type_=getattr(Run, name).type)
         for name in names

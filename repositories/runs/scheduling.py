@@ -16,7 +16,7 @@ from promptstack.repositories.runs.runs import is_open, open_shards
 
 @dataclass(frozen=True)
 class Shard:
-    """A slice of a run that has ended, and not well."""
+    """A shard that did not succeed."""
 
     first: int
     last: int
@@ -27,7 +27,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Failing:
-    """A run with a shard that failed of what no other can escape."""
+    """A run with a shard that failed by an error that ends the run."""
 
     run_id: UUID
     started_at: datetime
@@ -42,17 +42,18 @@ class SchedulingRepository:
         self._session = session
 
     def count_working_shards(self) -> int:
-        """How many shards are queued or running, without those that wait for a time to come."""
+        """Return how many shards are running, or queued and due."""
         query = select(func.count()).where(*open_shards(), ~_waits())
         return self._session.scalar(query) or 0
 
     def next_to_serve(
-        self, own_wait: str, most_waiting: int, but: Collection[UUID] = ()
+        self, own_wait: str, max_waiting: int, but: Collection[UUID] = ()
     ) -> Run | None:
-        """The run that gets the next shard: the one with the fewest, and waiting longest.
+        """Return the run that gets the next shard: it has the fewest, and waits longest.
 
-        None of which a shard waits, as for its rate limit: it can't use another one. Up to
-        `most_waiting` may wait with the error code `own_wait`, that of a cause of their own.
+        A run is left out if one of its shards waits, for example for a rate limit: another shard
+        would wait too. Shards that wait with the error code `own_wait` don't count as that, up to
+        `max_waiting` of them.
         """
         of_run = [*open_shards(), Job.run_id == Run.id]
         shards = select(func.count()).where(*of_run).correlate(Run).scalar_subquery()
@@ -65,7 +66,7 @@ class SchedulingRepository:
                 Run.id.not_in(but),
                 Run.next_position <= Run.last_position,
                 ~exists().where(*of_run, _waits(), ~is_own),
-                own.scalar_subquery() < most_waiting,
+                own.scalar_subquery() < max_waiting,
             )
             .order_by(shards, Run.served_at)
             .limit(1)
@@ -93,12 +94,12 @@ class SchedulingRepository:
         ).all()
 
     def failed_finalizations(self, run: Run) -> Sequence[Job]:
-        """The jobs that should have completed a run since its last start, and could not."""
+        """Return the finalizations of a run's last start that failed."""
         query = select(Job).where(*_failed(run, JobKind.FINALIZATION)).order_by(Job.id)
         return self._session.scalars(query).all()
 
     def failed_shards(self, run: Run) -> list[Shard]:
-        """The shards of a run's last start that ended otherwise than well."""
+        """Return the shards of a run's last start that did not succeed."""
         rows = self._session.execute(
             select(
                 Job.request["first"].as_integer(),
@@ -111,7 +112,7 @@ class SchedulingRepository:
         return [Shard(*row) for row in rows]
 
     def find_failing(self, error_codes: Sequence[str]) -> list[Failing]:
-        """Running runs with a shard that failed of something that no other can escape."""
+        """Return running runs with a shard that failed by an error that ends the run."""
         rows = self._session.execute(
             select(Run.id, Run.started_at, Job.error_code, Job.error)
             .join(Job, Job.run_id == Run.id)
@@ -129,7 +130,7 @@ class SchedulingRepository:
         return list(found.values())
 
     def queued_shards(self, run: Run) -> Sequence[UUID]:
-        """The jobs of an ended run that nobody works on; not those of a later start."""
+        """Return the queued shards of an ended run, without those of a later start."""
         query = select(Job.id).where(
             *open_shards(),
             Job.run_id == run.id,
@@ -139,7 +140,7 @@ class SchedulingRepository:
         return self._session.scalars(query).all()
 
     def loads_vectors(self, provider: str, model: str, *, but: UUID) -> bool:
-        """Whether another run adds vectors of a model."""
+        """Whether another running run adds vectors of the model."""
         query = select(
             exists().where(
                 Run.provider == provider,

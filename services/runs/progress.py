@@ -97,7 +97,7 @@ class RunProgress:
         self._shown_at: dict[UUID, float] = {}
 
     def show(self, run: Run) -> None:
-        """Show a run that goes on, some times a second at most."""
+        """Show a running run, at most four times a second."""
         now = self._clock()
         with self._lock:
             if now - self._shown_at.get(run.id, 0.0) < SHOW_SECONDS:
@@ -111,7 +111,7 @@ class RunProgress:
         """Show where a run stands. Redis or the ledger being away costs the view, not the run."""
         workers = 0
         if not RunState(run.state).is_final:
-            # Whoever shows a run has just stored something, which must not look undone.
+            # The caller has just stored results; an error here must not hide that.
             with suppress(TransientLedgerError), self._ledger.transaction() as unit:
                 workers = unit.runs.count_workers(run.id)
         snapshot = RunSnapshot.of(run, workers, self._clock())
@@ -119,7 +119,7 @@ class RunProgress:
         return snapshot
 
     def read(self, run_id: UUID | str) -> RunSnapshot | None:
-        """Where a run stands; from the ledger where Redis doesn't know, or not lately."""
+        """Return where a run stands: from Redis, or from the ledger if that is missing or old."""
         run_id = read_id(run_id, "run")
         shown = self._view.read([run_id]).get(run_id)
         if shown is not None and not shown.state.is_final:
@@ -127,7 +127,7 @@ class RunProgress:
         return self.rebuild(run_id)
 
     def rebuild(self, run_id: UUID) -> RunSnapshot | None:
-        """Show anew what the ledger says; None where it knows no such run."""
+        """Show what the ledger says. None if it has no such run."""
         with self._ledger.transaction() as unit:
             run = unit.runs.get(run_id)
         return None if run is None else self.publish(run)

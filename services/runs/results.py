@@ -1,4 +1,4 @@
-"""The output of runs, streamed in the order of their items."""
+"""The output of runs, read in the order of their items."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -18,7 +18,7 @@ Row = TypeVar("Row", Produced, FailedItem)
 
 
 class RunResults:
-    """Reads what a run came to, a page at a time: no transaction is open between two."""
+    """Reads results and failures page by page. No transaction is open between two pages."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -26,7 +26,7 @@ class RunResults:
     def produced(
         self, run_id: UUID | str, *, with_input: bool = False, after: int = 0, page: int = PAGE
     ) -> Iterator[Produced]:
-        """What has succeeded so far, after a position; read by `page`. Raises `NotFound`."""
+        """Yield the results so far, after a position. Raises `NotFound`."""
         run_id = read_id(run_id, "run")
         with self._ledger.transaction() as unit:
             run = unit.runs.get(run_id)
@@ -50,7 +50,7 @@ class RunResults:
     def failed(
         self, run_id: UUID | str, *, after: int = 0, page: int = PAGE
     ) -> Iterator[FailedItem]:
-        """What has failed so far, after a position; read by `page`."""
+        """Yield the failed items so far, after a position. Raises `NotFound`."""
         run_id = read_id(run_id, "run")
 
         def read(unit: UnitOfWork, after: int) -> list[FailedItem]:
@@ -75,7 +75,7 @@ class RunResults:
             after = rows[-1].position
 
     def dimensions(self, run_id: UUID) -> int | None:
-        """How many numbers a vector of the run has; None of a generation."""
+        """Return how many numbers a vector of the run has. None for a generation."""
         with self._ledger.transaction() as unit:
             run = unit.runs.get(run_id)
             if run is None or run.kind != RunKind.EMBEDDING:
@@ -85,7 +85,7 @@ class RunResults:
 
 
 def _models(unit: UnitOfWork, run: Run) -> Sequence[EmbeddingModel]:
-    """The dimensions that its model has had: first that of most of the run's vectors."""
+    """Return the dimensions that the model has had, first the one that most vectors have."""
     models = unit.embeddings.dimensions_of(run.provider, run.model)
     if len(models) < 2:
         return models  # not counted, as that takes a while

@@ -81,7 +81,7 @@ class ShardScheduler:
                     return False
                 run_id = run.id
                 found = unit.items.next_slice(
-                    run.id, run.next_position, shard_items(run), most_bytes=self._shard_bytes
+                    run.id, run.next_position, shard_items(run), max_bytes=self._shard_bytes
                 )
                 if found is not None:
                     messages = [self.add_shard(unit, run, found)]

@@ -29,7 +29,7 @@ class RunView:
     calls: int
     tokens: int
     cost_usd: Money | None
-    """Of the calls whose cost is known; None where that is nothing, and others' isn't known."""
+    """Of the calls whose cost is known. None if that is nothing and other calls' isn't known."""
     unknown_cost: int
     """Calls whose cost is not known."""
     max_cost_usd: Money | None
@@ -54,40 +54,40 @@ class RunView:
 
 
 def known_cost(run: Run) -> Decimal | None:
-    """What the calls of a run came to, None where nobody knows of any that cost something."""
+    """Return the cost of the calls of a run. None if only calls of unknown cost were made."""
     return None if run.unknown_cost and not run.cost_usd else run.cost_usd
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a run would do: known before anything is paid for."""
+    """What a run would do and cost, before anything is paid for."""
 
     run_id: UUID
     provider: str
     model: str
     items: int
     bad: int
-    """Of them, those that can't be asked for."""
+    """Items that can't be asked for."""
     faults: list[BadInput]
     """The first of these."""
     duplicates: int
     """Of the bad ones, those with the id of an earlier one."""
     to_pay: int
-    """Different contents that nothing was paid for yet."""
+    """Different contents that were not paid for yet."""
     reused: int
     """Items that cost nothing: their content was paid for, or comes twice."""
     tokens: int
     """Expected, input and output together."""
     cost_usd: Decimal | None
-    """Expected; None where no price is known."""
+    """Expected. None if no price is known."""
     max_cost_usd: Decimal | None
     """The run's limit."""
     seconds: float | None
-    """At the known limits; None where none is known."""
+    """At the known limits. None if none is known."""
 
     @property
     def is_over_limit(self) -> bool:
-        """Whether the run is expected to end at its limit, before all is done."""
+        """Whether the run will probably reach its limit before it is done."""
         if self.cost_usd is None or self.max_cost_usd is None:
             return False
         return self.cost_usd > self.max_cost_usd

@@ -1,4 +1,4 @@
-"""What workers do for runs: their shards, and their ends."""
+"""The jobs of runs: a worker works on a shard, or finalizes a run."""
 
 import logging
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ INDEX_POLL_SECONDS = 0.5
 
 
 class RunWork:
-    """Runs the jobs of runs."""
+    """Handles shards and finalizations."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class RunWork:
         self._schema_bounds = schema_bounds
 
     def run_shard(self, job: JobContext) -> Mapping[str, object]:
-        """Work on a shard; what it came to, in numbers."""
+        """Work on a shard. Returns what it did, in numbers."""
         run = self._run_of(job)
         counts: Mapping[str, object] = {}
         if run.state == RunState.RUNNING and not self._gives_up(job, run):
@@ -63,7 +63,7 @@ class RunWork:
         return counts
 
     def _gives_up(self, job: JobContext, run: Run) -> bool:
-        """Narrow a shard whose workers keep dying; whether the item that was left has failed."""
+        """Bisect a shard whose workers keep dying. True if its last item has failed now."""
         if not is_suspect(job.claim):
             return False
         claim = job.claim
@@ -76,7 +76,7 @@ class RunWork:
         return bool(left.failed)
 
     def finalize(self, job: JobContext) -> None:
-        """Do what is left when every item of a run has ended, and complete the run."""
+        """Build the index of a run whose items have ended, and complete the run."""
         run = self._run_of(job)
         job.show()
         why: str | None = None
@@ -95,7 +95,7 @@ class RunWork:
 
         model, is_loaded = job.ledger.write(look)
         if model is None or is_loaded:
-            return  # the last of several runs builds it
+            return  # the last of several runs of the model builds it
         try:
             while not self._indexes.build(model, lambda: job.handle.is_cancelled):
                 job.handle.pause(INDEX_POLL_SECONDS)
@@ -114,16 +114,16 @@ class RunWork:
 
 
 def _end(unit: UnitOfWork, job: JobContext, run_id: UUID, without_index: str | None) -> Run | None:
-    """Complete the run, its sums put right by its outcomes: they are the truth.
+    """Complete the run, and correct its sums by its outcomes.
 
-    `without_index` is why its model has no index.
+    `without_index` says why its model has no index.
     """
     unit.steps.succeed(job.claim, {})
     run = unit.runs.lock(run_id)
     if run is None or run.state != RunState.FINALIZING:
         return run
     if unit.items.next_slice(run_id, 0, 1) is not None:
-        # Nobody knows a way to this; but a run that says it is done must be.
+        # No way to this is known, but a completed run must be done.
         logger.error("run %s has items without an outcome and goes on", run_id)
         return unit.runs.start(run_id)
     counted = unit.outcomes.count_outcomes(run_id)

@@ -1,1 +1,1 @@
-"""Whether an answer follows the run's JSON schema."""
+"""Answers are validated by the run's JSON schema, within bounds of steps and time."""

@@ -1,4 +1,4 @@
-"""Answers that must be instances of a JSON schema."""
+"""Validates answers by a JSON schema, and reads them."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ from promptstack.services.validation.json_text import NotExact, load_exactly
 from promptstack.services.validation.schema_bounds import SchemaBounds
 
 MAX_DEPTH = 100
-"""Of an answer: far more than any schema means, and far less than Python's stack holds."""
+"""Levels of an answer: far more than any schema means, far fewer than Python's stack holds."""
 
 
 class AnswerMismatch(PromptStackError):
@@ -33,7 +33,7 @@ class AnswerSchema:
     """A schema, ready to check answers."""
 
     def __init__(self, schema: dict[str, Any], bounds: SchemaBounds) -> None:
-        """Raise `InvalidInput` for what is no schema, or can't be judged by."""
+        """Raise `InvalidInput` if it is no schema, or answers can't be validated by it."""
         rules = SchemaRules(schema, bounds)
         self._bounds = bounds
         self._names = rules.names

@@ -1,4 +1,4 @@
-"""The keywords of JSON schemas, each counted before it judges; those that take long, of our own."""
+"""Keywords of JSON schemas. Each counts its steps first; slow ones of the library are replaced."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -18,12 +18,12 @@ Keyword = Callable[[Judge, Any, Any, Any], Iterable[ValidationError] | None]
 
 HASHED = ("uniqueItems", "enum", "const")
 VALUES_A_STEP = 25
-"""The library's errors quote what they are about, whoever reads them, and that takes its time."""
+"""The library quotes the value in each error, even if nobody reads it, and that takes time."""
 STEPS_A_REFERENCE = 10
 
 
 def metered(kind: JudgeType, meter: Meter, patterns: Patterns) -> JudgeType:
-    """The same judge, which counts what it does and does nothing that takes long for its count."""
+    """Return a validator class that counts its steps, and has no keyword slower than its count."""
     keywords: dict[str, Keyword] = {
         **kind.VALIDATORS,
         "pattern": patterns.judge,
@@ -54,7 +54,7 @@ def _counted(meter: Meter, name: str, keyword: Keyword) -> Keyword:
 
 
 def _handed_on(name: str, rule: Any, value: Any) -> int:
-    """How many values a keyword hands on to the rules for them, which may be none."""
+    """Return how many values a keyword passes to other rules."""
     match name:
         case "allOf" | "anyOf" | "oneOf":
             return len(rule)
@@ -73,7 +73,7 @@ def _handed_on(name: str, rule: Any, value: Any) -> int:
 def _enum(
     known: dict[int, frozenset[Any]], _: Judge, rule: list[Any], value: Any, __: Any
 ) -> Iterator[ValidationError]:
-    """Whether a value is one of the rule's, which are hashed once; the library compares each."""
+    """Check `enum` by a hash of its values. The library compares each one."""
     members = known.get(id(rule))
     if members is None:
         members = known[id(rule)] = frozenset(map(_hashed, rule))
@@ -87,15 +87,15 @@ def _const(_: Judge, rule: Any, value: Any, __: Any) -> Iterator[ValidationError
 
 
 def unique_items(_: Judge, rule: Any, value: Any, __: Any) -> Iterator[ValidationError]:
-    """Whether all members differ; the library compares each with each."""
+    """Check that all members differ, by a hash. The library compares each with each."""
     if rule is True and isinstance(value, list) and len(set(map(_hashed, value))) < len(value):
         yield ValidationError("has members that are the same")
 
 
 def _hashed(value: Any) -> Any:
-    """The same for the same JSON value, and for no other: 1 is 1.0, and not true.
+    """Return equal values for equal JSON values only: 1 equals 1.0, and not true.
 
-    Of numbers it holds the digits: one can choose thousands of numbers of the same hash.
+    Numbers are held as digits, as an attacker can choose thousands of numbers with the same hash.
     """
     match value:
         case bool():
@@ -118,13 +118,13 @@ def _not(judge: Judge, rule: Any, value: Any, _: Any) -> Iterator[ValidationErro
 
 
 def _any_of(judge: Judge, rule: list[Any], value: Any, _: Any) -> Iterator[ValidationError]:
-    """The library's own keeps every error of every schema, each with a copy of the value."""
+    """The library's keyword keeps all errors of all schemas, each with a copy of the value."""
     if not any(_holds(judge, schema, value) for schema in rule):
         yield ValidationError("is not valid under any of the schemas")
 
 
 def _one_of(judge: Judge, rule: list[Any], value: Any, _: Any) -> Iterator[ValidationError]:
-    """As `_any_of`; it ends at the second one that holds."""
+    """As `_any_of`. It stops at the second schema that holds."""
     held = 0
     for schema in rule:
         held += _holds(judge, schema, value)

@@ -1,4 +1,4 @@
-"""What judging one answer by a JSON schema takes, counted while it is done."""
+"""Counts the steps of validating one answer by a JSON schema."""
 
 import time
 from collections.abc import Callable
@@ -6,17 +6,17 @@ from typing import Any
 
 CHARACTERS_A_VALUE = 50
 STEPS_A_LOOK = 200
-"""How many steps are done between two looks at the clock."""
+"""Steps between two looks at the clock."""
 
 
 class OverBudget(Exception):
-    """Judging takes more than it may."""
+    """Validation takes more steps or time than it may."""
 
 
 class Meter:
-    """Counts steps, each of some microseconds, and ends what takes too many or too long.
+    """Counts steps of some microseconds each, and ends what takes too many or too long.
 
-    Used by one thread. Time is that of its processor, so that a busy machine fails no answer.
+    One thread uses it. It measures processor time, so that a busy machine fails no answer.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Meter:
         return self._steps - self._left
 
     def begin(self, answer: Any) -> None:
-        """Measure an answer, and count from nothing."""
+        """Measure an answer, and count from zero."""
         self._left = self._look_at = self._steps
         self._until = self._clock() + self._seconds
         self._sizes = {}
@@ -52,11 +52,11 @@ class Meter:
             raise OverBudget
 
     def size(self, value: Any) -> int:
-        """How many values stand in one of the answer, itself among them."""
+        """Return how many values a part of the answer has, itself included."""
         return _length(value) if isinstance(value, str | int) else self._sizes.get(id(value), 1)
 
     def _measure(self, value: Any) -> int:
-        """Note the size of every list and object. An answer nests within bounds."""
+        """Note the size of every list and object. The answer's depth is bounded."""
         match value:
             case str() | int():
                 return _length(value)

@@ -1,4 +1,4 @@
-"""The patterns of a JSON schema, compiled once, by an engine whose time is known beforehand."""
+"""Patterns of a JSON schema, compiled once by RE2, whose time is bounded."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,9 +18,9 @@ LOOKS_A_STEP = 1_000
 
 
 class Patterns:
-    """Those of one schema.
+    """The patterns of one schema.
 
-    RE2 takes time that grows with the text only, times the pattern's length at the worst.
+    RE2's time grows with the length of the text, times that of the pattern at worst.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -28,7 +28,7 @@ class Patterns:
         self._compiled: dict[str, Any] = {}
 
     def compile(self, pattern: str) -> None:
-        """Compile one, and keep it. Raises `InvalidInput`."""
+        """Compile a pattern and keep it. Raises `InvalidInput`."""
         if pattern in self._compiled:
             return
         options = re2.Options()
@@ -43,12 +43,12 @@ class Patterns:
             ) from None
 
     def judge(self, _: Any, pattern: str, value: Any, __: Any) -> Iterator[ValidationError]:
-        """Whether a text has what the keyword `pattern` asks for."""
+        """Check the keyword `pattern`."""
         if not isinstance(value, str):
             return
         compiled = self._compiled[pattern]
         self._meter.take(1 + len(value) * compiled.programsize // LOOKS_A_STEP)
-        # An answer may hold half of a surrogate pair, which has no place in UTF-8.
+        # An answer may hold half of a surrogate pair, which UTF-8 can't encode.
         if compiled.search(value.encode(errors="replace")) is None:
             yield ValidationError("does not match the pattern")
 

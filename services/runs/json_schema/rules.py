@@ -1,4 +1,4 @@
-"""JSON schemas of callers, made safe to judge by: nothing is fetched, and no work is endless."""
+"""Checks a JSON schema of a caller: nothing is fetched, and validating by it always ends."""
 
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -32,9 +32,9 @@ NOT_JUDGED = (
 """Keywords that a part of a schema must not have. Structured outputs of providers refuse them, too;
 each would need code of its own here to be judged in bounded time."""
 SAME_VALUE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")
-"""Their schemas judge the same value as the schema that they stand in."""
+"""Their schemas apply to the same value as the schema around them."""
 DEFINITIONS = ("$defs", "definitions")
-"""What stands there judges nothing before a reference leads to it."""
+"""Their schemas apply only where a reference leads to them."""
 
 LATEST: str = jsonschema.Draft202012Validator.META_SCHEMA["$schema"]
 DIALECTS: dict[str, JudgeType] = {
@@ -51,10 +51,10 @@ FORMS: dict[JudgeType, Judge] = {kind: form_of(kind) for kind in DIALECTS.values
 
 
 class SchemaRules:
-    """A schema all of whose parts were looked at."""
+    """A schema whose parts were all checked."""
 
     def __init__(self, schema: Mapping[str, Any], bounds: SchemaBounds) -> None:
-        """Raise `InvalidInput` for what is no schema, or can't be judged by."""
+        """Raise `InvalidInput` if it is no schema, or answers can't be validated by it."""
         bounds.check(schema)
         dialect = schema.get("$schema", LATEST)
         kind = DIALECTS.get(dialect.rstrip("#")) if isinstance(dialect, str) else None
@@ -82,11 +82,11 @@ class SchemaRules:
         self._check_expanded()
 
     def validator(self) -> Judge:
-        """What judges by it, counted by `meter`."""
+        """Return a validator that counts its steps on `meter`."""
         return metered(self._kind, self.meter, self._patterns)(self._schema, registry=Registry())
 
     def _look_through(self) -> None:
-        """See every part that may judge something: sub-schemas, and what references lead to."""
+        """Check every part: sub-schemas, and what references lead to."""
         root = self._resource(self._schema)
         resolver = Registry().resolver_with_root(root)
         to_see = [root]
@@ -129,7 +129,7 @@ class SchemaRules:
             raise InvalidInput(f"This is no JSON schema: {error.message[:200]}.")
 
     def _check_keywords(self, part: Mapping[str, Any]) -> None:
-        """Raise `InvalidInput` for a keyword, or a pattern, that can't be judged by."""
+        """Raise `InvalidInput` for a keyword or a pattern that isn't supported."""
         refused = next((name for name in (*NOT_JUDGED, self._id) if name in part), None)
         if refused is not None:
             raise InvalidInput(
@@ -150,10 +150,10 @@ class SchemaRules:
             ) from None
 
     def _check_expanded(self) -> None:
-        """Count keywords and levels, those of a part each time that something leads to it.
+        """Bound keywords and levels, counting a part each time that something leads to it.
 
-        A part within itself, under a property or an item, counts as one keyword there: the answer
-        decides how often judging comes to it.
+        A part within itself, under a property or an item, counts as one keyword there. How often
+        it applies depends on the answer, and is counted then.
         """
         bounds, known = self._bounds, dict[int, tuple[int, int]]()
         begun: set[int] = set()
