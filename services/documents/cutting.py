@@ -20,18 +20,6 @@ class Cutting:
     fits: Chunker
     """The same, with chunks that the model takes, as far as is known."""
 
-    def smaller(self, text: str, source: str, error: ContextTooLong) -> "Cutting":
-        """Return a cutting with smaller chunks, after the model has refused a chunk's `text`.
-
-        Raises the `error` if chunks can't be smaller.
-        """
-        fits = self.fits.at_most(_fitting_tokens(self.fits.size(text, source), error))
-        while len(fits.cut(text, source)) == 1:
-            if fits.tokens == MIN_CHUNK_TOKENS:
-                raise error
-            fits = fits.at_most(fits.tokens * 3 // 4)
-        return replace(self, fits=fits)
-
 
 class Cutter:
     """Knows how to cut documents, and learns how long a model's texts may be."""
@@ -52,13 +40,21 @@ class Cutter:
         return Cutting(asked, fits.at_most(self.fitting.get((claim.provider, claim.model))))
 
     def smaller(self, claim: Claim, cutting: Cutting, text: str, error: ContextTooLong) -> Cutting:
-        """Return a smaller cutting, and begin with it for the model's next documents."""
-        smaller = cutting.smaller(text, claim.request["source"], error)
+        """Cut smaller after the model has refused a chunk's `text`, also the next documents.
+
+        Raises the `error` if chunks can't be smaller.
+        """
+        source, fits = claim.request["source"], cutting.fits
+        fits = fits.at_most(_fitting_tokens(fits.size(text, source), error))
+        while len(fits.cut(text, source)) == 1:
+            if fits.tokens == MIN_CHUNK_TOKENS:
+                raise error
+            fits = fits.at_most(fits.tokens * 3 // 4)
         # Other documents are alike, except for rare texts such as long numbers.
         limit = error.limit or 0  # no model has a limit below the smallest chunk
         least = (limit if limit >= MIN_CHUNK_TOKENS else cutting.asked.tokens) // 2
-        self.fitting[claim.provider, claim.model] = max(smaller.fits.tokens, least)
-        return smaller
+        self.fitting[claim.provider, claim.model] = max(fits.tokens, least)
+        return replace(cutting, fits=fits)
 
 
 def _fitting_tokens(before: int, error: ContextTooLong) -> int:
