@@ -12,14 +12,14 @@ from promptstack.tasks.embeddings import generate_embeddings
 from promptstack.tasks.generation import generate_text
 from promptstack.tasks.job_task import JobTask
 from promptstack.tasks.runs import finalize_run, run_shard
-from promptstack.tasks.views.monitors import GatheredEvents, Monitors
+from promptstack.tasks.views.monitors import BufferedEvents, Monitors
 
 
 class App(Celery):
-    """Goes by our settings, which have checked the URLs.
+    """Uses our settings, which have checked the URLs.
 
-    Celery's own puts CELERY_BROKER_URL, CELERY_RESULT_BACKEND and their kin, as they stand in the
-    environment, before what it is configured with.
+    Celery's own class prefers CELERY_BROKER_URL, CELERY_RESULT_BACKEND and similar variables of
+    the environment to what it is configured with.
     """
 
     def __init__(self, configuration: dict[str, Any], **kwargs: Any) -> None:
@@ -36,12 +36,12 @@ class App(Celery):
 def create_app(settings: Settings, redis_url: str, *, results: bool = True) -> Celery:
     """Make the app. Without `results` it only sends messages.
 
-    With them, each message sent would subscribe to its result, and stay subscribed for ever.
+    With them, each message would subscribe to its result and stay subscribed for ever.
     """
     configuration = celery_settings(settings, redis_url)
     if not results:
         configuration["result_backend"] = "disabled://"
-    return App(configuration, main="promptstack", set_as_current=False, events=GatheredEvents)
+    return App(configuration, main="promptstack", set_as_current=False, events=BufferedEvents)
 
 
 def register_tasks(app: Celery, executor: Executor, monitors: Monitors) -> None:

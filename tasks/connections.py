@@ -26,7 +26,7 @@ REFUSALS = (AuthenticationError, NoPermissionError, AccessRefused, NotAllowed)
 PROBES = [f"promptstack:probe:{number}" for number in range(3)]
 """Keys that nobody sets. Of a Redis Cluster with several nodes, none has the slots of all."""
 AWAY = (RedisError, AMQPError, OSError)
-"""What a server that can't be reached raises; and much else, which is shown where it is met."""
+"""What is raised for a server that can't be reached, and for much else."""
 
 
 def open_redis(url: str) -> Redis:

@@ -28,11 +28,11 @@ TASKS = {
 }
 
 BROKER_ERRORS = (OperationalError, BatchPublishError, AMQPError, RedisError, OSError)
-"""RabbitMQ's come as they are, since we let Celery not retry."""
+"""RabbitMQ's errors come as they are, since Celery doesn't retry here."""
 
 
 class CeleryPublisher:
-    """Sends one Celery message a job, under the job's id as task id."""
+    """Sends one Celery message a job, with the job's id as task id."""
 
     def __init__(self, app: Celery, redis: Redis, *, circuit: CircuitBreaker | None = None) -> None:
         self._app = app
@@ -57,7 +57,7 @@ class CeleryPublisher:
         return self._epoch
 
     def uptime(self) -> float | None:
-        """Since Redis was started, in whole seconds; where another broker is used, of no weight."""
+        """Return the age of Redis in whole seconds. It tells nothing of another broker."""
         try:
             return float(self._redis.info("server")["uptime_in_seconds"])
         except (RedisError, KeyError, ValueError):
@@ -79,10 +79,10 @@ class CeleryPublisher:
             raise self._unavailable(error) from error
 
     def publish_all(self, messages: Sequence[JobMessage]) -> None:
-        """Send the messages of many jobs in as few exchanges as the broker can; see `Publisher`.
+        """Send the messages of many jobs in as few exchanges as the broker can.
 
-        Monitors hear of these jobs when a worker takes them: an event for each message sent would
-        cost an exchange of its own, which is what takes long.
+        Monitors hear of these jobs when a worker takes them: an event for each message would cost
+        an exchange of its own, which is what takes long.
         """
         self._check_circuit()
         amqp: Any = self._app.amqp
@@ -104,10 +104,10 @@ class CeleryPublisher:
             raise self._unavailable(error) from error
 
     def waiting(self, queue: Queue) -> int:
-        """How many messages wait in a queue."""
+        """Count the messages that wait in a queue."""
         try:
             with self._app.connection_or_acquire() as connection:
-                # Declared, not only asked for: a queue nobody has used yet is empty, not an error.
+                # Declared: a queue that nobody has used yet is empty and no error.
                 channel: Any = connection.default_channel
                 return int(
                     channel.queue_declare(str(queue), durable=True, auto_delete=False).message_count

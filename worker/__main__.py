@@ -17,7 +17,7 @@ from promptstack.worker.processes import WRONG_SETTINGS, WorkerProcesses
 
 
 def main() -> int:
-    """Run workers until told to stop; the exit code."""
+    """Run workers until told to stop. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="promptstack worker")
     parser.add_argument(
         "--concurrency",
@@ -58,7 +58,7 @@ def _work(settings: Settings) -> int:
 
 
 def _work_for_keeper(settings: Settings) -> int:
-    """Run one worker; the exit code says whether another try may help: the ledger comes back."""
+    """Run one worker. The exit code says whether another start may help."""
     try:
         return _work(settings)
     except PromptStackError as error:
@@ -66,7 +66,7 @@ def _work_for_keeper(settings: Settings) -> int:
 
 
 def _import_providers(settings: Settings) -> None:
-    """Import what the workers will need: an SDK takes up to a second."""
+    """Import what the workers will need before they are forked: an SDK takes up to a second."""
     own = {
         "openai": settings.openai_api_key or settings.openai_base_url,
         "anthropic": settings.anthropic_api_key or settings.anthropic_base_url,

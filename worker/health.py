@@ -10,10 +10,10 @@ from promptstack.tasks.composition import PromptStack
 
 
 def main() -> int:
-    """Exit with 1 when the ledger has no fresh heartbeat from here.
+    """Return 1 when the ledger has no fresh heartbeat from this machine.
 
-    A ledger that is away says nothing about the worker, which may hold answers that were paid for:
-    it must not be ended for that.
+    An outage of the ledger tells nothing about the worker. It may hold answers that were paid for,
+    so it must not be ended for that.
     """
     try:
         with PromptStack.open() as stack, stack.ledger.transaction() as unit:

@@ -1,4 +1,4 @@
-"""A thread that does something again and again, whatever happens."""
+"""A thread that repeats an action, whatever happens."""
 
 import logging
 import threading
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Runs `action` every `seconds` until stopped; an error is logged and tried again."""
+    """Runs `action` every `seconds` until stopped. Logs errors and goes on."""
 
     def __init__(self, name: str, action: Callable[[], object], seconds: float) -> None:
         self._name = name
@@ -21,11 +21,11 @@ class Periodic:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin, with the first run at once."""
+        """Begin with the first run at once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the run that is under way."""
+        """End after the current run."""
         self._stopped.set()
         self._thread.join()
 
@@ -37,7 +37,7 @@ class Periodic:
             except PromptStackError as error:
                 logger.warning("%s: %s", self._name, error)
             except Exception:
-                # A heartbeat that stops for a bug would free every job this worker runs.
+                # Without heartbeats, every job of this worker would be taken from it.
                 logger.exception("%s met an unexpected error and goes on", self._name)
             took = time.monotonic() - started
             self._stopped.wait(max(0.0, self._seconds - took))

@@ -27,20 +27,20 @@ from promptstack.worker.periodic import Periodic
 logger = logging.getLogger(__name__)
 
 SWITCH_SECONDS = 0.001
-"""How long a thread may keep the others from running: at Python's 0.005, what takes messages and
-what talks to providers wait most of the time for threads that are in no hurry."""
+"""How long a thread may keep the others from running. At Python's 0.005, the threads that take
+messages and talk to providers wait most of the time for threads that are in no hurry."""
 GC_THRESHOLDS = (20_000, 20, 20)
-"""Allocations before the youngest objects are searched for cycles, then rounds before older ones
-are: at Python's 700, 10, 10 calls under way are searched again and again, and so was all that was
-loaded at the start, which is now frozen (an eighth of the processor time of a generation)."""
+"""Allocations before the youngest objects are searched for cycles, then rounds before older ones.
+At Python's 700, 10, 10, running calls are searched again and again, and so was all that was loaded
+at the start, which is frozen now. That was an eighth of the processor time of a generation."""
 VIEWS_SECONDS = 0.05
-"""Between two rounds of showing in Redis what became of jobs: soon enough for eyes."""
+"""Between two rounds of showing jobs in Redis: soon enough for a person."""
 RENEW_SECONDS = 5.0
-"""Between two renewals of the leases of running calls; a lease lasts four times as long."""
+"""Between two renewals of the leases of running calls. A lease lasts four times as long."""
 EXIT_FAILED = 1
 EXIT_HUNG = 70
 CLOSING_SECONDS = 10.0
-"""How long threads and connections may take to close, once all jobs have had their last word."""
+"""How long threads and connections may take to close after the last job."""
 
 
 class WorkerProcess:
@@ -65,9 +65,9 @@ class WorkerProcess:
         ]
 
     def run(self) -> int:
-        """Work until SIGTERM or Ctrl-C; the exit code.
+        """Work until SIGTERM or Ctrl-C. Returns the exit code.
 
-        Then no job is begun; running calls get the grace period, and what is left is handed back.
+        Then no job begins, running calls get the grace period, and what is left is handed back.
         """
         services = self._services
         sys.setswitchinterval(SWITCH_SECONDS)
@@ -76,14 +76,14 @@ class WorkerProcess:
         register_tasks(services.celery, services.executor, self._monitors)
         self._results.write_behind()
         services.progress.write_behind()
-        # Alive before the first claim; and where there is no ledger, a clear error at once.
+        # Before the first claim. Where there is no ledger, this raises a clear error.
         services.heartbeat.beat()
         for periodic in self._periodic:
             periodic.start()
         worker_shutting_down.connect(self._shutting_down)
         setup_logging.connect(_keep_logging)
         if os.geteuid() == 0:
-            # Celery says the same in six lines.
+            # Celery would say it in six lines.
             warnings.filterwarnings("ignore", category=SecurityWarning)
             logger.warning("this worker runs as root; give it a user of its own")
         consumer: Any = services.celery.Worker(
@@ -93,7 +93,7 @@ class WorkerProcess:
             hostname=f"{services.worker_id.hex[-12:]}@{socket.gethostname()}",
             loglevel=None,
             quiet=True,  # no banner: the log says what is needed
-            # Nobody else's business in this product: workers find each other in the ledger.
+            # Workers find each other in the ledger.
             without_gossip=True,
             without_mingle=True,
         )
@@ -106,7 +106,7 @@ class WorkerProcess:
         )
         try:
             consumer.start()
-            # Celery's own code where it gave up; without one, nobody told it to stop.
+            # Celery's own code where it gave up. Without a code, nobody told it to stop.
             return EXIT_FAILED if consumer.exitcode is None else int(consumer.exitcode)
         finally:
             worker_shutting_down.disconnect(self._shutting_down)
@@ -120,11 +120,11 @@ class WorkerProcess:
             logger.info("worker %s has stopped", services.worker_id)
 
     def _show(self) -> None:
-        """Show in Redis what the ledger knows by now."""
+        """Show jobs in Redis as the ledger knows them."""
         self._services.progress.flush()
         self._results.catch_up()
         with suppress(OperationalError, RedisError, OSError):
-            # Lets none go: Celery keeps them until its broker is there again.
+            # Nothing is lost: Celery keeps events until its broker is there again.
             self._monitors.flush()
 
     def _renew_leases(self) -> None:
@@ -133,25 +133,25 @@ class WorkerProcess:
     def _shutting_down(self, **_: Any) -> None:
         if self._is_stopping:
             logger.info("told again to stop: running calls are handed back now")
-            # In a thread: this is a signal's handler, which may have interrupted a holder of locks.
+            # In a thread: a signal's handler may have interrupted a thread that holds locks.
             threading.Thread(target=self._services.active_jobs.stop, daemon=True).start()
             return
         self._is_stopping = True
         self._services.active_jobs.let_none_begin()
-        last_word = self._grace_seconds + STOP_PATIENCE_SECONDS + CLOSING_SECONDS
+        hung_seconds = self._grace_seconds + STOP_PATIENCE_SECONDS + CLOSING_SECONDS
         steps = (
             (self._grace_seconds, self._services.active_jobs.stop),
-            (last_word, _leave_at_once),
+            (hung_seconds, _leave_at_once),
         )
         for seconds, action in steps:
-            # The last one counts on while connections are closed, which may hang too.
+            # The last timer also covers the closing of connections, which may hang.
             timer = threading.Timer(seconds, action)
             timer.daemon = True
             timer.start()
 
 
 def _leave_at_once() -> None:
-    """End a worker whose broker or threads hang: its jobs are freed as those of a dead one."""
+    """End a worker whose broker or threads hang. Its jobs are freed like those of a dead one."""
     logger.error("the worker did not stop in time and is ended; where its threads are:")
     faulthandler.dump_traceback()
     logging.shutdown()
@@ -159,4 +159,4 @@ def _leave_at_once() -> None:
 
 
 def _keep_logging(**_: Any) -> None:
-    """Leave logging as config.logging set it: Celery does so where this signal has a receiver."""
+    """Keep our logging: Celery sets up none of its own where this signal has a receiver."""

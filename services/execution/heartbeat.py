@@ -1,4 +1,4 @@
-"""A worker's sign of life, and its check of what it still holds."""
+"""A worker's heartbeat, and its check of the jobs that it still runs."""
 
 import logging
 import math
@@ -14,29 +14,29 @@ from promptstack.services.execution.active_jobs import ActiveJobs
 logger = logging.getLogger(__name__)
 
 STATEMENT_SECONDS = 4.0
-"""Longest wait for one statement: a heartbeat must not hang as long as a worker may be silent."""
+"""Longest wait for one statement: well below the heartbeat timeout."""
 
 
 class Heartbeat:
-    """Says that this worker is alive and sees which of its jobs were taken from it."""
+    """Records that this worker is alive and finds out which of its jobs were taken from it."""
 
     def __init__(
         self,
         ledger: Ledger,
-        running: ActiveJobs,
+        active_jobs: ActiveJobs,
         worker_id: UUID,
         *,
         providers: Sequence[str],
         lost_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Beat nothing yet; `lost_seconds` is the heartbeat timeout.
+        """Take `lost_seconds`, the heartbeat timeout, and `providers`.
 
-        `providers` are those across a network that it has a key or an address for.
+        These are the providers across a network that this worker has a key or an address for.
         """
         self._providers = providers
         self._ledger = ledger
-        self._running = running
+        self._active_jobs = active_jobs
         self._worker_id = worker_id
         self._lost_seconds = lost_seconds
         self._clock = clock
@@ -44,9 +44,9 @@ class Heartbeat:
         self._live_workers = 1
 
     def beat(self) -> None:
-        """Do both once. Raises `TransientLedgerError`."""
+        """Record a heartbeat and look after the jobs. Raises `TransientLedgerError`."""
         now = self._clock()
-        claimed = self._running.claimed()
+        claimed = self._active_jobs.claimed()
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
             unit.workers.beat(
@@ -54,15 +54,15 @@ class Heartbeat:
             )
             self._live_workers = unit.workers.count_alive(self._lost_seconds)
         self._beat_at = now
-        # Apart: while a migration or a person has the table of jobs locked, workers live on.
+        # In a transaction of its own: a locked table of jobs must not stop the heartbeat.
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
             recorded = unit.jobs.running_of(self._worker_id)
-            # Recorded as ours but not in hand: the database was away when we let go of it.
+            # The ledger says that we run it, and we don't: it was away when the job ended.
             for job_id, attempt in recorded.items():
-                if not self._running.holds(job_id, attempt):
+                if not self._active_jobs.holds(job_id, attempt):
                     unit.steps.release(job_id, attempt)
-        for job_id in self._running.cancel_lost(claimed, recorded):
+        for job_id in self._active_jobs.cancel_lost(claimed, recorded):
             logger.info("job %s was taken from this worker; its call is closed", job_id)
 
     def is_late(self) -> bool:
@@ -70,10 +70,10 @@ class Heartbeat:
         return self._clock() - self._beat_at > self._lost_seconds / 2
 
     def live_workers(self) -> int:
-        """How many workers were alive at the last beat, this one included."""
+        """How many workers were alive at the last heartbeat, this one included."""
         return self._live_workers
 
     def leave(self) -> None:
-        """Say that this worker is gone."""
+        """Remove this worker from the ledger."""
         with self._ledger.transaction() as unit:
             unit.workers.leave(self._worker_id)

@@ -1,4 +1,4 @@
-"""How services tell workers that there is work, without knowing which queue carries it."""
+"""How services send jobs' messages without knowing what carries them."""
 
 import logging
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 EPOCH_SECONDS = 1.0
 """How old the epoch of a mark may be. Where it has changed since, a job is published twice."""
 SLICE = 100
-"""Messages sent between two notes: the reconciler publishes, after a while, what isn't noted."""
+"""Messages sent before they are noted. The reconciler publishes again what isn't noted."""
 
 
 class BrokerUnavailable(PromptStackError):
@@ -31,7 +31,7 @@ class BrokerUnavailable(PromptStackError):
 
 @dataclass(frozen=True)
 class JobMessage:
-    """What a message says, and what a monitor may show: never any content."""
+    """What a message says and what a monitor may show: never any content."""
 
     job_id: UUID
     kind: JobKind
@@ -39,7 +39,7 @@ class JobMessage:
     provider: str
     model: str
     attempt: int = 0
-    """The job's attempt when it was published; a later one means that the message is used up."""
+    """The job's attempt when it was published. At a later one the message is used up."""
     sent_at: datetime | None = None
     """When it was sent, by the ledger's clock, or a little earlier."""
 
@@ -52,7 +52,7 @@ class JobMessage:
 
 
 class Publisher(Protocol):
-    """Sends a message that names a job. The message may get lost: the ledger knows the job."""
+    """Sends messages that name jobs. A message may get lost: the ledger knows the job."""
 
     def epoch(self, max_age: float = 0.0) -> str:
         """Name the broker's data as of `max_age` seconds ago: the name changes with lost queues."""
@@ -64,17 +64,17 @@ class Publisher(Protocol):
         """Send a job's message. Raises `BrokerUnavailable`."""
 
     def publish_all(self, messages: Sequence[JobMessage]) -> None:
-        """Send many together. Raises `BrokerUnavailable`: then some may have been sent."""
+        """Send many together. Raises `BrokerUnavailable`; some may have been sent then."""
 
     def waiting(self, queue: Queue) -> int:
-        """How many messages wait in a queue. Raises `BrokerUnavailable`."""
+        """Count the messages that wait in a queue. Raises `BrokerUnavailable`."""
 
 
 def publish_now(ledger: Ledger, publisher: Publisher, messages: Sequence[JobMessage]) -> None:
-    """Publish jobs that were just committed, and note it; leave to the reconciler what fails.
+    """Publish jobs that were just committed, and note it. The reconciler publishes what fails.
 
     Never raises for a broker or a ledger that is away: the jobs are committed, and their caller
-    must not be told otherwise.
+    must not hear otherwise.
     """
     for first in range(0, len(messages), SLICE):
         waits = messages[first : first + SLICE]
@@ -94,10 +94,10 @@ def publish_now(ledger: Ledger, publisher: Publisher, messages: Sequence[JobMess
 
 
 def publish_marked(ledger: Ledger, publisher: Publisher, messages: Sequence[JobMessage]) -> None:
-    """Publish jobs that were committed as published; leave to the reconciler what fails.
+    """Publish jobs that were committed as published. The reconciler publishes what fails.
 
-    Never raises. To mark them first costs one transaction and not two. If this process dies before
-    it has published them, the reconciler learns it from later messages or from an empty queue.
+    Never raises. Marking them first saves a transaction. If this process dies before it has
+    published them, the reconciler learns it from later messages or from an empty queue.
     """
     for position, message in enumerate(messages):
         try:

@@ -23,11 +23,11 @@ LOCK = "liveness"
 STATEMENT_SECONDS = 4.0
 """Longest wait for one statement: while it hangs, nobody else may do this work."""
 STEP_SECONDS = 2.0
-"""After this long a step begins no other batch: the next round goes on with it."""
+"""After this long no other batch begins: the next round goes on."""
 BATCH = 200
 """Jobs freed or ended in one transaction."""
 MOST_CHANGED = 10_000
-"""Changed jobs that are kept until they are shown; of more, Redis is told when somebody asks."""
+"""Changed jobs kept until they are shown. Others are shown when somebody asks for them."""
 
 
 class Watched(NamedTuple):
@@ -39,7 +39,7 @@ class Watched(NamedTuple):
 
 
 class Liveness:
-    """Runs each second in every worker; a lock lets one at a time do it."""
+    """Runs each second in every worker. A lock lets one at a time do the work."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Liveness:
         timer: Callable[[], float] = time.monotonic,
         batch: int = BATCH,
     ) -> None:
-        """Do nothing yet; `clock` is the ledger's, `timer` bounds how long a round works."""
+        """Take `clock`, which is the ledger's, and `timer`, which bounds how long a round works."""
         self._ledger = ledger
         self._worker_lost_seconds = worker_lost_seconds
         # A worker may freeze while it has a lock. The lock must be free again before the others
@@ -73,7 +73,7 @@ class Liveness:
         self._in_batches(lambda unit: unit.maintenance.expire_overdue(self._batch))
 
     def take_changed(self) -> list[JobRef]:
-        """The jobs that were freed or ended since this was asked: to be shown, and published."""
+        """Return the jobs freed or ended since the last call, to be shown and published."""
         changed = []
         while self._changed:
             changed.append(self._changed.popleft())
@@ -85,7 +85,7 @@ class Liveness:
         return unit.maintenance.free_lost(timeout + since, self._batch)
 
     def _in_batches(self, step: Callable[[UnitOfWork], Sequence[JobRef]]) -> list[JobRef]:
-        """Do a step in short transactions until nothing is left, or its time is over."""
+        """Do a step in short transactions until nothing is left or its time is over."""
         began = self._timer()
         done: list[JobRef] = []
         while True:

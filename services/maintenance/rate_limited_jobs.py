@@ -1,4 +1,4 @@
-"""Jobs that wait in the ledger for a rate limit: called back when there is room."""
+"""Jobs that wait in the ledger for a rate limit: they become due when there is room."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +19,10 @@ FIRST = ("", "")
 
 
 class RateLimitedJobs:
-    """Knows who waits, and asks the limiter how many may come.
+    """Knows which jobs wait and asks the limiter how many may run.
 
-    A job is told at its wait when its turn may come. That is a guess: limits rise, and calls need
-    less than was feared.
+    The time that a job was given when it began to wait is a guess: limits rise, and calls need
+    less than their estimates.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class RateLimitedJobs:
         self._loop = loop
         self._timer = timer
         self._last = FIRST
-        """The model that was looked at last, where there was no time for the others."""
+        """The last model of a round that had no time for the others."""
 
     def call_back(self) -> int:
-        """Let as many jobs be due as their limits have room for; how many.
+        """Make as many jobs due as their limits have room for. Returns how many.
 
         Where the limiter answers slowly, the next round goes on with the models that are left.
         """
@@ -64,7 +64,7 @@ class RateLimitedJobs:
         return called
 
     def who(self, run_id: UUID | None = None) -> Sequence[Waits]:
-        """Who waits, for what and until when: of all jobs, or the shards of a run."""
+        """Return which jobs wait, for what and until when: all of them, or the shards of a run."""
         with self._ledger.transaction() as unit:
             return unit.outbox.waits(run_id, MOST_SHOWN)
 

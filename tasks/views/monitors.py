@@ -1,4 +1,4 @@
-"""Celery's events, for Flower and other monitors: gathered, and sent many at a time.
+"""Celery's events, for Flower and other monitors: buffered, and sent many at a time.
 
 Celery would publish every event by itself, which costs a worker more than the job.
 """
@@ -8,36 +8,36 @@ from typing import Any
 from celery.app.events import Events
 from celery.events.dispatcher import EventDispatcher
 
-KEPT = 5_000
-"""Events gathered before one who adds to them must send them himself."""
+MAX_BUFFERED = 5_000
+"""With more events than this, whoever adds one sends them."""
 
 
-class GatheringDispatcher(EventDispatcher):
+class BufferingDispatcher(EventDispatcher):
     """Keeps the events of tasks for `Monitors.flush`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options |= {"buffer_limit": KEPT, "on_send_buffered": None}
+        options |= {"buffer_limit": MAX_BUFFERED, "on_send_buffered": None}
         super().__init__(*args, **options)
 
 
-class GatheredEvents(Events):
-    """What makes the app's dispatchers."""
+class BufferedEvents(Events):
+    """Makes the app's dispatchers."""
 
-    dispatcher_cls = "promptstack.tasks.views.monitors:GatheringDispatcher"
+    dispatcher_cls = "promptstack.tasks.views.monitors:BufferingDispatcher"
 
 
 class Monitors:
-    """The monitors of one worker's tasks."""
+    """Sends the events of one worker's tasks."""
 
     def __init__(self) -> None:
         self._controller: Any = None
 
     def watch(self, controller: Any) -> None:
-        """Send by a worker's own connection from now on."""
+        """Send by this worker's own connection from now on."""
         self._controller = controller
 
     def send(self, name: str, task_id: str, **fields: Any) -> bool:
-        """Send an event soon; False where there is no worker to send it."""
+        """Send an event soon. Returns False where there is no worker to send it."""
         dispatcher = self._dispatcher()
         if dispatcher is None:
             return False
@@ -45,13 +45,13 @@ class Monitors:
         return True
 
     def flush(self) -> None:
-        """Send what was gathered. Called again and again while a worker runs."""
+        """Send what is buffered. A worker calls it again and again."""
         dispatcher = self._dispatcher()
         if dispatcher is not None:
             dispatcher.flush()
 
     def _dispatcher(self) -> EventDispatcher | None:
-        """None before a worker is connected, and while it connects anew."""
+        """Return the worker's dispatcher; None while it is not connected."""
         consumer = getattr(self._controller, "consumer", None)
         dispatcher: EventDispatcher | None = getattr(consumer, "event_dispatcher", None)
         return dispatcher

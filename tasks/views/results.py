@@ -14,16 +14,16 @@ from promptstack.services.circuit_breaker import CircuitBreaker
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 10_000
-"""Results kept for a Redis that is away; of more, the oldest are let go."""
-TOGETHER = 500
+"""Results kept while Redis is away. Of more, the oldest are dropped."""
+BATCH = 500
 """Results stored in one exchange with Redis."""
 
 
 class ResultView(RedisBackend):
-    """Stores results in Redis, and those that it can't take when it is there again.
+    """Stores results in Redis. What it can't take now is stored when it is there again.
 
-    The ledger has the real results. Celery takes an error of the backend for one of the worker:
-    it then keeps the task's slot for ever, until none is left (seen with Celery 5.7).
+    The ledger has the real results. An error of the backend must not reach Celery, which would
+    keep the task's slot for ever, until none is left (seen with Celery 5.7).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -35,7 +35,7 @@ class ResultView(RedisBackend):
         self._is_behind = False
 
     def write_behind(self) -> None:
-        """Leave the storing to `catch_up`, many results at a time; in workers, which call it."""
+        """Let `catch_up` store results, many at a time. For workers, which call it."""
         self._is_behind = True
 
     def store_result(
@@ -65,11 +65,11 @@ class ResultView(RedisBackend):
         return result
 
     def catch_up(self) -> None:
-        """Store what waits. Called again and again while a worker runs."""
+        """Store what waits. A worker calls it again and again."""
         with self._storing_lock:
             while self._waiting and not self._circuit.is_open():
                 with self._waiting_lock:
-                    stored = dict(islice(self._waiting.items(), TOGETHER))
+                    stored = dict(islice(self._waiting.items(), BATCH))
                 try:
                     self._store(stored)
                 except (RedisError, OSError) as error:
@@ -86,7 +86,7 @@ class ResultView(RedisBackend):
                             del self._waiting[task_id]
 
     def _store(self, results: dict[str, str]) -> None:
-        """What Celery does for each result alone: a success stays, and who waits is told."""
+        """Do what Celery does for each result: keep a success, and tell whoever waits for it."""
         named = {self.get_key_for_task(task_id): result for task_id, result in results.items()}
         expires: Any = getattr(self, "expires", None)
         known = self.client.mget(list(named))
