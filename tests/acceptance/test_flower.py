@@ -327,7 +327,7 @@ def test_flower_shows_and_does_not_act(flower: FlowerClient) -> None:
         assert response.headers["Access-Control-Allow-Origin"] is None
 
 
-def test_flower_answers_no_page_that_gives_this_machine_a_name_of_its_own(
+def test_flower_refuses_foreign_host_names(
     flower: FlowerClient,
 ) -> None:
     for host, status in (

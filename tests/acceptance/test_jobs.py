@@ -122,7 +122,7 @@ def test_a_rolling_restart_under_load_loses_and_doubles_nothing(
     assert sorted(map(str, answered)) == sorted(str(job.id) for job in jobs)
 
 
-def test_async_result_ends_also_for_jobs_that_end_while_no_message_travels(
+def test_async_result_ends_for_jobs_that_end_without_a_message(
     stack: PromptStack, start_worker: Callable[..., Process]
 ) -> None:
     worker = start_worker(RETRY_BACKOFF_SECONDS="500", RETRY_BACKOFF_MAX_SECONDS="600")

@@ -81,7 +81,7 @@ class Costly:
         return self._stack.runs.embed(texts, in_flight=1, max_cost_usd=Decimal(self.limits[0]))
 
 
-def test_workers_together_spend_no_more_than_the_limit_and_all_that_it_allows(
+def test_workers_together_spend_all_of_the_limit_and_no_more(
     runs: WorkerServices,
     simulator: SimulatorProcess,
     start_worker: Callable[..., Process],
@@ -137,7 +137,7 @@ def test_a_wrong_key_ends_a_run_soon_and_the_right_one_lets_it_go_on(
     assert simulator.ledger(times=2) == {}
 
 
-def test_a_cancel_loses_nothing_that_was_answered_and_lets_no_call_begin(
+def test_a_cancel_keeps_all_answers_and_starts_no_call(
     runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     for _ in range(2):
@@ -189,7 +189,7 @@ def test_answers_that_break_the_schema_are_errors_that_were_paid_for(
     check_books(runs, run)
 
 
-def test_faults_that_pass_cost_a_try_and_no_item_and_nothing_is_paid_twice_for_them(
+def test_transient_faults_cost_attempts_but_no_item_and_no_second_payment(
     runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     start_worker(**PATIENT, PROVIDER_TIMEOUT_SECONDS="5")

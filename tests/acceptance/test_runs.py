@@ -115,7 +115,7 @@ def test_bad_inputs_stop_a_run_before_anything_is_paid_or_end_in_its_errors(
     assert all(one.error for one in runs.run_results.failed(run.id))
 
 
-def test_invariant_12_an_item_that_is_refused_sinks_neither_its_call_nor_its_run(
+def test_an_item_that_is_refused_sinks_neither_its_call_nor_its_run(
     runs: WorkerServices, simulator: SimulatorProcess, start_worker: Callable[..., Process]
 ) -> None:
     start_worker()

@@ -52,7 +52,7 @@ def test_a_load_that_was_refused_does_not_pass(stack: PromptStack) -> None:
     assert "2 jobs of the load were never accepted" in scorecard.problems()
 
 
-def test_a_frozen_worker_is_frozen_until_this_deployment_takes_it_for_dead(
+def test_a_frozen_worker_stays_frozen_until_the_deployment_counts_it_as_dead(
     stack: PromptStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders: list[Order] = []

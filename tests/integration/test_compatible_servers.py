@@ -113,7 +113,9 @@ def test_a_document_is_embedded_by_a_server_of_few_texts_a_call(open_stack: Open
         assert sum(rest) == first
 
 
-def test_a_server_that_says_no_word_of_it_is_learned_by_what_it_answers(open_stack: Open) -> None:
+def test_the_limits_of_a_server_that_states_none_are_learned_from_its_answers(
+    open_stack: Open,
+) -> None:
     """The first call is halved until its parts are answered; the next ones need no search."""
     with small_server(at_most(10, 400, "Bad request")) as server:
         stack = open_stack(server.url)

@@ -349,7 +349,7 @@ def test_a_passage_in_several_documents_has_one_vector_and_is_found_in_each(
     assert [match.text for match in matches] == ["shared"] * 3 + ["only a", "only b"]
 
 
-def test_vectors_whose_text_is_gone_do_not_take_the_place_of_matches(ledger: Ledger) -> None:
+def test_vectors_whose_text_is_deleted_do_not_displace_matches(ledger: Ledger) -> None:
     """More of them than one pass over the index gives, and all nearer than the passage."""
     near = random_vectors(300, 64)
     question = near[0]

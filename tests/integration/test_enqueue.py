@@ -708,7 +708,7 @@ def test_a_job_that_is_marked_with_an_epoch_of_before_a_flush_is_published_again
     assert messages(stack)["generation"] == [str(job.id)] * 2
 
 
-def test_a_marked_job_whose_enqueuer_died_is_published_when_it_is_missed(
+def test_a_job_whose_enqueuer_died_before_publishing_is_published_later(
     stack: WorkerServices, ledger: Ledger
 ) -> None:
     class Died(BaseException):
@@ -842,7 +842,7 @@ def test_a_lost_message_is_published_again_also_while_others_wait(
     assert publisher.published == [*waiting, lost]
 
 
-def test_an_old_message_of_a_job_that_was_published_again_tells_nothing_of_others(
+def test_an_old_message_of_a_republished_job_says_nothing_about_other_jobs(
     stack: WorkerServices, ledger: Ledger, publisher: RecordingPublisher, outbox: Outbox
 ) -> None:
     """Only the message knows when it was sent: by the job's row, a whole backlog would be lost."""

@@ -111,7 +111,7 @@ def test_a_request_of_which_the_rest_never_comes_is_ended(settings: Settings) ->
                 assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["code"] == "REQUEST_TIMEOUT"
 
 
-def test_the_key_is_asked_for_before_the_body_and_what_follows_is_ended_too(
+def test_the_key_is_checked_before_the_body_is_read_and_the_connection_then_ends(
     settings: Settings,
 ) -> None:
     with listening(settings, request_read_seconds=2.0) as server:

@@ -243,7 +243,7 @@ LARGE = 2**64 + 1
         {"items": [{"text": "x", "avogadro": LARGE}], "template": "{text} {avogadro}"},
     ],
 )
-def test_integers_of_any_size_are_taken_at_the_runs_door_as_at_others(
+def test_runs_accept_integers_of_any_size_as_single_jobs_do(
     client: TestClient, body: dict[str, Any]
 ) -> None:
     asked = {"items": ["x"], "provider": "openai", **body}

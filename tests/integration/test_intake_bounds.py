@@ -42,7 +42,7 @@ def bounded() -> Iterator[None]:
     assert peak < MUCH, f"{peak:,} bytes"
 
 
-def test_a_template_that_is_filled_in_to_gigabytes_is_refused_before_it_is(
+def test_a_template_that_would_expand_to_gigabytes_is_refused_before_it_expands(
     stack: WorkerServices, client: TestClient
 ) -> None:
     body = {"items": [{"text": "x" * 100_000}] * 3, "template": "{text}" * 900, "provider": "demo"}

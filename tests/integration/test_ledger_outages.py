@@ -214,7 +214,7 @@ def database_away(stack: WorkerServices, servers: ServerUrls) -> Iterator[None]:
         admin.dispose()
 
 
-def test_a_change_that_is_always_refused_ends_its_job_and_frees_the_worker(
+def test_a_write_that_is_always_refused_ends_its_job_and_frees_the_worker(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one that is longer than the database's statement_timeout."""

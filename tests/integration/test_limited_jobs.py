@@ -238,7 +238,7 @@ requests_per_minute = 6
 """
 
 
-def test_a_job_that_must_wait_long_goes_back_and_is_called_when_there_is_room(
+def test_a_job_that_must_wait_long_returns_to_the_queue_until_the_limit_has_room(
     open_stack: Open, first: SimulatorProcess
 ) -> None:
     stack = open_stack(LIMITED)
@@ -380,7 +380,7 @@ def test_a_429_that_its_headers_contradict_holds_up_no_other_job(
     assert run(stack, generate(stack)).state is JobState.SUCCEEDED
 
 
-def test_a_429_that_its_headers_contradict_holds_up_no_other_item_of_a_run(
+def test_a_429_that_its_headers_contradict_delays_no_other_item_of_a_run(
     open_stack: Open, first: SimulatorProcess
 ) -> None:
     stack = open_stack()
@@ -486,7 +486,7 @@ def test_the_models_file_says_what_is_wrong_with_it(tmp_path: Path) -> None:
 ONE_A_MINUTE = '[[limits]]\nprovider = "backup"\nrequests_per_minute = 1\n'
 
 
-def test_a_fallback_that_must_wait_makes_failures_of_the_first_no_free_retries(
+def test_waiting_for_a_fallback_does_not_make_retries_of_the_first_provider_free(
     open_stack: Open, first: SimulatorProcess
 ) -> None:
     """Calls that time out may each be billed: a job makes no more of them than its retries."""

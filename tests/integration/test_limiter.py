@@ -229,7 +229,7 @@ def test_calls_in_flight_are_limited(url: str) -> None:
     strays=st.sampled_from([0.0, 0.1, 0.5]),
     seed=st.integers(0, 1_000),
 )
-def test_no_more_leaves_than_the_limit_allows_and_every_job_gets_its_turn(
+def test_the_limit_is_never_exceeded_and_every_job_gets_its_turn(
     url: str,
     set_limits: tuple[int | None, int | None],
     burst: float,
@@ -441,7 +441,7 @@ def test_a_429_pauses_everyone_until_retry_after(url: str) -> None:
     talk(url, work, requests_per_minute=60_000)
 
 
-def test_one_429_of_which_nothing_else_is_known_pauses_nobody_and_three_do(url: str) -> None:
+def test_one_unexplained_429_pauses_nobody_and_three_do(url: str) -> None:
     async def work(script: Script) -> None:
         for _ in range(2):
             await script.settle(await script.grant(), Outcome.THROTTLED, retry_after=2.0)
@@ -521,7 +521,7 @@ def test_one_429_that_says_that_nothing_is_left_pauses_everyone(url: str) -> Non
 @pytest.mark.parametrize(
     ("retry_after", "kind"), [(None, Grant), (1.0, Grant), (30.0, Later)], ids=str
 )
-def test_a_429_without_any_headers_is_about_all_where_it_asks_for_long(
+def test_a_429_without_headers_pauses_everything_if_its_retry_after_is_long(
     url: str, retry_after: float | None, kind: type[Verdict]
 ) -> None:
     """Of a provider that never tells how its limits stand."""
@@ -583,7 +583,7 @@ def test_spent_quota_stops_the_whole_credential(url: str) -> None:
 # The circuit
 
 
-def test_the_circuit_opens_when_half_of_the_last_calls_failed_and_one_probe_closes_it(
+def test_the_circuit_opens_when_half_of_the_last_calls_failed_and_a_probe_closes_it(
     url: str,
 ) -> None:
     async def work(script: Script) -> None:
@@ -629,7 +629,7 @@ def test_failures_that_come_back_first_open_no_circuit(url: str) -> None:
     talk(url, work, requests_per_minute=60_000)
 
 
-def test_a_provider_that_is_down_is_left_alone_also_by_many_calls_at_once(url: str) -> None:
+def test_many_failures_at_once_open_the_circuit(url: str) -> None:
     async def work(script: Script) -> None:
         for grant in [await script.grant() for _ in range(100)]:
             await script.settle(grant, Outcome.FAILED)
@@ -658,7 +658,7 @@ def test_requests_that_are_wrong_do_not_open_the_circuit(url: str) -> None:
     talk(url, work, requests_per_minute=60_000)
 
 
-def test_a_call_clipped_to_a_minutes_tokens_gets_back_no_more_than_it_was_charged(
+def test_a_call_capped_at_a_minutes_tokens_is_refunded_no_more_than_it_was_charged(
     url: str,
 ) -> None:
     """Its maximum of output is over the limit; what it took is nearly a minute's worth."""

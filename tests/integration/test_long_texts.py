@@ -193,7 +193,7 @@ def test_chunks_of_a_run_are_no_longer_than_its_model_takes(
     assert short.refused == 0
 
 
-def test_of_a_run_a_text_that_is_too_long_fails_alone_and_says_what_it_may_be(
+def test_a_text_of_a_run_that_is_too_long_fails_alone_and_names_the_limit(
     stack: WorkerServices,
 ) -> None:
     texts = [f"text {n}" for n in range(30)] + ["x" * 1_000]

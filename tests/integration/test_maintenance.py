@@ -206,7 +206,7 @@ def queue_of(stack: WorkerServices, job_id: UUID) -> str:
         return job.queue
 
 
-def test_what_a_dead_worker_held_does_not_wait_behind_all_that_came_since(
+def test_jobs_of_a_dead_worker_do_not_wait_behind_newer_ones(
     stack: WorkerServices,
 ) -> None:
     freed, handed_back, bulk = claimed(stack), claimed(stack), claimed(stack, bulk=True)
@@ -220,7 +220,7 @@ def test_what_a_dead_worker_held_does_not_wait_behind_all_that_came_since(
     assert queue_of(stack, bulk) == Queue.GENERATION_BULK
 
 
-def test_a_job_that_is_being_written_is_freed_later_and_keeps_nobody_waiting(
+def test_a_locked_job_is_freed_later_and_delays_no_other(
     stack: WorkerServices,
 ) -> None:
     written, other = claimed(stack), claimed(stack)
@@ -258,7 +258,7 @@ def test_a_process_that_freezes_within_a_transaction_loses_its_locks(
     ledger.close()
 
 
-def test_a_dead_worker_s_call_for_a_cancelled_job_is_not_under_way_for_ever(
+def test_a_dead_workers_call_for_a_cancelled_job_does_not_stay_in_flight(
     stack: WorkerServices,
 ) -> None:
     worker, job = uuid4(), stack.jobs.enqueue_generation("x")

@@ -95,7 +95,7 @@ def test_a_rabbitmq_that_breaks_the_connection_refuses_no_job(
     assert stack.jobs.enqueue_generation("x").state is JobState.QUEUED
 
 
-def test_what_was_sent_just_before_a_crash_of_the_broker_is_sent_again_and_no_more(
+def test_only_messages_sent_just_before_a_broker_crash_are_sent_again(
     stack: WorkerServices,
 ) -> None:
     """It comes back with its data, but for the last second or two."""

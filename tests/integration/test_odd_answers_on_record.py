@@ -80,7 +80,7 @@ def ask(stack: WorkerServices, provider: str = "openai", **how: Any) -> tuple[Jo
     ],
     ids=lambda value: value if isinstance(value, str) and "is" in value else "",
 )
-def test_tokens_that_nobody_can_read_are_unknown_and_the_text_is_kept(
+def test_unreadable_token_counts_are_unknown_and_the_text_is_kept(
     stack: WorkerServices, odd: OddServer, usage: Any, note: str
 ) -> None:
     odd.answer = chat("Because.", usage=usage).wire()
@@ -187,7 +187,7 @@ def test_results_of_unknown_tokens_stand_in_every_output(
 
 
 @pytest.mark.parametrize("usage", [USAGE, None], ids=["counted", "not counted"])
-def test_an_answer_without_a_text_is_asked_for_once_more_and_no_oftener(
+def test_an_answer_without_text_is_retried_once(
     stack: WorkerServices, odd: OddServer, usage: Any
 ) -> None:
     odd.answer = chat({"not": "a text"}, usage=usage).wire()

@@ -133,7 +133,7 @@ def _rows(stack: PromptStack) -> int:
         return int(unit.session.scalar(count) or 0)
 
 
-def test_a_limit_of_the_cost_is_held_as_far_as_the_ledger_can_and_never_more(
+def test_a_cost_limit_holds_as_far_as_the_ledger_can_enforce_it(
     client: TestClient,
 ) -> None:
     for given, held in (("1e-400000", "0"), ("0.12345678919", "0.1234567891")):

@@ -173,7 +173,7 @@ def test_a_run_whose_items_are_done_does_not_expire(stack: WorkerServices) -> No
     assert work(stack, run.id).state is RunState.COMPLETED
 
 
-def test_a_run_whose_last_item_was_done_just_in_time_does_not_expire(
+def test_a_run_whose_last_item_ended_in_time_does_not_expire(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = generate(stack)
@@ -201,7 +201,7 @@ def test_a_run_whose_shards_expired_is_expired_and_can_be_retried(stack: WorkerS
     assert (done.state, done.succeeded) == (RunState.COMPLETED, 3)
 
 
-def test_a_run_whose_shard_failed_of_the_account_just_now_is_not_completed(
+def test_a_run_whose_shard_just_failed_for_the_whole_account_is_not_completed(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = generate(stack)
@@ -322,7 +322,7 @@ def test_a_run_that_is_being_retried_is_not_deleted(stack: WorkerServices) -> No
     assert work(stack, run.id).state is RunState.COMPLETED
 
 
-def test_what_is_read_of_a_run_that_is_deleted_meanwhile_does_not_look_complete(
+def test_results_of_a_run_that_is_deleted_while_they_are_read_do_not_look_complete(
     stack: WorkerServices,
 ) -> None:
     run = work(stack, generate(stack).id)

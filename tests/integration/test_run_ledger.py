@@ -130,7 +130,7 @@ def test_a_call_that_may_have_been_billed_is_counted_once_too(stack: WorkerServi
     assert done.calls == 40
 
 
-def test_an_answer_in_the_last_moment_of_a_cancelled_shard_hides_no_call_that_was_cut(
+def test_an_answer_that_comes_as_a_shard_is_cancelled_hides_no_interrupted_call(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = HeldProvider().serve(stack)
@@ -219,7 +219,7 @@ def test_what_an_end_left_half_done_is_done_later(
     assert one(stack, "SELECT count(*) FROM jobs") == (2,)
 
 
-def test_a_run_that_cannot_be_tended_keeps_no_job_from_being_published(
+def test_a_run_whose_maintenance_fails_keeps_no_job_from_being_published(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack.jobs.enqueue_generation("Say it.")
@@ -303,7 +303,7 @@ def test_the_jobs_of_runs_are_listed_only_where_they_are_asked_for(stack: Worker
     assert len(stack.jobs.get_many(kind=JobKind.SHARD)) == 1
 
 
-def test_search_finds_as_many_as_are_wanted_however_often_each_text_is_there(
+def test_search_returns_the_wanted_number_of_matches_although_texts_repeat(
     stack: WorkerServices,
 ) -> None:
     texts = [{"text": f"Text {n} of the sea.", "lang": "en" if n % 2 else "de"} for n in range(30)]

@@ -114,7 +114,7 @@ def test_an_old_run_is_deleted_with_its_items_and_its_vectors_stay(
     assert (again.reused, again.calls) == (2, 0)
 
 
-def test_vectors_in_two_bytes_a_number_are_nearly_the_same_and_are_found(
+def test_half_precision_vectors_are_nearly_the_same_and_are_found(
     stack: WorkerServices, start_worker: Callable[..., Process]
 ) -> None:
     start_worker(VECTOR_TYPE="halfvec")

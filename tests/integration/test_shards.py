@@ -103,7 +103,7 @@ def test_no_more_shards_are_queued_than_workers_have_slots_for(
     assert one(stack, "SELECT count(*) FROM jobs") == (3,)
 
 
-def test_a_worker_that_is_to_stop_keeps_what_is_under_way_and_hands_the_rest_back(
+def test_a_stopping_worker_finishes_its_calls_and_hands_the_rest_back(
     stack: WorkerServices,
     held: HeldProvider,
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_worker_that_is_to_stop_keeps_what_is_under_way_and_hands_the_rest_bac
     assert stack.runs.get(run.id).succeeded == answered < 20
 
 
-def test_money_that_a_lost_commit_has_reserved_is_not_counted_against_itself(
+def test_money_reserved_by_a_commit_without_an_answer_is_not_counted_twice(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
@@ -169,7 +169,7 @@ def test_an_answer_that_the_ledger_refuses_sinks_no_other(
     assert one(stack, "SELECT count(*) FROM attempts WHERE billing = 'billed'") == (40,)
 
 
-def test_two_who_want_what_the_other_gives_up_do_not_wait_for_each_other(
+def test_reservations_released_in_opposite_order_do_not_deadlock(
     stack: WorkerServices,
 ) -> None:
     mine, theirs = (claim_of(stack, word) for word in ("mine", "theirs"))
@@ -209,7 +209,7 @@ def claim_of(stack: WorkerServices, word: str) -> Claim:
         return claim
 
 
-def test_what_is_stored_is_found_also_where_another_still_has_it_reserved(
+def test_a_stored_vector_is_found_while_another_job_still_reserves_it(
     stack: WorkerServices,
     pairs: Pairs,
 ) -> None:

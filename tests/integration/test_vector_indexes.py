@@ -126,7 +126,7 @@ def test_an_index_is_not_dropped_while_it_is_built(stack: WorkerServices) -> Non
     assert has_valid_index(stack, model)
 
 
-def test_an_index_that_a_search_holds_is_kept_and_its_transaction_goes_on(
+def test_an_index_that_a_search_uses_is_kept_and_the_transaction_goes_on(
     stack: WorkerServices,
 ) -> None:
     model = make_model(stack, 50)

@@ -129,7 +129,7 @@ def test_a_text_alone_in_its_call_moves_no_model_within_a_run(
     assert small.run_results.dimensions(run.id) == SIZE
 
 
-def test_most_vectors_of_an_answer_may_have_another_size_than_the_model(
+def test_most_vectors_of_an_answer_may_differ_in_size_from_the_models(
     small: WorkerServices, server: SmallServer
 ) -> None:
     embed(small, TEXTS[:10])

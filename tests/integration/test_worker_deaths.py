@@ -140,7 +140,7 @@ def test_a_shard_is_halved_once_where_the_answer_to_the_commit_was_lost(
     assert in_ledger(stack, ranges) == '{"last": 8, "first": 1} {"last": 16, "first": 9}'
 
 
-def test_a_document_pays_for_all_that_stands_before_the_chunk_that_kills(
+def test_a_document_stores_all_chunks_before_the_one_that_kills_workers(
     stack: WorkerServices,
     fragile: Fragile,
 ) -> None:
@@ -155,7 +155,7 @@ def test_a_document_pays_for_all_that_stands_before_the_chunk_that_kills(
     assert ended.current == len(fragile.embedded)
 
 
-def test_a_document_that_kills_workers_as_it_is_cut_has_no_more_tries_than_others(
+def test_a_document_that_kills_workers_during_chunking_gets_no_extra_attempts(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_: object) -> None:
@@ -288,7 +288,7 @@ def test_dead_workers_are_missed_while_messages_take_long(stack: WorkerServices)
         messages.join()
 
 
-def test_a_worker_that_freezes_as_it_watches_loses_the_lock_before_all_others(
+def test_a_worker_that_freezes_while_watching_loses_its_lock_first(
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nobody can watch for half the heartbeat timeout, nobody is dead."""

@@ -31,7 +31,7 @@ def test_children_start_with_default_signals(tmp_path: Path) -> None:
     ]
 
 
-def test_they_do_so_too_where_a_shell_or_nohup_lets_the_tests_ignore_signals() -> None:
+def test_children_take_signals_when_a_shell_or_nohup_ignores_them() -> None:
     test = f"{__file__}::{test_children_start_with_default_signals.__name__}"
     traps = "trap '' HUP INT QUIT TERM; exec \"$@\""
     pytest = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", test]

@@ -41,7 +41,7 @@ def test_a_gap_between_rounds_is_blind_and_a_clock_put_back_forgets_all() -> Non
 
 
 @given(st.lists(st.floats(0.1, 40.0), max_size=30), st.floats(1.0, 60.0))
-def test_within_the_timeout_heartbeats_could_be_sent_for_just_so_long(
+def test_the_timeout_counts_only_time_in_which_heartbeats_could_be_sent(
     gaps: list[float], lost: float
 ) -> None:
     now, spans = 0.0, blind_spans([], None, 0.0, lost / 2)

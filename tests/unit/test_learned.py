@@ -26,7 +26,7 @@ WORDS = st.lists(
 
 
 @given(WORDS, st.integers(2, 3_000))
-def test_whatever_is_said_fewer_texts_are_asked_for_and_one_at_least(said: str, asked: int) -> None:
+def test_a_learned_batch_size_is_smaller_and_at_least_one(said: str, asked: int) -> None:
     most = most_texts(said, asked)
     assert most is None or 1 <= most < asked
 

@@ -123,7 +123,7 @@ def test_no_text_begins_a_line_of_its_own_or_commands_a_terminal() -> None:
     assert all(line.startswith("    ") and line.isprintable() for line in others)
 
 
-def test_an_unexpected_error_is_logged_by_its_way_and_not_by_its_message(
+def test_an_unexpected_error_is_logged_with_its_traceback_and_without_its_message(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     prompt = "A PROMPT"

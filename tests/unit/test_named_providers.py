@@ -109,7 +109,7 @@ api_key_env = "OTHER"
     assert told.cost("openai", "gpt-5-mini", **tokens)
 
 
-def test_what_a_server_does_not_take_is_refused_when_it_is_asked_for(tmp_path: Path) -> None:
+def test_what_a_server_does_not_support_is_refused_at_enqueue(tmp_path: Path) -> None:
     service = opened(tmp_path, TWO).factory.service_class("chat")
     request = GenerationRequest(provider="chat", model="qwen3", prompt="x", seed=0)
     with pytest.raises(InvalidInput, match="'chat' does not support seed"):
@@ -164,7 +164,7 @@ def test_a_wrong_entry_is_told_and_no_key_is_quoted(
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_key_is_read_from_its_variable_or_its_file_and_stands_in_no_repr(
+def test_a_key_is_read_from_its_variable_or_file_and_appears_in_no_repr(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHAT_KEY", "hunter2-secret")

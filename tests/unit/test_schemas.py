@@ -375,7 +375,7 @@ def test_a_number_that_is_too_large_is_an_answer_that_does_not_fit(number: str) 
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1e-999", "NaN", "9" * 400, "9" * 5_000])
-def test_a_number_that_cannot_be_kept_does_not_fit_and_is_told_with_the_answer(number: str) -> None:
+def test_a_number_out_of_range_is_a_mismatch_that_is_shown_with_the_answer(number: str) -> None:
     said = f'{{"n": [1, {number}]}}'
     fault = AnswerSchema({"type": "object"}, SchemaBounds()).fault(answer(said))
     assert "The answer has" in str(fault)

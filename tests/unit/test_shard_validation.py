@@ -63,7 +63,9 @@ def test_it_pauses_between_answers_and_loses_none(seconds: float) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.01, 1.0, 60.0])
-def test_at_the_end_it_judges_for_some_seconds_and_keeps_the_rest_unjudged(seconds: float) -> None:
+def test_validation_at_the_end_of_a_shard_is_bounded_and_keeps_the_rest_unvalidated(
+    seconds: float,
+) -> None:
     workload = Slow(seconds)
     rest = queue_of(workload, *["good"] * 100).drain()
     assert len(rest) == 100

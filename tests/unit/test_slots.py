@@ -37,7 +37,7 @@ def test_no_more_slots_are_taken_than_there_are(
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 20)), max_size=60))
-def test_slots_that_are_given_back_are_free_again_and_are_no_other_runs(
+def test_released_slots_are_free_again_and_belong_to_no_other_run(
     takes: list[tuple[int, int]],
 ) -> None:
     worker, all_runs = WorkerSlots(), runs()

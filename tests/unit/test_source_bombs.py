@@ -160,7 +160,7 @@ def test_a_record_of_many_values_hurts_no_other(
     assert grown < MUCH
 
 
-def test_a_quote_of_short_lines_is_held_as_long_as_it_is_and_no_longer() -> None:
+def test_an_unclosed_quote_of_short_lines_is_read_up_to_the_bound() -> None:
     source = io.BytesIO(b'text\n"' + b"a\n" * 500_000)
     tracemalloc.start()
     [found] = read_inputs(source, Reading(Format.CSV, max_bytes=100_000))

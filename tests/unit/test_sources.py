@@ -337,7 +337,7 @@ def test_a_number_of_hundreds_of_digits_is_no_id(number: int) -> None:
     )
 
 
-def test_a_record_that_cannot_be_taken_keeps_its_id_and_names_its_field() -> None:
+def test_a_refused_record_keeps_its_id_and_names_its_field() -> None:
     found = one([{"id": "x", "text": "a", "odd\x00\n": object()}])
     assert isinstance(found, BadInput)
     assert found.custom_id == "x"
@@ -678,7 +678,7 @@ def test_memory_does_not_grow_with_a_source_that_was_looked_at(line: bytes) -> N
     assert peak(6_000_000) < peak(3_000_000) + 500_000
 
 
-def test_a_slow_source_is_looked_at_no_further_than_its_first_record() -> None:
+def test_only_the_first_record_of_a_slow_source_is_read_for_the_check() -> None:
     def blocks() -> Iterator[bytes]:
         yield b'{"text":"a"}\n'
         yield pytest.fail("it waited for more")

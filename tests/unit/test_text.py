@@ -39,7 +39,7 @@ def test_storable_text_passes_unchanged(text: str) -> None:
 
 
 @given(good_text, bad_character, any_text)
-def test_the_first_bad_character_is_named_by_its_place_and_nothing_is_quoted(
+def test_the_first_bad_character_is_named_by_its_position_and_nothing_is_quoted(
     before: str, bad: str, after: str
 ) -> None:
     with pytest.raises(InvalidInput) as caught:

@@ -144,7 +144,7 @@ def test_the_provider_s_own_words_come_before_the_status(
         ("The input is too long: '" + "x" * 3_000 + " less than 300, and got 500'", (None, None)),
     ],
 )
-def test_the_limit_of_a_text_is_the_provider_s_word_and_not_the_text_s(
+def test_the_limit_of_a_text_is_taken_from_the_provider_and_not_from_the_text(
     said: str, bounds: tuple[int | None, int | None]
 ) -> None:
     assert token_bounds(said) == bounds
@@ -218,7 +218,7 @@ def test_other_words_of_a_provider_stay(said: str) -> None:
     assert meaning("openai", 400, said).detail == said
 
 
-def test_our_own_key_is_hidden_whatever_it_looks_like_and_where_it_is_cut_off() -> None:
+def test_our_own_key_is_hidden_in_every_form_and_when_it_is_truncated() -> None:
     for said in (f"{OURS} is wrong", "x" * 1990 + " " + OURS):
         error = meaning("openai", 401, said)
         error.hide(OURS)

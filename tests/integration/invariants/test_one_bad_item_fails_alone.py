@@ -92,7 +92,7 @@ def test_of_forty_prompts_the_one_that_fails_fails_alone(stack: WorkerServices, 
     assert failures(stack, done) == {"40": code}
 
 
-def test_a_server_that_fails_for_all_texts_is_asked_a_bounded_number_of_times(
+def test_a_server_that_fails_for_every_text_gets_a_bounded_number_of_calls(
     stack: WorkerServices,
     picky: Picky,
 ) -> None:

@@ -30,7 +30,7 @@ from tests.jobs import (
 from tests.processes import wait_until
 
 
-def test_the_attempt_is_on_record_before_the_request_leaves(
+def test_the_attempt_is_recorded_before_the_request_is_sent(
     stack: WorkerServices, provider: FakeProvider
 ) -> None:
     seen: list[tuple[int, int, str, int]] = []
@@ -233,7 +233,7 @@ def test_jobs_with_the_same_passages_at_once_pay_once(
         assert unit.reservations.get_many() == []
 
 
-def test_what_a_job_that_is_over_had_reserved_is_free(
+def test_reservations_of_a_job_that_has_ended_are_free(
     stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """It failed, was cancelled, or its worker died."""

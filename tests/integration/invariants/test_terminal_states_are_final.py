@@ -55,7 +55,7 @@ def end(stack: WorkerServices, provider: FakeProvider, ending: JobState) -> JobV
     return job
 
 
-def test_what_has_ended_stays_as_it_is(
+def test_a_job_that_has_ended_stays_as_it_is(
     stack: WorkerServices, provider: FakeProvider, subtests: pytest.Subtests
 ) -> None:
     reconciler = reconciler_of(stack, Clock())

@@ -34,7 +34,7 @@ from tests.processes import Process, wait_until
 from tests.simulators import ForkedSimulator
 
 
-def test_a_job_that_waits_long_for_another_ones_passages_leaves_the_worker(
+def test_a_job_that_waits_long_for_passages_of_another_job_leaves_the_worker(
     stack: WorkerServices, provider: FakeProvider
 ) -> None:
     stack.document_embedder = DocumentEmbedder(
@@ -80,7 +80,7 @@ def test_a_job_that_backs_off_lies_in_the_ledger_until_it_is_due(
     assert run(stack, job).state is JobState.SUCCEEDED
 
 
-def test_a_wait_without_measure_does_not_stop_the_worker(
+def test_an_absurd_retry_after_does_not_stop_the_worker(
     stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """However long a provider says: the job waits, or ends, and is not asked again at once."""

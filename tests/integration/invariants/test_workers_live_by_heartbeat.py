@@ -39,7 +39,7 @@ def test_a_worker_that_claims_is_alive(stack: WorkerServices, provider: FakeProv
     assert claims == [0]
 
 
-def test_silence_frees_a_dead_workers_jobs_and_only_these(
+def test_a_heartbeat_timeout_frees_the_jobs_of_the_dead_worker_and_no_others(
     stack: WorkerServices, provider: FakeProvider
 ) -> None:
     reconciler = reconciler_of(stack, Clock())
@@ -80,7 +80,7 @@ def test_a_job_that_kills_its_workers_ends(stack: WorkerServices, provider: Fake
     assert [attempt.state for attempt in attempts(stack, job)] == ["lost"] * 3
 
 
-def test_nobodys_silence_counts_while_the_ledger_itself_was_away(
+def test_no_worker_counts_as_dead_for_a_time_in_which_the_ledger_was_away(
     stack: WorkerServices, provider: FakeProvider
 ) -> None:
     clock = Clock()
@@ -105,7 +105,7 @@ def test_nobodys_silence_counts_while_the_ledger_itself_was_away(
     assert state(stack, job) is JobState.QUEUED
 
 
-def test_nobodys_silence_counts_that_hung_with_the_ledger_within_a_round(
+def test_no_worker_counts_as_dead_for_a_time_in_which_the_ledger_hung_within_a_round(
     stack: WorkerServices, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ledger was watched, hung for 20 s, and the round went on before any heartbeat."""
@@ -140,7 +140,7 @@ def test_a_new_process_knows_what_others_have_seen(
     assert state(stack, job) is JobState.QUEUED
 
 
-def test_a_job_on_record_that_is_not_in_hand_is_handed_back(
+def test_a_job_recorded_as_ours_that_is_not_active_is_handed_back(
     stack: WorkerServices, provider: FakeProvider
 ) -> None:
     job, other = generate(stack), generate(stack)
@@ -151,7 +151,7 @@ def test_a_job_on_record_that_is_not_in_hand_is_handed_back(
     assert state(stack, other) is JobState.RUNNING
 
 
-def test_an_old_attempt_in_hand_does_not_keep_a_newer_one_on_record(
+def test_an_active_old_attempt_does_not_keep_a_newer_recorded_one(
     stack: WorkerServices, provider: FakeProvider
 ) -> None:
     """The newer one was claimed over a connection that broke before it could tell us."""
