@@ -12,10 +12,10 @@ from promptstack.repositories.runs.models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.runs.scheduling import Shard
 from promptstack.repositories.session import Ledger
+from promptstack.services.errors import run_ending_codes
 from promptstack.services.jobs.publishing import JobMessage
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.scheduler import ShardScheduler
-from promptstack.services.runs.shards.errors import run_ending_codes
 
 logger = logging.getLogger(__name__)
 

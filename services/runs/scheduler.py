@@ -12,8 +12,8 @@ from promptstack.repositories.runs.items import Slice
 from promptstack.repositories.runs.models import Run, RunKind
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.errors import TriedLater
 from promptstack.services.jobs.publishing import JobMessage, Publisher, publish_now
-from promptstack.services.runs.shards.errors import TriedLater
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from promptstack.config.errors import Reach
 from promptstack.repositories.models import Billing
 from promptstack.services.accounting.billing import billing_of
+from promptstack.services.errors import run_ending_codes
 from promptstack.services.llm.anthropic import AnthropicService
 from promptstack.services.llm.errors import (
     AuthenticationFailed,
@@ -32,7 +33,6 @@ from promptstack.services.llm.gemini import GeminiService
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.remote import RemoteService
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.shards.errors import run_ending_codes
 from tests.odd_answers import ANYTHING
 from tests.odd_server import OddServer
 

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 
+from promptstack.services.errors import run_ending_codes
 from promptstack.services.llm import errors
 from promptstack.services.llm.errors import ProviderError
-from promptstack.services.runs.shards.errors import run_ending_codes
 
 
 def tree(kind: type[ProviderError] = ProviderError, depth: int = 0) -> Iterator[str]:

@@ -7,10 +7,10 @@ from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.runs.models import Run
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.errors import BudgetHeld, BudgetReached
 from promptstack.services.execution.content_calls import Call
 from promptstack.services.runs.shards.batch import CommitResult, Leaving
 from promptstack.services.runs.shards.call_pool import CallPermitted
-from promptstack.services.runs.shards.errors import BudgetHeld, BudgetReached
 from promptstack.services.runs.shards.queue import CallQueue
 from promptstack.services.runs.shards.workload import Workload
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
 from promptstack.config.errors import PromptStackError
+from promptstack.services.errors import TriedLater
 from promptstack.services.execution.content_calls import Call
-from promptstack.services.runs.shards.errors import TriedLater
 
 
 class CallQueue:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from promptstack.repositories.errors import ClaimLost, LedgerRefused, TransientLedgerError
 from promptstack.repositories.runs.models import Run
-from promptstack.services.errors import EmbeddedElsewhere
+from promptstack.services.errors import BudgetReached, EmbeddedElsewhere
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.content_calls import Call
 from promptstack.services.execution.job_context import JobContext
@@ -22,7 +22,6 @@ from promptstack.services.runs.shards.call_pool import (
 )
 from promptstack.services.runs.shards.cut_off import CutOff
 from promptstack.services.runs.shards.decisions import Decision, Decisions, Outcome
-from promptstack.services.runs.shards.errors import BudgetReached
 from promptstack.services.runs.shards.progress import ShardProgress
 from promptstack.services.runs.shards.queue import CallQueue
 from promptstack.services.runs.shards.slots import ShardSlots, WorkerSlots
