@@ -1,4 +1,4 @@
-"""API keys: made once, shown once, kept as a hash."""
+"""API keys: each is shown once, when it is made, and stored as a hash."""
 
 import hashlib
 import secrets
@@ -14,10 +14,10 @@ from promptstack.services.validation.ids import find_id, read_id
 
 PREFIX = "ps_"
 MAX_EMAIL_CHARACTERS = 254
-"""RFC 5321; it also keeps the address within what PostgreSQL indexes."""
+"""The limit of RFC 5321; PostgreSQL can index it."""
 MAX_NAME_CHARACTERS = 200
 KEY_BYTES = 32
-"""256 random bits: too many to guess, so a plain fast hash is enough to keep them by."""
+"""256 random bits can't be guessed, so a fast hash is enough to store a key."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class KeyView:
-    """What can be told of a key."""
+    """What may be shown of a key."""
 
     id: UUID
     email: str
@@ -47,9 +47,9 @@ class KeyService:
         self._ledger = ledger
 
     def create(self, email: str, name: str, *, is_admin: bool = False) -> str:
-        """Make a key for the user of this e-mail, who is added if new; the key itself.
+        """Make a key for the user with this e-mail address, who is added if new; return the key.
 
-        It can't be shown again. The right of an administrator is this key's, and not its user's.
+        It can't be shown again. Being an administrator is a right of the key, not of the user.
         Raises `InvalidInput` for something that is no e-mail address.
         """
         name = check_name(name, "The key's name")
@@ -75,17 +75,17 @@ class KeyService:
             return Caller(found.user_id, found.is_admin)
 
     def get_all(self) -> list[KeyView]:
-        """All keys, oldest first, without what they are known by."""
+        """All keys, oldest first, without their secrets."""
         with self._ledger.transaction() as unit:
             return [_view(key) for key in unit.api_keys.get_all()]
 
     def find(self, given: str) -> UUID:
-        """The id of the one key whose id begins so. Raises what `find_id` raises."""
+        """The id of the only key whose id begins so. Raises the errors of `find_id`."""
         with self._ledger.transaction() as unit:
             return find_id(unit.api_keys, "key", given)
 
     def revoke(self, key_id: UUID | str) -> None:
-        """Let a key open nothing from now on. Raises `InvalidInput` and `NotFound`."""
+        """Revoke a key. Raises `InvalidInput` and `NotFound`."""
         key_id = read_id(key_id, "key")
         with self._ledger.transaction() as unit:
             if not unit.api_keys.revoke(key_id):

@@ -1,8 +1,8 @@
 """Which text can be stored.
 
 PostgreSQL's text and jsonb refuse NUL, and UTF-8 has no lone surrogates. A caller's text with
-either is refused: changing what somebody pays to send would be worse. A provider's answer is paid
-for already, so there the characters are replaced instead and the answer is kept.
+either is refused, not changed. A provider's answer is paid for already: its characters are
+replaced, and it is kept.
 """
 
 import math
@@ -37,10 +37,9 @@ def check_storable(text: str, what: str) -> str:
 
 
 def check_storable_json(value: JsonValue, what: str, depth: int = 0) -> None:
-    """Raise `InvalidInput` for JSON that jsonb can't hold or that nobody means.
+    """Raise `InvalidInput` for JSON that jsonb can't hold or that is a mistake.
 
-    That is bad text, a number that is not finite or has hundreds of digits, and nesting without
-    end.
+    That is bad text, an infinite number or one of hundreds of digits, and endless nesting.
     """
     if depth > MAX_JSON_DEPTH:
         raise InvalidInput(f"{what} is nested more than {MAX_JSON_DEPTH} levels deep.")
@@ -65,8 +64,8 @@ def check_storable_json(value: JsonValue, what: str, depth: int = 0) -> None:
 def check_name(name: str, what: str) -> str:
     """Return `name` unchanged, or raise `InvalidInput` if it has characters that no name has.
 
-    Names stand in logs, tables, messages and files, beside other things: a new line or a terminal
-    command in one would speak for somebody else.
+    Names are shown in logs, tables and messages, where a newline or a terminal command could
+    imitate other output.
     """
     check_storable(name, what)
     found = CONTROLS.search(name)
@@ -79,12 +78,12 @@ def check_name(name: str, what: str) -> str:
 
 
 def printable_path(path: PurePath | str) -> str:
-    """A path as text that can be shown and stored, also where bytes of it are no UTF-8."""
+    """A path as text that can be shown and stored, even if some of its bytes are not UTF-8."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def shown_name(name: str) -> str:
-    """A field's name, which may be any text, as it can be shown and stored."""
+    """The name of a field as text that can be shown and stored."""
     return escaped(make_storable(name))[:LONGEST_NAME_SHOWN]
 
 
@@ -94,7 +93,7 @@ def make_storable(text: str) -> str:
 
 
 def make_storable_json(value: Any) -> Any:
-    """Do the same in every text of a JSON value; a number that JSON doesn't know becomes null."""
+    """Do the same in every text of a JSON value; a number that JSON lacks becomes null."""
     match value:
         case str():
             return make_storable(value)

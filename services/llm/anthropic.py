@@ -1,4 +1,4 @@
-"""Anthropic's Messages API on the official SDK. It has generations only."""
+"""Anthropic's Messages API on the official SDK, for generations."""
 
 import re
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ from promptstack.services.llm.tool_calls import tool_call
 ANTHROPIC_URL = "https://api.anthropic.com"
 
 DEFAULT_MAX_TOKENS = 4_096
-"""The API wants a maximum; this is taken where a request names none."""
+"""The API requires a maximum. This is sent if the request has none."""
 MOST_TOKENS_AT_ONCE = 21_333
-"""The SDK refuses a longer answer that isn't streamed: it expects it to take over ten minutes
-(3,600 s for 128,000 tokens)."""
+"""The SDK refuses a higher maximum without streaming, as the answer may take over ten minutes (it
+expects 3,600 s for 128,000 tokens)."""
 RESERVED_OPTIONS = frozenset({"model", "messages", "system", "max_tokens", "stream"})
 NO_ID = re.compile(r"[^A-Za-z0-9_-]")
 FINISH_REASONS: Mapping[str, str] = {
@@ -35,7 +35,7 @@ FINISH_REASONS: Mapping[str, str] = {
 
 
 class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
-    """Generations from Anthropic. One client with one connection pool, made on the first call."""
+    """Generations from Anthropic."""
 
     name = "anthropic"
     wire = "anthropic"
@@ -50,7 +50,7 @@ class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
 
     @classmethod
     def check_parameters(cls, model: str, parameters: GenerationParameters) -> None:
-        """Also refuse temperatures over 1, and answers so long that they would need streaming."""
+        """Also refuse temperatures over 1, and a max_tokens that needs streaming."""
         super().check_parameters(model, parameters)
         if (parameters.temperature or 0.0) > 1.0:
             raise InvalidInput("Provider 'anthropic' takes temperatures from 0 to 1.")
@@ -74,7 +74,7 @@ class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
         return self._response(answer, request, read)
 
     async def count_tokens(self, text: str, model: str) -> TokenCount:
-        """By Anthropic's own count, which is free but for its rate limit."""
+        """Ask Anthropic, which is free but rate-limited."""
         turns = [{"role": "user", "content": text}]
         answer = await self._ask("/v1/messages/count_tokens", {"model": model, "messages": turns})
         with self._reading(answer) as found:
@@ -108,7 +108,7 @@ class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
 
 
 def _body(request: GenerationRequest) -> dict[str, Any]:
-    """Make the JSON of a request, without what it leaves open."""
+    """The JSON of a request, without parameters that it does not set."""
     fields: dict[str, Any] = {
         "model": request.model,
         "max_tokens": request.max_tokens or DEFAULT_MAX_TOKENS,
@@ -165,12 +165,12 @@ def _turn(turn: Message) -> dict[str, Any]:
 
 
 def _call_id(given: str) -> str:
-    """A call's id in the characters that one has here; another server made it."""
+    """A call's id in characters that Anthropic accepts: another server may have made it."""
     return NO_ID.sub("_", given)
 
 
 def read(answer: Part) -> Said:
-    """Read an answer; what is odd in it is noted."""
+    """Read an answer, and note what is malformed."""
     reason = answer.word("stop_reason")
     calls = [part for part in answer.parts("content") if part.is_a("tool_use", "input")]
     return Said(
@@ -192,7 +192,7 @@ def _usage(said: Part) -> Usage:
     cached = said.count("cache_read_input_tokens", 0)
     written = said.count("cache_creation_input_tokens", 0)
     return Usage(
-        # `input_tokens` is what no cache had a part in; the sum is what was read.
+        # `input_tokens` are those that no cache was used for.
         input_tokens=None
         if fresh is None or cached is None or written is None
         else fresh + cached + written,

@@ -1,6 +1,6 @@
 """The demonstration provider: no model, no network, the same answer every time.
 
-Its options let a person watch what a real provider does to jobs: slowness and failures.
+Its options imitate a slow or failing provider.
 """
 
 import asyncio

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class EventLoop:
-    """An asyncio loop in a thread of its own; any thread may hand it a coroutine."""
+    """An asyncio loop on its own thread; any thread can submit coroutines to it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -22,11 +22,11 @@ class EventLoop:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Start a coroutine and wait for what it returns or raises."""
+        """Start a coroutine and wait for its result."""
         return self.submit(coroutine).result()
 
     def close(self) -> None:
-        """Cancel what still runs and end the thread."""
+        """Cancel running coroutines and end the thread."""
         if self._loop.is_closed():
             return
         self.run(_cancel_all())

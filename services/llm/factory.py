@@ -15,10 +15,9 @@ ENTRY_POINT_GROUP = "promptstack.providers"
 class LLMServiceFactory:
     """Makes provider services by name.
 
-    Built-in and third-party providers come in alike, by entry points of the group
-    `promptstack.providers`; servers that a person has named, by the provider whose wire they speak.
-    A class is imported only when it is first asked for, because an SDK takes up to a second to
-    import.
+    All providers are entry points of the group `promptstack.providers`, built-in or not. A server
+    that a person has named uses the class of the provider whose API it speaks. Classes are
+    imported when they are first needed: an SDK takes up to a second.
     """
 
     def __init__(
@@ -29,9 +28,9 @@ class LLMServiceFactory:
         facts: Sequence[ModelFacts] = (),
         none_can_ask: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """Take the `options` that each provider's service is made with.
+        """Take the `options` of each provider's service.
 
-        `none_can_ask` knows of the workers whether none of them could ask a provider.
+        `none_can_ask` tells whether no worker has what a provider needs.
         """
         self._none_can_ask = none_can_ask
         self._options = dict(options or {})
@@ -41,11 +40,11 @@ class LLMServiceFactory:
         self._entry_points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
     def register(self, name: str, service_class: type[LLMService]) -> None:
-        """Add a provider, or put another class in the place of one."""
+        """Add a provider, or replace its class."""
         self._classes[name] = service_class
 
     def names(self) -> list[str]:
-        """The providers that can be named in a job."""
+        """The names of all providers."""
         return sorted({*self._classes, *self._entry_points, *self._providers})
 
     def service_class(self, provider: str) -> type[LLMService]:
@@ -71,9 +70,9 @@ class LLMServiceFactory:
         return bool(options.get("base_url")) and not (named and named.key_setting)
 
     def offered(self, provider: str) -> type[LLMService]:
-        """Return the class of a provider that work is handed in for. Raises `InvalidInput`.
+        """Return the class of a provider for new work. Raises `InvalidInput`.
 
-        Also where it is known that nobody could ask it; who hands work in needs no key.
+        It is also raised where no worker has the key. The caller itself needs no key.
         """
         service = self.service_class(provider)
         if not self.is_set_up(provider) and self._none_can_ask(provider):

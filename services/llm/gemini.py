@@ -36,9 +36,9 @@ from promptstack.services.llm.vectors import vectors
 
 GEMINI_URL = "https://generativelanguage.googleapis.com"
 API_VERSION = "v1"
-"""The SDK's own default, named so that the environment doesn't choose another one."""
+"""The SDK's default, set so that the environment can't change it."""
 DIMENSIONS: Mapping[str, int] = {"gemini-embedding-001": 3_072, "gemini-embedding-2": 3_072}
-"""Of the models whose vectors have but one length as long as nobody asks for another."""
+"""The sizes of models' vectors where no request asks for another size."""
 KNOWN_OPTIONS = frozenset(types.GenerateContentConfig.model_fields) - {
     "http_options",
     "should_return_http_response",
@@ -61,7 +61,7 @@ REFUSALS = frozenset(
 
 
 class GeminiService(RemoteService[genai.Client]):
-    """Generations and embeddings from Gemini. One client with one pool, made on the first call."""
+    """Generations and embeddings from Gemini."""
 
     name = "gemini"
     wire = "gemini"
@@ -73,8 +73,8 @@ class GeminiService(RemoteService[genai.Client]):
         Capability.EMBEDDING: "gemini-embedding-001",
     }
     known_options: ClassVar[frozenset[str] | None] = KNOWN_OPTIONS
-    # 100 contents a batch; 2,048 tokens a text (ai.google.dev, "Embeddings"), and 20,000 a call as
-    # Vertex AI has it: a bound that the Gemini API doesn't name is not tried out.
+    # 100 contents a batch and 2,048 tokens a text (ai.google.dev, "Embeddings"). 20,000 tokens a
+    # call is Vertex AI's bound: the Gemini API names none.
     embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(
         items=100, bytes=1_000_000, tokens=20_000
     )
@@ -88,7 +88,7 @@ class GeminiService(RemoteService[genai.Client]):
 
     @classmethod
     def check_turns(cls, request: GenerationRequest) -> None:
-        """Refuse names, and a system turn after another turn: Gemini takes the system apart."""
+        """Refuse names, and a system turn after another turn: Gemini has one system prompt."""
         request.check_system_first(cls.name)
         request.check_no_names("Provider 'gemini'")
 
@@ -112,7 +112,7 @@ class GeminiService(RemoteService[genai.Client]):
     async def _embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None
     ) -> EmbeddingResponse:
-        # A content each: of a list of strings, gemini-embedding-2 makes one vector for all.
+        # One content per text: gemini-embedding-2 makes a single vector of a list of strings.
         contents: Any = [types.Content(parts=[types.Part(text=text)]) for text in texts]
         models = self._connected().aio.models
         answer = await self._answer(models.embed_content(model=model, contents=contents))
@@ -120,7 +120,7 @@ class GeminiService(RemoteService[genai.Client]):
             body = found.body
             used = body.part("usageMetadata", is_expected=True).count("promptTokenCount")
             if used is None:
-                # The API may not say; a run with a limit of cost would soon hold all of it back.
+                # The API may not say. Unknown usage would soon use up a run's cost limit.
                 body.notes.add("the input tokens are an estimate")
                 used = sum(map(self.estimate_tokens, texts))
             found.usage = Usage(used)
@@ -139,7 +139,7 @@ class GeminiService(RemoteService[genai.Client]):
             )
 
     async def count_tokens(self, text: str, model: str) -> TokenCount:
-        """By Gemini's own count, which is free but for its rate limit."""
+        """Ask Gemini, which is free but rate-limited."""
         models = self._connected().aio.models
         answer = await self._answer(models.count_tokens(model=model, contents=text))
         with self._reading(answer) as found:
@@ -165,7 +165,7 @@ class GeminiService(RemoteService[genai.Client]):
                 base_url=base_url,
                 api_version=self._api_version or API_VERSION,
                 timeout=int(self._timeout * 1_000),
-                # Its aiohttp transport tries again by itself, after up to ten seconds.
+                # The SDK's aiohttp transport would retry by itself, after up to ten seconds.
                 httpx_async_client=self._http,
                 retry_options=types.HttpRetryOptions(attempts=1),
             ),
@@ -174,7 +174,7 @@ class GeminiService(RemoteService[genai.Client]):
     async def _disconnect(self, client: genai.Client) -> None:
         await client.aio.aclose()
         client.close()
-        # Ours, so the SDK leaves it open.
+        # The client is ours, so the SDK does not close it.
         await self._http.aclose()
 
     async def _list_models(self) -> list[str]:
@@ -188,14 +188,14 @@ class GeminiService(RemoteService[genai.Client]):
 
 
 def _config(request: GenerationRequest) -> types.GenerateContentConfig:
-    """Make the SDK's config, without what the request leaves open. Raises `ValidationError`."""
+    """The SDK's config, without what the request does not set. Raises `ValidationError`."""
     fields: dict[str, Any] = {
         "system_instruction": request.system_prompt() or None,
         "temperature": request.temperature,
         "max_output_tokens": request.max_tokens,
         "stop_sequences": list(request.stop) or None,
         "seed": request.seed,
-        # Else the SDK may go on with an answer by calls of its own, which nobody counts.
+        # Otherwise the SDK may make further calls by itself, which nobody counts.
         "automatic_continuation": False,
     }
     if request.json_schema is not None:
@@ -232,7 +232,7 @@ def _contents(turns: Sequence[Message]) -> list[types.Content]:
     for turn in turns:
         content = _content(turn, names)
         if turn.role == before == "tool":
-            # It wants the results of the calls of one turn together.
+            # Gemini requires the results of one turn's calls in one content.
             contents[-1].parts = [*(contents[-1].parts or []), *(content.parts or [])]
         elif turn.role != "system":
             contents.append(content)
@@ -242,7 +242,7 @@ def _contents(turns: Sequence[Message]) -> list[types.Content]:
 
 def _content(turn: Message, names: Mapping[str, str]) -> types.Content:
     if turn.role == "tool":
-        # Gemini knows a result by the tool's name.
+        # Gemini matches a result by the tool's name.
         name = names.get(turn.tool_call_id or "", turn.name or turn.tool_call_id)
         result = types.FunctionResponse(name=name, response={"result": turn.content})
         return types.Content(role="user", parts=[types.Part(function_response=result)])
@@ -255,7 +255,7 @@ def _content(turn: Message, names: Mapping[str, str]) -> types.Content:
 
 
 def read(answer: Part) -> Said:
-    """Read an answer; what is odd in it is noted."""
+    """Read an answer, and note what is malformed."""
     candidates = answer.parts("candidates")
     candidate = candidates[0] if candidates else Part(None, answer.notes)
     reason = candidate.word("finishReason")
@@ -269,13 +269,13 @@ def read(answer: Part) -> Said:
     made = tuple(
         found
         for position, call in enumerate(calls)
-        # Gemini may give it no id.
+        # Gemini may leave the id out.
         for found in tool_call(
             call, position, call.get("id") or f"call_{position}", call.get("args")
         )
     )
     usage = answer.part("usageMetadata", is_expected=True)
-    # It says nothing where it is none.
+    # Zero is left out.
     written = usage.count("candidatesTokenCount", None if any(told) else 0)
     thought = usage.count("thoughtsTokenCount", 0)
     return Said(

@@ -1,4 +1,4 @@
-"""What the headers of a provider's answer tell: when to come again, limits, the call's id."""
+"""Reads the headers of answers: when to try again, rate limits, the id of the call."""
 
 import math
 import re
@@ -9,13 +9,13 @@ from email.utils import parsedate_to_datetime
 from promptstack.services.llm.answers import Dimension, LimitReport, LimitState
 
 MOST_CREDIBLE_WAIT = 86_400.0
-"""What is longer is a point in time, or a mistake."""
+"""A longer wait is a point in time, or a mistake."""
 LIMITS: Mapping[Dimension, tuple[tuple[str, str], ...]] = {
     "requests": (
         ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"),
         ("anthropic-ratelimit-requests-limit", "anthropic-ratelimit-requests-remaining"),
     ),
-    # Anthropic's `tokens` is whichever of its two limits binds now; they are told apart below.
+    # Anthropic's `tokens` is the lower of its two limits, which are read below.
     "tokens": (("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens"),),
     "input": (
         ("anthropic-ratelimit-input-tokens-limit", "anthropic-ratelimit-input-tokens-remaining"),
@@ -26,11 +26,11 @@ LIMITS: Mapping[Dimension, tuple[tuple[str, str], ...]] = {
 }
 REQUEST_IDS = ("x-request-id", "request-id")
 MOST = 10**12
-"""Beyond any limit; more digits are nonsense."""
+"""Higher than any real limit."""
 
 
 def limit_report(headers: Mapping[str, str]) -> LimitReport:
-    """Return the limits that the headers tell of; what is unreadable counts as not said."""
+    """Return the limits in the headers; unreadable ones count as missing."""
     found: dict[Dimension, LimitState] = {}
     for dimension, pairs in LIMITS.items():
         for limit_name, remaining_name in pairs:
@@ -42,7 +42,7 @@ def limit_report(headers: Mapping[str, str]) -> LimitReport:
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """The provider's id for a call, unless it has a form that could carry anything else."""
+    """The provider's id of a call; None where its form could carry content."""
     for name in REQUEST_IDS:
         found = re.fullmatch(r"[\w.:-]{1,100}", headers.get(name, ""))
         if found:
@@ -53,8 +53,8 @@ def request_id(headers: Mapping[str, str]) -> str | None:
 def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     """Return the seconds that a response asks us to wait.
 
-    `retry-after-ms` goes before `retry-after`, which holds seconds or an HTTP date. What is
-    not credible counts as not said.
+    `retry-after-ms` takes precedence over `retry-after`, which holds seconds or an HTTP date. An
+    incredible value counts as missing.
     """
     plain = headers.get("retry-after", "")
     milliseconds = _number(headers.get("retry-after-ms", ""))
@@ -65,9 +65,9 @@ def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 def credible_wait(seconds: float | None) -> float | None:
-    """The same number where somebody may mean it as a wait, else None.
+    """Return the number if it can be a wait, else None.
 
-    Some name a point in time in seconds since 1970, `inf`, or less than nothing.
+    Some servers send a point in time in seconds since 1970, `inf`, or a negative number.
     """
     return seconds if seconds is not None and 0 <= seconds <= MOST_CREDIBLE_WAIT else None
 

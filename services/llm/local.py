@@ -20,9 +20,9 @@ from promptstack.services.llm.packing import EmbeddingLimits
 
 MODEL = "wordllama-256"
 PIECE_CHARACTERS = 50_000
-"""Of a text that is taken apart at once: tokens take a hundred times the memory of their text."""
+"""Characters that are tokenized at once: tokens take a hundred times the memory of their text."""
 BLOCK_TOKENS = 4_096
-"""Whose vectors are looked up at once: four megabytes."""
+"""Tokens whose vectors are added up at once: four megabytes."""
 
 
 class LocalService(LLMService):
@@ -32,7 +32,7 @@ class LocalService(LLMService):
     is_limited = False
     default_models: ClassVar = {Capability.EMBEDDING: MODEL}
     known_models: ClassVar = {Capability.EMBEDDING: frozenset({MODEL})}
-    # Small batches keep progress moving and cancels quick; there is no request to save.
+    # Small batches show progress often and can be cancelled soon; there are no requests to save.
     embedding_limits = EmbeddingLimits(items=64, bytes=200_000)
 
     def __init__(self) -> None:
@@ -43,11 +43,11 @@ class LocalService(LLMService):
     async def _embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None
     ) -> EmbeddingResponse:
-        # It computes: on a thread, so that the event loop goes on serving other calls.
+        # On a thread, so that the event loop serves other calls meanwhile.
         return await asyncio.to_thread(self._compute, texts, model)
 
     def estimate_tokens(self, text: str) -> int:
-        """The number of tokens that the model's own tokenizer makes."""
+        """Count the tokens with the model's own tokenizer."""
         encode = self._model().tokenizer.encode
         return sum(len(encode(piece, add_special_tokens=False).ids) for piece in _pieces(text))
 
@@ -59,8 +59,8 @@ class LocalService(LLMService):
     def _compute(self, texts: Sequence[str], model: str) -> EmbeddingResponse:
         """Average the vectors of each text's tokens.
 
-        Not by the library's own `embed`, which puts up a table of all texts, each as long as the
-        longest: one of a megabyte among 63 short ones takes 13 GB there.
+        The library's own `embed` pads all texts to the longest one: a megabyte among 63 short texts
+        takes 13 GB.
         """
         loaded = self._model()
         table = loaded.embedding
@@ -74,7 +74,7 @@ class LocalService(LLMService):
                 for begin in range(0, len(ids), BLOCK_TOKENS):
                     sums[place] += table[ids[begin : begin + BLOCK_TOKENS]].sum(axis=0)
         means = sums / np.maximum(counts, 1)[:, None]
-        with np.errstate(invalid="ignore"):  # what has no token has no vector, which is refused
+        with np.errstate(invalid="ignore"):  # a text without tokens has no vector and is refused
             vectors = (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
         return EmbeddingResponse(vectors=vectors, model=model, input_tokens=int(counts.sum()))
 
@@ -88,7 +88,7 @@ class LocalService(LLMService):
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Cut a long text, between words where that is near."""
+    """Cut a long text, between words where possible."""
     begin = 0
     while len(text) - begin > PIECE_CHARACTERS:
         end = text.rfind(" ", begin + PIECE_CHARACTERS // 2, begin + PIECE_CHARACTERS)

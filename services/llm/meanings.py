@@ -1,4 +1,4 @@
-"""What the codes, words and statuses of providers' refusals mean: one table for all of them."""
+"""Which error the codes, words and statuses of refusals mean: one table for all providers."""
 
 from collections.abc import Iterable, Mapping
 
@@ -51,9 +51,9 @@ _INVALID = (InvalidProviderRequest, "says that the request is wrong")
 
 Meaning = tuple[type[ProviderError], str]
 
-# The provider's own word for it comes first: its code, then its sentences, and then the status.
+# The provider's error code decides first, then its words, then the status.
 _BY_CODE: Mapping[str, Meaning] = {
-    # OpenAI and its kin
+    # OpenAI and compatible servers
     "invalid_api_key": _REFUSED_KEY,
     "authentication_error": _REFUSED_KEY,
     "auth_error": _REFUSED_KEY,  # LiteLLM
@@ -95,36 +95,46 @@ _BY_STATUS: Mapping[int, Meaning] = {
     408: _TIMEOUT,
     409: _OVERLOADED,
     413: _TOO_LONG,
-    424: _BROKE,  # Hugging Face: the model failed over the input
+    424: _BROKE,  # Hugging Face: the model failed on the input
     425: _OVERLOADED,
     429: _SLOW_DOWN,
     451: _REFUSED_CONTENT,
     499: _BROKE,
     501: _NOT_OFFERED,
     503: _OVERLOADED,
-    # Cloudflare: nobody is there. With 520 and 524 somebody is, and did not answer well.
+    # Cloudflare found no server. With 520 and 524 it found one, which failed.
     **dict.fromkeys((521, 522, 523, 525, 526, 527, 529, 530), _OVERLOADED),
 }
 _OF_INPUT = frozenset({400, 401, 403, 413, 422, 451, 500})
-"""Statuses with which words decide; 429 only with some, as it may be of all calls together."""
+"""Statuses with which the words decide. With 429 few do: it may be about all calls together."""
 _ANY = _OF_INPUT | {429}
 _NO_PAGES = frozenset({408, 409, 413, 429})
-"""Those below 500 that mean the same on a proxy's page; the others say nothing there."""
-# Where a provider has no code for it, only its words tell. Lower case; taken in this order. What it
-# says may quote the request, such as the name of a tool: nobody's words may close an account, so
-# those of spent quota count only of whom, and with the status, they are known of.
+"""Statuses below 500 that mean the same on a proxy's page; others mean nothing there."""
+# For refusals without a code. The words are in lower case, and the first match decides. A refusal
+# may quote the request, such as the name of a tool. So that no prompt can make an account look
+# spent, the words for spent quota count only from the provider and with the status that use them.
 _BY_WORDS: tuple[tuple[str, Meaning, str | None, frozenset[int]], ...] = (
     ("credit balance is too low", _NO_QUOTA, "anthropic", _ANY),  # status 400
     ("spend limit", _NO_QUOTA, "anthropic", _ANY),
-    ("api usage limits", _NO_QUOTA, "anthropic", _ANY),  # 400: the spending somebody set
-    # Gemini's quotaId of a day's quota, which no short wait cures
+    (
+        "api usage limits",
+        _NO_QUOTA,
+        "anthropic",
+        _ANY,
+    ),  # 400: a spending limit
+    # Gemini's quotaId of a daily quota: a short wait does not help
     ("perdayperprojectpermodel", _NO_MODEL_QUOTA, None, frozenset({429})),
     ("perday", _NO_QUOTA, None, frozenset({429})),
-    ("request too large", _TOO_LONG, None, _ANY),  # OpenAI: more than a minute's tokens
+    ("request too large", _TOO_LONG, None, _ANY),  # OpenAI: over its tokens a minute
     ("api key", _REFUSED_KEY, None, frozenset({401})),
     ("subscription key", _REFUSED_KEY, None, frozenset({401})),  # Azure
-    ("model", _UNKNOWN, None, frozenset({404})),  # vLLM, Ollama and others, each in its own words
-    ("upstream connect error", _BROKE, None, frozenset({503})),  # Envoy: it died over the call
+    ("model", _UNKNOWN, None, frozenset({404})),  # vLLM, Ollama and others
+    (
+        "upstream connect error",
+        _BROKE,
+        None,
+        frozenset({503}),
+    ),  # Envoy: the server died during the call
     *(
         (words, _TOO_LONG, None, _OF_INPUT)
         for words in (
@@ -159,16 +169,16 @@ _BY_WORDS: tuple[tuple[str, Meaning, str | None, frozenset[int]], ...] = (
 
 
 def meaning_of(wire: str, status: int, codes: Iterable[object], text: str) -> Meaning:
-    """What a refusal means: which error it is, and the sentence for a person."""
+    """The error that a refusal means, and the sentence for a person."""
     if is_page(text):
-        # Whatever it says: nobody's key, model or account is wrong because a proxy says so.
+        # A proxy's page says nothing about the key, the model or the account.
         is_told = status in _NO_PAGES or status >= 500
         return _of_status(status) if is_told else _INTERCEPTED
     return told_meaning(wire, status, codes, text) or _of_status(status)
 
 
 def told_meaning(wire: str, status: int, codes: Iterable[object], text: str) -> Meaning | None:
-    """What the provider's own codes and words mean; None where they mean nothing to us."""
+    """The error that the provider's codes and words mean; None where they are unknown."""
     for code in codes:
         if isinstance(code, str) and code in _BY_CODE:
             return _BY_CODE[code]
@@ -184,5 +194,5 @@ def _of_status(status: int) -> Meaning:
 
 
 def is_page(text: str) -> bool:
-    """Whether it is HTML or XML, which no provider answers: somebody in between does."""
+    """Whether a text is HTML or XML: it then comes from a server in between, no provider."""
     return text.lstrip("\ufeff \t\r\n").startswith("<")

@@ -1,4 +1,4 @@
-"""What one embedding call may hold, and texts packed into such calls."""
+"""Packs texts into embedding calls, each within what one call may hold."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ class EmbeddingLimits:
     """What one embedding request may hold."""
 
     items: int
-    """Texts a request."""
+    """Texts per request."""
     bytes: int
-    """UTF-8 bytes a request."""
+    """UTF-8 bytes per request."""
     text_bytes: int | None = None
-    """UTF-8 bytes of one text, above which it is surely too long; else the provider says so."""
+    """UTF-8 bytes above which a text is certainly too long. Below, the provider decides."""
     tokens: int | None = None
-    """Tokens a request, as `estimate_tokens` counts them, where bytes don't bound them."""
+    """Tokens per request as `estimate_tokens` counts them, if bytes don't bound them."""
     text_tokens: int | None = None
-    """The model's own tokens of one text."""
+    """Tokens per text, by the model's own tokenizer."""
 
 
 class HasText(Protocol):

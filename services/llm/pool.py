@@ -1,4 +1,4 @@
-"""The provider services of a process: one each, so that they share their connections."""
+"""The provider services of a process: one for each provider, so that calls share connections."""
 
 import threading
 

@@ -1,6 +1,6 @@
-"""Bodies of requests to OpenAI's endpoints, as what a run is asked for.
+"""Turns the bodies of requests to OpenAI's endpoints into the inputs and parameters of a run.
 
-What can't be honoured is refused: nothing that would change the answer is left out.
+What a run does not support is refused: nothing that would change an answer is dropped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,13 @@ HONOURED_ONLY_AS = {
     "functions": ([], "write tools"),
     "function_call": (None, "write tool_choice"),
 }
-"""What the product does anyway, and why nothing else."""
+"""The only supported value of each of these fields, and why."""
 FINE_IN_EMBEDDINGS = frozenset({"encoding_format", "user"})
-"""How vectors travel, and on whose behalf: neither changes them."""
+"""Fields that don't change the vectors."""
 
 
 class NotHonoured(ValueError):
-    """What a body asks for can't be done; half a sentence says what, and why."""
+    """A body asks for what is not supported. The message is half a sentence: what, and why."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Asked:
     """What one request asks for."""
 
     record: dict[str, Any]
-    """Its input, as a record of a source has it."""
+    """Its input, as a record of a source."""
     how: dict[str, Any] = field(default_factory=dict)
-    """How it is to be answered, in the words of a run."""
+    """Its parameters, with the names of a run's."""
 
 
 def _chat(given: dict[str, Any]) -> Asked:
@@ -90,17 +90,17 @@ ENDPOINTS: Mapping[str, tuple[str, Callable[[dict[str, Any]], Asked]]] = {
 
 
 def endpoint_of(url: str) -> str | None:
-    """The endpoint that an address ends with, in any version of the API."""
+    """The endpoint with which a URL ends, whatever the version of the API."""
     return next((name for name in ENDPOINTS if url.rstrip("/").endswith(name)), None)
 
 
 def kind_of_run(endpoint: str) -> str:
-    """Which kind of run asks an endpoint."""
+    """The kind of run for an endpoint."""
     return ENDPOINTS[endpoint][0]
 
 
 def asked_of(endpoint: str, body: Mapping[str, Any]) -> Asked:
-    """What a body asks for; null is what isn't there. Raises `NotHonoured`."""
+    """What a body asks for; null counts as missing. Raises `NotHonoured`."""
     given = {name: value for name, value in body.items() if value is not None}
     for name, (honoured, why) in HONOURED_ONLY_AS.items():
         if name in given and given.pop(name) != honoured:
@@ -112,7 +112,7 @@ def asked_of(endpoint: str, body: Mapping[str, Any]) -> Asked:
 
 
 def _generation(given: dict[str, Any], longest: Sequence[str]) -> dict[str, Any]:
-    """Take what every generation can be told, in OpenAI's words and ours."""
+    """Take the parameters of any generation, whose names at OpenAI are ours."""
     own = ("temperature", "tools", "tool_choice")
     how = {**_model(given), **{name: given.pop(name) for name in own if name in given}}
     _of_type(how.get("tools", []), list, "tools")
@@ -140,7 +140,7 @@ def _take_format(
     how: dict[str, Any],
     schema_of: Callable[[Mapping[str, Any]], Any],
 ) -> None:
-    """Take a JSON schema; whatever else an answer's form may be is left as an option."""
+    """Take a JSON schema; another format stays an option."""
     form = given.get(name)
     kind = form.get("type") if isinstance(form, Mapping) else None
     if form is None or kind == "json_object":
@@ -153,7 +153,7 @@ def _take_format(
         raise NotHonoured(f"has a {name} that is neither text nor json_object nor a JSON schema")
     if described.get("description"):
         raise NotHonoured(f"describes its {name} apart; write it as description into the schema")
-    # Its name is a label. An answer is judged by the schema whether or not `strict` holds the
+    # Its name is a label. Answers are checked against the schema whether or not `strict` holds the
     # model to it, which it is wherever the schema allows that.
     how["json_schema"] = described["schema"]
 
@@ -163,7 +163,7 @@ def _with_options(how: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _turns(items: Any) -> list[Any]:
-    """Items of the Responses API as turns: calls belong to the turn of the model before them."""
+    """Items of the Responses API as turns. Calls belong to the model's turn before them."""
     turns: list[Any] = []
     for item in items if isinstance(items, list) else ():
         kind = item.get("type", "message") if isinstance(item, Mapping) else None

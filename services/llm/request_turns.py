@@ -1,7 +1,7 @@
-"""Turns, tools and calls as OpenAI's clients write them, made ours where they come in.
+"""Turns messages, tools and calls as OpenAI's clients write them into our form.
 
-What is stored, and what each provider's wire is made from, has one form. What can't be handed on
-to every provider is refused by name; nothing is left out that a model would see.
+Only our form is stored, and each provider's request is made from it. What not every provider
+supports is refused by name; nothing that a model would see is dropped.
 """
 
 import re
@@ -13,27 +13,26 @@ from pydantic import BaseModel
 from promptstack.services.validation.json_text import load_json
 
 TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-"""Parts of a content that are text, and where they have it."""
+"""The types of content parts that are text, and the field that holds it."""
 ABOUT_THE_ANSWER = frozenset({"annotations", "index"})
-"""What a server notes beside what was said, and no client has to send back."""
+"""Fields that servers add to a message and that clients need not send back."""
 NOT_TAKEN = frozenset(
     {"audio", "cache_control", "function_call", "prefix", "reasoning", "reasoning_content"}
     | {"thinking_blocks", "weight"}
 )
 MAX_ARGUMENT_VALUES = 100_000
-"""In all arguments of a conversation that are JSON in a string, where no door has counted them."""
+"""In all arguments of a conversation that are JSON in a string, which nothing else counts."""
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-"""Also one that is never closed, and with it all that follows: else each quote in it would be gone
-through to the end."""
+"""A JSON string. An unclosed one matches to the end, so the search stays linear."""
 
 
 def turn_of(given: Any) -> Any:
-    """A turn: null is what isn't there, `developer` is how `system` is called since 2024."""
-    if isinstance(given, BaseModel):  # also of OpenAI's SDK, whose answers are turns
+    """A turn in our form. Null counts as missing; `developer` is OpenAI's new name for `system`."""
+    if isinstance(given, BaseModel):  # also a message of OpenAI's SDK
         given = given.model_dump()
     if not isinstance(given, Mapping):
         return given
-    # Servers write "" or [] where they have nothing to say.
+    # Servers write "" or [] for nothing.
     optional = NOT_TAKEN | {"refusal"}
     turn = {name: value for name, value in _there(given).items() if value or name not in optional}
     odd = next((name for name in sorted(NOT_TAKEN) if name in turn), None)
@@ -50,7 +49,7 @@ def turn_of(given: Any) -> Any:
 
 
 def call_of(given: Any) -> Any:
-    """A call of a tool, whose arguments are an object or JSON in a string."""
+    """A tool call in our form. Its arguments may be JSON in a string."""
     if not isinstance(given, Mapping):
         return given
     call = _flat(given)
@@ -60,21 +59,21 @@ def call_of(given: Any) -> Any:
 
 
 def tool_of(given: Any) -> Any:
-    """A tool, with what it is around it or in an object `function`."""
+    """A tool in our form. Its fields may be in an object `function`."""
     return _flat(given) if isinstance(given, Mapping) else given
 
 
 def tool_choice_of(given: Any) -> Any:
-    """Which tool is to be called: its name, or an object that has it."""
+    """The tool to call: its name, or an object with its name."""
     if not isinstance(given, Mapping):
         return given
     return _flat(given).get("name", "")
 
 
 def few_values(turns: Any) -> Any:
-    """Raise `ValueError` where the arguments of calls hold more values than any caller means.
+    """Raise `ValueError` where the arguments of calls hold too many values.
 
-    They are counted before they are made: small ones take fifty times their length in memory.
+    They are counted before they are parsed: parsed, they may take fifty times their length.
     """
     left = MAX_ARGUMENT_VALUES
     for turn in turns if isinstance(turns, list | tuple) else ():
@@ -99,7 +98,7 @@ def _there(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a function is, whether it stands in the object or in one of its own."""
+    """The fields of a function, be they in the object itself or in `function`."""
     whole = _there(given)
     kind = whole.pop("type", "function")
     if kind != "function":
@@ -116,7 +115,7 @@ def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text_of(parts: Any) -> str:
-    """Text in parts, each from a new line on, as servers do whose models take one text."""
+    """Join the text parts of a content by newlines, as servers do for models that take one text."""
     texts = []
     for part in parts:
         name = TEXTS.get(str(part.get("type"))) if isinstance(part, Mapping) else None
@@ -148,5 +147,5 @@ def _arguments_text(call: Any) -> str:
 
 
 def _signs(text: str) -> int:
-    """What stands before values of JSON."""
+    """Count the signs that come before values in JSON."""
     return sum(map(text.count, ",:[{"))

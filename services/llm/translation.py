@@ -1,4 +1,4 @@
-"""What a provider's refusal means to us: the same rules for all of them."""
+"""Turns refusals and unusable answers of providers into our errors, the same for all providers."""
 
 import json
 import re
@@ -35,8 +35,8 @@ _KEY = re.compile(
     r"|(?<=Bearer )\S{8,}|(?<=Basic )\S{8,}",
     re.ASCII | re.IGNORECASE,
 )
-"""Keys as providers and their proxies make them (`sk-...`, `gsk_...`, `AIza...`, tokens of Google,
-JWTs), also with asterisks in their midst: long, and with a digit."""
+"""API keys and tokens (`sk-...`, `gsk_...`, `AIza...`, JWTs), also partly masked by asterisks. They
+are long and have a digit."""
 
 _LIMIT = re.compile(
     r"(?:less than|context length (?:is|is only|of)|context (?:size|length) \(|batch size:|max is"
@@ -51,12 +51,12 @@ MOST_SAID = 10**9
 
 
 def refusal(provider: str, answer: httpx2.Response, key_setting: str, wire: str) -> ProviderError:
-    """Return the error that an answer is, by its status and by what it says."""
+    """The error for an answer whose status is not a success."""
     try:
         body = parse(answer.content)
     except WRONG_FORM:
         body = Part(None, Notes())
-    # Some servers don't put it into an object of its own.
+    # Some servers have no object `error` around it.
     told = body.part("error") if body.get("error") is not None else body
     facts = told.parts("details")
     waits = [_seconds(fact.get("retryDelay")) for fact in facts]
@@ -76,7 +76,7 @@ def refusal(provider: str, answer: httpx2.Response, key_setting: str, wire: str)
 
 
 def _seconds(delay: object) -> float | None:
-    """What google.rpc.RetryInfo asks for, such as "3.5s", in seconds."""
+    """The seconds of a google.rpc.RetryInfo, such as "3.5s"."""
     found = re.fullmatch(r"([0-9.]{1,20})s", delay) if isinstance(delay, str) else None
     try:
         return None if found is None else credible_wait(float(found[1]))
@@ -96,12 +96,12 @@ def from_status(
     wire: str | None = None,
     usage: Usage | None = None,
 ) -> ProviderError:
-    """Return the error that a refusal means.
+    """The error that a refusal means.
 
-    `codes` are the provider's own, the most telling first; `text` is its body; `wait` is what it
-    asks us to wait, in seconds, where the headers don't hold it; `wire` is whose API it speaks,
-    where that isn't its name; `usage` is what it took where it says so. The sentence is ours
-    alone: what the provider wrote may repeat the prompt and goes to `detail`.
+    `codes` are the provider's error codes, the most specific first; `text` is the body; `wait` is
+    how many seconds to wait, if the body says so; `wire` is the API that the provider speaks, if
+    that is not its name. The message never quotes the provider, who may repeat the prompt: its
+    words go to `detail`.
     """
     kind, meaning = meaning_of(wire or provider, status, codes, text)
     call = request_id(headers)
@@ -130,9 +130,9 @@ def from_status(
 
 
 def token_bounds(text: str) -> tuple[int | None, int | None]:
-    """How many tokens a refusal says that an input may have, and how many it has.
+    """The tokens that an input may have and those that it has, by what a refusal says.
 
-    What comes late in it quotes the input.
+    Only its beginning is read, as the rest may quote the input.
     """
     said = text[:LONGEST_DETAIL].lower()
     limit, given = (_number(pattern, said) for pattern in (_LIMIT, _GIVEN))
@@ -146,17 +146,17 @@ def _number(pattern: re.Pattern[str], text: str) -> int | None:
 
 
 def timed_out(provider: str) -> ProviderTimeout:
-    """No answer in time."""
+    """The error where no answer came in time."""
     return ProviderTimeout(f"{provider} did not answer in time; the call may still be billed.")
 
 
 def never_sent(provider: str) -> NeverSent:
-    """No connection was made."""
+    """The error where there was no connection."""
     return NeverSent(f"{provider} could not be reached; check the network and its address.")
 
 
 def broken(provider: str, error: BaseException) -> ConnectionFailed:
-    """No connection, or one that broke when the request may have arrived."""
+    """The error where there was no connection, or it broke when the request may have arrived."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, aiohttp.ClientConnectorError):
@@ -166,14 +166,14 @@ def broken(provider: str, error: BaseException) -> ConnectionFailed:
 
 
 def unusable(provider: str) -> BadResponse:
-    """An answer that can't be one."""
+    """The error for an answer in an unknown form."""
     return BadResponse(f"{provider} answered in a form that cannot be used.")
 
 
 def refused(
     provider: str, why: str, answer: httpx2.Response, usage: Usage | None, notes: object
 ) -> ContentRefused:
-    """An answer that says that there will be none, and what it took all the same."""
+    """The error for an answer in which the model refuses; its tokens are billed."""
     return ContentRefused(
         f"{provider} refused to answer this input.",
         detail=detail(why),
@@ -191,14 +191,14 @@ class Read:
 
     body: Part
     usage: Usage | None = None
-    """What it took, once that was read: it was paid for also where it can't be used."""
+    """The tokens that it used, once they are read: they are billed even if it can't be used."""
 
 
 @contextmanager
 def reading(provider: str, answer: httpx2.Response, key_setting: str, wire: str) -> Iterator[Read]:
-    """Turn whatever is wrong with the form of an answer into `BadResponse`.
+    """Read an answer. Raises `BadResponse` where its form is wrong.
 
-    An error that came as an answer is that error, and a page is no answer.
+    Where the answer holds an error in spite of its status, that error is raised.
     """
     read = Read(Part(None, Notes()))
     try:
@@ -209,7 +209,7 @@ def reading(provider: str, answer: httpx2.Response, key_setting: str, wire: str)
         text = answer.content.decode(errors="replace")
         codes = [told.get("code"), told.get("type"), told.get("status")]
         status = re.fullmatch("[45][0-9][0-9]", str(codes[0]))
-        # Words count only where they are those of an error: an answer may hold any.
+        # Only the words of an error count: the text of an answer may hold any words.
         said = json.dumps(read.body.get("error"))
         number = int(status.group()) if status else WRONG_REQUEST
         if status or is_page(text) or told_meaning(wire, number, codes, said):
@@ -241,8 +241,8 @@ def reading(provider: str, answer: httpx2.Response, key_setting: str, wire: str)
 
 
 def detail(text: str) -> str:
-    """What a provider said, as far as it can be stored and shown: without what looks like a key.
+    """What a provider said, shortened, storable, and without what looks like a key.
 
-    A wrong key is quoted by some, whole or in part, and a server in between may quote the headers.
+    Some providers quote a wrong key, and a server in between may quote the headers.
     """
     return make_storable(_KEY.sub(HIDDEN, text[: 2 * LONGEST_DETAIL]))[:LONGEST_DETAIL]

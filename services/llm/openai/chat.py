@@ -1,4 +1,4 @@
-"""The body of OpenAI's chat completions, and what its answer says."""
+"""OpenAI's chat completions: makes the body of a request and reads an answer."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ SCHEMA_NAME = "answer"
 
 
 def body(request: GenerationRequest) -> dict[str, Any]:
-    """Make the JSON of a request, without what it leaves open."""
+    """The JSON of a request, without parameters that it does not set."""
     fields: dict[str, Any] = {
         "model": request.model,
         "messages": [_turn(turn) for turn in request.conversation()],
@@ -50,12 +50,12 @@ def body(request: GenerationRequest) -> dict[str, Any]:
 
 
 def read(answer: Part) -> Said:
-    """Read an answer; what is odd in it is noted."""
+    """Read an answer, and note what is malformed."""
     choices = answer.parts("choices")
     choice = choices[0] if choices else Part(None, answer.notes)
     message = choice.part("message", is_expected=True)
     calls = [(call.part("function"), call.get("id")) for call in message.parts("tool_calls")]
-    if message.get("function_call") and not calls:  # from when there was one at most
+    if message.get("function_call") and not calls:  # the older form, with one call at most
         calls = [(message.part("function_call"), "call_0")]
     reason = choice.word("finish_reason")
     return Said(
@@ -74,7 +74,7 @@ def read(answer: Part) -> Said:
 
 
 def usage_of(answer: Part, asked: str, made: str) -> Usage:
-    """The tokens by OpenAI's names for what was asked and what was made."""
+    """The tokens that an answer used; `asked` and `made` name the fields of input and output."""
     usage = answer.part("usage", is_expected=True)
     return Usage(
         input_tokens=usage.count(asked),
@@ -84,7 +84,7 @@ def usage_of(answer: Part, asked: str, made: str) -> Usage:
 
 
 def refusal_of(message: Part) -> str | None:
-    """Why there is no answer, in a field or a part of the text."""
+    """Why the model refused, in a field or in a part of the content; None where it did not."""
     content, found = message.get("content"), message.get("refusal")
     for part in content if isinstance(content, list) else []:
         if isinstance(part, dict) and part.get("type") == "refusal":
@@ -95,7 +95,7 @@ def refusal_of(message: Part) -> str | None:
 
 
 def schema_of(schema: Mapping[str, JsonValue]) -> dict[str, Any]:
-    """A schema as OpenAI wants it: strict where it is closed, which strictness asks for."""
+    """A schema for OpenAI. Strict mode requires that no other properties are allowed."""
     return {"schema": schema, "strict": schema.get("additionalProperties") is False}
 
 
@@ -105,7 +105,7 @@ def names_tool(request: GenerationRequest) -> bool:
 
 
 def written(arguments: Mapping[str, JsonValue]) -> str:
-    """Arguments of a call as models write them: without spaces, in their own characters."""
+    """The arguments of a call as models write them: without spaces, and not escaped."""
     return json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -1,4 +1,4 @@
-"""The body of OpenAI's Responses API, and what its answer says."""
+"""OpenAI's Responses API: makes the body of a request and reads an answer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ PATH = "/responses"
 
 
 def body(request: GenerationRequest) -> dict[str, Any]:
-    """Make the JSON of a request, without what it leaves open. Nothing is kept at OpenAI."""
+    """The JSON of a request, without parameters that it does not set. OpenAI stores nothing."""
     fields: dict[str, Any] = {
         "model": request.model,
         "input": [item for turn in request.conversation() for item in _items(turn)],
@@ -47,7 +47,7 @@ def body(request: GenerationRequest) -> dict[str, Any]:
 
 
 def read(answer: Part) -> Said:
-    """Read an answer; what is odd in it is noted."""
+    """Read an answer, and note what is malformed."""
     output = answer.parts("output")
     messages = [item for item in output if item.is_a("message", "content")]
     calls = [item for item in output if item.is_a("function_call", "arguments")]

@@ -1,8 +1,8 @@
 """OpenAI, and every server that speaks its API, on the official SDK.
 
-Requests go through the SDK's `post` and `get` with the raw response as the answer, which costs
-0.5 ms of CPU a call where `chat.completions.create` costs 1.0 ms (measured on 3.54). Vectors are
-asked for in base64 and decoded here, because the SDK's lists of floats cost far more.
+Calls use the SDK's `post` and `get` and read the raw response: that takes 0.5 ms of CPU a call, and
+`chat.completions.create` takes 1.0 ms (SDK 3.54). Vectors come in base64 and are decoded here, as
+the SDK's lists of floats cost far more.
 """
 
 import asyncio
@@ -50,14 +50,14 @@ RESERVED_OPTIONS = frozenset({"model", "messages", "input", "n", "stream", "back
 RESPONSES = "responses"
 EMBEDDINGS = "/embeddings"
 APIS = ("chat", RESPONSES)
-"""A tuple, as a caller may give what has no hash."""
+"""A tuple and no set: a caller may give a value without a hash."""
 ENCODINGS = "https://openaipublic.blob.core.windows.net/encodings"
 DIMENSIONS: Mapping[str, int] = {
     "text-embedding-3-small": 1_536,
     "text-embedding-3-large": 3_072,
     "text-embedding-ada-002": 1_536,
 }
-"""Of the models whose vectors have but one length as long as nobody asks for another."""
+"""The sizes of models' vectors where no request asks for another size."""
 
 
 class OpenAIService(SDKService[openai.AsyncOpenAI]):
@@ -65,9 +65,6 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
 
     Generations go to chat completions, which every compatible server has, or with the option
     `api` = `responses` to the Responses API.
-
-    One client with one connection pool, made on the first call and bound to the event loop of
-    that call.
     """
 
     name = "openai"
@@ -82,10 +79,9 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
         Capability.EMBEDDING: "text-embedding-3-small",
     }
     known_options: ClassVar[frozenset[str] | None] = None
-    # The API takes 300,000 tokens a request and counts a byte as a quarter of a token. It takes
-    # 8,192 real tokens a text; 4 bytes each is the same rule, which fits prose in Latin script.
-    # Denser text under this bound is refused by the API itself as `ContextTooLong`; no text has
-    # 8 bytes a token.
+    # The API accepts 300,000 tokens a request, where a byte counts as a quarter of a token, and
+    # 8,192 real tokens a text. No text has 8 bytes a token; a shorter text with too many tokens is
+    # refused by the API itself, as `ContextTooLong`.
     embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(
         items=2_048, bytes=1_200_000, text_bytes=8 * 8_192
     )
@@ -99,12 +95,12 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
 
     @classmethod
     def take_openai_options(cls, options: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-        """Take all options: the other fields of such a body are those of this wire."""
+        """Accept all: other fields of an OpenAI request are options here."""
         return dict(options)
 
     @classmethod
     def check_parameters(cls, model: str, parameters: GenerationParameters) -> None:
-        """Also refuse the stop texts and seeds that the Responses API lacks."""
+        """Also refuse `stop` and `seed` where the Responses API is asked, which lacks them."""
         super().check_parameters(model, parameters)
         if parameters.options.get("api") != RESPONSES:
             return
@@ -156,11 +152,10 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
             )
 
     async def count_tokens(self, text: str, model: str) -> TokenCount:
-        """By tiktoken where its encodings are on this machine; else an estimate.
+        """Count with tiktoken if its encoding is on this machine, else estimate.
 
-        tiktoken downloads an encoding when it first needs one, without a time-out. A worker shall
-        not do that by surprise: only a folder that TIKTOKEN_CACHE_DIR names and that holds the
-        encoding is used.
+        tiktoken downloads a missing encoding without a time-out, which a worker must not do. So it
+        is only used where the folder TIKTOKEN_CACHE_DIR has the encoding.
         """
         try:
             name = tiktoken.encoding_name_for_model(model)
@@ -174,9 +169,9 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
     async def _ask_as_taken(
         self, path: str, body: Mapping[str, Any], model: str
     ) -> httpx2.Response:
-        """POST `body`; where the server refuses one of its fields by name, what says the same.
+        """POST `body`. If the server refuses one of its fields by name, POST a substitute.
 
-        Nobody bills the refused one. What it taught holds for the next calls, of all workers.
+        The refused call is not billed, and all workers send the substitute from then on.
         """
         facts = {**self.facts_of(model).model_dump(), **await self._learned.facts(model)}
         body = as_taken(body, facts)
@@ -203,7 +198,7 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
         }
         if self._api_version is None:
             return openai.AsyncOpenAI(base_url=base_url, **common)
-        # Azure: a model's name is that of its deployment, and stands in the path.
+        # Azure: the model is the name of its deployment, which is part of the path.
         return openai.AsyncAzureOpenAI(
             azure_endpoint=base_url, api_version=self._api_version, **common
         )
@@ -222,7 +217,7 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
 
 
 def _is_cached(encoding: str, folder: str) -> bool:
-    """Whether a folder has an encoding, under the name by which tiktoken looks for it."""
+    """Whether a folder has an encoding under tiktoken's name for it."""
     address = f"{ENCODINGS}/{encoding}.tiktoken"
     name = sha1(address.encode(), usedforsecurity=False).hexdigest()
     return bool(folder) and (Path(folder) / name).is_file()

@@ -1,21 +1,21 @@
-"""The fields of OpenAI's requests that other servers know by another name, or not at all."""
+"""Fields of OpenAI's requests that compatible servers know by another name, or not at all."""
 
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 READ = 1_000
-"""How much of a refusal is read."""
+"""Characters of a refusal that are read."""
 
 
 class Substitute(NamedTuple):
-    """What says the same without a field."""
+    """What to send in place of a field."""
 
     fact: str
-    """The field of `ModelFacts` that tells of it."""
+    """The field of `ModelFacts` that says so."""
     value: str
     field: str | None
-    """Takes the field's value; None where leaving it out says the same."""
+    """The field that takes the value; None where the field is only left out."""
 
 
 SUBSTITUTES: Mapping[str, Substitute] = {
@@ -33,12 +33,12 @@ _OF_VALUE = (
     r"\b{field}\b[^.]{{0,40}}?(?:too (?:large|big|high|small|low)|at (?:most|least)"
     r"|(?:less|more|greater|smaller) than|exceed|above|below|between|positive|maximum|minimum)"
 )
-"""What a refusal says that is about the value: the field is known then, and under another name it
-may be passed over in silence."""
+"""Words of a refusal that is about the value. The server then knows the field, and might ignore the
+substitute silently."""
 
 
 def as_taken(body: Mapping[str, Any], facts: Mapping[str, str | None]) -> dict[str, Any]:
-    """The body in the words that a server takes, by the `facts` that are known of its model."""
+    """The body with the substitutes that the `facts` about its model ask for."""
     changed = dict(body)
     for field, other in SUBSTITUTES.items():
         if field in changed and facts.get(other.fact) == other.value:
@@ -58,7 +58,7 @@ def refused_field(body: Mapping[str, Any], said: str) -> str | None:
 
 
 def without(body: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """The body with what says the same as the field."""
+    """The body with the field's substitute."""
     changed = dict(body)
     value, other = changed.pop(field), SUBSTITUTES[field].field
     if other is not None:
