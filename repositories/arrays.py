@@ -23,12 +23,16 @@ class ArrayLiteral(TypeDecorator[Sequence[Any]]):
         self.kind = kind
 
     def process_bind_param(self, value: Sequence[Any] | None, dialect: Dialect) -> str | None:
-        """Write the list as PostgreSQL's array_in reads it (its manual, Arrays, I/O Syntax)."""
-        return None if value is None else "{" + ",".join(map(_element, value)) + "}"
+        return None if value is None else array_literal(value)
 
     def bind_expression(self, bindparam: BindParameter[Any]) -> ColumnElement[Any]:
         """Say what the text is."""
         return cast(bindparam, ARRAY(self.kind))
+
+
+def array_literal(values: Sequence[Any]) -> str:
+    """A list as PostgreSQL's array_in reads it (its manual, Arrays, I/O Syntax)."""
+    return "{" + ",".join(map(_element, values)) + "}"
 
 
 def _element(value: object) -> str:

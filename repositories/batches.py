@@ -1,33 +1,30 @@
-"""Many rows in one statement: they travel as one JSON document, which PostgreSQL takes apart."""
+"""Many rows in one statement: each column travels as one array, which PostgreSQL takes apart."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, TextClause, text
+from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
-from promptstack.repositories.jsonb import dump_jsonb
+from promptstack.repositories.arrays import array_literal
 
 
-def batch_statement(columns: str, sql: str) -> TextClause:
-    """A statement over the table `given`: the rows that `run_batch` sends, with these columns.
+class BatchStatement:
+    """A statement over the table `given`: the rows that it is run on."""
 
-    The LIMIT tells the planner how many there are: it would plan for a hundred, and read whole
-    tables for one.
-    """
-    rows = f"jsonb_to_recordset(CAST(:rows AS jsonb)) AS t({columns})"
-    return text(f"WITH given AS (SELECT * FROM {rows} LIMIT :count){sql}")  # noqa: S608 - ours
+    def __init__(self, columns: str, sql: str) -> None:
+        """`columns` are those of `given`, each with its type, such as "id uuid, number integer"."""
+        typed = [column.split() for column in columns.split(",")]
+        self._names = [name for name, _ in typed]
+        arrays = ", ".join(f"CAST(:given_{name} AS {kind}[])" for name, kind in typed)
+        rows = f"unnest({arrays}) AS t({', '.join(self._names)})"
+        self._statement = text(f"WITH given AS (SELECT * FROM {rows}){sql}")  # noqa: S608 - ours
 
-
-def run_batch(
-    session: Session, statement: TextClause, rows: Sequence[Mapping[str, Any]], **values: Any
-) -> Sequence[Row[Any]]:
-    """Run a statement on all rows at once; what it returns."""
-    document = dump_jsonb(rows, _as_text)
-    return session.execute(statement, {"rows": document, "count": len(rows), **values}).all()
-
-
-def _as_text(value: object) -> str:
-    """UUIDs, times and decimals, as PostgreSQL reads them."""
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    def run(
+        self, session: Session, rows: Sequence[Mapping[str, Any]], **values: Any
+    ) -> Sequence[Row[Any]]:
+        """Run it on all rows at once; what it returns. What a row leaves out is NULL."""
+        arrays = {
+            f"given_{name}": array_literal([row.get(name) for row in rows]) for name in self._names
+        }
+        return session.execute(self._statement, {**arrays, **values}).all()

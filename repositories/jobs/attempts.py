@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import exists, func, select
 
 from promptstack.repositories.base import BaseRepository
-from promptstack.repositories.batches import batch_statement, run_batch
+from promptstack.repositories.batches import BatchStatement
 from promptstack.repositories.jobs.records import BeginStep, Begun, Claim, Totals
 from promptstack.repositories.models import Attempt, AttemptState, Billing, Job, JobState
 
@@ -26,14 +26,12 @@ class AttemptRepository(BaseRepository[Attempt]):
         rows = [
             {
                 "job_id": step.claim.job_id,
-                "user_id": step.claim.user_id,
                 "number": step.claim.attempt,
-                "worker_id": step.claim.worker_id,
                 **vars(step.call),
             }
             for step in steps
         ]
-        found = run_batch(self._session, _BEGIN, rows)
+        found = _BEGIN.run(self._session, rows)
         return {(row.job_id, row.call): Begun(row.id, row.is_new) for row in found}
 
     def begun(self, claim: Claim, calls: Sequence[int]) -> set[int]:
@@ -56,7 +54,7 @@ class AttemptRepository(BaseRepository[Attempt]):
         as it is.
         """
         rows = [{"billing": Billing.UNKNOWN, **outcome} for outcome in settled]
-        return {row.id for row in run_batch(self._session, _SETTLE, rows)} if rows else set()
+        return {row.id for row in _SETTLE.run(self._session, rows)} if rows else set()
 
     def are_under_way(self, run_id: UUID, *, but: UUID) -> bool:
         """Whether calls of a run are under way in other shards than the job `but`."""
@@ -94,25 +92,25 @@ class AttemptRepository(BaseRepository[Attempt]):
 
 
 # PostgreSQL sets xmax where it updated a row instead of adding one.
-_BEGIN = batch_statement(
+_BEGIN = BatchStatement(
     """
-    job_id uuid, user_id uuid, number integer, call integer, worker_id uuid, provider text,
-    model text, items integer, expected_tokens integer, expected_cost_usd numeric""",
+    job_id uuid, number integer, call integer, provider text, model text, items integer,
+    expected_tokens integer, expected_cost_usd numeric""",
     """
 , held AS (
-    SELECT id FROM jobs
+    SELECT id, user_id, worker_id FROM jobs
     WHERE (id, attempt) IN (SELECT job_id, number FROM given) AND state = 'running'
     ORDER BY id FOR UPDATE
 )
-INSERT INTO attempts (job_id, user_id, number, call, worker_id, provider, model, items,
+INSERT INTO attempts (user_id, worker_id, job_id, number, call, provider, model, items,
     expected_tokens, expected_cost_usd)
-SELECT given.* FROM given WHERE given.job_id IN (SELECT id FROM held)
+SELECT held.user_id, held.worker_id, given.* FROM given JOIN held ON held.id = given.job_id
 ON CONFLICT ON CONSTRAINT attempts_job_number_call_key DO UPDATE SET items = excluded.items
 RETURNING id, job_id, call, xmax = 0 AS is_new
 """,
 )
 
-_SETTLE = batch_statement(
+_SETTLE = BatchStatement(
     """
     attempt_id bigint, state text, billing text, input_tokens integer, output_tokens integer,
     cached_tokens integer, cost_usd numeric, latency_seconds float8, limiter_wait_seconds float8,

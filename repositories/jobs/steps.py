@@ -29,7 +29,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from promptstack.config.names import Queue
-from promptstack.repositories.batches import batch_statement, run_batch
+from promptstack.repositories.batches import BatchStatement
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED
@@ -39,6 +39,7 @@ from promptstack.repositories.jobs.records import (
     JobSnapshot,
     SucceedStep,
 )
+from promptstack.repositories.jsonb import dump_jsonb
 from promptstack.repositories.models import AttemptState, Job, JobKind, JobState
 
 
@@ -71,7 +72,7 @@ class StepRepository:
                 run_id=row.run_id,
                 kind=JobKind(row.kind),
             )
-            for row in run_batch(self._session, _CLAIM, rows, worker=worker_id)
+            for row in _CLAIM.run(self._session, rows, worker=worker_id)
         }
 
     def claim(
@@ -88,10 +89,10 @@ class StepRepository:
         answer.
         """
         results = [_result(step.claim, step.result) for step in steps]
-        succeeded = {row.id for row in run_batch(self._session, _SUCCEED, results)}
+        succeeded = {row.id for row in _SUCCEED.run(self._session, results)}
         late = [result for result in results if result["id"] not in succeeded]
         if late:
-            run_batch(self._session, _STORE_LATE, late)
+            _STORE_LATE.run(self._session, late)
         AttemptRepository(self._session).settle_many(
             [
                 {"attempt_id": step.attempt_id, "state": AttemptState.SUCCEEDED, **step.took}
@@ -102,7 +103,7 @@ class StepRepository:
 
     def succeed(self, claim: Claim, result: Mapping[str, object]) -> None:
         """End a job whose work is stored already. Raises `ClaimLost`; then nothing is stored."""
-        if not run_batch(self._session, _SUCCEED, [_result(claim, result)]):
+        if not _SUCCEED.run(self._session, [_result(claim, result)]):
             raise _lost(claim)
 
     def snapshot(self, job_id: UUID) -> JobSnapshot | None:
@@ -110,7 +111,7 @@ class StepRepository:
         return self._snapshots([job_id]).get(job_id)
 
     def _snapshots(self, job_ids: Sequence[UUID]) -> dict[UUID, JobSnapshot]:
-        rows = run_batch(self._session, _SNAPSHOT, [{"id": job_id} for job_id in job_ids])
+        rows = _SNAPSHOT.run(self._session, [{"id": job_id} for job_id in job_ids])
         return {row.id: JobSnapshot(**row._mapping) for row in rows}
 
     def check_claim(self, claim: Claim) -> None:
@@ -192,7 +193,7 @@ def _of(claim: Claim) -> dict[str, Any]:
 
 
 def _result(claim: Claim, result: Mapping[str, object]) -> dict[str, Any]:
-    return {"id": claim.job_id, "attempt": claim.attempt, "result": result}
+    return {"id": claim.job_id, "attempt": claim.attempt, "result": dump_jsonb(dict(result))}
 
 
 def _lost(claim: Claim) -> ClaimLost:
@@ -205,7 +206,7 @@ def _lost(claim: Claim) -> ClaimLost:
 # Built once: to build a statement costs more than to run it. Batches lock jobs in the order of
 # their ids, so that no two wait for each other.
 
-_CLAIM = batch_statement(
+_CLAIM = BatchStatement(
     "id uuid, sent_at timestamptz",
     """
 , asked AS (
@@ -230,12 +231,12 @@ RETURNING jobs.id, jobs.attempt, jobs.user_id, jobs.provider, jobs.model,
 """,
 )
 
-_RESULTS = "id uuid, attempt integer, result jsonb"
-_SUCCEED = batch_statement(
+_RESULTS = "id uuid, attempt integer, result text"
+_SUCCEED = BatchStatement(
     _RESULTS,
     """
 , answered AS (
-    SELECT jobs.id, given.result
+    SELECT jobs.id, CAST(given.result AS jsonb) AS result
     FROM given JOIN jobs ON jobs.id = given.id AND jobs.attempt = given.attempt
     WHERE jobs.state IN ('queued', 'running')
     ORDER BY jobs.id FOR UPDATE OF jobs
@@ -254,17 +255,17 @@ RETURNING jobs.id
 """,
 )
 
-_STORE_LATE = batch_statement(
+_STORE_LATE = BatchStatement(
     _RESULTS,
     """
-UPDATE jobs SET result = given.result FROM given
+UPDATE jobs SET result = CAST(given.result AS jsonb) FROM given
 WHERE jobs.id = given.id AND jobs.attempt = given.attempt
     AND jobs.state IN ('failed', 'cancelled', 'expired')
 RETURNING jobs.id
 """,
 )
 
-_SNAPSHOT = batch_statement(
+_SNAPSHOT = BatchStatement(
     "id uuid",
     """
 SELECT jobs.id, jobs.state, jobs.provider, jobs.model, jobs.current, jobs.total, jobs.attempt,
