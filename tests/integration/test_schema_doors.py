@@ -108,6 +108,7 @@ def test_the_command_line_refuses_it_in_a_sentence(
     assert rows(stack) == 0
 
 
-def test_a_file_without_end_is_not_read_to_its_end(stack: WorkerServices) -> None:
-    result = CliRunner().invoke(build(), ["generate", "x", "--json-schema", "/dev/zero"])
+@pytest.mark.parametrize("option", ["--json-schema", "--tools"])
+def test_a_file_without_end_is_not_read_to_its_end(stack: WorkerServices, option: str) -> None:
+    result = CliRunner().invoke(build(), ["generate", "x", option, "/dev/zero"])
     assert (result.exit_code, "bytes" in result.stderr) == (2, True)
