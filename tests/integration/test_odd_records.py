@@ -167,7 +167,7 @@ def test_answers_under_a_schema_are_kept_exactly_or_told(
     good = []
     for value in map(make_storable, said):
         answer = LLMResponse(value, "m", 1, 1, finish_reason="stop")
-        fault = schema.fault(answer)
+        fault = schema.validate(answer)
         if fault is None:
             good.append(answer)
         else:

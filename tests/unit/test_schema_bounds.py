@@ -132,7 +132,7 @@ def test_what_references_lead_to_is_counted_each_time(schema: dict[str, Any]) ->
 def test_references_back_and_those_that_are_few_are_taken(
     schema: dict[str, Any], value: Any
 ) -> None:
-    assert AnswerSchema(schema, BOUNDS).fault(answer(value)) is None
+    assert AnswerSchema(schema, BOUNDS).validate(answer(value)) is None
 
 
 class Untouched(list[Any]):
@@ -167,7 +167,7 @@ def test_a_short_pattern_that_becomes_a_large_program_is_refused_soon(pattern: s
 def test_twenty_thousand_properties_are_refused_and_a_thousand_are_taken() -> None:
     assert "MAX_SCHEMA_PROPERTIES" in refused({"properties": named(20_000)})
     schema = AnswerSchema({"properties": named(1_000)}, BOUNDS)
-    assert schema.fault(answer({"p999": "x"})) is None
+    assert schema.validate(answer({"p999": "x"})) is None
 
 
 def test_what_references_lead_to_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +273,7 @@ def test_answers_are_judged_as_the_library_does(schema: dict[str, Any], value: A
     except InvalidInput:
         return
     kind: Any = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
-    assert (accepted.fault(answer(value)) is None) == kind(schema).is_valid(value)
+    assert (accepted.validate(answer(value)) is None) == kind(schema).is_valid(value)
 
 
 @pytest.mark.parametrize(
@@ -289,8 +289,8 @@ def test_a_number_is_what_it_is_worth_and_no_boolean(
     schema: dict[str, Any], good: list[Any], bad: list[Any]
 ) -> None:
     accepted = AnswerSchema(schema, BOUNDS)
-    assert [accepted.fault(answer(value)) for value in good] == [None] * len(good)
-    assert all(isinstance(accepted.fault(answer(value)), AnswerMismatch) for value in bad)
+    assert [accepted.validate(answer(value)) for value in good] == [None] * len(good)
+    assert all(isinstance(accepted.validate(answer(value)), AnswerMismatch) for value in bad)
 
 
 def steps_of(schema: dict[str, Any], value: Any, bounds: SchemaBounds = BOUNDS) -> tuple[int, int]:
@@ -305,7 +305,7 @@ def steps_of(schema: dict[str, Any], value: Any, bounds: SchemaBounds = BOUNDS) 
     before = sys.getprofile()
     sys.setprofile(count)
     try:
-        fault = accepted.fault(given)
+        fault = accepted.validate(given)
     finally:
         sys.setprofile(before)
     if accepted.steps > bounds.judging_steps:
@@ -368,7 +368,7 @@ def test_no_answer_takes_longer_than_its_budget(name: str) -> None:
     schema, value = HARD[name]
     accepted, given = AnswerSchema(schema, BOUNDS), answer(value)
     begun = time.thread_time()
-    fault = accepted.fault(given)
+    fault = accepted.validate(given)
     assert time.thread_time() - begun < SLOW_SECONDS
     if accepted.steps > BOUNDS.judging_steps:
         assert isinstance(fault, AnswerNotJudged)
@@ -376,26 +376,26 @@ def test_no_answer_takes_longer_than_its_budget(name: str) -> None:
 
 def test_what_cannot_be_judged_says_so_and_keeps_the_answer() -> None:
     accepted = AnswerSchema(bomb(10), replace(BOUNDS, judging_steps=100))
-    fault = accepted.fault(answer(1))
+    fault = accepted.validate(answer(1))
     assert isinstance(fault, AnswerNotJudged)
     assert (fault.code, fault.transient, fault.detail) == ("ANSWER_NOT_JUDGED", False, "1")
     assert "MAX_JUDGING_STEPS" in str(fault)
     # The next one begins anew.
-    assert AnswerSchema(bomb(3), BOUNDS).fault(answer(1)) is None
+    assert AnswerSchema(bomb(3), BOUNDS).validate(answer(1)) is None
 
 
 @pytest.mark.parametrize("most", [1, 40, 150, 1_000])
 def test_not_one_step_is_done_beyond_the_most(most: int) -> None:
     whole = AnswerSchema(bomb(10), BOUNDS)
-    assert whole.fault(answer(1)) is None
+    assert whole.validate(answer(1)) is None
     exact = AnswerSchema(bomb(10), replace(BOUNDS, judging_steps=whole.steps))
-    assert exact.fault(answer(1)) is None
+    assert exact.validate(answer(1)) is None
     short = AnswerSchema(bomb(10), replace(BOUNDS, judging_steps=whole.steps - most))
-    assert isinstance(short.fault(answer(1)), AnswerNotJudged)
+    assert isinstance(short.validate(answer(1)), AnswerNotJudged)
 
 
 def test_judging_ends_by_time_too() -> None:
     accepted = AnswerSchema(bomb(12), replace(BOUNDS, judging_seconds=0.001))
-    fault = accepted.fault(answer(1))
+    fault = accepted.validate(answer(1))
     assert isinstance(fault, AnswerNotJudged)
     assert accepted.steps < BOUNDS.judging_steps / 2

@@ -34,7 +34,7 @@ def answer(text: str) -> LLMResponse:
 
 
 def holds(schema: dict[str, Any], value: Any) -> bool:
-    return AnswerSchema(schema, SchemaBounds()).fault(answer(json.dumps(value))) is None
+    return AnswerSchema(schema, SchemaBounds()).validate(answer(json.dumps(value))) is None
 
 
 def refused(schema: dict[str, Any]) -> str:
@@ -344,7 +344,7 @@ SECRET = "whatsaid"
 def test_an_error_says_where_without_quoting_the_answer(
     schema: dict[str, Any], value: Any, where: str
 ) -> None:
-    fault = AnswerSchema(schema, SchemaBounds()).fault(answer(json.dumps(value)))
+    fault = AnswerSchema(schema, SchemaBounds()).validate(answer(json.dumps(value)))
     assert fault is not None
     assert str(fault).endswith(f" at {where}.")
     assert SECRET not in str(fault)
@@ -356,7 +356,7 @@ def test_an_error_says_where_without_quoting_the_answer(
 def test_a_deep_answer_is_an_answer_that_does_not_fit(depth: int) -> None:
     schema = AnswerSchema({"anyOf": [{"type": "null"}, {"items": {"$ref": "#"}}]}, SchemaBounds())
     deep = answer("[" * depth + "]" * depth)
-    fault = schema.fault(deep)
+    fault = schema.validate(deep)
     assert fault is None or "nested" in str(fault) or "no JSON" in str(fault)
     if fault is None:
         schema.read(deep)
@@ -371,13 +371,13 @@ def test_a_deep_schema_is_refused() -> None:
 
 @pytest.mark.parametrize("number", ["1" + "0" * 400, "1e999", "-1e999", "NaN", "Infinity"])
 def test_a_number_that_is_too_large_is_an_answer_that_does_not_fit(number: str) -> None:
-    assert AnswerSchema({"multipleOf": 0.01}, SchemaBounds()).fault(answer(number)) is not None
+    assert AnswerSchema({"multipleOf": 0.01}, SchemaBounds()).validate(answer(number)) is not None
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1e-999", "NaN", "9" * 400, "9" * 5_000])
 def test_a_number_out_of_range_is_a_mismatch_that_is_shown_with_the_answer(number: str) -> None:
     said = f'{{"n": [1, {number}]}}'
-    fault = AnswerSchema({"type": "object"}, SchemaBounds()).fault(answer(said))
+    fault = AnswerSchema({"type": "object"}, SchemaBounds()).validate(answer(said))
     assert "The answer has" in str(fault)
     assert fault is not None
     assert fault.detail == said
@@ -386,7 +386,7 @@ def test_a_number_out_of_range_is_a_mismatch_that_is_shown_with_the_answer(numbe
 def test_large_numbers_of_an_answer_are_kept() -> None:
     said = answer('{"n": 6.02e23, "m": 123456789012345678901234567890, "n2": 1e300, "n": 1.0}')
     schema = AnswerSchema({"additionalProperties": {"type": "number"}}, SchemaBounds())
-    assert schema.fault(said) is None
+    assert schema.validate(said) is None
     assert schema.read(said) == {"n": 1.0, "m": 123456789012345678901234567890, "n2": 1e300}
 
 
@@ -439,7 +439,7 @@ def test_a_schema_is_refused_or_judges_every_answer(schema: dict[str, Any], valu
         accepted = AnswerSchema(schema, SchemaBounds())
     except InvalidInput:
         return
-    fault = accepted.fault(answer(json.dumps(value)))
+    fault = accepted.validate(answer(json.dumps(value)))
     # Where a validator needs neither our engine for patterns nor our reading of references.
     if not {"pattern", "$ref"} & words(schema):
         validator = validator_for(schema, Draft202012Validator)(schema)

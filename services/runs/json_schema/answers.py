@@ -45,7 +45,7 @@ class AnswerSchema:
         """How many steps the last answer took."""
         return self._meter.taken
 
-    def fault(self, answer: LLMResponse) -> PromptStackError | None:
+    def validate(self, answer: LLMResponse) -> PromptStackError | None:
         """Return what is wrong with an answer. It was paid for: the error's detail holds it.
 
         Judging ends when the bounds' steps or seconds are used up. One thread at a time.

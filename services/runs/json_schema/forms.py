@@ -32,8 +32,8 @@ def form_of(kind: Any) -> Any:
         }
         for group in ("properties", "definitions", "$defs", "dependencies")
     }
-    judge = extend(kind, {"uniqueItems": unique_items})  # type: ignore[no-untyped-call]
-    return judge({"type": types, **form}, registry=Registry())
+    form_class = extend(kind, {"uniqueItems": unique_items})  # type: ignore[no-untyped-call]
+    return form_class({"type": types, **form}, registry=Registry())
 
 
 def _flat(rule: Any, types: Any) -> Any:

@@ -10,11 +10,11 @@ from jsonschema.validators import extend
 from promptstack.services.runs.json_schema.meter import Meter
 from promptstack.services.runs.json_schema.patterns import Patterns
 
-Judge = Any
-JudgeType = Any
+Validator = Any
+ValidatorType = Any
 """The library's validators and their classes, of whose methods its protocol names only some."""
-Keyword = Callable[[Judge, Any, Any, Any], Iterable[ValidationError] | None]
-"""What judges a value by the rule that stands at its name in a schema."""
+Keyword = Callable[[Validator, Any, Any, Any], Iterable[ValidationError] | None]
+"""Validates a value by the rule that a schema has under the name of the keyword."""
 
 HASHED = ("uniqueItems", "enum", "const")
 VALUES_A_STEP = 25
@@ -22,11 +22,11 @@ VALUES_A_STEP = 25
 STEPS_A_REFERENCE = 10
 
 
-def metered(kind: JudgeType, meter: Meter, patterns: Patterns) -> JudgeType:
+def metered(kind: ValidatorType, meter: Meter, patterns: Patterns) -> ValidatorType:
     """Return a validator class that counts its steps, and has no keyword slower than its count."""
     keywords: dict[str, Keyword] = {
         **kind.VALIDATORS,
-        "pattern": patterns.judge,
+        "pattern": patterns.validate,
         "uniqueItems": unique_items,
         "enum": partial(_enum, {}),
         "not": _not,
@@ -35,12 +35,14 @@ def metered(kind: JudgeType, meter: Meter, patterns: Patterns) -> JudgeType:
     }
     if "const" in keywords:
         keywords["const"] = _const
-    counted = {name: _counted(meter, name, judge) for name, judge in keywords.items()}
+    counted = {name: _counted(meter, name, keyword) for name, keyword in keywords.items()}
     return extend(kind, counted)  # type: ignore[no-untyped-call]
 
 
 def _counted(meter: Meter, name: str, keyword: Keyword) -> Keyword:
-    def count(judge: Judge, rule: Any, value: Any, schema: Any) -> Iterable[ValidationError] | None:
+    def count(
+        validator: Validator, rule: Any, value: Any, schema: Any
+    ) -> Iterable[ValidationError] | None:
         size = meter.size(value)
         steps = 1 + size // VALUES_A_STEP + _handed_on(name, rule, value)
         if isinstance(rule, list | dict):
@@ -48,7 +50,7 @@ def _counted(meter: Meter, name: str, keyword: Keyword) -> Keyword:
         if name in HASHED:
             steps += size // 2
         meter.take(steps)
-        return keyword(judge, rule, value, schema)
+        return keyword(validator, rule, value, schema)
 
     return count
 
@@ -71,7 +73,7 @@ def _handed_on(name: str, rule: Any, value: Any) -> int:
 
 
 def _enum(
-    known: dict[int, frozenset[Any]], _: Judge, rule: list[Any], value: Any, __: Any
+    known: dict[int, frozenset[Any]], _: Validator, rule: list[Any], value: Any, __: Any
 ) -> Iterator[ValidationError]:
     """Check `enum` by a hash of its values. The library compares each one."""
     members = known.get(id(rule))
@@ -81,12 +83,12 @@ def _enum(
         yield ValidationError("is none of the values")
 
 
-def _const(_: Judge, rule: Any, value: Any, __: Any) -> Iterator[ValidationError]:
+def _const(_: Validator, rule: Any, value: Any, __: Any) -> Iterator[ValidationError]:
     if _hashed(value) != _hashed(rule):
         yield ValidationError("is not the value")
 
 
-def unique_items(_: Judge, rule: Any, value: Any, __: Any) -> Iterator[ValidationError]:
+def unique_items(_: Validator, rule: Any, value: Any, __: Any) -> Iterator[ValidationError]:
     """Check that all members differ, by a hash. The library compares each with each."""
     if rule is True and isinstance(value, list) and len(set(map(_hashed, value))) < len(value):
         yield ValidationError("has members that are the same")
@@ -112,27 +114,27 @@ def _hashed(value: Any) -> Any:
             return value
 
 
-def _not(judge: Judge, rule: Any, value: Any, _: Any) -> Iterator[ValidationError]:
-    if _holds(judge, rule, value):
+def _not(validator: Validator, rule: Any, value: Any, _: Any) -> Iterator[ValidationError]:
+    if _holds(validator, rule, value):
         yield ValidationError("is valid under the schema")
 
 
-def _any_of(judge: Judge, rule: list[Any], value: Any, _: Any) -> Iterator[ValidationError]:
+def _any_of(validator: Validator, rule: list[Any], value: Any, _: Any) -> Iterator[ValidationError]:
     """The library's keyword keeps all errors of all schemas, each with a copy of the value."""
-    if not any(_holds(judge, schema, value) for schema in rule):
+    if not any(_holds(validator, schema, value) for schema in rule):
         yield ValidationError("is not valid under any of the schemas")
 
 
-def _one_of(judge: Judge, rule: list[Any], value: Any, _: Any) -> Iterator[ValidationError]:
+def _one_of(validator: Validator, rule: list[Any], value: Any, _: Any) -> Iterator[ValidationError]:
     """As `_any_of`. It stops at the second schema that holds."""
     held = 0
     for schema in rule:
-        held += _holds(judge, schema, value)
+        held += _holds(validator, schema, value)
         if held > 1:
             break
     if held != 1:
         yield ValidationError("is not valid under exactly one of the schemas")
 
 
-def _holds(judge: Judge, schema: Any, value: Any) -> bool:
-    return next(judge.descend(value, schema), None) is None
+def _holds(validator: Validator, schema: Any, value: Any) -> bool:
+    return next(validator.descend(value, schema), None) is None

@@ -42,7 +42,7 @@ class Patterns:
                 f"it ({_words(error)}); make it simpler, without look-around and back-references."
             ) from None
 
-    def judge(self, _: Any, pattern: str, value: Any, __: Any) -> Iterator[ValidationError]:
+    def validate(self, _: Any, pattern: str, value: Any, __: Any) -> Iterator[ValidationError]:
         """Check the keyword `pattern`."""
         if not isinstance(value, str):
             return

@@ -11,12 +11,12 @@ from referencing.jsonschema import specification_with
 
 from promptstack.services.errors import InvalidInput
 from promptstack.services.runs.json_schema.forms import form_of
-from promptstack.services.runs.json_schema.keywords import Judge, JudgeType, metered
+from promptstack.services.runs.json_schema.keywords import Validator, ValidatorType, metered
 from promptstack.services.runs.json_schema.meter import Meter
 from promptstack.services.runs.json_schema.patterns import MAX_QUOTED, Patterns
 from promptstack.services.validation.schema_bounds import SchemaBounds
 
-NOT_JUDGED = (
+UNSUPPORTED = (
     "$anchor",
     "$dynamicAnchor",
     "$dynamicRef",
@@ -30,14 +30,14 @@ NOT_JUDGED = (
     "unevaluatedProperties",
 )
 """Keywords that a part of a schema must not have. Structured outputs of providers refuse them, too;
-each would need code of its own here to be judged in bounded time."""
+each would need code of its own here to be validated in bounded time."""
 SAME_VALUE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")
 """Their schemas apply to the same value as the schema around them."""
 DEFINITIONS = ("$defs", "definitions")
 """Their schemas apply only where a reference leads to them."""
 
 LATEST: str = jsonschema.Draft202012Validator.META_SCHEMA["$schema"]
-DIALECTS: dict[str, JudgeType] = {
+DIALECTS: dict[str, ValidatorType] = {
     kind.META_SCHEMA["$schema"].rstrip("#"): kind
     for kind in (
         jsonschema.Draft4Validator,
@@ -47,7 +47,7 @@ DIALECTS: dict[str, JudgeType] = {
         jsonschema.Draft202012Validator,
     )
 }
-FORMS: dict[JudgeType, Judge] = {kind: form_of(kind) for kind in DIALECTS.values()}
+FORMS: dict[ValidatorType, Validator] = {kind: form_of(kind) for kind in DIALECTS.values()}
 
 
 class SchemaRules:
@@ -81,7 +81,7 @@ class SchemaRules:
         self._check_ends()
         self._check_expanded()
 
-    def validator(self) -> Judge:
+    def validator(self) -> Validator:
         """Return a validator that counts its steps on `meter`."""
         return metered(self._kind, self.meter, self._patterns)(self._schema, registry=Registry())
 
@@ -102,12 +102,12 @@ class SchemaRules:
             self._check_keywords(part)
             self.names.update(part.get("properties", {}))
             led_to = [self._follow(resolver, part["$ref"])] if "$ref" in part else []
-            judging = {key: one for key, one in part.items() if key not in DEFINITIONS}
+            applied = {key: one for key, one in part.items() if key not in DEFINITIONS}
             reference = [id(one.contents) for one in led_to]
-            self._same_value[id(part)] = [*reference, *map(id, _judging_the_same(part))]
+            self._same_value[id(part)] = [*reference, *map(id, _of_the_same_value(part))]
             self._inner[id(part)] = [
                 *reference,
-                *(id(one.contents) for one in self._resource(judging).subresources()),
+                *(id(one.contents) for one in self._resource(applied).subresources()),
             ]
             to_see += [*led_to, *resource.subresources()]
 
@@ -130,7 +130,7 @@ class SchemaRules:
 
     def _check_keywords(self, part: Mapping[str, Any]) -> None:
         """Raise `InvalidInput` for a keyword or a pattern that isn't supported."""
-        refused = next((name for name in (*NOT_JUDGED, self._id) if name in part), None)
+        refused = next((name for name in (*UNSUPPORTED, self._id) if name in part), None)
         if refused is not None:
             raise InvalidInput(
                 f"A part of the schema has the keyword {refused}, by which answers can't be judged "
@@ -177,7 +177,7 @@ class SchemaRules:
                 raise bounds.too_large("The schema", "expanded", words)
 
 
-def _judging_the_same(part: Mapping[str, Any]) -> Iterator[Any]:
+def _of_the_same_value(part: Mapping[str, Any]) -> Iterator[Any]:
     for key in SAME_VALUE:
         inner = part.get(key)
         yield from inner if isinstance(inner, list) else [inner]

@@ -218,7 +218,7 @@ class GenerationWorkload(Workload):
         """Check the answer against the schema."""
         if self._schema is None or not isinstance(answer, LLMResponse):
             return None
-        return self._schema.fault(answer)
+        return self._schema.validate(answer)
 
     def skip_validation(self, answer: Answer) -> PromptStackError | None:
         if self._schema is None or not isinstance(answer, LLMResponse):
