@@ -3,13 +3,18 @@
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from typing import ClassVar, Self
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar, Self, cast
 from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 
+from promptstack.repositories.errors import LedgerUnavailable
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.llm.answers import Capability, EmbeddingResponse, LLMResponse
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.packing import EmbeddingLimits
@@ -160,3 +165,35 @@ class Gate:
 
     def __exit__(self, *_: object) -> None:
         self.open()  # a test that fails must not wait for the call's time-out
+
+
+class Forgetful:
+    """A ledger that commits, and whose answer is lost: each second time from the second on."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._times = 0
+        self.is_forgetful = True
+
+    @contextmanager
+    def transaction(self) -> Iterator[UnitOfWork]:
+        with self._ledger.transaction() as unit:
+            yield unit
+        self._times += 1
+        # The claim comes first: who doesn't hear of it lets the job go.
+        if self.is_forgetful and self._times > 1 and self._times % 2 == 0:
+            raise LedgerUnavailable("The connection broke after the commit.")
+
+    def ping(self) -> str:
+        return self._ledger.ping()
+
+
+@contextmanager
+def lost_commits(stack: WorkerServices) -> Iterator[None]:
+    """Let the worker's commits be lost; to be said before anything works on a job."""
+    forgetful = Forgetful(stack.ledger)
+    stack.retrying_ledger = RetryingLedger(
+        cast("Ledger", forgetful), stack.active_jobs, retry_seconds=0.0
+    )
+    yield
+    forgetful.is_forgetful = False

@@ -46,3 +46,8 @@ def work(stack: WorkerServices, run_id: UUID) -> RunView:
         for job_id in jobs:
             stack.executor.run(job_id, lambda _: None)
         stack.run_lifecycle.run_once()
+
+
+def one(stack: WorkerServices, query: str) -> Any:
+    with stack.ledger.transaction() as unit:
+        return unit.session.execute(text(query)).one()

@@ -23,8 +23,7 @@ from promptstack.services.llm.errors import (
 )
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
-from tests.integration.test_run_ledger import one
-from tests.runs import failures, work
+from tests.runs import failures, one, work
 
 SOON = 0.01
 FAULTS: dict[str, Callable[[], Exception]] = {

@@ -13,8 +13,7 @@ from promptstack.config.settings import load_settings
 from promptstack.repositories.models import JobState
 from promptstack.repositories.runs.models import RunState
 from promptstack.tasks.worker_services import WorkerServices
-from tests.integration.test_run_ledger import one
-from tests.runs import failures, work
+from tests.runs import failures, one, work
 
 BATCH = 128
 """Tokens of one text; of this server, four characters each."""

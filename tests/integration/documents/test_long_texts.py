@@ -21,8 +21,7 @@ from promptstack.services.sources.reading import Reading
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.http import problem, serve
-from tests.integration.test_run_ledger import one
-from tests.runs import work
+from tests.runs import one, work
 from tests.simulators import ForkedSimulator
 
 LIMIT = 256

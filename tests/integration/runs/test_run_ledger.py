@@ -1,10 +1,9 @@
 """What a run's shards write: counted once however often it is written, and safe from faults."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from decimal import Decimal
 from threading import Thread
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -19,10 +18,7 @@ from promptstack.repositories.models import JobKind
 from promptstack.repositories.runs.answers import AnswerRepository
 from promptstack.repositories.runs.models import RunState
 from promptstack.repositories.runs.runs import RunRepository
-from promptstack.repositories.session import Ledger
-from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import InvalidInput, WrongState
-from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.limiter.terms import Need, Settlement
 from promptstack.services.llm.answers import Capability, LimitReport, LimitState, Outcome
 from promptstack.services.llm.errors import ServerBroke
@@ -30,41 +26,9 @@ from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.service import BadInputs
 from promptstack.services.runs.shards.call_pool import CallPool
 from promptstack.tasks.worker_services import WorkerServices
-from tests.fakes import FakeProvider, HeldProvider
+from tests.fakes import FakeProvider, HeldProvider, lost_commits
 from tests.processes import wait_until
-from tests.runs import work
-
-
-class Forgetful:
-    """A ledger that commits, and whose answer is lost: each second time from the second on."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._times = 0
-        self.is_forgetful = True
-
-    @contextmanager
-    def transaction(self) -> Iterator[UnitOfWork]:
-        with self._ledger.transaction() as unit:
-            yield unit
-        self._times += 1
-        # The claim comes first: who doesn't hear of it lets the job go.
-        if self.is_forgetful and self._times > 1 and self._times % 2 == 0:
-            raise LedgerUnavailable("The connection broke after the commit.")
-
-    def ping(self) -> str:
-        return self._ledger.ping()
-
-
-@contextmanager
-def lost_commits(stack: WorkerServices) -> Iterator[None]:
-    """Let the worker's commits be lost; to be said before anything works on a job."""
-    forgetful = Forgetful(stack.ledger)
-    stack.retrying_ledger = RetryingLedger(
-        cast("Ledger", forgetful), stack.active_jobs, retry_seconds=0.0
-    )
-    yield
-    forgetful.is_forgetful = False
+from tests.runs import one, work
 
 
 class Loud(FakeProvider):
@@ -86,11 +50,6 @@ class Unsure(FakeProvider):
     async def called(self, texts: Sequence[str], failures: int) -> None:
         if failures == 0:
             raise ServerBroke("It broke.", status=500)
-
-
-def one(stack: WorkerServices, query: str) -> Any:
-    with stack.ledger.transaction() as unit:
-        return unit.session.execute(text(query)).one()
 
 
 def test_a_commit_whose_answer_was_lost_is_counted_once(stack: WorkerServices) -> None:

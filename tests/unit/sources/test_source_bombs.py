@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ import pytest
 from promptstack.services.errors import InvalidInput
 from promptstack.services.sources.inputs import BadInput, Format, Reading, read_inputs
 from promptstack.services.sources.reading import SourceBounds
+from tests.processes import ROOT
 
 MEGABYTE = 1_000_000
 MUCH = 300 * MEGABYTE
@@ -118,7 +118,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, dict[
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"},
     )
     lines = map(json.loads, done.stdout.splitlines())

@@ -15,7 +15,7 @@ from promptstack.api.cli.main import build
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
 from tests.runs import in_ledger
-from tests.unit.test_schema_bounds import BOUNDS, TOO_MUCH, bomb, named
+from tests.unit.runs.test_schema_bounds import BOUNDS, TOO_MUCH, bomb, named
 
 ALTERNATIVES = "|".join(f"word{n}" for n in range(100_000))
 HEALTH_SECONDS = 1.0

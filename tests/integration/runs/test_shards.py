@@ -19,10 +19,9 @@ from promptstack.services.limiter.errors import LimiterWait
 from promptstack.services.llm.errors import InvalidProviderRequest, Overloaded, ProviderTimeout
 from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.tasks.worker_services import WorkerServices
-from tests.fakes import FakeProvider, HeldProvider
-from tests.integration.test_run_ledger import lost_commits, one
+from tests.fakes import FakeProvider, HeldProvider, lost_commits
 from tests.processes import wait_until
-from tests.runs import failures, work
+from tests.runs import failures, one, work
 
 
 class Pairs(FakeProvider):

@@ -15,8 +15,7 @@ from promptstack.services.errors import InvalidInput
 from promptstack.services.export.results import ExportFormat, ExportSummary, export
 from promptstack.services.runs.views import RunView
 from promptstack.tasks.worker_services import WorkerServices
-from tests.integration.test_run_ledger import one
-from tests.runs import work
+from tests.runs import one, work
 from tests.small_server import Answer, Asked, SmallServer, small_server
 
 SIZE, TEXTS = 8, [f"text {n}" for n in range(59)]

@@ -15,8 +15,9 @@ from promptstack.services.llm.errors import NotConfigured
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.tasks.composition import PromptStack
+from tests.processes import ROOT
 
-PAGE = Path(__file__).parents[2] / "docs" / "providers.md"
+PAGE = ROOT / "docs" / "providers.md"
 TWO = """
 [[providers]]
 name = "chat"

