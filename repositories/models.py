@@ -1,4 +1,4 @@
-"""The ledger's tables."""
+"""The ledger's tables, except those of runs. One module, as they refer to each other."""
 
 from datetime import datetime
 from decimal import Decimal

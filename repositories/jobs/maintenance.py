@@ -38,7 +38,7 @@ class MaintenanceRepository:
         return watch.last_round, spans
 
     def note_watch(self, now: float, blind: Sequence[tuple[float, float]]) -> None:
-        """Note that a reconciler looks now; for one at a time."""
+        """Record that a reconciler looks now. One caller at a time."""
         spans = [[begin if math.isfinite(begin) else None, end] for begin, end in blind]
         values = {"last_round": now, "blind": spans}
         self._session.execute(
@@ -78,7 +78,7 @@ class MaintenanceRepository:
             select(Job.id)
             .where(Job.state == JobState.RUNNING, ~alive)
             .limit(limit)
-            # What a worker is writing just now is not waited for: it may be frozen.
+            # A worker may be frozen in the middle of a write: its row is not waited for.
             .with_for_update(skip_locked=True)
             .cte("orphans")
             .prefix_with("MATERIALIZED")
@@ -111,14 +111,14 @@ class MaintenanceRepository:
         return freed
 
     def lose_calls(self, workers: Sequence[UUID]) -> None:
-        """Mark as lost what dead workers had asked for jobs that had ended when they died."""
+        """Mark calls of dead workers as lost, also those of jobs that had ended before."""
         if workers:
             self._session.execute(
                 update(Attempt)
                 .where(
                     Attempt.worker_id.in_(workers),
                     Attempt.state == AttemptState.STARTED,
-                    # As the index has it: nothing is known of the money of a call under way.
+                    # As in the index: the bill of a call under way is unknown.
                     Attempt.billing == Billing.UNKNOWN,
                 )
                 .values(state=AttemptState.LOST, finished_at=func.now())

@@ -38,7 +38,7 @@ class Waits(NamedTuple):
 
 
 class OutboxRepository(BaseRepository[Job]):
-    """What the ledger knows of jobs' messages, which may get lost."""
+    """Which jobs need a message: messages may get lost."""
 
     model = Job
 
@@ -53,7 +53,7 @@ class OutboxRepository(BaseRepository[Job]):
     ) -> Sequence[JobRef]:
         """Mark due jobs that need a message as published in `epoch` and return them, sorted by age.
 
-        For one caller at a time: see `UnitOfWork.try_lock`.
+        One caller at a time: see `UnitOfWork.try_lock`.
 
         A job needs one when none was sent for it, when its message was sent in another epoch
         of the broker (whose queues are gone), or when it was sent over `patience` seconds ago
@@ -68,8 +68,8 @@ class OutboxRepository(BaseRepository[Job]):
         in_time = func.now() - timedelta(seconds=FRESH_SECONDS)
         unsent_in_order = [Job.not_before]
         sent_in_order = [Job.published_epoch, Job.queue, Job.published_at]
-        # Each is one range of one index, read in its order: an OR over them, or a search without
-        # an order, would read the whole backlog.
+        # Each reason is one range of one index, read in order. An OR over them, or no order, would
+        # read the whole backlog.
         reasons: list[tuple[list[Any], list[ColumnElement[bool]]]] = [
             (
                 unsent_in_order,
@@ -130,7 +130,7 @@ class OutboxRepository(BaseRepository[Job]):
     def next_waiting(self, after: tuple[str, str]) -> tuple[str, str] | None:
         """The provider and model after this one for whose rate limit jobs wait.
 
-        One step in an index, where all of them together would be read to name the few.
+        One step in an index: to list all would read every waiting job.
         """
         row = self._session.execute(
             select(Job.provider, Job.model)
@@ -141,7 +141,7 @@ class OutboxRepository(BaseRepository[Job]):
         return None if row is None else (row.provider, row.model)
 
     def waits(self, run_id: UUID | None, limit: int) -> Sequence[Waits]:
-        """Who waits for a time to come, of all jobs or of a run's; the most first."""
+        """Jobs that wait for a time, all or those of a run; the largest group first."""
         count, due = func.count(), func.coalesce(Job.not_before, func.now())
         rows = self._session.execute(
             select(
@@ -157,7 +157,7 @@ class OutboxRepository(BaseRepository[Job]):
         return [Waits(*row) for row in rows]
 
     def call_back(self, provider: str, model: str, limit: int) -> int:
-        """Let jobs be due that wait for a rate limit which has room now; how many."""
+        """Make jobs due that wait for this model's rate limit, as it has room; how many."""
         waiting = (
             select(Job.id)
             .where(
@@ -182,7 +182,7 @@ class OutboxRepository(BaseRepository[Job]):
         return len(called.all())
 
     def mark_published(self, sent: Sequence[tuple[UUID, int]], epoch: str) -> None:
-        """Note that messages were sent for jobs at an attempt, where no worker has used them up."""
+        """Record messages that were sent for jobs at an attempt, unless a worker took them."""
         self._session.execute(
             update(Job)
             .where(tuple_(Job.id, Job.attempt).in_(sent), Job.state == JobState.QUEUED)
@@ -190,7 +190,7 @@ class OutboxRepository(BaseRepository[Job]):
         )
 
     def mark_unpublished(self, job_ids: Sequence[UUID]) -> None:
-        """Note that the jobs' messages could not be sent after all."""
+        """Record that the jobs' messages could not be sent after all."""
         self._session.execute(
             update(Job)
             .where(Job.id.in_(job_ids), Job.state == JobState.QUEUED)

@@ -24,7 +24,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Table, Update, and_, bindparam, case, func, select, update
+from sqlalchemy import Executable, Table, and_, bindparam, case, func, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -116,28 +116,21 @@ class StepRepository:
 
     def check_claim(self, claim: Claim) -> None:
         """Lock the job's row while the claim holds. Raises `ClaimLost`."""
-        if self._session.scalar(_CHECK_CLAIM, _of(claim)) is None:
-            raise _lost(claim)
+        self._row(_CHECK_CLAIM, claim)
 
     def set_progress(self, claim: Claim, current: int, total: int) -> None:
         """Record how many of the job's items are done. Raises `ClaimLost`."""
-        values = {**_of(claim), "the_current": current, "the_total": total}
-        if self._session.scalar(_SET_PROGRESS, values) is None:
-            raise _lost(claim)
+        self._row(_SET_PROGRESS, claim, the_current=current, the_total=total)
 
     def shard_of(self, claim: Claim) -> tuple[int, int, int]:
         """A shard's first and last position, and its deaths; locks its row. Raises `ClaimLost`."""
-        row = self._session.execute(_SHARD_OF, _of(claim)).one_or_none()
-        if row is None:
-            raise _lost(claim)
+        row = self._row(_SHARD_OF, claim)
         return row[0], row[1], row[2]
 
     def narrow_shard(self, claim: Claim, first: int, last: int, deaths: int) -> None:
         """Leave a shard with these positions and deaths. Raises `ClaimLost`."""
         request = {"first": first, "last": last}
-        values = {**_of(claim), "the_request": request, "the_deaths": deaths}
-        if self._session.scalar(_NARROW_SHARD, values) is None:
-            raise _lost(claim)
+        self._row(_NARROW_SHARD, claim, the_request=request, the_deaths=deaths)
 
     def fail(self, claim: Claim, error_code: str, error: str, *, counts: bool = True) -> None:
         """End the job as failed; `counts` uses up a retry. Raises `ClaimLost`."""
@@ -169,27 +162,26 @@ class StepRepository:
 
     def release(self, job_id: UUID, attempt: int) -> bool:
         """Give a job back untried, for another worker to take at once; False if it wasn't held."""
-        return self._changes_one(
-            update(Job)
-            .where(*_held(job_id, attempt))
-            .values(**BACK_IN_QUEUE, queue=BEFORE_THE_QUEUE, not_before=None)
+        return self._changes(
+            job_id, attempt, **BACK_IN_QUEUE, queue=BEFORE_THE_QUEUE, not_before=None
         )
 
     def _change_held(self, claim: Claim, **values: Any) -> None:
-        held = _held(claim.job_id, claim.attempt)
-        if not self._changes_one(update(Job).where(*held).values(**values)):
+        if not self._changes(claim.job_id, claim.attempt, **values):
             raise _lost(claim)
 
-    def _changes_one(self, statement: Update) -> bool:
-        return self._session.scalar(statement.returning(Job.id)) is not None
+    def _changes(self, job_id: UUID, attempt: int, **values: Any) -> bool:
+        held = (Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING)
+        changed = update(Job).where(*held).values(**values).returning(Job.id)
+        return self._session.scalar(changed) is not None
 
-
-def _held(job_id: UUID, attempt: int) -> tuple[ColumnElement[bool], ...]:
-    return Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING
-
-
-def _of(claim: Claim) -> dict[str, Any]:
-    return {"the_job": claim.job_id, "the_attempt": claim.attempt}
+    def _row(self, statement: Executable, claim: Claim, **values: Any) -> Any:
+        """What a statement returns of the job's row while the claim holds."""
+        of_claim = {"the_job": claim.job_id, "the_attempt": claim.attempt}
+        row = self._session.execute(statement, {**of_claim, **values}).one_or_none()
+        if row is None:
+            raise _lost(claim)
+        return row
 
 
 def _result(claim: Claim, result: Mapping[str, object]) -> dict[str, Any]:
@@ -197,14 +189,12 @@ def _result(claim: Claim, result: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _lost(claim: Claim) -> ClaimLost:
-    return ClaimLost(
-        f"Attempt {claim.attempt} of job {claim.job_id} no longer holds the job; "
-        "nothing was stored."
-    )
+    said = f"Attempt {claim.attempt} no longer holds job {claim.job_id}; nothing was stored."
+    return ClaimLost(said)
 
 
-# Built once: to build a statement costs more than to run it. Batches lock jobs in the order of
-# their ids, so that no two wait for each other.
+# Built once, which costs more than to run them. Batches lock jobs in the order of their ids, so
+# that no two wait for each other.
 
 _CLAIM = BatchStatement(
     "id uuid, sent_at timestamptz",
@@ -299,13 +289,8 @@ _SET_PROGRESS = (
     .returning(_JOBS.c.id)
 )
 
-_SHARD_OF = (
-    select(
-        _JOBS.c.request["first"].as_integer(), _JOBS.c.request["last"].as_integer(), _JOBS.c.deaths
-    )
-    .where(*_THE_CLAIM)
-    .with_for_update()
-)
+_FIRST, _LAST = (_JOBS.c.request[name].as_integer() for name in ("first", "last"))
+_SHARD_OF = select(_FIRST, _LAST, _JOBS.c.deaths).where(*_THE_CLAIM).with_for_update()
 _NARROW_SHARD = (
     update(_JOBS)
     .where(*_THE_CLAIM)
