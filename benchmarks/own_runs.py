@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from benchmarks.deployment import Deployment, deployment
 from benchmarks.metering import Meter
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.services.runs.views import RunView
 
 LIMITS = '[[limits]]\nprovider = "openai"\nrequests_per_minute = 1000000000\nin_flight = 100000\n'

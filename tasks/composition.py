@@ -14,8 +14,8 @@ from promptstack.config.models_file import ModelsFile
 from promptstack.config.network import check_network
 from promptstack.config.providers import NamedProvider
 from promptstack.config.settings import Settings, get_settings
-from promptstack.repositories.content.vector_indexes import VectorIndexes
 from promptstack.repositories.session import Ledger
+from promptstack.repositories.vector_indexes import VectorIndexes
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.accounting.usage import UsageService
 from promptstack.services.documents.chunking import Chunker
@@ -32,6 +32,7 @@ from promptstack.services.llm.event_loop import EventLoop
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.learned import LearnedFacts
 from promptstack.services.llm.pool import ProviderPool
+from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
 from promptstack.services.runs.intake.estimates import Estimator
 from promptstack.services.runs.lifecycle import RunLifecycle
@@ -39,7 +40,6 @@ from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.results import RunResults
 from promptstack.services.runs.scheduler import ShardScheduler
 from promptstack.services.runs.service import RunService
-from promptstack.services.validation.request_bounds import RequestBounds
 from promptstack.tasks import connections, from_settings
 from promptstack.tasks.app import create_app
 from promptstack.tasks.publisher import CeleryPublisher

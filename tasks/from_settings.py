@@ -9,9 +9,9 @@ from promptstack.config.settings import Settings
 from promptstack.embedded.servers import running
 from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.llm.learned import LearnedFacts
+from promptstack.services.llm.request_bounds import JsonBounds, RequestBounds
 from promptstack.services.runs.intake.new_run import RunDefaults
 from promptstack.services.sources.reading import SourceBounds
-from promptstack.services.validation.request_bounds import JsonBounds, RequestBounds
 from promptstack.services.validation.schema_bounds import SchemaBounds
 
 

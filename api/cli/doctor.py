@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from promptstack.api.cli.connection import connected, needs_embedded
-from promptstack.api.cli.jobs.waits import describe
-from promptstack.api.cli.terminal import JOB_FAILED, JsonFlag, out, print_items
+from promptstack.api.cli.terminal import JOB_FAILED, JsonFlag, describe, out, print_items
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import Queue
 from promptstack.repositories.migrations import pending

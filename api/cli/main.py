@@ -11,7 +11,7 @@ from promptstack.api.cli.jobs import attempts
 from promptstack.api.cli.jobs.commands import app as jobs_app
 from promptstack.api.cli.jobs.embed import embed
 from promptstack.api.cli.jobs.generate import generate
-from promptstack.api.cli.options.groups import with_groups
+from promptstack.api.cli.options.jobs import with_groups
 from promptstack.api.cli.runs.commands import app as runs_app
 from promptstack.api.cli.serve import chaos, demo
 from promptstack.api.cli.serve import commands as serve

@@ -15,6 +15,7 @@ from rich.console import Console
 from promptstack.config.controls import escaped
 from promptstack.config.errors import PromptStackError
 from promptstack.config.models_file import plain
+from promptstack.repositories.jobs.outbox import Waits
 
 JOB_FAILED, WRONG_INPUT, TIMED_OUT, INTERRUPTED = 1, 2, 124, 130
 """Exit codes: a job failed; nothing was done; not within --timeout; ended by Ctrl-C."""
@@ -136,3 +137,13 @@ def _span(length: float) -> str:
 def plural(count: int, what: str) -> str:
     """Count things in words."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def describe(waits: Waits) -> str:
+    """Say how many wait, until when, and for what."""
+    first, last = until(waits.first_at), until(waits.last_at)
+    when = first if first == last else f"{first} to {last}"
+    return (
+        f"{plural(waits.jobs, 'job')} of {printable(f'{waits.provider}/{waits.model}')} in {when}, "
+        f"{waits.error_code}: {printable(waits.error or '')}"
+    )

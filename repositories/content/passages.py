@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from promptstack.repositories.content.vector_tables import TABLES, indexed_vector
 from promptstack.repositories.models import Chunk, Document, EmbeddingModel
-from promptstack.repositories.runs.models import Item
+from promptstack.repositories.run_models import Item
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from alembic import context
 
 import promptstack.repositories.content.embeddings
-import promptstack.repositories.runs.models  # noqa: F401 - they add their tables to the metadata
+import promptstack.repositories.run_models  # noqa: F401 - they add their tables to the metadata
 from promptstack.repositories.models import Base
 
 context.configure(

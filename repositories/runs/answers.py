@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from promptstack.repositories.arrays import ArrayLiteral
 from promptstack.repositories.base import change_rows
 from promptstack.repositories.jsonb import dump_jsonb
-from promptstack.repositories.runs.models import Answer, Run
+from promptstack.repositories.run_models import Answer, Run
 
 
 class AnswerRepository:

@@ -29,7 +29,7 @@ from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.copying import copy_binary
 from promptstack.repositories.jsonb import for_jsonb
 from promptstack.repositories.models import EmbeddingModel
-from promptstack.repositories.runs.models import Answer, Item, ItemTries, Outcome
+from promptstack.repositories.run_models import Answer, Item, ItemTries, Outcome
 
 _LENGTH = Struct(">i")
 _HEAD = Struct(">hi16sii")

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from promptstack.repositories.base import change_rows
 from promptstack.repositories.models import Job, JobState
-from promptstack.repositories.runs.models import PrunedRun, Run, RunState
+from promptstack.repositories.run_models import PrunedRun, Run, RunState
 from promptstack.repositories.runs.runs import is_open, open_shards
 
 

@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session
 
 from promptstack.repositories.arrays import ArrayLiteral
 from promptstack.repositories.base import change_rows
+from promptstack.repositories.run_models import Item, ItemTries, Outcome
 from promptstack.repositories.runs.items import is_open_item
-from promptstack.repositories.runs.models import Item, ItemTries, Outcome
 
 DUPLICATE_ID = "DUPLICATE_ID"
 

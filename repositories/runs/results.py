@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from promptstack.config.names import VectorType
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.models import EmbeddingModel
-from promptstack.repositories.runs.models import Answer, Item, Outcome
+from promptstack.repositories.run_models import Answer, Item, Outcome
 
 VECTOR_HEAD = 4
 """Bytes before the numbers: how many there are, and two unused (pgvector's vector_send)."""

@@ -20,7 +20,7 @@ from sqlalchemy import (
 
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.models import Job, JobKind, JobState
-from promptstack.repositories.runs.models import Run, RunState
+from promptstack.repositories.run_models import Run, RunState
 
 POPULATED: Mapping[str, Any] = {"synchronize_session": False, "populate_existing": True}
 """The session takes the row as the statement returns it, even if it has read it before."""

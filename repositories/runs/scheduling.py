@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from promptstack.repositories.jobs.jobs import RETRIABLE_STATES
 from promptstack.repositories.models import Job, JobKind, JobState
-from promptstack.repositories.runs.models import Run, RunState
+from promptstack.repositories.run_models import Run, RunState
 from promptstack.repositories.runs.runs import is_open, open_shards
 
 

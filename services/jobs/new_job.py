@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.config.names import Queue
 from promptstack.repositories.models import JobKind
+from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.validation.bounds import ChunkTokens, Lifetime, Name, Retries
-from promptstack.services.validation.request_bounds import RequestBounds
 
 QUEUES = {
     (JobKind.GENERATION, False): Queue.GENERATION,

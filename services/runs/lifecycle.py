@@ -8,7 +8,7 @@ from uuid import UUID
 
 from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.models import Job, JobState
-from promptstack.repositories.runs.models import Run, RunKind, RunState
+from promptstack.repositories.run_models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.runs.scheduling import Shard
 from promptstack.repositories.session import Ledger

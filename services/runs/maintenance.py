@@ -1,6 +1,6 @@
 """What maintenance does for runs, every second: it ends the overdue and deletes the old."""
 
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.repositories.session import Ledger
 from promptstack.services.runs.lifecycle import EXPIRED, RunLifecycle, apart
 

@@ -13,7 +13,7 @@ from redis import Redis
 
 from promptstack.config.names import RUN_KEY
 from promptstack.repositories.errors import TransientLedgerError
-from promptstack.repositories.runs.models import Run, RunState
+from promptstack.repositories.run_models import Run, RunState
 from promptstack.repositories.session import Ledger
 from promptstack.services.jobs.redis_view import RedisView
 from promptstack.services.runs.views import known_cost

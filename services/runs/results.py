@@ -5,7 +5,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from promptstack.repositories.models import EmbeddingModel
-from promptstack.repositories.runs.models import Run, RunKind
+from promptstack.repositories.run_models import Run, RunKind
 from promptstack.repositories.runs.results import FailedItem, Produced
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork

@@ -8,8 +8,8 @@ from uuid import UUID
 from promptstack.config.names import Queue
 from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.models import JobKind
+from promptstack.repositories.run_models import Run, RunKind
 from promptstack.repositories.runs.items import Slice
-from promptstack.repositories.runs.models import Run, RunKind
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import TriedLater

@@ -9,11 +9,11 @@ from decimal import Decimal
 from typing import Any, Unpack
 from uuid import UUID
 
-from promptstack.repositories.content.vector_indexes import VectorIndexes
-from promptstack.repositories.runs.models import Run, RunKind, RunState
+from promptstack.repositories.run_models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.repositories.vector_indexes import VectorIndexes
 from promptstack.services.errors import InvalidInput, NotFound, WrongState
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.runs.intake.estimates import Estimator

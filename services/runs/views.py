@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from promptstack.config.models_file import Money
-from promptstack.repositories.runs.models import Run, RunKind, RunState
+from promptstack.repositories.run_models import Run, RunKind, RunState
 from promptstack.services.sources.reading import BadInput
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 from uuid import UUID
 
 from promptstack.config.names import VectorType
-from promptstack.repositories.content.vector_indexes import VectorIndexes
 from promptstack.repositories.errors import IndexNotBuilt
 from promptstack.repositories.models import EmbeddingModel
-from promptstack.repositories.runs.models import Run, RunKind, RunState
+from promptstack.repositories.run_models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.repositories.vector_indexes import VectorIndexes
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import NotFound
 from promptstack.services.execution.job_context import JobContext

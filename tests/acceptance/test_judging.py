@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, wait_until
 from tests.runs import ended, failures, in_ledger, prompts

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from promptstack.repositories.models import AttemptState
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.services.execution.failure_policy import MAX_WASTE_FACTOR
 from promptstack.services.runs.shards.slots import RunSlots
 from promptstack.services.runs.views import RunView

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.services.export.results import export
 from promptstack.services.runs.service import BadInputs
 from promptstack.services.runs.shards.slots import RunSlots

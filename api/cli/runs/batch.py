@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from promptstack.api.cli.options.generation import GenerationOptions
-from promptstack.api.cli.options.runs import ReadingOptions, StartOptions
+from promptstack.api.cli.runs.options import ReadingOptions, StartOptions
 from promptstack.api.cli.runs.start import embed, generate
-from promptstack.repositories.runs.models import RunKind
+from promptstack.repositories.run_models import RunKind
 from promptstack.services.errors import InvalidInput
 from promptstack.services.sources.batch_lines import kind_of_requests
 from promptstack.services.sources.reading import Format, Reading

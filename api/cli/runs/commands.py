@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from promptstack.api.cli.connection import connected
-from promptstack.api.cli.jobs.waits import describe
-from promptstack.api.cli.options.groups import with_groups
+from promptstack.api.cli.options.jobs import with_groups
 from promptstack.api.cli.options.values import dollars_of
 from promptstack.api.cli.runs.batch import batch
 from promptstack.api.cli.runs.end import finish
@@ -21,6 +20,7 @@ from promptstack.api.cli.terminal import (
     JsonFlag,
     age,
     cost,
+    describe,
     out,
     plural,
     print_fields,

@@ -20,7 +20,7 @@ from promptstack.api.cli.terminal import (
     stop,
 )
 from promptstack.config.errors import PromptStackError
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.services.runs.views import RunView
 from promptstack.tasks.composition import PromptStack
 

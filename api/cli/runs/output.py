@@ -9,7 +9,7 @@ from uuid import UUID
 import typer
 
 from promptstack.api.cli.terminal import err, plural
-from promptstack.repositories.runs.models import RunKind
+from promptstack.repositories.run_models import RunKind
 from promptstack.services.errors import InvalidInput
 from promptstack.services.export.items import ExportFormat, ExportSummary
 from promptstack.services.export.paths import STANDARD_OUTPUT, check_output

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from promptstack.api.cli.connection import connected
 from promptstack.api.cli.options.generation import GenerationOptions
-from promptstack.api.cli.options.runs import ReadingOptions, StartOptions
 from promptstack.api.cli.runs.end import finish, print_run
+from promptstack.api.cli.runs.options import ReadingOptions, StartOptions
 from promptstack.api.cli.runs.preflight import preflight_json, show_preflight
 from promptstack.api.cli.terminal import WRONG_INPUT, plural, print_json, stop
-from promptstack.repositories.runs.models import RunKind
+from promptstack.repositories.run_models import RunKind
 from promptstack.services.runs.intake.ingest import Intake
 from promptstack.services.runs.views import Preflight
 from promptstack.tasks.composition import PromptStack

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from promptstack.api.cli.terminal import cost, err, plural, stop
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.services.runs.progress import RunSnapshot
 from promptstack.tasks.composition import PromptStack
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from promptstack.repositories.runs.models import RunKind
+from promptstack.repositories.run_models import RunKind
 from promptstack.repositories.session import Ledger
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import InvalidInput

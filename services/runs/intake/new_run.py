@@ -8,12 +8,12 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from promptstack.repositories.runs.models import RunKind
+from promptstack.repositories.run_models import RunKind
 from promptstack.services.llm.parameters import GenerationKeywords
+from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.runs.intake.ingest import Check, Hasher, Intake
 from promptstack.services.sources.reading import Reading, SourceBounds
 from promptstack.services.validation.bounds import Dollars, InFlight, Lifetime, Name, Retries
-from promptstack.services.validation.request_bounds import RequestBounds
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from promptstack.repositories.runs.models import RunKind
+from promptstack.repositories.run_models import RunKind
 from promptstack.services.llm.answers import Capability
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.parameters import GenerationParameters

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from uuid import UUID
 
-from promptstack.repositories.runs.models import RunKind, RunState
+from promptstack.repositories.run_models import RunKind, RunState
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.factory import LLMServiceFactory

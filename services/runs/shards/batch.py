@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
-from promptstack.repositories.runs.models import Run
+from promptstack.repositories.run_models import Run
 from promptstack.services.execution.content_calls import Call
 from promptstack.services.runs.shards.call_pool import (
     CallAnswered,

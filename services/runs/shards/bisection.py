@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from promptstack.repositories.jobs.records import Claim
+from promptstack.repositories.run_models import Run
 from promptstack.repositories.runs.items import Slice
-from promptstack.repositories.runs.models import Run
 from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.unit_of_work import UnitOfWork

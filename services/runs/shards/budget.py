@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from decimal import Decimal
 
 from promptstack.repositories.jobs.records import Claim
-from promptstack.repositories.runs.models import Run
+from promptstack.repositories.run_models import Run
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import BudgetHeld, BudgetReached

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from promptstack.repositories.runs.models import Run
+from promptstack.repositories.run_models import Run
 from promptstack.services.execution.job_context import JobContext
 
 SHOW_SECONDS = 1.0

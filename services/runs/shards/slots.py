@@ -6,7 +6,7 @@ from collections.abc import Collection
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from promptstack.repositories.runs.models import Run
+from promptstack.repositories.run_models import Run
 from promptstack.services.runs.shards.call_pool import RecordedCall
 
 

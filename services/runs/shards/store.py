@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.records import BeginStep, Claim, NewCall
 from promptstack.repositories.models import AttemptState, Billing
+from promptstack.repositories.run_models import Run, RunState
 from promptstack.repositories.runs.items import OpenItem
-from promptstack.repositories.runs.models import Run, RunState
 from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.unit_of_work import UnitOfWork

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from promptstack.repositories.errors import ClaimLost, LedgerRefused, TransientLedgerError
-from promptstack.repositories.runs.models import Run
+from promptstack.repositories.run_models import Run
 from promptstack.services.errors import BudgetReached, EmbeddedElsewhere
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.content_calls import Call

@@ -11,7 +11,7 @@ import numpy as np
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import VectorType
 from promptstack.repositories.models import EmbeddingModel
-from promptstack.repositories.runs.models import Run, RunKind
+from promptstack.repositories.run_models import Run, RunKind
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.documents.vectors import store_vectors

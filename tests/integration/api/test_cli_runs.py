@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from promptstack.api.cli.main import build
 from promptstack.api.cli.runs import end as run_end
 from promptstack.api.cli.runs.watch import watch_run
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.export import atomic
 from promptstack.services.export.paths import check_output

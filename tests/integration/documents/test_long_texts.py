@@ -12,7 +12,7 @@ import wordllama
 
 from promptstack.config.providers import ModelFacts
 from promptstack.repositories.models import JobState
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.errors import ContextTooLong
 from promptstack.services.llm.openai import OpenAIService

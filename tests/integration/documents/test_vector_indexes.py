@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sqlalchemy import create_engine, text
 
-from promptstack.repositories.content.vector_indexes import VectorIndexes
 from promptstack.repositories.content.vector_tables import create_index, index_name, partition_of
 from promptstack.repositories.errors import IndexNotBuilt
 from promptstack.repositories.models import EmbeddingModel
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
+from promptstack.repositories.vector_indexes import VectorIndexes
 from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, wait_until
 from tests.runs import in_ledger, work

@@ -10,7 +10,7 @@ from sqlalchemy import text as sql
 from promptstack.config.settings import load_settings
 from promptstack.repositories.content.vector_tables import partition_of
 from promptstack.repositories.models import JobState
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.export.results import ExportFormat, ExportSummary, export
 from promptstack.services.runs.views import RunView

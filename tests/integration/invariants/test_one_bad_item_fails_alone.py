@@ -7,7 +7,7 @@ import pytest
 
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobState
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.services.execution.failure_policy import MAX_WASTE_FACTOR
 from promptstack.services.llm.errors import (
     BadResponse,

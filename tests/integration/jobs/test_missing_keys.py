@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from promptstack.config.settings import load_settings
 from promptstack.repositories.models import JobState
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.requests import Fallback
 from promptstack.tasks.worker_services import WorkerServices

@@ -9,7 +9,7 @@ from redis.retry import Retry
 
 from promptstack.config.names import PROGRESS_KEY, RUN_KEY
 from promptstack.repositories.models import JobState
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.redis_view import STALE_SECONDS, RedisView
 from promptstack.services.runs.progress import RunSnapshot

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from promptstack.config.names import Queue
 from promptstack.repositories.models import JobKind, JobState
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.documents.chunking import Chunker

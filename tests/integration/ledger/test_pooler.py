@@ -9,12 +9,12 @@ from sqlalchemy import create_engine, text
 
 from promptstack.config.settings import load_settings
 from promptstack.embedded.servers import ServerUrls
-from promptstack.repositories.content.vector_indexes import VectorIndexes
 from promptstack.repositories.content.vector_tables import index_name
 from promptstack.repositories.migrations import upgrade
 from promptstack.repositories.models import JobState
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.repositories.timeouts import IDLE_SECONDS
+from promptstack.repositories.vector_indexes import VectorIndexes
 from promptstack.tasks.worker_services import WorkerServices
 from tests.pooler import CONNECTIONS, Pooler, pooler_before
 from tests.runs import in_ledger, work

@@ -10,7 +10,7 @@ import pytest
 from promptstack.api.cli.doctor import _provider, examine
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobState
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.repositories.usage import Group
 from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.errors import ContextTooLong

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from promptstack.api.cli.main import build
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import Billing, JobState
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.services.jobs.views import AttemptView, JobView
 from promptstack.services.validation.json_text import dump_json
 from promptstack.tasks.worker_services import WorkerServices

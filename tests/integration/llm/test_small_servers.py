@@ -11,7 +11,7 @@ import pytest
 
 from promptstack.config.settings import load_settings
 from promptstack.repositories.models import JobState
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.tasks.worker_services import WorkerServices
 from tests.runs import failures, one, work
 

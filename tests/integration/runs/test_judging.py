@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from promptstack.config.settings import Settings
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.services.runs.json_schema.answers import AnswerMismatch
 from promptstack.services.runs.shards.validation import ValidationLimits
 from promptstack.services.runs.shards.workload import GenerationWorkload

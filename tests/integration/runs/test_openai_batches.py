@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from promptstack.repositories.runs.models import Run
+from promptstack.repositories.run_models import Run
 from promptstack.services.errors import InvalidInput
 from promptstack.services.runs.views import Preflight
 from promptstack.services.sources.reading import Reading

@@ -12,8 +12,8 @@ from promptstack.api.cli.main import build
 from promptstack.repositories.content.vector_tables import index_name
 from promptstack.repositories.errors import LedgerUnavailable
 from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.run_models import Run, RunState
 from promptstack.repositories.runs.items import ItemRepository, Slice
-from promptstack.repositories.runs.models import Run, RunState
 from promptstack.repositories.runs.outcomes import Counted, OutcomeRepository
 from promptstack.repositories.runs.runs import RunRepository
 from promptstack.repositories.runs.scheduling import SchedulingRepository

@@ -15,8 +15,8 @@ from promptstack.config.names import VectorType
 from promptstack.config.settings import load_settings
 from promptstack.repositories.errors import LedgerUnavailable
 from promptstack.repositories.models import JobKind
+from promptstack.repositories.run_models import RunState
 from promptstack.repositories.runs.answers import AnswerRepository
-from promptstack.repositories.runs.models import RunState
 from promptstack.repositories.runs.runs import RunRepository
 from promptstack.services.errors import InvalidInput, WrongState
 from promptstack.services.limiter.terms import Need, Settlement

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from promptstack.repositories.errors import LedgerUnavailable
-from promptstack.repositories.runs.models import RunState
+from promptstack.repositories.run_models import RunState
 from promptstack.repositories.runs.runs import RunRepository
 from promptstack.services.runs.intake import ingest as intake
 from promptstack.services.runs.views import RunView

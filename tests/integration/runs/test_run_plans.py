@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event, text
 
 from promptstack.repositories.models import new_id
-from promptstack.repositories.runs.models import Run, RunState
+from promptstack.repositories.run_models import Run, RunState
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.tasks.composition import PromptStack

@@ -13,8 +13,8 @@ from sqlalchemy import text
 from promptstack.repositories.errors import LedgerRefused
 from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import JobState
+from promptstack.repositories.run_models import RunState
 from promptstack.repositories.runs.answers import AnswerRepository
-from promptstack.repositories.runs.models import RunState
 from promptstack.services.limiter.errors import LimiterWait
 from promptstack.services.llm.errors import InvalidProviderRequest, Overloaded, ProviderTimeout
 from promptstack.services.llm.packing import EmbeddingLimits

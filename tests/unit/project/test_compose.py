@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from promptstack.api.cli.main import build
 from promptstack.config.settings import Settings, load_settings
-from promptstack.repositories.content.vector_indexes import BUILD_MEMORY
+from promptstack.repositories.vector_indexes import BUILD_MEMORY
 from tests.processes import ROOT, wait_until
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -10,7 +10,7 @@ from uuid import uuid4
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptstack.repositories.runs.models import Run, RunKind
+from promptstack.repositories.run_models import Run, RunKind
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.execution.content_calls import Call, Content
 from promptstack.services.llm.base import LLMService

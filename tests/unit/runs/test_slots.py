@@ -7,7 +7,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptstack.repositories.runs.models import Run
+from promptstack.repositories.run_models import Run
 from promptstack.services.execution.content_calls import Call
 from promptstack.services.runs.shards.call_pool import RecordedCall
 from promptstack.services.runs.shards.slots import RunSlots, ShardSlots, WorkerSlots
