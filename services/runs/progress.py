@@ -4,8 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import BeforeValidator
@@ -59,22 +59,17 @@ class RunSnapshot:
     @classmethod
     def of(cls, run: Run, workers: int, now: float) -> "RunSnapshot":
         """Read it off the ledger's row."""
-        return cls(
-            run_id=run.id,
-            state=RunState(run.state),
-            total=run.total,
-            succeeded=run.succeeded,
-            failed=run.failed,
-            reused=run.reused,
-            calls=run.calls,
-            tokens=run.input_tokens + run.output_tokens,
-            cost_usd=None if (cost := known_cost(run)) is None else float(cost),
-            unknown_cost=run.unknown_cost,
-            limiter_wait_seconds=run.limiter_wait_seconds,
-            workers=workers,
-            version=run.version,
-            updated_at=now,
-        )
+        cost = known_cost(run)
+        own: dict[str, Any] = {
+            "run_id": run.id,
+            "state": RunState(run.state),
+            "tokens": run.input_tokens + run.output_tokens,
+            "cost_usd": None if cost is None else float(cost),
+            "workers": workers,
+            "updated_at": now,
+        }
+        same = {one.name: getattr(run, one.name) for one in fields(cls) if one.name not in own}
+        return cls(**own, **same)
 
 
 class RunProgress:
