@@ -92,27 +92,19 @@ class GenerationRequest(GenerationParameters):
     """Called in this order on overload, outage, open circuit and spent quota."""
 
     @classmethod
-    def of_item(
-        cls,
-        parameters: GenerationParameters,
-        target: tuple[str, str],
-        text: str | None,
-        messages: Sequence[Any] | None,
+    def of_run(
+        cls, parameters: GenerationParameters, provider: str, model: str
     ) -> "GenerationRequest":
-        """The request for an item of a run, which was checked when it came in.
+        """The request of a run's items, without their input: `with_input` adds it."""
+        return cls.model_construct(**dict(parameters), provider=provider, model=model)
 
-        `target` is the provider and the model.
-        """
-        provider, model = target
-        turns = tuple(map(Message.model_validate, messages or ()))
-        # Not validated again: a JSON schema takes its time.
-        return cls.model_construct(
-            **dict(parameters),
-            provider=provider,
-            model=model,
-            prompt=None if turns else text,
-            messages=turns,
-        )
+    def with_input(self, text: str | None, messages: Sequence[Any] | None) -> Self:
+        """The same with the input of an item, which was checked when it came in."""
+        # A copy is not validated again: a JSON schema takes long.
+        if not messages:
+            return self.model_copy(update={"prompt": text, "messages": ()})
+        turns = tuple(map(Message.model_validate, messages))
+        return self.model_copy(update={"prompt": None, "messages": turns})
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:

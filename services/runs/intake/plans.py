@@ -83,10 +83,11 @@ def plan_generation(
             AnswerSchema(given.json_schema, bounds.schemas)
         parameters = given.model_dump(mode="json", exclude_defaults=True)
 
+        request = GenerationRequest.of_run(given, provider, model)
+
         def check(one: Input) -> None:
             if one.messages is not None:
-                target = (provider, model)
-                service.check_turns(GenerationRequest.of_item(given, target, None, one.messages))
+                service.check_turns(request.with_input(None, one.messages))
 
         salt = None if reuse else time.time_ns()
         hasher = generation_hasher([str(options.user_id), parameters, salt])

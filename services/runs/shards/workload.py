@@ -180,7 +180,8 @@ class GenerationWorkload(Workload):
         self, run: Run, service: LLMService, prices: Prices, schema_bounds: SchemaBounds
     ) -> None:
         super().__init__(run, service, prices)
-        self._parameters = GenerationParameters(**run.parameters)
+        parameters = GenerationParameters(**run.parameters)
+        self._request_of_run = GenerationRequest.of_run(parameters, run.provider, run.model)
         schema = run.parameters.get("json_schema")
         self._schema = None if schema is None else AnswerSchema(schema, schema_bounds)
 
@@ -247,10 +248,7 @@ class GenerationWorkload(Workload):
         if call.request is None:
             # The parameters were checked once in the constructor: a schema takes long.
             content = call.contents[0]
-            target = (self.provider, self.model)
-            call.request = GenerationRequest.of_item(
-                self._parameters, target, content.text, content.messages
-            )
+            call.request = self._request_of_run.with_input(content.text, content.messages)
         return call.request
 
 
