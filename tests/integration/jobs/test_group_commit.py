@@ -228,10 +228,11 @@ def test_one_row_that_is_locked_holds_up_nobody_else(
         done.append(id_)
 
     with ThreadPoolExecutor(JOBS) as pool, ledger.transaction() as unit:
+        unit.limit_statements(60.0, idle=60.0)
         assert unit.jobs.cancel(jobs[0])
         running = [pool.submit(run, id_) for id_ in jobs]
         for others in running[1:]:
-            others.result(4.0)  # before our idle transaction is ended by PostgreSQL
+            others.result(50.0)
         assert jobs[0] not in done
         unit.session.commit()
     assert job(ledger, jobs[0]).state == JobState.CANCELLED
