@@ -162,11 +162,12 @@ class GroupCommit:
 
     def _write_alone(self, unit: UnitOfWork, mine: _Waiting) -> None:
         mine.check()
+        self._write(unit, [mine])
         if isinstance(mine.step, ClaimStep):
             # A worker that can claim is alive. If its heartbeats were late, its jobs would be
-            # freed at once, and paid for again.
+            # freed at once, and paid for again. Last: a claim may wait for its job's row, and must
+            # not hold up the heartbeat meanwhile.
             unit.workers.refresh(self._worker_id)
-        self._write(unit, [mine])
 
     def _write(self, unit: UnitOfWork, batch: Sequence[_Waiting]) -> None:
         claim = partial(unit.steps.claim_batch, worker_id=self._worker_id)
