@@ -44,7 +44,7 @@ class Deployment:
                 [sys.executable, "-m", "promptstack.worker"], self.variables, self._processes, log
             )
             self.workers.append(worker)
-        wait_until(lambda: self._alive() == count, 60.0)
+        wait_until(lambda: self._alive() == count, 180.0)
 
     def enqueue(self, count: int, prompt: Callable[[int], str], **how: Any) -> None:
         """Accept `count` generations, some hundred a transaction."""

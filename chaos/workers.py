@@ -19,7 +19,7 @@ from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.session import Ledger
 
 STOP_SECONDS = 40.0
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 LOOK_SECONDS = 0.05
 ALIVE_SECONDS = 10.0
 
