@@ -7,7 +7,7 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from promptstack.config.controls import escaped
+from promptstack.config.control_characters import escaped
 from promptstack.config.settings import Settings
 
 _QUIET = (

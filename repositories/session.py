@@ -7,9 +7,9 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from promptstack.repositories.driver_errors import explained
-from promptstack.repositories.jsonb import dump_jsonb
 from promptstack.repositories.timeouts import limit_idleness
 from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.repositories.wire_values import dump_jsonb
 
 CONNECT_TIMEOUT_SECONDS = 5
 TIMEOUT_SECONDS = 15

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from promptstack.config.controls import CONTROLS, escaped
+from promptstack.config.control_characters import CONTROLS, escaped
 from promptstack.services.errors import InvalidInput
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")

@@ -9,7 +9,7 @@ import uuid_utils.compat
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobKind
 from promptstack.repositories.session import Ledger
-from promptstack.services.documents.cutting import Cutter
+from promptstack.services.documents.chunk_sizes import Cutter
 from promptstack.services.documents.embedding import DocumentEmbedder
 from promptstack.services.execution.active_jobs import ActiveJobs
 from promptstack.services.execution.backoff import Backoff
@@ -19,14 +19,13 @@ from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
 from promptstack.services.execution.provider_calls import ProviderCalls
 from promptstack.services.execution.retrying_ledger import RetryingLedger
-from promptstack.services.maintenance.cleanup import Cleanup
 from promptstack.services.maintenance.liveness import Liveness
 from promptstack.services.maintenance.outbox import Outbox
-from promptstack.services.maintenance.reconciler import Reconciler, Step
+from promptstack.services.maintenance.reconciler import Cleanup, Reconciler, Step
+from promptstack.services.runs.handlers import RunWork
 from promptstack.services.runs.maintenance import RunMaintenance
 from promptstack.services.runs.shards.slots import WorkerSlots
 from promptstack.services.runs.shards.worker import ShardTools
-from promptstack.services.runs.work import RunWork
 from promptstack.tasks import from_settings
 from promptstack.tasks.composition import PromptStack
 

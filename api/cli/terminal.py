@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from promptstack.config.controls import escaped
+from promptstack.config.control_characters import escaped
 from promptstack.config.errors import PromptStackError
 from promptstack.config.models_file import plain
 from promptstack.repositories.jobs.outbox import Waits

@@ -14,7 +14,6 @@ from sqlalchemy import LargeBinary, func, literal, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from promptstack.config.names import VectorType
-from promptstack.repositories.arrays import ArrayLiteral
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.content.vector_tables import (
     TABLES,
@@ -22,8 +21,8 @@ from promptstack.repositories.content.vector_tables import (
     index_type,
     partition_of,
 )
-from promptstack.repositories.copying import copy_binary
 from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.wire_values import ArrayLiteral, copy_binary
 
 HASH_BYTES = 32
 COUNTED = 100_000

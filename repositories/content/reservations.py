@@ -22,10 +22,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from promptstack.repositories.arrays import ArrayLiteral
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import Job, JobState, Reservation
+from promptstack.repositories.wire_values import ArrayLiteral
 
 
 class ReservationRepository(BaseRepository[Reservation]):

@@ -7,9 +7,9 @@ from uuid import UUID
 from sqlalchemy import exists, func, select
 
 from promptstack.repositories.base import BaseRepository
-from promptstack.repositories.batches import BatchStatement
 from promptstack.repositories.jobs.records import BeginStep, Begun, Claim, Totals
 from promptstack.repositories.models import Attempt, AttemptState, Billing, Job, JobState
+from promptstack.repositories.wire_values import BatchStatement
 
 
 class AttemptRepository(BaseRepository[Attempt]):

@@ -29,7 +29,6 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from promptstack.config.names import Queue
-from promptstack.repositories.batches import BatchStatement
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED
@@ -39,8 +38,8 @@ from promptstack.repositories.jobs.records import (
     JobSnapshot,
     SucceedStep,
 )
-from promptstack.repositories.jsonb import dump_jsonb
 from promptstack.repositories.models import AttemptState, Job, JobKind, JobState
+from promptstack.repositories.wire_values import BatchStatement, dump_jsonb
 
 
 class StepRepository:

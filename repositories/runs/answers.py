@@ -7,10 +7,9 @@ from typing import Any, cast
 from sqlalchemy import LargeBinary, Table, bindparam, delete, func, select, text, update
 from sqlalchemy.orm import Session
 
-from promptstack.repositories.arrays import ArrayLiteral
 from promptstack.repositories.base import change_rows
-from promptstack.repositories.jsonb import dump_jsonb
 from promptstack.repositories.run_models import Answer, Run
+from promptstack.repositories.wire_values import ArrayLiteral, dump_jsonb
 
 
 class AnswerRepository:

@@ -23,13 +23,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from promptstack.repositories.arrays import ArrayLiteral
 from promptstack.repositories.base import change_rows
 from promptstack.repositories.content.vector_tables import TABLES
-from promptstack.repositories.copying import copy_binary
-from promptstack.repositories.jsonb import for_jsonb
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.run_models import Answer, Item, ItemTries, Outcome
+from promptstack.repositories.wire_values import ArrayLiteral, copy_binary, for_jsonb
 
 _LENGTH = Struct(">i")
 _HEAD = Struct(">hi16sii")

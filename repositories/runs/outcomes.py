@@ -20,10 +20,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from promptstack.repositories.arrays import ArrayLiteral
 from promptstack.repositories.base import change_rows
 from promptstack.repositories.run_models import Item, ItemTries, Outcome
 from promptstack.repositories.runs.items import is_open_item
+from promptstack.repositories.wire_values import ArrayLiteral
 
 DUPLICATE_ID = "DUPLICATE_ID"
 

@@ -10,7 +10,7 @@ from math import ceil, log2
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.content.documents import Passage
 from promptstack.repositories.jobs.records import Claim
-from promptstack.services.documents.cutting import Cutter, Cutting
+from promptstack.services.documents.chunk_sizes import Cutter, Cutting
 from promptstack.services.documents.store import Cut, DocumentStore, OpenChunks
 from promptstack.services.errors import EmbeddedElsewhere, WorkersLost
 from promptstack.services.execution.content_calls import Call, Content

@@ -11,7 +11,7 @@ from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import Document
 from promptstack.repositories.unit_of_work import UnitOfWork
-from promptstack.services.documents.cutting import Cutting
+from promptstack.services.documents.chunk_sizes import Cutting
 from promptstack.services.documents.vectors import store_vectors, vector_key
 from promptstack.services.errors import NotFound
 from promptstack.services.execution.content_calls import Call, reserve

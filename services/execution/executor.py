@@ -24,13 +24,12 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import DeadlinePassed
 from promptstack.services.execution.active_jobs import ActiveJobs
 from promptstack.services.execution.backoff import Backoff
+from promptstack.services.execution.generation import result_of
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
 from promptstack.services.execution.job_context import JobContext, OnProgress
-from promptstack.services.execution.provider_calls import CallOutcome, ProviderCalls
-from promptstack.services.execution.results import result_of
+from promptstack.services.execution.provider_calls import CallOutcome, ProviderCalls, known
 from promptstack.services.execution.retrying_ledger import RetryingLedger
-from promptstack.services.execution.unexpected import known
 from promptstack.services.jobs.progress import Progress, ProgressService
 from promptstack.services.llm.answers import LLMResponse
 

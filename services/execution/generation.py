@@ -13,6 +13,7 @@ from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.text import make_storable_json
 
 logger = logging.getLogger(__name__)
 
@@ -67,3 +68,20 @@ def _deciding(met: Sequence[PromptStackError]) -> PromptStackError:
     ]
     transient = [error for error in met if error.transient]
     return ((paid if met[-1].is_wait else []) or transient or list(met))[-1]
+
+
+def result_of(response: LLMResponse) -> dict[str, object]:
+    """An answer as it is stored."""
+    result = {
+        "text": response.text,
+        "model": response.model,
+        "finish_reason": response.finish_reason,
+        "input_tokens": response.input_tokens,
+        "output_tokens": response.output_tokens,
+        "tokens_used": response.tokens_used,
+        "cached_tokens": response.cached_tokens,
+        "tool_calls": list(response.tool_calls),
+        "provider_request_id": response.provider_request_id,
+    }
+    stored: dict[str, object] = make_storable_json(result)
+    return stored

@@ -1,6 +1,7 @@
 """The provider calls of jobs, each with a permit of the limiter and an attempt in the ledger."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from promptstack.config.errors import PromptStackError
+from promptstack.config.logging import log_unexpected
 from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.models import AttemptState
@@ -21,7 +23,6 @@ from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.execution.retrying_ledger import RetryingLedger
-from promptstack.services.execution.unexpected import known
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import Permit
 from promptstack.services.limiter.terms import Need
@@ -250,3 +251,20 @@ class ProviderCalls:
         self._ledger.write(
             lambda unit: unit.attempts.settle(attempt_id, AttemptState.FAILED, **failure)
         )
+
+
+logger = logging.getLogger(__name__)
+
+
+def known(error: Exception) -> PromptStackError:
+    """The error itself, or one that may be shown in place of an unexpected one.
+
+    The message of an unexpected error may quote a prompt, so only its type and traceback are
+    logged.
+    """
+    if isinstance(error, PromptStackError):
+        return error
+    log_unexpected(logger, "a job failed", error)
+    return PromptStackError(
+        f"The worker met an unexpected {type(error).__name__}; its log has the traceback."
+    )

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import JsonValue
 from pydantic_core import from_json
 
-from promptstack.config.controls import CONTROLS
+from promptstack.config.control_characters import CONTROLS
 from promptstack.services.llm.answers import Usage
 from promptstack.services.text import REPLACEMENT, make_storable
 

@@ -11,6 +11,7 @@ import aiohttp
 import httpx2
 
 from promptstack.services.llm.answers import Usage
+from promptstack.services.llm.error_table import is_page, meaning_of, told_meaning
 from promptstack.services.llm.errors import (
     HIDDEN,
     AnsweredAsText,
@@ -23,7 +24,6 @@ from promptstack.services.llm.errors import (
     ProviderTimeout,
 )
 from promptstack.services.llm.headers import credible_wait, limit_report, request_id, retry_after
-from promptstack.services.llm.meanings import is_page, meaning_of, told_meaning
 from promptstack.services.llm.reading import WRONG_FORM, Notes, Part, parse
 from promptstack.services.llm.vectors import NumbersAsText
 from promptstack.services.text import make_storable

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.sources.cutting import SOURCE
+from promptstack.services.sources.chunked_inputs import SOURCE
 from promptstack.services.sources.jsonl import not_utf8
 from promptstack.services.sources.opening import Origin, byte_blocks
 from promptstack.services.sources.reading import (

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from promptstack.services.documents.chunking import Chunker
 from promptstack.services.errors import InvalidInput
 from promptstack.services.sources.batch_lines import Placed, records_of_items, records_of_lines
-from promptstack.services.sources.cutting import Cutter, whole_texts
+from promptstack.services.sources.chunked_inputs import Cutter, whole_texts
 from promptstack.services.sources.folders import read_folder
 from promptstack.services.sources.jsonl import read_jsonl, read_lines
 from promptstack.services.sources.opening import Origin, byte_blocks

@@ -3,7 +3,7 @@
 from typing import Any
 
 from promptstack.api.cli.terminal import dollars, err, plural
-from promptstack.config.controls import escaped
+from promptstack.config.control_characters import escaped
 from promptstack.services.runs.views import Preflight
 from promptstack.services.sources.reading import BadInput
 

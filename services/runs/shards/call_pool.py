@@ -13,7 +13,7 @@ from typing import Any
 
 from promptstack.config.errors import PromptStackError
 from promptstack.services.execution.content_calls import Call
-from promptstack.services.execution.unexpected import known
+from promptstack.services.execution.provider_calls import known
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import Permit
 from promptstack.services.runs.shards.workload import Answer, Workload

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from promptstack.services.execution.unexpected import known
+from promptstack.services.execution.provider_calls import known
 from promptstack.services.runs.shards.call_pool import CallAnswered, CallFailed, Event
 from promptstack.services.runs.shards.workload import Workload
 

@@ -16,8 +16,7 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.documents.vectors import store_vectors
 from promptstack.services.execution.content_calls import Call, Content
-from promptstack.services.execution.generation import EXPECTED_OUTPUT_TOKENS
-from promptstack.services.execution.results import result_of
+from promptstack.services.execution.generation import EXPECTED_OUTPUT_TOKENS, result_of
 from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse
 from promptstack.services.llm.base import LLMService

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from promptstack.repositories.arrays import ArrayLiteral
+from promptstack.repositories.wire_values import ArrayLiteral
 from promptstack.tasks.composition import PromptStack
 
 STORABLE = st.text(st.characters(codec="utf-8", exclude_characters="\0"))

@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.orm import Session
 
-from promptstack.config.controls import escaped
+from promptstack.config.control_characters import escaped
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import Queue
 from promptstack.config.settings import Settings

@@ -19,7 +19,7 @@ from promptstack.repositories.models import AttemptState, JobKind, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import WrongState
 from promptstack.services.jobs.views import JobView
-from promptstack.services.maintenance.cleanup import Cleanup
+from promptstack.services.maintenance.reconciler import Cleanup
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import Process, wait_until

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptstack.services.execution.results import result_of
+from promptstack.services.execution.generation import result_of
 from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse, TokenCount
 from promptstack.services.llm.anthropic import AnthropicService
 from promptstack.services.llm.base import LLMService

@@ -18,7 +18,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from promptstack.services.execution.results import result_of
+from promptstack.services.execution.generation import result_of
 from promptstack.services.export.results import export
 from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.runs.json_schema.answers import AnswerSchema

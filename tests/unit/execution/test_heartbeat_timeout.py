@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptstack.services.maintenance.heartbeat_timeout import blind_spans, heartbeat_timeout
+from promptstack.services.maintenance.liveness import blind_spans, heartbeat_timeout
 
 LOST = 15.0
 

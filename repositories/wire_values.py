@@ -1,0 +1,129 @@
+"""JSON as PostgreSQL's jsonb gives it back with the same numbers.
+
+jsonb holds a number as its decimal digits: `6e23` comes back as an integer of 24 digits, which no
+64 bits hold. Written with `.0`, it comes back as the float that it was.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import ARRAY, BindParameter, ColumnElement, Row, Text, cast, text
+from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.orm import Session
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+_MAY_HAVE = re.compile(rb"[0-9][eE]\+?[0-9]")
+_TEXT_OR_LARGE = re.compile(
+    rb'"(?:[^"\\]++|\\.)*+"|-?[0-9]++(?:\.[0-9]++)?+[eE]\+?[0-9]++', re.DOTALL
+)
+
+
+def for_jsonb(written: bytes) -> bytes:
+    """Return JSON with its large floats as digits with a fraction."""
+    if _MAY_HAVE.search(written) is None:
+        return written
+    return _TEXT_OR_LARGE.sub(_as_digits, written)
+
+
+def dump_jsonb(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """Return a value as JSON for jsonb; `default` makes JSON of what else is in it."""
+    return for_jsonb(json.dumps(value, default=default).encode()).decode()
+
+
+def _as_digits(found: re.Match[bytes]) -> bytes:
+    text = found.group()
+    if text.startswith(b'"'):
+        return text
+    digits = f"{Decimal(text.decode()):f}"
+    return (digits if "." in digits else f"{digits}.0").encode()
+
+
+class ArrayLiteral(TypeDecorator[Sequence[Any]]):
+    """Of a parameter: a list of `kind`, sent as one text. It is for parameters only."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, kind: TypeEngine[Any]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def process_bind_param(self, value: Sequence[Any] | None, dialect: Dialect) -> str | None:
+        return None if value is None else array_literal(value)
+
+    def bind_expression(self, bindparam: BindParameter[Any]) -> ColumnElement[Any]:
+        """Say what the text is."""
+        return cast(bindparam, ARRAY(self.kind))
+
+
+def array_literal(values: Sequence[Any]) -> str:
+    """A list as PostgreSQL's array_in reads it (its manual, Arrays, I/O Syntax)."""
+    return "{" + ",".join(map(_element, values)) + "}"
+
+
+def _element(value: object) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, int):
+        return str(int(value))
+    if isinstance(value, bytes):
+        return f'"\\\\x{value.hex()}"'
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return f'"{value}"'
+
+
+class BatchStatement:
+    """A statement over the table `given`: the rows that it is run on."""
+
+    def __init__(self, columns: str, sql: str) -> None:
+        """`columns` are those of `given`, each with its type, such as "id uuid, number integer"."""
+        typed = [column.split() for column in columns.split(",")]
+        self._names = [name for name, _ in typed]
+        arrays = ", ".join(f"CAST(:given_{name} AS {kind}[])" for name, kind in typed)
+        rows = f"unnest({arrays}) AS t({', '.join(self._names)})"
+        self._statement = text(f"WITH given AS (SELECT * FROM {rows}){sql}")  # noqa: S608 - ours
+
+    def run(
+        self, session: Session, rows: Sequence[Mapping[str, Any]], **values: Any
+    ) -> Sequence[Row[Any]]:
+        """Run it on all rows at once; what it returns. What a row leaves out is NULL."""
+        arrays = {
+            f"given_{name}": array_literal([row.get(name) for row in rows]) for name in self._names
+        }
+        return session.execute(self._statement, {**arrays, **values}).all()
+
+
+HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+"""Its signature, no flags, no extension (PostgreSQL manual, COPY)."""
+END = b"\xff\xff"
+SENT_AT_ONCE = 1 << 20
+"""Bytes. The driver's 8 KiB cost a call of Python for each."""
+
+
+def copy_binary(cursor: Any, target: str, rows: bytes | memoryview) -> None:
+    """Add rows, laid out as COPY BINARY reads them, to `target`: a table with its columns."""
+    cursor.copy_expert(
+        f"COPY {target} FROM STDIN (FORMAT binary)", _Stream(rows), size=SENT_AT_ONCE
+    )
+
+
+class _Stream:
+    """A file of header, rows and end; the rows, which may be many megabytes, aren't copied."""
+
+    def __init__(self, rows: bytes | memoryview) -> None:
+        self._parts = [memoryview(HEADER), memoryview(rows), memoryview(END)]
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most `size`; none at the end."""
+        while self._parts and not self._parts[0]:
+            del self._parts[0]
+        if not self._parts:
+            return b""
+        part = self._parts[0]
+        self._parts[0] = part[size:]
+        return bytes(part[:size])
