@@ -3,11 +3,9 @@
 It has no database, so the faults of PostgreSQL are left out. A task counts as lost when the
 provider was never asked for it, or when its answer can't be read.
 
-    python -m benchmarks.celery_under_fire --seed 1 --jobs 20000 --seconds 440 --kills 125
+    make chaos CHAOS="--against celery"
 """
 
-import argparse
-import json
 import os
 import re
 import sys
@@ -67,6 +65,9 @@ class StockScore:
     billed_twice: int
     seconds: float
 
+    passed = True
+    """A comparison: nothing is asked of it."""
+
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         return {**asdict(self), "faults": {str(name): count for name, count in self.faults.items()}}
@@ -82,33 +83,6 @@ class StockScore:
             f"calls billed                    {self.billed:>8,}",
             f"billed twice                    {self.billed_twice:>8,}",
         ]
-
-
-def main() -> None:
-    """Run and print the score."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=20_000)
-    parser.add_argument("--seconds", type=float, default=440.0, help="for load and faults")
-    parser.add_argument("--kills", type=int, default=125)
-    parser.add_argument("--times", type=int, default=5, help="of each other fault")
-    parser.add_argument("--logs", type=Path, help="folder for the workers' logs")
-    parser.add_argument("--json", type=Path, help="file for the score as JSON")
-    given = parser.parse_args()
-    folder = given.logs or Path(tempfile.mkdtemp(prefix="celery-under-fire-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    score = run(
-        seed=given.seed,
-        jobs=given.jobs,
-        seconds=given.seconds,
-        kills=given.kills,
-        times=given.times,
-        folder=folder,
-    )
-    for line in score.lines():
-        _say(line)
-    if given.json:
-        given.json.write_text(json.dumps(score.as_json(), indent=2))
 
 
 def run(
@@ -217,7 +191,3 @@ def _stored(redis_url: str, ids: Sequence[str]) -> int:
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
 from promptstack.chaos.local_deployment import LATENCY_SECONDS, run_on_local
@@ -26,24 +27,26 @@ def main() -> int:
     parser.add_argument("--busy", type=int, default=0, help="busy loops beside it")
     parser.add_argument("--logs", type=Path, help="folder for the workers' logs")
     parser.add_argument("--json", type=Path, help="file for the score as JSON")
+    parser.add_argument("--against", choices=["celery"], help="run this rival instead")
     given = parser.parse_args()
     # As Ctrl-C: what was started is ended, whoever ends us.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = given.logs or Path(tempfile.mkdtemp(prefix="promptstack-chaos-logs-"))
     folder.mkdir(parents=True, exist_ok=True)
+    plan = {name: getattr(given, name) for name in ("seed", "jobs", "seconds", "kills", "times")}
     with slow_machine(processors=given.processors, busy_loops=given.busy):
-        score = run_on_local(
-            seed=given.seed,
-            jobs=given.jobs,
-            items=given.items,
-            seconds=given.seconds,
-            kills=given.kills,
-            times=given.times,
-            clients=given.clients,
-            latency_seconds=given.latency,
-            folder=folder,
-            say=_say,
-        )
+        if given.against:
+            # Rivals are in the repository, not in the wheel.
+            score = import_module("benchmarks.celery_under_fire").run(**plan, folder=folder)
+        else:
+            score = run_on_local(
+                **plan,
+                items=given.items,
+                clients=given.clients,
+                latency_seconds=given.latency,
+                folder=folder,
+                say=_say,
+            )
     for line in score.lines():
         _say(line)
     if given.json:
