@@ -79,6 +79,12 @@ class GroupCommit:
         self._is_led = False
         self._next_at = 0.0
 
+    @property
+    def waiting_steps(self) -> int:
+        """How many steps wait for the next transaction."""
+        with self._lock:
+            return len(self._waiting)
+
     def claim(self, step: ClaimStep, *, is_late: bool = False) -> Claim | None:
         """Take a job; None when it can't be taken now. `is_late` are this worker's heartbeats."""
         claim: Claim | None = self._commit(_Waiting(step, is_alone=is_late))
@@ -181,8 +187,11 @@ class GroupCommit:
         kind: type[Step],
         write: Callable[[list[Any]], Mapping[Any, Any]],
     ) -> None:
-        # Of two steps with the same key the first counts; the other has no result.
-        chosen = {one.step.key: one for one in reversed(batch) if isinstance(one.step, kind)}
+        mine = [one for one in batch if isinstance(one.step, kind)]
+        # One statement changes a job once: further steps of a job run in their own transactions.
+        chosen = {one.step.key: one for one in reversed(mine)}
+        for waiting in mine:
+            waiting.is_alone = waiting.is_alone or chosen[waiting.step.key] is not waiting
         if chosen:
             results = write([one.step for one in chosen.values()])
             for key, waiting in chosen.items():

@@ -142,8 +142,11 @@ class Liveness:
         """Note that the ledger is there, in a transaction apart: the rest may take longer."""
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS, idle=self._idle_seconds)
+            is_mine = unit.try_lock("watch")
+            # Read under the lock: an earlier time than the last round's would look as if the
+            # ledger's clock had been put back.
             now = self._clock(unit).timestamp()
-            if not unit.try_lock("watch"):
+            if not is_mine:
                 return Watched(now, None)
             last_round, blind = unit.maintenance.last_watch()
             blind = blind_spans(blind, last_round, now, self._worker_lost_seconds / 2)

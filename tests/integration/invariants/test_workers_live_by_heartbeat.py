@@ -1,5 +1,6 @@
 """A worker is dead when its heartbeats stop, however old its jobs are."""
 
+from datetime import datetime
 from uuid import uuid4
 
 import pytest
@@ -8,6 +9,7 @@ from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.models import JobState
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.execution.heartbeat import Heartbeat
+from promptstack.services.maintenance.liveness import Liveness
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.jobs import attempts, claimed, generate, row, run, sql, state
@@ -124,6 +126,19 @@ def test_no_worker_counts_as_dead_for_a_time_in_which_the_ledger_hung_within_a_r
     monkeypatch.setattr(UnitOfWork, "try_lock", hang)
     reconciler.run_once()
     assert state(stack, job) is JobState.RUNNING
+
+
+def test_the_ledgers_clock_is_read_under_the_lock_of_the_watch(stack: WorkerServices) -> None:
+    """A time read before could be older than the last round's: as if the clock was put back."""
+    free: list[bool] = []
+
+    def clock(unit: UnitOfWork) -> datetime:
+        with stack.ledger.transaction() as other:
+            free.append(other.try_lock("watch"))
+        return unit.now()
+
+    Liveness(stack.ledger, worker_lost_seconds=12.0, clock=clock).run_once()
+    assert free[0] is False
 
 
 def test_a_new_process_knows_what_others_have_seen(

@@ -26,6 +26,7 @@ from promptstack.repositories.models import AttemptState, Job, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.tasks.worker_services import WorkerServices
+from tests.processes import wait_until
 
 JOBS = 24
 CALL = NewCall(0, "demo", "demo-1", 1, 7, Decimal("0.0000000125"))
@@ -255,3 +256,41 @@ def test_a_check_that_fails_stops_its_own_step_only(
     assert isinstance(begun[0], ClaimLost)
     assert not job(ledger, jobs[0]).attempts
     assert all(isinstance(other, int) for other in begun[1:])
+
+
+def test_two_answers_of_one_job_in_a_batch_are_both_written(
+    stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
+) -> None:
+    """An attempt that was taken over answers at the same time as its successor."""
+    stale = claim_all(ledger, stack.worker_id, jobs[:1])[jobs[0]]
+    with ledger.transaction() as unit:
+        old = unit.attempts.begin([BeginStep(stale, CALL)])[stale.job_id, 0]
+        unit.steps.release(stale.job_id, stale.attempt)
+    held = claim_all(ledger, stack.worker_id, jobs[:1])[jobs[0]]
+    with ledger.transaction() as unit:
+        new = unit.attempts.begin([BeginStep(held, CALL)])[held.job_id, 0]
+    other = claim_all(ledger, stack.worker_id, jobs[1:2])[jobs[1]]
+    group = GroupCommit(ledger, stack.retrying_ledger, stack.worker_id)
+    leads, both_wait = threading.Event(), threading.Event()
+
+    def check() -> None:
+        """Hold up the first batch, so that both answers wait for the next one."""
+        leads.set()
+        assert both_wait.wait(30.0)
+
+    def answer(claim: Claim, attempt_id: int, text: str) -> JobSnapshot | None:
+        return group.succeed(SucceedStep(claim, attempt_id, {"text": text}, TOOK))
+
+    with ThreadPoolExecutor(3) as pool:
+        leading = pool.submit(group.begin, BeginStep(other, CALL), check)
+        assert leads.wait(30.0)
+        late = pool.submit(answer, stale, old.attempt_id, "late")
+        wait_until(lambda: group.waiting_steps == 1, "the late answer")
+        right = pool.submit(answer, held, new.attempt_id, "right")
+        wait_until(lambda: group.waiting_steps == 2, "the right answer")
+        both_wait.set()
+        for one in (leading, late, right):
+            one.result()
+    stored = job(ledger, jobs[0])
+    assert (stored.state, stored.result) == (JobState.SUCCEEDED, {"text": "right"})
+    assert [attempt.state for attempt in stored.attempts] == [AttemptState.SUCCEEDED] * 2
