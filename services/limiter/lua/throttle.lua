@@ -1,5 +1,5 @@
--- A call got a 429: see settlement.lua. It is about everyone where its headers say so, several calls
--- agree, or it asks for long and nothing speaks against it. Else it is about its call alone.
+-- A call got a 429, which pauses the bucket or concerns its own call alone. It concerns everyone if
+-- its headers say so, if several calls agree, or if it asks for long and no headers say otherwise.
 
 local SEVERAL = 3             -- refusals at least that are no accident
 local SHORT_WAIT = 3          -- a provider that asks for more means everyone
