@@ -98,13 +98,14 @@ _BEGIN = BatchStatement(
     expected_tokens integer, expected_cost_usd numeric""",
     """
 , held AS (
-    SELECT id, user_id, worker_id FROM jobs
+    SELECT id, attempt, user_id, worker_id FROM jobs
     WHERE (id, attempt) IN (SELECT job_id, number FROM given) AND state = 'running'
     ORDER BY id FOR UPDATE
 )
 INSERT INTO attempts (user_id, worker_id, job_id, number, call, provider, model, items,
     expected_tokens, expected_cost_usd)
-SELECT held.user_id, held.worker_id, given.* FROM given JOIN held ON held.id = given.job_id
+SELECT held.user_id, held.worker_id, given.*
+FROM given JOIN held ON held.id = given.job_id AND held.attempt = given.number
 ON CONFLICT ON CONSTRAINT attempts_job_number_call_key DO UPDATE SET items = excluded.items
 RETURNING id, job_id, call, xmax = 0 AS is_new
 """,

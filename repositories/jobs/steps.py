@@ -247,9 +247,13 @@ RETURNING jobs.id
 _STORE_LATE = BatchStatement(
     _RESULTS,
     """
-UPDATE jobs SET result = CAST(given.result AS jsonb) FROM given
-WHERE jobs.id = given.id AND jobs.attempt = given.attempt
-    AND jobs.state IN ('failed', 'cancelled', 'expired')
+, late AS (
+    SELECT jobs.id, CAST(given.result AS jsonb) AS result
+    FROM given JOIN jobs ON jobs.id = given.id AND jobs.attempt = given.attempt
+    WHERE jobs.state IN ('failed', 'cancelled', 'expired')
+    ORDER BY jobs.id FOR UPDATE OF jobs
+)
+UPDATE jobs SET result = late.result FROM late WHERE jobs.id = late.id
 RETURNING jobs.id
 """,
 )

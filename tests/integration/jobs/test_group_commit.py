@@ -294,3 +294,17 @@ def test_two_answers_of_one_job_in_a_batch_are_both_written(
     stored = job(ledger, jobs[0])
     assert (stored.state, stored.result) == (JobState.SUCCEEDED, {"text": "right"})
     assert [attempt.state for attempt in stored.attempts] == [AttemptState.SUCCEEDED] * 2
+
+
+def test_a_call_of_a_stale_attempt_does_not_leave_beside_one_of_its_successor(
+    stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
+) -> None:
+    stale = claim_all(ledger, stack.worker_id, jobs[:1])[jobs[0]]
+    with ledger.transaction() as unit:
+        unit.steps.release(stale.job_id, stale.attempt)
+    held = claim_all(ledger, stack.worker_id, jobs[:1])[jobs[0]]
+    fallback = replace(CALL, call=1)
+    with ledger.transaction() as unit:
+        begun = unit.attempts.begin([BeginStep(stale, fallback), BeginStep(held, CALL)])
+    assert set(begun) == {(held.job_id, CALL.call)}
+    assert [attempt.number for attempt in job(ledger, jobs[0]).attempts] == [held.attempt]
