@@ -136,12 +136,12 @@ def test_a_server_that_is_not_who_it_should_be_hears_no_password(
                 broker.connect()
         # The other commands say the same; to start one takes seconds.
         commands = (
-            ("worker", "promptstack.api.http", "promptstack.api.flower")
+            ("promptstack.worker", "promptstack.api.http", "promptstack.api.flower")
             if fault == "another host"
-            else ("worker",)
+            else ("promptstack.worker",)
         )
         for command in commands:
-            done = run(["-m", command], environment)
+            done = run(["-m", command], {**environment, "API_PORT": "0", "FLOWER_PORT": "0"})
             assert done.returncode == 2
             said = done.stderr.strip()
             assert "\n" not in said

@@ -68,7 +68,7 @@ def test_a_standard_error_that_was_closed_is_not_written_to() -> None:
         [sys.executable, "-c", REDIRECTED], capture_output=True, text=True, check=True, cwd=ROOT
     )
     (line,) = done.stderr.splitlines()
-    assert line.endswith("WARNING services.jobs: to us")
+    assert line.endswith("WARNING promptstack.services.jobs.service: to us")
 
 
 def entries(output: str) -> list[Entry]:
@@ -106,7 +106,9 @@ def test_libraries_never_log_what_they_send(level: str) -> None:
 
 def test_text_names_level_and_logger() -> None:
     lines = run("text").splitlines()
-    assert any(line.endswith('WARNING services.jobs: mind "this"') for line in lines)
+    assert any(
+        line.endswith('WARNING promptstack.services.jobs.service: mind "this"') for line in lines
+    )
     assert lines[-1].endswith("WARNING alembic.runtime: trouble")
 
 
