@@ -31,7 +31,7 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
         "broker_url": broker_url,
         # A Redis URL says it itself.
         "broker_use_ssl": _tls(settings) if broker_url.startswith("amqps:") else False,
-        # Celery's own for Redis, which may fail without harm: tasks/results.py.
+        # Celery's own for Redis, which may fail without harm: tasks/views/results.py.
         "result_backend": f"promptstack.tasks.views.results:ResultView+{backend_url}",
         # One for all threads, so that they know of an outage from each other.
         "result_backend_thread_safe": True,

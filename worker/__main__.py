@@ -79,10 +79,9 @@ def _import_providers(settings: Settings) -> None:
 
 
 def _count(given: str) -> int:
-    count = int(given)
-    if not 1 <= count <= 64:
-        raise argparse.ArgumentTypeError("1 to 64")
-    return count
+    if not given.isdecimal() or not 1 <= int(given) <= 64:
+        raise argparse.ArgumentTypeError(f"{given[:20]!r} is no number from 1 to 64")
+    return int(given)
 
 
 def _say(error: PromptStackError) -> int:

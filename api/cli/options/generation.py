@@ -75,5 +75,7 @@ def _read_json(path: Path | None, what: str, form: str, kind: type[Json]) -> Jso
                 f"{path} has more than {MAX_FILE_BYTES:,} bytes, which no {what} needs."
             )
         return TypeAdapter(kind).validate_python(load_json(content, f"The {what} in {path}"))
-    except (OSError, JSONDecodeError, ValidationError) as error:
+    except OSError as error:
+        raise InvalidInput(f"{path} can't be read: {error.strerror}.") from error
+    except (JSONDecodeError, ValidationError) as error:
         raise InvalidInput(f"{path} cannot be read as a {what}: {form} is needed.") from error

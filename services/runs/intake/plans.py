@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptstack.repositories.run_models import RunKind
+from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.answers import Capability
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.parameters import GenerationParameters
@@ -63,8 +64,8 @@ def plan_generation(
     provider = rest.pop("provider", None) or defaults.generation_provider
     reuse = rest.pop("reuse", True)
     own_options = {
-        **(rest.pop("options", None) or {}),
-        **(rest.pop("provider_options", None) or {}),
+        **_options(rest.pop("options", None)),
+        **_options(rest.pop("provider_options", None)),
     }
     own = {name: rest.pop(name, None) for name in ("model", *GenerationParameters.model_fields)}
     said = {name: value for name, value in own.items() if value not in (None, [], ())}
@@ -94,3 +95,9 @@ def plan_generation(
         return NewRun(RunKind.GENERATION, provider, model, parameters, hasher, check)
 
     return RunPlan(BatchLines(RunKind.GENERATION, plan), options)
+
+
+def _options(given: Any) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping | None):
+        raise InvalidInput("The options of a run must be an object: names with their values.")
+    return given or {}

@@ -1,4 +1,4 @@
-"""A rate limit costs no retry. The limiter itself: tests/integration/test_limiter.py."""
+"""A rate limit costs no retry. The limiter itself: tests/integration/limiter/test_limiter.py."""
 
 from promptstack.repositories.models import JobState
 from promptstack.services.llm.errors import (

@@ -80,3 +80,13 @@ def test_a_limit_that_is_none_is_refused_in_a_sentence(stack: PromptStack, limit
     ):
         with pytest.raises(InvalidInput, match="limit"):
             ask()
+
+
+@pytest.mark.parametrize("options", [5, "x", ["x"]])
+def test_options_that_are_no_object_are_refused_in_a_sentence(
+    stack: PromptStack, options: Any
+) -> None:
+    with pytest.raises(InvalidInput, match="options"):
+        stack.runs.generate(["x"], options=options)
+    with pytest.raises(InvalidInput, match="options"):
+        stack.jobs.enqueue_generation("x", options=options)
