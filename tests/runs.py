@@ -36,6 +36,7 @@ def in_ledger(stack: PromptStack, query: str) -> Any:
 def work(stack: WorkerServices, run_id: UUID) -> RunView:
     """Do all that there is to do for a run, here and without a worker."""
     while True:
+        stack.run_lifecycle.run_once()  # as each worker does every second
         with stack.ledger.transaction() as unit:
             jobs = unit.session.scalars(
                 text("SELECT id FROM jobs WHERE run_id = :run AND state = 'queued'"),
@@ -45,7 +46,6 @@ def work(stack: WorkerServices, run_id: UUID) -> RunView:
             return stack.runs.get(run_id)
         for job_id in jobs:
             stack.executor.run(job_id, lambda _: None)
-        stack.run_lifecycle.run_once()
 
 
 def one(stack: WorkerServices, query: str) -> Any:

@@ -32,12 +32,7 @@ from promptstack.config.names import Queue
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED
-from promptstack.repositories.jobs.records import (
-    Claim,
-    ClaimStep,
-    JobSnapshot,
-    SucceedStep,
-)
+from promptstack.repositories.jobs.records import Claim, ClaimStep, JobSnapshot, SucceedStep
 from promptstack.repositories.models import AttemptState, Job, JobKind, JobState
 from promptstack.repositories.wire_values import BatchStatement, dump_jsonb
 

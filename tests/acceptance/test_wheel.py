@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import zipfile
 from collections.abc import Callable
 from importlib.metadata import version
@@ -141,8 +140,7 @@ def test_the_wheel_holds_our_one_package_with_all_its_files(built: Path) -> None
 
 
 def test_a_wheel_from_the_source_distribution_is_the_same(built: Path, tmp_path: Path) -> None:
-    with tarfile.open(only(built, "*.tar.gz")) as archive:
-        archive.extractall(tmp_path, filter="data")
+    subprocess.run(["tar", "-xzf", only(built, "*.tar.gz"), "-C", tmp_path], check=True)
     build(only(tmp_path, "prompt_stack-*"), tmp_path, "wheel")
     assert files_in(only(tmp_path, "*.whl")) == files_in(only(built, "*.whl"))
 
