@@ -1,1 +1,1 @@
-"""The HTTP API: one router a resource, and every error as a problem (RFC 9457)."""
+"""The HTTP API: a router for each resource, and every error as a problem (RFC 9457)."""

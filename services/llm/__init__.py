@@ -1,1 +1,1 @@
-"""Provider services: one abstract base class, one file a provider, and the factory."""
+"""Provider services: the abstract base class, a module or room for each, and the factory."""

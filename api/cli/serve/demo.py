@@ -129,7 +129,7 @@ def _embed_through_a_crash(stack: PromptStack) -> None:
     )
     for job in [job for job in held if job.current < job.total][:HELD_SHOWN]:
         out.print(f"    {jobs[job.id].source}: {job.current} of {job.total} chunks", markup=False)
-    out.print(f"  The other one takes them after {LOST_SECONDS:g} s of silence (by default 12).")
+    out.print(f"  The other takes them after {LOST_SECONDS:g} s without heartbeat (default 12).")
     summary = _finish(stack, jobs)
     unsettled = stack.usage.calls(only_unsettled=True, limit=1_000)
     lost = [call for call in unsettled if call.state is AttemptState.LOST]
