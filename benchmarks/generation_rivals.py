@@ -25,19 +25,19 @@ Ask = Callable[[str], Awaitable[str]]
 
 
 async def default(url: str, count: int, in_flight: int) -> int:
-    """What a user would write: the SDK as it comes."""
+    """What a user would write: the OpenAI SDK as it comes."""
     async with openai.AsyncOpenAI(api_key="sk-x", base_url=url) as client:
         return await _all(_asking(client), count, in_flight)
 
 
 async def on_aiohttp(url: str, count: int, in_flight: int) -> int:
-    """The same on the SDK's other transport."""
+    """The same on the SDK's aiohttp transport."""
     transport = openai.DefaultAioHttpClient()
     async with openai.AsyncOpenAI(api_key="sk-x", base_url=url, http_client=transport) as client:
         return await _all(_asking(client), count, in_flight)
 
 
-async def bound(url: str, count: int, in_flight: int) -> int:
+async def bare(url: str, count: int, in_flight: int) -> int:
     """As little as can be: aiohttp alone."""
     headers = {"Authorization": "Bearer sk-x", "Content-Type": "application/json"}
     # aiohttp's own limit is 100 connections.
@@ -58,7 +58,7 @@ async def bound(url: str, count: int, in_flight: int) -> int:
         return await _all(ask, count, in_flight)
 
 
-RIVALS = {"script": default, "script on aiohttp": on_aiohttp, "bound": bound}
+RIVALS = {"script": default, "script on aiohttp": on_aiohttp, "bare aiohttp": bare}
 
 
 def main() -> None:
