@@ -18,11 +18,12 @@ class Meter:
         self._process = process
         self.cpu_seconds = 0.0
         self.peak_rss = 0
-        """Resident memory of the process itself, in bytes."""
+        """Resident memory of the process, or of a child that takes more, in bytes."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Self:
+        self._family = [self._process, *self._process.children()]
         self._before = _cpu(self._process)
         self._thread.start()
         return self
@@ -40,7 +41,9 @@ class Meter:
     def _sample(self) -> None:
         # Only memory has to be looked at again and again: each look costs processor time too.
         while not self._stop.wait(SAMPLE_SECONDS):
-            self.peak_rss = max(self.peak_rss, self._process.memory_info().rss)
+            with suppress(psutil.NoSuchProcess):
+                resident = (process.memory_info().rss for process in self._family)
+                self.peak_rss = max(self.peak_rss, *resident)
 
 
 def _cpu(process: psutil.Process) -> float:

