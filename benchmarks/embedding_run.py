@@ -1,7 +1,8 @@
-"""How fast texts become vectors in pgvector: by a run, a script, and the least work there is.
+"""How fast texts become vectors in pgvector: by a run, and by what you would write instead.
 
-Run `python -m benchmarks.embedding_run --help`. Of a run, the client is its one worker; the time
-counts from when it is accepted until all vectors are stored. It packs its calls by itself.
+Run `python -m benchmarks.embedding_run --help`. Each round runs all programs, one after the other,
+in new processes. Of a run, the client is its one worker; the time counts from when it is accepted
+until all vectors are stored. It packs its calls by itself, and the others make calls as large.
 """
 
 import argparse
@@ -10,7 +11,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import psutil
@@ -18,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import create_engine, text
 
-from benchmarks.embedding_rivals import RIVALS
-from benchmarks.metering import Meter
+from benchmarks.embedding_rivals import MODELS, RIVALS
+from benchmarks.metering import Meter, high_water
 from benchmarks.own_runs import measure as measure_run
 from benchmarks.own_runs import one_worker
 from benchmarks.texts import make_texts
@@ -29,18 +33,21 @@ from promptstack.services.runs.views import RunView
 from promptstack.simulator.process import SimulatorProcess
 
 LATENCY = 0.2
-IN_FLIGHT = 8
 NO_LIMIT = 10**12
+OURS = "a run"
 COLUMNS = (
-    "who", "batch", "vectors", "vectors/s", "client CPU ms/1,000", "PostgreSQL CPU ms/1,000",
-    "simulator CPU share", "peak RSS MB", "429s", "x script", "of bound",
+    "who", "texts a call", "vectors", "vectors/s", "a run is", "client CPU ms/1,000",
+    "PostgreSQL CPU ms/1,000", "simulator CPU share", "peak RSS MB", "429s",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One program, once or at the median."""
+    """One program, once."""
 
+    count: int
+    batch: int
+    """Texts in a call."""
     rate: float
     client_ms: float
     postgres_ms: float
@@ -50,56 +57,54 @@ class Figures:
 
 
 def main() -> None:
-    """Run each program alone, one after the other, and print a table."""
+    """Run all programs in turn, several rounds, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", type=int, default=50_000)
+    parser.add_argument("--dimensions", type=int, choices=MODELS, default=1_536)
+    parser.add_argument("--in-flight", type=int, default=8, help="calls under way at once")
+    parser.add_argument("--rounds", type=int, default=3, help="median and spread are shown")
+    parser.add_argument("--who", nargs="*", choices=RIVALS, default=["bare"])
     parser.add_argument("--script-texts", type=int, default=5_000, help="fewer: it is slow")
-    parser.add_argument("--batch", type=int, nargs="+", default=[128, 512, 2_048])
-    parser.add_argument("--rounds", type=int, default=3, help="the median is shown")
-    parser.add_argument("--who", nargs="+", choices=RIVALS, default=list(RIVALS))
     given = parser.parse_args()
+    found: dict[str, list[Figures]] = defaultdict(list)
     folder = Path(tempfile.mkdtemp(prefix="promptstack-benchmark-"))
-    found: dict[tuple[str, int, int], Figures] = {}
     try:
         with (
             EmbeddedServers(folder, durable=False) as urls,
             SimulatorProcess(latency=LATENCY) as simulator,
         ):
             simulator.set_limits(requests_per_minute=NO_LIMIT, tokens_per_minute=NO_LIMIT)
-            for batch in given.batch:
+            for _ in range(given.rounds):
+                ours = measure_ours(simulator, given.texts, given.dimensions, given.in_flight)
+                found[OURS].append(ours)
                 for name in given.who:
                     count = given.script_texts if name == "script" else given.texts
-                    rounds = [
-                        measure(name, simulator, urls.database_url, count, batch)
-                        for _ in range(given.rounds)
-                    ]
-                    found[name, batch, count] = median(rounds)
-            ours = [measure_ours(simulator, given.texts) for _ in range(given.rounds)]
-            found["a run", 0, given.texts] = median([one for one, _ in ours])
+                    options = {"--texts": count, "--batch": ours.batch}
+                    options |= {"--dimensions": given.dimensions, "--in-flight": given.in_flight}
+                    rival = measure(name, simulator, urls.database_url, options)
+                    found[name].append(rival)
     finally:
         remove(folder)
     show(found)
-    accept, index = zip(*(seconds for _, seconds in ours), strict=True)
-    Console().print(
-        f"a run: accepting took {statistics.median(accept):.1f} s, "
-        f"building the index afterwards {statistics.median(index):.1f} s"
-    )
+    Console().print(f"{given.dimensions:,} dimensions, {given.in_flight} calls under way.")
 
 
 def measure(
-    name: str, simulator: SimulatorProcess, database_url: str, count: int, batch: int
+    name: str, simulator: SimulatorProcess, database_url: str, options: dict[str, int]
 ) -> Figures:
     """Run one program in a process of its own."""
     simulator.reset()
     command = [sys.executable, "-m", "benchmarks.embedding_rivals", name, simulator.url]
-    command += [database_url, str(count), str(batch)]
+    command += [database_url, *(str(part) for option in options.items() for part in option)]
     with (
         Meter(_postmaster(database_url)) as postgres,
         Meter(psutil.Process(simulator.pid)) as simulated,
     ):
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    said = json.loads(done.stdout)
+    said, count = json.loads(done.stdout), options["--texts"]
     return Figures(
+        count=count,
+        batch=options["--batch"],
         rate=count / said["seconds"],
         client_ms=said["cpu_seconds"] * 1e6 / count,
         postgres_ms=postgres.cpu_seconds * 1e6 / count,
@@ -109,52 +114,61 @@ def measure(
     )
 
 
-def measure_ours(simulator: SimulatorProcess, count: int) -> tuple[Figures, tuple[float, float]]:
-    """A run on a warm worker; and the seconds of accepting it and of building the index."""
-    simulator.reset()
+def measure_ours(
+    simulator: SimulatorProcess, count: int, dimensions: int, in_flight: int
+) -> Figures:
+    """A run on a warm worker. The index, which the others have not, is built afterwards."""
     with one_worker(simulator.url) as deployed:
 
         def submit(runs: RunService, texts: list[str]) -> RunView:
-            return runs.embed(texts, provider="openai", in_flight=IN_FLIGHT)
+            return runs.embed(
+                texts, provider="openai", model=MODELS[dimensions], in_flight=in_flight
+            )
 
         measure_run(deployed, lambda runs: submit(runs, ["Warm up."]))
+        simulator.reset()
         texts = make_texts(count)
         with Meter(psutil.Process(simulator.pid)) as simulated:
-            done = measure_run(deployed, lambda runs: submit(runs, texts))
+            done = measure_run(deployed, lambda runs: submit(runs, texts), until_end=False)
+        peak = high_water(deployed.workers[0].pid)
     if done.run.succeeded != count:
         raise RuntimeError(f"only {done.run.succeeded} of {count} were embedded")
-    figures = Figures(
+    return Figures(
+        count=count,
+        batch=ceil(count / max(1, done.run.calls)),
         rate=count / done.seconds,
         client_ms=done.worker_cpu * 1e6 / count,
         postgres_ms=done.postgres_cpu * 1e6 / count,
         simulator_share=simulated.cpu_seconds / done.seconds,
-        peak_mb=done.peak_rss / 1e6,
+        peak_mb=peak / 1e6,
         throttled=simulator.stats()["by_status"].get("429", 0),
     )
-    return figures, (done.accept_seconds, done.end_seconds - done.seconds)
 
 
-def median(rounds: list[Figures]) -> Figures:
-    """The median of each figure."""
-    names = Figures.__dataclass_fields__
-    return Figures(**{it: statistics.median(getattr(one, it) for one in rounds) for it in names})
-
-
-def show(found: dict[tuple[str, int, int], Figures]) -> None:
-    """Print the table; ratios are to the best batch of the script and of the bound."""
-    best = {
-        who: max((it.rate for key, it in found.items() if key[0] == who), default=float("nan"))
-        for who in ("script", "bound")
-    }
+def show(found: dict[str, list[Figures]]) -> None:
+    """Print medians with their lowest and highest; a ratio is that of the same round."""
     table = Table(*COLUMNS)
-    for (who, batch, count), it in found.items():
+    for who, rounds in found.items():
+        ratios = [ours.rate / it.rate for ours, it in zip(found[OURS], rounds, strict=True)]
         table.add_row(
-            who, f"{batch:,}", f"{count:,}", f"{it.rate:,.0f}", f"{it.client_ms:,.0f}",
-            f"{it.postgres_ms:,.0f}", f"{it.simulator_share:.0%}", f"{it.peak_mb:,.0f}",
-            f"{it.throttled:.0f}", f"{it.rate / best['script']:.2f}",
-            f"{it.rate / best['bound']:.0%}",
+            who, f"{statistics.median(it.batch for it in rounds):,.0f}", f"{rounds[0].count:,}",
+            spread([it.rate for it in rounds], "{:,.0f}"),
+            "" if who == OURS else spread(ratios, "{:.2f}") + "x",
+            spread([it.client_ms for it in rounds], "{:,.0f}"),
+            spread([it.postgres_ms for it in rounds], "{:,.0f}"),
+            spread([it.simulator_share for it in rounds], "{:.0%}"),
+            spread([it.peak_mb for it in rounds], "{:,.0f}"),
+            f"{statistics.median(it.throttled for it in rounds):.0f}",
         )  # fmt: skip
-    Console(width=160).print(table)
+    Console(width=180).print(table)
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The median, with the lowest and the highest of several."""
+    middle = form.format(statistics.median(values))
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({form.format(min(values))} to {form.format(max(values))})"
 
 
 def _postmaster(database_url: str) -> psutil.Process:

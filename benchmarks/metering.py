@@ -3,6 +3,7 @@
 import os
 import threading
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -44,6 +45,13 @@ class Meter:
             with suppress(psutil.NoSuchProcess):
                 resident = (process.memory_info().rss for process in self._family)
                 self.peak_rss = max(self.peak_rss, *resident)
+
+
+def high_water(pid: int) -> int:
+    """The most resident memory that a process has had since it began, in bytes (Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [kilobytes] = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(kilobytes) * 1024
 
 
 def _cpu(process: psutil.Process) -> float:

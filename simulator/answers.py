@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 DEFAULT_DIMENSIONS = 1_536
+DIMENSIONS = {"text-embedding-3-large": 3_072}
+"""Of the models whose vectors have another size, where a request asks for none."""
 MOST_DIMENSIONS = 65_536
 
 

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from promptstack.simulator.answers import DEFAULT_DIMENSIONS, tokens_in, vector_for
+from promptstack.simulator.answers import (
+    DEFAULT_DIMENSIONS,
+    DIMENSIONS,
+    tokens_in,
+    vector_for,
+)
 from promptstack.simulator.ledger import billing_key
 from promptstack.simulator.limits import LimitReached
 from promptstack.simulator.openai_responses import RESPONSES, responses
@@ -87,7 +92,7 @@ def embeddings(request: ProviderRequest) -> Answer:
     model, given = known(required(body, "model", str)), required(body, "input", str | list)
     texts = [given] if isinstance(given, str) else given
     spent = _check_inputs(texts)
-    dimensions = body.get("dimensions") or DEFAULT_DIMENSIONS
+    dimensions = body.get("dimensions") or DIMENSIONS.get(model, DEFAULT_DIMENSIONS)
     vectors = [vector_for(model, text, dimensions) for text in texts]
     if fault.kind == "nan":
         vectors[0][0] = np.nan

@@ -217,6 +217,18 @@ def test_openai_embeddings(simulator: SimulatorProcess, form: Any) -> None:
         np.testing.assert_array_equal(np.array(second, np.float32), vector_for("m", "b"))
 
 
+def test_the_large_model_of_openai_has_larger_vectors(simulator: SimulatorProcess) -> None:
+    large = "text-embedding-3-large"
+    answers = [
+        ask_openai(simulator, lambda c: c.embeddings.create(model=large, input=["a"])),
+        ask_openai(
+            simulator, lambda c: c.embeddings.create(model=large, input=["a"], dimensions=8)
+        ),
+    ]
+
+    assert [len(answer.data[0].embedding) for answer in answers] == [3_072, 8]
+
+
 # Anthropic
 
 
