@@ -42,7 +42,8 @@ from promptstack.services.runs.scheduler import ShardScheduler
 from promptstack.services.runs.service import RunService
 from promptstack.tasks import connections, from_settings
 from promptstack.tasks.app import create_app
-from promptstack.tasks.publisher import CeleryPublisher
+from promptstack.tasks.celery_publisher import CeleryPublisher
+from promptstack.tasks.redis_publisher import RedisPublisher
 
 LEASE_SECONDS = 20.0
 """After a worker's death, how long its calls still count as under way at the rate limit."""
@@ -103,8 +104,10 @@ class PromptStack:
         return self._exit_stack.enter_context(closing(create_app(self.settings, self.redis_url)))
 
     @cached_property
-    def publisher(self) -> CeleryPublisher:
+    def publisher(self) -> CeleryPublisher | RedisPublisher:
         """Sends jobs' messages to workers."""
+        if not self.settings.celery_broker_url:
+            return RedisPublisher(self.redis)
         app = create_app(self.settings, self.redis_url, results=False)
         return self._exit_stack.enter_context(closing(CeleryPublisher(app, self.redis)))
 

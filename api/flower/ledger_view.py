@@ -23,7 +23,7 @@ from promptstack.services.jobs.progress import Progress, ProgressService
 from promptstack.services.jobs.service import JobService
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.job_task import PROGRESS
-from promptstack.tasks.publisher import TASKS
+from promptstack.tasks.messages import TASKS
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ down delays the job but does not refuse it.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +22,6 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import IdempotencyConflict, InvalidInput, WrongState
 from promptstack.services.jobs.new_job import JobDefaults, JobOptions, NewJob
 from promptstack.services.jobs.publishing import (
-    EPOCH_SECONDS,
     BrokerUnavailable,
     JobMessage,
     Publisher,
@@ -190,12 +190,13 @@ class JobEnqueuer:
     def _epoch(self, session: Session | None) -> str | None:
         """The broker's epoch, for a job whose message leaves right after its commit.
 
+        It is the one of the last message: where it has changed since, the job is published twice.
         None in a caller's transaction, which may commit much later, and while the broker is away.
         """
         if session is not None:
             return None
         try:
-            return self._publisher.epoch(EPOCH_SECONDS)
+            return self._publisher.epoch(math.inf)
         except BrokerUnavailable:
             return None  # logged when the job is not published
 

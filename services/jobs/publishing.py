@@ -16,9 +16,7 @@ from promptstack.repositories.session import Ledger
 
 logger = logging.getLogger(__name__)
 
-EPOCH_SECONDS = 1.0
-"""How old the epoch of a mark may be. Where it has changed since, a job is published twice."""
-SLICE = 100
+SLICE = 500
 """Messages sent before they are noted. The reconciler publishes again what isn't noted."""
 
 
@@ -60,11 +58,14 @@ class Publisher(Protocol):
     def uptime(self) -> float | None:
         """Seconds since the broker was started; None where nobody knows."""
 
-    def publish(self, message: JobMessage) -> None:
-        """Send a job's message. Raises `BrokerUnavailable`."""
+    def publish(self, messages: Sequence[JobMessage]) -> str:
+        """Send jobs' messages, and tell monitors; the epoch in which they were sent.
+
+        Raises `BrokerUnavailable`; some may have been sent then.
+        """
 
     def publish_all(self, messages: Sequence[JobMessage]) -> None:
-        """Send many together. Raises `BrokerUnavailable`; some may have been sent then."""
+        """Send messages again, of which monitors know. Raises the same."""
 
     def waiting(self, queue: Queue) -> int:
         """Count the messages that wait in a queue. Raises `BrokerUnavailable`."""
@@ -78,19 +79,12 @@ def publish_now(ledger: Ledger, publisher: Publisher, messages: Sequence[JobMess
     """
     for first in range(0, len(messages), SLICE):
         waits = messages[first : first + SLICE]
-        sent: list[tuple[UUID, int]] = []
         try:
-            epoch = publisher.epoch(EPOCH_SECONDS)
-            for message in waits:
-                publisher.publish(message)
-                sent.append((message.job_id, message.attempt))
+            epoch = publisher.publish(waits)
         except BrokerUnavailable as error:
-            left = len(messages) - first - len(sent)
-            logger.warning("%d jobs are accepted but not published yet: %s", left, error)
-        if sent:
-            _note(ledger, sent, epoch)
-        if len(sent) < len(waits):
+            _log_unpublished(messages[first:], error)
             return
+        _note(ledger, [(message.job_id, message.attempt) for message in waits], epoch)
 
 
 def publish_marked(ledger: Ledger, publisher: Publisher, messages: Sequence[JobMessage]) -> None:
@@ -99,14 +93,15 @@ def publish_marked(ledger: Ledger, publisher: Publisher, messages: Sequence[JobM
     Never raises. Marking them first saves a transaction. If this process dies before it has
     published them, the reconciler learns it from later messages or from an empty queue.
     """
-    for position, message in enumerate(messages):
-        try:
-            publisher.publish(message)
-        except BrokerUnavailable as error:
-            left = messages[position:]
-            logger.warning("%d jobs are accepted but not published yet: %s", len(left), error)
-            _take_back(ledger, left)
-            return
+    try:
+        publisher.publish(messages)
+    except BrokerUnavailable as error:
+        _log_unpublished(messages, error)
+        _take_back(ledger, messages)
+
+
+def _log_unpublished(messages: Sequence[JobMessage], error: BrokerUnavailable) -> None:
+    logger.warning("%d jobs are accepted but not published yet: %s", len(messages), error)
 
 
 def _take_back(ledger: Ledger, messages: Sequence[JobMessage]) -> None:

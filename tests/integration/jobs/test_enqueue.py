@@ -40,7 +40,7 @@ from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.openai.service import RESERVED_OPTIONS
 from promptstack.services.llm.requests import Message
 from promptstack.services.maintenance.outbox import Outbox
-from promptstack.tasks.publisher import CeleryPublisher
+from promptstack.tasks.redis_publisher import RedisPublisher
 from promptstack.tasks.worker_services import WorkerServices
 from tests.reconcilers import outbox_of
 
@@ -61,14 +61,15 @@ class RecordingPublisher:
         self._check()
         return "epoch"
 
-    def publish(self, message: JobMessage) -> None:
+    def publish(self, messages: Sequence[JobMessage]) -> str:
         self._check()
-        self.on_publish(message)
-        self.published.append(message.job_id)
+        for message in messages:
+            self.on_publish(message)
+            self.published.append(message.job_id)
+        return "epoch"
 
     def publish_all(self, messages: Sequence[JobMessage]) -> None:
-        for message in messages:
-            self.publish(message)
+        self.publish(messages)
 
     def uptime(self) -> float | None:
         return None
@@ -627,16 +628,15 @@ def test_a_job_accepted_without_a_broker_is_published_when_it_is_back(
 
 def test_a_broker_that_was_away_is_left_alone_for_a_moment(cut_off: WorkerServices) -> None:
     now = [100.0]
-    publisher = CeleryPublisher(
-        cut_off.celery, cut_off.redis, circuit=CircuitBreaker(clock=lambda: now[0])
-    )
+    circuit = CircuitBreaker(clock=lambda: now[0])
+    publisher = RedisPublisher(cut_off.redis, circuit=circuit)
     message = JobMessage(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1")
     for moment, said in ((100.0, "does not answer"), (101.9, "a moment ago"), (102.1, "does not")):
         now[0] = moment
         with pytest.raises(BrokerUnavailable, match=said):
             publisher.epoch()
         with pytest.raises(BrokerUnavailable, match="a moment ago"):
-            publisher.publish(message)
+            publisher.publish([message])
 
 
 def test_a_broker_that_goes_away_before_publishing_is_told_as_such(
@@ -644,7 +644,7 @@ def test_a_broker_that_goes_away_before_publishing_is_told_as_such(
 ) -> None:
     with pytest.raises(BrokerUnavailable, match="does not answer"):
         cut_off.publisher.publish(
-            JobMessage(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1")
+            [JobMessage(uuid4(), JobKind.GENERATION, Queue.GENERATION, "demo", "demo-1")]
         )
 
 

@@ -11,6 +11,8 @@ from sqlalchemy import text
 from promptstack.config.names import Queue
 from promptstack.repositories.models import JobState
 from promptstack.services.jobs.progress import Progress
+from promptstack.tasks.app import create_app
+from promptstack.tasks.celery_publisher import CeleryPublisher
 from promptstack.tasks.worker_services import WorkerServices
 
 BACKLOG = 30
@@ -91,8 +93,12 @@ def test_a_rabbitmq_that_breaks_the_connection_refuses_no_job(
     def send(*_: object, **__: object) -> None:
         raise RecoverableConnectionError("gone")
 
-    monkeypatch.setattr(stack.celery, "send_task", send)
-    assert stack.jobs.enqueue_generation("x").state is JobState.QUEUED
+    app = create_app(stack.settings, stack.redis_url, results=False)
+    monkeypatch.setattr(app, "send_task", send)
+    monkeypatch.setattr(stack, "publisher", CeleryPublisher(app, stack.redis))
+    job = stack.jobs.enqueue_generation("x")
+    assert job.state is JobState.QUEUED
+    assert not stack.publisher.waiting(Queue.GENERATION)
 
 
 def test_only_messages_sent_just_before_a_broker_crash_are_sent_again(

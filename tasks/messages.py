@@ -1,0 +1,140 @@
+"""Celery's messages as bytes: its protocol 2, as kombu's Redis transport puts it on a list.
+
+Celery takes far longer to make the same. `tests/integration/jobs/test_celery_messages.py`
+compares each field with what Celery's own `send_task` writes.
+"""
+
+import os
+import socket
+import time
+from base64 import b64encode
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+from uuid import uuid4
+
+import orjson
+
+from promptstack.config.names import TaskName
+from promptstack.repositories.models import JobKind
+from promptstack.services.jobs.publishing import JobMessage
+
+TASKS = {
+    JobKind.GENERATION: TaskName.GENERATE_TEXT,
+    JobKind.EMBEDDING: TaskName.GENERATE_EMBEDDINGS,
+    JobKind.SHARD: TaskName.RUN_SHARD,
+    JobKind.FINALIZATION: TaskName.FINALIZE_RUN,
+}
+EVENTS_EXCHANGE = "celeryev"
+PERSISTENT, TRANSIENT = 2, 1
+"""Modes of delivery."""
+_NO_CANVAS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+_REPLY_TO = str(uuid4())
+"""Celery names here who reads results of the rpc backend. Nobody does."""
+
+
+def arguments(message: JobMessage) -> list[str | None]:
+    """The arguments of a job's task."""
+    return [str(message.job_id), message.sent_at.isoformat() if message.sent_at else None]
+
+
+def shown(message: JobMessage) -> str:
+    """What monitors show of a message: ids and names, never any content."""
+    return f"job {message.job_id} with {message.provider}/{message.model}"
+
+
+def task_message(message: JobMessage) -> bytes:
+    """A job's message, as it lies in its queue."""
+    job_id, seen = str(message.job_id), shown(message)
+    headers: dict[str, Any] = {
+        "lang": "py",
+        "task": TASKS[message.kind],
+        "id": job_id,
+        "shadow": None,
+        "eta": None,
+        "expires": None,
+        "group": None,
+        "group_index": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "root_id": job_id,
+        "parent_id": None,
+        "argsrepr": seen,
+        "kwargsrepr": "",
+        "origin": _origin(os.getpid()),
+        "ignore_result": None,
+        "replaced_task_nesting": 0,
+        "stamped_headers": None,
+        "stamps": {},
+    }
+    properties = {
+        "correlation_id": job_id,
+        "reply_to": _REPLY_TO,
+        "argsrepr": seen,
+        "kwargsrepr": "",
+        **_delivery(PERSISTENT, "", message.queue),
+    }
+    return _packed([arguments(message), {}, _NO_CANVAS], headers, properties)
+
+
+def sent_event(messages: Sequence[JobMessage]) -> tuple[str, bytes]:
+    """The topic, below that of all events, and the bytes that tell monitors of new messages."""
+    origin = _origin(os.getpid())
+    events = [_task_sent(message, origin) for message in messages]
+    # Celery's dispatcher sends a list where it has gathered several.
+    is_one = len(events) == 1
+    topic = "task.sent" if is_one else "task.multi"
+    properties = _delivery(TRANSIENT, EVENTS_EXCHANGE, topic)
+    return topic, _packed(events[0] if is_one else events, {"hostname": origin}, properties)
+
+
+def _task_sent(message: JobMessage, origin: str) -> dict[str, Any]:
+    job_id = str(message.job_id)
+    return {
+        "hostname": origin,
+        "utcoffset": (time.altzone if time.localtime().tm_isdst else time.timezone) / 3600.0,
+        "pid": os.getpid(),
+        "clock": 1,  # monitors set it for clients themselves
+        "uuid": job_id,
+        "root_id": job_id,
+        "parent_id": None,
+        "name": TASKS[message.kind],
+        "args": shown(message),
+        "kwargs": "",
+        "retries": 0,
+        "eta": None,
+        "expires": None,
+        "queue": message.queue,
+        "exchange": "",
+        "routing_key": message.queue,
+        "timestamp": time.time(),
+        "type": "task-sent",
+    }
+
+
+def _delivery(mode: int, exchange: str, routing_key: str) -> dict[str, Any]:
+    return {
+        "delivery_mode": mode,
+        "delivery_info": {"exchange": exchange, "routing_key": routing_key},
+        "priority": 0,
+        "body_encoding": "base64",
+        "delivery_tag": str(uuid4()),
+    }
+
+
+def _packed(body: Any, headers: dict[str, Any], properties: dict[str, Any]) -> bytes:
+    return orjson.dumps(
+        {
+            "body": b64encode(orjson.dumps(body)).decode(),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": headers,
+            "properties": properties,
+        }
+    )
+
+
+@cache
+def _origin(pid: int) -> str:
+    """Who sends, as Celery names a process that is no worker."""
+    return f"gen{pid}@{socket.gethostname()}"
