@@ -8,6 +8,7 @@ from promptstack.config.celery import celery_settings
 from promptstack.config.names import TaskName
 from promptstack.config.settings import Settings
 from promptstack.services.execution.executor import Executor
+from promptstack.services.llm.event_loop import EventLoop
 from promptstack.tasks.embeddings import generate_embeddings
 from promptstack.tasks.generation import generate_text
 from promptstack.tasks.job_task import JobTask
@@ -44,8 +45,8 @@ def create_app(settings: Settings, redis_url: str, *, results: bool = True) -> C
     return App(configuration, main="promptstack", set_as_current=False, events=BufferedEvents)
 
 
-def register_tasks(app: Celery, executor: Executor, monitors: Monitors) -> None:
-    """Give the app its tasks, which run jobs by the executor. For workers only."""
+def register_tasks(app: Celery, executor: Executor, monitors: Monitors, loop: EventLoop) -> None:
+    """Give the app its tasks, which run jobs by the executor, on the loop. For workers only."""
     tasks: dict[str, Any] = {
         TaskName.GENERATE_TEXT: generate_text,
         TaskName.GENERATE_EMBEDDINGS: generate_embeddings,
@@ -54,6 +55,11 @@ def register_tasks(app: Celery, executor: Executor, monitors: Monitors) -> None:
     }
     for name, function in tasks.items():
         register = app.task(
-            name=str(name), bind=True, base=JobTask, executor=executor, monitors=monitors
+            name=str(name),
+            bind=True,
+            base=JobTask,
+            executor=executor,
+            monitors=monitors,
+            loop=loop,
         )
         register(function)

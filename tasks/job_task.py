@@ -1,13 +1,19 @@
-"""The Celery task class of all jobs. It tells Celery and Flower what became of a job."""
+"""The Celery task class of all jobs. It tells Celery and Flower what became of a job.
+
+The body of a task is a coroutine; `worker/pool.py` runs it. When it has ended, Celery calls the
+task, and hears from it what came of the job.
+"""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from celery import Task, states
+from celery.app.task import Context
 from celery.exceptions import CeleryError, Ignore, Retry
 from celery.worker.request import Request
 from kombu.exceptions import OperationalError
@@ -17,11 +23,14 @@ from promptstack.repositories.models import JobState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.execution.executor import Executor, JobOutcome
 from promptstack.services.jobs.progress import Progress
+from promptstack.services.llm.event_loop import EventLoop
 from promptstack.tasks.views.monitors import Monitors
 
 logger = logging.getLogger(__name__)
 
 PROGRESS = "PROGRESS"
+REQUEST: ContextVar[Context] = ContextVar("request")
+"""The message of the job that a coroutine runs. Celery's own `self.request` is of a thread."""
 
 
 class JobFailed(Exception):
@@ -64,12 +73,27 @@ class JobTask(Task[Any, Any]):
     abstract = True
     executor: Executor
     monitors: Monitors
+    loop: EventLoop
+    """Runs the task's coroutine."""
     Request = "promptstack.tasks.job_task:JobRequest"
     # Expected: Celery logs these as one line, without a traceback.
     throws = (JobFailed, InvalidInput)
     # A job starts when it is claimed, and `on_progress` says so. Celery would say it for every
     # message: also for one of a job that has ended, runs elsewhere, or doesn't exist.
     track_started = False
+
+    async def run_message(self, request: dict[str, Any]) -> JobOutcome:
+        """Run the coroutine of a message."""
+        REQUEST.set(Context(request))
+        outcome: JobOutcome = await self.run(*request["args"], **request["kwargs"])
+        return outcome
+
+    def __call__(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Tell Celery what came of a message whose coroutine has ended."""
+        request: Any = self.request  # more than its types tell
+        if request.ended.cancelled():
+            raise Ignore  # the event loop was closed first; the ledger will tell
+        return self.finish(request.ended.result())
 
     def read(self, job: str, sent_at: str | None) -> ReceivedMessage:
         """Read a message. Raises `InvalidInput` if it holds no job id."""
@@ -84,9 +108,10 @@ class JobTask(Task[Any, Any]):
         """Tell AsyncResult and Flower about progress."""
         meta = {"current": progress.current, "total": progress.total}
         shown = f"{progress.current} of {progress.total}"
-        with self._viewers_may_be_away():
-            self.update_state(state=PROGRESS, meta=meta)
-            self._send_event("task-progress", PROGRESS, result=shown, **meta)
+        request = REQUEST.get()
+        with self._viewers_may_be_away(request):
+            self.backend.store_result(str(request.id), meta, PROGRESS, request=request)
+            self._send_event(request, "task-progress", PROGRESS, result=shown, **meta)
 
     def finish(self, outcome: JobOutcome) -> dict[str, Any]:
         """Turn a job's outcome into the task's result, or into the exception that Celery knows.
@@ -109,24 +134,23 @@ class JobTask(Task[Any, Any]):
                 raise Ignore
 
     def _show_cancelled(self) -> None:
-        with self._viewers_may_be_away():
+        with self._viewers_may_be_away(self.request):
             self.backend.mark_as_revoked(str(self.request.id), "cancelled", request=self.request)
-            self._send_event("task-revoked", states.REVOKED, terminated=True)
+            self._send_event(self.request, "task-revoked", states.REVOKED, terminated=True)
 
     @contextmanager
-    def _viewers_may_be_away(self) -> Iterator[None]:
+    def _viewers_may_be_away(self, request: Context) -> Iterator[None]:
         """Log an outage of Redis and go on: only the view suffers, not the job."""
         try:
             yield
         except (CeleryError, OperationalError, RedisError, OSError) as error:
             name = type(error).__name__
-            logger.warning("job %s is not shown to Celery (%s)", self.request.id, name)
+            logger.warning("job %s is not shown to Celery (%s)", request.id, name)
 
-    def _send_event(self, name: str, state: str, **fields: Any) -> None:
+    def _send_event(self, request: Context, name: str, state: str, **fields: Any) -> None:
         """Tell monitors the state by its own field.
 
         From the name alone they would rank states, and keep the highest: PROGRESS for a cancelled
         job, FAILURE for a failed one that somebody has retried.
         """
-        if not self.monitors.send(name, str(self.request.id), state=state, **fields):
-            self.send_event(name, retry=False, state=state, **fields)
+        self.monitors.send(name, str(request.id), state=state, **fields)

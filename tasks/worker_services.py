@@ -17,6 +17,7 @@ from promptstack.services.execution.executor import Executor, Handler
 from promptstack.services.execution.generation import generate
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
+from promptstack.services.execution.job_threads import JobThreads
 from promptstack.services.execution.provider_calls import ProviderCalls
 from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.maintenance.liveness import Liveness
@@ -49,12 +50,14 @@ class WorkerServices(PromptStack):
     @cached_property
     def retrying_ledger(self) -> RetryingLedger:
         """The ledger as workers use it."""
-        return RetryingLedger(self.ledger, self.active_jobs)
+        ledger = RetryingLedger(self.ledger, self.active_jobs)
+        return self._exit_stack.enter_context(closing(ledger))
 
     @cached_property
     def group_commit(self) -> GroupCommit:
         """What makes the steps of many jobs together."""
-        return GroupCommit(self.ledger, self.retrying_ledger, self.worker_id)
+        group = GroupCommit(self.ledger, self.retrying_ledger, self.worker_id)
+        return self._exit_stack.enter_context(closing(group))
 
     @cached_property
     def backoff(self) -> Backoff:
@@ -69,11 +72,16 @@ class WorkerServices(PromptStack):
             self.retrying_ledger,
             self.group_commit,
             self.providers,
-            loop=self.loop,
             calls=self.limited_calls,
             prices=self.prices,
             backoff=self.backoff,
         )
+
+    @cached_property
+    def job_threads(self) -> JobThreads:
+        """The threads of shards and finalizations."""
+        threads = JobThreads(self.settings.worker_concurrency)
+        return self._exit_stack.enter_context(closing(threads))
 
     @cached_property
     def executor(self) -> Executor:
@@ -82,8 +90,10 @@ class WorkerServices(PromptStack):
             JobKind.GENERATION: Handler(partial(generate, self.provider_calls)),
             JobKind.EMBEDDING: Handler(self.document_embedder.embed),
             # A shard that is done makes room for the next one.
-            JobKind.SHARD: Handler(self.run_work.run_shard, after=self.run_lifecycle.wake),
-            JobKind.FINALIZATION: Handler(self.run_work.finalize),
+            JobKind.SHARD: Handler(
+                self.job_threads.run(self.run_work.run_shard), after=self.run_lifecycle.wake
+            ),
+            JobKind.FINALIZATION: Handler(self.job_threads.run(self.run_work.finalize)),
         }
         return Executor(
             self.retrying_ledger,

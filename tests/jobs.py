@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from promptstack.config.names import Queue
 from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import Attempt, Job, JobState
 from promptstack.services.execution.executor import JobOutcome
+from promptstack.services.execution.job_context import OnProgress
 from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.worker_services import WorkerServices
@@ -48,9 +50,19 @@ def first_words(texts: Sequence[str]) -> list[str]:
     return [text.split()[0] for text in texts]
 
 
+def execute(
+    stack: WorkerServices,
+    job_id: UUID,
+    on_progress: OnProgress = lambda _: None,
+    published_at: datetime | None = None,
+) -> JobOutcome:
+    """Do what a worker does with a message of this job, and wait for it."""
+    return stack.loop.run(stack.executor.run(job_id, on_progress, published_at))
+
+
 def run(stack: WorkerServices, job: JobView) -> JobOutcome:
     """Do what a worker does with the job's message, in this thread."""
-    return stack.executor.run(job.id, lambda progress: None)
+    return execute(stack, job.id)
 
 
 def state(stack: WorkerServices, job: JobView) -> JobState:

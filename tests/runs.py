@@ -8,6 +8,7 @@ from sqlalchemy import text
 from promptstack.services.runs.views import RunView
 from promptstack.tasks.composition import PromptStack
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.processes import wait_until
 
 
@@ -45,7 +46,7 @@ def work(stack: WorkerServices, run_id: UUID) -> RunView:
         if not jobs:
             return stack.runs.get(run_id)
         for job_id in jobs:
-            stack.executor.run(job_id, lambda _: None)
+            execute(stack, job_id)
 
 
 def one(stack: WorkerServices, query: str) -> Any:

@@ -1,4 +1,4 @@
-"""A worker: a Celery consumer with a pool of threads, an event loop, and periodic threads."""
+"""A worker: a Celery consumer, an event loop with its jobs, and periodic threads."""
 
 import faulthandler
 import gc
@@ -23,6 +23,7 @@ from promptstack.tasks.app import register_tasks
 from promptstack.tasks.views.monitors import Monitors
 from promptstack.tasks.worker_services import WorkerServices
 from promptstack.worker.periodic import Periodic
+from promptstack.worker.pool import CoroutinePool
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class WorkerProcess:
         self._is_stopping = False
         self._results: Any = services.celery.backend
         self._monitors = Monitors()
+        self._pool: CoroutinePool | None = None
         self._periodic = [
             Periodic("heartbeat", services.heartbeat.beat, settings.heartbeat_seconds),
             *(
@@ -73,7 +75,7 @@ class WorkerProcess:
         sys.setswitchinterval(SWITCH_SECONDS)
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        register_tasks(services.celery, services.executor, self._monitors)
+        register_tasks(services.celery, services.executor, self._monitors, services.loop)
         self._results.write_behind()
         services.progress.write_behind()
         # Before the first claim. Where there is no ledger, this raises a clear error.
@@ -87,7 +89,7 @@ class WorkerProcess:
             warnings.filterwarnings("ignore", category=SecurityWarning)
             logger.warning("this worker runs as root; give it a user of its own")
         consumer: Any = services.celery.Worker(
-            pool="threads",
+            pool=CoroutinePool,
             concurrency=self._concurrency,
             queues=[str(queue) for queue in Queue],
             hostname=f"{services.worker_id.hex[-12:]}@{socket.gethostname()}",
@@ -98,6 +100,7 @@ class WorkerProcess:
             without_mingle=True,
         )
         self._monitors.watch(consumer)
+        self._pool = consumer.pool
         logger.info(
             "worker %s (process %d) takes %d jobs at once",
             services.worker_id,
@@ -121,6 +124,8 @@ class WorkerProcess:
 
     def _show(self) -> None:
         """Show jobs in Redis as the ledger knows them."""
+        if self._pool is not None:
+            self._pool.tell_late_ends()
         self._services.progress.flush()
         self._results.catch_up()
         with suppress(OperationalError, RedisError, OSError):

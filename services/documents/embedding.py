@@ -1,5 +1,6 @@
 """The handler of embedding jobs: cut the document, and embed the chunks that have no vector."""
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -63,23 +64,24 @@ class DocumentEmbedder:
         self._shares_vectors = shares_vectors
         self._patience_seconds = patience_seconds
 
-    def embed(self, job: JobContext) -> None:
+    async def embed(self, job: JobContext) -> None:
         """Embed the job's document, and store the job's result."""
         # Before reading the content, as it may be what kills workers.
         _check_deaths(job.claim, LONGEST_SEARCH)
         store = DocumentStore(job.claim, shares_vectors=self._shares_vectors)
+        await self._providers.get_async(job.claim.provider)
         cutting = self._cutter.cutting_for(job.claim)
         idle_since: float | None = None
         while True:
-            chunks = self._find_open(job, store, cutting)
+            chunks = await self._find_open(job, store, cutting)
             job.show(chunks.done, chunks.total)
             try:
-                self._embed_reserved(job, store, chunks)
+                await self._embed_reserved(job, store, chunks)
             except ChunkTooLong as found:
-                cutting = self._cut_smaller(job, store, cutting, chunks, found)
+                cutting = await self._cut_smaller(job, store, cutting, chunks, found)
                 continue
             succeed = partial(store.succeed, total=chunks.total)
-            if not chunks.is_shared and job.ledger.write(succeed):
+            if not chunks.is_shared and await job.ledger.write_async(succeed):
                 return
             # Wait only when nothing is left to pay for here: two jobs could wait for each other.
             idle_since = idle_since or time.monotonic()
@@ -88,33 +90,38 @@ class DocumentEmbedder:
                     "Another job embeds the same passages; this one waits for its vectors.",
                     retry_after=SHARED_RETRY_SECONDS,
                 )
-            job.handle.pause(SHARED_POLL_SECONDS)
+            await job.handle.rest(SHARED_POLL_SECONDS)
 
-    def _find_open(self, job: JobContext, store: DocumentStore, cutting: Cutting) -> OpenChunks:
+    async def _find_open(
+        self, job: JobContext, store: DocumentStore, cutting: Cutting
+    ) -> OpenChunks:
         """Reserve the chunks that have no vector. A new text is cut into chunks first.
 
-        Cutting takes up to seconds, so it happens between two transactions, and again if the text
-        changes meanwhile.
+        Cutting takes up to seconds, so it happens between two transactions, in a thread, and again
+        if the text changes meanwhile.
         """
         cut: Cut | None = None
         while True:
-            found = job.ledger.write(partial(store.find_open, cutting=cutting, cut=cut))
+            found = await job.ledger.write_async(partial(store.find_open, cutting=cutting, cut=cut))
             if isinstance(found, OpenChunks):
                 return found
             _check_deaths(job.claim, 0)  # there are no calls yet that could be halved
-            cut = Cut(found.content_hash, cutting.fits.cut(found.text, found.source))
+            pieces = await asyncio.to_thread(cutting.fits.cut, found.text, found.source)
+            cut = Cut(found.content_hash, pieces)
 
-    def _embed_reserved(self, job: JobContext, store: DocumentStore, chunks: OpenChunks) -> None:
+    async def _embed_reserved(
+        self, job: JobContext, store: DocumentStore, chunks: OpenChunks
+    ) -> None:
         """Embed the chunks that this job has reserved, call by call."""
-        service = self._providers.get(job.claim.provider)
-        queue = deque(_calls_for(job.claim, service, chunks.reserved))
+        service = await self._providers.get_async(job.claim.provider)
+        queue = deque(await asyncio.to_thread(_calls_for, job.claim, service, chunks.reserved))
         done, total = chunks.done, chunks.total
         while queue:
             # A refused call may have told how many texts the provider takes.
             call, *rest = queue.popleft().split(service.limits_of(job.claim.model).items)
             queue.extendleft(reversed(rest))
             try:
-                errors = self._make(job, store, call, done, total)
+                errors = await self._make(job, store, call, done, total)
             except (ProviderError, RequestTooLarge) as error:
                 if isinstance(error, ContextTooLong) and len(call.contents) == 1:
                     raise ChunkTooLong(call.contents[0].text, [call, *queue], error) from error
@@ -131,12 +138,12 @@ class DocumentEmbedder:
             job.claim = replace(job.claim, deaths=0)  # as in the ledger, since it made progress
             job.show(done, total)
 
-    def _make(
+    async def _make(
         self, job: JobContext, store: DocumentStore, call: Call, done: int, total: int
     ) -> Mapping[bytes, PromptStackError]:
         """Make one call and store its vectors. Returns the errors of those that can't be stored."""
         claim, texts = job.claim, [content.text for content in call.contents]
-        outcome = self._calls.make(
+        outcome = await self._calls.make(
             job,
             ProviderCall(
                 provider=claim.provider,
@@ -147,11 +154,11 @@ class DocumentEmbedder:
                 is_suspect=call.waste_budget is not None,
             ),
         )
-        return self._calls.store(
+        return await self._calls.store(
             outcome, lambda unit: store.store(unit, call, outcome.answer, done, total)
         )
 
-    def _cut_smaller(
+    async def _cut_smaller(
         self,
         job: JobContext,
         store: DocumentStore,
@@ -160,14 +167,18 @@ class DocumentEmbedder:
         found: ChunkTooLong,
     ) -> Cutting:
         """Cut the unpaid chunks into pieces that the model takes. Returns the new cutting."""
-        smaller = self._cutter.smaller(job.claim, cutting, found.text, found.error)
         source = job.claim.request["source"]
-        pieces = {
-            chunk.content_hash: smaller.fits.cut(chunk.text, source)
-            for chunk in chunks.reserved
-            if chunk.content_hash in found.unpaid
-        }
-        job.ledger.write(lambda unit: store.replace_chunks(unit, cutting, pieces))
+
+        def cut() -> tuple[Cutting, dict[bytes, list[Passage]]]:
+            smaller = self._cutter.smaller(job.claim, cutting, found.text, found.error)
+            return smaller, {
+                chunk.content_hash: smaller.fits.cut(chunk.text, source)
+                for chunk in chunks.reserved
+                if chunk.content_hash in found.unpaid
+            }
+
+        smaller, pieces = await asyncio.to_thread(cut)
+        await job.ledger.write_async(lambda unit: store.replace_chunks(unit, cutting, pieces))
         return smaller
 
 

@@ -1,10 +1,11 @@
 """The jobs that this worker process runs now, and their provider calls."""
 
+import asyncio
 import math
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Mapping
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
@@ -13,6 +14,11 @@ from promptstack.repositories.jobs.records import Claim
 from promptstack.services.llm.event_loop import EventLoop
 
 T = TypeVar("T")
+Started = TypeVar("Started", bound="Future[Any] | asyncio.Task[Any]")
+
+
+class HandedBack(Exception):
+    """A job that this worker stops, or has lost; it goes on elsewhere, if it goes on."""
 
 
 class JobHandle:
@@ -27,7 +33,7 @@ class JobHandle:
         """The claimed attempt; None before the claim."""
         self.is_cancelled = False
         """Whether this worker has cancelled the job's call, and not the provider's client."""
-        self.call: Future[Any] | None = None
+        self.call: Future[Any] | asyncio.Task[Any] | None = None
         """The last call, which may have ended."""
         self._jobs = jobs
         self._calls = 0
@@ -38,29 +44,47 @@ class JobHandle:
         self.attempt = claim.attempt
         self._deadline = time.monotonic() + claim.seconds_left
 
-    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin a call on the event loop. It is cancelled if this worker loses the job.
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do a call's `work`, on the event loop. It is cancelled if this worker loses the job.
 
-        Raises `concurrent.futures.CancelledError` if this worker has stopped.
+        Raises `HandedBack` then, and if this worker has stopped. A
+        cancellation by the provider's client is an `asyncio.CancelledError`.
         """
+        call: asyncio.Task[T] = self._note(work, asyncio.create_task)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            if self.is_cancelled:
+                self.hand_back()
+            raise
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin a call from another thread than the event loop's, as `run` does."""
+        return self._note(work, self._jobs.loop.submit)
+
+    def _note(self, work: Coroutine[Any, Any, T], start: Callable[[Any], Started]) -> Started:
         if self._jobs.stopped.is_set():
-            coroutine.close()
+            work.close()
             self.hand_back()
-        call = self._jobs.loop.submit(coroutine)
+        call = start(work)
         self.call = call
         if self._jobs.stopped.is_set():
             self.cancel()  # `stop` may have looked before there was a call
         return call
 
     def cancel(self) -> bool:
-        """Cancel the job's call. Returns whether one was running."""
+        """Cancel the job's call. Returns whether one was running. Any thread may call this."""
         self.is_cancelled = True
-        return self.call is not None and self.call.cancel()
+        call = self.call
+        if call is None or call.done():
+            return False
+        self._jobs.loop.call_soon(call.cancel)
+        return True
 
     def hand_back(self) -> NoReturn:
-        """Stop here, so that another worker goes on. Raises `CancelledError`."""
+        """Stop here, so that another worker goes on. Raises `HandedBack`."""
         self.is_cancelled = True
-        raise CancelledError
+        raise HandedBack
 
     @property
     def is_closing(self) -> bool:
@@ -68,13 +92,19 @@ class JobHandle:
         return self._jobs.is_closing
 
     def check_may_begin(self) -> None:
-        """Raise `CancelledError` if no call may begin any more."""
+        """Raise `HandedBack` if no call may begin any more."""
         if self._jobs.is_closing:
             self.hand_back()
 
     def pause(self, seconds: float) -> None:
-        """Wait for other jobs or threads. Raises `CancelledError` when this worker stops."""
+        """Wait for other jobs, in a thread. Raises `HandedBack` when this worker stops."""
         if self._jobs.stopped.wait(seconds):
+            self.hand_back()
+
+    async def rest(self, seconds: float) -> None:
+        """Wait for other jobs, on the event loop. Raises `HandedBack` after a stop."""
+        await asyncio.sleep(seconds)
+        if self._jobs.stopped.is_set():
             self.hand_back()
 
     def seconds_left(self) -> float:

@@ -5,11 +5,10 @@
                                 +-> retry later, fail, expire or hand back, where there is none
 
 Each step is a transaction of its own, and no session is open during a provider call. Every change
-of the job checks its claim first.
+of the job checks its claim first. A job is a coroutine on the event loop.
 """
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +21,7 @@ from promptstack.repositories.jobs.records import Claim, ClaimStep, JobSnapshot,
 from promptstack.repositories.models import JobKind, JobState
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import DeadlinePassed
-from promptstack.services.execution.active_jobs import ActiveJobs
+from promptstack.services.execution.active_jobs import ActiveJobs, HandedBack
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.generation import result_of
 from promptstack.services.execution.group_commit import GroupCommit
@@ -58,7 +57,7 @@ stored the result itself, together with other rows."""
 class Handler:
     """Does the jobs of one kind."""
 
-    do: Callable[[JobContext], Result]
+    do: Callable[[JobContext], Awaitable[Result]]
     after: Callable[[], None] = lambda: None
     """Called when such a job has left this worker."""
 
@@ -87,7 +86,7 @@ class Executor:
         self._backoff = backoff
         self._heartbeat = heartbeat
 
-    def run(
+    async def run(
         self, job_id: UUID, on_progress: OnProgress, published_at: datetime | None = None
     ) -> JobOutcome:
         """Claim a job, do it, and store what became of it.
@@ -98,68 +97,71 @@ class Executor:
         """
         with self._active_jobs.enter(job_id) as handle:
             try:
-                claim = self._claim(job_id, published_at)
+                claim = await self._claim(job_id, published_at)
                 if claim is None:
-                    return self._outcome(self._snapshot(job_id))
+                    return self._outcome(await self._snapshot(job_id))
                 handle.claimed(claim)
                 job = JobContext(claim, handle, self._ledger, self._progress, on_progress)
                 handler = self._handlers[claim.kind]
-                outcome = self._outcome(self._do(job, handler) or self._snapshot(job_id))
+                stored = await self._do(job, handler)
+                outcome = self._outcome(stored or await self._snapshot(job_id))
             except TransientLedgerError as error:
                 return JobOutcome(JobState.QUEUED, error=f"{error.code}: {error}")
         if outcome.state is not None:
             handler.after()
         return outcome
 
-    def _claim(self, job_id: UUID, published_at: datetime | None) -> Claim | None:
+    async def _claim(self, job_id: UUID, published_at: datetime | None) -> Claim | None:
         """Take the job; None if it can't be taken now."""
         step = ClaimStep(job_id, published_at)
-        return self._group.claim(step, is_late=self._heartbeat.is_late())
+        return await self._group.claim(step, is_late=self._heartbeat.is_late())
 
-    def _do(self, job: JobContext, handler: Handler) -> JobSnapshot | None:
+    async def _do(self, job: JobContext, handler: Handler) -> JobSnapshot | None:
         """Do the job and store its end. Returns its snapshot if storing it has made one."""
         claim = job.claim
         try:
             job.show()
-            return self._store(claim, handler.do(job))
+            return await self._store(claim, await handler.do(job))
         except ClaimLost:
             pass  # it was cancelled, has expired, or another worker has it: the ledger says which
-        except CancelledError:
-            self._hand_back(claim)
+        except HandedBack:
+            await self._hand_back(claim)
         except TransientLedgerError:
             raise  # the job is not at fault
         except DeadlinePassed:
-            self._expire(claim)
+            await self._expire(claim)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job must end
-            self._retry_or_fail(claim, known(error))
+            await self._retry_or_fail(claim, known(error))
         return None
 
-    def _store(self, claim: Claim, result: Result) -> JobSnapshot | None:
+    async def _store(self, claim: Claim, result: Result) -> JobSnapshot | None:
         """Store the result: the job has succeeded. Raises `ClaimLost`."""
         if isinstance(result, CallOutcome):
-            return self._store_answer(claim, result)
+            return await self._store_answer(claim, result)
         if result is not None:
-            self._ledger.write(lambda unit: unit.steps.succeed(claim, result))
+            await self._ledger.write_async(lambda unit: unit.steps.succeed(claim, result))
         return None
 
-    def _store_answer(self, claim: Claim, call: CallOutcome[LLMResponse]) -> JobSnapshot | None:
+    async def _store_answer(
+        self, claim: Claim, call: CallOutcome[LLMResponse]
+    ) -> JobSnapshot | None:
         """Store an answer and settle its attempt in one transaction, even if the job has ended.
 
         The answer is paid for, so a retry of the job finds it and pays no more.
         """
-        with self._calls.cost_on_record(call):
+        async with self._calls.cost_on_record(call):
             result = result_of(call.answer)
-            return self._group.succeed(SucceedStep(claim, call.attempt_id, result, call.took))
+            return await self._group.succeed(SucceedStep(claim, call.attempt_id, result, call.took))
 
-    def _hand_back(self, claim: Claim) -> None:
+    async def _hand_back(self, claim: Claim) -> None:
         """Put the job back in the queue; no change if a person has cancelled it."""
-        self._ledger.write(lambda unit: unit.steps.release(claim.job_id, claim.attempt))
+        await self._ledger.write_async(lambda unit: unit.steps.release(claim.job_id, claim.attempt))
 
-    def _expire(self, claim: Claim) -> None:
+    async def _expire(self, claim: Claim) -> None:
         with suppress(ClaimLost):
-            self._ledger.write(lambda unit: unit.steps.expire(claim))
+            await self._ledger.write_async(lambda unit: unit.steps.expire(claim))
 
-    def _retry_or_fail(self, claim: Claim, error: PromptStackError) -> None:
+    async def _retry_or_fail(self, claim: Claim, error: PromptStackError) -> None:
         """Decide what an error means for the job."""
         counts = error.counts_as_failure
         tries_left = claim.failures < claim.max_retries or not counts
@@ -176,11 +178,11 @@ class Executor:
                 unit.steps.fail(claim, error.code, str(error), counts=counts)
 
         with suppress(ClaimLost):
-            self._ledger.write(write)
+            await self._ledger.write_async(write)
 
-    def _snapshot(self, job_id: UUID) -> JobSnapshot | None:
+    async def _snapshot(self, job_id: UUID) -> JobSnapshot | None:
         """How the job stands in the ledger; None if it doesn't exist."""
-        return self._ledger.write(lambda unit: unit.steps.snapshot(job_id))
+        return await self._ledger.write_async(lambda unit: unit.steps.snapshot(job_id))
 
     def _outcome(self, job: JobSnapshot | None) -> JobOutcome:
         """Show how the job stands, and tell the task."""

@@ -21,7 +21,7 @@ EXPECTED_OUTPUT_TOKENS = 256
 """Assumed if a request sets no maximum; the limiter learns what such calls really take."""
 
 
-def generate(calls: ProviderCalls, job: JobContext) -> CallOutcome[LLMResponse]:
+async def generate(calls: ProviderCalls, job: JobContext) -> CallOutcome[LLMResponse]:
     """Ask the job's provider, and its fallbacks in their order while none can answer.
 
     Raises the error that decides what becomes of the job.
@@ -30,7 +30,7 @@ def generate(calls: ProviderCalls, job: JobContext) -> CallOutcome[LLMResponse]:
     met: list[PromptStackError] = []
     for target in request.targets():
         try:
-            return calls.make(job, _call(job.claim, target))
+            return await calls.make(job, _call(job.claim, target))
         except PromptStackError as error:
             if not (error.falls_back or error.is_wait):
                 raise

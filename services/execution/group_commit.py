@@ -1,18 +1,17 @@
 """Group commit: one transaction writes the steps of all jobs that wait for one.
 
-A transaction costs far more than what it writes. The first step to come leads: it commits at once.
-Steps that come meanwhile wait, and the next transaction writes them together. After a transaction
-of several steps the next one waits for more, until 10 ms after it; a step that comes while nothing
-is written does not wait.
+A transaction costs far more than what it writes. A step that comes while nothing is written is
+written at once. Steps that come meanwhile wait, and the next transaction writes them together.
+After a transaction of several steps the next one waits for more, until 10 ms after it.
 
-A step whose batch fails runs in its own transaction, with the same statements, and waits there
-while PostgreSQL is away.
+The jobs are coroutines on the event loop; one thread writes their steps. A step whose batch fails
+runs in its own transaction, with the same statements, and waits there while PostgreSQL is away.
 """
 
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -46,21 +45,21 @@ def _nothing() -> None:
 
 @dataclass(eq=False)
 class _Waiting:
-    """A step, and the thread that waits for it."""
+    """A step, and what came of it."""
 
     step: Step
     check: Callable[[], None] = _nothing
     """Raises where the step is not to be made any more."""
-    is_over: threading.Event = field(default_factory=threading.Event)
-    is_leader: bool = False
     is_alone: bool = False
     """Whether its batch failed, so that it runs in its own transaction."""
     result: Any = None
     error: BaseException | None = None
+    is_over: "asyncio.Future[None] | None" = None
+    """Done when its batch was written or has failed."""
 
 
 class GroupCommit:
-    """Makes steps of jobs, as many as wait in one transaction."""
+    """Makes steps of jobs, as many as wait in one transaction. All is called on the event loop."""
 
     def __init__(
         self,
@@ -68,91 +67,87 @@ class GroupCommit:
         retrying: RetryingLedger,
         worker_id: UUID,
         *,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
     ) -> None:
         self._ledger = ledger
         self._retrying = retrying
         self._worker_id = worker_id
         self._sleep = sleep
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "group-commit")
         self._waiting: list[_Waiting] = []
-        self._is_led = False
-        self._next_at = 0.0
+        self._writing: asyncio.Task[None] | None = None
 
     @property
     def waiting_steps(self) -> int:
         """How many steps wait for the next transaction."""
-        with self._lock:
-            return len(self._waiting)
+        return len(self._waiting)
 
-    def claim(self, step: ClaimStep, *, is_late: bool = False) -> Claim | None:
+    async def claim(self, step: ClaimStep, *, is_late: bool = False) -> Claim | None:
         """Take a job; None when it can't be taken now. `is_late` are this worker's heartbeats."""
-        claim: Claim | None = self._commit(_Waiting(step, is_alone=is_late))
+        claim: Claim | None = await self._commit(_Waiting(step, is_alone=is_late))
         return claim
 
-    def begin(self, step: BeginStep, check: Callable[[], None]) -> int:
+    async def begin(self, step: BeginStep, check: Callable[[], None]) -> int:
         """Record a call that is about to leave, unless `check` raises; the attempt's id.
 
-        Raises `ClaimLost`.
+        Raises `ClaimLost`. `check` runs in the thread that writes.
         """
-        begun: Begun | None = self._commit(_Waiting(step, check))
+        begun: Begun | None = await self._commit(_Waiting(step, check))
         if begun is None:
             raise ClaimLost(f"The claim of job {step.claim.job_id} is lost; no call was made.")
         return begun.attempt_id
 
-    def succeed(self, step: SucceedStep) -> JobSnapshot | None:
+    async def succeed(self, step: SucceedStep) -> JobSnapshot | None:
         """Store an answer as its job's result; how the job stands then, None if it is deleted."""
-        snapshot: JobSnapshot | None = self._commit(_Waiting(step))
+        snapshot: JobSnapshot | None = await self._commit(_Waiting(step))
         return snapshot
 
-    def _commit(self, mine: _Waiting) -> Any:
+    def close(self) -> None:
+        """End the thread, once its transaction has ended."""
+        self._thread.shutdown()
+
+    async def _commit(self, mine: _Waiting) -> Any:
         if not mine.is_alone:
-            self._join(mine)
+            loop = asyncio.get_running_loop()
+            mine.is_over = loop.create_future()
+            self._waiting.append(mine)
+            if self._writing is None:
+                self._writing = loop.create_task(self._write_batches())
+            await mine.is_over
         if mine.is_alone:
-            self._retrying.write(lambda unit: self._write_alone(unit, mine))
+            await self._retrying.write_async(lambda unit: self._write_alone(unit, mine))
         if mine.error is not None:
             raise mine.error
         return mine.result
 
-    def _join(self, mine: _Waiting) -> None:
-        """Wait until the step's batch is over; lead it if nobody else does."""
-        with self._lock:
-            self._waiting.append(mine)
-            mine.is_leader = not self._is_led
-            self._is_led = True
-        if not mine.is_leader:
-            mine.is_over.wait()
-        if mine.is_leader:
-            self._lead()
-
-    def _lead(self) -> None:
-        """Make the steps of all who wait now, and let the next one lead."""
-        early = self._next_at - time.monotonic()
-        if early > 0:
-            self._sleep(early)
-        with self._lock:
-            # In their order, so that the leader is always among those it leads.
-            led, self._waiting = self._waiting[:MAX_STEPS], self._waiting[MAX_STEPS:]
+    async def _write_batches(self) -> None:
+        """Write batch after batch, until no step waits."""
+        loop = asyncio.get_running_loop()
         try:
-            self._write_all(led)
+            while self._waiting:
+                batch, self._waiting = self._waiting[:MAX_STEPS], self._waiting[MAX_STEPS:]
+                try:
+                    await loop.run_in_executor(self._thread, self._write_all, batch)
+                except BaseException:
+                    # This worker closes. A step that was not written must not seem to be.
+                    for waiting in batch:
+                        waiting.is_alone = True
+                    raise
+                finally:
+                    for waiting in batch:
+                        if waiting.is_over is not None and not waiting.is_over.done():
+                            waiting.is_over.set_result(None)
+                if len(batch) > 1:
+                    await self._sleep(GATHER_SECONDS)
         finally:
-            if len(led) > 1:
-                self._next_at = time.monotonic() + GATHER_SECONDS
-            with self._lock:
-                heir = self._waiting[0] if self._waiting else None
-                self._is_led = heir is not None
-            if heir is not None:
-                heir.is_leader = True
-                heir.is_over.set()
-            for waiting in led:
-                waiting.is_over.set()
+            self._writing = None
 
-    def _write_all(self, led: Sequence[_Waiting]) -> None:
+    def _write_all(self, steps: Sequence[_Waiting]) -> None:
         batch: list[_Waiting] = []
-        for waiting in led:
+        for waiting in steps:
             try:
                 waiting.check()
-            except BaseException as error:  # noqa: BLE001 - it is raised in its own thread
+            except BaseException as error:  # noqa: BLE001 - it is raised in its own job
                 waiting.error = error
             else:
                 batch.append(waiting)

@@ -1,12 +1,14 @@
-"""The provider calls of jobs, each with a permit of the limiter and an attempt in the ledger."""
+"""The provider calls of jobs, each with a permit of the limiter and an attempt in the ledger.
+
+All of it runs on the event loop. The job's own steps are never cut off: of a job that this worker
+loses, only the wait for the limiter and the call itself are cancelled.
+"""
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 from promptstack.config.errors import PromptStackError
@@ -18,7 +20,7 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.accounting.billing import credible, failed, taken
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import DeadlinePassed
-from promptstack.services.execution.active_jobs import JobHandle
+from promptstack.services.execution.active_jobs import HandedBack
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.job_context import JobContext
@@ -29,7 +31,6 @@ from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import ConnectionFailed, RateLimited
-from promptstack.services.llm.event_loop import EventLoop
 from promptstack.services.llm.pool import ProviderPool
 
 MAX_THROTTLED = 3
@@ -80,7 +81,6 @@ class ProviderCalls:
         group: GroupCommit,
         providers: ProviderPool,
         *,
-        loop: EventLoop,
         calls: LimitedCalls,
         prices: Prices,
         backoff: Backoff,
@@ -88,25 +88,23 @@ class ProviderCalls:
         self._ledger = ledger
         self._group = group
         self._providers = providers
-        self._loop = loop
         self._calls = calls
         self._prices = prices
         self._backoff = backoff
 
-    def make(self, job: JobContext, call: ProviderCall[Answer]) -> CallOutcome[Answer]:
+    async def make(self, job: JobContext, call: ProviderCall[Answer]) -> CallOutcome[Answer]:
         """Make a call when the limiter permits it, and again after a 429 with a short wait.
 
         The caller stores the outcome even if the claim is lost, as it is paid for. Raises
         `ProviderError`, `ClaimLost`, and the limiter's errors.
         """
-        service = self._providers.get(call.provider)
+        service = await self._providers.get_async(call.provider)
         need = call.need(service)
         throttled, wait = 0, 0.0
         while True:
-            entering = self._enter(job.handle, service, call.model, need, after=wait)
-            permit = self._wait_for(job, entering)
+            permit = await self._run(job, self._enter(service, call.model, need, after=wait))
             try:
-                return self._make_once(job, call, service, need, permit)
+                return await self._make_once(job, call, service, need, permit)
             except RateLimited as error:
                 # The limiter would permit it at once if the refusal is about this call only.
                 throttled += 1
@@ -117,26 +115,14 @@ class ProviderCalls:
                     raise
 
     async def _enter(
-        self, handle: JobHandle, service: LLMService, model: str, need: Need, *, after: float
+        self, service: LLMService, model: str, need: Need, *, after: float
     ) -> Permit | None:
-        """Wait for a permit. It is given back if the job is cancelled before it gets it."""
-        await asyncio.sleep(after)
-        task = asyncio.current_task()
-        if task is not None:
-            task.add_done_callback(partial(self._give_back_unheard, handle))
+        """Wait for a permit."""
+        if after:
+            await asyncio.sleep(after)
         return await self._calls.enter(service, model, need)
 
-    def _give_back_unheard(self, handle: JobHandle, task: "asyncio.Task[Permit | None]") -> None:
-        """Give back a permit that came after its job was cancelled.
-
-        Otherwise its lease would be renewed for ever. Runs on the event loop, when the waiting
-        thread has been told.
-        """
-        is_unheard = handle.call is not None and handle.call.cancelled()
-        if is_unheard and not task.cancelled() and task.exception() is None:
-            self._loop.submit(self._calls.give_back(task.result()))
-
-    def _make_once(
+    async def _make_once(
         self,
         job: JobContext,
         call: ProviderCall[Answer],
@@ -146,26 +132,26 @@ class ProviderCalls:
     ) -> CallOutcome[Answer]:
         """Record the attempt, and make the call."""
         try:
-            attempt_id = self._begin(job, call, need)
+            attempt_id = await self._begin(job, call, need)
         except BaseException:
-            self._loop.submit(self._calls.give_back(permit))
+            await self._calls.give_back(permit)
             raise
         try:
-            answer = self._ask(job, call, service, permit)
-        except CancelledError:
-            self._ledger.write(
+            answer = await self._ask(job, call, service, permit)
+        except HandedBack:
+            await self._ledger.write_async(
                 lambda unit: unit.attempts.settle(attempt_id, AttemptState.CANCELLED)
             )
             raise
         except Exception as error:
             shown = known(error)
             took = failed(shown, call.provider, call.model, self._prices)
-            self._settle_failed(attempt_id, shown, took)
+            await self._settle_failed(attempt_id, shown, took)
             raise
         took = taken(answer, call.provider, call.model, permit, self._prices)
         return CallOutcome(answer, attempt_id, took)
 
-    def _begin(self, job: JobContext, call: ProviderCall[Answer], need: Need) -> int:
+    async def _begin(self, job: JobContext, call: ProviderCall[Answer], need: Need) -> int:
         """Record that a call is about to leave. Returns the attempt's id. Raises `ClaimLost`."""
         if job.handle.seconds_left() <= 0:
             raise DeadlinePassed("The job's deadline passed before its call was made.")
@@ -178,16 +164,16 @@ class ProviderCalls:
             expected_tokens=credible(need.input_tokens + need.output_tokens),
             expected_cost_usd=self._prices.cost(call.provider, call.model, **expected),
         )
-        return self._group.begin(BeginStep(job.claim, new), job.handle.check_may_begin)
+        return await self._group.begin(BeginStep(job.claim, new), job.handle.check_may_begin)
 
-    def _ask(
+    async def _ask(
         self,
         job: JobContext,
         call: ProviderCall[Answer],
         service: LLMService,
         permit: Permit | None,
     ) -> Answer:
-        """Make the call on the event loop and wait for its answer."""
+        """Make the call."""
         answered: list[Answer] = []
 
         async def ask() -> Answer:
@@ -202,26 +188,27 @@ class ProviderCalls:
             is_suspect=call.is_suspect,
         )
         try:
-            return self._wait_for(job, making)
-        except CancelledError:
+            return await self._run(job, making)
+        except HandedBack:
             # If only the limiter was still to be told, the answer is here, and paid for.
             if answered:
                 return answered[0]
             raise
 
-    def _wait_for(self, job: JobContext, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` on the event loop and wait. Raises `CancelledError` if we cancel it."""
+    async def _run(self, job: JobContext, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work`, which this worker may cancel. Raises `HandedBack` then."""
         try:
-            return job.handle.begin(work).result()
-        except CancelledError as error:
-            if job.handle.is_cancelled:
-                raise
+            return await job.handle.run(work)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the event loop closes
             # The provider's client has cancelled it: the call has failed, and must count.
             raise ConnectionFailed(
                 f"{job.claim.provider}'s client cancelled its own call."
             ) from error
 
-    def store(self, call: CallOutcome[Answer], write: Callable[[UnitOfWork], T]) -> T:
+    async def store(self, call: CallOutcome[Answer], write: Callable[[UnitOfWork], T]) -> T:
         """Run `write`, which stores the answer, and settle the call in the same transaction."""
 
         def store(unit: UnitOfWork) -> T:
@@ -229,26 +216,26 @@ class ProviderCalls:
             call.settle(unit)
             return written
 
-        with self.cost_on_record(call):
-            return self._ledger.write(store)
+        async with self.cost_on_record(call):
+            return await self._ledger.write_async(store)
 
-    @contextmanager
-    def cost_on_record(self, call: CallOutcome[Answer]) -> Iterator[None]:
+    @asynccontextmanager
+    async def cost_on_record(self, call: CallOutcome[Answer]) -> AsyncIterator[None]:
         """Store an answer in this context: if that fails, what its call took is recorded anyway."""
         try:
             yield
         except TransientLedgerError:
             raise
         except Exception as error:
-            self._settle_failed(call.attempt_id, known(error), call.took)
+            await self._settle_failed(call.attempt_id, known(error), call.took)
             raise
 
-    def _settle_failed(
+    async def _settle_failed(
         self, attempt_id: int, error: PromptStackError, took: Mapping[str, Any]
     ) -> None:
         """Record that a call failed, with what it took."""
         failure = {"error_code": error.code, "error": str(error), "detail": error.detail, **took}
-        self._ledger.write(
+        await self._ledger.write_async(
             lambda unit: unit.attempts.settle(attempt_id, AttemptState.FAILED, **failure)
         )
 

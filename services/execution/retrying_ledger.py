@@ -1,9 +1,12 @@
 """Transactions that wait while PostgreSQL is away."""
 
+import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from promptstack.repositories.errors import (
@@ -29,7 +32,19 @@ takes some seconds, and one that is too large is so every time."""
 STOP_PATIENCE_SECONDS = 8.0
 """How long a worker that stops still waits for PostgreSQL with what it has to store."""
 
+THREADS = 8
+"""Transactions at once for the jobs on the event loop; most of their steps share one anyway
+(`group_commit`)."""
+
 T = TypeVar("T")
+
+
+@dataclass
+class _Troubles:
+    """What one transaction has met so far."""
+
+    refusals: int = 0
+    said_at: float = -math.inf
 
 
 class RetryingLedger:
@@ -45,6 +60,7 @@ class RetryingLedger:
     ) -> None:
         self._ledger = ledger
         self._running = running
+        self._threads = ThreadPoolExecutor(THREADS, "ledger")
         self._retry_seconds = retry_seconds
         self._max_refusals = max_refusals
 
@@ -54,27 +70,49 @@ class RetryingLedger:
         Least of all an answer that was paid for may get lost, and no other job could run
         meanwhile. `write` may run twice, where a connection broke in the middle of a commit.
         Raises `TransientLedgerError` when the worker stops, and `LedgerRefused` when the database
-        is up and refuses just this.
+        is up and refuses just this. For threads: this blocks.
         """
-        refusals = 0
-        said_at = -math.inf
+        troubles = _Troubles()
         while True:
-            try:
-                with self._ledger.transaction() as unit:
-                    return write(unit)
-            except TransientLedgerError as error:
-                if self._running.seconds_since_stop() > STOP_PATIENCE_SECONDS:
-                    raise
-                refusals += SLOW_STEPS if isinstance(error, LedgerSlow) else self._is_refused(error)
-                if refusals > self._max_refusals:
-                    raise LedgerRefused(
-                        f"The database is up but refused the same change again and again: {error}",
-                        detail=error.detail,
-                    ) from error
-                if time.monotonic() - said_at > SAY_AGAIN_SECONDS:
-                    logger.warning("a job waits for the ledger: %s", error)
-                    said_at = time.monotonic()
-                time.sleep(self._retry_seconds)
+            for written in self._try(write, troubles):
+                return written
+            time.sleep(self._retry_seconds)
+
+    async def write_async(self, write: Callable[[UnitOfWork], T]) -> T:
+        """Do what `write` does, for the event loop: another thread runs the transaction."""
+        troubles = _Troubles()
+        loop = asyncio.get_running_loop()
+        while True:
+            for written in await loop.run_in_executor(self._threads, self._try, write, troubles):
+                return written
+            await asyncio.sleep(self._retry_seconds)
+
+    def close(self) -> None:
+        """End the threads, once their transactions have ended."""
+        self._threads.shutdown()
+
+    def _try(self, write: Callable[[UnitOfWork], T], troubles: "_Troubles") -> Sequence[T]:
+        """Run the transaction. Returns what `write` returns; nothing where it is to be tried again.
+
+        Raises the error that ends the tries.
+        """
+        try:
+            with self._ledger.transaction() as unit:
+                return [write(unit)]
+        except TransientLedgerError as error:
+            if self._running.seconds_since_stop() > STOP_PATIENCE_SECONDS:
+                raise
+            is_slow = isinstance(error, LedgerSlow)
+            troubles.refusals += SLOW_STEPS if is_slow else self._is_refused(error)
+            if troubles.refusals > self._max_refusals:
+                raise LedgerRefused(
+                    f"The database is up but refused the same change again and again: {error}",
+                    detail=error.detail,
+                ) from error
+            if time.monotonic() - troubles.said_at > SAY_AGAIN_SECONDS:
+                logger.warning("a job waits for the ledger: %s", error)
+                troubles.said_at = time.monotonic()
+            return []
 
     def _is_refused(self, error: TransientLedgerError) -> bool:
         """Whether the error is about the change itself, and not about the whole database."""

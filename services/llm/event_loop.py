@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -20,6 +20,10 @@ class EventLoop:
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         """Start a coroutine; cancelling the future cancels it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def call_soon(self, action: Callable[[], object]) -> None:
+        """Call `action` on the loop's thread."""
+        self._loop.call_soon_threadsafe(action)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Start a coroutine and wait for its result."""

@@ -1,5 +1,6 @@
 """The provider services of a process: one for each provider, so that calls share connections."""
 
+import asyncio
 import threading
 
 from promptstack.services.llm.base import LLMService
@@ -22,6 +23,14 @@ class ProviderPool:
             if provider not in self._services:
                 self._services[provider] = self._factory.create(provider)
             return self._services[provider]
+
+    async def get_async(self, provider: str) -> LLMService:
+        """Return the provider's service, on the event loop. Raises `UnknownProvider`.
+
+        The first call imports its SDK, which takes up to a second: in a thread.
+        """
+        known = self._services.get(provider)
+        return await asyncio.to_thread(self.get, provider) if known is None else known
 
     def close(self) -> None:
         """Close every service's connections."""

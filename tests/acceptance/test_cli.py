@@ -24,6 +24,7 @@ from promptstack.services.errors import NotAuthenticated
 from promptstack.services.jobs.enqueue import MAX_SOURCE_BYTES
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.processes import Process, run, wait_until
 
 COMMAND = str(Path(sys.executable).with_name("promptstack"))
@@ -650,7 +651,7 @@ def test_usage_is_shown_and_what_is_wrong_is_said(cli: Cli, stack: WorkerService
         "Nothing was asked of any provider in that time.",
     )
     job = stack.jobs.enqueue_generation("x")
-    stack.executor.run(job.id, lambda progress: None)
+    execute(stack, job.id)
     shown = cli("usage", "--by", "provider,model")
     assert shown.returncode == 0
     assert "demo-1" in shown.stdout

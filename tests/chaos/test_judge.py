@@ -18,6 +18,7 @@ from promptstack.chaos.servers import dsn
 from promptstack.chaos.verdict import Verdict
 from promptstack.repositories.models import AttemptState, Billing
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def load(stack: WorkerServices) -> list[Accepted]:
     sent = Load(stack.jobs, stack.ledger, target, name="test", seconds=0.0)
     sent.run(2)
     for job in sent.accepted:
-        stack.executor.run(job.id, lambda progress: None)
+        execute(stack, job.id)
     return sent.accepted
 
 

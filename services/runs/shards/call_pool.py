@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Coroutine, Iterable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import count
@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from promptstack.config.errors import PromptStackError
+from promptstack.services.execution.active_jobs import HandedBack
 from promptstack.services.execution.content_calls import Call
 from promptstack.services.execution.provider_calls import known
 from promptstack.services.limiter.limited_calls import LimitedCalls
@@ -116,10 +117,10 @@ class CallPool:
                 self._ended.set()
 
     def wait_until_running(self, future: Future[None]) -> None:
-        """Wait until calls can be made. Raises `CancelledError` if `future`, its run, has ended."""
+        """Wait until calls can be made. Raises `HandedBack` if `future`, its run, has ended."""
         while not self._running.wait(LOOK_SECONDS):
             if future.done():
-                raise CancelledError
+                raise HandedBack
 
     def request_permits(self, calls: Iterable[Call]) -> None:
         """Ask the limiter for calls: each becomes `CallPermitted` or `CallRefused`."""

@@ -24,7 +24,7 @@ class CutOff:
         return self._job.handle.is_closing or self._is_run_over
 
     def check(self) -> None:
-        """Raise `CancelledError` if the job was cancelled, `DeadlinePassed` if it is too late."""
+        """Raise `HandedBack` if the job was cancelled, `DeadlinePassed` if it is too late."""
         if self._job.handle.is_cancelled:
             self._job.handle.hand_back()
         if self._job.handle.seconds_left() <= 0:

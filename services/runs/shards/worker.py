@@ -75,7 +75,7 @@ class ShardWorker:
     def run(self) -> dict[str, int]:
         """Bring every open item of the shard to its outcome; returns its numbers of items.
 
-        Raises `ClaimLost`, `CancelledError`, `DeadlinePassed`, an error that ends the whole run,
+        Raises `ClaimLost`, `HandedBack`, `DeadlinePassed`, an error that ends the whole run,
         and the cause of a wait that is too long for a worker.
         """
         self._find_open()

@@ -17,6 +17,7 @@ from promptstack.repositories.models import AttemptState, Billing, JobState
 from promptstack.services.jobs.views import AttemptView, JobView
 from promptstack.simulator.process import MODELS, SimulatorProcess
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.processes import Process, wait_until
 from tests.simulators import ForkedSimulator
 
@@ -55,7 +56,7 @@ def paid(
 def ask(stack: WorkerServices, **how: Any) -> JobView:
     """Do a job here and now."""
     job = stack.jobs.enqueue_generation("12345678", provider="openai", **{"max_retries": 0, **how})
-    stack.executor.run(job.id, lambda progress: None)
+    execute(stack, job.id)
     return stack.jobs.get(job.id)
 
 

@@ -20,6 +20,7 @@ from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import InvalidInput, NotFound
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.simulators import ForkedSimulator
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -94,7 +95,7 @@ def worker(stack: WorkerServices, simulator: SimulatorProcess) -> Iterator[Worke
 
 def test_every_attempt_records_what_it_took(worker: WorkerServices) -> None:
     job = worker.jobs.enqueue_generation("Why?", system="[cached]" * 50, provider="openai")
-    worker.executor.run(job.id, lambda progress: None)
+    execute(worker, job.id)
     [attempt] = worker.jobs.get_attempts(job.id)
     assert (attempt.cached_tokens, attempt.input_tokens) == (100, 101)
     expected = (Decimal("0.25") * 1 + Decimal("0.025") * 100) / 1_000_000
@@ -125,7 +126,7 @@ def test_a_failure_costs_nothing_or_nobody_knows(
 ) -> None:
     simulator.control(fault)
     job = worker.jobs.enqueue_generation("Why?", provider="openai", max_retries=0)
-    worker.executor.run(job.id, lambda progress: None)
+    execute(worker, job.id)
     [attempt] = worker.jobs.get_attempts(job.id)
     assert attempt.cost_usd == expected
     [total] = worker.usage.sums([])

@@ -20,6 +20,7 @@ from promptstack.config.settings import load_settings
 from promptstack.repositories.models import JobState
 from promptstack.services.errors import AmbiguousId, InvalidInput, NotFound
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.processes import ROOT
 from tests.runs import ended, in_ledger, work
 
@@ -48,9 +49,9 @@ def refusal(*arguments: str) -> str:
 def busy(stack: WorkerServices) -> WorkerServices:
     """A ledger with something in each table."""
     done = stack.jobs.enqueue_generation("Say hello.")
-    stack.executor.run(done.id, lambda _: None)
+    execute(stack, done.id)
     failing = stack.jobs.enqueue_generation("x", options={"fail_times": 1, "fail_with": "invalid"})
-    stack.executor.run(failing.id, lambda _: None)
+    execute(stack, failing.id)
     with stack.ledger.transaction() as unit:
         job = unit.jobs.get(failing.id)
         assert job is not None
@@ -236,7 +237,7 @@ def test_jobs_are_waited_for_in_python_and_in_time(stack: WorkerServices) -> Non
 
     def do_them() -> None:
         for job_id in reversed(jobs):
-            stack.executor.run(job_id, lambda _: None)
+            execute(stack, job_id)
 
     thread = threading.Thread(target=do_them)
     thread.start()

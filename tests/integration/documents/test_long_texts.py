@@ -21,6 +21,7 @@ from promptstack.services.sources.reading import Reading
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.http import problem, serve
+from tests.jobs import execute
 from tests.runs import one, work
 from tests.simulators import ForkedSimulator
 
@@ -76,7 +77,7 @@ def embed(
     job = stack.jobs.enqueue_embedding(
         text, source=source, provider="short", chunk_tokens=chunk_tokens
     )
-    stack.executor.run(job.id, lambda _: None)
+    execute(stack, job.id)
     return job.id
 
 

@@ -15,6 +15,7 @@ from promptstack.services.errors import InvalidInput
 from promptstack.services.export.results import ExportFormat, ExportSummary, export
 from promptstack.services.runs.views import RunView
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.runs import one, work
 from tests.small_server import Answer, Asked, SmallServer, small_server
 
@@ -169,7 +170,7 @@ def test_a_document_keeps_the_vectors_around_the_odd_one(
     names = [*(f"Part {n}" for n in range(9)), "odd"]
     text = "\n\n".join(f"# {name}\n\n{'word ' * 300}" for name in names)
     job = small.jobs.enqueue_embedding(text, source="a.md", provider="openai", model="m")
-    small.executor.run(job.id, lambda _: None)
+    execute(small, job.id)
     done = small.jobs.get(job.id)
     total = one(small, "SELECT count(*) FROM chunks")[0]
     assert (done.state, done.error_code) == (JobState.FAILED, "BAD_PROVIDER_RESPONSE")

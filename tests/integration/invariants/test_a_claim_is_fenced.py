@@ -13,7 +13,19 @@ from promptstack.services.execution.executor import JobOutcome
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, Gate, employ
-from tests.jobs import STALE, another, attempts, claim, claimed, columns, generate, row, run, sql
+from tests.jobs import (
+    STALE,
+    another,
+    attempts,
+    claim,
+    claimed,
+    columns,
+    execute,
+    generate,
+    row,
+    run,
+    sql,
+)
 
 
 def test_of_many_claims_at_once_one_wins(stack: WorkerServices, provider: FakeProvider) -> None:
@@ -128,4 +140,4 @@ def test_a_second_delivery_does_nothing(stack: WorkerServices, provider: FakePro
 
 def test_a_message_that_names_no_job_does_nothing(stack: WorkerServices) -> None:
     stack.heartbeat.beat()
-    assert stack.executor.run(uuid4(), lambda progress: None) == JobOutcome(state=None)
+    assert execute(stack, uuid4()) == JobOutcome(state=None)

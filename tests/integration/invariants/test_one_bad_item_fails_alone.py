@@ -23,6 +23,7 @@ from promptstack.services.llm.errors import (
 )
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
+from tests.jobs import execute
 from tests.runs import failures, one, work
 
 SOON = 0.01
@@ -143,7 +144,7 @@ def test_a_document_keeps_the_vectors_before_the_chunk_that_fails(
     job = stack.jobs.enqueue_embedding(text, source="a.md", provider="picky", max_retries=1)
     for _ in range(2):
         one(stack, "UPDATE jobs SET not_before = NULL RETURNING id")
-        stack.executor.run(job.id, lambda _: None)
+        execute(stack, job.id)
     done = stack.jobs.get(job.id)
     assert (done.state, done.error_code) == (JobState.FAILED, code)
     total = one(stack, "SELECT count(*) FROM chunks")[0]
@@ -154,7 +155,7 @@ def test_a_document_keeps_the_vectors_before_the_chunk_that_fails(
     asked = picky.asked.total()
     stack.jobs.enqueue_embedding(text.replace(code, "Fine"), source="a.md", provider="picky")
     (new,) = one(stack, "SELECT id FROM jobs WHERE state = 'queued'")
-    stack.executor.run(new, lambda _: None)
+    execute(stack, new)
     assert stack.jobs.get(new).state is JobState.SUCCEEDED
     assert picky.asked.total() == asked + 1
 
@@ -167,5 +168,5 @@ def test_a_document_is_embedded_by_a_server_that_breaks_over_large_calls(
     job = stack.jobs.enqueue_embedding(text, source="a.md", provider="picky", max_retries=1)
     for _ in range(2):
         one(stack, "UPDATE jobs SET not_before = NULL RETURNING id")
-        stack.executor.run(job.id, lambda _: None)
+        execute(stack, job.id)
     assert stack.jobs.get(job.id).state is JobState.SUCCEEDED

@@ -10,7 +10,7 @@ from promptstack.services.llm.errors import (
 )
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, employ, raises
-from tests.jobs import NO_REDIS, PASSAGE, agrees, another, embed, generate, row, run, state
+from tests.jobs import NO_REDIS, PASSAGE, agrees, another, embed, execute, generate, row, run, state
 
 
 def test_progress_at_rest_is_what_the_ledger_says_also_after_a_flush(
@@ -55,7 +55,7 @@ def test_progress_moves_with_the_work(stack: WorkerServices, provider: FakeProvi
 
     provider.on_call = look
     reported: list[tuple[int, int]] = []
-    stack.executor.run(job.id, lambda shown: reported.append((shown.current, shown.total)))
+    execute(stack, job.id, lambda shown: reported.append((shown.current, shown.total)))
     assert seen == [(JobState.RUNNING, done, 5) for done in (0, 2, 4)]
     assert reported == [(0, 1), (0, 5), (2, 5), (4, 5), (5, 5)]
     agrees(stack, job)

@@ -25,6 +25,7 @@ from tests.jobs import (
     claim,
     columns,
     embed,
+    execute,
     first_words,
     generate,
     queued_messages,
@@ -148,9 +149,9 @@ def test_a_cancel_before_the_request_leaves_keeps_it_from_leaving(
 
         return report
 
-    outcome = stack.executor.run(generation.id, cancel_at(0, generation))
+    outcome = execute(stack, generation.id, cancel_at(0, generation))
     assert (outcome.state, provider.calls) == (JobState.CANCELLED, 0)
-    outcome = stack.executor.run(embedding.id, cancel_at(2, embedding))
+    outcome = execute(stack, embedding.id, cancel_at(2, embedding))
     assert (outcome.state, provider.calls) == (JobState.CANCELLED, 1)
     assert [attempt.state for attempt in attempts(stack, embedding)] == ["succeeded"]
 

@@ -1,8 +1,8 @@
 """Steps of many jobs in one transaction: each is what it would be alone."""
 
+import asyncio
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -53,19 +53,13 @@ def jobs(stack: WorkerServices) -> list[UUID]:
     return [stack.jobs.enqueue_generation(f"Question {number}").id for number in range(JOBS)]
 
 
-def together(steps: list[Callable[[], Any]]) -> list[Any]:
+def together(stack: WorkerServices, steps: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
     """Make steps at once; what each returned, or the error that it raised."""
-    begin = threading.Barrier(len(steps))
 
-    def make(step: Callable[[], Any]) -> Any:
-        begin.wait()
-        try:
-            return step()
-        except Exception as error:  # noqa: BLE001 - the test looks at it
-            return error
+    async def make() -> list[Any]:
+        return await asyncio.gather(*steps, return_exceptions=True)
 
-    with ThreadPoolExecutor(len(steps)) as pool:
-        return list(pool.map(make, steps))
+    return stack.loop.run(make())
 
 
 def claim_all(ledger: Ledger, worker: UUID, ids: list[UUID]) -> dict[UUID, Claim]:
@@ -95,9 +89,7 @@ def test_jobs_that_run_at_once_are_written_together(
     commits: list[Any] = []
     _ = stack.executor, stack.limiter
     event.listen(ledger.engine, "commit", commits.append)
-    outcomes = together(
-        [lambda id_=id_: stack.executor.run(id_, lambda _: None) for id_ in jobs]  # type: ignore[misc]
-    )
+    outcomes = together(stack, [stack.executor.run(id_, lambda _: None) for id_ in jobs])
     assert [outcome.state for outcome in outcomes] == [JobState.SUCCEEDED] * JOBS
     assert max(sizes) > 1
     assert len(commits) < 4 * JOBS
@@ -114,7 +106,7 @@ def test_jobs_that_run_at_once_are_written_together(
 
 def test_of_two_messages_of_a_job_one_claims_it(stack: WorkerServices, jobs: list[UUID]) -> None:
     claim = stack.group_commit.claim
-    claims = together([lambda id_=id_: claim(ClaimStep(id_)) for id_ in jobs * 2])  # type: ignore[misc]
+    claims = together(stack, [claim(ClaimStep(id_)) for id_ in jobs * 2])
     taken = [claim for claim in claims if claim is not None]
     assert sorted(claim.job_id for claim in taken) == sorted(jobs)
     assert {claim.attempt for claim in taken} == {1}
@@ -192,11 +184,19 @@ def test_a_step_that_comes_alone_does_not_wait(
     stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
 ) -> None:
     slept: list[float] = []
-    group = GroupCommit(ledger, stack.retrying_ledger, stack.worker_id, sleep=slept.append)
-    for id_ in jobs:
-        claim = group.claim(ClaimStep(id_))
-        assert claim is not None
-        assert group.begin(BeginStep(claim, CALL), lambda: None)
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def make() -> None:
+        group = GroupCommit(ledger, stack.retrying_ledger, stack.worker_id, sleep=sleep)
+        for id_ in jobs:
+            claim = await group.claim(ClaimStep(id_))
+            assert claim is not None
+            assert await group.begin(BeginStep(claim, CALL), lambda: None)
+        group.close()
+
+    stack.loop.run(make())
     assert slept == []
 
 
@@ -207,14 +207,14 @@ def test_a_failed_batch_leaves_each_step_to_its_own_transaction(
     with ledger.transaction() as unit:
         begun = unit.attempts.begin([BeginStep(claim, CALL) for claim in claims.values()])
 
-    def succeed(claim: Claim) -> JobSnapshot | None:
+    async def succeed(claim: Claim) -> JobSnapshot | None:
         # jsonb has no zero character: the database refuses this one answer.
         text = "\0" if claim.job_id == jobs[0] else "x"
         attempt = begun[claim.job_id, 0]
         step = SucceedStep(claim, attempt.attempt_id, {"text": text}, TOOK)
-        return stack.group_commit.succeed(step)
+        return await stack.group_commit.succeed(step)
 
-    outcomes = together([lambda id_=id_: succeed(claims[id_]) for id_ in jobs])  # type: ignore[misc]
+    outcomes = together(stack, [succeed(claims[id_]) for id_ in jobs])
     assert isinstance(outcomes[0], DBAPIError)
     assert {outcome.state for outcome in outcomes[1:]} == {JobState.SUCCEEDED}
 
@@ -222,20 +222,16 @@ def test_a_failed_batch_leaves_each_step_to_its_own_transaction(
 def test_one_row_that_is_locked_holds_up_nobody_else(
     stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
 ) -> None:
-    done: list[UUID] = []
-
-    def run(id_: UUID) -> None:
-        stack.executor.run(id_, lambda _: None)
-        done.append(id_)
-
-    with ThreadPoolExecutor(JOBS) as pool, ledger.transaction() as unit:
+    with ledger.transaction() as unit:
         unit.limit_statements(60.0, idle=60.0)
         assert unit.jobs.cancel(jobs[0])
-        running = [pool.submit(run, id_) for id_ in jobs]
-        for others in running[1:]:
-            others.result(50.0)
-        assert jobs[0] not in done
+        run = stack.executor.run
+        locked, *others = [stack.loop.submit(run(id_, lambda _: None)) for id_ in jobs]
+        for other in others:
+            other.result(50.0)
+        assert not locked.done()
         unit.session.commit()
+    locked.result(50.0)
     assert job(ledger, jobs[0]).state == JobState.CANCELLED
 
 
@@ -243,16 +239,16 @@ def test_a_check_that_fails_stops_its_own_step_only(
     stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
 ) -> None:
     claims = claim_all(ledger, stack.worker_id, jobs)
-    group = GroupCommit(ledger, stack.retrying_ledger, stack.worker_id)
+    group = stack.group_commit
 
-    def begin(claim: Claim) -> int | Exception:
+    async def begin(claim: Claim) -> int:
         def check() -> None:
             if claim.job_id == jobs[0]:
                 raise ClaimLost("Not any more.")
 
-        return group.begin(BeginStep(claim, CALL), check)
+        return await group.begin(BeginStep(claim, CALL), check)
 
-    begun = together([lambda id_=id_: begin(claims[id_]) for id_ in jobs])  # type: ignore[misc]
+    begun = together(stack, [begin(claims[id_]) for id_ in jobs])
     assert isinstance(begun[0], ClaimLost)
     assert not job(ledger, jobs[0]).attempts
     assert all(isinstance(other, int) for other in begun[1:])
@@ -270,7 +266,7 @@ def test_two_answers_of_one_job_in_a_batch_are_both_written(
     with ledger.transaction() as unit:
         new = unit.attempts.begin([BeginStep(held, CALL)])[held.job_id, 0]
     other = claim_all(ledger, stack.worker_id, jobs[1:2])[jobs[1]]
-    group = GroupCommit(ledger, stack.retrying_ledger, stack.worker_id)
+    group = stack.group_commit
     leads, both_wait = threading.Event(), threading.Event()
 
     def check() -> None:
@@ -278,19 +274,18 @@ def test_two_answers_of_one_job_in_a_batch_are_both_written(
         leads.set()
         assert both_wait.wait(30.0)
 
-    def answer(claim: Claim, attempt_id: int, text: str) -> JobSnapshot | None:
-        return group.succeed(SucceedStep(claim, attempt_id, {"text": text}, TOOK))
+    async def answer(claim: Claim, attempt_id: int, text: str) -> JobSnapshot | None:
+        return await group.succeed(SucceedStep(claim, attempt_id, {"text": text}, TOOK))
 
-    with ThreadPoolExecutor(3) as pool:
-        leading = pool.submit(group.begin, BeginStep(other, CALL), check)
-        assert leads.wait(30.0)
-        late = pool.submit(answer, stale, old.attempt_id, "late")
-        wait_until(lambda: group.waiting_steps == 1, "the late answer")
-        right = pool.submit(answer, held, new.attempt_id, "right")
-        wait_until(lambda: group.waiting_steps == 2, "the right answer")
-        both_wait.set()
-        for one in (leading, late, right):
-            one.result()
+    leading = stack.loop.submit(group.begin(BeginStep(other, CALL), check))
+    assert leads.wait(30.0)
+    late = stack.loop.submit(answer(stale, old.attempt_id, "late"))
+    wait_until(lambda: group.waiting_steps == 1, "the late answer")
+    right = stack.loop.submit(answer(held, new.attempt_id, "right"))
+    wait_until(lambda: group.waiting_steps == 2, "the right answer")
+    both_wait.set()
+    for one in (leading, late, right):
+        one.result(30.0)
     stored = job(ledger, jobs[0])
     assert (stored.state, stored.result) == (JobState.SUCCEEDED, {"text": "right"})
     assert [attempt.state for attempt in stored.attempts] == [AttemptState.SUCCEEDED] * 2

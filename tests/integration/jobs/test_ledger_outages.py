@@ -24,6 +24,7 @@ from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.processes import Process, wait_until
 
 CUT = "SELECT pg_terminate_backend(pg_backend_pid())"
@@ -61,7 +62,7 @@ def test_vectors_that_are_paid_for_are_stored_after_a_trouble(
     monkeypatch.setattr(EmbeddingRepository, "store", store)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_embedding("Some words.", source="a", max_retries=0)
-    assert stack.executor.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert execute(stack, job.id).state is JobState.SUCCEEDED
     assert met == [trouble]
     assert paid(stack, job) == ["succeeded"]
 
@@ -95,7 +96,7 @@ def test_a_generation_is_asked_for_once_whatever_step_meets_a_trouble(
     monkeypatch.setattr(repository, step, change)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("Hello.", max_retries=0)
-    assert stack.executor.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert execute(stack, job.id).state is JobState.SUCCEEDED
     assert met == [trouble] * 2
     assert paid(stack, job) == ["succeeded"]
 
@@ -115,7 +116,7 @@ def test_an_embedding_goes_on_where_a_trouble_met_its_progress(
     monkeypatch.setattr(StepRepository, "set_progress", change)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_embedding("Some words.", source="a", max_retries=0)
-    assert stack.executor.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert execute(stack, job.id).state is JobState.SUCCEEDED
     assert met
     assert paid(stack, job) == ["succeeded"]
 
@@ -187,7 +188,7 @@ def test_a_text_may_change_while_it_is_cut(
 
     monkeypatch.setattr(chunker, "cut", cut)
     job = stack.jobs.enqueue_embedding("The old text.", source="a")
-    assert stack.executor.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert execute(stack, job.id).state is JobState.SUCCEEDED
     with stack.ledger.transaction() as unit:
         chunks = unit.session.scalars(text("SELECT text FROM chunks")).all()
     assert chunks == ["The new text."]
@@ -228,7 +229,7 @@ def test_a_write_that_is_always_refused_ends_its_job_and_frees_the_worker(
     monkeypatch.setattr(StepRepository, "succeed_batch", refuse)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x", max_retries=0)
-    assert stack.executor.run(job.id, nobody).state is JobState.FAILED
+    assert execute(stack, job.id).state is JobState.FAILED
     assert stack.jobs.get(job.id).error_code == "LEDGER_REFUSED"
     assert paid(stack, job) == ["failed"]
 
@@ -242,7 +243,7 @@ def test_an_attempt_whose_answer_cannot_be_kept_is_settled(
     monkeypatch.setattr(StepRepository, "succeed_batch", fail)
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x", max_retries=0)
-    assert stack.executor.run(job.id, nobody).state is JobState.FAILED
+    assert execute(stack, job.id).state is JobState.FAILED
     assert paid(stack, job) == ["failed"]
     # What it cost is on record even so.
     [attempt] = stack.jobs.get_attempts(job.id)
@@ -291,7 +292,7 @@ def test_an_answer_and_the_reconciler_do_not_wait_for_each_other(
     )
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_generation("x")
-    assert stack.executor.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert execute(stack, job.id).state is JobState.SUCCEEDED
     assert (freed, warned) == ([[]], [])
 
 
@@ -324,7 +325,7 @@ def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
     )
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_embedding("Some words.", source="a")
-    assert stack.executor.run(job.id, nobody).state is JobState.SUCCEEDED
+    assert execute(stack, job.id).state is JobState.SUCCEEDED
     free[0].join()
     assert warned == []
     assert paid(stack, job) == ["succeeded"]

@@ -22,6 +22,7 @@ from promptstack.services.jobs.views import JobView
 from promptstack.services.maintenance.reconciler import Cleanup
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.processes import Process, wait_until
 from tests.simulators import ForkedSimulator
 
@@ -56,7 +57,7 @@ def test_a_call_gets_no_more_time_than_its_job_has(
     simulator.control({"kind": "hang"})
     began = time.monotonic()
     job = remote.jobs.enqueue_generation("Why?", provider="openai", expires_in=1.0)
-    remote.executor.run(job.id, lambda progress: None)
+    execute(remote, job.id)
     assert time.monotonic() - began < 20, "the provider's own time-out is 120 s"
     ended = remote.jobs.get(job.id)
     assert (ended.state, ended.error_code) == (JobState.EXPIRED, "EXPIRED")
@@ -281,7 +282,7 @@ def test_a_worker_that_is_told_to_stop_begins_no_call(
     """It would be cut off when the grace is over, and paid for again."""
     job = remote.jobs.enqueue_generation("Why?", provider="openai")
     remote.active_jobs.let_none_begin()
-    remote.executor.run(job.id, lambda progress: None)
+    execute(remote, job.id)
     handed_back = remote.jobs.get(job.id)
     assert (handed_back.state, handed_back.failures) == (JobState.QUEUED, 0)
     assert remote.jobs.get_attempts(job.id) == []

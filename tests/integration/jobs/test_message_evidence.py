@@ -14,6 +14,7 @@ from promptstack.services.jobs.progress import Progress
 from promptstack.tasks.app import create_app
 from promptstack.tasks.celery_publisher import CeleryPublisher
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 
 BACKLOG = 30
 
@@ -63,13 +64,13 @@ def answer_late(stack: WorkerServices) -> None:
 def be_told_of_a_future_message(stack: WorkerServices) -> None:
     """Another service may send messages, with a clock of its own."""
     job = stack.jobs.enqueue_generation("x")
-    stack.executor.run(job.id, nobody, datetime.now(UTC) + timedelta(days=365))
+    execute(stack, job.id, published_at=datetime.now(UTC) + timedelta(days=365))
     sql(stack, "UPDATE jobs SET rung_at = now() WHERE state = 'queued'")
 
 
 def be_told_nothing(stack: WorkerServices) -> None:
     job = stack.jobs.enqueue_generation("x")
-    stack.executor.run(job.id, nobody, None)
+    execute(stack, job.id)
 
 
 @pytest.mark.parametrize(

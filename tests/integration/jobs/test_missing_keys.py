@@ -14,6 +14,7 @@ from promptstack.repositories.run_models import RunState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.requests import Fallback
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.processes import Process, run
 from tests.runs import in_ledger, work
 
@@ -86,7 +87,7 @@ def test_a_worker_says_whom_it_can_ask(
 
 def test_a_call_that_was_never_made_is_not_counted(stack: WorkerServices) -> None:
     job = stack.jobs.enqueue_generation("Hi", provider="openai")
-    stack.executor.run(job.id, lambda _: None)
+    execute(stack, job.id)
     ended = stack.jobs.get(job.id)
     assert (ended.state, ended.error_code) == (JobState.FAILED, "PROVIDER_NOT_CONFIGURED")
     made = stack.runs.generate([{"prompt": f"{n}"} for n in range(5)], provider="openai")
@@ -103,7 +104,7 @@ def test_a_proxy_that_no_call_could_pass_is_no_call_either(
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
     with WorkerServices.open(load_settings(_env_file=None)) as stack:
         job = stack.jobs.enqueue_generation("Hi", provider="openai")
-        stack.executor.run(job.id, lambda _: None)
+        execute(stack, job.id)
         ended = stack.jobs.get(job.id)
         assert ended.error_code == "PROVIDER_NOT_CONFIGURED"
         assert "ALL_PROXY" in (ended.error or "")

@@ -13,6 +13,7 @@ from promptstack.services.limiter.limiter import RateLimiter
 from promptstack.services.limiter.terms import Settlement
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, employ
+from tests.jobs import execute
 from tests.processes import wait_until
 
 LIMITS = '[[limits]]\nprovider = "demo"\nin_flight = 1\n'
@@ -29,7 +30,7 @@ def limited(stack: WorkerServices, tmp_path: Any) -> Iterator[WorkerServices]:
 
 
 def run(stack: WorkerServices, job: JobView) -> JobView:
-    stack.executor.run(job.id, lambda progress: None)
+    execute(stack, job.id)
     return stack.jobs.get(job.id)
 
 

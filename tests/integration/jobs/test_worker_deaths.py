@@ -24,6 +24,7 @@ from promptstack.services.maintenance.liveness import Liveness
 from promptstack.services.runs.shards.bisection import bisect_shard
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
+from tests.jobs import execute
 from tests.processes import wait_until
 from tests.reconcilers import outbox_of
 from tests.runs import failures, in_ledger
@@ -76,7 +77,7 @@ def work_until_done(stack: WorkerServices, is_done: Callable[[], bool]) -> int:
             queued = unit.session.scalars(query).all()
         for job_id in queued:
             try:
-                stack.executor.run(job_id, lambda progress: None)
+                execute(stack, job_id)
             except WorkerDied:
                 deaths += 1
                 free(stack)
@@ -189,7 +190,7 @@ def test_deaths_from_before_a_document_got_on_count_no_more(
     with monkeypatch.context() as patched:
         patched.setattr(fragile, "tokens", die)
         with pytest.raises(WorkerDied):
-            stack.executor.run(job.id, lambda _: None)
+            execute(stack, job.id)
     free(stack)
     with stack.ledger.transaction() as unit:
         claim = unit.steps.claim(other.id, uuid4())
@@ -199,7 +200,7 @@ def test_deaths_from_before_a_document_got_on_count_no_more(
         unit.session.execute(text("DELETE FROM reservations"))
         assert unit.reservations.take(holder, [last.content_hash])
         unit.session.execute(text("UPDATE jobs SET deaths = 4"))
-    assert stack.executor.run(job.id, give_up_the_last).state is JobState.SUCCEEDED
+    assert execute(stack, job.id, give_up_the_last).state is JobState.SUCCEEDED
     assert stack.jobs.get(other.id).state is JobState.FAILED
     assert len(fragile.embedded) == stack.jobs.get(job.id).total
 

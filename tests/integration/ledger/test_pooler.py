@@ -16,6 +16,7 @@ from promptstack.repositories.run_models import RunState
 from promptstack.repositories.timeouts import IDLE_SECONDS
 from promptstack.repositories.vector_indexes import VectorIndexes
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.pooler import CONNECTIONS, Pooler, pooler_before
 from tests.runs import in_ledger, work
 
@@ -60,10 +61,10 @@ def assert_clean(pooler: Pooler) -> None:
 
 def test_jobs_runs_and_searches_leave_nothing_in_a_session(pooled: WorkerServices) -> None:
     job = pooled.jobs.enqueue_generation("Say hello.")
-    pooled.executor.run(job.id, lambda _: None)
+    execute(pooled, job.id)
     assert pooled.jobs.get(job.id).state == JobState.SUCCEEDED
     document = pooled.jobs.enqueue_embedding("A text of its own.", source="handbook")
-    pooled.executor.run(document.id, lambda _: None)
+    execute(pooled, document.id)
     assert pooled.search.search("a text", limit=1)
     run = pooled.runs.embed(["one", "two"], provider="local")
     done = work(pooled, run.id)

@@ -27,6 +27,7 @@ from promptstack.services.llm.requests import Fallback, GenerationRequest
 from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
 from promptstack.simulator.process import MODELS, SimulatorProcess
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.processes import Process, wait_until
 from tests.runs import in_ledger, prompts
 from tests.simulators import ForkedSimulator
@@ -90,7 +91,7 @@ def open_stack(
 
 def run(stack: WorkerServices, job: JobView) -> JobView:
     """Do a job here and now."""
-    stack.executor.run(job.id, lambda progress: None)
+    execute(stack, job.id)
     return stack.jobs.get(job.id)
 
 
@@ -390,7 +391,7 @@ def test_a_429_that_its_headers_contradict_delays_no_other_item_of_a_run(
     accepted = stack.runs.generate(prompts(12), provider="openai", in_flight=1)
     stack.run_lifecycle.run_once()
     shard = in_ledger(stack, f"SELECT id FROM jobs WHERE run_id = '{accepted.id}'")
-    stack.executor.run(shard, lambda _: None)
+    execute(stack, shard)
     standing = stack.runs.get(accepted.id)
     assert (standing.succeeded, standing.failed) == (11, 0)
     [waits] = stack.rate_limited_jobs.who(accepted.id)

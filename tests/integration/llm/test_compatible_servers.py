@@ -19,6 +19,7 @@ from promptstack.services.llm.openai.substitutes import refused_field
 from promptstack.services.llm.requests import Fallback
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import serve
+from tests.jobs import execute
 from tests.runs import work
 from tests.small_server import Answer, Asked, SmallServer, chat, small_server, vectors
 
@@ -67,7 +68,7 @@ def open_stack(environment: dict[str, str], tmp_path: Path) -> Iterator[Open]:
 def ask(stack: WorkerServices, **how: object) -> JobView:
     asked = {"provider": "small", "max_retries": 0, **how}
     job = stack.jobs.enqueue_generation("Why?", **asked)  # type: ignore[arg-type]
-    stack.executor.run(job.id, lambda progress: None)
+    execute(stack, job.id)
     return stack.jobs.get(job.id)
 
 
@@ -105,7 +106,7 @@ def test_a_document_is_embedded_by_a_server_of_few_texts_a_call(open_stack: Open
         stack = open_stack(server.url)
         text = "\n\n".join(f"# Part {n}\n\n" + f"Words of part {n}. " * 150 for n in range(25))
         job = stack.jobs.enqueue_embedding(text, source="book", provider="small", max_retries=0)
-        stack.executor.run(job.id, lambda progress: None)
+        execute(stack, job.id)
         assert stack.jobs.get(job.id).state is JobState.SUCCEEDED
         first, *rest = calls(server)
         assert first > 10
@@ -437,7 +438,7 @@ def test_whatever_takes_a_provider_takes_the_name(
             made = client.post("/api/v1/runs/embeddings", json={"items": ["x"]})
             assert (made.json()["provider"], made.json()["model"]) == ("small", "bge-1")
         job = stack.jobs.enqueue_embedding("An owl hunts.", source="owl")
-        stack.executor.run(job.id, lambda progress: None)
+        execute(stack, job.id)
         [hit, *_] = stack.search.search("owls", limit=1)
         assert hit.text == "An owl hunts."
         limit = stack.limiter.settings_for("small", "chat-1")

@@ -20,6 +20,7 @@ from promptstack.repositories.run_models import RunState
 from promptstack.services.jobs.views import AttemptView, JobView
 from promptstack.services.validation.json_text import dump_json
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.odd_answers import EMBEDDED, OFTEN, VECTORS, WIRES, OddAnswer, odd_answers
 from tests.odd_server import OddServer
 from tests.runs import failures, work
@@ -63,7 +64,7 @@ def ask(stack: WorkerServices, provider: str = "openai", **how: Any) -> tuple[Jo
     job = stack.jobs.enqueue_generation(
         "Why?", provider=provider, model="m", **{"max_retries": 3, **how}
     )
-    stack.executor.run(job.id, lambda progress: None)
+    execute(stack, job.id)
     return stack.jobs.get(job.id), stack.jobs.get_attempts(job.id)[-1]
 
 
@@ -196,7 +197,7 @@ def test_an_answer_without_text_is_retried_once(
     assert (call.billing, call.cost_usd) == (Billing.BILLED, Decimal("2.5") if usage else None)
     with stack.ledger.transaction() as unit:
         unit.session.execute(text("UPDATE jobs SET not_before = now()"))
-    stack.executor.run(job.id, lambda progress: None)
+    execute(stack, job.id)
     assert stack.jobs.get(job.id).state is JobState.FAILED
     assert odd.calls == 2
 

@@ -13,6 +13,7 @@ from promptstack.config.settings import load_settings
 from promptstack.repositories.models import JobState
 from promptstack.repositories.run_models import RunState
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.runs import failures, one, work
 
 BATCH = 128
@@ -141,7 +142,7 @@ def test_a_document_whose_chunks_are_too_long_is_embedded_with_a_few_calls(
     text = " ".join(f"Sentence {n} of a document that is long enough." for n in range(300))
     began = time.monotonic()
     job = small.jobs.enqueue_embedding(text, source="a.md", provider="openai", model="m")
-    small.executor.run(job.id, lambda _: None)
+    execute(small, job.id)
     done = small.jobs.get(job.id)
     assert (done.state, done.failures) == (JobState.SUCCEEDED, 0)
     assert server.calls <= 12
@@ -154,6 +155,6 @@ def test_a_document_whose_chunks_are_too_long_is_embedded_with_a_few_calls(
     job = small.jobs.enqueue_embedding(
         text.replace("Sentence", "Clause"), source="b.md", provider="openai", model="m"
     )
-    small.executor.run(job.id, lambda _: None)
+    execute(small, job.id)
     assert small.jobs.get(job.id).state is JobState.SUCCEEDED
     assert server.calls == before + 1

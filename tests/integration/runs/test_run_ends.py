@@ -21,6 +21,7 @@ from promptstack.services.errors import NotFound
 from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.views import RunView
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
 from tests.runs import in_ledger, work
 
 FINALIZATIONS = "SELECT count(*) FROM jobs WHERE kind = 'finalization'"
@@ -162,7 +163,7 @@ def test_an_index_that_cannot_be_dropped_keeps_no_run_from_its_start(
 def test_a_run_whose_items_are_done_does_not_expire(stack: WorkerServices) -> None:
     run = embed(stack, "the sea")
     (shard,) = [in_ledger(stack, "SELECT id FROM jobs WHERE kind = 'shard'")]
-    stack.executor.run(shard, lambda _: None)
+    execute(stack, shard)
     assert stack.runs.get(run.id).state is RunState.FINALIZING
     change(stack, OVERDUE)
     stack.run_maintenance.run_once(0.0)
@@ -179,7 +180,7 @@ def test_a_run_whose_last_item_ended_in_time_does_not_expire(
     run = generate(stack)
     with monkeypatch.context() as patched:
         patched.setattr(RunLifecycle, "wake", lambda _: None)
-        stack.executor.run(in_ledger(stack, "SELECT id FROM jobs"), lambda _: None)
+        execute(stack, in_ledger(stack, "SELECT id FROM jobs"))
     assert stack.runs.get(run.id).state is RunState.RUNNING
     change(stack, OVERDUE)
     stack.run_maintenance.run_once(0.0)

@@ -27,6 +27,7 @@ from promptstack.services.runs.service import BadInputs
 from promptstack.services.runs.shards.call_pool import CallPool
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, HeldProvider, lost_commits
+from tests.jobs import execute
 from tests.processes import wait_until
 from tests.runs import one, work
 
@@ -62,7 +63,7 @@ def test_a_commit_whose_answer_was_lost_is_counted_once(stack: WorkerServices) -
     )
     (shard,) = one(stack, "SELECT id FROM jobs")
     with lost_commits(stack):
-        stack.executor.run(shard, lambda _: None)
+        execute(stack, shard)
     stack.run_lifecycle.run_once()
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 60, 0)
@@ -82,7 +83,7 @@ def test_a_call_that_may_have_been_billed_is_counted_once_too(stack: WorkerServi
     run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="unsure", in_flight=7)
     (shard,) = one(stack, "SELECT id FROM jobs")
     with lost_commits(stack):
-        stack.executor.run(shard, lambda _: None)
+        execute(stack, shard)
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.failed) == (RunState.COMPLETED, 20, 0)
     assert one(stack, "SELECT count(*) FROM attempts WHERE billing = 'unknown'") == (20,)
@@ -313,7 +314,7 @@ def test_what_fails_after_the_commit_is_not_stored_or_sent_again(
             raise RuntimeError("Something is wrong after the commit.")
 
     monkeypatch.setattr(CallPool, "make", send_and_fail)
-    stack.executor.run(shard, lambda _: None)
+    execute(stack, shard)
     assert len(sent) == len(set(sent))
     assert one(stack, "SELECT count(*) FROM attempts WHERE state = 'started'") == (0,)
 

@@ -20,6 +20,7 @@ from promptstack.services.llm.errors import InvalidProviderRequest, Overloaded, 
 from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, HeldProvider, lost_commits
+from tests.jobs import execute
 from tests.processes import wait_until
 from tests.runs import failures, one, work
 
@@ -84,7 +85,7 @@ def test_a_shard_that_waits_to_try_again_keeps_no_other_from_its_turn(
     monkeypatch.setattr(stack.settings, "worker_shards", 1)
     stack.runs.embed(["slow", "fine", "good", "well"], provider="pairs")
     (shard,) = one(stack, "SELECT id FROM jobs WHERE kind = 'shard'")
-    stack.executor.run(shard, lambda _: None)
+    execute(stack, shard)
     waits = "SELECT error_code FROM jobs WHERE not_before > now()"
     assert one(stack, waits) == ("TRIED_LATER",)
     stack.run_lifecycle.run_once()
@@ -145,7 +146,7 @@ def test_money_reserved_by_a_commit_without_an_answer_is_not_counted_twice(
     )
     (shard,) = one(stack, "SELECT id FROM jobs")
     with lost_commits(stack):
-        stack.executor.run(shard, lambda _: None)
+        execute(stack, shard)
     done = work(stack, run.id)
     assert (done.state, done.succeeded, done.error_code) == (RunState.COMPLETED, 1, None)
     assert one(stack, "SELECT reserved_usd FROM runs") == (0,)

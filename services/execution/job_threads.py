@@ -1,0 +1,32 @@
+"""Threads for the handlers that block: those of shards and of finalizations."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from promptstack.services.execution.job_context import JobContext
+
+Result = TypeVar("Result")
+
+
+class JobThreads:
+    """Runs such handlers beside the event loop, each job in a thread."""
+
+    def __init__(self, most_jobs: int) -> None:
+        """Take how many jobs a worker runs at once. A thread starts when a job needs it."""
+        self._threads = ThreadPoolExecutor(most_jobs, "job")
+
+    def run(
+        self, handle: Callable[[JobContext], Result]
+    ) -> Callable[[JobContext], Awaitable[Result]]:
+        """Make a blocking handler one for the event loop."""
+
+        async def handle_in_thread(job: JobContext) -> Result:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, handle, job)
+
+        return handle_in_thread
+
+    def close(self) -> None:
+        """End the threads, once their jobs have ended."""
+        self._threads.shutdown()
