@@ -6,8 +6,9 @@ jsonb holds a number as its decimal digits: `6e23` comes back as an integer of 2
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import ARRAY, BindParameter, ColumnElement, Row, Text, cast, text
@@ -105,25 +106,29 @@ SENT_AT_ONCE = 1 << 20
 """Bytes. The driver's 8 KiB cost a call of Python for each."""
 
 
-def copy_binary(cursor: Any, target: str, rows: bytes | memoryview) -> None:
-    """Add rows, laid out as COPY BINARY reads them, to `target`: a table with its columns."""
+def copy_binary(cursor: Any, target: str, rows: Iterable[bytes | memoryview]) -> None:
+    """Add rows, laid out as COPY BINARY reads them, to `target`: a table with its columns.
+
+    The parts of `rows` are taken one by one, so that there need be only one of them at a time.
+    """
     cursor.copy_expert(
         f"COPY {target} FROM STDIN (FORMAT binary)", _Stream(rows), size=SENT_AT_ONCE
     )
 
 
 class _Stream:
-    """A file of header, rows and end; the rows, which may be many megabytes, aren't copied."""
+    """A file of header, rows and end."""
 
-    def __init__(self, rows: bytes | memoryview) -> None:
-        self._parts = [memoryview(HEADER), memoryview(rows), memoryview(END)]
+    def __init__(self, rows: Iterable[bytes | memoryview]) -> None:
+        self._parts = chain((HEADER,), rows, (END,))
+        self._part = memoryview(b"")
 
     def read(self, size: int) -> bytes:
         """The next bytes, at most `size`; none at the end."""
-        while self._parts and not self._parts[0]:
-            del self._parts[0]
-        if not self._parts:
-            return b""
-        part = self._parts[0]
-        self._parts[0] = part[size:]
-        return bytes(part[:size])
+        while not self._part:
+            part = next(self._parts, None)
+            if part is None:
+                return b""
+            self._part = memoryview(part)
+        taken, self._part = bytes(self._part[:size]), self._part[size:]
+        return taken

@@ -4,8 +4,7 @@ A vector belongs to the content of a chunk, not to the chunk. Text that comes ag
 version of a document or in another document, is found by its hash and is not paid for again.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +21,11 @@ from promptstack.repositories.content.vector_tables import (
     partition_of,
 )
 from promptstack.repositories.models import EmbeddingModel
-from promptstack.repositories.wire_values import ArrayLiteral, copy_binary
+from promptstack.repositories.wire_values import SENT_AT_ONCE, ArrayLiteral, copy_binary
 
 HASH_BYTES = 32
+Vector = npt.NDArray[np.float32]
+"""The numbers of one vector."""
 COUNTED = 100_000
 """Counting so many vectors takes some hundredths of a second."""
 
@@ -75,26 +76,28 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         return known or self._add_model(provider, model, dimensions, storage, with_index=with_index)
 
     def store(
-        self, model: EmbeddingModel, hashes: Sequence[bytes], vectors: npt.NDArray[np.float32]
+        self,
+        model: EmbeddingModel,
+        hashes: Sequence[bytes],
+        vectors: Sequence[Vector] | npt.NDArray[np.float32],
     ) -> None:
-        """Store vectors of shape (len(hashes), dimensions). A vector that is there already stays.
+        """Store a vector of the model's size for each hash. A vector that is there already stays.
 
         COPY BINARY is used, as turning floats into SQL text costs more than all the rest. It goes
         straight into the model's partition. Only if one of the vectors is there already, it goes
         into a temporary table first, which costs twice as much.
         """
-        rows = vector_rows(model, hashes, vectors).view(np.uint8).data
         partition = partition_of(model)
         columns = "(model_id, content_hash, vector)"
         cursor = self._session.connection().connection.cursor()
         try:
             cursor.execute("SAVEPOINT vectors")
             try:
-                copy_binary(cursor, f"{partition} {columns}", rows)
+                copy_binary(cursor, f"{partition} {columns}", vector_rows(model, hashes, vectors))
             except psycopg2.errors.UniqueViolation:
                 cursor.execute("ROLLBACK TO SAVEPOINT vectors")
                 cursor.execute(f"CREATE TEMPORARY TABLE incoming (LIKE {partition}) ON COMMIT DROP")
-                copy_binary(cursor, f"incoming {columns}", rows)
+                copy_binary(cursor, f"incoming {columns}", vector_rows(model, hashes, vectors))
                 ordered = "SELECT model_id, content_hash, vector FROM incoming ORDER BY 2"
                 cursor.execute(
                     f"INSERT INTO {partition} {columns} {ordered} ON CONFLICT DO NOTHING"
@@ -176,19 +179,22 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
 
 
 def vector_rows(
-    model: EmbeddingModel, hashes: Sequence[bytes], vectors: npt.NDArray[np.float32]
-) -> npt.NDArray[Any]:
+    model: EmbeddingModel,
+    hashes: Sequence[bytes],
+    vectors: Sequence[Vector] | npt.NDArray[np.float32],
+) -> Iterator[memoryview]:
     """Make rows as COPY BINARY reads them (PostgreSQL manual, COPY; pgvector's vector_recv).
 
-    Every row has the same size, so one structured array holds them all.
+    About a megabyte is made at a time: all of them would take as much memory as the vectors. The
+    next part overwrites the one before it.
     """
-    count, dimensions = vectors.shape
     # In one order, so that two workers with the same contents don't deadlock.
-    order = sorted(range(count), key=hashes.__getitem__)
+    order = sorted(range(len(hashes)), key=hashes.__getitem__)
+    dimensions = model.dimensions
     kind, size = (">f4", 4) if model.storage == VectorType.VECTOR else (">f2", 2)
-    rows = np.empty(
-        count,
-        dtype=[
+    # Every row has the same size, so one structured array holds them.
+    row = np.dtype(
+        [
             ("fields", ">i2"),
             ("model_size", ">i4"),
             ("model", ">i4"),
@@ -198,17 +204,24 @@ def vector_rows(
             ("dimensions", ">i2"),
             ("unused", ">i2"),
             ("vector", kind, (dimensions,)),
-        ],
+        ]
     )
+    at_once = max(1, SENT_AT_ONCE // row.itemsize)
+    rows = np.empty(min(at_once, len(order)), dtype=row)
     rows["fields"] = 3
     rows["model_size"] = 4
     rows["model"] = model.id
     rows["hash_size"] = HASH_BYTES
-    rows["hash"] = np.frombuffer(b"".join(hashes[i] for i in order), dtype=f"V{HASH_BYTES}")
     rows["vector_size"] = 4 + size * dimensions
     rows["dimensions"], rows["unused"] = dimensions, 0
-    # A number too large for 2 bytes becomes infinite, which PostgreSQL refuses. A unit vector has
-    # no such number.
-    with np.errstate(over="ignore"):
-        rows["vector"] = vectors[order]
-    return rows
+    for first in range(0, len(order), at_once):
+        places = order[first : first + at_once]
+        part = rows[: len(places)]
+        part["hash"] = np.frombuffer(b"".join(hashes[i] for i in places), dtype=f"V{HASH_BYTES}")
+        numbers = part["vector"]
+        # A number too large for 2 bytes becomes infinite, which PostgreSQL refuses. A unit vector
+        # has no such number.
+        with np.errstate(over="ignore"):
+            for place, index in enumerate(places):
+                numbers[place] = vectors[index]
+        yield part.view(np.uint8).data

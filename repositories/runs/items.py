@@ -87,7 +87,7 @@ class ItemRepository:
         columns = "(run_id, position, custom_id, content_hash, text, messages, size, metadata)"
         cursor = self._session.connection().connection.cursor()
         try:
-            copy_binary(cursor, f"items {columns}", rows)
+            copy_binary(cursor, f"items {columns}", [rows])
         finally:
             cursor.close()
 

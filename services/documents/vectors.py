@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from uuid import UUID
 
-import numpy as np
-
 from promptstack.config.names import VectorType
+from promptstack.repositories.content.embeddings import Vector
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.llm.answers import EmbeddingResponse
@@ -42,12 +41,13 @@ def store_vectors(
     """
     [common] = Counter(size for _, answer in answers for size in answer.sizes()).most_common(1)
     known = _model_of(unit, model, common, has_size, storage, with_index=with_index)
-    hashes, vectors = [], []
+    hashes: list[bytes] = []
+    vectors: list[Vector] = []
     errors: dict[bytes, OddVector] = {}
     for of_answer, answer in answers:
         positions, found = answer.of_size(known.dimensions)
         hashes += [of_answer[position] for position in positions]
-        vectors.append(found)
+        vectors.extend(found)  # its rows, which are not copied
         errors |= {
             hash_: OddVector(
                 f"{known.provider} answered a vector of {size} numbers, and {known.model} has "
@@ -58,8 +58,7 @@ def store_vectors(
             if size != known.dimensions
         }
     if hashes:
-        together = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
-        unit.embeddings.store(known, hashes, together)
+        unit.embeddings.store(known, hashes, vectors)
     return errors
 
 

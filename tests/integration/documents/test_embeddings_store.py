@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -234,6 +235,23 @@ def test_hundreds_are_stored_in_one_call(ledger: Ledger) -> None:
     assert all(
         same_bits(found[name], vector) for name, vector in zip(hashes(500), vectors, strict=True)
     )
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_storing_many_vectors_takes_little_memory_besides_them(
+    ledger: Ledger, is_known: bool
+) -> None:
+    vectors, names = random_vectors(3_000, 1_536), hashes(3_000)  # 18 MB
+    with ledger.transaction() as unit:
+        model = unit.embeddings.register_model("fake", "model", 1_536, with_index=False)
+        if is_known:
+            unit.embeddings.store(model, names[:1], vectors[:1])
+        tracemalloc.start()
+        unit.embeddings.store(model, names, list(vectors))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert unit.embeddings.count(model) == 3_000
+    assert peak < 6_000_000
 
 
 # Models
