@@ -10,7 +10,7 @@ import httpx2
 
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.answers import Capability, LLMResponse, TokenCount, Usage
-from promptstack.services.llm.http_clients import CONNECTIONS, keep, widened
+from promptstack.services.llm.http_clients import ProviderClient
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.reading import Part, Said
 from promptstack.services.llm.requests import GenerationRequest, Message, with_options
@@ -42,8 +42,6 @@ class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
     official_url = ANTHROPIC_URL
     key_setting = "ANTHROPIC_API_KEY"
     reserved_options = RESERVED_OPTIONS
-    timeout_error = anthropic.APITimeoutError
-    connection_error = anthropic.APIConnectionError
     default_models: ClassVar[Mapping[Capability, str]] = {Capability.GENERATION: "claude-haiku-4-5"}
     unsupported: ClassVar[frozenset[str]] = frozenset({"seed"})
     known_options: ClassVar[frozenset[str] | None] = None
@@ -90,11 +88,7 @@ class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
             default_headers=version,
             max_retries=0,
             timeout=timeout,
-            http_client=widened(
-                anthropic.DefaultAioHttpClient(
-                    limits=CONNECTIONS, timeout=timeout, event_hooks={"response": [keep]}
-                )
-            ),
+            http_client=ProviderClient(timeout),
         )
 
     async def _disconnect(self, client: anthropic.AsyncAnthropic) -> None:

@@ -21,6 +21,7 @@
     * InputRefused
   * BadResponse
     * AnsweredAsText
+    * LargeAnswer
     * OddVector
 
 The attributes of a class say what its errors mean, for single jobs, documents and runs alike:
@@ -274,6 +275,12 @@ class AnsweredAsText(BadResponse):
 
     transient = False
     reach = Reach.SERVER
+
+
+class LargeAnswer(BadResponse):
+    """The answer is larger than any real one, and was not read to its end."""
+
+    transient = False
 
 
 class OddVector(BadResponse):

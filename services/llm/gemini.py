@@ -17,21 +17,15 @@ from promptstack.services.llm.answers import (
     TokenCount,
     Usage,
 )
-from promptstack.services.llm.errors import InvalidProviderRequest, ProviderError
+from promptstack.services.llm.errors import InvalidProviderRequest
 from promptstack.services.llm.headers import limit_report, request_id
-from promptstack.services.llm.http_clients import CONNECTIONS, keep
+from promptstack.services.llm.http_clients import ProviderClient
 from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.reading import Part, Said
 from promptstack.services.llm.remote import RemoteService
 from promptstack.services.llm.requests import GenerationRequest, Message
 from promptstack.services.llm.tool_calls import tool_call
-from promptstack.services.llm.translation import (
-    broken,
-    never_sent,
-    timed_out,
-    unusable,
-)
 from promptstack.services.llm.vectors import vectors
 
 GEMINI_URL = "https://generativelanguage.googleapis.com"
@@ -67,7 +61,7 @@ class GeminiService(RemoteService[genai.Client]):
     wire = "gemini"
     official_url = GEMINI_URL
     key_setting = "GEMINI_API_KEY"
-    _http: httpx2.AsyncClient
+    _http: ProviderClient
     default_models: ClassVar[Mapping[Capability, str]] = {
         Capability.GENERATION: "gemini-2.5-flash",
         Capability.EMBEDDING: "gemini-embedding-001",
@@ -145,19 +139,8 @@ class GeminiService(RemoteService[genai.Client]):
         with self._reading(answer) as found:
             return TokenCount(int(found.body.get("totalTokens")), is_exact=True)
 
-    def _no_answer(self, error: Exception) -> ProviderError:
-        if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)):
-            return never_sent(self.name)
-        if isinstance(error, (httpx2.TimeoutException, TimeoutError)):
-            return timed_out(self.name)
-        return (
-            broken(self.name, error) if isinstance(error, httpx2.HTTPError) else unusable(self.name)
-        )
-
     def _connect(self, api_key: str, base_url: str, timeout: httpx2.Timeout) -> genai.Client:
-        self._http = httpx2.AsyncClient(
-            limits=CONNECTIONS, timeout=timeout, event_hooks={"response": [keep]}
-        )
+        self._http = ProviderClient(timeout)
         return genai.Client(
             api_key=api_key,
             vertexai=False,
@@ -165,7 +148,7 @@ class GeminiService(RemoteService[genai.Client]):
                 base_url=base_url,
                 api_version=self._api_version or API_VERSION,
                 timeout=int(self._timeout * 1_000),
-                # The SDK's aiohttp transport would retry by itself, after up to ten seconds.
+                # The SDK's own use of aiohttp would retry by itself, after up to ten seconds.
                 httpx_async_client=self._http,
                 retry_options=types.HttpRetryOptions(attempts=1),
             ),

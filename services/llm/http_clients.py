@@ -1,41 +1,113 @@
-"""How we set up the HTTP clients of the providers' SDKs."""
+"""The HTTP client that the providers' SDKs are given."""
 
+from collections.abc import Mapping
 from contextvars import ContextVar
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
-import aiohttp
 import httpx2
+
+from promptstack.services.llm.transport import AiohttpTransport
 
 CONNECT_SECONDS = 10.0
 OWN_HEADERS = ("anthropic-version",)
 """The headers that we set on a client ourselves."""
-# The aiohttp transport ignores `max_keepalive_connections`; httpx2's own heeds it. Idle connections
-# are closed after 4 s, because uvicorn, which serves most compatible APIs, closes them after 5 s: a
-# POST on a closing connection is lost.
-CONNECTIONS = httpx2.Limits(
-    max_connections=1_000, max_keepalive_connections=1_000, keepalive_expiry=4.0
-)
-
-LONGEST_HEADER = 131_072
-"""Bytes of one header. aiohttp's default is 8 KB, and proxies send longer ones."""
-MOST_HEADERS = 1_000
+KEY_HEADERS = ("api-key", "x-api-key", "x-goog-api-key")
+"""Where the SDKs put the key, beside `Authorization`."""
+# Idle connections are closed after 4 s, because uvicorn, which serves most compatible APIs, closes
+# them after 5 s: a POST on a closing connection is lost.
+CONNECTIONS = httpx2.Limits(max_connections=1_000, keepalive_expiry=4.0)
 _ANSWERS: ContextVar[list[httpx2.Response]] = ContextVar("answers")
 
 
+class ProviderClient(httpx2.AsyncClient):
+    """An SDK's HTTP client, on aiohttp. It uses the proxies and certificates of the environment.
+
+    An SDK's plain request, which has its address, headers and body, goes straight to the transport:
+    httpx2's own way there, with its streams, hooks and merged defaults, takes more of the processor
+    than aiohttp itself. All other requests, and redirects, go httpx2's way.
+    """
+
+    def __init__(self, timeout: httpx2.Timeout) -> None:
+        super().__init__(
+            timeout=timeout,
+            limits=CONNECTIONS,
+            follow_redirects=True,
+            headers={"Accept-Encoding": "gzip, deflate"},  # all that aiohttp surely undoes
+            event_hooks={"response": [_keep]},
+        )
+        self._defaults = [(name.lower(), value) for name, value in self.headers.multi_items()]
+        self._transports: dict[tuple[str, str, int | None], Any] = {}
+
+    def build_request(self, method: str, url: httpx2.URL | str, **parts: Any) -> httpx2.Request:
+        """Build a request as httpx2 does."""
+        content, timeout = parts.pop("content", None), parts.pop("timeout", self.timeout)
+        headers = parts.pop("headers", None)
+        is_plain = isinstance(content, (bytes, str)) and not any(parts.values())
+        if not is_plain or timeout is httpx2.USE_CLIENT_DEFAULT:
+            return super().build_request(
+                method, url, content=content, headers=headers, timeout=timeout, **parts
+            )
+        body = content.encode() if isinstance(content, str) else content
+        fields = list(headers.items() if isinstance(headers, Mapping) else headers or ())
+        given = {name.lower() for name, _ in fields}
+        fields += [(name, value) for name, value in self._defaults if name not in given]
+        address = _url(str(url))
+        fields += [("Host", address.netloc.decode()), ("Content-Length", str(len(body)))]
+        return httpx2.Request(
+            method,
+            address,
+            headers=fields,
+            cookies=self.cookies,
+            stream=httpx2.ByteStream(body),
+            extensions={"timeout": httpx2.Timeout(timeout).as_dict()},
+        )
+
+    async def send(self, request: httpx2.Request, **how: Any) -> httpx2.Response:
+        """Send a request as httpx2 does."""
+        has_auth = how.get("auth") not in {None, httpx2.USE_CLIENT_DEFAULT}
+        if self.is_closed or has_auth or how.get("stream") or request.url.userinfo:
+            return await super().send(request, **how)
+        transport = self._transport_of(request.url)
+        answer: httpx2.Response = await transport.handle_async_request(request)
+        if "set-cookie" in answer.headers:
+            self.cookies.extract_cookies(answer)
+        await _keep(answer)
+        if not answer.has_redirect_location:
+            return answer
+        return await super().send(self._build_redirect_request(request, answer), **how)
+
+    def _redirect_headers(
+        self, request: httpx2.Request, url: httpx2.URL, method: str
+    ) -> httpx2.Headers:
+        headers = super()._redirect_headers(request, url, method)
+        if url.host != request.url.host:
+            for name in KEY_HEADERS:  # httpx2 knows of `Authorization` only
+                headers.pop(name, None)
+        return headers
+
+    def _transport_of(self, url: httpx2.URL) -> Any:
+        """The transport to a server: its own one where a proxy stands before it."""
+        server = (url.scheme, url.host, url.port)
+        if server not in self._transports:
+            self._transports[server] = self._transport_for_url(url)
+        return self._transports[server]
+
+    def _init_transport(self, *args: Any, **how: Any) -> httpx2.AsyncBaseTransport:
+        return self._init_proxy_transport(None, *args, **how)
+
+    def _init_proxy_transport(
+        self, proxy: httpx2.Proxy | None, *_: Any, **how: Any
+    ) -> httpx2.AsyncBaseTransport:
+        tls = httpx2.create_ssl_context(how["verify"], how["cert"], how["trust_env"])
+        return AiohttpTransport(how["limits"], tls, proxy)
+
+
 def kept_answers() -> list[httpx2.Response]:
-    """A list to which `keep` adds the answers to the next call of this task."""
+    """A list to which a `ProviderClient` adds the answers to the next call of this task."""
     answers: list[httpx2.Response] = []
     _ANSWERS.set(answers)
     return answers
-
-
-async def keep(answer: httpx2.Response) -> None:
-    """Keep an answer as it came. This is a hook of an SDK's client."""
-    await answer.aread()
-    answers = _ANSWERS.get(None)
-    if answers is not None:
-        answers.append(answer)
 
 
 def forget_environment(client: Any) -> None:
@@ -49,23 +121,13 @@ def forget_environment(client: Any) -> None:
     client._custom_headers = {name: given[name] for name in given if name in OWN_HEADERS}
 
 
-def widened(client: httpx2.AsyncClient) -> httpx2.AsyncClient:
-    """Let an SDK's client on aiohttp accept more and longer headers than its default."""
-    transports: list[Any] = [client._transport, *client._mounts.values()]
-    for transport in transports:
-        if transport is not None:
-            transport.client = partial(_session, transport)
-    return client
+async def _keep(answer: httpx2.Response) -> None:
+    await answer.aread()
+    answers = _ANSWERS.get(None)
+    if answers is not None:
+        answers.append(answer)
 
 
-def _session(transport: Any) -> aiohttp.ClientSession:
-    transport.client = None
-    made: aiohttp.ClientSession = transport.get_client()
-    connector = made.connector
-    made.detach()
-    return aiohttp.ClientSession(
-        connector=connector,
-        max_line_size=LONGEST_HEADER,
-        max_field_size=LONGEST_HEADER,
-        max_headers=MOST_HEADERS,
-    )
+@lru_cache(maxsize=1_024)
+def _url(url: str) -> httpx2.URL:
+    return httpx2.URL(url)

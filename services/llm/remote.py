@@ -32,7 +32,7 @@ from promptstack.services.llm.learned import LearnedFacts, ServerLimits
 from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.services.llm.reading import Part, Said, credible
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.llm.translation import Read, reading, refusal, refused
+from promptstack.services.llm.translation import Read, no_answer, reading, refusal, refused
 from promptstack.services.text import make_storable
 
 AVAILABILITY_SECONDS = 5.0
@@ -210,9 +210,10 @@ class RemoteService(LLMService, Generic[Client]):
                 raise refusal(self.name, answer, self.key_setting, self.wire) from error
         return answers[-1]
 
-    @abstractmethod
     def _no_answer(self, error: Exception) -> ProviderError:
         """The error for a call to which the SDK or its transport got no answer."""
+        is_own = isinstance(error, (httpx2.HTTPError, TimeoutError))
+        return no_answer(self.name, error if is_own else error.__cause__)
 
     def _response(
         self, answer: httpx2.Response, request: GenerationRequest, read: Callable[[Part], Said]

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import aiohttp
 import httpx2
 
 from promptstack.services.llm.answers import Usage
@@ -19,12 +18,14 @@ from promptstack.services.llm.errors import (
     ConnectionFailed,
     ContentRefused,
     ContextTooLong,
+    LargeAnswer,
     NeverSent,
     ProviderError,
     ProviderTimeout,
 )
 from promptstack.services.llm.headers import credible_wait, limit_report, request_id, retry_after
 from promptstack.services.llm.reading import WRONG_FORM, Notes, Part, parse
+from promptstack.services.llm.transport import LARGEST_ANSWER, AnswerTooLarge
 from promptstack.services.llm.vectors import NumbersAsText
 from promptstack.services.text import make_storable
 
@@ -145,29 +146,29 @@ def _number(pattern: re.Pattern[str], text: str) -> int | None:
     return int(digits) if digits.isascii() and 0 < len(digits) < len(str(MOST_SAID)) else None
 
 
-def timed_out(provider: str) -> ProviderTimeout:
-    """The error where no answer came in time."""
-    return ProviderTimeout(f"{provider} did not answer in time; the call may still be billed.")
-
-
-def never_sent(provider: str) -> NeverSent:
-    """The error where there was no connection."""
-    return NeverSent(f"{provider} could not be reached; check the network and its address.")
-
-
-def broken(provider: str, error: BaseException) -> ConnectionFailed:
-    """The error where there was no connection, or it broke when the request may have arrived."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, aiohttp.ClientConnectorError):
-            return never_sent(provider)
-        cause = cause.__cause__ or cause.__context__
-    return ConnectionFailed(f"The connection to {provider} broke; the call may still be billed.")
-
-
-def unusable(provider: str) -> BadResponse:
-    """The error for an answer in an unknown form."""
-    return BadResponse(f"{provider} answered in a form that cannot be used.")
+def no_answer(provider: str, cause: BaseException | None) -> ProviderError:
+    """The error where the HTTP client got no answer, by what it raised."""
+    match cause:
+        case AnswerTooLarge():
+            return LargeAnswer(
+                f"{provider} answered with more than {LARGEST_ANSWER // 2**20} MiB; nothing was "
+                "stored."
+            )
+        case (
+            httpx2.ConnectError() | httpx2.ConnectTimeout() | httpx2.PoolTimeout()
+            | httpx2.ProxyError()
+        ):  # fmt: skip
+            return NeverSent(f"{provider} could not be reached; check the network and its address.")
+        case httpx2.TimeoutException() | TimeoutError():
+            return ProviderTimeout(
+                f"{provider} did not answer in time; the call may still be billed."
+            )
+        case httpx2.HTTPError():
+            return ConnectionFailed(
+                f"The connection to {provider} broke; the call may still be billed."
+            )
+        case _:
+            return BadResponse(f"{provider} answered in a form that cannot be used.")
 
 
 def refused(

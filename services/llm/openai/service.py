@@ -28,7 +28,7 @@ from promptstack.services.llm.answers import (
 )
 from promptstack.services.llm.errors import InvalidProviderRequest
 from promptstack.services.llm.headers import limit_report, request_id
-from promptstack.services.llm.http_clients import CONNECTIONS, keep, widened
+from promptstack.services.llm.http_clients import ProviderClient
 from promptstack.services.llm.openai import chat, responses
 from promptstack.services.llm.openai.substitutes import (
     SUBSTITUTES,
@@ -72,8 +72,6 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
     official_url = OPENAI_URL
     key_setting = "OPENAI_API_KEY"
     reserved_options = RESERVED_OPTIONS
-    timeout_error = openai.APITimeoutError
-    connection_error = openai.APIConnectionError
     default_models: ClassVar[Mapping[Capability, str]] = {
         Capability.GENERATION: "gpt-5-mini",
         Capability.EMBEDDING: "text-embedding-3-small",
@@ -190,11 +188,7 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
             "api_key": api_key,
             "max_retries": 0,
             "timeout": timeout,
-            "http_client": widened(
-                openai.DefaultAioHttpClient(
-                    limits=CONNECTIONS, timeout=timeout, event_hooks={"response": [keep]}
-                )
-            ),
+            "http_client": ProviderClient(timeout),
         }
         if self._api_version is None:
             return openai.AsyncOpenAI(base_url=base_url, **common)
@@ -202,6 +196,12 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
         return openai.AsyncAzureOpenAI(
             azure_endpoint=base_url, api_version=self._api_version, **common
         )
+
+    def _post(self, client: Any, path: str, body: Mapping[str, Any]) -> Any:
+        if self._api_version is None:
+            return super()._post(client, path, body)
+        # The SDK takes the deployment from the body.
+        return client.post(path, cast_to=httpx2.Response, body=body)
 
     async def _disconnect(self, client: openai.AsyncOpenAI) -> None:
         await client.close()

@@ -1,17 +1,21 @@
 """What a provider's refusal means."""
 
+import httpx2
 import pytest
 
 from promptstack.config.errors import Reach
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.errors import (
     AuthenticationFailed,
+    BadResponse,
+    ConnectionFailed,
     ContextTooLong,
     Denied,
     InputRefused,
     Intercepted,
     InvalidProviderRequest,
     ModelNotFound,
+    NeverSent,
     Overloaded,
     ProviderError,
     ProviderTimeout,
@@ -20,7 +24,7 @@ from promptstack.services.llm.errors import (
     ServerBroke,
 )
 from promptstack.services.llm.openai import OpenAIService
-from promptstack.services.llm.translation import from_status, token_bounds
+from promptstack.services.llm.translation import from_status, no_answer, token_bounds
 
 TOOL = "Invalid schema for function 'sales_perday': 'spend limit' is not of type 'object'."
 PER_DAY = '{"quotaId": "GenerateRequestsPerDayPerProject"}'
@@ -231,3 +235,26 @@ def test_openai_is_not_asked_to_answer_later() -> None:
     """Its answer would come empty, be paid for, and be asked for again."""
     with pytest.raises(InvalidInput, match="background"):
         OpenAIService.check_options({"api": "responses", "background": True})
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        (httpx2.ConnectError("refused"), NeverSent),
+        (httpx2.ConnectTimeout("no answer to SYN"), NeverSent),
+        (httpx2.PoolTimeout("all connections in use"), NeverSent),
+        (httpx2.ProxyError("407"), NeverSent),
+        (httpx2.ReadTimeout("late"), ProviderTimeout),
+        (TimeoutError(), ProviderTimeout),
+        (httpx2.ReadError("reset"), ConnectionFailed),
+        (httpx2.TooManyRedirects("round and round"), ConnectionFailed),
+        (ValueError("no HTTP"), BadResponse),
+        (None, BadResponse),
+    ],
+)
+def test_a_call_without_an_answer_says_whether_it_may_have_been_billed(
+    cause: BaseException | None, kind: type[ProviderError]
+) -> None:
+    error = no_answer("openai", cause)
+    assert type(error) is kind
+    assert (error.billed is False) == (kind is NeverSent)

@@ -1,0 +1,131 @@
+"""Sends the requests of the providers' SDKs through aiohttp, and reads their answers whole.
+
+The SDKs come with such a transport of their own, made for streams. It reports each broken
+connection as a timeout while connecting, encodes addresses again, and has no bound on an answer.
+"""
+
+import ssl
+from functools import lru_cache
+
+import aiohttp
+import httpx2
+import yarl
+from multidict import CIMultiDict
+
+LONGEST_HEADER = 131_072
+"""Bytes of one header. aiohttp's default is 8 KB, and proxies send longer ones."""
+MOST_HEADERS = 1_000
+LARGEST_ANSWER = 256 * 2**20
+"""Bytes of an answer, decompressed: more than 2,048 vectors of 4,096 numbers written as text."""
+_ERRORS: tuple[tuple[type[BaseException], type[httpx2.TransportError]], ...] = (
+    (aiohttp.ClientProxyConnectionError, httpx2.ProxyError),
+    (aiohttp.ClientHttpProxyError, httpx2.ProxyError),
+    (aiohttp.ClientConnectorError, httpx2.ConnectError),
+    (aiohttp.ConnectionTimeoutError, httpx2.ConnectTimeout),
+    (aiohttp.ServerTimeoutError, httpx2.ReadTimeout),
+    (aiohttp.ClientConnectionError, httpx2.ReadError),
+    (aiohttp.ClientPayloadError, httpx2.ReadError),
+    (aiohttp.InvalidURL, httpx2.UnsupportedProtocol),
+)
+"""What aiohttp raises and what it is for an SDK; the first that fits holds."""
+
+
+class AnswerTooLarge(httpx2.DecodingError):
+    """The answer has more than `LARGEST_ANSWER` bytes; the rest of it was not read."""
+
+
+class AiohttpTransport(httpx2.AsyncBaseTransport):
+    """One aiohttp session, made on the loop of the first request."""
+
+    def __init__(
+        self, limits: httpx2.Limits, tls: ssl.SSLContext, proxy: httpx2.Proxy | None
+    ) -> None:
+        self._limits = limits
+        self._tls = tls
+        self._proxy = None if proxy is None else str(proxy.url)
+        self._proxy_headers = {} if proxy is None else dict(proxy.headers)
+        if proxy is not None and proxy.auth is not None:
+            # aiohttp makes the proxy's own header of it.
+            self._proxy_headers["Authorization"] = aiohttp.encode_basic_auth(*proxy.auth)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request. Its answer is read whole, so that its connection is free at once."""
+        session = self._session or self._open()
+        waits = request.extensions.get("timeout", {})
+        try:
+            async with session.request(
+                request.method,
+                _address(str(request.url)),
+                headers=CIMultiDict(request.headers.multi_items()),
+                data=await request.aread() or None,
+                allow_redirects=False,
+                timeout=_timeout(waits.get("connect"), waits.get("read"), waits.get("pool")),
+                server_hostname=request.extensions.get("sni_hostname"),
+                proxy=self._proxy,
+                proxy_headers=CIMultiDict(self._proxy_headers),
+            ) as answer:
+                try:
+                    body = await _read(answer)
+                except BaseException:
+                    answer.close()  # the next call must not find the rest of it
+                    raise
+        except (aiohttp.ClientError, TimeoutError) as error:
+            for kind, translated in _ERRORS:
+                if isinstance(error, kind):
+                    raise translated(str(error), request=request) from error
+            raise
+        return httpx2.Response(
+            answer.status, headers=_plain(answer.raw_headers), content=body, request=request
+        )
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._limits.max_connections or 0,
+                keepalive_timeout=self._limits.keepalive_expiry or 15.0,
+                ssl=self._tls,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),  # the SDK's client keeps them
+            max_line_size=LONGEST_HEADER,
+            max_field_size=LONGEST_HEADER,
+            max_headers=MOST_HEADERS,
+        )
+        return self._session
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    """The whole answer, decompressed. Raises `AnswerTooLarge` before it is all in memory."""
+    if (answer.content_length or 0) > LARGEST_ANSWER:
+        raise AnswerTooLarge(f"an answer of {answer.content_length:,} bytes")
+    parts, size = [], 0
+    async for part in answer.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST_ANSWER:
+            raise AnswerTooLarge(f"an answer of over {size:,} bytes")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _plain(headers: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
+    """Without what aiohttp has undone: httpx2 would decompress the answer again."""
+    return [pair for pair in headers if pair[0].lower() != b"content-encoding"]
+
+
+@lru_cache(maxsize=1_024)
+def _address(url: str) -> yarl.URL:
+    """The address without a user and a password: they are in the header already."""
+    return yarl.URL(url, encoded=True).with_user(None)
+
+
+@lru_cache(maxsize=64)
+def _timeout(
+    connect: float | None, read: float | None, pool: float | None
+) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(sock_connect=connect, sock_read=read, connect=pool)
