@@ -30,9 +30,7 @@ def run() -> None:
         if sys.argv[1:] and sys.argv[1] in PROCESSES:
             become(sys.argv[1], sys.argv[2:])
         import_module("promptstack.api.cli.streams").set_up()
-        build = import_module("promptstack.api.cli.main").build
-        _raise_on_ctrl_c()
-        build()()
+        import_module("promptstack.api.cli.main").build()()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     finally:
@@ -45,13 +43,13 @@ def become(name: str, arguments: list[str]) -> None:
     """Be one of `PROCESSES`, and end with it."""
     module = import_module(PROCESSES[name])
     sys.argv = [name, *arguments]
-    _raise_on_ctrl_c()
+    raise_on_ctrl_c()
     module.run()
     sys.exit()
 
 
-def _raise_on_ctrl_c() -> None:
-    """From here on Ctrl-C is an exception, so that what is open gets closed."""
+def raise_on_ctrl_c() -> None:
+    """Let Ctrl-C be an exception from here on, so that what is open gets closed."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = _interrupt_again

@@ -10,8 +10,6 @@ from promptstack.api.cli.table import Column, print_table
 from promptstack.api.cli.terminal import ID_HELP, JsonFlag, err, out, print_items, print_json
 from promptstack.services.keys import KeyView
 
-app = typer.Typer(help="Keys to the HTTP API.", no_args_is_help=True)
-
 COLUMNS = (
     Column("id"),
     Column("user", rank=1, elastic=True),
@@ -22,7 +20,6 @@ COLUMNS = (
 )
 
 
-@app.command()
 def create(
     email: Annotated[str, typer.Option(help="Whose key it is.")] = "operator@localhost",
     name: Annotated[str, typer.Option(help="What it is for.")] = "command line",
@@ -39,7 +36,6 @@ def create(
     out.print(key, markup=False)
 
 
-@app.command("list")
 def list_(as_json: JsonFlag = False) -> None:
     """List keys, oldest first; the keys themselves are not kept."""
     with connected(start_servers=True) as stack:
@@ -58,7 +54,6 @@ def _row(key: KeyView) -> list[str]:
     return [str(key.id), key.email, key.name, admin, f"{key.created_at:%Y-%m-%d}", revoked]
 
 
-@app.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help=f"Id of the key; {ID_HELP}.")],
     as_json: JsonFlag = False,

@@ -1,33 +1,91 @@
-"""The command `promptstack`."""
+"""The command `promptstack`: the table of its commands."""
 
-from importlib.metadata import version
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from promptstack.api.cli import doctor, keys, search, usage
-from promptstack.api.cli.jobs import attempts
-from promptstack.api.cli.jobs.commands import app as jobs_app
-from promptstack.api.cli.jobs.embed import embed
-from promptstack.api.cli.jobs.generate import generate
-from promptstack.api.cli.options.jobs import with_groups
-from promptstack.api.cli.runs.commands import app as runs_app
-from promptstack.api.cli.serve import chaos, demo
-from promptstack.api.cli.serve import commands as serve
-from promptstack.api.cli.terminal import plain_errors
+from promptstack.api.cli.lazy import PLAIN, Command, Group, lazy_commands
 
-NO_HELP = {**serve.PASS_THROUGH, "help_option_names": []}
+# The commands that become another process pass on what they are given, also --help.
+BECOMES = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+}
 HELP_WIDTH = 100
+
+KEYS = {
+    "create": Command("keys:create", "Make a key and show it, this once."),
+    "list": Command("keys:list_", "List keys, oldest first; the keys themselves are not kept."),
+    "revoke": Command("keys:revoke", "Let a key open nothing from now on."),
+}
+JOBS = {
+    "list": Command("jobs.commands:list_", "List jobs, newest first."),
+    "show": Command("jobs.commands:show", "Show one job with its attempts and its result."),
+    "watch": Command("jobs.commands:watch", "Follow jobs until they have ended."),
+    "wait": Command("jobs.commands:wait", "Wait quietly until jobs have ended; for scripts."),
+    "cancel": Command(
+        "jobs.commands:cancel", "Cancel queued or running jobs; what they produced stays."
+    ),
+    "retry": Command(
+        "jobs.commands:retry", "Queue jobs again that failed: those named, or all that match."
+    ),
+}
+RUNS = {
+    "embed": Command("runs.start:embed", "Embed every text of a file or folder."),
+    "generate": Command("runs.start:generate", "Generate an answer to every prompt of a file."),
+    "batch": Command("runs.batch:batch", "Do the requests of a file of OpenAI's Batch API."),
+    "list": Command("runs.commands:list_", "List runs, newest first."),
+    "show": Command("runs.commands:show", "Show a run."),
+    "watch": Command("runs.commands:watch", "Show a run live until it has ended."),
+    "cancel": Command(
+        "runs.commands:cancel", "Stop a run; what is produced and under way is kept."
+    ),
+    "retry": Command("runs.commands:retry", "Try again what failed or was never tried."),
+    "export": Command(
+        "runs.commands:export", "Write what a run has produced, and its failures beside it."
+    ),
+}
+COMMANDS: dict[str, Command | Group] = {
+    "up": Command("serve.commands:up", "Start servers, migrations, workers and the HTTP API."),
+    "worker": Command("serve.commands:worker", "Start a worker process.", BECOMES),
+    "api": Command("serve.commands:api", "Start the HTTP API.", BECOMES),
+    "flower": Command("serve.commands:flower", "Start the Flower dashboard.", BECOMES),
+    "simulator": Command(
+        "serve.commands:simulator", "Start a stand-in for OpenAI, Anthropic and Gemini.", BECOMES
+    ),
+    "migrate": Command("serve.commands:migrate", "Bring the database's schema to this version."),
+    "demo": Command(
+        "serve.demo:demo",
+        "Show the main job: embed, crash, search, retry, a run. Leaves nothing behind.",
+    ),
+    "generate": Command("jobs.generate:generate", "Generate a text from a prompt."),
+    "embed": Command("jobs.embed:embed", "Embed documents, for `promptstack search` to find."),
+    "search": Command("search:search", "Find the passages nearest in meaning to a question."),
+    "usage": Command("usage:usage", "Show what was asked of providers, and what it cost."),
+    "attempts": Command(
+        "jobs.attempts:attempts", "Show provider calls, and what is known of their cost."
+    ),
+    "doctor": Command(
+        "doctor:doctor", "Check what is configured, what answers and what is missing."
+    ),
+    "chaos": Command(
+        "serve.chaos:chaos", "Send a load, hurt this deployment, and judge every job."
+    ),
+    "jobs": Group("Look at jobs, follow, cancel and retry them.", JOBS),
+    "runs": Group("Batches of embeddings and generations.", RUNS),
+    "keys": Group("Keys to the HTTP API.", KEYS),
+}
+"""All commands, in the order of `--help`."""
 
 
 class Commands(TyperGroup):
-    """The commands. None ends with a traceback for one of our own errors."""
+    """The group of all commands."""
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command."""
-        with plain_errors():
-            return super().invoke(ctx)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings | {"commands": lazy_commands(COMMANDS)})
 
 
 def build() -> typer.Typer:
@@ -37,32 +95,19 @@ def build() -> typer.Typer:
         help="Durable generation and embedding jobs on Celery, Redis and PostgreSQL.",
         no_args_is_help=True,
         epilog="Begin with `promptstack up`. `promptstack COMMAND --help` names its options.",
-        rich_markup_mode=None,  # its boxes leave little room for words, and name flags <bool>
         pretty_exceptions_enable=False,  # its tracebacks show local variables: prompts
         context_settings={"max_content_width": HELP_WIDTH},
+        **PLAIN,
     )
     app.callback()(_options)
-    app.command()(serve.up)
-    for become in (serve.worker, serve.api, serve.flower, serve.simulator):
-        app.command(context_settings=NO_HELP)(become)
-    app.command()(serve.migrate)
-    app.command()(demo.demo)
-    app.command()(with_groups(generate))
-    app.command()(with_groups(embed))
-    app.command()(search.search)
-    app.command()(usage.usage)
-    app.command()(attempts.attempts)
-    app.command()(doctor.doctor)
-    app.command()(chaos.chaos)
-    app.add_typer(jobs_app, name="jobs")
-    app.add_typer(runs_app, name="runs")
-    app.add_typer(keys.app, name="keys")
     return app
 
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"promptstack {version('prompt-stack')}")
+        # It reads mail headers, which nobody else asks for.
+        version = import_module("importlib.metadata").version("prompt-stack")
+        typer.echo(f"promptstack {version}")
         raise typer.Exit
 
 

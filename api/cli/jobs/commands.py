@@ -33,8 +33,6 @@ from promptstack.repositories.models import JobKind, JobState
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.composition import PromptStack
 
-app = typer.Typer(help="Look at jobs, follow, cancel and retry them.", no_args_is_help=True)
-
 Id = Annotated[str, typer.Argument(metavar="ID", help=f"Id of the job; {ID_HELP}.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID", help=f"Ids of jobs; of each, {ID_HELP}.")]
 Kind = Annotated[
@@ -55,7 +53,6 @@ COUNTED = (SpinnerColumn(), TextColumn("{task.completed:,.0f} {task.description}
 MANY = 100_000
 
 
-@app.command("list")
 def list_(
     state: Annotated[
         JobState | None,
@@ -91,7 +88,6 @@ def _row(job: JobView) -> list[str]:
     ]
 
 
-@app.command()
 def show(job_id: Id, as_json: JsonFlag = False) -> None:
     """Show one job with its attempts and its result."""
     with connected(start_servers=True) as stack:
@@ -124,7 +120,6 @@ def _known(tokens: int | None) -> str:
     return "?" if tokens is None else str(tokens)
 
 
-@app.command()
 def watch(
     job_ids: Annotated[
         list[str] | None, typer.Argument(metavar="ID", help="Default: all open jobs.")
@@ -146,7 +141,6 @@ def watch(
         _tell_ends(stack.jobs.get_all(list(expected)), as_json=as_json)
 
 
-@app.command()
 def wait(
     job_ids: Ids,
     timeout: Annotated[
@@ -182,14 +176,12 @@ def _tell_ends(jobs: list[JobView], *, as_json: bool) -> None:
         raise typer.Exit(JOB_FAILED)
 
 
-@app.command()
 def cancel(job_ids: Ids, as_json: JsonFlag = False) -> None:
     """Cancel queued or running jobs; what they produced stays."""
     with connected(start_servers=True) as stack:
         _change_each(stack, job_ids, stack.jobs.cancel, "cancelled", as_json=as_json)
 
 
-@app.command()
 def retry(
     job_ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of jobs.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="All failed jobs; or those below.")] = False,

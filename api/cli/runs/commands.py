@@ -7,12 +7,9 @@ from typing import Annotated
 import typer
 
 from promptstack.api.cli.connection import connected
-from promptstack.api.cli.options.jobs import with_groups
 from promptstack.api.cli.options.values import dollars_of
-from promptstack.api.cli.runs.batch import batch
 from promptstack.api.cli.runs.end import finish
 from promptstack.api.cli.runs.output import Detach, Output, Overwrite, Target, write_output
-from promptstack.api.cli.runs.start import embed, generate
 from promptstack.api.cli.table import Column, print_table
 from promptstack.api.cli.terminal import (
     ID_HELP,
@@ -31,10 +28,6 @@ from promptstack.api.cli.terminal import (
 from promptstack.services.export.items import ExportFormat
 from promptstack.services.runs.views import RunView
 
-app = typer.Typer(help="Batches of embeddings and generations.", no_args_is_help=True)
-for start in (embed, generate, batch):
-    app.command()(with_groups(start))
-
 RunId = Annotated[str, typer.Argument(metavar="ID", help=f"Id of the run; {ID_HELP}.")]
 COLUMNS = (
     Column("run"),
@@ -50,7 +43,6 @@ COLUMNS = (
 )
 
 
-@app.command("list")
 def list_(
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many.")] = 20,
     as_json: JsonFlag = False,
@@ -81,7 +73,6 @@ def _row(run: RunView) -> list[str]:
     ]
 
 
-@app.command()
 def show(run_id: RunId, as_json: JsonFlag = False) -> None:
     """Show a run."""
     with connected(start_servers=True) as stack:
@@ -96,7 +87,6 @@ def show(run_id: RunId, as_json: JsonFlag = False) -> None:
         print_fields({"waiting": describe(one)})
 
 
-@app.command()
 def watch(
     run_id: RunId,
     output: Output = None,
@@ -111,7 +101,6 @@ def watch(
         finish(stack, run.id, target, as_json=as_json)
 
 
-@app.command()
 def cancel(run_id: RunId, as_json: JsonFlag = False) -> None:
     """Stop a run; what is produced and under way is kept."""
     with connected() as stack:
@@ -123,7 +112,6 @@ def cancel(run_id: RunId, as_json: JsonFlag = False) -> None:
         out.print(f"Cancelled; {done}, as is what calls under way still bring.")
 
 
-@app.command()
 def retry(
     run_id: RunId,
     max_cost: Annotated[str | None, typer.Option(help="A new limit, in dollars.")] = None,
@@ -150,7 +138,6 @@ def retry(
             out.print(f"{plural(left, 'item')} {'is' if left == 1 else 'are'} tried again.")
 
 
-@app.command()
 def export(
     run_id: RunId,
     path: Annotated[

@@ -17,8 +17,6 @@ from promptstack.embedded.servers import revive, running
 from promptstack.repositories.migrations import upgrade
 from promptstack.tasks.composition import PromptStack
 
-PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
-
 
 def up(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,

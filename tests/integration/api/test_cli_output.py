@@ -340,7 +340,7 @@ class Dying:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
 signal.signal(signal.SIGINT, entry._leave)
-entry._raise_on_ctrl_c()
+entry.raise_on_ctrl_c()
 try:
     Dying()
     time.sleep(60)

@@ -52,7 +52,7 @@ def test_every_command_has_an_option_for_each(command: tuple[str, ...]) -> None:
     found: Any = typer.main.get_command(build())
     for name in command:
         found = found.commands[name]
-    options = {one.name: one for one in found.params if one.param_type_name == "option"}
+    options = {one.name: one for one in found.load().params if one.param_type_name == "option"}
     assert set(options) >= PARAMETERS
     assert options["tools"].opts == ["--tools"]
     assert options["stop"].opts == ["--stop"]
