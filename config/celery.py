@@ -8,6 +8,7 @@ from kombu import Queue as KombuQueue
 
 from promptstack.config.names import Queue, TaskName
 from promptstack.config.redis_url import RedisUrl
+from promptstack.config.setting_types import RABBITMQ_BROKERS
 from promptstack.config.settings import Settings
 
 ROUTES = {
@@ -15,6 +16,21 @@ ROUTES = {
     TaskName.GENERATE_EMBEDDINGS: Queue.EMBEDDINGS,
     TaskName.RUN_SHARD: Queue.GENERATION_BULK,
     TaskName.FINALIZE_RUN: Queue.MAINTENANCE,
+}
+
+REDIS_OPTIONS: dict[str, Any] = {
+    # The reconciler publishes again what is lost long before this; a lower value would deliver
+    # every job longer than it a second time (celery #5935).
+    "visibility_timeout": 6 * 3600,
+    "socket_connect_timeout": 2,
+    "socket_timeout": 10,
+    "socket_keepalive": True,
+}
+RABBITMQ_OPTIONS: dict[str, Any] = {
+    # How long a question to RabbitMQ waits for its answer. By default it would be for ever, and a
+    # worker or a caller would hang as long as a RabbitMQ that does.
+    "read_timeout": 3,
+    "write_timeout": 3,
 }
 
 
@@ -26,6 +42,7 @@ def kombu_url(redis_url: str) -> str:
 def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
     """Return the configuration of the Celery app."""
     broker_url = settings.celery_broker_url or kombu_url(redis_url)
+    is_rabbitmq = broker_url.partition(":")[0] in RABBITMQ_BROKERS
     backend_url = kombu_url(redis_url).removeprefix("redis+")
     return {
         "broker_url": broker_url,
@@ -46,7 +63,8 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
         "task_routes": {str(task): {"queue": str(queue)} for task, queue in ROUTES.items()},
         # Taken from Redis for good: a record of what was taken, written and deleted again, would
         # cost two more exchanges a message, and it is made after the message was taken. Another
-        # broker needs the acknowledgement to keep to the number of free threads.
+        # broker sends a worker as many messages as it may hold unacknowledged: without
+        # acknowledgements it would send all.
         "task_queues": [
             KombuQueue(
                 str(queue),
@@ -57,21 +75,21 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
             for queue in Queue
         ],
         "task_default_queue": str(Queue.GENERATION),
-        # A message only names a job: the reconciler publishes a lost one again. Acknowledging
-        # late buys nothing then, and in kombu 5.7 an ack on a connection that broke while the job
-        # ran ends the whole worker.
-        "task_acks_late": False,
+        # From RabbitMQ a worker holds one message for each slot until its job ends: acknowledged
+        # as the job starts, another one would lie behind it while other workers are idle. With
+        # Redis, acknowledging late buys nothing, since the reconciler publishes a lost message
+        # again, and in kombu 5.7 an ack on a connection that broke while the job ran ends the
+        # whole worker. RabbitMQ's bound on how long that may take: worker/consumer.py.
+        "task_acks_late": is_rabbitmq,
+        "worker_consumer": "promptstack.worker.consumer:JobConsumer",
         # One message a free thread: work must not sit reserved behind a long call.
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": not settings.celery_broker_url,
-        # The reconciler publishes again what is lost long before this; a lower value would deliver
-        # every job longer than it a second time (celery #5935).
-        "broker_transport_options": {
-            "visibility_timeout": 6 * 3600,
-            "socket_connect_timeout": 2,
-            "socket_timeout": 10,
-            "socket_keepalive": True,
-        },
+        "broker_transport_options": RABBITMQ_OPTIONS if is_rabbitmq else REDIS_OPTIONS,
+        # RabbitMQ that says nothing for two of these is taken for gone.
+        "broker_heartbeat": 10,
+        # RabbitMQ closes a channel for what it minds: then the worker connects again.
+        "broker_channel_error_retry": True,
         # A job is accepted when the ledger has it. A broker that is away must cost the caller
         # little; the reconciler publishes later.
         "task_publish_retry": False,
@@ -80,6 +98,9 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
         # Workers wait for a broker that is away as long as it takes.
         "broker_connection_max_retries": None,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
+        # Its limit would be raised again by the threads of tasks, on a channel that another thread
+        # reads: RabbitMQ's answer is lost between them, and the worker waits for it.
+        "worker_enable_prefetch_count_reduction": False,
         # Results are summaries for AsyncResult; the ledger has the real ones for ever.
         "result_expires": settings.progress_ttl_seconds,
         "result_extended": True,

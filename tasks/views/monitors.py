@@ -3,21 +3,42 @@
 Celery would publish every event by itself, which costs a worker more than the job.
 """
 
+import sys
 from typing import Any
 
 from celery.app.events import Events
 from celery.events.dispatcher import EventDispatcher
 
 MAX_BUFFERED = 5_000
-"""With more events than this, whoever adds one sends them."""
+"""Events kept while none can be sent. More are dropped: they only show what the ledger knows."""
+GROUP = "task"
 
 
 class BufferingDispatcher(EventDispatcher):
     """Keeps the events of tasks for `Monitors.flush`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options |= {"buffer_limit": MAX_BUFFERED, "on_send_buffered": None}
+        # No limit at which whoever adds an event would send them, in any thread.
+        options |= {"buffer_limit": sys.maxsize, "on_send_buffered": None}
         super().__init__(*args, **options)
+
+    @property
+    def buffered(self) -> int:
+        """How many events wait."""
+        buffers: Any = self  # more than its types tell
+        return len(buffers._group_buffer[GROUP]) + len(buffers._outbound_buffer)
+
+    def send(self, *event: Any, **fields: Any) -> Any:
+        """Buffer an event of a task, or send another one."""
+        if self.buffered < MAX_BUFFERED:
+            return super().send(*event, **fields)
+        return None
+
+    def extend_buffer(self, other: Any) -> None:
+        """Take over what the dispatcher of a connection that broke had still to send."""
+        super().extend_buffer(other)
+        buffers: Any = self
+        buffers._group_buffer[GROUP][:0] = other._group_buffer[GROUP]
 
 
 class BufferedEvents(Events):
@@ -45,13 +66,16 @@ class Monitors:
         return True
 
     def flush(self) -> None:
-        """Send what is buffered. A worker calls it again and again."""
-        dispatcher = self._dispatcher()
-        if dispatcher is not None:
-            dispatcher.flush()
+        """Have the consumer's thread send what is buffered. A worker calls it again and again.
 
-    def _dispatcher(self) -> EventDispatcher | None:
+        Only that thread may use its connections, which it also reads.
+        """
+        dispatcher = self._dispatcher()
+        if dispatcher is not None and dispatcher.buffered:
+            self._controller.consumer.on_send_event_buffered()
+
+    def _dispatcher(self) -> BufferingDispatcher | None:
         """Return the worker's dispatcher; None while it is not connected."""
         consumer = getattr(self._controller, "consumer", None)
-        dispatcher: EventDispatcher | None = getattr(consumer, "event_dispatcher", None)
+        dispatcher: BufferingDispatcher | None = getattr(consumer, "event_dispatcher", None)
         return dispatcher
