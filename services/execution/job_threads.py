@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 from promptstack.services.execution.job_context import JobContext
@@ -23,7 +24,9 @@ class JobThreads:
         """Make a blocking handler one for the event loop."""
 
         async def handle_in_thread(job: JobContext) -> Result:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, handle, job)
+            # With the coroutine's context, which knows the job's message.
+            run = copy_context().run
+            return await asyncio.get_running_loop().run_in_executor(self._threads, run, handle, job)
 
         return handle_in_thread
 
