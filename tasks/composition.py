@@ -5,9 +5,8 @@ What only workers need is in `worker_services`; nothing else makes services.
 
 from contextlib import ExitStack, closing
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from celery import Celery
 from redis import Redis
 
 from promptstack.config.models_file import ModelsFile
@@ -34,16 +33,20 @@ from promptstack.services.llm.learned import LearnedFacts
 from promptstack.services.llm.pool import ProviderPool
 from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
-from promptstack.services.runs.intake.estimates import Estimator
 from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.results import RunResults
 from promptstack.services.runs.scheduler import ShardScheduler
-from promptstack.services.runs.service import RunService
 from promptstack.tasks import connections, from_settings
-from promptstack.tasks.app import create_app
-from promptstack.tasks.celery_publisher import CeleryPublisher
 from promptstack.tasks.redis_publisher import RedisPublisher
+
+if TYPE_CHECKING:
+    # Imported by the properties that make them: Celery, and what checks the schemas of runs, take
+    # long to load, and many callers need neither.
+    from celery import Celery
+
+    from promptstack.services.runs.service import RunService
+    from promptstack.tasks.celery_publisher import CeleryPublisher
 
 LEASE_SECONDS = 20.0
 """After a worker's death, how long its calls still count as under way at the rate limit."""
@@ -99,15 +102,20 @@ class PromptStack:
         return self._exit_stack.enter_context(closing(connections.open_redis(self.redis_url)))
 
     @cached_property
-    def celery(self) -> Celery:
+    def celery(self) -> "Celery":
         """The Celery app, without tasks until a worker registers them."""
+        from promptstack.tasks.app import create_app  # noqa: PLC0415
+
         return self._exit_stack.enter_context(closing(create_app(self.settings, self.redis_url)))
 
     @cached_property
-    def publisher(self) -> CeleryPublisher | RedisPublisher:
+    def publisher(self) -> "CeleryPublisher | RedisPublisher":
         """Sends jobs' messages to workers."""
         if not self.settings.celery_broker_url:
             return RedisPublisher(self.redis)
+        from promptstack.tasks.app import create_app  # noqa: PLC0415
+        from promptstack.tasks.celery_publisher import CeleryPublisher  # noqa: PLC0415
+
         app = create_app(self.settings, self.redis_url, results=False)
         return self._exit_stack.enter_context(closing(CeleryPublisher(app, self.redis)))
 
@@ -259,8 +267,11 @@ class PromptStack:
         return VectorIndexes(self.ledger)
 
     @cached_property
-    def runs(self) -> RunService:
+    def runs(self) -> "RunService":
         """Runs."""
+        from promptstack.services.runs.intake.estimates import Estimator  # noqa: PLC0415
+        from promptstack.services.runs.service import RunService  # noqa: PLC0415
+
         return RunService(
             self.ledger,
             self.factory,

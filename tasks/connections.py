@@ -6,9 +6,9 @@ certificate is not to be trusted, would be asked for ever.
 
 import ssl
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from amqp.exceptions import AccessRefused, AMQPError, NotAllowed
-from celery import Celery
 from redis import Redis
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
@@ -19,6 +19,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from promptstack.config.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 REDIS_TIMEOUT_SECONDS = 2.0
 LIMITER_CONNECTIONS = 50
@@ -69,7 +72,7 @@ def check_redis(redis: Redis) -> None:
     _explained("REDIS_URL", look)
 
 
-def check_broker(app: Celery, variable: str) -> None:
+def check_broker(app: "Celery", variable: str) -> None:
     """Raise `ConfigurationError` where the broker's URL, of this variable, can't work as it is."""
     try:
         broker = app.connection_for_write()

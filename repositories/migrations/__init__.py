@@ -1,24 +1,13 @@
 """The ledger's schema, step by step (Alembic)."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
 from promptstack.repositories.driver_errors import explained
-from promptstack.repositories.migrations.rights import prepare_database, rights_explained
-from promptstack.repositories.timeouts import IDLE_LIMIT
+from promptstack.repositories.migrations.rights import rights_explained
 
-# Any fixed number: all that matters is that every migrating process takes the same one.
-MIGRATION_LOCK = 7_316_498_025
-LOOK_SECONDS = 0.2
-"""Between two looks whether another process has done it."""
+STEPS = Path(__file__).with_name("versions")
 
 
 def upgrade(engine: Engine) -> tuple[str | None, str | None]:
@@ -27,40 +16,25 @@ def upgrade(engine: Engine) -> tuple[str | None, str | None]:
     Safe to run by many processes at once: one migrates, the others wait and find it done.
     Raises `RightsMissing`, and what `Ledger.transaction` raises.
     """
-    with rights_explained(), _alone(engine), engine.connect() as connection:
-        before = MigrationContext.configure(connection).get_current_revision()
-        connection.rollback()  # each step has a transaction of its own
-        if before is None:
-            prepare_database(connection)
-        config = _config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-        return before, MigrationContext.configure(connection).get_current_revision()
+    with rights_explained():
+        if not pending(engine):
+            return newest(), newest()
+        # Alembic takes as long to import as all of SQLAlchemy, and most starts find nothing to do.
+        from promptstack.repositories.migrations.steps import take_steps  # noqa: PLC0415
+
+        return take_steps(engine)
 
 
 def pending(engine: Engine) -> bool:
-    """Whether the schema is older than this code. Raises what `Ledger.transaction` raises."""
+    """Whether the schema is not that of this code. Raises what `Ledger.transaction` raises."""
     with explained(), engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    return current != ScriptDirectory.from_config(_config()).get_current_head()
+        # Asked first, as a query of a table that is not there would be an error.
+        if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
+            return True
+        revisions = connection.scalars(text("SELECT version_num FROM alembic_version")).all()
+    return revisions != [newest()]
 
 
-@contextmanager
-def _alone(engine: Engine) -> Iterator[None]:
-    """Let one process at a time migrate, also where it is killed: a transaction has the lock.
-
-    Not waited for in a statement: an index's build waits for all statements to end.
-    """
-    key = {"key": MIGRATION_LOCK}
-    with engine.begin() as connection:
-        connection.execute(text(f"SET LOCAL {IDLE_LIMIT} = 0"))
-        while not connection.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), key):
-            time.sleep(LOOK_SECONDS)
-        yield
-
-
-def _config() -> Config:
-    config = Config()
-    # Alembic's options use % for interpolation.
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    return config
+def newest() -> str:
+    """The newest revision. Each step's file begins with the name of its revision."""
+    return max(file.name.partition("_")[0] for file in STEPS.glob("[0-9]*.py"))

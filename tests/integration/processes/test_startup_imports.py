@@ -33,6 +33,11 @@ VALUES = {
     "annotated_types", "pydantic", "pydantic_core", "typing_extensions", "typing_inspection",
 }  # fmt: skip
 """What typer reads the values of options with."""
+OF_WORKERS = {
+    "aiohttp", "alembic", "anthropic", "celery", "fastapi", "genai_prices", "google", "jsonschema",
+    "kombu", "openai", "pyarrow", "re2", "tiktoken", "uvicorn", "wordllama",
+}  # fmt: skip
+"""Packages that a list of what is in the ledger has no use for."""
 LEAVES = [*COMMANDS.values(), *JOBS.values(), *RUNS.values(), *KEYS.values()]
 
 
@@ -76,6 +81,16 @@ def test_completion_imports_no_command(words: str, found: str, tmp_path: Path) -
     said, modules = run_alone(tmp_path, **shell)
     assert found in said.split()
     assert packages(modules) == HELP | VALUES
+
+
+@pytest.mark.parametrize("command", ["jobs list", "keys list"])
+def test_a_list_imports_nothing_that_only_workers_and_migrations_need(
+    command: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    said, modules = run_alone(tmp_path, *command.split(), **environment)
+
+    assert said in {"No jobs.\n", "No keys.\n"}
+    assert not packages(modules) & OF_WORKERS
 
 
 def test_the_table_says_what_the_commands_say() -> None:
