@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from promptstack.repositories.driver_errors import explained
 from promptstack.repositories.timeouts import limit_idleness
-from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.repositories.unit_of_work import SingleStatement, UnitOfWork
 from promptstack.repositories.wire_values import dump_jsonb
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -57,6 +58,25 @@ class Ledger:
         """
         with explained(), self._sessions.begin() as session:
             yield UnitOfWork(session)
+
+    @contextmanager
+    def statement(self) -> Iterator[SingleStatement]:
+        """Run one statement, which PostgreSQL commits by itself. Raises the same.
+
+        It is one exchange. A transaction has three, and the work of a session.
+        """
+        with explained():
+            connection = self._engine.raw_connection()
+            driver: Any = connection.driver_connection
+            try:
+                driver.autocommit = True
+                yield SingleStatement(connection)
+            finally:
+                if driver.closed:
+                    connection.invalidate()
+                else:
+                    driver.autocommit = False
+                connection.close()
 
     @staticmethod
     def join(session: Session) -> UnitOfWork:

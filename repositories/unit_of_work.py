@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import PoolProxiedConnection
 
 from promptstack.repositories.after_commit import AfterCommit
 from promptstack.repositories.content.documents import DocumentRepository
@@ -16,6 +17,7 @@ from promptstack.repositories.content.reservations import ReservationRepository
 from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.jobs import JobRepository
 from promptstack.repositories.jobs.maintenance import MaintenanceRepository
+from promptstack.repositories.jobs.new_jobs import NewJobRepository
 from promptstack.repositories.jobs.outbox import OutboxRepository
 from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.jobs.workers import WorkerRepository
@@ -36,6 +38,13 @@ Repository = TypeVar("Repository")
 
 def _lazy(repository: Callable[[Session], Repository]) -> "cached_property[Repository]":
     return cached_property(lambda unit: repository(unit.session))
+
+
+class SingleStatement:
+    """What can be done by one statement, which is a transaction by itself."""
+
+    def __init__(self, connection: PoolProxiedConnection) -> None:
+        self.new_jobs = NewJobRepository(connection)
 
 
 class UnitOfWork:
@@ -64,6 +73,12 @@ class UnitOfWork:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+
+    @property
+    def new_jobs(self) -> NewJobRepository:
+        """New jobs. It goes past the session, whose changes are sent first."""
+        self.session.flush()
+        return NewJobRepository(self.session.connection().connection)
 
     def now(self) -> datetime:
         """The database's clock."""

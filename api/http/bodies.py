@@ -60,3 +60,7 @@ class JobBody(Body):
     """Fields of every job."""
 
     bulk: bool = Field(False, description="Let interactive jobs go first; for batches.")
+
+    def keywords(self) -> dict[str, Any]:
+        """The keywords of its enqueue call."""
+        return dict(self)

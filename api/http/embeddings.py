@@ -1,7 +1,7 @@
 """Embeddings: enqueue one document."""
 
 import hashlib
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Response, status
 from pydantic import Field
@@ -28,6 +28,11 @@ class EmbeddingBody(JobBody):
         None, description="The longest chunk, in tokens; default: CHUNK_TOKENS of the settings."
     )
 
+    def keywords(self) -> dict[str, Any]:
+        """The keywords of its enqueue call, which asks for a source."""
+        source = self.source or f"sha256:{hashlib.sha256(self.text.encode()).hexdigest()}"
+        return super().keywords() | {"source": source}
+
 
 @router.post("/embeddings", status_code=status.HTTP_202_ACCEPTED)
 def create_embedding(
@@ -38,10 +43,8 @@ def create_embedding(
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Accept the embedding of one document; `Location` says where to ask for the job."""
-    if body.source is None:
-        body.source = f"sha256:{hashlib.sha256(body.text.encode()).hexdigest()}"
     job = stack.jobs.enqueue_embedding(
-        **dict(body), user_id=caller.user_id, idempotency_key=idempotency_key
+        **body.keywords(), user_id=caller.user_id, idempotency_key=idempotency_key
     )
     response.headers["Location"] = f"{stack.settings.api_v1_prefix}/jobs/{job.id}"
     return job

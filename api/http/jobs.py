@@ -1,14 +1,20 @@
-"""Jobs: list, show, cancel and retry."""
+"""Jobs: enqueue many, list, show, cancel and retry."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Query, status
+from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
-from promptstack.api.http.auth import Owner, Stack
+from promptstack.api.http.auth import CurrentCaller, Owner, Stack
+from promptstack.api.http.bodies import Given
+from promptstack.api.http.embeddings import EmbeddingBody
+from promptstack.api.http.generations import GenerationBody
 from promptstack.api.http.route import AuthenticatedRoute
 from promptstack.repositories.models import JobKind, JobState
+from promptstack.services.jobs.enqueue import MAX_JOBS_AT_ONCE
+from promptstack.services.jobs.entries import is_embedding
 from promptstack.services.jobs.views import JobView
 from promptstack.services.validation.bounds import Time
 
@@ -34,6 +40,52 @@ class JobPage(BaseModel):
     """Send it as `after` to get the next page; null on the last one."""
 
 
+class ManyKeyed(BaseModel):
+    """What an entry of a list has beside its job, as its request has a header for it."""
+
+    idempotency_key: Given | None = Field(
+        None, description="Sent again with the same request, it returns the job that is there."
+    )
+
+
+class GenerationOfMany(GenerationBody, ManyKeyed):
+    """A generation in a list."""
+
+
+class EmbeddingOfMany(EmbeddingBody, ManyKeyed):
+    """An embedding in a list; it has `text`."""
+
+
+def _kind(entry: Any) -> str:
+    """Which of the two an entry is to be."""
+    fields = entry if isinstance(entry, Mapping) else getattr(entry, "__dict__", {})
+    return str(JobKind.EMBEDDING if is_embedding(fields) else JobKind.GENERATION)
+
+
+Entry = Annotated[
+    Annotated[GenerationOfMany, Tag(JobKind.GENERATION)]
+    | Annotated[EmbeddingOfMany, Tag(JobKind.EMBEDDING)],
+    Discriminator(_kind),
+]
+
+
+class ManyJobs(BaseModel):
+    """Jobs that are accepted together, or none of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    jobs: Annotated[list[Entry], FailFast(), Field(max_length=MAX_JOBS_AT_ONCE)] = Field(
+        description="Bodies of `/generations` and `/embeddings`, each with an `idempotency_key` "
+        "where you want one."
+    )
+
+
+class AcceptedJobs(BaseModel):
+    """The jobs, in the order of their entries."""
+
+    jobs: list[JobView]
+
+
 class RetryMany(BaseModel):
     """Which of your jobs to queue again."""
 
@@ -51,6 +103,13 @@ class Retried(BaseModel):
     """How many jobs were queued again."""
 
     retried: int
+
+
+@router.post("", status_code=status.HTTP_202_ACCEPTED)
+def create_jobs(body: ManyJobs, stack: Stack, caller: CurrentCaller) -> AcceptedJobs:
+    """Accept all of these jobs, or none."""
+    entries: Any = [{**entry.keywords(), "user_id": caller.user_id} for entry in body.jobs]
+    return AcceptedJobs(jobs=stack.jobs.enqueue_many(entries))
 
 
 @router.get("")

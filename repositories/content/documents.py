@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, delete, exists, func, insert, or_, select
-from sqlalchemy.dialects import postgresql
 
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.models import Chunk, Document, EmbeddingModel, new_id
+from promptstack.repositories.wire_values import BatchStatement
 
 
 @dataclass(frozen=True)
@@ -22,22 +22,40 @@ class Passage:
     content_hash: bytes
 
 
+@dataclass(frozen=True)
+class NewDocument:
+    """A text that is to be stored for its source."""
+
+    user_id: UUID | None
+    source: str
+    text: str
+    content_hash: bytes
+
+
+_PUT = BatchStatement(
+    "id uuid, user_id uuid, source text, text text, content_hash bytea",
+    """
+    INSERT INTO documents (id, user_id, source, text, content_hash)
+    SELECT id, user_id, source, text, content_hash FROM given
+    ON CONFLICT ON CONSTRAINT documents_source_key DO UPDATE
+    SET text = excluded.text, content_hash = excluded.content_hash, updated_at = now()
+    RETURNING id, user_id, source""",
+)
+
+
 class DocumentRepository(BaseRepository[Document]):
     """Documents, one for each user and source."""
 
     model = Document
 
-    def put(self, user_id: UUID | None, source: str, text: str, content_hash: bytes) -> UUID:
-        """Store a document, or a new text for its source. Returns its id."""
-        statement = postgresql.insert(Document).values(
-            id=new_id(), user_id=user_id, source=source, text=text, content_hash=content_hash
-        )
-        return self._session.execute(
-            statement.on_conflict_do_update(
-                constraint="documents_source_key",
-                set_={"text": text, "content_hash": content_hash, "updated_at": func.now()},
-            ).returning(Document.id)
-        ).scalar_one()
+    def put_many(self, documents: Sequence[NewDocument]) -> dict[tuple[UUID | None, str], UUID]:
+        """Store documents, or new texts for their sources. Returns their ids by user and source."""
+        # One statement stores a document once: of several texts, the last one.
+        last = {(document.user_id, document.source): document for document in documents}
+        # In one order, so that two who store the same wait for each other one way.
+        ordered = sorted(last.values(), key=lambda document: document.source)
+        rows = _PUT.run(self._session, [{"id": new_id(), **vars(one)} for one in ordered])
+        return {(row.user_id, row.source): row.id for row in rows}
 
     def lock(self, document_id: UUID) -> Document | None:
         """Return the document, locked until the transaction ends."""

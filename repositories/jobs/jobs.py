@@ -81,11 +81,11 @@ class JobRepository(BaseRepository[Job]):
         ).one_or_none()
         return None if row is None else Job(**row._mapping)
 
-    def find_by_idempotency_key(self, user_id: UUID | None, key: str) -> Job | None:
-        """The job that this caller enqueued under this key."""
-        return self._session.scalars(
-            select(Job).where(Job.user_id.is_not_distinct_from(user_id), Job.idempotency_key == key)
-        ).one_or_none()
+    def find_by_idempotency_keys(self, user_id: UUID | None, keys: Collection[str]) -> list[Job]:
+        """The jobs that this caller enqueued under these keys."""
+        of_caller = Job.user_id.is_not_distinct_from(user_id)
+        query = select(Job).where(of_caller, Job.idempotency_key.in_(keys))
+        return list(self._session.scalars(query))
 
     def cancel(self, job_id: UUID) -> bool:
         """End a queued or running job as cancelled; False when it had ended already."""

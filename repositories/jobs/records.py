@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from promptstack.config.names import Queue
 from promptstack.repositories.models import JobKind, JobState
 
 
@@ -68,6 +69,32 @@ class JobRef:
     state: str
     published_at: datetime | None
     created_at: datetime
+
+
+@dataclass(frozen=True)
+class NewJobRow:
+    """A job that is to be added."""
+
+    id: UUID
+    kind: JobKind
+    queue: Queue
+    provider: str
+    model: str
+    request: dict[str, Any]
+    request_hash: str
+    user_id: UUID | None
+    idempotency_key: str | None
+    max_retries: int
+    lifetime: float
+    """Seconds until its deadline, by the clock of the database, which ends it."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """When a job was added, and its deadline."""
+
+    created_at: datetime
+    expires_at: datetime
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.config.names import Queue
-from promptstack.repositories.models import JobKind
+from promptstack.repositories.content.documents import NewDocument
+from promptstack.repositories.models import JobKind, new_id
 from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.validation.bounds import ChunkTokens, Lifetime, Name, Retries
 
@@ -58,6 +59,12 @@ class NewJob:
     body: dict[str, Any]
     """The caller's request."""
     options: JobOptions
+    document: NewDocument | None = None
+    """Of an embedding: what is embedded."""
+    place: str = ""
+    """What it is called in errors, where it is one of many; it ends so that a sentence follows."""
+    id: UUID = field(default_factory=new_id)
+    """Chosen here: where nobody knows whether a job was stored, it can be stored again."""
     request_hash: str = field(init=False)
     """Two requests with the same hash are the same. It is made here, before any transaction, as it
     takes a while for a long request."""
@@ -71,3 +78,9 @@ class NewJob:
     def queue(self) -> Queue:
         """The queue of its message."""
         return QUEUES[self.kind, self.options.is_bulk]
+
+    @property
+    def key(self) -> tuple[UUID | None, str] | None:
+        """Its idempotency key, which belongs to its user."""
+        key = self.options.idempotency_key
+        return None if key is None else (self.options.user_id, key)

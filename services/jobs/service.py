@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from promptstack.services.errors import InvalidInput, NotFound, WrongState
 from promptstack.services.jobs.enqueue import JobEnqueuer
 from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.jobs.progress import Progress, ProgressService
-from promptstack.services.jobs.publishing import JobMessage, Publisher
+from promptstack.services.jobs.publishing import JobMessage, Publisher, publish_now
 from promptstack.services.jobs.views import AttemptView, JobView
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.text import check_storable
@@ -43,7 +44,10 @@ class JobService(JobEnqueuer):
         defaults: JobDefaults,
     ) -> None:
         super().__init__(ledger, publisher, factory, defaults)
+        self._ledger = ledger
         self._progress = progress
+        self._defaults = defaults
+        self._publish = partial(publish_now, ledger, publisher)
 
     def get(self, job_id: UUID | str, *, owner: UUID | None = None) -> JobView:
         """Return a job; with `owner`, only one of that user's. Raises `NotFound`."""

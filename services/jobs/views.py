@@ -34,6 +34,27 @@ class JobView(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
 
+    @classmethod
+    def queued(cls, **known: Any) -> "JobView":
+        """A job that was added just now."""
+        # Not checked again: it was a moment ago.
+        return JobView.model_construct(**_QUEUED, **known)
+
+
+_QUEUED: dict[str, Any] = {
+    "state": JobState.QUEUED,
+    "current": 0,
+    "total": 1,
+    "attempt": 0,
+    "failures": 0,
+    "error_code": None,
+    "error": None,
+    "result": None,
+    "not_before": None,
+    "started_at": None,
+    "finished_at": None,
+}
+
 
 class AttemptView(BaseModel):
     """One provider call as the job's owner may see it."""

@@ -21,7 +21,7 @@ from promptstack.api.cli.main import build
 from promptstack.config.names import Queue
 from promptstack.repositories.models import ApiKey, Attempt, Document, Job, JobState, User
 from promptstack.services.errors import NotAuthenticated
-from promptstack.services.jobs.enqueue import MAX_SOURCE_BYTES
+from promptstack.services.jobs.checks import MAX_SOURCE_BYTES
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.jobs import execute

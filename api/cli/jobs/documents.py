@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptstack.services.errors import InvalidInput
-from promptstack.services.jobs.enqueue import check_source
+from promptstack.services.jobs.checks import check_source
 from promptstack.services.sources.opening import encoding_of
 from promptstack.services.sources.reading import SUFFIXES
 

@@ -11,7 +11,7 @@ import pytest
 
 from promptstack.api.cli.jobs.documents import find_files, read_text
 from promptstack.services.errors import InvalidInput
-from promptstack.services.jobs.enqueue import MAX_SOURCE_BYTES
+from promptstack.services.jobs.checks import MAX_SOURCE_BYTES
 
 LIMIT = 10_000_000
 BAD_NAME = os.fsdecode(b"caf\xe9.txt")

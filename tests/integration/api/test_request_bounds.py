@@ -159,7 +159,7 @@ def test_a_request_is_checked_before_a_transaction_is_open(
         "promptstack.services.validation.bounds.check_storable",
         "promptstack.services.validation.bounds.check_storable_json",
         "promptstack.services.llm.request_bounds.JsonBounds.check",
-        "promptstack.services.jobs.enqueue.JobEnqueuer._check_size",
+        "promptstack.services.jobs.checks.JobChecks._check_size",
         "promptstack.services.jobs.new_job.NewJob.__post_init__",
         "promptstack.services.llm.demo.DemoService.check_options",
     ):

@@ -16,7 +16,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from sqlalchemy import event, select, text
 
-from promptstack.repositories.content.documents import Passage
+from promptstack.repositories.content.documents import NewDocument, Passage
 from promptstack.repositories.content.passages import Match
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.models import EmbeddingModel
@@ -48,7 +48,8 @@ def random_vectors(count: int, dimensions: int, seed: int = 1) -> Vectors:
 
 
 def add_document(unit: UnitOfWork, source: str, passages: Sequence[str]) -> None:
-    document_id = unit.documents.put(None, source, " ".join(passages), hash_of(source))
+    new = NewDocument(None, source, " ".join(passages), hash_of(source))
+    document_id = unit.documents.put_many([new])[None, source]
     document = unit.documents.lock(document_id)
     assert document is not None
     chunks = [

@@ -1,0 +1,129 @@
+"""The checks of new jobs: what a caller says of one becomes a job that can be stored."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from promptstack.repositories.content.documents import NewDocument
+from promptstack.repositories.models import JobKind
+from promptstack.repositories.session import Ledger
+from promptstack.services.errors import InvalidInput
+from promptstack.services.jobs.new_job import JobDefaults, JobOptions, NewJob
+from promptstack.services.llm.answers import Capability
+from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.services.llm.requests import Fallback, GenerationRequest
+from promptstack.services.text import check_name, check_storable
+from promptstack.services.validation.bounds import refused_in_words
+
+MAX_SOURCE_BYTES = 2_000
+"""PostgreSQL refuses index entries over about 2,700 bytes."""
+EVERY_JOBS = ("user_id", "idempotency_key", "max_retries", "expires_in")
+
+
+class JobChecks:
+    """Checks generations and documents, before any transaction.
+
+    Checks take long for a long request, and PostgreSQL ends a transaction in which nothing happens
+    for some seconds.
+    """
+
+    def __init__(self, ledger: Ledger, factory: LLMServiceFactory, defaults: JobDefaults) -> None:
+        self._ledger = ledger
+        self._factory = factory
+        self._defaults = defaults
+
+    def generation(
+        self, entry: Mapping[str, Any], session: Session | None, place: str = ""
+    ) -> NewJob:
+        """A checked generation of a `GenerationEntry`. Raises `InvalidInput`."""
+        given = dict(entry)
+        options = _options(given, EVERY_JOBS)
+        provider = given.pop("provider", None) or self._preferred_provider(session, options.user_id)
+        model = self._factory.offered(provider).choose_model(
+            Capability.GENERATION, given.pop("model", None)
+        )
+        if fallbacks := given.pop("fallbacks", ()):
+            given["fallbacks"] = tuple(map(self._complete, fallbacks))
+        if messages := given.pop("messages", ()):
+            given["messages"] = tuple(messages)
+        request = self._defaults.request_bounds.checked(
+            GenerationRequest, provider=provider, model=model, **given
+        )
+        for target in request.targets():
+            self._factory.service_class(target.provider).check_request(target)
+        body = request.model_dump(mode="json", exclude_defaults=True)
+        self._check_size(json.dumps(body, ensure_ascii=False), "The request")
+        return NewJob(JobKind.GENERATION, provider, request.model, body, options, place=place)
+
+    def embedding(
+        self, entry: Mapping[str, Any], session: Session | None, place: str = ""
+    ) -> NewJob:
+        """A checked document of an `EmbeddingEntry`. Raises `InvalidInput`."""
+        given = dict(entry)
+        options = _options(given, (*EVERY_JOBS, "chunk_tokens"))
+        provider = given.pop("provider", None) or self._defaults.embedding_provider
+        model = self._factory.offered(provider).choose_model(
+            Capability.EMBEDDING, given.pop("model", None)
+        )
+        text, source = given.pop("text", ""), given.pop("source", "")
+        if given:
+            names = ", ".join(sorted(map(str, given)))[:200]
+            raise InvalidInput(f"The embedding of a document has no {names!a}; leave it out.")
+        if not isinstance(text, str) or not isinstance(source, str):
+            raise InvalidInput("A document has a text and a source, which are both text.")
+        check_storable(text, "The document")
+        if not text.strip():
+            raise InvalidInput("The document is empty; there is nothing to embed.")
+        check_source(source)
+        self._check_size(text, "The document")
+        content_hash = hashlib.sha256(text.encode()).digest()
+        body: dict[str, Any] = {"source": source, "content_hash": content_hash.hex()}
+        if options.chunk_tokens is not None:
+            body["chunk_tokens"] = options.chunk_tokens
+        document = NewDocument(options.user_id, source, text, content_hash)
+        return NewJob(JobKind.EMBEDDING, provider, model, body, options, document, place)
+
+    def _complete(self, fallback: Fallback) -> Fallback:
+        """Name the model of a fallback. Raises `UnknownProvider`, `UnknownModel`."""
+        service = self._factory.offered(fallback.provider)
+        model = service.choose_model(Capability.GENERATION, fallback.model)
+        return fallback.model_copy(update={"model": model})
+
+    def _preferred_provider(self, session: Session | None, user_id: UUID | None) -> str:
+        preferred = None
+        if user_id is not None:
+            if session is not None:
+                user = self._ledger.join(session).users.get(user_id)
+            else:
+                with self._ledger.transaction() as work:
+                    user = work.users.get(user_id)
+            preferred = user.preferred_provider if user else None
+        return preferred or self._defaults.generation_provider
+
+    def _check_size(self, text: str, what: str) -> None:
+        size, most = len(text.encode("utf-8", "surrogatepass")), self._defaults.max_text_bytes
+        if size > most:
+            raise InvalidInput(
+                f"{what} has {size:,} bytes; at most {most:,} are accepted (MAX_TEXT_BYTES). "
+                "Split it."
+            )
+
+
+def check_source(source: str) -> None:
+    """Raise `InvalidInput` if a document can't have this source."""
+    check_name(source, "The source")
+    if not 0 < len(source.encode()) <= MAX_SOURCE_BYTES:
+        raise InvalidInput(f"The source must have 1 to {MAX_SOURCE_BYTES:,} UTF-8 bytes.")
+
+
+def _options(given: dict[str, Any], names: Iterable[str]) -> JobOptions:
+    """Take a job's own options from what was given."""
+    values = {name: given.pop(name) for name in names if name in given}
+    if "bulk" in given:
+        values["is_bulk"] = given.pop("bulk")
+    with refused_in_words():
+        return JobOptions(**values)

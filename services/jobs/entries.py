@@ -1,0 +1,57 @@
+"""What a caller says of a job: the keywords of an enqueue call, and the entries of a list."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Required, TypedDict
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from promptstack.services.llm.parameters import GenerationKeywords
+from promptstack.services.llm.requests import Fallback
+
+
+class JobKeywords(TypedDict, total=False):
+    """What can be said of every job."""
+
+    provider: str | None
+    model: str | None
+    bulk: bool
+    """Interactive jobs go before bulk ones."""
+    user_id: UUID | None
+    idempotency_key: str | None
+    """The same key with the same request is the job that is there."""
+    max_retries: int | None
+    expires_in: float | None
+
+
+class GenerationOptions(GenerationKeywords, JobKeywords, total=False):
+    """What can be said of a generation beside its prompt."""
+
+    messages: Sequence[BaseModel | Mapping[str, Any]]
+    """Ours or as OpenAI's clients write them, the answers of its SDK included."""
+    fallbacks: Sequence[Fallback]
+    """Are asked where the provider can't answer."""
+
+
+class GenerationEntry(GenerationOptions, total=False):
+    """A generation: a `prompt` or `messages`, and how to generate."""
+
+    prompt: str | None
+
+
+class EmbeddingOptions(JobKeywords, total=False):
+    """What can be said of the embedding of a document beside its text and source."""
+
+    chunk_tokens: int | None
+
+
+class EmbeddingEntry(EmbeddingOptions, total=False):
+    """The embedding of a document."""
+
+    text: Required[str]
+    source: Required[str]
+
+
+def is_embedding(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of a list is an embedding; it has `text` and `source` then."""
+    return "text" in entry or "source" in entry

@@ -1,0 +1,215 @@
+"""The intake of jobs: stores jobs that were checked, and publishes their messages.
+
+Accepted means committed: a job is in the ledger before its message leaves, and a broker that is
+down delays the job but does not refuse it.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from promptstack.repositories.content.documents import NewDocument
+from promptstack.repositories.errors import LedgerUnavailable
+from promptstack.repositories.jobs.records import Accepted, NewJobRow
+from promptstack.repositories.models import Job
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.errors import IdempotencyConflict, NotFound, WrongState
+from promptstack.services.jobs.combined import Combined
+from promptstack.services.jobs.new_job import JobDefaults, NewJob
+from promptstack.services.jobs.publishing import (
+    BrokerUnavailable,
+    JobMessage,
+    Publisher,
+    publish_marked,
+    publish_now,
+)
+from promptstack.services.jobs.views import JobView
+
+MOST_TOGETHER = 100
+"""Jobs of several threads that are stored by one statement."""
+Known = dict[tuple[UUID | None, str], Job]
+
+
+class JobIntake:
+    """Stores new jobs and publishes their messages."""
+
+    def __init__(self, ledger: Ledger, publisher: Publisher, defaults: JobDefaults) -> None:
+        self._ledger = ledger
+        self._publisher = publisher
+        self._defaults = defaults
+        self._add_at_once = Combined(self._add_by_one_statement, MOST_TOGETHER)
+        # Made once: jobs of one transaction with the same function are published together.
+        self._publish = partial(publish_now, ledger, publisher)
+        self._publish_marked = partial(publish_marked, ledger, publisher)
+
+    def accept(self, new: NewJob, session: Session | None = None) -> JobView:
+        """Store one job, in the transaction of `session` or at once. Raises as `accept_all`."""
+        if session is None and new.document is None:
+            accepted = self._add_at_once(new)
+            if accepted is not None:
+                return _view(new, accepted, self._retries(new))
+        [view] = self.accept_all([new], session)
+        return view
+
+    def accept_all(self, jobs: Sequence[NewJob], session: Session | None = None) -> list[JobView]:
+        """Store all jobs or none; a job of a known idempotency key is the one that is there.
+
+        Raises `IdempotencyConflict`, `NotFound` for an unknown user, and `WrongState`.
+        """
+        epoch = self._epoch() if session is None else None
+        publish = self._publish if epoch is None else self._publish_marked
+        with self._unit_of_work(session, len(jobs)) as work:
+            known = _find_known(work, jobs)
+            new = [job for job in jobs if job.key not in known]
+            for job in jobs:
+                _check_same(job, known)
+            _check_users(work, new)
+            added = work.new_jobs.add(self._rows(work, new), epoch)
+            if len(added) < len(new):
+                # Of a key that is twice among them, or that somebody else has used since.
+                known |= _find_known(work, [job for job in new if job.id not in added])
+            for job in new:
+                if job.id in added:
+                    work.after_commit(publish, _message(job, added[job.id]))
+            return [self._accepted(job, added.get(job.id), known) for job in jobs]
+
+    def _accepted(self, new: NewJob, accepted: Accepted | None, known: Known) -> JobView:
+        if accepted is not None:
+            return _view(new, accepted, self._retries(new))
+        job = _check_same(new, known)
+        if job is None:
+            raise WrongState(
+                f"{new.place}A job of the same idempotency key was deleted just now; try again."
+            )
+        return JobView.model_validate(job)
+
+    def _add_by_one_statement(self, jobs: Sequence[NewJob]) -> list[Accepted | None]:
+        """Add jobs that don't depend on each other, and publish those that were added.
+
+        None for a job whose key is known, or whose user is not there.
+        """
+        epoch = self._epoch()
+        rows = [self._row(job) for job in jobs]
+        try:
+            with self._ledger.statement() as statement:
+                added = statement.new_jobs.add(rows, epoch)
+        except LedgerUnavailable:
+            # The connection broke: nobody knows whether the jobs are there. Of the same ids, each
+            # can be there only once.
+            with self._ledger.transaction() as work:
+                added = work.new_jobs.add(rows, epoch)
+                added |= work.new_jobs.find([job.id for job in jobs])
+        publish = self._publish if epoch is None else self._publish_marked
+        publish([_message(job, added[job.id]) for job in jobs if job.id in added])
+        return [added.get(job.id) for job in jobs]
+
+    @contextmanager
+    def _unit_of_work(self, session: Session | None, jobs: int) -> Iterator[UnitOfWork]:
+        if session is None:
+            with self._ledger.transaction() as work:
+                yield work
+        else:
+            # Of many jobs, a refused one must take the others with it.
+            with session.begin_nested() if jobs > 1 else nullcontext():
+                yield self._ledger.join(session)
+
+    def _epoch(self) -> str | None:
+        """The broker's epoch, for jobs whose messages leave right after their commit.
+
+        It is that of the last message: where it has changed since, a job is published twice. None
+        while the broker is away.
+        """
+        try:
+            return self._publisher.epoch(math.inf)
+        except BrokerUnavailable:
+            return None  # logged when the job is not published
+
+    def _rows(self, work: UnitOfWork, jobs: Sequence[NewJob]) -> list[NewJobRow]:
+        """The rows of jobs, once their documents are stored."""
+        documents = [job.document for job in jobs if job.document]
+        ids = work.documents.put_many(documents) if documents else {}
+        return [self._row(job, _id_of(job.document, ids)) for job in jobs]
+
+    def _row(self, new: NewJob, document_id: UUID | None = None) -> NewJobRow:
+        document = {} if document_id is None else {"document_id": str(document_id)}
+        return NewJobRow(
+            id=new.id,
+            kind=new.kind,
+            queue=new.queue,
+            provider=new.provider,
+            model=new.model,
+            request={**new.body, **document},
+            request_hash=new.request_hash,
+            user_id=new.options.user_id,
+            idempotency_key=new.options.idempotency_key,
+            max_retries=self._retries(new),
+            lifetime=new.options.expires_in or self._defaults.expires_seconds,
+        )
+
+    def _retries(self, new: NewJob) -> int:
+        said = new.options.max_retries
+        return self._defaults.max_retries if said is None else said
+
+
+def _find_known(work: UnitOfWork, jobs: Sequence[NewJob]) -> Known:
+    """The jobs that are there of the keys of these, by user and key."""
+    keys: dict[UUID | None, set[str]] = defaultdict(set)
+    for job in jobs:
+        if job.key:
+            keys[job.key[0]].add(job.key[1])
+    return {
+        (user_id, str(job.idempotency_key)): job
+        for user_id, its_keys in keys.items()
+        for job in work.jobs.find_by_idempotency_keys(user_id, its_keys)
+    }
+
+
+def _check_same(new: NewJob, known: Known) -> Job | None:
+    """The job that is there of the key of this one, if any. Raises `IdempotencyConflict`."""
+    job = known.get(new.key) if new.key else None
+    if job is not None and job.request_hash != new.request_hash:
+        raise IdempotencyConflict(
+            f"{new.place}The idempotency key was used for another request (job {job.id}); "
+            "send a new key for a new request."
+        )
+    return job
+
+
+def _check_users(work: UnitOfWork, jobs: Sequence[NewJob]) -> None:
+    """Raise `NotFound` where a job's user is not there. None stands for no user."""
+    there: set[UUID] = set()
+    for job in jobs:
+        user_id = job.options.user_id
+        if user_id is None or user_id in there:
+            continue
+        if work.users.get(user_id) is None:
+            raise NotFound(f"{job.place}There is no user {user_id}.")
+        there.add(user_id)
+
+
+def _id_of(document: NewDocument | None, ids: dict[tuple[UUID | None, str], UUID]) -> UUID | None:
+    return None if document is None else ids[document.user_id, document.source]
+
+
+def _message(new: NewJob, accepted: Accepted) -> JobMessage:
+    return JobMessage(
+        new.id, new.kind, new.queue, new.provider, new.model, sent_at=accepted.created_at
+    )
+
+
+def _view(new: NewJob, accepted: Accepted, max_retries: int) -> JobView:
+    return JobView.queued(
+        id=new.id,
+        kind=new.kind,
+        provider=new.provider,
+        model=new.model,
+        max_retries=max_retries,
+        created_at=accepted.created_at,
+        expires_at=accepted.expires_at,
+    )

@@ -1,0 +1,381 @@
+"""Many jobs in one call: all of them or none, in one transaction, with one exchange of messages."""
+
+import json
+import threading
+from base64 import b64decode
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import event, text
+from sqlalchemy.orm import Session
+
+from promptstack.config.errors import PromptStackError
+from promptstack.repositories.errors import LedgerUnavailable
+from promptstack.repositories.models import Job, JobKind, JobState
+from promptstack.repositories.session import Ledger
+from promptstack.services.errors import IdempotencyConflict, InvalidInput, NotFound, UnknownProvider
+from promptstack.services.jobs.enqueue import MAX_JOBS_AT_ONCE
+from promptstack.services.jobs.views import JobView
+from promptstack.tasks.worker_services import WorkerServices
+from tests.http import problem, serve
+
+JOBS = "/api/v1/jobs"
+
+
+def enqueue_many(
+    stack: WorkerServices, entries: Sequence[dict[str, Any]], session: Session | None = None
+) -> list[JobView]:
+    return stack.jobs.enqueue_many(cast("Any", entries), session=session)
+
+
+def rows(stack: WorkerServices) -> tuple[int, int]:
+    """How many jobs and documents there are."""
+    with stack.ledger.transaction() as unit:
+        counts = unit.session.execute(
+            text("SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM documents)")
+        ).one()
+    return counts[0], counts[1]
+
+
+def sent(stack: WorkerServices, queue: str = "generation") -> list[str]:
+    """The jobs whose messages wait, in the order in which they are taken."""
+    raw: Any = stack.redis.lrange(queue, 0, -1)
+    return [json.loads(b64decode(json.loads(one)["body"]))[0][0] for one in reversed(raw)]
+
+
+def stored(stack: WorkerServices, job_id: UUID) -> Job:
+    with stack.ledger.transaction() as unit:
+        found = unit.jobs.get(job_id)
+        assert found is not None
+        _ = found.request
+        return found
+
+
+@pytest.fixture
+def user(stack: WorkerServices) -> UUID:
+    with stack.ledger.transaction() as unit:
+        return unit.users.create(email="ada@example.org").id
+
+
+@pytest.fixture
+def client(stack: WorkerServices) -> Iterator[TestClient]:
+    with serve(stack) as client:
+        yield client
+
+
+def test_both_kinds_are_accepted_in_order_with_all_that_they_say(
+    stack: WorkerServices, user: UUID
+) -> None:
+    entries: list[dict[str, Any]] = [
+        {"prompt": 'ünïcode \\ "quoted" {braces}, NULL', "user_id": user},
+        {"text": "A text.", "source": "a", "max_retries": 0, "expires_in": 60.0},
+        {"messages": [{"role": "user", "content": "Hello."}], "temperature": 0.5, "bulk": True},
+        {"text": "Mine.", "source": "a", "user_id": user, "chunk_tokens": 16, "bulk": True},
+        {"prompt": "x", "idempotency_key": "k"},
+    ]
+    jobs = enqueue_many(stack, entries)
+    kinds = [JobKind.EMBEDDING if "text" in entry else JobKind.GENERATION for entry in entries]
+    assert [job.kind for job in jobs] == kinds
+    assert jobs == [stack.jobs.get(job.id) for job in jobs]
+    singles = [
+        stack.jobs.enqueue_embedding(**entry)
+        if "text" in entry
+        else stack.jobs.enqueue_generation(**{**entry, "idempotency_key": None})
+        for entry in entries
+    ]
+    for many, single in zip(jobs, singles, strict=True):
+        one, other = stored(stack, many.id), stored(stack, single.id)
+        assert one.request == other.request
+        for name in ("queue", "user_id", "request_hash", "max_retries", "provider", "model"):
+            assert getattr(one, name) == getattr(other, name), name
+        assert one.published_epoch == stack.publisher.epoch()
+    assert rows(stack) == (10, 2)
+    ids = [str(job.id) for job in (*jobs, *singles)]
+    assert sent(stack) == [ids[0], ids[4], ids[5], ids[9]]
+    assert sent(stack, "embeddings-bulk") == [ids[3], ids[8]]
+
+
+def test_five_hundred_take_few_exchanges_with_either_server(stack: WorkerServices) -> None:
+    statements: list[str] = []
+    stack.jobs.enqueue_generation("connects")
+
+    @event.listens_for(stack.ledger.engine, "commit")
+    def commits(_: object) -> None:
+        statements.append("COMMIT")
+
+    before = stack.redis.info("stats")["total_commands_processed"]
+    jobs = enqueue_many(stack, [{"prompt": f"{number}"} for number in range(500)])
+    after = stack.redis.info("stats")["total_commands_processed"]
+    assert after - before <= 5
+    assert statements == ["COMMIT"]
+    assert sent(stack)[1:] == [str(job.id) for job in jobs]
+
+
+BAD: dict[str, tuple[dict[str, Any], type[PromptStackError]]] = {
+    "no prompt": ({}, InvalidInput),
+    "an empty prompt": ({"prompt": " "}, InvalidInput),
+    "an unknown provider": ({"prompt": "x", "provider": "opnai"}, UnknownProvider),
+    "an unknown field": ({"prompt": "x", "colour": "red"}, InvalidInput),
+    "an unknown field of a document": (
+        {"text": "x", "source": "a", "prompt": "y"},
+        InvalidInput,
+    ),
+    "no source": ({"text": "x"}, InvalidInput),
+    "a text that is none": ({"text": 5, "source": "a"}, InvalidInput),
+    "an unknown user": ({"prompt": "x", "user_id": uuid4()}, NotFound),
+    "an unknown user's document": (
+        {"text": "x", "source": "a", "user_id": uuid4()},
+        NotFound,
+    ),
+    "a key of another request": (
+        {"prompt": "x", "idempotency_key": "taken"},
+        IdempotencyConflict,
+    ),
+    "the key of an entry before": (
+        {"prompt": "x", "idempotency_key": "first"},
+        IdempotencyConflict,
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_entry_is_named_and_takes_all_with_it(stack: WorkerServices, fault: str) -> None:
+    stack.jobs.enqueue_generation("taken", idempotency_key="taken")
+    entry, kind = BAD[fault]
+    good = [{"prompt": "a", "idempotency_key": "first"}, {"text": "b", "source": "b"}]
+    with pytest.raises(kind, match=r"^jobs\[2\]: "):
+        enqueue_many(stack, [*good, entry, {"prompt": "last"}])
+    assert rows(stack) == (1, 0)
+    assert len(sent(stack)) == 1
+
+
+def test_more_than_the_bound_is_refused_and_none_is_nothing(stack: WorkerServices) -> None:
+    entry = {"prompt": "x"}
+    with pytest.raises(InvalidInput, match="at most 1,000"):
+        enqueue_many(stack, [entry] * (MAX_JOBS_AT_ONCE + 1))
+    assert enqueue_many(stack, []) == []
+    assert rows(stack) == (0, 0)
+    assert len(enqueue_many(stack, [entry] * MAX_JOBS_AT_ONCE)) == MAX_JOBS_AT_ONCE
+
+
+def test_known_keys_are_the_jobs_that_are_there(stack: WorkerServices, user: UUID) -> None:
+    there = stack.jobs.enqueue_generation("x", idempotency_key="k")
+    stack.jobs.cancel(there.id)
+    entries: list[dict[str, Any]] = [
+        {"prompt": "new"},
+        {"prompt": "x", "idempotency_key": "k"},
+        {"prompt": "x", "idempotency_key": "k", "user_id": user},
+        {"prompt": "twice", "idempotency_key": "t"},
+        {"prompt": "twice", "idempotency_key": "t"},
+    ]
+    jobs = enqueue_many(stack, entries)
+    assert (jobs[1].id, jobs[1].state) == (there.id, JobState.CANCELLED)
+    assert jobs[2].id != there.id
+    assert jobs[3] == jobs[4]
+    again = enqueue_many(stack, entries[1:])
+    assert [job.id for job in again] == [job.id for job in jobs[1:]]
+    assert rows(stack) == (4, 0)
+    assert sent(stack)[1:] == [str(job.id) for job in (jobs[0], jobs[2], jobs[3])]
+
+
+def test_of_two_texts_for_one_source_the_last_one_stays(stack: WorkerServices) -> None:
+    entries = [{"text": text_, "source": "a"} for text_ in ("first", "second")]
+    one, other = enqueue_many(stack, entries)
+    ids = {stored(stack, job.id).request["document_id"] for job in (one, other)}
+    with stack.ledger.transaction() as unit:
+        [document] = unit.documents.get_many()
+        assert ({str(document.id)}, document.text) == (ids, "second")
+
+
+def test_in_the_callers_transaction_they_exist_from_its_commit(stack: WorkerServices) -> None:
+    with Session(stack.ledger.engine) as session:
+        jobs = enqueue_many(stack, [{"prompt": "a"}, {"text": "b", "source": "b"}], session)
+        assert (rows(stack), sent(stack)) == ((0, 0), [])
+        session.commit()
+    assert (rows(stack), sent(stack)) == ((2, 1), [str(jobs[0].id)])
+    with Session(stack.ledger.engine) as session:
+        enqueue_many(stack, [{"prompt": "a"}, {"prompt": "b"}], session)
+        session.rollback()
+        session.commit()
+    assert (rows(stack)[0], len(sent(stack))) == (2, 1)
+
+
+def test_a_refused_list_leaves_the_callers_transaction_as_it_was(stack: WorkerServices) -> None:
+    with Session(stack.ledger.engine) as session:
+        before = stack.jobs.enqueue_generation("before", session=session)
+        for fault in ("a key of another request", "an unknown user", "the key of an entry before"):
+            stack.jobs.enqueue_generation("taken", idempotency_key="taken")
+            first = {"text": "a", "source": "a"}, {"prompt": "f", "idempotency_key": "first"}
+            with pytest.raises(BAD[fault][1]):
+                enqueue_many(stack, [*first, BAD[fault][0]], session)
+        session.commit()
+    assert rows(stack) == (2, 0)
+    assert sent(stack)[1:] == [str(before.id)]
+
+
+def test_lists_of_the_same_keys_in_another_order_do_not_block_each_other(
+    stack: WorkerServices,
+) -> None:
+    entries: list[dict[str, Any]] = [
+        {"prompt": f"{number}", "idempotency_key": f"{number}"} for number in range(20)
+    ] + [{"text": f"{number}", "source": f"{number}"} for number in range(20)]
+    start = threading.Barrier(4)
+
+    def enqueue(number: int) -> set[UUID]:
+        start.wait()
+        ordered = entries if number % 2 else entries[::-1]
+        return {job.id for job in enqueue_many(stack, ordered) if job.kind is JobKind.GENERATION}
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(enqueue, range(4)))
+    assert found == [found[0]] * 4
+    assert rows(stack) == (20 + 4 * 20, 20)
+    assert len(sent(stack)) == 20
+
+
+# One by one, at once
+
+
+def test_jobs_of_several_threads_share_statements_and_lose_nothing(
+    stack: WorkerServices, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many, began = 200, threading.Barrier(8)
+    statements: list[int] = []
+    of_ledger = stack.ledger.statement
+
+    @contextmanager
+    def counted() -> Iterator[Any]:
+        with of_ledger() as statement:
+            statements.append(1)
+            yield statement
+
+    monkeypatch.setattr(stack.ledger, "statement", counted)
+
+    def enqueue(number: int) -> JobView | None:
+        if number < 8:
+            began.wait()
+        if number % 10 == 0:
+            with pytest.raises(NotFound):
+                stack.jobs.enqueue_generation(f"{number}", user_id=uuid4())
+            return None
+        return stack.jobs.enqueue_generation(f"{number}", user_id=user)
+
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [job for job in pool.map(enqueue, range(many)) if job]
+    assert len(statements) < many
+    assert len({job.id for job in jobs}) == rows(stack)[0] == many * 9 // 10
+    assert sorted(sent(stack)) == sorted(str(job.id) for job in jobs)
+    for job in jobs[:20]:
+        assert stack.jobs.get(job.id) == job
+
+
+class Broken:
+    """A ledger whose connection breaks at the commit of a statement, before it or after it."""
+
+    def __init__(self, ledger: Ledger, *, is_committed: bool) -> None:
+        self._statement = ledger.statement
+        self._is_committed = is_committed
+
+    @contextmanager
+    def statement(self) -> Iterator[Any]:
+        if not self._is_committed:
+            raise LedgerUnavailable("The connection broke before the commit.")
+        with self._statement() as statement:
+            yield statement
+        raise LedgerUnavailable("The connection broke after the commit.")
+
+
+END_THE_SESSION = """
+CREATE FUNCTION end_it() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END$$;
+CREATE TRIGGER ends BEFORE INSERT ON jobs FOR EACH ROW
+WHEN (NEW.request->>'prompt' = 'end it') EXECUTE FUNCTION end_it()
+"""
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_a_connection_that_breaks_at_the_commit_doubles_no_job(
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, is_committed: bool
+) -> None:
+    broken = Broken(stack.ledger, is_committed=is_committed)
+    monkeypatch.setattr(stack.ledger, "statement", broken.statement)
+    jobs = [
+        stack.jobs.enqueue_generation("x"),
+        stack.jobs.enqueue_generation("y", idempotency_key="k"),
+        stack.jobs.enqueue_generation("y", idempotency_key="k"),
+    ]
+    assert jobs[1].id == jobs[2].id
+    assert [stack.jobs.get(job.id).state for job in jobs] == [JobState.QUEUED] * 3
+    assert rows(stack) == (2, 0)
+    assert sent(stack) == [str(jobs[0].id), str(jobs[1].id)]
+
+
+def test_a_connection_that_postgresql_closes_in_the_statement_doubles_no_job(
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real thing: the server ends the session while the statement runs."""
+    stack.jobs.enqueue_generation("connects")
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text(END_THE_SESSION))
+    with pytest.raises(LedgerUnavailable):
+        stack.jobs.enqueue_generation("end it")
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text("DROP TRIGGER ends ON jobs"))
+    job = stack.jobs.enqueue_generation("end it")
+    assert rows(stack) == (2, 0)
+    assert sent(stack)[1:] == [str(job.id)]
+
+
+# Over HTTP
+
+
+def test_a_list_over_http_is_accepted_whole(client: TestClient, stack: WorkerServices) -> None:
+    jobs = [
+        {"prompt": "Say hello.", "idempotency_key": "k", "temperature": 0.5},
+        {"text": "A text.", "source": "handbook"},
+        {"text": "A text without a source."},
+        {"messages": [{"role": "user", "content": "Hello."}]},
+    ]
+    for _ in range(2):
+        answer = client.post(JOBS, json={"jobs": jobs[:1]})
+    assert answer.status_code == 202
+    accepted = client.post(JOBS, json={"jobs": jobs})
+    assert accepted.status_code == 202, accepted.text
+    found = accepted.json()["jobs"]
+    assert [job["kind"] for job in found] == ["generation", "embedding", "embedding", "generation"]
+    assert found[0] == answer.json()["jobs"][0]
+    assert client.get(f"{JOBS}/{found[2]['id']}").json() == found[2]
+    assert rows(stack) == (4, 2)
+    users = {stored(stack, UUID(job["id"])).user_id for job in found}
+    assert len(users) == 1
+    assert None not in users
+
+
+def test_a_list_over_http_is_refused_whole_and_the_entry_is_named(
+    client: TestClient, stack: WorkerServices
+) -> None:
+    good = {"prompt": "x", "idempotency_key": "k"}
+    told = problem(client.post(JOBS, json={"jobs": [good, {"prompt": " "}]}), 422, "INVALID_INPUT")
+    assert "jobs[1]" in told["detail"]
+    taken = {"prompt": "y", "idempotency_key": "k"}
+    told = problem(client.post(JOBS, json={"jobs": [good, taken]}), 409, "IDEMPOTENCY_CONFLICT")
+    assert "jobs[1]" in told["detail"]
+    bodies: list[tuple[Any, list[Any]]] = [
+        ({"jobs": [good, 5]}, ["jobs", 1]),
+        ({"jobs": [good, {}]}, ["jobs[1]"]),
+        ({"jobs": [good, None, "text"]}, ["jobs", 1]),
+        ({"jobs": [good, {"text": "x", "prompt": "y"}]}, ["jobs", 1]),
+        ({"jobs": [good, {"prompt": "x", "user_id": str(uuid4())}]}, ["jobs", 1]),
+        ({"jobs": [good] * (MAX_JOBS_AT_ONCE + 1)}, ["jobs"]),
+        ({"jobs": {}}, ["jobs"]),
+        ({}, ["jobs"]),
+    ]
+    for body, place in bodies:
+        told = problem(client.post(JOBS, json=body), 422, "INVALID_INPUT")
+        assert all(str(part) in json.dumps(told) for part in place), (body, told)
+    assert rows(stack) == (0, 0)
