@@ -78,6 +78,7 @@ class RemoteService(LLMService, Generic[Client]):
         self._timeout = timeout
         """Seconds for a whole call, up to the last byte of its answer."""
         self._client: Client | None = None
+        self._is_checked = False
 
     @classmethod
     def _members(cls, provider: NamedProvider | None) -> dict[str, object]:
@@ -255,7 +256,7 @@ class RemoteService(LLMService, Generic[Client]):
             raise InvalidProviderRequest(str(error)) from error
 
     def check_configured(self) -> None:
-        if self._client is not None:
+        if self._is_checked:
             return
         if not self._api_key and (self.needs_key or not self._base_url):
             raise NotConfigured(
@@ -267,6 +268,8 @@ class RemoteService(LLMService, Generic[Client]):
             check_network(self.wire, self._base_url)
         except ConfigurationError as error:
             raise NotConfigured(str(error)) from error
+        # It reads all certificates, and every job asks for it.
+        self._is_checked = True
 
     def _connected(self) -> Client:
         if self._client is None:
