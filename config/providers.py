@@ -96,6 +96,12 @@ class NamedProvider(BaseModel):
         return self
 
     @property
+    def key_source(self) -> str:
+        """Where its key is read from, for a person."""
+        own = f"{self.wire.upper()}_API_KEY" if self.name == self.wire else None
+        return self.key_setting or own or "what api_key_env in MODELS_FILE names"
+
+    @property
     def key_setting(self) -> str | None:
         """The variable of the key, for error messages; None if there is none."""
         return self.api_key_env or (f"the file {self.api_key_file}" if self.api_key_file else None)

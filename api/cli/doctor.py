@@ -1,8 +1,13 @@
-"""`promptstack doctor`: checks settings, servers, workers and providers."""
+"""`promptstack doctor`: checks settings, servers, workers and providers, all at once."""
 
+import asyncio
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import typer
 from redis.exceptions import RedisError
@@ -14,12 +19,16 @@ from promptstack.api.cli.terminal import JOB_FAILED, JsonFlag, describe, out, pr
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import Queue
 from promptstack.repositories.migrations import pending
-from promptstack.services.llm.answers import Capability
+from promptstack.services.llm.answers import Capability, Examined
 from promptstack.services.llm.base import LLMService
 from promptstack.tasks.composition import PromptStack
 from promptstack.tasks.connections import check_redis
 
 MOST_NAMED = 5
+ANSWER_SECONDS = 2.0
+"""How long an answer is waited for. All are asked at once, so that this is the longest of all."""
+LEAST_SECONDS = 1.0
+"""How long it is, where the start has used up the rest: a person waits for both."""
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]--[/]", "missing": "[red]no[/]"}
 
 
@@ -36,7 +45,9 @@ class Finding:
 def doctor(as_json: JsonFlag = False) -> None:
     """Check what is configured, what answers and what is missing."""
     with connected(start_servers=True) as stack:
-        findings = list(examine(stack))
+        # A start is computing, nearly all of it.
+        spent = time.process_time()
+        findings = list(examine(stack, max(LEAST_SECONDS, ANSWER_SECONDS - spent)))
     if as_json:
         print_items(map(asdict, findings))
     else:
@@ -48,20 +59,31 @@ def doctor(as_json: JsonFlag = False) -> None:
         raise typer.Exit(JOB_FAILED)
 
 
-def examine(stack: PromptStack) -> Iterator[Finding]:
-    """Check settings, servers, workers and providers, one after the other."""
+def examine(stack: PromptStack, patience: float = ANSWER_SECONDS) -> Iterator[Finding]:
+    """Check settings, servers, workers and providers; one that hangs is waited for so long."""
     settings = stack.settings
     where = "embedded servers" if needs_embedded(settings) else "DATABASE_URL and REDIS_URL"
     yield Finding("settings", "ok", f"{settings.environment}, using {where}")
-    yield _try("PostgreSQL", lambda: f"version {stack.ledger.ping()}")
-    yield _try("schema", lambda: _schema(stack))
-    yield _try("Redis", lambda: _redis(stack))
-    yield _try("broker", lambda: _broker(stack))
-    yield _try("connections", lambda: _connections(stack))
-    yield _workers(stack)
-    yield from _waits(stack)
-    for name in stack.factory.names():
-        yield _provider(stack, name)
+    # Made before threads ask for them, of which each would make its own.
+    _ = stack.ledger, stack.redis, stack.publisher, stack.factory, stack.rate_limited_jobs
+    servers = {
+        "PostgreSQL": _ask(_try, "PostgreSQL", lambda: f"version {stack.ledger.ping()}"),
+        "schema": _ask(_try, "schema", lambda: _schema(stack)),
+        "Redis": _ask(_try, "Redis", lambda: _redis(stack)),
+        "broker": _ask(_try, "broker", lambda: _broker(stack)),
+        "connections": _ask(_try, "connections", lambda: _connections(stack)),
+        "workers": _ask(lambda: [_workers(stack), *_waits(stack)]),
+    }
+    # Meanwhile SDKs are imported, which takes long. Each provider is asked as soon as its own is.
+    providers = [_ask_provider(stack, name, patience) for name in stack.factory.names()]
+    until = time.monotonic() + patience
+    for name, found in servers.items():
+        try:
+            yield from found.result(max(0.0, until - time.monotonic()))
+        except TimeoutError:
+            yield Finding(name, "missing", f"did not answer within {patience:.1f} s")
+    for asked in providers:
+        yield asked()
     for name in sorted(stack.models_file.named() - set(stack.factory.names())):
         yield Finding("MODELS_FILE", "warning", f"speaks of {name!r}, which is no provider")
     for variable, name in (
@@ -71,6 +93,21 @@ def examine(stack: PromptStack) -> Iterator[Finding]:
         if name not in stack.factory.names():
             known = ", ".join(stack.factory.names())
             yield Finding("default", "missing", f"{variable}={name} is no provider; known: {known}")
+
+
+def _ask(look: Callable[..., Finding | list[Finding]], *arguments: Any) -> Future[list[Finding]]:
+    """Begin a check. Nobody waits for its thread: a server that hangs would keep us from ending."""
+    asked: Future[list[Finding]] = Future()
+
+    def run() -> None:
+        try:
+            found = look(*arguments)
+            asked.set_result(found if isinstance(found, list) else [found])
+        except Exception as error:  # noqa: BLE001 - raised again where the result is read
+            asked.set_exception(error)
+
+    threading.Thread(target=run, name="doctor", daemon=True).start()
+    return asked
 
 
 def _try(name: str, look: Callable[[], str]) -> Finding:
@@ -127,19 +164,42 @@ def _workers(stack: PromptStack) -> Finding:
     return Finding("workers", "warning", "none alive; start `promptstack up` or `worker`")
 
 
-def _waits(stack: PromptStack) -> Iterator[Finding]:
-    with suppress(PromptStackError):  # where the ledger is away, the lines above say so
-        for waits in stack.rate_limited_jobs.who():
-            yield Finding("waiting", "warning", describe(waits))
+def _waits(stack: PromptStack) -> list[Finding]:
+    try:
+        waiting = stack.rate_limited_jobs.who()
+    except PromptStackError:
+        return []  # the lines above say that the ledger is away
+    return [Finding("waiting", "warning", describe(waits)) for waits in waiting]
 
 
-def _provider(stack: PromptStack, name: str) -> Finding:
-    """Whether a provider answers, and what it can do. This costs nothing."""
+def _ask_provider(stack: PromptStack, name: str, patience: float) -> Callable[[], Finding]:
+    """Ask whether a provider answers, and what it can do; waits when called. It costs nothing."""
+    servers = {server.name: server for server in stack.servers}
+    if name in servers and not stack.factory.is_set_up(name):
+        # Said without its SDK, which takes up to a second to import.
+        needs = f"{name} needs an API key, which is read from {servers[name].key_source}."
+        return partial(Finding, name, "warning", needs)
     try:
         service = stack.providers.get(name)
-        found = stack.loop.run(service.examine())
     except PromptStackError as error:
-        return Finding(name, "warning", str(error))
+        return partial(Finding, name, "warning", str(error))
+    # What works in this process does not hang, it computes.
+    limit = patience if name in servers else None
+    found = stack.loop.submit(_examined(service, limit))
+    return lambda: _told(stack, service, name, found.result())
+
+
+async def _examined(service: LLMService, patience: float | None) -> Examined:
+    try:
+        async with asyncio.timeout(patience):
+            return await service.examine()
+    except TimeoutError:
+        return Examined(False, reason=f"did not answer within {patience:.1f} s.")
+    except PromptStackError as error:
+        return Examined(False, reason=str(error))
+
+
+def _told(stack: PromptStack, service: LLMService, name: str, found: Examined) -> Finding:
     if not found.answers:
         return Finding(name, "warning", found.reason or "does not answer")
     said = ["answers", *(_of_kind(stack, service, kind) for kind in found.can)]

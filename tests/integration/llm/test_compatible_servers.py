@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from promptstack.api.cli.doctor import _provider, examine
+from promptstack.api.cli.doctor import _ask_provider, examine
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobState
 from promptstack.repositories.run_models import RunState
@@ -321,7 +321,7 @@ def test_a_larger_answered_call_is_proof_that_the_number_is_not_it() -> None:
 
 
 def found(stack: WorkerServices, name: str) -> tuple[str, str]:
-    finding = _provider(stack, name)
+    finding = _ask_provider(stack, name, 60.0)()
     return finding.status, finding.detail
 
 
