@@ -8,6 +8,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from promptstack.repositories.driver_errors import explained
+from promptstack.repositories.pooled_connections import check_before_use
 from promptstack.repositories.timeouts import limit_idleness
 from promptstack.repositories.unit_of_work import SingleStatement, UnitOfWork
 from promptstack.repositories.wire_values import dump_jsonb
@@ -32,8 +33,6 @@ class Ledger:
             url,
             pool_size=pool_size,
             max_overflow=max_overflow,
-            # A connection that a restarted PostgreSQL has closed is replaced unseen.
-            pool_pre_ping=True,
             # Errors would else quote a statement's values, which hold prompts.
             hide_parameters=True,
             json_serializer=dump_jsonb,
@@ -47,6 +46,7 @@ class Ledger:
                 "application_name": "promptstack",
             },
         )
+        check_before_use(self._engine)
         limit_idleness(self._engine)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
 
