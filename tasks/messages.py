@@ -26,6 +26,8 @@ TASKS = {
     JobKind.FINALIZATION: TaskName.FINALIZE_RUN,
 }
 EVENTS_EXCHANGE = "celeryev"
+GATHERED = "task.multi"
+"""The topic of several events in one message."""
 PERSISTENT, TRANSIENT = 2, 1
 """Modes of delivery."""
 _NO_CANVAS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -81,11 +83,19 @@ def sent_event(messages: Sequence[JobMessage]) -> tuple[str, bytes]:
     """The topic, below that of all events, and the bytes that tell monitors of new messages."""
     origin = _origin(os.getpid())
     events = [_task_sent(message, origin) for message in messages]
-    # Celery's dispatcher sends a list where it has gathered several.
-    is_one = len(events) == 1
-    topic = "task.sent" if is_one else "task.multi"
+    if len(events) > 1:
+        return GATHERED, gathered_events(events, origin)
+    return "task.sent", _event(events[0], origin, "task.sent")
+
+
+def gathered_events(events: Sequence[dict[str, Any]], origin: str) -> bytes:
+    """Events of tasks, as Celery's dispatcher sends those that it has gathered."""
+    return _event(events, origin, GATHERED)
+
+
+def _event(body: Any, origin: str, topic: str) -> bytes:
     properties = _delivery(TRANSIENT, EVENTS_EXCHANGE, topic)
-    return topic, _packed(events[0] if is_one else events, {"hostname": origin}, properties)
+    return _packed(body, {"hostname": origin}, properties)
 
 
 def _task_sent(message: JobMessage, origin: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 from uuid import uuid4
 
 from redis import Redis
@@ -11,7 +12,13 @@ from redis.exceptions import RedisError
 from promptstack.config.names import EPOCH_KEY, Queue
 from promptstack.services.circuit_breaker import CircuitBreaker
 from promptstack.services.jobs.publishing import JobMessage
-from promptstack.tasks.messages import EVENTS_EXCHANGE, sent_event, task_message
+from promptstack.tasks.messages import (
+    EVENTS_EXCHANGE,
+    GATHERED,
+    gathered_events,
+    sent_event,
+    task_message,
+)
 from promptstack.tasks.publisher import BrokerPublisher
 
 UNHEARD_SECONDS = 1.0
@@ -37,6 +44,15 @@ class RedisPublisher(BrokerPublisher):
         """Count the messages that wait in a queue."""
         try:
             return int(self._redis.llen(queue))
+        except self.errors as error:
+            raise self._unavailable(error) from error
+
+    def tell(self, events: Sequence[dict[str, Any]], worker: str) -> int:
+        """Send a worker's events. Returns how many monitors heard them."""
+        self._check_circuit()
+        try:
+            message = gathered_events(events, worker)
+            return int(self._redis.publish(f"{self._events}/{GATHERED}", message))
         except self.errors as error:
             raise self._unavailable(error) from error
 

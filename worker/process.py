@@ -8,18 +8,16 @@ import socket
 import sys
 import threading
 import warnings
-from contextlib import suppress
 from typing import Any
 
 from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_shutting_down
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
 from promptstack.config.names import Queue
 from promptstack.repositories.errors import TransientLedgerError
 from promptstack.services.execution.retrying_ledger import STOP_PATIENCE_SECONDS
 from promptstack.tasks.app import register_tasks
+from promptstack.tasks.redis_publisher import RedisPublisher
 from promptstack.tasks.views.monitors import Monitors
 from promptstack.tasks.worker_services import WorkerServices
 from promptstack.worker.periodic import Periodic
@@ -54,7 +52,10 @@ class WorkerProcess:
         self._grace_seconds = settings.shutdown_grace_seconds
         self._is_stopping = False
         self._results: Any = services.celery.backend
-        self._monitors = Monitors()
+        publisher = services.publisher
+        # Another broker than Redis does not say who listens.
+        tell = publisher.tell if isinstance(publisher, RedisPublisher) else None
+        self._monitors = Monitors(tell)
         self._pool: CoroutinePool | None = None
         self._periodic = [
             Periodic("heartbeat", services.heartbeat.beat, settings.heartbeat_seconds),
@@ -128,9 +129,7 @@ class WorkerProcess:
             self._pool.tell_late_ends()
         self._services.progress.flush()
         self._results.catch_up()
-        with suppress(OperationalError, RedisError, OSError):
-            # Nothing is lost: Celery keeps events until its broker is there again.
-            self._monitors.flush()
+        self._monitors.flush()
 
     def _renew_leases(self) -> None:
         self._services.loop.run(self._services.limiter.renew())

@@ -4,14 +4,20 @@ Celery would publish every event by itself, which costs a worker more than the j
 """
 
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 from celery.app.events import Events
 from celery.events.dispatcher import EventDispatcher
 
+from promptstack.services.jobs.publishing import BrokerUnavailable
+
 MAX_BUFFERED = 5_000
 """Events kept while none can be sent. More are dropped: they only show what the ledger knows."""
 GROUP = "task"
+UNHEARD_SECONDS = 1.0
+"""How long no events are made after some that nobody heard."""
 
 
 class BufferingDispatcher(EventDispatcher):
@@ -21,6 +27,8 @@ class BufferingDispatcher(EventDispatcher):
         # No limit at which whoever adds an event would send them, in any thread.
         options |= {"buffer_limit": sys.maxsize, "on_send_buffered": None}
         super().__init__(*args, **options)
+        self.unheard_until = 0.0
+        """Until then, by the monotonic clock, no events of tasks are made: nobody listens."""
 
     @property
     def buffered(self) -> int:
@@ -28,11 +36,25 @@ class BufferingDispatcher(EventDispatcher):
         buffers: Any = self  # more than its types tell
         return len(buffers._group_buffer[GROUP]) + len(buffers._outbound_buffer)
 
-    def send(self, *event: Any, **fields: Any) -> Any:
-        """Buffer an event of a task, or send another one."""
-        if self.buffered < MAX_BUFFERED:
-            return super().send(*event, **fields)
+    def send(self, type: str, *how: Any, **fields: Any) -> Any:  # noqa: A002 - Celery's name
+        """Buffer an event of a task, unless nobody listens, or send another one."""
+        is_kept = self.buffered < MAX_BUFFERED and time.monotonic() >= self.unheard_until
+        if is_kept or not type.startswith(GROUP):
+            return super().send(type, *how, **fields)
         return None
+
+    def take(self) -> list[Any]:
+        """Take what is buffered of tasks, to send it."""
+        buffers: Any = self
+        with buffers.mutex:
+            taken: list[Any] = buffers._group_buffer.pop(GROUP, [])
+        return taken
+
+    def put_back(self, events: list[Any]) -> None:
+        """Buffer what could not be sent, before what came later."""
+        buffers: Any = self
+        with buffers.mutex:
+            buffers._group_buffer[GROUP][:0] = events
 
     def extend_buffer(self, other: Any) -> None:
         """Take over what the dispatcher of a connection that broke had still to send."""
@@ -50,11 +72,16 @@ class BufferedEvents(Events):
 class Monitors:
     """Sends the events of one worker's tasks."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[list[Any], str], int] | None = None) -> None:
+        """Take what sends events, with the worker's name, and says how many heard them.
+
+        Without it, Celery sends them, by the consumer's connection.
+        """
+        self._tell = tell
         self._controller: Any = None
 
     def watch(self, controller: Any) -> None:
-        """Send by this worker's own connection from now on."""
+        """Send the events of this worker from now on."""
         self._controller = controller
 
     def send(self, name: str, task_id: str, **fields: Any) -> bool:
@@ -66,13 +93,19 @@ class Monitors:
         return True
 
     def flush(self) -> None:
-        """Have the consumer's thread send what is buffered. A worker calls it again and again.
-
-        Only that thread may use its connections, which it also reads.
-        """
+        """Send what is buffered; what can't be sent stays. A worker calls it again and again."""
         dispatcher = self._dispatcher()
-        if dispatcher is not None and dispatcher.buffered:
+        if dispatcher is None or not dispatcher.buffered:
+            return
+        if self._tell is None:
+            # Only the consumer's thread may use its connections, which it also reads.
             self._controller.consumer.on_send_event_buffered()
+        elif events := dispatcher.take():
+            try:
+                if not self._tell(events, str(dispatcher.hostname)):
+                    dispatcher.unheard_until = time.monotonic() + UNHEARD_SECONDS
+            except BrokerUnavailable:
+                dispatcher.put_back(events)
 
     def _dispatcher(self) -> BufferingDispatcher | None:
         """Return the worker's dispatcher; None while it is not connected."""

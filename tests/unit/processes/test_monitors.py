@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from promptstack.services.jobs.publishing import BrokerUnavailable
 from promptstack.tasks.views import monitors
 from promptstack.tasks.views.monitors import BufferingDispatcher, Monitors
 
@@ -43,6 +44,67 @@ def test_events_are_sent_by_the_thread_of_the_consumer_alone(dispatcher: Any) ->
     dispatcher.flush()  # as the consumer does
     assert [len(batch) for batch in dispatcher.producer] == [monitors.MAX_BUFFERED]
     assert not dispatcher.buffered
+
+
+class Listener:
+    """Monitors on Redis: what they are told, and how many they are."""
+
+    def __init__(self) -> None:
+        self.heard: list[list[str]] = []
+        self.monitors = 1
+        self.is_away = False
+
+    def tell(self, events: list[Any], worker: str) -> int:
+        if self.is_away:
+            raise BrokerUnavailable("Redis is away.")
+        self.heard.append([event["uuid"] for event in events])
+        return self.monitors
+
+
+def test_no_event_is_made_while_nobody_listens(
+    dispatcher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("promptstack.tasks.views.monitors.time.monotonic", lambda: now)
+    listener = Listener()
+    watched = Monitors(listener.tell)
+    watched.watch(SimpleNamespace(consumer=SimpleNamespace(event_dispatcher=dispatcher)))
+
+    def send(task_id: str) -> None:
+        assert watched.send("task-progress", task_id)
+        watched.flush()
+
+    send("heard")
+    listener.monitors = 0
+    send("the last of them has left")
+    send("not made")
+    now += monitors.UNHEARD_SECONDS
+    listener.monitors = 1
+    send("somebody is there")
+    send("again")
+    assert listener.heard == [
+        ["heard"],
+        ["the last of them has left"],
+        ["somebody is there"],
+        ["again"],
+    ]
+    dispatcher.unheard_until = now + 1.0
+    dispatcher.send("worker-heartbeat")  # those of workers are always sent
+    assert [event["type"] for event in dispatcher.producer] == ["worker-heartbeat"]
+
+
+def test_events_stay_in_order_while_redis_is_away(dispatcher: Any) -> None:
+    listener = Listener()
+    watched = Monitors(listener.tell)
+    watched.watch(SimpleNamespace(consumer=SimpleNamespace(event_dispatcher=dispatcher)))
+    listener.is_away = True
+    watched.send("task-progress", "first")
+    watched.flush()
+    watched.send("task-progress", "second")
+    watched.flush()
+    listener.is_away = False
+    watched.flush()
+    assert listener.heard == [["first", "second"]]
 
 
 def test_events_of_an_outage_are_sent_by_the_next_connection(dispatcher: Any) -> None:
