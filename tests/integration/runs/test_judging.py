@@ -16,6 +16,7 @@ from promptstack.services.runs.shards.validation import ValidationLimits
 from promptstack.services.runs.shards.workload import GenerationWorkload
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
+from tests.jobs import execute
 from tests.processes import wait_until
 from tests.runs import failures, in_ledger, one, work
 
@@ -69,7 +70,7 @@ def test_a_run_that_is_cancelled_while_it_judges_ends_and_keeps_all_answers(
     prompts = [f"[{n}]" for n in range(20)]
     run = stack.runs.generate(prompts, provider="fake", json_schema=SCHEMA, in_flight=20)
     (shard,) = one(stack, "SELECT id FROM jobs")
-    working = Thread(target=stack.executor.run, args=(shard, lambda _: None))
+    working = Thread(target=execute, args=(stack, shard))
     working.start()
     assert begun.wait(30.0)
     answered = "SELECT count(*) FROM attempts"

@@ -104,7 +104,7 @@ def test_an_answer_that_comes_as_a_shard_is_cancelled_hides_no_interrupted_call(
         end(session)
 
     monkeypatch.setattr(CallPool, "end", end_just_when_an_answer_comes)
-    working = Thread(target=stack.executor.run, args=(shard, lambda _: None))
+    working = Thread(target=execute, args=(stack, shard))
     working.start()
     wait_until(lambda: len(held.held) == 6, "the calls to be made")
     with stack.ledger.transaction() as unit:

@@ -109,7 +109,7 @@ def test_a_stopping_worker_finishes_its_calls_and_hands_the_rest_back(
 ) -> None:
     run = stack.runs.generate([f"Say {n}." for n in range(20)], provider="held", in_flight=4)
     (shard,) = one(stack, "SELECT id FROM jobs")
-    working = Thread(target=stack.executor.run, args=(shard, lambda _: None))
+    working = Thread(target=execute, args=(stack, shard))
     working.start()
     wait_until(lambda: len(held.held) == 4, "the calls to be made")
     stack.active_jobs.let_none_begin()
@@ -227,7 +227,7 @@ def test_a_stored_vector_is_found_while_another_job_still_reserves_it(
             {"job": other.job_id, "attempt": other.attempt},
         )
     (shard,) = one(stack, "SELECT id FROM jobs WHERE kind = 'shard'")
-    working = Thread(target=stack.executor.run, args=(shard, lambda _: None))
+    working = Thread(target=execute, args=(stack, shard))
     working.start()
     with stack.ledger.transaction() as unit:
         model = unit.embeddings.register_model("pairs", "pairs-1", 3)
