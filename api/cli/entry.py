@@ -10,10 +10,12 @@ import sys
 import threading
 from importlib import import_module
 
+from promptstack.config.loading import load
+
 INTERRUPTED = 130
 AGAIN_SECONDS = 0.05
 PROCESSES = {
-    "worker": "promptstack.worker.__main__",
+    "worker": "promptstack.worker.start",
     "api": "promptstack.api.http.__main__",
     "flower": "promptstack.api.flower.__main__",
     "simulator": "promptstack.simulator.__main__",
@@ -41,7 +43,7 @@ def run() -> None:
 
 def become(name: str, arguments: list[str]) -> None:
     """Be one of `PROCESSES`, and end with it."""
-    module = import_module(PROCESSES[name])
+    module = load(PROCESSES[name])
     sys.argv = [name, *arguments]
     raise_on_ctrl_c()
     module.run()

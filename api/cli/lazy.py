@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 import typer
@@ -11,6 +10,7 @@ from typer.main import get_command
 
 from promptstack.api.cli.entry import raise_on_ctrl_c
 from promptstack.api.cli.options.jobs import with_groups
+from promptstack.config.loading import load
 
 PLAIN: Any = {"rich_markup_mode": None}
 """Typer's boxes leave little room for words, and name flags <bool>."""
@@ -45,8 +45,8 @@ class LazyCommand(TyperCommand):
     def load(self) -> Any:
         """Import the command. It ends without a traceback for one of our own errors."""
         module, _, name = self._declared.function.partition(":")
-        function = getattr(import_module(f"promptstack.api.cli.{module}"), name)
-        plain_errors = import_module("promptstack.api.cli.terminal").plain_errors
+        function = getattr(load(f"promptstack.api.cli.{module}"), name)
+        plain_errors = load("promptstack.api.cli.terminal").plain_errors
         raise_on_ctrl_c()
         alone = typer.Typer(add_completion=False, **PLAIN)
         command = alone.command(self.name, context_settings={**self._declared.context_settings})
