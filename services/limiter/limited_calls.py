@@ -99,13 +99,13 @@ class LimitedCalls:
             raise
         finally:
             if permit is not None:
-                await self._limiter.settle(permit, settlement)
+                self._limiter.report(permit, settlement)
         return answer
 
     async def give_back(self, permit: Permit | None) -> None:
         """Give back the permit of a call that was not made."""
         if permit is not None:
-            await self._limiter.settle(permit, Settlement(Outcome.UNUSED))
+            self._limiter.report(permit, Settlement(Outcome.UNUSED))
 
     def _sane(self, told: float | None) -> float | None:
         """How long to wait after a provider, or a gateway before it, has `told` us to."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache, partial
 from uuid import uuid4
 
 from redis.exceptions import RedisError
@@ -88,7 +89,7 @@ class RateLimiter:
         """
         self._shared = shared
         self._divided = divided
-        self._settings = settings
+        self._find = lru_cache(maxsize=MOST_BUCKETS)(partial(_first_match, settings))
         self.patience_seconds = patience_seconds
         self._lease_seconds = lease_seconds
         self._clock = clock
@@ -100,10 +101,10 @@ class RateLimiter:
 
     def settings_for(self, provider: str, model: str) -> ModelLimits | None:
         """The limits that a person has set for a model."""
-        for limits in self._settings:
-            if limits.provider == provider and fnmatchcase(model, limits.model):
-                return limits
-        return None
+        return self._find(provider, model)
+
+    def _of(self, bucket: Bucket) -> ModelLimits:
+        return self._find(bucket.provider, bucket.model) or _unlimited(bucket.provider)
 
     async def acquire(self, bucket: Bucket, need: Need) -> Permit:
         """Wait for permission to make a call, for `patience_seconds` at most.
@@ -150,15 +151,34 @@ class RateLimiter:
 
     async def settle(self, permit: Permit, settlement: Settlement) -> None:
         """Report how the call ended. Never raises: without Redis, its lease expires by itself."""
+        answer = self._report(permit, settlement, at_once=True)
+        if answer is not None:
+            await asyncio.wait([answer])
+
+    def report(self, permit: Permit, settlement: Settlement) -> None:
+        """The same for one who does not wait for Redis: what was answered goes on at once."""
+        self._report(permit, settlement, at_once=False)
+
+    def _report(
+        self, permit: Permit, settlement: Settlement, *, at_once: bool
+    ) -> "asyncio.Future[int] | None":
         self._held.discard(permit)
-        if not permit.is_shared:
-            self._divided.settle(permit.bucket, settlement)
-            return
         bucket = permit.bucket
+        if not permit.is_shared:
+            self._divided.settle(bucket, settlement)
+            return None
+        settings = self._of(bucket)
+        answer = self._shared.report(
+            bucket, settings, permit.grant, permit.need, settlement, at_once=at_once
+        )
+        answer.add_done_callback(partial(self._reported, bucket))
+        return answer
+
+    def _reported(self, bucket: Bucket, answer: "asyncio.Future[int]") -> None:
+        if answer.cancelled():
+            return
         with self._outages_noted():
-            is_known_now = await self._shared.settle(
-                bucket, self._of(bucket), permit.grant, permit.need, settlement
-            )
+            is_known_now = answer.result()
             if is_known_now and (waiting := self._waiting.pop(bucket, None)):
                 waiting.set()
 
@@ -171,7 +191,7 @@ class RateLimiter:
             await self._shared.renew(held, self._lease_seconds)
 
     async def aclose(self) -> None:
-        """Close the connections to Redis."""
+        """Send what was reported, and close the connections to Redis."""
         await self._shared.aclose()
 
     async def _ask(
@@ -194,10 +214,6 @@ class RateLimiter:
                 return verdict, True
         limits = self._known.get(bucket) or Limits.of(self._of(bucket))
         return self._divided.ask(bucket, limits, need, patience), False
-
-    def _of(self, bucket: Bucket) -> ModelLimits:
-        found = self.settings_for(bucket.provider, bucket.model)
-        return found or ModelLimits(provider=bucket.provider)
 
     def _remember(self, bucket: Bucket, limits: Limits) -> None:
         if len(self._known) >= MOST_BUCKETS:
@@ -234,6 +250,18 @@ class RateLimiter:
                     "the shared rate limit is away (%s); this worker takes its share of it",
                     type(error).__name__,
                 )
+
+
+def _first_match(settings: Sequence[ModelLimits], provider: str, model: str) -> ModelLimits | None:
+    for limits in settings:
+        if limits.provider == provider and fnmatchcase(model, limits.model):
+            return limits
+    return None
+
+
+@lru_cache(maxsize=1_024)
+def _unlimited(provider: str) -> ModelLimits:
+    return ModelLimits(provider=provider)
 
 
 def _refusal(bucket: Bucket, verdict: Verdict) -> Exception:

@@ -1,28 +1,48 @@
-"""The limiter's scripts and how they are called: calls at the same time share a round trip."""
+"""The limiter's scripts and how they are called: questions at the same time share a round trip."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
+import orjson
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoScriptError, RedisError
 
 BATCH_SIZE = 200
-"""Calls in one round trip at most: Redis does nothing else meanwhile."""
+"""Questions in one round trip at most: Redis does nothing else meanwhile."""
+GATHER_SECONDS = 0.005
+"""How long what nobody waits for may wait for company."""
 PARTS: Mapping[str, Sequence[str]] = {
-    "acquire": ("bucket", "acquire"),
-    "leave": ("bucket", "leave"),
-    "look": ("bucket", "look"),
+    "bucket": (
+        "bucket", "acquire", "leave", "look", "settlement", "settle", "throttle", "answers",
+    ),
     "renew": ("renew",),
-    "settle": ("bucket", "settlement", "settle"),
-    "throttle": ("bucket", "settlement", "throttle"),
-}
+}  # fmt: skip
 """The files in the folder `lua` that make up each script, in order."""
 
-Call = tuple[str, Sequence[Any], "asyncio.Future[Any]"]
-"""The name of the script, its keys and arguments, and its future answer."""
+
+class Place(NamedTuple):
+    """A bucket as the script is told of it."""
+
+    keys: tuple[str, ...]
+    settings: bytes
+    """A person's settings, as the members of a JSON object."""
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A question that waits to be sent."""
+
+    place: Place
+    words: Mapping[str, Any]
+    answer: "asyncio.Future[Any]"
+
+
+Call = tuple[str, Sequence[Any], Sequence[Question]]
+"""The name of a script, its keys and arguments, and which questions it answers."""
 
 
 def read_scripts() -> dict[str, str]:
@@ -37,9 +57,10 @@ def read_scripts() -> dict[str, str]:
 
 
 class ScriptCalls:
-    """Calls scripts. While one round trip runs, further calls gather for the next.
+    """Calls the scripts. While one round trip runs, further questions gather for the next.
 
-    One shared connection takes a third of the CPU time of a connection for each call.
+    Questions about one bucket are one call of the script, which reads the bucket's state once. One
+    shared connection takes a third of the CPU time of a connection for each question.
     """
 
     def __init__(self, redis: "Redis | RedisCluster", scripts: Mapping[str, str]) -> None:
@@ -49,38 +70,64 @@ class ScriptCalls:
             name: sha1(source.encode(), usedforsecurity=False).hexdigest()
             for name, source in scripts.items()
         }
-        self._waiting: list[Call] = []
+        self._waiting: list[Question] = []
         self._sender: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def call(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """Call a script and return its answer. Raises redis-py's errors.
+    def ask(
+        self, place: Place, words: Mapping[str, Any], *, at_once: bool = True
+    ) -> "asyncio.Future[Any]":
+        """Ask about a bucket. The future raises redis-py's errors.
 
-        The script may have run even where its caller was cancelled.
+        The script may have run even where the future was cancelled. Unless it is `at_once`, the
+        question waits a moment for others to go with.
         """
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((script, (len(keys), *keys, *arguments), answer))
-        if self._sender is None or self._sender.done():
-            self._sender = asyncio.create_task(self._send())
-        return await answer
+        loop = asyncio.get_running_loop()
+        question = Question(place, words, loop.create_future())
+        self._waiting.append(question)
+        if at_once:
+            self._start()
+        elif self._timer is None and not self._is_sending():
+            self._timer = loop.call_later(GATHER_SECONDS, self._start)
+        return question.answer
+
+    async def run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Run another script. Raises redis-py's errors."""
+        (answer,) = await self._answers([(script, (len(keys), *keys, *arguments), ())])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def drain(self) -> None:
+        """Wait until nothing waits to be sent."""
+        while self._waiting or self._is_sending():
+            self._start()
+            await asyncio.wait([self._sender] if self._sender else [])
+
+    def _is_sending(self) -> bool:
+        return self._sender is not None and not self._sender.done()
+
+    def _start(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._is_sending():
+            self._sender = asyncio.get_running_loop().create_task(self._send())
 
     async def _send(self) -> None:
         while self._waiting:
-            calls, self._waiting = self._waiting[:BATCH_SIZE], self._waiting[BATCH_SIZE:]
+            questions, self._waiting = self._waiting[:BATCH_SIZE], self._waiting[BATCH_SIZE:]
+            calls = _calls(questions)
             try:
                 answers = await self._answers(calls)
             except (RedisError, OSError) as error:
                 answers = [error] * len(calls)
             except BaseException:
-                for *_, waiting in calls:
-                    waiting.cancel()
+                for question in questions:
+                    question.answer.cancel()
                 raise
-            for (*_, waiting), answer in zip(calls, answers, strict=True):
-                if waiting.done():
-                    continue
-                if isinstance(answer, Exception):
-                    waiting.set_exception(answer)
-                else:
-                    waiting.set_result(answer)
+            for (_, _, asked), answer in zip(calls, answers, strict=True):
+                _hand_over(asked, answer)
 
     async def _answers(self, calls: Sequence[Call]) -> list[Any]:
         answers = await self._exchange(calls)
@@ -100,3 +147,33 @@ class ScriptCalls:
                 pipeline.execute_command("EVALSHA", self._hashes[script], *arguments)
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
             return answers
+
+
+def _calls(questions: Sequence[Question]) -> list[Call]:
+    """One call of the script for each bucket, with its questions in their order."""
+    by_place: dict[Place, list[Question]] = {}
+    for question in questions:
+        by_place.setdefault(question.place, []).append(question)
+    return [
+        (
+            "bucket",
+            (
+                len(place.keys),
+                *place.keys,
+                b'{%b,"questions":%b}'
+                % (place.settings, orjson.dumps([question.words for question in asked])),
+            ),
+            asked,
+        )
+        for place, asked in by_place.items()
+    ]
+
+
+def _hand_over(questions: Sequence[Question], answers: Any) -> None:
+    for at, question in enumerate(questions):
+        if question.answer.done():
+            continue
+        if isinstance(answers, Exception):
+            question.answer.set_exception(answers)
+        else:
+            question.answer.set_result(answers[at])

@@ -1,16 +1,17 @@
 """The buckets that all workers share, in Redis: each question is one call of a script."""
 
 import asyncio
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
+import orjson
 from redis.asyncio import Redis, RedisCluster
 
 from promptstack.config.models_file import ModelLimits
 from promptstack.config.names import LIMITER_KEY
-from promptstack.services.limiter.scripts import ScriptCalls, read_scripts
+from promptstack.services.limiter.scripts import Place, ScriptCalls, read_scripts
 from promptstack.services.limiter.terms import (
     DIMENSIONS,
     Bucket,
@@ -54,11 +55,10 @@ class SharedBuckets:
         settles or renews counts as ended after `lease`.
         """
         name = _waiter_name(waiter, need)
-        answer = await self._call(
-            "acquire",
-            bucket,
-            settings,
+        answer = await self._scripts.ask(
+            _place(bucket, settings),
             {
+                "act": "acquire",
                 "waiter": name,
                 "class": 2 if need.is_bulk else 1,
                 "input": need.input_tokens,
@@ -72,7 +72,8 @@ class SharedBuckets:
 
     async def room(self, bucket: Bucket, settings: ModelLimits, horizon: float) -> int:
         """How many more calls than already wait could be sent within `horizon` seconds."""
-        room: int = await self._call("look", bucket, settings, {"horizon": horizon})
+        words = {"act": "look", "horizon": horizon}
+        room: int = await self._scripts.ask(_place(bucket, settings), words)
         return room
 
     async def told(self, bucket: Bucket) -> Limits:
@@ -83,7 +84,8 @@ class SharedBuckets:
 
     async def leave(self, bucket: Bucket, settings: ModelLimits, waiter: str, need: Need) -> None:
         """Give up waiting."""
-        await self._call("leave", bucket, settings, {"waiter": _waiter_name(waiter, need)})
+        words = {"act": "leave", "waiter": _waiter_name(waiter, need)}
+        await self._scripts.ask(_place(bucket, settings), words)
 
     async def settle(
         self,
@@ -94,24 +96,36 @@ class SharedBuckets:
         settlement: Settlement,
     ) -> bool:
         """Report how a granted call ended. Returns whether this made the first limit known."""
+        return bool(await self.report(bucket, settings, grant, need, settlement, at_once=True))
+
+    def report(
+        self,
+        bucket: Bucket,
+        settings: ModelLimits,
+        grant: Grant,
+        need: Need,
+        settlement: Settlement,
+        *,
+        at_once: bool = False,
+    ) -> "asyncio.Future[int]":
+        """The same for one who does not wait; it leaves with the next question, or soon."""
         told = settlement.report.limits if settlement.report else {}
         used = {"input": settlement.input_tokens, "output": settlement.output_tokens}
-        is_known_now = await self._call(
-            "throttle" if settlement.outcome is Outcome.THROTTLED else "settle",
-            bucket,
-            settings,
-            {
-                "waiter": grant.waiter,
-                "outcome": settlement.outcome,
-                "latency": settlement.latency_seconds,
-                "retry_after": settlement.retry_after,
-                "expected": {"input": need.input_tokens, "output": need.output_tokens},
-                "used": _known(used),
-                "told": {name: vars(state) for name, state in told.items()},
-            },
-            grant.charge,
+        is_throttled = settlement.outcome is Outcome.THROTTLED
+        words = {
+            "act": "throttle" if is_throttled else "settle",
+            "waiter": grant.waiter,
+            "grant": orjson.Fragment(grant.charge),
+            "outcome": settlement.outcome,
+            "latency": settlement.latency_seconds,
+            "retry_after": settlement.retry_after,
+            "expected": {"input": need.input_tokens, "output": need.output_tokens},
+            "used": _known(used),
+            "told": {name: vars(state) for name, state in told.items()},
+        }
+        return self._scripts.ask(
+            _place(bucket, settings), _known(words), at_once=at_once or is_throttled
         )
-        return bool(is_known_now)
 
     async def renew(self, held: Iterable[tuple[Bucket, Grant]], lease: float) -> None:
         """Let the leases of these grants end `lease` seconds from now."""
@@ -120,31 +134,26 @@ class SharedBuckets:
             waiters[bucket].append(grant.waiter)
         await asyncio.gather(
             *(
-                self._scripts.call("renew", [_flight_key(bucket)], [lease, *names])
+                self._scripts.run("renew", [_flight_key(bucket)], [lease, *names])
                 for bucket, names in waiters.items()
             )
         )
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Send what waits, and close the connections."""
+        await self._scripts.drain()
         await self._redis.aclose()
 
-    async def _call(
-        self,
-        script: str,
-        bucket: Bucket,
-        settings: ModelLimits,
-        words: Mapping[str, Any],
-        *more: str,
-    ) -> Any:
-        limits = _known(vars(Limits.of(settings)))
-        asked = {
-            "in_flight": limits.pop("in_flight", None),
-            "limits": limits,
-            "burst": settings.burst_seconds,
-            **words,
-        }
-        return await self._scripts.call(script, _keys(bucket), [json.dumps(_known(asked)), *more])
+
+@lru_cache(maxsize=10_000)
+def _place(bucket: Bucket, settings: ModelLimits) -> Place:
+    limits = _known(vars(Limits.of(settings)))
+    given = {
+        "in_flight": limits.pop("in_flight", None),
+        "limits": limits,
+        "burst": settings.burst_seconds,
+    }
+    return Place(tuple(_keys(bucket)), orjson.dumps(_known(given))[1:-1])
 
 
 def _base(bucket: Bucket) -> tuple[str, str]:
@@ -181,7 +190,7 @@ def _waiter_name(waiter: str, need: Need) -> str:
 def _verdict(answer: list[str], waiter: str) -> Verdict:
     match answer:
         case ["go", charge, limits]:
-            return Grant(waiter, Limits(**json.loads(limits)), charge)
+            return Grant(waiter, _limits(limits), charge)
         case ["wait", seconds]:
             return Wait(float(seconds))
         case ["later", seconds, why]:
@@ -192,6 +201,11 @@ def _verdict(answer: list[str], waiter: str) -> Verdict:
             return TooLarge(float(limit), dimension)
         case _:
             return Spent()
+
+
+@lru_cache(maxsize=1_024)
+def _limits(told: str) -> Limits:
+    return Limits(**orjson.loads(told))
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

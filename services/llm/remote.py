@@ -213,8 +213,8 @@ class RemoteService(LLMService, Generic[Client]):
 
     def _no_answer(self, error: Exception) -> ProviderError:
         """The error for a call to which the SDK or its transport got no answer."""
-        is_own = isinstance(error, (httpx2.HTTPError, TimeoutError))
-        return no_answer(self.name, error if is_own else error.__cause__)
+        is_bare = isinstance(error, (httpx2.HTTPError, TimeoutError))
+        return no_answer(self.name, error if is_bare else error.__cause__)
 
     def _response(
         self, answer: httpx2.Response, request: GenerationRequest, read: Callable[[Part], Said]

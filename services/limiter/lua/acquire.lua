@@ -7,11 +7,10 @@ local BULK_EVERY = 8          -- of so many calls let go, one is bulk's while in
 local LATE = 2.5              -- a waiter that is so late has died
 local LONGEST_DEFERRAL = 600
 local OVERTAKING = 0.03
-local waiter, class = asked.waiter, asked.class
+local waiter, class
 
 local function refuse(verdict, seconds, what)
   forget_waiter(waiter)
-  save()
   return {verdict, tostring(seconds), what}
 end
 
@@ -40,11 +39,17 @@ local function costs_of_call()
   return costs
 end
 
+local are_dead_forgotten = false
 local function forget_the_dead()
-  for _, late in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, 10)) do
-    forget_waiter(late)
+  if are_dead_forgotten then return end
+  if size(DUE) > 0 then
+    local most = 10 * #given.questions
+    for _, late in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, most)) do
+      forget_waiter(late)
+    end
   end
-  redis.call('ZREMRANGEBYSCORE', FLIGHT, '-inf', now)
+  note_size(FLIGHT, -redis.call('ZREMRANGEBYSCORE', FLIGHT, '-inf', now))
+  are_dead_forgotten = true
 end
 
 -- How many calls and tokens go before this one: interactive calls in the order of their coming, and
@@ -89,7 +94,7 @@ local function time_to_wait(costs, ahead, tokens_ahead)
   if most then
     local turn = math.max(0.005, get('latency', 0.2) / math.max(1, most))
     each = math.max(each, turn)
-    local short = ahead + 1 - (most - redis.call('ZCARD', FLIGHT))
+    local short = ahead + 1 - (most - size(FLIGHT))
     if short > 0 and short * turn > wait then wait, why = short * turn, 'in_flight' end
   end
   local paused = get('paused') - now
@@ -114,14 +119,14 @@ local function let_go(costs, is_waiting, is_bulk_waiting)
   if is_waiting then forget_waiter(waiter) end
   if class == 2 then set('turn', 0)
   elseif is_bulk_waiting then set('turn', get('turn') + 1) end
-  redis.call('ZADD', FLIGHT, now + asked.lease, waiter)
-  redis.call('EXPIRE', FLIGHT, math.ceil(asked.lease) + FORGET)
+  note_size(FLIGHT, redis.call('ZADD', FLIGHT, now + asked.lease, waiter))
+  kept[FLIGHT] = math.ceil(asked.lease) + FORGET
   local is_probe = get('open_until') > 0
   if is_probe then set('probe_until', now + asked.lease) end
-  save()
   local grant = {at = now, charged = costs, spent = spent, is_probe = is_probe}
-  limits.in_flight = most_in_flight()
-  return {'go', cjson.encode(grant), cjson.encode(limits)}
+  local hold = {in_flight = most_in_flight()}
+  for name, limit in pairs(limits) do hold[name] = limit end
+  return {'go', cjson.encode(grant), cjson.encode(hold)}
 end
 
 -- The call's slot in its worker is better used by others. Where many are sent away, they come back
@@ -136,23 +141,26 @@ end
 local function keep_waiting(wait, is_waiting)
   if not is_waiting then
     set('sequence', get('sequence') + 1)
-    redis.call('ZADD', WAITING[class], state.sequence, waiter)
+    note_size(WAITING[class], redis.call('ZADD', WAITING[class], state.sequence, waiter))
     set('waiting_' .. class, get('waiting_' .. class) + asked.input + asked.output)
   end
-  redis.call('ZADD', DUE, now + math.max(asked.longest_sleep, wait / 2) + LATE, waiter)
-  for _, key in ipairs({WAITING[1], WAITING[2], DUE}) do redis.call('EXPIRE', key, FORGET) end
-  save()
+  local late_at = now + math.max(asked.longest_sleep, wait / 2) + LATE
+  note_size(DUE, redis.call('ZADD', DUE, late_at, waiter))
+  kept[WAITING[class]], kept[DUE] = FORGET, FORGET
   return {'wait', tostring(wait)}
 end
 
-local verdict = closed()
-if verdict then return verdict end
-forget_the_dead()
-local cards = {redis.call('ZCARD', WAITING[1]), redis.call('ZCARD', WAITING[2])}
-local rank = redis.call('ZRANK', WAITING[class], waiter)
-local costs, is_waiting = costs_of_call(), rank ~= false
-local ahead, tokens_ahead = queue_ahead(rank or cards[class], cards)
-local wait, why, each = time_to_wait(costs, ahead, tokens_ahead)
-if wait <= 0 then return let_go(costs, is_waiting, cards[2] > 0) end
-if wait > asked.patience then return send_away(wait, why, each, ahead) end
-return keep_waiting(wait, is_waiting)
+function actions.acquire()
+  waiter, class = asked.waiter, asked.class
+  local verdict = closed()
+  if verdict then return verdict end
+  forget_the_dead()
+  local cards = {size(WAITING[1]), size(WAITING[2])}
+  local rank = cards[class] > 0 and redis.call('ZRANK', WAITING[class], waiter)
+  local costs, is_waiting = costs_of_call(), rank ~= false
+  local ahead, tokens_ahead = queue_ahead(rank or cards[class], cards)
+  local wait, why, each = time_to_wait(costs, ahead, tokens_ahead)
+  if wait <= 0 then return let_go(costs, is_waiting, cards[2] > 0) end
+  if wait > asked.patience then return send_away(wait, why, each, ahead) end
+  return keep_waiting(wait, is_waiting)
+end

@@ -1,6 +1,10 @@
--- How every script of the limiter begins: the state of one bucket, as it is now. A bucket is what is
--- limited together: a provider, a credential and a model. Each script is one atomic step on Redis
--- time. docs/limiter.md explains the rules; the units are seconds, requests and tokens.
+-- The limiter's script answers questions about one bucket, in the order in which they were asked.
+-- A bucket is what is limited together: a provider, a credential and a model. Its state is read once
+-- and written once, however many questions there are; all of it is one atomic step on Redis time.
+-- docs/limiter.md explains the rules; the units are seconds, requests and tokens.
+--
+-- This is how the script begins; each question's file adds its function to `actions`, and answers.lua
+-- calls them.
 --
 -- KEYS  1 bucket (hash)         its state
 --       2 interactive, 3 bulk   (sorted sets) waiters by order of coming
@@ -8,8 +12,8 @@
 --       5 in flight (sorted set)  calls under way by when their leases end
 --       6 credential (hash)     what holds for all models of the credential
 --       They have one hash tag, so that they lie on one node of a Redis Cluster.
--- ARGV  1 the caller's words as JSON; of a person's settings: `limits` by name (a minute),
---       `in_flight` and `burst`; the rest as each script says
+-- ARGV  1 JSON: of a person's settings `limits` by name (a minute), `in_flight` and `burst`; and the
+--       `questions`, each with its `act` and the words that its file names
 
 local BUCKET, WAITING, DUE, FLIGHT, CREDENTIAL = KEYS[1], {KEYS[2], KEYS[3]}, KEYS[4], KEYS[5], KEYS[6]
 local NAMES = {'requests', 'tokens', 'input', 'output'}
@@ -19,13 +23,17 @@ local FORGET = 86400        -- after so long without a call, nothing is known
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
-local asked = cjson.decode(ARGV[1])
+local given = cjson.decode(ARGV[1])
+local asked                 -- the question that is being answered
+local actions = {}          -- what answers it, by `act`
 
 local stored = redis.call('HGETALL', BUCKET)
 local state, is_new, changed = {}, #stored == 0, {}
 for i = 1, #stored, 2 do state[stored[i]] = tonumber(stored[i + 1]) end
 local function get(name, default) return state[name] or default or 0 end
 local function set(name, value) state[name] = value; changed[name] = value end
+
+local kept = {}             -- how long keys are kept, in seconds
 
 local function save()
   local flat = {}
@@ -35,15 +43,16 @@ local function save()
   end
   if #flat > 0 then
     redis.call('HSET', BUCKET, unpack(flat))
-    redis.call('EXPIRE', BUCKET, FORGET)
+    kept[BUCKET] = FORGET
   end
+  for key, seconds in pairs(kept) do redis.call('EXPIRE', key, seconds) end
 end
 
 -- The limits that hold: what settings say, and not more than the provider says.
 local limits, is_known = {}, false
 local function read_limits()
   for _, name in ipairs(NAMES) do
-    local limit, told = asked.limits[name], state['told_' .. name]
+    local limit, told = given.limits[name], state['told_' .. name]
     if told and (not limit or told < limit) then limit = told end
     limits[name] = limit
     if limit then is_known = true end
@@ -52,13 +61,13 @@ end
 
 -- A little is left unused, for calls that overtake each other on their way to the provider.
 local function margin(name)
-  local full = limits[name] / 60 * asked.burst
+  local full = limits[name] / 60 * given.burst
   return name == 'requests' and math.min(3, full * 0.2) or full * 0.1
 end
 
 -- How much a bucket gathers by time alone. A provider's headers may lift it higher.
 local function capacity(name)
-  local full = limits[name] / 60 * asked.burst - margin(name)
+  local full = limits[name] / 60 * given.burst - margin(name)
   return name == 'requests' and math.max(1, full) or full
 end
 
@@ -83,26 +92,40 @@ local function refill()
 end
 
 local function most_in_flight()
-  if asked.in_flight then return asked.in_flight end
+  if given.in_flight then return given.in_flight end
   if is_known then return nil end
   return math.floor(get('window', FIRST_WINDOW))
 end
 
+local quota_of_credential
 local function quota_until()
-  local of_credential = redis.call('HGET', CREDENTIAL, 'quota_until')
-  return math.max(get('quota_until'), tonumber(of_credential or 0))
+  if not quota_of_credential then
+    quota_of_credential = tonumber(redis.call('HGET', CREDENTIAL, 'quota_until') or 0)
+  end
+  return math.max(get('quota_until'), quota_of_credential)
+end
+
+-- How many stand in a sorted set. Redis is asked once; who adds or takes away tells `note_size`.
+local sizes = {}
+local function size(key)
+  if not sizes[key] then sizes[key] = redis.call('ZCARD', key) end
+  return sizes[key]
+end
+local function note_size(key, more)
+  if sizes[key] then sizes[key] = sizes[key] + more end
 end
 
 -- A waiter is named 'id:tokens', so that whoever forgets it knows what it waited for.
 local function forget_waiter(waiter)
   for class = 1, 2 do
-    if redis.call('ZREM', WAITING[class], waiter) == 1 then
+    if size(WAITING[class]) > 0 and redis.call('ZREM', WAITING[class], waiter) == 1 then
+      note_size(WAITING[class], -1)
       local tokens = tonumber(string.match(waiter, ':(%d+)$'))
       set('waiting_' .. class, math.max(0, get('waiting_' .. class) - tokens))
       break
     end
   end
-  redis.call('ZREM', DUE, waiter)
+  if size(DUE) > 0 then note_size(DUE, -redis.call('ZREM', DUE, waiter)) end
 end
 
 read_limits()

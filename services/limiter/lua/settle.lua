@@ -4,8 +4,6 @@
 local FAILURES_TO_OPEN = 5
 local FIRST_OPEN, LONGEST_OPEN = 10, 300
 local QUOTA_REST = 60
-local outcome = asked.outcome
-local says_nothing = outcome == 'cancelled' or outcome == 'unused'
 
 -- What such calls really take, how long they last, and whether more at once go well.
 local function learn()
@@ -35,32 +33,38 @@ local function open_circuit()
   end
 end
 
-note_told_limits()
--- A call that was refused is counted as a request, and none of its tokens. Of one that broke, nobody
--- knows.
-used.requests = grant.charged.requests
-if outcome == 'refused' or outcome == 'quota' or outcome == 'model_quota' then
-  used.input, used.output = 0, 0
-elseif outcome == 'unused' then
-  used = {requests = 0, input = 0, output = 0}
-end
-put_right()
-follow_headers(outcome == 'answered' and get('distrust_until') <= now)
-if outcome == 'answered' then learn() end
-if not says_nothing then count_outcome() end
+function actions.settle()
+  local outcome = asked.outcome
+  local says_nothing = outcome == 'cancelled' or outcome == 'unused'
+  begin_settlement()
+  note_told_limits()
+  -- A call that was refused is counted as a request, and none of its tokens. Of one that broke, nobody
+  -- knows.
+  used.requests = grant.charged.requests
+  if outcome == 'refused' or outcome == 'quota' or outcome == 'model_quota' then
+    used.input, used.output = 0, 0
+  elseif outcome == 'unused' then
+    used = {requests = 0, input = 0, output = 0}
+  end
+  put_right()
+  follow_headers(outcome == 'answered' and get('distrust_until') <= now)
+  if outcome == 'answered' then learn() end
+  if not says_nothing then count_outcome() end
 
-if outcome == 'model_quota' then
-  set('quota_until', now + QUOTA_REST)
-elseif outcome == 'quota' then
-  redis.call('HSET', CREDENTIAL, 'quota_until', string.format('%.6f', now + QUOTA_REST))
-  redis.call('EXPIRE', CREDENTIAL, QUOTA_REST * 2)
-end
+  if outcome == 'model_quota' then
+    set('quota_until', now + QUOTA_REST)
+  elseif outcome == 'quota' then
+    quota_of_credential = now + QUOTA_REST
+    redis.call('HSET', CREDENTIAL, 'quota_until', string.format('%.6f', quota_of_credential))
+    redis.call('EXPIRE', CREDENTIAL, QUOTA_REST * 2)
+  end
 
-if outcome == 'failed' then
-  open_circuit()
-elseif not says_nothing then
-  close_circuit()
-elseif grant.is_probe then
-  set('probe_until', 0)
+  if outcome == 'failed' then
+    open_circuit()
+  elseif not says_nothing then
+    close_circuit()
+  elseif grant.is_probe then
+    set('probe_until', 0)
+  end
+  return settled()
 end
-return settled()

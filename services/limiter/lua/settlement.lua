@@ -1,16 +1,19 @@
--- How settle.lua and throttle.lua begin: a call that was let go has ended.
+-- What settle.lua and throttle.lua share: a call that was let go has ended.
 -- Asked with: `waiter`; `outcome`; `latency`; `retry_after`, if known; `expected`, tokens by name;
 -- `used`, what it really took by name, as far as it is known; `told`, by name the `limit` and what is
--- `remaining` as the provider said. ARGV 2 is what acquire.lua answered of the call.
+-- `remaining` as the provider said; `grant`, which acquire.lua answered of the call.
 
 local RECENT_CALLS = 20     -- by whose outcomes one refusal is told from many
 local OLDEST_REPORT = 10    -- what headers say of the level is stale after that
-local grant, used = cjson.decode(ARGV[2]), asked.used
-local is_held = redis.call('ZREM', FLIGHT, asked.waiter) == 1
-local flying = redis.call('ZCARD', FLIGHT)
-local was_known = is_known
+local grant, used, told, is_held, flying, was_known
 
-local told = {}
+local function begin_settlement()
+  grant, used, told, was_known = asked.grant, asked.used, {}, is_known
+  is_held = redis.call('ZREM', FLIGHT, asked.waiter) == 1
+  if is_held then note_size(FLIGHT, -1) end
+  flying = size(FLIGHT)
+end
+
 local function note_told_limits()
   for _, name in ipairs(NAMES) do
     local of = asked.told[name]
@@ -89,6 +92,5 @@ end
 
 -- Answers whether a limit is known now for the first time.
 local function settled()
-  save()
   return is_known and not was_known and 1 or 0
 end

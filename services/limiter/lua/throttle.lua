@@ -61,20 +61,23 @@ local function pause_everyone()
   cut_window()
 end
 
-note_told_limits()
-used = {requests = 0, input = 0, output = 0}  -- the provider doesn't count it
-put_right()
-follow_headers(false)
-count_outcome()
-local has_room = headers_say_room()
-if is_common('throttled', SEVERAL)
-  or has_room == false
-  or has_room == nil and (asked.retry_after or 0) > SHORT_WAIT then
-  pause_everyone()
-elseif has_room == nil then
-  -- The call alone waits, but nothing that was saved up is used.
-  for name in pairs(limits) do leave_room_for_one(name, 0) end
-  cut_window()
+function actions.throttle()
+  begin_settlement()
+  note_told_limits()
+  used = {requests = 0, input = 0, output = 0}  -- the provider doesn't count it
+  put_right()
+  follow_headers(false)
+  count_outcome()
+  local has_room = headers_say_room()
+  if is_common('throttled', SEVERAL)
+    or has_room == false
+    or has_room == nil and (asked.retry_after or 0) > SHORT_WAIT then
+    pause_everyone()
+  elseif has_room == nil then
+    -- The call alone waits, but nothing that was saved up is used.
+    for name in pairs(limits) do leave_room_for_one(name, 0) end
+    cut_window()
+  end
+  close_circuit()
+  return settled()
 end
-close_circuit()
-return settled()
