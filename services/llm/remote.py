@@ -206,15 +206,10 @@ class RemoteService(LLMService, Generic[Client]):
         except Exception as error:
             answer = answers[-1] if answers else None
             if answer is None or answer.has_redirect_location:
-                raise self._no_answer(error) from error
+                raise no_answer(self.name, error) from error
             if not answer.is_success:
                 raise refusal(self.name, answer, self.key_setting, self.wire) from error
         return answers[-1]
-
-    def _no_answer(self, error: Exception) -> ProviderError:
-        """The error for a call to which the SDK or its transport got no answer."""
-        is_bare = isinstance(error, (httpx2.HTTPError, TimeoutError))
-        return no_answer(self.name, error if is_bare else error.__cause__)
 
     def _response(
         self, answer: httpx2.Response, request: GenerationRequest, read: Callable[[Part], Said]

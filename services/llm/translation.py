@@ -146,9 +146,9 @@ def _number(pattern: re.Pattern[str], text: str) -> int | None:
     return int(digits) if digits.isascii() and 0 < len(digits) < len(str(MOST_SAID)) else None
 
 
-def no_answer(provider: str, cause: BaseException | None) -> ProviderError:
-    """The error where the HTTP client got no answer, by what it raised."""
-    match cause:
+def no_answer(provider: str, error: Exception) -> ProviderError:
+    """The error where there was no answer, by what the HTTP client raised or an SDK wrapped."""
+    match error if isinstance(error, (httpx2.HTTPError, TimeoutError)) else error.__cause__:
         case AnswerTooLarge():
             return LargeAnswer(
                 f"{provider} answered with more than {LARGEST_ANSWER // 2**20} MiB; nothing was "

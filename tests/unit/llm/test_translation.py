@@ -253,8 +253,12 @@ def test_openai_is_not_asked_to_answer_later() -> None:
     ],
 )
 def test_a_call_without_an_answer_says_whether_it_may_have_been_billed(
-    cause: BaseException | None, kind: type[ProviderError]
+    cause: Exception | None, kind: type[ProviderError]
 ) -> None:
-    error = no_answer("openai", cause)
+    of_sdk = RuntimeError("Connection error.")
+    of_sdk.__cause__ = cause
+    error = no_answer("openai", of_sdk)
     assert type(error) is kind
     assert (error.billed is False) == (kind is NeverSent)
+    if isinstance(cause, (httpx2.HTTPError, TimeoutError)):
+        assert type(no_answer("gemini", cause)) is kind  # its SDK wraps nothing
