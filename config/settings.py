@@ -334,6 +334,14 @@ class Settings(BaseSettings):
         description="How many of these may be shards of runs, which take long. A worker with more "
         "than one slot keeps one free of shards.",
     )
+    worker_bytes_in_flight: int = Field(
+        67_108_864,
+        ge=1,
+        description="Most bytes that a worker's calls for vectors take together, from when they "
+        "leave until their vectors are stored. Calls beyond wait for others to be stored. 64 MiB "
+        "are some 5,000 vectors of 1,536 numbers under way at once; more only helps a provider "
+        "that answers slowly and takes very many tokens a minute.",
+    )
     heartbeat_seconds: PositiveSeconds = Field(
         1.0, description="Time between a worker's heartbeats and checks for cancelled jobs."
     )

@@ -13,6 +13,7 @@ from promptstack.services.documents.chunk_sizes import Cutter
 from promptstack.services.documents.embedding import DocumentEmbedder
 from promptstack.services.execution.active_jobs import ActiveJobs
 from promptstack.services.execution.backoff import Backoff
+from promptstack.services.execution.bytes_in_flight import BytesInFlight
 from promptstack.services.execution.executor import Executor, Handler
 from promptstack.services.execution.generation import generate
 from promptstack.services.execution.group_commit import GroupCommit
@@ -118,8 +119,14 @@ class WorkerServices(PromptStack):
             self.provider_calls,
             self.providers,
             self.cutter,
+            self.bytes_in_flight,
             shares_vectors=self.settings.share_vectors,
         )
+
+    @cached_property
+    def bytes_in_flight(self) -> BytesInFlight:
+        """The memory that calls for vectors share."""
+        return BytesInFlight(self.settings.worker_bytes_in_flight)
 
     @cached_property
     def shard_tools(self) -> ShardTools:
@@ -127,6 +134,7 @@ class WorkerServices(PromptStack):
         return ShardTools(
             calls=self.limited_calls,
             slots=WorkerSlots(),
+            memory=self.bytes_in_flight,
             backoff=self.backoff,
             show_run=self.run_progress.show,
         )

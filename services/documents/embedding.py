@@ -14,6 +14,7 @@ from promptstack.repositories.jobs.records import Claim
 from promptstack.services.documents.chunk_sizes import Cutter, Cutting
 from promptstack.services.documents.store import Cut, DocumentStore, OpenChunks
 from promptstack.services.errors import EmbeddedElsewhere, WorkersLost
+from promptstack.services.execution.bytes_in_flight import BytesInFlight
 from promptstack.services.execution.content_calls import Call, Content
 from promptstack.services.execution.failure_policy import bisect, is_bisected, is_retried
 from promptstack.services.execution.job_context import JobContext
@@ -22,7 +23,7 @@ from promptstack.services.limiter.errors import RequestTooLarge
 from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import ContextTooLong, ProviderError
-from promptstack.services.llm.packing import pack
+from promptstack.services.llm.packing import bytes_in_hand, pack
 from promptstack.services.llm.pool import ProviderPool
 
 SHARED_POLL_SECONDS = 0.25
@@ -49,6 +50,7 @@ class DocumentEmbedder:
         calls: ProviderCalls,
         providers: ProviderPool,
         cutter: Cutter,
+        memory: BytesInFlight,
         *,
         shares_vectors: bool = False,
         patience_seconds: float = 3.0,
@@ -61,6 +63,7 @@ class DocumentEmbedder:
         self._calls = calls
         self._providers = providers
         self._cutter = cutter
+        self._memory = memory
         self._shares_vectors = shares_vectors
         self._patience_seconds = patience_seconds
 
@@ -143,20 +146,25 @@ class DocumentEmbedder:
     ) -> Mapping[bytes, PromptStackError]:
         """Make one call and store its vectors. Returns the errors of those that can't be stored."""
         claim, texts = job.claim, [content.text for content in call.contents]
-        outcome = await self._calls.make(
-            job,
-            ProviderCall(
-                provider=claim.provider,
-                model=claim.model,
-                ask=lambda llm: llm.embed(texts, claim.model, claim.user_id),
-                need=lambda llm: Need(sum(map(llm.estimate_tokens, texts)), is_bulk=claim.is_bulk),
-                items=len(texts),
-                is_suspect=call.waste_budget is not None,
-            ),
-        )
-        return await self._calls.store(
-            outcome, lambda unit: store.store(unit, call, outcome.answer, done, total)
-        )
+        service = await self._providers.get_async(claim.provider)
+        size = bytes_in_hand(call.contents, service.dimensions_of(claim.model))
+        async with self._memory.hold(size, job.handle.run):
+            outcome = await self._calls.make(
+                job,
+                ProviderCall(
+                    provider=claim.provider,
+                    model=claim.model,
+                    ask=lambda llm: llm.embed(texts, claim.model, claim.user_id),
+                    need=lambda llm: Need(
+                        sum(map(llm.estimate_tokens, texts)), is_bulk=claim.is_bulk
+                    ),
+                    items=len(texts),
+                    is_suspect=call.waste_budget is not None,
+                ),
+            )
+            return await self._calls.store(
+                outcome, lambda unit: store.store(unit, call, outcome.answer, done, total)
+            )
 
     async def _cut_smaller(
         self,
@@ -197,7 +205,8 @@ def _calls_for(claim: Claim, service: LLMService, chunks: Sequence[Passage]) -> 
         Content(hash_, tuple(chunk.position for chunk in same), same[0].text)
         for hash_, same in by_hash.items()
     ]
-    batches = list(pack(contents, service.limits_of(claim.model), service.estimate_tokens))
+    limits = service.limits_of(claim.model).in_memory(service.dimensions_of(claim.model))
+    batches = list(pack(contents, limits, service.estimate_tokens))
     largest = max(map(len, batches), default=1)
     _check_deaths(claim, 0 if largest == 1 else 1 + ceil(log2(largest)))
     size = max(1, largest >> max(0, claim.deaths - 1))

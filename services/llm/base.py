@@ -22,14 +22,13 @@ from promptstack.services.llm.answers import (
     TokenCount,
 )
 from promptstack.services.llm.errors import InvalidProviderRequest, ProviderError
-from promptstack.services.llm.packing import EmbeddingLimits
+from promptstack.services.llm.packing import SUPPOSED_DIMENSIONS, EmbeddingLimits
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.llm.vectors import check_vectors
 from promptstack.services.text import check_name
 
 logger = logging.getLogger(__name__)
-
 
 MAX_MODEL_CHARACTERS = 200
 BYTES_PER_TOKEN = 4
@@ -68,6 +67,7 @@ class LLMService(ABC):
 
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
+        self._dimensions: dict[str, int] = {}
 
     def check_configured(self) -> None:  # noqa: B027 - for most there is nothing to check
         """Raise `NotConfigured` where no call can be sent, before one is recorded and counted."""
@@ -102,6 +102,10 @@ class LLMService(ABC):
     def limits_of(self, model: str) -> EmbeddingLimits:
         """What one embedding request to a model may hold, by what is known now."""
         return self.stated_limits(model)
+
+    def dimensions_of(self, model: str) -> int:
+        """The size of a model's last vectors; before any have come, a size that few exceed."""
+        return self._dimensions.get(model, SUPPOSED_DIMENSIONS)
 
     @classmethod
     def choose_model(cls, capability: Capability, model: str | None) -> str:
@@ -167,8 +171,8 @@ class LLMService(ABC):
     def check_parameters(cls, model: str, parameters: GenerationParameters) -> None:
         """Check the parameters of a generation, which do not depend on its input."""
         unsupported = cls.unsupported.union(cls.facts_of(model).unsupported)
-        given = {name for name in unsupported if getattr(parameters, name)}
-        given |= {name for name in unsupported if getattr(parameters, name) == 0}
+        values = {name: getattr(parameters, name) for name in unsupported}
+        given = {name for name, value in values.items() if value or value == 0}
         if given:
             raise InvalidInput(
                 f"Provider '{cls.name}' does not support {', '.join(sorted(given))}; leave it out."
@@ -217,6 +221,7 @@ class LLMService(ABC):
         try:
             response = await self._embed(texts, model, user_id)
             check_vectors(response, len(texts), self.name)
+            self._dimensions[model] = response.vectors.shape[1]
         except ProviderError as error:
             error.hide(self.secret)
             self._log_failure("embedding", model, error, started)
@@ -224,11 +229,8 @@ class LLMService(ABC):
         response = replace(response, latency_seconds=self._clock() - started)
         logger.info(
             "embedding by %s/%s: %d texts, %s tokens in %.3f s",
-            self.name,
-            response.model,
-            len(texts),
-            response.input_tokens,
-            response.latency_seconds,
+            *(self.name, response.model, len(texts)),
+            *(response.input_tokens, response.latency_seconds),
         )
         return response
 

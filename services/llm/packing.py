@@ -1,8 +1,17 @@
 """Packs texts into embedding calls, each within what one call may hold."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
+
+SUPPOSED_DIMENSIONS = 3_072
+"""Of vectors, before any have come: those of the largest models of OpenAI and Gemini."""
+BYTES_A_NUMBER = 8
+"""Of a vector in hand: 5.3 as base64 in an answer, then 4 as a number, and as much in COPY."""
+MOST_BYTES = 6 * 1_048_576
+"""Of the vectors of one call: 512 of 1,536 numbers. Larger calls take more memory at a time and
+save next to no processor time. With so many texts a call, a provider's limit of tokens a minute is
+reached before its limit of requests."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +28,11 @@ class EmbeddingLimits:
     """Tokens per request as `estimate_tokens` counts them, if bytes don't bound them."""
     text_tokens: int | None = None
     """Tokens per text, by the model's own tokenizer."""
+
+    def in_memory(self, dimensions: int) -> "EmbeddingLimits":
+        """The same, and no more texts than have vectors of `MOST_BYTES`."""
+        most = max(1, MOST_BYTES // (BYTES_A_NUMBER * dimensions))
+        return replace(self, items=min(self.items, most))
 
 
 class HasText(Protocol):
@@ -52,3 +66,9 @@ def pack(
         batch.append(passage)
     if batch:
         yield batch
+
+
+def bytes_in_hand(texts: Sequence[HasText], dimensions: int) -> int:
+    """How much memory a call takes, from when it leaves until its vectors are stored."""
+    size = sum(len(one.text) for one in texts)
+    return size + len(texts) * BYTES_A_NUMBER * dimensions

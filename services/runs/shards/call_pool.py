@@ -89,7 +89,8 @@ class CallPool:
         self._workload = workload
         self._calls = calls
         self._concurrency = concurrency
-        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._events: SimpleQueue[Event | None] = SimpleQueue()
+        """None only ends a wait."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._left: set[RecordedCall] = set()
         self._is_held = False
@@ -145,6 +146,14 @@ class CallPool:
         """Whether a recorded call was sent, and doesn't wait for the semaphore any more."""
         return recorded in self._left
 
+    def forget(self, settled: Iterable[RecordedCall]) -> None:
+        """Let go of calls that are stored, with their texts."""
+        self._left.difference_update(settled)
+
+    def wake(self) -> None:
+        """End a wait for events. Any thread may call this."""
+        self._events.put(None)
+
     def end(self) -> None:
         """Close all calls, and wait until they are closed."""
         if self._loop is not None and self._over is not None and self._running.is_set():
@@ -157,6 +166,8 @@ class CallPool:
             first = self._events.get(timeout=max(0.0, seconds))
         except Empty:
             return []
+        if first is None:
+            return self.events_now()
         time.sleep(min(LONGEST_LINGER, calls * LINGER_A_CALL))
         return [first, *self.events_now()]
 
@@ -165,9 +176,11 @@ class CallPool:
         found: list[Event] = []
         while True:
             try:
-                found.append(self._events.get_nowait())
+                event = self._events.get_nowait()
             except Empty:
                 return found
+            if event is not None:
+                found.append(event)
 
     def _start(self, coroutines: list[Coroutine[Any, Any, None]]) -> None:
         if coroutines and self._loop is not None:

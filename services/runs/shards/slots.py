@@ -1,12 +1,14 @@
-"""Slots: how many calls of a run this worker has in hand, over all shards it works on."""
+"""Slots: which calls of a run this worker has in hand, over all shards it works on."""
 
 import asyncio
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from uuid import UUID
 from weakref import WeakValueDictionary
 
 from promptstack.repositories.run_models import Run
+from promptstack.services.execution.bytes_in_flight import BytesInFlight, Room
+from promptstack.services.execution.content_calls import Call
 from promptstack.services.runs.shards.call_pool import RecordedCall
 
 
@@ -31,6 +33,11 @@ class RunSlots:
             self._taken += given
             return given
 
+    def free(self) -> int:
+        """How many slots are free just now."""
+        with self._lock:
+            return max(0, self.total - self._taken)
+
     def give_back(self, slots: int) -> None:
         """Let other shards have slots."""
         with self._lock:
@@ -51,13 +58,26 @@ class WorkerSlots:
 
 
 class ShardSlots:
-    """The slots that one shard has taken, and the calls in them."""
+    """The slots and the memory that one shard has taken, and the calls in them."""
 
-    def __init__(self, run_slots: RunSlots) -> None:
+    def __init__(
+        self,
+        run_slots: RunSlots,
+        memory: BytesInFlight,
+        size: Callable[[Call], int],
+        wake: Callable[[], None],
+    ) -> None:
+        """`size` says how many bytes a call takes; `wake` is called when there is room again."""
         self._run_slots = run_slots
+        self._memory = memory
+        self._size = size
+        self._wake = wake
+        self._asked: Room | None = None
+        """The room that the next call waits for."""
+        self._held = 0
         self._max_waiting = run_slots.total
         """Smaller after the limiter has refused a call."""
-        self.waiting = 0
+        self.waiting: set[Call] = set()
         """Calls that wait for a permit."""
         self.recorded: set[RecordedCall] = set()
         """Calls whose attempts are on record and not settled."""
@@ -65,37 +85,79 @@ class ShardSlots:
     @property
     def in_use(self) -> int:
         """How many calls are in hand."""
-        return self.waiting + len(self.recorded)
+        return len(self.waiting) + len(self.recorded)
 
-    def take(self, wanted: int) -> int:
-        """Take slots for calls that wait for a permit; returns how many were free."""
-        given = self._run_slots.take(min(wanted, self._max_waiting - self.waiting))
-        self.waiting += given
-        return given
+    def free(self) -> int:
+        """How many calls may be taken in hand just now, if there is memory for them."""
+        return min(self._run_slots.free(), self._max_waiting - len(self.waiting))
+
+    def take(self, calls: Sequence[Call]) -> int:
+        """Take slots and memory for the first of these calls; returns for how many."""
+        slots = self._run_slots.take(min(len(calls), self._max_waiting - len(self.waiting)))
+        taken = 0
+        while taken < slots and self._has_memory(self._size(calls[taken])):
+            taken += 1
+        self.waiting.update(calls[:taken])
+        self._run_slots.give_back(slots - taken)
+        if not slots:
+            self.stop_asking()
+        return taken
+
+    def stop_asking(self) -> None:
+        """Let others have the room that was asked for: no call could leave now."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            self._memory.withdraw(asked)
 
     def update(
         self,
         *,
-        permitted: int,
-        refused: int,
+        permitted: Collection[Call],
+        refused: Collection[Call],
         settled: Collection[RecordedCall],
         recorded: Collection[RecordedCall],
     ) -> None:
-        """Note what became of calls; give back the slots of those that are over."""
+        """Note what became of calls; give back the slots and memory of those that are over."""
         before = self.in_use
-        self.waiting -= permitted + refused
-        self.recorded.difference_update(settled)
-        self.recorded.update(recorded)
+        entered = self.waiting.intersection((*permitted, *refused))
+        over, new = self.recorded.intersection(settled), set(recorded) - self.recorded
+        freed = sum(map(self._size, entered)) + sum(self._size(one.call) for one in over)
+        freed -= sum(self._size(one.call) for one in new)
+        self.waiting -= entered
+        self.recorded -= over
+        self.recorded |= new
         self._run_slots.give_back(before - self.in_use)
+        self._give_back(freed)
         if permitted:
-            self._max_waiting = min(self._run_slots.total, self._max_waiting + permitted)
+            self._max_waiting = min(self._run_slots.total, self._max_waiting + len(permitted))
 
     def shrink(self) -> None:
         """Let no more calls wait for a permit than wait now: the limiter has no room."""
-        self._max_waiting = max(1, self.waiting)
+        self._max_waiting = max(1, len(self.waiting))
 
     def release(self) -> None:
-        """Give all slots back."""
+        """Give all slots and memory back."""
         self._run_slots.give_back(self.in_use)
-        self.waiting = 0
+        self.waiting.clear()
         self.recorded.clear()
+        self.stop_asking()
+        self._give_back(self._held)
+
+    def _has_memory(self, size: int) -> bool:
+        """Take memory for a call, or ask for it and go on when it is given."""
+        if self._asked is None:
+            self._asked = self._memory.ask(size, self._wake)
+        if not self._asked.is_given:
+            return False
+        if self._asked.size < size:
+            # It was asked for a smaller call.
+            self.stop_asking()
+            return self._has_memory(size)
+        asked, self._asked = self._asked, None
+        self._held += asked.size
+        self._give_back(asked.size - size)
+        return True
+
+    def _give_back(self, size: int) -> None:
+        self._held -= size
+        self._memory.give_back(size)

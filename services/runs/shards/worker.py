@@ -9,6 +9,7 @@ from promptstack.repositories.errors import ClaimLost, LedgerRefused, TransientL
 from promptstack.repositories.run_models import Run
 from promptstack.services.errors import BudgetReached, EmbeddedElsewhere
 from promptstack.services.execution.backoff import Backoff
+from promptstack.services.execution.bytes_in_flight import BytesInFlight
 from promptstack.services.execution.content_calls import Call
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.limiter.limited_calls import LimitedCalls
@@ -41,6 +42,7 @@ class ShardTools:
 
     calls: LimitedCalls
     slots: WorkerSlots
+    memory: BytesInFlight
     backoff: Backoff
     show_run: Callable[[Run], None]
     """Told the run's sums when they have changed."""
@@ -60,8 +62,8 @@ class ShardWorker:
         self._workload = workload
         self._budget = RunBudget(job.claim, run, workload, patience, clock)
         self._store = ShardStore(job.claim, run, workload, self._budget)
-        self._slots = ShardSlots(run_slots)
         self._pool = CallPool(workload, tools.calls, run_slots.concurrency)
+        self._slots = ShardSlots(run_slots, tools.memory, workload.bytes_of, self._pool.wake)
         self._queue = CallQueue(clock)
         self._reserved_elsewhere: list[Call] = []
         self._validation = ValidationQueue(workload, tools.validation_limits, clock)
@@ -86,8 +88,11 @@ class ShardWorker:
                 self._request_permits()
                 self._settle(self._next_outcomes())
         finally:
-            self._pool.end()
-            self._close()
+            try:
+                self._pool.end()
+                self._close()
+            finally:
+                self._slots.release()
         self._cut_off.conclude(is_done=self._progress.is_done)
         return self._progress.counts
 
@@ -105,18 +110,20 @@ class ShardWorker:
         # Wait for the calls that were sent, as they are paid for, and not for the others.
         self._pool.hold()
         is_sent = any(map(self._pool.has_left, self._slots.recorded))
-        return is_sent or (self._slots.waiting > 0 and not self._job.handle.is_closing)
+        return is_sent or (bool(self._slots.waiting) and not self._job.handle.is_closing)
 
     def _request_permits(self) -> None:
-        """Ask the limiter for as many calls as there are slots."""
+        """Ask the limiter for as many calls as there are slots, and memory."""
         if not self._cut_off.may_begin:
+            self._slots.stop_asking()
             return
-        slots = self._slots.take(self._queue.count_ready())
+        free = min(self._slots.free(), self._queue.count_ready())
         calls = [
-            part for call in self._queue.take(slots) for part in self._workload.split_to_fit(call)
+            part for call in self._queue.take(free) for part in self._workload.split_to_fit(call)
         ]
-        self._queue.put_back(calls[slots:])
-        self._pool.request_permits(calls[:slots])
+        taken = self._slots.take(calls)
+        self._queue.put_back(calls[taken:])
+        self._pool.request_permits(calls[:taken])
 
     def _next_outcomes(self) -> list[Outcome]:
         """Wait for events, validate their answers, and decide about their failures."""
@@ -206,11 +213,12 @@ class ShardWorker:
     def _act(self, batch: Batch, result: CommitResult) -> None:
         """Act on what is committed."""
         self._slots.update(
-            permitted=len(batch.permitted),
-            refused=len(batch.refused),
+            permitted=[one.call for one in batch.permitted],
+            refused=[one.call for one in batch.refused],
             settled=batch.settled,
             recorded=result.recorded,
         )
+        self._pool.forget(batch.settled)
         self._pool.make(result.recorded, self._job.handle.seconds_left())
         self._pool.give_back([one.permit for one in result.unsent])
         if batch.answered:
@@ -263,8 +271,5 @@ class ShardWorker:
         sent = [one for one in cut if self._pool.has_left(one)]
         unsent = [one for one in cut if not self._pool.has_left(one)]
         self._pool.give_back([one.permit for one in unsent])
-        try:
-            if cut:
-                self._job.ledger.write(lambda unit: self._store.cut_off(unit, sent, unsent))
-        finally:
-            self._slots.release()
+        if cut:
+            self._job.ledger.write(lambda unit: self._store.cut_off(unit, sent, unsent))

@@ -21,7 +21,7 @@ from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import BadResponse
-from promptstack.services.llm.packing import pack
+from promptstack.services.llm.packing import bytes_in_hand, pack
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.runs.json_schema.answers import AnswerNotJudged, AnswerSchema
@@ -58,6 +58,13 @@ class Workload(ABC):
     @abstractmethod
     async def make(self, call: Call) -> Answer:
         """Make the call. Raises `ProviderError`."""
+
+    def bytes_of(self, call: Call) -> int:
+        """How much memory it takes until its answer is stored: always the same for a call.
+
+        0 where that is next to nothing.
+        """
+        return 0
 
     def need(self, call: Call) -> Need:
         """The tokens it is expected to take."""
@@ -111,9 +118,10 @@ class EmbeddingWorkload(Workload):
     def __init__(self, run: Run, service: LLMService, prices: Prices, storage: VectorType) -> None:
         super().__init__(run, service, prices)
         self._storage = storage
+        self._dimensions = service.dimensions_of(run.model)
 
     def calls(self, contents: Sequence[Content]) -> list[Call]:
-        limits = self.service.limits_of(self.model)
+        limits = self.service.limits_of(self.model).in_memory(self._dimensions)
         by_tries: dict[int, list[Content]] = {}
         for content in contents:
             by_tries.setdefault(content.tries, []).append(content)
@@ -125,6 +133,9 @@ class EmbeddingWorkload(Workload):
 
     def split_to_fit(self, call: Call) -> list[Call]:
         return call.split(self.service.limits_of(self.model).items)
+
+    def bytes_of(self, call: Call) -> int:
+        return bytes_in_hand(call.contents, self._dimensions)
 
     async def make(self, call: Call) -> Answer:
         texts = [content.text for content in call.contents]

@@ -38,7 +38,11 @@ def test_a_job_that_waits_long_for_passages_of_another_job_leaves_the_worker(
     stack: WorkerServices, provider: FakeProvider
 ) -> None:
     stack.document_embedder = DocumentEmbedder(
-        stack.provider_calls, stack.providers, stack.cutter, patience_seconds=0.1
+        stack.provider_calls,
+        stack.providers,
+        stack.cutter,
+        stack.bytes_in_flight,
+        patience_seconds=0.1,
     )
     job, same = embed(stack, "a"), embed(stack, "a", source="b.txt")
     with ThreadPoolExecutor(1) as pool, Gate(stack) as gate:

@@ -1,6 +1,7 @@
 """However many shards of a run take slots, the worker never has more calls in hand than it may."""
 
 from collections import Counter
+from collections.abc import Callable
 from decimal import Decimal
 from uuid import UUID
 
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptstack.repositories.run_models import Run
-from promptstack.services.execution.content_calls import Call
+from promptstack.services.execution.bytes_in_flight import BytesInFlight
+from promptstack.services.execution.content_calls import Call, Content
 from promptstack.services.runs.shards.call_pool import RecordedCall
 from promptstack.services.runs.shards.slots import RunSlots, ShardSlots, WorkerSlots
 
@@ -59,26 +61,83 @@ def test_the_slots_of_a_run_that_no_shard_holds_are_forgotten() -> None:
     assert worker.of(run).take(1_000) == worker.of(run).total
 
 
+MOST_BYTES = 40
+
+
+def shard_of(slots: RunSlots, memory: BytesInFlight, wake: Callable[[], None]) -> ShardSlots:
+    return ShardSlots(slots, memory, lambda call: len(call.contents), wake)
+
+
+def call_of(size: int) -> Call:
+    return Call([Content(bytes([number]), (number,), "text") for number in range(size)])
+
+
+def free_bytes(memory: BytesInFlight) -> int:
+    """How many bytes could be had one by one; nothing may wait for them."""
+    rooms = [memory.ask(1, lambda: None) for _ in range(MOST_BYTES)]
+    for room in reversed(rooms):
+        memory.withdraw(room)
+    return sum(room.is_given for room in rooms)
+
+
 @given(st.data())
-def test_a_shard_gives_back_all_its_slots_whatever_its_calls_do(
+def test_a_shard_gives_back_all_its_slots_and_memory_whatever_its_calls_do(
     data: st.DataObject,
 ) -> None:
-    slots = RunSlots(IN_FLIGHT)
-    shard, others = ShardSlots(slots), slots.take(data.draw(st.integers(0, 10)))
+    slots, memory = RunSlots(IN_FLIGHT), BytesInFlight(MOST_BYTES)
+    shard, others = shard_of(slots, memory, lambda: None), slots.take(data.draw(st.integers(0, 10)))
     for number in range(data.draw(st.integers(0, 20))):
-        shard.take(data.draw(st.integers(0, 20)))
-        permitted = data.draw(st.integers(0, shard.waiting))
-        refused = data.draw(st.integers(0, shard.waiting - permitted))
+        sizes = data.draw(st.lists(st.integers(0, 50), max_size=20))
+        calls = [call_of(size) for size in sizes]
+        taken = shard.take(calls)
+        assert shard.waiting.issuperset(calls[:taken])
+        assert not shard.waiting.intersection(calls[taken:])
+        waiting = data.draw(st.permutations(sorted(shard.waiting, key=id)))
+        permitted = waiting[: data.draw(st.integers(0, len(waiting)))]
+        refused = waiting[len(permitted) :][: data.draw(st.integers(0, len(waiting)))]
+        leaving = permitted[: data.draw(st.integers(0, len(permitted)))]
+        # Of some contents, others may have paid meanwhile.
         recorded = [
-            RecordedCall(Call([]), None, number, Decimal(0))
-            for _ in range(data.draw(st.integers(0, permitted)))
+            RecordedCall(call.only([b"\0", b"\1"]), None, number, Decimal(0)) for call in leaving
         ]
         under_way = sorted(shard.recorded, key=lambda call: call.attempt_id)
         settled = under_way[: data.draw(st.integers(0, len(under_way)))]
         shard.update(permitted=permitted, refused=refused, settled=settled, recorded=recorded)
         if refused:
             shard.shrink()
+        shard.stop_asking()
+        in_hand = [*shard.waiting, *(one.call for one in shard.recorded)]
         assert slots.take(1_000) == slots.total - others - shard.in_use
         slots.give_back(slots.total - others - shard.in_use)
+        held = sum(len(call.contents) for call in in_hand)
+        assert free_bytes(memory) == max(0, MOST_BYTES - held)
     shard.release()
     assert slots.take(1_000) == slots.total - others
+    assert free_bytes(memory) == MOST_BYTES
+
+
+def test_shards_that_lack_memory_take_turns() -> None:
+    slots, memory, woken = RunSlots(100), BytesInFlight(MOST_BYTES), list[str]()
+    first = shard_of(slots, memory, lambda: woken.append("first"))
+    second = shard_of(slots, memory, lambda: woken.append("second"))
+    calls = [call_of(10) for _ in range(8)]
+
+    assert first.take(calls) == 4
+    assert second.take(calls) == 0
+    for turn in ("first", "second", "first"):
+        over = next(iter(first.waiting))
+        first.update(permitted=[over], refused=[], settled=[], recorded=[])
+        assert woken.pop() == turn
+        shard = second if turn == "second" else first
+        assert shard.take(calls[4:]) == 1
+
+
+def test_a_shard_that_may_not_go_on_keeps_no_memory_from_others() -> None:
+    slots, memory = RunSlots(100), BytesInFlight(MOST_BYTES)
+    first, second = (shard_of(slots, memory, lambda: None) for _ in range(2))
+    large, small = call_of(30), call_of(20)
+    first.take([large])
+    assert second.take([small]) == 0
+    first.update(permitted=[large], refused=[], settled=[], recorded=[])
+    second.stop_asking()
+    assert free_bytes(memory) == MOST_BYTES
