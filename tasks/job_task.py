@@ -66,6 +66,11 @@ class JobRequest(Request):
         if not app.conf.worker_disable_prefetch:
             super().acknowledge()
 
+    def cancel(self, *_: Any, **__: Any) -> None:
+        """Hand it back to the queue, as all jobs of a worker that is to stop at once."""
+        task: Any = self.task
+        task.executor.hand_back_all()
+
 
 class JobTask(Task[Any, Any]):
     """A task whose message is the id of a job in the ledger."""

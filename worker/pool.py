@@ -96,6 +96,16 @@ class CoroutinePool(BasePool):
         self._wakeup.close()
         self._waker.close()
 
+    def on_terminate(self) -> None:
+        """Do as `on_stop` does: the worker has cancelled what runs."""
+        self.on_stop()
+
+    def terminate_job(self, pid: int, signal: Any = None) -> None:
+        """Refuse to end one task. Celery knows it by its process only, which runs all."""
+        raise NotImplementedError(
+            "A job that runs is cancelled by the API or `promptstack jobs cancel`."
+        )
+
     def _get_info(self) -> dict[str, Any]:
         pool: Any = super()  # more than its types tell
         return {**pool._get_info(), "running": len(self._running)}

@@ -134,9 +134,10 @@ class WorkerProcess:
     def _renew_leases(self) -> None:
         self._services.loop.run(self._services.limiter.renew())
 
-    def _shutting_down(self, **_: Any) -> None:
-        if self._is_stopping:
-            logger.info("told again to stop: running calls are handed back now")
+    def _shutting_down(self, how: str, **_: Any) -> None:
+        if self._is_stopping or how == "Cold":
+            logger.info("told to stop at once: running calls are handed back now")
+            self._services.active_jobs.let_none_begin()
             # In a thread: a signal's handler may have interrupted a thread that holds locks.
             threading.Thread(target=self._services.active_jobs.stop, daemon=True).start()
             return

@@ -111,6 +111,11 @@ class Executor:
             handler.after()
         return outcome
 
+    def hand_back_all(self) -> None:
+        """Cancel all calls and let none begin; the jobs go back to the queue."""
+        self._active_jobs.let_none_begin()
+        self._active_jobs.stop()
+
     async def _claim(self, job_id: UUID, published_at: datetime | None) -> Claim | None:
         """Take the job; None if it can't be taken now."""
         step = ClaimStep(job_id, published_at)

@@ -1,0 +1,98 @@
+"""Celery's own ways to look at a worker and to stop it, with jobs that are coroutines."""
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from celery.result import AsyncResult
+
+from promptstack.config.names import Queue, TaskName
+from promptstack.repositories.models import JobState
+from promptstack.services.jobs.views import JobView
+from promptstack.tasks.composition import PromptStack
+from tests.processes import Process, wait_until
+
+
+def control(stack: PromptStack) -> Any:
+    return stack.celery.control
+
+
+def is_running(stack: PromptStack, *jobs: JobView) -> bool:
+    return all(stack.jobs.get(job.id).state is JobState.RUNNING for job in jobs)
+
+
+def has_succeeded(stack: PromptStack, *jobs: JobView) -> bool:
+    return all(stack.jobs.get(job.id).state is JobState.SUCCEEDED for job in jobs)
+
+
+def slow(stack: PromptStack, seconds: float, count: int = 1) -> list[JobView]:
+    return [
+        stack.jobs.enqueue_generation(f"{number}", options={"delay_seconds": seconds})
+        for number in range(count)
+    ]
+
+
+def test_inspect_shows_the_jobs_that_run_and_no_more_of_them_than_fit(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    start_worker(WORKER_CONCURRENCY="3")
+    jobs = slow(stack, 60, 5)
+    wait_until(lambda: is_running(stack, *jobs[:3]), "three jobs to run")
+    inspect = control(stack).inspect(timeout=10)
+    [active] = inspect.active().values()
+    assert {task["id"] for task in active} == {str(job.id) for job in jobs[:3]}
+    assert {task["name"] for task in active} == {TaskName.GENERATE_TEXT}
+    [stats] = inspect.stats().values()
+    assert stats["pool"]["max-concurrency"] == stats["pool"]["running"] == 3
+    # What does not fit waits where other workers find it.
+    assert stack.redis.llen(Queue.GENERATION) == 2
+    assert {stack.jobs.get(job.id).state for job in jobs[3:]} == {JobState.QUEUED}
+
+
+def test_a_revoked_task_is_not_run_by_workers_that_were_told(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    told = start_worker(WORKER_CONCURRENCY="1")
+    first, revoked = slow(stack, 2, 2)
+    wait_until(lambda: is_running(stack, first), "the first job to run")
+    control(stack).revoke(str(revoked.id))
+    wait_until(lambda: has_succeeded(stack, first), "the first job to end")
+    result: Any = AsyncResult(str(revoked.id), app=stack.celery)
+    wait_until(lambda: result.state == "REVOKED", "Celery's view of the other one")
+    assert stack.jobs.get(revoked.id).state is JobState.QUEUED
+    # The ledger knows of no cancel, so the job is not lost by it.
+    told.send(signal.SIGTERM)
+    assert told.wait() == 0
+    start_worker()
+    wait_until(lambda: has_succeeded(stack, revoked), "the job to run elsewhere")
+
+
+def test_a_cold_shutdown_waits_for_no_call(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    leaving = start_worker(SHUTDOWN_GRACE_SECONDS="600")
+    [job] = slow(stack, 600)
+    wait_until(lambda: stack.jobs.get_attempts(job.id), "the job's call to begin")
+    leaving.send(signal.SIGQUIT)
+    leaving.wait(60)
+    assert stack.jobs.get(job.id).state is JobState.QUEUED
+    assert [attempt.state for attempt in stack.jobs.get_attempts(job.id)] == ["cancelled"]
+    start_worker()
+    wait_until(lambda: len(stack.jobs.get_attempts(job.id)) == 2, "the job to run elsewhere")
+
+
+def test_a_message_that_names_no_job_fails_and_keeps_no_slot(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    start_worker(WORKER_CONCURRENCY="1")
+    send: Any = stack.celery.send_task
+    strange = [
+        send(TaskName.GENERATE_TEXT, args=["not an id"]),
+        send(TaskName.GENERATE_TEXT, args=[]),
+        send(TaskName.GENERATE_TEXT, kwargs={"job": {"a": 1}, "more": 2}),
+    ]
+    [job] = slow(stack, 0)
+    wait_until(lambda: has_succeeded(stack, job), "the job behind them to run")
+    wait_until(lambda: {each.state for each in strange} == {"FAILURE"}, "Celery's view of them")
+    [active] = control(stack).inspect(timeout=10).active().values()
+    assert active == []
