@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg2
+from psycopg2.errors import ForeignKeyViolation
 from sqlalchemy.exc import DBAPIError, ResourceClosedError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -14,6 +15,7 @@ from promptstack.repositories.errors import (
     LedgerReadOnly,
     LedgerSlow,
     LedgerUnavailable,
+    UnknownUser,
 )
 from promptstack.repositories.timeouts import TOO_IDLE
 
@@ -54,6 +56,15 @@ def explained() -> Iterator[None]:
         raise LedgerUnavailable(
             "All connections to the database are in use; raise DATABASE_POOL_SIZE."
         ) from error
+
+
+@contextmanager
+def of_known_users() -> Iterator[None]:
+    """Raise `UnknownUser` where a row that is added belongs to a user who is not there."""
+    try:
+        yield
+    except ForeignKeyViolation as error:
+        raise UnknownUser("The user whose it is to be is not there.") from error
 
 
 def _explain(error: DBAPIError | psycopg2.Error) -> PromptStackError | None:

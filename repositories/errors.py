@@ -9,6 +9,12 @@ class UnknownFilter(PromptStackError):
     code = "UNKNOWN_FILTER"
 
 
+class UnknownUser(PromptStackError):
+    """Something is to belong to a user whom the ledger does not have."""
+
+    code = "UNKNOWN_USER"
+
+
 class ClaimLost(PromptStackError):
     """The job is no longer this attempt's: it was cancelled, has expired or runs elsewhere."""
 

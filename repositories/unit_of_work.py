@@ -107,10 +107,12 @@ class UnitOfWork:
     def _set(self, setting: str, seconds: float) -> None:
         self.session.execute(text(f"SET LOCAL {setting} = {int(seconds * 1000)}"))
 
-    def after_commit(self, action: Callable[[list[Item]], None], item: Item) -> None:
+    def after_commit(self, action: Callable[[list[Item]], None], *items: Item) -> None:
         """Run `action` once the outermost transaction is committed, and never if it isn't.
 
         It runs once, with all the items that were given for it.
         """
         savepoint = self.session.get_nested_transaction()
-        AfterCommit.of(self.session).add(savepoint, action, item)
+        waiting = AfterCommit.of(self.session)
+        for item in items:
+            waiting.add(savepoint, action, item)

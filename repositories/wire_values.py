@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 _MAY_HAVE = re.compile(rb"[0-9][eE]\+?[0-9]")
+_MAY_HAVE_TEXT = re.compile(_MAY_HAVE.pattern.decode(), re.ASCII)
+_QUOTED = re.compile(r'["\\]')
 _TEXT_OR_LARGE = re.compile(
     rb'"(?:[^"\\]++|\\.)*+"|-?[0-9]++(?:\.[0-9]++)?+[eE]\+?[0-9]++', re.DOTALL
 )
@@ -31,7 +33,14 @@ def for_jsonb(written: bytes) -> bytes:
 
 def dump_jsonb(value: Any, default: Callable[[Any], Any] | None = None) -> str:
     """Return a value as JSON for jsonb; `default` makes JSON of what else is in it."""
-    return for_jsonb(json.dumps(value, default=default).encode()).decode()
+    return written_for_jsonb(json.dumps(value, default=default))
+
+
+def written_for_jsonb(written: str) -> str:
+    """Do `for_jsonb` with text."""
+    if _MAY_HAVE_TEXT.search(written) is None:
+        return written
+    return for_jsonb(written.encode()).decode()
 
 
 def _as_digits(found: re.Match[bytes]) -> bytes:
@@ -66,6 +75,8 @@ def array_literal(values: Sequence[Any]) -> str:
 
 
 def _element(value: object) -> str:
+    if type(value) is str:  # first, as most are
+        return f'"{value}"' if _QUOTED.search(value) is None else _escaped(value)
     if value is None:
         return "NULL"
     if isinstance(value, int):
@@ -73,9 +84,13 @@ def _element(value: object) -> str:
     if isinstance(value, bytes):
         return f'"\\\\x{value.hex()}"'
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return _escaped(value)
     return f'"{value}"'
+
+
+def _escaped(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 class BatchStatement:

@@ -11,11 +11,11 @@ from base64 import b64encode
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
-from uuid import uuid4
 
 import orjson
+from uuid_utils import uuid4
 
-from promptstack.config.names import TaskName
+from promptstack.config.names import Queue, TaskName
 from promptstack.repositories.models import JobKind
 from promptstack.services.jobs.publishing import JobMessage
 
@@ -30,6 +30,8 @@ GATHERED = "task.multi"
 """The topic of several events in one message."""
 PERSISTENT, TRANSIENT = 2, 1
 """Modes of delivery."""
+_ID, _TAG, _BODY, _SHOWN = b"<id>", b"<tag>", b"<body>", b"<shown>"
+"""Places in a template."""
 _NO_CANVAS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 _REPLY_TO = str(uuid4())
 """Celery names here who reads results of the rpc backend. Nobody does."""
@@ -47,10 +49,21 @@ def shown(message: JobMessage) -> str:
 
 def task_message(message: JobMessage) -> bytes:
     """A job's message, as it lies in its queue."""
-    job_id, seen = str(message.job_id), shown(message)
+    job_id, shown_ = str(message.job_id), orjson.dumps(shown(message))[1:-1]
+    body = b64encode(orjson.dumps([arguments(message), {}, _NO_CANVAS]))
+    template = _template(message.kind, message.queue, os.getpid())
+    # What may hold any text comes last.
+    filled = template.replace(_ID, job_id.encode()).replace(_TAG, str(uuid4()).encode())
+    return filled.replace(_BODY, body).replace(_SHOWN, shown_)
+
+
+@cache
+def _template(kind: JobKind, queue: Queue, pid: int) -> bytes:
+    """A message with places for what differs from one to the next."""
+    job_id, seen = _ID.decode(), _SHOWN.decode()
     headers: dict[str, Any] = {
         "lang": "py",
-        "task": TASKS[message.kind],
+        "task": TASKS[kind],
         "id": job_id,
         "shadow": None,
         "eta": None,
@@ -63,7 +76,7 @@ def task_message(message: JobMessage) -> bytes:
         "parent_id": None,
         "argsrepr": seen,
         "kwargsrepr": "",
-        "origin": _origin(os.getpid()),
+        "origin": _origin(pid),
         "ignore_result": None,
         "replaced_task_nesting": 0,
         "stamped_headers": None,
@@ -74,9 +87,9 @@ def task_message(message: JobMessage) -> bytes:
         "reply_to": _REPLY_TO,
         "argsrepr": seen,
         "kwargsrepr": "",
-        **_delivery(PERSISTENT, "", message.queue),
+        **_delivery(PERSISTENT, "", queue, _TAG.decode()),
     }
-    return _packed([arguments(message), {}, _NO_CANVAS], headers, properties)
+    return _packed(_BODY.decode(), headers, properties)
 
 
 def sent_event(messages: Sequence[JobMessage]) -> tuple[str, bytes]:
@@ -94,8 +107,9 @@ def gathered_events(events: Sequence[dict[str, Any]], origin: str) -> bytes:
 
 
 def _event(body: Any, origin: str, topic: str) -> bytes:
-    properties = _delivery(TRANSIENT, EVENTS_EXCHANGE, topic)
-    return _packed(body, {"hostname": origin}, properties)
+    written = b64encode(orjson.dumps(body)).decode()
+    properties = _delivery(TRANSIENT, EVENTS_EXCHANGE, topic, str(uuid4()))
+    return _packed(written, {"hostname": origin}, properties)
 
 
 def _task_sent(message: JobMessage, origin: str) -> dict[str, Any]:
@@ -122,20 +136,20 @@ def _task_sent(message: JobMessage, origin: str) -> dict[str, Any]:
     }
 
 
-def _delivery(mode: int, exchange: str, routing_key: str) -> dict[str, Any]:
+def _delivery(mode: int, exchange: str, routing_key: str, tag: str) -> dict[str, Any]:
     return {
         "delivery_mode": mode,
         "delivery_info": {"exchange": exchange, "routing_key": routing_key},
         "priority": 0,
         "body_encoding": "base64",
-        "delivery_tag": str(uuid4()),
+        "delivery_tag": tag,
     }
 
 
-def _packed(body: Any, headers: dict[str, Any], properties: dict[str, Any]) -> bytes:
+def _packed(body: str, headers: dict[str, Any], properties: dict[str, Any]) -> bytes:
     return orjson.dumps(
         {
-            "body": b64encode(orjson.dumps(body)).decode(),
+            "body": body,
             "content-encoding": "utf-8",
             "content-type": "application/json",
             "headers": headers,

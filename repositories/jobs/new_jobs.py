@@ -6,8 +6,9 @@ from uuid import UUID
 
 from sqlalchemy.pool import PoolProxiedConnection
 
+from promptstack.repositories.driver_errors import of_known_users
 from promptstack.repositories.jobs.records import Accepted, NewJobRow
-from promptstack.repositories.wire_values import array_literal, dump_jsonb
+from promptstack.repositories.wire_values import array_literal, written_for_jsonb
 
 _GIVEN = {
     "id": "uuid",
@@ -23,19 +24,19 @@ _GIVEN = {
     "lifetime": "double precision",
 }
 """The fields of a `NewJobRow`, in their order."""
-_COLUMNS = ", ".join(name for name in _GIVEN if name != "lifetime")
-_ONE_ROW = f"(VALUES ({', '.join(f'%s::{kind}' for kind in _GIVEN.values())}))"
-_MANY_ROWS = f"unnest({', '.join(f'%s::{kind}[]' for kind in _GIVEN.values())})"
-_ADD = f"""
-INSERT INTO jobs ({_COLUMNS}, expires_at, rung_epoch, rung_at)
-SELECT {_COLUMNS}, now() + make_interval(secs => lifetime), %s::text,
-    CASE WHEN %s::text IS NOT NULL THEN now() END
-FROM {{rows}} AS given ({", ".join(_GIVEN)})
-WHERE user_id IS NULL OR EXISTS (SELECT FROM users WHERE users.id = user_id)
-ON CONFLICT DO NOTHING
-RETURNING id, created_at, expires_at
+_COLUMNS = ", ".join([name for name in _GIVEN if name != "lifetime"])
+_PLACES = ", ".join(["%s" for name in _GIVEN if name != "lifetime"])
+_ARRAYS = ", ".join([f"%s::{kind}[]" for kind in _GIVEN.values()])
+_MARKS = "%s::text, CASE WHEN %s::text IS NOT NULL THEN now() END"
+_DEADLINE = "now() + make_interval(secs => {lifetime})"
+_HEAD = f"INSERT INTO jobs ({_COLUMNS}, expires_at, rung_epoch, rung_at)"
+_TAIL = "ON CONFLICT DO NOTHING RETURNING id, created_at, expires_at"
+# PostgreSQL plans it in half the time that it takes for the other.
+_ADD_ONE = f"{_HEAD} VALUES ({_PLACES}, {_DEADLINE.format(lifetime='%s')}, {_MARKS}) {_TAIL}"
+_ADD_MANY = f"""
+{_HEAD} SELECT {_COLUMNS}, {_DEADLINE.format(lifetime="lifetime")}, {_MARKS}
+FROM unnest({_ARRAYS}) AS given ({", ".join(_GIVEN)}) {_TAIL}
 """  # noqa: S608 - names of our own
-_ADD_ONE, _ADD_MANY = _ADD.format(rows=_ONE_ROW), _ADD.format(rows=_MANY_ROWS)
 _FIND = "SELECT id, created_at, expires_at FROM jobs WHERE id = ANY (%s::uuid[])"
 
 
@@ -49,32 +50,29 @@ class NewJobRepository:
         """Add queued jobs; those that were added.
 
         With `epoch`, that of the broker, they are marked as published: their messages leave right
-        after the commit. A job is left out whose caller has one of the same idempotency key, or
-        whose user is not there.
+        after the commit. A job is left out whose caller has one of the same idempotency key.
+        Raises `UnknownUser`.
         """
         if not jobs:
             return {}
         # In one order, so that two who add jobs of the same keys wait for each other one way.
-        rows = [_values(job) for job in sorted(jobs, key=lambda job: job.idempotency_key or "")]
-        marks = [epoch, epoch]
+        ordered = sorted(jobs, key=lambda job: job.idempotency_key or "")
+        rows = [job._replace(request=written_for_jsonb(job.request)) for job in ordered]
+        marks = (epoch, epoch)
         if len(rows) == 1:
-            return self._run(_ADD_ONE, [*marks, *rows[0]])
-        return self._run(_ADD_MANY, [*marks, *map(array_literal, zip(*rows, strict=True))])
+            return self._run(_ADD_ONE, (*rows[0], *marks))
+        return self._run(_ADD_MANY, (*marks, *map(array_literal, zip(*rows, strict=True))))
 
     def find(self, job_ids: Sequence[UUID]) -> dict[UUID, Accepted]:
         """Those of these jobs that are there."""
-        return self._run(_FIND, [list(job_ids)])
+        return self._run(_FIND, (list(job_ids),))
 
-    def _run(self, statement: str, values: list[Any]) -> dict[UUID, Accepted]:
+    def _run(self, statement: str, values: Sequence[Any]) -> dict[UUID, Accepted]:
         cursor = self._connection.cursor()
         try:
-            cursor.execute(statement, values)
+            with of_known_users():
+                cursor.execute(statement, values)
             rows = cursor.fetchall()
         finally:
             cursor.close()
         return {job_id: Accepted(*times) for job_id, *times in rows}
-
-
-def _values(job: NewJobRow) -> list[Any]:
-    values = {**vars(job), "request": dump_jsonb(job.request)}
-    return [values[name] for name in _GIVEN]

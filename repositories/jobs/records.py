@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from promptstack.config.names import Queue
@@ -71,8 +71,7 @@ class JobRef:
     created_at: datetime
 
 
-@dataclass(frozen=True)
-class NewJobRow:
+class NewJobRow(NamedTuple):
     """A job that is to be added."""
 
     id: UUID
@@ -80,7 +79,8 @@ class NewJobRow:
     queue: Queue
     provider: str
     model: str
-    request: dict[str, Any]
+    request: str
+    """As JSON."""
     request_hash: str
     user_id: UUID | None
     idempotency_key: str | None
@@ -89,8 +89,7 @@ class NewJobRow:
     """Seconds until its deadline, by the clock of the database, which ends it."""
 
 
-@dataclass(frozen=True)
-class Accepted:
+class Accepted(NamedTuple):
     """When a job was added, and its deadline."""
 
     created_at: datetime

@@ -21,6 +21,7 @@ from promptstack.services.validation.bounds import refused_in_words
 
 MAX_SOURCE_BYTES = 2_000
 """PostgreSQL refuses index entries over about 2,700 bytes."""
+_WRITE = json.JSONEncoder(ensure_ascii=False).encode
 EVERY_JOBS = ("user_id", "idempotency_key", "max_retries", "expires_in")
 
 
@@ -56,8 +57,11 @@ class JobChecks:
         for target in request.targets():
             self._factory.service_class(target.provider).check_request(target)
         body = request.model_dump(mode="json", exclude_defaults=True)
-        self._check_size(json.dumps(body, ensure_ascii=False), "The request")
-        return NewJob(JobKind.GENERATION, provider, request.model, body, options, place=place)
+        written = _WRITE(body)
+        self._check_size(written, "The request")
+        return NewJob(
+            JobKind.GENERATION, provider, request.model, body, written, options, place=place
+        )
 
     def embedding(
         self, entry: Mapping[str, Any], session: Session | None, place: str = ""
@@ -85,7 +89,9 @@ class JobChecks:
         if options.chunk_tokens is not None:
             body["chunk_tokens"] = options.chunk_tokens
         document = NewDocument(options.user_id, source, text, content_hash)
-        return NewJob(JobKind.EMBEDDING, provider, model, body, options, document, place)
+        return NewJob(
+            JobKind.EMBEDDING, provider, model, body, _WRITE(body), options, document, place
+        )
 
     def _complete(self, fallback: Fallback) -> Fallback:
         """Name the model of a fallback. Raises `UnknownProvider`, `UnknownModel`."""
@@ -105,7 +111,9 @@ class JobChecks:
         return preferred or self._defaults.generation_provider
 
     def _check_size(self, text: str, what: str) -> None:
-        size, most = len(text.encode("utf-8", "surrogatepass")), self._defaults.max_text_bytes
+        most = self._defaults.max_text_bytes
+        # No character has more than four bytes.
+        size = 0 if 4 * len(text) <= most else len(text.encode("utf-8", "surrogatepass"))
         if size > most:
             raise InvalidInput(
                 f"{what} has {size:,} bytes; at most {most:,} are accepted (MAX_TEXT_BYTES). "

@@ -4,6 +4,7 @@ Accepted means committed: a job is in the ledger before its message leaves, and 
 down delays the job but does not refuse it.
 """
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.content.documents import NewDocument
-from promptstack.repositories.errors import LedgerUnavailable
+from promptstack.repositories.errors import LedgerUnavailable, UnknownUser
 from promptstack.repositories.jobs.records import Accepted, NewJobRow
 from promptstack.repositories.models import Job
 from promptstack.repositories.session import Ledger
@@ -51,7 +52,10 @@ class JobIntake:
     def accept(self, new: NewJob, session: Session | None = None) -> JobView:
         """Store one job, in the transaction of `session` or at once. Raises as `accept_all`."""
         if session is None and new.document is None:
-            accepted = self._add_at_once(new)
+            try:
+                accepted = self._add_at_once(new)
+            except UnknownUser as error:
+                raise NotFound(f"There is no user {new.options.user_id}.") from error
             if accepted is not None:
                 return _view(new, accepted, self._retries(new))
         [view] = self.accept_all([new], session)
@@ -64,20 +68,20 @@ class JobIntake:
         """
         epoch = self._epoch() if session is None else None
         publish = self._publish if epoch is None else self._publish_marked
+        keyed = [job for job in jobs if job.key]
         with self._unit_of_work(session, len(jobs)) as work:
-            known = _find_known(work, jobs)
-            new = [job for job in jobs if job.key not in known]
-            for job in jobs:
+            known = _find_known(work, keyed)
+            for job in keyed:
                 _check_same(job, known)
+            new = [job for job in jobs if job.key not in known] if known else jobs
             _check_users(work, new)
             added = work.new_jobs.add(self._rows(work, new), epoch)
             if len(added) < len(new):
                 # Of a key that is twice among them, or that somebody else has used since.
-                known |= _find_known(work, [job for job in new if job.id not in added])
-            for job in new:
-                if job.id in added:
-                    work.after_commit(publish, _message(job, added[job.id]))
-            return [self._accepted(job, added.get(job.id), known) for job in jobs]
+                known |= _find_known(work, [job for job in keyed if job.id not in added])
+            times = [added.get(job.id) for job in jobs]
+            work.after_commit(publish, *_messages(jobs, times))
+            return [self._accepted(*one, known) for one in zip(jobs, times, strict=True)]
 
     def _accepted(self, new: NewJob, accepted: Accepted | None, known: Known) -> JobView:
         if accepted is not None:
@@ -92,7 +96,7 @@ class JobIntake:
     def _add_by_one_statement(self, jobs: Sequence[NewJob]) -> list[Accepted | None]:
         """Add jobs that don't depend on each other, and publish those that were added.
 
-        None for a job whose key is known, or whose user is not there.
+        None for a job whose key is known. Raises `UnknownUser`.
         """
         epoch = self._epoch()
         rows = [self._row(job) for job in jobs]
@@ -105,9 +109,10 @@ class JobIntake:
             with self._ledger.transaction() as work:
                 added = work.new_jobs.add(rows, epoch)
                 added |= work.new_jobs.find([job.id for job in jobs])
+        times = [added.get(job.id) for job in jobs]
         publish = self._publish if epoch is None else self._publish_marked
-        publish([_message(job, added[job.id]) for job in jobs if job.id in added])
-        return [added.get(job.id) for job in jobs]
+        publish(_messages(jobs, times))
+        return times
 
     @contextmanager
     def _unit_of_work(self, session: Session | None, jobs: int) -> Iterator[UnitOfWork]:
@@ -137,14 +142,16 @@ class JobIntake:
         return [self._row(job, _id_of(job.document, ids)) for job in jobs]
 
     def _row(self, new: NewJob, document_id: UUID | None = None) -> NewJobRow:
-        document = {} if document_id is None else {"document_id": str(document_id)}
+        request = new.written
+        if document_id is not None:
+            request = json.dumps({**new.body, "document_id": str(document_id)})
         return NewJobRow(
             id=new.id,
             kind=new.kind,
             queue=new.queue,
             provider=new.provider,
             model=new.model,
-            request={**new.body, **document},
+            request=request,
             request_hash=new.request_hash,
             user_id=new.options.user_id,
             idempotency_key=new.options.idempotency_key,
@@ -197,10 +204,13 @@ def _id_of(document: NewDocument | None, ids: dict[tuple[UUID | None, str], UUID
     return None if document is None else ids[document.user_id, document.source]
 
 
-def _message(new: NewJob, accepted: Accepted) -> JobMessage:
-    return JobMessage(
-        new.id, new.kind, new.queue, new.provider, new.model, sent_at=accepted.created_at
-    )
+def _messages(jobs: Sequence[NewJob], times: Sequence[Accepted | None]) -> list[JobMessage]:
+    """The messages of those that were added."""
+    return [
+        JobMessage(job.id, job.kind, job.queue, job.provider, job.model, 0, accepted.created_at)
+        for job, accepted in zip(jobs, times, strict=True)
+        if accepted is not None
+    ]
 
 
 def _view(new: NewJob, accepted: Accepted, max_retries: int) -> JobView:

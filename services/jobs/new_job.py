@@ -21,6 +21,9 @@ QUEUES = {
     (JobKind.EMBEDDING, True): Queue.EMBEDDINGS_BULK,
 }
 
+_CANONICAL = json.JSONEncoder(sort_keys=True).encode
+"""It must stay as it is: hashes of it are compared with those of earlier versions."""
+
 
 @dataclass(frozen=True)
 class JobDefaults:
@@ -58,6 +61,8 @@ class NewJob:
     model: str
     body: dict[str, Any]
     """The caller's request."""
+    written: str
+    """The same as JSON."""
     options: JobOptions
     document: NewDocument | None = None
     """Of an embedding: what is embedded."""
@@ -70,7 +75,7 @@ class NewJob:
     takes a while for a long request."""
 
     def __post_init__(self) -> None:
-        canonical = json.dumps([self.kind, self.provider, self.model, self.body], sort_keys=True)
+        canonical = _CANONICAL([self.kind, self.provider, self.model, self.body])
         digest = hashlib.sha256(canonical.encode()).hexdigest()
         object.__setattr__(self, "request_hash", digest)
 

@@ -37,8 +37,7 @@ class JobView(BaseModel):
     @classmethod
     def queued(cls, **known: Any) -> "JobView":
         """A job that was added just now."""
-        # Not checked again: it was a moment ago.
-        return JobView.model_construct(**_QUEUED, **known)
+        return cls(**_QUEUED, **known)
 
 
 _QUEUED: dict[str, Any] = {

@@ -30,6 +30,8 @@ class JsonBounds:
         """Raise `InvalidInput` for parameters, or a whole request, beyond these bounds."""
         options = parameters.all_options()
         carried: list[Any] = [*options, *parameters.structured()]
+        if not any(carried):
+            return
         values, depth = _measured(carried, self.values)
         if values > self.values:
             raise InvalidInput(
@@ -58,12 +60,14 @@ class RequestBounds:
     def checked(self, kind: type[Parameters], **given: Any) -> Parameters:
         """Make checked `GenerationParameters`, or a checked request. Raises `InvalidInput`."""
         schema = given.get("json_schema")
-        # First, as every other check of a schema may take long for a large one.
-        self.schemas.check(schema)
-        check_storable_json(schema, "json_schema")
+        if schema is not None:
+            # First, as every other check of a schema may take long for a large one.
+            self.schemas.check(schema)
+            check_storable_json(schema, "json_schema")
         with refused_in_words():
             made = kind(**given)
-        self.schemas.check_tools([tool.parameters for tool in made.tools])
+        if made.tools:
+            self.schemas.check_tools([tool.parameters for tool in made.tools])
         self.json.check(made)
         return made
 
