@@ -2,7 +2,10 @@
 
 import argparse
 import sys
-from typing import NoReturn
+import threading
+from typing import Any, NoReturn
+
+from celery.signals import worker_ready
 
 from promptstack.config.errors import PromptStackError
 from promptstack.config.logging import configure_logging
@@ -39,7 +42,8 @@ def main() -> int:
             if with_parent:
                 die_with_parent()
             return _work(settings)
-        _import_providers(settings)
+        # Before the workers are forked, which then have them.
+        _import_providers(settings, LLMServiceFactory())
         keeper = WorkerProcesses(
             processes, lambda: _work_for_keeper(settings), with_parent=with_parent
         )
@@ -53,6 +57,13 @@ def _work(settings: Settings) -> int:
     # Before the first connection: kombu keeps the transport class that it used first.
     broker.use_in_this_process()
     with WorkerServices.open(settings) as services:
+
+        def import_providers(**_: Any) -> None:
+            """Import SDKs while it waits: the first job of each would wait for up to a second."""
+            given = [settings, services.factory]
+            threading.Thread(target=_import_providers, args=given, name="sdks", daemon=True).start()
+
+        worker_ready.connect(import_providers, weak=False)
         services.check_connections()
         return WorkerProcess(services).run()
 
@@ -65,15 +76,14 @@ def _work_for_keeper(settings: Settings) -> int:
         return EXIT_FAILED if _say(error) and error.transient else WRONG_SETTINGS
 
 
-def _import_providers(settings: Settings) -> None:
-    """Import what the workers will need before they are forked: an SDK takes up to a second."""
+def _import_providers(settings: Settings, factory: LLMServiceFactory) -> None:
+    """Import the SDKs of the providers that are configured."""
     own = {
         "openai": settings.openai_api_key or settings.openai_base_url,
         "anthropic": settings.anthropic_api_key or settings.anthropic_base_url,
         "gemini": settings.gemini_api_key or settings.gemini_base_url,
     }
     wires = {provider.wire for provider in ModelsFile.read(settings.models_file).providers}
-    factory = LLMServiceFactory()
     for name in sorted(wires | {name for name, given in own.items() if given}):
         factory.service_class(name)
 

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from typer.main import get_command
 
 from promptstack.api.cli.lazy import Command
 from promptstack.api.cli.main import COMMANDS, JOBS, KEYS, RUNS, build
+from promptstack.config.settings import Settings
+from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.worker.start import _import_providers
 from tests.processes import ROOT
 
 PROGRAM = """
@@ -94,6 +98,32 @@ def test_a_list_imports_nothing_that_only_workers_and_migrations_need(
 
     assert said in {"No jobs.\n", "No keys.\n"}
     assert not packages(modules) & OF_WORKERS
+
+
+def test_a_worker_starts_without_sdks_and_without_what_other_processes_need() -> None:
+    program = "import json, sys, promptstack.worker.start; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    unneeded = OF_WORKERS - {"celery", "kombu", "jsonschema", "re2"} | {"rich", "tornado", "typer"}
+    assert not packages(set(json.loads(done.stdout))) & unneeded
+
+
+def test_a_worker_imports_the_sdks_of_the_providers_that_are_configured(tmp_path: Path) -> None:
+    models = tmp_path / "models.toml"
+    models.write_text('[[providers]]\nname = "own"\nwire = "openai"\nbase_url = "http://own/v1"\n')
+    settings = Settings(
+        _env_file=None,
+        models_file=models,
+        openai_api_key=None,
+        openai_base_url=None,
+        anthropic_api_key=SecretStr("sk-x"),
+        gemini_api_key=None,
+        gemini_base_url=None,
+    )
+    factory = LLMServiceFactory()
+    _import_providers(settings, factory)
+    assert set(factory._classes) == {"anthropic", "openai"}
 
 
 def test_the_table_says_what_the_commands_say() -> None:
