@@ -11,11 +11,13 @@ from typing import ClassVar
 from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 import wordllama
 from wordllama.inference import WordLlamaInference
 
 from promptstack.services.llm.answers import Capability, EmbeddingResponse
 from promptstack.services.llm.base import LLMService
+from promptstack.services.llm.local_batches import Batches, Embedded
 from promptstack.services.llm.packing import EmbeddingLimits
 
 MODEL = "wordllama-256"
@@ -39,12 +41,21 @@ class LocalService(LLMService):
         super().__init__()
         self._loading = threading.Lock()
         self._loaded: WordLlamaInference | None = None
+        self._batches = Batches(self._compute, self.embedding_limits)
 
     async def _embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None
     ) -> EmbeddingResponse:
-        # On a thread, so that the event loop serves other calls meanwhile.
-        return await asyncio.to_thread(self._compute, texts, model)
+        embedded = await self._batches.embed(texts)
+        return EmbeddingResponse(
+            vectors=np.stack([one.vector for one in embedded]),
+            model=model,
+            input_tokens=sum(one.tokens for one in embedded),
+        )
+
+    async def aclose(self) -> None:
+        """End the model's thread."""
+        self._batches.close()
 
     def estimate_tokens(self, text: str) -> int:
         """Count the tokens with the model's own tokenizer."""
@@ -56,27 +67,28 @@ class LocalService(LLMService):
         await asyncio.to_thread(self._model)
         return True
 
-    def _compute(self, texts: Sequence[str], model: str) -> EmbeddingResponse:
+    def _compute(self, texts: Sequence[str]) -> list[Embedded | Exception]:
         """Average the vectors of each text's tokens.
 
         The library's own `embed` pads all texts to the longest one: a megabyte among 63 short texts
         takes 13 GB.
         """
         loaded = self._model()
-        table = loaded.embedding
-        sums = np.zeros((len(texts), table.shape[1]))
+        sums = np.zeros((len(texts), loaded.embedding.shape[1]))
         counts = np.zeros(len(texts), dtype=np.int64)
+        wrong: dict[int, Exception] = {}
         for place, text in enumerate(texts):
-            for piece in _pieces(text):
-                ids = np.array(loaded.tokenizer.encode(piece, add_special_tokens=False).ids, int)
-                np.clip(ids, 0, len(table) - 1, out=ids)
-                counts[place] += len(ids)
-                for begin in range(0, len(ids), BLOCK_TOKENS):
-                    sums[place] += table[ids[begin : begin + BLOCK_TOKENS]].sum(axis=0)
+            try:
+                counts[place] = _add_up(loaded, text, sums[place])
+            except Exception as error:  # noqa: BLE001 - of this text, and the others are embedded
+                wrong[place] = error
         means = sums / np.maximum(counts, 1)[:, None]
         with np.errstate(invalid="ignore"):  # a text without tokens has no vector and is refused
             vectors = (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
-        return EmbeddingResponse(vectors=vectors, model=model, input_tokens=int(counts.sum()))
+        return [
+            wrong.get(place) or Embedded(vector, int(counts[place]))
+            for place, vector in enumerate(vectors)
+        ]
 
     def _model(self) -> WordLlamaInference:
         with self._loading:
@@ -85,6 +97,18 @@ class LocalService(LLMService):
                     cache_dir=Path(wordllama.__file__).parent, disable_download=True
                 )
             return self._loaded
+
+
+def _add_up(loaded: WordLlamaInference, text: str, total: npt.NDArray[np.float64]) -> int:
+    """Add the vectors of a text's tokens to `total`. Returns how many there are."""
+    count, table = 0, loaded.embedding
+    for piece in _pieces(text):
+        ids = np.array(loaded.tokenizer.encode(piece, add_special_tokens=False).ids, int)
+        np.clip(ids, 0, len(table) - 1, out=ids)
+        count += len(ids)
+        for begin in range(0, len(ids), BLOCK_TOKENS):
+            total += table[ids[begin : begin + BLOCK_TOKENS]].sum(axis=0)
+    return count
 
 
 def _pieces(text: str) -> Iterator[str]:
