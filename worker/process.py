@@ -4,6 +4,7 @@ import faulthandler
 import gc
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -11,7 +12,7 @@ import warnings
 from typing import Any
 
 from celery.exceptions import SecurityWarning
-from celery.signals import setup_logging, worker_shutting_down
+from celery.signals import setup_logging, worker_ready, worker_shutting_down
 
 from promptstack.config.names import Queue
 from promptstack.repositories.errors import TransientLedgerError
@@ -85,6 +86,7 @@ class WorkerProcess:
             periodic.start()
         worker_shutting_down.connect(self._shutting_down)
         setup_logging.connect(_keep_logging)
+        worker_ready.connect(_show_threads_when_asked)
         if os.geteuid() == 0:
             # Celery would say it in six lines.
             warnings.filterwarnings("ignore", category=SecurityWarning)
@@ -161,6 +163,11 @@ def _leave_at_once() -> None:
     faulthandler.dump_traceback()
     logging.shutdown()
     os._exit(EXIT_HUNG)
+
+
+def _show_threads_when_asked(**_: Any) -> None:
+    """At SIGUSR1, print where the threads are. Celery would print their variables: prompts, too."""
+    faulthandler.register(signal.SIGUSR1)
 
 
 def _keep_logging(**_: Any) -> None:

@@ -5,6 +5,7 @@ import threading
 from itertools import islice
 from typing import Any
 
+import orjson
 from celery import states
 from celery.backends.redis import RedisBackend
 from redis.exceptions import RedisError
@@ -53,7 +54,11 @@ class ResultView(RedisBackend):
         meta = celery._get_result_meta(
             result=result, state=state, traceback=traceback, request=request
         )
-        encoded: str = celery.encode({**meta, "task_id": task_id})
+        meta = {**meta, "task_id": task_id}
+        try:
+            encoded: str = orjson.dumps(meta).decode()
+        except TypeError:  # a result of somebody else's task
+            encoded = celery.encode(meta)
         with self._waiting_lock:
             # The newest state of a task comes last, and alone.
             self._waiting.pop(task_id, None)

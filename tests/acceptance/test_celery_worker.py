@@ -38,7 +38,7 @@ def test_inspect_shows_the_jobs_that_run_and_no_more_of_them_than_fit(
     start_worker(WORKER_CONCURRENCY="3")
     jobs = slow(stack, 60, 5)
     wait_until(lambda: is_running(stack, *jobs[:3]), "three jobs to run")
-    inspect = control(stack).inspect(timeout=10)
+    inspect = control(stack).inspect(timeout=30, limit=1)
     [active] = inspect.active().values()
     assert {task["id"] for task in active} == {str(job.id) for job in jobs[:3]}
     assert {task["name"] for task in active} == {TaskName.GENERATE_TEXT}
@@ -65,6 +65,18 @@ def test_a_revoked_task_is_not_run_by_workers_that_were_told(
     assert told.wait() == 0
     start_worker()
     wait_until(lambda: has_succeeded(stack, revoked), "the job to run elsewhere")
+
+
+def test_a_worker_that_is_asked_where_it_is_shows_no_content(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    worker = start_worker()
+    [job] = slow(stack, 60)
+    wait_until(lambda: is_running(stack, job), "the job to run")
+    worker.send(signal.SIGUSR1)
+    wait_until(lambda: "MainThread" in worker.output() or "Thread 0x" in worker.output(), "it")
+    assert "LOCAL VARIABLES" not in worker.output()
+    assert is_running(stack, job)
 
 
 def test_a_cold_shutdown_waits_for_no_call(
@@ -94,5 +106,5 @@ def test_a_message_that_names_no_job_fails_and_keeps_no_slot(
     [job] = slow(stack, 0)
     wait_until(lambda: has_succeeded(stack, job), "the job behind them to run")
     wait_until(lambda: {each.state for each in strange} == {"FAILURE"}, "Celery's view of them")
-    [active] = control(stack).inspect(timeout=10).active().values()
+    [active] = control(stack).inspect(timeout=30, limit=1).active().values()
     assert active == []
