@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TypeVar
 
-from sqlalchemy import func, select, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
@@ -28,9 +28,13 @@ from promptstack.repositories.runs.outcomes import OutcomeRepository
 from promptstack.repositories.runs.results import RunResultRepository
 from promptstack.repositories.runs.runs import RunRepository
 from promptstack.repositories.runs.scheduling import SchedulingRepository
+from promptstack.repositories.signs import SignsRepository
 from promptstack.repositories.timeouts import IDLE_LIMIT
 from promptstack.repositories.usage import UsageRepository
 from promptstack.repositories.users import ApiKeyRepository, UserRepository
+
+_NOW = text("SELECT clock_timestamp()")
+_TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtext(:name))")
 
 Item = TypeVar("Item")
 Repository = TypeVar("Repository")
@@ -70,6 +74,7 @@ class UnitOfWork:
     maintenance = _lazy(MaintenanceRepository)
     reservations = _lazy(ReservationRepository)
     workers = _lazy(WorkerRepository)
+    signs = _lazy(SignsRepository)
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -82,13 +87,12 @@ class UnitOfWork:
 
     def now(self) -> datetime:
         """The database's clock."""
-        now: datetime = self.session.execute(select(func.clock_timestamp())).scalar_one()
+        now: datetime = self.session.execute(_NOW).scalar_one()
         return now
 
     def try_lock(self, name: str) -> bool:
         """Take a lock that one transaction at a time can have; False when another has it."""
-        query = text("SELECT pg_try_advisory_xact_lock(hashtext(:name))")
-        return bool(self.session.scalar(query, {"name": name}))
+        return bool(self.session.scalar(_TRY_LOCK, {"name": name}))
 
     def limit_statements(self, seconds: float, *, idle: float | None = None) -> None:
         """Let no statement of this transaction take longer: PostgreSQL ends one that does.
@@ -96,16 +100,16 @@ class UnitOfWork:
         With `idle`, PostgreSQL also ends a transaction that waits so long for its next statement,
         as that of a frozen process does.
         """
-        self._set("statement_timeout", seconds)
-        if idle is not None:
-            self._set(IDLE_LIMIT, idle)
+        limits = {"statement_timeout": seconds} | ({} if idle is None else {IDLE_LIMIT: idle})
+        self._set(**limits)
 
     def limit_locks(self, seconds: float) -> None:
         """Let no statement of this transaction wait longer for a lock."""
-        self._set("lock_timeout", seconds)
+        self._set(lock_timeout=seconds)
 
-    def _set(self, setting: str, seconds: float) -> None:
-        self.session.execute(text(f"SET LOCAL {setting} = {int(seconds * 1000)}"))
+    def _set(self, **limits: float) -> None:
+        each = (f"SET LOCAL {name} = {int(seconds * 1000)}" for name, seconds in limits.items())
+        self.session.connection().exec_driver_sql("; ".join(each))
 
     def after_commit(self, action: Callable[[list[Item]], None], *items: Item) -> None:
         """Run `action` once the outermost transaction is committed, and never if it isn't.

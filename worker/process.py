@@ -35,6 +35,8 @@ At Python's 700, 10, 10, running calls are searched again and again, and so was 
 at the start, which is frozen now. That was an eighth of the processor time of a generation."""
 VIEWS_SECONDS = 0.05
 """Between two rounds of showing jobs in Redis: soon enough for a person."""
+IDLE_VIEWS_SECONDS = 0.5
+"""The same while nobody says that there is something to show."""
 RENEW_SECONDS = 5.0
 """Between two renewals of the leases of running calls. A lease lasts four times as long."""
 EXIT_FAILED = 1
@@ -58,13 +60,15 @@ class WorkerProcess:
         tell = publisher.tell if isinstance(publisher, RedisPublisher) else None
         self._monitors = Monitors(tell)
         self._pool: CoroutinePool | None = None
+        views = Periodic("views", self._show, VIEWS_SECONDS, idle_seconds=IDLE_VIEWS_SECONDS)
+        self._wake_views = views.wake
         self._periodic = [
             Periodic("heartbeat", services.heartbeat.beat, settings.heartbeat_seconds),
             *(
                 Periodic(step.name, step.run, settings.reconcile_seconds)
                 for step in services.reconciler.steps
             ),
-            Periodic("views", self._show, VIEWS_SECONDS),
+            views,
             Periodic("leases", self._renew_leases, RENEW_SECONDS),
         ]
 
@@ -78,8 +82,8 @@ class WorkerProcess:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         register_tasks(services.celery, services.executor, self._monitors, services.loop)
-        self._results.write_behind()
-        services.progress.write_behind()
+        self._results.write_behind(self._wake_views)
+        services.progress.write_behind(self._wake_views)
         # Before the first claim. Where there is no ledger, this raises a clear error.
         services.heartbeat.beat()
         for periodic in self._periodic:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     func,
     inspect,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -47,6 +48,13 @@ EXPIRED: dict[str, Any] = {
     "error_code": "EXPIRED",
     "error": "The job's deadline passed before it was done.",
 }
+
+
+# Built once: each worker asks it every second.
+_RUNNING_OF = text(
+    "SELECT CAST(id AS text), attempt FROM jobs "
+    "WHERE worker_id = CAST(:worker AS uuid) AND state = 'running'"
+)
 
 
 class JobRepository(BaseRepository[Job]):
@@ -137,12 +145,8 @@ class JobRepository(BaseRepository[Job]):
 
     def running_of(self, worker_id: UUID) -> dict[UUID, int]:
         """The jobs that the ledger says this worker runs, each with its attempt."""
-        rows = self._session.execute(
-            select(Job.id, Job.attempt).where(
-                Job.worker_id == worker_id, Job.state == JobState.RUNNING
-            )
-        )
-        return dict(rows.all())
+        rows = self._session.execute(_RUNNING_OF, {"worker": str(worker_id)})
+        return {UUID(job_id): attempt for job_id, attempt in rows}
 
     def count_open(self) -> dict[str, int]:
         """How many jobs are queued and running."""

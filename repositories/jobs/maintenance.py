@@ -1,12 +1,12 @@
 """Maintenance: what the reconciler does to many jobs at once."""
 
+import json
 import math
 from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import and_, case, delete, exists, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import and_, case, delete, exists, func, select, text, update
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.jobs.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED, job_refs
@@ -18,8 +18,14 @@ from promptstack.repositories.models import (
     Job,
     JobKind,
     JobState,
-    Watch,
     Worker,
+)
+
+# Built once: each worker asks them every second.
+_WATCH = text("SELECT last_round, blind FROM watch WHERE id = 1")
+_NOTE_WATCH = text(
+    "INSERT INTO watch (id, last_round, blind) VALUES (1, :now, CAST(:blind AS jsonb)) "
+    "ON CONFLICT (id) DO UPDATE SET last_round = excluded.last_round, blind = excluded.blind"
 )
 
 
@@ -31,7 +37,7 @@ class MaintenanceRepository:
 
     def last_watch(self) -> tuple[float | None, list[tuple[float, float]]]:
         """When a reconciler last looked, and the spans in which none could, in seconds."""
-        watch = self._session.get(Watch, 1)
+        watch = self._session.execute(_WATCH).one_or_none()
         if watch is None:
             return None, []
         spans = [(-math.inf if begin is None else begin, end) for begin, end in watch.blind]
@@ -40,12 +46,7 @@ class MaintenanceRepository:
     def note_watch(self, now: float, blind: Sequence[tuple[float, float]]) -> None:
         """Record that a reconciler looks now. One caller at a time."""
         spans = [[begin if math.isfinite(begin) else None, end] for begin, end in blind]
-        values = {"last_round": now, "blind": spans}
-        self._session.execute(
-            insert(Watch)
-            .values(id=1, **values)
-            .on_conflict_do_update(index_elements=[Watch.id], set_=values)
-        )
+        self._session.execute(_NOTE_WATCH, {"now": now, "blind": json.dumps(spans)})
 
     def expire_overdue(self, limit: int = 1_000) -> Sequence[JobRef]:
         """End up to `limit` open jobs whose deadline has passed."""

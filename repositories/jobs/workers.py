@@ -4,11 +4,20 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, false, func, not_, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import delete, false, func, not_, select, text, update
 
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.models import Worker
+
+# Built once: each worker runs them every second.
+_BEAT = text(
+    "INSERT INTO workers (id, hostname, pid, providers) "
+    "VALUES (CAST(:id AS uuid), :hostname, :pid, CAST(:providers AS text[])) "
+    "ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp()"
+)
+_COUNT_ALIVE = text(
+    "SELECT count(*) FROM workers WHERE heartbeat_at > now() - make_interval(secs => :timeout)"
+)
 
 
 class WorkerRepository(BaseRepository[Worker]):
@@ -20,13 +29,9 @@ class WorkerRepository(BaseRepository[Worker]):
         self, worker_id: UUID, hostname: str, pid: int, *, providers: Sequence[str] | None = None
     ) -> None:
         """Say that this worker is alive, also when its row was swept away meanwhile."""
-        self._session.execute(
-            insert(Worker)
-            .values(id=worker_id, hostname=hostname, pid=pid, providers=providers)
-            .on_conflict_do_update(
-                index_elements=[Worker.id], set_={"heartbeat_at": func.clock_timestamp()}
-            )
-        )
+        known = None if providers is None else list(providers)
+        given = {"id": str(worker_id), "hostname": hostname, "pid": pid, "providers": known}
+        self._session.execute(_BEAT, given)
 
     def refresh(self, worker_id: UUID) -> None:
         """Say that this worker is alive, if it is known."""
@@ -40,8 +45,7 @@ class WorkerRepository(BaseRepository[Worker]):
 
     def count_alive(self, timeout: float) -> int:
         """Workers heard from within `timeout` seconds."""
-        fresh = Worker.heartbeat_at > func.now() - timedelta(seconds=timeout)
-        return self._session.scalar(select(func.count()).where(fresh)) or 0
+        return self._session.scalar(_COUNT_ALIVE, {"timeout": timeout}) or 0
 
     def none_can_ask(self, provider: str, timeout: float) -> bool:
         """Whether workers are alive, and all have said that they have no key for a provider."""

@@ -149,13 +149,11 @@ class ActiveJobs:
         """
         self.is_closing = True
 
-    def holds(self, job_id: UUID, attempt: int) -> bool:
-        """Whether this process runs that attempt, or may be about to."""
+    def not_held(self, recorded: Mapping[UUID, int]) -> list[tuple[UUID, int]]:
+        """Return the attempts of those recorded that this process neither runs nor may begin."""
         with self._lock:
-            return any(
-                handle.job_id == job_id and handle.attempt in (None, attempt)
-                for handle in self._handles
-            )
+            held = {(handle.job_id, handle.attempt) for handle in self._handles}
+        return [one for one in recorded.items() if one not in held and (one[0], None) not in held]
 
     def claimed(self) -> list[JobHandle]:
         """The jobs that have made a call, so that their claim is surely in the ledger."""

@@ -59,9 +59,8 @@ class Heartbeat:
             unit.limit_statements(STATEMENT_SECONDS)
             recorded = unit.jobs.running_of(self._worker_id)
             # The ledger says that we run it, and we don't: it was away when the job ended.
-            for job_id, attempt in recorded.items():
-                if not self._active_jobs.holds(job_id, attempt):
-                    unit.steps.release(job_id, attempt)
+            for job_id, attempt in self._active_jobs.not_held(recorded):
+                unit.steps.release(job_id, attempt)
         for job_id in self._active_jobs.cancel_lost(claimed, recorded):
             logger.info("job %s was taken from this worker; its call is closed", job_id)
 

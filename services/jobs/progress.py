@@ -58,22 +58,23 @@ class ProgressService:
     ) -> None:
         self._ledger = ledger
         self._view = RedisView(redis, Progress, PROGRESS_KEY, ttl_seconds=ttl_seconds, clock=clock)
-        self._is_behind = False
+        self._wake: Callable[[], object] | None = None
         self._waiting: dict[UUID, Progress] = {}
         self._waiting_lock = threading.Lock()
 
-    def write_behind(self) -> None:
-        """Leave the writing to `flush`, many jobs at a time. For workers, which call it."""
-        self._is_behind = True
+    def write_behind(self, wake: Callable[[], object]) -> None:
+        """Leave the writing to `flush`, many jobs at a time. For workers: `wake` has it called."""
+        self._wake = wake
 
     def publish(self, *shown: Progress) -> None:
         """Show where jobs stand, now or soon. Redis being away costs the view, not the job."""
         newest = {progress.job_id: progress for progress in shown}
-        if not self._is_behind:
+        if self._wake is None:
             self._view.write(newest)
             return
         with self._waiting_lock:
             self._waiting.update(newest)
+        self._wake()
 
     def flush(self) -> None:
         """Show what waits. Called again and again while a worker runs."""

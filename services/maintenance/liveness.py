@@ -106,10 +106,15 @@ class Liveness:
         Raises `TransientLedgerError`.
         """
         at, timeout = self._watch()
-        if timeout is not None:
+        # In a transaction of its own: a locked table of jobs must not stop the watch.
+        with self._ledger.transaction() as unit:
+            unit.limit_statements(STATEMENT_SECONDS, idle=self._idle_seconds)
+            signs = unit.signs.of_liveness(self._worker_lost_seconds)
+        if signs.orphaned and timeout is not None:
             for job in self._in_batches(lambda unit: self._free(unit, at, timeout)):
                 logger.warning("job %s was freed: its worker died", job.id)
-        self._in_batches(lambda unit: unit.maintenance.expire_overdue(self._batch))
+        if signs.overdue:
+            self._in_batches(lambda unit: unit.maintenance.expire_overdue(self._batch))
 
     def take_changed(self) -> list[JobRef]:
         """Return the jobs freed or ended since the last call, to be shown and published."""

@@ -3,9 +3,10 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from promptstack.config.names import Queue
+from promptstack.repositories.jobs.outbox import RESTARTED_SECONDS
 from promptstack.repositories.jobs.records import JobRef
 from promptstack.repositories.models import JobState
 from promptstack.repositories.session import Ledger
@@ -55,7 +56,6 @@ class Outbox:
         self._ended.extend(job for job in changed if job.state != JobState.QUEUED)
         if changed:
             self._progress.rebuild([job.id for job in changed])
-        self._rate_limited.call_back()
         try:
             self._publish_ended()
             return self._publish_due()
@@ -71,17 +71,29 @@ class Outbox:
 
     def _publish_due(self) -> int:
         began = self._timer()
-        epoch, uptime = self._publisher.epoch(), self._publisher.uptime()
+        epoch = self._publisher.epoch()
+        with self._ledger.transaction() as unit:
+            unit.limit_statements(STATEMENT_SECONDS)
+            signs = unit.signs.of_messages(epoch, PATIENCE_SECONDS)
+        called_back = self._rate_limited.call_back() if signs.rate_limited else 0
+        uptime = self._publisher.uptime() if signs.queued else None
+        is_restarted = uptime is not None and uptime <= RESTARTED_SECONDS
+        idle = self._idle(signs.old)
         published = 0
-        for _ in range(ROUNDS):
-            batch = self._publish_batch(epoch, uptime)
-            published += batch
-            if batch < BATCH or self._timer() - began > STEP_SECONDS:
-                break
+        if signs.due or called_back or is_restarted or idle:
+            for _ in range(ROUNDS):
+                batch = self._publish_batch(epoch, uptime, idle)
+                published += batch
+                if batch < BATCH or self._timer() - began > STEP_SECONDS:
+                    break
+                idle = self._idle(signs.old)
         return published
 
-    def _publish_batch(self, epoch: str, uptime: float | None) -> int:
-        idle = [queue for queue in Queue if self._publisher.waiting(queue) == 0]
+    def _idle(self, queues: Sequence[str]) -> list[Queue]:
+        """Return those of the queues in which nothing waits: what was sent to them is gone."""
+        return [queue for queue in map(Queue, queues) if self._publisher.waiting(queue) == 0]
+
+    def _publish_batch(self, epoch: str, uptime: float | None, idle: Sequence[Queue]) -> int:
         # Marked first: of two workers, one publishes a job. If this process dies before it has
         # published, messages that are taken later tell.
         with self._ledger.transaction() as unit:

@@ -51,9 +51,22 @@ class Cleanup:
         """Delete a batch of each."""
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
+            signs = unit.signs.of_cleanup(
+                FORGET_WORKERS_SECONDS, self._jobs_seconds, self._attempts_seconds
+            )
+        if signs.forgotten:
+            self._forget()
+        if signs.old:
+            self._prune()
+
+    def _forget(self) -> None:
+        with self._ledger.transaction() as unit:
+            unit.limit_statements(STATEMENT_SECONDS)
             if unit.try_lock("forget"):
                 unit.maintenance.lose_calls(unit.workers.forget_dead(FORGET_WORKERS_SECONDS))
                 unit.reservations.forget_idle()
+
+    def _prune(self) -> None:
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
             if not unit.try_lock("prune"):

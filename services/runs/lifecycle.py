@@ -1,7 +1,7 @@
 """A run's way from its start to its end; docs/architecture.md draws it."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from uuid import UUID
@@ -10,8 +10,9 @@ from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.models import Job, JobState
 from promptstack.repositories.run_models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
-from promptstack.repositories.runs.scheduling import Shard
+from promptstack.repositories.runs.scheduling import SchedulingRepository, Shard
 from promptstack.repositories.session import Ledger
+from promptstack.repositories.signs import RunSigns
 from promptstack.services.errors import run_ending_codes
 from promptstack.services.jobs.publishing import JobMessage
 from promptstack.services.runs.progress import RunProgress
@@ -41,6 +42,31 @@ class RunLifecycle:
         Raises `TransientLedgerError`. A broker that is away is waited for.
         """
         with self._ledger.transaction() as unit:
+            signs = unit.signs.of_runs(sorted(run_ending_codes()))
+        self.tend(signs)
+
+    def tend(self, signs: RunSigns) -> None:
+        """Do it for runs of which there are signs."""
+        if signs.failing:
+            self._end_failing()
+        if signs.unserved:
+            self._scheduler.give_out()
+        # After its last shard was given out, a run may be done: none of its items may be left.
+        if signs.done or signs.unserved:
+            for run_id in self._found(lambda found: found.find_done()):
+                with apart(run_id):
+                    self._finalize(run_id)
+        if signs.unfinalized:
+            for run_id in self._found(lambda found: found.find_unfinalized()):
+                with apart(run_id):
+                    self._complete(run_id)
+
+    def _found(self, find: Callable[[SchedulingRepository], Sequence[UUID]]) -> Sequence[UUID]:
+        with self._ledger.transaction() as unit:
+            return find(unit.scheduling)
+
+    def _end_failing(self) -> None:
+        with self._ledger.transaction() as unit:
             failing = unit.scheduling.find_failing(sorted(run_ending_codes()))
         for one in failing:
             # Only of the start that was seen: somebody may have retried the run meanwhile.
@@ -52,16 +78,6 @@ class RunLifecycle:
                     one.error,
                     started_at=one.started_at,
                 )
-        self._scheduler.give_out()
-        with self._ledger.transaction() as unit:
-            done = unit.scheduling.find_done()
-            unfinalized = unit.scheduling.find_unfinalized()
-        for run_id in done:
-            with apart(run_id):
-                self._finalize(run_id)
-        for run_id in unfinalized:
-            with apart(run_id):
-                self._complete(run_id)
 
     def wake(self) -> None:
         """Do the same at once; a worker's maintenance would do it a second later.

@@ -2,6 +2,7 @@
 
 from promptstack.repositories.run_models import RunState
 from promptstack.repositories.session import Ledger
+from promptstack.services.errors import run_ending_codes
 from promptstack.services.runs.lifecycle import EXPIRED, RunLifecycle, apart
 
 ABANDONED_SECONDS = 3_600.0
@@ -22,6 +23,15 @@ class RunMaintenance:
         Raises `TransientLedgerError`. With a `retention` of 0 seconds, nothing is deleted.
         """
         with self._ledger.transaction() as unit:
+            signs = unit.signs.of_runs(sorted(run_ending_codes()), ABANDONED_SECONDS, retention)
+        if signs.overdue or signs.abandoned or signs.half_ended:
+            self._end_left()
+        self._lifecycle.tend(signs)
+        if signs.old:
+            self._prune(retention)
+
+    def _end_left(self) -> None:
+        with self._ledger.transaction() as unit:
             overdue = unit.run_maintenance.find_overdue()
             abandoned = unit.run_maintenance.find_abandoned(ABANDONED_SECONDS)
             half_ended = unit.run_maintenance.find_half_ended()
@@ -34,9 +44,6 @@ class RunMaintenance:
         for run in half_ended:
             with apart(run.id):
                 self._lifecycle.cancel_shards(run)
-        self._lifecycle.run_once()
-        if retention:
-            self._prune(retention)
 
     def _prune(self, retention: float) -> None:
         with self._ledger.transaction() as unit:

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -33,11 +34,11 @@ class ResultView(RedisBackend):
         self._waiting: dict[str, str] = {}
         self._waiting_lock = threading.Lock()
         self._storing_lock = threading.Lock()
-        self._is_behind = False
+        self._wake: Callable[[], object] | None = None
 
-    def write_behind(self) -> None:
-        """Let `catch_up` store results, many at a time. For workers, which call it."""
-        self._is_behind = True
+    def write_behind(self, wake: Callable[[], object]) -> None:
+        """Let `catch_up` store results, many at a time. For workers: `wake` has them call it."""
+        self._wake = wake
 
     def store_result(
         self,
@@ -65,8 +66,10 @@ class ResultView(RedisBackend):
             self._waiting[task_id] = encoded
             if len(self._waiting) > MAX_WAITING:
                 del self._waiting[next(iter(self._waiting))]
-        if not self._is_behind:
+        if self._wake is None:
             self.catch_up()
+        else:
+            self._wake()
         return result
 
     def catch_up(self) -> None:

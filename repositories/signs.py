@@ -1,0 +1,240 @@
+"""Whether there is anything to look after: one cheap statement for each step of upkeep.
+
+Every worker asks these once a second, and mostly nothing is there. Each sign is one look into an
+index that says "none" at once, however many jobs wait or run. The statements that do the work are
+run only where a sign is seen. They look again, so a sign may say too much and never too little.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from promptstack.config.names import RATE_LIMIT_WAIT, Queue
+from promptstack.repositories.jobs.outbox import FRESH_SECONDS
+
+
+class LivenessSigns(NamedTuple):
+    """Jobs that no living worker tends."""
+
+    overdue: bool
+    """The deadline of an open job has passed."""
+    orphaned: bool
+    """A job is running in a worker without a heartbeat."""
+
+
+class MessageSigns(NamedTuple):
+    """Queued jobs that may need a message."""
+
+    queued: bool
+    """Any at all."""
+    rate_limited: bool
+    """Some wait for a rate limit."""
+    due: bool
+    """Some have no message, or one that was lost with its queue or was passed by a newer one."""
+    old: list[str]
+    """Queues with a message sent so long ago that it may be lost."""
+
+
+class CleanupSigns(NamedTuple):
+    """What nobody needs any more."""
+
+    forgotten: bool
+    """Workers that died long ago, or reservations of jobs that run no more."""
+    old: bool
+    """Jobs and calls of long ago."""
+
+
+class RunSigns(NamedTuple):
+    """Runs to bring on, to end or to tidy up after."""
+
+    overdue: bool
+    abandoned: bool
+    half_ended: bool
+    failing: bool
+    unserved: bool
+    """A running run has items that belong to no shard."""
+    done: bool
+    unfinalized: bool
+    old: bool
+    """Runs or answers of long ago."""
+
+
+class SignsRepository:
+    """Looks for what needs to be done. It changes nothing."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def of_liveness(self, lost_seconds: float) -> LivenessSigns:
+        """Look for jobs to free, of workers silent for `lost_seconds`, and to end."""
+        row = self._session.execute(_LIVENESS, {"lost": lost_seconds}).one()
+        return LivenessSigns(*row)
+
+    def of_messages(self, epoch: str, patience: float) -> MessageSigns:
+        """Look for what `OutboxRepository.take_unpublished` takes, but for the broker's part."""
+        given = {
+            "epoch": epoch,
+            "patience": patience,
+            "fresh": FRESH_SECONDS,
+            "limited": RATE_LIMIT_WAIT,
+            "queues": list(Queue),
+        }
+        return MessageSigns(*self._session.execute(_MESSAGES, given).one())
+
+    def of_cleanup(self, workers: float, jobs: float, attempts: float) -> CleanupSigns:
+        """Look for what is that old, in seconds; 0 for jobs and attempts is never."""
+        given = {"workers": workers, "jobs": jobs, "attempts": attempts}
+        return CleanupSigns(*self._session.execute(_CLEANUP, given).one())
+
+    def of_runs(
+        self, ending_codes: Sequence[str], silence: float = 0.0, old: float = 0.0
+    ) -> RunSigns:
+        """Look for runs to tend; `ending_codes` are errors of a shard that end its run.
+
+        Runs are abandoned after `silence` and old after `old` seconds; 0 is never.
+        """
+        given = {"codes": list(ending_codes), "silence": silence, "old": old}
+        return RunSigns(*self._session.execute(_RUNS, given).one())
+
+
+# One look for each worker that runs jobs, and not for each job.
+_LIVENESS = text(
+    """
+    WITH RECURSIVE holders AS (
+        (SELECT worker_id FROM jobs WHERE state = 'running' ORDER BY worker_id LIMIT 1)
+        UNION ALL
+        SELECT (
+            SELECT worker_id FROM jobs
+            WHERE state = 'running' AND worker_id > holders.worker_id ORDER BY worker_id LIMIT 1
+        )
+        FROM holders WHERE holders.worker_id IS NOT NULL
+    )
+    SELECT
+        EXISTS (SELECT FROM jobs WHERE finished_at IS NULL AND expires_at <= now()),
+        EXISTS (
+            SELECT FROM holders WHERE worker_id IS NOT NULL AND NOT EXISTS (
+                SELECT FROM workers
+                WHERE id = worker_id AND heartbeat_at > now() - make_interval(secs => :lost)
+            )
+        )
+        OR EXISTS (SELECT FROM jobs WHERE state = 'running' AND worker_id IS NULL)
+    """
+)
+
+_MESSAGES = text(
+    """
+    WITH sent AS (
+        SELECT
+            queue,
+            EXISTS (
+                SELECT FROM jobs
+                WHERE state = 'queued' AND rung_epoch = :epoch AND jobs.queue = queues.queue
+                AND rung_at < now() - make_interval(secs => :patience)
+            ) AS is_old,
+            EXISTS (
+                SELECT FROM jobs
+                WHERE state = 'queued' AND rung_epoch = :epoch AND jobs.queue = queues.queue
+                AND rung_at < taken.last - make_interval(secs => :patience)
+            ) AS is_passed
+        FROM unnest(CAST(:queues AS text[])) AS queues (queue), LATERAL (
+            SELECT max(rung_at) AS last FROM jobs
+            WHERE state <> 'queued' AND rung_at IS NOT NULL AND jobs.queue = queues.queue
+        ) AS taken
+    )
+    SELECT
+        EXISTS (SELECT FROM jobs WHERE state = 'queued'),
+        EXISTS (SELECT FROM jobs WHERE state = 'queued' AND error_code = :limited),
+        EXISTS (
+            SELECT FROM jobs WHERE state = 'queued' AND rung_at IS NULL AND not_before IS NULL
+            AND (created_at < now() - make_interval(secs => :fresh) OR attempt > 0)
+        )
+        OR EXISTS (
+            SELECT FROM jobs WHERE state = 'queued' AND rung_at IS NULL AND not_before <= now()
+        )
+        OR EXISTS (SELECT FROM jobs WHERE state = 'queued' AND rung_epoch < :epoch)
+        OR EXISTS (SELECT FROM jobs WHERE state = 'queued' AND rung_epoch > :epoch)
+        OR EXISTS (SELECT FROM sent WHERE is_passed),
+        ARRAY(SELECT queue FROM sent WHERE is_old)
+    """
+)
+
+# One look for each job that has reservations. Those of its former attempts go when it ends.
+_CLEANUP = text(
+    """
+    WITH RECURSIVE holders AS (
+        (SELECT job_id FROM reservations ORDER BY job_id LIMIT 1)
+        UNION ALL
+        SELECT (
+            SELECT job_id FROM reservations
+            WHERE job_id > holders.job_id ORDER BY job_id LIMIT 1
+        )
+        FROM holders WHERE holders.job_id IS NOT NULL
+    )
+    SELECT
+        EXISTS (SELECT FROM workers WHERE heartbeat_at <= now() - make_interval(secs => :workers))
+        OR EXISTS (
+            SELECT FROM holders WHERE job_id IS NOT NULL
+            AND NOT EXISTS (SELECT FROM jobs WHERE id = job_id AND state = 'running')
+        ),
+        :jobs > 0 AND EXISTS (
+            SELECT FROM jobs WHERE finished_at IS NOT NULL
+            AND finished_at < now() - make_interval(secs => :jobs)
+        )
+        OR :attempts > 0 AND EXISTS (
+            SELECT FROM attempts
+            WHERE job_id IS NULL AND started_at < now() - make_interval(secs => :attempts)
+        )
+    """
+)
+
+_RUNS = text(
+    """
+    WITH open AS (SELECT * FROM runs WHERE finished_at IS NULL),
+    running AS (SELECT * FROM open WHERE state = 'running')
+    SELECT
+        EXISTS (
+            SELECT FROM open WHERE expires_at <= now()
+            AND (state = 'preparing' OR (state = 'running' AND succeeded + failed < total))
+        ),
+        :silence > 0 AND EXISTS (
+            SELECT FROM open
+            WHERE state = 'preparing' AND touched_at < now() - make_interval(secs => :silence)
+        ),
+        EXISTS (
+            SELECT FROM jobs JOIN runs ON runs.id = run_id
+            WHERE run_id IS NOT NULL AND jobs.finished_at IS NULL AND jobs.kind = 'shard'
+            AND jobs.state = 'queued' AND jobs.created_at <= runs.finished_at
+        ),
+        EXISTS (
+            SELECT FROM running JOIN jobs ON jobs.run_id = running.id
+            WHERE jobs.kind = 'shard' AND jobs.state = 'failed'
+            AND jobs.created_at >= running.started_at
+            AND jobs.error_code = ANY(CAST(:codes AS text[]))
+        ),
+        EXISTS (SELECT FROM running WHERE next_position <= last_position),
+        EXISTS (
+            SELECT FROM running WHERE next_position > last_position AND NOT EXISTS (
+                SELECT FROM jobs WHERE jobs.run_id = running.id AND jobs.run_id IS NOT NULL
+                AND jobs.finished_at IS NULL AND jobs.kind = 'shard'
+            )
+        ),
+        EXISTS (
+            SELECT FROM open WHERE state = 'finalizing' AND NOT EXISTS (
+                SELECT FROM jobs WHERE jobs.run_id = open.id AND jobs.run_id IS NOT NULL
+                AND jobs.finished_at IS NULL AND jobs.kind = 'finalization'
+            )
+        ),
+        :old > 0 AND (
+            EXISTS (SELECT FROM pruned_runs)
+            OR EXISTS (SELECT FROM runs WHERE finished_at < now() - make_interval(secs => :old))
+            OR EXISTS (
+                SELECT FROM answers
+                WHERE used_at < now() - make_interval(secs => :old) - interval '1 day'
+                AND used_at < coalesce((SELECT created_at FROM runs ORDER BY id LIMIT 1), now())
+                    - interval '1 day'
+            )
+        )
+    """
+)
