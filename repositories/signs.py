@@ -27,8 +27,8 @@ class LivenessSigns(NamedTuple):
 class MessageSigns(NamedTuple):
     """Queued jobs that may need a message."""
 
-    queued: bool
-    """Any at all."""
+    sent: bool
+    """Some were sent a message."""
     rate_limited: bool
     """Some wait for a rate limit."""
     due: bool
@@ -99,6 +99,9 @@ class SignsRepository:
         return RunSigns(*self._session.execute(_RUNS, given).one())
 
 
+# What is asked for is the first of an index each time: without an order, PostgreSQL may think that
+# it comes across one soon in the whole table, and read all of it.
+
 # One look for each worker that runs jobs, and not for each job.
 _LIVENESS = text(
     """
@@ -112,7 +115,9 @@ _LIVENESS = text(
         FROM holders WHERE holders.worker_id IS NOT NULL
     )
     SELECT
-        EXISTS (SELECT FROM jobs WHERE finished_at IS NULL AND expires_at <= now()),
+        coalesce(
+            (SELECT min(expires_at) FROM jobs WHERE finished_at IS NULL) <= now(), false
+        ),
         EXISTS (
             SELECT FROM holders WHERE worker_id IS NOT NULL AND NOT EXISTS (
                 SELECT FROM workers
@@ -128,35 +133,37 @@ _MESSAGES = text(
     WITH sent AS (
         SELECT
             queue,
-            EXISTS (
-                SELECT FROM jobs
-                WHERE state = 'queued' AND rung_epoch = :epoch AND jobs.queue = queues.queue
-                AND rung_at < now() - make_interval(secs => :patience)
-            ) AS is_old,
-            EXISTS (
-                SELECT FROM jobs
-                WHERE state = 'queued' AND rung_epoch = :epoch AND jobs.queue = queues.queue
-                AND rung_at < taken.last - make_interval(secs => :patience)
-            ) AS is_passed
+            oldest < now() - make_interval(secs => :patience) AS is_old,
+            oldest < (
+                SELECT max(rung_at) FROM jobs
+                WHERE state <> 'queued' AND rung_at IS NOT NULL AND jobs.queue = queues.queue
+            ) - make_interval(secs => :patience) AS is_passed
         FROM unnest(CAST(:queues AS text[])) AS queues (queue), LATERAL (
-            SELECT max(rung_at) AS last FROM jobs
-            WHERE state <> 'queued' AND rung_at IS NOT NULL AND jobs.queue = queues.queue
-        ) AS taken
+            SELECT min(rung_at) AS oldest FROM jobs
+            WHERE state = 'queued' AND rung_epoch = :epoch AND jobs.queue = queues.queue
+        ) AS first
+        WHERE oldest IS NOT NULL
+    ),
+    epochs AS (
+        SELECT min(rung_epoch) AS first, max(rung_epoch) AS last FROM jobs WHERE state = 'queued'
     )
     SELECT
-        EXISTS (SELECT FROM jobs WHERE state = 'queued'),
-        EXISTS (SELECT FROM jobs WHERE state = 'queued' AND error_code = :limited),
-        EXISTS (
-            SELECT FROM jobs WHERE state = 'queued' AND rung_at IS NULL AND not_before IS NULL
+        first IS NOT NULL,
+        (SELECT min(provider) FROM jobs WHERE state = 'queued' AND error_code = :limited)
+            IS NOT NULL,
+        coalesce(first <> :epoch OR last <> :epoch, false)
+        OR EXISTS (SELECT FROM sent WHERE is_passed)
+        OR (
+            SELECT id FROM jobs WHERE state = 'queued' AND rung_at IS NULL AND not_before IS NULL
             AND (created_at < now() - make_interval(secs => :fresh) OR attempt > 0)
-        )
-        OR EXISTS (
-            SELECT FROM jobs WHERE state = 'queued' AND rung_at IS NULL AND not_before <= now()
-        )
-        OR EXISTS (SELECT FROM jobs WHERE state = 'queued' AND rung_epoch < :epoch)
-        OR EXISTS (SELECT FROM jobs WHERE state = 'queued' AND rung_epoch > :epoch)
-        OR EXISTS (SELECT FROM sent WHERE is_passed),
+            ORDER BY not_before LIMIT 1
+        ) IS NOT NULL
+        OR coalesce(
+            (SELECT min(not_before) FROM jobs WHERE state = 'queued' AND rung_at IS NULL) <= now(),
+            false
+        ),
         ARRAY(SELECT queue FROM sent WHERE is_old)
+    FROM epochs
     """
 )
 
@@ -178,13 +185,15 @@ _CLEANUP = text(
             SELECT FROM holders WHERE job_id IS NOT NULL
             AND NOT EXISTS (SELECT FROM jobs WHERE id = job_id AND state = 'running')
         ),
-        :jobs > 0 AND EXISTS (
-            SELECT FROM jobs WHERE finished_at IS NOT NULL
-            AND finished_at < now() - make_interval(secs => :jobs)
+        coalesce(
+            :jobs > 0 AND (SELECT min(finished_at) FROM jobs WHERE finished_at IS NOT NULL)
+                < now() - make_interval(secs => :jobs),
+            false
         )
-        OR :attempts > 0 AND EXISTS (
-            SELECT FROM attempts
-            WHERE job_id IS NULL AND started_at < now() - make_interval(secs => :attempts)
+        OR coalesce(
+            :attempts > 0 AND (SELECT min(started_at) FROM attempts WHERE job_id IS NULL)
+                < now() - make_interval(secs => :attempts),
+            false
         )
     """
 )
@@ -228,12 +237,17 @@ _RUNS = text(
         ),
         :old > 0 AND (
             EXISTS (SELECT FROM pruned_runs)
-            OR EXISTS (SELECT FROM runs WHERE finished_at < now() - make_interval(secs => :old))
-            OR EXISTS (
-                SELECT FROM answers
-                WHERE used_at < now() - make_interval(secs => :old) - interval '1 day'
-                AND used_at < coalesce((SELECT created_at FROM runs ORDER BY id LIMIT 1), now())
-                    - interval '1 day'
+            OR coalesce(
+                (SELECT min(finished_at) FROM runs WHERE finished_at IS NOT NULL)
+                    < now() - make_interval(secs => :old),
+                false
+            )
+            OR coalesce(
+                (SELECT min(used_at) FROM answers) + interval '1 day' < least(
+                    now() - make_interval(secs => :old),
+                    (SELECT created_at FROM runs ORDER BY id LIMIT 1)
+                ),
+                false
             )
         )
     """

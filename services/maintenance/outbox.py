@@ -76,7 +76,7 @@ class Outbox:
             unit.limit_statements(STATEMENT_SECONDS)
             signs = unit.signs.of_messages(epoch, PATIENCE_SECONDS)
         called_back = self._rate_limited.call_back() if signs.rate_limited else 0
-        uptime = self._publisher.uptime() if signs.queued else None
+        uptime = self._publisher.uptime() if signs.sent else None
         is_restarted = uptime is not None and uptime <= RESTARTED_SECONDS
         idle = self._idle(signs.old)
         published = 0

@@ -7,6 +7,7 @@ import pytest
 
 from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.models import JobState
+from promptstack.repositories.signs import LivenessSigns, SignsRepository
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.execution.heartbeat import Heartbeat
 from promptstack.services.maintenance.liveness import Liveness
@@ -111,19 +112,19 @@ def test_no_worker_counts_as_dead_for_a_time_in_which_the_ledger_hung_within_a_r
     stack: WorkerServices, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ledger was watched, hung for 20 s, and the round went on before any heartbeat."""
-    clock, real = Clock(), UnitOfWork.try_lock
+    clock, real = Clock(), SignsRepository.of_liveness
     reconciler = reconciler_of(stack, clock)
     job = generate(stack)
     claimed(stack, job)
 
-    def hang(self: UnitOfWork, name: str) -> bool:
-        if name == "reconciler":
-            monkeypatch.setattr(UnitOfWork, "try_lock", real)
-            clock.move(20.0)
-            sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '20 s'")
-        return real(self, name)
+    def hang(self: SignsRepository, lost_seconds: float) -> LivenessSigns:
+        clock.move(20.0)
+        sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '20 s'")
+        signs = real(self, lost_seconds)
+        assert signs.orphaned
+        return signs
 
-    monkeypatch.setattr(UnitOfWork, "try_lock", hang)
+    monkeypatch.setattr(SignsRepository, "of_liveness", hang)
     reconciler.run_once()
     assert state(stack, job) is JobState.RUNNING
 
