@@ -81,6 +81,7 @@ class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
     def _connect(
         self, api_key: str, base_url: str, timeout: httpx2.Timeout
     ) -> anthropic.AsyncAnthropic:
+        self._http = ProviderClient(timeout)
         version = {} if self._api_version is None else {"anthropic-version": self._api_version}
         return anthropic.AsyncAnthropic(
             api_key=api_key,
@@ -88,7 +89,7 @@ class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
             default_headers=version,
             max_retries=0,
             timeout=timeout,
-            http_client=ProviderClient(timeout),
+            http_client=self._http,
         )
 
     async def _disconnect(self, client: anthropic.AsyncAnthropic) -> None:

@@ -32,10 +32,11 @@ MOST = 10**12
 def limit_report(headers: Mapping[str, str]) -> LimitReport:
     """Return the limits in the headers; unreadable ones count as missing."""
     found: dict[Dimension, LimitState] = {}
+    given = dict(headers.items())  # each look into httpx2's headers goes through all of them
     for dimension, pairs in LIMITS.items():
         for limit_name, remaining_name in pairs:
-            limit = _count(headers.get(limit_name, ""))
-            remaining = _count(headers.get(remaining_name, ""))
+            limit = _count(given.get(limit_name, ""))
+            remaining = _count(given.get(remaining_name, ""))
             if limit and remaining is not None:
                 found[dimension] = LimitState(limit, remaining)
     return LimitReport(found)

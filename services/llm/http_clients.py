@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import httpx2
 
@@ -18,6 +18,23 @@ KEY_HEADERS = ("api-key", "x-api-key", "x-goog-api-key")
 # them after 5 s: a POST on a closing connection is lost.
 CONNECTIONS = httpx2.Limits(max_connections=1_000, keepalive_expiry=4.0)
 _ANSWERS: ContextVar[list[httpx2.Response]] = ContextVar("answers")
+
+
+class SignedHead(NamedTuple):
+    """A request as an SDK has addressed and signed it, without its body."""
+
+    method: str
+    url: httpx2.URL
+    headers: httpx2.Headers
+    extensions: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, request: httpx2.Request) -> Self:
+        """The head of a request that was sent."""
+        headers = request.headers.copy()
+        for name in ("Content-Length", "Cookie"):
+            headers.pop(name, None)
+        return cls(request.method, request.url, headers, request.extensions)
 
 
 class ProviderClient(httpx2.AsyncClient):
@@ -63,6 +80,19 @@ class ProviderClient(httpx2.AsyncClient):
             extensions={"timeout": httpx2.Timeout(timeout).as_dict()},
         )
 
+    async def send_again(self, head: SignedHead, body: bytes) -> httpx2.Response:
+        """Send another body under a head that an SDK has made."""
+        request = httpx2.Request(
+            head.method,
+            head.url,
+            headers=head.headers,
+            cookies=self.cookies,
+            stream=httpx2.ByteStream(body),
+            extensions=head.extensions,
+        )
+        request.headers["Content-Length"] = str(len(body))
+        return await self.send(request)
+
     async def send(self, request: httpx2.Request, **how: Any) -> httpx2.Response:
         """Send a request as httpx2 does."""
         has_auth = how.get("auth") not in {None, httpx2.USE_CLIENT_DEFAULT}
@@ -75,7 +105,9 @@ class ProviderClient(httpx2.AsyncClient):
         await _keep(answer)
         if not answer.has_redirect_location:
             return answer
-        return await super().send(self._build_redirect_request(request, answer), **how)
+        final = await super().send(self._build_redirect_request(request, answer), **how)
+        final.history.insert(0, answer)
+        return final
 
     def _redirect_headers(
         self, request: httpx2.Request, url: httpx2.URL, method: str

@@ -42,10 +42,7 @@ Client = TypeVar("Client")
 
 
 class RemoteService(LLMService, Generic[Client]):
-    """A provider behind an SDK's client.
-
-    The client and its one connection pool are made on the first call, on that call's event loop.
-    """
+    """A provider behind an SDK's client, which is made on the first call, on its event loop."""
 
     official_url: ClassVar[str]
     wire: ClassVar[Wire]
@@ -193,9 +190,9 @@ class RemoteService(LLMService, Generic[Client]):
         return answer
 
     async def _answer(self, call: Awaitable[object]) -> httpx2.Response:
-        """Await a call of the SDK and return the HTTP answer as it came.
+        """Await a call and return the HTTP answer as it came.
 
-        What the SDK parsed from the answer, or raised about its form, is ignored. Raises
+        What an SDK parsed from the answer, or raised about its form, is ignored. Raises
         `ProviderError`.
         """
         answers = kept_answers()
@@ -209,6 +206,8 @@ class RemoteService(LLMService, Generic[Client]):
                 raise no_answer(self.name, error) from error
             if not answer.is_success:
                 raise refusal(self.name, answer, self.key_setting, self.wire) from error
+        if not answers[-1].is_success:  # no SDK has looked at it
+            raise refusal(self.name, answers[-1], self.key_setting, self.wire)
         return answers[-1]
 
     def _response(

@@ -32,6 +32,7 @@ from promptstack.services.llm.errors import (
 from promptstack.services.llm.gemini import GeminiService
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.llm.sdk import SDKService
 from tests.tls import Authority
 
 KEY = "sk-" + "a1" * 12
@@ -170,8 +171,8 @@ def service(provider: str, url: str) -> LLMService:
     return SERVICES[provider](api_key=KEY, base_url=base, timeout=10.0)
 
 
-async def ask(llm: LLMService) -> LLMResponse:
-    request = GenerationRequest(provider=llm.name, model="m", prompt="Why is the sky blue? ü")
+async def ask(llm: LLMService, model: str = "m") -> LLMResponse:
+    request = GenerationRequest(provider=llm.name, model=model, prompt="Why is the sky blue? ü")
     return await llm.generate_text(request, None)
 
 
@@ -214,28 +215,80 @@ async def by_sdk(provider: str, url: str, body: dict[str, Any]) -> None:
         await client.post(path, cast_to=httpx2.Response, body=body)
 
 
+class Clock:
+    """Time as a test sets it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def signing(provider: str, url: str, clock: Clock) -> LLMService:
+    """A service whose SDK builds and signs requests."""
+    if provider == "azure":
+        return OpenAIService(api_key=KEY, base_url=url, api_version="2025-01-01", clock=clock)
+    base = f"{url}/v1" if provider == "openai" else url
+    return SERVICES[provider](api_key=KEY, base_url=base, clock=clock)
+
+
 @pytest.mark.parametrize("provider", ["openai", "azure", "anthropic"])
-def test_a_request_is_the_one_that_the_sdk_makes(provider: str) -> None:
-    name = "openai" if provider == "azure" else provider
-    server = Server(answering(said(name)))
+def test_every_request_is_the_one_that_the_sdk_makes(provider: str) -> None:
+    """Also those under a head that it made before."""
+    server = Server(answering(said("openai" if provider == "azure" else provider)))
 
-    async def both() -> None:
+    async def ours_and_theirs() -> None:
         async with server.serving():
-            # Azure's address has no version in it.
-            llm = service(name, server.url) if provider != "azure" else OpenAIService(
-                api_key=KEY, base_url=server.url, api_version="2025-01-01", timeout=10.0
-            )  # fmt: skip
-            await ask(llm)
+            llm = signing(provider, server.url, Clock())
+            for model in ("m", "m", "n"):
+                await ask(llm, model)
             await llm.aclose()
-            await by_sdk(provider, server.url, json.loads(server.requests[0].body))
+            for heard in list(server.requests):
+                await by_sdk(provider, server.url, json.loads(heard.body))
 
-    asyncio.run(both())
-    ours, theirs = server.requests
-    assert ours.line == theirs.line
-    assert json.loads(ours.body) == json.loads(theirs.body)
-    lengths = [int(it.headers.pop("content-length")) for it in (ours, theirs)]
-    assert lengths == [len(ours.body), len(theirs.body)]
-    assert ours.headers == theirs.headers
+    asyncio.run(ours_and_theirs())
+    for ours, theirs in zip(server.requests[:3], server.requests[3:], strict=True):
+        assert ours.line == theirs.line
+        assert json.loads(ours.body) == json.loads(theirs.body)
+        lengths = [int(it.headers.pop("content-length")) for it in (ours, theirs)]
+        assert lengths == [len(ours.body), len(theirs.body)]
+        assert ours.headers.pop("x-stainless-read-timeout", "60") == "60.0"
+        assert theirs.headers.pop("x-stainless-read-timeout", "10") == "10.0"
+        assert ours.headers == theirs.headers
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_the_sdk_signs_again_after_a_minute_and_after_a_refusal(
+    provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed, post = 0, SDKService._post
+    clock, refuses = Clock(), False
+
+    def counted(self: Any, *how: Any) -> Any:
+        nonlocal signed
+        signed += 1
+        return post(self, *how)
+
+    async def respond(heard: Heard, writer: asyncio.StreamWriter) -> None:
+        status = "401 Unauthorized" if refuses else "200 OK"
+        await answering(said(provider), status=status)(heard, writer)
+
+    async def run() -> list[int]:
+        nonlocal refuses
+        counts = []
+        async with Server(respond).serving() as server:
+            llm = signing(provider, server.url, clock)
+            for clock.now in (0.0, 1.0, 59.0, 61.0, 62.0, 63.0, 64.0):
+                refuses = clock.now == 62.0
+                with suppress(ProviderError):
+                    await ask(llm)
+                counts.append(signed)
+            await llm.aclose()
+        return counts
+
+    monkeypatch.setattr(SDKService, "_post", counted)
+    assert asyncio.run(run()) == [1, 1, 1, 2, 2, 3, 3]
 
 
 @of_all
@@ -263,18 +316,21 @@ def test_a_call_is_sent_on_where_a_server_says_so_and_the_key_stays_here(provide
         where = f"location: http://localhost:{elsewhere.port}/there"
         await answering(b"", where, status="307 Temporary Redirect")(heard, writer)
 
-    async def run() -> LLMResponse | ProviderError:
-        async with elsewhere.serving():
-            return await served(here, provider)
+    async def twice() -> None:
+        async with elsewhere.serving(), here.serving():
+            llm = service(provider, here.url)
+            await ask(llm)
+            await ask(llm)
+            await llm.aclose()
 
     here = Server(away)
-    answer = asyncio.run(run())
-    assert isinstance(answer, LLMResponse), answer
-    (first,), (second,) = here.requests, elsewhere.requests
-    assert second.line == "POST /there HTTP/1.1"
-    assert second.body == first.body
-    assert KEY in str(first.headers) + first.line
-    assert KEY not in str(second.headers) + second.line
+    asyncio.run(twice())
+    for first, second in zip(here.requests, elsewhere.requests, strict=True):
+        assert second.line == "POST /there HTTP/1.1"
+        assert second.body == first.body
+        assert KEY in str(first.headers) + first.line
+        assert KEY not in str(second.headers) + second.line
+    assert len(here.requests) == 2
 
 
 # Answers
