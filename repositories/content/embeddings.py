@@ -5,9 +5,8 @@ version of a document or in another document, is found by its hash and is not pa
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import psycopg2.errors
 from sqlalchemy import LargeBinary, func, literal, select, text
 from sqlalchemy.dialects.postgresql import insert
@@ -23,8 +22,12 @@ from promptstack.repositories.content.vector_tables import (
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.wire_values import SENT_AT_ONCE, ArrayLiteral, copy_binary
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 HASH_BYTES = 32
-Vector = npt.NDArray[np.float32]
+Vector: TypeAlias = "npt.NDArray[np.float32]"
 """The numbers of one vector."""
 COUNTED = 100_000
 """Counting so many vectors takes some hundredths of a second."""
@@ -79,7 +82,7 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         self,
         model: EmbeddingModel,
         hashes: Sequence[bytes],
-        vectors: Sequence[Vector] | npt.NDArray[np.float32],
+        vectors: "Sequence[Vector] | npt.NDArray[np.float32]",
     ) -> None:
         """Store a vector of the model's size for each hash. A vector that is there already stays.
 
@@ -181,13 +184,15 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
 def vector_rows(
     model: EmbeddingModel,
     hashes: Sequence[bytes],
-    vectors: Sequence[Vector] | npt.NDArray[np.float32],
+    vectors: "Sequence[Vector] | npt.NDArray[np.float32]",
 ) -> Iterator[memoryview]:
     """Make rows as COPY BINARY reads them (PostgreSQL manual, COPY; pgvector's vector_recv).
 
     About a megabyte is made at a time: all of them would take as much memory as the vectors. The
     next part overwrites the one before it.
     """
+    import numpy as np  # noqa: PLC0415 - only workers that embed need it, and it takes 16 MB
+
     # In one order, so that two workers with the same contents don't deadlock.
     order = sorted(range(len(hashes)), key=hashes.__getitem__)
     dimensions = model.dimensions

@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import numpy as np
-import numpy.typing as npt
 from sqlalchemy import func, select, text, true
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.content.vector_tables import TABLES, indexed_vector
 from promptstack.repositories.models import Chunk, Document, EmbeddingModel
 from promptstack.repositories.run_models import Item
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class PassageRepository:
         self._session = session
 
     def search(
-        self, model: EmbeddingModel, vector: npt.NDArray[np.float32], limit: int
+        self, model: EmbeddingModel, vector: "npt.NDArray[np.float32]", limit: int
     ) -> list[Match]:
         """Return the chunks nearest to `vector`, of shape (dimensions,), best first."""
         self._search_widely(limit)
@@ -66,7 +68,7 @@ class PassageRepository:
     def search_items(
         self,
         model: EmbeddingModel,
-        vector: npt.NDArray[np.float32],
+        vector: "npt.NDArray[np.float32]",
         limit: int,
         where: Mapping[str, Any],
     ) -> list[Match]:

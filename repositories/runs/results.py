@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import JsonValue
 from sqlalchemy import (
     ColumnElement,
@@ -27,6 +25,10 @@ from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.run_models import Answer, Item, Outcome
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 VECTOR_HEAD = 4
 """Bytes before the numbers: how many there are, and two unused (pgvector's vector_send)."""
 
@@ -40,7 +42,7 @@ class Produced:
     metadata: dict[str, JsonValue]
     text: str | None
     """What was sent. Written only when asked for."""
-    vector: npt.NDArray[np.float32] | None
+    vector: "npt.NDArray[np.float32] | None"
     answer: dict[str, JsonValue] | None
     """`text`, `model`, `finish_reason`, `input_tokens`, `output_tokens` and whatever else; `json`
     where the answer was to be JSON."""
@@ -157,8 +159,10 @@ def _its_vector(vectors: FromClause, model: EmbeddingModel) -> ColumnElement[boo
 
 def _first_vector(
     sent: Sequence[bytes | None], models: Sequence[EmbeddingModel]
-) -> npt.NDArray[np.float32]:
+) -> "npt.NDArray[np.float32]":
     """Read the first vector that is there, in the form of its table's `send`."""
+    import numpy as np  # noqa: PLC0415 - only workers that embed need it, and it takes 16 MB
+
     content, model = next((one, of) for one, of in zip(sent, models, strict=True) if one)
     kind = ">f4" if model.storage == VectorType.VECTOR else ">f2"
     return np.frombuffer(content, dtype=kind, offset=VECTOR_HEAD).astype(np.float32)

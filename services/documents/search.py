@@ -1,9 +1,8 @@
 """Search: the passages nearest in meaning to a question."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import JsonValue
 
 from promptstack.repositories.content.passages import Match
@@ -18,6 +17,10 @@ from promptstack.services.llm.event_loop import EventLoop
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.pool import ProviderPool
 from promptstack.services.text import check_storable, check_storable_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 MAX_RESULTS = 1_000
 
@@ -72,7 +75,7 @@ class SearchService:
 
     def search_vector(
         self,
-        vector: npt.NDArray[np.float32],
+        vector: "npt.NDArray[np.float32]",
         *,
         provider: str,
         model: str,

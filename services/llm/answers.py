@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import JsonValue
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Dimension = Literal["requests", "tokens", "input", "output"]
 """What a limit per minute counts: calls, all tokens, or input and output tokens separately."""
@@ -93,7 +95,7 @@ class LLMResponse:
 class EmbeddingResponse:
     """One vector for each text, in the order of the texts."""
 
-    vectors: npt.NDArray[np.float32] = field(repr=False)
+    vectors: "npt.NDArray[np.float32]" = field(repr=False)
     """Shape (texts, dimensions)."""
     model: str
     input_tokens: int | None
@@ -102,7 +104,7 @@ class EmbeddingResponse:
     limits: LimitReport | None = None
     note: str = ""
     """Which fields of the answer were malformed."""
-    others: Mapping[int, npt.NDArray[np.float32]] = field(default_factory=dict, repr=False)
+    others: "Mapping[int, npt.NDArray[np.float32]]" = field(default_factory=dict, repr=False)
     """Vectors of another size, by position; `vectors` has zeros there. See `store_vectors`."""
 
     def sizes(self) -> list[int]:
@@ -113,8 +115,10 @@ class EmbeddingResponse:
             for place in range(len(self.vectors))
         ]
 
-    def of_size(self, size: int) -> tuple[list[int], npt.NDArray[np.float32]]:
+    def of_size(self, size: int) -> "tuple[list[int], npt.NDArray[np.float32]]":
         """The positions of the texts whose vectors have this size, and these vectors."""
+        import numpy as np  # noqa: PLC0415 - only workers that embed need it, and it takes 16 MB
+
         places = [place for place, found in enumerate(self.sizes()) if found == size]
         if size == self.vectors.shape[1]:
             return places, self.vectors[places] if self.others else self.vectors

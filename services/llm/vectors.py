@@ -1,15 +1,17 @@
 """Reads and checks the vectors of an answer."""
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 from pybase64 import b64decode
 
 from promptstack.services.llm.answers import EmbeddingResponse
 from promptstack.services.llm.errors import BadResponse
 from promptstack.services.llm.reading import Part, kind_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 class NumbersAsText(ValueError):
@@ -18,12 +20,14 @@ class NumbersAsText(ValueError):
 
 def vectors(
     rows: "list[Part]", field: str, texts: int, *, index: str | None = None
-) -> tuple[npt.NDArray[np.float32], dict[int, npt.NDArray[np.float32]]]:
+) -> "tuple[npt.NDArray[np.float32], dict[int, npt.NDArray[np.float32]]]":
     """Return the vectors in the order of the texts, and those of an unusual size by position.
 
     At these positions, the first result has zeros. Rows without an `index` are in the order of the
     texts. Raises one of `WRONG_FORM`.
     """
+    import numpy as np  # noqa: PLC0415 - only workers that embed need it, and it takes 16 MB
+
     if len(rows) != texts:
         raise ValueError(f"{len(rows)} vectors for {texts} texts")
     if index is not None:
@@ -47,6 +51,8 @@ def vectors(
 
 def check_vectors(answer: EmbeddingResponse, texts: int, provider: str) -> None:
     """Raise `BadResponse` for a wrong count, a wrong shape or numbers that are not finite."""
+    import numpy as np  # noqa: PLC0415 - only workers that embed need it, and it takes 16 MB
+
     vectors = answer.vectors
     if vectors.ndim != 2 or vectors.shape[0] != texts or vectors.shape[1] == 0:
         raise BadResponse(
@@ -57,7 +63,9 @@ def check_vectors(answer: EmbeddingResponse, texts: int, provider: str) -> None:
         raise BadResponse(f"{provider} answered numbers that are not finite; nothing was stored.")
 
 
-def _vector(value: Any) -> npt.NDArray[np.float32]:
+def _vector(value: Any) -> "npt.NDArray[np.float32]":
+    import numpy as np  # noqa: PLC0415 - only workers that embed need it, and it takes 16 MB
+
     if isinstance(value, str):
         return np.frombuffer(b64decode(value, validate=True), dtype="<f4")
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):

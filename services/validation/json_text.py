@@ -5,10 +5,10 @@ orjson does it, and Python's json where an integer needs more than 64 bits.
 
 import json
 import re
+import sys
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import orjson
 
 from promptstack.services.errors import InvalidInput
@@ -163,6 +163,8 @@ def _has_lost(value: Any) -> bool:
 
 
 def _plain(value: object) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
+    # Who has a value of numpy's has imported it.
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
         return value.tolist()
     raise TypeError(f"JSON has no {type(value).__name__}")

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-import numpy as np
-
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import VectorType
 from promptstack.repositories.models import EmbeddingModel
@@ -152,7 +150,7 @@ class EmbeddingWorkload(Workload):
         """Check that all numbers fit into 16 bits, if they are stored so."""
         if self._storage == VectorType.VECTOR or not isinstance(answer, EmbeddingResponse):
             return None
-        if np.abs(answer.vectors).max() <= MAX_HALF:
+        if abs(answer.vectors).max() <= MAX_HALF:
             return None
         return BadResponse(
             f"{self.provider} answered numbers over {MAX_HALF:,}, which halfvec can't hold; set "

@@ -39,7 +39,7 @@ VALUES = {
 """What typer reads the values of options with."""
 OF_WORKERS = {
     "aiohttp", "alembic", "anthropic", "celery", "fastapi", "genai_prices", "google", "jsonschema",
-    "kombu", "openai", "pyarrow", "re2", "tiktoken", "uvicorn", "wordllama",
+    "kombu", "numpy", "openai", "pyarrow", "re2", "tiktoken", "uvicorn", "wordllama",
 }  # fmt: skip
 """Packages that a list of what is in the ledger has no use for."""
 LEAVES = [*COMMANDS.values(), *JOBS.values(), *RUNS.values(), *KEYS.values()]
