@@ -166,10 +166,10 @@ def _parts(stack: PromptStack, jobs: int) -> dict[str, float]:
     intake = JobIntake(stack.ledger, stack.publisher, defaults)
     silent = JobIntake(stack.ledger, Silent(), defaults)
     entry = {"prompt": "What is a ledger?", "provider": "openai", "model": MODEL}
-    made = [checks.generation(entry, None) for _ in range(2 * jobs)]
+    made = [checks.generation(entry) for _ in range(2 * jobs)]
     message = JobMessage(made[0].id, made[0].kind, made[0].queue, "openai", MODEL)
     parts: dict[str, Callable[[int], object]] = {
-        "check": lambda _: checks.generation(entry, None),
+        "check": lambda _: checks.generation(entry),
         "store": lambda number: silent.accept(made[number]),
         "publish": lambda _: stack.publisher.publish([message]),
         "all but the check": lambda number: intake.accept(made[jobs + number]),

@@ -13,12 +13,12 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
+    insert,
     inspect,
     select,
     text,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, defer
 
 from promptstack.config.names import Queue
@@ -69,25 +69,14 @@ class JobRepository(BaseRepository[Job]):
             query if with_results else query.options(defer(Job.result))
         ).all()
 
-    def add(self, *, lifetime: float, epoch: str | None = None, **values: Any) -> Job | None:
-        """Add a queued job that expires in `lifetime` seconds, by the clock that ends it.
+    def add(self, *, lifetime: float, **values: Any) -> Job:
+        """Add a queued job of a run that expires in `lifetime` seconds, by the clock that ends it.
 
-        With `epoch`, that of the broker, it is marked as published: its message leaves
-        right after the commit. None where its caller has a job of the same idempotency key.
+        Jobs of callers come by `NewJobRepository`.
         """
         # It belongs to no session: what the ORM does for a row costs as much as the INSERT.
-        row = self._session.execute(
-            _ADD,
-            {
-                "run_id": None,
-                "deaths": 0,
-                **values,
-                "id": new_id(),
-                "epoch": epoch,
-                "lifetime": timedelta(seconds=lifetime),
-            },
-        ).one_or_none()
-        return None if row is None else Job(**row._mapping)
+        given = {"id": new_id(), "deaths": 0, **values, "lifetime": timedelta(seconds=lifetime)}
+        return Job(**self._session.execute(_ADD, given).one()._mapping)
 
     def find_by_idempotency_keys(self, user_id: UUID | None, keys: Collection[str]) -> list[Job]:
         """The jobs that this caller enqueued under these keys."""
@@ -215,28 +204,20 @@ _GIVEN = (
     "request",
     "request_hash",
     "user_id",
-    "idempotency_key",
     "max_retries",
     "deaths",
     "run_id",
 )
-_EPOCH = bindparam("epoch", type_=_JOBS.c.rung_epoch.type)
 _ADD = (
     insert(_JOBS)
     .values(
         {name: bindparam(name, type_=_JOBS.c[name].type) for name in _GIVEN}
         | {
-            "rung_epoch": _EPOCH,
-            "rung_at": case((_EPOCH.is_not(None), func.now())),
-            # Of a run's shard not when its transaction began: the run may have begun anew since.
-            "created_at": case(
-                (bindparam("run_id", type_=_JOBS.c.run_id.type).is_(None), func.now()),
-                else_=func.clock_timestamp(),
-            ),
+            # Not when its transaction began: the run may have begun anew since.
+            "created_at": func.clock_timestamp(),
             "expires_at": func.now() + bindparam("lifetime", type_=Interval),
         }
     )
-    .on_conflict_do_nothing()
     # Under the names of the model's attributes.
     .returning(*(column.label(name) for name, column in inspect(Job).columns.items()))
 )

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.content.documents import NewDocument
-from promptstack.repositories.models import JobKind
+from promptstack.repositories.models import JobKind, User
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.new_job import JobDefaults, JobOptions, NewJob
@@ -32,18 +32,29 @@ class JobChecks:
     for some seconds.
     """
 
-    def __init__(self, ledger: Ledger, factory: LLMServiceFactory, defaults: JobDefaults) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        factory: LLMServiceFactory,
+        defaults: JobDefaults,
+        session: Session | None = None,
+    ) -> None:
+        """With `session`, users are looked for in its transaction."""
         self._ledger = ledger
         self._factory = factory
         self._defaults = defaults
+        self._session = session
+        self._preferred: dict[UUID, str | None] = {}
 
-    def generation(
-        self, entry: Mapping[str, Any], session: Session | None, place: str = ""
-    ) -> NewJob:
+    def of_call(self, session: Session | None) -> "JobChecks":
+        """The same for the jobs of one call, which asks once what each user prefers."""
+        return JobChecks(self._ledger, self._factory, self._defaults, session)
+
+    def generation(self, entry: Mapping[str, Any], place: str = "") -> NewJob:
         """A checked generation of a `GenerationEntry`. Raises `InvalidInput`."""
         given = dict(entry)
         options = _options(given, EVERY_JOBS)
-        provider = given.pop("provider", None) or self._preferred_provider(session, options.user_id)
+        provider = given.pop("provider", None) or self._preferred_provider(options.user_id)
         model = self._factory.offered(provider).choose_model(
             Capability.GENERATION, given.pop("model", None)
         )
@@ -63,9 +74,7 @@ class JobChecks:
             JobKind.GENERATION, provider, request.model, body, written, options, place=place
         )
 
-    def embedding(
-        self, entry: Mapping[str, Any], session: Session | None, place: str = ""
-    ) -> NewJob:
+    def embedding(self, entry: Mapping[str, Any], place: str = "") -> NewJob:
         """A checked document of an `EmbeddingEntry`. Raises `InvalidInput`."""
         given = dict(entry)
         options = _options(given, (*EVERY_JOBS, "chunk_tokens"))
@@ -99,16 +108,18 @@ class JobChecks:
         model = service.choose_model(Capability.GENERATION, fallback.model)
         return fallback.model_copy(update={"model": model})
 
-    def _preferred_provider(self, session: Session | None, user_id: UUID | None) -> str:
-        preferred = None
-        if user_id is not None:
-            if session is not None:
-                user = self._ledger.join(session).users.get(user_id)
-            else:
-                with self._ledger.transaction() as work:
-                    user = work.users.get(user_id)
-            preferred = user.preferred_provider if user else None
+    def _preferred_provider(self, user_id: UUID | None) -> str:
+        if user_id is not None and user_id not in self._preferred:
+            user = self._find_user(user_id)
+            self._preferred[user_id] = user.preferred_provider if user else None
+        preferred = self._preferred.get(user_id) if user_id else None
         return preferred or self._defaults.generation_provider
+
+    def _find_user(self, user_id: UUID) -> User | None:
+        if self._session is not None:
+            return self._ledger.join(self._session).users.get(user_id)
+        with self._ledger.transaction() as work:
+            return work.users.get(user_id)
 
     def _check_size(self, text: str, what: str) -> None:
         most = self._defaults.max_text_bytes

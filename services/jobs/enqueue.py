@@ -58,7 +58,7 @@ class JobEnqueuer:
         Raises `InvalidInput`, `NotFound` and `IdempotencyConflict`.
         """
         entry: GenerationEntry = {"prompt": prompt, **options}
-        return self._intake.accept(self._checks.generation(entry, session), session)
+        return self._intake.accept(self._checks.of_call(session).generation(entry), session)
 
     def enqueue_embedding(
         self,
@@ -76,7 +76,7 @@ class JobEnqueuer:
         The rest is as for `enqueue_generation`.
         """
         entry: EmbeddingEntry = {"text": text, "source": source, **options}
-        return self._intake.accept(self._checks.embedding(entry, session), session)
+        return self._intake.accept(self._checks.of_call(session).embedding(entry), session)
 
     def enqueue_many(
         self,
@@ -95,16 +95,15 @@ class JobEnqueuer:
                 f"There are {len(entries):,} jobs; at most {MAX_JOBS_AT_ONCE:,} are accepted at "
                 "once. Hand them in in several calls, or as a run."
             )
-        jobs = [self._checked(entry, number, session) for number, entry in enumerate(entries)]
+        checks = self._checks.of_call(session)
+        jobs = [_checked(checks, entry, f"jobs[{n}]: ") for n, entry in enumerate(entries)]
         return self._intake.accept_all(jobs, session) if jobs else []
 
-    def _checked(
-        self, entry: GenerationEntry | EmbeddingEntry, number: int, session: Session | None
-    ) -> NewJob:
-        place = f"jobs[{number}]: "
-        check = self._checks.embedding if is_embedding(entry) else self._checks.generation
-        try:
-            return check(entry, session, place)
-        except PromptStackError as error:
-            error.args = (f"{place}{error}",)
-            raise
+
+def _checked(checks: JobChecks, entry: GenerationEntry | EmbeddingEntry, place: str) -> NewJob:
+    try:
+        check = checks.embedding if is_embedding(entry) else checks.generation
+        return check(entry, place)
+    except PromptStackError as error:
+        error.args = (f"{place}{error}",)
+        raise

@@ -1,5 +1,6 @@
 """Which providers exist, and how to make one."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
@@ -9,6 +10,8 @@ from promptstack.services.errors import InvalidInput, UnknownProvider
 from promptstack.services.llm.base import LLMService
 from promptstack.services.text import check_name
 
+OFFERED_SECONDS = 1.0
+"""So long it is believed that a worker can ask a provider."""
 ENTRY_POINT_GROUP = "promptstack.providers"
 
 
@@ -37,6 +40,7 @@ class LLMServiceFactory:
         self._providers = {provider.name: provider for provider in providers}
         self._facts = facts
         self._classes: dict[str, type[LLMService]] = {}
+        self._offered_until: dict[str, float] = {}
         self._entry_points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
     def register(self, name: str, service_class: type[LLMService]) -> None:
@@ -75,13 +79,23 @@ class LLMServiceFactory:
         It is also raised where no worker has the key. The caller itself needs no key.
         """
         service = self.service_class(provider)
-        if not self.is_set_up(provider) and self._none_can_ask(provider):
+        if not self.is_set_up(provider) and not self._is_offered(provider):
             raise InvalidInput(
                 f"{provider} needs an API key, and no worker has one. It is read from "
                 f"{getattr(service, 'key_setting', 'its setting')} where the workers run: put it "
                 "there, and start them again."
             )
         return service
+
+    def _is_offered(self, provider: str) -> bool:
+        """Whether a worker has what the provider needs; asked once a moment, not for each job."""
+        now = time.monotonic()
+        if self._offered_until.get(provider, 0.0) > now:
+            return True
+        if self._none_can_ask(provider):
+            return False
+        self._offered_until[provider] = now + OFFERED_SECONDS
+        return True
 
     def create(self, provider: str, **kwargs: Any) -> LLMService:
         """Make the provider's service with its configured options, overridden by `kwargs`."""

@@ -138,10 +138,7 @@ class ShardScheduler:
             request=request,
             request_hash=f"{run.id}:{request}",
             user_id=run.user_id,
-            idempotency_key=None,
             max_retries=self._max_retries,
             run_id=run.id,
         )
-        if job is None:
-            raise AssertionError("a shard has no idempotency key to meet another's")
         return JobMessage.of(job)

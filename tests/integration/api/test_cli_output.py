@@ -190,7 +190,7 @@ def test_the_beginning_of_an_id_is_enough(stack: WorkerServices) -> None:
             request_hash=row.request_hash,
             max_retries=0,
             user_id=None,
-            idempotency_key=None,
+            run_id=None,
         )
         newest = unit.jobs.get_many(limit=1, newest_first=True)[0].id
     with stack.ledger.engine.begin() as connection:

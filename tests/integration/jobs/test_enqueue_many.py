@@ -116,6 +116,21 @@ def test_five_hundred_take_few_exchanges_with_either_server(stack: WorkerService
     assert sent(stack)[1:] == [str(job.id) for job in jobs]
 
 
+def test_a_list_asks_once_what_its_user_prefers_and_whether_a_worker_has_the_key(
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stack.ledger.transaction() as unit:
+        user = unit.users.create(email="ada@example.org", preferred_provider="anthropic").id
+        unit.workers.beat(uuid4(), hostname="host", pid=1, providers=["anthropic"])
+    commits: list[object] = []
+    event.listen(stack.ledger.engine, "commit", commits.append)
+    assert not stack.factory.is_set_up("anthropic")
+    jobs = enqueue_many(stack, [{"prompt": f"{number}", "user_id": user} for number in range(20)])
+    assert {job.provider for job in jobs} == {"anthropic"}
+    # What the user prefers, who has the key, and the jobs.
+    assert len(commits) == 3
+
+
 BAD: dict[str, tuple[dict[str, Any], type[PromptStackError]]] = {
     "no prompt": ({}, InvalidInput),
     "an empty prompt": ({"prompt": " "}, InvalidInput),

@@ -56,6 +56,26 @@ def test_who_comes_while_another_works_is_worked_on_together() -> None:
     assert calls(9) == 18
 
 
+def test_as_many_as_the_last_time_get_a_moment_to_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(combined, "GATHER_SECONDS", 60.0)
+    work = Work()
+    calls = Combined(work, most=100)
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = call_all(calls, pool, work)
+        work.is_open.set()
+        assert [result.result(60) for result in results] == [2 * n for n in range(THREADS)]
+        # Seven came the last time: the first of them waits for the others.
+        again = [pool.submit(calls, 10)]
+        wait_until(lambda: waiting(calls) == 1, "the first one")
+        again += [pool.submit(calls, number) for number in range(11, 17)]
+        assert [result.result(60) for result in again] == [2 * n for n in range(10, 17)]
+    assert [len(batch) for batch in work.batches] == [1, 7, 7]
+    monkeypatch.setattr(combined, "GATHER_SECONDS", 0.001)
+    assert (calls(1), calls(2)) == (2, 4)
+
+
 def test_a_failure_meets_only_whom_it_concerns() -> None:
     work = Work()
     calls = Combined(work, most=100)
