@@ -83,7 +83,9 @@ def _import_providers(settings: Settings, factory: LLMServiceFactory) -> None:
         "anthropic": settings.anthropic_api_key or settings.anthropic_base_url,
         "gemini": settings.gemini_api_key or settings.gemini_base_url,
     }
-    wires = {provider.wire for provider in ModelsFile.read(settings.models_file).providers}
+    named = ModelsFile.read(settings.models_file).providers
+    # One without an address or a key of its own only says more about a provider of `own`.
+    wires = {provider.wire for provider in named if provider.base_url or provider.key_setting}
     for name in sorted(wires | {name for name, given in own.items() if given}):
         factory.service_class(name)
 

@@ -111,7 +111,11 @@ def test_a_worker_starts_without_sdks_and_without_what_other_processes_need() ->
 
 def test_a_worker_imports_the_sdks_of_the_providers_that_are_configured(tmp_path: Path) -> None:
     models = tmp_path / "models.toml"
-    models.write_text('[[providers]]\nname = "own"\nwire = "openai"\nbase_url = "http://own/v1"\n')
+    models.write_text(
+        '[[providers]]\nname = "own"\nwire = "openai"\nbase_url = "http://own/v1"\n'
+        # It has no key, so this says which model it would be asked for.
+        '[[providers]]\nname = "gemini"\nwire = "gemini"\nembedding_model = "gemini-embedding-001"\n'
+    )
     settings = Settings(
         _env_file=None,
         models_file=models,
