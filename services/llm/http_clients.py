@@ -1,6 +1,7 @@
 """The HTTP client that the providers' SDKs are given."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
@@ -135,11 +136,19 @@ class ProviderClient(httpx2.AsyncClient):
         return AiohttpTransport(how["limits"], tls, proxy)
 
 
-def kept_answers() -> list[httpx2.Response]:
-    """A list to which a `ProviderClient` adds the answers to the next call of this task."""
+@contextmanager
+def kept_answers() -> Iterator[list[httpx2.Response]]:
+    """A list to which a `ProviderClient` adds the answers to this task's call; empty in the end.
+
+    A connection keeps the context of a call that used it, and with it this list, as long as it is
+    open: with the answers in it, that was megabytes a connection.
+    """
     answers: list[httpx2.Response] = []
     _ANSWERS.set(answers)
-    return answers
+    try:
+        yield answers
+    finally:
+        answers.clear()
 
 
 def forget_environment(client: Any) -> None:

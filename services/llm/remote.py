@@ -195,20 +195,20 @@ class RemoteService(LLMService, Generic[Client]):
         What an SDK parsed from the answer, or raised about its form, is ignored. Raises
         `ProviderError`.
         """
-        answers = kept_answers()
-        try:
-            # The client's own timeout restarts with each piece of the answer; this one does not.
-            async with asyncio.timeout(self._timeout):
-                await call
-        except Exception as error:
-            answer = answers[-1] if answers else None
-            if answer is None or answer.has_redirect_location:
-                raise no_answer(self.name, error) from error
-            if not answer.is_success:
-                raise refusal(self.name, answer, self.key_setting, self.wire) from error
-        if not answers[-1].is_success:  # no SDK has looked at it
-            raise refusal(self.name, answers[-1], self.key_setting, self.wire)
-        return answers[-1]
+        with kept_answers() as answers:
+            try:
+                # The client's own timeout restarts with each piece of an answer; this one does not.
+                async with asyncio.timeout(self._timeout):
+                    await call
+            except Exception as error:
+                answer = answers[-1] if answers else None
+                if answer is None or answer.has_redirect_location:
+                    raise no_answer(self.name, error) from error
+                if not answer.is_success:
+                    raise refusal(self.name, answer, self.key_setting, self.wire) from error
+            if not answers[-1].is_success:  # no SDK has looked at it
+                raise refusal(self.name, answers[-1], self.key_setting, self.wire)
+            return answers[-1]
 
     def _response(
         self, answer: httpx2.Response, request: GenerationRequest, read: Callable[[Part], Said]

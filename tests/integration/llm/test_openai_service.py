@@ -1,6 +1,7 @@
 """The openai service against the simulator, over real HTTP."""
 
 import asyncio
+import gc
 import json
 import math
 import socket
@@ -10,6 +11,7 @@ from email.utils import format_datetime
 from typing import Any, TypeVar
 from urllib.error import HTTPError
 
+import httpx2
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -140,6 +142,24 @@ def canned(answer: bytes, request: GenerationRequest = REQUEST) -> LLMResponse:
 
 
 # Generations
+
+
+def test_open_connections_keep_no_answers(simulator: SimulatorProcess) -> None:
+    """They keep the contexts of calls, which is megabytes each if an answer is in them."""
+
+    async def scenario() -> int:
+        service = OpenAIService(api_key="sk-x", base_url=simulator.url)
+        for number in range(2):
+            texts = [[f"{number} {call} {text}" for text in range(100)] for call in range(4)]
+            await asyncio.gather(*(service.embed(one, EMBEDDING, None) for one in texts))
+        gc.collect()
+        kept = sum(isinstance(one, httpx2.Response) for one in gc.get_objects())
+        await service.aclose()
+        return kept
+
+    gc.collect()
+    before = sum(isinstance(one, httpx2.Response) for one in gc.get_objects())
+    assert asyncio.run(scenario()) <= before
 
 
 def test_a_generation_comes_back_with_its_cost(simulator: SimulatorProcess) -> None:
