@@ -114,7 +114,7 @@ def test_a_worker_imports_the_sdks_of_the_providers_that_are_configured(tmp_path
     models.write_text(
         '[[providers]]\nname = "own"\nwire = "openai"\nbase_url = "http://own/v1"\n'
         # It has no key, so this says which model it would be asked for.
-        '[[providers]]\nname = "gemini"\nwire = "gemini"\nembedding_model = "gemini-embedding-001"\n'
+        '[[providers]]\nname = "gemini"\nwire = "gemini"\nembedding_model = "embedder"\n'
     )
     settings = Settings(
         _env_file=None,
