@@ -74,16 +74,19 @@ def examine(stack: PromptStack, patience: float = ANSWER_SECONDS) -> Iterator[Fi
         "connections": _ask(_try, "connections", lambda: _connections(stack)),
         "workers": _ask(lambda: [_workers(stack), *_waits(stack)]),
     }
-    # Meanwhile SDKs are imported, which takes long. Each provider is asked as soon as its own is.
-    providers = [_ask_provider(stack, name, patience) for name in stack.factory.names()]
+    # Meanwhile SDKs are imported, which takes long. Each provider is asked as soon as its own is,
+    # and those across a network first: what works in this process is loaded while they think.
+    across = {server.name for server in stack.servers}
+    names = sorted(stack.factory.names(), key=lambda name: name not in across)
+    asked = {name: _ask_provider(stack, name, patience) for name in names}
     until = time.monotonic() + patience
     for name, found in servers.items():
         try:
             yield from found.result(max(0.0, until - time.monotonic()))
         except TimeoutError:
             yield Finding(name, "missing", f"did not answer within {patience:.1f} s")
-    for asked in providers:
-        yield asked()
+    for name in stack.factory.names():
+        yield asked[name]()
     for name in sorted(stack.models_file.named() - set(stack.factory.names())):
         yield Finding("MODELS_FILE", "warning", f"speaks of {name!r}, which is no provider")
     for variable, name in (
