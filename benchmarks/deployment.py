@@ -16,11 +16,20 @@ from promptstack.config.celery import kombu_url
 from promptstack.config.settings import load_settings
 from promptstack.embedded.servers import EmbeddedServers, remove
 from promptstack.repositories.migrations import upgrade
-from promptstack.simulator.process import MODELS
 from promptstack.tasks.composition import PromptStack
 
 ROOT = Path(__file__).parents[1]
 MODEL = "gpt-5-mini"
+PROVIDER = f"""
+[[providers]]
+name = "openai"
+wire = "openai"
+generation_model = "{MODEL}"
+embedding_model = "text-embedding-3-small"
+prices_of = "openai"
+
+"""
+"""The simulator as the one provider: a worker does not load the SDKs of others."""
 
 
 class Deployment:
@@ -86,7 +95,7 @@ def deployment(simulator_url: str, models: str, **variables: str) -> Iterator[De
     """Start servers of our own and open a stack on them; everything ends with the context."""
     folder = Path(tempfile.mkdtemp(prefix="promptstack-benchmark-"))
     models_file = folder / "models.toml"
-    models_file.write_text(MODELS.read_text() + models)
+    models_file.write_text(PROVIDER + models)
     try:
         with ExitStack() as processes, EmbeddedServers(folder / "servers", durable=False) as urls:
             settings = {
