@@ -15,6 +15,7 @@ from promptstack.config.settings import Settings, load_settings
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.tasks import broker
 from promptstack.tasks.worker_services import WorkerServices
+from promptstack.worker.arenas import share_one_arena
 from promptstack.worker.process import EXIT_FAILED, WorkerProcess
 from promptstack.worker.processes import WRONG_SETTINGS, WorkerProcesses
 
@@ -54,6 +55,7 @@ def main() -> int:
 
 def _work(settings: Settings) -> int:
     """Run one worker. Raises `PromptStackError` where it can't start."""
+    share_one_arena()  # before there are threads
     # Before the first connection: kombu keeps the transport class that it used first.
     broker.use_in_this_process()
     with WorkerServices.open(settings) as services:
