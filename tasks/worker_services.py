@@ -18,6 +18,7 @@ from promptstack.services.execution.executor import Executor, Handler
 from promptstack.services.execution.generation import generate
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
+from promptstack.services.execution.job_slots import JobSlots
 from promptstack.services.execution.job_threads import JobThreads
 from promptstack.services.execution.provider_calls import ProviderCalls
 from promptstack.services.execution.retrying_ledger import RetryingLedger
@@ -74,9 +75,15 @@ class WorkerServices(PromptStack):
             self.group_commit,
             self.providers,
             calls=self.limited_calls,
+            slots=self.job_slots,
             prices=self.prices,
             backoff=self.backoff,
         )
+
+    @cached_property
+    def job_slots(self) -> JobSlots:
+        """How many jobs this worker has in hand."""
+        return JobSlots(self.settings.worker_concurrency)
 
     @cached_property
     def job_threads(self) -> JobThreads:
@@ -102,6 +109,7 @@ class WorkerServices(PromptStack):
             self.active_jobs,
             handlers,
             self.provider_calls,
+            slots=self.job_slots,
             progress=self.progress,
             backoff=self.backoff,
             heartbeat=self.heartbeat,

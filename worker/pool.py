@@ -51,7 +51,7 @@ class _Message:
 
 
 class CoroutinePool(BasePool):
-    """Runs at most `limit` tasks at once. All but `_note_end` is called in Celery's thread."""
+    """Runs as many tasks at once as `most_jobs` says. Celery's thread calls all but `_note_end`."""
 
     body_can_be_buffer = True
     signal_safe = False
@@ -60,6 +60,7 @@ class CoroutinePool(BasePool):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         logging.getLogger("celery.app.trace").addFilter(_tell_runtime)
+        self.most_jobs: Callable[[], int] = lambda: self.limit
         self._waiting: deque[_Message] = deque()
         self._running: set[_Message] = set()
         self._ended: deque[_Message] = deque()
@@ -110,8 +111,13 @@ class CoroutinePool(BasePool):
         pool: Any = super()  # more than its types tell
         return {**pool._get_info(), "running": len(self._running)}
 
+    @property
+    def num_processes(self) -> int:
+        """How many messages Celery may take from Redis. It counts those whose end it must tell."""
+        return self.most_jobs() + len(self._ended)
+
     def _start_waiting(self) -> None:
-        while self._waiting and len(self._running) < self.limit:
+        while self._waiting and len(self._running) < self.num_processes:
             message = self._waiting.popleft()
             message.accepted_at = time.monotonic()
             message.accepted(os.getpid(), message.accepted_at)

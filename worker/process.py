@@ -107,7 +107,8 @@ class WorkerProcess:
             without_mingle=True,
         )
         self._monitors.watch(consumer)
-        self._pool = consumer.pool
+        self._pool = pool = consumer.pool
+        pool.most_jobs = lambda: services.job_slots.most_jobs
         logger.info(
             "worker %s (process %d) takes %d jobs at once",
             services.worker_id,

@@ -27,6 +27,7 @@ from promptstack.services.execution.generation import result_of
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
 from promptstack.services.execution.job_context import JobContext, OnProgress
+from promptstack.services.execution.job_slots import JobSlots
 from promptstack.services.execution.provider_calls import CallOutcome, ProviderCalls, known
 from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.jobs.progress import Progress, ProgressService
@@ -73,6 +74,7 @@ class Executor:
         handlers: Mapping[JobKind, Handler],
         calls: ProviderCalls,
         *,
+        slots: JobSlots,
         progress: ProgressService,
         backoff: Backoff,
         heartbeat: Heartbeat,
@@ -82,6 +84,7 @@ class Executor:
         self._active_jobs = active_jobs
         self._handlers = handlers
         self._calls = calls
+        self._slots = slots
         self._progress = progress
         self._backoff = backoff
         self._heartbeat = heartbeat
@@ -142,7 +145,8 @@ class Executor:
     async def _store(self, claim: Claim, result: Result) -> JobSnapshot | None:
         """Store the result: the job has succeeded. Raises `ClaimLost`."""
         if isinstance(result, CallOutcome):
-            return await self._store_answer(claim, result)
+            with self._slots.storing():
+                return await self._store_answer(claim, result)
         if result is not None:
             await self._ledger.write_async(lambda unit: unit.steps.succeed(claim, result))
         return None

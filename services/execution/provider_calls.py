@@ -24,6 +24,7 @@ from promptstack.services.execution.active_jobs import HandedBack
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.job_context import JobContext
+from promptstack.services.execution.job_slots import JobSlots
 from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import Permit
@@ -82,6 +83,7 @@ class ProviderCalls:
         providers: ProviderPool,
         *,
         calls: LimitedCalls,
+        slots: JobSlots,
         prices: Prices,
         backoff: Backoff,
     ) -> None:
@@ -89,6 +91,7 @@ class ProviderCalls:
         self._group = group
         self._providers = providers
         self._calls = calls
+        self._slots = slots
         self._prices = prices
         self._backoff = backoff
 
@@ -104,7 +107,10 @@ class ProviderCalls:
         while True:
             permit = await self._run(job, self._enter(service, call.model, need, after=wait))
             try:
-                return await self._make_once(job, call, service, need, permit)
+                try:
+                    return await self._make_once(job, call, service, need, permit)
+                finally:
+                    self._slots.release()
             except RateLimited as error:
                 # The limiter would permit it at once if the refusal is about this call only.
                 throttled += 1
@@ -117,10 +123,15 @@ class ProviderCalls:
     async def _enter(
         self, service: LLMService, model: str, need: Need, *, after: float
     ) -> Permit | None:
-        """Wait for a permit."""
+        """Wait for a slot, and in it for a permit."""
         if after:
             await asyncio.sleep(after)
-        return await self._calls.enter(service, model, need)
+        await self._slots.acquire()
+        try:
+            return await self._calls.enter(service, model, need)
+        except BaseException:
+            self._slots.release()
+            raise
 
     async def _make_once(
         self,
