@@ -11,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.errors import (
     LedgerConflict,
+    LedgerCrowded,
     LedgerOutdated,
     LedgerReadOnly,
     LedgerSlow,
@@ -53,7 +54,7 @@ def explained() -> Iterator[None]:
             "The connection to the database broke as it was opened; check that PostgreSQL runs."
         ) from error
     except PoolTimeoutError as error:
-        raise LedgerUnavailable(
+        raise LedgerCrowded(
             "All connections to the database are in use; raise DATABASE_POOL_SIZE."
         ) from error
 

@@ -39,6 +39,10 @@ class LedgerUnavailable(TransientLedgerError):
         return f"{self} The driver said: {said}." if said else str(self)
 
 
+class LedgerCrowded(LedgerUnavailable):
+    """All connections of this process to PostgreSQL were in use for too long."""
+
+
 class LedgerReadOnly(LedgerUnavailable):
     """PostgreSQL answers but takes no writes."""
 

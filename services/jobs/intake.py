@@ -7,15 +7,17 @@ down delays the job but does not refuse it.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.content.documents import NewDocument
-from promptstack.repositories.errors import LedgerUnavailable, UnknownUser
+from promptstack.repositories.errors import LedgerCrowded, LedgerUnavailable, UnknownUser
+from promptstack.repositories.jobs.new_jobs import NewJobRepository
 from promptstack.repositories.jobs.records import Accepted, NewJobRow
 from promptstack.repositories.models import Job
 from promptstack.repositories.session import Ledger
@@ -34,6 +36,7 @@ from promptstack.services.jobs.views import JobView
 
 MOST_TOGETHER = 100
 """Jobs of several threads that are stored by one statement."""
+Result = TypeVar("Result")
 Known = dict[tuple[UUID | None, str], Job]
 
 
@@ -66,6 +69,11 @@ class JobIntake:
 
         Raises `IdempotencyConflict`, `NotFound` for an unknown user, and `WrongState`.
         """
+        if session is not None:
+            return self._store(jobs, session)
+        return _stored_once(lambda: self._store(jobs, None))
+
+    def _store(self, jobs: Sequence[NewJob], session: Session | None) -> list[JobView]:
         epoch = self._epoch() if session is None else None
         publish = self._publish if epoch is None else self._publish_marked
         keyed = [job for job in jobs if job.key]
@@ -75,7 +83,7 @@ class JobIntake:
                 _check_same(job, known)
             new = [job for job in jobs if job.key not in known] if known else jobs
             _check_users(work, new)
-            added = work.new_jobs.add(self._rows(work, new), epoch)
+            added = self._add(work.new_jobs, self._rows(work, new), epoch)
             if len(added) < len(new):
                 # Of a key that is twice among them, or that somebody else has used since.
                 known |= _find_known(work, [job for job in keyed if job.id not in added])
@@ -100,19 +108,29 @@ class JobIntake:
         """
         epoch = self._epoch()
         rows = [self._row(job) for job in jobs]
-        try:
+
+        def store() -> dict[UUID, Accepted]:
             with self._ledger.statement() as statement:
-                added = statement.new_jobs.add(rows, epoch)
-        except LedgerUnavailable:
-            # The connection broke: nobody knows whether the jobs are there. Of the same ids, each
-            # can be there only once.
+                return statement.new_jobs.add(rows, epoch)
+
+        def store_again() -> dict[UUID, Accepted]:
             with self._ledger.transaction() as work:
-                added = work.new_jobs.add(rows, epoch)
-                added |= work.new_jobs.find([job.id for job in jobs])
+                return self._add(work.new_jobs, rows, epoch)
+
+        added = _stored_once(store, store_again)
         times = [added.get(job.id) for job in jobs]
         publish = self._publish if epoch is None else self._publish_marked
         publish(_messages(jobs, times))
         return times
+
+    @staticmethod
+    def _add(
+        new_jobs: NewJobRepository, rows: Sequence[NewJobRow], epoch: str | None
+    ) -> dict[UUID, Accepted]:
+        """Add jobs, or find them where a commit of which nobody heard has added them."""
+        added = new_jobs.add(rows, epoch)
+        left_out = [row.id for row in rows if row.id not in added]
+        return added | new_jobs.find(left_out) if left_out else added
 
     @contextmanager
     def _unit_of_work(self, session: Session | None, jobs: int) -> Iterator[UnitOfWork]:
@@ -164,9 +182,23 @@ class JobIntake:
         return self._defaults.max_retries if said is None else said
 
 
+def _stored_once(store: Callable[[], Result], again: Callable[[], Result] | None = None) -> Result:
+    """Store jobs, once more where the connection broke: nobody knows then whether they are there.
+
+    They keep their ids, and of each id there can be only one.
+    """
+    try:
+        return store()
+    except LedgerCrowded:
+        raise  # nothing was sent
+    except LedgerUnavailable:
+        return (again or store)()
+
+
 def _find_known(work: UnitOfWork, jobs: Sequence[NewJob]) -> Known:
     """The jobs that are there of the keys of these, by user and key."""
     keys: dict[UUID | None, set[str]] = defaultdict(set)
+    ours = {job.id for job in jobs}
     for job in jobs:
         if job.key:
             keys[job.key[0]].add(job.key[1])
@@ -174,6 +206,7 @@ def _find_known(work: UnitOfWork, jobs: Sequence[NewJob]) -> Known:
         (user_id, str(job.idempotency_key)): job
         for user_id, its_keys in keys.items()
         for job in work.jobs.find_by_idempotency_keys(user_id, its_keys)
+        if job.id not in ours
     }
 
 

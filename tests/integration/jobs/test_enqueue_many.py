@@ -3,7 +3,7 @@
 import json
 import threading
 from base64 import b64decode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, cast
@@ -15,7 +15,7 @@ from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
 from promptstack.config.errors import PromptStackError
-from promptstack.repositories.errors import LedgerUnavailable
+from promptstack.repositories.errors import LedgerCrowded, LedgerUnavailable
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import IdempotencyConflict, InvalidInput, NotFound, UnknownProvider
@@ -120,13 +120,13 @@ def test_a_list_asks_once_what_its_user_prefers_and_whether_a_worker_has_the_key
     stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stack.ledger.transaction() as unit:
-        user = unit.users.create(email="ada@example.org", preferred_provider="anthropic").id
-        unit.workers.beat(uuid4(), hostname="host", pid=1, providers=["anthropic"])
+        user = unit.users.create(email="ada@example.org", preferred_provider="openai").id
+        unit.workers.beat(uuid4(), hostname="host", pid=1, providers=["openai"])
     commits: list[object] = []
     event.listen(stack.ledger.engine, "commit", commits.append)
-    assert not stack.factory.is_set_up("anthropic")
+    assert not stack.factory.is_set_up("openai")
     jobs = enqueue_many(stack, [{"prompt": f"{number}", "user_id": user} for number in range(20)])
-    assert {job.provider for job in jobs} == {"anthropic"}
+    assert {job.provider for job in jobs} == {"openai"}
     # What the user prefers, who has the key, and the jobs.
     assert len(commits) == 3
 
@@ -256,6 +256,24 @@ def test_lists_of_the_same_keys_in_another_order_do_not_block_each_other(
 # One by one, at once
 
 
+def test_a_crowded_pool_is_waited_for_once(
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    @contextmanager
+    def crowded() -> Iterator[Any]:
+        tries.append("once")
+        if tries:
+            raise LedgerCrowded("All connections are in use.")
+        yield
+
+    monkeypatch.setattr(stack.ledger, "statement", crowded)
+    with pytest.raises(LedgerUnavailable):
+        stack.jobs.enqueue_generation("x")
+    assert tries == ["once"]
+
+
 def test_jobs_of_several_threads_share_statements_and_lose_nothing(
     stack: WorkerServices, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,19 +308,77 @@ def test_jobs_of_several_threads_share_statements_and_lose_nothing(
 
 
 class Broken:
-    """A ledger whose connection breaks at the commit of a statement, before it or after it."""
+    """A ledger whose connection breaks at the first commit, before it or after it."""
 
     def __init__(self, ledger: Ledger, *, is_committed: bool) -> None:
-        self._statement = ledger.statement
+        self._real: dict[str, Any] = {
+            "statement": ledger.statement,
+            "transaction": ledger.transaction,
+        }
         self._is_committed = is_committed
+        self.is_whole = True
 
     @contextmanager
-    def statement(self) -> Iterator[Any]:
+    def open(self, what: str) -> Iterator[Any]:
+        if self.is_whole:
+            with self._real[what]() as unit:
+                yield unit
+            return
+        self.is_whole = True
         if not self._is_committed:
             raise LedgerUnavailable("The connection broke before the commit.")
-        with self._statement() as statement:
-            yield statement
+        with self._real[what]() as unit:
+            # What waits for the commit does not happen.
+            vars(unit)["after_commit"] = lambda *_: None
+            yield unit
         raise LedgerUnavailable("The connection broke after the commit.")
+
+
+@pytest.fixture
+def broken(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, is_committed: bool) -> Broken:
+    broken = Broken(stack.ledger, is_committed=is_committed)
+    monkeypatch.setattr(stack.ledger, "statement", lambda: broken.open("statement"))
+    monkeypatch.setattr(stack.ledger, "transaction", lambda: broken.open("transaction"))
+    return broken
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_a_connection_that_breaks_at_the_commit_doubles_no_job(
+    stack: WorkerServices, broken: Broken
+) -> None:
+    many: list[dict[str, Any]] = [
+        {"prompt": "a"},
+        {"text": "b", "source": "b"},
+        {"prompt": "c", "idempotency_key": "c"},
+        {"prompt": "c", "idempotency_key": "c"},
+    ]
+    ways: dict[str, tuple[Callable[[], list[JobView]], int]] = {
+        "one": (lambda: [stack.jobs.enqueue_generation("x")], 1),
+        "of a key": (lambda: [stack.jobs.enqueue_generation("y", idempotency_key="k")], 1),
+        "a document": (lambda: [stack.jobs.enqueue_embedding("z", source="z")], 1),
+        "many": (lambda: enqueue_many(stack, many), 3),
+    }
+    known: set[UUID] = set()
+    for way, (enqueue, count) in ways.items():
+        broken.is_whole = False
+        jobs = enqueue()
+        assert broken.is_whole, way
+        known |= {job.id for job in jobs}
+        assert [stack.jobs.get(job.id) for job in jobs] == jobs, way
+        assert len({job.id for job in jobs}) == count, way
+        assert rows(stack)[0] == len(known), way
+        published = {*sent(stack), *sent(stack, "embeddings")}
+        assert published == {str(job_id) for job_id in known}, way
+
+
+@pytest.mark.parametrize("is_committed", [True])
+def test_a_key_is_the_same_job_after_a_commit_of_which_nobody_heard(
+    stack: WorkerServices, broken: Broken
+) -> None:
+    broken.is_whole = False
+    first = stack.jobs.enqueue_generation("y", idempotency_key="k")
+    assert stack.jobs.enqueue_generation("y", idempotency_key="k").id == first.id
+    assert rows(stack) == (1, 0)
 
 
 END_THE_SESSION = """
@@ -311,23 +387,6 @@ $$BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END$$;
 CREATE TRIGGER ends BEFORE INSERT ON jobs FOR EACH ROW
 WHEN (NEW.request->>'prompt' = 'end it') EXECUTE FUNCTION end_it()
 """
-
-
-@pytest.mark.parametrize("is_committed", [True, False])
-def test_a_connection_that_breaks_at_the_commit_doubles_no_job(
-    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, is_committed: bool
-) -> None:
-    broken = Broken(stack.ledger, is_committed=is_committed)
-    monkeypatch.setattr(stack.ledger, "statement", broken.statement)
-    jobs = [
-        stack.jobs.enqueue_generation("x"),
-        stack.jobs.enqueue_generation("y", idempotency_key="k"),
-        stack.jobs.enqueue_generation("y", idempotency_key="k"),
-    ]
-    assert jobs[1].id == jobs[2].id
-    assert [stack.jobs.get(job.id).state for job in jobs] == [JobState.QUEUED] * 3
-    assert rows(stack) == (2, 0)
-    assert sent(stack) == [str(jobs[0].id), str(jobs[1].id)]
 
 
 def test_a_connection_that_postgresql_closes_in_the_statement_doubles_no_job(
