@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import cache
 from hashlib import sha256
 from typing import ClassVar, Self
 from uuid import UUID
@@ -33,11 +32,6 @@ logger = logging.getLogger(__name__)
 
 MAX_MODEL_CHARACTERS = 200
 BYTES_PER_TOKEN = 4
-
-
-@cache
-def _no_facts(provider: str) -> ModelFacts:
-    return ModelFacts(provider=provider)
 
 
 class LLMService(ABC):
@@ -91,10 +85,8 @@ class LLMService(ABC):
     @classmethod
     def facts_of(cls, model: str) -> ModelFacts:
         """What MODELS_FILE says about a model."""
-        for facts in cls.facts:
-            if fnmatchcase(model, facts.model):
-                return facts
-        return _no_facts(cls.name)
+        found = (facts for facts in cls.facts if fnmatchcase(model, facts.model))
+        return next(found, None) or ModelFacts(provider=cls.name)
 
     @classmethod
     def stated_limits(cls, model: str) -> EmbeddingLimits:
