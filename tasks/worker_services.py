@@ -219,7 +219,7 @@ class WorkerServices(PromptStack):
             [
                 Step("liveness", self.liveness.run_once),
                 Step("messages", self.outbox.publish),
-                Step("cleanup", self.cleanup.run_once),
+                Step("cleanup", self.cleanup.run_once, rounds=10),
                 Step("runs", maintain_runs),
             ]
         )

@@ -65,7 +65,7 @@ class WorkerProcess:
         self._periodic = [
             Periodic("heartbeat", services.heartbeat.beat, settings.heartbeat_seconds),
             *(
-                Periodic(step.name, step.run, settings.reconcile_seconds)
+                Periodic(step.name, step.run, settings.reconcile_seconds * step.rounds)
                 for step in services.reconciler.steps
             ),
             views,

@@ -1,5 +1,6 @@
 """Runs the steps that put right what lost messages, brokers and workers left behind."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,14 +13,16 @@ class Step:
 
     name: str
     run: Callable[[], object]
+    rounds: int = 1
+    """It is run in one of so many rounds: nobody waits for it."""
 
 
 class Reconciler:
     """Steps that know nothing of each other.
 
-    Every worker runs each of them once a second, in a thread of its own: a slow one delays no
-    other. A lock in the ledger lets one worker at a time do what two could do twice or what takes
-    long; the other statements change only what is still as they found it.
+    Every worker runs each of them in a thread of its own, most of them once a second: a slow one
+    delays no other. A lock in the ledger lets one worker at a time do what two could do twice or
+    what takes long; the other statements change only what is still as they found it.
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
@@ -33,6 +36,8 @@ class Reconciler:
         return {step.name: step.run() for step in self.steps}
 
 
+STEP_SECONDS = 2.0
+"""After this long no other batch is deleted: the next round goes on."""
 STATEMENT_SECONDS = 10.0
 """Longest wait for one statement: while it hangs, nobody else may do this work."""
 FORGET_WORKERS_SECONDS = 3_600.0
@@ -41,14 +46,28 @@ FORGET_WORKERS_SECONDS = 3_600.0
 class Cleanup:
     """Forgets workers that died, reservations that nobody holds, and jobs and calls of long ago."""
 
-    def __init__(self, ledger: Ledger, *, jobs_seconds: float, attempts_seconds: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        jobs_seconds: float,
+        attempts_seconds: float,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Take how long ended jobs and the attempts of deleted ones are kept; 0 is for ever."""
+        self._timer = timer
         self._ledger = ledger
         self._jobs_seconds = jobs_seconds
         self._attempts_seconds = attempts_seconds
 
     def run_once(self) -> None:
-        """Delete a batch of each."""
+        """Delete what is there, in batches."""
+        began = self._timer()
+        while self._delete_batch() and self._timer() - began < STEP_SECONDS:
+            pass
+
+    def _delete_batch(self) -> bool:
+        """Delete a batch of each. Returns whether there may be more."""
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
             signs = unit.signs.of_cleanup(
@@ -56,8 +75,7 @@ class Cleanup:
             )
         if signs.forgotten:
             self._forget()
-        if signs.old:
-            self._prune()
+        return signs.old and self._prune()
 
     def _forget(self) -> None:
         with self._ledger.transaction() as unit:
@@ -66,12 +84,14 @@ class Cleanup:
                 unit.maintenance.lose_calls(unit.workers.forget_dead(FORGET_WORKERS_SECONDS))
                 unit.reservations.forget_idle()
 
-    def _prune(self) -> None:
+    def _prune(self) -> bool:
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
             if not unit.try_lock("prune"):
-                return
+                return False
+            pruned = 0
             if self._jobs_seconds:
-                unit.maintenance.prune_jobs(self._jobs_seconds)
+                pruned += unit.maintenance.prune_jobs(self._jobs_seconds)
             if self._attempts_seconds:
-                unit.maintenance.prune_attempts(self._attempts_seconds)
+                pruned += unit.maintenance.prune_attempts(self._attempts_seconds)
+        return pruned > 0

@@ -102,6 +102,29 @@ def test_what_ended_long_ago_goes_and_frees_its_key(stack: WorkerServices) -> No
     assert again.id != old.id
 
 
+def test_more_than_one_batch_goes_in_a_round_until_its_time_is_over(stack: WorkerServices) -> None:
+    """Jobs may end faster than one batch a round."""
+    fill = """
+        INSERT INTO jobs (id, kind, state, provider, model, request, request_hash, max_retries,
+                          expires_at, finished_at)
+        SELECT gen_random_uuid(), 'generation', 'succeeded', 'demo', 'demo', '{}', '', 3, now(),
+               now() - interval '2 days'
+        FROM generate_series(1, 2200)
+    """
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text(fill))
+
+    def left_after(*times: float) -> int:
+        timer = iter(times).__next__
+        days = {"jobs_seconds": 86_400.0, "attempts_seconds": 86_400.0}
+        Cleanup(stack.ledger, **days, timer=timer).run_once()
+        with stack.ledger.transaction() as unit:
+            return int(unit.session.scalar(text("SELECT count(*) FROM jobs")) or 0)
+
+    assert left_after(0.0, 1.0, 60.0) == 1_200
+    assert left_after(*[0.0] * 10) == 0
+
+
 def test_nothing_goes_where_retention_is_zero(stack: WorkerServices) -> None:
     old = end(stack, "cancel")
     with stack.ledger.transaction() as unit:
