@@ -6,13 +6,13 @@ run only where a sign is seen. They look again, so a sign may say too much and n
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import text
-from sqlalchemy.orm import Session
+from sqlalchemy.pool import PoolProxiedConnection
 
 from promptstack.config.names import RATE_LIMIT_WAIT, Queue
 from promptstack.repositories.jobs.outbox import FRESH_SECONDS
+from promptstack.repositories.limited_statement import SECONDS, limited
 
 
 class LivenessSigns(NamedTuple):
@@ -62,49 +62,56 @@ class RunSigns(NamedTuple):
 
 
 class SignsRepository:
-    """Looks for what needs to be done. It changes nothing."""
+    """Looks for what needs to be done, each time by one statement. It changes nothing."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, connection: PoolProxiedConnection) -> None:
+        self._connection = connection
 
-    def of_liveness(self, lost_seconds: float) -> LivenessSigns:
+    def of_liveness(self, lost_seconds: float, *, within: float = SECONDS) -> LivenessSigns:
         """Look for jobs to free, of workers silent for `lost_seconds`, and to end."""
-        row = self._session.execute(_LIVENESS, {"lost": lost_seconds}).one()
-        return LivenessSigns(*row)
+        return LivenessSigns(*self._look(within, _LIVENESS, lost=lost_seconds))
 
-    def of_messages(self, epoch: str, patience: float) -> MessageSigns:
+    def of_messages(self, epoch: str, patience: float, *, within: float = SECONDS) -> MessageSigns:
         """Look for what `OutboxRepository.take_unpublished` takes, but for the broker's part."""
-        given = {
-            "epoch": epoch,
-            "patience": patience,
-            "fresh": FRESH_SECONDS,
-            "limited": RATE_LIMIT_WAIT,
-            "queues": list(Queue),
-        }
-        return MessageSigns(*self._session.execute(_MESSAGES, given).one())
+        given = {"epoch": epoch, "patience": patience, "fresh": FRESH_SECONDS}
+        row = self._look(within, _MESSAGES, **given, limited=RATE_LIMIT_WAIT, queues=_QUEUES)
+        return MessageSigns(*row)
 
-    def of_cleanup(self, workers: float, jobs: float, attempts: float) -> CleanupSigns:
+    def of_cleanup(
+        self, workers: float, jobs: float, attempts: float, *, within: float = SECONDS
+    ) -> CleanupSigns:
         """Look for what is that old, in seconds; 0 for jobs and attempts is never."""
-        given = {"workers": workers, "jobs": jobs, "attempts": attempts}
-        return CleanupSigns(*self._session.execute(_CLEANUP, given).one())
+        row = self._look(within, _CLEANUP, workers=workers, jobs=jobs, attempts=attempts)
+        return CleanupSigns(*row)
 
     def of_runs(
-        self, ending_codes: Sequence[str], silence: float = 0.0, old: float = 0.0
+        self,
+        ending_codes: Sequence[str],
+        silence: float = 0.0,
+        old: float = 0.0,
+        *,
+        within: float = SECONDS,
     ) -> RunSigns:
         """Look for runs to tend; `ending_codes` are errors of a shard that end its run.
 
         Runs are abandoned after `silence` and old after `old` seconds; 0 is never.
         """
-        given = {"codes": list(ending_codes), "silence": silence, "old": old}
-        return RunSigns(*self._session.execute(_RUNS, given).one())
+        row = self._look(within, _RUNS, codes=list(ending_codes), silence=silence, old=old)
+        return RunSigns(*row)
 
+    def _look(self, within: float, query: str, **given: Any) -> tuple[Any, ...]:
+        """Run a query of one row; PostgreSQL ends it after `within` seconds."""
+        [row] = limited(self._connection, within, query, given)
+        return row
+
+
+_QUEUES = [str(queue) for queue in Queue]
 
 # What is asked for is the first of an index each time: without an order, PostgreSQL may think that
 # it comes across one soon in the whole table, and read all of it.
 
 # One look for each worker that runs jobs, and not for each job.
-_LIVENESS = text(
-    """
+_LIVENESS = """
     WITH RECURSIVE holders AS (
         (SELECT worker_id FROM jobs WHERE state = 'running' ORDER BY worker_id LIMIT 1)
         UNION ALL
@@ -121,26 +128,24 @@ _LIVENESS = text(
         EXISTS (
             SELECT FROM holders WHERE worker_id IS NOT NULL AND NOT EXISTS (
                 SELECT FROM workers
-                WHERE id = worker_id AND heartbeat_at > now() - make_interval(secs => :lost)
+                WHERE id = worker_id AND heartbeat_at > now() - make_interval(secs => %(lost)s)
             )
         )
         OR EXISTS (SELECT FROM jobs WHERE state = 'running' AND worker_id IS NULL)
-    """
-)
+"""
 
-_MESSAGES = text(
-    """
+_MESSAGES = """
     WITH sent AS (
         SELECT
             queue,
-            oldest < now() - make_interval(secs => :patience) AS is_old,
+            oldest < now() - make_interval(secs => %(patience)s) AS is_old,
             oldest < (
                 SELECT max(rung_at) FROM jobs
                 WHERE state <> 'queued' AND rung_at IS NOT NULL AND jobs.queue = queues.queue
-            ) - make_interval(secs => :patience) AS is_passed
-        FROM unnest(CAST(:queues AS text[])) AS queues (queue), LATERAL (
+            ) - make_interval(secs => %(patience)s) AS is_passed
+        FROM unnest(CAST(%(queues)s AS text[])) AS queues (queue), LATERAL (
             SELECT min(rung_at) AS oldest FROM jobs
-            WHERE state = 'queued' AND rung_epoch = :epoch AND jobs.queue = queues.queue
+            WHERE state = 'queued' AND rung_epoch = %(epoch)s AND jobs.queue = queues.queue
         ) AS first
         WHERE oldest IS NOT NULL
     ),
@@ -149,13 +154,13 @@ _MESSAGES = text(
     )
     SELECT
         first IS NOT NULL,
-        (SELECT min(provider) FROM jobs WHERE state = 'queued' AND error_code = :limited)
+        (SELECT min(provider) FROM jobs WHERE state = 'queued' AND error_code = %(limited)s)
             IS NOT NULL,
-        coalesce(first <> :epoch OR last <> :epoch, false)
+        coalesce(first <> %(epoch)s OR last <> %(epoch)s, false)
         OR EXISTS (SELECT FROM sent WHERE is_passed)
         OR (
             SELECT id FROM jobs WHERE state = 'queued' AND rung_at IS NULL AND not_before IS NULL
-            AND (created_at < now() - make_interval(secs => :fresh) OR attempt > 0)
+            AND (created_at < now() - make_interval(secs => %(fresh)s) OR attempt > 0)
             ORDER BY not_before LIMIT 1
         ) IS NOT NULL
         OR coalesce(
@@ -164,12 +169,10 @@ _MESSAGES = text(
         ),
         ARRAY(SELECT queue FROM sent WHERE is_old)
     FROM epochs
-    """
-)
+"""
 
 # One look for each job that has reservations. Those of its former attempts go when it ends.
-_CLEANUP = text(
-    """
+_CLEANUP = """
     WITH RECURSIVE holders AS (
         (SELECT job_id FROM reservations ORDER BY job_id LIMIT 1)
         UNION ALL
@@ -180,26 +183,26 @@ _CLEANUP = text(
         FROM holders WHERE holders.job_id IS NOT NULL
     )
     SELECT
-        EXISTS (SELECT FROM workers WHERE heartbeat_at <= now() - make_interval(secs => :workers))
+        EXISTS (
+            SELECT FROM workers WHERE heartbeat_at <= now() - make_interval(secs => %(workers)s)
+        )
         OR EXISTS (
             SELECT FROM holders WHERE job_id IS NOT NULL
             AND NOT EXISTS (SELECT FROM jobs WHERE id = job_id AND state = 'running')
         ),
         coalesce(
-            :jobs > 0 AND (SELECT min(finished_at) FROM jobs WHERE finished_at IS NOT NULL)
-                < now() - make_interval(secs => :jobs),
+            %(jobs)s > 0 AND (SELECT min(finished_at) FROM jobs WHERE finished_at IS NOT NULL)
+                < now() - make_interval(secs => %(jobs)s),
             false
         )
         OR coalesce(
-            :attempts > 0 AND (SELECT min(started_at) FROM attempts WHERE job_id IS NULL)
-                < now() - make_interval(secs => :attempts),
+            %(attempts)s > 0 AND (SELECT min(started_at) FROM attempts WHERE job_id IS NULL)
+                < now() - make_interval(secs => %(attempts)s),
             false
         )
-    """
-)
+"""
 
-_RUNS = text(
-    """
+_RUNS = """
     WITH open AS (SELECT * FROM runs WHERE finished_at IS NULL),
     running AS (SELECT * FROM open WHERE state = 'running')
     SELECT
@@ -207,9 +210,9 @@ _RUNS = text(
             SELECT FROM open WHERE expires_at <= now()
             AND (state = 'preparing' OR (state = 'running' AND succeeded + failed < total))
         ),
-        :silence > 0 AND EXISTS (
+        %(silence)s > 0 AND EXISTS (
             SELECT FROM open
-            WHERE state = 'preparing' AND touched_at < now() - make_interval(secs => :silence)
+            WHERE state = 'preparing' AND touched_at < now() - make_interval(secs => %(silence)s)
         ),
         EXISTS (
             SELECT FROM jobs JOIN runs ON runs.id = run_id
@@ -220,7 +223,7 @@ _RUNS = text(
             SELECT FROM running JOIN jobs ON jobs.run_id = running.id
             WHERE jobs.kind = 'shard' AND jobs.state = 'failed'
             AND jobs.created_at >= running.started_at
-            AND jobs.error_code = ANY(CAST(:codes AS text[]))
+            AND jobs.error_code = ANY(CAST(%(codes)s AS text[]))
         ),
         EXISTS (SELECT FROM running WHERE next_position <= last_position),
         EXISTS (
@@ -235,20 +238,19 @@ _RUNS = text(
                 AND jobs.finished_at IS NULL AND jobs.kind = 'finalization'
             )
         ),
-        :old > 0 AND (
+        %(old)s > 0 AND (
             EXISTS (SELECT FROM pruned_runs)
             OR coalesce(
                 (SELECT min(finished_at) FROM runs WHERE finished_at IS NOT NULL)
-                    < now() - make_interval(secs => :old),
+                    < now() - make_interval(secs => %(old)s),
                 false
             )
             OR coalesce(
                 (SELECT min(used_at) FROM answers) + interval '1 day' < least(
-                    now() - make_interval(secs => :old),
+                    now() - make_interval(secs => %(old)s),
                     (SELECT created_at FROM runs ORDER BY id LIMIT 1)
                 ),
                 false
             )
         )
-    """
-)
+"""

@@ -15,6 +15,7 @@ from promptstack.repositories.content.embeddings import EmbeddingRepository
 from promptstack.repositories.content.passages import PassageRepository
 from promptstack.repositories.content.reservations import ReservationRepository
 from promptstack.repositories.jobs.attempts import AttemptRepository
+from promptstack.repositories.jobs.heartbeats import HeartbeatRepository
 from promptstack.repositories.jobs.jobs import JobRepository
 from promptstack.repositories.jobs.maintenance import MaintenanceRepository
 from promptstack.repositories.jobs.new_jobs import NewJobRepository
@@ -49,6 +50,8 @@ class SingleStatement:
 
     def __init__(self, connection: PoolProxiedConnection) -> None:
         self.new_jobs = NewJobRepository(connection)
+        self.signs = SignsRepository(connection)
+        self.heartbeats = HeartbeatRepository(connection)
 
 
 class UnitOfWork:
@@ -74,7 +77,6 @@ class UnitOfWork:
     maintenance = _lazy(MaintenanceRepository)
     reservations = _lazy(ReservationRepository)
     workers = _lazy(WorkerRepository)
-    signs = _lazy(SignsRepository)
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -84,6 +86,11 @@ class UnitOfWork:
         """New jobs. It goes past the session, whose changes are sent first."""
         self.session.flush()
         return NewJobRepository(self.session.connection().connection)
+
+    @property
+    def heartbeats(self) -> HeartbeatRepository:
+        """Heartbeats, in this transaction."""
+        return HeartbeatRepository(self.session.connection().connection)
 
     def now(self) -> datetime:
         """The database's clock."""

@@ -16,7 +16,6 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
-    text,
     update,
 )
 from sqlalchemy.orm import Session, defer
@@ -48,13 +47,6 @@ EXPIRED: dict[str, Any] = {
     "error_code": "EXPIRED",
     "error": "The job's deadline passed before it was done.",
 }
-
-
-# Built once: each worker asks it every second.
-_RUNNING_OF = text(
-    "SELECT CAST(id AS text), attempt FROM jobs "
-    "WHERE worker_id = CAST(:worker AS uuid) AND state = 'running'"
-)
 
 
 class JobRepository(BaseRepository[Job]):
@@ -131,11 +123,6 @@ class JobRepository(BaseRepository[Job]):
         """Those of these jobs that have not ended."""
         query = select(Job.id).where(Job.id.in_(job_ids), Job.finished_at.is_(None))
         return set(self._session.scalars(query))
-
-    def running_of(self, worker_id: UUID) -> dict[UUID, int]:
-        """The jobs that the ledger says this worker runs, each with its attempt."""
-        rows = self._session.execute(_RUNNING_OF, {"worker": str(worker_id)})
-        return {UUID(job_id): attempt for job_id, attempt in rows}
 
     def count_open(self) -> dict[str, int]:
         """How many jobs are queued and running."""

@@ -10,11 +10,6 @@ from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.models import Worker
 
 # Built once: each worker runs them every second.
-_BEAT = text(
-    "INSERT INTO workers (id, hostname, pid, providers) "
-    "VALUES (CAST(:id AS uuid), :hostname, :pid, CAST(:providers AS text[])) "
-    "ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp()"
-)
 _COUNT_ALIVE = text(
     "SELECT count(*) FROM workers WHERE heartbeat_at > now() - make_interval(secs => :timeout)"
 )
@@ -24,14 +19,6 @@ class WorkerRepository(BaseRepository[Worker]):
     """One row a worker process."""
 
     model = Worker
-
-    def beat(
-        self, worker_id: UUID, hostname: str, pid: int, *, providers: Sequence[str] | None = None
-    ) -> None:
-        """Say that this worker is alive, also when its row was swept away meanwhile."""
-        known = None if providers is None else list(providers)
-        given = {"id": str(worker_id), "hostname": hostname, "pid": pid, "providers": known}
-        self._session.execute(_BEAT, given)
 
     def refresh(self, worker_id: UUID) -> None:
         """Say that this worker is alive, if it is known."""

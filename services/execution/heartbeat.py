@@ -47,20 +47,25 @@ class Heartbeat:
         """Record a heartbeat and look after the jobs. Raises `TransientLedgerError`."""
         now = self._clock()
         claimed = self._active_jobs.claimed()
-        with self._ledger.transaction() as unit:
-            unit.limit_statements(STATEMENT_SECONDS)
-            unit.workers.beat(
-                self._worker_id, socket.gethostname(), os.getpid(), providers=self._providers
+        with self._ledger.statement() as statement:
+            self._live_workers = statement.heartbeats.beat(
+                self._worker_id,
+                socket.gethostname(),
+                os.getpid(),
+                providers=self._providers,
+                lost_seconds=self._lost_seconds,
+                within=STATEMENT_SECONDS,
             )
-            self._live_workers = unit.workers.count_alive(self._lost_seconds)
         self._beat_at = now
         # In a transaction of its own: a locked table of jobs must not stop the heartbeat.
-        with self._ledger.transaction() as unit:
-            unit.limit_statements(STATEMENT_SECONDS)
-            recorded = unit.jobs.running_of(self._worker_id)
-            # The ledger says that we run it, and we don't: it was away when the job ended.
-            for job_id, attempt in self._active_jobs.not_held(recorded):
-                unit.steps.release(job_id, attempt)
+        with self._ledger.statement() as statement:
+            recorded = statement.heartbeats.running_of(self._worker_id, within=STATEMENT_SECONDS)
+        # The ledger says that we run it, and we don't: it was away when the job ended.
+        if not_held := self._active_jobs.not_held(recorded):
+            with self._ledger.transaction() as unit:
+                unit.limit_statements(STATEMENT_SECONDS)
+                for job_id, attempt in not_held:
+                    unit.steps.release(job_id, attempt)
         for job_id in self._active_jobs.cancel_lost(claimed, recorded):
             logger.info("job %s was taken from this worker; its call is closed", job_id)
 

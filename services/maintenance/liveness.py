@@ -107,9 +107,8 @@ class Liveness:
         """
         at, timeout = self._watch()
         # In a transaction of its own: a locked table of jobs must not stop the watch.
-        with self._ledger.transaction() as unit:
-            unit.limit_statements(STATEMENT_SECONDS, idle=self._idle_seconds)
-            signs = unit.signs.of_liveness(self._worker_lost_seconds)
+        with self._ledger.statement() as statement:
+            signs = statement.signs.of_liveness(self._worker_lost_seconds, within=STATEMENT_SECONDS)
         if signs.orphaned and timeout is not None:
             for job in self._in_batches(lambda unit: self._free(unit, at, timeout)):
                 logger.warning("job %s was freed: its worker died", job.id)

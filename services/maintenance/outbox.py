@@ -72,9 +72,8 @@ class Outbox:
     def _publish_due(self) -> int:
         began = self._timer()
         epoch = self._publisher.epoch()
-        with self._ledger.transaction() as unit:
-            unit.limit_statements(STATEMENT_SECONDS)
-            signs = unit.signs.of_messages(epoch, PATIENCE_SECONDS)
+        with self._ledger.statement() as statement:
+            signs = statement.signs.of_messages(epoch, PATIENCE_SECONDS, within=STATEMENT_SECONDS)
         called_back = self._rate_limited.call_back() if signs.rate_limited else 0
         uptime = self._publisher.uptime() if signs.sent else None
         is_restarted = uptime is not None and uptime <= RESTARTED_SECONDS

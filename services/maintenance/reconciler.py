@@ -68,10 +68,12 @@ class Cleanup:
 
     def _delete_batch(self) -> bool:
         """Delete a batch of each. Returns whether there may be more."""
-        with self._ledger.transaction() as unit:
-            unit.limit_statements(STATEMENT_SECONDS)
-            signs = unit.signs.of_cleanup(
-                FORGET_WORKERS_SECONDS, self._jobs_seconds, self._attempts_seconds
+        with self._ledger.statement() as statement:
+            signs = statement.signs.of_cleanup(
+                FORGET_WORKERS_SECONDS,
+                self._jobs_seconds,
+                self._attempts_seconds,
+                within=STATEMENT_SECONDS,
             )
         if signs.forgotten:
             self._forget()

@@ -41,8 +41,8 @@ class RunLifecycle:
 
         Raises `TransientLedgerError`. A broker that is away is waited for.
         """
-        with self._ledger.transaction() as unit:
-            signs = unit.signs.of_runs(sorted(run_ending_codes()))
+        with self._ledger.statement() as statement:
+            signs = statement.signs.of_runs(sorted(run_ending_codes()))
         self.tend(signs)
 
     def tend(self, signs: RunSigns) -> None:

@@ -22,8 +22,10 @@ class RunMaintenance:
 
         Raises `TransientLedgerError`. With a `retention` of 0 seconds, nothing is deleted.
         """
-        with self._ledger.transaction() as unit:
-            signs = unit.signs.of_runs(sorted(run_ending_codes()), ABANDONED_SECONDS, retention)
+        with self._ledger.statement() as statement:
+            signs = statement.signs.of_runs(
+                sorted(run_ending_codes()), ABANDONED_SECONDS, retention
+            )
         if signs.overdue or signs.abandoned or signs.half_ended:
             self._end_left()
         self._lifecycle.tend(signs)

@@ -527,7 +527,7 @@ def test_health_is_quick_when_servers_hang(settings: Settings) -> None:
 
 def test_health_needs_no_key_and_counts_workers(stack: WorkerServices) -> None:
     with stack.ledger.transaction() as unit:
-        unit.workers.beat(stack.worker_id, "here", 1)
+        unit.heartbeats.beat(stack.worker_id, "here", 1)
     with TestClient(create_app(stack)) as client:
         response = client.get("/healthz")
     assert response.status_code == 200

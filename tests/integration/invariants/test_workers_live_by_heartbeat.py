@@ -48,7 +48,7 @@ def test_a_heartbeat_timeout_frees_the_jobs_of_the_dead_worker_and_no_others(
     reconciler = reconciler_of(stack, Clock())
     dead, gone = uuid4(), uuid4()
     with stack.ledger.transaction() as unit:
-        unit.workers.beat(dead, "host", 1)
+        unit.heartbeats.beat(dead, "host", 1)
     jobs = {worker: generate(stack) for worker in (stack.worker_id, dead, gone)}
     for worker, job in jobs.items():
         claimed(stack, job, worker)
@@ -117,10 +117,10 @@ def test_no_worker_counts_as_dead_for_a_time_in_which_the_ledger_hung_within_a_r
     job = generate(stack)
     claimed(stack, job)
 
-    def hang(self: SignsRepository, lost_seconds: float) -> LivenessSigns:
+    def hang(self: SignsRepository, lost_seconds: float, *, within: float) -> LivenessSigns:
         clock.move(20.0)
         sql(stack, "UPDATE workers SET heartbeat_at = now() - interval '20 s'")
-        signs = real(self, lost_seconds)
+        signs = real(self, lost_seconds, within=within)
         assert signs.orphaned
         return signs
 

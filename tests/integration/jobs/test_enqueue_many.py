@@ -121,7 +121,7 @@ def test_a_list_asks_once_what_its_user_prefers_and_whether_a_worker_has_the_key
 ) -> None:
     with stack.ledger.transaction() as unit:
         user = unit.users.create(email="ada@example.org", preferred_provider="openai").id
-        unit.workers.beat(uuid4(), hostname="host", pid=1, providers=["openai"])
+        unit.heartbeats.beat(uuid4(), "host", 1, providers=["openai"])
     commits: list[object] = []
     event.listen(stack.ledger.engine, "commit", commits.append)
     assert not stack.factory.is_set_up("openai")

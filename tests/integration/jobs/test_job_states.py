@@ -200,7 +200,7 @@ class JobStates(RuleBasedStateMachine):
     @rule(worker=workers)
     def beat(self, worker: int) -> None:
         with self.ledger.transaction() as unit:
-            unit.workers.beat(self.workers[worker], "host", worker)
+            unit.heartbeats.beat(self.workers[worker], "host", worker)
         self.silent.discard(self.workers[worker])
 
     @precondition(lambda self: self.models[0].state is JobState.RUNNING)

@@ -287,7 +287,7 @@ def test_a_dead_workers_call_for_a_cancelled_job_does_not_stay_in_flight(
 ) -> None:
     worker, job = uuid4(), stack.jobs.enqueue_generation("x")
     with stack.ledger.transaction() as unit:
-        unit.workers.beat(worker, "host", 1)
+        unit.heartbeats.beat(worker, "host", 1)
         claim = unit.steps.claim(job.id, worker)
         assert claim is not None
         unit.attempts.begin([BeginStep(claim, NewCall(0, "demo", "demo-1"))])

@@ -33,7 +33,7 @@ def says(stack: WorkerServices, providers: list[str] | None) -> UUID:
     """A worker that is alive, and says that it can ask these."""
     worker_id = uuid4()
     with stack.ledger.transaction() as unit:
-        unit.workers.beat(worker_id, "host", 1, providers=providers)
+        unit.heartbeats.beat(worker_id, "host", 1, providers=providers)
     return worker_id
 
 
@@ -64,7 +64,7 @@ def test_who_hands_work_in_needs_no_key(
         says(stack, providers)
     with stack.ledger.transaction() as unit:
         dead = uuid4()
-        unit.workers.beat(dead, "host", 1, providers=[])
+        unit.heartbeats.beat(dead, "host", 1, providers=[])
         unit.session.execute(
             text("UPDATE workers SET heartbeat_at = now() - interval '1 hour' WHERE id = :id"),
             {"id": dead},

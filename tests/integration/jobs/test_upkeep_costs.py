@@ -3,16 +3,20 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 from sqlalchemy import Engine, event
 
+from promptstack.repositories import signs
+from promptstack.repositories.jobs import heartbeats
 from promptstack.repositories.jobs.outbox import RESTARTED_SECONDS
+from promptstack.repositories.limited_statement import limited
 from promptstack.services.maintenance.outbox import PATIENCE_SECONDS
 from promptstack.tasks.worker_services import WorkerServices
 from tests.jobs import claimed, sql
 
-MOST_STATEMENTS = 17
+MOST_STATEMENTS = 11
 """Of a heartbeat and of all steps together, limits and locks included."""
 
 
@@ -41,10 +45,15 @@ def counted(*engines: Engine) -> Iterator[list[Statement]]:
     def record(_c: object, _cursor: object, statement: str, given: Any, *_: object) -> None:
         seen.append(Statement(statement, given))
 
+    def look(connection: Any, seconds: float, query: str, given: Any) -> Any:
+        seen.append(Statement(query, given))
+        return limited(connection, seconds, query, given)
+
     for engine in engines:
         event.listen(engine, "before_cursor_execute", record)
     try:
-        yield seen
+        with patch.object(signs, "limited", look), patch.object(heartbeats, "limited", look):
+            yield seen
     finally:
         for engine in engines:
             event.remove(engine, "before_cursor_execute", record)
@@ -90,27 +99,26 @@ def test_there_are_no_signs_where_nothing_is_to_be_done(stack: WorkerServices) -
     claimed(stack, stack.jobs.enqueue_generation("x"))
     stack.jobs.enqueue_generation("x")
     epoch = stack.publisher.epoch()
-    with stack.ledger.transaction() as unit:
-        assert not any(unit.signs.of_liveness(12.0))
-        assert unit.signs.of_messages(epoch, 10.0) == (True, False, False, [])
-        assert not any(unit.signs.of_cleanup(3_600.0, 86_400.0, 86_400.0))
-        assert not any(unit.signs.of_runs(["QUOTA_EXHAUSTED"], 3_600.0, 86_400.0))
+    with stack.ledger.statement() as statement:
+        look = statement.signs
+        assert not any(look.of_liveness(12.0))
+        assert look.of_messages(epoch, 10.0) == (True, False, False, [])
+        assert not any(look.of_cleanup(3_600.0, 86_400.0, 86_400.0))
+        assert not any(look.of_runs(["QUOTA_EXHAUSTED"], 3_600.0, 86_400.0))
 
 
 def test_signs_are_looked_for_without_reading_the_backlog(stack: WorkerServices) -> None:
     epoch = stack.publisher.epoch()
     sql(stack, BACKLOG, epoch=epoch)
     sql(stack, "ANALYZE jobs")
-    with stack.ledger.transaction() as unit, counted(stack.ledger.engine) as seen:
-        unit.signs.of_liveness(12.0)
-        unit.signs.of_messages(epoch, 10.0)
-        unit.signs.of_cleanup(3_600.0, 86_400.0, 86_400.0)
-        unit.signs.of_runs(["QUOTA_EXHAUSTED"], 3_600.0, 86_400.0)
+    with stack.ledger.statement() as statement, counted() as seen:
+        statement.signs.of_liveness(12.0)
+        statement.signs.of_messages(epoch, 10.0)
+        statement.signs.of_cleanup(3_600.0, 86_400.0, 86_400.0)
+        statement.signs.of_runs(["QUOTA_EXHAUSTED"], 3_600.0, 86_400.0)
     assert len(seen) == 4
     with stack.ledger.transaction() as unit:
         explain = unit.session.connection().exec_driver_sql
-        for statement in seen:
-            plan = "\n".join(
-                row[0] for row in explain(f"EXPLAIN {statement.text}", statement.given)
-            )
+        for each in seen:
+            plan = "\n".join(row[0] for row in explain(f"EXPLAIN {each.text}", each.given))
             assert "Seq Scan on jobs" not in plan, plan

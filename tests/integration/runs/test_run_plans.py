@@ -51,10 +51,6 @@ QUESTIONS: dict[str, Callable[[UnitOfWork, Run], object]] = {
     "half ended": lambda unit, run: unit.run_maintenance.find_half_ended(),
     "loads vectors": lambda unit, run: unit.scheduling.loads_vectors("local", "any", but=run.id),
     "old runs": lambda unit, run: unit.run_maintenance.prune(10 * WEEK),
-    "signs of runs": lambda unit, run: unit.signs.of_runs(["QUOTA_EXHAUSTED"], 60.0, 10 * WEEK),
-    "signs of liveness": lambda unit, run: unit.signs.of_liveness(60.0),
-    "signs of messages": lambda unit, run: unit.signs.of_messages("epoch", 60.0),
-    "signs of cleanup": lambda unit, run: unit.signs.of_cleanup(60.0, 10 * WEEK, 10 * WEEK),
     "old answers": lambda unit, run: unit.answers.prune(10 * WEEK),
 }
 WHOLE = ("Seq Scan on runs", "Seq Scan on jobs", "Seq Scan on answers", "using jobs_of_run ")
