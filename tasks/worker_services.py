@@ -99,7 +99,8 @@ class WorkerServices(PromptStack):
             JobKind.EMBEDDING: Handler(self.document_embedder.embed),
             # A shard that is done makes room for the next one.
             JobKind.SHARD: Handler(
-                self.job_threads.run(self.run_work.run_shard), after=self.run_lifecycle.wake
+                self.job_threads.run(self.run_work.run_shard),
+                after=self.job_threads.call(self.run_lifecycle.wake),
             ),
             JobKind.FINALIZATION: Handler(self.job_threads.run(self.run_work.finalize)),
         }

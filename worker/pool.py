@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 LATE_SECONDS = 0.5
 """After this, Celery's thread is taken to wait for a broker."""
-RUNTIME: ContextVar[float] = ContextVar("runtime")
-"""How long the task took whose end is told now, in seconds."""
+RUNTIME: ContextVar[float | None] = ContextVar("runtime", default=None)
+"""How long the task took whose end is told now, in seconds; None if it is one of Celery's own."""
 
 
 @dataclass(eq=False)
@@ -169,10 +169,11 @@ class CoroutinePool(BasePool):
                 # Its job has ended in the ledger; the other jobs must not suffer.
                 logger.exception("what became of task %s is not shown", message.args[1])
             self._running.discard(message)
+            RUNTIME.set(None)
 
 
 def _tell_runtime(record: logging.LogRecord) -> bool:
     """Log how long a task took: Celery has only seen how long it took to tell its end."""
     if isinstance(record.args, dict) and "runtime" in record.args:
-        record.args["runtime"] = RUNTIME.get()
+        record.args["runtime"] = RUNTIME.get() or record.args["runtime"]
     return True

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from celery.exceptions import SecurityWarning
@@ -142,24 +143,23 @@ class WorkerProcess:
         self._services.loop.run(self._services.limiter.renew())
 
     def _shutting_down(self, how: str, **_: Any) -> None:
-        if self._is_stopping or how == "Cold":
+        is_urgent = self._is_stopping or how == "Cold"
+        if is_urgent:
             logger.info("told to stop at once: running calls are handed back now")
-            self._services.active_jobs.let_none_begin()
-            # In a thread: a signal's handler may have interrupted a thread that holds locks.
-            threading.Thread(target=self._services.active_jobs.stop, daemon=True).start()
-            return
-        self._is_stopping = True
         self._services.active_jobs.let_none_begin()
-        hung_seconds = self._grace_seconds + STOP_PATIENCE_SECONDS + CLOSING_SECONDS
-        steps = (
-            (self._grace_seconds, self._services.active_jobs.stop),
-            (hung_seconds, _leave_at_once),
-        )
-        for seconds, action in steps:
-            # The last timer also covers the closing of connections, which may hang.
-            timer = threading.Timer(seconds, action)
-            timer.daemon = True
-            timer.start()
+        grace_seconds = 0.0 if is_urgent else self._grace_seconds
+        # In a thread, also at once: a signal's handler may have interrupted one that holds locks.
+        _do_later(grace_seconds, self._services.active_jobs.stop)
+        if not self._is_stopping:
+            # This also covers the closing of connections, which may hang.
+            _do_later(grace_seconds + STOP_PATIENCE_SECONDS + CLOSING_SECONDS, _leave_at_once)
+        self._is_stopping = True
+
+
+def _do_later(seconds: float, action: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, action)
+    timer.daemon = True
+    timer.start()
 
 
 def _leave_at_once() -> None:

@@ -54,12 +54,16 @@ Result = CallOutcome[LLMResponse] | Mapping[str, object] | None
 stored the result itself, together with other rows."""
 
 
+async def _nothing() -> None:
+    """Do nothing."""
+
+
 @dataclass(frozen=True)
 class Handler:
     """Does the jobs of one kind."""
 
     do: Callable[[JobContext], Awaitable[Result]]
-    after: Callable[[], None] = lambda: None
+    after: Callable[[], Awaitable[None]] = _nothing
     """Called when such a job has left this worker."""
 
 
@@ -111,7 +115,7 @@ class Executor:
             except TransientLedgerError as error:
                 return JobOutcome(JobState.QUEUED, error=f"{error.code}: {error}")
         if outcome.state is not None:
-            handler.after()
+            await handler.after()
         return outcome
 
     def hand_back_all(self) -> None:

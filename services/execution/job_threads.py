@@ -30,6 +30,14 @@ class JobThreads:
 
         return handle_in_thread
 
+    def call(self, action: Callable[[], None]) -> Callable[[], Awaitable[None]]:
+        """Make a blocking action one for the event loop."""
+
+        async def call_in_thread() -> None:
+            await asyncio.get_running_loop().run_in_executor(self._threads, action)
+
+        return call_in_thread
+
     def close(self) -> None:
         """End the threads, once their jobs have ended."""
         self._threads.shutdown()

@@ -60,8 +60,8 @@ class SDKService(RemoteService[Client]):
         return ""
 
     def _keep_head(self, form: tuple[str, str], answer: httpx2.Response) -> None:
-        if answer.history:
-            return  # it came from another place
+        if answer.history or "Idempotency-Key" in answer.request.headers:
+            return  # it came from another place, or its head belongs to this one request
         if len(self._heads) >= MOST_HEADS:
             self._heads.clear()
         self._heads[form] = SignedHead.of(answer.request), self._clock() + SIGN_AGAIN_SECONDS

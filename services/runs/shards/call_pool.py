@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import count
@@ -125,7 +126,13 @@ class CallPool:
 
     def request_permits(self, calls: Iterable[Call]) -> None:
         """Ask the limiter for calls: each becomes `CallPermitted` or `CallRefused`."""
-        self._start([self._enter(call) for call in calls])
+        asked = list(calls)
+        for call in asked:
+            # In this thread: a provider's own tokenizer takes up to a fifth of a second. What is
+            # raised is raised again below, and tells why the call is refused.
+            with suppress(Exception):
+                self._workload.need(call)
+        self._start([self._enter(call) for call in asked])
 
     def make(self, recorded: Iterable[RecordedCall], seconds_left: float) -> None:
         """Make calls: each becomes `CallAnswered` or `CallFailed`."""
