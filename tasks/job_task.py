@@ -66,6 +66,14 @@ class JobRequest(Request):
         if not app.conf.worker_disable_prefetch:
             super().acknowledge()
 
+    def terminate(self, *_: Any, **__: Any) -> None:
+        """Let it run: `revoke --terminate` would end the process, which runs all jobs."""
+        logger.warning(
+            "job %s is not ended by Celery's revoke; cancel it by the API or "
+            "`promptstack jobs cancel`",
+            self.id,
+        )
+
     def cancel(self, *_: Any, **__: Any) -> None:
         """Hand it back to the queue, as all jobs of a worker that is to stop at once."""
         task: Any = self.task

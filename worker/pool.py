@@ -101,12 +101,6 @@ class CoroutinePool(BasePool):
         """Do as `on_stop` does: the worker has cancelled what runs."""
         self.on_stop()
 
-    def terminate_job(self, pid: int, signal: Any = None) -> None:
-        """Refuse to end one task. Celery knows it by its process only, which runs all."""
-        raise NotImplementedError(
-            "A job that runs is cancelled by the API or `promptstack jobs cancel`."
-        )
-
     def _get_info(self) -> dict[str, Any]:
         pool: Any = super()  # more than its types tell
         return {**pool._get_info(), "running": len(self._running)}
@@ -120,8 +114,12 @@ class CoroutinePool(BasePool):
         while self._waiting and len(self._running) < self.num_processes:
             message = self._waiting.popleft()
             message.accepted_at = time.monotonic()
-            message.accepted(os.getpid(), message.accepted_at)
             self._running.add(message)
+            try:
+                message.accepted(os.getpid(), message.accepted_at)
+            except Exception:
+                # Celery's loop would end the worker for it.
+                logger.exception("task %s is not shown to run", message.args[1])
             task = self.app.tasks[message.args[0]]
             task.loop.call_soon(partial(self._begin, task, message))
 

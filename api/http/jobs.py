@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, status
+from fastapi import APIRouter, Header, Query, status
 from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
 from promptstack.api.http.auth import CurrentCaller, Owner, Stack
@@ -13,6 +13,7 @@ from promptstack.api.http.embeddings import EmbeddingBody
 from promptstack.api.http.generations import GenerationBody
 from promptstack.api.http.route import AuthenticatedRoute
 from promptstack.repositories.models import JobKind, JobState
+from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.enqueue import MAX_JOBS_AT_ONCE
 from promptstack.services.jobs.entries import is_embedding
 from promptstack.services.jobs.views import JobView
@@ -106,8 +107,19 @@ class Retried(BaseModel):
 
 
 @router.post("", status_code=status.HTTP_202_ACCEPTED)
-def create_jobs(body: ManyJobs, stack: Stack, caller: CurrentCaller) -> AcceptedJobs:
+def create_jobs(
+    body: ManyJobs,
+    stack: Stack,
+    caller: CurrentCaller,
+    key_of_all: Annotated[
+        str | None, Header(alias="Idempotency-Key", include_in_schema=False)
+    ] = None,
+) -> AcceptedJobs:
     """Accept all of these jobs, or none."""
+    if key_of_all is not None:
+        raise InvalidInput(
+            "An Idempotency-Key header is for one job; give each job of a list an idempotency_key."
+        )
     entries: Any = [{**entry.keywords(), "user_id": caller.user_id} for entry in body.jobs]
     return AcceptedJobs(jobs=stack.jobs.enqueue_many(entries))
 

@@ -59,6 +59,8 @@ class JobChecks:
             Capability.GENERATION, given.pop("model", None)
         )
         if fallbacks := given.pop("fallbacks", ()):
+            if not isinstance(fallbacks, list | tuple):
+                raise InvalidInput("fallbacks must be a list, of objects with a provider each.")
             given["fallbacks"] = tuple(map(self._complete, fallbacks))
         if messages := given.pop("messages", ()):
             given["messages"] = tuple(messages)
@@ -102,8 +104,12 @@ class JobChecks:
             JobKind.EMBEDDING, provider, model, body, _WRITE(body), options, document, place
         )
 
-    def _complete(self, fallback: Fallback) -> Fallback:
-        """Name the model of a fallback. Raises `UnknownProvider`, `UnknownModel`."""
+    def _complete(self, given: Fallback | Mapping[str, Any]) -> Fallback:
+        """Name the model of a fallback. Raises `InvalidInput`."""
+        if not isinstance(given, Fallback | Mapping):
+            raise InvalidInput("A fallback must be an object, such as {'provider': 'anthropic'}.")
+        with refused_in_words():
+            fallback = given if isinstance(given, Fallback) else Fallback.model_validate(given)
         service = self._factory.offered(fallback.provider)
         model = service.choose_model(Capability.GENERATION, fallback.model)
         return fallback.model_copy(update={"model": model})

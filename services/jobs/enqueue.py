@@ -1,6 +1,6 @@
 """Enqueue: a job is checked, stored, and its message published."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 from sqlalchemy.orm import Session
@@ -90,6 +90,8 @@ class JobEnqueuer:
         `enqueue_embedding`: `{"prompt": ...}`, or `{"text": ..., "source": ...}`. `session` is as
         there, and the errors too: they begin with the entry's place, such as `jobs[3]`.
         """
+        if not isinstance(entries, list | tuple):
+            raise InvalidInput("The jobs must be a list, of one mapping for each job.")
         if len(entries) > MAX_JOBS_AT_ONCE:
             raise InvalidInput(
                 f"There are {len(entries):,} jobs; at most {MAX_JOBS_AT_ONCE:,} are accepted at "
@@ -102,6 +104,8 @@ class JobEnqueuer:
 
 def _checked(checks: JobChecks, entry: GenerationEntry | EmbeddingEntry, place: str) -> NewJob:
     try:
+        if not isinstance(entry, Mapping):
+            raise InvalidInput("A job must be a mapping, such as {'prompt': 'Say hello.'}.")
         check = checks.embedding if is_embedding(entry) else checks.generation
         return check(entry, place)
     except PromptStackError as error:

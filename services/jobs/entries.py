@@ -29,7 +29,7 @@ class GenerationOptions(GenerationKeywords, JobKeywords, total=False):
 
     messages: Sequence[BaseModel | Mapping[str, Any]]
     """Ours or as OpenAI's clients write them, the answers of its SDK included."""
-    fallbacks: Sequence[Fallback]
+    fallbacks: Sequence[Fallback | Mapping[str, Any]]
     """Are asked where the provider can't answer."""
 
 

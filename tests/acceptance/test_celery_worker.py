@@ -67,6 +67,19 @@ def test_a_revoked_task_is_not_run_by_workers_that_were_told(
     wait_until(lambda: has_succeeded(stack, revoked), "the job to run elsewhere")
 
 
+def test_a_job_that_runs_is_not_ended_by_a_revoke(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    worker = start_worker(WORKER_CONCURRENCY="1")
+    [job] = slow(stack, 3)
+    wait_until(lambda: is_running(stack, job), "the job to run")
+    control(stack).revoke(str(job.id), terminate=True)
+    wait_until(lambda: "is not ended by Celery's revoke" in worker.output(), "the word about it")
+    wait_until(lambda: has_succeeded(stack, job), "the job to end")
+    [after] = slow(stack, 0)
+    wait_until(lambda: has_succeeded(stack, after), "the next one to run")
+
+
 def test_a_worker_that_is_asked_where_it_is_shows_no_content(
     stack: PromptStack, start_worker: Callable[..., Process]
 ) -> None:

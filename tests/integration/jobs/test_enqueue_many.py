@@ -141,6 +141,9 @@ BAD: dict[str, tuple[dict[str, Any], type[PromptStackError]]] = {
         InvalidInput,
     ),
     "no source": ({"text": "x"}, InvalidInput),
+    "a fallback that is a name": ({"prompt": "x", "fallbacks": ["demo"]}, InvalidInput),
+    "fallbacks that are one": ({"prompt": "x", "fallbacks": {"provider": "demo"}}, InvalidInput),
+    "a fallback without a provider": ({"prompt": "x", "fallbacks": [{}]}, InvalidInput),
     "a text that is none": ({"text": 5, "source": "a"}, InvalidInput),
     "an unknown user": ({"prompt": "x", "user_id": uuid4()}, NotFound),
     "an unknown user's document": (
@@ -167,6 +170,27 @@ def test_a_bad_entry_is_named_and_takes_all_with_it(stack: WorkerServices, fault
         enqueue_many(stack, [*good, entry, {"prompt": "last"}])
     assert rows(stack) == (1, 0)
     assert len(sent(stack)) == 1
+
+
+@pytest.mark.parametrize("entries", [None, "abc", {"prompt": "x"}, iter([dict[str, Any]()])])
+def test_what_is_no_list_is_refused_in_a_sentence(stack: WorkerServices, entries: Any) -> None:
+    with pytest.raises(InvalidInput, match="must be a list"):
+        enqueue_many(stack, entries)
+
+
+@pytest.mark.parametrize("entry", [None, "abc", 5, ["prompt"]])
+def test_an_entry_that_is_no_mapping_is_refused_in_a_sentence(
+    stack: WorkerServices, entry: Any
+) -> None:
+    with pytest.raises(InvalidInput, match=r"^jobs\[1\]: A job must be a mapping"):
+        enqueue_many(stack, [{"prompt": "x"}, entry])
+    assert rows(stack) == (0, 0)
+
+
+def test_a_fallback_may_be_a_mapping_as_over_http(stack: WorkerServices) -> None:
+    [job] = enqueue_many(stack, [{"prompt": "x", "fallbacks": [{"provider": "demo"}]}])
+    request = stored(stack, job.id).request
+    assert [fallback["provider"] for fallback in request["fallbacks"]] == ["demo"]
 
 
 def test_more_than_the_bound_is_refused_and_none_is_nothing(stack: WorkerServices) -> None:
@@ -428,6 +452,14 @@ def test_a_list_over_http_is_accepted_whole(client: TestClient, stack: WorkerSer
     users = {stored(stack, UUID(job["id"])).user_id for job in found}
     assert len(users) == 1
     assert None not in users
+
+
+def test_a_key_for_a_whole_list_is_refused_as_it_would_protect_nothing(
+    client: TestClient, stack: WorkerServices
+) -> None:
+    answer = client.post(JOBS, json={"jobs": [{"prompt": "x"}]}, headers={"Idempotency-Key": "k"})
+    assert "each job of a list" in problem(answer, 422, "INVALID_INPUT")["detail"]
+    assert rows(stack) == (0, 0)
 
 
 def test_a_list_over_http_is_refused_whole_and_the_entry_is_named(
