@@ -150,7 +150,7 @@ class WorkerProcess:
         grace_seconds = 0.0 if is_urgent else self._grace_seconds
         # In a thread, also at once: a signal's handler may have interrupted one that holds locks.
         _do_later(grace_seconds, self._services.active_jobs.stop)
-        if not self._is_stopping:
+        if is_urgent or not self._is_stopping:
             # This also covers the closing of connections, which may hang.
             _do_later(grace_seconds + STOP_PATIENCE_SECONDS + CLOSING_SECONDS, _leave_at_once)
         self._is_stopping = True

@@ -105,7 +105,7 @@ class ProviderCalls:
         need = call.need(service)
         throttled, wait = 0, 0.0
         while True:
-            permit = await self._run(job, self._enter(service, call.model, need, after=wait))
+            permit = await self._run(job, self._enter(job, service, call.model, need, after=wait))
             try:
                 try:
                     return await self._make_once(job, call, service, need, permit)
@@ -121,13 +121,15 @@ class ProviderCalls:
                     raise
 
     async def _enter(
-        self, service: LLMService, model: str, need: Need, *, after: float
+        self, job: JobContext, service: LLMService, model: str, need: Need, *, after: float
     ) -> Permit | None:
-        """Wait for a slot, and in it for a permit."""
+        """Wait for a slot, and in it for a permit. Raises `HandedBack` if no call may begin."""
         if after:
             await asyncio.sleep(after)
+        job.handle.check_may_begin()
         await self._slots.acquire()
         try:
+            job.handle.check_may_begin()
             return await self._calls.enter(service, model, need)
         except BaseException:
             self._slots.release()
@@ -191,19 +193,27 @@ class ProviderCalls:
             answered.append(await call.ask(service))
             return answered[0]
 
-        making = self._calls.make(
-            call.provider,
-            permit,
-            ask,
-            seconds_left=job.handle.seconds_left(),
-            is_suspect=call.is_suspect,
-        )
+        has_begun = False
+
+        async def make() -> Answer:
+            nonlocal has_begun
+            has_begun = True
+            return await self._calls.make(
+                call.provider,
+                permit,
+                ask,
+                seconds_left=job.handle.seconds_left(),
+                is_suspect=call.is_suspect,
+            )
+
         try:
-            return await self._run(job, making)
+            return await self._run(job, make())
         except HandedBack:
             # If only the limiter was still to be told, the answer is here, and paid for.
             if answered:
                 return answered[0]
+            if not has_begun:
+                await self._calls.give_back(permit)
             raise
 
     async def _run(self, job: JobContext, work: Coroutine[Any, Any, T]) -> T:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import orjson
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
 BATCH_SIZE = 200
 """Questions in one round trip at most: Redis does nothing else meanwhile."""
@@ -117,17 +117,17 @@ class ScriptCalls:
     async def _send(self) -> None:
         while self._waiting:
             questions, self._waiting = self._waiting[:BATCH_SIZE], self._waiting[BATCH_SIZE:]
-            calls = _calls(questions)
             try:
+                calls = _calls(questions)
                 answers = await self._answers(calls)
-            except (RedisError, OSError) as error:
-                answers = [error] * len(calls)
+                for (_, _, asked), answer in zip(calls, answers, strict=True):
+                    _hand_over(asked, answer)
+            except Exception as error:  # noqa: BLE001 - who asked must hear, whatever it is
+                _hand_over(questions, error)
             except BaseException:
                 for question in questions:
                     question.answer.cancel()
                 raise
-            for (_, _, asked), answer in zip(calls, answers, strict=True):
-                _hand_over(asked, answer)
 
     async def _answers(self, calls: Sequence[Call]) -> list[Any]:
         answers = await self._exchange(calls)

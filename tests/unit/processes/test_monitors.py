@@ -1,5 +1,7 @@
 """Celery's events on their way to monitors."""
 
+import json
+from base64 import b64decode
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 from celery import Celery
 
 from promptstack.services.jobs.publishing import BrokerUnavailable
+from promptstack.tasks.messages import gathered_events
 from promptstack.tasks.views import monitors
 from promptstack.tasks.views.monitors import BufferingDispatcher, Monitors
 
@@ -117,3 +120,9 @@ def test_events_of_an_outage_are_sent_by_the_next_connection(dispatcher: Any) ->
     after.extend_buffer(dispatcher)
     after.flush()
     assert [event["uuid"] for event in after.producer[0]] == ["during", "after"]
+
+
+def test_a_foreign_task_s_odd_name_costs_no_event_of_the_others() -> None:
+    events = [{"type": "task-received", "args": "\ud800"}, {"type": "task-received", "args": "x"}]
+    message = json.loads(gathered_events(events, "worker@host"))
+    assert json.loads(b64decode(message["body"])) == events
