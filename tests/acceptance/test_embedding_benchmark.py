@@ -29,7 +29,8 @@ def test_the_benchmark_of_embeddings_measures_every_program() -> None:
         assert vectors == ("20" if name == "script" else "60")
         assert float(rate.replace(",", "")) > 0, name
         assert (ratio == "") == (name == OURS)
-        assert float(cpu.replace(",", "")) > 0, name
+        # Processor time comes in ticks of 10 ms: that of a rival's 60 texts may be none.
+        assert float(cpu.replace(",", "")) > 0 or name != OURS, name
         assert float(peak.replace(",", "")) > 50, name
         assert refused == "0"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import psutil
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -438,10 +439,8 @@ def test_a_dead_database_is_unavailable(url: str) -> None:
 
 def test_a_broken_connection_is_unavailable_and_the_next_one_works(ledger: Ledger) -> None:
     killer = create_engine(ledger.engine.url, isolation_level="AUTOCOMMIT")
-    kill = text(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
+    others = "datname = current_database() AND pid <> pg_backend_pid()"
+    kill = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE " + others)
 
     def broken() -> None:
         with ledger.transaction() as unit:
@@ -456,7 +455,9 @@ def test_a_broken_connection_is_unavailable_and_the_next_one_works(ledger: Ledge
         assert unit.users.get_many() == []
     # Also one that broke while it lay in the pool.
     with killer.connect() as connection:
+        pid = connection.execute(text("SELECT pid FROM pg_stat_activity WHERE " + others)).scalar()
         assert connection.execute(kill).all()
+    wait_until(lambda: not psutil.pid_exists(pid), "its server process to end")
     with ledger.transaction() as unit:
         assert unit.users.get_many() == []
     killer.dispose()

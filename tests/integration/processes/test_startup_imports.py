@@ -60,8 +60,9 @@ def run_alone(folder: Path, *arguments: str, **variables: str) -> tuple[str, set
 
 
 def packages(modules: set[str]) -> set[str]:
-    """Of these modules, without Python's own."""
+    """Of these modules, without Python's own and what a system loads into every Python."""
     found = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
+    found -= {"sitecustomize", "usercustomize"}
     return {name for name in found if not name.startswith("_")}
 
 
