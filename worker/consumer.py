@@ -1,5 +1,6 @@
 """Celery's consumer, which finds a broker again soon, and holds no message for too long."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,6 +9,8 @@ from weakref import WeakSet
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
+
+logger = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 2
 """Between two tries to connect. Celery's waits grow to 30 s, for which a broker is back unused."""
@@ -33,6 +36,28 @@ class JobConsumer(Consumer):
             conn.ensure_connection, interval_start=RECONNECT_SECONDS, interval_step=0
         )
         return super().ensure_connected(conn)
+
+    def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
+        """Make what receives a message. It drops one that is none of a task.
+
+        Celery would end the worker for some, such as one with the body `{}`.
+        """
+        celery: Any = self  # more than its types tell
+        handle: Callable[[Any], Any] = super().create_task_handler(*args, **options)
+        broken = (*celery.connection_errors, *celery.channel_errors)
+
+        def handle_or_drop(message: Any) -> Any:
+            try:
+                return handle(message)
+            except broken:
+                raise
+            except Exception as error:  # noqa: BLE001 - anybody can write to a queue
+                # Without the message: it may hold a text of somebody.
+                logger.warning("a message that is no task is dropped (%s)", type(error).__name__)
+                if not self.app.conf.worker_disable_prefetch:
+                    message.reject_log_error(logger, broken)
+
+        return handle_or_drop
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Let the consumer's thread acknowledge or reject a message."""

@@ -91,7 +91,7 @@ class WorkerProcess:
             periodic.start()
         worker_shutting_down.connect(self._shutting_down)
         setup_logging.connect(_keep_logging)
-        worker_ready.connect(_show_threads_when_asked)
+        worker_ready.connect(_take_signals)
         if os.geteuid() == 0:
             # Celery would say it in six lines.
             warnings.filterwarnings("ignore", category=SecurityWarning)
@@ -170,9 +170,15 @@ def _leave_at_once() -> None:
     os._exit(EXIT_HUNG)
 
 
-def _show_threads_when_asked(**_: Any) -> None:
-    """At SIGUSR1, print where the threads are. Celery would print their variables: prompts, too."""
+def _take_signals(**_: Any) -> None:
+    """Take two signals from Celery.
+
+    At SIGUSR1, print where the threads are: Celery would print their variables, prompts among them.
+    At SIGHUP, stop as at SIGTERM: Celery would run the program anew in this process, in the middle
+    of a shutdown too, and such a worker may hang.
+    """
     faulthandler.register(signal.SIGUSR1)
+    signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
 
 
 def _keep_logging(**_: Any) -> None:

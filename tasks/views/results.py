@@ -60,6 +60,7 @@ class ResultView(RedisBackend):
             encoded: str = orjson.dumps(meta).decode()
         except TypeError:  # a result of somebody else's task
             encoded = celery.encode(meta)
+        task_id = str(task_id)  # somebody else's message may have a number
         with self._waiting_lock:
             # The newest state of a task comes last, and alone.
             self._waiting.pop(task_id, None)

@@ -1,6 +1,8 @@
 """Celery's own ways to look at a worker and to stop it, with jobs that are coroutines."""
 
+import json
 import signal
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +10,10 @@ from celery.result import AsyncResult
 
 from promptstack.config.names import Queue, TaskName
 from promptstack.repositories.models import JobState
+from promptstack.services.jobs.publishing import JobMessage
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.messages import task_message
 from tests.processes import Process, wait_until
 
 
@@ -104,6 +108,46 @@ def test_a_cold_shutdown_waits_for_no_call(
     assert [attempt.state for attempt in stack.jobs.get_attempts(job.id)] == ["cancelled"]
     start_worker()
     wait_until(lambda: len(stack.jobs.get_attempts(job.id)) == 2, "the job to run elsewhere")
+
+
+def test_a_hang_up_stops_a_worker_in_order(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    leaving = start_worker(SHUTDOWN_GRACE_SECONDS="0.2")
+    [job] = slow(stack, 60)
+    wait_until(lambda: stack.jobs.get_attempts(job.id), "the job's call to begin")
+    leaving.send(signal.SIGHUP)
+    assert leaving.wait() == 0
+    assert stack.jobs.get(job.id).state is JobState.QUEUED
+
+
+def test_junk_in_a_queue_ends_no_worker_and_hides_no_result(
+    stack: PromptStack, start_worker: Callable[..., Process]
+) -> None:
+    worker = start_worker()
+    before = stack.jobs.enqueue_generation("x")
+    wait_until(lambda: has_succeeded(stack, before), "the worker to work")
+    with stack.ledger.transaction() as unit:
+        stored = unit.jobs.get(before.id)
+        assert stored is not None
+        job_message = json.loads(task_message(JobMessage.of(stored)))
+    junk: list[dict[str, Any]] = []
+    bodies: list[Any] = [[1], {}, "x", None, [[], {}, {}, {}]]
+    for body in bodies:
+        encoded = b64encode(json.dumps(body).encode()).decode()
+        junk.append({**job_message, "body": encoded})
+    junk.append({**job_message, "headers": {**job_message["headers"], "id": 5}})
+    junk.append({**job_message, "headers": {"task": TaskName.GENERATE_TEXT, "id": [1]}})
+    junk.append({**job_message, "headers": {"task": TaskName.GENERATE_TEXT}})
+    for message in junk:
+        stack.redis.lpush(Queue.GENERATION, json.dumps(message))
+    [job] = slow(stack, 0)
+    wait_until(lambda: has_succeeded(stack, job), "the job behind it to run")
+    result: Any = AsyncResult(str(job.id), app=stack.celery)
+    wait_until(lambda: result.state == "SUCCESS", "Celery's view of it")
+    assert worker.is_running
+    assert "Unrecoverable" not in worker.output()
+    assert "unexpected error" not in worker.output()
 
 
 def test_a_message_that_names_no_job_fails_and_keeps_no_slot(

@@ -455,7 +455,8 @@ def test_a_broken_connection_is_unavailable_and_the_next_one_works(ledger: Ledge
         assert unit.users.get_many() == []
     # Also one that broke while it lay in the pool.
     with killer.connect() as connection:
-        pid = connection.execute(text("SELECT pid FROM pg_stat_activity WHERE " + others)).scalar()
+        found = connection.execute(text(f"SELECT pid FROM pg_stat_activity WHERE {others}"))
+        pid = found.scalar_one()
         assert connection.execute(kill).all()
     wait_until(lambda: not psutil.pid_exists(pid), "its server process to end")
     with ledger.transaction() as unit:
