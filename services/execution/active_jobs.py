@@ -47,8 +47,8 @@ class JobHandle:
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Do a call's `work`, on the event loop. It is cancelled if this worker loses the job.
 
-        Raises `HandedBack` then, and if this worker has stopped. A
-        cancellation by the provider's client is an `asyncio.CancelledError`.
+        Raises `HandedBack` then, and if this worker has stopped. If the provider's client cancels
+        it, that is an `asyncio.CancelledError`.
         """
         call: asyncio.Task[T] = self._note(work, asyncio.create_task)
         try:
