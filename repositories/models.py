@@ -93,39 +93,6 @@ def one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({names})", name=f"{column}_known")
 
 
-class User(Base):
-    """Somebody who enqueues jobs."""
-
-    __tablename__ = "users"
-
-    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
-    email: Mapped[str]
-    name: Mapped[str] = mapped_column(server_default="")
-    preferred_provider: Mapped[str | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-
-    api_keys: Mapped[list["ApiKey"]] = relationship(back_populates="user", passive_deletes=True)
-
-    __table_args__ = (Index("users_email_key", text("lower(email)"), unique=True),)
-
-
-class ApiKey(Base):
-    """A key to the HTTP door, of which only the hash is kept."""
-
-    __tablename__ = "api_keys"
-
-    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
-    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    name: Mapped[str]
-    key_hash: Mapped[str] = mapped_column(unique=True)
-    is_admin: Mapped[bool] = mapped_column(server_default=text("false"))
-    """Whether who has it sees everybody's jobs. The right ends with the key."""
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    revoked_at: Mapped[datetime | None]
-
-    user: Mapped[User] = relationship(back_populates="api_keys")
-
-
 class Worker(Base):
     """A worker process, alive as long as its heartbeat is fresh."""
 

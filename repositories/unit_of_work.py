@@ -9,6 +9,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
+from promptstack.repositories.access.api_keys import ApiKeyRepository
+from promptstack.repositories.access.users import UserRepository
 from promptstack.repositories.after_commit import AfterCommit
 from promptstack.repositories.content.documents import DocumentRepository
 from promptstack.repositories.content.embeddings import EmbeddingRepository
@@ -32,7 +34,6 @@ from promptstack.repositories.runs.scheduling import SchedulingRepository
 from promptstack.repositories.signs import SignsRepository
 from promptstack.repositories.timeouts import IDLE_LIMIT
 from promptstack.repositories.usage import UsageRepository
-from promptstack.repositories.users import ApiKeyRepository, UserRepository
 
 _NOW = text("SELECT clock_timestamp()")
 _TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtext(:name))")

@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, SQLColumnExpression, func, select
 from sqlalchemy.orm import Session
 
 from promptstack.config.models_file import Money
-from promptstack.repositories.models import Attempt, AttemptState, Billing, User
+from promptstack.repositories.access_models import User
+from promptstack.repositories.models import Attempt, AttemptState, Billing
 
 
 class Group(StrEnum):

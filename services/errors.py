@@ -92,9 +92,33 @@ class WrongState(PromptStackError):
 
 
 class NotAuthenticated(PromptStackError):
-    """No valid API key came with the request."""
+    """Nothing that came with the request says who sends it."""
 
     code = "NOT_AUTHENTICATED"
+
+
+class KeyRevoked(NotAuthenticated):
+    """The API key was revoked."""
+
+    code = "KEY_REVOKED"
+
+
+class KeyExpired(NotAuthenticated):
+    """The API key's time is over."""
+
+    code = "KEY_EXPIRED"
+
+
+class UserDisabled(NotAuthenticated):
+    """The user may not sign in any more, nor may their keys."""
+
+    code = "USER_DISABLED"
+
+
+class NotPermitted(PromptStackError):
+    """The caller is known, and may not do this."""
+
+    code = "NOT_PERMITTED"
 
 
 def run_ending_codes(kind: type[PromptStackError] = PromptStackError) -> set[str]:

@@ -15,13 +15,13 @@ from promptstack.config.providers import NamedProvider
 from promptstack.config.settings import Settings, get_settings
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.vector_indexes import VectorIndexes
+from promptstack.services.access.keys import KeyService
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.accounting.usage import UsageService
 from promptstack.services.documents.chunking import Chunker
 from promptstack.services.documents.search import SearchService
 from promptstack.services.jobs.progress import ProgressService
 from promptstack.services.jobs.service import JobService
-from promptstack.services.keys import KeyService
 from promptstack.services.limiter.divided import DividedBuckets
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import RateLimiter

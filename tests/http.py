@@ -8,15 +8,26 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 
 from promptstack.api.http.app import create_app
+from promptstack.repositories.access_models import Role, Scope
 from promptstack.tasks.composition import PromptStack
 
 
 @contextmanager
-def serve(stack: PromptStack, email: str = "ada@example.org", **user: bool) -> Iterator[TestClient]:
-    """A client with a key of this user."""
-    key = stack.keys.create(email, "Test", **user)
+def serve(
+    stack: PromptStack, email: str = "ada@example.org", *, is_admin: bool = False
+) -> Iterator[TestClient]:
+    """A client with a key of this user, who may become an administrator."""
+    key = make_admin_key(stack, email) if is_admin else stack.keys.create(email, "Test")
     with TestClient(create_app(stack), headers={"Authorization": f"Bearer {key}"}) as client:
         yield client
+
+
+def make_admin_key(stack: PromptStack, email: str) -> str:
+    """A key of an administrator, who is added, or gets the role."""
+    with stack.ledger.transaction() as unit:
+        user = unit.users.get_by_email(email) or unit.users.create(email=email)
+        unit.users.update(user, role=Role.ADMIN)
+    return stack.keys.create(email, "Test", scopes=list(Scope))
 
 
 def problem(response: Response, status: int, code: str) -> dict[str, Any]:

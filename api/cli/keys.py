@@ -8,7 +8,8 @@ import typer
 from promptstack.api.cli.connection import connected
 from promptstack.api.cli.table import Column, print_table
 from promptstack.api.cli.terminal import ID_HELP, JsonFlag, err, out, print_items, print_json
-from promptstack.services.keys import KeyView
+from promptstack.repositories.access_models import Scope
+from promptstack.services.access.keys import OPERATOR, USUAL_SCOPES, KeyView
 
 COLUMNS = (
     Column("id"),
@@ -21,14 +22,17 @@ COLUMNS = (
 
 
 def create(
-    email: Annotated[str, typer.Option(help="Whose key it is.")] = "operator@localhost",
+    email: Annotated[str, typer.Option(help="Whose key it is.")] = OPERATOR,
     name: Annotated[str, typer.Option(help="What it is for.")] = "command line",
-    admin: Annotated[bool, typer.Option("--admin", help="May see everybody's jobs.")] = False,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="May do what its user's role allows.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a key and show it, this once."""
     with connected(start_servers=True) as stack:
-        key = stack.keys.create(email, name, is_admin=admin)
+        scopes = [*USUAL_SCOPES, Scope.ADMIN] if admin else USUAL_SCOPES
+        key = stack.keys.create(email, name, scopes=scopes)
     if as_json:
         print_json({"key": key, "email": email, "name": name, "admin": admin})
         return
@@ -50,7 +54,7 @@ def list_(as_json: JsonFlag = False) -> None:
 
 def _row(key: KeyView) -> list[str]:
     revoked = f"{key.revoked_at:%Y-%m-%d}" if key.revoked_at else ""
-    admin = "yes" if key.is_admin else ""
+    admin = "yes" if Scope.ADMIN in key.scopes else ""
     return [str(key.id), key.email, key.name, admin, f"{key.created_at:%Y-%m-%d}", revoked]
 
 

@@ -6,8 +6,8 @@ from uuid import UUID
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
+from promptstack.services.access.caller import Caller
 from promptstack.services.errors import NotAuthenticated
-from promptstack.services.keys import Caller
 from promptstack.tasks.composition import PromptStack
 
 
@@ -41,7 +41,12 @@ def caller_of(request: Request) -> Caller:
         # A proxy before this server may have checked the other key.
         raise NotAuthenticated("The request has several API keys that differ; send one.")
     stack: PromptStack = request.app.state.stack
-    return stack.keys.authenticate(given.pop())
+    return stack.keys.authenticate(given.pop(), address_of(request))
+
+
+def address_of(request: Request) -> str:
+    """Where a request came from; empty where the server can't tell."""
+    return request.client.host if request.client else ""
 
 
 def _bearer(authorization: str) -> str:

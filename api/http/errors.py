@@ -20,6 +20,7 @@ from promptstack.services.errors import (
     InvalidInput,
     NotAuthenticated,
     NotFound,
+    NotPermitted,
     WrongState,
 )
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 STATUSES: dict[type[PromptStackError], int] = {
     InvalidInput: 422,
     NotAuthenticated: 401,
+    NotPermitted: 403,
     NotFound: 404,
     IdempotencyConflict: 409,
     WrongState: 409,

@@ -8,8 +8,9 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from promptstack.repositories.access_models import User
 from promptstack.repositories.content.documents import NewDocument
-from promptstack.repositories.models import JobKind, User
+from promptstack.repositories.models import JobKind
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.new_job import JobDefaults, JobOptions, NewJob

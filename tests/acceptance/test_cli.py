@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from promptstack.api.cli.main import build
 from promptstack.config.names import Queue
-from promptstack.repositories.models import ApiKey, Attempt, Document, Job, JobState, User
+from promptstack.repositories.access_models import ApiKey, Role, User
+from promptstack.repositories.models import Attempt, Document, Job, JobState
 from promptstack.services.errors import NotAuthenticated
 from promptstack.services.jobs.checks import MAX_SOURCE_BYTES
 from promptstack.services.jobs.views import JobView
@@ -524,9 +525,12 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(cli: Cli, stack: WorkerServices)
     assert len(key) > 40
     assert key not in done.stderr
     assert "not shown again" in done.stderr
-    admin = json.loads(
-        succeeded(cli("keys", "create", "--email", "ada@example.org", "--admin", "--json"))
-    )
+    raised_key = ("keys", "create", "--email", "ada@example.org", "--admin", "--json")
+    assert refused(cli(*raised_key), "is no administrator", "set-role")
+    with stack.ledger.transaction() as unit:
+        [user] = unit.users.get_many()
+        unit.users.update(user, role=Role.ADMIN)
+    admin = json.loads(succeeded(cli(*raised_key)))
     assert admin["admin"] is True
     with stack.ledger.transaction() as unit:
         kept = unit.session.scalars(select(ApiKey.key_hash)).all()

@@ -20,6 +20,7 @@ from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import InvalidInput, NotFound
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.worker_services import WorkerServices
+from tests.http import make_admin_key
 from tests.jobs import execute
 from tests.simulators import ForkedSimulator
 
@@ -212,8 +213,8 @@ def test_sums_never_hold_another_users_calls(stack: WorkerServices) -> None:
 
 
 def test_the_http_door_shows_one_s_own(stack: WorkerServices) -> None:
-    key = stack.keys.create("ada@example.org", "test", is_admin=False)
-    admin = stack.keys.create("root@example.org", "test", is_admin=True)
+    key = stack.keys.create("ada@example.org", "test")
+    admin = make_admin_key(stack, "root@example.org")
     with stack.ledger.transaction() as unit:
         ada = unit.users.get_by_email("ada@example.org")
         assert ada is not None

@@ -23,6 +23,7 @@ from promptstack.api.http.embeddings import EmbeddingBody
 from promptstack.api.http.generations import GenerationBody
 from promptstack.config.settings import Settings
 from promptstack.embedded.servers import ServerUrls
+from promptstack.repositories.access_models import Scope
 from promptstack.repositories.errors import LedgerUnavailable
 from promptstack.repositories.models import JobState
 from promptstack.services.llm.requests import Message
@@ -410,9 +411,9 @@ def test_an_administrators_right_is_the_keys_and_ends_with_it(stack: WorkerServi
         with serve(stack, "eve@example.org", is_admin=True) as admin:
             assert admin.get(f"{JOBS}/{theirs}").status_code == 200
             problem(older.get(f"{JOBS}/{theirs}"), 404, "NOT_FOUND")
-            [key] = [key for key in stack.keys.get_all() if key.is_admin]
+            [key] = [key for key in stack.keys.get_all() if Scope.ADMIN in key.scopes]
             stack.keys.revoke(key.id)
-            problem(admin.get(f"{JOBS}/{theirs}"), 401, "NOT_AUTHENTICATED")
+            problem(admin.get(f"{JOBS}/{theirs}"), 401, "KEY_REVOKED")
         problem(older.get(f"{JOBS}/{theirs}"), 404, "NOT_FOUND")
 
 

@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 import promptstack.repositories.migrations as ledger_migrations
 from promptstack.config.errors import PromptStackError
 from promptstack.embedded.servers import ServerUrls
+from promptstack.repositories.access_models import User
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.errors import (
     LedgerConflict,
@@ -36,7 +37,7 @@ from promptstack.repositories.errors import (
 )
 from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.migrations import pending, upgrade
-from promptstack.repositories.models import Base, Job, User
+from promptstack.repositories.models import Base, Job
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.tasks.composition import PromptStack
@@ -232,7 +233,7 @@ def test_a_user_is_deleted_with_keys_and_jobs(ledger: Ledger) -> None:
         unit.users.delete(found)
     with ledger.transaction() as unit:
         assert unit.users.get(user_id) is None
-        assert unit.api_keys.find_valid("0" * 64) is None
+        assert unit.api_keys.find("0" * 64) is None
         # Their prompts and answers go with them.
         assert unit.jobs.get(job_id) is None
 

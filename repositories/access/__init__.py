@@ -1,0 +1,1 @@
+"""The tables of who may do what: users and their API keys."""

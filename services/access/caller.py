@@ -1,0 +1,37 @@
+"""Who makes a request, and what they may do."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from promptstack.repositories.access_models import Role, Scope, Tier
+
+EVERYTHING = frozenset(Scope)
+"""The scopes of who has signed in; an API key has those that it was made with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Who makes a request: a user, by an API key or by having signed in."""
+
+    user_id: UUID
+    email: str
+    role: Role = Role.USER
+    tier: Tier = Tier.FREE
+    is_beta_tester: bool = False
+    scopes: frozenset[Scope] = EVERYTHING
+    key_id: UUID | None = None
+    """The API key that came with the request."""
+    session_id: UUID | None = None
+    """The session that the access token belongs to."""
+    address: str = ""
+    """Where the request came from."""
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether they may manage users and see everybody's work, by this way in."""
+        return self.role is not Role.USER and Scope.ADMIN in self.scopes
+
+    @property
+    def is_super_admin(self) -> bool:
+        """Whether they may make administrators, by this way in."""
+        return self.role is Role.SUPER_ADMIN and Scope.ADMIN in self.scopes
