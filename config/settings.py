@@ -33,6 +33,10 @@ MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 16, 8_000
 """Bounds of a chunk. One character can be four tokens, and the chunk must also hold its overlap."""
 
 
+YOUNGEST_AUDIT_SECONDS = 86_400.0
+"""The ledger itself keeps each entry of the audit log for a day."""
+
+
 class Settings(BaseSettings):
     """The settings; each says what it is for. Names in the environment are the upper-case ones."""
 
@@ -278,6 +282,11 @@ class Settings(BaseSettings):
         description="How long the record of a provider call and its cost is kept (400 days), also "
         "after its job was deleted; 0 keeps it for ever.",
     )
+    audit_retention_seconds: Seconds = Field(
+        63_072_000.0,
+        description="How long entries of the audit log are kept (2 years); 0 keeps them for ever, "
+        "and less than a day is not possible.",
+    )
     retry_backoff_seconds: PositiveSeconds = Field(
         1.0, description="Upper bound of the first wait before a retry; doubles each time."
     )
@@ -405,6 +414,12 @@ class Settings(BaseSettings):
     def _workers_outlive_heartbeats(self) -> Self:
         if self.worker_lost_seconds < 3 * self.heartbeat_seconds:
             raise ValueError("WORKER_LOST_SECONDS must be at least three times HEARTBEAT_SECONDS")
+        return self
+
+    @model_validator(mode="after")
+    def _audit_log_is_kept_a_day(self) -> Self:
+        if 0 < self.audit_retention_seconds < YOUNGEST_AUDIT_SECONDS:
+            raise ValueError("AUDIT_RETENTION_SECONDS must be 0, or at least a day (86400)")
         return self
 
     @model_validator(mode="after")

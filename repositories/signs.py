@@ -43,7 +43,7 @@ class CleanupSigns(NamedTuple):
     forgotten: bool
     """Workers that died long ago, or reservations of jobs that run no more."""
     old: bool
-    """Jobs and calls of long ago."""
+    """Jobs, calls and audit entries of long ago."""
 
 
 class RunSigns(NamedTuple):
@@ -78,10 +78,17 @@ class SignsRepository:
         return MessageSigns(*row)
 
     def of_cleanup(
-        self, workers: float, jobs: float, attempts: float, *, within: float = SECONDS
+        self,
+        workers: float,
+        jobs: float,
+        attempts: float,
+        audit: float = 0.0,
+        *,
+        within: float = SECONDS,
     ) -> CleanupSigns:
-        """Look for what is that old, in seconds; 0 for jobs and attempts is never."""
-        row = self._look(within, _CLEANUP, workers=workers, jobs=jobs, attempts=attempts)
+        """Look for what is that old, in seconds; 0 is never, but for workers."""
+        ages = {"workers": workers, "jobs": jobs, "attempts": attempts, "audit": audit}
+        row = self._look(within, _CLEANUP, **ages)
         return CleanupSigns(*row)
 
     def of_runs(
@@ -198,6 +205,11 @@ _CLEANUP = """
         OR coalesce(
             %(attempts)s > 0 AND (SELECT min(started_at) FROM attempts WHERE job_id IS NULL)
                 < now() - make_interval(secs => %(attempts)s),
+            false
+        )
+        OR coalesce(
+            %(audit)s > 0 AND (SELECT min(at) FROM audit_log)
+                < now() - make_interval(secs => %(audit)s),
             false
         )
 """

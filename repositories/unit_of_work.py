@@ -12,6 +12,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from promptstack.repositories.access.api_keys import ApiKeyRepository
 from promptstack.repositories.access.users import UserRepository
 from promptstack.repositories.after_commit import AfterCommit
+from promptstack.repositories.audit import AuditRepository
 from promptstack.repositories.content.documents import DocumentRepository
 from promptstack.repositories.content.embeddings import EmbeddingRepository
 from promptstack.repositories.content.passages import PassageRepository
@@ -78,6 +79,7 @@ class UnitOfWork:
     maintenance = _lazy(MaintenanceRepository)
     reservations = _lazy(ReservationRepository)
     workers = _lazy(WorkerRepository)
+    audit = _lazy(AuditRepository)
 
     def __init__(self, session: Session) -> None:
         self.session = session

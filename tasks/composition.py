@@ -18,6 +18,7 @@ from promptstack.repositories.vector_indexes import VectorIndexes
 from promptstack.services.access.keys import KeyService
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.accounting.usage import UsageService
+from promptstack.services.audit.log import AuditLog
 from promptstack.services.documents.chunking import Chunker
 from promptstack.services.documents.search import SearchService
 from promptstack.services.jobs.progress import ProgressService
@@ -164,6 +165,11 @@ class PromptStack:
     def keys(self) -> KeyService:
         """API keys."""
         return KeyService(self.ledger)
+
+    @cached_property
+    def audit(self) -> AuditLog:
+        """The audit log."""
+        return AuditLog(self.ledger)
 
     @cached_property
     def usage(self) -> UsageService:

@@ -210,6 +210,7 @@ class WorkerServices(PromptStack):
             self.ledger,
             jobs_seconds=self.settings.job_retention_seconds,
             attempts_seconds=self.settings.attempt_retention_seconds,
+            audit_seconds=self.settings.audit_retention_seconds,
         )
 
     @cached_property

@@ -44,7 +44,7 @@ FORGET_WORKERS_SECONDS = 3_600.0
 
 
 class Cleanup:
-    """Forgets workers that died, reservations that nobody holds, and jobs and calls of long ago."""
+    """Forgets workers that died, reservations that nobody holds, and what is old."""
 
     def __init__(
         self,
@@ -52,13 +52,18 @@ class Cleanup:
         *,
         jobs_seconds: float,
         attempts_seconds: float,
+        audit_seconds: float = 0.0,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take how long ended jobs and the attempts of deleted ones are kept; 0 is for ever."""
+        """Take how long ended jobs, attempts of deleted ones and audit entries are kept.
+
+        0 is for ever.
+        """
         self._timer = timer
         self._ledger = ledger
         self._jobs_seconds = jobs_seconds
         self._attempts_seconds = attempts_seconds
+        self._audit_seconds = audit_seconds
 
     def run_once(self) -> None:
         """Delete what is there, in batches."""
@@ -73,6 +78,7 @@ class Cleanup:
                 FORGET_WORKERS_SECONDS,
                 self._jobs_seconds,
                 self._attempts_seconds,
+                self._audit_seconds,
                 within=STATEMENT_SECONDS,
             )
         if signs.forgotten:
@@ -96,4 +102,6 @@ class Cleanup:
                 pruned += unit.maintenance.prune_jobs(self._jobs_seconds)
             if self._attempts_seconds:
                 pruned += unit.maintenance.prune_attempts(self._attempts_seconds)
+            if self._audit_seconds:
+                pruned += unit.audit.prune(self._audit_seconds)
         return pruned > 0

@@ -1,0 +1,73 @@
+"""What is recorded, and on what it is done."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
+
+
+class Action(StrEnum):
+    """What somebody did. The part before the dot says what area it belongs to."""
+
+    SIGN_IN = "sign_in"
+    SIGN_OUT = "sign_out"
+    SIGN_OUT_EVERYWHERE = "sign_out.everywhere"
+    SIGN_IN_LIMITED = "sign_in.limited"
+    """Too many tries, so that no password was looked at."""
+    TOKEN_REUSED = "sign_in.token_reused"  # noqa: S105 - the name of an action
+    """A refresh token came twice, so its session has ended."""
+
+    USER_CREATED = "user.created"
+    USER_CHANGED = "user.changed"
+    USER_DISABLED = "user.disabled"
+    USER_ENABLED = "user.enabled"
+    ROLE_CHANGED = "user.role_changed"
+    PASSWORD_CHANGED = "user.password_changed"  # noqa: S105 - the name of an action
+    PASSWORD_RESET = "user.password_reset"  # noqa: S105 - the name of an action
+
+    KEY_CREATED = "key.created"
+    KEY_CHANGED = "key.changed"
+    KEY_ROTATED = "key.rotated"
+    KEY_REVOKED = "key.revoked"
+    BUDGET_CHANGED = "budget.changed"
+
+    JOB_CANCELLED = "job.cancelled"
+    JOB_RETRIED = "job.retried"
+    JOBS_RETRIED = "job.retried_many"
+    RUN_CANCELLED = "run.cancelled"
+    RUN_RETRIED = "run.retried"
+
+    FLAG_CHANGED = "flag.changed"
+    FLAG_DELETED = "flag.deleted"
+    SETTINGS_SEEN = "settings.seen"
+    NOTIFICATION_SENT = "notification.requested"
+
+    ACCESS_REFUSED = "access.refused"
+    """Somebody asked for what their role or scope does not allow."""
+
+
+class ObjectKind(StrEnum):
+    """What it was done on."""
+
+    USER = "user"
+    KEY = "key"
+    SESSION = "session"
+    BUDGET = "budget"
+    JOB = "job"
+    RUN = "run"
+    FLAG = "flag"
+    PROCESS = "process"
+    NOTIFICATION = "notification"
+    ROUTE = "route"
+    """A route of the HTTP API, or a command."""
+
+    def of(self, name: UUID | str) -> "AuditObject":
+        """The one with this id or name."""
+        return AuditObject(self, str(name))
+
+
+@dataclass(frozen=True)
+class AuditObject:
+    """One thing that something was done on."""
+
+    kind: ObjectKind
+    id: str

@@ -1,0 +1,154 @@
+"""The audit log: what is recorded with an action, and how it is read."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from promptstack.config.errors import PromptStackError
+from promptstack.repositories.audit import AuditFilter
+from promptstack.repositories.audit_models import ActorKind, AuditResult
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.audit.actions import Action, AuditObject
+from promptstack.services.audit.actor import Actor
+from promptstack.services.audit.detail import checked_detail
+from promptstack.services.errors import InvalidInput
+from promptstack.services.text import check_storable, make_storable
+from promptstack.services.validation.bounds import checked_limit, checked_time
+from promptstack.services.validation.ids import read_id
+
+MAX_NAME = 254
+"""Characters of an address, an e-mail, or the name of an object; the rest is cut off."""
+
+
+class AuditView(BaseModel):
+    """An entry of the audit log."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True)
+
+    id: UUID
+    at: datetime
+    actor_kind: ActorKind
+    user_id: UUID | None
+    email: str | None
+    key_id: UUID | None
+    action: str
+    object_kind: str | None
+    object_id: str | None
+    address: str
+    result: AuditResult
+    detail: dict[str, Any]
+
+
+class AuditLog:
+    """Records what people do, and shows it to administrators.
+
+    >>> with ledger.transaction() as unit:
+    ...     unit.api_keys.revoke(key_id)
+    ...     audit.record(
+    ...         unit,
+    ...         actor=Actor.of(caller),
+    ...         action=Action.KEY_REVOKED,
+    ...         object=ObjectKind.KEY.of(key_id),
+    ...     )
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    @staticmethod
+    def record(
+        unit: UnitOfWork,
+        *,
+        actor: Actor,
+        action: Action,
+        object: AuditObject | None = None,  # noqa: A002 - the log's own word
+        result: AuditResult = AuditResult.OK,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add an entry in the transaction of what was done: both are there, or neither."""
+        unit.audit.create(
+            actor_kind=actor.kind,
+            user_id=actor.user_id,
+            email=None if actor.email is None else _short(actor.email),
+            key_id=actor.key_id,
+            action=action,
+            object_kind=object and object.kind,
+            object_id=object and _short(object.id),
+            address=_short(actor.address),
+            result=result,
+            detail=checked_detail(detail or {}),
+        )
+
+    def record_alone(
+        self,
+        *,
+        actor: Actor,
+        action: Action,
+        object: AuditObject | None = None,  # noqa: A002 - as in `record`
+        result: AuditResult = AuditResult.REFUSED,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add an entry in a transaction of its own: for what was refused, whose own rolls back."""
+        with self._ledger.transaction() as unit:
+            self.record(
+                unit, actor=actor, action=action, object=object, result=result, detail=detail
+            )
+
+    @contextmanager
+    def refusals(
+        self,
+        *,
+        actor: Actor,
+        action: Action,
+        object: AuditObject | None = None,  # noqa: A002 - as in `record`
+    ) -> Iterator[None]:
+        """Record as refused what one of our errors ends in this context; the error goes on.
+
+        Put the transaction inside of it. An outage is no refusal, and is not recorded.
+        """
+        try:
+            yield
+        except PromptStackError as error:
+            if not error.transient:
+                detail = {"error_code": error.code}
+                self.record_alone(actor=actor, action=action, object=object, detail=detail)
+            raise
+
+    def get_many(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        object_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        after: UUID | str | None = None,
+        limit: int = 50,
+        newest_first: bool = True,
+    ) -> list[AuditView]:
+        """Read entries, newest first. `after` is the last id of the page before.
+
+        `actor` is an e-mail, or the id of a user or key; `action` is one, or the part before its
+        dot. Raises `InvalidInput`.
+        """
+        for text, name in ((actor, "actor"), (action, "action"), (object_id, "object_id")):
+            check_storable(text or "", name)
+        since, until = checked_time(since, "since"), checked_time(until, "until")
+        if since is not None and until is not None and since >= until:
+            raise InvalidInput("`since` must be before `until`.")
+        cursor = None if after is None else read_id(after, "audit entry")
+        wanted = AuditFilter(actor, action, object_id, since, until)
+        with self._ledger.transaction() as unit:
+            rows = unit.audit.find(
+                wanted, checked_limit(limit), after=cursor, newest_first=newest_first
+            )
+            return [AuditView.model_validate(row) for row in rows]
+
+
+def _short(text: str) -> str:
+    return make_storable(text)[:MAX_NAME]
