@@ -16,6 +16,7 @@ from promptstack.config.settings import Settings, get_settings
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.vector_indexes import VectorIndexes
 from promptstack.services.access.keys import KeyService
+from promptstack.services.access.owners import Owners
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.accounting.usage import UsageService
 from promptstack.services.audit.log import AuditLog
@@ -170,6 +171,11 @@ class PromptStack:
     def audit(self) -> AuditLog:
         """The audit log."""
         return AuditLog(self.ledger)
+
+    @cached_property
+    def owners(self) -> Owners:
+        """Whose objects a caller may list."""
+        return Owners(self.ledger)
 
     @cached_property
     def usage(self) -> UsageService:

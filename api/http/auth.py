@@ -5,8 +5,10 @@ from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import Field
 
 from promptstack.services.access.caller import Caller
+from promptstack.services.access.keys import MAX_EMAIL_CHARACTERS
 from promptstack.services.errors import NotAuthenticated
 from promptstack.tasks.composition import PromptStack
 
@@ -65,8 +67,16 @@ CurrentCaller = Annotated[Caller, Depends(get_caller)]
 
 
 async def get_owner(caller: CurrentCaller) -> UUID | None:
-    """Return the user whose jobs the caller may see; None for an administrator, who sees all."""
+    """Return whose objects the caller may touch; None for an administrator: everybody's."""
     return None if caller.is_admin else caller.user_id
 
 
 Owner = Annotated[UUID | None, Depends(get_owner)]
+"""For a route that names one object. A list asks `stack.owners` instead."""
+AskedOwner = Annotated[
+    str | None,
+    Field(
+        max_length=MAX_EMAIL_CHARACTERS,
+        description="Whose: `all`, or a user's e-mail address; for administrators. Unset: yours.",
+    ),
+]

@@ -8,11 +8,11 @@ from pydantic import Field
 
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import IdempotencyKey, JobBody, NotBlank
-from promptstack.api.http.route import AuthenticatedRoute
+from promptstack.api.http.route import ProtectedRoute
 from promptstack.services.jobs.views import JobView
 from promptstack.services.validation.bounds import ChunkTokens, Line
 
-router = APIRouter(tags=["embeddings"], route_class=AuthenticatedRoute)
+router = APIRouter(tags=["embeddings"], route_class=ProtectedRoute)
 
 
 class EmbeddingBody(JobBody):

@@ -12,13 +12,13 @@ from promptstack.api.http.bodies import (
     NotBlank,
     refuse_many_fields,
 )
-from promptstack.api.http.route import AuthenticatedRoute
+from promptstack.api.http.route import ProtectedRoute
 from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.request_turns import few_values
 from promptstack.services.llm.requests import MAX_FALLBACKS, MAX_TURNS, Fallback, Message
 
-router = APIRouter(tags=["generations"], route_class=AuthenticatedRoute)
+router = APIRouter(tags=["generations"], route_class=ProtectedRoute)
 
 Turn = Annotated[Message, BeforeValidator(refuse_many_fields)]
 

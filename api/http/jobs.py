@@ -7,11 +7,11 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, status
 from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
-from promptstack.api.http.auth import CurrentCaller, Owner, Stack
+from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
 from promptstack.api.http.bodies import Given
 from promptstack.api.http.embeddings import EmbeddingBody
 from promptstack.api.http.generations import GenerationBody
-from promptstack.api.http.route import AuthenticatedRoute
+from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.models import JobKind, JobState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.enqueue import MAX_JOBS_AT_ONCE
@@ -19,7 +19,7 @@ from promptstack.services.jobs.entries import is_embedding
 from promptstack.services.jobs.views import JobView
 from promptstack.services.validation.bounds import Time
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute)
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=ProtectedRoute)
 
 
 class JobQuery(BaseModel):
@@ -31,6 +31,7 @@ class JobQuery(BaseModel):
     after: UUID | None = Field(None, description="`after` of the page before.")
     state: JobState | None = None
     kind: JobKind | None = None
+    owner: AskedOwner = None
 
 
 class JobPage(BaseModel):
@@ -98,6 +99,7 @@ class RetryMany(BaseModel):
     model: str | None = None
     error_code: str | None = None
     since: Time | None = Field(None, description="When they ended; UTC unless it says.")
+    owner: AskedOwner = None
 
 
 class Retried(BaseModel):
@@ -125,19 +127,21 @@ def create_jobs(
 
 
 @router.get("")
-def list_jobs(stack: Stack, owner: Owner, query: Annotated[JobQuery, Query()]) -> JobPage:
+def list_jobs(stack: Stack, caller: CurrentCaller, query: Annotated[JobQuery, Query()]) -> JobPage:
     """Show your jobs, newest first."""
     # One more than the page holds tells whether there is a next one.
     wanted = query.model_copy(update={"limit": query.limit + 1})
-    found = stack.jobs.get_many(owner=owner, **dict(wanted))
+    asked = dict(wanted) | {"owner": stack.owners.choose(caller, query.owner)}
+    found = stack.jobs.get_many(**asked)
     page = found[: query.limit]
     return JobPage(jobs=page, after=page[-1].id if len(found) > len(page) else None)
 
 
 @router.post("/retry")
-def retry_jobs(stack: Stack, owner: Owner, which: RetryMany) -> Retried:
+def retry_jobs(stack: Stack, caller: CurrentCaller, which: RetryMany) -> Retried:
     """Queue all your jobs again that ended so, for example after an outage."""
-    return Retried(retried=stack.jobs.retry_many(owner=owner, **dict(which)))
+    asked = dict(which) | {"owner": stack.owners.choose(caller, which.owner)}
+    return Retried(retried=stack.jobs.retry_many(**asked))
 
 
 @router.get("/{job_id}")

@@ -15,6 +15,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
 from promptstack.api.http.auth import caller_of
+from promptstack.api.permissions import Permission, permission_of_route
 from promptstack.services.errors import InvalidInput
 from promptstack.services.validation.json_text import NotExact, load_json
 
@@ -34,26 +35,39 @@ _BEGINS_ONE[list(b",:[{")] = True
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-class AuthenticatedRoute(APIRoute):
-    """Checks the API key first, and keeps large bodies off the event loop.
+class ProtectedRoute(APIRoute):
+    """Checks who sends a request and what they may do, and keeps large bodies off the event loop.
 
     FastAPI alone parses the body before it asks for the key, and does so on the event loop, where
-    a large body holds up all requests.
+    a large body holds up all requests. A route that `api/permissions.py` doesn't know can't be
+    made.
     """
 
     def get_route_handler(self) -> Handler:
         """Return the function that handles a request."""
         handle = super().get_route_handler()
         has_body = self.body_field is not None
+        permission = _permission_of(self)
 
         async def admit(request: Request) -> Response:
             request = ExactRequest(request.scope, request.receive)
-            request.state.caller = await to_thread.run_sync(caller_of, request)
+            if permission.is_public:
+                return await handle(request)
+            request.state.caller = caller = await to_thread.run_sync(caller_of, request)
+            permission.check(caller)
             if not has_body:
                 return await handle(request)
             return await _read_and_handle(request, handle)
 
         return admit
+
+
+def _permission_of(route: APIRoute) -> Permission:
+    """What all methods of a route need."""
+    first, *others = {permission_of_route(method, route.path) for method in route.methods or ()}
+    if others:
+        raise LookupError(f"The methods of {route.path} need different things; make two routes.")
+    return first
 
 
 class ExactRequest(Request):

@@ -7,16 +7,16 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response, status
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 
-from promptstack.api.http.auth import CurrentCaller, Owner, Stack
+from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
 from promptstack.api.http.bodies import Body, NotBlank
-from promptstack.api.http.route import AuthenticatedRoute
+from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.runs.results import FailedItem, Produced
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.runs.views import RunView
 from promptstack.services.sources.reading import Reading
 from promptstack.services.validation.bounds import Dollars, InFlight, Name, Text
 
-router = APIRouter(prefix="/runs", tags=["runs"], route_class=AuthenticatedRoute)
+router = APIRouter(prefix="/runs", tags=["runs"], route_class=ProtectedRoute)
 
 PAGE_BYTES = 2_000_000
 """A page ends after so many. As JSON, with vectors in digits, it is six times as long."""
@@ -74,6 +74,15 @@ class Cursor(BaseModel):
     after: int = Field(0, ge=0, description="`after` of the page before.")
 
 
+class RunQuery(BaseModel):
+    """Which runs to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(20, ge=1, le=100, description="How many, the newest first.")
+    owner: AskedOwner = None
+
+
 class RunList(BaseModel):
     """The newest runs."""
 
@@ -126,11 +135,10 @@ def create_generation_run(
 
 
 @router.get("")
-def list_runs(
-    stack: Stack, owner: Owner, limit: Annotated[int, Query(ge=1, le=100)] = 20
-) -> RunList:
+def list_runs(stack: Stack, caller: CurrentCaller, query: Annotated[RunQuery, Query()]) -> RunList:
     """Show your runs, newest first."""
-    return RunList(runs=stack.runs.get_many(owner, limit))
+    owner = stack.owners.choose(caller, query.owner)
+    return RunList(runs=stack.runs.get_many(owner, query.limit))
 
 
 @router.get("/{run_id}")

@@ -5,13 +5,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from promptstack.api.http.auth import Owner, Stack
-from promptstack.api.http.route import AuthenticatedRoute
+from promptstack.api.http.auth import AskedOwner, CurrentCaller, Stack
+from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.usage import Group, Unsettled, Usage
 from promptstack.services.jobs.views import CallView
 from promptstack.services.validation.bounds import Time
 
-router = APIRouter(prefix="/usage", tags=["usage"], route_class=AuthenticatedRoute)
+router = APIRouter(prefix="/usage", tags=["usage"], route_class=ProtectedRoute)
 
 
 class UsageQuery(BaseModel):
@@ -22,7 +22,7 @@ class UsageQuery(BaseModel):
     by: list[Group] = Field([Group.DAY, Group.MODEL], max_length=4, description="The groups.")
     since: Time | None = Field(None, description="From this time on; UTC unless it says.")
     until: Time | None = Field(None, description="Before this time.")
-    user: str | None = Field(None, description="Only this user's, by email; for administrators.")
+    owner: AskedOwner = None
     provider: str | None = None
     model: str | None = None
 
@@ -35,6 +35,7 @@ class CallQuery(BaseModel):
     unsettled: bool = Field(False, description="Only calls that may have been paid and lost.")
     since: Time | None = Field(None, description="From this time on; UTC unless it says.")
     limit: int = Field(50, ge=1, le=1_000, description="How many, the newest first.")
+    owner: AskedOwner = None
 
 
 class Calls(BaseModel):
@@ -45,8 +46,9 @@ class Calls(BaseModel):
 
 
 @router.get("/calls")
-def list_calls(stack: Stack, owner: Owner, query: Annotated[CallQuery, Query()]) -> Calls:
+def list_calls(stack: Stack, caller: CurrentCaller, query: Annotated[CallQuery, Query()]) -> Calls:
     """Show your provider calls, and what is known of their cost."""
+    owner = stack.owners.choose(caller, query.owner)
     return Calls(
         calls=stack.usage.calls(
             only_unsettled=query.unsettled, since=query.since, owner=owner, limit=query.limit
@@ -56,14 +58,15 @@ def list_calls(stack: Stack, owner: Owner, query: Annotated[CallQuery, Query()])
 
 
 @router.get("")
-def sum_usage(stack: Stack, owner: Owner, query: Annotated[UsageQuery, Query()]) -> list[Usage]:
-    """Show your usage; an administrator sees everybody's."""
+def sum_usage(
+    stack: Stack, caller: CurrentCaller, query: Annotated[UsageQuery, Query()]
+) -> list[Usage]:
+    """Show your usage."""
     return stack.usage.sums(
         query.by,
         since=query.since,
         until=query.until,
-        owner=owner,
-        email=query.user,
+        owner=stack.owners.choose(caller, query.owner),
         provider=query.provider,
         model=query.model,
     )

@@ -98,7 +98,7 @@ def test_a_run_of_unknown_price_shows_no_zero_anywhere(stack: WorkerServices) ->
     with serve(stack, is_admin=True) as client:
         told = client.get(f"/api/v1/runs/{run.id}").json()
         assert (told["cost_usd"], told["unknown_cost"]) == (None, 3)
-        [told] = client.get("/api/v1/usage").json()
+        [told] = client.get("/api/v1/usage?owner=all").json()
         assert told["cost_usd"] is None
 
 
@@ -118,5 +118,5 @@ def test_nothing_is_told_as_nothing_and_in_plain_digits(stack: WorkerServices) -
     with serve(stack, is_admin=True) as client:
         told = client.get(f"/api/v1/runs/{run.id}").json()
         assert (told["cost_usd"], told["unknown_cost"]) == ("0", 0)
-        [call] = client.get("/api/v1/usage/calls").json()["calls"]
+        [call] = client.get("/api/v1/usage/calls?owner=all").json()["calls"]
         assert call["cost_usd"] == "0"

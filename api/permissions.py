@@ -1,0 +1,165 @@
+"""Who may do what: one table for every route and every command.
+
+Another user's job, run, key or document does not exist for a caller: 404. Administrators, by a
+session or by a key with the scope `admin`, reach everybody's. A command reaches the ledger with the
+deployment's own credentials, so who can run one is a super_admin.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from promptstack.repositories.access_models import Role, Scope
+from promptstack.services.access.caller import Caller
+from promptstack.services.errors import NotPermitted
+
+RANKS: Mapping[Role, int] = {Role.USER: 0, Role.ADMIN: 1, Role.SUPER_ADMIN: 2}
+
+
+class Whose(StrEnum):
+    """Whose objects an action touches."""
+
+    NOBODYS = "-"
+    OWN = "one's own; admins: all"
+    ALL = "everybody's"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permission:
+    """What one action needs, and where it is found."""
+
+    action: str
+    role: Role = Role.USER
+    """The least role."""
+    scope: Scope | None = None
+    """What an API key needs; who has signed in has every scope."""
+    whose: Whose = Whose.NOBODYS
+    is_public: bool = False
+    """Whether nobody has to say who they are."""
+    routes: tuple[str, ...] = ()
+    """Methods and paths below API_V1_PREFIX."""
+    commands: tuple[str, ...] = ()
+
+    def check(self, caller: Caller) -> None:
+        """Raise `NotPermitted` where this caller may not do it."""
+        if self.scope is not None and self.scope not in caller.scopes:
+            raise NotPermitted(
+                f"This needs the scope {self.scope}, which the API key does not have. "
+                "Use one that has it."
+            )
+        if RANKS[caller.role] < RANKS[self.role]:
+            raise NotPermitted(f"This is for users with the role {self.role}.")
+
+
+PERMISSIONS = (
+    Permission(
+        action="enqueue jobs",
+        scope=Scope.JOBS_WRITE,
+        whose=Whose.OWN,
+        routes=("POST /generations", "POST /embeddings", "POST /jobs"),
+        commands=("generate", "embed"),
+    ),
+    Permission(
+        action="see jobs",
+        scope=Scope.JOBS_READ,
+        whose=Whose.OWN,
+        routes=("GET /jobs", "GET /jobs/{job_id}"),
+        commands=("jobs list", "jobs show", "jobs watch", "jobs wait"),
+    ),
+    Permission(
+        action="cancel and retry jobs",
+        scope=Scope.JOBS_WRITE,
+        whose=Whose.OWN,
+        routes=("POST /jobs/retry", "POST /jobs/{job_id}/cancel", "POST /jobs/{job_id}/retry"),
+        commands=("jobs cancel", "jobs retry"),
+    ),
+    Permission(
+        action="start runs",
+        scope=Scope.RUNS_WRITE,
+        whose=Whose.OWN,
+        routes=("POST /runs/embeddings", "POST /runs/generations"),
+        commands=("runs embed", "runs generate", "runs batch"),
+    ),
+    Permission(
+        action="see runs and their results",
+        scope=Scope.RUNS_READ,
+        whose=Whose.OWN,
+        routes=(
+            "GET /runs",
+            "GET /runs/{run_id}",
+            "GET /runs/{run_id}/results",
+            "GET /runs/{run_id}/failures",
+        ),
+        commands=("runs list", "runs show", "runs watch", "runs export"),
+    ),
+    Permission(
+        action="cancel and retry runs",
+        scope=Scope.RUNS_WRITE,
+        whose=Whose.OWN,
+        routes=("POST /runs/{run_id}/cancel", "POST /runs/{run_id}/retry"),
+        commands=("runs cancel", "runs retry"),
+    ),
+    Permission(action="search", scope=Scope.SEARCH, whose=Whose.OWN, commands=("search",)),
+    Permission(
+        action="see usage and cost",
+        scope=Scope.USAGE_READ,
+        whose=Whose.OWN,
+        routes=("GET /usage", "GET /usage/calls"),
+        commands=("usage", "attempts"),
+    ),
+    Permission(
+        action="see users",
+        scope=Scope.ADMIN,
+        whose=Whose.OWN,
+        routes=("GET /users/{user_id}",),
+    ),
+    Permission(
+        action="manage keys",
+        scope=Scope.ADMIN,
+        whose=Whose.OWN,
+        routes=(
+            "GET /keys",
+            "POST /keys",
+            "POST /keys/{key_id}/rotate",
+            "POST /keys/{key_id}/revoke",
+        ),
+        commands=("keys create", "keys list", "keys rotate", "keys revoke"),
+    ),
+    Permission(
+        action="run the deployment",
+        role=Role.SUPER_ADMIN,
+        whose=Whose.ALL,
+        commands=(
+            "up",
+            "worker",
+            "api",
+            "flower",
+            "simulator",
+            "migrate",
+            "demo",
+            "doctor",
+            "chaos",
+            "permissions",
+        ),
+    ),
+)
+"""Every action. A route or a command that is in none of them doesn't start."""
+
+
+def permission_of_route(method: str, path: str) -> Permission:
+    """What a route needs. Raises `LookupError` for one that the table does not know."""
+    return _find("routes", f"{method} {path}")
+
+
+def permission_of_command(name: str) -> Permission:
+    """What a command does. Raises `LookupError` for one that the table does not know."""
+    return _find("commands", name)
+
+
+def _find(column: str, name: str) -> Permission:
+    found = [each for each in PERMISSIONS if name in getattr(each, column)]
+    if len(found) != 1:
+        raise LookupError(
+            f"{name} must be in one row of PERMISSIONS (api/permissions.py); it is in {len(found)}."
+        )
+    return found[0]
