@@ -34,14 +34,30 @@ class Permission:
     scope: Scope | None = None
     """What an API key needs; who has signed in has every scope."""
     whose: Whose = Whose.NOBODYS
+    needs_sign_in: bool = False
+    """Whether an API key is not enough: it could make itself another one without its limits."""
     is_public: bool = False
     """Whether nobody has to say who they are."""
     routes: tuple[str, ...] = ()
     """Methods and paths below API_V1_PREFIX."""
     commands: tuple[str, ...] = ()
 
+    @property
+    def who(self) -> str:
+        """The least role, in a word."""
+        return "anybody" if self.is_public else str(self.role)
+
+    @property
+    def scope_of_key(self) -> str:
+        """What a key needs, in a word."""
+        if self.needs_sign_in:
+            return "not by a key"
+        return str(self.scope or "any")
+
     def check(self, caller: Caller) -> None:
         """Raise `NotPermitted` where this caller may not do it."""
+        if self.needs_sign_in and caller.key_id is not None:
+            raise NotPermitted("This can't be done with an API key. Sign in to do it.")
         if self.scope is not None and self.scope not in caller.scopes:
             raise NotPermitted(
                 f"This needs the scope {self.scope}, which the API key does not have. "
@@ -115,7 +131,7 @@ PERMISSIONS = (
     ),
     Permission(
         action="manage keys",
-        scope=Scope.ADMIN,
+        needs_sign_in=True,
         whose=Whose.OWN,
         routes=(
             "GET /keys",

@@ -19,6 +19,7 @@ HELP_WIDTH = 100
 KEYS = {
     "create": Command("keys:create", "Make a key and show it, this once."),
     "list": Command("keys:list_", "List keys, oldest first; the keys themselves are not kept."),
+    "rotate": Command("keys:rotate", "Give a key a new secret; the old one opens for a day more."),
     "revoke": Command("keys:revoke", "Let a key open nothing from now on."),
 }
 JOBS = {
@@ -77,6 +78,9 @@ COMMANDS: dict[str, Command | Group] = {
     "jobs": Group("Look at jobs, follow, cancel and retry them.", JOBS),
     "runs": Group("Batches of embeddings and generations.", RUNS),
     "keys": Group("Keys to the HTTP API.", KEYS),
+    "permissions": Command(
+        "permissions:permissions", "Show who may do what: roles, scopes, routes and commands."
+    ),
 }
 """All commands, in the order of `--help`."""
 

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from promptstack.api.http import embeddings, generations, health, jobs, runs, usage
+from promptstack.api.http import embeddings, generations, health, jobs, keys, runs, usage
 from promptstack.api.http.errors import HANDLERS
 from promptstack.api.http.health import HealthCheck
 from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
@@ -16,7 +16,14 @@ from promptstack.api.http.problems import RESPONSES
 from promptstack.api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
 from promptstack.tasks.composition import PromptStack
 
-RESOURCES = (generations.router, embeddings.router, jobs.router, runs.router, usage.router)
+RESOURCES = (
+    generations.router,
+    embeddings.router,
+    jobs.router,
+    runs.router,
+    usage.router,
+    keys.router,
+)
 
 
 def create_app(stack: PromptStack) -> FastAPI:

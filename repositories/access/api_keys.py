@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
@@ -26,31 +27,49 @@ class ApiKeyRepository(BaseRepository[ApiKey]):
             query = query.where(ApiKey.user_id == user_id)
         return self._session.scalars(query).all()
 
-    def revoke(self, key_id: UUID) -> bool:
-        """Mark a key as revoked; False when there is none or it is revoked already."""
-        revoked = (
-            update(ApiKey)
-            .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
-            .values(revoked_at=func.now())
-        )
-        return self._session.scalar(revoked.returning(ApiKey.id)) is not None
+    def get_page(self, user_id: UUID | None, after: UUID | None, limit: int) -> Sequence[ApiKey]:
+        """Keys with their users, newest first, after this one."""
+        query = select(ApiKey).options(joinedload(ApiKey.user)).order_by(ApiKey.id.desc())
+        if user_id is not None:
+            query = query.where(ApiKey.user_id == user_id)
+        if after is not None:
+            query = query.where(ApiKey.id < after)
+        return self._session.scalars(query.limit(limit)).all()
 
-    def rotate(self, key_id: UUID, *, key_hash: str, prefix: str, seconds: float) -> bool:
+    def count(self, user_id: UUID) -> int:
+        """How many keys of a user aren't revoked."""
+        query = select(func.count()).where(ApiKey.user_id == user_id, ApiKey.revoked_at.is_(None))
+        return self._session.scalar(query) or 0
+
+    def revoke(self, key_id: UUID, user_id: UUID | None = None) -> ApiKey | None:
+        """Mark a key as revoked; None when there is none, of this user, or it is revoked."""
+        return self._change(
+            [ApiKey.id == key_id, ApiKey.revoked_at.is_(None)], user_id, revoked_at=func.now()
+        )
+
+    def rotate(
+        self, key_id: UUID, user_id: UUID | None, *, key_hash: str, prefix: str, seconds: float
+    ) -> ApiKey | None:
         """Give a key a new secret; the one it has now opens for `seconds` more.
 
-        False for a key that opens nothing. A still older secret ends at once.
+        None for a key that opens nothing, or isn't this user's. A still older secret ends at once.
         """
-        rotated = (
-            update(ApiKey)
-            .where(ApiKey.id == key_id, _is_open())
-            .values(
-                key_hash=key_hash,
-                prefix=prefix,
-                previous_hash=ApiKey.key_hash,
-                previous_until=func.now() + timedelta(seconds=seconds),
-            )
+        return self._change(
+            [ApiKey.id == key_id, _is_open()],
+            user_id,
+            key_hash=key_hash,
+            prefix=prefix,
+            previous_hash=ApiKey.key_hash,
+            previous_until=func.now() + timedelta(seconds=seconds),
         )
-        return self._session.scalar(rotated.returning(ApiKey.id)) is not None
+
+    def _change(
+        self, which: list[ColumnElement[bool]], user_id: UUID | None, **values: Any
+    ) -> ApiKey | None:
+        if user_id is not None:
+            which = [*which, ApiKey.user_id == user_id]
+        changed = update(ApiKey).where(*which).values(values).returning(ApiKey)
+        return self._session.scalars(changed, execution_options={"populate_existing": True}).first()
 
     def find(self, key_hash: str) -> ApiKey | None:
         """Find a key, with its user, by the hash of a secret that is not outdated.

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from promptstack.repositories.access_models import Role, Scope, Tier
+from promptstack.services.access.key_terms import KeyLimits
 
 EVERYTHING = frozenset(Scope)
 """The scopes of who has signed in; an API key has those that it was made with."""
@@ -21,6 +22,10 @@ class Caller:
     scopes: frozenset[Scope] = EVERYTHING
     key_id: UUID | None = None
     """The API key that came with the request."""
+    key_limits: KeyLimits | None = None
+    """Whom the key's jobs may ask; None: anybody."""
+    requests_a_minute: int | None = None
+    """How many requests the key may send."""
     session_id: UUID | None = None
     """The session that the access token belongs to."""
     address: str = ""

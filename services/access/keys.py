@@ -2,9 +2,9 @@
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from promptstack.repositories.access.api_keys import LAST_USED_EVERY
@@ -12,6 +12,10 @@ from promptstack.repositories.access_models import ApiKey, Role, Scope, Tier, Us
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.caller import Caller
+from promptstack.services.access.key_terms import KeyLimits, KeyTerms, KeyView, known_scopes
+from promptstack.services.audit.actions import Action, ObjectKind
+from promptstack.services.audit.actor import Actor
+from promptstack.services.audit.log import AuditLog
 from promptstack.services.errors import (
     InvalidInput,
     KeyExpired,
@@ -21,138 +25,166 @@ from promptstack.services.errors import (
     UserDisabled,
 )
 from promptstack.services.text import check_name
-from promptstack.services.validation.ids import find_id, read_id
+from promptstack.services.validation.bounds import checked_limit, refused_in_words
+from promptstack.services.validation.ids import find_id, read_id, read_owner
 
 PREFIX = "ps_"
 SHOWN_CHARACTERS = len(PREFIX) + 8
 """How much of a key is kept for a person to know it by. 200 random bits of it stay unknown."""
 MAX_EMAIL_CHARACTERS = 254
 """The limit of RFC 5321; PostgreSQL can index it."""
-MAX_NAME_CHARACTERS = 200
 KEY_BYTES = 32
 """256 random bits can't be guessed, so a fast hash is enough to store a key."""
 ROTATION_SECONDS = 86_400.0
 """How long the secret before a rotation still opens: a day to bring the new one everywhere."""
+MAX_KEYS = 100
+"""Of one user, that aren't revoked."""
 OPERATOR = "operator@localhost"
 """The user of the command line: who reaches the ledger without a key may do everything."""
-USUAL_SCOPES = frozenset(Scope) - {Scope.ADMIN}
 
 
 @dataclass(frozen=True)
-class KeyView:
-    """What may be shown of a key."""
+class IssuedKey:
+    """A key and its secret, which is shown this once."""
 
-    id: UUID
-    email: str
-    name: str
-    prefix: str
-    scopes: Sequence[Scope]
-    providers: Sequence[str] | None
-    models: Sequence[str] | None
-    requests_a_minute: int | None
-    created_at: datetime
-    expires_at: datetime | None
-    last_used_at: datetime | None
-    rotated_until: datetime | None
-    """Until when the secret before the last rotation opens."""
-    revoked_at: datetime | None
+    secret: str
+    key: KeyView
 
 
 class KeyService:
-    """Makes and checks API keys."""
+    """Makes and checks API keys. Who does it is recorded; unset, it is the command line."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def create(
-        self,
-        email: str,
-        name: str,
-        *,
-        scopes: Iterable[Scope | str] = USUAL_SCOPES,
-        expires_at: datetime | None = None,
-    ) -> str:
-        """Make a key for the user with this e-mail address, who is added if new; return the key.
+    def create(self, email: str, name: str, **terms: Any) -> str:
+        """Make a key for the user with this e-mail address, who is added if new; return its secret.
 
-        It can't be shown again. Raises `InvalidInput` for something that is no e-mail address or
-        no scope, and for the scope `admin` where the user is no administrator.
+        The terms are those of `KeyTerms`. Raises the errors of `issue`.
         """
-        name = check_name(name, "The key's name")
-        if len(name) > MAX_NAME_CHARACTERS:
-            raise InvalidInput(f"The key's name has at most {MAX_NAME_CHARACTERS} characters.")
-        wanted = _read_scopes(scopes)
-        key = _new_secret()
+        return self.issue(email, {"name": name, **terms}).secret
+
+    def issue(
+        self, email: str, terms: KeyTerms | dict[str, Any], *, by: Actor | None = None
+    ) -> IssuedKey:
+        """Make a key for the user with this e-mail address, who is added if new.
+
+        Raises `InvalidInput` for something that is no e-mail address, for wrong terms, for the
+        scope `admin` where the user is no administrator, and where the user has too many keys.
+        """
+        with refused_in_words():
+            terms = KeyTerms.model_validate(terms)
+        secret = _new_secret()
         with self._ledger.transaction() as unit:
-            user = _find_or_add(unit, email, name)
-            if Scope.ADMIN in wanted and user.role == Role.USER:
+            user = _find_or_add(unit, email, terms.name)
+            if Scope.ADMIN in terms.scopes and user.role == Role.USER:
                 raise InvalidInput(
                     f"{user.email} is no administrator, so no key of theirs can be one's. "
                     f"First: promptstack users set-role {user.email} admin."
                 )
-            unit.api_keys.create(
+            if unit.api_keys.count(user.id) >= MAX_KEYS:
+                raise InvalidInput(
+                    f"{user.email} has {MAX_KEYS} keys, which is the most. Revoke one first."
+                )
+            columns = terms.model_dump() | {"scopes": sorted(terms.scopes)}
+            key = unit.api_keys.create(
                 user_id=user.id,
-                name=name,
-                prefix=key[:SHOWN_CHARACTERS],
-                key_hash=_hash(key),
-                scopes=sorted(wanted),
-                expires_at=expires_at,
+                prefix=secret[:SHOWN_CHARACTERS],
+                key_hash=_hash(secret),
+                **columns,
             )
-        return key
+            detail = {"key_name": columns.pop("name"), "owner_id": user.id} | columns
+            _record(unit, by, Action.KEY_CREATED, key.id, **detail)
+            return IssuedKey(secret, KeyView.of(key))
 
-    def authenticate(self, key: str, address: str = "") -> Caller:
+    def authenticate(self, secret: str, address: str = "") -> Caller:
         """Return whose key this is. Raises `NotAuthenticated`, by the reason."""
         with self._ledger.transaction() as unit:
-            found = unit.api_keys.find(_hash(key)) if key.startswith(PREFIX) else None
-            if found is None:
+            key = unit.api_keys.find(_hash(secret)) if secret.startswith(PREFIX) else None
+            if key is None:
                 raise NotAuthenticated("The API key is not valid.")
-            _check_open(found)
-            if found.last_used_at is None or _now() - found.last_used_at > LAST_USED_EVERY:
-                unit.api_keys.note_use(found)
+            _check_open(key)
+            if key.last_used_at is None or _now() - key.last_used_at > LAST_USED_EVERY:
+                unit.api_keys.note_use(key)
             return Caller(
-                user_id=found.user_id,
-                email=found.user.email,
-                role=Role(found.user.role),
-                tier=Tier(found.user.tier),
-                is_beta_tester=found.user.is_beta_tester,
-                # A scope that a later version knows is none of ours.
-                scopes=frozenset(Scope(scope) for scope in found.scopes if scope in set(Scope)),
-                key_id=found.id,
+                user_id=key.user_id,
+                email=key.user.email,
+                role=Role(key.user.role),
+                tier=Tier(key.user.tier),
+                is_beta_tester=key.user.is_beta_tester,
+                scopes=frozenset(known_scopes(key)),
+                key_id=key.id,
+                key_limits=KeyLimits.of(key),
+                requests_a_minute=key.requests_a_minute,
                 address=address,
             )
 
     def get_all(self, owner: UUID | None = None) -> list[KeyView]:
         """All keys, or those of a user, oldest first, without their secrets."""
+        user_id = read_owner(owner)
         with self._ledger.transaction() as unit:
-            return [_view(key) for key in unit.api_keys.get_all(owner)]
+            return [KeyView.of(key) for key in unit.api_keys.get_all(user_id)]
+
+    def get_page(
+        self, owner: UUID | None, *, after: UUID | None = None, limit: int = 50
+    ) -> list[KeyView]:
+        """Some keys, or those of a user, the newest first. `after` is the last of the page before.
+
+        Raises `InvalidInput`.
+        """
+        user_id, limit = read_owner(owner), checked_limit(limit)
+        after = None if after is None else read_id(after, "key")
+        with self._ledger.transaction() as unit:
+            return [KeyView.of(key) for key in unit.api_keys.get_page(user_id, after, limit)]
 
     def find(self, given: str) -> UUID:
-        """The id of the only key whose id begins so. Raises the errors of `find_id`."""
+        """The id of the only key whose id, or whose secret, begins so.
+
+        Raises the errors of `find_id`.
+        """
         with self._ledger.transaction() as unit:
+            if given.startswith(PREFIX):
+                found = unit.api_keys.get_many(limit=2, prefix=given[:SHOWN_CHARACTERS])
+                if len(found) == 1:
+                    return found[0].id
             return find_id(unit.api_keys, "key", given)
 
-    def rotate(self, key_id: UUID | str) -> str:
-        """Return a new secret of a key; the one it has now opens for a day more.
+    def rotate(
+        self, key_id: UUID | str, *, owner: UUID | None = None, by: Actor | None = None
+    ) -> IssuedKey:
+        """Give a key a new secret; the one it has now opens for a day more.
 
-        Raises `InvalidInput`, and `NotFound` for a key that opens nothing.
+        Raises `InvalidInput`, and `NotFound` for a key that opens nothing or isn't the `owner`'s.
         """
-        key_id = read_id(key_id, "key")
-        key = _new_secret()
+        key_id, owner = read_id(key_id, "key"), read_owner(owner)
+        secret = _new_secret()
         with self._ledger.transaction() as unit:
-            if not unit.api_keys.rotate(
+            key = unit.api_keys.rotate(
                 key_id,
-                key_hash=_hash(key),
-                prefix=key[:SHOWN_CHARACTERS],
+                owner,
+                key_hash=_hash(secret),
+                prefix=secret[:SHOWN_CHARACTERS],
                 seconds=ROTATION_SECONDS,
-            ):
+            )
+            if key is None:
                 raise NotFound(f"There is no key {key_id} that could be rotated.")
-        return key
+            _record(unit, by, Action.KEY_ROTATED, key.id, previous_until=key.previous_until)
+            return IssuedKey(secret, KeyView.of(key))
 
-    def revoke(self, key_id: UUID | str) -> None:
-        """Revoke a key. Raises `InvalidInput` and `NotFound`."""
-        key_id = read_id(key_id, "key")
+    def revoke(
+        self, key_id: UUID | str, *, owner: UUID | None = None, by: Actor | None = None
+    ) -> KeyView:
+        """Revoke a key, with the secret before its rotation.
+
+        Raises `InvalidInput`, and `NotFound` for a key that is revoked or isn't the `owner`'s.
+        """
+        key_id, owner = read_id(key_id, "key"), read_owner(owner)
         with self._ledger.transaction() as unit:
-            if not unit.api_keys.revoke(key_id):
+            key = unit.api_keys.revoke(key_id, owner)
+            if key is None:
                 raise NotFound(f"There is no key {key_id} that could be revoked.")
+            _record(unit, by, Action.KEY_REVOKED, key.id)
+            return KeyView.of(key)
 
 
 def _find_or_add(unit: UnitOfWork, email: str, name: str) -> User:
@@ -166,13 +198,6 @@ def _find_or_add(unit: UnitOfWork, email: str, name: str) -> User:
     return user or unit.users.create(email=email, name=name, role=role)
 
 
-def _read_scopes(given: Iterable[Scope | str]) -> frozenset[Scope]:
-    try:
-        return frozenset(map(Scope, given))
-    except ValueError:
-        raise InvalidInput(f"A scope is one of {', '.join(Scope)}.") from None
-
-
 def _check_open(key: ApiKey) -> None:
     if key.revoked_at is not None:
         raise KeyRevoked("The API key was revoked.")
@@ -182,21 +207,15 @@ def _check_open(key: ApiKey) -> None:
         raise UserDisabled("The user of this API key is disabled.")
 
 
-def _view(key: ApiKey) -> KeyView:
-    return KeyView(
-        id=key.id,
-        email=key.user.email,
-        name=key.name,
-        prefix=key.prefix,
-        scopes=[Scope(scope) for scope in key.scopes if scope in set(Scope)],
-        providers=key.providers,
-        models=key.models,
-        requests_a_minute=key.requests_a_minute,
-        created_at=key.created_at,
-        expires_at=key.expires_at,
-        last_used_at=key.last_used_at,
-        rotated_until=key.previous_until,
-        revoked_at=key.revoked_at,
+def _record(
+    unit: UnitOfWork, by: Actor | None, action: Action, key_id: UUID, **detail: Any
+) -> None:
+    AuditLog.record(
+        unit,
+        actor=by or Actor.command_line(),
+        action=action,
+        object=ObjectKind.KEY.of(key_id),
+        detail=detail,
     )
 
 
@@ -204,8 +223,8 @@ def _new_secret() -> str:
     return PREFIX + secrets.token_urlsafe(KEY_BYTES)
 
 
-def _hash(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _now() -> datetime:

@@ -11,6 +11,7 @@ from promptstack.services.errors import InvalidInput
 from promptstack.services.validation.json_text import load_exactly
 
 SHOWN = 80
+LONGEST_AHEAD = 100 * 366 * 86_400.0
 
 
 def named_value(given: str, option: str) -> tuple[str, Any]:
@@ -50,6 +51,16 @@ def seconds_of(given: str | None) -> float | None:
         raise InvalidInput(
             f"{given[:40]!r} is no time span; write seconds, or 30s, 10m, 2h, 7d, 4w."
         ) from error
+
+
+def time_ahead(given: str | None) -> datetime | None:
+    """Read a time span from now on; a century at most. Raises `InvalidInput`."""
+    seconds = seconds_of(given)
+    if seconds is None:
+        return None
+    if not 0 < seconds <= LONGEST_AHEAD:
+        raise InvalidInput("The time span must be more than 0 and at most 100 years.")
+    return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
 def dollars_of(given: str | None) -> Decimal | None:

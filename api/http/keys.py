@@ -1,0 +1,71 @@
+"""API keys: list, make, rotate and revoke your own."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, status
+from pydantic import BaseModel, ConfigDict, Field
+
+from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
+from promptstack.api.http.route import ProtectedRoute
+from promptstack.services.access.key_terms import KeyTerms, KeyView
+from promptstack.services.access.keys import IssuedKey
+from promptstack.services.audit.actor import Actor
+
+router = APIRouter(prefix="/keys", tags=["keys"], route_class=ProtectedRoute)
+
+
+class KeyQuery(BaseModel):
+    """Which keys to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(50, ge=1, le=100, description="Keys on a page.")
+    after: UUID | None = Field(None, description="`after` of the page before.")
+    owner: AskedOwner = None
+
+
+class KeyPage(BaseModel):
+    """One page of keys, newest first."""
+
+    keys: list[KeyView]
+    after: UUID | None
+    """Send it as `after` to get the next page; null on the last one."""
+
+
+class ShownKey(KeyView):
+    """A key with its secret."""
+
+    secret: str = Field(description="Keep it now; it is not shown again.")
+
+
+@router.get("")
+def list_keys(stack: Stack, caller: CurrentCaller, query: Annotated[KeyQuery, Query()]) -> KeyPage:
+    """Show your keys, newest first, without their secrets."""
+    owner = stack.owners.choose(caller, query.owner)
+    # One more than the page holds tells whether there is a next one.
+    found = stack.keys.get_page(owner, after=query.after, limit=query.limit + 1)
+    page = found[: query.limit]
+    return KeyPage(keys=page, after=page[-1].id if len(found) > len(page) else None)
+
+
+@router.post("", status_code=status.HTTP_201_CREATED)
+def create_key(body: KeyTerms, stack: Stack, caller: CurrentCaller) -> ShownKey:
+    """Make a key of yours."""
+    return _shown(stack.keys.issue(caller.email, body, by=Actor.of(caller)))
+
+
+@router.post("/{key_id}/rotate")
+def rotate_key(key_id: UUID, stack: Stack, caller: CurrentCaller) -> ShownKey:
+    """Give a key of yours a new secret; the one it has now opens for a day more."""
+    return _shown(stack.keys.rotate(key_id, owner=caller.user_id, by=Actor.of(caller)))
+
+
+@router.post("/{key_id}/revoke")
+def revoke_key(key_id: UUID, stack: Stack, caller: CurrentCaller, owner: Owner) -> KeyView:
+    """Let a key open nothing from now on; its jobs go on."""
+    return stack.keys.revoke(key_id, owner=owner, by=Actor.of(caller))
+
+
+def _shown(issued: IssuedKey) -> ShownKey:
+    return ShownKey(**dict(issued.key), secret=issued.secret)
