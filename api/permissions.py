@@ -142,6 +142,14 @@ PERMISSIONS = (
         commands=("keys create", "keys list", "keys rotate", "keys revoke"),
     ),
     Permission(
+        action="read the audit log",
+        role=Role.ADMIN,
+        scope=Scope.ADMIN,
+        whose=Whose.ALL,
+        routes=("GET /audit",),
+        commands=("audit",),
+    ),
+    Permission(
         action="run the deployment",
         role=Role.SUPER_ADMIN,
         whose=Whose.ALL,

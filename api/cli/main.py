@@ -69,6 +69,7 @@ COMMANDS: dict[str, Command | Group] = {
     "attempts": Command(
         "jobs.attempts:attempts", "Show provider calls, and what is known of their cost."
     ),
+    "audit": Command("audit:audit", "Show who did what, on what, from where and when."),
     "doctor": Command(
         "doctor:doctor", "Check what is configured, what answers and what is missing."
     ),

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from promptstack.api.http import embeddings, generations, health, jobs, keys, runs, usage
+from promptstack.api.http import audit, embeddings, generations, health, jobs, keys, runs, usage
 from promptstack.api.http.errors import HANDLERS
 from promptstack.api.http.health import HealthCheck
 from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
@@ -23,6 +23,7 @@ RESOURCES = (
     runs.router,
     usage.router,
     keys.router,
+    audit.router,
 )
 
 
@@ -52,6 +53,7 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.state.large_bodies = LargeBodies(settings.max_body_values)
     # Made now: the first two requests would make them twice, in two threads.
     _ = stack.keys, stack.owners, stack.jobs, stack.runs, stack.run_results, stack.usage
+    _ = stack.audit
 
     # The last one added is the outermost.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)

@@ -13,6 +13,7 @@ from promptstack.api.http.embeddings import EmbeddingBody
 from promptstack.api.http.generations import GenerationBody
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.models import JobKind, JobState
+from promptstack.services.audit.actor import Actor
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.enqueue import MAX_JOBS_AT_ONCE
 from promptstack.services.jobs.entries import is_embedding
@@ -141,7 +142,7 @@ def list_jobs(stack: Stack, caller: CurrentCaller, query: Annotated[JobQuery, Qu
 def retry_jobs(stack: Stack, caller: CurrentCaller, which: RetryMany) -> Retried:
     """Queue all your jobs again that ended so, for example after an outage."""
     asked = dict(which) | {"owner": stack.owners.choose(caller, which.owner)}
-    return Retried(retried=stack.jobs.retry_many(**asked))
+    return Retried(retried=stack.jobs.retry_many(**asked, actor=Actor.of(caller)))
 
 
 @router.get("/{job_id}")
@@ -151,12 +152,12 @@ def get_job(job_id: UUID, stack: Stack, owner: Owner) -> JobView:
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: UUID, stack: Stack, owner: Owner) -> JobView:
+def cancel_job(job_id: UUID, stack: Stack, owner: Owner, caller: CurrentCaller) -> JobView:
     """End a job that is queued or running. What was produced so far stays."""
-    return stack.jobs.cancel(job_id, owner=owner)
+    return stack.jobs.cancel(job_id, owner=owner, actor=Actor.of(caller))
 
 
 @router.post("/{job_id}/retry")
-def retry_job(job_id: UUID, stack: Stack, owner: Owner) -> JobView:
+def retry_job(job_id: UUID, stack: Stack, owner: Owner, caller: CurrentCaller) -> JobView:
     """Queue a failed, cancelled or expired job again."""
-    return stack.jobs.retry(job_id, owner=owner)
+    return stack.jobs.retry(job_id, owner=owner, actor=Actor.of(caller))

@@ -11,6 +11,7 @@ from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
 from promptstack.api.http.bodies import Body, NotBlank
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.runs.results import FailedItem, Produced
+from promptstack.services.audit.actor import Actor
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.runs.views import RunView
 from promptstack.services.sources.reading import Reading
@@ -148,15 +149,22 @@ def get_run(run_id: UUID, stack: Stack, owner: Owner) -> RunView:
 
 
 @router.post("/{run_id}/cancel")
-def cancel_run(run_id: UUID, stack: Stack, owner: Owner) -> RunView:
+def cancel_run(run_id: UUID, stack: Stack, owner: Owner, caller: CurrentCaller) -> RunView:
     """Stop a run: no call begins any more; what is produced and under way is kept."""
-    return stack.runs.cancel(run_id, owner)
+    return stack.runs.cancel(run_id, owner, actor=Actor.of(caller))
 
 
 @router.post("/{run_id}/retry")
-def retry_run(run_id: UUID, stack: Stack, owner: Owner, how: RunRetry | None = None) -> RunView:
+def retry_run(
+    run_id: UUID,
+    stack: Stack,
+    owner: Owner,
+    caller: CurrentCaller,
+    how: RunRetry | None = None,
+) -> RunView:
     """Try again what failed or was never tried; what succeeded isn't paid for again."""
-    return stack.runs.retry(run_id, owner, how.max_cost_usd if how else None)
+    max_cost = how.max_cost_usd if how else None
+    return stack.runs.retry(run_id, owner, max_cost, actor=Actor.of(caller))
 
 
 @router.get("/{run_id}/results")

@@ -13,6 +13,9 @@ from promptstack.repositories.jobs.records import EndedJobs
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.audit.actions import Action, ObjectKind
+from promptstack.services.audit.actor import Actor
+from promptstack.services.audit.log import AuditLog
 from promptstack.services.errors import InvalidInput, NotFound, WrongState
 from promptstack.services.jobs.enqueue import JobEnqueuer
 from promptstack.services.jobs.new_job import JobDefaults
@@ -121,14 +124,18 @@ class JobService(JobEnqueuer):
             job = _find(work, job_id, owner)
             return [AttemptView.model_validate(row) for row in job.attempts]
 
-    def cancel(self, job_id: UUID | str, *, owner: UUID | None = None) -> JobView:
+    def cancel(
+        self, job_id: UUID | str, *, owner: UUID | None = None, actor: Actor | None = None
+    ) -> JobView:
         """End a job that is queued or running. A running provider call is closed soon after.
 
-        What it has produced stays. Raises `NotFound`, and `WrongState` if it has ended.
+        What it has produced stays. Where it is not the `actor`'s own, this is audited. Raises
+        `NotFound`, and `WrongState` if it has ended.
         """
         with self._ledger.transaction() as work:
             job = _find(work, job_id, owner)
             _check_stands_alone(job, "cancel")
+            _audit(work, Action.JOB_CANCELLED, job, actor)
             is_unheard = job.state == JobState.QUEUED and job.published_at is None
             if not work.jobs.cancel(job.id):
                 raise WrongState(f"Job {job.id} has ended already ({job.state}).")
@@ -137,15 +144,19 @@ class JobService(JobEnqueuer):
                 work.after_commit(self._publish, JobMessage.of(job))
         return self._shown(job.id)
 
-    def retry(self, job_id: UUID | str, *, owner: UUID | None = None) -> JobView:
+    def retry(
+        self, job_id: UUID | str, *, owner: UUID | None = None, actor: Actor | None = None
+    ) -> JobView:
         """Queue a failed, cancelled or expired job again.
 
         If its answer came after it had ended, it succeeds with that answer, which was paid for.
+        Where it is not the `actor`'s own, this is audited.
         Raises `NotFound` and `WrongState`.
         """
         with self._ledger.transaction() as work:
             job = _find(work, job_id, owner)
             _check_stands_alone(job, "retry")
+            _audit(work, Action.JOB_RETRIED, job, actor)
             if not work.jobs.reopen(job.id, self._defaults.expires_seconds):
                 raise WrongState(
                     f"Job {job.id} is {job.state}; only a failed, cancelled or expired job "
@@ -164,13 +175,15 @@ class JobService(JobEnqueuer):
         model: str | None = None,
         error_code: str | None = None,
         since: datetime | None = None,
+        actor: Actor | None = None,
         on_progress: Callable[[int], None] = lambda retried: None,
     ) -> int:
         """Queue again all jobs that have ended, for example after an outage. Returns how many.
 
         `state` is failed, cancelled or expired, or None for all three; `since` is when they ended.
         Some hundred are queued at a time, and `on_progress` is called with the number of each
-        step. Workers' reconcilers publish them. Raises `WrongState` for another state.
+        step. Workers' reconcilers publish them. What an `actor` does to more than their own jobs is
+        audited, with each step. Raises `WrongState` for another state.
         """
         if state is not None and state not in RETRIABLE_STATES:
             raise WrongState(f"A {state} job can't be retried; only failed, cancelled and expired.")
@@ -187,6 +200,8 @@ class JobService(JobEnqueuer):
                 reopened = work.jobs.reopen_many(
                     ended, self._defaults.expires_seconds, RETRIED_AT_ONCE
                 )
+                if actor is not None and reopened and (owner is None or owner != actor.user_id):
+                    _audit_many(work, actor, ended, len(reopened))
             self._progress.rebuild(reopened)
             retried += len(reopened)
             on_progress(len(reopened))
@@ -208,6 +223,24 @@ def _check_stands_alone(job: Job, what: str) -> None:
             f"Job {job.id} is a part of run {job.run_id}; {what} the run: "
             f"`promptstack runs {what} {job.run_id}`."
         )
+
+
+def _audit(work: UnitOfWork, action: Action, job: Job, actor: Actor | None) -> None:
+    """Record what somebody does to a job of somebody else."""
+    if actor is not None and job.user_id != actor.user_id:
+        AuditLog.record(
+            work,
+            actor=actor,
+            action=action,
+            object=ObjectKind.JOB.of(job.id),
+            detail={"owner_id": job.user_id, "kind": job.kind, "state": job.state},
+        )
+
+
+def _audit_many(work: UnitOfWork, actor: Actor, ended: EndedJobs, count: int) -> None:
+    wanted = {name: value for name, value in vars(ended).items() if value is not None}
+    detail = {"filter": wanted, "count": count}
+    AuditLog.record(work, actor=actor, action=Action.JOBS_RETRIED, detail=detail)
 
 
 def _find(work: UnitOfWork, job_id: UUID | str, owner: UUID | None) -> Job:

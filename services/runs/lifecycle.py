@@ -13,6 +13,7 @@ from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.runs.scheduling import SchedulingRepository, Shard
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.signs import RunSigns
+from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import run_ending_codes
 from promptstack.services.jobs.publishing import JobMessage
 from promptstack.services.runs.progress import RunProgress
@@ -99,16 +100,19 @@ class RunLifecycle:
         error: str | None = None,
         *,
         started_at: datetime | None = None,
+        record: Callable[[UnitOfWork], None] = lambda unit: None,
     ) -> Run | None:
         """End a run before its items have all ended, and keep their results. None if it had ended.
 
-        With `started_at`, end it only if it was not started again since.
+        With `started_at`, end it only if it was not started again since. `record` runs in the same
+        transaction.
         """
         messages: list[JobMessage] = []
         with self._ledger.transaction() as unit:
             ended = unit.runs.finish(run_id, state, error_code, error, started_at=started_at)
             if ended is None:
                 return None
+            record(unit)
             if ended.kind == RunKind.EMBEDDING and ended.started_at is not None:
                 # Its start may have dropped the index, so every end brings it back.
                 messages = [self._scheduler.add_finalization(unit, ended)]

@@ -6,6 +6,7 @@ Nothing is paid for before every input was read and checked and `start` was call
 import math
 import time
 from decimal import Decimal
+from functools import partial
 from typing import Any, Unpack
 from uuid import UUID
 
@@ -14,6 +15,9 @@ from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.repositories.vector_indexes import VectorIndexes
+from promptstack.services.audit.actions import Action, ObjectKind
+from promptstack.services.audit.actor import Actor
+from promptstack.services.audit.log import AuditLog
 from promptstack.services.errors import InvalidInput, NotFound, WrongState
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.runs.intake.estimates import Estimator
@@ -143,20 +147,31 @@ class RunService:
             runs = unit.runs.get_many(limit=checked_limit(limit), newest_first=True, **filters)
         return [RunView.of(run) for run in runs]
 
-    def cancel(self, run_id: UUID | str, owner: UUID | None = None) -> RunView:
-        """Stop a run and keep its results. Raises `NotFound` and `WrongState`."""
+    def cancel(
+        self, run_id: UUID | str, owner: UUID | None = None, *, actor: Actor | None = None
+    ) -> RunView:
+        """Stop a run and keep its results. Where it is not the `actor`'s own, this is audited.
+
+        Raises `NotFound` and `WrongState`.
+        """
         run = self._owned(run_id, owner)
-        if self._lifecycle.end(run.id, RunState.CANCELLED) is None:
+        record = partial(_audit, Action.RUN_CANCELLED, run, actor)
+        if self._lifecycle.end(run.id, RunState.CANCELLED, record=record) is None:
             raise WrongState(f"The run has ended already: it is {run.state}.")
         return self.get(run_id)
 
     def retry(
-        self, run_id: UUID | str, owner: UUID | None = None, max_cost_usd: Decimal | None = None
+        self,
+        run_id: UUID | str,
+        owner: UUID | None = None,
+        max_cost_usd: Decimal | None = None,
+        *,
+        actor: Actor | None = None,
     ) -> RunView:
         """Try again items that failed at a provider or were never tried.
 
-        Items that succeeded are not paid for again, and bad inputs stay bad. Raises `NotFound` and
-        `WrongState`.
+        Items that succeeded are not paid for again, and bad inputs stay bad. Where the run is not
+        the `actor`'s own, this is audited. Raises `NotFound` and `WrongState`.
         """
         if max_cost_usd is not None:
             with refused_in_words():
@@ -177,6 +192,7 @@ class RunService:
                 raise WrongState("The run has nothing left to try: no item failed at a provider.")
             unit.runs.change(run_id, Change(failed=-reopened))
             limit = {} if max_cost_usd is None else {"max_cost_usd": max_cost_usd}
+            _audit(Action.RUN_RETRIED, run, actor, unit)
             started = unit.runs.start(run_id, lifetime=self._defaults.expires_seconds, **limit)
         if started is not None:
             self._progress.publish(started)
@@ -218,6 +234,18 @@ class RunService:
         if run is None or (owner is not None and run.user_id != owner):
             raise NotFound(f"There is no run {run_id}.")
         return run
+
+
+def _audit(action: Action, run: Run, actor: Actor | None, unit: UnitOfWork) -> None:
+    """Record what somebody does to a run of somebody else."""
+    if actor is not None and run.user_id != actor.user_id:
+        AuditLog.record(
+            unit,
+            actor=actor,
+            action=action,
+            object=ObjectKind.RUN.of(run.id),
+            detail={"owner_id": run.user_id, "kind": run.kind, "state": run.state},
+        )
 
 
 def _explain(preflight: Preflight) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -30,6 +31,7 @@ from promptstack.api.cli.terminal import (
 )
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.models import JobKind, JobState
+from promptstack.services.audit.actor import Actor
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.composition import PromptStack
 
@@ -179,7 +181,8 @@ def _tell_ends(jobs: list[JobView], *, as_json: bool) -> None:
 def cancel(job_ids: Ids, as_json: JsonFlag = False) -> None:
     """Cancel queued or running jobs; what they produced stays."""
     with connected(start_servers=True) as stack:
-        _change_each(stack, job_ids, stack.jobs.cancel, "cancelled", as_json=as_json)
+        cancel_one = partial(stack.jobs.cancel, actor=Actor.command_line())
+        _change_each(stack, job_ids, cancel_one, "cancelled", as_json=as_json)
 
 
 def retry(
@@ -207,7 +210,8 @@ def retry(
         stop("Name jobs by their ids, or choose them by --all, --state, --error and the like.")
     with connected(start_servers=True) as stack:
         if job_ids:
-            _change_each(stack, job_ids, stack.jobs.retry, "queued again", as_json=as_json)
+            retry_one = partial(stack.jobs.retry, actor=Actor.command_line())
+            _change_each(stack, job_ids, retry_one, "queued again", as_json=as_json)
             return
         with Progress(*COUNTED, console=err, disable=as_json) as bar:
             task = bar.add_task("queued again", total=None)
@@ -218,6 +222,7 @@ def retry(
                 model=model,
                 error_code=error,
                 since=point_in_time(since) if since else None,
+                actor=Actor.command_line(),
                 on_progress=lambda some: bar.advance(task, some),
             )
     if as_json:

@@ -25,6 +25,7 @@ from promptstack.api.cli.terminal import (
     print_json,
     stop,
 )
+from promptstack.services.audit.actor import Actor
 from promptstack.services.export.items import ExportFormat
 from promptstack.services.runs.views import RunView
 
@@ -104,7 +105,7 @@ def watch(
 def cancel(run_id: RunId, as_json: JsonFlag = False) -> None:
     """Stop a run; what is produced and under way is kept."""
     with connected() as stack:
-        run = stack.runs.cancel(stack.runs.find(run_id))
+        run = stack.runs.cancel(stack.runs.find(run_id), actor=Actor.command_line())
     if as_json:
         print_json(vars(run))
     else:
@@ -128,7 +129,8 @@ def retry(
         target = Target(output, overwrite=overwrite)
         found = stack.runs.find(run_id)
         target.check(stack.runs.get(found).kind, detach=detach, run=found)
-        run = stack.runs.retry(found, max_cost_usd=dollars_of(max_cost))
+        new_limit = dollars_of(max_cost)
+        run = stack.runs.retry(found, max_cost_usd=new_limit, actor=Actor.command_line())
         if not detach:
             finish(stack, found, target, as_json=as_json)
         elif as_json:
