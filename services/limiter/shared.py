@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
 import orjson
 from redis.asyncio import Redis, RedisCluster
@@ -27,6 +28,9 @@ from promptstack.services.limiter.terms import (
     Wait,
 )
 from promptstack.services.llm.answers import Outcome
+
+NOBODY = UUID(int=0)
+"""Stands for all calls without a user."""
 
 
 class SharedBuckets:
@@ -175,6 +179,9 @@ def _keys(bucket: Bucket) -> list[str]:
         f"{base}:due",
         _flight_key(bucket),
         credential,
+        f"{base}:interactive-users",
+        f"{base}:bulk-users",
+        f"{base}:away",
     ]
 
 
@@ -183,8 +190,9 @@ def _flight_key(bucket: Bucket) -> str:
 
 
 def _waiter_name(waiter: str, need: Need) -> str:
-    """The waiter's id and tokens: a script that removes it must know how many tokens waited."""
-    return f"{waiter}:{need.input_tokens + need.output_tokens}"
+    """As `lua/fair_queue.lua` reads it, so that a script that removes it knows what waited."""
+    user = need.user_id or NOBODY
+    return f"{waiter}:{user.hex}:{need.weight:g}:{need.input_tokens}:{need.output_tokens}"
 
 
 def _verdict(answer: list[str], waiter: str) -> Verdict:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import NamedTuple
+from uuid import UUID
 
 from promptstack.config.models_file import ModelLimits
 from promptstack.services.llm.answers import Dimension, LimitReport, Outcome
@@ -29,6 +30,10 @@ class Need:
     output_tokens: int = 0
     is_bulk: bool = False
     """Whether interactive calls go first."""
+    user_id: UUID | None = None
+    """Whose call it is: users take turns. Calls without a user are those of one more user."""
+    weight: float = 1.0
+    """How large the user's share is beside the others'."""
 
 
 @dataclass(frozen=True)

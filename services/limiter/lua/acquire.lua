@@ -30,15 +30,6 @@ local function closed()
   end
 end
 
--- What the call costs of each limit, by what the last calls have really taken.
-local function costs_of_call()
-  local input = math.ceil(asked.input * get('factor_input', 1))
-  local output = math.ceil(asked.output * get('factor_output', 1))
-  local costs = {requests = 1, tokens = input + output, input = input, output = output}
-  for name, limit in pairs(limits) do costs[name] = math.min(costs[name], limit) end
-  return costs
-end
-
 local are_dead_forgotten = false
 local function forget_the_dead()
   if are_dead_forgotten then return end
@@ -52,8 +43,16 @@ local function forget_the_dead()
   are_dead_forgotten = true
 end
 
--- How many calls and tokens go before this one: interactive calls in the order of their coming, and
--- of every few calls one of bulk.
+-- How many calls of its class go before this one, and its turn; without a turn where nobody waits.
+local function place(cards)
+  if cards[class] == 0 then return 0, nil, false end
+  local turn = tonumber(redis.call('ZSCORE', WAITING[class], waiter) or nil)
+  if turn then return redis.call('ZRANK', WAITING[class], waiter), turn, true end
+  turn = turn_of(class, waiter)
+  return redis.call('ZCOUNT', WAITING[class], '-inf', turn), turn, false
+end
+
+-- How many calls and tokens go before this one: interactive calls, and of every few calls one of bulk.
 local function queue_ahead(rank, cards)
   local turn, between = math.min(get('turn'), BULK_EVERY - 1), BULK_EVERY - 1
   local before = {0, 0}
@@ -70,9 +69,9 @@ local function queue_ahead(rank, cards)
   return before[1] + before[2], tokens
 end
 
--- How long the call must wait and why, and how long each call ahead of it takes up.
-local function time_to_wait(costs, ahead, tokens_ahead)
-  local wait, why, each = 0, '', 0
+-- How long the call must wait and why, if each call ahead of it takes up so many seconds.
+local function time_to_wait(costs, each, ahead, tokens_ahead)
+  local wait, why = 0, ''
   local expected = asked.input + asked.output
   for _, name in ipairs(NAMES) do
     local limit, cost = limits[name], costs[name]
@@ -85,7 +84,6 @@ local function time_to_wait(costs, ahead, tokens_ahead)
       local needed = math.min(cost, capacity(name)) + amount_ahead
       local seconds = (needed - state['level_' .. name]) * 60 / limit
       if seconds > wait then wait, why = seconds, name end
-      each = math.max(each, cost * 60 / limit)
     elseif limit then
       wait, why = LONGEST_DEFERRAL, name
     end
@@ -93,17 +91,16 @@ local function time_to_wait(costs, ahead, tokens_ahead)
   local most = most_in_flight()
   if most then
     local turn = math.max(0.005, get('latency', 0.2) / math.max(1, most))
-    each = math.max(each, turn)
     local short = ahead + 1 - (most - size(FLIGHT))
     if short > 0 and short * turn > wait then wait, why = short * turn, 'in_flight' end
   end
   local paused = get('paused') - now
   if paused > 0 then wait, why = math.max(wait, paused + ahead * each), 'pause' end
-  return wait, why, each
+  return wait, why
 end
 
 -- Answers what settle.lua and throttle.lua must know of the call, and the limits that hold.
-local function let_go(costs, is_waiting, is_bulk_waiting)
+local function let_go(costs, turn, is_waiting, is_bulk_waiting)
   for name, limit in pairs(limits) do
     local cost = costs[name]
     -- Where each call takes all there is, one that overtakes another on its way would be refused.
@@ -116,7 +113,9 @@ local function let_go(costs, is_waiting, is_bulk_waiting)
     spent[name] = get('spent_' .. name) + costs[name]
     set('spent_' .. name, spent[name])
   end
-  if is_waiting then forget_waiter(waiter) end
+  if is_waiting then forget_waiter(waiter, true)
+  elseif turn then take_turn(class, waiter, turn) end
+  if turn then note_served(class, turn) end
   if class == 2 then set('turn', 0)
   elseif is_bulk_waiting then set('turn', get('turn') + 1) end
   note_size(FLIGHT, redis.call('ZADD', FLIGHT, now + asked.lease, waiter))
@@ -129,19 +128,24 @@ local function let_go(costs, is_waiting, is_bulk_waiting)
   return {'go', cjson.encode(grant), cjson.encode(hold)}
 end
 
--- The call's slot in its worker is better used by others. Where many are sent away, they come back
--- one by one.
+-- The call's slot in its worker is better used by others. Where many are sent away, those of a user
+-- come back one by one, so that the users do in turns.
 local function send_away(wait, why, each, ahead)
-  local field = 'deferred_' .. class
-  local at = math.max(get(field), now + wait - each * ahead)
-  set(field, math.min(at + each, now + LONGEST_DEFERRAL))
+  local user = class .. ':' .. read_name(waiter)
+  redis.call('ZREMRANGEBYSCORE', AWAY, '-inf', now)
+  local after_last = tonumber(redis.call('ZSCORE', AWAY, user) or 0)
+  local at = math.max(after_last, now + wait - each * ahead)
+  local users = redis.call('ZCARD', AWAY) + (after_last > 0 and 0 or 1)
+  redis.call('ZADD', AWAY, math.min(at + each * users, now + LONGEST_DEFERRAL), user)
+  kept[AWAY] = FORGET
   return refuse('later', math.min(LONGEST_DEFERRAL, math.max(wait, at - now)), why)
 end
 
-local function keep_waiting(wait, is_waiting)
+local function keep_waiting(wait, turn, is_waiting)
   if not is_waiting then
-    set('sequence', get('sequence') + 1)
-    note_size(WAITING[class], redis.call('ZADD', WAITING[class], state.sequence, waiter))
+    turn = turn or turn_of(class, waiter)
+    take_turn(class, waiter, turn)
+    note_size(WAITING[class], redis.call('ZADD', WAITING[class], turn, waiter))
     set('waiting_' .. class, get('waiting_' .. class) + asked.input + asked.output)
   end
   local late_at = now + math.max(asked.longest_sleep, wait / 2) + LATE
@@ -156,11 +160,12 @@ function actions.acquire()
   if verdict then return verdict end
   forget_the_dead()
   local cards = {size(WAITING[1]), size(WAITING[2])}
-  local rank = cards[class] > 0 and redis.call('ZRANK', WAITING[class], waiter)
-  local costs, is_waiting = costs_of_call(), rank ~= false
-  local ahead, tokens_ahead = queue_ahead(rank or cards[class], cards)
-  local wait, why, each = time_to_wait(costs, ahead, tokens_ahead)
-  if wait <= 0 then return let_go(costs, is_waiting, cards[2] > 0) end
+  local rank, turn, is_waiting = place(cards)
+  local ahead, tokens_ahead = queue_ahead(rank, cards)
+  local costs = costs_of_call(asked.input, asked.output)
+  local each = seconds_of(costs)
+  local wait, why = time_to_wait(costs, each, ahead, tokens_ahead)
+  if wait <= 0 then return let_go(costs, turn, is_waiting, cards[2] > 0) end
   if wait > asked.patience then return send_away(wait, why, each, ahead) end
-  return keep_waiting(wait, is_waiting)
+  return keep_waiting(wait, turn, is_waiting)
 end

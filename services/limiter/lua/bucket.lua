@@ -7,15 +7,18 @@
 -- calls them.
 --
 -- KEYS  1 bucket (hash)         its state
---       2 interactive, 3 bulk   (sorted sets) waiters by order of coming
+--       2 interactive, 3 bulk   (sorted sets) waiters by their turns: see fair_queue.lua
 --       4 due (sorted set)      waiters by when they must ask again, or are forgotten
 --       5 in flight (sorted set)  calls under way by when their leases end
 --       6 credential (hash)     what holds for all models of the credential
+--       7 users of interactive, 8 of bulk  (sorted sets) by the turn that their next call gets
+--       9 away (sorted set)     users by when the next call that is sent away shall come back
 --       They have one hash tag, so that they lie on one node of a Redis Cluster.
 -- ARGV  1 JSON: of a person's settings `limits` by name (a minute), `in_flight` and `burst`; and the
 --       `questions`, each with its `act` and the words that its file names
 
 local BUCKET, WAITING, DUE, FLIGHT, CREDENTIAL = KEYS[1], {KEYS[2], KEYS[3]}, KEYS[4], KEYS[5], KEYS[6]
+local USERS, AWAY = {KEYS[7], KEYS[8]}, KEYS[9]
 local NAMES = {'requests', 'tokens', 'input', 'output'}
 local FIRST_WINDOW = 4      -- calls in flight while no limit is known
 local LARGEST_WINDOW = 1024
@@ -113,19 +116,6 @@ local function size(key)
 end
 local function note_size(key, more)
   if sizes[key] then sizes[key] = sizes[key] + more end
-end
-
--- A waiter is named 'id:tokens', so that whoever forgets it knows what it waited for.
-local function forget_waiter(waiter)
-  for class = 1, 2 do
-    if size(WAITING[class]) > 0 and redis.call('ZREM', WAITING[class], waiter) == 1 then
-      note_size(WAITING[class], -1)
-      local tokens = tonumber(string.match(waiter, ':(%d+)$'))
-      set('waiting_' .. class, math.max(0, get('waiting_' .. class) - tokens))
-      break
-    end
-  end
-  if size(DUE) > 0 then note_size(DUE, -redis.call('ZREM', DUE, waiter)) end
 end
 
 read_limits()
