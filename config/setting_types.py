@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from promptstack.config.postgres_url import postgres_url
 from promptstack.config.providers import server_address
@@ -68,3 +68,20 @@ Secret = Annotated[SecretStr, AfterValidator(_without_line_end)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 Seconds = Annotated[float, Field(ge=0, le=TEN_YEARS, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=TEN_YEARS, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0.1, le=100, allow_inf_nan=False)]
+
+
+class TierWeights(BaseModel):
+    """How large a user's share is by their tier, where users wait for each other."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    free: Weight = 1.0
+    """Also of work without a user."""
+    pro: Weight = 2.0
+    enterprise: Weight = 4.0
+
+    def of(self, tier: str) -> float:
+        """The weight of a tier."""
+        weight: float = getattr(self, tier)
+        return weight

@@ -26,6 +26,7 @@ from promptstack.config.setting_types import (
     Seconds,
     Secret,
     ServerAddress,
+    TierWeights,
 )
 
 DEFAULT_SECRET_KEY = "change-me"  # noqa: S105 - refused in production
@@ -167,6 +168,11 @@ class Settings(BaseSettings):
     limiter_patience_seconds: Seconds = Field(
         3.0,
         description="Longest wait for a rate limit in a worker; a longer one is in the queue.",
+    )
+    tier_weights: TierWeights = Field(
+        TierWeights(),
+        description="How large a user's share is by tier, where users wait for each other, as "
+        'JSON: {"free": 1, "pro": 2, "enterprise": 4}.',
     )
 
     # Jobs

@@ -214,7 +214,10 @@ class PromptStack:
     def limiter(self) -> RateLimiter:
         """The rate limiter that all workers share."""
         limiter = RateLimiter(
-            SharedBuckets(connections.open_limiter_redis(self.redis_url)),
+            SharedBuckets(
+                connections.open_limiter_redis(self.redis_url),
+                weights=self.settings.tier_weights,
+            ),
             DividedBuckets(self.live_workers),
             self.models_file.limits,
             patience_seconds=self.settings.limiter_patience_seconds,

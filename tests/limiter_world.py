@@ -9,13 +9,17 @@ import asyncio
 import heapq
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
+from uuid import UUID
 
+from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 
 from promptstack.config.models_file import ModelLimits
+from promptstack.repositories.access_models import Tier
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.limiter.divided import DividedBuckets
 from promptstack.services.limiter.limiter import RateLimiter
@@ -38,6 +42,9 @@ PATIENCE = 3.0
 Event = AsyncIterator[float] | Callable[[], None]
 """What happens at a time: an act, or steps that each say how long they take."""
 START = 1_000_000.0
+NEED = Need(100, 100)
+
+T = TypeVar("T")
 
 
 class Clocked:
@@ -152,11 +159,74 @@ class Job:
     output_tokens: int = 100
     expected_output: int = 100
     is_bulk: bool = False
+    user_id: UUID | None = None
+    tier: Tier = Tier.FREE
     comes_at: float = 0.0
     granted_at: float | None = None
     done_at: float | None = None
     calls: int = 0
     deferred: int = 0
+
+
+class Script:
+    """Talks to the script call by call."""
+
+    def __init__(self, clocked: Clocked, limits: ModelLimits) -> None:
+        self.clocked = clocked
+        self.limits = limits
+        self.count = 0
+        self.now = 0.0
+
+    async def at(self, now: float) -> None:
+        self.now = now
+        await self.clocked.set(now)
+
+    async def ask(
+        self, need: Need = NEED, *, name: str | None = None, patience: float = 3.0
+    ) -> Verdict:
+        self.count += 1
+        return await self.clocked.buckets.ask(
+            BUCKET,
+            self.limits,
+            name or f"waiter-{self.count}",
+            need,
+            patience=patience,
+            lease=60.0,
+            longest_sleep=0.5,
+        )
+
+    async def grant(self, need: Need = NEED) -> Grant:
+        """Ask, and wait where a fresh bucket has not gathered enough yet."""
+        name = f"grant-{self.count}"
+        verdict = await self.ask(need, name=name)
+        while isinstance(verdict, Wait) and verdict.seconds < 0.05:
+            await self.at(self.now + verdict.seconds)
+            verdict = await self.ask(need, name=name)
+        assert isinstance(verdict, Grant), verdict
+        return verdict
+
+    async def settle(
+        self, grant: Grant, outcome: Outcome = Outcome.ANSWERED, need: Need = NEED, **more: object
+    ) -> None:
+        settlement = Settlement(outcome, latency_seconds=0.1, **more)  # type: ignore[arg-type]
+        await self.clocked.buckets.settle(BUCKET, self.limits, grant, need, settlement)
+
+
+def talk(url: str, work: Callable[[Script], Awaitable[T]], **limits: float) -> T:
+    """Talk to a fresh bucket, at time 0 to begin with."""
+
+    async def run() -> T:
+        clocked = Clocked(url)
+        try:
+            await clocked.set(0.0)
+            script = Script(clocked, ModelLimits.model_validate({"provider": "made-up", **limits}))
+            return await work(script)
+        finally:
+            await clocked.aclose()
+
+    with BlockingRedis.from_url(url) as redis:
+        redis.flushdb()
+    return asyncio.run(run())
 
 
 class World:
@@ -249,7 +319,7 @@ class World:
 
     async def _work(self, job: Job) -> AsyncIterator[float]:
         yield self.random.uniform(*self._overhead)
-        need = Need(job.input_tokens, job.expected_output, job.is_bulk)
+        need = Need(job.input_tokens, job.expected_output, job.is_bulk, job.user_id, job.tier)
         refused = 0
         while True:
             grant, began, name = None, self.now, f"{job.number}-{job.calls}-{job.deferred}"

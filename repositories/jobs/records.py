@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from promptstack.config.names import Queue
+from promptstack.repositories.access_models import Tier
 from promptstack.repositories.models import JobKind, JobState
 
 
@@ -32,6 +33,8 @@ class Claim:
     """Whose shard it is."""
     deaths: int = 0
     """Workers that died one after the other with it in hand, and nothing of it done meanwhile."""
+    tier: Tier = Tier.FREE
+    """Of its user."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from promptstack.config.names import Queue
+from promptstack.repositories.access_models import Tier
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED
@@ -65,6 +66,7 @@ class StepRepository:
                 seconds_left=float(row.seconds_left),
                 run_id=row.run_id,
                 kind=JobKind(row.kind),
+                tier=Tier(row.tier),
             )
             for row in _CLAIM.run(self._session, rows, worker=worker_id)
         }
@@ -211,7 +213,8 @@ FROM asked WHERE jobs.id = asked.id AND jobs.state = 'queued'
 RETURNING jobs.id, jobs.attempt, jobs.user_id, jobs.provider, jobs.model,
     CAST(jobs.request AS text) AS request, jobs.failures, jobs.max_retries, jobs.deaths,
     jobs.queue, jobs.run_id, jobs.kind,
-    extract(epoch FROM jobs.expires_at - clock_timestamp()) AS seconds_left
+    extract(epoch FROM jobs.expires_at - clock_timestamp()) AS seconds_left,
+    coalesce((SELECT tier FROM users WHERE users.id = jobs.user_id), 'free') AS tier
 """,
 )
 

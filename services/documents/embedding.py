@@ -157,7 +157,7 @@ class DocumentEmbedder:
                     provider=claim.provider,
                     model=claim.model,
                     ask=lambda llm: llm.embed(texts, claim.model, claim.user_id),
-                    need=lambda _: Need(tokens, is_bulk=claim.is_bulk),
+                    need=lambda _: Need(tokens, 0, claim.is_bulk, claim.user_id, claim.tier),
                     items=len(texts),
                     is_suspect=call.waste_budget is not None,
                 ),

@@ -44,7 +44,8 @@ async def generate(calls: ProviderCalls, job: JobContext) -> CallOutcome[LLMResp
 def _call(claim: Claim, target: GenerationRequest) -> ProviderCall[LLMResponse]:
     def need(llm: LLMService) -> Need:
         expected = llm.estimate_tokens(target.text())
-        return Need(expected, target.max_tokens or EXPECTED_OUTPUT_TOKENS, claim.is_bulk)
+        output = target.max_tokens or EXPECTED_OUTPUT_TOKENS
+        return Need(expected, output, claim.is_bulk, claim.user_id, claim.tier)
 
     return ProviderCall(
         provider=target.provider,

@@ -17,7 +17,8 @@ GATHER_SECONDS = 0.005
 """How long what nobody waits for may wait for company."""
 PARTS: Mapping[str, Sequence[str]] = {
     "bucket": (
-        "bucket", "fair_queue", "acquire", "leave", "look", "settlement", "settle", "throttle", "answers",
+        "bucket", "fair_queue", "acquire", "leave", "look", "settlement", "settle", "throttle",
+        "answers",
     ),
     "renew": ("renew",),
 }  # fmt: skip

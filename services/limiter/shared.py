@@ -12,6 +12,7 @@ from redis.asyncio import Redis, RedisCluster
 
 from promptstack.config.models_file import ModelLimits
 from promptstack.config.names import LIMITER_KEY
+from promptstack.config.setting_types import TierWeights
 from promptstack.services.limiter.scripts import Place, ScriptCalls, read_scripts
 from promptstack.services.limiter.terms import (
     DIMENSIONS,
@@ -37,9 +38,14 @@ class SharedBuckets:
     """Asks the scripts in Redis. Raises redis-py's errors when Redis is away."""
 
     def __init__(
-        self, redis: "Redis | RedisCluster", scripts: Mapping[str, str] | None = None
+        self,
+        redis: "Redis | RedisCluster",
+        scripts: Mapping[str, str] | None = None,
+        *,
+        weights: TierWeights | None = None,
     ) -> None:
         self._redis = redis
+        self._weights = weights or TierWeights()
         self._scripts = ScriptCalls(redis, scripts or read_scripts())
 
     async def ask(
@@ -58,7 +64,7 @@ class SharedBuckets:
         All times are in seconds. The caller waits for `patience` at most, and a call that nobody
         settles or renews counts as ended after `lease`.
         """
-        name = _waiter_name(waiter, need)
+        name = self._name(waiter, need)
         answer = await self._scripts.ask(
             _place(bucket, settings),
             {
@@ -88,7 +94,7 @@ class SharedBuckets:
 
     async def leave(self, bucket: Bucket, settings: ModelLimits, waiter: str, need: Need) -> None:
         """Give up waiting."""
-        words = {"act": "leave", "waiter": _waiter_name(waiter, need)}
+        words = {"act": "leave", "waiter": self._name(waiter, need)}
         await self._scripts.ask(_place(bucket, settings), words)
 
     async def settle(
@@ -143,6 +149,11 @@ class SharedBuckets:
             )
         )
 
+    def _name(self, waiter: str, need: Need) -> str:
+        """As `lua/fair_queue.lua` reads it, so that a script that removes it knows what waited."""
+        user, weight = need.user_id or NOBODY, self._weights.of(need.tier)
+        return f"{waiter}:{user.hex}:{weight:g}:{need.input_tokens}:{need.output_tokens}"
+
     async def aclose(self) -> None:
         """Send what waits, and close the connections."""
         await self._scripts.drain()
@@ -187,12 +198,6 @@ def _keys(bucket: Bucket) -> list[str]:
 
 def _flight_key(bucket: Bucket) -> str:
     return f"{_base(bucket)[1]}:flight"
-
-
-def _waiter_name(waiter: str, need: Need) -> str:
-    """As `lua/fair_queue.lua` reads it, so that a script that removes it knows what waited."""
-    user = need.user_id or NOBODY
-    return f"{waiter}:{user.hex}:{need.weight:g}:{need.input_tokens}:{need.output_tokens}"
 
 
 def _verdict(answer: list[str], waiter: str) -> Verdict:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from promptstack.config.models_file import ModelLimits
+from promptstack.repositories.access_models import Tier
 from promptstack.services.llm.answers import Dimension, LimitReport, Outcome
 
 
@@ -32,7 +33,7 @@ class Need:
     """Whether interactive calls go first."""
     user_id: UUID | None = None
     """Whose call it is: users take turns. Calls without a user are those of one more user."""
-    weight: float = 1.0
+    tier: Tier = Tier.FREE
     """How large the user's share is beside the others'."""
 
 

@@ -59,6 +59,7 @@ class RunWork:
         if run.state == RunState.RUNNING and not self._gives_up(job, run):
             service = self._providers.get(run.provider)
             workload = workload_of(run, service, self._prices, self._storage, self._schema_bounds)
+            workload.tier = job.claim.tier
             counts = ShardWorker(job, run, workload, self._tools).run()
         return counts
 

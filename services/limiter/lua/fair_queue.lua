@@ -1,5 +1,5 @@
--- In which order calls wait: users take turns, each by their weight, and a user's own calls go in the
--- order they came. This is start-time fair queueing (Goyal, Vin and Cheng, 1996): a call's turn is when
+-- In which order calls wait: users take turns by weight, and a user's own calls go in the order they
+-- came. This is start-time fair queueing (Goyal, Vin and Cheng, 1996): a call's turn is when
 -- its user's call before it has had its share, counted in seconds of the limit that such calls take
 -- up; and never before the turn that is served now, so that nobody saves up turns while idle.
 -- A waiter is named 'id:user:weight:input:output', so that whoever forgets it knows what it waited for.

@@ -8,6 +8,7 @@ from typing import Any
 
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import VectorType
+from promptstack.repositories.access_models import Tier
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.run_models import Run, RunKind
 from promptstack.repositories.unit_of_work import UnitOfWork
@@ -40,6 +41,8 @@ class Workload(ABC):
 
     def __init__(self, run: Run, service: LLMService, prices: Prices) -> None:
         self._run = run
+        self.tier = Tier.FREE
+        """Of the run's user."""
         self.service = service
         self.prices = prices
         self.provider = run.provider
@@ -141,7 +144,7 @@ class EmbeddingWorkload(Workload):
 
     def _estimate(self, call: Call) -> Need:
         tokens = sum(self.service.estimate_tokens(content.text) for content in call.contents)
-        return Need(tokens, is_bulk=True)
+        return Need(tokens, 0, True, self._run.user_id, self.tier)
 
     def _upper_bound(self, call: Call) -> tuple[int, int] | None:
         return sum(len(content.text.encode()) for content in call.contents), 0
@@ -203,7 +206,8 @@ class GenerationWorkload(Workload):
     def _estimate(self, call: Call) -> Need:
         request = self._request(call)
         tokens = self.service.estimate_tokens(request.text())
-        return Need(tokens, request.max_tokens or EXPECTED_OUTPUT_TOKENS, is_bulk=True)
+        output = request.max_tokens or EXPECTED_OUTPUT_TOKENS
+        return Need(tokens, output, True, self._run.user_id, self.tier)
 
     def _upper_bound(self, call: Call) -> tuple[int, int] | None:
         request = self._request(call)

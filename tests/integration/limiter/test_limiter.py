@@ -6,9 +6,9 @@ What the same limiter does with real workers in real time is measured by benchma
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -33,14 +33,21 @@ from promptstack.services.limiter.terms import (
     Wait,
 )
 from promptstack.services.llm.answers import LimitReport, LimitState, Outcome
-from tests.limiter_world import BUCKET, Clocked, Job, MadeUpProvider, World, run_world
+from tests.limiter_world import (
+    BUCKET,
+    NEED,
+    Clocked,
+    Job,
+    MadeUpProvider,
+    Script,
+    World,
+    run_world,
+    talk,
+)
 
-NEED = Need(100, 100)
 ROOM = LimitReport({"requests": LimitState(6_000, 5_000)})
 NO_ROOM = LimitReport({"requests": LimitState(6_000, 0)})
 LIMITER_DATABASE = 15
-
-T = TypeVar("T")
 
 
 @pytest.fixture
@@ -49,67 +56,6 @@ def url(servers: ServerUrls) -> str:
     with Redis.from_url(url) as redis:
         redis.flushdb()
     return url
-
-
-class Script:
-    """Talks to the script call by call."""
-
-    def __init__(self, clocked: Clocked, limits: ModelLimits) -> None:
-        self.clocked = clocked
-        self.limits = limits
-        self.count = 0
-        self.now = 0.0
-
-    async def at(self, now: float) -> None:
-        self.now = now
-        await self.clocked.set(now)
-
-    async def ask(
-        self, need: Need = NEED, *, name: str | None = None, patience: float = 3.0
-    ) -> Verdict:
-        self.count += 1
-        return await self.clocked.buckets.ask(
-            BUCKET,
-            self.limits,
-            name or f"waiter-{self.count}",
-            need,
-            patience=patience,
-            lease=60.0,
-            longest_sleep=0.5,
-        )
-
-    async def grant(self, need: Need = NEED) -> Grant:
-        """Ask, and wait where a fresh bucket has not gathered enough yet."""
-        name = f"grant-{self.count}"
-        verdict = await self.ask(need, name=name)
-        while isinstance(verdict, Wait) and verdict.seconds < 0.05:
-            await self.at(self.now + verdict.seconds)
-            verdict = await self.ask(need, name=name)
-        assert isinstance(verdict, Grant), verdict
-        return verdict
-
-    async def settle(
-        self, grant: Grant, outcome: Outcome = Outcome.ANSWERED, need: Need = NEED, **more: object
-    ) -> None:
-        settlement = Settlement(outcome, latency_seconds=0.1, **more)  # type: ignore[arg-type]
-        await self.clocked.buckets.settle(BUCKET, self.limits, grant, need, settlement)
-
-
-def talk(url: str, work: Callable[[Script], Awaitable[T]], **limits: float) -> T:
-    """Talk to a fresh bucket, at time 0 to begin with."""
-
-    async def run() -> T:
-        clocked = Clocked(url)
-        try:
-            await clocked.set(0.0)
-            script = Script(clocked, ModelLimits.model_validate({"provider": "made-up", **limits}))
-            return await work(script)
-        finally:
-            await clocked.aclose()
-
-    with Redis.from_url(url) as redis:
-        redis.flushdb()
-    return asyncio.run(run())
 
 
 def is_probe(grant: Grant) -> bool:
