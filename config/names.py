@@ -54,3 +54,9 @@ LEARNED_KEY = "promptstack:learned:{server}:{model}"
 
 RATE_LIMIT_WAIT = "RATE_LIMIT_WAIT"
 """The error code of a job that waits in the ledger for its turn."""
+
+CACHE_KEY = "promptstack:cache:{key}"
+"""Redis string: a cached answer, as JSON."""
+
+CACHE_LOCK_KEY = "promptstack:cache-lock:{key}"
+"""Redis string: who computes that answer now."""

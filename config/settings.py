@@ -308,6 +308,22 @@ class Settings(BaseSettings):
         86_400, ge=60, description="How long Redis keeps progress; the ledger has it for ever."
     )
 
+    # The cache
+    usage_cache_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=3_600,
+        description="How old the sums of GET /usage may be; their header Age says it. 0 sums the "
+        "calls at each request.",
+    )
+    cache_value_bytes: int = Field(
+        1_000_000,
+        ge=1_000,
+        le=100_000_000,
+        description="Largest answer that is cached in Redis, in bytes; a larger one is computed "
+        "each time.",
+    )
+
     # Runs
     run_in_flight: int = Field(
         32, ge=1, le=1_000, description="Calls of a run under way at once in each worker."

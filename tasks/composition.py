@@ -14,12 +14,16 @@ from promptstack.config.network import check_network
 from promptstack.config.providers import NamedProvider
 from promptstack.config.settings import Settings, get_settings
 from promptstack.repositories.session import Ledger
+from promptstack.repositories.usage import Usage
 from promptstack.repositories.vector_indexes import VectorIndexes
 from promptstack.services.access.keys import KeyService
 from promptstack.services.access.owners import Owners
 from promptstack.services.accounting.prices import Prices
+from promptstack.services.accounting.recent_usage import RecentUsage
 from promptstack.services.accounting.usage import UsageService
 from promptstack.services.audit.log import AuditLog
+from promptstack.services.cache.cache import Cache
+from promptstack.services.cache.codec import Codec
 from promptstack.services.documents.chunking import Chunker
 from promptstack.services.documents.search import SearchService
 from promptstack.services.jobs.progress import ProgressService
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
     from promptstack.services.runs.service import RunService
     from promptstack.tasks.celery_publisher import CeleryPublisher
 
+CACHED_CLASSES = (Usage,)
+"""The classes of what is cached: it is read back as these and no others."""
 LEASE_SECONDS = 20.0
 """After a worker's death, how long its calls still count as under way at the rate limit."""
 
@@ -181,6 +187,16 @@ class PromptStack:
     def usage(self) -> UsageService:
         """Usage and cost."""
         return UsageService(self.ledger)
+
+    @cached_property
+    def recent_usage(self) -> RecentUsage:
+        """Usage that may be some seconds old."""
+        return RecentUsage(self.usage, self.cache, self.settings.usage_cache_seconds)
+
+    @cached_property
+    def cache(self) -> Cache:
+        """Answers that may be some seconds old."""
+        return Cache(self.redis, Codec(CACHED_CLASSES), max_bytes=self.settings.cache_value_bytes)
 
     @cached_property
     def search(self) -> SearchService:

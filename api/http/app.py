@@ -53,7 +53,7 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.state.large_bodies = LargeBodies(settings.max_body_values)
     # Made now: the first two requests would make them twice, in two threads.
     _ = stack.keys, stack.owners, stack.jobs, stack.runs, stack.run_results, stack.usage
-    _ = stack.audit
+    _ = stack.audit, stack.recent_usage
 
     # The last one added is the outermost.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)

@@ -1,8 +1,9 @@
 """Usage: provider calls, their tokens and their cost."""
 
+import math
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Stack
@@ -59,14 +60,23 @@ def list_calls(stack: Stack, caller: CurrentCaller, query: Annotated[CallQuery, 
 
 @router.get("")
 def sum_usage(
-    stack: Stack, caller: CurrentCaller, query: Annotated[UsageQuery, Query()]
+    stack: Stack,
+    caller: CurrentCaller,
+    query: Annotated[UsageQuery, Query()],
+    response: Response,
+    cache_control: Annotated[
+        str | None, Header(description="`no-cache` asks for sums as they are now.")
+    ] = None,
 ) -> list[Usage]:
-    """Show your usage."""
-    return stack.usage.sums(
-        query.by,
+    """Show your usage. The header `Age` says how many seconds ago it was summed."""
+    recent = stack.recent_usage.sums(
+        fresh="no-cache" in (cache_control or "").lower(),
+        by=query.by,
         since=query.since,
         until=query.until,
         owner=stack.owners.choose(caller, query.owner),
         provider=query.provider,
         model=query.model,
     )
+    response.headers["Age"] = str(math.ceil(recent.age))
+    return recent.value
