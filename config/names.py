@@ -52,6 +52,9 @@ LIMITER_KEY = "promptstack:limiter:{credential}"
 LEARNED_KEY = "promptstack:learned:{server}:{model}"
 """Redis hash: what refusals taught of a server's model. Expires a day after the last one."""
 
+SIGN_IN_KEY = "promptstack:sign-in:{bucket}"
+"""Redis string: when an account or an address may try a password as often again as at first."""
+
 RATE_LIMIT_WAIT = "RATE_LIMIT_WAIT"
 """The error code of a job that waits in the ledger for its turn."""
 

@@ -4,6 +4,7 @@ They stand in one long list, so that a person who looks for a setting has one pa
 """
 
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -126,10 +127,45 @@ class Settings(BaseSettings):
     )
     secret_key: Secret = Field(
         SecretStr(DEFAULT_SECRET_KEY),
-        description="Will sign users' tokens; nothing yet. Long and random in production.",
+        description="Signs the tokens of who has signed in. Long and random in production.",
     )
-    access_token_expire_minutes: int = Field(30, ge=1, description="For tokens of users, to come.")
-    refresh_token_expire_days: int = Field(7, ge=1, description="For tokens of users, to come.")
+    previous_secret_key: Secret | None = Field(
+        None,
+        description="SECRET_KEY before it was replaced. What it has signed is taken as well, so "
+        "that nobody is signed out; remove it after REFRESH_TOKEN_EXPIRE_DAYS.",
+    )
+    access_token_expire_minutes: int = Field(
+        30, ge=1, le=1_440, description="How long an access token signs requests."
+    )
+    refresh_token_expire_days: int = Field(
+        7,
+        ge=1,
+        le=366,
+        description="How long a refresh token gets the next access token, and how long a browser "
+        "stays signed in.",
+    )
+    first_admin_email: str | None = Field(
+        None,
+        description="Who becomes super_admin at the API's start, while nobody is one. Takes "
+        "FIRST_ADMIN_PASSWORD_FILE too.",
+    )
+    first_admin_password_file: Path | None = Field(
+        None, description="A file with that person's password; read only if they are added."
+    )
+    trusted_proxies: Annotated[list[IPv4Network | IPv6Network], NoDecode] = Field(
+        [],
+        description="Addresses of reverse proxies, such as 10.0.0.0/8, separated by commas. Only "
+        "theirs is the word of who sends a request: TRUSTED_IDENTITY_HEADER and X-Forwarded-For.",
+    )
+    trusted_identity_header: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$",
+        description="Header in which a trusted proxy says who has signed in there, by e-mail. The "
+        "proxy must remove it from what it gets. Unset: no header does.",
+    )
+    trusted_identity_creates_users: bool = Field(
+        False, description="Whether somebody whom the proxy names becomes a user if they are none."
+    )
 
     # Flower
     flower_host: str = Field("127.0.0.1", description="Address on which Flower listens.")
@@ -390,11 +426,23 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _split_hosts(cls, values: dict[str, object]) -> dict[str, object]:
-        hosts = values.get("allowed_hosts")
-        if isinstance(hosts, str):
-            values["allowed_hosts"] = [host.strip() for host in hosts.split(",") if host.strip()]
+    def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
+        for name in ("allowed_hosts", "trusted_proxies"):
+            if isinstance(said := values.get(name), str):
+                values[name] = [one.strip() for one in said.split(",") if one.strip()]
         return values
+
+    @model_validator(mode="after")
+    def _identities_are_trusted(self) -> Self:
+        if self.trusted_identity_header and not self.trusted_proxies:
+            raise ValueError(
+                "TRUSTED_PROXIES must list the proxies that may send TRUSTED_IDENTITY_HEADER"
+            )
+        if (self.first_admin_email is None) != (self.first_admin_password_file is None):
+            raise ValueError(
+                "FIRST_ADMIN_EMAIL and FIRST_ADMIN_PASSWORD_FILE must be set together, or neither"
+            )
+        return self
 
     @model_validator(mode="after")
     def _hosts_are_hosts(self) -> Self:
@@ -422,6 +470,9 @@ class Settings(BaseSettings):
         secret = self.secret_key.get_secret_value()
         if secret == DEFAULT_SECRET_KEY or len(secret) < 32:
             raise ValueError("SECRET_KEY must be set to 32 random characters or more in production")
+        previous = self.previous_secret_key
+        if previous is not None and len(previous.get_secret_value()) < 32:
+            raise ValueError("PREVIOUS_SECRET_KEY must have 32 characters or more in production")
         if not self.allowed_hosts or any(map(WIDE_HOST.fullmatch, self.allowed_hosts)):
             raise ValueError(
                 "ALLOWED_HOSTS must name the hosts in production, not * nor a pattern such as *.com"

@@ -1,4 +1,4 @@
-"""The tables of who may do what: users and their API keys."""
+"""The tables of who may do what: users, their sessions and their API keys."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -100,3 +100,36 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None]
 
     user: Mapped[User] = relationship(back_populates="api_keys")
+
+
+class SignInSession(Base):
+    """Somebody who has signed in, from then until they sign out."""
+
+    __tablename__ = "sessions"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    cookie_hash: Mapped[str | None] = mapped_column(unique=True)
+    """What a browser holds; None for a program, which has tokens."""
+    user_agent: Mapped[str] = mapped_column(server_default="")
+    address: Mapped[str] = mapped_column(server_default="")
+    """Where it was opened from."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_used_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+    user: Mapped[User] = relationship()
+
+
+class RefreshToken(Base):
+    """A refresh token of a session, by its hash. A used one is kept: who uses it again is found."""
+
+    __tablename__ = "refresh_tokens"
+
+    token_hash: Mapped[str] = mapped_column(primary_key=True)
+    session_id: Mapped[UUID] = mapped_column(
+        ForeignKey("sessions.id", ondelete="CASCADE"), index=True
+    )
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    used_at: Mapped[datetime | None]

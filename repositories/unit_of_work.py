@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
 from promptstack.repositories.access.api_keys import ApiKeyRepository
+from promptstack.repositories.access.sessions import RefreshTokenRepository, SessionRepository
 from promptstack.repositories.access.users import UserRepository
 from promptstack.repositories.after_commit import AfterCommit
 from promptstack.repositories.audit import AuditRepository
@@ -61,6 +62,8 @@ class UnitOfWork:
 
     users = _lazy(UserRepository)
     api_keys = _lazy(ApiKeyRepository)
+    sessions = _lazy(SessionRepository)
+    refresh_tokens = _lazy(RefreshTokenRepository)
     jobs = _lazy(JobRepository)
     steps = _lazy(StepRepository)
     outbox = _lazy(OutboxRepository)

@@ -4,6 +4,7 @@ What only workers need is in `worker_services`; nothing else makes services.
 """
 
 from contextlib import ExitStack, closing
+from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
@@ -16,8 +17,15 @@ from promptstack.config.settings import Settings, get_settings
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.usage import Usage
 from promptstack.repositories.vector_indexes import VectorIndexes
+from promptstack.services.access.access_tokens import AccessTokens
+from promptstack.services.access.attempt_limits import AttemptLimits
 from promptstack.services.access.keys import KeyService
 from promptstack.services.access.owners import Owners
+from promptstack.services.access.passwords import Passwords
+from promptstack.services.access.sessions import SessionService
+from promptstack.services.access.sign_in import SignIn
+from promptstack.services.access.signing import SigningKeys
+from promptstack.services.access.users import UserService
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.accounting.recent_usage import RecentUsage
 from promptstack.services.accounting.usage import UsageService
@@ -177,6 +185,48 @@ class PromptStack:
     def audit(self) -> AuditLog:
         """The audit log."""
         return AuditLog(self.ledger)
+
+    @cached_property
+    def passwords(self) -> Passwords:
+        """What judges and hashes passwords."""
+        return Passwords()
+
+    @cached_property
+    def users(self) -> UserService:
+        """Users."""
+        return UserService(self.ledger, self.audit, self.passwords, self.factory)
+
+    @cached_property
+    def sessions(self) -> SessionService:
+        """Sessions of who has signed in."""
+        settings = self.settings
+        tokens = AccessTokens(
+            self._signing_keys("access-tokens"),
+            lifetime_seconds=60 * settings.access_token_expire_minutes,
+        )
+        return SessionService(
+            self.ledger,
+            self.audit,
+            tokens,
+            self._signing_keys("csrf"),
+            lifetime=timedelta(days=settings.refresh_token_expire_days),
+        )
+
+    @cached_property
+    def sign_in(self) -> SignIn:
+        """The ways to sign in."""
+        return SignIn(
+            self.ledger,
+            self.audit,
+            self.passwords,
+            AttemptLimits(self.redis, self._signing_keys("attempts")),
+            self.sessions,
+            proxy_creates_users=self.settings.trusted_identity_creates_users,
+        )
+
+    def _signing_keys(self, purpose: str) -> SigningKeys:
+        secrets = [self.settings.secret_key, self.settings.previous_secret_key]
+        return SigningKeys(purpose, [one.get_secret_value() for one in secrets if one])
 
     @cached_property
     def owners(self) -> Owners:

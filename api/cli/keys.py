@@ -18,8 +18,9 @@ from promptstack.api.cli.terminal import (
     until,
 )
 from promptstack.repositories.access_models import Scope
+from promptstack.services.access.emails import OPERATOR
 from promptstack.services.access.key_terms import USUAL_SCOPES, KeyView
-from promptstack.services.access.keys import OPERATOR, IssuedKey
+from promptstack.services.access.keys import IssuedKey
 
 COLUMNS = (
     Column("id"),

@@ -22,6 +22,17 @@ KEYS = {
     "rotate": Command("keys:rotate", "Give a key a new secret; the old one opens for a day more."),
     "revoke": Command("keys:revoke", "Let a key open nothing from now on."),
 }
+USERS = {
+    "create": Command("users:create", "Add a user, who can then sign in."),
+    "list": Command("users:list_", "List users, oldest first."),
+    "show": Command("users:show", "Show a user."),
+    "disable": Command("users:disable", "Sign a user out, and let nobody in as them."),
+    "enable": Command("users:enable", "Let a disabled user in again."),
+    "set-role": Command("users:set_role", "Say what a user may do."),
+    "reset-password": Command(
+        "users:reset_password", "Give a user another password, and sign them out everywhere."
+    ),
+}
 JOBS = {
     "list": Command("jobs.commands:list_", "List jobs, newest first."),
     "show": Command("jobs.commands:show", "Show one job with its attempts and its result."),
@@ -78,6 +89,7 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "jobs": Group("Look at jobs, follow, cancel and retry them.", JOBS),
     "runs": Group("Batches of embeddings and generations.", RUNS),
+    "users": Group("Who there is, and what they may do.", USERS),
     "keys": Group("Keys to the HTTP API.", KEYS),
     "permissions": Command(
         "permissions:permissions", "Show who may do what: roles, scopes, routes and commands."

@@ -9,6 +9,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from promptstack.api.http.first_admin import create_first_admin
 from promptstack.api.http.server import make_server
 from promptstack.config.errors import ConfigurationError, PromptStackError
 from promptstack.config.logging import configure_logging
@@ -34,6 +35,7 @@ def main() -> int:
         configure_logging(settings)
         with PromptStack.open(settings) as stack, _listen(settings) as listener:
             stack.check_connections()
+            create_first_admin(stack)
             make_server(stack).run(sockets=[listener])
     except PromptStackError as error:
         sys.stderr.write(f"promptstack api: {error}\n")

@@ -1,5 +1,6 @@
 """The HTTP application."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,12 +9,25 @@ from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from promptstack.api.http import audit, embeddings, generations, health, jobs, keys, runs, usage
+from promptstack.api.http import (
+    audit,
+    embeddings,
+    generations,
+    health,
+    jobs,
+    keys,
+    runs,
+    sessions,
+    usage,
+    users,
+)
 from promptstack.api.http.errors import HANDLERS
+from promptstack.api.http.first_admin import keep_trying
 from promptstack.api.http.health import HealthCheck
 from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
 from promptstack.api.http.problems import RESPONSES
 from promptstack.api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
+from promptstack.api.http.sessions import LOGINS_AT_ONCE, LoginSlots
 from promptstack.tasks.composition import PromptStack
 
 RESOURCES = (
@@ -24,6 +38,8 @@ RESOURCES = (
     usage.router,
     keys.router,
     audit.router,
+    sessions.router,
+    users.router,
 )
 
 
@@ -33,12 +49,16 @@ def create_app(stack: PromptStack) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # One thread for each database connection, less those of large bodies and /healthz. A burst
+        # One thread for each database connection, less those of large bodies, of logins and of
+        # /healthz. A burst
         # of requests waits for a thread instead of failing.
         connections = settings.database_pool_size + settings.database_max_overflow
-        threads = max(1, connections - LARGE_HANDLED_AT_ONCE - 1)
+        threads = max(1, connections - LARGE_HANDLED_AT_ONCE - LOGINS_AT_ONCE - 1)
         to_thread.current_default_thread_limiter().total_tokens = threads
+        waiting = asyncio.create_task(keep_trying(stack)) if settings.first_admin_email else None
         yield
+        if waiting is not None:
+            waiting.cancel()
 
     app = FastAPI(
         title=settings.app_name,
@@ -50,10 +70,12 @@ def create_app(stack: PromptStack) -> FastAPI:
     )
     app.state.stack = stack
     app.state.health = HealthCheck(stack)
+    app.state.login_slots = LoginSlots()
     app.state.large_bodies = LargeBodies(settings.max_body_values)
     # Made now: the first two requests would make them twice, in two threads.
     _ = stack.keys, stack.owners, stack.jobs, stack.runs, stack.run_results, stack.usage
     _ = stack.audit, stack.recent_usage
+    _ = stack.users, stack.sign_in
 
     # The last one added is the outermost.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)

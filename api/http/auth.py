@@ -7,8 +7,11 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 
+from promptstack.api.http.browsers import browser_caller
+from promptstack.api.http.peers import address_of
 from promptstack.services.access.caller import Caller
-from promptstack.services.access.keys import MAX_EMAIL_CHARACTERS
+from promptstack.services.access.emails import MAX_EMAIL_CHARACTERS
+from promptstack.services.access.keys import PREFIX
 from promptstack.services.errors import NotAuthenticated
 from promptstack.tasks.composition import PromptStack
 
@@ -22,7 +25,12 @@ async def get_stack(request: Request) -> PromptStack:
 Stack = Annotated[PromptStack, Depends(get_stack)]
 Bearer = Annotated[
     HTTPAuthorizationCredentials | None,
-    Depends(HTTPBearer(auto_error=False, description="An API key: `ps_...`")),
+    Depends(
+        HTTPBearer(
+            auto_error=False,
+            description="An API key: `ps_...`, or an access token of `/auth/login`.",
+        )
+    ),
 ]
 Key = Annotated[
     str | None,
@@ -31,24 +39,26 @@ Key = Annotated[
 
 
 def caller_of(request: Request) -> Caller:
-    """Return whose API key a request has. Raises `NotAuthenticated`."""
+    """Return who sends a request. Raises `NotAuthenticated`, and `ForgedRequest`.
+
+    A key or an access token goes before what a browser or its proxy adds by itself.
+    """
     given = {*map(_bearer, request.headers.getlist("Authorization"))}
     given |= {*request.headers.getlist("X-API-Key")}
     if given <= {""}:
+        if (caller := browser_caller(request)) is not None:
+            return caller
         raise NotAuthenticated(
             "An API key is needed: send `Authorization: Bearer ps_...` or `X-API-Key: ps_...`. "
-            "Make one with `promptstack keys create`."
+            "Make one with `promptstack keys create`. Or sign in at /auth/login."
         )
     if len(given) > 1:
         # A proxy before this server may have checked the other key.
         raise NotAuthenticated("The request has several API keys that differ; send one.")
     stack: PromptStack = request.app.state.stack
-    return stack.keys.authenticate(given.pop(), address_of(request))
-
-
-def address_of(request: Request) -> str:
-    """Where a request came from; empty where the server can't tell."""
-    return request.client.host if request.client else ""
+    [credential] = given
+    who = stack.keys if credential.startswith(PREFIX) else stack.sessions
+    return who.authenticate(credential, address_of(request))
 
 
 def _bearer(authorization: str) -> str:

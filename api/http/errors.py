@@ -15,6 +15,7 @@ from promptstack.api.http.problems import DETAILS, Fault, respond
 from promptstack.config.errors import PromptStackError
 from promptstack.config.logging import log_unexpected
 from promptstack.repositories.errors import LedgerOutdated, TransientLedgerError
+from promptstack.services.access.errors import SignInBusy, TooManyAttempts
 from promptstack.services.errors import (
     IdempotencyConflict,
     InvalidInput,
@@ -33,6 +34,8 @@ STATUSES: dict[type[PromptStackError], int] = {
     NotFound: 404,
     IdempotencyConflict: 409,
     WrongState: 409,
+    TooManyAttempts: 429,
+    SignInBusy: 503,
     TransientLedgerError: 503,
     LedgerOutdated: 503,
 }
@@ -50,7 +53,7 @@ async def ours(request: Request, error: PromptStackError) -> Response:
     headers = {}
     if isinstance(error, NotAuthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, TransientLedgerError):
+    if isinstance(error, TransientLedgerError | TooManyAttempts | SignInBusy):
         headers["Retry-After"] = str(math.ceil(error.retry_after or RETRY_AFTER_SECONDS))
     return respond(status, str(error), code=error.code, headers=headers)
 

@@ -52,6 +52,12 @@ class ProtectedRoute(APIRoute):
         async def admit(request: Request) -> Response:
             request = ExactRequest(request.scope, request.receive)
             if permission.is_public:
+                if has_body and _length(request) > SMALL_BYTES:
+                    # Nobody knows who sends it, and it would be parsed on the event loop.
+                    raise InvalidInput(
+                        f"Before you have signed in, a body has at most {SMALL_BYTES:,} bytes, and "
+                        "a header that says how many."
+                    )
                 return await handle(request)
             request.state.caller = caller = await to_thread.run_sync(caller_of, request)
             permission.check(caller)

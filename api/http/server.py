@@ -38,6 +38,8 @@ def make_server(stack: PromptStack) -> Server:
             # Addresses may hold what a caller searches for.
             access_log=False,
             server_header=False,
+            # Who may speak for others is said by TRUSTED_PROXIES; see `peers`.
+            proxy_headers=False,
             timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds),
         )
     )

@@ -1,11 +1,18 @@
 """Users."""
 
 from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from promptstack.repositories.access_models import Role, User
-from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.base import BaseRepository, change_rows
+from promptstack.repositories.models import new_id
+
+NOTED_EVERY = timedelta(minutes=1)
+"""How exact `last_seen_at` is: a write for each request would cost more than the request."""
 
 
 class UserRepository(BaseRepository[User]):
@@ -25,10 +32,57 @@ class UserRepository(BaseRepository[User]):
         )
         return self._session.scalars(query.order_by(User.id)).all()
 
-    def search(self, query: str, limit: int = 100) -> Sequence[User]:
-        """Users whose name or e-mail contains `query` literally, whatever its case."""
-        found = or_(
-            User.name.icontains(query, autoescape=True),
-            User.email.icontains(query, autoescape=True),
+    def search(
+        self,
+        query: str = "",
+        limit: int = 100,
+        *,
+        role: Role | None = None,
+        after: UUID | None = None,
+    ) -> Sequence[User]:
+        """Users whose name or e-mail contains `query` literally, whatever its case, oldest first.
+
+        `after` is the last id of the page before.
+        """
+        found = select(User).where(
+            or_(
+                User.name.icontains(query, autoescape=True),
+                User.email.icontains(query, autoescape=True),
+            )
         )
-        return self._session.scalars(select(User).where(found).order_by(User.id).limit(limit)).all()
+        if role is not None:
+            found = found.where(User.role == role)
+        if after is not None:
+            found = found.where(User.id > after)
+        return self._session.scalars(found.order_by(User.id).limit(limit)).all()
+
+    def add_if_new(self, **columns: str | None) -> bool:
+        """Add a user unless there is one with this e-mail. Returns whether it was added."""
+        added = insert(User).values(id=new_id(), **columns).on_conflict_do_nothing()
+        return change_rows(self._session, added) == 1
+
+    def lock(self, user_id: UUID) -> User | None:
+        """Read a user as it is now, and let nobody else change it in this transaction."""
+        query = select(User).where(User.id == user_id).with_for_update()
+        return self._session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+
+    def lock_super_admins(self) -> Sequence[User]:
+        """The super_admins that aren't disabled; nobody else changes one in this transaction."""
+        query = (
+            select(User)
+            .where(User.role == Role.SUPER_ADMIN, User.disabled_at.is_(None))
+            .order_by(User.id)
+            .with_for_update()
+        )
+        return self._session.scalars(query.execution_options(populate_existing=True)).all()
+
+    def set_disabled(self, user_id: UUID, *, disabled: bool) -> None:
+        """Disable a user, or enable them again."""
+        time = func.now() if disabled else None
+        change_rows(self._session, update(User).where(User.id == user_id).values(disabled_at=time))
+
+    def note_seen(self, user_id: UUID) -> None:
+        """Note that a user was here, at most once in `NOTED_EVERY`."""
+        is_old = or_(User.last_seen_at.is_(None), User.last_seen_at < func.now() - NOTED_EVERY)
+        seen = update(User).where(User.id == user_id, is_old).values(last_seen_at=func.now())
+        change_rows(self._session, seen)

@@ -12,6 +12,7 @@ from promptstack.repositories.access_models import ApiKey, Role, Scope, Tier, Us
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.caller import Caller
+from promptstack.services.access.emails import OPERATOR, normalised_email
 from promptstack.services.access.key_terms import KeyLimits, KeyTerms, KeyView, known_scopes
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
@@ -24,23 +25,18 @@ from promptstack.services.errors import (
     NotFound,
     UserDisabled,
 )
-from promptstack.services.text import check_name
 from promptstack.services.validation.bounds import checked_limit, refused_in_words
 from promptstack.services.validation.ids import find_id, read_id, read_owner
 
 PREFIX = "ps_"
 SHOWN_CHARACTERS = len(PREFIX) + 8
 """How much of a key is kept for a person to know it by. 200 random bits of it stay unknown."""
-MAX_EMAIL_CHARACTERS = 254
-"""The limit of RFC 5321; PostgreSQL can index it."""
 KEY_BYTES = 32
 """256 random bits can't be guessed, so a fast hash is enough to store a key."""
 ROTATION_SECONDS = 86_400.0
 """How long the secret before a rotation still opens: a day to bring the new one everywhere."""
 MAX_KEYS = 100
 """Of one user, that aren't revoked."""
-OPERATOR = "operator@localhost"
-"""The user of the command line: who reaches the ledger without a key may do everything."""
 
 
 @dataclass(frozen=True)
@@ -188,11 +184,7 @@ class KeyService:
 
 
 def _find_or_add(unit: UnitOfWork, email: str, name: str) -> User:
-    email = check_name(email.strip(), "The e-mail address")
-    if email.count("@") != 1 or email.startswith("@") or email.endswith("@"):
-        raise InvalidInput(f"{email[:80]!r} is not an e-mail address.")
-    if len(email) > MAX_EMAIL_CHARACTERS:
-        raise InvalidInput(f"An e-mail address has at most {MAX_EMAIL_CHARACTERS} characters.")
+    email = normalised_email(email)
     role = Role.SUPER_ADMIN if email == OPERATOR else Role.USER
     user = unit.users.get_by_email(email)
     return user or unit.users.create(email=email, name=name, role=role)
