@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -14,9 +15,15 @@ from sqlalchemy import create_engine, make_url, text
 from promptstack.config.settings import Settings, get_settings, load_settings
 from promptstack.embedded.servers import EmbeddedServers, ServerUrls, remove
 from promptstack.repositories.migrations import upgrade
+from promptstack.services.access.passwords import Passwords
+from promptstack.services.access.users import UserView
 from promptstack.simulator.process import MODELS
 from promptstack.tasks.worker_services import WorkerServices
+from tests.fakes import FakeProvider, employ
 from tests.processes import Process, started_fork_server, stop_ignoring_signals, wait_until
+
+if TYPE_CHECKING:
+    from fastapi.testclient import TestClient
 
 TEMPLATE = "migrated"
 REDIS_DATABASES = 16
@@ -115,6 +122,54 @@ def start_worker(
             return worker
 
         yield start
+
+
+PASSWORD = "three green boats sail slowly"
+
+
+@pytest.fixture
+def quick_hashes(stack: WorkerServices) -> Passwords:
+    """Passwords that are hashed in no time: most tests need the real cost as little as its wait."""
+    from pwdlib import PasswordHash  # noqa: PLC0415 - most tests never sign in
+    from pwdlib.hashers.argon2 import Argon2Hasher  # noqa: PLC0415
+
+    hasher = Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1)
+    stack.passwords = Passwords(PasswordHash((hasher,)))
+    return stack.passwords
+
+
+@pytest.fixture
+def test_user(stack: WorkerServices, quick_hashes: Passwords) -> UserView:
+    """A user who can sign in by `PASSWORD`."""
+    return stack.users.create("ada@example.org", name="Ada Lovelace", password=PASSWORD)
+
+
+@pytest.fixture
+def client(stack: WorkerServices, quick_hashes: Passwords) -> Iterator["TestClient"]:
+    """A client of the HTTP API that says nothing of who it is."""
+    from fastapi.testclient import TestClient  # noqa: PLC0415 - many tests need no HTTP
+
+    from promptstack.api.http.app import create_app  # noqa: PLC0415
+
+    with TestClient(create_app(stack)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def auth_client(client: "TestClient", test_user: UserView) -> "TestClient":
+    """A client that `test_user` has signed in with."""
+    body = {"email": test_user.email, "password": PASSWORD}
+    tokens = client.post("/api/v1/auth/login", json=body).json()
+    client.headers["Authorization"] = f"Bearer {tokens['access_token']}"
+    return client
+
+
+@pytest.fixture
+def fake_llm(stack: WorkerServices) -> FakeProvider:
+    """A provider `fake` that a worker of this stack asks: it says what it was asked."""
+    provider = FakeProvider()
+    employ(stack, provider)
+    return provider
 
 
 def _alive(stack: WorkerServices) -> set[object]:

@@ -15,7 +15,7 @@ def address_of(request: Request) -> str:
     """
     peer = _peer(request)
     if peer is None:
-        return ""
+        return request.client.host if request.client else ""
     hops = [
         hop.strip()
         for header in request.headers.getlist("X-Forwarded-For")

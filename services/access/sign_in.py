@@ -80,6 +80,7 @@ class SignIn:
                 if rehashed is not None:
                     unit.users.update(user, password_hash=rehashed)
                 opened = open_session(unit, user, origin)
+                unit.users.note_seen(user.id)
                 actor = Actor(ActorKind.USER, user.id, user.email, address=origin.address)
                 about = ObjectKind.USER.of(user.id)
                 self._audit.record(unit, actor=actor, action=Action.SIGN_IN, object=about)

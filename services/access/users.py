@@ -1,4 +1,4 @@
-"""Users: who there is, what they may do, and who may change that."""
+"""Users: who there is, and what they may do."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -13,6 +13,13 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.caller import Caller
 from promptstack.services.access.emails import OPERATOR, normalised_email
 from promptstack.services.access.passwords import Passwords
+from promptstack.services.access.user_rules import (
+    OWN_FIELDS,
+    check_may_change,
+    check_stays,
+    check_super_admin,
+    is_person,
+)
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
@@ -25,8 +32,6 @@ from promptstack.services.validation.ids import find_id
 
 MAX_NAME_CHARACTERS = 200
 MAX_QUERY_CHARACTERS = 200
-OWN_FIELDS = frozenset({"name", "preferred_provider"})
-"""What users change of themselves."""
 FIELDS = OWN_FIELDS | {"role", "tier", "is_beta_tester", "disabled"}
 
 
@@ -94,7 +99,7 @@ class UserService:
         email = normalised_email(email)
         values = self._checked_fields(fields, allowed=FIELDS - {"role", "disabled"})
         if role is not Role.USER:
-            _check_super_admin(by, "make administrators")
+            check_super_admin(by, "make administrators")
         password_hash = self._new_hash(password, email, values.get("name", ""))
         actor = _actor(by)
         with self._ledger.transaction() as unit:
@@ -138,7 +143,7 @@ class UserService:
     def _has_admin(self, email: str) -> bool:
         with self._ledger.transaction() as unit:
             admins = [each for each in unit.users.get_admins() if each.role == Role.SUPER_ADMIN]
-            return unit.users.get_by_email(email) is not None or any(map(_is_person, admins))
+            return unit.users.get_by_email(email) is not None or any(map(is_person, admins))
 
     def get(self, user_id: UUID) -> UserView:
         """Show a user. Raises `NotFound`."""
@@ -187,10 +192,10 @@ class UserService:
             # All of them first, and in one order: of two changes at once, one sees the other.
             admins = unit.users.lock_super_admins() if role or disabled else []
             user = _found(unit.users.lock(user_id), str(user_id))
-            _check_may_change(by, user, set(fields))
+            check_may_change(by, user, set(fields))
             if role is not None or disabled is not None:
-                _check_stays(
-                    user, role, bool(disabled), [each.id for each in admins if _is_person(each)]
+                check_stays(
+                    user, role, bool(disabled), [each.id for each in admins if is_person(each)]
                 )
             for action, detail in self._apply(unit, user, values, role, disabled):
                 self._audit.record(
@@ -239,7 +244,9 @@ class UserService:
         password_hash = self._new_hash(password, user.email, user.name)
         with self._ledger.transaction() as unit:
             row = _found(unit.users.lock(user_id), str(user_id))
-            _check_may_change(by, row, {"password"})
+            check_may_change(by, row, {"password"})
+            if by is not None and by.user_id == user_id:
+                raise NotPermitted("Change your own password by the one you have.")
             if row.email == OPERATOR:
                 raise NotPermitted(f"{OPERATOR} is the command line's, and has no password.")
             unit.users.update(row, password_hash=password_hash)
@@ -281,33 +288,5 @@ def _found(user: User | None, given: str) -> User:
     return user
 
 
-def _is_person(user: User) -> bool:
-    """Whether somebody can sign in as this user; the command line has one too."""
-    return user.email != OPERATOR
-
-
 def _actor(by: Caller | None) -> Actor:
     return Actor.command_line() if by is None else Actor.of(by)
-
-
-def _check_super_admin(by: Caller | None, what: str) -> None:
-    if by is not None and not by.is_super_admin:
-        raise NotPermitted(f"Only a super_admin may {what}.")
-
-
-def _check_may_change(by: Caller | None, user: User, fields: set[str]) -> None:
-    if by is None or by.is_super_admin or (by.user_id == user.id and fields <= OWN_FIELDS):
-        return
-    if not by.is_admin:
-        raise NotPermitted("Users change only their own name and preferred provider.")
-    if user.role != Role.USER or "role" in fields:
-        raise NotPermitted("Only a super_admin may make or change administrators.")
-
-
-def _check_stays(user: User, role: Role | None, disabled: bool, super_admins: list[UUID]) -> None:
-    """Raise an error where this would leave the deployment without a super_admin."""
-    if not _is_person(user):
-        raise NotPermitted(f"{OPERATOR} is the command line's, and stays a super_admin.")
-    stays = role in {None, Role.SUPER_ADMIN} and not disabled
-    if super_admins == [user.id] and not stays:
-        raise WrongState("This is the last super_admin. Make another one first.")

@@ -1,12 +1,14 @@
 """The simulator as the provider of real worker processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from promptstack.simulator.process import MODELS, SimulatorProcess
 from promptstack.tasks.composition import PromptStack
+from tests.doors import Door
 from tests.simulators import ForkedSimulator
 
 LIMITS = '[[limits]]\nprovider = "openai"\nin_flight = 64\n'
@@ -35,3 +37,10 @@ def simulator(
 @pytest.fixture
 def runs(simulator: SimulatorProcess, stack: PromptStack) -> PromptStack:
     return stack
+
+
+@pytest.fixture
+def open_door(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Door]]:
+    """Starts doors to the test's servers, and ends them with the test."""
+    with ExitStack() as doors:
+        yield lambda *arguments: doors.enter_context(Door(tmp_path / "door.log", *arguments))

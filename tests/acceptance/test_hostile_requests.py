@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from promptstack.tasks.composition import PromptStack
-from tests.acceptance.test_http_door import Door
+from tests.doors import Door
 from tests.processes import Process, wait_until
 
 HEALTHY_SECONDS = 12.0

@@ -7,71 +7,17 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
 
 import pytest
 
 from promptstack.tasks.composition import PromptStack
-from tests.processes import Process, fork_server, pipe, run, wait_until
+from tests.doors import Door
+from tests.processes import Process, run, wait_until
 
 PROMPT = "Say hello to the world."
-
-
-class Door:
-    """A process that serves the HTTP API on a free port."""
-
-    def __init__(self, log: Path, *arguments: str) -> None:
-        self._log = log
-        given, self._given = pipe()
-        self._said, output = pipe()
-        with log.open("w") as errors, given, output:
-            self.process = fork_server().start(
-                ["-m", "promptstack.api.http", "--port", "0", *arguments],
-                environment=os.environ,
-                stdin=given,
-                stdout=output,
-                stderr=errors,
-            )
-        line = self._said.readline()
-        assert line, self.log()
-        self.url = json.loads(line)["url"]
-
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def curl(self, path: str, *arguments: str) -> tuple[int, dict[str, Any]]:
-        """The status and the body of curl's answer."""
-        command = ["curl", "-sS", "--max-time", "60", "-w", "\n%{http_code}", *arguments]
-        ran = subprocess.run(
-            [*command, self.url + path], capture_output=True, text=True, check=True
-        )
-        body, _, status = ran.stdout.rpartition("\n")
-        return int(status), json.loads(body)
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """The exit code, and what else came on standard output."""
-        self.process.send_signal(number)
-        self._given.close()
-        return self.process.wait(20), self._said.read()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self._given.close()
-        self._said.close()
-
-
-@pytest.fixture
-def open_door(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Door]]:
-    """Starts doors to the test's servers, and ends them with the test."""
-    with ExitStack() as doors:
-        yield lambda *arguments: doors.enter_context(Door(tmp_path / "door.log", *arguments))
 
 
 def serve_in_vain(*arguments: str) -> subprocess.CompletedProcess[str]:
