@@ -134,6 +134,9 @@ class Job(Base):
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
     """Whose shard it is."""
+    api_key_id: Mapped[UUID | None]
+    """The key it came with, whose budget pays. It refers to nothing: a key's row is never deleted
+    but with its user's, and then the job goes, too."""
     provider: Mapped[str]
     model: Mapped[str]
     request: Mapped[dict[str, Any]] = mapped_column(deferred=True)
@@ -238,6 +241,7 @@ class Attempt(Base):
     job_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
     """None when the job was pruned: what was paid for it stays on record."""
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    api_key_id: Mapped[UUID | None]
     number: Mapped[int]
     """The job's `attempt` under which the call was made."""
     call: Mapped[int]
@@ -251,6 +255,9 @@ class Attempt(Base):
     expected_tokens: Mapped[int | None]
     """Input and output together, as far as could be known before."""
     expected_cost_usd: Mapped[Decimal | None] = mapped_column(Numeric(18, 10))
+    reserved_usd: Mapped[Decimal | None] = mapped_column(Numeric(18, 10))
+    """What budgets count for it until its cost is known: the most it can cost. None where no budget
+    counts it."""
     input_tokens: Mapped[int | None]
     output_tokens: Mapped[int | None]
     cached_tokens: Mapped[int | None]

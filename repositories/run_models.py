@@ -52,6 +52,8 @@ class Run(Base):
     kind: Mapped[str]
     state: Mapped[str] = mapped_column(server_default=RunState.PREPARING)
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    api_key_id: Mapped[UUID | None]
+    """The key it came with; see `Job.api_key_id`."""
     name: Mapped[str]
     provider: Mapped[str]
     model: Mapped[str]

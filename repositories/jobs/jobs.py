@@ -191,6 +191,7 @@ _GIVEN = (
     "request",
     "request_hash",
     "user_id",
+    "api_key_id",
     "max_retries",
     "deaths",
     "run_id",

@@ -19,6 +19,7 @@ _GIVEN = {
     "request": "jsonb",
     "request_hash": "text",
     "user_id": "uuid",
+    "api_key_id": "uuid",
     "idempotency_key": "text",
     "max_retries": "integer",
     "lifetime": "double precision",

@@ -1,6 +1,6 @@
 """What the repositories of jobs take and return."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -86,6 +86,7 @@ class NewJobRow(NamedTuple):
     """As JSON."""
     request_hash: str
     user_id: UUID | None
+    api_key_id: UUID | None
     idempotency_key: str | None
     max_retries: int
     lifetime: float
@@ -138,6 +139,18 @@ class NewCall:
     items: int = 1
     expected_tokens: int | None = None
     expected_cost_usd: Decimal | None = None
+    most_usd: Callable[[], Decimal | None] = lambda: None
+    """Computes the most it can cost; None where nobody knows. Asked only where a budget counts."""
+
+
+@dataclass(frozen=True)
+class CappedCall:
+    """Whose budgets a call counts for."""
+
+    user_id: UUID | None
+    api_key_id: UUID | None
+    attempt_id: int | None
+    """None where it isn't on record yet."""
 
 
 @dataclass(frozen=True)

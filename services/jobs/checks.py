@@ -23,7 +23,7 @@ from promptstack.services.validation.bounds import refused_in_words
 MAX_SOURCE_BYTES = 2_000
 """PostgreSQL refuses index entries over about 2,700 bytes."""
 _WRITE = json.JSONEncoder(ensure_ascii=False).encode
-EVERY_JOBS = ("user_id", "idempotency_key", "max_retries", "expires_in")
+EVERY_JOBS = ("user_id", "api_key_id", "idempotency_key", "max_retries", "expires_in")
 
 
 class JobChecks:

@@ -18,6 +18,8 @@ class JobKeywords(TypedDict, total=False):
     bulk: bool
     """Interactive jobs go before bulk ones."""
     user_id: UUID | None
+    api_key_id: UUID | None
+    """The key it comes with, whose budget pays."""
     idempotency_key: str | None
     """The same key with the same request is the job that is there."""
     max_retries: int | None

@@ -172,6 +172,7 @@ class JobIntake:
             request=request,
             request_hash=new.request_hash,
             user_id=new.options.user_id,
+            api_key_id=new.options.api_key_id,
             idempotency_key=new.options.idempotency_key,
             max_retries=self._retries(new),
             lifetime=new.options.expires_in or self._defaults.expires_seconds,

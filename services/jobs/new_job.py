@@ -43,6 +43,8 @@ class JobOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     user_id: UUID | None = None
+    api_key_id: UUID | None = None
+    """The key it comes with, whose budget pays."""
     idempotency_key: Annotated[Name, Field(min_length=1)] | None = None
     max_retries: Retries | None = None
     expires_in: Lifetime | None = None

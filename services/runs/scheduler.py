@@ -138,6 +138,7 @@ class ShardScheduler:
             request=request,
             request_hash=f"{run.id}:{request}",
             user_id=run.user_id,
+            api_key_id=run.api_key_id,
             max_retries=self._max_retries,
             run_id=run.id,
         )

@@ -51,6 +51,7 @@ class RunOptions(BaseModel):
 
     name: Name = ""
     user_id: UUID | None = None
+    api_key_id: UUID | None = None
     in_flight: InFlight | None = None
     """The rate limiter may let fewer leave."""
     max_cost_usd: Dollars | None = None
@@ -70,6 +71,7 @@ class RunKeywords(TypedDict, total=False):
     model: str | None
     name: str
     user_id: UUID | None
+    api_key_id: UUID | None
     in_flight: int | None
     max_cost_usd: Decimal | float | str | None
     max_retries: int | None

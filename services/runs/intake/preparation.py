@@ -120,6 +120,7 @@ class RunPreparation:
                 kind=new.kind,
                 name=options.name,
                 user_id=options.user_id,
+                api_key_id=options.api_key_id,
                 provider=new.provider,
                 model=new.model,
                 parameters=new.parameters,
