@@ -39,6 +39,4 @@ class Budget(Base):
     month_usd: Mapped[Decimal] = mapped_column(Numeric(20, 10), server_default="0")
     total_usd: Mapped[Decimal] = mapped_column(Numeric(20, 10), server_default="0")
 
-    __table_args__ = (
-        CheckConstraint("user_id IS NULL OR api_key_id IS NULL", name="one_subject"),
-    )
+    __table_args__ = (CheckConstraint("user_id IS NULL OR api_key_id IS NULL", name="one_subject"),)

@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.budget_models import DEPLOYMENT, Budget
 from promptstack.repositories.models import Attempt, AttemptState, Billing
-from promptstack.repositories.wire_values import BatchStatement
+from promptstack.repositories.wire_values import BatchStatement, array_literal
 
 _KEY = "promptstack.settled"
 ZERO = Decimal(0)
@@ -109,8 +109,7 @@ class BudgetRepository(BaseRepository[Budget]):
 
     def today(self) -> date:
         """The day in UTC, by the clock of the database."""
-        day: date = self._session.scalar(_TODAY)
-        return day
+        return cast("date", self._session.scalar(_TODAY))
 
     @contextmanager
     def locked(self, subjects: Collection[UUID]) -> Iterator[dict[UUID, Spending]]:
@@ -120,7 +119,7 @@ class BudgetRepository(BaseRepository[Budget]):
         """
         settled = _take_settled(self._session)
         wanted = set(subjects).union(*(one.owner.subjects for one in settled))
-        rows = self._session.execute(_LOCK, {"subjects": sorted(wanted)}).all()
+        rows = self._session.execute(_LOCK, {"subjects": array_literal(list(wanted))}).all()
         found = {row.subject: _spending(row) for row in rows}
         # Of two transactions around midnight, the older one may come last.
         today = max([row.today for row in rows] + [one.day for one in found.values()], default=None)
@@ -176,7 +175,9 @@ class BudgetRepository(BaseRepository[Budget]):
         """Add a budget without caps: from the commit on, calls that leave are counted."""
         self._session.execute(
             insert(Budget)
-            .values(user_id=owner.user_id, api_key_id=owner.api_key_id, day=_TODAY.scalar_subquery())
+            .values(
+                user_id=owner.user_id, api_key_id=owner.api_key_id, day=_TODAY.scalar_subquery()
+            )
             .on_conflict_do_nothing()
         )
 
@@ -206,6 +207,8 @@ class BudgetRepository(BaseRepository[Budget]):
         Calls go on meanwhile: what they add between the two statements is kept.
         """
         subject = _subject(owner)
+        # One at a time: each adds what is missing, and two would add it twice.
+        self._session.execute(_LOCK_COUNT)
         values = {"subject": subject, "deployment": DEPLOYMENT}
         row = self._session.execute(_COUNT, values).one()
         changed = self._session.scalar(
@@ -286,7 +289,7 @@ _COLUMNS = tuple(_BUDGETS.c)
 _TODAY = select(func.date(func.timezone("UTC", func.now())))
 _LOCK = text(
     "SELECT *, CAST(now() AT TIME ZONE 'UTC' AS date) AS today FROM budgets "
-    "WHERE subject = ANY (:subjects) ORDER BY subject FOR NO KEY UPDATE"
+    "WHERE subject = ANY (CAST(:subjects AS uuid[])) ORDER BY subject FOR NO KEY UPDATE"
 )
 _STORE = BatchStatement(
     "subject uuid, day date, day_usd numeric, month_usd numeric, total_usd numeric",
@@ -301,6 +304,7 @@ RETURNING budgets.subject
 """,
 )
 
+_LOCK_COUNT = text("SELECT pg_advisory_xact_lock(hashtext('count budgets'))")
 _COUNT = text(
     """
 SELECT budgets.day AS at_day,

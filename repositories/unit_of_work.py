@@ -14,6 +14,7 @@ from promptstack.repositories.access.sessions import RefreshTokenRepository, Ses
 from promptstack.repositories.access.users import UserRepository
 from promptstack.repositories.after_commit import AfterCommit
 from promptstack.repositories.audit import AuditRepository
+from promptstack.repositories.budgets import BudgetRepository
 from promptstack.repositories.content.documents import DocumentRepository
 from promptstack.repositories.content.embeddings import EmbeddingRepository
 from promptstack.repositories.content.passages import PassageRepository
@@ -68,6 +69,7 @@ class UnitOfWork:
     steps = _lazy(StepRepository)
     outbox = _lazy(OutboxRepository)
     attempts = _lazy(AttemptRepository)
+    budgets = _lazy(BudgetRepository)
     documents = _lazy(DocumentRepository)
     embeddings = _lazy(EmbeddingRepository)
     passages = _lazy(PassageRepository)

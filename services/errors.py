@@ -48,6 +48,30 @@ class BudgetReached(PromptStackError):
     reach = Reach.RUN
 
 
+class KeyBudgetReached(BudgetReached):
+    """The API key may cost no more for now: the next call could take it over a spend cap."""
+
+    code = "KEY_BUDGET_REACHED"
+
+
+class UserBudgetReached(BudgetReached):
+    """The user may cost no more for now: the next call could take them over a spend cap."""
+
+    code = "USER_BUDGET_REACHED"
+
+
+class DeploymentBudgetReached(BudgetReached):
+    """The deployment may cost no more for now: the next call could take it over a spend cap."""
+
+    code = "DEPLOYMENT_BUDGET_REACHED"
+
+
+class CostUnknown(BudgetReached):
+    """A spend cap holds, and nobody knows how much the call can cost."""
+
+    code = "COST_UNKNOWN"
+
+
 class BudgetHeld(PromptStackError):
     """Calls under way may cost all that is left of the run's limit; the shard waits for them."""
 
@@ -55,6 +79,15 @@ class BudgetHeld(PromptStackError):
     transient = True
     counts_as_failure = False
     backs_off = False
+
+
+class SpendingHeld(BudgetHeld):
+    """Calls under way may cost all that is left of a spend cap; the call waits for them.
+
+    Waits grow: thousands of jobs may wait for one cap.
+    """
+
+    backs_off = True
 
 
 class TriedLater(PromptStackError):

@@ -30,6 +30,7 @@ from promptstack.services.accounting.prices import Prices
 from promptstack.services.accounting.recent_usage import RecentUsage
 from promptstack.services.accounting.usage import UsageService
 from promptstack.services.audit.log import AuditLog
+from promptstack.services.budgets.service import BudgetService
 from promptstack.services.cache.cache import Cache
 from promptstack.services.cache.codec import Codec
 from promptstack.services.documents.chunking import Chunker
@@ -232,6 +233,11 @@ class PromptStack:
     def owners(self) -> Owners:
         """Whose objects a caller may list."""
         return Owners(self.ledger)
+
+    @cached_property
+    def budgets(self) -> BudgetService:
+        """Spend caps."""
+        return BudgetService(self.ledger)
 
     @cached_property
     def usage(self) -> UsageService:

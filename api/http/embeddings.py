@@ -44,7 +44,10 @@ def create_embedding(
 ) -> JobView:
     """Accept the embedding of one document; `Location` says where to ask for the job."""
     job = stack.jobs.enqueue_embedding(
-        **body.keywords(), user_id=caller.user_id, idempotency_key=idempotency_key
+        **body.keywords(),
+        user_id=caller.user_id,
+        api_key_id=caller.key_id,
+        idempotency_key=idempotency_key,
     )
     response.headers["Location"] = f"{stack.settings.api_v1_prefix}/jobs/{job.id}"
     return job

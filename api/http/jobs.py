@@ -123,7 +123,8 @@ def create_jobs(
         raise InvalidInput(
             "An Idempotency-Key header is for one job; give each job of a list an idempotency_key."
         )
-    entries: Any = [{**entry.keywords(), "user_id": caller.user_id} for entry in body.jobs]
+    owner = {"user_id": caller.user_id, "api_key_id": caller.key_id}
+    entries: Any = [{**entry.keywords(), **owner} for entry in body.jobs]
     return AcceptedJobs(jobs=stack.jobs.enqueue_many(entries))
 
 

@@ -113,7 +113,9 @@ def create_embedding_run(
 ) -> RunView:
     """Accept a run that embeds each item; `Location` says where to ask for it."""
     how = dict(body)
-    run = stack.runs.embed(how.pop("items"), user_id=caller.user_id, **how)
+    run = stack.runs.embed(
+        how.pop("items"), user_id=caller.user_id, api_key_id=caller.key_id, **how
+    )
     response.headers["Location"] = f"{stack.settings.api_v1_prefix}/runs/{run.id}"
     return run
 
@@ -127,6 +129,7 @@ def create_generation_run(
     run = stack.runs.generate(
         how.pop("items"),
         user_id=caller.user_id,
+        api_key_id=caller.key_id,
         reading=Reading(template=how.pop("template")),
         total_bytes=stack.settings.max_rendered_bytes,
         **how,

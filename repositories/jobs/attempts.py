@@ -1,13 +1,17 @@
 """Attempts: one row a provider call, written before the request leaves and settled after it."""
 
 from collections.abc import Mapping, Sequence
+from datetime import date
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import exists, func, select
 
 from promptstack.repositories.base import BaseRepository
-from promptstack.repositories.jobs.records import BeginStep, Begun, Claim, Totals
+from promptstack.repositories.budget_models import DEPLOYMENT
+from promptstack.repositories.budgets import Owner, Settled, note_settled
+from promptstack.repositories.jobs.records import BeginStep, Begun, CappedCall, Claim, Totals
 from promptstack.repositories.models import Attempt, AttemptState, Billing, Job, JobState
 from promptstack.repositories.wire_values import BatchStatement
 
@@ -18,21 +22,28 @@ class AttemptRepository(BaseRepository[Attempt]):
     model = Attempt
 
     def begin(self, steps: Sequence[BeginStep]) -> dict[tuple[UUID, int], Begun]:
-        """Record calls that are about to leave, by job and number of the call.
+        """Record calls that are about to leave and that no budget counts.
 
-        Calls of lost claims are left out. The same call twice is one: a commit may have succeeded
-        though its answer was lost.
+        Returns what was recorded, by job and number of the call. Calls of lost claims are left out,
+        and those of `find_capped`. The same call twice is one: a commit may have succeeded though
+        its answer was lost.
         """
-        rows = [
-            {
-                "job_id": step.claim.job_id,
-                "number": step.claim.attempt,
-                **vars(step.call),
-            }
-            for step in steps
-        ]
-        found = _BEGIN.run(self._session, rows)
-        return {(row.job_id, row.call): Begun(row.id, row.is_new) for row in found}
+        return _begun(_BEGIN.run(self._session, list(map(_row, steps))))
+
+    def find_capped(self, steps: Sequence[BeginStep]) -> dict[tuple[UUID, int], CappedCall]:
+        """Calls that `begin` left out as budgets count them; those of lost claims are left out."""
+        found = _FIND_CAPPED.run(self._session, list(map(_row, steps)))
+        return {
+            (row.job_id, row.call): CappedCall(row.user_id, row.api_key_id, row.attempt_id)
+            for row in found
+        }
+
+    def begin_reserved(
+        self, reserved: Sequence[tuple[BeginStep, Decimal]], day: date
+    ) -> dict[tuple[UUID, int], Begun]:
+        """Record calls that budgets count at so much, on this day. Their jobs are locked."""
+        rows = [{**_row(step), "reserved_usd": usd, "day": day} for step, usd in reserved]
+        return _begun(_BEGIN_RESERVED.run(self._session, rows))
 
     def begun(self, claim: Claim, calls: Sequence[int]) -> set[int]:
         """Those of the claim's calls that are on record."""
@@ -53,8 +64,19 @@ class AttemptRepository(BaseRepository[Attempt]):
         Returns the ids that it settled. An attempt that is settled already, with its bill, is left
         as it is.
         """
+        if not settled:
+            return set()
         rows = [{"billing": Billing.UNKNOWN, **outcome} for outcome in settled]
-        return {row.id for row in _SETTLE.run(self._session, rows)} if rows else set()
+        found = _SETTLE.run(self._session, rows)
+        note_settled(
+            self._session,
+            [
+                Settled(Owner(row.user_id, row.api_key_id), row.day, row.change_usd)
+                for row in found
+                if row.change_usd
+            ],
+        )
+        return {row.id for row in found}
 
     def are_under_way(self, run_id: UUID, *, but: UUID) -> bool:
         """Whether calls of a run are under way in other shards than the job `but`."""
@@ -91,24 +113,61 @@ class AttemptRepository(BaseRepository[Attempt]):
         return Totals(*row)
 
 
-# PostgreSQL sets xmax where it updated a row instead of adding one.
-_BEGIN = BatchStatement(
-    """
+def _row(step: BeginStep) -> dict[str, Any]:
+    return {"job_id": step.claim.job_id, "number": step.claim.attempt, **vars(step.call)}
+
+
+def _begun(rows: Sequence[Any]) -> dict[tuple[UUID, int], Begun]:
+    return {(row.job_id, row.call): Begun(row.id, row.is_new) for row in rows}
+
+
+_CALL = """
     job_id uuid, number integer, call integer, provider text, model text, items integer,
-    expected_tokens integer, expected_cost_usd numeric""",
-    """
-, held AS (
-    SELECT id, attempt, user_id, worker_id FROM jobs
-    WHERE (id, attempt) IN (SELECT job_id, number FROM given) AND state = 'running'
-    ORDER BY id FOR UPDATE
-)
-INSERT INTO attempts (user_id, worker_id, job_id, number, call, provider, model, items,
-    expected_tokens, expected_cost_usd)
-SELECT held.user_id, held.worker_id, given.*
-FROM given JOIN held ON held.id = given.job_id AND held.attempt = given.number
+    expected_tokens integer, expected_cost_usd numeric"""
+_COLUMNS = "job_id, number, call, provider, model, items, expected_tokens, expected_cost_usd"
+# PostgreSQL sets xmax where it updated a row instead of adding one.
+_OR_FIND = """
 ON CONFLICT ON CONSTRAINT attempts_job_number_call_key DO UPDATE SET items = excluded.items
 RETURNING id, job_id, call, xmax = 0 AS is_new
+"""
+# It looks for budgets itself, so that jobs without one need no other statement.
+_BEGIN = BatchStatement(
+    _CALL,
+    f"""
+, held AS (
+    SELECT id, attempt, user_id, api_key_id, worker_id FROM jobs
+    WHERE (id, attempt) IN (SELECT job_id, number FROM given) AND state = 'running'
+        AND NOT EXISTS (SELECT FROM budgets
+            WHERE subject IN (jobs.user_id, jobs.api_key_id, '{DEPLOYMENT}'))
+    ORDER BY id FOR UPDATE
+)
+INSERT INTO attempts (user_id, api_key_id, worker_id, {_COLUMNS})
+SELECT held.user_id, held.api_key_id, held.worker_id, given.*
+FROM given JOIN held ON held.id = given.job_id AND held.attempt = given.number
+{_OR_FIND}""",  # noqa: S608 - names of our own
+)
+
+_FIND_CAPPED = BatchStatement(
+    "job_id uuid, number integer, call integer",
+    """
+SELECT given.job_id, given.call, jobs.user_id, jobs.api_key_id, attempts.id AS attempt_id
+FROM given JOIN jobs ON jobs.id = given.job_id AND jobs.attempt = given.number
+LEFT JOIN attempts ON attempts.job_id = given.job_id AND attempts.number = given.number
+    AND attempts.call = given.call
+WHERE jobs.state = 'running'
+ORDER BY jobs.id FOR UPDATE OF jobs
 """,
+)
+
+_BEGIN_RESERVED = BatchStatement(
+    f"{_CALL}, reserved_usd numeric, day date",
+    f"""
+INSERT INTO attempts (user_id, api_key_id, worker_id, {_COLUMNS}, reserved_usd, started_at)
+SELECT jobs.user_id, jobs.api_key_id, jobs.worker_id,
+    given.{_COLUMNS.replace(" ", " given.")}, given.reserved_usd,
+    greatest(now(), CAST(given.day AS timestamp) AT TIME ZONE 'UTC')
+FROM given JOIN jobs ON jobs.id = given.job_id
+{_OR_FIND}""",  # noqa: S608 - names of our own
 )
 
 _SETTLE = BatchStatement(
@@ -135,6 +194,9 @@ UPDATE attempts SET
 FROM given
 WHERE attempts.id = given.attempt_id AND attempts.billing = 'unknown'
     AND (attempts.state <> given.state OR given.billing <> 'unknown')
-RETURNING attempts.id
+RETURNING attempts.id, attempts.user_id, attempts.api_key_id,
+    CAST(attempts.started_at AT TIME ZONE 'UTC' AS date) AS day,
+    CASE WHEN attempts.billing <> 'unknown' THEN attempts.cost_usd - attempts.reserved_usd END
+        AS change_usd
 """,
 )

@@ -24,12 +24,24 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Executable, Table, and_, bindparam, case, func, select, update
+from sqlalchemy import (
+    Executable,
+    Table,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from promptstack.config.names import Queue
 from promptstack.repositories.access_models import Tier
+from promptstack.repositories.budget_models import DEPLOYMENT, Budget
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED
@@ -110,9 +122,12 @@ class StepRepository:
         rows = _SNAPSHOT.run(self._session, [{"id": job_id} for job_id in job_ids])
         return {row.id: JobSnapshot(**row._mapping) for row in rows}
 
-    def check_claim(self, claim: Claim) -> None:
-        """Lock the job's row while the claim holds. Raises `ClaimLost`."""
-        self._row(_CHECK_CLAIM, claim)
+    def check_claim(self, claim: Claim) -> bool:
+        """Lock the job's row while the claim holds; whether a budget counts its calls.
+
+        Raises `ClaimLost`.
+        """
+        return bool(self._row(_CHECK_CLAIM, claim).is_capped)
 
     def set_progress(self, claim: Claim, current: int, total: int) -> None:
         """Record how many of the job's items are done. Raises `ClaimLost`."""
@@ -277,7 +292,10 @@ _THE_CLAIM = (
     _JOBS.c.attempt == bindparam("the_attempt"),
     _JOBS.c.state == JobState.RUNNING,
 )
-_CHECK_CLAIM = select(_JOBS.c.id).where(*_THE_CLAIM).with_for_update()
+_IS_CAPPED = exists().where(
+    Budget.subject.in_([_JOBS.c.user_id, _JOBS.c.api_key_id, literal(DEPLOYMENT)])
+)
+_CHECK_CLAIM = select(_IS_CAPPED.label("is_capped")).where(*_THE_CLAIM).with_for_update(of=_JOBS)
 
 _CURRENT = bindparam("the_current", type_=_JOBS.c.current.type)
 _TOTAL = bindparam("the_total", type_=_JOBS.c.total.type)

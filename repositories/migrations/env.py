@@ -4,6 +4,7 @@ from alembic import context
 
 import promptstack.repositories.access_models
 import promptstack.repositories.audit_models
+import promptstack.repositories.budget_models
 import promptstack.repositories.content.embeddings
 import promptstack.repositories.run_models  # noqa: F401 - they add their tables to the metadata
 from promptstack.repositories.models import Base

@@ -11,6 +11,7 @@ from math import ceil, log2
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.content.documents import Passage
 from promptstack.repositories.jobs.records import Claim
+from promptstack.services.accounting.upper_bounds import most_of_texts
 from promptstack.services.documents.chunk_sizes import Cutter, Cutting
 from promptstack.services.documents.store import Cut, DocumentStore, OpenChunks
 from promptstack.services.errors import EmbeddedElsewhere, WorkersLost
@@ -158,6 +159,7 @@ class DocumentEmbedder:
                     model=claim.model,
                     ask=lambda llm: llm.embed(texts, claim.model, claim.user_id),
                     need=lambda _: Need(tokens, 0, claim.is_bulk, claim.user_id, claim.tier),
+                    most=lambda: most_of_texts(texts),
                     items=len(texts),
                     is_suspect=call.waste_budget is not None,
                 ),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.accounting.upper_bounds import MostTokens
 from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.requests import GenerationRequest
 
@@ -42,7 +43,7 @@ class Call:
     """Built once, when it is first needed."""
     need: Need | None = None
     """The expected tokens; estimated once."""
-    upper_bound: tuple[int, int] | None = None
+    upper_bound: MostTokens | None = None
     """The most input and output tokens it can take; computed once."""
     waste_budget: WasteBudget | None = None
     """Shared by all parts of one bisected call; None for a whole call."""

@@ -7,6 +7,7 @@ from promptstack.config.errors import PromptStackError
 from promptstack.repositories.jobs.records import Claim
 from promptstack.repositories.models import Billing
 from promptstack.services.accounting.billing import billing_of
+from promptstack.services.accounting.upper_bounds import most_of_generation
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.execution.provider_calls import CallOutcome, ProviderCall, ProviderCalls
 from promptstack.services.limiter.terms import Need
@@ -52,6 +53,7 @@ def _call(claim: Claim, target: GenerationRequest) -> ProviderCall[LLMResponse]:
         model=target.model,
         ask=lambda llm: llm.generate_text(target, claim.user_id, failures=claim.failures),
         need=need,
+        most=lambda: most_of_generation(target),
     )
 
 

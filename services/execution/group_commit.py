@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+from promptstack.config.errors import PromptStackError
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.records import (
     BeginStep,
@@ -27,6 +28,7 @@ from promptstack.repositories.jobs.records import (
 )
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.budgets.admission import begin_calls
 from promptstack.services.execution.retrying_ledger import RetryingLedger
 
 MAX_STEPS = 200
@@ -90,9 +92,12 @@ class GroupCommit:
     async def begin(self, step: BeginStep, check: Callable[[], None]) -> int:
         """Record a call that is about to leave, unless `check` raises; the attempt's id.
 
-        Raises `ClaimLost`. `check` runs in the thread that writes.
+        Raises `ClaimLost`, and the error of a budget that doesn't pay for it. `check` runs in the
+        thread that writes.
         """
-        begun: Begun | None = await self._commit(_Waiting(step, check))
+        begun: Begun | PromptStackError | None = await self._commit(_Waiting(step, check))
+        if isinstance(begun, PromptStackError):
+            raise begun
         if begun is None:
             raise ClaimLost(f"The claim of job {step.claim.job_id} is lost; no call was made.")
         return begun.attempt_id
@@ -174,7 +179,7 @@ class GroupCommit:
         claim = partial(unit.steps.claim_batch, worker_id=self._worker_id)
         self._write_kind(batch, ClaimStep, claim)
         self._write_kind(batch, SucceedStep, unit.steps.succeed_batch)
-        self._write_kind(batch, BeginStep, unit.attempts.begin)
+        self._write_kind(batch, BeginStep, partial(begin_calls, unit))
 
     def _write_kind(
         self,

@@ -19,6 +19,7 @@ from promptstack.repositories.models import AttemptState
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.accounting.billing import credible, failed, taken
 from promptstack.services.accounting.prices import Prices
+from promptstack.services.accounting.upper_bounds import MostTokens, most_usd
 from promptstack.services.errors import DeadlinePassed
 from promptstack.services.execution.active_jobs import HandedBack
 from promptstack.services.execution.backoff import Backoff
@@ -50,6 +51,8 @@ class ProviderCall(Generic[Answer]):
     ask: Callable[[LLMService], Coroutine[Any, Any, Answer]]
     need: Callable[[LLMService], Need]
     """The tokens it is expected to take."""
+    most: Callable[[], MostTokens | None] = lambda: None
+    """The most it can take; asked only where a budget counts it."""
     items: int = 1
     is_suspect: bool = False
     """Whether it holds a text that failed repeatedly, so that its failure may be the text's."""
@@ -99,7 +102,7 @@ class ProviderCalls:
         """Make a call when the limiter permits it, and again after a 429 with a short wait.
 
         The caller stores the outcome even if the claim is lost, as it is paid for. Raises
-        `ProviderError`, `ClaimLost`, and the limiter's errors.
+        `ProviderError`, `ClaimLost`, and the errors of the limiter and of budgets.
         """
         service = await self._providers.get_async(call.provider)
         need = call.need(service)
@@ -165,7 +168,10 @@ class ProviderCalls:
         return CallOutcome(answer, attempt_id, took)
 
     async def _begin(self, job: JobContext, call: ProviderCall[Answer], need: Need) -> int:
-        """Record that a call is about to leave. Returns the attempt's id. Raises `ClaimLost`."""
+        """Record that a call is about to leave. Returns the attempt's id.
+
+        Raises `ClaimLost`, and the error of a budget that doesn't pay for it.
+        """
         if job.handle.seconds_left() <= 0:
             raise DeadlinePassed("The job's deadline passed before its call was made.")
         expected = {"input_tokens": need.input_tokens, "output_tokens": need.output_tokens}
@@ -176,6 +182,7 @@ class ProviderCalls:
             call.items,
             expected_tokens=credible(need.input_tokens + need.output_tokens),
             expected_cost_usd=self._prices.cost(call.provider, call.model, **expected),
+            most_usd=lambda: most_usd(self._prices, call.provider, call.model, call.most()),
         )
         return await self._group.begin(BeginStep(job.claim, new), job.handle.check_may_begin)
 

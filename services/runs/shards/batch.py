@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
+from promptstack.config.errors import PromptStackError
 from promptstack.repositories.run_models import Run
 from promptstack.services.execution.content_calls import Call
 from promptstack.services.runs.shards.call_pool import (
@@ -50,7 +51,10 @@ class CommitResult:
     """Contents that another attempt asks for just now."""
     over_budget: list[Call] = field(default_factory=list)
     is_money_held: bool = False
-    """Whether other shards have calls under way, which may cost less than is reserved for them."""
+    """Whether calls under way may cost less than is reserved for them: of other shards of the run,
+    and of all that a spend cap counts."""
+    refusal: PromptStackError | None = None
+    """The error of a budget that paid for none of `over_budget`, if it wasn't the run's own."""
     reserved_usd: Decimal = Decimal(0)
     """What was reserved for new calls."""
     ended: int = 0

@@ -5,6 +5,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from promptstack.config.errors import PromptStackError
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.records import BeginStep, Claim, NewCall
 from promptstack.repositories.models import AttemptState, Billing
@@ -14,6 +15,7 @@ from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.accounting.billing import credible, failed, taken
+from promptstack.services.budgets.admission import begin_calls
 from promptstack.services.execution.content_calls import Call, Content, reserve
 from promptstack.services.runs.shards.batch import Batch, CommitResult, Leaving
 from promptstack.services.runs.shards.budget import RunBudget
@@ -78,9 +80,9 @@ class ShardStore:
 
     def write(self, unit: UnitOfWork, batch: Batch, done: int, total: int) -> CommitResult:
         """Store one batch, and record the calls of it that are about to leave."""
-        claim, result = self._claim, CommitResult()
+        claim, result, is_capped = self._claim, CommitResult(), False
         try:
-            unit.steps.check_claim(claim)
+            is_capped = unit.steps.check_claim(claim)
         except ClaimLost:
             # Answers are paid for, so they are stored all the same.
             result.is_ours = False
@@ -88,7 +90,7 @@ class ShardStore:
         outcomes += [end for decision in batch.decisions for end in decision.ends]
         change = self._settle_attempts(unit, batch)
         if result.is_ours:
-            outcomes += self._begin(unit, batch, result, change)
+            outcomes += self._begin(unit, batch, result, change, is_capped=is_capped)
             unit.items.note_tries(self._run.id, batch.tries)
             counted = unit.outcomes.end(self._run.id, outcomes)
             result.ended = counted.succeeded + counted.failed
@@ -200,7 +202,13 @@ class ShardStore:
         return {"attempt_id": recorded.attempt_id, **columns}
 
     def _begin(
-        self, unit: UnitOfWork, batch: Batch, result: CommitResult, settled: Change
+        self,
+        unit: UnitOfWork,
+        batch: Batch,
+        result: CommitResult,
+        settled: Change,
+        *,
+        is_capped: bool,
     ) -> list[Ended]:
         """Record calls that are about to leave; returns outcomes of items paid for meanwhile."""
         permitted = batch.permitted
@@ -223,20 +231,26 @@ class ShardStore:
                 leaving.append(Leaving(one, call))
             else:
                 result.unsent.append(one)
-        self._record(unit, self._budget.admit(unit, leaving, settled, result), result)
+        admitted = self._budget.admit(unit, leaving, settled, result, is_capped=is_capped)
+        self._record(unit, admitted, result)
         return _reused(calls, stored)
 
     def _record(self, unit: UnitOfWork, leaving: Sequence[Leaving], result: CommitResult) -> None:
         if not leaving:
             return
-        begun = unit.attempts.begin([self._begin_step(one) for one in leaving])
+        begun = begin_calls(unit, [self._begin_step(one) for one in leaving])
+        refused: list[tuple[Leaving, PromptStackError]] = []
         for one in leaving:
             attempt = begun[self._claim.job_id, one.permitted.number]
+            if isinstance(attempt, PromptStackError):
+                refused.append((one, attempt))
+                continue
             call = RecordedCall(
                 one.call, one.permitted.permit, attempt.attempt_id, one.reserved_usd
             )
             result.recorded.append(call)
             result.reserved_usd += one.reserved_usd if attempt.is_new else Decimal(0)
+        self._budget.refuse(unit, refused, result)
 
     def _begin_step(self, leaving: Leaving) -> BeginStep:
         need = self._workload.need(leaving.call)
@@ -247,6 +261,7 @@ class ShardStore:
             len(leaving.call.contents),
             expected_tokens=credible(need.input_tokens + need.output_tokens),
             expected_cost_usd=self._workload.cost(need.input_tokens, need.output_tokens),
+            most_usd=lambda: self._workload.most_usd(leaving.call),
         )
         return BeginStep(self._claim, call)
 

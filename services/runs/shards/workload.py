@@ -1,6 +1,5 @@
 """The workload of each kind of run: what it asks a provider, and what it stores of the answers."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -13,6 +12,12 @@ from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.run_models import Run, RunKind
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.accounting.prices import Prices
+from promptstack.services.accounting.upper_bounds import (
+    MostTokens,
+    most_of_generation,
+    most_of_texts,
+    most_usd,
+)
 from promptstack.services.documents.vectors import store_vectors
 from promptstack.services.execution.content_calls import Call, Content
 from promptstack.services.execution.generation import EXPECTED_OUTPUT_TOKENS, result_of
@@ -28,10 +33,6 @@ from promptstack.services.validation.schema_bounds import SchemaBounds
 
 MAX_HALF = 65_504
 """The largest 16-bit float (IEEE 754)."""
-ENVELOPE_TOKENS = 64
-"""More than any provider adds to a turn, a tool call or a tool for roles and field names."""
-TOOLS_TOKENS = 1_024
-"""More than any provider adds to the prompt when there are tools."""
 
 Answer = LLMResponse | EmbeddingResponse
 
@@ -73,20 +74,21 @@ class Workload(ABC):
             call.need = self._estimate(call)
         return call.need
 
-    def upper_bound(self, call: Call) -> tuple[int, int] | None:
-        """The most input and output tokens it can take, or None if nobody knows.
-
-        A token is at least one byte of text.
-        """
+    def upper_bound(self, call: Call) -> MostTokens | None:
+        """The most tokens it can take, or None if nobody knows; computed once."""
         if call.upper_bound is None:
             call.upper_bound = self._upper_bound(call)
         return call.upper_bound
+
+    def most_usd(self, call: Call) -> Decimal | None:
+        """The most it can cost, or None if nobody knows."""
+        return most_usd(self.prices, self.provider, self.model, self.upper_bound(call))
 
     @abstractmethod
     def _estimate(self, call: Call) -> Need: ...
 
     @abstractmethod
-    def _upper_bound(self, call: Call) -> tuple[int, int] | None: ...
+    def _upper_bound(self, call: Call) -> MostTokens | None: ...
 
     def cost(self, input_tokens: int, output_tokens: int) -> Decimal | None:
         """What so many tokens cost, if the model has a price."""
@@ -146,8 +148,8 @@ class EmbeddingWorkload(Workload):
         tokens = sum(self.service.estimate_tokens(content.text) for content in call.contents)
         return Need(tokens, 0, True, self._run.user_id, self.tier)
 
-    def _upper_bound(self, call: Call) -> tuple[int, int] | None:
-        return sum(len(content.text.encode()) for content in call.contents), 0
+    def _upper_bound(self, call: Call) -> MostTokens | None:
+        return most_of_texts(content.text for content in call.contents)
 
     def validate(self, answer: Answer) -> PromptStackError | None:
         """Check that all numbers fit into 16 bits, if they are stored so."""
@@ -209,23 +211,8 @@ class GenerationWorkload(Workload):
         output = request.max_tokens or EXPECTED_OUTPUT_TOKENS
         return Need(tokens, output, True, self._run.user_id, self.tier)
 
-    def _upper_bound(self, call: Call) -> tuple[int, int] | None:
-        request = self._request(call)
-        if request.max_tokens is None:
-            return None
-        turns = request.conversation()
-        tool_calls = [tool_call for turn in turns for tool_call in turn.tool_calls]
-        texts = [
-            text or "" for turn in turns for text in (turn.content, turn.tool_call_id, turn.name)
-        ]
-        structured: list[Any] = [part.model_dump() for part in (*tool_calls, *request.tools)]
-        if request.json_schema is not None:
-            structured.append(request.json_schema)
-        size = sum(len(text.encode()) for text in texts)
-        # Our escapes and spaces make it at least as long as any provider's form of it.
-        size += sum(len(json.dumps(part)) for part in structured)
-        size += ENVELOPE_TOKENS * (len(turns) + len(structured))
-        return size + (TOOLS_TOKENS if request.tools else 0), request.max_tokens
+    def _upper_bound(self, call: Call) -> MostTokens | None:
+        return most_of_generation(self._request(call))
 
     def validate(self, answer: Answer) -> PromptStackError | None:
         """Check the answer against the schema."""

@@ -1,0 +1,1 @@
+"""Spend caps of API keys, users and the whole deployment."""

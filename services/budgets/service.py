@@ -1,0 +1,218 @@
+"""Budgets as people set them and look at them; docs/access.md says what they mean."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from promptstack.config.models_file import Money
+from promptstack.repositories.budget_models import DEPLOYMENT
+from promptstack.repositories.budgets import Owner, Spending, Window
+from promptstack.repositories.errors import LedgerConflict
+from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.budgets.admission import opens_at
+from promptstack.services.errors import InvalidInput, NotFound
+from promptstack.services.validation.bounds import Dollars, refused_in_words
+
+LOCK_SECONDS = 1.0
+"""How long all calls may wait, once, when the first cap of something is set."""
+LOCK_TRIES = 30
+RETRY_SECONDS = 0.2
+
+
+class Scope(StrEnum):
+    """Whose budget it is."""
+
+    KEY = "key"
+    USER = "user"
+    DEPLOYMENT = "deployment"
+
+
+class Caps(BaseModel):
+    """Caps to set, in US dollars. None takes a cap away; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    day: Dollars | None = None
+    month: Dollars | None = None
+    total: Dollars | None = None
+
+    def given(self) -> dict[Window, Decimal | None]:
+        """What is to change."""
+        return {
+            window: getattr(self, window) for window in Window if window in self.model_fields_set
+        }
+
+
+class CapView(BaseModel):
+    """One cap, and how much of it is used."""
+
+    model_config = ConfigDict(frozen=True)
+
+    window: Window
+    """A day or a month by the calendar in UTC, or all time."""
+    cap_usd: Money | None
+    """None where there is no cap."""
+    used_usd: Money
+    """What was paid, and the most that calls under way can cost."""
+    opens_at: datetime | None
+    """When it counts from zero again; None for all time."""
+
+
+class BudgetView(BaseModel):
+    """What a key, a user or the deployment may spend, and has spent."""
+
+    model_config = ConfigDict(frozen=True)
+
+    scope: Scope
+    id: UUID | None
+    """Of the key or user."""
+    caps: Sequence[CapView]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose budget is meant."""
+
+    scope: Scope
+    id: UUID | None = None
+
+    @property
+    def owner(self) -> Owner:
+        """The same, as the ledger knows it."""
+        is_key, is_user = self.scope is Scope.KEY, self.scope is Scope.USER
+        return Owner(self.id if is_user else None, self.id if is_key else None)
+
+
+OF_DEPLOYMENT = Subject(Scope.DEPLOYMENT)
+
+
+class BudgetService:
+    """Sets spend caps, and shows how much of them is used."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def set(
+        self,
+        subject: Subject,
+        caps: Mapping[str, Decimal | float | str | None] | Caps,
+    ) -> BudgetView | None:
+        """Set caps of a key, a user or the deployment; the budget, None where no cap is left.
+
+        They hold for every call that leaves from now on. The first cap of a subject counts what it
+        has spent before, as far as the ledger still has its calls, and calls under way at what they
+        are expected to cost. Raises `InvalidInput` and `NotFound`.
+        """
+        with refused_in_words():
+            checked = caps if isinstance(caps, Caps) else Caps.model_validate(dict(caps))
+        given = checked.given()
+        if not given:
+            raise InvalidInput("Name at least one cap: of a day, of a month, or in total.")
+        owner = subject.owner
+        with self._ledger.transaction() as unit:
+            _check_there(unit, subject)
+            known = unit.budgets.get_all([_id_of(subject)])
+            is_counted = any(one.caps for one in known)
+            if is_counted:
+                unit.budgets.put(owner, given)
+        if not is_counted:
+            if all(cap is None for cap in given.values()):
+                with self._ledger.transaction() as unit:
+                    unit.budgets.delete_of(owner)
+                return None
+            self._begin_counting(owner)
+            with self._ledger.transaction() as unit:
+                unit.budgets.put(owner, given)
+        return self.get(subject)
+
+    def get(self, subject: Subject) -> BudgetView | None:
+        """The budget of a subject; None where it has none."""
+        with self._ledger.transaction() as unit:
+            found = unit.budgets.get_all([_id_of(subject)])
+        return _view(found[0]) if found else None
+
+    def get_all(self) -> list[BudgetView]:
+        """All budgets: the deployment's first."""
+        with self._ledger.transaction() as unit:
+            return [_view(one) for one in unit.budgets.get_all()]
+
+    def of_caller(self, user_id: UUID, api_key_id: UUID | None) -> list[BudgetView]:
+        """The budgets of a user, and of the key that they came with."""
+        mine = [id_ for id_ in (user_id, api_key_id) if id_ is not None]
+        with self._ledger.transaction() as unit:
+            return [_view(one) for one in unit.budgets.get_all(mine)]
+
+    def _begin_counting(self, owner: Owner) -> None:
+        """Have calls counted from now on, and count those from before.
+
+        Each step is committed before the next: a call is counted either by itself, or as one from
+        before. If this process dies in between, there is no cap, and it can be set again.
+        """
+        with self._ledger.transaction() as unit:
+            unit.budgets.begin_counting(owner)
+        self._wait_for_calls()
+        with self._ledger.transaction() as unit:
+            unit.budgets.reserve_under_way(owner)
+            with unit.budgets.locked(owner.subjects):
+                pass  # it is at today now
+        is_counted = False
+        while not is_counted:
+            with self._ledger.transaction() as unit:
+                is_counted = unit.budgets.count_anew(owner)
+
+    def _wait_for_calls(self) -> None:
+        for left in reversed(range(LOCK_TRIES)):
+            try:
+                with self._ledger.transaction() as unit:
+                    unit.limit_locks(LOCK_SECONDS)
+                    unit.budgets.wait_for_calls()
+                return
+            except LedgerConflict:
+                # Somebody has a long transaction. Calls go on before the next try.
+                if not left:
+                    raise
+                time.sleep(RETRY_SECONDS)
+
+
+def _check_there(unit: UnitOfWork, subject: Subject) -> None:
+    if subject.id is None:
+        return
+    table = unit.users if subject.scope is Scope.USER else unit.api_keys
+    if table.get(subject.id) is None:
+        raise NotFound(f"There is no {subject.scope} {subject.id}.")
+
+
+def _id_of(subject: Subject) -> UUID:
+    return subject.id or DEPLOYMENT
+
+
+def _view(spending: Spending) -> BudgetView:
+    if spending.api_key_id is not None:
+        scope = Scope.KEY
+    else:
+        scope = Scope.DEPLOYMENT if spending.user_id is None else Scope.USER
+    return BudgetView(
+        scope=scope,
+        id=spending.api_key_id or spending.user_id,
+        caps=[
+            CapView(
+                window=window,
+                cap_usd=spending.caps.get(window),
+                used_usd=spending.spent[window],
+                opens_at=_opens(spending, window),
+            )
+            for window in Window
+        ],
+    )
+
+
+def _opens(spending: Spending, window: Window) -> datetime | None:
+    day = opens_at(window, spending.day)
+    return None if day is None else datetime(day.year, day.month, day.day, tzinfo=UTC)
