@@ -27,4 +27,8 @@ def test_a_run_ends_by_what_all_its_calls_would_meet() -> None:
         "MODEL_NOT_FOUND",
         "QUOTA_EXHAUSTED",
         "BUDGET_REACHED",
+        "KEY_BUDGET_REACHED",
+        "USER_BUDGET_REACHED",
+        "DEPLOYMENT_BUDGET_REACHED",
+        "COST_UNKNOWN",
     }
