@@ -14,7 +14,8 @@ from promptstack.repositories.access.sessions import RefreshTokenRepository, Ses
 from promptstack.repositories.access.users import UserRepository
 from promptstack.repositories.after_commit import AfterCommit
 from promptstack.repositories.audit import AuditRepository
-from promptstack.repositories.budgets import BudgetRepository
+from promptstack.repositories.budgets.budgets import BudgetRepository
+from promptstack.repositories.budgets.counting import BudgetCounting
 from promptstack.repositories.content.documents import DocumentRepository
 from promptstack.repositories.content.embeddings import EmbeddingRepository
 from promptstack.repositories.content.passages import PassageRepository
@@ -70,6 +71,7 @@ class UnitOfWork:
     outbox = _lazy(OutboxRepository)
     attempts = _lazy(AttemptRepository)
     budgets = _lazy(BudgetRepository)
+    budget_counting = _lazy(BudgetCounting)
     documents = _lazy(DocumentRepository)
     embeddings = _lazy(EmbeddingRepository)
     passages = _lazy(PassageRepository)

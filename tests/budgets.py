@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from promptstack.repositories.budget_models import DEPLOYMENT
-from promptstack.repositories.budgets import Owner
+from promptstack.repositories.budgets.spending import Owner
 from promptstack.repositories.jobs.records import BeginStep, Claim, NewCall
 from promptstack.repositories.models import JobKind
 from promptstack.repositories.session import Ledger

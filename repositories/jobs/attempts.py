@@ -10,7 +10,8 @@ from sqlalchemy import exists, func, select
 
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.budget_models import DEPLOYMENT
-from promptstack.repositories.budgets import Owner, Settled, note_settled
+from promptstack.repositories.budgets.budgets import note_settled
+from promptstack.repositories.budgets.spending import Owner, Settled
 from promptstack.repositories.jobs.records import BeginStep, Begun, CappedCall, Claim, Totals
 from promptstack.repositories.models import Attempt, AttemptState, Billing, Job, JobState
 from promptstack.repositories.wire_values import BatchStatement

@@ -24,24 +24,13 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import (
-    Executable,
-    Table,
-    and_,
-    bindparam,
-    case,
-    exists,
-    func,
-    literal,
-    select,
-    update,
-)
+from sqlalchemy import Executable, Table, and_, bindparam, case, func, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from promptstack.config.names import Queue
 from promptstack.repositories.access_models import Tier
-from promptstack.repositories.budget_models import DEPLOYMENT, Budget
+from promptstack.repositories.budgets.budgets import counts_calls_of
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED
@@ -123,11 +112,8 @@ class StepRepository:
         return {row.id: JobSnapshot(**row._mapping) for row in rows}
 
     def check_claim(self, claim: Claim) -> bool:
-        """Lock the job's row while the claim holds; whether a budget counts its calls.
-
-        Raises `ClaimLost`.
-        """
-        return bool(self._row(_CHECK_CLAIM, claim).is_capped)
+        """Lock its row while the claim holds; whether budgets count calls. Raises `ClaimLost`."""
+        return bool(self._row(_CHECK_CLAIM, claim)[0])
 
     def set_progress(self, claim: Claim, current: int, total: int) -> None:
         """Record how many of the job's items are done. Raises `ClaimLost`."""
@@ -200,8 +186,7 @@ def _result(claim: Claim, result: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _lost(claim: Claim) -> ClaimLost:
-    said = f"Attempt {claim.attempt} no longer holds job {claim.job_id}; nothing was stored."
-    return ClaimLost(said)
+    return ClaimLost(f"Attempt {claim.attempt} lost job {claim.job_id}; nothing was stored.")
 
 
 # Built once, which costs more than to run them. Batches lock jobs in the order of their ids, so
@@ -292,10 +277,7 @@ _THE_CLAIM = (
     _JOBS.c.attempt == bindparam("the_attempt"),
     _JOBS.c.state == JobState.RUNNING,
 )
-_IS_CAPPED = exists().where(
-    Budget.subject.in_([_JOBS.c.user_id, _JOBS.c.api_key_id, literal(DEPLOYMENT)])
-)
-_CHECK_CLAIM = select(_IS_CAPPED.label("is_capped")).where(*_THE_CLAIM).with_for_update(of=_JOBS)
+_CHECK_CLAIM = select(counts_calls_of(_JOBS)).where(*_THE_CLAIM).with_for_update(of=_JOBS)
 
 _CURRENT = bindparam("the_current", type_=_JOBS.c.current.type)
 _TOTAL = bindparam("the_total", type_=_JOBS.c.total.type)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from promptstack.config.errors import PromptStackError
-from promptstack.repositories.budgets import Owner, Spending, Window
+from promptstack.repositories.budgets.spending import Owner, Spending, Window
 from promptstack.repositories.jobs.records import BeginStep, Begun, CappedCall
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import (

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from promptstack.config.models_file import Money
 from promptstack.repositories.budget_models import DEPLOYMENT
-from promptstack.repositories.budgets import Owner, Spending, Window
+from promptstack.repositories.budgets.spending import Owner, Spending, Window
 from promptstack.repositories.errors import LedgerConflict
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
@@ -156,23 +156,23 @@ class BudgetService:
         before. If this process dies in between, there is no cap, and it can be set again.
         """
         with self._ledger.transaction() as unit:
-            unit.budgets.begin_counting(owner)
+            unit.budget_counting.begin_counting(owner)
         self._wait_for_calls()
         with self._ledger.transaction() as unit:
-            unit.budgets.reserve_under_way(owner)
+            unit.budget_counting.reserve_under_way(owner)
             with unit.budgets.locked(owner.subjects):
                 pass  # it is at today now
         is_counted = False
         while not is_counted:
             with self._ledger.transaction() as unit:
-                is_counted = unit.budgets.count_anew(owner)
+                is_counted = unit.budget_counting.count_anew(owner)
 
     def _wait_for_calls(self) -> None:
         for left in reversed(range(LOCK_TRIES)):
             try:
                 with self._ledger.transaction() as unit:
                     unit.limit_locks(LOCK_SECONDS)
-                    unit.budgets.wait_for_calls()
+                    unit.budget_counting.wait_for_calls()
                 return
             except LedgerConflict:
                 # Somebody has a long transaction. Calls go on before the next try.

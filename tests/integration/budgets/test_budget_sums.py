@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 from sqlalchemy import text
 
 from promptstack.repositories.budget_models import DEPLOYMENT
-from promptstack.repositories.budgets import Owner, Window
+from promptstack.repositories.budgets.spending import Owner, Window
 from promptstack.repositories.jobs.records import BeginStep, Begun
 from promptstack.repositories.models import AttemptState, Billing
 from promptstack.services.budgets.admission import begin_calls

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from promptstack.repositories.budgets import Owner, Window
+from promptstack.repositories.budgets.spending import Owner, Window
 from promptstack.repositories.jobs.records import Begun
 from promptstack.repositories.models import AttemptState, Billing, JobState
 from promptstack.repositories.run_models import RunState
@@ -392,7 +392,7 @@ def test_a_rotated_key_keeps_its_budget(stack: WorkerServices, provider: FakePro
     cap(stack, owner, total=MOST)
     assert run(stack, stack.jobs.get(ask(stack, owner))).state is JobState.SUCCEEDED
     assert owner.api_key_id is not None
-    caller = stack.keys.authenticate(stack.keys.rotate(owner.api_key_id))
+    caller = stack.keys.authenticate(stack.keys.rotate(owner.api_key_id).secret)
     assert caller.key_id == owner.api_key_id
     again = stack.jobs.get(ask(stack, Owner(caller.user_id, caller.key_id)))
     assert run(stack, again).error.startswith("KEY_BUDGET_REACHED")

@@ -1,7 +1,8 @@
-"""Budgets: what keys, users and the deployment may spend, and what they have spent.
+"""The budgets of keys, users and the deployment.
 
 A budget's sums are what its attempts come to: each counts at its cost, and at the most it can cost
-while that isn't known (`attempts.reserved_usd`). `count_anew` computes them from the attempts. All
+while that isn't known (`attempts.reserved_usd`). `BudgetCounting` computes them from
+the attempts. All
 else changes them by differences, under the budget's lock:
 
 * a call that is about to leave adds the most it can cost (`locked`, by `services/budgets/`);
@@ -14,81 +15,34 @@ transaction's end, or for the calls that it lets leave.
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from enum import StrEnum
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Table, delete, event, func, or_, select, text, true, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import (
+    ColumnElement,
+    Table,
+    delete,
+    event,
+    exists,
+    func,
+    literal,
+    select,
+    text,
+    true,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.budget_models import DEPLOYMENT, Budget
+from promptstack.repositories.budgets.counting import calls_of
+from promptstack.repositories.budgets.spending import Owner, Settled, Spending, Window
 from promptstack.repositories.models import Attempt, AttemptState, Billing
 from promptstack.repositories.wire_values import BatchStatement, array_literal
 
 _KEY = "promptstack.settled"
-ZERO = Decimal(0)
-
-
-class Window(StrEnum):
-    """How long a cap counts, by the calendar in UTC."""
-
-    DAY = "day"
-    MONTH = "month"
-    TOTAL = "total"
-
-
-class Owner(NamedTuple):
-    """Whose call it is: its budgets are those of both, and the deployment's."""
-
-    user_id: UUID | None
-    api_key_id: UUID | None
-
-    @property
-    def subjects(self) -> set[UUID]:
-        """The budgets that may count its calls."""
-        return {DEPLOYMENT, *(id_ for id_ in self if id_ is not None)}
-
-
-class Settled(NamedTuple):
-    """What an attempt came to, against what was reserved for it."""
-
-    owner: Owner
-    day: date
-    """On which it began."""
-    change_usd: Decimal
-
-
-@dataclass
-class Spending:
-    """One budget, while it is locked: what it allows, and what it has counted."""
-
-    subject: UUID
-    user_id: UUID | None
-    api_key_id: UUID | None
-    caps: dict[Window, Decimal]
-    day: date
-    spent: dict[Window, Decimal]
-
-    def turn_to(self, today: date) -> None:
-        """Begin a new day, if it is one, and a new month."""
-        if today > self.day:
-            self.spent[Window.DAY] = ZERO
-            if (today.year, today.month) != (self.day.year, self.day.month):
-                self.spent[Window.MONTH] = ZERO
-            self.day = today
-
-    def add(self, usd: Decimal, day: date) -> None:
-        """Count money of a call that began on `day`."""
-        self.spent[Window.TOTAL] += usd
-        if (day.year, day.month) == (self.day.year, self.day.month):
-            self.spent[Window.MONTH] += usd
-        if day == self.day:
-            self.spent[Window.DAY] += usd
 
 
 class BudgetRepository(BaseRepository[Budget]):
@@ -143,7 +97,7 @@ class BudgetRepository(BaseRepository[Budget]):
                     for window in windows
                 )
             ).where(
-                _of(subject),
+                calls_of(subject),
                 # As in the index.
                 Attempt.billing == Billing.UNKNOWN,
                 Attempt.state == AttemptState.STARTED,
@@ -153,7 +107,7 @@ class BudgetRepository(BaseRepository[Budget]):
 
     def put(self, owner: Owner, caps: dict[Window, Decimal | None]) -> bool:
         """Set caps; False where there is no budget yet. What has none is deleted."""
-        subject = _subject(owner)
+        subject = owner.subject
         values = {f"{window}_cap_usd": cap for window, cap in caps.items()}
         changed = self._session.scalar(
             update(Budget)
@@ -171,65 +125,11 @@ class BudgetRepository(BaseRepository[Budget]):
             )
         return changed is not None
 
-    def begin_counting(self, owner: Owner) -> None:
-        """Add a budget without caps: from the commit on, calls that leave are counted."""
-        self._session.execute(
-            insert(Budget)
-            .values(
-                user_id=owner.user_id, api_key_id=owner.api_key_id, day=_TODAY.scalar_subquery()
-            )
-            .on_conflict_do_nothing()
-        )
-
-    def wait_for_calls(self) -> None:
-        """Wait until every transaction has ended that may record a call without counting it.
-
-        Others wait meanwhile, so commit at once.
-        """
-        self._session.execute(text("LOCK TABLE attempts IN SHARE MODE"))
-
-    def reserve_under_way(self, owner: Owner) -> None:
-        """Have calls counted that were recorded before, and whose cost isn't known yet."""
-        self._session.execute(
-            update(Attempt)
-            .where(
-                _of(_subject(owner)),
-                Attempt.billing == Billing.UNKNOWN,
-                Attempt.reserved_usd.is_(None),
-            )
-            .values(reserved_usd=func.coalesce(Attempt.expected_cost_usd, 0))
-            .execution_options(synchronize_session=False)
-        )
-
-    def count_anew(self, owner: Owner) -> bool:
-        """Compute a budget's sums from its attempts. False where its day has changed meanwhile.
-
-        Calls go on meanwhile: what they add between the two statements is kept.
-        """
-        subject = _subject(owner)
-        # One at a time: each adds what is missing, and two would add it twice.
-        self._session.execute(_LOCK_COUNT)
-        values = {"subject": subject, "deployment": DEPLOYMENT}
-        row = self._session.execute(_COUNT, values).one()
-        changed = self._session.scalar(
-            update(Budget)
-            .where(Budget.subject == subject, Budget.day == row.at_day)
-            .values(
-                {
-                    f"{window}_usd": getattr(Budget, f"{window}_usd") + getattr(row, window)
-                    for window in Window
-                }
-            )
-            .returning(Budget.subject)
-            .execution_options(synchronize_session=False)
-        )
-        return changed is not None
-
     def delete_of(self, owner: Owner) -> None:
         """Delete a budget: nothing is counted any more."""
         self._session.execute(
             delete(Budget)
-            .where(Budget.subject == _subject(owner))
+            .where(Budget.subject == owner.subject)
             .execution_options(synchronize_session=False)
         )
 
@@ -257,16 +157,6 @@ def _take_settled(session: Session) -> list[Settled]:
     return waiting
 
 
-def _subject(owner: Owner) -> UUID:
-    return owner.api_key_id or owner.user_id or DEPLOYMENT
-
-
-def _of(subject: UUID) -> Any:
-    if subject == DEPLOYMENT:
-        return true()
-    return or_(Attempt.user_id == subject, Attempt.api_key_id == subject)
-
-
 def _spending(row: Any) -> Spending:
     caps = {window: getattr(row, f"{window}_cap_usd") for window in Window}
     return Spending(
@@ -282,6 +172,12 @@ def _spending(row: Any) -> Spending:
 def _row(spending: Spending) -> dict[str, Any]:
     spent = {f"{window}_usd": usd for window, usd in spending.spent.items()}
     return {"subject": spending.subject, "day": spending.day, **spent}
+
+
+def counts_calls_of(jobs: Table) -> ColumnElement[bool]:
+    """Whether a budget counts the calls of a job."""
+    subjects = [jobs.c.user_id, jobs.c.api_key_id, literal(DEPLOYMENT)]
+    return exists().where(Budget.subject.in_(subjects))
 
 
 _BUDGETS = cast("Table", Budget.__table__)
@@ -303,23 +199,3 @@ FROM given WHERE budgets.subject = given.subject
 RETURNING budgets.subject
 """,
 )
-
-_LOCK_COUNT = text("SELECT pg_advisory_xact_lock(hashtext('count budgets'))")
-_COUNT = text(
-    """
-SELECT budgets.day AS at_day,
-    coalesce(sum(usd) FILTER (WHERE calls.day = budgets.day), 0) - day_usd AS day,
-    coalesce(sum(usd) FILTER (WHERE date_trunc('month', calls.day)
-        = date_trunc('month', budgets.day)), 0) - month_usd AS month,
-    coalesce(sum(usd), 0) - total_usd AS total
-FROM budgets LEFT JOIN LATERAL (
-    SELECT CAST(started_at AT TIME ZONE 'UTC' AS date) AS day,
-        CASE WHEN billing = 'unknown' THEN held ELSE coalesce(cost_usd, held) END AS usd
-    FROM attempts CROSS JOIN LATERAL coalesce(reserved_usd, expected_cost_usd, 0) AS held
-    WHERE :subject = :deployment OR attempts.user_id = :subject OR attempts.api_key_id = :subject
-) AS calls ON true
-WHERE subject = :subject
-GROUP BY budgets.subject
-"""
-)
-"""What the sums of a budget lack, and its day: one statement, which sees one moment."""
