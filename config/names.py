@@ -55,6 +55,9 @@ LEARNED_KEY = "promptstack:learned:{server}:{model}"
 SIGN_IN_KEY = "promptstack:sign-in:{bucket}"
 """Redis string: when an account or an address may try a password as often again as at first."""
 
+KEY_REQUESTS_KEY = "promptstack:key-requests:{id}"
+"""Redis string: when an API key may send as many requests at once as it may after a rest."""
+
 RATE_LIMIT_WAIT = "RATE_LIMIT_WAIT"
 """The error code of a job that waits in the ledger for its turn."""
 

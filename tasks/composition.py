@@ -22,6 +22,7 @@ from promptstack.services.access.attempt_limits import AttemptLimits
 from promptstack.services.access.keys import KeyService
 from promptstack.services.access.owners import Owners
 from promptstack.services.access.passwords import Passwords
+from promptstack.services.access.request_limits import RequestLimits
 from promptstack.services.access.sessions import SessionService
 from promptstack.services.access.sign_in import SignIn
 from promptstack.services.access.signing import SigningKeys
@@ -228,6 +229,11 @@ class PromptStack:
     def _signing_keys(self, purpose: str) -> SigningKeys:
         secrets = [self.settings.secret_key, self.settings.previous_secret_key]
         return SigningKeys(purpose, [one.get_secret_value() for one in secrets if one])
+
+    @cached_property
+    def request_limits(self) -> RequestLimits:
+        """How many requests an API key may send."""
+        return RequestLimits(self.redis)
 
     @cached_property
     def owners(self) -> Owners:

@@ -73,7 +73,15 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.state.login_slots = LoginSlots()
     app.state.large_bodies = LargeBodies(settings.max_body_values)
     # Made now: the first two requests would make them twice, in two threads.
-    _ = stack.keys, stack.owners, stack.jobs, stack.runs, stack.run_results, stack.usage
+    _ = (
+        stack.keys,
+        stack.request_limits,
+        stack.owners,
+        stack.jobs,
+        stack.runs,
+        stack.run_results,
+        stack.usage,
+    )
     _ = stack.audit, stack.recent_usage
     _ = stack.users, stack.sign_in
 

@@ -39,7 +39,7 @@ Key = Annotated[
 
 
 def caller_of(request: Request) -> Caller:
-    """Return who sends a request. Raises `NotAuthenticated`, and `ForgedRequest`.
+    """Return who sends a request. Raises `NotAuthenticated`, `ForgedRequest`, `TooManyRequests`.
 
     A key or an access token goes before what a browser or its proxy adds by itself.
     """
@@ -58,7 +58,9 @@ def caller_of(request: Request) -> Caller:
     stack: PromptStack = request.app.state.stack
     [credential] = given
     who = stack.keys if credential.startswith(PREFIX) else stack.sessions
-    return who.authenticate(credential, address_of(request))
+    caller = who.authenticate(credential, address_of(request))
+    stack.request_limits.take(caller)
+    return caller
 
 
 def _bearer(authorization: str) -> str:

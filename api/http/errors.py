@@ -15,7 +15,7 @@ from promptstack.api.http.problems import DETAILS, Fault, respond
 from promptstack.config.errors import PromptStackError
 from promptstack.config.logging import log_unexpected
 from promptstack.repositories.errors import LedgerOutdated, TransientLedgerError
-from promptstack.services.access.errors import SignInBusy, TooManyAttempts
+from promptstack.services.access.errors import SignInBusy, TooManyAttempts, TooManyRequests
 from promptstack.services.errors import (
     IdempotencyConflict,
     InvalidInput,
@@ -35,6 +35,7 @@ STATUSES: dict[type[PromptStackError], int] = {
     IdempotencyConflict: 409,
     WrongState: 409,
     TooManyAttempts: 429,
+    TooManyRequests: 429,
     SignInBusy: 503,
     TransientLedgerError: 503,
     LedgerOutdated: 503,
@@ -53,7 +54,7 @@ async def ours(request: Request, error: PromptStackError) -> Response:
     headers = {}
     if isinstance(error, NotAuthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, TransientLedgerError | TooManyAttempts | SignInBusy):
+    if isinstance(error, TransientLedgerError | TooManyAttempts | TooManyRequests | SignInBusy):
         headers["Retry-After"] = str(math.ceil(error.retry_after or RETRY_AFTER_SECONDS))
     return respond(status, str(error), code=error.code, headers=headers)
 

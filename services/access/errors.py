@@ -22,6 +22,13 @@ class TooManyAttempts(PromptStackError):
         """Whether it is the first for a while: others are not worth a line of the audit log."""
 
 
+class TooManyRequests(PromptStackError):
+    """The API key has sent as many requests as it may for now."""
+
+    code = "TOO_MANY_REQUESTS"
+    transient = True
+
+
 class SignInBusy(PromptStackError):
     """More people sign in at this moment than the server has room for."""
 
