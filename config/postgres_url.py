@@ -41,6 +41,16 @@ def postgres_url(url: str) -> str:
     return parsed.render_as_string(hide_password=False)
 
 
+def with_password(url: str, password: str) -> str:
+    """Add a password to a URL that holds none. Raises `ValueError` where it names no user."""
+    parsed = make_url(url)
+    if parsed.password is not None or "password" in parsed.query:
+        return url
+    if parsed.username is None:
+        raise ValueError("DATABASE_URL must name the user to whom DATABASE_PASSWORD belongs")
+    return parsed.set(password=password).render_as_string(hide_password=False)
+
+
 def _for_sqlalchemy(url: str) -> str:
     """Move several hosts, or a Unix socket, to the place where SQLAlchemy expects them."""
     found = PLACE.match(url)

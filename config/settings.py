@@ -1,4 +1,4 @@
-"""Every setting of Prompt Stack, read from the environment and `.env`.
+"""Every setting of Prompt Stack, read from the environment, `.env` and files with secrets.
 
 They stand in one long list, so that a person who looks for a setting has one page to search.
 """
@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from promptstack.config.errors import ConfigurationError
 from promptstack.config.names import VectorType
+from promptstack.config.postgres_url import with_password
 from promptstack.config.redis_url import RedisUrl
+from promptstack.config.secret_files import SECRETS_DIR, SecretFiles
 from promptstack.config.setting_types import (
     HOST,
     REDIS_BROKERS,
@@ -65,10 +73,19 @@ class Settings(BaseSettings):
         validation_alias="PROMPTSTACK_STATE_DIR",
         description="Where the embedded servers keep their data.",
     )
+    secrets_dir: Path = Field(
+        SECRETS_DIR,
+        description="Folder with a file for each secret, named as its setting in lower case, such "
+        "as openai_api_key. The environment and .env come before it.",
+    )
 
     # The servers
     database_url: PostgresUrl | None = Field(
         None, description="PostgreSQL with pgvector, the ledger. Unset: an embedded server."
+    )
+    database_password: Secret | None = Field(
+        None,
+        description="Password for DATABASE_URL, if the URL holds none. It may hold any character.",
     )
     database_pool_size: int = Field(
         10, ge=1, description="Connections a process keeps open to PostgreSQL."
@@ -424,6 +441,18 @@ class Settings(BaseSettings):
         "queue. A second SIGTERM ends it.",
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Say where settings come from; the first that has one wins."""
+        return init_settings, env_settings, dotenv_settings, SecretFiles(settings_cls)
+
     @model_validator(mode="before")
     @classmethod
     def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
@@ -452,6 +481,13 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _complete_database_url(self) -> Self:
+        if self.database_url is not None and self.database_password is not None:
+            password = self.database_password.get_secret_value()
+            self.database_url = with_password(self.database_url, password)
+        return self
+
+    @model_validator(mode="after")
     def _complete_redis_urls(self) -> Self:
         ca_file = str(self.tls_ca_file or "")
         if self.redis_url is not None:
@@ -469,7 +505,10 @@ class Settings(BaseSettings):
             return self
         secret = self.secret_key.get_secret_value()
         if secret == DEFAULT_SECRET_KEY or len(secret) < 32:
-            raise ValueError("SECRET_KEY must be set to 32 random characters or more in production")
+            raise ValueError(
+                "SECRET_KEY must be set to 32 random characters or more in production; docker "
+                "compose takes it from the file secrets/secret_key, made by deploy/make-secrets.sh"
+            )
         previous = self.previous_secret_key
         if previous is not None and len(previous.get_secret_value()) < 32:
             raise ValueError("PREVIOUS_SECRET_KEY must have 32 characters or more in production")
@@ -518,6 +557,9 @@ def load_settings(**overrides: object) -> Settings:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         raise ConfigurationError(_explain(error)) from None
+    except SettingsError as error:
+        # A source wraps what it meets; a file with a secret is the only one that can fail.
+        raise ConfigurationError(str(error.__cause__ or error)) from None
     except UnicodeDecodeError:
         # Its own words quote the file, which holds keys.
         raise ConfigurationError("The file .env is not UTF-8 text; convert it.") from None
@@ -535,4 +577,5 @@ def _explain(error: ValidationError) -> str:
         variable = ".".join(str(part) for part in problem["loc"][:1]).upper()
         message = problem["msg"].removeprefix("Value error, ")
         problems.append(f"{variable}: {message}" if variable else message)
-    return f"Wrong setting: {'; '.join(problems)}. Set it in the environment or in .env."
+    places = "in the environment, in .env or in its secret's file"
+    return f"Wrong setting: {'; '.join(problems)}. Set it {places}."

@@ -18,7 +18,7 @@ COMMANDS = {
 LINES = {
     "ALL_PROXY": "ALL_PROXY names a socks5:// proxy; only http:// and https:// can be used.",
     "OPENAI_BASE_URL": "Wrong setting: OPENAI_BASE_URL: is not an address such as "
-    "http://gpu1:8000/v1. Set it in the environment or in .env.",
+    "http://gpu1:8000/v1. Set it in the environment, in .env or in its secret's file.",
     "REDIS_URL": "REDIS_URL: the server refuses this user or password, or what the user may do is "
     "too little.",
 }

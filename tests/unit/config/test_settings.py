@@ -103,7 +103,7 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_its_variable(
     monkeypatch.setenv(variable, value)
     message = refusal()
     assert message.startswith(f"Wrong setting: {variable}: ")
-    assert message.endswith(". Set it in the environment or in .env.")
+    assert message.endswith(". Set it in the environment, in .env or in its secret's file.")
 
 
 @pytest.mark.parametrize(
