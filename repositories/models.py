@@ -121,6 +121,17 @@ class Watch(Base):
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
 
 
+class TurnsOf(Base):
+    """Whose turn it was at something that users share; see `services/sharing/turns.py`."""
+
+    __tablename__ = "turns"
+
+    shared: Mapped[str] = mapped_column(primary_key=True)
+    last: Mapped[UUID | None]
+    credits: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    """What each user has left of their turns, by their id; less than 0 is owed."""
+
+
 class Job(Base):
     """One unit that a caller enqueued."""
 

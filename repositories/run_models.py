@@ -104,6 +104,12 @@ class Run(Base):
         one_of("kind", RunKind),
         one_of("state", RunState),
         Index("runs_open", "served_at", postgresql_where=sql("finished_at IS NULL")),
+        Index(
+            "runs_open_of_user",
+            "user_id",
+            "served_at",
+            postgresql_where=sql("finished_at IS NULL"),
+        ),
         Index("runs_ended", "finished_at", postgresql_where=sql("finished_at IS NOT NULL")),
         Index("runs_of_user", "user_id", "id"),
     )

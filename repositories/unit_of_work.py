@@ -37,6 +37,7 @@ from promptstack.repositories.runs.runs import RunRepository
 from promptstack.repositories.runs.scheduling import SchedulingRepository
 from promptstack.repositories.signs import SignsRepository
 from promptstack.repositories.timeouts import IDLE_LIMIT
+from promptstack.repositories.turns import TurnsRepository
 from promptstack.repositories.usage import UsageRepository
 
 _NOW = text("SELECT clock_timestamp()")
@@ -87,6 +88,7 @@ class UnitOfWork:
     reservations = _lazy(ReservationRepository)
     workers = _lazy(WorkerRepository)
     audit = _lazy(AuditRepository)
+    turns = _lazy(TurnsRepository)
 
     def __init__(self, session: Session) -> None:
         self.session = session

@@ -347,6 +347,7 @@ class PromptStack:
             shards_a_worker=max(1, min(settings.worker_shards, settings.worker_concurrency - 1)),
             worker_lost_seconds=settings.worker_lost_seconds,
             max_retries=settings.job_max_retries,
+            weights=settings.tier_weights,
         )
 
     @cached_property

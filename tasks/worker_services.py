@@ -143,6 +143,7 @@ class WorkerServices(PromptStack):
         return ShardTools(
             calls=self.limited_calls,
             slots=WorkerSlots(),
+            weights=self.settings.tier_weights,
             memory=self.bytes_in_flight,
             backoff=self.backoff,
             show_run=self.run_progress.show,

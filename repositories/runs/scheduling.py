@@ -3,11 +3,13 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, exists, false, func, select
 from sqlalchemy.orm import Session
 
+from promptstack.repositories.access_models import Tier, User
 from promptstack.repositories.jobs.jobs import RETRIABLE_STATES
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.run_models import Run, RunState
@@ -23,6 +25,16 @@ class Shard:
     state: str
     error_code: str | None
     error: str | None
+
+
+class UserShards(NamedTuple):
+    """The shards that a user has in workers, or on the way to them."""
+
+    tier: str
+    shards: int
+
+
+_TIER = func.coalesce(User.tier, Tier.FREE)
 
 
 @dataclass(frozen=True)
@@ -41,15 +53,34 @@ class SchedulingRepository:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def count_working_shards(self) -> int:
-        """Return how many shards are running, or queued and due."""
-        query = select(func.count()).where(*open_shards(), ~_waits())
-        return self._session.scalar(query) or 0
+    def working_shards(self) -> dict[UUID | None, UserShards]:
+        """Return how many shards of each user are running, or queued and due."""
+        query = (
+            select(Job.user_id, _TIER, func.count())
+            .outerjoin(User, User.id == Job.user_id)
+            .where(*open_shards(), ~_waits())
+            .group_by(Job.user_id, User.tier)
+        )
+        return {row[0]: UserShards(*row[1:]) for row in self._session.execute(query)}
+
+    def users_to_serve(self, but: Collection[UUID] = ()) -> dict[UUID | None, str]:
+        """Return whose running runs have items that belong to no shard yet, with their tiers."""
+        query = (
+            select(Run.user_id, _TIER)
+            .outerjoin(User, User.id == Run.user_id)
+            .where(*_is_unserved(but))
+            .distinct()
+        )
+        return {row[0]: row[1] for row in self._session.execute(query)}
 
     def next_to_serve(
-        self, own_wait: str, max_waiting: int, but: Collection[UUID] = ()
+        self,
+        user_id: UUID | None,
+        own_wait: str,
+        max_waiting: int,
+        but: Collection[UUID] = (),
     ) -> Run | None:
-        """Return the run that gets the next shard: it has the fewest, and waits longest.
+        """Return the user's run that gets the next shard: it has the fewest, and waits longest.
 
         A run is left out if one of its shards waits, for example for a rate limit: another shard
         would wait too. Shards that wait with the error code `own_wait` don't count as that, up to
@@ -62,9 +93,8 @@ class SchedulingRepository:
         return self._session.scalars(
             select(Run)
             .where(
-                *is_open(RunState.RUNNING),
-                Run.id.not_in(but),
-                Run.next_position <= Run.last_position,
+                Run.user_id.is_(None) if user_id is None else Run.user_id == user_id,
+                *_is_unserved(but),
                 ~exists().where(*of_run, _waits(), ~is_own),
                 own.scalar_subquery() < max_waiting,
             )
@@ -162,6 +192,14 @@ def _failed(run: Run, kind: JobKind) -> list[ColumnElement[bool]]:
         Job.kind == kind,
         Job.created_at >= run.started_at,
         Job.state.in_(RETRIABLE_STATES),
+    ]
+
+
+def _is_unserved(but: Collection[UUID]) -> list[ColumnElement[bool]]:
+    return [
+        *is_open(RunState.RUNNING),
+        Run.id.not_in(but),
+        Run.next_position <= Run.last_position,
     ]
 
 

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 from uuid import UUID
 
 from promptstack.config.names import Queue
+from promptstack.config.setting_types import TierWeights
 from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.models import JobKind
 from promptstack.repositories.run_models import Run, RunKind
@@ -14,6 +16,7 @@ from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import TriedLater
 from promptstack.services.jobs.publishing import JobMessage, Publisher, publish_now
+from promptstack.services.sharing.turns import NOBODY, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,27 @@ MAX_WAITING = 8
 """Shards of a run that wait to try items again. A run with so many gets no other shard."""
 FINALIZATION_SECONDS = 86_400.0
 """How long an end may take. The run's deadline is for its items: an index may take hours."""
+SHARDS = "shards"
+"""What users take turns at."""
+
+
+def below_share(
+    waiting: Mapping[UUID, float],
+    held: Mapping[UUID, int],
+    weights: Mapping[UUID, float],
+    slots: int,
+) -> dict[UUID, float]:
+    """Those of the waiting users who hold fewer slots than their share, with their weights.
+
+    Turns alone would let a user whose shards take long fill one slot after the other. `weights` are
+    those of all who wait or hold slots.
+    """
+    each = slots / sum(weights.values())
+    return {
+        user: weight
+        for user, weight in waiting.items()
+        if held.get(user, 0) < ceil(each * weight - 1e-9)
+    }
 
 
 def shard_items(run: Run) -> int:
@@ -40,9 +64,10 @@ def shard_items(run: Run) -> int:
 class ShardScheduler:
     """Adds shards. Any worker does it, and a lock lets one at a time.
 
-    A shard is added when there is a worker for it. Of all runs, the one with the fewest shards that
-    waits longest gets it. So the queue holds few messages of however many items, and a small run
-    isn't behind a large one.
+    A shard is added when there is a worker for it. Users get them in turns, by the weight of their
+    tier, and of a user's runs the one with the fewest shards that waits longest. So the queue holds
+    few messages of however many items, and a small run isn't behind a large one, nor behind another
+    user's many.
     """
 
     def __init__(
@@ -54,6 +79,7 @@ class ShardScheduler:
         shard_bytes: int,
         worker_lost_seconds: float,
         max_retries: int,
+        weights: TierWeights,
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
@@ -61,6 +87,7 @@ class ShardScheduler:
         self._shard_bytes = shard_bytes
         self._worker_lost_seconds = worker_lost_seconds
         self._max_retries = max_retries
+        self._weights = weights
 
     def give_out(self) -> None:
         """Add the shards that there are workers for. Raises `TransientLedgerError`."""
@@ -74,9 +101,10 @@ class ShardScheduler:
         run_id: UUID | None = None
         try:
             with self._ledger.transaction() as unit:
-                if not (unit.try_lock("dispatch") and self._has_slot(unit)):
+                if not unit.try_lock("dispatch"):
                     return False
-                run = unit.scheduling.next_to_serve(TriedLater.code, MAX_WAITING, but=broken)
+                turns = Turns(*unit.turns.read(SHARDS))
+                run = self._next_run(unit, turns, broken)
                 if run is None:
                     return False
                 run_id = run.id
@@ -85,7 +113,10 @@ class ShardScheduler:
                 )
                 if found is not None:
                     messages = [self.add_shard(unit, run, found)]
+                    cost = found.items / ITEMS_A_SLOT[RunKind(run.kind)]
+                    turns.charge(run.user_id or NOBODY, cost)
                 unit.runs.note_served(run.id, (found.last if found else run.last_position) + 1)
+                unit.turns.write(SHARDS, turns.last, turns.credits)
         except TransientLedgerError:
             raise
         except Exception:
@@ -97,9 +128,29 @@ class ShardScheduler:
         self.publish(messages)
         return True
 
-    def _has_slot(self, unit: UnitOfWork) -> bool:
+    def _next_run(self, unit: UnitOfWork, turns: Turns, broken: Sequence[UUID]) -> Run | None:
+        """The run that gets the next shard; None where none waits for one, or for no worker."""
         workers = max(1, unit.workers.count_alive(self._worker_lost_seconds))
-        return unit.scheduling.count_working_shards() < workers * self._shards_a_worker
+        slots = workers * self._shards_a_worker
+        working = {user or NOBODY: has for user, has in unit.scheduling.working_shards().items()}
+        if sum(has.shards for has in working.values()) >= slots:
+            return None
+        waiting = {
+            user or NOBODY: self._weights.of(tier)
+            for user, tier in unit.scheduling.users_to_serve(broken).items()
+        }
+        turns.keep(waiting)
+        weights = {user: self._weights.of(has.tier) for user, has in working.items()} | waiting
+        held = {user: has.shards for user, has in working.items()}
+        while waiting:
+            user = turns.next(below_share(waiting, held, weights, slots) or waiting)
+            user_id = None if user == NOBODY else user
+            run = unit.scheduling.next_to_serve(user_id, TriedLater.code, MAX_WAITING, but=broken)
+            if run is not None:
+                return run
+            # All of the user's runs wait, for example for a rate limit.
+            del waiting[user]
+        return None
 
     def publish(self, messages: Sequence[JobMessage]) -> None:
         """Send messages of what was just committed; see `publish_now`."""

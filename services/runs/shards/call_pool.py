@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import count
@@ -84,7 +84,7 @@ class CallPool:
         self,
         workload: Workload,
         calls: LimitedCalls,
-        concurrency: asyncio.Semaphore,
+        concurrency: AbstractAsyncContextManager[None],
     ) -> None:
         """Take `concurrency`, which bounds the calls that are sent."""
         self._workload = workload

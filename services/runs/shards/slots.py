@@ -2,7 +2,10 @@
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import NamedTuple
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -12,6 +15,39 @@ from promptstack.services.execution.content_calls import Call
 from promptstack.services.runs.shards.call_pool import RecordedCall
 
 
+class CallLimit:
+    """Bounds the calls that are sent, by a bound that may change. Used on the event loop."""
+
+    def __init__(self, most: Callable[[], int]) -> None:
+        self._most = most
+        self._sent = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def __aenter__(self) -> None:
+        if not self._waiting and self._sent < self._most():
+            self._sent += 1
+            return
+        mine = asyncio.get_running_loop().create_future()
+        self._waiting.append(mine)
+        try:
+            await mine
+        except BaseException:
+            if mine.done() and not mine.cancelled():
+                self._leave()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._sent -= 1
+        while self._waiting and self._sent < self._most():
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+                self._sent += 1
+
+
 class RunSlots:
     """The slots of one run, shared by its shards: when one ends, the others go on with its slots.
 
@@ -19,12 +55,19 @@ class RunSlots:
     finishes.
     """
 
-    def __init__(self, in_flight: int) -> None:
-        self.total = in_flight + max(1, in_flight // 2)
-        self.concurrency = asyncio.Semaphore(in_flight)
+    def __init__(self, in_flight: int, most: Callable[[], int] | None = None) -> None:
+        """Take `most`, which says how many of its calls may be in flight now."""
+        self._most = most or (lambda: in_flight)
+        self.concurrency = CallLimit(self._most)
         """Bounds the calls that are sent."""
         self._lock = threading.Lock()
         self._taken = 0
+
+    @property
+    def total(self) -> int:
+        """How many slots it has now."""
+        most = self._most()
+        return most + max(1, most // 2)
 
     def take(self, wanted: int) -> int:
         """Take up to `wanted` slots; returns how many were free."""
@@ -44,17 +87,44 @@ class RunSlots:
             self._taken -= slots
 
 
+class _Sharer(NamedTuple):
+    """A run that shares a worker with others."""
+
+    run_id: UUID
+    user_id: UUID | None
+    weight: float
+    in_flight: int
+
+
 class WorkerSlots:
-    """The slots of every run that this worker works on."""
+    """The slots of every run that this worker works on.
+
+    While several users have shards here, all runs of one have together as many calls in flight as
+    the largest run of any: else who has many runs would have most of the worker. A smaller weight
+    than another's here makes it less.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._runs: WeakValueDictionary[UUID, RunSlots] = WeakValueDictionary()
+        self._runs: WeakValueDictionary[_Sharer, RunSlots] = WeakValueDictionary()
 
-    def of(self, run: Run) -> RunSlots:
+    def of(self, run: Run, weight: float = 1.0) -> RunSlots:
         """The slots of a run; they exist as long as one of its shards holds them."""
+        sharer = _Sharer(run.id, run.user_id, weight, run.in_flight)
+        new = RunSlots(run.in_flight, partial(self._most, sharer))
         with self._lock:
-            return self._runs.setdefault(run.id, RunSlots(run.in_flight))
+            return self._runs.setdefault(sharer, new)
+
+    def _most(self, mine: _Sharer) -> int:
+        with self._lock:
+            all_ = list(self._runs.keys())
+        if all(one.user_id == mine.user_id for one in all_):
+            return mine.in_flight
+        largest = max(one.in_flight for one in all_)
+        heaviest = max(one.weight for one in all_)
+        of_user = sum(one.in_flight for one in all_ if one.user_id == mine.user_id)
+        share = largest * mine.weight / heaviest / max(of_user, 1)
+        return max(1, int(mine.in_flight * min(1.0, share)))
 
 
 class ShardSlots:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from promptstack.config.setting_types import TierWeights
 from promptstack.repositories.errors import ClaimLost, LedgerRefused, TransientLedgerError
 from promptstack.repositories.run_models import Run
 from promptstack.services.errors import BudgetReached, EmbeddedElsewhere
@@ -48,6 +49,7 @@ class ShardTools:
     """Told the run's sums when they have changed."""
     patience_seconds: float = 3.0
     """How long a shard with nothing under way waits in a worker; then it waits in the job queue."""
+    weights: TierWeights = field(default_factory=TierWeights)
     validation_limits: ValidationLimits = field(default_factory=ValidationLimits)
     clock: Callable[[], float] = time.monotonic
 
@@ -57,7 +59,7 @@ class ShardWorker:
 
     def __init__(self, job: JobContext, run: Run, workload: Workload, tools: ShardTools) -> None:
         clock, patience = tools.clock, tools.patience_seconds
-        run_slots = tools.slots.of(run)
+        run_slots = tools.slots.of(run, tools.weights.of(job.claim.tier))
         self._job = job
         self._workload = workload
         self._budget = RunBudget(job.claim, run, workload, patience, clock)

@@ -36,8 +36,11 @@ FROM generate_series(1, 20000) n
 WEEK = 604_800.0
 QUESTIONS: dict[str, Callable[[UnitOfWork, Run], object]] = {
     "failing": lambda unit, run: unit.scheduling.find_failing(["QUOTA_EXHAUSTED"]),
-    "working": lambda unit, run: unit.scheduling.count_working_shards(),
-    "next": lambda unit, run: unit.scheduling.next_to_serve("TRIED_LATER", 8, [new_id()]),
+    "working": lambda unit, run: unit.scheduling.working_shards(),
+    "users": lambda unit, run: unit.scheduling.users_to_serve([new_id()]),
+    "next": lambda unit, run: unit.scheduling.next_to_serve(
+        run.user_id, "TRIED_LATER", 8, [new_id()]
+    ),
     "done": lambda unit, run: unit.scheduling.find_done(),
     "is done": lambda unit, run: unit.scheduling.find_done(run.id),
     "unfinalized": lambda unit, run: unit.scheduling.find_unfinalized(),
@@ -54,7 +57,8 @@ QUESTIONS: dict[str, Callable[[UnitOfWork, Run], object]] = {
     "old answers": lambda unit, run: unit.answers.prune(10 * WEEK),
 }
 WHOLE = ("Seq Scan on runs", "Seq Scan on jobs", "Seq Scan on answers", "using jobs_of_run ")
-"""Plans that read whole tables, or all shards of a run."""
+WHOLE += ("using runs_of_user ", "on runs_of_user ")
+"""Plans that read whole tables, or all shards of a run, or all runs of a user."""
 
 
 @contextmanager

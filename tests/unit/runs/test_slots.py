@@ -1,5 +1,6 @@
 """However many shards of a run take slots, the worker never has more calls in hand than it may."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
@@ -141,3 +142,62 @@ def test_a_shard_that_may_not_go_on_keeps_no_memory_from_others() -> None:
     first.update(permitted=[large], refused=[], settled=[], recorded=[])
     second.stop_asking()
     assert free_bytes(memory) == MOST_BYTES
+
+
+ONE, OTHER = UUID(int=101), UUID(int=102)
+
+
+def run_of(user_id: UUID, number: int, in_flight: int = 32) -> Run:
+    return Run(id=UUID(int=number), user_id=user_id, in_flight=in_flight)
+
+
+def most_of(slots: RunSlots) -> int:
+    return next(most for most in range(1, 2_000) if most + max(1, most // 2) == slots.total)
+
+
+def test_a_user_of_many_runs_has_as_many_calls_in_a_worker_as_one_of_a_single_run() -> None:
+    worker = WorkerSlots()
+    many = [worker.of(run_of(ONE, number)) for number in range(3)]
+    assert [most_of(slots) for slots in many] == [32, 32, 32]  # alone with all of the worker
+    single = worker.of(run_of(OTHER, 10))
+    assert most_of(single) == 32
+    assert sum(map(most_of, many)) <= 32
+    assert sum(map(most_of, many)) >= 30
+    del single
+    assert [most_of(slots) for slots in many] == [32, 32, 32]
+
+
+def test_a_larger_weight_has_more_calls_in_a_worker() -> None:
+    worker = WorkerSlots()
+    heavy, light = worker.of(run_of(ONE, 1), 4.0), worker.of(run_of(OTHER, 2), 1.0)
+    assert (most_of(heavy), most_of(light)) == (32, 8)
+
+
+def test_calls_that_wait_leave_when_the_limit_has_grown() -> None:
+    worker = WorkerSlots()
+    mine, others = worker.of(run_of(ONE, 1, 8)), [worker.of(run_of(OTHER, 2, 8), 4.0)]
+    sent, most_sent = 0, 0
+    assert most_of(mine) == 2
+
+    async def call(number: int) -> None:
+        nonlocal sent, most_sent
+        async with mine.concurrency:
+            sent, most_sent = sent + 1, max(most_sent, sent + 1)
+            assert sent <= most_of(mine)
+            if number == 5:
+                others.clear()
+            await asyncio.sleep(0)
+            sent -= 1
+
+    async def run() -> None:
+        waiting = [asyncio.create_task(call(number)) for number in range(30)]
+        await asyncio.sleep(0)
+        waiting[20].cancel()  # while it waits
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert sum(one.cancelled() for one in waiting) == 1
+
+    asyncio.run(run())
+    assert (sent, most_sent) == (0, 8)
+    most_sent = 0
+    asyncio.run(run())
+    assert (sent, most_sent) == (0, 8)  # also of the one that was cancelled, the place is free

@@ -1,0 +1,1 @@
+"""Who goes first: users share what is limited, each by the weight of their tier."""
