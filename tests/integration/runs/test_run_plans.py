@@ -56,8 +56,10 @@ QUESTIONS: dict[str, Callable[[UnitOfWork, Run], object]] = {
     "old runs": lambda unit, run: unit.run_maintenance.prune(10 * WEEK),
     "old answers": lambda unit, run: unit.answers.prune(10 * WEEK),
 }
-WHOLE = ("Seq Scan on runs", "Seq Scan on jobs", "Seq Scan on answers", "using jobs_of_run ")
-WHOLE += ("using runs_of_user ", "on runs_of_user ")
+WHOLE = (
+    *("Seq Scan on runs", "Seq Scan on jobs", "Seq Scan on answers", "using jobs_of_run "),
+    *("using runs_of_user ", "on runs_of_user "),
+)
 """Plans that read whole tables, or all shards of a run, or all runs of a user."""
 
 
