@@ -193,7 +193,7 @@ def test_the_files_configuration_shows_no_secret(tmp_path: Path) -> None:
     folder.mkdir()
     for secret in COMPOSE["secrets"]:
         (folder / secret).write_text("xyzzy-file\n")
-    old = {name.upper() for name in COMPOSE["secrets"]} | {"POSTGRES_PASSWORD"}
+    old = {name.upper() for name in SECRETS} | {"POSTGRES_PASSWORD"}
     lines = [f"{name}='xyzzy-env'" for name in sorted(old)]
     example = (ROOT / ".env.example").read_text()
     (tmp_path / ".env").write_text("\n".join([example, "APP_NAME=seen", *lines]))
