@@ -45,8 +45,7 @@ def create_embedding(
     """Accept the embedding of one document; `Location` says where to ask for the job."""
     job = stack.jobs.enqueue_embedding(
         **body.keywords(),
-        user_id=caller.user_id,
-        api_key_id=caller.key_id,
+        **caller.as_owner,
         idempotency_key=idempotency_key,
     )
     response.headers["Location"] = f"{stack.settings.api_v1_prefix}/jobs/{job.id}"

@@ -55,8 +55,7 @@ def create_generation(
     """Accept one generation; `Location` says where to ask for it."""
     job = stack.jobs.enqueue_generation(
         **body.keywords(),
-        user_id=caller.user_id,
-        api_key_id=caller.key_id,
+        **caller.as_owner,
         idempotency_key=idempotency_key,
     )
     response.headers["Location"] = f"{stack.settings.api_v1_prefix}/jobs/{job.id}"

@@ -123,8 +123,7 @@ def create_jobs(
         raise InvalidInput(
             "An Idempotency-Key header is for one job; give each job of a list an idempotency_key."
         )
-    owner = {"user_id": caller.user_id, "api_key_id": caller.key_id}
-    entries: Any = [{**entry.keywords(), **owner} for entry in body.jobs]
+    entries: Any = [{**entry.keywords(), **caller.as_owner} for entry in body.jobs]
     return AcceptedJobs(jobs=stack.jobs.enqueue_many(entries))
 
 

@@ -113,9 +113,7 @@ def create_embedding_run(
 ) -> RunView:
     """Accept a run that embeds each item; `Location` says where to ask for it."""
     how = dict(body)
-    run = stack.runs.embed(
-        how.pop("items"), user_id=caller.user_id, api_key_id=caller.key_id, **how
-    )
+    run = stack.runs.embed(how.pop("items"), **caller.as_owner, **how)
     response.headers["Location"] = f"{stack.settings.api_v1_prefix}/runs/{run.id}"
     return run
 
@@ -128,8 +126,7 @@ def create_generation_run(
     how = dict(body)
     run = stack.runs.generate(
         how.pop("items"),
-        user_id=caller.user_id,
-        api_key_id=caller.key_id,
+        **caller.as_owner,
         reading=Reading(template=how.pop("template")),
         total_bytes=stack.settings.max_rendered_bytes,
         **how,

@@ -1,6 +1,7 @@
 """Who makes a request, and what they may do."""
 
 from dataclasses import dataclass
+from typing import TypedDict
 from uuid import UUID
 
 from promptstack.repositories.access_models import Role, Scope, Tier
@@ -8,6 +9,14 @@ from promptstack.services.access.key_terms import KeyLimits
 
 EVERYTHING = frozenset(Scope)
 """The scopes of who has signed in; an API key has those that it was made with."""
+
+
+class OwnerKeywords(TypedDict):
+    """Whose a job or run is: keywords of each call that accepts one."""
+
+    user_id: UUID
+    api_key_id: UUID | None
+    key_limits: KeyLimits | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +39,15 @@ class Caller:
     """The session that the access token belongs to."""
     address: str = ""
     """Where the request came from."""
+
+    @property
+    def as_owner(self) -> OwnerKeywords:
+        """The owner of what this request asks for."""
+        return {
+            "user_id": self.user_id,
+            "api_key_id": self.key_id,
+            "key_limits": self.key_limits,
+        }
 
     @property
     def is_admin(self) -> bool:

@@ -23,7 +23,14 @@ from promptstack.services.validation.bounds import refused_in_words
 MAX_SOURCE_BYTES = 2_000
 """PostgreSQL refuses index entries over about 2,700 bytes."""
 _WRITE = json.JSONEncoder(ensure_ascii=False).encode
-EVERY_JOBS = ("user_id", "api_key_id", "idempotency_key", "max_retries", "expires_in")
+EVERY_JOBS = (
+    "user_id",
+    "api_key_id",
+    "key_limits",
+    "idempotency_key",
+    "max_retries",
+    "expires_in",
+)
 
 
 class JobChecks:
@@ -52,7 +59,7 @@ class JobChecks:
         return JobChecks(self._ledger, self._factory, self._defaults, session)
 
     def generation(self, entry: Mapping[str, Any], place: str = "") -> NewJob:
-        """A checked generation of a `GenerationEntry`. Raises `InvalidInput`."""
+        """A checked generation of a `GenerationEntry`. Raises `InvalidInput`, `NotPermitted`."""
         given = dict(entry)
         options = _options(given, EVERY_JOBS)
         provider = given.pop("provider", None) or self._preferred_provider(options.user_id)
@@ -69,6 +76,8 @@ class JobChecks:
             GenerationRequest, provider=provider, model=model, **given
         )
         for target in request.targets():
+            if options.key_limits is not None:
+                options.key_limits.check(target.provider, target.model)
             self._factory.service_class(target.provider).check_request(target)
         body = request.model_dump(mode="json", exclude_defaults=True)
         written = _WRITE(body)
@@ -85,6 +94,8 @@ class JobChecks:
         model = self._factory.offered(provider).choose_model(
             Capability.EMBEDDING, given.pop("model", None)
         )
+        if options.key_limits is not None:
+            options.key_limits.check(provider, model)
         text, source = given.pop("text", ""), given.pop("source", "")
         if given:
             names = ", ".join(sorted(map(str, given)))[:200]

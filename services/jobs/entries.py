@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from promptstack.services.access.key_terms import KeyLimits
 from promptstack.services.llm.parameters import GenerationKeywords
 from promptstack.services.llm.requests import Fallback
 
@@ -20,6 +21,8 @@ class JobKeywords(TypedDict, total=False):
     user_id: UUID | None
     api_key_id: UUID | None
     """The key it comes with, whose budget pays."""
+    key_limits: KeyLimits | None
+    """Whom the key may ask."""
     idempotency_key: str | None
     """The same key with the same request is the job that is there."""
     max_retries: int | None

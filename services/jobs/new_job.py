@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from promptstack.config.names import Queue
 from promptstack.repositories.content.documents import NewDocument
 from promptstack.repositories.models import JobKind, new_id
+from promptstack.services.access.key_terms import KeyLimits
 from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.validation.bounds import ChunkTokens, Lifetime, Name, Retries
 
@@ -45,6 +46,8 @@ class JobOptions(BaseModel):
     user_id: UUID | None = None
     api_key_id: UUID | None = None
     """The key it comes with, whose budget pays."""
+    key_limits: KeyLimits | None = None
+    """Whom it may ask."""
     idempotency_key: Annotated[Name, Field(min_length=1)] | None = None
     max_retries: Retries | None = None
     expires_in: Lifetime | None = None

@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from promptstack.repositories.run_models import RunKind
+from promptstack.services.access.key_terms import KeyLimits
 from promptstack.services.llm.parameters import GenerationKeywords
 from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.runs.intake.ingest import Check, Hasher, Intake
@@ -52,6 +53,8 @@ class RunOptions(BaseModel):
     name: Name = ""
     user_id: UUID | None = None
     api_key_id: UUID | None = None
+    key_limits: KeyLimits | None = None
+    """Whom the key that it came with may ask."""
     in_flight: InFlight | None = None
     """The rate limiter may let fewer leave."""
     max_cost_usd: Dollars | None = None
@@ -72,6 +75,7 @@ class RunKeywords(TypedDict, total=False):
     name: str
     user_id: UUID | None
     api_key_id: UUID | None
+    key_limits: KeyLimits | None
     in_flight: int | None
     max_cost_usd: Decimal | float | str | None
     max_retries: int | None

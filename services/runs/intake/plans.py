@@ -47,6 +47,8 @@ def plan_embedding(
 
     def plan(asked: Mapping[str, Any]) -> NewRun:
         chosen = service.choose_model(Capability.EMBEDDING, model or asked.get("model"))
+        if options.key_limits is not None:
+            options.key_limits.check(provider, chosen)
         hasher = embedding_hasher(options.user_id)
         return NewRun(RunKind.EMBEDDING, provider, chosen, {}, hasher, text_only)
 
@@ -78,6 +80,8 @@ def plan_generation(
         theirs = service.take_openai_options(asked.get("options", {}))
         fields = {**asked, **said, "options": {**theirs, **own_options}}
         model = service.choose_model(Capability.GENERATION, fields.pop("model", None))
+        if options.key_limits is not None:
+            options.key_limits.check(provider, model)
         given = bounds.checked(GenerationParameters, **fields)
         service.check_parameters(model, given)
         if given.json_schema is not None:

@@ -1,11 +1,15 @@
 """API keys: their terms, their rotation, and why one opens nothing."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from promptstack.api.http.app import create_app
+from promptstack.config.settings import Settings
 from promptstack.repositories.access_models import Role, Scope
 from promptstack.services.access.keys import MAX_KEYS, ROTATION_SECONDS
 from promptstack.services.errors import (
@@ -17,6 +21,8 @@ from promptstack.services.errors import (
     UserDisabled,
 )
 from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
+from tests.http import problem
 
 ADA = "ada@example.org"
 
@@ -185,3 +191,51 @@ def test_what_is_done_with_keys_is_recorded_without_their_secrets(stack: PromptS
     told = repr(entries)
     assert first.secret not in told
     assert second.secret not in told
+
+
+ASKS: list[tuple[str, dict[str, Any]]] = [
+    ("generations", {"prompt": "x", "provider": "demo"}),
+    ("generations", {"prompt": "x"}),
+    (
+        "generations",
+        {"prompt": "x", "provider": "allowed", "fallbacks": [{"provider": "demo"}]},
+    ),
+    ("embeddings", {"text": "x", "provider": "local"}),
+    ("jobs", {"jobs": [{"prompt": "x", "provider": "demo"}]}),
+    ("jobs", {"jobs": [{"text": "x", "provider": "local"}]}),
+    ("runs/generations", {"items": ["x"], "provider": "demo"}),
+    ("runs/embeddings", {"items": ["x"], "provider": "local"}),
+]
+
+
+def test_a_key_asks_only_the_providers_and_models_of_its_terms(
+    settings: Settings, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    models = tmp_path / "models.toml"
+    models.write_text(
+        '[[providers]]\nname = "allowed"\nwire = "openai"\nbase_url = "http://localhost:1/v1"\n'
+        'generation_model = "gpt-5-mini"\n'
+    )
+    with WorkerServices.open(settings.model_copy(update={"models_file": models})) as stack:
+        by_provider = stack.keys.create(ADA, "x", providers=["allowed"])
+        by_model = stack.keys.create(ADA, "y", models=["gpt-5-*"])
+        free = stack.keys.create(ADA, "z")
+        with TestClient(create_app(stack)) as client:
+            for path, body in ASKS:
+                for key in (by_provider, by_model):
+                    with subtests.test(f"{path} {body}"):
+                        response = client.post(
+                            f"/api/v1/{path}", json=body, headers={"X-API-Key": key}
+                        )
+                        told = problem(response, 403, "NOT_PERMITTED")["detail"]
+                        assert "allowed" in told or "gpt-5-*" in told
+                answer = client.post(f"/api/v1/{path}", json=body, headers={"X-API-Key": free})
+                assert answer.status_code == 202, answer.text
+            for key in (by_provider, by_model):
+                answer = client.post(
+                    "/api/v1/generations",
+                    json={"prompt": "x", "provider": "allowed"},
+                    headers={"X-API-Key": key},
+                )
+                assert answer.status_code == 202, answer.text
+        assert len(stack.jobs.get_many()) == 6 + 2
