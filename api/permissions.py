@@ -170,6 +170,15 @@ PERMISSIONS = (
         commands=("keys create", "keys list", "keys rotate", "keys revoke"),
     ),
     Permission(
+        action="change feature flags",
+        role=Role.ADMIN,
+        scope=Scope.ADMIN,
+        whose=Whose.ALL,
+        routes=("GET /flags", "GET /flags/{name}", "PUT /flags/{name}", "DELETE /flags/{name}"),
+        commands=("flags list", "flags show", "flags set", "flags unset"),
+    ),
+    Permission(action="see one's features", whose=Whose.OWN, routes=("GET /features",)),
+    Permission(
         action="read the audit log",
         role=Role.ADMIN,
         scope=Scope.ADMIN,

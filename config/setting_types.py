@@ -1,5 +1,6 @@
 """The types of settings: what a value must look like, checked when it is read."""
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +55,16 @@ def _api_key(key: SecretStr) -> SecretStr:
     return SecretStr(said)
 
 
+def _json_object(text: str) -> str:
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict):
+        raise ValueError('must be a JSON object, such as {"ai_chat": true}')  # noqa: TRY004
+    return text
+
+
 def _certificates(path: Path) -> Path:
     check_certificates(str(path))
     return path
@@ -62,6 +73,8 @@ def _certificates(path: Path) -> Path:
 PostgresUrl = Annotated[str, AfterValidator(postgres_url)]
 AnyRedisUrl = Annotated[str, AfterValidator(_redis_url)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
+JsonText = Annotated[str, AfterValidator(_json_object)]
+"""JSON that is read where its meaning is known."""
 CertificateFile = Annotated[Path, AfterValidator(_certificates)]
 ServerAddress = Annotated[str, AfterValidator(server_address)]
 Secret = Annotated[SecretStr, AfterValidator(_without_line_end)]

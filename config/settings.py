@@ -30,6 +30,7 @@ from promptstack.config.setting_types import (
     ApiKey,
     BrokerUrl,
     CertificateFile,
+    JsonText,
     PositiveSeconds,
     PostgresUrl,
     Seconds,
@@ -375,6 +376,13 @@ class Settings(BaseSettings):
         le=100_000_000,
         description="Largest answer that is cached in Redis, in bytes; a larger one is computed "
         "each time.",
+    )
+
+    # Features
+    feature_flags: JsonText = Field(
+        "{}",
+        description="For whom features are on, as JSON: true, false, or rules, by name. What is "
+        "set by `promptstack flags` goes before it. docs/flags.md has the rules.",
     )
 
     # Runs

@@ -20,6 +20,7 @@ from promptstack.repositories.content.documents import DocumentRepository
 from promptstack.repositories.content.embeddings import EmbeddingRepository
 from promptstack.repositories.content.passages import PassageRepository
 from promptstack.repositories.content.reservations import ReservationRepository
+from promptstack.repositories.flags import FlagRepository
 from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.heartbeats import HeartbeatRepository
 from promptstack.repositories.jobs.jobs import JobRepository
@@ -70,6 +71,7 @@ class UnitOfWork:
     jobs = _lazy(JobRepository)
     steps = _lazy(StepRepository)
     outbox = _lazy(OutboxRepository)
+    flags = _lazy(FlagRepository)
     attempts = _lazy(AttemptRepository)
     budgets = _lazy(BudgetRepository)
     budget_counting = _lazy(BudgetCounting)

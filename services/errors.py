@@ -154,6 +154,12 @@ class NotPermitted(PromptStackError):
     code = "NOT_PERMITTED"
 
 
+class FeatureOff(NotPermitted):
+    """The caller's feature flag is off."""
+
+    code = "FEATURE_OFF"
+
+
 def run_ending_codes(kind: type[PromptStackError] = PromptStackError) -> set[str]:
     """The codes of the errors that end a run."""
     own = {kind.code} if kind.reach is Reach.RUN else set()

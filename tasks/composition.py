@@ -36,6 +36,8 @@ from promptstack.services.cache.cache import Cache
 from promptstack.services.cache.codec import Codec
 from promptstack.services.documents.chunking import Chunker
 from promptstack.services.documents.search import SearchService
+from promptstack.services.flags.flags import FeatureFlags
+from promptstack.services.flags.service import FlagService
 from promptstack.services.jobs.progress import ProgressService
 from promptstack.services.jobs.service import JobService
 from promptstack.services.limiter.divided import DividedBuckets
@@ -254,6 +256,17 @@ class PromptStack:
     def recent_usage(self) -> RecentUsage:
         """Usage that may be some seconds old."""
         return RecentUsage(self.usage, self.cache, self.settings.usage_cache_seconds)
+
+    @cached_property
+    def flags(self) -> FeatureFlags:
+        """Whether features are on."""
+        configured = from_settings.feature_flags(self.settings)
+        return FeatureFlags(self.ledger, configured, self.settings.environment)
+
+    @cached_property
+    def flag_service(self) -> FlagService:
+        """Feature flags for administrators."""
+        return FlagService(self.ledger, self.flags, from_settings.feature_flags(self.settings))
 
     @cached_property
     def cache(self) -> Cache:

@@ -1,5 +1,6 @@
 """What services are told at their start, read off the settings."""
 
+import json
 from typing import Any
 
 from promptstack.config.errors import ConfigurationError
@@ -7,6 +8,10 @@ from promptstack.config.models_file import ModelsFile
 from promptstack.config.providers import NamedProvider, Wire
 from promptstack.config.settings import Settings
 from promptstack.embedded.servers import running
+from promptstack.services.errors import InvalidInput
+from promptstack.services.flags.known import DEFAULTS
+from promptstack.services.flags.rules import Rule, read_rules
+from promptstack.services.flags.service import checked_name
 from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.llm.learned import LearnedFacts
 from promptstack.services.llm.request_bounds import JsonBounds, RequestBounds
@@ -94,6 +99,22 @@ def schema_bounds(settings: Settings) -> SchemaBounds:
         judging_steps=settings.max_judging_steps,
         judging_seconds=settings.max_judging_seconds,
     )
+
+
+def feature_flags(settings: Settings) -> dict[str, tuple[Rule, ...]]:
+    """The flags that hold where the database has none of that name.
+
+    Raises `ConfigurationError`.
+    """
+    flags = dict(DEFAULTS)
+    for name, said in json.loads(settings.feature_flags).items():
+        try:
+            flags[checked_name(name)] = read_rules(said)
+        except (ValueError, InvalidInput) as error:
+            raise ConfigurationError(
+                f"Wrong setting: FEATURE_FLAGS: {name[:64]!r}: {error}"
+            ) from error
+    return flags
 
 
 def job_defaults(settings: Settings, bounds: RequestBounds) -> JobDefaults:

@@ -33,6 +33,12 @@ USERS = {
         "users:reset_password", "Give a user another password, and sign them out everywhere."
     ),
 }
+FLAGS = {
+    "list": Command("flags:list_", "List feature flags, and whom each is on for."),
+    "show": Command("flags:show", "Show one flag."),
+    "set": Command("flags:set_", "Turn a feature on or off, for all or for some."),
+    "unset": Command("flags:unset", "Let the settings decide again."),
+}
 JOBS = {
     "list": Command("jobs.commands:list_", "List jobs, newest first."),
     "show": Command("jobs.commands:show", "Show one job with its attempts and its result."),
@@ -91,6 +97,7 @@ COMMANDS: dict[str, Command | Group] = {
     "runs": Group("Batches of embeddings and generations.", RUNS),
     "users": Group("Who there is, and what they may do.", USERS),
     "keys": Group("Keys to the HTTP API.", KEYS),
+    "flags": Group("Feature flags: turn features on and off without a restart.", FLAGS),
     "permissions": Command(
         "permissions:permissions", "Show who may do what: roles, scopes, routes and commands."
     ),

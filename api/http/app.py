@@ -12,6 +12,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from promptstack.api.http import (
     audit,
     embeddings,
+    flags,
     generations,
     health,
     jobs,
@@ -40,6 +41,7 @@ RESOURCES = (
     audit.router,
     sessions.router,
     users.router,
+    flags.router,
 )
 
 
@@ -82,7 +84,7 @@ def create_app(stack: PromptStack) -> FastAPI:
         stack.run_results,
         stack.usage,
     )
-    _ = stack.audit, stack.recent_usage
+    _ = stack.audit, stack.recent_usage, stack.flags, stack.flag_service
     _ = stack.users, stack.sign_in
 
     # The last one added is the outermost.

@@ -9,10 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Stack
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.usage import Group, Unsettled, Usage
+from promptstack.services.flags.known import Feature
 from promptstack.services.jobs.views import CallView
 from promptstack.services.validation.bounds import Time
 
 router = APIRouter(prefix="/usage", tags=["usage"], route_class=ProtectedRoute)
+
+DETAILS = [Group.DAY, Group.MODEL]
+"""What only the feature `advanced_analytics` sums by."""
 
 
 class UsageQuery(BaseModel):
@@ -20,7 +24,12 @@ class UsageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    by: list[Group] = Field([Group.DAY, Group.MODEL], max_length=4, description="The groups.")
+    by: list[Group] | None = Field(
+        None,
+        max_length=4,
+        description="The groups. Unset: `day` and `model`, or none where the feature "
+        "`advanced_analytics` is off, which these two need.",
+    )
     since: Time | None = Field(None, description="From this time on; UTC unless it says.")
     until: Time | None = Field(None, description="Before this time.")
     owner: AskedOwner = None
@@ -69,9 +78,14 @@ def sum_usage(
     ] = None,
 ) -> list[Usage]:
     """Show your usage. The header `Age` says how many seconds ago it was summed."""
+    by = query.by
+    if by is None:
+        by = DETAILS if stack.flags.is_enabled(Feature.ADVANCED_ANALYTICS, caller) else []
+    elif not set(DETAILS).isdisjoint(by):
+        stack.flags.check(Feature.ADVANCED_ANALYTICS, caller)
     recent = stack.recent_usage.sums(
         fresh="no-cache" in (cache_control or "").lower(),
-        by=query.by,
+        by=by,
         since=query.since,
         until=query.until,
         owner=stack.owners.choose(caller, query.owner),

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from typer.main import get_command
 
 from promptstack.api.cli.lazy import Command
-from promptstack.api.cli.main import COMMANDS, JOBS, KEYS, RUNS, build
+from promptstack.api.cli.main import COMMANDS, FLAGS, JOBS, KEYS, RUNS, build
 from promptstack.config.settings import Settings
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.worker.start import _import_providers
@@ -42,7 +42,7 @@ OF_WORKERS = {
     "kombu", "numpy", "openai", "pyarrow", "re2", "tiktoken", "uvicorn", "wordllama",
 }  # fmt: skip
 """Packages that a list of what is in the ledger has no use for."""
-LEAVES = [*COMMANDS.values(), *JOBS.values(), *RUNS.values(), *KEYS.values()]
+LEAVES = [*COMMANDS.values(), *JOBS.values(), *RUNS.values(), *KEYS.values(), *FLAGS.values()]
 
 
 def run_alone(folder: Path, *arguments: str, **variables: str) -> tuple[str, set[str]]:
@@ -66,7 +66,7 @@ def packages(modules: set[str]) -> set[str]:
     return {name for name in found if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("group", ["", "jobs", "keys", "runs"])
+@pytest.mark.parametrize("group", ["", "flags", "jobs", "keys", "runs"])
 def test_help_imports_the_command_line_alone(group: str, tmp_path: Path) -> None:
     said, modules = run_alone(tmp_path, *group.split(), "--help")
 

@@ -1,0 +1,1 @@
+"""Feature flags: for whom a feature is on."""
