@@ -99,7 +99,8 @@ COMMANDS: dict[str, Command | Group] = {
     "keys": Group("Keys to the HTTP API.", KEYS),
     "flags": Group("Feature flags: turn features on and off without a restart.", FLAGS),
     "permissions": Command(
-        "permissions:permissions", "Show who may do what: roles, scopes, routes and commands."
+        "permissions:permissions",
+        "Show which role and which scope of an API key each route needs, and what commands do.",
     ),
 }
 """All commands, in the order of `--help`."""

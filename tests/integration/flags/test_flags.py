@@ -111,7 +111,7 @@ def watchers(environment: dict[str, str]) -> Iterator[list["subprocess.Popen[str
             process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True
             )
-            running.callback(process.wait)
+            running.enter_context(process)  # waits for its end, and closes the pipe
             running.callback(process.kill)
             processes.append(process)
         yield processes
