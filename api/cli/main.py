@@ -19,7 +19,10 @@ HELP_WIDTH = 100
 KEYS = {
     "create": Command("keys:create", "Make a key and show it, this once."),
     "list": Command("keys:list_", "List keys, oldest first; the keys themselves are not kept."),
-    "rotate": Command("keys:rotate", "Give a key a new secret; the old one opens for a day more."),
+    "rotate": Command(
+        "keys:rotate",
+        "Give a key a new secret and show it, this once; the old one opens for a day more.",
+    ),
     "revoke": Command("keys:revoke", "Let a key open nothing from now on."),
 }
 USERS = {
