@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 
 from redis import Redis
 
@@ -32,7 +33,7 @@ return redis.call('DEL', KEYS[2])
 ACCOUNT = Allowance(attempts=10, seconds_each=60)
 ADDRESS = Allowance(attempts=50, seconds_each=10)
 """Many people may share one."""
-TOLD = Allowance(attempts=1, seconds_each=15)
+TOLD = Allowance(attempts=1, seconds_each=60)
 """How often a refusal is news."""
 
 
@@ -69,7 +70,7 @@ class AttemptLimits:
         account: strangers who guess the password lock nobody out.
         """
         account = f"account:{email}:{address if is_known else ''}"
-        attempt = Attempt(self._name(account), self._name(f"address:{address}"))
+        attempt = Attempt(self._name(account), self._name(f"address:{_network(address)}"))
         buckets = dict(zip((attempt.account, attempt.address), self._allowances, strict=True))
         wait = self._buckets.take(buckets)
         if wait > 0:
@@ -92,3 +93,12 @@ class AttemptLimits:
     def _name(self, bucket: str) -> str:
         """Redis learns no e-mail address."""
         return SIGN_IN_KEY.format(bucket=self._keys.sign(bucket)[:32])
+
+
+def _network(address: str) -> str:
+    """The addresses that one sender may have: in IPv6 that is a whole network."""
+    try:
+        read = ip_address(address)
+    except ValueError:
+        return address
+    return str(ip_network((read, 64), strict=False)) if read.version == 6 else str(read)

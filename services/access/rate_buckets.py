@@ -61,7 +61,7 @@ class RateBuckets:
         self._take = redis.register_script(TAKE)
         self._what = what
         self._breaker = CircuitBreaker()
-        self.local = LocalBuckets(clock)
+        self.local = LocalBuckets(clock, LOCAL_SHARE)
 
     def take(self, buckets: Mapping[str, Allowance]) -> float:
         """Take one from all of these, or from none. Returns the seconds to wait then, or 0."""
@@ -101,10 +101,11 @@ class RateBuckets:
 
 
 class LocalBuckets:
-    """The buckets of one process: each a share of what all processes have together."""
+    """The buckets of one process: a part of what `share` processes have together."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], share: int = 1) -> None:
         self._clock = clock
+        self._share = share
         self._full_at: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -114,8 +115,8 @@ class LocalBuckets:
             now, wait = self._clock(), 0.0
             full = {}
             for name, allowance in buckets.items():
-                burst = max(1, allowance.attempts // LOCAL_SHARE)
-                every = allowance.seconds_each * LOCAL_SHARE
+                burst = max(1, allowance.attempts // self._share)
+                every = allowance.seconds_each * self._share
                 full[name] = max(self._full_at.get(name, now), now) + every
                 wait = max(wait, full[name] - now - burst * every)
             if wait <= 0:
@@ -130,5 +131,5 @@ class LocalBuckets:
         """Give one attempt back to the first bucket, and fill the second."""
         with self._lock:
             if address in self._full_at:
-                self._full_at[address] -= seconds_each * LOCAL_SHARE
+                self._full_at[address] -= seconds_each * self._share
             self._full_at.pop(account, None)
