@@ -9,6 +9,7 @@ import pytest
 from promptstack.simulator.process import MODELS, SimulatorProcess
 from promptstack.tasks.composition import PromptStack
 from tests.doors import Door
+from tests.processes import Process
 from tests.simulators import ForkedSimulator
 
 LIMITS = '[[limits]]\nprovider = "openai"\nin_flight = 64\n'
@@ -44,3 +45,18 @@ def open_door(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[
     """Starts doors to the test's servers, and ends them with the test."""
     with ExitStack() as doors:
         yield lambda *arguments: doors.enter_context(Door(tmp_path / "door.log", *arguments))
+
+
+@pytest.fixture
+def start_flower(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    with ExitStack() as processes:
+
+        def start(*arguments: str, **variables: str) -> Process:
+            settings = {**environment, "FLOWER_PORT": "0", "FLOWER_BASIC_AUTH": "", **variables}
+            number = len(list(tmp_path.glob("flower-*.log")))
+            log = tmp_path / f"flower-{number}.log"
+            return processes.enter_context(
+                Process(["-m", "promptstack.api.flower", *arguments], settings, log)
+            )
+
+        yield start

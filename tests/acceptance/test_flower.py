@@ -3,13 +3,7 @@
 import json
 import signal
 import socket
-import urllib.error
-import urllib.request
-from base64 import b64encode
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from http.client import HTTPResponse
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
@@ -25,89 +19,11 @@ from promptstack.config.names import TaskName
 from promptstack.repositories.models import JobState
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.composition import PromptStack
+from tests.flower import TABLE, FlowerClient
 from tests.processes import Process, wait_until
 
 MARK = "xyzzyplugh"
 """Stands in prompts, answers and documents, and must stand nowhere else."""
-TABLE = (
-    "/tasks/datatable?draw=1&start=0&length=50"
-    "&order[0][column]=0&order[0][dir]=asc&columns[0][data]=name"
-)
-"""What the page of all tasks asks for."""
-
-
-class FlowerClient:
-    """Asks a running Flower, and keeps all that it ever answered."""
-
-    def __init__(self, process: Process, *, credentials: str | None = None) -> None:
-        self.process = process
-        self.answers: list[str] = []
-        self._headers = {}
-        if credentials:
-            self._headers["Authorization"] = f"Basic {b64encode(credentials.encode()).decode()}"
-        wait_until(lambda: self._line() or not process.is_running, f"Flower; see {process.log}")
-        self.url = str(json.loads(self._line())["url"])
-
-    def _line(self) -> str:
-        lines = self.process.output().splitlines()
-        return next((line for line in lines if line.startswith('{"url"')), "")
-
-    def get(self, path: str) -> str:
-        with self.open(path) as response:
-            answer = response.read().decode()
-        self.answers.append(answer)
-        return answer
-
-    def open(
-        self, path: str, *, data: bytes | None = None, host: str | None = None
-    ) -> HTTPResponse:
-        headers = self._headers | ({} if host is None else {"Host": host})
-        request = urllib.request.Request(self.url + path, data=data, headers=headers)
-        response: HTTPResponse = urllib.request.urlopen(request, timeout=10)
-        return response
-
-    def status(self, path: str, *, data: bytes | None = None, host: str | None = None) -> int:
-        try:
-            with self.open(path, data=data, host=host) as response:
-                return response.status
-        except urllib.error.HTTPError as error:
-            error.close()
-            return error.code
-
-    def task(self, job: JobView) -> dict[str, Any]:
-        """What Flower's API says of a job; empty while it knows nothing."""
-        try:
-            task: dict[str, Any] = json.loads(self.get(f"/api/task/info/{job.id}"))
-        except urllib.error.HTTPError as error:
-            error.close()
-            return {}
-        return task
-
-    def shows(self, job: JobView, state: str) -> dict[str, Any]:
-        """Wait until Flower shows a job in this state; everything that it says of it then."""
-        task: dict[str, Any] = {}
-
-        def is_shown() -> bool:
-            task.update(self.task(job))
-            return bool(task.get("state") == state)
-
-        wait_until(is_shown, f"{state} in Flower", 20)
-        return task
-
-
-@pytest.fixture
-def start_flower(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    with ExitStack() as processes:
-
-        def start(*arguments: str, **variables: str) -> Process:
-            settings = {**environment, "FLOWER_PORT": "0", "FLOWER_BASIC_AUTH": "", **variables}
-            number = len(list(tmp_path.glob("flower-*.log")))
-            log = tmp_path / f"flower-{number}.log"
-            return processes.enter_context(
-                Process(["-m", "promptstack.api.flower", *arguments], settings, log)
-            )
-
-        yield start
 
 
 @pytest.fixture
@@ -155,13 +71,7 @@ def publish_again(stack: PromptStack, worker: Process, job_id: UUID, *, running:
 def check_no_content(flower: FlowerClient, worker: Process, *jobs: JobView) -> None:
     """Look through every page and answer of Flower, and through the logs."""
     assert json.loads(flower.get(f"/api/tasks?search={MARK}")) == {}
-    pages = ["/", "/?json=1", "/tasks", "/broker", "/metrics", "/api/tasks", "/api/task/types"]
-    pages += [TABLE, "/api/workers?refresh=1"]
-    pages += [f"/worker/{name}" for name in json.loads(flower.get("/api/workers?status=1"))]
-    pages += [f"/task/{job.id}" for job in jobs] + [f"/api/task/result/{job.id}" for job in jobs]
-    for page in pages:
-        flower.get(page)
-    assert MARK not in "".join(flower.answers)
+    assert MARK not in flower.read_everything(*(job.id for job in jobs))
     assert MARK not in worker.output()
     assert MARK not in flower.process.output()
 
