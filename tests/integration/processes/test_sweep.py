@@ -122,6 +122,7 @@ def test_each_table_and_kind_of_column_is_looked_through(
         sweep.look(table, rows)
     assert sorted((each.place, each.secret) for each in sweep.findings) == [
         ("api_keys", "1"),
+        ("audit_log", "1"),
         ("planted", "2"),
         ("planted", "3"),
         ("planted", "4"),
