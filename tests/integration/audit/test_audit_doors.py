@@ -121,7 +121,7 @@ def test_what_an_administrator_does_to_others_jobs_is_on_record(stack: WorkerSer
         own = ada.post("/api/v1/generations", json={"prompt": MARK}).json()["id"]
         ada.post(f"/api/v1/jobs/{own}/cancel")
         ada.post(f"/api/v1/jobs/{own}/retry")
-        assert stack.audit.get_many() == [], "one's own work is nobody else's business"
+        assert entries(stack, "job") == [], "one's own work is nobody else's business"
         owner = user_of(stack, "ada@example.org")
     with serve(stack, "root@example.org", is_admin=True) as root:
         assert root.post(f"/api/v1/jobs/{job}/cancel").status_code == 200
@@ -154,7 +154,7 @@ def test_what_an_administrator_does_to_others_runs_is_on_record(stack: WorkerSer
         assert root.post(f"/api/v1/runs/{run}/cancel").status_code == 200
         assert root.post(f"/api/v1/runs/{run}/cancel").status_code == 409
         assert root.post(f"/api/v1/runs/{run}/retry").status_code == 200
-    found = [(entry.action, entry.object_id, entry.email) for entry in stack.audit.get_many()]
+    found = [(entry.action, entry.object_id, entry.email) for entry in entries(stack, "run")]
     assert found == [
         ("run.retried", run, "root@example.org"),
         ("run.cancelled", run, "root@example.org"),
@@ -166,6 +166,6 @@ def test_what_a_command_does_to_a_users_work_is_on_record(stack: WorkerServices)
         job = ada.post("/api/v1/generations", json={"prompt": MARK}).json()["id"]
     nobodys = stack.jobs.enqueue_generation(MARK)
     cli("jobs", "cancel", job, str(nobodys.id))
-    [entry] = stack.audit.get_many()
+    [entry] = entries(stack, "job")
     assert (entry.action, entry.object_id) == ("job.cancelled", job)
     assert entry.actor_kind is ActorKind.COMMAND_LINE
