@@ -179,6 +179,21 @@ PERMISSIONS = (
     ),
     Permission(action="see one's features", whose=Whose.OWN, routes=("GET /features",)),
     Permission(
+        action="send notifications",
+        role=Role.ADMIN,
+        scope=Scope.ADMIN,
+        whose=Whose.ALL,
+        routes=("POST /send-notification", "GET /notifications"),
+        commands=("notifications send", "notifications list"),
+    ),
+    Permission(
+        action="choose one's notifications",
+        scope=Scope.RUNS_READ,
+        whose=Whose.OWN,
+        routes=("GET /notifications/events", "PUT /notifications/events"),
+        commands=("notifications choose",),
+    ),
+    Permission(
         action="read the audit log",
         role=Role.ADMIN,
         scope=Scope.ADMIN,

@@ -11,7 +11,7 @@ class Queue(StrEnum):
     GENERATION_BULK = "generation-bulk"
     EMBEDDINGS_BULK = "embeddings-bulk"
     MAINTENANCE = "maintenance"
-    """The ends of runs, such as building an index."""
+    """The ends of runs, such as building an index, and mails."""
     RESUMED = "resumed"
     """Interactive jobs that a worker had begun and lost or gave back: they have waited before."""
 
@@ -35,6 +35,7 @@ class TaskName(StrEnum):
     GENERATE_EMBEDDINGS = "tasks.embeddings.generate_embeddings"
     RUN_SHARD = "tasks.runs.run_shard"
     FINALIZE_RUN = "tasks.runs.finalize_run"
+    SEND_NOTIFICATION = "tasks.notifications.send_notification"
 
 
 PROGRESS_KEY = "promptstack:progress:{id}"

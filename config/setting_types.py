@@ -2,6 +2,7 @@
 
 import json
 import re
+from email.utils import getaddresses
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -11,12 +12,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from promptstack.config.postgres_url import postgres_url
 from promptstack.config.providers import server_address
 from promptstack.config.redis_url import RedisUrl, check_certificates, check_characters, check_port
+from promptstack.config.smtp_url import SmtpUrl
 
 REDIS_BROKERS = ("redis", "rediss", "redis+socket", "unix")
 RABBITMQ_BROKERS = ("amqp", "amqps", "pyamqp")
 TEN_YEARS = 315_360_000.0
 
 HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
+MAIL_ADDRESS = re.compile(r"[\w.+=/-]+@[\w-]+(\.[\w-]+)*", re.ASCII)
 WIDE_HOST = re.compile(r"\*|\*\.[^.]+|\*\.(ac|co|com|edu|gov|net|org)\.[a-z]{2}", re.IGNORECASE)
 """Matches hosts that anybody can have: all hosts, or all below a public domain such as co.uk."""
 
@@ -70,12 +73,28 @@ def _certificates(path: Path) -> Path:
     return path
 
 
+def _smtp_url(url: SecretStr) -> SecretStr:
+    said = url.get_secret_value().strip()
+    SmtpUrl.parse(said)
+    return SecretStr(said)
+
+
+def _mail_from(sender: str) -> str:
+    found = getaddresses([sender])
+    is_one = len(found) == 1 and MAIL_ADDRESS.fullmatch(found[0][1])
+    if not is_one or not (sender.isprintable() and sender.isascii()):
+        raise ValueError("must be an address, such as `Prompt Stack <stack@example.org>`")
+    return sender
+
+
 PostgresUrl = Annotated[str, AfterValidator(postgres_url)]
 AnyRedisUrl = Annotated[str, AfterValidator(_redis_url)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 JsonText = Annotated[str, AfterValidator(_json_object)]
 """JSON that is read where its meaning is known."""
 CertificateFile = Annotated[Path, AfterValidator(_certificates)]
+SmtpAddress = Annotated[SecretStr, AfterValidator(_smtp_url)]
+MailFrom = Annotated[str, AfterValidator(_mail_from)]
 ServerAddress = Annotated[str, AfterValidator(server_address)]
 Secret = Annotated[SecretStr, AfterValidator(_without_line_end)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]

@@ -31,11 +31,13 @@ from promptstack.config.setting_types import (
     BrokerUrl,
     CertificateFile,
     JsonText,
+    MailFrom,
     PositiveSeconds,
     PostgresUrl,
     Seconds,
     Secret,
     ServerAddress,
+    SmtpAddress,
     TierWeights,
 )
 
@@ -385,6 +387,23 @@ class Settings(BaseSettings):
         "set by `promptstack flags` goes before it. docs/flags.md has the rules.",
     )
 
+    # Mail
+    smtp_url: SmtpAddress | None = Field(
+        None,
+        description="The mail server: smtp://user:password@host:587 (STARTTLS), or smtps:// for "
+        "TLS from the first byte. Unset: no mail is sent.",
+    )
+    mail_from: MailFrom | None = Field(
+        None, description="Sender of mails, such as `Prompt Stack <stack@example.org>`."
+    )
+    mail_timeout_seconds: PositiveSeconds = Field(
+        30.0, description="Longest wait for each answer of the mail server."
+    )
+    mail_expires_seconds: PositiveSeconds = Field(
+        259_200.0,
+        description="Time for which a mail is tried that the mail server does not take (3 days).",
+    )
+
     # Runs
     run_in_flight: int = Field(
         32, ge=1, le=1_000, description="Calls of a run under way at once in each worker."
@@ -540,6 +559,12 @@ class Settings(BaseSettings):
     def _audit_log_is_kept_a_day(self) -> Self:
         if 0 < self.audit_retention_seconds < YOUNGEST_AUDIT_SECONDS:
             raise ValueError("AUDIT_RETENTION_SECONDS must be 0, or at least a day (86400)")
+        return self
+
+    @model_validator(mode="after")
+    def _mail_has_a_sender(self) -> Self:
+        if (self.smtp_url is None) != (self.mail_from is None):
+            raise ValueError("SMTP_URL and MAIL_FROM must be set together, or neither")
         return self
 
     @model_validator(mode="after")

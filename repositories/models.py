@@ -51,6 +51,8 @@ class JobKind(StrEnum):
     """The answers or vectors of a slice of a run."""
     FINALIZATION = "finalization"
     """The end of a run."""
+    NOTIFICATION = "notification"
+    """A mail to a user."""
 
 
 class JobState(StrEnum):

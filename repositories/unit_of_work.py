@@ -29,6 +29,7 @@ from promptstack.repositories.jobs.new_jobs import NewJobRepository
 from promptstack.repositories.jobs.outbox import OutboxRepository
 from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.jobs.workers import WorkerRepository
+from promptstack.repositories.notifications import DeliveryRepository
 from promptstack.repositories.runs.answers import AnswerRepository
 from promptstack.repositories.runs.items import ItemRepository
 from promptstack.repositories.runs.maintenance import RunMaintenanceRepository
@@ -91,6 +92,7 @@ class UnitOfWork:
     workers = _lazy(WorkerRepository)
     audit = _lazy(AuditRepository)
     turns = _lazy(TurnsRepository)
+    deliveries = _lazy(DeliveryRepository)
 
     def __init__(self, session: Session) -> None:
         self.session = session

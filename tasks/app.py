@@ -12,6 +12,7 @@ from promptstack.services.llm.event_loop import EventLoop
 from promptstack.tasks.embeddings import generate_embeddings
 from promptstack.tasks.generation import generate_text
 from promptstack.tasks.job_task import JobTask
+from promptstack.tasks.notifications import send_notification
 from promptstack.tasks.runs import finalize_run, run_shard
 from promptstack.tasks.views.monitors import BufferedEvents, Monitors
 
@@ -52,6 +53,7 @@ def register_tasks(app: Celery, executor: Executor, monitors: Monitors, loop: Ev
         TaskName.GENERATE_EMBEDDINGS: generate_embeddings,
         TaskName.RUN_SHARD: run_shard,
         TaskName.FINALIZE_RUN: finalize_run,
+        TaskName.SEND_NOTIFICATION: send_notification,
     }
     for name, function in tasks.items():
         register = app.task(

@@ -51,6 +51,8 @@ from promptstack.services.llm.learned import LearnedFacts
 from promptstack.services.llm.pool import ProviderPool
 from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
+from promptstack.services.notifications.run_ends import RunEnds
+from promptstack.services.notifications.service import NotificationService
 from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.results import RunResults
@@ -248,6 +250,17 @@ class PromptStack:
         return BudgetService(self.ledger)
 
     @cached_property
+    def notifications(self) -> NotificationService:
+        """Mails to users."""
+        defaults = from_settings.mail_defaults(self.settings)
+        return NotificationService(self.ledger, self.publisher, defaults)
+
+    @cached_property
+    def run_ends(self) -> RunEnds:
+        """What tells users how their runs ended."""
+        return RunEnds(self.notifications)
+
+    @cached_property
     def usage(self) -> UsageService:
         """Usage and cost."""
         return UsageService(self.ledger)
@@ -366,7 +379,7 @@ class PromptStack:
     @cached_property
     def run_lifecycle(self) -> RunLifecycle:
         """What brings runs on and ends them."""
-        return RunLifecycle(self.ledger, self.shard_scheduler, self.run_progress)
+        return RunLifecycle(self.ledger, self.shard_scheduler, self.run_progress, self.run_ends)
 
     @cached_property
     def vector_indexes(self) -> VectorIndexes:

@@ -15,6 +15,7 @@ from promptstack.services.flags.service import checked_name
 from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.llm.learned import LearnedFacts
 from promptstack.services.llm.request_bounds import JsonBounds, RequestBounds
+from promptstack.services.notifications.service import MailDefaults
 from promptstack.services.runs.intake.new_run import RunDefaults
 from promptstack.services.sources.reading import SourceBounds
 from promptstack.services.validation.schema_bounds import SchemaBounds
@@ -127,6 +128,13 @@ def job_defaults(settings: Settings, bounds: RequestBounds) -> JobDefaults:
         max_text_bytes=settings.max_text_bytes,
         request_bounds=bounds,
     )
+
+
+def mail_defaults(settings: Settings) -> MailDefaults | None:
+    """How mail is sent; None where no mail server is set."""
+    if settings.smtp_url is None or settings.mail_from is None:
+        return None
+    return MailDefaults(settings.mail_from, settings.mail_expires_seconds)
 
 
 def run_defaults(settings: Settings, bounds: RequestBounds) -> RunDefaults:

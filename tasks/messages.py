@@ -25,6 +25,7 @@ TASKS = {
     JobKind.EMBEDDING: TaskName.GENERATE_EMBEDDINGS,
     JobKind.SHARD: TaskName.RUN_SHARD,
     JobKind.FINALIZATION: TaskName.FINALIZE_RUN,
+    JobKind.NOTIFICATION: TaskName.SEND_NOTIFICATION,
 }
 EVENTS_EXCHANGE = "celeryev"
 GATHERED = "task.multi"

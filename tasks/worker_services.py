@@ -2,11 +2,13 @@
 
 from contextlib import closing
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import uuid_utils.compat
 
 from promptstack.config.settings import Settings
+from promptstack.config.smtp_url import SmtpUrl
 from promptstack.repositories.models import JobKind
 from promptstack.repositories.session import Ledger
 from promptstack.services.documents.chunk_sizes import Cutter
@@ -25,12 +27,17 @@ from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.maintenance.liveness import Liveness
 from promptstack.services.maintenance.outbox import Outbox
 from promptstack.services.maintenance.reconciler import Cleanup, Reconciler, Step
+from promptstack.services.notifications.delivery import MailDelivery
 from promptstack.services.runs.handlers import RunWork
 from promptstack.services.runs.maintenance import RunMaintenance
 from promptstack.services.runs.shards.slots import WorkerSlots
 from promptstack.services.runs.shards.worker import ShardTools
 from promptstack.tasks import from_settings
 from promptstack.tasks.composition import PromptStack
+
+if TYPE_CHECKING:
+    # Imported where the first mail is sent.
+    from promptstack.services.notifications.mailer import Mailer
 
 
 class WorkerServices(PromptStack):
@@ -103,6 +110,7 @@ class WorkerServices(PromptStack):
                 after=self.job_threads.call(self.run_lifecycle.wake),
             ),
             JobKind.FINALIZATION: Handler(self.job_threads.run(self.run_work.finalize)),
+            JobKind.NOTIFICATION: Handler(self.mail_delivery.deliver),
         }
         return Executor(
             self.retrying_ledger,
@@ -115,6 +123,27 @@ class WorkerServices(PromptStack):
             backoff=self.backoff,
             heartbeat=self.heartbeat,
         )
+
+    @cached_property
+    def mail_delivery(self) -> MailDelivery:
+        """Sends the mails of notifications."""
+        return MailDelivery(lambda: self.mailer, self.settings.mail_from)
+
+    @cached_property
+    def mailer(self) -> "Mailer | None":
+        """The connections to the mail server; None where none is set."""
+        if self.settings.smtp_url is None:
+            return None
+        from promptstack.services.notifications.mailer import Mailer  # noqa: PLC0415
+
+        mailer = Mailer(
+            SmtpUrl.parse(self.settings.smtp_url.get_secret_value()),
+            timeout_seconds=self.settings.mail_timeout_seconds,
+            ca_file=str(self.settings.tls_ca_file) if self.settings.tls_ca_file else None,
+        )
+        loop = self.loop
+        self._exit_stack.callback(lambda: loop.run(mailer.aclose()))
+        return mailer
 
     @cached_property
     def cutter(self) -> Cutter:
@@ -157,6 +186,7 @@ class WorkerServices(PromptStack):
             self.shard_scheduler,
             self.run_progress,
             self.shard_tools,
+            self.run_ends,
             indexes=self.vector_indexes,
             prices=self.prices,
             storage=self.settings.vector_type,

@@ -69,6 +69,13 @@ RUNS = {
         "runs.commands:export", "Write what a run has produced, and its failures beside it."
     ),
 }
+NOTIFICATIONS = {
+    "send": Command("notifications:send", "Send a mail to a user."),
+    "list": Command(
+        "notifications:list_", "List mails to users and what became of them, newest first."
+    ),
+    "choose": Command("notifications:choose", "Choose what of their runs a user is told by mail."),
+}
 COMMANDS: dict[str, Command | Group] = {
     "up": Command("serve.commands:up", "Start servers, migrations, workers and the HTTP API."),
     "worker": Command("serve.commands:worker", "Start a worker process.", BECOMES),
@@ -101,6 +108,7 @@ COMMANDS: dict[str, Command | Group] = {
     "users": Group("Who there is, and what they may do.", USERS),
     "keys": Group("Keys to the HTTP API.", KEYS),
     "flags": Group("Feature flags: turn features on and off without a restart.", FLAGS),
+    "notifications": Group("Mails to users.", NOTIFICATIONS),
     "permissions": Command(
         "permissions:permissions",
         "Show which role and which scope of an API key each route needs, and what commands do.",

@@ -17,6 +17,7 @@ from promptstack.api.http import (
     health,
     jobs,
     keys,
+    notifications,
     runs,
     sessions,
     usage,
@@ -42,6 +43,7 @@ RESOURCES = (
     sessions.router,
     users.router,
     flags.router,
+    notifications.router,
 )
 
 
@@ -84,7 +86,7 @@ def create_app(stack: PromptStack) -> FastAPI:
         stack.run_results,
         stack.usage,
     )
-    _ = stack.audit, stack.recent_usage, stack.flags, stack.flag_service
+    _ = stack.audit, stack.recent_usage, stack.flags, stack.flag_service, stack.notifications
     _ = stack.users, stack.sign_in
 
     # The last one added is the outermost.

@@ -24,6 +24,7 @@ from promptstack.services.errors import (
     NotPermitted,
     WrongState,
 )
+from promptstack.services.notifications.errors import MailNotConfigured
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ STATUSES: dict[type[PromptStackError], int] = {
     TooManyRequests: 429,
     SignInBusy: 503,
     TransientLedgerError: 503,
+    MailNotConfigured: 503,
     LedgerOutdated: 503,
 }
 RETRY_AFTER_SECONDS = 5

@@ -7,6 +7,7 @@ import promptstack.repositories.audit_models
 import promptstack.repositories.budget_models
 import promptstack.repositories.content.embeddings
 import promptstack.repositories.flag_models
+import promptstack.repositories.notification_models
 import promptstack.repositories.run_models  # noqa: F401 - they add their tables to the metadata
 from promptstack.repositories.models import Base
 

@@ -16,6 +16,7 @@ from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import NotFound
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.llm.pool import ProviderPool
+from promptstack.services.notifications.run_ends import RunEnds
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.scheduler import ShardScheduler
 from promptstack.services.runs.shards.bisection import bisect_shard, is_suspect
@@ -37,6 +38,7 @@ class RunWork:
         scheduler: ShardScheduler,
         progress: RunProgress,
         tools: ShardTools,
+        run_ends: RunEnds,
         *,
         indexes: VectorIndexes,
         prices: Prices,
@@ -47,6 +49,7 @@ class RunWork:
         self._scheduler = scheduler
         self._progress = progress
         self._tools = tools
+        self._run_ends = run_ends
         self._indexes = indexes
         self._prices = prices
         self._storage = storage
@@ -85,9 +88,18 @@ class RunWork:
             why = job.claim.request.get("without_index")
             if why is None:
                 self._index(job, run)
-        ended = job.ledger.write(lambda unit: _end(unit, job, run.id, why))
+        ended = job.ledger.write(lambda unit: self._end(unit, job, run.id, why))
         if ended is not None:
             self._progress.publish(ended)
+
+    def _end(
+        self, unit: UnitOfWork, job: JobContext, run_id: UUID, without_index: str | None
+    ) -> Run | None:
+        ended = _end(unit, job, run_id, without_index)
+        if ended is not None and ended.state == RunState.COMPLETED:
+            # Once for each end: another finalization of it finds the mail by its key.
+            self._run_ends.tell(unit, ended)
+        return ended
 
     def _index(self, job: JobContext, run: Run) -> None:
         def look(unit: UnitOfWork) -> tuple[EmbeddingModel | None, bool]:

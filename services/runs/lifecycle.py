@@ -16,6 +16,7 @@ from promptstack.repositories.signs import RunSigns
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import run_ending_codes
 from promptstack.services.jobs.publishing import JobMessage
+from promptstack.services.notifications.run_ends import RunEnds
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.scheduler import ShardScheduler
 
@@ -32,10 +33,17 @@ class RunLifecycle:
     Whoever ends a run looks again under its lock.
     """
 
-    def __init__(self, ledger: Ledger, scheduler: ShardScheduler, progress: RunProgress) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        scheduler: ShardScheduler,
+        progress: RunProgress,
+        run_ends: RunEnds,
+    ) -> None:
         self._ledger = ledger
         self._scheduler = scheduler
         self._progress = progress
+        self._run_ends = run_ends
 
     def run_once(self) -> None:
         """Give out the shards that there are workers for, and end what is done or failing.
@@ -113,6 +121,7 @@ class RunLifecycle:
             if ended is None:
                 return None
             record(unit)
+            self._run_ends.tell(unit, ended)
             if ended.kind == RunKind.EMBEDDING and ended.started_at is not None:
                 # Its start may have dropped the index, so every end brings it back.
                 messages = [self._scheduler.add_finalization(unit, ended)]

@@ -1,0 +1,1 @@
+"""Notifications by mail: each is a job in the ledger, and a worker hands it to a mail server."""
