@@ -190,7 +190,7 @@ PERMISSIONS = (
         action="choose one's notifications",
         scope=Scope.RUNS_READ,
         whose=Whose.OWN,
-        routes=("GET /notifications/events", "PUT /notifications/events"),
+        routes=("GET /auth/me/events", "PUT /auth/me/events"),
         commands=("notifications choose",),
     ),
     Permission(

@@ -83,6 +83,7 @@ secret celery_broker_url CELERY_BROKER_URL
 secret openai_api_key OPENAI_API_KEY
 secret anthropic_api_key ANTHROPIC_API_KEY
 secret gemini_api_key GEMINI_API_KEY
+secret smtp_url SMTP_URL
 
 echo
 if [ -n "$left" ]; then

@@ -95,13 +95,13 @@ def list_notifications(
     return NotificationPage(notifications=page, after=after)
 
 
-@router.get("/notifications/events")
+@router.get("/auth/me/events")
 def get_events(stack: Stack, caller: CurrentCaller) -> Chosen:
     """Show what of your runs you are told by mail."""
     return Chosen(events=_known(stack.notifications.get_events(caller.user_id)))
 
 
-@router.put("/notifications/events")
+@router.put("/auth/me/events")
 def choose_events(body: Chosen, stack: Stack, caller: CurrentCaller) -> Chosen:
     """Choose what of your runs you are told by mail."""
     actor = Actor.of(caller)

@@ -157,6 +157,7 @@ class NotificationService:
             request=notification.model_dump_json(),
             request_hash=_hash(user_id, subject, message),
             user_id=None,
+            api_key_id=None,
             idempotency_key=key,
             max_retries=RETRIES,
             lifetime=defaults.lifetime,

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from typer.main import get_command
 
 from promptstack.api.cli.lazy import Command
-from promptstack.api.cli.main import COMMANDS, FLAGS, JOBS, KEYS, RUNS, build
+from promptstack.api.cli.main import COMMANDS, FLAGS, JOBS, KEYS, NOTIFICATIONS, RUNS, build
 from promptstack.config.settings import Settings
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.worker.start import _import_providers
@@ -42,7 +42,14 @@ OF_WORKERS = {
     "kombu", "numpy", "openai", "pyarrow", "re2", "tiktoken", "uvicorn", "wordllama",
 }  # fmt: skip
 """Packages that a list of what is in the ledger has no use for."""
-LEAVES = [*COMMANDS.values(), *JOBS.values(), *RUNS.values(), *KEYS.values(), *FLAGS.values()]
+LEAVES = [
+    *COMMANDS.values(),
+    *JOBS.values(),
+    *RUNS.values(),
+    *KEYS.values(),
+    *FLAGS.values(),
+    *NOTIFICATIONS.values(),
+]
 
 
 def run_alone(folder: Path, *arguments: str, **variables: str) -> tuple[str, set[str]]:
