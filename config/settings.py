@@ -387,6 +387,20 @@ class Settings(BaseSettings):
         "set by `promptstack flags` goes before it. docs/flags.md has the rules.",
     )
 
+    chat_wait_seconds: float = Field(
+        30.0,
+        ge=0,
+        le=300,
+        description="Longest wait of POST /chat for an answer; then it answers 202, and the job "
+        "goes on. Keep it below the time-out of proxies before the API.",
+    )
+    chat_max_waiting: int = Field(
+        200,
+        ge=0,
+        description="Most requests of POST /chat that wait at once in a process, a quarter of them "
+        "of one user; others are answered 202 at once. Keep it well below MAX_CONNECTIONS.",
+    )
+
     # Mail
     smtp_url: SmtpAddress | None = Field(
         None,

@@ -11,6 +11,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from promptstack.api.http import (
     audit,
+    chat,
     embeddings,
     flags,
     generations,
@@ -30,10 +31,12 @@ from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
 from promptstack.api.http.problems import RESPONSES
 from promptstack.api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
 from promptstack.api.http.sessions import LOGINS_AT_ONCE, LoginSlots
+from promptstack.api.http.waiting import JobWaiters
 from promptstack.tasks.composition import PromptStack
 
 RESOURCES = (
     generations.router,
+    chat.router,
     embeddings.router,
     jobs.router,
     runs.router,
@@ -74,6 +77,7 @@ def create_app(stack: PromptStack) -> FastAPI:
     )
     app.state.stack = stack
     app.state.health = HealthCheck(stack)
+    app.state.job_waiters = JobWaiters(stack.progress.read, settings.chat_max_waiting)
     app.state.login_slots = LoginSlots()
     app.state.large_bodies = LargeBodies(settings.max_body_values)
     # Made now: the first two requests would make them twice, in two threads.
