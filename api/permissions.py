@@ -177,7 +177,7 @@ PERMISSIONS = (
         routes=("GET /flags", "GET /flags/{name}", "PUT /flags/{name}", "DELETE /flags/{name}"),
         commands=("flags list", "flags show", "flags set", "flags unset"),
     ),
-    Permission(action="see one's features", whose=Whose.OWN, routes=("GET /features",)),
+    Permission(action="see one's features", routes=("GET /features",)),
     Permission(
         action="send notifications",
         role=Role.ADMIN,
