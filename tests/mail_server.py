@@ -50,6 +50,10 @@ class MailServer:
     on_rcpt: Callable[[int], str | None] = lambda _: None
     on_mail: Callable[[int], str | None] = lambda _: None
     on_connection: Callable[[int], str | None] = lambda _: None
+    seconds: float = 0.0
+    """How long it takes over a text, before it accepts it and again before it says so."""
+    asked: str = ""
+    """The last recipient."""
     accepted: list[Accepted] = field(default_factory=list)
     connections: int = 0
     mails: int = 0
@@ -68,6 +72,7 @@ class MailServer:
         self, server: SMTP, session: Any, envelope: Any, address: str, options: list[str]
     ) -> str:
         self.recipients += 1
+        self.asked = address
         answer = await self._answer(self.on_rcpt(self.recipients), server)
         if answer.startswith("250"):
             envelope.rcpt_tos.append(address)
@@ -76,10 +81,12 @@ class MailServer:
     async def handle_DATA(self, server: SMTP, session: Any, envelope: Any) -> str:  # noqa: N802
         self.texts += 1
         said = self.on_data(self.texts)
+        await asyncio.sleep(self.seconds)
         if said in {None, "accept and cut"}:
             [recipient] = envelope.rcpt_tos
             taken = Accepted(envelope.mail_from, recipient, envelope.content, is_heard=said is None)
             self.accepted.append(taken)
+        await asyncio.sleep(self.seconds)
         return await self._answer(said, server)
 
     async def _answer(self, said: str | None, server: SMTP) -> str:
