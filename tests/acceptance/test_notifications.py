@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_each_mail_is_accepted_once_but_for_those_that_were_cut_off(
             sender.notifications.send(user_id, MARK, f"{MARK} {user_id}", actor=ROOT)
         for kill in range(1, KILLS + 1):
             enough = MAILS * kill // (KILLS + 1)
-            wait_until(lambda enough=enough: len(server.accepted) >= enough, f"{enough} mails")
+            wait_until(partial(has_accepted, server, enough), f"{enough} mails")
             worker.kill()
             assert MARK not in everything_in(stack.redis_url)
             worker = start_worker(SMTP_URL=url, MAIL_FROM=FROM)
@@ -107,6 +108,10 @@ def test_each_mail_is_accepted_once_but_for_those_that_were_cut_off(
         len(twice),
         len(listed),
     )
+
+
+def has_accepted(server: MailServer, mails: int) -> bool:
+    return len(server.accepted) >= mails
 
 
 def open_jobs(stack: WorkerServices) -> int:
