@@ -118,7 +118,7 @@ def owners(stack: WorkerServices) -> dict[str, Owner]:
 def spent(stack: WorkerServices, subject: UUID | None = None) -> Mapping[str, Decimal]:
     """What a budget has counted of today, this month and all time."""
     with stack.ledger.transaction() as unit:
-        (found,) = unit.budgets.get_all([subject or DEPLOYMENT])
+        (found,) = unit.budgets.get_all(subjects=[subject or DEPLOYMENT])
     return {str(window): usd for window, usd in found.spent.items()}
 
 

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
+from promptstack.api.cli.budgets import used
 from promptstack.api.cli.connection import connected
-from promptstack.api.cli.options.values import time_ahead
+from promptstack.api.cli.options.values import dollars_of, time_ahead
 from promptstack.api.cli.table import Column, print_table
 from promptstack.api.cli.terminal import (
     ID_HELP,
@@ -21,6 +22,8 @@ from promptstack.repositories.access_models import Scope
 from promptstack.services.access.emails import OPERATOR
 from promptstack.services.access.key_terms import USUAL_SCOPES, KeyView
 from promptstack.services.access.keys import IssuedKey
+from promptstack.services.budgets.service import BudgetView, Subject
+from promptstack.services.budgets.service import Scope as BudgetScope
 
 COLUMNS = (
     Column("id"),
@@ -31,7 +34,11 @@ COLUMNS = (
     Column("created", rank=7),
     Column("used", rank=5),
     Column("ends", rank=3),
+    Column("spent", rank=8),
 )
+MaxUsd = Annotated[
+    str | None, typer.Option(metavar="USD", help="The most it may cost. Unset: no cap.")
+]
 KeyId = Annotated[
     str, typer.Argument(metavar="ID", help=f"Id of the key, or how it begins; {ID_HELP}.")
 ]
@@ -60,9 +67,14 @@ def create(
     expires_in: Annotated[
         str | None, typer.Option(metavar="SPAN", help="When it ends: 12h, 90d, 52w. Unset: never.")
     ] = None,
+    max_usd_day: MaxUsd = None,
+    max_usd_month: MaxUsd = None,
+    max_usd_total: MaxUsd = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a key and show it, this once."""
+    said = {"day": max_usd_day, "month": max_usd_month, "total": max_usd_total}
+    caps = {window: dollars_of(usd) for window, usd in said.items() if usd is not None}
     scopes = {*(scope or USUAL_SCOPES), *([Scope.ADMIN] if admin else [])}
     terms = {
         "name": name,
@@ -74,6 +86,9 @@ def create(
     }
     with connected(start_servers=True) as stack:
         issued = stack.keys.issue(email, terms)
+        if caps:
+            # Before anybody has the secret.
+            stack.budgets.set(Subject(BudgetScope.KEY, issued.key.id), caps)
     _show(issued, as_json=as_json)
 
 
@@ -100,15 +115,16 @@ def list_(as_json: JsonFlag = False) -> None:
     """List keys, oldest first; the keys themselves are not kept."""
     with connected(start_servers=True) as stack:
         keys = stack.keys.get_all()
+        budgets = {one.id: one for one in stack.budgets.get_all()}
     if as_json:
-        print_items(map(dict, keys))
+        print_items({**dict(key), "budget": budgets.get(key.id)} for key in keys)
     elif keys:
-        print_table(COLUMNS, list(map(_row, keys)))
+        print_table(COLUMNS, [_row(key, budgets.get(key.id)) for key in keys])
     else:
         out.print("No keys.")
 
 
-def _row(key: KeyView) -> list[str]:
+def _row(key: KeyView, budget: BudgetView | None) -> list[str]:
     return [
         str(key.id),
         key.prefix,
@@ -118,6 +134,7 @@ def _row(key: KeyView) -> list[str]:
         f"{key.created_at:%Y-%m-%d}",
         f"{age(key.last_used_at)} ago" if key.last_used_at else "never",
         _end(key),
+        used(budget.caps) if budget else "",
     ]
 
 

@@ -36,6 +36,12 @@ USERS = {
         "users:reset_password", "Give a user another password, and sign them out everywhere."
     ),
 }
+BUDGETS = {
+    "show": Command("budgets:show", "Show all caps, and how much of them is used."),
+    "set": Command(
+        "budgets:set_", "Set what a key, a user or the deployment may spend; it holds at once."
+    ),
+}
 FLAGS = {
     "list": Command("flags:list_", "List feature flags, and whom each is on for."),
     "show": Command("flags:show", "Show one flag."),
@@ -107,6 +113,7 @@ COMMANDS: dict[str, Command | Group] = {
     "runs": Group("Batches of embeddings and generations.", RUNS),
     "users": Group("Who there is, and what they may do.", USERS),
     "keys": Group("Keys to the HTTP API.", KEYS),
+    "budgets": Group("Spend caps of keys, users and the deployment.", BUDGETS),
     "flags": Group("Feature flags: turn features on and off without a restart.", FLAGS),
     "notifications": Group("Mails to users.", NOTIFICATIONS),
     "permissions": Command(

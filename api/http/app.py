@@ -11,6 +11,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from promptstack.api.http import (
     audit,
+    budgets,
     chat,
     embeddings,
     flags,
@@ -42,6 +43,7 @@ RESOURCES = (
     runs.router,
     usage.router,
     keys.router,
+    budgets.router,
     audit.router,
     sessions.router,
     users.router,

@@ -13,7 +13,7 @@ one order, so that no two wait for each other. So what attempts were settled for
 transaction's end, or for the calls that it lets leave.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal
@@ -28,6 +28,7 @@ from sqlalchemy import (
     exists,
     func,
     literal,
+    or_,
     select,
     text,
     true,
@@ -35,6 +36,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
+from promptstack.repositories.access_models import ApiKey, User
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.budget_models import DEPLOYMENT, Budget
 from promptstack.repositories.budgets.counting import calls_of
@@ -50,20 +52,30 @@ class BudgetRepository(BaseRepository[Budget]):
 
     model = Budget
 
-    def get_all(self, subjects: Collection[UUID] | None = None) -> list[Spending]:
-        """The budgets of these subjects, or all, as they stand today; the deployment's first."""
-        query = select(*_COLUMNS).order_by(Budget.subject)
+    def get_all(
+        self, *, subjects: Collection[UUID] | None = None, user_id: UUID | None = None
+    ) -> list[Spending]:
+        """All budgets, those of these subjects, or of a user and their keys, as they stand today.
+
+        The deployment's comes first.
+        """
+        query = (
+            select(*_COLUMNS, _TODAY.label("today"), User.email, ApiKey.name, ApiKey.prefix)
+            .outerjoin(User, User.id == Budget.user_id)
+            .outerjoin(ApiKey, ApiKey.id == Budget.api_key_id)
+            .order_by(Budget.subject)
+        )
         if subjects is not None:
             query = query.where(Budget.subject.in_(subjects))
-        found = [_spending(row) for row in self._session.execute(query)]
-        today = self.today()
-        for one in found:
-            one.turn_to(today)
+        if user_id is not None:
+            query = query.where(or_(Budget.user_id == user_id, ApiKey.user_id == user_id))
+        found = []
+        for row in self._session.execute(query):
+            spending = _spending(row)
+            spending.turn_to(row.today)
+            spending.name = row.email or " ".join(filter(None, (row.name, row.prefix)))
+            found.append(spending)
         return found
-
-    def today(self) -> date:
-        """The day in UTC, by the clock of the database."""
-        return cast("date", self._session.scalar(_TODAY))
 
     @contextmanager
     def locked(self, subjects: Collection[UUID]) -> Iterator[dict[UUID, Spending]]:
@@ -105,33 +117,31 @@ class BudgetRepository(BaseRepository[Budget]):
         ).one()
         return dict(zip(Window, map(Decimal, row), strict=True))
 
-    def put(self, owner: Owner, caps: dict[Window, Decimal | None]) -> bool:
-        """Set caps; False where there is no budget yet. What has none is deleted."""
+    def put(
+        self, owner: Owner, caps: Mapping[Window, Decimal | None], *, is_counted: bool = False
+    ) -> bool:
+        """Set caps; False where no budget counts yet. One without any cap is deleted.
+
+        With `is_counted`, its sums were just computed. Else a budget without caps is one whose sums
+        nobody has computed, as a process died.
+        """
         subject = owner.subject
+        has_caps = or_(*(getattr(Budget, f"{window}_cap_usd").is_not(None) for window in Window))
         values = {f"{window}_cap_usd": cap for window, cap in caps.items()}
         changed = self._session.scalar(
             update(Budget)
-            .where(Budget.subject == subject)
+            .where(Budget.subject == subject, true() if is_counted else has_caps)
             .values(**values)
             .returning(Budget.subject)
             .execution_options(synchronize_session=False)
         )
         if changed is not None:
-            none_left = [getattr(Budget, f"{window}_cap_usd").is_(None) for window in Window]
             self._session.execute(
                 delete(Budget)
-                .where(Budget.subject == subject, *none_left)
+                .where(Budget.subject == subject, ~has_caps)
                 .execution_options(synchronize_session=False)
             )
         return changed is not None
-
-    def delete_of(self, owner: Owner) -> None:
-        """Delete a budget: nothing is counted any more."""
-        self._session.execute(
-            delete(Budget)
-            .where(Budget.subject == owner.subject)
-            .execution_options(synchronize_session=False)
-        )
 
 
 def note_settled(session: Session, settled: Sequence[Settled]) -> None:
@@ -182,7 +192,7 @@ def counts_calls_of(jobs: Table) -> ColumnElement[bool]:
 
 _BUDGETS = cast("Table", Budget.__table__)
 _COLUMNS = tuple(_BUDGETS.c)
-_TODAY = select(func.date(func.timezone("UTC", func.now())))
+_TODAY = func.date(func.timezone("UTC", func.now()))
 _LOCK = text(
     "SELECT *, CAST(now() AT TIME ZONE 'UTC' AS date) AS today FROM budgets "
     "WHERE subject = ANY (CAST(:subjects AS uuid[])) ORDER BY subject FOR NO KEY UPDATE"

@@ -48,7 +48,7 @@ class Settled(NamedTuple):
 
 @dataclass
 class Spending:
-    """One budget, while it is locked: what it allows, and what it has counted."""
+    """One budget: what it allows, and what it has counted."""
 
     subject: UUID
     user_id: UUID | None
@@ -56,6 +56,8 @@ class Spending:
     caps: dict[Window, Decimal]
     day: date
     spent: dict[Window, Decimal]
+    name: str = ""
+    """What the user or key is called; empty where nobody asked."""
 
     def turn_to(self, today: date) -> None:
         """Begin a new day, if it is one, and a new month."""

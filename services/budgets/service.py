@@ -11,11 +11,13 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 from promptstack.config.models_file import Money
-from promptstack.repositories.budget_models import DEPLOYMENT
 from promptstack.repositories.budgets.spending import Owner, Spending, Window
 from promptstack.repositories.errors import LedgerConflict
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.audit.actions import Action, ObjectKind
+from promptstack.services.audit.actor import Actor
+from promptstack.services.audit.log import AuditLog
 from promptstack.services.budgets.admission import opens_at
 from promptstack.services.errors import InvalidInput, NotFound
 from promptstack.services.validation.bounds import Dollars, refused_in_words
@@ -73,6 +75,8 @@ class BudgetView(BaseModel):
     scope: Scope
     id: UUID | None
     """Of the key or user."""
+    name: str
+    """The key's name and how it begins, or the user's e-mail."""
     caps: Sequence[CapView]
 
 
@@ -89,6 +93,11 @@ class Subject:
         is_key, is_user = self.scope is Scope.KEY, self.scope is Scope.USER
         return Owner(self.id if is_user else None, self.id if is_key else None)
 
+    @property
+    def row(self) -> UUID:
+        """The key of its row."""
+        return self.owner.subject
+
 
 OF_DEPLOYMENT = Subject(Scope.DEPLOYMENT)
 
@@ -103,8 +112,13 @@ class BudgetService:
         self,
         subject: Subject,
         caps: Mapping[str, Decimal | float | str | None] | Caps,
+        *,
+        owner: UUID | None = None,
+        by: Actor | None = None,
     ) -> BudgetView | None:
         """Set caps of a key, a user or the deployment; the budget, None where no cap is left.
+
+        With `owner`, a key must be this user's. `by` is who asks for it; None: the command line.
 
         They hold for every call that leaves from now on. The first cap of a subject counts what it
         has spent before, as far as the ledger still has its calls, and calls under way at what they
@@ -115,39 +129,40 @@ class BudgetService:
         given = checked.given()
         if not given:
             raise InvalidInput("Name at least one cap: of a day, of a month, or in total.")
-        owner = subject.owner
         with self._ledger.transaction() as unit:
-            _check_there(unit, subject)
-            known = unit.budgets.get_all([_id_of(subject)])
-            is_counted = any(one.caps for one in known)
-            if is_counted:
-                unit.budgets.put(owner, given)
-        if not is_counted:
-            if all(cap is None for cap in given.values()):
-                with self._ledger.transaction() as unit:
-                    unit.budgets.delete_of(owner)
-                return None
-            self._begin_counting(owner)
-            with self._ledger.transaction() as unit:
-                unit.budgets.put(owner, given)
+            _check_there(unit, subject, owner)
+        is_counted = False
+        while not self._put(subject, given, by, is_counted=is_counted):
+            self._begin_counting(subject.owner)
+            is_counted = True
         return self.get(subject)
+
+    def _put(
+        self,
+        subject: Subject,
+        given: Mapping[Window, Decimal | None],
+        by: Actor | None,
+        *,
+        is_counted: bool,
+    ) -> bool:
+        """Store caps; False where the budget must count first."""
+        takes_away = all(cap is None for cap in given.values())
+        with self._ledger.transaction() as unit:
+            is_there = unit.budgets.put(subject.owner, given, is_counted=is_counted)
+            if is_there or takes_away:
+                _record(unit, subject, given, by)
+        return is_there or takes_away
 
     def get(self, subject: Subject) -> BudgetView | None:
         """The budget of a subject; None where it has none."""
         with self._ledger.transaction() as unit:
-            found = unit.budgets.get_all([_id_of(subject)])
+            found = unit.budgets.get_all(subjects=[subject.row])
         return _view(found[0]) if found else None
 
-    def get_all(self) -> list[BudgetView]:
-        """All budgets: the deployment's first."""
+    def get_all(self, owner: UUID | None = None) -> list[BudgetView]:
+        """All budgets, the deployment's first; or those of a user and their keys."""
         with self._ledger.transaction() as unit:
-            return [_view(one) for one in unit.budgets.get_all()]
-
-    def of_caller(self, user_id: UUID, api_key_id: UUID | None) -> list[BudgetView]:
-        """The budgets of a user, and of the key that they came with."""
-        mine = [id_ for id_ in (user_id, api_key_id) if id_ is not None]
-        with self._ledger.transaction() as unit:
-            return [_view(one) for one in unit.budgets.get_all(mine)]
+            return [_view(one) for one in unit.budgets.get_all(user_id=owner)]
 
     def _begin_counting(self, owner: Owner) -> None:
         """Have calls counted from now on, and count those from before.
@@ -181,16 +196,30 @@ class BudgetService:
                 time.sleep(RETRY_SECONDS)
 
 
-def _check_there(unit: UnitOfWork, subject: Subject) -> None:
+def _check_there(unit: UnitOfWork, subject: Subject, owner: UUID | None) -> None:
     if subject.id is None:
         return
-    table = unit.users if subject.scope is Scope.USER else unit.api_keys
-    if table.get(subject.id) is None:
+    if subject.scope is Scope.USER:
+        is_there = unit.users.get(subject.id) is not None
+    else:
+        key = unit.api_keys.get(subject.id)
+        is_there = key is not None and owner in {None, key.user_id}
+    if not is_there:
         raise NotFound(f"There is no {subject.scope} {subject.id}.")
 
 
-def _id_of(subject: Subject) -> UUID:
-    return subject.id or DEPLOYMENT
+def _record(
+    unit: UnitOfWork, subject: Subject, given: Mapping[Window, Decimal | None], by: Actor | None
+) -> None:
+    fields = {Window.DAY: "day_usd", Window.MONTH: "month_usd", Window.TOTAL: "forever_usd"}
+    caps = {fields[window]: cap if cap is None else str(cap) for window, cap in given.items()}
+    AuditLog.record(
+        unit,
+        actor=by or Actor.command_line(),
+        action=Action.BUDGET_CHANGED,
+        object=ObjectKind.BUDGET.of(subject.id or subject.scope),
+        detail={"scope": str(subject.scope), **caps},
+    )
 
 
 def _view(spending: Spending) -> BudgetView:
@@ -201,6 +230,7 @@ def _view(spending: Spending) -> BudgetView:
     return BudgetView(
         scope=scope,
         id=spending.api_key_id or spending.user_id,
+        name=spending.name,
         caps=[
             CapView(
                 window=window,

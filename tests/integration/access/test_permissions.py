@@ -29,7 +29,10 @@ from tests.http import problem
 
 ROUTES = [(each, route) for each in PERMISSIONS for route in each.routes]
 NAMES = [route for _, route in ROUTES]
-BODIES: dict[str, Any] = {"PATCH /users/{user_id}": {"name": "Eve"}}
+BODIES: dict[str, Any] = {
+    "PATCH /users/{user_id}": {"name": "Eve"},
+    "PUT /budgets/keys/{key_id}": {"day": 1},
+}
 """Of routes that say what is wrong with a body before they look for the object."""
 ENDS_SESSIONS = {"POST /auth/logout", "POST /auth/logout-everywhere"}
 FORBIDDEN_TO_OTHERS = {"GET /users/{user_id}", "PATCH /users/{user_id}"}
