@@ -1,6 +1,6 @@
 """`promptstack keys ...`: keys to the HTTP API."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -117,11 +117,15 @@ def list_(as_json: JsonFlag = False) -> None:
         keys = stack.keys.get_all()
         budgets = {one.id: one for one in stack.budgets.get_all()}
     if as_json:
-        print_items({**dict(key), "budget": budgets.get(key.id)} for key in keys)
+        print_items({**dict(key), "budget": _dumped(budgets.get(key.id))} for key in keys)
     elif keys:
         print_table(COLUMNS, [_row(key, budgets.get(key.id)) for key in keys])
     else:
         out.print("No keys.")
+
+
+def _dumped(budget: BudgetView | None) -> dict[str, Any] | None:
+    return None if budget is None else budget.model_dump(mode="json")
 
 
 def _row(key: KeyView, budget: BudgetView | None) -> list[str]:

@@ -212,7 +212,10 @@ def _record(
     unit: UnitOfWork, subject: Subject, given: Mapping[Window, Decimal | None], by: Actor | None
 ) -> None:
     fields = {Window.DAY: "day_usd", Window.MONTH: "month_usd", Window.TOTAL: "forever_usd"}
-    caps = {fields[window]: cap if cap is None else str(cap) for window, cap in given.items()}
+    caps = {
+        fields[window]: cap if cap is None else f"{cap.normalize():f}"
+        for window, cap in given.items()
+    }
     AuditLog.record(
         unit,
         actor=by or Actor.command_line(),
