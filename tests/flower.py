@@ -26,7 +26,9 @@ class FlowerClient:
         self.answers: list[str] = []
         self._headers = {}
         if credentials:
-            self._headers["Authorization"] = f"Basic {b64encode(credentials.encode()).decode()}"
+            self._headers["Authorization"] = (
+                f"Basic {b64encode(credentials.encode(errors='surrogateescape')).decode()}"
+            )
         wait_until(lambda: self._line() or not process.is_running, f"Flower; see {process.log}")
         self.url = str(json.loads(self._line())["url"])
 

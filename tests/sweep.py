@@ -7,7 +7,7 @@ import threading
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -17,6 +17,8 @@ from sqlalchemy import Connection, text
 PIECE = 20
 """So many last characters of a token are looked for, too: some places cut what they show."""
 
+EXCERPT = 200
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -25,6 +27,7 @@ class Finding:
     place: str
     secret: str
     """Its name."""
+    excerpt: str = field(default="", compare=False)
 
 
 class Sweep:
@@ -55,8 +58,11 @@ class Sweep:
         content = shown.encode(errors="surrogateescape") if isinstance(shown, str) else shown
         self.looked_at[place] = self.looked_at.get(place, 0) + len(content)
         for name, known in self._forms.items():
-            if name not in but and any(form in content for form in known):
-                self.findings.append(Finding(place, name))
+            found = [content.index(form) for form in known if form in content]
+            if name not in but and found:
+                start = max(0, min(found) - EXCERPT)
+                excerpt = content[start : min(found) + EXCERPT].decode(errors="replace")
+                self.findings.append(Finding(place, name, excerpt))
 
 
 def forms(secret: str) -> frozenset[bytes]:

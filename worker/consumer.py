@@ -9,6 +9,7 @@ from weakref import WeakSet
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
+from kombu.utils.url import maybe_sanitize_url
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,15 @@ class JobConsumer(Consumer):
             conn.ensure_connection, interval_start=RECONNECT_SECONDS, interval_step=0
         )
         return super().ensure_connected(conn)
+
+    def connect(self) -> Any:
+        """Connect to the broker. What Flower shows of the connection names no password.
+
+        Celery leaves it out of all URLs but that of a Unix socket, where it stands in the host's.
+        """
+        conn: Any = super().connect()
+        conn.info = partial(_without_password, conn.info)
+        return conn
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
         """Make what receives a message. It drops one that is none of a task.
@@ -76,6 +86,11 @@ class JobConsumer(Consumer):
         for request in held & set(self._held):
             request.acknowledge()
         self._held = WeakSet(held)
+
+
+def _without_password(info: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    said = info()
+    return {**said, "hostname": maybe_sanitize_url(said["hostname"])}
 
 
 def _if_connected(answer: Any, *args: Any, **kwargs: Any) -> None:

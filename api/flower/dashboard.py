@@ -3,6 +3,7 @@
 import ipaddress
 import os
 from ast import literal_eval
+from base64 import b64decode
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,6 +60,10 @@ class Listen:
             user, colon, password = self.basic_auth.get_secret_value().partition(":")
             if not (user and colon and password):
                 raise ConfigurationError("FLOWER_BASIC_AUTH must read user:password.")
+            if not (user + password).isascii():
+                raise ConfigurationError(
+                    "FLOWER_BASIC_AUTH must be of ASCII characters: Flower can compare no others."
+                )
 
     @property
     def is_loopback(self) -> bool:
@@ -140,9 +145,19 @@ class Dashboard(Flower):  # type: ignore[misc]  # it has no types
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Return the handler of a request. A request for another host is refused."""
-        if self._listen.is_ours(request.host_name):
-            return super().find_handler(request, **kwargs)
-        return self.get_handler_delegate(request, ErrorHandler, {"status_code": 400})
+        if not self._listen.is_ours(request.host_name):
+            return self.get_handler_delegate(request, ErrorHandler, {"status_code": 400})
+        if not _can_be_compared(request.headers.get("Authorization", "")):
+            return self.get_handler_delegate(request, ErrorHandler, {"status_code": 401})
+        return super().find_handler(request, **kwargs)
+
+
+def _can_be_compared(authorization: str) -> bool:
+    """Whether Flower can read these credentials. At others it breaks, and shows its traceback."""
+    try:
+        return b64decode(authorization.partition(" ")[2]).isascii()
+    except ValueError:
+        return True  # it refuses these by itself
 
 
 def shorten(task: Any) -> Any:

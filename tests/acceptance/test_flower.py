@@ -289,6 +289,10 @@ def test_flower_asks_for_its_password_and_ends_in_order(
     # As docs/operating.md says: open, with numbers and names only.
     for path in ("/healthcheck", "/metrics"):
         assert stranger.status(path) == 200
+    # Flower compares ASCII only: at anything else it broke, and showed everybody its traceback.
+    for wrong in (credentials[:-1], "watcher:wächter", "\udcff:x", "watcher", ":", ""):
+        assert FlowerClient(process, credentials=wrong).status("/api/tasks") == 401
+    assert "Traceback" not in process.output()
     process.send(signal.SIGTERM)
     assert process.wait() == 0
 
@@ -309,6 +313,12 @@ def test_flower_needs_no_password_on_loopback(host: str) -> None:
 def test_flower_wants_a_user_and_a_password(password: str) -> None:
     with pytest.raises(ConfigurationError, match="user:password"):
         Listen("127.0.0.1", 0, SecretStr(password)).check()
+
+
+@pytest.mark.parametrize("credentials", ["watcher:wächter", "wächter:wachtwoord"])
+def test_flower_wants_what_it_can_compare(credentials: str) -> None:
+    with pytest.raises(ConfigurationError, match="ASCII"):
+        Listen("127.0.0.1", 0, SecretStr(credentials)).check()
 
 
 def test_flower_says_in_one_line_why_it_does_not_start(
