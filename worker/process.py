@@ -20,6 +20,7 @@ from promptstack.repositories.errors import TransientLedgerError
 from promptstack.services.execution.retrying_ledger import STOP_PATIENCE_SECONDS
 from promptstack.tasks.app import register_tasks
 from promptstack.tasks.redis_publisher import RedisPublisher
+from promptstack.tasks.settings_seen import record_settings
 from promptstack.tasks.views.monitors import Monitors
 from promptstack.tasks.worker_services import WorkerServices
 from promptstack.worker.periodic import Periodic
@@ -87,6 +88,7 @@ class WorkerProcess:
         services.progress.write_behind(self._wake_views)
         # Before the first claim. Where there is no ledger, this raises a clear error.
         services.heartbeat.beat()
+        record_settings(services, "worker")
         for periodic in self._periodic:
             periodic.start()
         worker_shutting_down.connect(self._shutting_down)

@@ -16,6 +16,7 @@ from promptstack.config.logging import configure_logging
 from promptstack.config.parent import die_with_parent
 from promptstack.config.settings import Settings, load_settings
 from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.settings_seen import record_settings
 
 
 def main() -> int:
@@ -35,6 +36,7 @@ def main() -> int:
         configure_logging(settings)
         with PromptStack.open(settings) as stack, _listen(settings) as listener:
             stack.check_connections()
+            record_settings(stack, "api")
             create_first_admin(stack)
             make_server(stack).run(sockets=[listener])
     except PromptStackError as error:
