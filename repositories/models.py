@@ -134,6 +134,15 @@ class TurnsOf(Base):
     """What each user has left of their turns, by their id; less than 0 is owed."""
 
 
+_IS_BULK = "queue IN ('generation-bulk', 'embeddings-bulk')"
+IS_HELD = (
+    f"state = 'queued' AND rung_at IS NULL AND not_before IS NULL AND run_id IS NULL AND {_IS_BULK}"
+)
+"""Whether a job waits for its user's turn: see `services/sharing/bulk_jobs.py`."""
+IS_NOT_HELD = f"(not_before IS NOT NULL OR run_id IS NOT NULL OR NOT {_IS_BULK})"
+"""The opposite, of a queued job without a message. Word by word as in the index `jobs_unrung`."""
+
+
 class Job(Base):
     """One unit that a caller enqueued."""
 
@@ -204,7 +213,14 @@ class Job(Base):
         Index(
             "jobs_unrung",
             "not_before",
-            postgresql_where=text("state = 'queued' AND rung_at IS NULL"),
+            postgresql_where=text(f"state = 'queued' AND rung_at IS NULL AND {IS_NOT_HELD}"),
+        ),
+        Index(
+            "jobs_held",
+            "queue",
+            text("coalesce(user_id, '00000000-0000-0000-0000-000000000000'::uuid)"),
+            "id",
+            postgresql_where=text(IS_HELD),
         ),
         Index(
             "jobs_rung",

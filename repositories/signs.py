@@ -13,6 +13,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from promptstack.config.names import RATE_LIMIT_WAIT, Queue
 from promptstack.repositories.jobs.outbox import FRESH_SECONDS
 from promptstack.repositories.limited_statement import SECONDS, limited
+from promptstack.repositories.models import IS_HELD, IS_NOT_HELD
 
 
 class LivenessSigns(NamedTuple):
@@ -35,6 +36,8 @@ class MessageSigns(NamedTuple):
     """Some have no message, or one that was lost with its queue or was passed by a newer one."""
     old: list[str]
     """Queues with a message sent so long ago that it may be lost."""
+    held: list[str]
+    """Queues for which bulk jobs wait that were not sent yet."""
 
 
 class CleanupSigns(NamedTuple):
@@ -167,16 +170,28 @@ _MESSAGES = """
         OR EXISTS (SELECT FROM sent WHERE is_passed)
         OR (
             SELECT id FROM jobs WHERE state = 'queued' AND rung_at IS NULL AND not_before IS NULL
+            AND {not_held}
             AND (created_at < now() - make_interval(secs => %(fresh)s) OR attempt > 0)
             ORDER BY not_before LIMIT 1
         ) IS NOT NULL
         OR coalesce(
-            (SELECT min(not_before) FROM jobs WHERE state = 'queued' AND rung_at IS NULL) <= now(),
+            (
+                SELECT min(not_before) FROM jobs
+                WHERE state = 'queued' AND rung_at IS NULL AND {not_held}
+            ) <= now(),
             false
         ),
-        ARRAY(SELECT queue FROM sent WHERE is_old)
+        ARRAY(SELECT queue FROM sent WHERE is_old),
+        ARRAY(
+            SELECT queue FROM unnest(CAST(%(queues)s AS text[])) AS queues (queue)
+            WHERE (
+                SELECT id FROM jobs WHERE {held} AND jobs.queue = queues.queue
+                ORDER BY queue, coalesce(user_id, '00000000-0000-0000-0000-000000000000'::uuid), id
+                LIMIT 1
+            ) IS NOT NULL
+        )
     FROM epochs
-"""
+""".replace("{not_held}", IS_NOT_HELD).replace("{held}", IS_HELD)
 
 # One look for each job that has reservations. Those of its former attempts go when it ends.
 _CLEANUP = """

@@ -23,6 +23,7 @@ from promptstack.repositories.content.reservations import ReservationRepository
 from promptstack.repositories.flags import FlagRepository
 from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.heartbeats import HeartbeatRepository
+from promptstack.repositories.jobs.held_jobs import HeldJobRepository
 from promptstack.repositories.jobs.jobs import JobRepository
 from promptstack.repositories.jobs.maintenance import MaintenanceRepository
 from promptstack.repositories.jobs.new_jobs import NewJobRepository
@@ -72,6 +73,7 @@ class UnitOfWork:
     jobs = _lazy(JobRepository)
     steps = _lazy(StepRepository)
     outbox = _lazy(OutboxRepository)
+    held_jobs = _lazy(HeldJobRepository)
     flags = _lazy(FlagRepository)
     attempts = _lazy(AttemptRepository)
     budgets = _lazy(BudgetRepository)

@@ -57,6 +57,7 @@ from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.results import RunResults
 from promptstack.services.runs.scheduler import ShardScheduler
+from promptstack.services.sharing.bulk_jobs import BulkJobs
 from promptstack.tasks import connections, from_settings
 from promptstack.tasks.redis_publisher import RedisPublisher
 
@@ -176,7 +177,31 @@ class PromptStack:
     def jobs(self) -> JobService:
         """The enqueue API."""
         defaults = from_settings.job_defaults(self.settings, self._request_bounds)
-        return JobService(self.ledger, self.publisher, self.progress, self.factory, defaults)
+        return JobService(
+            self.ledger,
+            self.publisher,
+            self.progress,
+            self.factory,
+            defaults,
+            give_out_bulk=self.bulk_jobs.give_out,
+        )
+
+    @cached_property
+    def bulk_jobs(self) -> BulkJobs:
+        """What sends bulk jobs to workers."""
+        settings = self.settings
+        return BulkJobs(
+            self.ledger,
+            self.publisher,
+            jobs_a_worker=settings.worker_concurrency,
+            worker_lost_seconds=settings.worker_lost_seconds,
+            weights=settings.tier_weights,
+            pace=self.jobs_a_second,
+        )
+
+    def jobs_a_second(self) -> float:
+        """At what pace jobs end here; a caller ends none."""
+        return 0.0
 
     @cached_property
     def _request_bounds(self) -> RequestBounds:

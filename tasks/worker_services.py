@@ -51,6 +51,10 @@ class WorkerServices(PromptStack):
         """How many workers were alive at the last heartbeat."""
         return self.heartbeat.live_workers()
 
+    def jobs_a_second(self) -> float:
+        """At what pace jobs end in this worker."""
+        return self.job_slots.ends_a_second
+
     @cached_property
     def active_jobs(self) -> ActiveJobs:
         """The jobs that this worker has in hand."""
@@ -102,8 +106,12 @@ class WorkerServices(PromptStack):
     def executor(self) -> Executor:
         """What every job goes through."""
         handlers = {
-            JobKind.GENERATION: Handler(partial(generate, self.provider_calls)),
-            JobKind.EMBEDDING: Handler(self.document_embedder.embed),
+            JobKind.GENERATION: Handler(
+                partial(generate, self.provider_calls), after=self.bulk_jobs.after_job
+            ),
+            JobKind.EMBEDDING: Handler(
+                self.document_embedder.embed, after=self.bulk_jobs.after_job
+            ),
             # A shard that is done makes room for the next one.
             JobKind.SHARD: Handler(
                 self.job_threads.run(self.run_work.run_shard),
@@ -231,6 +239,7 @@ class WorkerServices(PromptStack):
             self.publisher,
             self.progress,
             rate_limited=self.rate_limited_jobs,
+            bulk_jobs=self.bulk_jobs,
             liveness=self.liveness,
         )
 

@@ -34,6 +34,7 @@ def outbox_of(
         publisher or stack.publisher,
         stack.progress,
         rate_limited=stack.rate_limited_jobs,
+        bulk_jobs=stack.bulk_jobs,
         liveness=liveness or stack.liveness,
     )
 

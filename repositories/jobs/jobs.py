@@ -176,6 +176,7 @@ def job_refs(session: Session, statement: Update) -> list[JobRef]:
             Job.state,
             Job.published_at,
             Job.created_at,
+            Job.user_id,
         ).execution_options(synchronize_session=False)
     )
     return [JobRef(**row._asdict()) for row in rows]

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from sqlalchemy.pool import PoolProxiedConnection
 
+from promptstack.config.names import Queue
 from promptstack.repositories.driver_errors import of_known_users
 from promptstack.repositories.jobs.records import Accepted, NewJobRow
 from promptstack.repositories.wire_values import array_literal, written_for_jsonb
@@ -29,13 +30,19 @@ _COLUMNS = ", ".join([name for name in _GIVEN if name != "lifetime"])
 _PLACES = ", ".join(["%s" for name in _GIVEN if name != "lifetime"])
 _ARRAYS = ", ".join([f"%s::{kind}[]" for kind in _GIVEN.values()])
 _MARKS = "%s::text, CASE WHEN %s::text IS NOT NULL THEN now() END"
+_BULK = ", ".join([f"'{queue}'" for queue in Queue if queue.is_bulk])
+_IS_SENT = f"queue NOT IN ({_BULK})"
+_MARKS_BY_QUEUE = (
+    f"CASE WHEN {_IS_SENT} THEN %s::text END, "
+    f"CASE WHEN {_IS_SENT} AND %s::text IS NOT NULL THEN now() END"
+)
 _DEADLINE = "now() + make_interval(secs => {lifetime})"
 _HEAD = f"INSERT INTO jobs ({_COLUMNS}, expires_at, rung_epoch, rung_at)"
 _TAIL = "ON CONFLICT DO NOTHING RETURNING id, created_at, expires_at"
 # PostgreSQL plans it in half the time that it takes for the other.
 _ADD_ONE = f"{_HEAD} VALUES ({_PLACES}, {_DEADLINE.format(lifetime='%s')}, {_MARKS}) {_TAIL}"
 _ADD_MANY = f"""
-{_HEAD} SELECT {_COLUMNS}, {_DEADLINE.format(lifetime="lifetime")}, {_MARKS}
+{_HEAD} SELECT {_COLUMNS}, {_DEADLINE.format(lifetime="lifetime")}, {_MARKS_BY_QUEUE}
 FROM unnest({_ARRAYS}) AS given ({", ".join(_GIVEN)}) {_TAIL}
 """  # noqa: S608 - names of our own
 _FIND = "SELECT id, created_at, expires_at FROM jobs WHERE id = ANY (%s::uuid[])"
@@ -51,8 +58,8 @@ class NewJobRepository:
         """Add queued jobs; those that were added.
 
         With `epoch`, that of the broker, they are marked as published: their messages leave right
-        after the commit. A job is left out whose caller has one of the same idempotency key.
-        Raises `UnknownUser`.
+        after the commit. Bulk jobs are not, as they wait for their users' turns. A job is left out
+        whose caller has one of the same idempotency key. Raises `UnknownUser`.
         """
         if not jobs:
             return {}
@@ -61,6 +68,7 @@ class NewJobRepository:
         rows = [job._replace(request=written_for_jsonb(job.request)) for job in ordered]
         marks = (epoch, epoch)
         if len(rows) == 1:
+            marks = (None, None) if rows[0].queue.is_bulk else marks
             return self._run(_ADD_ONE, (*rows[0], *marks))
         return self._run(_ADD_MANY, (*marks, *map(array_literal, zip(*rows, strict=True))))
 

@@ -5,13 +5,13 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, or_, select, tuple_, union_all, update
+from sqlalchemy import ColumnElement, func, literal_column, or_, select, tuple_, union_all, update
 
 from promptstack.config.names import RATE_LIMIT_WAIT, Queue
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.jobs.jobs import job_refs
 from promptstack.repositories.jobs.records import JobRef
-from promptstack.repositories.models import Job, JobState
+from promptstack.repositories.models import IS_NOT_HELD, Job, JobState
 
 _WAITING = (Job.state == JobState.QUEUED, Job.error_code == RATE_LIMIT_WAIT)
 NEARLY_DUE_SECONDS = 1.0
@@ -64,7 +64,8 @@ class OutboxRepository(BaseRepository[Job]):
         gone_before = self._last_taken(patient)
         for queue in idle_queues:
             gone_before[queue] = func.now() - patient
-        unsent = [Job.published_at.is_(None)]
+        # Bulk jobs that wait for their users' turns are sent by `BulkJobs`.
+        unsent: list[ColumnElement[Any]] = [Job.published_at.is_(None), literal_column(IS_NOT_HELD)]
         in_time = func.now() - timedelta(seconds=FRESH_SECONDS)
         unsent_in_order = [Job.not_before]
         sent_in_order = [Job.published_epoch, Job.queue, Job.published_at]

@@ -72,6 +72,7 @@ class JobRef:
     state: str
     published_at: datetime | None
     created_at: datetime
+    user_id: UUID | None = None
 
 
 class NewJobRow(NamedTuple):

@@ -33,10 +33,15 @@ class JobSlots:
     @property
     def most_jobs(self) -> int:
         """How many jobs the worker may have in hand now. Any thread may ask."""
+        ahead = int(self.ends_a_second * CLAIM_SECONDS)
+        return self._calls + self._storing + min(ahead, self._calls)
+
+    @property
+    def ends_a_second(self) -> float:
+        """At what rate jobs end just now. Any thread may ask."""
         # Who has had no end for long counts none: nothing else would bring an old rate down.
         is_old = self._clock() - self._counted_since > 2 * RATE_SECONDS
-        ahead = 0 if is_old else int(self._ends_a_second * CLAIM_SECONDS)
-        return self._calls + self._storing + min(ahead, self._calls)
+        return 0.0 if is_old else self._ends_a_second
 
     async def acquire(self) -> None:
         """Wait for a slot."""

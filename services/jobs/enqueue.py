@@ -1,11 +1,12 @@
 """Enqueue: a job is checked, stored, and its message published."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Unpack
 
 from sqlalchemy.orm import Session
 
 from promptstack.config.errors import PromptStackError
+from promptstack.config.names import Queue
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.checks import JobChecks
@@ -35,9 +36,10 @@ class JobEnqueuer:
         publisher: Publisher,
         factory: LLMServiceFactory,
         defaults: JobDefaults,
+        give_out_bulk: Callable[[Collection[Queue]], None],
     ) -> None:
         self._checks = JobChecks(ledger, factory, defaults)
-        self._intake = JobIntake(ledger, publisher, defaults)
+        self._intake = JobIntake(ledger, publisher, defaults, give_out_bulk)
 
     def enqueue_generation(
         self,

@@ -7,7 +7,7 @@ down delays the job but does not refuse it.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TypeVar
@@ -15,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from promptstack.config.names import Queue
 from promptstack.repositories.content.documents import NewDocument
 from promptstack.repositories.errors import LedgerCrowded, LedgerUnavailable, UnknownUser
 from promptstack.repositories.jobs.new_jobs import NewJobRepository
@@ -43,7 +44,15 @@ Known = dict[tuple[UUID | None, str], Job]
 class JobIntake:
     """Stores new jobs and publishes their messages."""
 
-    def __init__(self, ledger: Ledger, publisher: Publisher, defaults: JobDefaults) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        publisher: Publisher,
+        defaults: JobDefaults,
+        give_out_bulk: Callable[[Collection[Queue]], None],
+    ) -> None:
+        """Take `give_out_bulk`, which sends bulk jobs of these queues in their users' turns."""
+        self._give_out_bulk = give_out_bulk
         self._ledger = ledger
         self._publisher = publisher
         self._defaults = defaults
@@ -88,7 +97,9 @@ class JobIntake:
                 # Of a key that is twice among them, or that somebody else has used since.
                 known |= _find_known(work, [job for job in keyed if job.id not in added])
             times = [added.get(job.id) for job in jobs]
-            work.after_commit(publish, *_messages(jobs, times))
+            messages = _messages(jobs, times)
+            work.after_commit(publish, *(one for one in messages if not one.queue.is_bulk))
+            work.after_commit(self._send_bulk, *(one for one in messages if one.queue.is_bulk))
             return [self._accepted(*one, known) for one in zip(jobs, times, strict=True)]
 
     def _accepted(self, new: NewJob, accepted: Accepted | None, known: Known) -> JobView:
@@ -120,8 +131,16 @@ class JobIntake:
         added = _stored_once(store, store_again)
         times = [added.get(job.id) for job in jobs]
         publish = self._publish if epoch is None else self._publish_marked
-        publish(_messages(jobs, times))
+        messages = _messages(jobs, times)
+        if at_once := [one for one in messages if not one.queue.is_bulk]:
+            publish(at_once)
+        self._send_bulk([one for one in messages if one.queue.is_bulk])
         return times
+
+    def _send_bulk(self, added: Sequence[JobMessage]) -> None:
+        """Send bulk jobs, these or others: their users take turns."""
+        if added:
+            self._give_out_bulk({message.queue for message in added})
 
     @staticmethod
     def _add(

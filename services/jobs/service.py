@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
 
+from promptstack.config.names import Queue
 from promptstack.repositories.jobs.jobs import RETRIABLE_STATES
 from promptstack.repositories.jobs.records import EndedJobs
 from promptstack.repositories.models import Job, JobKind, JobState
@@ -45,8 +46,10 @@ class JobService(JobEnqueuer):
         progress: ProgressService,
         factory: LLMServiceFactory,
         defaults: JobDefaults,
+        *,
+        give_out_bulk: Callable[[Collection[Queue]], None],
     ) -> None:
-        super().__init__(ledger, publisher, factory, defaults)
+        super().__init__(ledger, publisher, factory, defaults, give_out_bulk)
         self._ledger = ledger
         self._progress = progress
         self._defaults = defaults

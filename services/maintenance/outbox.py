@@ -14,6 +14,7 @@ from promptstack.services.jobs.progress import ProgressService
 from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage, Publisher
 from promptstack.services.maintenance.liveness import MOST_CHANGED, Liveness
 from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
+from promptstack.services.sharing.bulk_jobs import BulkJobs
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Outbox:
         progress: ProgressService,
         *,
         rate_limited: RateLimitedJobs,
+        bulk_jobs: BulkJobs,
         liveness: Liveness,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -45,6 +47,7 @@ class Outbox:
         self._publisher = publisher
         self._progress = progress
         self._rate_limited = rate_limited
+        self._bulk_jobs = bulk_jobs
         self._liveness = liveness
         self._timer = timer
         self._ended: deque[JobRef] = deque(maxlen=MOST_CHANGED)
@@ -74,6 +77,8 @@ class Outbox:
         epoch = self._publisher.epoch()
         with self._ledger.statement() as statement:
             signs = statement.signs.of_messages(epoch, PATIENCE_SECONDS, within=STATEMENT_SECONDS)
+        if signs.held:
+            self._bulk_jobs.give_out([Queue(queue) for queue in signs.held])
         called_back = self._rate_limited.call_back() if signs.rate_limited else 0
         uptime = self._publisher.uptime() if signs.sent else None
         is_restarted = uptime is not None and uptime <= RESTARTED_SECONDS

@@ -43,7 +43,14 @@ def test_a_job_is_committed_when_its_message_leaves_and_when_enqueue_answers(
             self.publish(messages)
 
     defaults = JobDefaults("fake", "fake", max_retries=3, expires_seconds=60, max_text_bytes=99)
-    jobs = JobService(stack.ledger, RecordingPublisher(), stack.progress, stack.factory, defaults)
+    jobs = JobService(
+        stack.ledger,
+        RecordingPublisher(),
+        stack.progress,
+        stack.factory,
+        defaults,
+        give_out_bulk=stack.bulk_jobs.give_out,
+    )
     job = jobs.enqueue_generation("x")
     with engine.connect() as connection:
         assert connection.execute(text("SELECT id FROM jobs")).scalars().all() == [job.id]

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from promptstack.config.control_characters import escaped
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import Queue
+from promptstack.config.setting_types import TierWeights
 from promptstack.config.settings import Settings
 from promptstack.embedded.servers import ServerUrls
 from promptstack.repositories.models import Job, JobKind, JobState
@@ -40,6 +41,7 @@ from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.openai.service import RESERVED_OPTIONS
 from promptstack.services.llm.requests import Message
 from promptstack.services.maintenance.outbox import Outbox
+from promptstack.services.sharing.bulk_jobs import BulkJobs
 from promptstack.tasks.redis_publisher import RedisPublisher
 from promptstack.tasks.worker_services import WorkerServices
 from tests.reconcilers import outbox_of
@@ -107,7 +109,17 @@ def cut_off(settings: Settings) -> Iterator[WorkerServices]:
 
 
 def service(stack: WorkerServices, publisher: Publisher) -> JobService:
-    return JobService(stack.ledger, publisher, stack.progress, stack.factory, DEFAULTS)
+    bulk = BulkJobs(
+        stack.ledger, publisher, jobs_a_worker=9, worker_lost_seconds=9.0, weights=TierWeights()
+    )
+    return JobService(
+        stack.ledger,
+        publisher,
+        stack.progress,
+        stack.factory,
+        DEFAULTS,
+        give_out_bulk=bulk.give_out,
+    )
 
 
 def rows(ledger: Ledger) -> tuple[int, int]:

@@ -1,0 +1,124 @@
+"""Bulk jobs of all users, sent to workers in turns.
+
+A queue of the broker is first in, first out: a user's hundred thousand bulk jobs would stand before
+another's one, and before the shards of runs. So bulk jobs wait in the ledger, and only as many have
+a message as workers take in a moment. Whoever adds bulk jobs sends the first of them; workers send
+more whenever some have ended.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from uuid import UUID
+
+from promptstack.config.names import Queue
+from promptstack.config.setting_types import TierWeights
+from promptstack.repositories.errors import TransientLedgerError
+from promptstack.repositories.session import Ledger
+from promptstack.services.jobs.publishing import (
+    BrokerUnavailable,
+    JobMessage,
+    Publisher,
+    publish_marked,
+)
+from promptstack.services.sharing.turns import NOBODY, Turns
+
+logger = logging.getLogger(__name__)
+
+BULK_QUEUES = tuple(queue for queue in Queue if queue.is_bulk)
+MOST_AT_ONCE = 500
+"""Jobs in one transaction, and users among whom they are shared out."""
+ROUNDS = 8
+"""Transactions of one call."""
+REST_SECONDS = 0.1
+"""Between two times at which a worker sends more as jobs of it have ended."""
+AHEAD_SECONDS = 0.5
+"""For how long a worker's messages last, at its pace."""
+
+
+class BulkJobs:
+    """Sends bulk jobs to workers. Any process does it, and a lock lets one at a time."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        publisher: Publisher,
+        *,
+        jobs_a_worker: int,
+        worker_lost_seconds: float,
+        weights: TierWeights,
+        pace: Callable[[], float] = lambda: 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take how many jobs a worker has in hand at once, and the `pace` at which they end."""
+        self._ledger = ledger
+        self._publisher = publisher
+        self._jobs_a_worker = jobs_a_worker
+        self._worker_lost_seconds = worker_lost_seconds
+        self._weights = weights
+        self._pace = pace
+        self._clock = clock
+        self._waiting: set[Queue] = set()
+        """The queues for which jobs were left, when this process looked."""
+        self._next_at = 0.0
+
+    def give_out(self, queues: Collection[Queue] = BULK_QUEUES) -> None:
+        """Send as many jobs as workers have room for.
+
+        Never raises for a broker or a ledger that is away: the jobs are in the ledger.
+        """
+        try:
+            for queue in queues:
+                for _ in range(ROUNDS):
+                    if not self._give_out(queue):
+                        break
+        except (BrokerUnavailable, TransientLedgerError) as error:
+            logger.warning("bulk jobs are sent later: %s", error)
+
+    async def after_job(self) -> None:
+        """Send more where some were left. Called on the event loop when a job has ended."""
+        if self._waiting and self._clock() >= self._next_at:
+            self._next_at = self._clock() + REST_SECONDS
+            await asyncio.get_running_loop().run_in_executor(
+                None, self.give_out, tuple(self._waiting)
+            )
+
+    def _give_out(self, queue: Queue) -> bool:
+        """Send some jobs. Returns whether there may be room for more."""
+        waiting = self._publisher.waiting(queue)
+        epoch = self._publisher.epoch()
+        with self._ledger.transaction() as unit:
+            if not unit.try_lock(f"bulk:{queue}"):
+                return False
+            workers = max(1, unit.workers.count_alive(self._worker_lost_seconds))
+            a_worker = max(2 * self._jobs_a_worker, int(self._pace() * AHEAD_SECONDS))
+            room = min(MOST_AT_ONCE, workers * a_worker - waiting)
+            if room <= 0:
+                self._waiting.add(queue)
+                return False
+            turns = Turns(*unit.turns.read(queue))
+            users = unit.held_jobs.users(queue, turns.last or NOBODY, MOST_AT_ONCE)
+            if not users:
+                self._waiting.discard(queue)
+                return False
+            turns.keep(users)
+            weights = {user: self._weights.of(tier) for user, tier in users.items()}
+            order: list[UUID] = []
+            while len(order) < room:
+                order.append(turns.next(weights))
+                turns.charge(order[-1], 1.0)
+            taken: dict[UUID, deque[JobMessage]] = {user: deque() for user in users}
+            for job in unit.held_jobs.take(queue, Counter(order), epoch):
+                taken[job.user_id or NOBODY].append(JobMessage.of(job))
+            messages = []
+            for user in order:
+                if taken[user]:
+                    messages.append(taken[user].popleft())
+                else:
+                    turns.charge(user, -1.0)  # it has no more
+            unit.turns.write(queue, turns.last, turns.credits)
+        self._waiting.add(queue)
+        publish_marked(self._ledger, self._publisher, messages)
+        return bool(messages)
