@@ -50,12 +50,16 @@ class MailServer:
     on_rcpt: Callable[[int], str | None] = lambda _: None
     on_mail: Callable[[int], str | None] = lambda _: None
     on_connection: Callable[[int], str | None] = lambda _: None
+    on_login: Callable[[int], str | None] = lambda _: None
+    password: str = PASSWORD
+    """Of the user `stack`."""
     seconds: float = 0.0
     """How long it takes over a text, before it accepts it and again before it says so."""
     asked: str = ""
     """The last recipient."""
     accepted: list[Accepted] = field(default_factory=list)
     connections: int = 0
+    logins: int = 0
     mails: int = 0
     recipients: int = 0
     texts: int = 0
@@ -88,6 +92,17 @@ class MailServer:
             self.accepted.append(taken)
         await asyncio.sleep(self.seconds)
         return await self._answer(said, server)
+
+    def authenticate(
+        self, server: SMTP, session: Any, envelope: Any, mechanism: str, login: Any
+    ) -> AuthResult:
+        """Check a login."""
+        self.logins += 1
+        if refusal := self.on_login(self.logins):
+            return AuthResult(success=False, handled=False, message=refusal)
+        said = isinstance(login, LoginPassword) and (login.login, login.password)
+        is_right = said == (USER.encode(), self.password.encode())
+        return AuthResult(success=is_right, handled=False)
 
     async def _answer(self, said: str | None, server: SMTP) -> str:
         match said:
@@ -130,7 +145,7 @@ def mail_server(
     handler = MailServer(**answers)
     more: dict[str, Any] = {}
     if asks_login:
-        more = {"authenticator": _authenticate, "auth_required": True}
+        more = {"authenticator": handler.authenticate, "auth_required": True}
         more["auth_require_tls"] = tls is None
     loop = asyncio.new_event_loop()
 
@@ -162,13 +177,6 @@ def mail_server(
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-def _authenticate(
-    server: SMTP, session: Any, envelope: Any, mechanism: str, login: Any
-) -> AuthResult:
-    said = isinstance(login, LoginPassword) and (login.login, login.password)
-    return AuthResult(success=said == (USER.encode(), PASSWORD.encode()), handled=False)
 
 
 def every(number: int, said: str) -> Callable[[int], str | None]:

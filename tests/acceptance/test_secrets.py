@@ -1,6 +1,7 @@
 """Everything is done, rightly and wrongly, with marked secrets: none is left in a wrong place."""
 
 import os
+import ssl
 import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -14,20 +15,25 @@ from httpx2 import Client, Response
 from redis import Redis
 
 from promptstack.api.http.browsers import CSRF_HEADER
-from promptstack.repositories.access_models import Role
+from promptstack.repositories.access_models import Role, Scope
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.worker_services import WorkerServices
 from tests.doors import Door
 from tests.flower import FlowerClient
+from tests.mail_server import USER, MailServer, first, mail_server
 from tests.processes import Process, run, wait_until
 from tests.sweep import Sweep, in_ledger, in_redis, redis_traffic
+from tests.tls import Authority
 
 API = "/api/v1"
 ODD = 'it\'s "{}" \\ %41 /~ü?>'
 """Around a secret that may hold any character."""
-CONTENT = ("prompt", "item")
-CONTENT_TABLES = {"answers", "chunks", "documents", "items", "jobs", "outcomes", "runs", "attempts"}
-"""Where prompts and answers belong; an attempt has what the provider said, which may quote them."""
+CONTENT = ("prompt", "item", "notification")
+CONTENT_TABLES = frozenset(
+    "answers attempts chunks deliveries documents items jobs outcomes runs".split()
+)
+"""Where content belongs. Attempts and deliveries have what a provider or a mail server said, which
+may quote it."""
 CLI = str(Path(sys.executable).with_name("promptstack"))
 COMMANDS = (
     ("doctor", "--json"),
@@ -42,6 +48,7 @@ COMMANDS = (
     ("runs", "list", "--json"),
     ("usage", "--json"),
     ("permissions",),
+    ("notifications", "list", "--json"),
 )
 """What shows things, and no content."""
 
@@ -73,9 +80,32 @@ def sweep() -> Sweep:
 
 
 @pytest.fixture
+def mail(sweep: Sweep, tmp_path: Path) -> Iterator[MailServer]:
+    """A mail server that quotes what it refuses: the login, then a mail for now, and one for good.
+
+    Its replies are in ASCII.
+    """
+    password = sweep.make("SMTP password", ODD[:-4])
+    text = sweep.make("notification", 'Dear "{}"')
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(Authority(tmp_path).certificate("localhost"))
+    plain = b64encode(f"\0{USER}\0{password}".encode()).decode()
+    with mail_server(
+        starttls=context,
+        asks_login=True,
+        password=password,
+        on_login=first(f"535 No {USER} has {password}", f"535 No such login: {plain}"),
+        on_data=first(f"451 Not now: {text}", None, f"550 Never: {text}"),
+    ) as server:
+        server.asked = text
+        yield server
+
+
+@pytest.fixture
 def marked(
     sweep: Sweep,
     simulator: SimulatorProcess,
+    mail: MailServer,
     environment: dict[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -98,6 +128,9 @@ def marked(
         "OPENAI_API_KEY": sweep.make("provider key", "sk-live/{}+x=="),
         "FLOWER_BASIC_AUTH": "watcher:" + sweep.make("Flower password", ODD[:-4]),
         "REDIS_URL": environment["REDIS_URL"].replace("unix://", "unix://marked@"),
+        "SMTP_URL": f"smtp://{USER}:{quote(mail.password, safe='')}@localhost:{mail.port}",
+        "MAIL_FROM": "stack@example.org",
+        "TLS_CA_FILE": str(tmp_path / "authority.pem"),
         "JOB_MAX_RETRIES": "1",
         "LOG_FORMAT": "json",
     }
@@ -117,6 +150,7 @@ def test_no_secret_is_left_anywhere(
     marked: dict[str, str],
     stack: WorkerServices,
     simulator: SimulatorProcess,
+    mail: MailServer,
     environment: dict[str, str],
     start_worker: Callable[..., Process],
     start_flower: Callable[..., Process],
@@ -131,6 +165,7 @@ def test_no_secret_is_left_anywhere(
         caller = Caller(door.url, sweep)
         sign_in_and_out(sweep, caller, stack)
         jobs = work(sweep, caller, stack, simulator)
+        jobs += notify(sweep, caller, stack, mail)
         commands(sweep, environment, tmp_path)
         sweep.look("Flower", flower.read_everything(*jobs))
         caller.close()
@@ -360,6 +395,38 @@ def work(
     caller.send("GET", f"{API}/usage/calls", headers=by, shows=CONTENT)
     caller.send("GET", f"{API}/usage", headers=by)
     return [UUID(job) for job in jobs]
+
+
+def notify(sweep: Sweep, caller: Caller, stack: WorkerServices, mail: MailServer) -> list[UUID]:
+    """Send mails while the server refuses its login and a mail, and quotes both."""
+    text = mail.asked
+    with stack.ledger.transaction() as unit:
+        root = unit.users.create(email="root@example.org", role=Role.SUPER_ADMIN)
+    key = stack.keys.create("root@example.org", "Test", scopes=list(Scope))
+    by = {"X-API-Key": sweep.know("administrator's key", key)}
+    right = {"user_id": str(root.id), "subject": "News", "message": text}
+
+    def send(body: Any) -> Response:
+        return caller.send("POST", f"{API}/send-notification", json=body, headers=by)
+
+    for wrong in (
+        {**right, "user_id": text},
+        {**right, "subject": [text]},
+        {**right, "message": ""},
+        {**right, "subject": f"{text}\n"},
+        {**right, "idempotency_key": [text]},
+        {**right, "html": text},
+        [text],
+    ):
+        assert send(wrong).status_code == 422
+    sent = []
+    for state in ("succeeded", "failed"):
+        sent.append(UUID(send(right).json()["id"]))
+        wait_until(lambda: stack.jobs.get(sent[-1]).state == state, f"a mail that has {state}")  # noqa: B023
+    assert mail.logins >= 3
+    assert len(mail.accepted) == 1
+    assert caller.send("GET", f"{API}/notifications", headers=by, shows=CONTENT).is_success
+    return sent
 
 
 def commands(sweep: Sweep, environment: dict[str, str], tmp_path: Path) -> None:
