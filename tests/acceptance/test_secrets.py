@@ -7,7 +7,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 from uuid import UUID
 
 import pytest
@@ -29,9 +29,10 @@ API = "/api/v1"
 ODD = 'it\'s "{}" \\ %41 /~ü?>'
 """Around a secret that may hold any character."""
 CONTENT = ("prompt", "item", "notification")
-CONTENT_TABLES = frozenset(
-    "answers attempts chunks deliveries documents items jobs outcomes runs".split()
-)
+CONTENT_TABLES = {"answers", "chunks", "documents", "items", "jobs", "outcomes", "runs"} | {
+    "attempts",
+    "deliveries",
+}
 """Where content belongs. Attempts and deliveries have what a provider or a mail server said, which
 may quote it."""
 CLI = str(Path(sys.executable).with_name("promptstack"))
@@ -181,6 +182,8 @@ def test_no_secret_is_left_anywhere(
         sweep.look("Flower's log", flower.process.output())
         for place, content in in_redis(redis):
             sweep.look("Redis", place.encode() + content)
+        for log in servers_logs(environment["REDIS_URL"]):
+            sweep.look("servers' logs", f"{log.name}\n{log.read_text(errors='replace')}")
     sweep.look("Redis traffic", "\n".join(traffic))
     with stack.ledger.engine.connect() as connection:
         for table, rows in in_ledger(connection):
@@ -198,12 +201,19 @@ def test_no_secret_is_left_anywhere(
         "Redis",
         "Redis traffic",
         "commands",
+        "servers' logs",
         "table audit_log",
         "table users",
         "table api_keys",
         "table sessions",
         "table refresh_tokens",
     }
+
+
+def servers_logs(redis_url: str) -> list[Path]:
+    """What PostgreSQL and Valkey of this test session have logged."""
+    folder = Path(unquote(urlsplit(redis_url).path)).parent.parent
+    return [folder / "postgres.log", folder / "valkey.log"]
 
 
 def sign_in_and_out(sweep: Sweep, caller: Caller, stack: WorkerServices) -> None:
@@ -236,6 +246,8 @@ def sign_in_and_out(sweep: Sweep, caller: Caller, stack: WorkerServices) -> None
         answer = caller.send("POST", f"{API}/auth/login", content=content.encode())
         assert answer.is_client_error
 
+    for path in ("/healthz", "/openapi.json", "/docs"):
+        assert caller.send("GET", path).status_code == 200
     tokens = log_in(email=email, password=password).json()
     access = sweep.know("access token", tokens["access_token"])
     first = sweep.know("refresh token", tokens["refresh_token"])

@@ -22,6 +22,7 @@ from typer.main import get_command
 from promptstack.api.cli.main import build
 from promptstack.config.errors import ConfigurationError
 from promptstack.config.settings import Settings, load_settings
+from promptstack.embedded.postgres import _SETTINGS as EMBEDDED_POSTGRES
 from promptstack.repositories.vector_indexes import BUILD_MEMORY
 from tests.processes import ROOT, wait_until
 
@@ -339,6 +340,16 @@ def test_redis_drops_nothing() -> None:
     command = " ".join(SERVICES["redis"]["command"])
     assert "--appendonly yes" in command
     assert "--maxmemory-policy noeviction" in command
+
+
+def test_postgres_logs_no_statement_that_failed() -> None:
+    """It would have prompts and answers. The embedded server has the same settings."""
+    [program, *options] = SERVICES["postgres"]["command"]
+    assert program == "postgres"
+    assert set(options[::2]) == {"-c"}
+    said = dict(option.split("=") for option in options[1::2])
+    assert said.keys() == {"log_min_messages", "log_min_error_statement", "log_error_verbosity"}
+    assert said.items() <= EMBEDDED_POSTGRES.items()
 
 
 def test_postgres_has_shared_memory_for_the_builds_of_two_indexes() -> None:
