@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import ARRAY, ForeignKey, Index, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from promptstack.repositories.models import Base, new_id, one_of
+from promptstack.repositories.models import EXPLICIT, Base, new_id, one_of
 
 
 class Role(StrEnum):
@@ -66,7 +66,9 @@ class User(Base):
     disabled_at: Mapped[datetime | None]
     last_seen_at: Mapped[datetime | None]
 
-    api_keys: Mapped[list["ApiKey"]] = relationship(back_populates="user", passive_deletes=True)
+    api_keys: Mapped[list["ApiKey"]] = relationship(
+        back_populates="user", passive_deletes=True, lazy=EXPLICIT
+    )
 
     __table_args__ = (
         Index("users_email_key", text("lower(email)"), unique=True),
@@ -99,7 +101,7 @@ class ApiKey(Base):
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
 
-    user: Mapped[User] = relationship(back_populates="api_keys")
+    user: Mapped[User] = relationship(back_populates="api_keys", lazy=EXPLICIT)
 
 
 class SignInSession(Base):
@@ -119,7 +121,7 @@ class SignInSession(Base):
     expires_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
 
-    user: Mapped[User] = relationship()
+    user: Mapped[User] = relationship(lazy=EXPLICIT)
 
 
 class RefreshToken(Base):

@@ -3,7 +3,7 @@
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import uuid_utils.compat
@@ -25,6 +25,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from promptstack.config.names import Queue, VectorType
+
+EXPLICIT: Final = "raise_on_sql"
+"""How relations are loaded: only where a repository says so. A row of a list that would ask for
+them by itself, a query a row, is an error."""
 
 
 def new_id() -> UUID:
@@ -190,7 +194,10 @@ class Job(Base):
     finished_at: Mapped[datetime | None]
 
     attempts: Mapped[list["Attempt"]] = relationship(
-        back_populates="job", order_by="(Attempt.number, Attempt.call)", passive_deletes=True
+        back_populates="job",
+        order_by="(Attempt.number, Attempt.call)",
+        passive_deletes=True,
+        lazy=EXPLICIT,
     )
 
     __table_args__ = (
@@ -305,7 +312,7 @@ class Attempt(Base):
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
 
-    job: Mapped[Job | None] = relationship(back_populates="attempts")
+    job: Mapped[Job | None] = relationship(back_populates="attempts", lazy=EXPLICIT)
 
     __table_args__ = (
         one_of("state", AttemptState),

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
-from sqlalchemy.orm import joinedload
+from sqlalchemy.orm import joinedload, selectinload
 
 from promptstack.repositories.access_models import ApiKey, User
 from promptstack.repositories.base import BaseRepository, change_rows
@@ -69,6 +69,7 @@ class ApiKeyRepository(BaseRepository[ApiKey]):
         if user_id is not None:
             which = [*which, ApiKey.user_id == user_id]
         changed = update(ApiKey).where(*which).values(values).returning(ApiKey)
+        changed = changed.options(selectinload(ApiKey.user))
         return self._session.scalars(changed, execution_options={"populate_existing": True}).first()
 
     def find(self, key_hash: str) -> ApiKey | None:

@@ -18,7 +18,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session, defer, selectinload
 
 from promptstack.config.names import Queue
 from promptstack.repositories.base import BaseRepository
@@ -53,6 +53,12 @@ class JobRepository(BaseRepository[Job]):
     """Jobs."""
 
     model = Job
+
+    def get_with_attempts(self, job_id: UUID) -> Job | None:
+        """A job and its provider calls, without what was asked and answered."""
+        query = select(Job).where(Job.id == job_id)
+        loaded = query.options(selectinload(Job.attempts), defer(Job.result))
+        return self._session.scalars(loaded).one_or_none()
 
     def get_all(self, job_ids: Sequence[UUID], *, with_results: bool = False) -> Sequence[Job]:
         """The jobs of these ids that are there, without what was asked, in any order."""

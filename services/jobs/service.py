@@ -124,7 +124,7 @@ class JobService(JobEnqueuer):
     def get_attempts(self, job_id: UUID | str, *, owner: UUID | None = None) -> list[AttemptView]:
         """Return the provider calls of a job, in order. Raises `NotFound`."""
         with self._ledger.transaction() as work:
-            job = _find(work, job_id, owner)
+            job = _checked(work.jobs.get_with_attempts(read_id(job_id, "job")), job_id, owner)
             return [AttemptView.model_validate(row) for row in job.attempts]
 
     def cancel(
@@ -247,8 +247,10 @@ def _audit_many(work: UnitOfWork, actor: Actor, ended: EndedJobs, count: int) ->
 
 
 def _find(work: UnitOfWork, job_id: UUID | str, owner: UUID | None) -> Job:
-    job_id = read_id(job_id, "job")
-    job = work.jobs.get(job_id)
+    return _checked(work.jobs.get(read_id(job_id, "job")), job_id, owner)
+
+
+def _checked(job: Job | None, job_id: UUID | str, owner: UUID | None) -> Job:
     # Another user's job is as unknown as one that doesn't exist: its id reveals nothing.
     if job is None or (owner is not None and job.user_id != owner):
         raise NotFound(f"There is no job {job_id}.")
