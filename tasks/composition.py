@@ -14,6 +14,7 @@ from promptstack.config.models_file import ModelsFile
 from promptstack.config.network import check_network
 from promptstack.config.providers import NamedProvider
 from promptstack.config.settings import Settings, get_settings
+from promptstack.config.smtp_url import SmtpUrl
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.usage import Usage
 from promptstack.repositories.vector_indexes import VectorIndexes
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     # long to load, and many callers need neither.
     from celery import Celery
 
+    from promptstack.services.notifications.mailer import Mailer
     from promptstack.services.runs.service import RunService
     from promptstack.tasks.celery_publisher import CeleryPublisher
 
@@ -279,6 +281,22 @@ class PromptStack:
         """Mails to users."""
         defaults = from_settings.mail_defaults(self.settings)
         return NotificationService(self.ledger, self.publisher, defaults)
+
+    @cached_property
+    def mailer(self) -> "Mailer | None":
+        """The connections to the mail server; None where none is set."""
+        if self.settings.smtp_url is None:
+            return None
+        from promptstack.services.notifications.mailer import Mailer  # noqa: PLC0415
+
+        mailer = Mailer(
+            SmtpUrl.parse(self.settings.smtp_url.get_secret_value()),
+            timeout_seconds=self.settings.mail_timeout_seconds,
+            ca_file=str(self.settings.tls_ca_file) if self.settings.tls_ca_file else None,
+        )
+        loop = self.loop
+        self._exit_stack.callback(lambda: loop.run(mailer.aclose()))
+        return mailer
 
     @cached_property
     def run_ends(self) -> RunEnds:

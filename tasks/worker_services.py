@@ -2,13 +2,11 @@
 
 from contextlib import closing
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 import uuid_utils.compat
 
 from promptstack.config.settings import Settings
-from promptstack.config.smtp_url import SmtpUrl
 from promptstack.repositories.models import JobKind
 from promptstack.repositories.session import Ledger
 from promptstack.services.documents.chunk_sizes import Cutter
@@ -34,10 +32,6 @@ from promptstack.services.runs.shards.slots import WorkerSlots
 from promptstack.services.runs.shards.worker import ShardTools
 from promptstack.tasks import from_settings
 from promptstack.tasks.composition import PromptStack
-
-if TYPE_CHECKING:
-    # Imported where the first mail is sent.
-    from promptstack.services.notifications.mailer import Mailer
 
 
 class WorkerServices(PromptStack):
@@ -136,22 +130,6 @@ class WorkerServices(PromptStack):
     def mail_delivery(self) -> MailDelivery:
         """Sends the mails of notifications."""
         return MailDelivery(lambda: self.mailer, self.settings.mail_from)
-
-    @cached_property
-    def mailer(self) -> "Mailer | None":
-        """The connections to the mail server; None where none is set."""
-        if self.settings.smtp_url is None:
-            return None
-        from promptstack.services.notifications.mailer import Mailer  # noqa: PLC0415
-
-        mailer = Mailer(
-            SmtpUrl.parse(self.settings.smtp_url.get_secret_value()),
-            timeout_seconds=self.settings.mail_timeout_seconds,
-            ca_file=str(self.settings.tls_ca_file) if self.settings.tls_ca_file else None,
-        )
-        loop = self.loop
-        self._exit_stack.callback(lambda: loop.run(mailer.aclose()))
-        return mailer
 
     @cached_property
     def cutter(self) -> Cutter:

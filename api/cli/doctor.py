@@ -74,6 +74,8 @@ def examine(stack: PromptStack, patience: float = ANSWER_SECONDS) -> Iterator[Fi
         "connections": _ask(_try, "connections", lambda: _connections(stack)),
         "workers": _ask(lambda: [_workers(stack), *_waits(stack)]),
     }
+    if (mailer := stack.mailer) is not None:
+        servers["mail"] = _ask(_try, "mail", lambda: stack.loop.run(mailer.check()))
     # Meanwhile SDKs are imported, which takes long. Each provider is asked as soon as its own is,
     # and those across a network first: what works in this process is loaded while they think.
     across = {server.name for server in stack.servers}

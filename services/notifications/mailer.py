@@ -94,6 +94,13 @@ class Mailer:
             self._places.release()
         return reply
 
+    async def check(self) -> str:
+        """Connect, log in and hang up; what the server is. Raises `MailServerAway`."""
+        connection = _Connection(await self._connect())
+        await self._quit(connection)
+        how = "TLS" if self._server.is_tls or self._server.starts_tls else "without TLS"
+        return f"{self._server.host}:{self._server.port}, {how}"
+
     async def aclose(self) -> None:
         """Close all connections."""
         while self._idle:

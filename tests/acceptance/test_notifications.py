@@ -79,7 +79,9 @@ def test_each_mail_is_accepted_once_but_for_those_that_were_cut_off(
             enough = MAILS * kill // (KILLS + 1)
             wait_until(partial(has_accepted, server, enough), f"{enough} mails")
             worker.kill()
-            assert MARK not in everything_in(stack.redis_url)
+            said = worker.output() + everything_in(stack.redis_url)
+            assert MARK not in said
+            assert "example.org" not in said
             worker = start_worker(SMTP_URL=url, MAIL_FROM=FROM)
         wait_until(lambda: not open_jobs(stack), "all mails to have ended", seconds=300)
 

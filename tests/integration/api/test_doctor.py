@@ -7,10 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from promptstack.api.cli.doctor import Finding, examine
 from promptstack.config.settings import Settings
 from promptstack.tasks.composition import PromptStack
+from tests.mail_server import mail_server
 
 PATIENCE = 2.0
 HANGING = 4
@@ -83,3 +85,19 @@ def test_what_has_no_key_is_not_imported(
 
     needs = "openai needs an API key, which is read from OPENAI_API_KEY."
     assert (found["openai"].status, found["openai"].detail) == ("warning", needs)
+
+
+def test_the_mail_server_is_asked_where_one_is_set(environment: dict[str, str]) -> None:
+    with PromptStack.open(Settings(_env_file=None)) as stack:
+        assert "mail" not in findings(stack)
+    with mail_server() as server:
+        where = f"localhost:{server.port}"
+        url = SecretStr(f"smtp://{where}?tls=off")
+        settings = Settings(_env_file=None, smtp_url=url, mail_from="stack@example.org")
+        with PromptStack.open(settings) as stack:
+            found = findings(stack)["mail"]
+    assert (found.status, found.detail) == ("ok", f"{where}, without TLS")
+    with PromptStack.open(settings) as stack:
+        found = findings(stack)["mail"]
+    assert found.status == "missing"
+    assert f"The mail server {where} can't be reached" in found.detail

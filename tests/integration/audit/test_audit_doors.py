@@ -1,25 +1,36 @@
 """The audit log over HTTP and on the command line."""
 
 import json
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from promptstack.api.cli import audit
 from promptstack.api.cli.main import build
 from promptstack.repositories.audit_models import ActorKind
 from promptstack.repositories.models import new_id
+from promptstack.services.access.key_terms import KeyTerms
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
+from tests.mail_server import mail_server
+from tests.mails import with_mail
 
 MARK = "marmalade"
 ADA = Actor(ActorKind.USER, uuid4(), "ada@example.org", None, "203.0.113.7")
+
+
+@pytest.fixture
+def mailing(stack: WorkerServices) -> Iterator[WorkerServices]:
+    with mail_server() as server, with_mail(stack, server) as opened:
+        yield opened
 
 
 def record(stack: WorkerServices, name: str, action: Action = Action.FLAG_CHANGED) -> None:
@@ -169,3 +180,30 @@ def test_what_a_command_does_to_a_users_work_is_on_record(stack: WorkerServices)
     [entry] = entries(stack, "job")
     assert (entry.action, entry.object_id) == ("job.cancelled", job)
     assert entry.actor_kind is ActorKind.COMMAND_LINE
+
+
+def test_no_secret_and_no_content_is_in_it(mailing: WorkerServices) -> None:
+    """Whatever is done with them: all of the table is read."""
+    with serve(mailing, "root@example.org", is_admin=True) as root:
+        made = mailing.keys.issue("root@example.org", KeyTerms(name="nightly"), by=ADA)
+        turned = mailing.keys.rotate(made.key.id, by=ADA)
+        mailing.keys.revoke(made.key.id, by=ADA)
+        person = {"email": "bob@example.org", "password": f"{MARK} nine blue doors"}
+        said = root.post("/api/v1/users", json=person)
+        assert said.status_code == 201, said.text
+        user = said.json()
+        for tried in (person, {**person, "password": MARK}):
+            root.post("/api/v1/auth/login", json=tried)
+        mail = {"user_id": user["id"], "subject": MARK, "message": MARK, "idempotency_key": MARK}
+        assert root.post("/api/v1/send-notification", json=mail).status_code == 202
+        with serve(mailing) as ada:
+            job = ada.post("/api/v1/generations", json={"prompt": MARK})
+        root.post(f"/api/v1/jobs/{job.json()['id']}/cancel")
+    with mailing.ledger.transaction() as unit:
+        rows = [str(row) for row in unit.session.execute(text("SELECT * FROM audit_log"))]
+    everything = "\n".join(rows)
+    done = ("key.rotated", "user.created", "sign_in", "notification.requested", "job.cancelled")
+    for action in done:
+        assert action in everything
+    for secret in (MARK, made.secret, turned.secret):
+        assert secret not in everything

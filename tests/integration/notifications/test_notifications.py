@@ -1,5 +1,6 @@
 """Notifications from their sender to the mail server: kept, told, tried again, never twice."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +18,7 @@ from promptstack.services.notifications.errors import MailNotConfigured
 from promptstack.services.notifications.service import MAX_MESSAGE, MAX_SUBJECT, RETRIES
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
+from tests.integration.invariants.test_messages_carry_ids import everything_in
 from tests.jobs import execute, sql
 from tests.mail_server import MailServer, first, mail_server
 from tests.mails import ROOT, add_user, send, shown, with_mail
@@ -252,6 +254,35 @@ def test_no_text_leaves_if_it_can_not_be_put_on_record(
     assert server.texts == 0
 
 
+# Content
+
+
+def test_the_text_is_in_the_ledger_alone(
+    mailing: WorkerServices, server: MailServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not in a message, Redis, a log, an audit entry, or what Celery and monitors are told."""
+    caplog.set_level(logging.DEBUG)
+    mark = "marmalade"
+    server.on_data = first(f"451 {mark}", f"554 {mark}")
+    told: list[object] = []
+    for name in ("kept", "refused"):
+        user_id = add_user(mailing, f"{name}@example.org")
+        sent = mailing.notifications.send(
+            user_id, mark, mark, actor=ROOT, idempotency_key=f"{mark}-{name}"
+        )
+        told.append(everything_in(mailing.redis_url))
+        told.append(execute(mailing, sent, told.append))
+        told.append(mailing.jobs.get(sent))
+        retry_now(mailing, sent)
+    told.append(mailing.audit.get_many())
+    # The server of this test logs what it hears, in this process.
+    logged = [one.getMessage() for one in caplog.records if not one.name.startswith("mail")]
+    seen = f"{told} {logged} {everything_in(mailing.redis_url)}"
+    assert "MAIL_POSTPONED" in seen
+    assert "MAIL_REFUSED" in seen
+    assert mark not in seen
+
+
 # Users
 
 
@@ -353,6 +384,7 @@ def test_an_administrator_sends_and_lists(mailing: WorkerServices) -> None:
         assert page["notifications"][0]["state"] == "queued"
         after = client.get("/api/v1/notifications", params={"after": page["after"]}).json()
         assert [one["id"] for one in after["notifications"]] == [sent]
+        problem(client.get("/api/v1/notifications?limit=501"), 422, "INVALID_INPUT")
         assert client.get("/api/v1/notifications?uncertain=true").json()["notifications"] == []
         assert client.get(f"/api/v1/jobs/{sent}").json()["kind"] == "notification"
 
