@@ -106,8 +106,15 @@ class RunService:
         Parameters in requests of OpenAI's Batch API hold where nothing else is said here. See
         `prepare_embedding`.
         """
-        plan = plan_generation(self._factory, self._defaults, how)
+        plan = plan_generation(self._factory, self._defaults, how, self._preferred_provider)
         return self._preparation.prepare(source, plan, is_counted=is_counted)
+
+    def _preferred_provider(self, user_id: UUID | None) -> str | None:
+        if user_id is None:
+            return None
+        with self._ledger.transaction() as unit:
+            user = unit.users.get(user_id)
+            return user.preferred_provider if user else None
 
     def start(self, run_id: UUID | str) -> RunView:
         """Start a prepared run. Raises `NotFound` and `WrongState`."""

@@ -1,9 +1,10 @@
 """What a run asks of all its items, checked before any of them is read."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from promptstack.repositories.run_models import RunKind
 from promptstack.services.errors import InvalidInput
@@ -56,14 +57,17 @@ def plan_embedding(
 
 
 def plan_generation(
-    factory: LLMServiceFactory, defaults: RunDefaults, keywords: GenerationRunKeywords
+    factory: LLMServiceFactory,
+    defaults: RunDefaults,
+    keywords: GenerationRunKeywords,
+    preferred: Callable[[UUID | None], str | None],
 ) -> RunPlan:
     """Plan a run of generations. What the caller says goes before what the source says.
 
-    Raises `InvalidInput`.
+    `preferred` is the provider of a user's runs that name none. Raises `InvalidInput`.
     """
     rest: dict[str, Any] = {**keywords}
-    provider = rest.pop("provider", None) or defaults.generation_provider
+    named = rest.pop("provider", None)
     reuse = rest.pop("reuse", True)
     own_options = {
         **_options(rest.pop("options", None)),
@@ -73,6 +77,7 @@ def plan_generation(
     said = {name: value for name, value in own.items() if value not in (None, [], ())}
     with refused_in_words():
         options = RunOptions(**rest)
+    provider = named or preferred(options.user_id) or defaults.generation_provider
     service = factory.offered(provider)
     bounds = defaults.request_bounds
 

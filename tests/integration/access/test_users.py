@@ -18,6 +18,7 @@ from promptstack.services.errors import InvalidInput, NotFound, NotPermitted, Wr
 from promptstack.tasks.composition import PromptStack
 from promptstack.tasks.worker_services import WorkerServices
 from tests.conftest import PASSWORD
+from tests.fakes import FakeProvider
 from tests.http import problem
 
 USERS = "/api/v1/users"
@@ -347,3 +348,19 @@ def test_the_first_super_admin_has_no_weak_password(stack: WorkerServices) -> No
 def test_no_id_is_a_user(stack: WorkerServices) -> None:
     with pytest.raises(NotFound):
         stack.users.change(UUID(int=1), name="x")
+
+
+# The provider that a user prefers
+
+
+def test_runs_and_jobs_that_name_no_provider_go_to_the_one_that_their_user_prefers(
+    stack: WorkerServices, fake_llm: FakeProvider
+) -> None:
+    ada = stack.users.create("ada@example.org", preferred_provider=fake_llm.name)
+    eve = stack.users.create("eve@example.org")
+    for user_id, provider in ((ada.id, "fake"), (eve.id, "demo"), (None, "demo")):
+        run = stack.runs.generate(["Hello."], user_id=user_id)
+        job = stack.jobs.enqueue_generation("Hello.", user_id=user_id)
+        assert (run.provider, job.provider) == (provider, provider)
+        named = stack.runs.generate(["Hello."], user_id=user_id, provider="demo")
+        assert named.provider == "demo"

@@ -69,8 +69,9 @@ FACTORY = LLMServiceFactory({"openai": {"api_key": "key"}})
 
 
 def lines_of(kind: str) -> BatchLines:
-    plan = plan_embedding if kind == "embedding" else plan_generation
-    return plan(FACTORY, DEFAULTS, {}).lines
+    if kind == "embedding":
+        return plan_embedding(FACTORY, DEFAULTS, {}).lines
+    return plan_generation(FACTORY, DEFAULTS, {}, lambda _: None).lines
 
 
 @effort(deadline=None, max_examples=EXAMPLES)
