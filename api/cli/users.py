@@ -88,7 +88,7 @@ def list_(
     with connected(start_servers=True) as stack:
         users = stack.users.get_many(query, role=role, limit=limit)
     if as_json:
-        print_items(user.model_dump(mode="json") for user in users)
+        print_items(user.model_dump() for user in users)
     elif users:
         print_table(COLUMNS, list(map(_row, users)))
     else:

@@ -108,15 +108,20 @@ class LoginSlots:
 
     def __init__(self) -> None:
         self._limiter = CapacityLimiter(LOGINS_AT_ONCE)
+        self._present = 0
 
     async def run(self, login: Callable[[], T]) -> T:
         """Run a login in a thread, in turn. Raises `SignInBusy`."""
-        if self._limiter.statistics().tasks_waiting >= MOST_WAITING:
+        if self._present >= LOGINS_AT_ONCE + MOST_WAITING:
             raise SignInBusy(
                 "Too many people sign in at this moment; try again.",
                 retry_after=RETRY_AFTER_SECONDS,
             )
-        return await to_thread.run_sync(login, limiter=self._limiter)
+        self._present += 1
+        try:
+            return await to_thread.run_sync(login, limiter=self._limiter)
+        finally:
+            self._present -= 1
 
 
 def origin_of(request: Request) -> Origin:

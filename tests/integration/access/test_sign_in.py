@@ -8,8 +8,10 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import anyio
 import jwt
 import pytest
+from anyio import create_task_group
 from fastapi.testclient import TestClient
 from httpx2 import Response
 from pwdlib import PasswordHash
@@ -18,14 +20,18 @@ from sqlalchemy import func, select, update
 
 from promptstack.api.http.app import create_app
 from promptstack.api.http.browsers import CSRF_HEADER, csrf_cookie, session_cookie
+from promptstack.api.http.sessions import LOGINS_AT_ONCE, MOST_WAITING, LoginSlots
+from promptstack.config.settings import Settings
 from promptstack.repositories.access_models import RefreshToken, SignInSession, User
 from promptstack.services.access.access_tokens import AUDIENCE, ISSUER
-from promptstack.services.access.errors import RefreshTokenReused
-from promptstack.services.access.passwords import Passwords
+from promptstack.services.access.attempt_limits import ACCOUNT
+from promptstack.services.access.errors import RefreshTokenReused, SignInBusy
+from promptstack.services.access.passwords import HASHES_AT_ONCE, Passwords
 from promptstack.services.access.sessions import MOST_SESSIONS, Origin
 from promptstack.services.access.signing import SigningKey
 from promptstack.services.access.users import UserView
 from promptstack.services.errors import NotAuthenticated
+from promptstack.tasks.composition import PromptStack
 from promptstack.tasks.worker_services import WorkerServices
 from tests.conftest import PASSWORD
 from tests.fakes import FakeProvider
@@ -439,6 +445,20 @@ def test_a_key_goes_before_a_cookie(browser: TestClient, stack: WorkerServices) 
     problem(browser.post(f"{AUTH}/logout", headers=bearer(key)), 403, "NOT_PERMITTED")
 
 
+def test_in_production_a_cookie_is_for_this_host_and_for_tls(
+    stack: WorkerServices, test_user: UserView
+) -> None:
+    stack.settings = stack.settings.model_copy(update={"environment": "production"})
+    with TestClient(create_app(stack), base_url="https://testserver") as client:
+        said = log_in(client, cookie=True).headers.get_list("set-cookie")
+        assert [each.split("=")[0] for each in said] == [
+            "__Host-promptstack",
+            "__Host-promptstack-csrf",
+        ]
+        assert all("Secure" in each and "Domain" not in each for each in said)
+        assert client.get(f"{AUTH}/me").status_code == 200
+
+
 # Proxies
 
 HEADER = "X-Forwarded-Email"
@@ -524,6 +544,73 @@ def test_the_senders_address_is_believed_as_far_as_trusted_proxies_wrote_it(
             headers={"X-Forwarded-For": forwarded},
         )
         assert stack.audit.get_many(limit=1)[0].address == expected
+
+
+# Under load, and in outages
+
+
+def test_people_sign_in_while_redis_is_away(
+    stack: WorkerServices, test_user: UserView, settings: Settings
+) -> None:
+    with PromptStack(settings, stack.database_url, "redis://127.0.0.1:1/0") as alone:
+        alone.passwords = stack.passwords
+        with TestClient(create_app(alone)) as client:
+            assert log_in(client).status_code == 200
+            answers = [log_in(client, "wrong") for _ in range(ACCOUNT.attempts)]
+            # A share of the limit holds, and it is told until when.
+            assert sorted({each.status_code for each in answers}) == [401, 429]
+            assert int(answers[-1].headers["Retry-After"]) > 0
+
+
+def test_few_hashes_are_computed_at_once_and_no_thread_waits_for_its_turn(
+    client: TestClient, test_user: UserView, stack: WorkerServices
+) -> None:
+    running, most = 0, 0
+    lock = threading.Lock()
+    verify = stack.passwords.verify
+
+    def watch(password: str, kept: str | None) -> tuple[bool, str | None]:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        try:
+            time.sleep(0.05)  # others have the time to come in
+            return verify(password, kept)
+        finally:
+            with lock:
+                running -= 1
+
+    stack.passwords.verify = watch  # type: ignore[method-assign]
+    with ThreadPoolExecutor(8) as pool:
+        answers = [*pool.map(lambda _: log_in(client).status_code, range(8))]
+    assert answers == [200] * 8
+    assert most == HASHES_AT_ONCE
+
+
+def test_more_than_can_wait_are_told_to_come_again() -> None:
+    slots = LoginSlots()
+
+    async def crowd() -> list[str]:
+        opened = threading.Event()
+        outcomes: list[str] = []
+
+        async def one() -> None:
+            try:
+                await slots.run(lambda: opened.wait(30))
+                outcomes.append("in")
+            except SignInBusy as error:
+                outcomes.append("busy" if error.retry_after else "")
+                opened.set()
+
+        async with create_task_group() as group:
+            for _ in range(LOGINS_AT_ONCE + MOST_WAITING + 3):
+                group.start_soon(one)
+        return outcomes
+
+    outcomes = anyio.run(crowd)
+    assert outcomes.count("busy") == 3
+    assert outcomes.count("in") == LOGINS_AT_ONCE + MOST_WAITING
 
 
 # What is sent

@@ -49,8 +49,9 @@ WRONG = {
     "API_V1_PREFIX": ["api", "/", "/api/", "/a b"],
     "API_PORT": ["-1", "65536", "http"],
     "MAX_BODY_BYTES": ["999", "1e3x"],
-    "ACCESS_TOKEN_EXPIRE_MINUTES": ["0"],
-    "REFRESH_TOKEN_EXPIRE_DAYS": ["0"],
+    "ACCESS_TOKEN_EXPIRE_MINUTES": ["0", "1441"],
+    "REFRESH_TOKEN_EXPIRE_DAYS": ["0", "367"],
+    "TRUSTED_IDENTITY_HEADER": ["X Forwarded", "X:", "\u00e9"],
     "FLOWER_PORT": ["-1", "65536"],
     "MAX_TEXT_BYTES": ["0"],
     "CHUNK_TOKENS": ["15", "8001"],
@@ -291,6 +292,41 @@ def test_elsewhere_the_defaults_do(environment: str, monkeypatch: pytest.MonkeyP
     assert not settings.is_production
 
 
+# Who signs in
+
+
+def test_a_header_that_says_who_it_is_needs_a_list_of_proxies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRUSTED_IDENTITY_HEADER", "X-Forwarded-Email")
+    assert "TRUSTED_PROXIES must list" in refusal()
+    monkeypatch.setenv("TRUSTED_PROXIES", "10.0.0.0/8, fd00::/8,192.0.2.1")
+    assert [str(one) for one in load_settings().trusted_proxies] == [
+        "10.0.0.0/8",
+        "fd00::/8",
+        "192.0.2.1/32",
+    ]
+    for wrong in ("10.0.0.1/8", "proxy.example.org", "*"):
+        monkeypatch.setenv("TRUSTED_PROXIES", wrong)
+        assert "TRUSTED_PROXIES" in refusal()
+
+
+def test_the_first_administrator_has_an_address_and_a_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FIRST_ADMIN_EMAIL", "root@example.org")
+    assert "must be set together" in refusal()
+    monkeypatch.setenv("FIRST_ADMIN_PASSWORD_FILE", "/run/secrets/password")
+    assert load_settings().first_admin_email == "root@example.org"
+
+
+def test_a_previous_key_is_as_long_as_the_present_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_production(monkeypatch, PREVIOUS_SECRET_KEY="hunter2hunter2")
+    message = refusal()
+    assert "PREVIOUS_SECRET_KEY must have 32" in message
+    assert "hunter2" not in message
+
+
 # Where settings come from
 
 
@@ -318,7 +354,7 @@ def test_every_default_is_valid_when_said_aloud(monkeypatch: pytest.MonkeyPatch)
 
 def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = ["SECRET_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"]
-    for variable in [*secrets, "FLOWER_BASIC_AUTH"]:
+    for variable in [*secrets, "PREVIOUS_SECRET_KEY", "FLOWER_BASIC_AUTH"]:
         monkeypatch.setenv(variable, "hunter2:hunter2")
     settings = load_settings()
     assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
