@@ -50,6 +50,8 @@ COMMANDS = (
     ("usage", "--json"),
     ("permissions",),
     ("notifications", "list", "--json"),
+    ("budgets", "show", "--json"),
+    ("flags", "list", "--json"),
 )
 """What shows things, and no content."""
 

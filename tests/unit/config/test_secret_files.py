@@ -40,6 +40,15 @@ def test_a_file_is_a_setting(folder: Path) -> None:
     assert openai_key() == SECRET
 
 
+def test_a_file_may_be_a_link_within_the_folder(folder: Path) -> None:
+    """So Kubernetes mounts them, to change all at once."""
+    (folder / "..2026").mkdir()
+    (folder / "..2026/openai_api_key").write_text(SECRET)
+    (folder / "..data").symlink_to("..2026")
+    (folder / "openai_api_key").symlink_to("..data/openai_api_key")
+    assert openai_key() == SECRET
+
+
 def test_the_usual_folder_may_be_missing_or_be_there(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
