@@ -16,6 +16,7 @@ from promptstack.config.settings import Settings, load_settings
 from promptstack.repositories.access_models import Role
 from promptstack.services.access.users import UserView
 from promptstack.services.audit.actor import Actor
+from promptstack.services.budgets.service import Scope, Subject
 from promptstack.services.flags.rules import ON
 from promptstack.tasks.worker_services import WorkerServices
 from tests.jobs import execute
@@ -63,6 +64,8 @@ class World:
             self.stack.keys.create(self.email, f"key {number}")
             self.stack.keys.create(other, "theirs")
             self.stack.flag_service.set(f"flag_{number}", ON, by=Actor.command_line())
+            newest = self.stack.keys.get_page(self.user_id, after=None, limit=1)[0]
+            self.stack.budgets.set(Subject(Scope.KEY, newest.id), {"total": 1})
             self.stack.notifications.send(
                 user_id=self.user_id,
                 subject=f"News {number}",
@@ -102,6 +105,7 @@ LISTS: Mapping[str, tuple[str, str]] = {
     "GET /usage": ("/usage?by=user&by=model", ""),
     "GET /usage/calls": ("/usage/calls?limit=100", "calls"),
     "GET /keys": ("/keys?limit=100", "keys"),
+    "GET /budgets": ("/budgets", "budgets"),
     "GET /users": ("/users?limit=100", "users"),
     "GET /audit": ("/audit?limit=100", "entries"),
     "GET /flags": ("/flags", "flags"),
