@@ -33,15 +33,19 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=UNLIMITED, help="requests a minute")
     parser.add_argument("--in-flight", type=int, default=32, help="calls of a run in a worker")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--concurrency", type=int, default=8, help="jobs at once in a worker")
     parser.add_argument("--tiers", nargs=2, type=Tier, default=[Tier.FREE, Tier.FREE])
     given = parser.parse_args()
     limits = (
         f'[[limits]]\nprovider = "openai"\nmodel = "*"\nrequests_per_minute = {given.limit}\n'
         "burst_seconds = 1\n"
     )
+    concurrency = str(given.concurrency)
     with (
         SimulatorProcess(latency=LATENCY) as simulator,
-        deployment(simulator.url, limits, LOG_LEVEL="WARNING") as deployed,
+        deployment(
+            simulator.url, limits, LOG_LEVEL="WARNING", WORKER_CONCURRENCY=concurrency
+        ) as deployed,
     ):
         users = [add_user(deployed, f"user-{at}", tier) for at, tier in enumerate(given.tiers)]
         first = hand_in_singles if given.singles else hand_in_runs
@@ -72,7 +76,7 @@ def hand_in_singles(
     deployed: Deployment, user: UUID, items: int, runs: int, in_flight: int
 ) -> None:
     """Enqueue so many bulk jobs."""
-    deployed.enqueue(items, lambda one: f"Job {one} of {user}", user_id=user, is_bulk=True)
+    deployed.enqueue(items, lambda one: f"Job {one} of {user}", user_id=user, bulk=True)
 
 
 def follow(deployed: Deployment, users: list[UUID], items: int) -> list[list[int]]:
@@ -107,7 +111,7 @@ def show(curve: list[list[int]], items: int) -> None:
         share = other / (one + other) if one + other else 0.0
         table.add_row(
             f"{at - step}-{at}", f"{one / step:,.0f}", f"{other / step:,.0f}", f"{share:.0%}",
-            "#" * round(share * 20),
+            "#" * round(share * 12),
         )  # fmt: skip
     console = Console()
     console.print(table)

@@ -242,11 +242,12 @@ class Job(Base):
             "rung_at",
             postgresql_where=text("state <> 'queued' AND rung_at IS NOT NULL"),
         ),
-        # What `OutboxRepository.next_waiting` asks every second.
+        # What `OutboxRepository.next_waiting` and `users_waiting` ask every second.
         Index(
             "jobs_waiting",
             "provider",
             "model",
+            text("coalesce(user_id, '00000000-0000-0000-0000-000000000000'::uuid)"),
             "not_before",
             postgresql_where=text("state = 'queued' AND error_code = 'RATE_LIMIT_WAIT'"),
         ),

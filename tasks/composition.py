@@ -457,7 +457,13 @@ class PromptStack:
     @cached_property
     def rate_limited_jobs(self) -> RateLimitedJobs:
         """The jobs that wait for a rate limit."""
-        return RateLimitedJobs(self.ledger, self.providers, self.limited_calls, self.loop)
+        return RateLimitedJobs(
+            self.ledger,
+            self.providers,
+            self.limited_calls,
+            self.loop,
+            weights=self.settings.tier_weights,
+        )
 
     def close(self) -> None:
         """Close what was opened: first what was opened last, as it may use the others."""

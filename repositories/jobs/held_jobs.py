@@ -6,56 +6,13 @@ from uuid import UUID
 from sqlalchemy import func, text, update
 from sqlalchemy.orm import Session
 
+from promptstack.repositories.jobs.by_user import ring_of_users, taken_by_user
 from promptstack.repositories.jobs.jobs import job_refs
 from promptstack.repositories.jobs.records import JobRef
 from promptstack.repositories.models import IS_HELD, Job
 
-_NOBODY = "'00000000-0000-0000-0000-000000000000'::uuid"
-
-# One step in an index for each user, who may have a hundred thousand jobs; first those after the
-# last, then the others.
-_USERS = text(
-    f"""
-    WITH RECURSIVE later (user_id, n) AS (
-        (SELECT coalesce(user_id, {_NOBODY}), 1 FROM jobs
-         WHERE {IS_HELD} AND queue = :queue AND coalesce(user_id, {_NOBODY}) > :last
-         ORDER BY coalesce(user_id, {_NOBODY}) LIMIT 1)
-        UNION ALL
-        SELECT (SELECT coalesce(user_id, {_NOBODY}) FROM jobs
-                WHERE {IS_HELD} AND queue = :queue
-                    AND coalesce(user_id, {_NOBODY}) > later.user_id
-                ORDER BY coalesce(user_id, {_NOBODY}) LIMIT 1), n + 1
-        FROM later WHERE later.user_id IS NOT NULL AND n < :most
-    ),
-    first (user_id, n) AS (
-        (SELECT coalesce(user_id, {_NOBODY}), 1 FROM jobs
-         WHERE {IS_HELD} AND queue = :queue AND coalesce(user_id, {_NOBODY}) <= :last
-         ORDER BY coalesce(user_id, {_NOBODY}) LIMIT 1)
-        UNION ALL
-        SELECT (SELECT coalesce(user_id, {_NOBODY}) FROM jobs
-                WHERE {IS_HELD} AND queue = :queue
-                    AND coalesce(user_id, {_NOBODY}) > first.user_id
-                    AND coalesce(user_id, {_NOBODY}) <= :last
-                ORDER BY coalesce(user_id, {_NOBODY}) LIMIT 1), n + 1
-        FROM first WHERE first.user_id IS NOT NULL AND n < :most
-    )
-    SELECT found.user_id, coalesce(users.tier, 'free')
-    FROM (SELECT * FROM later UNION ALL SELECT * FROM first) AS found
-    LEFT JOIN users ON users.id = found.user_id
-    WHERE found.user_id IS NOT NULL LIMIT :most
-    """  # noqa: S608 - texts of our own
-)
-_TAKE = text(
-    f"""
-    SELECT picked.id
-    FROM unnest(CAST(:users AS uuid[]), CAST(:counts AS integer[])) AS given (user_id, most),
-    LATERAL (
-        SELECT id FROM jobs
-        WHERE {IS_HELD} AND queue = :queue AND coalesce(user_id, {_NOBODY}) = given.user_id
-        ORDER BY id LIMIT given.most FOR UPDATE SKIP LOCKED
-    ) AS picked
-    """  # noqa: S608 - texts of our own
-)
+_USERS = text(ring_of_users(f"{IS_HELD} AND queue = :queue"))
+_TAKE = text(taken_by_user(f"{IS_HELD} AND queue = :queue", "id"))
 
 
 class HeldJobRepository:

@@ -1,14 +1,17 @@
 """The outbox: which jobs need a message, and which were sent one."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, func, literal_column, or_, select, tuple_, union_all, update
+from sqlalchemy import text as sql
 
 from promptstack.config.names import RATE_LIMIT_WAIT, Queue
 from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.jobs.by_user import ring_of_users, taken_by_user
 from promptstack.repositories.jobs.jobs import job_refs
 from promptstack.repositories.jobs.records import JobRef
 from promptstack.repositories.models import IS_NOT_HELD, Job, JobState
@@ -35,6 +38,15 @@ class Waits(NamedTuple):
     """Of one of them."""
     first_at: datetime
     last_at: datetime
+
+
+_OF_MODEL = (
+    f"state = 'queued' AND error_code = '{RATE_LIMIT_WAIT}' "
+    "AND provider = :provider AND model = :model"
+)
+_USERS_WAITING = sql(ring_of_users(_OF_MODEL))
+_NOT_DUE = f"not_before > now() + make_interval(secs => {NEARLY_DUE_SECONDS})"
+_TAKE_WAITING = sql(taken_by_user(f"{_OF_MODEL} AND {_NOT_DUE}", "not_before"))
 
 
 class OutboxRepository(BaseRepository[Job]):
@@ -157,30 +169,33 @@ class OutboxRepository(BaseRepository[Job]):
         )  # fmt: skip
         return [Waits(*row) for row in rows]
 
-    def call_back(self, provider: str, model: str, limit: int) -> int:
-        """Make jobs due that wait for this model's rate limit, as it has room; how many."""
-        waiting = (
-            select(Job.id)
-            .where(
-                *_WAITING,
-                Job.provider == provider,
-                Job.model == model,
-                Job.not_before > func.now() + timedelta(seconds=NEARLY_DUE_SECONDS),
-            )
-            .order_by(Job.not_before)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-            .cte("waiting")
-            .prefix_with("MATERIALIZED")
-        )
+    def users_waiting(self, provider: str, model: str, last: UUID, most: int) -> dict[UUID, str]:
+        """Return up to `most` users whose jobs wait for this model's rate limit, with their tiers.
+
+        Those after `last` come first; jobs without a user are those of the user 0.
+        """
+        given = {"provider": provider, "model": model, "last": last, "most": most}
+        return {row[0]: row[1] for row in self._session.execute(_USERS_WAITING, given)}
+
+    def call_back(
+        self, provider: str, model: str, counts: Mapping[UUID, int]
+    ) -> Mapping[UUID, int]:
+        """Make so many jobs of each user due that wait for this model's rate limit; how many."""
+        given = {
+            "provider": provider,
+            "model": model,
+            "users": list(counts),
+            "counts": list(counts.values()),
+        }
+        ids = self._session.scalars(_TAKE_WAITING, given).all()
         called = self._session.scalars(
             update(Job)
-            .where(Job.id.in_(select(waiting.c.id)))
+            .where(Job.id.in_(ids))
             .values(not_before=func.now())
-            .returning(Job.id)
+            .returning(Job.user_id)
             .execution_options(synchronize_session=False)
         )
-        return len(called.all())
+        return Counter(user or UUID(int=0) for user in called)
 
     def mark_published(self, sent: Sequence[tuple[UUID, int]], epoch: str) -> None:
         """Record messages that were sent for jobs at an attempt, unless a worker took them."""

@@ -28,7 +28,7 @@ from promptstack.services.sharing.turns import NOBODY, Turns
 logger = logging.getLogger(__name__)
 
 BULK_QUEUES = tuple(queue for queue in Queue if queue.is_bulk)
-MOST_AT_ONCE = 500
+MOST_AT_ONCE, MOST_USERS = 500, 100
 """Jobs in one transaction, and users among whom they are shared out."""
 ROUNDS = 8
 """Transactions of one call."""
@@ -99,16 +99,13 @@ class BulkJobs:
                 self._waiting.add(queue)
                 return False
             turns = Turns(*unit.turns.read(queue))
-            users = unit.held_jobs.users(queue, turns.last or NOBODY, MOST_AT_ONCE)
+            users = unit.held_jobs.users(queue, turns.last or NOBODY, MOST_USERS)
             if not users:
                 self._waiting.discard(queue)
                 return False
             turns.keep(users)
             weights = {user: self._weights.of(tier) for user, tier in users.items()}
-            order: list[UUID] = []
-            while len(order) < room:
-                order.append(turns.next(weights))
-                turns.charge(order[-1], 1.0)
+            order = turns.share_out(weights, room)
             taken: dict[UUID, deque[JobMessage]] = {user: deque() for user in users}
             for job in unit.held_jobs.take(queue, Counter(order), epoch):
                 taken[job.user_id or NOBODY].append(JobMessage.of(job))

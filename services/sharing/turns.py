@@ -51,6 +51,14 @@ class Turns:
                 if credit > 0:
                     return user
 
+    def share_out(self, weights: Mapping[UUID, float], number: int) -> list[UUID]:
+        """Give out so many things that cost 1 each, and charge them; whose each is, in order."""
+        order: list[UUID] = []
+        while len(order) < number:
+            order.append(self.next(weights))
+            self.charge(order[-1], 1.0)
+        return order
+
     def charge(self, user: UUID, cost: float) -> None:
         """Take what a user has got from their credit; a cost of 1 is a visit of the largest."""
         self.credits[user] = self.credits.get(user, 0.0) - cost

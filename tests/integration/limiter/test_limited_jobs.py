@@ -1,7 +1,9 @@
 """Jobs under limits, on real wires: fallbacks, circuits, spent quota, calls that are too large."""
 
 import itertools
+import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +12,7 @@ from uuid import UUID
 
 import pytest
 from redis import Redis
+from sqlalchemy import event
 from sqlalchemy import text as sql
 
 from promptstack.config.errors import ConfigurationError
@@ -25,6 +28,7 @@ from promptstack.services.llm.errors import RateLimited
 from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.requests import Fallback, GenerationRequest
 from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
+from promptstack.services.sharing.turns import NOBODY
 from promptstack.simulator.process import MODELS, SimulatorProcess
 from promptstack.tasks.worker_services import WorkerServices
 from tests.jobs import execute
@@ -279,6 +283,82 @@ def test_a_limiter_that_answers_slowly_is_asked_for_the_next_model_in_the_next_r
         assert [waiting.call_back() for _ in range(3)] == [1, 1, 0]
 
 
+WAITING = """
+INSERT INTO jobs (id, kind, state, user_id, provider, model, request, request_hash, max_retries,
+                  expires_at, not_before, error_code)
+SELECT gen_random_uuid(), 'generation', 'queued', :user, 'demo', 'demo-1', '{}', '', 3,
+       now() + interval '1 day', now() + interval '1 hour' + n * :later * interval '1 second',
+       'RATE_LIMIT_WAIT'
+FROM generate_series(1, :count) AS n
+"""
+
+
+def add_waiting(stack: WorkerServices, name: str, count: int, later: int) -> UUID:
+    with stack.ledger.transaction() as unit:
+        user: UUID = unit.users.create(email=f"{name}@example.com").id
+        unit.session.execute(sql(WAITING), {"user": user, "count": count, "later": later})
+    return user
+
+
+def called_back(stack: WorkerServices) -> dict[UUID, int]:
+    with stack.ledger.transaction() as unit:
+        rows = unit.session.execute(
+            sql("SELECT user_id, count(*) FROM jobs WHERE not_before <= now() GROUP BY user_id")
+        )
+        return {row[0]: row[1] for row in rows}
+
+
+class Room:
+    """A limiter with room for so many."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+
+    async def room(self, *_: object) -> int:
+        return self._room
+
+
+def callers(stack: WorkerServices, room: int) -> RateLimitedJobs:
+    calls: Any = Room(room)
+    return RateLimitedJobs(stack.ledger, stack.providers, calls, stack.loop)
+
+
+def test_of_jobs_that_wait_for_a_limit_users_have_equal_parts(stack: WorkerServices) -> None:
+    many = add_waiting(stack, "many", 10_000, 0)
+    some, single = add_waiting(stack, "some", 30, 7), add_waiting(stack, "single", 1, 7)
+    assert callers(stack, 21).call_back() == 21
+    assert called_back(stack) == {many: 10, some: 10, single: 1}
+    # Who has no more leaves the rest to others.
+    assert callers(stack, 100).call_back() == 100
+    assert called_back(stack) == {many: 90, some: 30, single: 1}
+
+
+def test_whose_jobs_are_called_back_is_found_without_reading_those_that_wait(
+    stack: WorkerServices,
+) -> None:
+    add_waiting(stack, "many", 50_000, 0)
+    add_waiting(stack, "others", 50_000, 0)
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(sql("ANALYZE jobs"))
+    plans: list[str] = []
+
+    def explain(_c: object, cursor: Any, statement: str, given: Any, *_: object) -> None:
+        if "RECURSIVE" in statement or "LATERAL" in statement:
+            cursor.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + statement, given)
+            plans.append(json.dumps(cursor.fetchone()[0]))
+
+    event.listen(stack.ledger.engine, "before_cursor_execute", explain)
+    try:
+        assert callers(stack, 20).call_back() == 20
+    finally:
+        event.remove(stack.ledger.engine, "before_cursor_execute", explain)
+    assert len(plans) >= 2
+    for plan in plans:
+        assert "jobs_waiting" in plan
+        rows = [float(one) for one in re.findall(r'"Actual Rows": ([\d.]+)', plan)]
+        assert max(rows) <= 20, plan
+
+
 def test_limits_are_kept_by_model(open_stack: Open) -> None:
     stack = open_stack(LIMITED)
     for model in ("gpt-5-mini", "gpt-5-nano"):
@@ -335,7 +415,7 @@ def test_passages_over_a_limit_are_halved_until_they_fit(
     assert (waiting.error_code, waiting.current, waiting.total) == (RATE_LIMIT_WAIT, 3, 6)
     stack.redis.flushdb()
     with stack.ledger.transaction() as unit:
-        unit.outbox.call_back("openai", waiting.model, 1)
+        unit.outbox.call_back("openai", waiting.model, {NOBODY: 1})
     assert run(stack, job).state is JobState.SUCCEEDED
     assert [call.items for call in attempts(stack, job)] == [3, 3]
     assert set(first.ledger().values()) == {1}
