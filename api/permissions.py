@@ -198,6 +198,13 @@ PERMISSIONS = (
         commands=("budgets set",),
     ),
     Permission(
+        action="see the deployment at a glance",
+        role=Role.ADMIN,
+        scope=Scope.ADMIN,
+        whose=Whose.ALL,
+        routes=("GET /overview",),
+    ),
+    Permission(
         action="change feature flags",
         role=Role.ADMIN,
         scope=Scope.ADMIN,

@@ -54,6 +54,7 @@ from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
 from promptstack.services.notifications.run_ends import RunEnds
 from promptstack.services.notifications.service import NotificationService
+from promptstack.services.overview import Counts, Overview, ProviderStatus
 from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.results import RunResults
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
     from promptstack.services.runs.service import RunService
     from promptstack.tasks.celery_publisher import CeleryPublisher
 
-CACHED_CLASSES = (Usage,)
+CACHED_CLASSES = (Usage, Counts, ProviderStatus)
 """The classes of what is cached: it is read back as these and no others."""
 LEASE_SECONDS = 20.0
 """After a worker's death, how long its calls still count as under way at the rate limit."""
@@ -312,6 +313,18 @@ class PromptStack:
     def recent_usage(self) -> RecentUsage:
         """Usage that may be some seconds old."""
         return RecentUsage(self.usage, self.cache, self.settings.usage_cache_seconds)
+
+    @cached_property
+    def overview(self) -> Overview:
+        """The deployment at a glance."""
+        return Overview(
+            self.ledger,
+            self.cache,
+            self.factory,
+            self.providers,
+            self.loop,
+            worker_lost_seconds=self.settings.worker_lost_seconds,
+        )
 
     @cached_property
     def flags(self) -> FeatureFlags:

@@ -20,6 +20,7 @@ from promptstack.api.http import (
     jobs,
     keys,
     notifications,
+    overview,
     runs,
     sessions,
     usage,
@@ -48,6 +49,7 @@ RESOURCES = (
     sessions.router,
     users.router,
     flags.router,
+    overview.router,
     notifications.router,
 )
 
@@ -92,7 +94,14 @@ def create_app(stack: PromptStack) -> FastAPI:
         stack.run_results,
         stack.usage,
     )
-    _ = stack.audit, stack.recent_usage, stack.flags, stack.flag_service, stack.notifications
+    _ = (
+        stack.audit,
+        stack.recent_usage,
+        stack.flags,
+        stack.flag_service,
+        stack.overview,
+        stack.notifications,
+    )
     _ = stack.users, stack.sign_in
 
     # The last one added is the outermost.

@@ -114,8 +114,8 @@ LISTS: Mapping[str, tuple[str, str]] = {
 }
 """How each list is asked for, and where its rows are. Items of a run are read 50 at a time, and one
 more than the page shows."""
-ONE_ROW = {"GET /auth/me", "GET /auth/me/events", "GET /flags/{name}"}
-"""What has a list in one row of one thing."""
+ONE_ROW = {"GET /auth/me", "GET /auth/me/events", "GET /flags/{name}", "GET /overview"}
+"""What has a list in one row, or one that no table has."""
 SUMS = {"GET /usage"}
 """Whose rows are sums, of which more calls don't make more."""
 
