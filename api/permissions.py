@@ -35,7 +35,7 @@ class Permission:
     """What an API key needs; who has signed in has every scope."""
     whose: Whose = Whose.NOBODYS
     needs_sign_in: bool = False
-    """Whether an API key is not enough: it could make itself another one without its limits."""
+    """Whether an API key is not enough: it could make itself a way in without its limits."""
     is_public: bool = False
     """Whether nobody has to say who they are."""
     routes: tuple[str, ...] = ()
@@ -131,26 +131,39 @@ PERMISSIONS = (
     Permission(action="see who one is", whose=Whose.OWN, routes=("GET /auth/me",)),
     Permission(
         action="sign out, and change one's password",
-        scope=Scope.ADMIN,
+        needs_sign_in=True,
         whose=Whose.OWN,
         routes=("POST /auth/logout", "POST /auth/logout-everywhere", "POST /auth/password"),
     ),
     Permission(
-        action="see and change users",
+        action="see oneself",
         scope=Scope.ADMIN,
         whose=Whose.OWN,
-        routes=("GET /users/{user_id}", "PATCH /users/{user_id}"),
+        routes=("GET /users/{user_id}",),
+        commands=("users show",),
+    ),
+    Permission(
+        action="change oneself",
+        needs_sign_in=True,
+        whose=Whose.OWN,
+        routes=("PATCH /users/{user_id}",),
+    ),
+    Permission(
+        action="see users",
+        role=Role.ADMIN,
+        scope=Scope.ADMIN,
+        whose=Whose.ALL,
+        routes=("GET /users",),
+        commands=("users list",),
     ),
     Permission(
         action="manage users",
         role=Role.ADMIN,
-        scope=Scope.ADMIN,
+        needs_sign_in=True,
         whose=Whose.ALL,
-        routes=("GET /users", "POST /users", "POST /users/{user_id}/password"),
+        routes=("POST /users", "POST /users/{user_id}/password"),
         commands=(
             "users create",
-            "users list",
-            "users show",
             "users disable",
             "users enable",
             "users set-role",
@@ -185,14 +198,14 @@ PERMISSIONS = (
     Permission(
         action="set what users may spend",
         role=Role.ADMIN,
-        scope=Scope.ADMIN,
+        needs_sign_in=True,
         whose=Whose.ALL,
         routes=("PUT /budgets/users/{user_id}",),
     ),
     Permission(
         action="set what all may spend",
         role=Role.SUPER_ADMIN,
-        scope=Scope.ADMIN,
+        needs_sign_in=True,
         whose=Whose.ALL,
         routes=("PUT /budgets/deployment",),
         commands=("budgets set",),

@@ -94,7 +94,10 @@ def check_own_page(request: Request) -> None:
 
 def _is_host_of(request: Request, origin: str) -> bool:
     stack: PromptStack = request.app.state.stack
-    said = urlsplit(origin).netloc.lower()
+    try:
+        said = urlsplit(origin).netloc.lower()
+    except ValueError:
+        return False
     hosts = {request.headers.get("Host", "").lower()}
     # A proxy may have changed Host. Patterns such as *.example.org are no proof.
     hosts |= {host.lower() for host in stack.settings.allowed_hosts if "*" not in host}

@@ -142,7 +142,8 @@ def list_jobs(stack: Stack, caller: CurrentCaller, query: Annotated[JobQuery, Qu
 def retry_jobs(stack: Stack, caller: CurrentCaller, which: RetryMany) -> Retried:
     """Queue all your jobs again that ended so, for example after an outage."""
     asked = dict(which) | {"owner": stack.owners.choose(caller, which.owner)}
-    return Retried(retried=stack.jobs.retry_many(**asked, actor=Actor.of(caller)))
+    retried = stack.jobs.retry_many(**asked, only_key=caller.only_key, actor=Actor.of(caller))
+    return Retried(retried=retried)
 
 
 @router.get("/{job_id}")
@@ -160,4 +161,4 @@ def cancel_job(job_id: UUID, stack: Stack, owner: Owner, caller: CurrentCaller) 
 @router.post("/{job_id}/retry")
 def retry_job(job_id: UUID, stack: Stack, owner: Owner, caller: CurrentCaller) -> JobView:
     """Queue a failed, cancelled or expired job again."""
-    return stack.jobs.retry(job_id, owner=owner, actor=Actor.of(caller))
+    return stack.jobs.retry(job_id, owner=owner, only_key=caller.only_key, actor=Actor.of(caller))

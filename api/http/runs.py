@@ -164,7 +164,9 @@ def retry_run(
 ) -> RunView:
     """Try again what failed or was never tried; what succeeded isn't paid for again."""
     max_cost = how.max_cost_usd if how else None
-    return stack.runs.retry(run_id, owner, max_cost, actor=Actor.of(caller))
+    return stack.runs.retry(
+        run_id, owner, max_cost, only_key=caller.only_key, actor=Actor.of(caller)
+    )
 
 
 @router.get("/{run_id}/results")

@@ -87,7 +87,8 @@ class ApiKeyRepository(BaseRepository[ApiKey]):
 
     def note_use(self, key: ApiKey) -> None:
         """Note that a key and its user were here, at most once in `LAST_USED_EVERY`."""
-        for table, row in ((ApiKey, key.id), (User, key.user_id)):
+        # The user first, as everywhere: two orders would be a deadlock.
+        for table, row in ((User, key.user_id), (ApiKey, key.id)):
             seen = ApiKey.last_used_at if table is ApiKey else User.last_seen_at
             is_old = or_(seen.is_(None), seen < func.now() - LAST_USED_EVERY)
             change_rows(

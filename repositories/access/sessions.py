@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.orm import joinedload
 
 from promptstack.repositories.access.users import NOTED_EVERY
@@ -101,19 +101,19 @@ class SessionRepository(BaseRepository[SignInSession]):
         return self._session.scalar(known.limit(1)) is not None
 
     def keep_newest(self, user_id: UUID, most: int) -> None:
-        """Delete the sessions of a user beyond the newest `most`, and those that ended long ago."""
-        newest = (
-            select(SignInSession.id)
-            .where(
-                SignInSession.user_id == user_id,
-                SignInSession.expires_at > func.now() - KNOWN_FOR,
-            )
-            .order_by(SignInSession.id.desc())
-            .limit(most)
+        """Delete the sessions of a user beyond the newest `most`, and those that ended long ago.
+
+        Ended ones are counted apart: who signs in and out often ends no session that is open.
+        """
+        is_open = and_(SignInSession.revoked_at.is_(None), SignInSession.expires_at > func.now())
+        order = func.row_number().over(partition_by=is_open, order_by=SignInSession.id.desc())
+        ranked = (
+            select(SignInSession.id, SignInSession.expires_at, order.label("place"))
+            .where(SignInSession.user_id == user_id)
+            .subquery()
         )
-        old = delete(SignInSession).where(
-            SignInSession.user_id == user_id, SignInSession.id.not_in(newest)
-        )
+        is_old = or_(ranked.c.place > most, ranked.c.expires_at <= func.now() - KNOWN_FOR)
+        old = delete(SignInSession).where(SignInSession.id.in_(select(ranked.c.id).where(is_old)))
         change_rows(self._session, old)
 
 

@@ -162,7 +162,7 @@ def _of_these(ended: EndedJobs) -> list[ColumnElement[bool]]:
     conditions = [Job.finished_at < ended.until, Job.run_id.is_(None)]
     if ended.since is not None:
         conditions.append(Job.finished_at >= ended.since)
-    for name in ("state", "user_id", "kind", "provider", "model", "error_code"):
+    for name in ("state", "user_id", "kind", "provider", "model", "error_code", "api_key_id"):
         wanted = getattr(ended, name)
         if wanted is not None:
             conditions.append(getattr(Job, name) == wanted)

@@ -113,6 +113,7 @@ class EndedJobs:
     provider: str | None = None
     model: str | None = None
     error_code: str | None = None
+    api_key_id: UUID | None = None
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,14 @@ class Caller:
         }
 
     @property
+    def only_key(self) -> UUID | None:
+        """The key whose jobs alone the caller retries; None: all of theirs.
+
+        Other jobs may ask whom a limited key may not.
+        """
+        return None if self.key_limits is None else self.key_id
+
+    @property
     def is_admin(self) -> bool:
         """Whether they may manage users and see everybody's work, by this way in."""
         return self.role is not Role.USER and Scope.ADMIN in self.scopes

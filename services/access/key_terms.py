@@ -80,6 +80,15 @@ class KeyLimits:
             )
 
 
+def check_came_with(api_key_id: UUID | None, only_key: UUID | None) -> None:
+    """Raise `NotPermitted` for a job or run that did not come with the only key that may retry."""
+    if only_key is not None and api_key_id != only_key:
+        raise NotPermitted(
+            "This API key may ask only some providers or models, so it retries only what came "
+            "with it."
+        )
+
+
 class KeyView(BaseModel):
     """What may be shown of a key."""
 

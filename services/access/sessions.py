@@ -226,8 +226,9 @@ def _caller(unit: UnitOfWork, found: FoundSession | None, address: str) -> Calle
 
 
 def _note_use(unit: UnitOfWork, session: SignInSession) -> None:
-    unit.sessions.note_use(session.id)
+    # In the order in which users are disabled: first the user, then the sessions.
     unit.users.note_seen(session.user_id)
+    unit.sessions.note_use(session.id)
 
 
 def _checked(found: FoundSession | None) -> FoundSession:

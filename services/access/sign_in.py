@@ -24,6 +24,7 @@ from promptstack.services.access.sessions import (
     SessionService,
     Tokens,
 )
+from promptstack.services.access.user_rules import is_person
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
@@ -112,6 +113,7 @@ class SignIn:
                 object=ObjectKind.USER.of(caller.user_id),
             )
             raise SignInRefused("The current password is wrong.")
+        self._limits.succeeded(attempt)  # whatever the new one is like: it was no guess
         self._passwords.check(new, email=user.email, name=user.name)
         hashed = self._passwords.hash(new)
         with self._ledger.transaction() as unit:
@@ -127,7 +129,6 @@ class SignIn:
                 object=ObjectKind.USER.of(user.id),
                 detail={"sessions": ended},
             )
-        self._limits.succeeded(attempt)
 
     def by_proxy(self, identity: str, address: str) -> Caller:
         """Return who a trusted proxy says it is, by e-mail. Raises `NotAuthenticated`.
@@ -147,6 +148,8 @@ class SignIn:
                     "The proxy has signed you in, and nobody has made you a user here: ask an "
                     "administrator."
                 )
+            if not is_person(user):
+                raise IdentityUnknown(f"Nobody signs in as {user.email}.")
             if user.disabled_at is not None:
                 raise UserDisabled("This user is disabled.")
             if user.last_seen_at is None or _now() - user.last_seen_at > NOTED_EVERY:

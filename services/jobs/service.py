@@ -14,6 +14,7 @@ from promptstack.repositories.jobs.records import EndedJobs
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.access.key_terms import check_came_with
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
@@ -148,16 +149,22 @@ class JobService(JobEnqueuer):
         return self._shown(job.id)
 
     def retry(
-        self, job_id: UUID | str, *, owner: UUID | None = None, actor: Actor | None = None
+        self,
+        job_id: UUID | str,
+        *,
+        owner: UUID | None = None,
+        only_key: UUID | None = None,
+        actor: Actor | None = None,
     ) -> JobView:
         """Queue a failed, cancelled or expired job again.
 
         If its answer came after it had ended, it succeeds with that answer, which was paid for.
-        Where it is not the `actor`'s own, this is audited.
-        Raises `NotFound` and `WrongState`.
+        Where it is not the `actor`'s own, this is audited. With `only_key` it must have come with
+        that API key. Raises `NotFound`, `NotPermitted` and `WrongState`.
         """
         with self._ledger.transaction() as work:
             job = _find(work, job_id, owner)
+            check_came_with(job.api_key_id, only_key)
             _check_stands_alone(job, "retry")
             _audit(work, Action.JOB_RETRIED, job, actor)
             if not work.jobs.reopen(job.id, self._defaults.expires_seconds):
@@ -178,12 +185,14 @@ class JobService(JobEnqueuer):
         model: str | None = None,
         error_code: str | None = None,
         since: datetime | None = None,
+        only_key: UUID | None = None,
         actor: Actor | None = None,
         on_progress: Callable[[int], None] = lambda retried: None,
     ) -> int:
         """Queue again all jobs that have ended, for example after an outage. Returns how many.
 
-        `state` is failed, cancelled or expired, or None for all three; `since` is when they ended.
+        `state` is failed, cancelled or expired, or None for all three; `since` is when they ended;
+        `only_key` is the API key that they came with.
         Some hundred are queued at a time, and `on_progress` is called with the number of each
         step. Workers' reconcilers publish them. What an `actor` does to more than their own jobs is
         audited, with each step. Raises `WrongState` for another state.
@@ -197,7 +206,7 @@ class JobService(JobEnqueuer):
         retried = 0
         with self._ledger.transaction() as work:
             until = work.now()
-        ended = EndedJobs(until, since, state, owner, kind, provider, model, error_code)
+        ended = EndedJobs(until, since, state, owner, kind, provider, model, error_code, only_key)
         while True:
             with self._ledger.transaction() as work:
                 reopened = work.jobs.reopen_many(

@@ -15,6 +15,7 @@ from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.repositories.vector_indexes import VectorIndexes
+from promptstack.services.access.key_terms import check_came_with
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
@@ -173,12 +174,14 @@ class RunService:
         owner: UUID | None = None,
         max_cost_usd: Decimal | None = None,
         *,
+        only_key: UUID | None = None,
         actor: Actor | None = None,
     ) -> RunView:
         """Try again items that failed at a provider or were never tried.
 
         Items that succeeded are not paid for again, and bad inputs stay bad. Where the run is not
-        the `actor`'s own, this is audited. Raises `NotFound` and `WrongState`.
+        the `actor`'s own, this is audited. With `only_key` it must have come with that API key.
+        Raises `NotFound`, `NotPermitted` and `WrongState`.
         """
         if max_cost_usd is not None:
             with refused_in_words():
@@ -188,6 +191,7 @@ class RunService:
             run = unit.runs.lock(run_id)
             if run is None or not RunState(run.state).is_final:
                 raise WrongState("The run goes on; it can be retried when it has ended.")
+            check_came_with(run.api_key_id, only_key)
             if run.started_at is None:
                 raise WrongState(
                     "The run was never started, so it may lack inputs; hand it in anew."

@@ -55,10 +55,11 @@ def upgrade() -> None:
     op.alter_column("api_keys", "scopes", server_default="{}")
     op.execute("UPDATE api_keys SET scopes = scopes || '{admin}' WHERE is_admin")
     op.execute(
-        "UPDATE users SET role = CASE email WHEN 'operator@localhost' THEN 'super_admin' "
-        "ELSE 'admin' END WHERE id IN "
+        "UPDATE users SET role = 'admin' WHERE id IN "
         "(SELECT user_id FROM api_keys WHERE is_admin AND revoked_at IS NULL)"
     )
+    # The command line's user.
+    op.execute("UPDATE users SET role = 'super_admin' WHERE lower(email) = 'operator@localhost'")
     op.drop_column("api_keys", "is_admin")
 
 

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 import promptstack.repositories.migrations as ledger_migrations
 from promptstack.config.errors import PromptStackError
 from promptstack.embedded.servers import ServerUrls
-from promptstack.repositories.access_models import User
+from promptstack.repositories.access_models import Scope, User
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.errors import (
     LedgerConflict,
@@ -624,6 +624,27 @@ def test_a_migration_does_not_wait_long_for_a_table_that_is_held(
     upgrade(ledger.engine)
     assert not pending(ledger.engine)
 
+
+def test_the_rights_of_old_keys_become_roles_and_scopes(stack: PromptStack, ledger: Ledger) -> None:
+    migrated(stack.database_url, lambda config: command.downgrade(config, "0017"))
+    with ledger.engine.begin() as connection:
+        for email, is_admin in (("Operator@localhost", False), ("ada@example.org", True)):
+            connection.execute(text(OLD_KEY), {"email": email, "is_admin": is_admin})
+    upgrade(ledger.engine)
+    with ledger.transaction() as unit:
+        operator, ada = sorted(unit.users.get_many(), key=lambda user: -len(user.email))
+        assert (operator.role, ada.role) == ("super_admin", "admin")
+        [plain] = unit.api_keys.get_all(operator.id)
+        [admin] = unit.api_keys.get_all(ada.id)
+        assert set(admin.scopes) - set(plain.scopes) == {"admin"}
+        assert set(admin.scopes) == set(Scope)
+
+
+OLD_KEY = """
+WITH added AS (INSERT INTO users (id, email) VALUES (gen_random_uuid(), :email) RETURNING id)
+INSERT INTO api_keys (id, user_id, name, key_hash, is_admin)
+SELECT gen_random_uuid(), id, 'x', :email, :is_admin FROM added
+"""
 
 JOB_OF_0008 = """
 INSERT INTO jobs (id, kind, provider, model, request, request_hash, max_retries, expires_at)
