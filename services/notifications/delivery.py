@@ -17,17 +17,13 @@ from promptstack.repositories.notification_models import DeliveryState
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.execution.active_jobs import HandedBack
 from promptstack.services.execution.job_context import JobContext
+from promptstack.services.notifications.compose import compose
 from promptstack.services.notifications.errors import (
     MailNotConfigured,
     MailPostponed,
     MailRefused,
 )
-from promptstack.services.notifications.mail import (
-    Envelope,
-    Notification,
-    SendsMail,
-    compose,
-)
+from promptstack.services.notifications.mail import Envelope, Notification, SendsMail
 from promptstack.services.text import make_storable
 
 WORKER_DIED = "The worker that sent it died or was stopped before it heard the reply."

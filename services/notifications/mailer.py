@@ -78,6 +78,7 @@ class Mailer:
         try:
             await asyncio.wait_for(self._places.acquire(), PATIENCE_SECONDS)
         except TimeoutError:
+            self._circuit.trip()  # else each mail would hold a job's slot for as long
             raise MailServerAway("All connections to the mail server are in use.") from None
         try:
             connection = await self._take()
@@ -114,6 +115,7 @@ class Mailer:
         except SMTPDataError as error:
             raise _refusal("mail", error) from error
         except BROKEN as error:
+            self._note_silence(error)
             raise MailAcceptanceUnknown(
                 "The mail was sent, and the mail server's reply did not come: it may have accepted "
                 "it. It is sent again with the same Message-ID.",
@@ -148,8 +150,13 @@ class Mailer:
         except BROKEN as error:
             raise self._closed(error) from error
 
-    @staticmethod
-    def _closed(error: Exception) -> MailServerAway:
+    def _note_silence(self, error: Exception) -> None:
+        """Leave a server alone for a moment that does not answer in time."""
+        if isinstance(error, TimeoutError):
+            self._circuit.trip()
+
+    def _closed(self, error: Exception) -> MailServerAway:
+        self._note_silence(error)
         return MailServerAway(f"The mail server closed the connection ({type(error).__name__}).")
 
     async def _greet(self, smtp: SMTP) -> None:

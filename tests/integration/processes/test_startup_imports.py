@@ -38,8 +38,8 @@ VALUES = {
 }  # fmt: skip
 """What typer reads the values of options with."""
 OF_WORKERS = {
-    "aiohttp", "alembic", "anthropic", "celery", "fastapi", "genai_prices", "google", "jsonschema",
-    "kombu", "numpy", "openai", "pyarrow", "re2", "tiktoken", "uvicorn", "wordllama",
+    "aiohttp", "aiosmtplib", "alembic", "anthropic", "celery", "fastapi", "genai_prices", "google",
+    "jsonschema", "kombu", "numpy", "openai", "pyarrow", "re2", "tiktoken", "uvicorn", "wordllama",
 }  # fmt: skip
 """Packages that a list of what is in the ledger has no use for."""
 LEAVES = [
