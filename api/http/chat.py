@@ -21,7 +21,7 @@ router = APIRouter(tags=["generations"], route_class=ProtectedRoute)
 class ChatBody(GenerationBody):
     """A generation, and how long its answer is waited for."""
 
-    wait: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+    wait: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = Field(
         None, description="Most seconds to wait. Unset: the server's CHAT_WAIT_SECONDS, the most."
     )
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from promptstack.api.http.problems import respond
 from promptstack.config.errors import PromptStackError
+from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.models import JobState
 from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.views import JobView
@@ -110,7 +112,8 @@ class AnswerInTime(Response):
             await asyncio.gather(waiting, gone, return_exceptions=True)
             if is_gone:
                 return
-            job = await to_thread.run_sync(self._read, job.id)
+            with suppress(TransientLedgerError):  # it is accepted, and its answer can be had later
+                job = await to_thread.run_sync(self._read, job.id)
         await self._answer(job)(scope, receive, send)
 
     def _answer(self, job: JobView) -> Response:

@@ -50,8 +50,8 @@ class Rule(BaseModel):
     users: Annotated[frozenset[Email], Field(max_length=MAX_USERS)] | None = Field(
         None, description="Only users of these e-mail addresses."
     )
-    percentage: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = Field(
-        None, description="Only so many of a hundred users. Raised, it keeps those it had."
+    percentage: Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)] | None = (
+        Field(None, description="Only so many of a hundred users. Raised, it keeps those it had.")
     )
 
     def fits(self, flag: str, environment: str, user: FlagUser | None) -> bool:

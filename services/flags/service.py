@@ -1,5 +1,6 @@
 """Feature flags as administrators use them: list, show, set and unset."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -17,6 +18,8 @@ from promptstack.services.errors import InvalidInput, NotFound
 from promptstack.services.flags.flags import MAX_FLAGS, FeatureFlags
 from promptstack.services.flags.rules import Rule, stored_rules
 
+MAX_BYTES = 1_000_000
+"""Of a flag's rules, as JSON. Each process reads them every few seconds."""
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 
 
@@ -72,6 +75,8 @@ class FlagService:
         """Say whom a feature is on for. Raises `InvalidInput`."""
         checked_name(name)
         said = [rule.as_json() for rule in rules]
+        if len(json.dumps(said, ensure_ascii=False).encode()) > MAX_BYTES:
+            raise InvalidInput(f"The rules of a feature flag take more than {MAX_BYTES:,} bytes.")
         with self._ledger.transaction() as unit:
             before = unit.flags.get_for_change(name)
             if before is None and unit.flags.count() >= MAX_FLAGS:

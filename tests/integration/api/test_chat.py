@@ -18,6 +18,7 @@ from promptstack.repositories.models import JobState
 from promptstack.services.audit.actor import Actor
 from promptstack.services.flags.rules import ON
 from promptstack.services.jobs.progress import Progress
+from promptstack.services.jobs.views import JobView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
 from tests.jobs import execute
@@ -112,13 +113,24 @@ def test_a_job_that_is_cancelled_is_a_problem(client: TestClient, stack: WorkerS
         problem(asked.result(30), 502, "JOB_CANCELLED")
 
 
+def test_a_ledger_that_goes_away_meanwhile_costs_the_answer_and_not_the_job(
+    client: TestClient, stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: UUID) -> JobView:
+        raise LedgerUnavailable("The database is away.")
+
+    monkeypatch.setattr(stack.jobs, "get", away)
+    answer = client.post(CHAT, json={"prompt": "Hello.", "wait": 0.1})
+    assert (answer.status_code, answer.json()["state"]) == (202, "queued")
+
+
 def test_it_is_for_whom_the_feature_is_on(client: TestClient, stack: WorkerServices) -> None:
     stack.flag_service.unset("ai_chat", by=Actor.command_line())
     problem(client.post(CHAT, json={"prompt": "Hello."}), 403, "FEATURE_OFF")
     assert stack.jobs.get_many() == []
 
 
-@pytest.mark.parametrize("wait", [-1, 31, "1e400", None, "soon"])
+@pytest.mark.parametrize("wait", [-1, 31, "1e400", "5", True, None, "soon"])
 def test_a_wait_out_of_bounds_is_refused(wait: Any, client: TestClient) -> None:
     body = {"prompt": "Hello.", "wait": wait}
     if wait is None:

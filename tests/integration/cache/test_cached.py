@@ -110,6 +110,9 @@ def test_an_async_function_is_asked_once_by_many(cache: Cache) -> None:
     assert asyncio.run(ask()) == [2] * 50
     assert service.calls == [1]
     assert cache.get("later:1") == 2
+    aged = asyncio.run(service.later.aged_later(1))
+    assert aged.value == 2
+    assert 0 < aged.age < 60
 
 
 def test_an_error_is_not_kept_and_holds_up_nobody(cache: Cache, stack: WorkerServices) -> None:

@@ -89,6 +89,13 @@ def test_there_is_room_for_so_many(stack: WorkerServices, monkeypatch: pytest.Mo
     assert MAX_FLAGS == 1_000
 
 
+def test_rules_that_are_too_large_are_refused(stack: WorkerServices) -> None:
+    users = [f"{'ä' * 100}{number}@example.org" for number in range(1_000)]
+    with pytest.raises(InvalidInput, match="more than 1,000,000 bytes"):
+        stack.flag_service.set("ai_chat", read_rules([{"users": users}] * 10), by=ME)
+    assert stack.flag_service.get("ai_chat").source == "settings"
+
+
 def test_changes_stand_in_the_audit_log(stack: WorkerServices) -> None:
     stack.flag_service.set("ai_chat", read_rules({"tiers": ["pro"]}), by=ME)
     stack.flag_service.set("ai_chat", ON, by=ME)

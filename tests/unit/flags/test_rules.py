@@ -139,6 +139,8 @@ def test_rules_are_read_back_as_they_were_written(said: list[dict[str, Any]]) ->
         ({"percentage": 101}, "percentage"),
         ({"percentage": -1}, "percentage"),
         ({"percentage": "nan"}, "percentage"),
+        ({"percentage": "5"}, "percentage"),
+        ({"percentage": True}, "percentage"),
         ({"beta_testers": False}, "beta_testers"),
         ({"users": ["a" * 300]}, "users"),
         ({"users": ["a@b.c\n"]}, "users"),
