@@ -38,13 +38,11 @@ may quote it."""
 CLI = str(Path(sys.executable).with_name("promptstack"))
 COMMANDS = (
     ("doctor", "--json"),
-    ("doctor",),
     ("audit", "--json"),
     ("audit",),
     ("users", "list", "--json"),
     ("users", "show", "ada@example.org"),
     ("keys", "list", "--json"),
-    ("keys", "list"),
     ("jobs", "list", "--json"),
     ("runs", "list", "--json"),
     ("usage", "--json"),
@@ -461,6 +459,21 @@ def commands(sweep: Sweep, environment: dict[str, str], tmp_path: Path) -> None:
         assert ran.stdout
         but = CONTENT if command == ATTEMPTS else ()
         sweep.look("commands", ran.stdout + ran.stderr, but=but)
+    wrong = sweep.make("wrong password of a server", ODD)
+    for server in (
+        {"REDIS_PASSWORD": wrong},
+        {"DATABASE_URL": f"postgresql://ada:{quote(wrong, safe='')}@127.0.0.1:1/x"},
+        {"CELERY_BROKER_URL": f"amqp://ada:{quote(wrong, safe='')}@127.0.0.1:1/x"},
+        {"SMTP_URL": f"smtp://ada:{wrong}@localhost:1"},
+        {"OPENAI_API_KEY": f"sk {wrong}"},
+        {"FLOWER_BASIC_AUTH": wrong},
+    ):
+        # Where a server is only away, a process waits for it; `doctor` says so.
+        is_away = server.keys() & {"DATABASE_URL", "CELERY_BROKER_URL"}
+        arguments = [CLI, "doctor", "--json"] if is_away else ["-m", "promptstack.api.flower"]
+        ran = run(arguments, {**variables, "FLOWER_PORT": "0", **server})
+        assert ran.returncode == (1 if is_away else 2), server
+        sweep.look("commands", ran.stdout + ran.stderr)
     made = run([CLI, "keys", "create", "--name", "from the command line"], variables)
     key = sweep.know("command line's key", made.stdout.strip())
     sweep.look("commands", made.stderr)
