@@ -470,8 +470,8 @@ def commands(sweep: Sweep, environment: dict[str, str], tmp_path: Path) -> None:
     ):
         # Where a server is only away, a process waits for it; `doctor` says so.
         is_away = server.keys() & {"DATABASE_URL", "CELERY_BROKER_URL"}
-        arguments = [CLI, "doctor", "--json"] if is_away else ["-m", "promptstack.api.flower"]
-        ran = run(arguments, {**variables, "FLOWER_PORT": "0", **server})
+        program = [CLI, "doctor", "--json"] if is_away else ["-m", "promptstack.api.flower"]
+        ran = run(program, {**variables, "FLOWER_PORT": "0", **server})
         assert ran.returncode == (1 if is_away else 2), server
         sweep.look("commands", ran.stdout + ran.stderr)
     made = run([CLI, "keys", "create", "--name", "from the command line"], variables)
