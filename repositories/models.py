@@ -144,7 +144,7 @@ IS_HELD = (
 )
 """Whether a job waits for its user's turn: see `services/sharing/bulk_jobs.py`."""
 IS_NOT_HELD = f"(not_before IS NOT NULL OR run_id IS NOT NULL OR NOT {_IS_BULK})"
-"""The opposite, of a queued job without a message. Word by word as in the index `jobs_unrung`."""
+"""The opposite, of a queued job without a message. Word by word as in the index `jobs_unsent`."""
 
 
 class Job(Base):
@@ -218,7 +218,7 @@ class Job(Base):
         Index("jobs_ended", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         # What `take_unpublished` asks every second; see there.
         Index(
-            "jobs_unrung",
+            "jobs_unsent",
             "not_before",
             postgresql_where=text(f"state = 'queued' AND rung_at IS NULL AND {IS_NOT_HELD}"),
         ),
@@ -244,7 +244,7 @@ class Job(Base):
         ),
         # What `OutboxRepository.next_waiting` and `users_waiting` ask every second.
         Index(
-            "jobs_waiting",
+            "jobs_waiting_of_user",
             "provider",
             "model",
             text("coalesce(user_id, '00000000-0000-0000-0000-000000000000'::uuid)"),

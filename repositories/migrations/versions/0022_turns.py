@@ -16,13 +16,18 @@ def upgrade() -> None:
         sa.Column("shared", sa.Text(), primary_key=True),
         sa.Column("last", sa.Uuid(), nullable=True),
         sa.Column("credits", postgresql.JSONB(), server_default=sa.text("'{}'"), nullable=False),
+        if_not_exists=True,
     )
-    op.create_index(
-        "runs_open_of_user",
-        "runs",
-        ["user_id", "served_at"],
-        postgresql_where=sa.text("finished_at IS NULL"),
-    )
+    # It is in no transaction, and may have to be done again.
+    with op.get_context().autocommit_block():
+        op.drop_index("runs_open_of_user", "runs", if_exists=True, postgresql_concurrently=True)
+        op.create_index(
+            "runs_open_of_user",
+            "runs",
+            ["user_id", "served_at"],
+            postgresql_where=sa.text("finished_at IS NULL"),
+            postgresql_concurrently=True,
+        )
 
 
 def downgrade() -> None:

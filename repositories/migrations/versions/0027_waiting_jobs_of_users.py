@@ -1,5 +1,7 @@
 """Jobs that wait for a rate limit are found by user."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -13,16 +15,22 @@ WAITING = sa.text("state = 'queued' AND error_code = 'RATE_LIMIT_WAIT'")
 
 
 def upgrade() -> None:
-    op.drop_index("jobs_waiting", "jobs")
-    op.create_index(
-        "jobs_waiting",
-        "jobs",
-        ["provider", "model", sa.text(USER), "not_before"],
-        postgresql_where=WAITING,
-    )
+    # Nothing else belongs into this step: it is in no transaction, and may have to be done again.
+    with op.get_context().autocommit_block():
+        _build("jobs_waiting_of_user", ["provider", "model", sa.text(USER), "not_before"])
+        _drop("jobs_waiting")
 
 
 def downgrade() -> None:
-    op.drop_index("jobs_waiting", "jobs")
     columns = ["provider", "model", "not_before"]
     op.create_index("jobs_waiting", "jobs", columns, postgresql_where=WAITING)
+    op.drop_index("jobs_waiting_of_user", "jobs")
+
+
+def _build(name: str, columns: list[Any]) -> None:
+    _drop(name)  # also what a build left that was broken off
+    op.create_index(name, "jobs", columns, postgresql_where=WAITING, postgresql_concurrently=True)
+
+
+def _drop(name: str) -> None:
+    op.drop_index(name, "jobs", if_exists=True, postgresql_concurrently=True)

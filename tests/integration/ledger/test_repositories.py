@@ -681,6 +681,29 @@ def test_an_index_of_a_large_table_is_built_while_it_is_written_to(
         assert unit.session.scalar(text("SELECT bool_and(indisvalid) FROM pg_index"))
 
 
+def test_jobs_are_read_and_written_while_indexes_are_built(
+    stack: PromptStack, ledger: Ledger
+) -> None:
+    """The steps of this schema that index the largest table."""
+    migrated(stack.database_url, lambda config: command.downgrade(config, "0025"))
+    engine = create_engine(stack.database_url)
+    waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with ThreadPoolExecutor(1) as other, engine.connect() as writer:
+        writer.execute(text("LOCK TABLE jobs IN ROW EXCLUSIVE MODE"))
+        migrating = other.submit(upgrade, ledger.engine)
+        wait_until(lambda: writer.scalar(waits), "the migration to wait for the writer")
+        with ledger.transaction() as unit:
+            unit.session.execute(text("SET LOCAL lock_timeout = '2s'"))
+            unit.session.execute(text(JOB_OF_0008))
+            unit.session.execute(text("SELECT count(*) FROM jobs"))
+        writer.rollback()
+        migrating.result(30.0)
+    engine.dispose()
+    assert not pending(ledger.engine)
+    with ledger.transaction() as unit:
+        assert unit.session.scalar(text("SELECT bool_and(indisvalid) FROM pg_index"))
+
+
 def test_processes_that_migrate_at_once_do_it_once(empty_database: str) -> None:
     start = threading.Barrier(3)
 
