@@ -63,6 +63,7 @@ class MailDelivery:
         mailer = self._open_mailer()
         if mailer is None or self._mail_from is None:
             raise MailNotConfigured("This worker has no mail server: set SMTP_URL and MAIL_FROM.")
+        job.handle.check_may_begin()
         mail = await job.ledger.write_async(lambda unit: self._prepare(unit, job.claim))
         if mail is None:
             return

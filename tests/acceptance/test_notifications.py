@@ -16,7 +16,7 @@ from tests.mail_server import MailServer, mail_server
 from tests.mails import FROM, ROOT, with_mail
 from tests.processes import Process, wait_until
 
-MAILS = int(os.environ.get("MAILS", "240"))
+MAILS = int(os.environ.get("MAILS", "150"))
 """`MAILS=1000 pytest tests/acceptance/test_notifications.py` is the whole of it."""
 KILLS = 5
 MARK = "marmalade"

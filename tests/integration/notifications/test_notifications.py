@@ -283,6 +283,17 @@ def test_the_text_is_in_the_ledger_alone(
     assert mark not in seen
 
 
+def test_a_worker_that_is_about_to_stop_begins_no_mail(
+    mailing: WorkerServices, server: MailServer
+) -> None:
+    sent = send(mailing, add_user(mailing))
+    mailing.active_jobs.let_none_begin()
+    execute(mailing, sent)
+    job = mailing.jobs.get(sent)
+    assert (job.state, job.failures, job.not_before) == (JobState.QUEUED, 0, None)
+    assert server.connections == 0
+
+
 # Users
 
 
