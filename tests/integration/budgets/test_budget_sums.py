@@ -237,7 +237,7 @@ def test_every_call_counts_once_whatever_becomes_of_it(stack: WorkerServices) ->
     run_state_machine_as_test(
         Here,
         settings=effort(
-            max_examples=40,
+            max_examples=25,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
