@@ -236,7 +236,7 @@ PERMISSIONS = (
     ),
     Permission(
         action="choose one's notifications",
-        scope=Scope.RUNS_READ,
+        needs_sign_in=True,
         whose=Whose.OWN,
         routes=("GET /auth/me/events", "PUT /auth/me/events"),
         commands=("notifications choose",),

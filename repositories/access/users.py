@@ -62,8 +62,11 @@ class UserRepository(BaseRepository[User]):
         return change_rows(self._session, added) == 1
 
     def lock(self, user_id: UUID) -> User | None:
-        """Read a user as it is now, and let nobody else change it in this transaction."""
-        query = select(User).where(User.id == user_id).with_for_update()
+        """Read a user as it is now, and let nobody else change it in this transaction.
+
+        Rows that refer to the user, such as jobs, may be added meanwhile.
+        """
+        query = select(User).where(User.id == user_id).with_for_update(key_share=True)
         return self._session.scalars(query.execution_options(populate_existing=True)).one_or_none()
 
     def lock_super_admins(self) -> Sequence[User]:
@@ -72,7 +75,7 @@ class UserRepository(BaseRepository[User]):
             select(User)
             .where(User.role == Role.SUPER_ADMIN, User.disabled_at.is_(None))
             .order_by(User.id)
-            .with_for_update()
+            .with_for_update(key_share=True)
         )
         return self._session.scalars(query.execution_options(populate_existing=True)).all()
 

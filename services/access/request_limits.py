@@ -9,10 +9,6 @@ from promptstack.services.access.caller import Caller
 from promptstack.services.access.errors import TooManyRequests
 from promptstack.services.access.rate_buckets import Allowance, RateBuckets
 
-BURST_SECONDS = 10
-"""A client that was quiet may send what this time allows at once. In no minute it sends more than
-seven sixths of its limit."""
-
 
 class RequestLimits:
     """Counts the requests of keys that have a limit, over all processes."""
@@ -25,7 +21,8 @@ class RequestLimits:
         most = caller.requests_a_minute
         if most is None or caller.key_id is None:
             return
-        allowance = Allowance(max(1, most * BURST_SECONDS // 60), 60 / most)
+        # A client that was quiet may send them all at once.
+        allowance = Allowance(most, 60 / most)
         wait = self._buckets.take({KEY_REQUESTS_KEY.format(id=caller.key_id): allowance})
         if wait > 0:
             seconds = math.ceil(wait)

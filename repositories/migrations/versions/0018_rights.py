@@ -68,7 +68,15 @@ def downgrade() -> None:
         "api_keys",
         sa.Column("is_admin", sa.Boolean(), server_default=sa.false(), nullable=False),
     )
-    op.execute("UPDATE api_keys SET is_admin = 'admin' = ANY (scopes)")
+    # No door opens again that is closed now.
+    op.execute(
+        "UPDATE api_keys SET is_admin = 'admin' = ANY (scopes) AND users.role <> 'user' "
+        "FROM users WHERE users.id = user_id"
+    )
+    op.execute(
+        "UPDATE api_keys SET revoked_at = now() FROM users WHERE users.id = user_id "
+        "AND revoked_at IS NULL AND (expires_at <= now() OR users.disabled_at IS NOT NULL)"
+    )
     for column in (
         "prefix",
         "previous_hash",

@@ -60,6 +60,8 @@ def sign_in(client: TestClient, stack: PromptStack, user: UserView) -> None:
         ("A\u0308da@example.org", "\u00e4da@example.org"),
         (OPERATOR, OPERATOR),
         ("a.b+c@mail.example.co.uk", "a.b+c@mail.example.co.uk"),
+        ("a@xn--exmple-cua.de", "a@ex\u00e4mple.de"),
+        ("a@EX\u00c4MPLE.de", "a@ex\u00e4mple.de"),
     ],
 )
 def test_an_address_has_one_spelling(given: str, kept: str) -> None:
@@ -71,6 +73,15 @@ def test_an_address_has_one_spelling(given: str, kept: str) -> None:
     [
         *("", "ada", "@example.org", "ada@", "a@b@c", "a b@c.org", "a@b\n.org", "<a@b.org>"),
         *("a@.org", "a@b.org, c@d.org", "a\x00@b.org"),
+        *(
+            "a\u200b@b.org",
+            "\uff41@b.org",
+            "\ufeffa@b.org",
+            "a@b\u00ad.org",
+            ".a@b.org",
+            "a..b@c.org",
+        ),
+        *("a.@b.org", "a@b..org", "a@" + "b" * 64 + ".org"),
         "x" * 65 + "@example.org",
         "a@" + "b" * 260,
     ],

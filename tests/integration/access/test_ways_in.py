@@ -153,6 +153,15 @@ def test_a_request_does_not_stop_its_user_from_being_disabled(
     assert not request.is_alive()
 
 
+def test_a_sign_in_does_not_stop_its_users_jobs(stack: WorkerServices, test_user: UserView) -> None:
+    with stack.ledger.transaction() as unit:
+        unit.users.lock(test_user.id)
+        with stack.ledger.transaction() as other:
+            other.limit_locks(0.5)
+            other.users.get(test_user.id)
+            stack.jobs.enqueue_generation("x", user_id=test_user.id)
+
+
 def waits_for_a_lock(stack: WorkerServices) -> bool:
     with stack.ledger.transaction() as unit:
         waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")

@@ -640,6 +640,26 @@ def test_the_rights_of_old_keys_become_roles_and_scopes(stack: PromptStack, ledg
         assert set(admin.scopes) == set(Scope)
 
 
+def test_a_downgrade_opens_no_door_again(stack: PromptStack, ledger: Ledger) -> None:
+    emails = ("demoted", "expired", "disabled", "admin")
+    with ledger.transaction() as unit:
+        for email in emails:
+            role = "user" if email == "demoted" else "admin"
+            user = unit.users.create(email=email, role=role)
+            unit.api_keys.create(user_id=user.id, name="x", key_hash=email, scopes=list(Scope))
+            unit.users.set_disabled(user.id, disabled=email == "disabled")
+        unit.session.execute(
+            text("UPDATE api_keys SET expires_at = now() WHERE key_hash = 'expired'")
+        )
+    migrated(stack.database_url, lambda config: command.downgrade(config, "0017"))
+    with ledger.engine.begin() as connection:
+        opens = connection.execute(
+            text("SELECT key_hash, is_admin FROM api_keys WHERE revoked_at IS NULL")
+        )
+        assert {row.key_hash: row.is_admin for row in opens} == {"demoted": False, "admin": True}
+    upgrade(ledger.engine)
+
+
 OLD_KEY = """
 WITH added AS (INSERT INTO users (id, email) VALUES (gen_random_uuid(), :email) RETURNING id)
 INSERT INTO api_keys (id, user_id, name, key_hash, is_admin)
