@@ -8,6 +8,7 @@ more whenever some have ended.
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection
@@ -62,6 +63,8 @@ class BulkJobs:
         self._clock = clock
         self._waiting: set[Queue] = set()
         """The queues for which jobs were left, when this process looked."""
+        self._most: dict[Queue, int] = {}
+        """How many messages a queue may hold, as it was last. At half of it more are sent."""
         self._next_at = 0.0
 
     def give_out(self, queues: Collection[Queue] = BULK_QUEUES) -> None:
@@ -71,8 +74,8 @@ class BulkJobs:
         """
         try:
             for queue in queues:
-                for _ in range(ROUNDS):
-                    if not self._give_out(queue):
+                for number in range(ROUNDS):
+                    if not self._give_out(queue, is_first=number == 0):
                         break
         except (BrokerUnavailable, TransientLedgerError) as error:
             logger.warning("bulk jobs are sent later: %s", error)
@@ -85,16 +88,20 @@ class BulkJobs:
                 None, self.give_out, tuple(self._waiting)
             )
 
-    def _give_out(self, queue: Queue) -> bool:
+    def _give_out(self, queue: Queue, *, is_first: bool) -> bool:
         """Send some jobs. Returns whether there may be room for more."""
         waiting = self._publisher.waiting(queue)
+        if is_first and 2 * waiting > self._most.get(queue, math.inf):
+            self._waiting.add(queue)
+            return False  # workers have enough for now
         epoch = self._publisher.epoch()
         with self._ledger.transaction() as unit:
             if not unit.try_lock(f"bulk:{queue}"):
                 return False
             workers = max(1, unit.workers.count_alive(self._worker_lost_seconds))
             a_worker = max(2 * self._jobs_a_worker, int(self._pace() * AHEAD_SECONDS))
-            room = min(MOST_AT_ONCE, workers * a_worker - waiting)
+            self._most[queue] = workers * a_worker
+            room = min(MOST_AT_ONCE, self._most[queue] - waiting)
             if room <= 0:
                 self._waiting.add(queue)
                 return False
