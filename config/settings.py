@@ -413,6 +413,11 @@ class Settings(BaseSettings):
     mail_timeout_seconds: PositiveSeconds = Field(
         30.0, description="Longest wait for each answer of the mail server."
     )
+    mail_retry_seconds: Seconds = Field(
+        60.0,
+        description="Least wait before a mail is sent again that the mail server did not take for "
+        "now, or that it did not reply to. Servers that greylist want minutes.",
+    )
     mail_expires_seconds: PositiveSeconds = Field(
         259_200.0,
         description="Time for which a mail is tried that the mail server does not take (3 days).",

@@ -293,6 +293,7 @@ class PromptStack:
         mailer = Mailer(
             SmtpUrl.parse(self.settings.smtp_url.get_secret_value()),
             timeout_seconds=self.settings.mail_timeout_seconds,
+            retry_seconds=self.settings.mail_retry_seconds,
             ca_file=str(self.settings.tls_ca_file) if self.settings.tls_ca_file else None,
         )
         loop = self.loop

@@ -18,10 +18,18 @@ ROOT = Actor(ActorKind.USER, UUID(int=1), "root@example.org", None, "203.0.113.1
 
 
 @contextmanager
-def with_mail(stack: WorkerServices, server: MailServer) -> Iterator[WorkerServices]:
+def with_mail(
+    stack: WorkerServices, server: MailServer, *, retry_seconds: float = 0.0
+) -> Iterator[WorkerServices]:
     """A worker that sends its mail there."""
     url = SecretStr(f"smtp://localhost:{server.port}?tls=off")
-    with another(stack, smtp_url=url, mail_from=FROM, mail_timeout_seconds=20.0) as opened:
+    with another(
+        stack,
+        smtp_url=url,
+        mail_from=FROM,
+        mail_timeout_seconds=20.0,
+        mail_retry_seconds=retry_seconds,
+    ) as opened:
         yield opened
 
 

@@ -58,8 +58,17 @@ class _Connection:
 class Mailer:
     """The connections to one mail server. All of it runs on one event loop."""
 
-    def __init__(self, server: SmtpUrl, *, timeout_seconds: float, ca_file: str | None) -> None:
+    def __init__(
+        self,
+        server: SmtpUrl,
+        *,
+        timeout_seconds: float,
+        ca_file: str | None,
+        retry_seconds: float = 0.0,
+    ) -> None:
+        """Take how long a mail waits at least before it is sent again."""
         self._server = server
+        self._retry_seconds = retry_seconds
         self._timeout = timeout_seconds
         self._tls = ssl.create_default_context(cafile=ca_file)
         self._places = asyncio.Semaphore(CONNECTIONS)
@@ -86,7 +95,11 @@ class Mailer:
             try:
                 reply = await self._send(connection.smtp, mail, before_text)
                 is_whole = True
-            except (MailPostponed, MailRefused):
+            except MailPostponed as error:
+                is_whole = True
+                error.retry_after = self._retry_seconds
+                raise
+            except MailRefused:
                 is_whole = True
                 raise
             finally:
@@ -120,6 +133,7 @@ class Mailer:
                 "The mail was sent, and the mail server's reply did not come: it may have accepted "
                 "it. It is sent again with the same Message-ID.",
                 detail=type(error).__name__,
+                retry_after=self._retry_seconds,
             ) from error
         return f"{reply.code} {reply.message}"[:MAX_REPLY]
 

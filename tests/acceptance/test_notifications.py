@@ -72,7 +72,7 @@ def test_each_mail_is_accepted_once_but_for_those_that_were_cut_off(
     ):
         hard.server = server
         url = f"smtp://localhost:{server.port}?tls=off"
-        worker = start_worker(SMTP_URL=url, MAIL_FROM=FROM)
+        worker = start_worker(SMTP_URL=url, MAIL_FROM=FROM, MAIL_RETRY_SECONDS="0")
         for user_id in users:
             sender.notifications.send(user_id, MARK, f"{MARK} {user_id}", actor=ROOT)
         for kill in range(1, KILLS + 1):
@@ -82,7 +82,7 @@ def test_each_mail_is_accepted_once_but_for_those_that_were_cut_off(
             said = worker.output() + everything_in(stack.redis_url)
             assert MARK not in said
             assert "example.org" not in said
-            worker = start_worker(SMTP_URL=url, MAIL_FROM=FROM)
+            worker = start_worker(SMTP_URL=url, MAIL_FROM=FROM, MAIL_RETRY_SECONDS="0")
         wait_until(lambda: not open_jobs(stack), "all mails to have ended", seconds=300)
 
     sent = {one.message_id: one for one in stack.notifications.get_many(limit=2 * MAILS)}

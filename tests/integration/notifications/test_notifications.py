@@ -147,6 +147,19 @@ def test_what_is_refused_for_now_is_tried_again(
     assert len(server.accepted) == 1
 
 
+@pytest.mark.parametrize("how", ["451 greylisted", "cut"])
+def test_the_next_try_waits_as_long_as_mail_servers_want(
+    stack: WorkerServices, server: MailServer, how: str
+) -> None:
+    server.on_data = lambda _: how
+    with with_mail(stack, server, retry_seconds=600.0) as mailing:
+        sent = send(mailing, add_user(mailing))
+        assert execute(mailing, sent).state is JobState.QUEUED
+        job = mailing.jobs.get(sent)
+        assert job.not_before is not None
+        assert job.not_before > job.created_at + timedelta(seconds=600)
+
+
 def test_what_is_refused_for_good_fails_with_the_servers_words(
     mailing: WorkerServices, server: MailServer
 ) -> None:
