@@ -4,7 +4,7 @@ from datetime import date
 from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Computed, ForeignKey, Numeric
+from sqlalchemy import CheckConstraint, Computed, ForeignKey, Numeric, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from promptstack.repositories.models import Base
@@ -38,5 +38,8 @@ class Budget(Base):
     """Of calls that began on this day: their cost, and the most it can be where it isn't known."""
     month_usd: Mapped[Decimal] = mapped_column(Numeric(20, 10), server_default="0")
     total_usd: Mapped[Decimal] = mapped_column(Numeric(20, 10), server_default="0")
+
+    is_counted: Mapped[bool] = mapped_column(server_default=false())
+    """Whether the sums hold what was spent before. A process may have died before they did."""
 
     __table_args__ = (CheckConstraint("user_id IS NULL OR api_key_id IS NULL", name="one_subject"),)

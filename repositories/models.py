@@ -322,6 +322,8 @@ class Attempt(Base):
         Index("attempts_started", "started_at", postgresql_using="brin"),
         Index("attempts_jobless", "started_at", postgresql_where=text("job_id IS NULL")),
         Index("attempts_unsettled", "id", postgresql_where=text("billing = 'unknown'")),
+        Index("attempts_of_user", "user_id", postgresql_where=text("user_id IS NOT NULL")),
+        Index("attempts_of_key", "api_key_id", postgresql_where=text("api_key_id IS NOT NULL")),
     )
 
 

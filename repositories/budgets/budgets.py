@@ -55,9 +55,9 @@ class BudgetRepository(BaseRepository[Budget]):
     def get_all(
         self, *, subjects: Collection[UUID] | None = None, user_id: UUID | None = None
     ) -> list[Spending]:
-        """All budgets, those of these subjects, or of a user and their keys, as they stand today.
+        """All budgets with a cap, those of a user and their keys, or those of these subjects.
 
-        The deployment's comes first.
+        They are as they stand today, and the deployment's comes first.
         """
         query = (
             select(*_COLUMNS, _TODAY.label("today"), User.email, ApiKey.name, ApiKey.prefix)
@@ -65,8 +65,9 @@ class BudgetRepository(BaseRepository[Budget]):
             .outerjoin(ApiKey, ApiKey.id == Budget.api_key_id)
             .order_by(Budget.subject)
         )
-        if subjects is not None:
-            query = query.where(Budget.subject.in_(subjects))
+        query = query.where(
+            _has_caps() if subjects is None else Budget.subject.in_(subjects),
+        )
         if user_id is not None:
             query = query.where(or_(Budget.user_id == user_id, ApiKey.user_id == user_id))
         found = []
@@ -120,28 +121,36 @@ class BudgetRepository(BaseRepository[Budget]):
     def put(
         self, owner: Owner, caps: Mapping[Window, Decimal | None], *, is_counted: bool = False
     ) -> bool:
-        """Set caps; False where no budget counts yet. One without any cap is deleted.
+        """Set caps; False where no budget counts yet.
 
-        With `is_counted`, its sums were just computed. Else a budget without caps is one whose sums
-        nobody has computed, as a process died.
+        With `is_counted`, its sums were just computed. A key's goes on counting without any cap:
+        its user may set and remove a cap again and again, and to begin anew reads all of the key's
+        calls. Those of users and of the deployment are deleted.
         """
         subject = owner.subject
-        has_caps = or_(*(getattr(Budget, f"{window}_cap_usd").is_not(None) for window in Window))
         values = {f"{window}_cap_usd": cap for window, cap in caps.items()}
         changed = self._session.scalar(
             update(Budget)
-            .where(Budget.subject == subject, true() if is_counted else has_caps)
-            .values(**values)
+            .where(
+                Budget.subject == subject,
+                # A process of the version before doesn't say that it has counted.
+                true() if is_counted else or_(Budget.is_counted, _has_caps()),
+            )
+            .values(**values, is_counted=True)
             .returning(Budget.subject)
             .execution_options(synchronize_session=False)
         )
         if changed is not None:
             self._session.execute(
                 delete(Budget)
-                .where(Budget.subject == subject, ~has_caps)
+                .where(Budget.subject == subject, Budget.api_key_id.is_(None), ~_has_caps())
                 .execution_options(synchronize_session=False)
             )
         return changed is not None
+
+
+def _has_caps() -> ColumnElement[bool]:
+    return or_(*(getattr(Budget, f"{window}_cap_usd").is_not(None) for window in Window))
 
 
 def note_settled(session: Session, settled: Sequence[Settled]) -> None:

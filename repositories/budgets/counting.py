@@ -26,12 +26,14 @@ class BudgetCounting:
             .on_conflict_do_nothing()
         )
 
-    def wait_for_calls(self) -> None:
-        """Wait until every transaction has ended that may record a call without counting it.
+    def writers(self) -> set[str]:
+        """The open transactions that may record a call.
 
-        Others wait meanwhile, so commit at once.
+        Each statement locks its tables before it looks at rows. So one that did not see a budget
+        that is committed now either is among these or has ended. To ask holds up nobody, as LOCK
+        TABLE would, behind which all others wait.
         """
-        self._session.execute(text("LOCK TABLE attempts IN SHARE MODE"))
+        return set(self._session.scalars(_WRITERS))
 
     def reserve_under_way(self, owner: Owner) -> None:
         """Have calls counted that were recorded before, and whose cost isn't known yet."""
@@ -53,7 +55,7 @@ class BudgetCounting:
         """
         subject = owner.subject
         # One at a time: each adds what is missing, and two would add it twice.
-        self._session.execute(_LOCK_COUNT)
+        self._session.execute(_LOCK_COUNT, {"subject": str(subject)})
         values = {"subject": subject, "deployment": DEPLOYMENT}
         row = self._session.execute(_COUNT, values).one()
         changed = self._session.scalar(
@@ -79,7 +81,12 @@ def calls_of(subject: UUID) -> Any:
 
 
 _TODAY = func.date(func.timezone("UTC", func.now()))
-_LOCK_COUNT = text("SELECT pg_advisory_xact_lock(hashtext('count budgets'))")
+_WRITERS = text(
+    "SELECT virtualtransaction FROM pg_locks WHERE relation = CAST('attempts' AS regclass) "
+    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND granted "
+    "AND mode NOT IN ('AccessShareLock', 'RowShareLock', 'ShareUpdateExclusiveLock', 'ShareLock')"
+)
+_LOCK_COUNT = text("SELECT pg_advisory_xact_lock(hashtext('count budget ' || :subject))")
 _COUNT = text(
     """
 SELECT budgets.day AS at_day,

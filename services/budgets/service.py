@@ -22,10 +22,9 @@ from promptstack.services.budgets.admission import opens_at
 from promptstack.services.errors import InvalidInput, NotFound
 from promptstack.services.validation.bounds import Dollars, refused_in_words
 
-LOCK_SECONDS = 1.0
-"""How long all calls may wait, once, when the first cap of something is set."""
-LOCK_TRIES = 30
-RETRY_SECONDS = 0.2
+WAIT_SECONDS = 30.0
+"""How long the first cap of something waits for calls that are being recorded as it is set."""
+POLL_SECONDS = 0.05
 
 
 class Scope(StrEnum):
@@ -157,7 +156,7 @@ class BudgetService:
         """The budget of a subject; None where it has none."""
         with self._ledger.transaction() as unit:
             found = unit.budgets.get_all(subjects=[subject.row])
-        return _view(found[0]) if found else None
+        return _view(found[0]) if found and found[0].caps else None
 
     def get_all(self, owner: UUID | None = None) -> list[BudgetView]:
         """All budgets, the deployment's first; or those of a user and their keys."""
@@ -183,17 +182,19 @@ class BudgetService:
                 is_counted = unit.budget_counting.count_anew(owner)
 
     def _wait_for_calls(self) -> None:
-        for left in reversed(range(LOCK_TRIES)):
-            try:
-                with self._ledger.transaction() as unit:
-                    unit.limit_locks(LOCK_SECONDS)
-                    unit.budget_counting.wait_for_calls()
-                return
-            except LedgerConflict:
-                # Somebody has a long transaction. Calls go on before the next try.
-                if not left:
-                    raise
-                time.sleep(RETRY_SECONDS)
+        """Wait until every transaction has ended that may record a call without counting it."""
+        until = time.monotonic() + WAIT_SECONDS
+        with self._ledger.transaction() as unit:
+            left = unit.budget_counting.writers()
+        while left:
+            if time.monotonic() > until:
+                raise LedgerConflict(
+                    "The cap is not set: a transaction that records calls has been open for "
+                    f"{WAIT_SECONDS:g} s. Set it again in a moment."
+                )
+            time.sleep(POLL_SECONDS)
+            with self._ledger.transaction() as unit:
+                left &= unit.budget_counting.writers()
 
 
 def _check_there(unit: UnitOfWork, subject: Subject, owner: UUID | None) -> None:

@@ -7,6 +7,7 @@ model says which call may leave, and what each budget must have counted.
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from uuid import UUID
 
 from hypothesis import HealthCheck
 from hypothesis import settings as effort
@@ -77,6 +78,7 @@ class BudgetSums(RuleBasedStateMachine):
         self.calls: list[Call] = []
         self.caps: dict[Subject, dict[Window, Decimal]] = {}
         self.now = datetime(2027, 1, 30, 12, tzinfo=UTC)
+        self.keys_with_budgets: set[UUID | None] = set()
 
     @initialize()
     def begin_anew(self) -> None:
@@ -123,7 +125,11 @@ class BudgetSums(RuleBasedStateMachine):
                 refused.append((result, owner, most or Decimal(0)))
             else:
                 assert isinstance(result, Begun)
-                held = (most or Decimal(0)) if counted else (most or Decimal(0)) / 2
+                held = (
+                    (most or Decimal(0))
+                    if counted or self.goes_on(owner)
+                    else (most or Decimal(0)) / 2
+                )
                 self.calls.append(Call(owner, step, result.attempt_id, self.now.date(), held))
         for result, owner, most in refused:
             self.check_refusal(result, owner, most)
@@ -173,6 +179,8 @@ class BudgetSums(RuleBasedStateMachine):
     def set_cap(self, number: int, window: Window, cap: Decimal | None) -> None:
         subject = self.subjects[number]
         self.stack.budgets.set(subject, {window: cap})
+        if cap is not None and subject.scope is Scope.KEY:
+            self.keys_with_budgets.add(subject.id)
         caps = self.caps.setdefault(subject, {})
         if cap is None:
             caps.pop(window, None)
@@ -197,6 +205,10 @@ class BudgetSums(RuleBasedStateMachine):
             for cap in shown[subject.scope, subject.id].caps:
                 assert cap.cap_usd == caps.get(cap.window)
                 assert cap.used_usd == self.sum_of(self.calls, subject, cap.window)
+
+    def goes_on(self, owner: Owner) -> bool:
+        """Whether its key had a cap once: such a budget goes on counting."""
+        return owner.api_key_id in self.keys_with_budgets
 
     def budgets_of(self, owner: Owner) -> list[Subject]:
         """The key's before the user's, and these before the deployment's."""

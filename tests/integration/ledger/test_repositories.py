@@ -671,6 +671,10 @@ INSERT INTO jobs (id, kind, provider, model, request, request_hash, max_retries,
 VALUES (gen_random_uuid(), 'generation', 'demo', 'demo-1', '{}', '', 0, now())
 """
 """What a process of that version writes, which knows no later columns."""
+ATTEMPT = """
+INSERT INTO attempts (worker_id, number, call, provider, model, items)
+VALUES (gen_random_uuid(), 1, 0, 'demo', 'demo-1', 1)
+"""
 
 
 def test_an_index_of_a_large_table_is_built_while_it_is_written_to(
@@ -701,21 +705,24 @@ def test_an_index_of_a_large_table_is_built_while_it_is_written_to(
         assert unit.session.scalar(text("SELECT bool_and(indisvalid) FROM pg_index"))
 
 
-def test_jobs_are_read_and_written_while_indexes_are_built(
-    stack: PromptStack, ledger: Ledger
+@pytest.mark.parametrize(
+    ("step", "table", "write"), [("0025", "jobs", JOB_OF_0008), ("0028", "attempts", ATTEMPT)]
+)
+def test_large_tables_are_read_and_written_while_indexes_are_built(
+    stack: PromptStack, ledger: Ledger, step: str, table: str, write: str
 ) -> None:
-    """The steps of this schema that index the largest table."""
-    migrated(stack.database_url, lambda config: command.downgrade(config, "0025"))
+    """By the steps of this schema that index what is written all the time."""
+    migrated(stack.database_url, lambda config: command.downgrade(config, step))
     engine = create_engine(stack.database_url)
     waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     with ThreadPoolExecutor(1) as other, engine.connect() as writer:
-        writer.execute(text("LOCK TABLE jobs IN ROW EXCLUSIVE MODE"))
+        writer.execute(text(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE"))
         migrating = other.submit(upgrade, ledger.engine)
         wait_until(lambda: writer.scalar(waits), "the migration to wait for the writer")
         with ledger.transaction() as unit:
             unit.session.execute(text("SET LOCAL lock_timeout = '2s'"))
-            unit.session.execute(text(JOB_OF_0008))
-            unit.session.execute(text("SELECT count(*) FROM jobs"))
+            unit.session.execute(text(write))
+            unit.session.execute(text(f"SELECT count(*) FROM {table}"))
         writer.rollback()
         migrating.result(30.0)
     engine.dispose()
