@@ -233,7 +233,11 @@ def test_a_form_is_one_as_the_library_has_it(draft: str, schema: dict[str, Any])
         AnswerSchema({"$schema": draft, **schema}, BOUNDS)
     except InvalidInput as error:
         said = str(error)
-    assert ("no JSON schema" in said) is not has_form, said
+    if has_form:
+        assert "no JSON schema" not in said
+    else:
+        # Of several faults, a keyword that can't be judged is told first.
+        assert "no JSON schema" in said or "has the keyword" in said, said
 
 
 WITHIN = st.recursive(
