@@ -100,6 +100,8 @@ def rotate(key_id: KeyId, as_json: JsonFlag = False) -> None:
 
 
 def _show(issued: IssuedKey, *, as_json: bool) -> None:
+    if issued.is_new_user:
+        err.print(f"{issued.key.email} is a new user.", markup=False)
     if as_json:
         print_json({"key": issued.secret, **dict(issued.key)})
         return

@@ -10,6 +10,8 @@ MAX_EMAIL_CHARACTERS = 254
 """The limit of RFC 5321; PostgreSQL can index it."""
 OPERATOR = "operator@localhost"
 """The user of the command line: who reaches the ledger without a key may do everything."""
+MAX_LABEL = 63
+"""Characters of a part of a host's name (RFC 1035)."""
 _ADDRESS = re.compile(r'[^\s@<>()\[\],;:\\"]{1,64}@\w([\w.-]*\w)?')
 
 
@@ -30,9 +32,33 @@ def normalised_email(email: str) -> str:
         raise InvalidInput(f"{email[:80]!r} is not an e-mail address.")
     try:
         # `xn--...` and the same name in letters are one host.
-        return f"{person}@{host.encode('idna').decode('idna')}"
+        return f"{person}@{host_in_letters(host)}"
     except UnicodeError:
         raise InvalidInput(f"{email[:80]!r} is not an e-mail address.") from None
+
+
+def host_in_letters(host: str) -> str:
+    """A host's name as people read it, by IDNA 2008. Raises `UnicodeError` for what is none.
+
+    Python's own codec is of 2003, by which `straße` is `strasse`: another host today.
+    """
+    import idna  # noqa: PLC0415 - it takes long, and most hosts need none of it
+
+    is_plain = host.isascii() and not any(part.startswith("xn--") for part in host.split("."))
+    return _checked(host) if is_plain else idna.decode(idna.encode(host))
+
+
+def host_in_ascii(host: str) -> str:
+    """A host's name as every mail server takes it. Raises `UnicodeError` for what is none."""
+    import idna  # noqa: PLC0415
+
+    return _checked(host) if host.isascii() else idna.encode(host).decode()
+
+
+def _checked(host: str) -> str:
+    if any(not 0 < len(part) <= MAX_LABEL for part in host.split(".")):
+        raise UnicodeError("a part of the host is empty or too long")
+    return host
 
 
 def _is_unseen(character: str) -> bool:

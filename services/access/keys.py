@@ -45,6 +45,8 @@ class IssuedKey:
 
     secret: str
     key: KeyView
+    is_new_user: bool = False
+    """Whether its user was added for it."""
 
 
 class KeyService:
@@ -72,7 +74,7 @@ class KeyService:
             terms = KeyTerms.model_validate(terms)
         secret = _new_secret()
         with self._ledger.transaction() as unit:
-            user = _find_or_add(unit, email, terms.name)
+            user, is_new = _find_or_add(unit, email, terms.name)
             if Scope.ADMIN in terms.scopes and user.role == Role.USER:
                 raise InvalidInput(
                     f"{user.email} is no administrator, so no key of theirs can be one's. "
@@ -91,7 +93,7 @@ class KeyService:
             )
             detail = {"key_name": columns.pop("name"), "owner_id": user.id} | columns
             _record(unit, by, Action.KEY_CREATED, key.id, **detail)
-            return IssuedKey(secret, KeyView.of(key))
+            return IssuedKey(secret, KeyView.of(key), is_new)
 
     def authenticate(self, secret: str, address: str = "") -> Caller:
         """Return whose key this is. Raises `NotAuthenticated`, by the reason."""
@@ -183,11 +185,14 @@ class KeyService:
             return KeyView.of(key)
 
 
-def _find_or_add(unit: UnitOfWork, email: str, name: str) -> User:
+def _find_or_add(unit: UnitOfWork, email: str, name: str) -> tuple[User, bool]:
+    """The user, and whether this added them."""
     email = normalised_email(email)
     role = Role.SUPER_ADMIN if email == OPERATOR else Role.USER
     user = unit.users.get_by_email(email)
-    return user or unit.users.create(email=email, name=name, role=role)
+    if user is not None:
+        return user, False
+    return unit.users.create(email=email, name=name, role=role), True
 
 
 def _check_open(key: ApiKey) -> None:

@@ -66,7 +66,7 @@ class FeatureFlags:
         if not self.is_enabled(feature, user):
             raise FeatureOff(
                 f"The feature {feature} is not on for you. An administrator turns it on: "
-                f"promptstack flags set {feature}."
+                f"promptstack flags set {feature} on."
             )
 
     def forget(self) -> None:

@@ -20,6 +20,8 @@ MAX_USERS = 1_000
 MAX_EMAIL_CHARACTERS = 254
 
 Email = Annotated[Line, Field(min_length=3, max_length=MAX_EMAIL_CHARACTERS)]
+SOME = Field(min_length=1)
+"""Of none, a rule would fit nobody, and read as if it fitted everybody."""
 Environment = Literal["development", "test", "production"]
 
 
@@ -43,11 +45,17 @@ class Rule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    environments: frozenset[Environment] | None = Field(None, description="Only in these.")
-    roles: frozenset[Role] | None = Field(None, description="Only users of these roles.")
-    tiers: frozenset[Tier] | None = Field(None, description="Only users of these tiers.")
+    environments: Annotated[frozenset[Environment], SOME] | None = Field(
+        None, description="Only in these."
+    )
+    roles: Annotated[frozenset[Role], SOME] | None = Field(
+        None, description="Only users of these roles."
+    )
+    tiers: Annotated[frozenset[Tier], SOME] | None = Field(
+        None, description="Only users of these tiers."
+    )
     beta_testers: Literal[True] | None = Field(None, description="Only beta testers.")
-    users: Annotated[frozenset[Email], Field(max_length=MAX_USERS)] | None = Field(
+    users: Annotated[frozenset[Email], Field(min_length=1, max_length=MAX_USERS)] | None = Field(
         None, description="Only users of these e-mail addresses."
     )
     percentage: Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)] | None = (

@@ -7,6 +7,7 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime
 
+from promptstack.services.access.emails import host_in_ascii
 from promptstack.services.notifications.errors import MailRefused
 from promptstack.services.notifications.mail import Envelope, Notification, address_of
 
@@ -43,6 +44,6 @@ def _ascii_domain(address: str) -> str:
     """Write the domain as every server takes it."""
     local, at, domain = address.rpartition("@")
     try:
-        return f"{local}{at}{domain.encode('idna').decode()}"
+        return f"{local}{at}{host_in_ascii(domain)}"
     except UnicodeError as error:
         raise MailRefused("The domain of the user's e-mail address is none.") from error

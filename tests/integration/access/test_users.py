@@ -62,6 +62,9 @@ def sign_in(client: TestClient, stack: PromptStack, user: UserView) -> None:
         ("a.b+c@mail.example.co.uk", "a.b+c@mail.example.co.uk"),
         ("a@xn--exmple-cua.de", "a@ex\u00e4mple.de"),
         ("a@EX\u00c4MPLE.de", "a@ex\u00e4mple.de"),
+        ("a@stra\u00dfe.de", "a@stra\u00dfe.de"),
+        ("a@xn--strae-oqa.de", "a@stra\u00dfe.de"),
+        ("a@strasse.de", "a@strasse.de"),
     ],
 )
 def test_an_address_has_one_spelling(given: str, kept: str) -> None:
@@ -81,7 +84,7 @@ def test_an_address_has_one_spelling(given: str, kept: str) -> None:
             ".a@b.org",
             "a..b@c.org",
         ),
-        *("a.@b.org", "a@b..org", "a@" + "b" * 64 + ".org"),
+        *("a.@b.org", "a@b..org", "a@" + "b" * 64 + ".org", "a@xn--a.org"),
         "x" * 65 + "@example.org",
         "a@" + "b" * 260,
     ],

@@ -68,7 +68,6 @@ def is_on(said: object, user: Somebody | None = ADA, environment: str = "test") 
         ({"beta_testers": True}, Somebody(is_beta_tester=True), True),
         ({"users": ["ADA@Example.org"]}, ADA, True),
         ({"users": ["bob@example.org"]}, ADA, False),
-        ({"users": []}, ADA, False),
         ({"percentage": 100}, ADA, True),
         ({"percentage": 0}, ADA, False),
         ({"percentage": 100}, None, False),
@@ -112,11 +111,13 @@ PLACES = (91.98042032449973, 71.53872488137239, 70.36004252157181)
         st.fixed_dictionaries(
             {},
             optional={
-                "environments": st.lists(st.sampled_from(["development", "production"])),
-                "roles": st.lists(st.sampled_from(Role)),
-                "tiers": st.lists(st.sampled_from(Tier)),
+                "environments": st.lists(
+                    st.sampled_from(["development", "production"]), min_size=1
+                ),
+                "roles": st.lists(st.sampled_from(Role), min_size=1),
+                "tiers": st.lists(st.sampled_from(Tier), min_size=1),
                 "beta_testers": st.just(True),
-                "users": st.lists(st.emails()),
+                "users": st.lists(st.emails(), min_size=1),
                 "percentage": st.floats(0, 100),
             },
         ),
@@ -143,6 +144,7 @@ def test_rules_are_read_back_as_they_were_written(said: list[dict[str, Any]]) ->
         ({"percentage": True}, "percentage"),
         ({"beta_testers": False}, "beta_testers"),
         ({"users": ["a" * 300]}, "users"),
+        *(({name: []}, name) for name in ("environments", "roles", "tiers", "users")),
         ({"users": ["a@b.c\n"]}, "users"),
         ({"users": [f"{n}@example.org" for n in range(MAX_USERS + 1)]}, "users"),
         ([{}] * (MAX_RULES + 1), "20"),
