@@ -52,3 +52,19 @@ def test_every_long_module_has_its_reason() -> None:
     }
     listed = {found["path"] for line in section("Long modules") if (found := LONG.match(line))}
     assert listed == long
+
+
+def test_every_system_is_where_the_page_says_and_so_are_its_tests() -> None:
+    rows = [line for line in section("Systems and their tests") if line.startswith("| ")][1:]
+    assert len(rows) >= 10
+    for row in rows:
+        cells = [re.findall(r"`([\w/.]+)`", cell) for cell in row.strip("| ").split(" | ")]
+        _, where, _, tests = cells
+        paths = [name for name in where + tests if name.endswith(".py")]
+        assert paths, row
+        assert any(name.startswith("tests/") for name in tests), row
+        for name in paths:
+            assert (ROOT / name).is_file(), name
+        source = "".join((ROOT / name).read_text() for name in tests if name.endswith(".py"))
+        for name in tests:
+            assert not name.startswith("test_") or f"def {name}(" in source, name
