@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, exists, false, func, select
+from sqlalchemy import ColumnElement, exists, false, func, or_, select
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.access_models import Tier, User
@@ -63,12 +63,14 @@ class SchedulingRepository:
         )
         return {row[0]: UserShards(*row[1:]) for row in self._session.execute(query)}
 
-    def users_to_serve(self, but: Collection[UUID] = ()) -> dict[UUID | None, str]:
-        """Return whose running runs have items that belong to no shard yet, with their tiers."""
+    def users_to_serve(
+        self, own_wait: str, max_waiting: int, but: Collection[UUID] = ()
+    ) -> dict[UUID | None, str]:
+        """Return whose runs can get a shard now, with their tiers; see `next_to_serve`."""
         query = (
             select(Run.user_id, _TIER)
             .outerjoin(User, User.id == Run.user_id)
-            .where(*_is_unserved(but))
+            .where(*_is_servable(own_wait, max_waiting, but))
             .distinct()
         )
         return {row[0]: row[1] for row in self._session.execute(query)}
@@ -84,21 +86,16 @@ class SchedulingRepository:
 
         A run is left out if one of its shards waits, for example for a rate limit: another shard
         would wait too. Shards that wait with the error code `own_wait` don't count as that, up to
-        `max_waiting` of them.
+        `max_waiting` of them. So is one that somebody else has locked.
         """
-        of_run = [*open_shards(), Job.run_id == Run.id]
-        shards = select(func.count()).where(*of_run).correlate(Run).scalar_subquery()
-        is_own = Job.error_code.is_not_distinct_from(own_wait)
-        own = select(func.count()).where(*of_run, _waits(), is_own).correlate(Run)
+        shards = select(func.count()).where(*open_shards(), Job.run_id == Run.id)
         return self._session.scalars(
             select(Run)
             .where(
                 Run.user_id.is_(None) if user_id is None else Run.user_id == user_id,
-                *_is_unserved(but),
-                ~exists().where(*of_run, _waits(), ~is_own),
-                own.scalar_subquery() < max_waiting,
+                *_is_servable(own_wait, max_waiting, but),
             )
-            .order_by(shards, Run.served_at)
+            .order_by(shards.correlate(Run).scalar_subquery(), Run.served_at)
             .limit(1)
             .with_for_update(skip_locked=True)
         ).one_or_none()
@@ -195,11 +192,22 @@ def _failed(run: Run, kind: JobKind) -> list[ColumnElement[bool]]:
     ]
 
 
-def _is_unserved(but: Collection[UUID]) -> list[ColumnElement[bool]]:
+def _is_servable(
+    own_wait: str, max_waiting: int, but: Collection[UUID]
+) -> list[ColumnElement[bool]]:
+    is_own = Job.error_code.is_not_distinct_from(own_wait)
+    # All at once, as it is asked of all runs: a look for each would be thousands.
+    waiting = (
+        select(Job.run_id)
+        .where(*open_shards(), _waits())
+        .group_by(Job.run_id)
+        .having(or_(func.bool_or(~is_own), func.count() >= max_waiting))
+    )
     return [
         *is_open(RunState.RUNNING),
         Run.id.not_in(but),
         Run.next_position <= Run.last_position,
+        Run.id.not_in(waiting),
     ]
 
 

@@ -135,10 +135,8 @@ class ShardScheduler:
         working = {user or NOBODY: has for user, has in unit.scheduling.working_shards().items()}
         if sum(has.shards for has in working.values()) >= slots:
             return None
-        waiting = {
-            user or NOBODY: self._weights.of(tier)
-            for user, tier in unit.scheduling.users_to_serve(broken).items()
-        }
+        found = unit.scheduling.users_to_serve(TriedLater.code, MAX_WAITING, broken)
+        waiting = {user or NOBODY: self._weights.of(tier) for user, tier in found.items()}
         turns.keep(waiting)
         weights = {user: self._weights.of(has.tier) for user, has in working.items()} | waiting
         held = {user: has.shards for user, has in working.items()}
@@ -148,7 +146,7 @@ class ShardScheduler:
             run = unit.scheduling.next_to_serve(user_id, TriedLater.code, MAX_WAITING, but=broken)
             if run is not None:
                 return run
-            # All of the user's runs wait, for example for a rate limit.
+            # Others have locked the user's runs just now.
             del waiting[user]
         return None
 

@@ -2,10 +2,8 @@
 
 import asyncio
 import threading
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -18,13 +16,14 @@ from promptstack.services.runs.shards.call_pool import RecordedCall
 class CallLimit:
     """Bounds the calls that are sent, by a bound that may change. Used on the event loop."""
 
-    def __init__(self, most: Callable[[], int]) -> None:
-        self._most = most
+    def __init__(self, most: int) -> None:
+        self.most = most
+        """How many may be sent now. When it grows, more leave with the next that ends."""
         self._sent = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def __aenter__(self) -> None:
-        if not self._waiting and self._sent < self._most():
+        if not self._waiting and self._sent < self.most:
             self._sent += 1
             return
         mine = asyncio.get_running_loop().create_future()
@@ -41,7 +40,7 @@ class CallLimit:
 
     def _leave(self) -> None:
         self._sent -= 1
-        while self._waiting and self._sent < self._most():
+        while self._waiting and self._sent < self.most:
             waiting = self._waiting.popleft()
             if not waiting.done():
                 waiting.set_result(None)
@@ -55,19 +54,29 @@ class RunSlots:
     finishes.
     """
 
-    def __init__(self, in_flight: int, most: Callable[[], int] | None = None) -> None:
-        """Take `most`, which says how many of its calls may be in flight now."""
-        self._most = most or (lambda: in_flight)
-        self.concurrency = CallLimit(self._most)
+    def __init__(self, in_flight: int, share: Callable[[], None] = lambda: None) -> None:
+        """Take `share`, which is called when the run begins or ceases to lack slots."""
+        self.in_flight = in_flight
+        """How many of its calls may be in flight, if other users leave it so many."""
+        self.user_id: UUID | None = None
+        self.weight = 1.0
+        self.concurrency = CallLimit(in_flight)
         """Bounds the calls that are sent."""
+        self._share = share
         self._lock = threading.Lock()
         self._taken = 0
+        self._lacking: set[object] = set()
 
     @property
     def total(self) -> int:
         """How many slots it has now."""
-        most = self._most()
+        most = self.concurrency.most
         return most + max(1, most // 2)
+
+    @property
+    def lacks(self) -> bool:
+        """Whether calls of the run are only waiting for a slot."""
+        return bool(self._lacking)
 
     def take(self, wanted: int) -> int:
         """Take up to `wanted` slots; returns how many were free."""
@@ -86,45 +95,77 @@ class RunSlots:
         with self._lock:
             self._taken -= slots
 
-
-class _Sharer(NamedTuple):
-    """A run that shares a worker with others."""
-
-    run_id: UUID
-    user_id: UUID | None
-    weight: float
-    in_flight: int
+    def note(self, shard: object, *, lacks: bool) -> None:
+        """Note whether a shard has calls that only wait for a slot."""
+        with self._lock:
+            before = bool(self._lacking)
+            if lacks:
+                self._lacking.add(shard)
+            else:
+                self._lacking.discard(shard)
+            is_news = before != bool(self._lacking)
+        if is_news:
+            self._share()
 
 
 class WorkerSlots:
-    """The slots of every run that this worker works on.
+    """The slots of every run that this worker works on, shared between users.
 
-    While several users have shards here, all runs of one have together as many calls in flight as
-    the largest run of any: else who has many runs would have most of the worker. A smaller weight
-    than another's here makes it less.
+    Who has many runs would else have most of the worker. It concerns users who lack slots: others
+    have all that they can use. Each has a part, and what one can't use of it goes to the others.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._runs: WeakValueDictionary[_Sharer, RunSlots] = WeakValueDictionary()
+        self._runs: WeakValueDictionary[UUID, RunSlots] = WeakValueDictionary()
 
     def of(self, run: Run, weight: float = 1.0) -> RunSlots:
         """The slots of a run; they exist as long as one of its shards holds them."""
-        sharer = _Sharer(run.id, run.user_id, weight, run.in_flight)
-        new = RunSlots(run.in_flight, partial(self._most, sharer))
+        new = RunSlots(run.in_flight, self._share)
         with self._lock:
-            return self._runs.setdefault(sharer, new)
+            slots = self._runs.setdefault(run.id, new)
+            slots.user_id, slots.weight = run.user_id, weight
+        self._share()
+        return slots
 
-    def _most(self, mine: _Sharer) -> int:
+    def _share(self) -> None:
         with self._lock:
-            all_ = list(self._runs.keys())
-        if all(one.user_id == mine.user_id for one in all_):
-            return mine.in_flight
-        largest = max(one.in_flight for one in all_)
-        heaviest = max(one.weight for one in all_)
-        of_user = sum(one.in_flight for one in all_ if one.user_id == mine.user_id)
-        share = largest * mine.weight / heaviest / max(of_user, 1)
-        return max(1, int(mine.in_flight * min(1.0, share)))
+            runs = list(self._runs.values())
+            for run in runs:
+                rivals = [one for one in runs if one.lacks or one is run]
+                run.concurrency.most = _share_of(run, rivals)
+
+
+def _share_of(mine: RunSlots, runs: Sequence[RunSlots]) -> int:
+    """How many calls of `mine` may be in flight, as all of these runs want all of theirs.
+
+    Parts are by weight, and so large that the user who wants least for their weight has it all.
+    But no part is smaller than the largest run: a weight takes from nobody what one run could use.
+    """
+    wanted: Counter[UUID | None] = Counter()
+    for run in runs:
+        wanted[run.user_id] += run.in_flight
+    if len(wanted) == 1:
+        return mine.in_flight
+    weights = {run.user_id: run.weight for run in runs}
+    least = min(wanted[user] / weight for user, weight in weights.items())
+    largest = max(run.in_flight for run in runs)
+    parts = {user: max(largest, least * weight) for user, weight in weights.items()}
+    mine_of_user = mine.in_flight / wanted[mine.user_id]
+    return max(1, int(_divided(wanted, parts)[mine.user_id] * mine_of_user))
+
+
+def _divided(
+    wanted: Mapping[UUID | None, int], parts: Mapping[UUID | None, float]
+) -> dict[UUID | None, float]:
+    """Divide the sum of the parts: what one doesn't want of theirs goes to the others, by parts."""
+    left, parts_left = sum(parts.values()), sum(parts.values())
+    given: dict[UUID | None, float] = {}
+    for user in sorted(wanted, key=lambda one: wanted[one] / parts[one]):
+        given[user] = min(wanted[user], left * parts[user] / parts_left)
+        left -= given[user]
+        parts_left -= parts[user]
+    return given
 
 
 class ShardSlots:
@@ -173,6 +214,10 @@ class ShardSlots:
             self.stop_asking()
         return taken
 
+    def note_left(self, calls: int) -> None:
+        """Note how many calls could be taken in hand now if there were slots and memory."""
+        self._run_slots.note(self, lacks=calls > 0 and not self._run_slots.free())
+
     def stop_asking(self) -> None:
         """Let others have the room that was asked for: no call could leave now."""
         asked, self._asked = self._asked, None
@@ -207,6 +252,7 @@ class ShardSlots:
 
     def release(self) -> None:
         """Give all slots and memory back."""
+        self.note_left(0)
         self._run_slots.give_back(self.in_use)
         self.waiting.clear()
         self.recorded.clear()

@@ -118,6 +118,7 @@ class ShardWorker:
         """Ask the limiter for as many calls as there are slots, and memory."""
         if not self._cut_off.may_begin:
             self._slots.stop_asking()
+            self._slots.note_left(0)
             return
         free = min(self._slots.free(), self._queue.count_ready())
         calls = [
@@ -125,6 +126,7 @@ class ShardWorker:
         ]
         taken = self._slots.take(calls)
         self._queue.put_back(calls[taken:])
+        self._slots.note_left(self._queue.count_ready())
         self._pool.request_permits(calls[:taken])
 
     def _next_outcomes(self) -> list[Outcome]:

@@ -37,7 +37,7 @@ WEEK = 604_800.0
 QUESTIONS: dict[str, Callable[[UnitOfWork, Run], object]] = {
     "failing": lambda unit, run: unit.scheduling.find_failing(["QUOTA_EXHAUSTED"]),
     "working": lambda unit, run: unit.scheduling.working_shards(),
-    "users": lambda unit, run: unit.scheduling.users_to_serve([new_id()]),
+    "users": lambda unit, run: unit.scheduling.users_to_serve("TRIED_LATER", 8, [new_id()]),
     "next": lambda unit, run: unit.scheduling.next_to_serve(
         run.user_id, "TRIED_LATER", 8, [new_id()]
     ),

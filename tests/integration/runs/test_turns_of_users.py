@@ -4,7 +4,7 @@ from collections import Counter
 from uuid import UUID
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from promptstack.config.settings import Settings
 from promptstack.services.sharing.turns import NOBODY
@@ -149,3 +149,29 @@ def test_a_user_whose_runs_all_wait_leaves_the_places_to_others(stack: WorkerSer
         )
     stack.shard_scheduler.give_out()
     assert working(stack) == {works: 4}
+
+
+def test_users_whose_runs_all_wait_cost_no_statement_each(stack: WorkerServices) -> None:
+    hold_back(stack)
+    for number in range(12):
+        generate(stack, add_user(stack, f"waits-{number}"), 40)
+    stack.shard_scheduler._shards_a_worker = 12
+    stack.shard_scheduler.give_out()
+    assert sum(working(stack).values()) == 12
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(
+            text(
+                "UPDATE jobs SET not_before = now() + interval '1 h', "
+                "error_code = 'RATE_LIMIT_WAIT' WHERE kind = 'shard'"
+            )
+        )
+    statements: list[str] = []
+
+    def record(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    event.listen(stack.ledger.engine, "before_cursor_execute", record)
+    stack.shard_scheduler.give_out()
+    event.remove(stack.ledger.engine, "before_cursor_execute", record)
+    assert not working(stack)
+    assert len(statements) < 10, statements

@@ -144,7 +144,7 @@ def test_a_shard_that_may_not_go_on_keeps_no_memory_from_others() -> None:
     assert free_bytes(memory) == MOST_BYTES
 
 
-ONE, OTHER = UUID(int=101), UUID(int=102)
+ONE, OTHER, THIRD = UUID(int=101), UUID(int=102), UUID(int=103)
 
 
 def run_of(user_id: UUID, number: int, in_flight: int = 32) -> Run:
@@ -155,27 +155,119 @@ def most_of(slots: RunSlots) -> int:
     return next(most for most in range(1, 2_000) if most + max(1, most // 2) == slots.total)
 
 
+class Busy:
+    """A shard with more calls than slots, until it ends."""
+
+    def __init__(self, worker: WorkerSlots, run: Run, weight: float = 1.0) -> None:
+        self.slots = worker.of(run, weight)
+        self.shard = shard_of(self.slots, BytesInFlight(1_000_000), lambda: None)
+        self.shard.take([call_of(1) for _ in range(1_000)])
+        self.shard.note_left(1)
+
+    @property
+    def most(self) -> int:
+        return most_of(self.slots)
+
+
+def busy(worker: WorkerSlots, user: UUID, runs: int, in_flight: int = 32) -> list[Busy]:
+    return [Busy(worker, run_of(user, user.int * 100 + n, in_flight)) for n in range(runs)]
+
+
+def total(shards: list[Busy]) -> int:
+    return sum(shard.most for shard in shards)
+
+
 def test_a_user_of_many_runs_has_as_many_calls_in_a_worker_as_one_of_a_single_run() -> None:
     worker = WorkerSlots()
-    many = [worker.of(run_of(ONE, number)) for number in range(3)]
-    assert [most_of(slots) for slots in many] == [32, 32, 32]  # alone with all of the worker
-    single = worker.of(run_of(OTHER, 10))
-    assert most_of(single) == 32
-    assert sum(map(most_of, many)) <= 32
-    assert sum(map(most_of, many)) >= 30
-    del single
-    assert [most_of(slots) for slots in many] == [32, 32, 32]
+    many = busy(worker, ONE, 3)
+    assert total(many) == 96  # alone with all of the worker
+    [single] = busy(worker, OTHER, 1)
+    assert single.most == 32
+    assert 30 <= total(many) <= 32
+    # A run that comes has no more to begin with.
+    new = worker.of(run_of(ONE, 1))
+    assert most_of(new) == 8
+    single.shard.release()
+    assert total(many) == 96
 
 
-def test_a_larger_weight_has_more_calls_in_a_worker() -> None:
+def test_a_shard_that_has_all_its_calls_in_hand_takes_nothing_from_others() -> None:
     worker = WorkerSlots()
-    heavy, light = worker.of(run_of(ONE, 1), 4.0), worker.of(run_of(OTHER, 2), 1.0)
-    assert (most_of(heavy), most_of(light)) == (32, 8)
+    many = busy(worker, ONE, 3)
+    slots = worker.of(run_of(OTHER, 10), 4.0)
+    assert total(many) == 96  # it only begins
+    shard = shard_of(slots, BytesInFlight(100), lambda: None)
+    shard.take([call_of(1)])
+    shard.note_left(0)
+    assert total(many) == 96  # it waits for its last call
+    shard.note_left(5)
+    assert total(many) == 96  # it waits for memory, or for the limiter, and not for a slot
+
+
+def test_two_users_who_use_the_same_are_not_cut() -> None:
+    worker = WorkerSlots()
+    shards = busy(worker, ONE, 3) + busy(worker, OTHER, 3)
+    assert total(shards) == 192
+
+
+def test_what_a_user_leaves_of_their_share_others_have() -> None:
+    worker = WorkerSlots()
+    many = busy(worker, ONE, 3)
+    small = Busy(worker, run_of(OTHER, 10, 1), 4.0)
+    assert small.most == 1
+    assert 61 <= total(many) <= 63
+    small.shard.release()
+    assert total(many) == 96
+
+
+def test_weights_say_who_has_more_calls_in_a_worker() -> None:
+    worker = WorkerSlots()
+    light = busy(worker, ONE, 3)
+    heavy = [Busy(worker, run_of(OTHER, number), 4.0) for number in range(4)]
+    assert total(heavy) == 128
+    assert 30 <= total(light) <= 32
+    # And nobody has less than one run could use, as nobody else has more for it.
+    for one in heavy[1:]:
+        one.shard.release()
+    assert heavy[0].most == 32
+    assert 30 <= total(light) <= 32
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([ONE, OTHER, THIRD]),
+            st.integers(1, 64),
+            st.sampled_from([0.1, 1.0, 2.0, 100.0]),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_shares_waste_nothing_and_starve_nobody(given_: list[tuple[UUID, int, float]]) -> None:
+    worker = WorkerSlots()
+    weights = {user: weight for user, _, weight in given_}
+    shards = [
+        Busy(worker, run_of(user, number, in_flight), weights[user])
+        for number, (user, in_flight, _) in enumerate(given_)
+    ]
+    for shard, (_, in_flight, _) in zip(shards, given_, strict=True):
+        assert 1 <= shard.most <= in_flight
+    largest = max(in_flight for _, in_flight, _ in given_)
+    for user in weights:
+        mine = [n for n, one in enumerate(given_) if one[0] == user]
+        wanted = sum(given_[n][1] for n in mine)
+        # One run's worth at least, but for what is lost by whole numbers.
+        assert sum(shards[n].most for n in mine) >= min(wanted, largest) - len(mine)
+    for shard in shards[1:]:
+        shard.shard.release()
+    assert shards[0].most == given_[0][1]
 
 
 def test_calls_that_wait_leave_when_the_limit_has_grown() -> None:
     worker = WorkerSlots()
-    mine, others = worker.of(run_of(ONE, 1, 8)), [worker.of(run_of(OTHER, 2, 8), 4.0)]
+    runs_ = busy(worker, ONE, 4, 8)
+    mine, others = runs_[0].slots, busy(worker, OTHER, 1, 8)
     sent, most_sent = 0, 0
     assert most_of(mine) == 2
 
@@ -185,7 +277,8 @@ def test_calls_that_wait_leave_when_the_limit_has_grown() -> None:
             sent, most_sent = sent + 1, max(most_sent, sent + 1)
             assert sent <= most_of(mine)
             if number == 5:
-                others.clear()
+                for other in others:
+                    other.shard.release()
             await asyncio.sleep(0)
             sent -= 1
 
