@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, exists, false, func, or_, select
+from sqlalchemy import ColumnElement, Select, exists, false, func, or_, select
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.access_models import Tier, User
@@ -70,7 +70,8 @@ class SchedulingRepository:
         query = (
             select(Run.user_id, _TIER)
             .outerjoin(User, User.id == Run.user_id)
-            .where(*_is_servable(own_wait, max_waiting, but))
+            # Found at once, as all runs are asked about: a look for each would be thousands.
+            .where(*_is_unserved(but), Run.id.not_in(_waiting(own_wait, max_waiting)))
             .distinct()
         )
         return {row[0]: row[1] for row in self._session.execute(query)}
@@ -89,11 +90,13 @@ class SchedulingRepository:
         `max_waiting` of them. So is one that somebody else has locked.
         """
         shards = select(func.count()).where(*open_shards(), Job.run_id == Run.id)
+        waiting = _waiting(own_wait, max_waiting).where(Job.run_id == Run.id).correlate(Run)
         return self._session.scalars(
             select(Run)
             .where(
                 Run.user_id.is_(None) if user_id is None else Run.user_id == user_id,
-                *_is_servable(own_wait, max_waiting, but),
+                *_is_unserved(but),
+                ~waiting.exists(),
             )
             .order_by(shards.correlate(Run).scalar_subquery(), Run.served_at)
             .limit(1)
@@ -192,23 +195,23 @@ def _failed(run: Run, kind: JobKind) -> list[ColumnElement[bool]]:
     ]
 
 
-def _is_servable(
-    own_wait: str, max_waiting: int, but: Collection[UUID]
-) -> list[ColumnElement[bool]]:
+def _is_unserved(but: Collection[UUID]) -> list[ColumnElement[bool]]:
+    return [
+        *is_open(RunState.RUNNING),
+        Run.id.not_in(but),
+        Run.next_position <= Run.last_position,
+    ]
+
+
+def _waiting(own_wait: str, max_waiting: int) -> Select[UUID | None]:
+    """The runs that get no shard, as shards of them wait; see `next_to_serve`."""
     is_own = Job.error_code.is_not_distinct_from(own_wait)
-    # All at once, as it is asked of all runs: a look for each would be thousands.
-    waiting = (
+    return (
         select(Job.run_id)
         .where(*open_shards(), _waits())
         .group_by(Job.run_id)
         .having(or_(func.bool_or(~is_own), func.count() >= max_waiting))
     )
-    return [
-        *is_open(RunState.RUNNING),
-        Run.id.not_in(but),
-        Run.next_position <= Run.last_position,
-        Run.id.not_in(waiting),
-    ]
 
 
 def _waits() -> ColumnElement[bool]:
