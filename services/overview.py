@@ -60,13 +60,13 @@ class Overview:
         self._loop = loop
         self._worker_lost_seconds = worker_lost_seconds
 
-    def counts(self) -> Aged[Counts]:
+    async def counts(self) -> Aged[Counts]:
         """Open jobs and workers."""
-        return self._counts.aged()
+        return await self._counts.aged_later()
 
-    def providers(self) -> Aged[Sequence[ProviderStatus]]:
+    async def providers(self) -> Aged[Sequence[ProviderStatus]]:
         """All providers by name. They are asked at once, and none costs anything."""
-        return self._statuses.aged()
+        return await self._statuses.aged_later()
 
     @cached(COUNTS_SECONDS, key="overview.counts")
     def _counts(self) -> Counts:

@@ -1,5 +1,6 @@
 """The deployment at a glance, for administrators."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from fastapi import APIRouter
@@ -26,9 +27,9 @@ class OverviewView(BaseModel):
 
 
 @router.get("/overview")
-def show_overview(stack: Stack) -> OverviewView:
+async def show_overview(stack: Stack) -> OverviewView:
     """Show open jobs, workers, and which providers answer."""
-    counts, providers = stack.overview.counts(), stack.overview.providers()
+    counts, providers = await asyncio.gather(stack.overview.counts(), stack.overview.providers())
     return OverviewView(
         jobs=counts.value.jobs,
         workers=counts.value.workers,

@@ -1,9 +1,9 @@
 """Usage: provider calls, their tokens and their cost."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Stack
@@ -67,30 +67,36 @@ def list_calls(stack: Stack, caller: CurrentCaller, query: Annotated[CallQuery, 
     )
 
 
+def _which(
+    stack: Stack, caller: CurrentCaller, query: Annotated[UsageQuery, Query()]
+) -> dict[str, Any]:
+    """Which calls are to be summed; read in a thread, as the ledger is asked whose they are."""
+    by = query.by
+    if by is None:
+        by = DETAILS if stack.flags.is_enabled(Feature.ADVANCED_ANALYTICS, caller) else []
+    elif not set(DETAILS).isdisjoint(by):
+        stack.flags.check(Feature.ADVANCED_ANALYTICS, caller)
+    return {
+        "by": by,
+        "since": query.since,
+        "until": query.until,
+        "owner": stack.owners.choose(caller, query.owner),
+        "provider": query.provider,
+        "model": query.model,
+    }
+
+
 @router.get("")
-def sum_usage(
+async def sum_usage(
     stack: Stack,
-    caller: CurrentCaller,
-    query: Annotated[UsageQuery, Query()],
+    which: Annotated[dict[str, Any], Depends(_which)],
     response: Response,
     cache_control: Annotated[
         str | None, Header(description="`no-cache` asks for sums as they are now.")
     ] = None,
 ) -> list[Usage]:
     """Show your usage. The header `Age` says how many seconds ago it was summed."""
-    by = query.by
-    if by is None:
-        by = DETAILS if stack.flags.is_enabled(Feature.ADVANCED_ANALYTICS, caller) else []
-    elif not set(DETAILS).isdisjoint(by):
-        stack.flags.check(Feature.ADVANCED_ANALYTICS, caller)
-    recent = stack.recent_usage.sums(
-        fresh="no-cache" in (cache_control or "").lower(),
-        by=by,
-        since=query.since,
-        until=query.until,
-        owner=stack.owners.choose(caller, query.owner),
-        provider=query.provider,
-        model=query.model,
-    )
+    fresh = "no-cache" in (cache_control or "").lower()
+    recent = await stack.recent_usage.sums(fresh=fresh, **which)
     response.headers["Age"] = str(math.ceil(recent.age))
     return recent.value

@@ -3,6 +3,7 @@
 Nothing that decides about money asks here: budgets and limits of cost are read from the ledger.
 """
 
+import asyncio
 from typing import Any
 
 from promptstack.repositories.usage import Usage
@@ -22,10 +23,13 @@ class RecentUsage:
             # An older one is good enough for those who come while the ledger is asked.
             self._recent = cached(seconds, stale=seconds, cache=cache)(usage.sums)
 
-    def sums(self, *, fresh: bool = False, **which: Any) -> Aged[list[Usage]]:
-        """Sum calls as `UsageService.sums` does; with `fresh`, by asking the ledger now."""
+    async def sums(self, *, fresh: bool = False, **which: Any) -> Aged[list[Usage]]:
+        """Sum calls as `UsageService.sums` does; with `fresh`, by asking the ledger now.
+
+        Who waits for the sum of another one holds no thread: a dashboard asks again and again.
+        """
         if self._recent is None:
-            return Aged(self._usage.sums(**which), 0.0)
+            return Aged(await asyncio.to_thread(self._usage.sums, **which), 0.0)
         if fresh:
-            self._recent.invalidate(**which)
-        return self._recent.aged(**which)
+            await asyncio.to_thread(self._recent.invalidate, **which)
+        return await self._recent.aged_later(**which)

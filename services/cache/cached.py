@@ -32,6 +32,8 @@ def cached(
 ) -> Callable[[Callable[P, T]], "CachedFunction[P, T]"]:
     """Keep a function's answers for `expire` seconds. It may be a method, sync or async.
 
+    Who waits holds a thread, unless the function is async or is asked by `aged_later`.
+
     A key names the function and all arguments but those of `ignore`; `key="usage:{user_id}"` says
     otherwise. Where many ask at once, one computes. The others wait for it up to `wait` seconds
     and then compute for themselves; with `stale`, they take an answer that is older by up to that.
@@ -93,7 +95,7 @@ class CachedFunction(Generic[P, T]):
         return self._find(arguments, named)
 
     async def aged_later(self, *arguments: P.args, **named: P.kwargs) -> "Aged[Any]":
-        """Return the answer of an async function with its age."""
+        """Return the answer with its age. A sync function is computed in a thread."""
         return await self._find_later(arguments, named)
 
     def key(self, *arguments: P.args, **named: P.kwargs) -> str:
@@ -152,13 +154,18 @@ class CachedFunction(Generic[P, T]):
                 return _read(cache, step)
             if isinstance(step, Lead):
                 try:
-                    value = await self._function(*self._owner, *arguments, **named)
+                    value = await self._compute(arguments, named)
                 except BaseException:
                     # Not awaited: who waits for this call may be cancelling it.
                     asyncio.get_running_loop().run_in_executor(None, call.give_up, step)
                     raise
                 await asyncio.to_thread(call.hand_in, step, value)
                 return Aged(value, 0.0)
+
+    async def _compute(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if self._is_async:
+            return await self._function(*self._owner, *arguments, **named)
+        return await asyncio.to_thread(self._function, *self._owner, *arguments, **named)
 
     async def _value_later(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         return (await self._find_later(arguments, named)).value

@@ -1,8 +1,10 @@
 """One computes, others wait: what a cached call does, over all threads and processes.
 
 In a process, callers at the same time share one flight. Its leader alone asks Redis, where the
-leaders of all processes meet: one has the lock and computes. It stores only with that lock, which
-`delete` takes away: a value from before an invalidation is never put back.
+leaders of all processes meet: one has the lock and computes. Where it takes longer than others
+wait, it may be dead: one of them takes the lock over and computes as well. The lock names both, and
+the answer that comes first is kept. Only who is named there stores, and `delete` takes the lock
+away: a value from before an invalidation is never put back.
 """
 
 import logging
@@ -21,17 +23,27 @@ logger = logging.getLogger(__name__)
 LOOK = """
 local value, left = redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])
 if value and left > tonumber(ARGV[3]) then return {value, left, 0} end
-local is_leader = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
-return {value or '', left, is_leader and 1 or 2}
+local holders = redis.call('GET', KEYS[2])
+local age = tonumber(ARGV[4]) - redis.call('PTTL', KEYS[2])
+if holders and age < tonumber(ARGV[2]) then return {value or '', left, 2} end
+local before = holders and ',' .. string.sub(holders, 1, 67) or ''
+redis.call('SET', KEYS[2], ARGV[1] .. before, 'PX', ARGV[4])
+return {value or '', left, 1}
 """
+"""Of those who computed before, the lock keeps the names of the last four."""
 COMPUTE, WAIT = 1, 2
 """What LOOK says of a value that is missing or stale; a stale one comes with it."""
 STORE = """
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
-redis.call('DEL', KEYS[2])
+local holders = redis.call('GET', KEYS[2])
+local place = holders and string.find(holders, ARGV[1], 1, true)
+if not place then return 0 end
 if ARGV[2] ~= '' then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
+if ARGV[2] ~= '' or place == 1 then redis.call('DEL', KEYS[2]) end
 return 1
 """
+"""Who has no answer leaves the lock to who took it over."""
+LOCK_MILLISECONDS = 60_000
+"""An answer that takes longer isn't kept."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +54,8 @@ class Terms:
     stale: float
     """So long after that, it is taken while another one computes."""
     wait: float
-    """So long others wait for who computes it, before they compute for themselves."""
-    lease: float = 60.0
-    """A computation that takes longer counts as lost, and another one begins."""
+    """So long others wait for who computes it. Then it counts as lost: one of them takes over, and
+    others who have waited as long compute for themselves."""
 
     @property
     def kept_milliseconds(self) -> int:
@@ -120,10 +131,10 @@ class Call:
 
     def _ask(self) -> Found | Lead | Busy:
         token = secrets.token_hex(8)
-        lease, stale = int(self._terms.lease * 1_000), int(self._terms.stale * 1_000)
+        lease, stale = int(self._terms.wait * 1_000), int(self._terms.stale * 1_000)
         keys = stored_as(self.key), locked_by(self.key)
         answer = self._cache.ask(
-            lambda redis: redis.eval(LOOK, 2, *keys, token, lease, stale), None
+            lambda redis: redis.eval(LOOK, 2, *keys, token, lease, stale, LOCK_MILLISECONDS), None
         )
         if answer is None:
             return Lead(None)

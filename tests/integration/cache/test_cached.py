@@ -194,12 +194,14 @@ class Slow:
 
     def __init__(self, cache: Cache, **how: Any) -> None:
         self.began, self.go_on = threading.Event(), threading.Event()
-        self.value = 1
+        self.value, self.fails = 1, False
 
         def compute() -> int:
             value = self.value
             self.began.set()
             assert self.go_on.wait(30)
+            if self.fails:
+                raise RuntimeError("never kept")
             return value
 
         self.compute: Callable[[], int] = cached(
@@ -254,6 +256,56 @@ def test_who_waits_too_long_computes(cache: Cache, stack: WorkerServices) -> Non
     slow = Slow(cache, wait=0.2)
     slow.go_on.set()
     assert slow.compute() == 1
+    # It took the lock over: nobody waits again for the dead process.
+    assert cache.get("s") == 1
+    other = Slow(in_another_process(stack), wait=0.2)
+    assert other.compute() == 1
+    assert not other.began.is_set()
+
+
+def test_an_answer_is_kept_that_took_longer_than_others_wait(
+    cache: Cache, stack: WorkerServices
+) -> None:
+    """Though another one has begun to compute by then; what comes first is kept."""
+    slow, other = Slow(cache, wait=0.2), Slow(in_another_process(stack), wait=0.2)
+    other.value = 2
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(slow.compute)
+        assert slow.began.wait(30)
+        second = threads.submit(other.compute)
+        assert other.began.wait(30)
+        slow.go_on.set()
+        assert first.result(30) == 1
+        assert cache.get("s") == 1
+        other.go_on.set()
+        assert second.result(30) == 2
+    assert cache.get("s") == 1
+
+
+def test_who_fails_leaves_the_lock_to_who_took_it_over(cache: Cache, stack: WorkerServices) -> None:
+    slow, other = Slow(cache, wait=0.2), Slow(in_another_process(stack), wait=0.2)
+    slow.fails = True
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(slow.compute)
+        assert slow.began.wait(30)
+        second = threads.submit(other.compute)
+        assert other.began.wait(30)
+        slow.go_on.set()
+        with pytest.raises(RuntimeError):
+            first.result(30)
+        other.go_on.set()
+        assert second.result(30) == 1
+    assert cache.get("s") == 1
+
+
+def test_an_async_caller_shares_the_answer_of_a_sync_function(cache: Cache) -> None:
+    service = Service(cache)
+
+    async def ask() -> Any:
+        return await asyncio.gather(*(service.double.aged_later(4) for _ in range(50)))
+
+    assert [one.value for one in asyncio.run(ask())] == [8] * 50
+    assert service.calls == [(4, "")]
 
 
 @pytest.mark.parametrize(

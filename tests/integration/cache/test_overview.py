@@ -54,7 +54,7 @@ def test_a_provider_that_hangs_or_breaks_is_said_to(
 
     monkeypatch.setattr(DemoService, "examine", hang)
     monkeypatch.setattr("promptstack.services.overview.PATIENCE_SECONDS", 0.1)
-    [demo] = [one for one in stack.overview.providers().value if one.name == "demo"]
+    [demo] = [one for one in asyncio.run(stack.overview.providers()).value if one.name == "demo"]
     assert (demo.answers, demo.reason) == (False, "No answer within 0.1 s.")
 
 
@@ -69,6 +69,6 @@ def test_two_processes_share_what_was_seen(stack: WorkerServices) -> None:
         worker_lost_seconds=1,
     )  # fmt: skip
     stack.jobs.enqueue_generation("Hello.")
-    first = stack.overview.counts().value
+    first = asyncio.run(stack.overview.counts()).value
     stack.jobs.enqueue_generation("Hello.")
-    assert other.counts().value == first
+    assert asyncio.run(other.counts()).value == first

@@ -1,17 +1,23 @@
 """GET /usage is cached for some seconds, says so, and never hides a call from who asks anew."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from promptstack.repositories.usage import Usage, UsageRepository
+from promptstack.services.cache.stampede import Call
 from promptstack.tasks.connections import open_redis
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import serve
 from tests.jobs import execute
+from tests.processes import wait_until
 
 EMAIL = "ada@example.org"
+THREADS = 40
+"""Of an API process, for all its routes."""
 
 
 @pytest.fixture
@@ -53,6 +59,34 @@ def test_sums_are_asked_once_in_a_while_and_say_their_age(
         )
         assert (fresh.json()[0]["calls"], fresh.headers["Age"]) == (2, "0")
         assert client.get("/api/v1/usage", params={"by": "model"}).json() == fresh.json()
+
+
+def test_who_waits_for_sums_leaves_the_threads_to_others(
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    go_on = threading.Event()
+    look, sums = Call.look, UsageRepository.sums
+
+    def noted(call: Call) -> Any:
+        looks.append(1)
+        return look(call)
+
+    def held(self: UsageRepository, *arguments: Any, **named: Any) -> list[Usage]:
+        assert go_on.wait(30)
+        return sums(self, *arguments, **named)
+
+    monkeypatch.setattr(Call, "look", noted)
+    monkeypatch.setattr(UsageRepository, "sums", held)
+    with serve(stack, EMAIL) as client, ThreadPoolExecutor(THREADS + 5) as callers:
+        asked = [callers.submit(client.get, "/api/v1/usage") for _ in range(THREADS + 5)]
+        try:
+            wait_until(lambda: len(looks) >= THREADS, "all to wait for one sum")
+            assert client.get("/api/v1/jobs").status_code == 200
+            assert not any(one.done() for one in asked)
+        finally:
+            go_on.set()
+        assert {one.result(30).status_code for one in asked} == {200}
 
 
 def test_python_and_the_command_line_ask_the_ledger(stack: WorkerServices) -> None:
