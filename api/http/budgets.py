@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict
 
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
 from promptstack.api.http.route import ProtectedRoute
-from promptstack.services.audit.actor import Actor
 from promptstack.services.budgets.service import (
     OF_DEPLOYMENT,
     BudgetView,
@@ -56,17 +55,17 @@ def set_key_budget(
 ) -> Changed:
     """Set what a key of yours may spend; null takes a cap away."""
     subject = Subject(Scope.KEY, key_id)
-    return Changed(budget=stack.budgets.set(subject, body, owner=owner, by=Actor.of(caller)))
+    return Changed(budget=stack.budgets.set(subject, body, owner=owner, by=caller))
 
 
 @router.put("/users/{user_id}")
 def set_user_budget(user_id: UUID, body: Caps, stack: Stack, caller: CurrentCaller) -> Changed:
     """Set what a user may spend, by all their keys together; for administrators."""
     subject = Subject(Scope.USER, user_id)
-    return Changed(budget=stack.budgets.set(subject, body, by=Actor.of(caller)))
+    return Changed(budget=stack.budgets.set(subject, body, by=caller))
 
 
 @router.put("/deployment")
 def set_deployment_budget(body: Caps, stack: Stack, caller: CurrentCaller) -> Changed:
     """Set what all may spend together; for super administrators."""
-    return Changed(budget=stack.budgets.set(OF_DEPLOYMENT, body, by=Actor.of(caller)))
+    return Changed(budget=stack.budgets.set(OF_DEPLOYMENT, body, by=caller))

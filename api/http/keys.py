@@ -64,7 +64,7 @@ def rotate_key(key_id: UUID, stack: Stack, caller: CurrentCaller) -> ShownKey:
 @router.post("/{key_id}/revoke")
 def revoke_key(key_id: UUID, stack: Stack, caller: CurrentCaller, owner: Owner) -> KeyView:
     """Let a key open nothing from now on; its jobs go on."""
-    return stack.keys.revoke(key_id, owner=owner, by=Actor.of(caller))
+    return stack.keys.revoke(key_id, owner=owner, by=caller)
 
 
 def _shown(issued: IssuedKey) -> ShownKey:

@@ -14,6 +14,7 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.caller import Caller
 from promptstack.services.access.emails import OPERATOR, normalised_email
 from promptstack.services.access.key_terms import KeyLimits, KeyTerms, KeyView, known_scopes
+from promptstack.services.access.user_rules import check_may_change_keys
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
@@ -170,18 +171,20 @@ class KeyService:
             return IssuedKey(secret, KeyView.of(key))
 
     def revoke(
-        self, key_id: UUID | str, *, owner: UUID | None = None, by: Actor | None = None
+        self, key_id: UUID | str, *, owner: UUID | None = None, by: Caller | None = None
     ) -> KeyView:
         """Revoke a key, with the secret before its rotation.
 
-        Raises `InvalidInput`, and `NotFound` for a key that is revoked or isn't the `owner`'s.
+        Raises `InvalidInput`, `NotPermitted` for a key of an administrator, and `NotFound` for one
+        that is revoked or isn't the `owner`'s.
         """
         key_id, owner = read_id(key_id, "key"), read_owner(owner)
         with self._ledger.transaction() as unit:
             key = unit.api_keys.revoke(key_id, owner)
             if key is None:
                 raise NotFound(f"There is no key {key_id} that could be revoked.")
-            _record(unit, by, Action.KEY_REVOKED, key.id)
+            check_may_change_keys(by, key.user)
+            _record(unit, Actor.of(by) if by else None, Action.KEY_REVOKED, key.id)
             return KeyView.of(key)
 
 

@@ -32,6 +32,12 @@ def check_may_change(by: Caller | None, user: User, fields: set[str]) -> None:
         raise NotPermitted("Only a super_admin may make or change administrators.")
 
 
+def check_may_change_keys(by: Caller | None, owner: User) -> None:
+    """Raise `NotPermitted` where a key of this user is not theirs to revoke or to limit."""
+    if by is None or by.user_id != owner.id:
+        check_may_change(by, owner, {"keys"})
+
+
 def check_stays(user: User, role: Role | None, disabled: bool, super_admins: list[UUID]) -> None:
     """Raise an error where this would leave the deployment without a super_admin."""
     if not is_person(user):

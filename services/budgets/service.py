@@ -15,6 +15,8 @@ from promptstack.repositories.budgets.spending import Owner, Spending, Window
 from promptstack.repositories.errors import LedgerConflict
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.access.caller import Caller
+from promptstack.services.access.user_rules import check_may_change, check_may_change_keys
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
@@ -113,7 +115,7 @@ class BudgetService:
         caps: Mapping[str, Decimal | float | str | None] | Caps,
         *,
         owner: UUID | None = None,
-        by: Actor | None = None,
+        by: Caller | None = None,
     ) -> BudgetView | None:
         """Set caps of a key, a user or the deployment; the budget, None where no cap is left.
 
@@ -121,7 +123,8 @@ class BudgetService:
 
         They hold for every call that leaves from now on. The first cap of a subject counts what it
         has spent before, as far as the ledger still has its calls, and calls under way at what they
-        are expected to cost. Raises `InvalidInput` and `NotFound`.
+        are expected to cost. Administrators set no caps of administrators, not even their own, but
+        those of their own keys. Raises `InvalidInput`, `NotFound` and `NotPermitted`.
         """
         with refused_in_words():
             checked = caps if isinstance(caps, Caps) else Caps.model_validate(dict(caps))
@@ -129,7 +132,7 @@ class BudgetService:
         if not given:
             raise InvalidInput("Name at least one cap: of a day, of a month, or in total.")
         with self._ledger.transaction() as unit:
-            _check_there(unit, subject, owner)
+            _check_theirs(unit, subject, owner, by)
         is_counted = False
         while not self._put(subject, given, by, is_counted=is_counted):
             self._begin_counting(subject.owner)
@@ -140,7 +143,7 @@ class BudgetService:
         self,
         subject: Subject,
         given: Mapping[Window, Decimal | None],
-        by: Actor | None,
+        by: Caller | None,
         *,
         is_counted: bool,
     ) -> bool:
@@ -197,20 +200,26 @@ class BudgetService:
                 left &= unit.budget_counting.writers()
 
 
-def _check_there(unit: UnitOfWork, subject: Subject, owner: UUID | None) -> None:
+def _check_theirs(
+    unit: UnitOfWork, subject: Subject, owner: UUID | None, by: Caller | None
+) -> None:
     if subject.id is None:
         return
-    if subject.scope is Scope.USER:
-        is_there = unit.users.get(subject.id) is not None
-    else:
+    user_id: UUID | None = subject.id
+    if subject.scope is Scope.KEY:
         key = unit.api_keys.get(subject.id)
-        is_there = key is not None and owner in {None, key.user_id}
-    if not is_there:
+        user_id = key.user_id if key is not None and owner in {None, key.user_id} else None
+    user = user_id and unit.users.get(user_id)
+    if not user:
         raise NotFound(f"There is no {subject.scope} {subject.id}.")
+    if subject.scope is Scope.KEY:
+        check_may_change_keys(by, user)
+    else:
+        check_may_change(by, user, {"budget"})
 
 
 def _record(
-    unit: UnitOfWork, subject: Subject, given: Mapping[Window, Decimal | None], by: Actor | None
+    unit: UnitOfWork, subject: Subject, given: Mapping[Window, Decimal | None], by: Caller | None
 ) -> None:
     fields = {Window.DAY: "day_usd", Window.MONTH: "month_usd", Window.TOTAL: "forever_usd"}
     caps = {
@@ -219,7 +228,7 @@ def _record(
     }
     AuditLog.record(
         unit,
-        actor=by or Actor.command_line(),
+        actor=Actor.command_line() if by is None else Actor.of(by),
         action=Action.BUDGET_CHANGED,
         object=ObjectKind.BUDGET.of(subject.id or subject.scope),
         detail={"scope": str(subject.scope), **caps},

@@ -187,7 +187,7 @@ def test_no_secret_and_no_content_is_in_it(mailing: WorkerServices) -> None:
     with serve(mailing, "root@example.org", is_admin=True) as root:
         made = mailing.keys.issue("root@example.org", KeyTerms(name="nightly"), by=ADA)
         turned = mailing.keys.rotate(made.key.id, by=ADA)
-        mailing.keys.revoke(made.key.id, by=ADA)
+        mailing.keys.revoke(made.key.id)
         person = {"email": "bob@example.org", "password": f"{MARK} nine blue doors"}
         said = root.post("/api/v1/users", json=person)
         assert said.status_code == 201, said.text

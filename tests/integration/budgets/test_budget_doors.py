@@ -150,6 +150,38 @@ def test_who_may_set_which_cap(
     assert gone.json() == {"budget": None}
 
 
+def test_an_administrator_limits_no_administrator(
+    stack: WorkerServices, client: TestClient, bearer: Callable[..., dict[str, str]]
+) -> None:
+    admin = bearer("admin@example.org", Role.ADMIN)
+    root = bearer("root@example.org", Role.SUPER_ADMIN)
+    keys = {
+        name: stack.keys.issue(f"{name}@example.org", {"name": "x"}).key
+        for name in ("ada", "other", "root", "admin")
+    }
+    bearer("other@example.org", Role.ADMIN)
+    with stack.ledger.transaction() as unit:
+        users = {one.email.split("@")[0]: one.id for one in unit.users.get_many()}
+    for name in ("other", "root"):
+        address = f"/api/v1/budgets/keys/{keys[name].id}"
+        problem(client.put(address, json={"day": 0}, headers=admin), 403, "NOT_PERMITTED")
+        address = f"/api/v1/keys/{keys[name].id}/revoke"
+        problem(client.post(address, headers=admin), 403, "NOT_PERMITTED")
+    for name in ("other", "root", "admin"):
+        # Their own, too: a cap that one can lift oneself is none.
+        address = f"/api/v1/budgets/users/{users[name]}"
+        problem(client.put(address, json={"day": None}, headers=admin), 403, "NOT_PERMITTED")
+        assert client.put(address, json={"day": 1}, headers=root).status_code == 200
+    for name in ("ada", "admin"):
+        address = f"/api/v1/budgets/keys/{keys[name].id}"
+        assert client.put(address, json={"day": 1}, headers=admin).status_code == 200
+        address = f"/api/v1/keys/{keys[name].id}/revoke"
+        assert client.post(address, headers=admin).status_code == 200
+    with stack.ledger.transaction() as unit:
+        revoked = {one.id for one in unit.api_keys.get_all(None) if one.revoked_at}
+    assert revoked == {keys["ada"].id, keys["admin"].id}
+
+
 @pytest.mark.parametrize(
     "body", [{}, {"day": -1}, {"day": "NaN"}, {"total": 100_000_000}, {"week": 1}, {"day": [1]}]
 )
