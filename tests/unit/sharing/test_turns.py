@@ -1,7 +1,10 @@
 """Users take turns by weight: deficit round robin against its model, in any order of coming."""
 
+import time
+from bisect import bisect_right
 from collections import Counter
-from uuid import UUID
+from collections.abc import Mapping
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given
@@ -18,6 +21,63 @@ USERS = [UUID(int=number) for number in range(5)]
 def saved(turns: Turns) -> Turns:
     """As it is read again after it was stored."""
     return Turns(turns.last, {user: round(left, 6) for user, left in turns.credits.items() if left})
+
+
+def walk(turns: Turns, weights: Mapping[UUID, float]) -> UUID:
+    """Whose turn it is, by the rule itself: one visit after the other."""
+    ring = sorted(weights)
+    if turns.last in weights and turns.credits.get(turns.last, 0.0) > 0:
+        return turns.last
+    at = 0 if turns.last is None else bisect_right(ring, turns.last)
+    while True:
+        user = ring[at % len(ring)]
+        visit = weights[user] / max(weights.values())
+        turns.credits[user] = min(turns.credits.get(user, 0.0) + visit, 2 * visit)
+        turns.last = user
+        if turns.credits[user] > 0:
+            return user
+        at += 1
+
+
+EXACT = st.integers(-40, 8).map(lambda eighths: eighths / 8)
+"""Credits that a float holds without error, as are the weights."""
+
+
+@given(
+    st.dictionaries(st.sampled_from(USERS), WEIGHTS, min_size=1),
+    st.dictionaries(st.sampled_from(USERS), EXACT),
+    st.none() | st.sampled_from(USERS),
+    st.lists(st.integers(1, 30), min_size=1, max_size=5),
+)
+def test_many_turns_at_once_are_as_one_by_one(
+    weights: dict[UUID, float],
+    credits_: dict[UUID, float],
+    last: UUID | None,
+    numbers: list[int],
+) -> None:
+    at_once, model = Turns(last, credits_), Turns(last, credits_)
+    for number in numbers:
+        expected = []
+        for _ in range(number):
+            expected.append(walk(model, weights))
+            model.charge(expected[-1], 1.0)
+        assert at_once.share_out(weights, number) == expected
+        assert at_once.last == model.last
+        assert {user: left for user, left in at_once.credits.items() if left} == {
+            user: left for user, left in model.credits.items() if left
+        }
+
+
+@pytest.mark.parametrize("heaviest", [1.0, 1_000.0])
+def test_turns_among_many_users_take_no_time(heaviest: float) -> None:
+    """They are given out in a transaction, under a lock that all processes want."""
+    weights = {uuid4(): 1.0 for _ in range(499)} | {uuid4(): heaviest}
+    took = []
+    for _ in range(5):
+        turns, began = Turns(), time.thread_time()
+        assert len(turns.share_out(weights, 500)) == 500
+        took.append(time.thread_time() - began)
+    assert min(took) < 0.05
 
 
 @given(
