@@ -163,8 +163,8 @@ def _parts(stack: PromptStack, jobs: int) -> dict[str, float]:
     """Where the time of one job goes: its parts, each done by itself."""
     defaults = from_settings.job_defaults(stack.settings, RequestBounds())
     checks = JobChecks(stack.ledger, stack.factory, defaults)
-    intake = JobIntake(stack.ledger, stack.publisher, defaults, stack.bulk_jobs.give_out)
-    silent = JobIntake(stack.ledger, Silent(), defaults, stack.bulk_jobs.give_out)
+    intake = JobIntake(stack.ledger, stack.publisher, defaults, stack.bulk_jobs.after_enqueue)
+    silent = JobIntake(stack.ledger, Silent(), defaults, stack.bulk_jobs.after_enqueue)
     entry = {"prompt": "What is a ledger?", "provider": "openai", "model": MODEL}
     made = [checks.generation(entry) for _ in range(2 * jobs)]
     message = JobMessage(made[0].id, made[0].kind, made[0].queue, "openai", MODEL)

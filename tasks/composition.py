@@ -186,14 +186,14 @@ class PromptStack:
             self.progress,
             self.factory,
             defaults,
-            give_out_bulk=self.bulk_jobs.give_out,
+            after_bulk=self.bulk_jobs.after_enqueue,
         )
 
     @cached_property
     def bulk_jobs(self) -> BulkJobs:
         """What sends bulk jobs to workers."""
         settings = self.settings
-        return BulkJobs(
+        bulk_jobs = BulkJobs(
             self.ledger,
             self.publisher,
             jobs_a_worker=settings.worker_concurrency,
@@ -201,6 +201,7 @@ class PromptStack:
             weights=settings.tier_weights,
             pace=self.jobs_a_second,
         )
+        return self._exit_stack.enter_context(closing(bulk_jobs))
 
     def jobs_a_second(self) -> float:
         """At what pace jobs end here; a caller ends none."""

@@ -109,7 +109,7 @@ class WorkerServices(PromptStack):
             # A shard that is done makes room for the next one.
             JobKind.SHARD: Handler(
                 self.job_threads.run(self.run_work.run_shard),
-                after=self.job_threads.call(self.run_lifecycle.wake),
+                after=self.job_threads.begin(self.run_lifecycle.wake),
             ),
             JobKind.FINALIZATION: Handler(self.job_threads.run(self.run_work.finalize)),
             JobKind.NOTIFICATION: Handler(self.mail_delivery.deliver),

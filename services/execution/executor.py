@@ -8,6 +8,7 @@ Each step is a transaction of its own, and no session is open during a provider 
 of the job checks its claim first. A job is a coroutine on the event loop.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.jobs.progress import Progress, ProgressService
 from promptstack.services.llm.answers import LLMResponse
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class JobOutcome:
@@ -54,8 +57,16 @@ Result = CallOutcome[LLMResponse] | Mapping[str, object] | None
 stored the result itself, together with other rows."""
 
 
-async def _nothing() -> None:
+def _nothing() -> None:
     """Do nothing."""
+
+
+def _begin(what_follows: Callable[[], None]) -> None:
+    """Begin what follows a job. It has ended, whatever comes of that."""
+    try:
+        what_follows()
+    except Exception:
+        logger.exception("what follows a job could not begin")
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,9 @@ class Handler:
     """Does the jobs of one kind."""
 
     do: Callable[[JobContext], Awaitable[Result]]
-    after: Callable[[], Awaitable[None]] = _nothing
-    """Called when such a job has left this worker."""
+    after: Callable[[], None] = _nothing
+    """Called on the event loop when such a job has left this worker: it may begin something
+    elsewhere, for which the job doesn't wait."""
 
 
 class Executor:
@@ -115,7 +127,7 @@ class Executor:
             except TransientLedgerError as error:
                 return JobOutcome(JobState.QUEUED, error=f"{error.code}: {error}")
         if outcome.state is not None:
-            await handler.after()
+            _begin(handler.after)
         return outcome
 
     def hand_back_all(self) -> None:

@@ -30,13 +30,13 @@ class JobThreads:
 
         return handle_in_thread
 
-    def call(self, action: Callable[[], None]) -> Callable[[], Awaitable[None]]:
-        """Make a blocking action one for the event loop."""
+    def begin(self, action: Callable[[], None]) -> Callable[[], None]:
+        """Make a blocking action one that is begun in a thread, and not waited for."""
 
-        async def call_in_thread() -> None:
-            await asyncio.get_running_loop().run_in_executor(self._threads, action)
+        def begin_in_thread() -> None:
+            self._threads.submit(action)
 
-        return call_in_thread
+        return begin_in_thread
 
     def close(self) -> None:
         """End the threads, once their jobs have ended."""

@@ -36,10 +36,10 @@ class JobEnqueuer:
         publisher: Publisher,
         factory: LLMServiceFactory,
         defaults: JobDefaults,
-        give_out_bulk: Callable[[Collection[Queue]], None],
+        after_bulk: Callable[[Collection[Queue]], None],
     ) -> None:
         self._checks = JobChecks(ledger, factory, defaults)
-        self._intake = JobIntake(ledger, publisher, defaults, give_out_bulk)
+        self._intake = JobIntake(ledger, publisher, defaults, after_bulk)
 
     def enqueue_generation(
         self,

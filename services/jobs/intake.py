@@ -49,10 +49,10 @@ class JobIntake:
         ledger: Ledger,
         publisher: Publisher,
         defaults: JobDefaults,
-        give_out_bulk: Callable[[Collection[Queue]], None],
+        after_bulk: Callable[[Collection[Queue]], None],
     ) -> None:
-        """Take `give_out_bulk`, which sends bulk jobs of these queues in their users' turns."""
-        self._give_out_bulk = give_out_bulk
+        """Take `after_bulk`, called when bulk jobs were added for these queues: it never raises."""
+        self._after_bulk = after_bulk
         self._ledger = ledger
         self._publisher = publisher
         self._defaults = defaults
@@ -138,9 +138,9 @@ class JobIntake:
         return times
 
     def _send_bulk(self, added: Sequence[JobMessage]) -> None:
-        """Send bulk jobs, these or others: their users take turns."""
+        """Let bulk jobs be sent, these or others: their users take turns."""
         if added:
-            self._give_out_bulk({message.queue for message in added})
+            self._after_bulk({message.queue for message in added})
 
     @staticmethod
     def _add(

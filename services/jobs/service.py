@@ -48,9 +48,9 @@ class JobService(JobEnqueuer):
         factory: LLMServiceFactory,
         defaults: JobDefaults,
         *,
-        give_out_bulk: Callable[[Collection[Queue]], None],
+        after_bulk: Callable[[Collection[Queue]], None],
     ) -> None:
-        super().__init__(ledger, publisher, factory, defaults, give_out_bulk)
+        super().__init__(ledger, publisher, factory, defaults, after_bulk)
         self._ledger = ledger
         self._progress = progress
         self._defaults = defaults

@@ -49,7 +49,7 @@ def test_a_job_is_committed_when_its_message_leaves_and_when_enqueue_answers(
         stack.progress,
         stack.factory,
         defaults,
-        give_out_bulk=stack.bulk_jobs.give_out,
+        after_bulk=stack.bulk_jobs.after_enqueue,
     )
     job = jobs.enqueue_generation("x")
     with engine.connect() as connection:

@@ -1,7 +1,7 @@
 """Bulk jobs of several users are sent to workers in turns, and only a few ahead."""
 
-import asyncio
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +16,11 @@ from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobState
 from promptstack.services.jobs.entries import GenerationEntry
 from promptstack.services.jobs.publishing import BrokerUnavailable
+from promptstack.services.sharing.bulk_jobs import BULK_QUEUES
 from promptstack.services.sharing.turns import NOBODY
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import execute
+from tests.processes import wait_until
 from tests.reconcilers import outbox_of
 
 AHEAD = 6
@@ -49,6 +52,7 @@ def add_user(stack: WorkerServices, name: str, tier: str = "free") -> UUID:
 
 
 def enqueue(stack: WorkerServices, user: UUID | None, count: int) -> None:
+    stack.bulk_jobs._rests_until.update(dict.fromkeys(BULK_QUEUES, 0.0))  # none was sent lately
     entry: GenerationEntry = {"prompt": "x", "bulk": True, "provider": "demo"}
     if user is not None:
         entry["user_id"] = user
@@ -144,12 +148,103 @@ def test_jobs_without_a_user_are_those_of_one_user(stack: WorkerServices) -> Non
 
 def test_a_worker_sends_more_when_jobs_have_ended(stack: WorkerServices) -> None:
     enqueue(stack, None, 50)
-    take(stack, 4)
-    asyncio.run(stack.bulk_jobs.after_job())
-    assert sent(stack) == AHEAD
-    take(stack, 4)
-    asyncio.run(stack.bulk_jobs.after_job())  # too soon after the last time
-    assert sent(stack) == AHEAD - 4
+    for _ in range(2):
+        take(stack, 4)
+        stack.bulk_jobs.after_job()
+        wait_until(lambda: sent(stack) == AHEAD, "more jobs are sent")
+
+
+def add(stack: WorkerServices, *, bulk: bool) -> UUID:
+    return stack.jobs.enqueue_generation("x", provider="demo", bulk=bulk).id
+
+
+def test_jobs_that_are_added_one_after_the_other_are_sent_in_a_moment(
+    stack: WorkerServices,
+) -> None:
+    """No worker runs, and so nobody else sends them."""
+    add(stack, bulk=True)
+    assert sent(stack) == 1
+    for _ in range(2):
+        add(stack, bulk=True)
+    wait_until(lambda: sent(stack) == 3, "all jobs are sent")
+    stack.jobs.enqueue_embedding("text", source="a", provider="demo", bulk=True)
+    assert stack.publisher.waiting(Queue.EMBEDDINGS_BULK) == 1, "of another queue, at once"
+
+
+def test_who_adds_many_bulk_jobs_does_not_send_some_after_each(
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are stored by one transaction each, as others are; the rest is done beside it."""
+    transactions, asked = Counter[int](), Counter[int]()
+    counted = stack.publisher.waiting
+
+    def waiting(queue: Queue) -> int:
+        asked[threading.get_ident()] += 1
+        return counted(queue)
+
+    def count(*_: object) -> None:
+        transactions[threading.get_ident()] += 1
+
+    monkeypatch.setattr(stack.publisher, "waiting", waiting)
+    monkeypatch.setattr(stack.bulk_jobs, "_clock", lambda: 0.0)
+    caller = threading.get_ident()
+    add(stack, bulk=True)
+    event.listen(stack.ledger.engine, "checkout", count)
+    try:
+        for _ in range(20):
+            add(stack, bulk=False)
+        of_others = transactions.pop(caller)
+        asked.clear()
+        for _ in range(20):
+            add(stack, bulk=True)
+    finally:
+        event.remove(stack.ledger.engine, "checkout", count)
+    assert transactions[caller] == of_others == 20
+    assert not asked[caller]
+
+
+def test_an_unexpected_error_fails_nothing_that_is_done(
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(queue: Queue) -> int:
+        raise KeyError(queue)
+
+    enqueue(stack, None, 50)
+    monkeypatch.setattr(stack.publisher, "waiting", fail)
+    enqueue(stack, None, 1)
+    add(stack, bulk=True)
+    assert sql(stack, "SELECT count(*) FROM jobs") == [(52,)]
+    done = add(stack, bulk=False)
+    assert execute(stack, done).state is JobState.SUCCEEDED
+    sql(stack, "UPDATE jobs SET rung_at = NULL, created_at = now() - interval '1 h'")
+    lost = add(stack, bulk=False)
+    sql(stack, "UPDATE jobs SET rung_at = NULL WHERE id = :id", id=lost)
+    sql(stack, "UPDATE jobs SET created_at = now() - interval '1 h' WHERE id = :id", id=lost)
+    outbox_of(stack).publish()
+    assert sql(stack, "SELECT rung_at IS NOT NULL FROM jobs WHERE id = :id", id=lost) == [(True,)]
+    stack.bulk_jobs.close()
+    assert "bulk jobs could not be sent" in caplog.text
+
+
+def test_a_job_waits_for_nobody_who_sends_others(
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its task nor its place in the worker: its answer is stored."""
+    enqueue(stack, None, 50)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def give_out(_: object) -> None:
+        begun.set()
+        may_end.wait()
+
+    job_id = add(stack, bulk=False)
+    monkeypatch.setattr(stack.bulk_jobs, "give_out", give_out)
+    try:
+        running = stack.loop.submit(stack.executor.run(job_id, lambda _: None))
+        assert running.result(timeout=30).state is JobState.SUCCEEDED
+        assert begun.wait(timeout=30)
+    finally:
+        may_end.set()
 
 
 def test_what_was_left_is_sent_by_the_reconciler(stack: WorkerServices) -> None:

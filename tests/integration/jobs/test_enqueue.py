@@ -118,7 +118,7 @@ def service(stack: WorkerServices, publisher: Publisher) -> JobService:
         stack.progress,
         stack.factory,
         DEFAULTS,
-        give_out_bulk=bulk.give_out,
+        after_bulk=bulk.after_enqueue,
     )
 
 
