@@ -56,8 +56,10 @@ def execute(
     on_progress: OnProgress = lambda _: None,
     published_at: datetime | None = None,
 ) -> JobOutcome:
-    """Do what a worker does with a message of this job, and wait for it."""
-    return stack.loop.run(stack.executor.run(job_id, on_progress, published_at))
+    """Do what a worker does with a message of this job, and wait for it and for what follows."""
+    outcome = stack.loop.run(stack.executor.run(job_id, on_progress, published_at))
+    stack.job_threads._following.submit(lambda: None).result()
+    return outcome
 
 
 def run(stack: WorkerServices, job: JobView) -> JobOutcome:

@@ -1,6 +1,7 @@
-"""Threads for the handlers that block: those of shards and of finalizations."""
+"""Threads for the handlers that block, those of shards and finalizations, and for what follows."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -17,6 +18,7 @@ class JobThreads:
     def __init__(self, most_jobs: int) -> None:
         """Take how many jobs a worker runs at once. A thread starts when a job needs it."""
         self._threads = ThreadPoolExecutor(most_jobs, "job")
+        self._following = ThreadPoolExecutor(1, "after-job")
 
     def run(
         self, handle: Callable[[JobContext], Result]
@@ -31,13 +33,24 @@ class JobThreads:
         return handle_in_thread
 
     def begin(self, action: Callable[[], None]) -> Callable[[], None]:
-        """Make a blocking action one that is begun in a thread, and not waited for."""
+        """Make a blocking action one that is begun in a thread, and not waited for.
+
+        Where it is asked for several times before it has begun, it is done once.
+        """
+        is_asked = threading.Event()
+
+        def act() -> None:
+            is_asked.clear()
+            action()
 
         def begin_in_thread() -> None:
-            self._threads.submit(action)
+            if not is_asked.is_set():
+                is_asked.set()
+                self._following.submit(act)
 
         return begin_in_thread
 
     def close(self) -> None:
         """End the threads, once their jobs have ended."""
         self._threads.shutdown()
+        self._following.shutdown()

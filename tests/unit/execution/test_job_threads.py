@@ -28,15 +28,22 @@ def test_a_thread_has_the_context_of_its_job() -> None:
         threads.close()
 
 
-def test_what_is_begun_is_not_waited_for() -> None:
-    threads, may_end, ended = JobThreads(1), threading.Event(), threading.Event()
+def test_what_is_begun_is_not_waited_for_and_is_done_once_for_many() -> None:
+    threads, begun, may_end = JobThreads(1), threading.Event(), threading.Event()
+    done = []
 
     def act() -> None:
+        begun.set()
         may_end.wait()
-        ended.set()
+        done.append(1)
 
-    threads.begin(act)()
-    assert not ended.is_set()
+    begin = threads.begin(act)
+    begin()
+    assert begun.wait(timeout=30)
+    for _ in range(5):
+        begin()
+    assert not done
     may_end.set()
     threads.close()
-    assert ended.is_set()
+    # Once more: what was asked for after it had begun, it may not have seen.
+    assert len(done) == 2

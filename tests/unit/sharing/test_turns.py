@@ -26,7 +26,7 @@ def saved(turns: Turns) -> Turns:
 def walk(turns: Turns, weights: Mapping[UUID, float]) -> UUID:
     """Whose turn it is, by the rule itself: one visit after the other."""
     ring = sorted(weights)
-    if turns.last in weights and turns.credits.get(turns.last, 0.0) > 0:
+    if turns.last is not None and turns.last in weights and turns.credits.get(turns.last, 0.0) > 0:
         return turns.last
     at = 0 if turns.last is None else bisect_right(ring, turns.last)
     while True:
