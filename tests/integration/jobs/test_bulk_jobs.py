@@ -167,7 +167,7 @@ def test_jobs_that_are_added_one_after_the_other_are_sent_in_a_moment(
     for _ in range(2):
         add(stack, bulk=True)
     wait_until(lambda: sent(stack) == 3, "all jobs are sent")
-    stack.jobs.enqueue_embedding("text", source="a", provider="demo", bulk=True)
+    stack.jobs.enqueue_embedding("text", source="a", bulk=True)
     assert stack.publisher.waiting(Queue.EMBEDDINGS_BULK) == 1, "of another queue, at once"
 
 
