@@ -222,6 +222,7 @@ class Job(Base):
             "not_before",
             postgresql_where=text(f"state = 'queued' AND rung_at IS NULL AND {IS_NOT_HELD}"),
         ),
+        Index("jobs_notifications", "id", postgresql_where=text("kind = 'notification'")),
         Index(
             "jobs_held",
             "queue",

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import event
 
 from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.jobs.records import ClaimStep
@@ -48,6 +49,25 @@ def deliveries(stack: WorkerServices, notification_id: UUID) -> list[Delivery]:
 def retry_now(stack: WorkerServices, notification_id: UUID) -> None:
     """Let its wait be over."""
     sql(stack, "UPDATE jobs SET not_before = NULL WHERE id = :id", id=notification_id)
+
+
+def test_a_list_of_notifications_reads_no_other_jobs(stack: WorkerServices) -> None:
+    sent: list[tuple[str, Any]] = []
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        sent.append((statement, parameters))
+
+    others = "INSERT INTO jobs (id, kind, provider, model, request, request_hash, max_retries, "
+    others += "expires_at) SELECT gen_random_uuid(), 'generation', 'demo', 'demo-1', '{}', '', 0, "
+    sql(stack, others + "now() FROM generate_series(1, 20000)")
+    sql(stack, "ANALYZE jobs")
+    with stack.ledger.transaction() as unit:
+        event.listen(stack.ledger.engine, "before_cursor_execute", note)
+        assert list(unit.deliveries.notifications(100)) == []
+        event.remove(stack.ledger.engine, "before_cursor_execute", note)
+        ((statement, parameters),) = [one for one in sent if "FROM jobs" in one[0]]
+        rows = unit.session.connection().exec_driver_sql(f"EXPLAIN {statement}", parameters)
+        assert "using jobs_notifications" in "\n".join(row[0] for row in rows)
 
 
 def test_a_notification_is_a_mail(mailing: WorkerServices, server: MailServer) -> None:
