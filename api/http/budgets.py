@@ -4,7 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
 from promptstack.api.http.route import ProtectedRoute
@@ -24,13 +24,17 @@ class BudgetQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    limit: int = Field(50, ge=1, le=100, description="Budgets on a page.")
+    after: UUID | None = Field(None, description="`after` of the page before.")
     owner: AskedOwner = None
 
 
-class BudgetList(BaseModel):
-    """Budgets; who has no cap has none."""
+class BudgetPage(BaseModel):
+    """One page of budgets, the deployment's first; who has no cap has none."""
 
     budgets: list[BudgetView]
+    after: UUID | None
+    """Send it as `after` to get the next page; null on the last one."""
 
 
 class Changed(BaseModel):
@@ -43,10 +47,14 @@ class Changed(BaseModel):
 @router.get("")
 def list_budgets(
     stack: Stack, caller: CurrentCaller, query: Annotated[BudgetQuery, Query()]
-) -> BudgetList:
+) -> BudgetPage:
     """Show what you and your keys may spend, and have spent."""
     owner = stack.owners.choose(caller, query.owner)
-    return BudgetList(budgets=stack.budgets.get_all(owner))
+    # One more than the page holds tells whether there is a next one.
+    found = stack.budgets.get_page(owner, after=query.after, limit=query.limit + 1)
+    page = found[: query.limit]
+    last = Subject(page[-1].scope, page[-1].id).row if len(found) > len(page) else None
+    return BudgetPage(budgets=page, after=last)
 
 
 @router.put("/keys/{key_id}")

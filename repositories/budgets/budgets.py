@@ -53,18 +53,27 @@ class BudgetRepository(BaseRepository[Budget]):
     model = Budget
 
     def get_all(
-        self, *, subjects: Collection[UUID] | None = None, user_id: UUID | None = None
+        self,
+        *,
+        subjects: Collection[UUID] | None = None,
+        user_id: UUID | None = None,
+        after: UUID | None = None,
+        limit: int | None = None,
     ) -> list[Spending]:
         """All budgets with a cap, those of a user and their keys, or those of these subjects.
 
-        They are as they stand today, and the deployment's comes first.
+        They are as they stand today, and the deployment's comes first. `after` is the last subject
+        of the page before.
         """
         query = (
             select(*_COLUMNS, _TODAY.label("today"), User.email, ApiKey.name, ApiKey.prefix)
             .outerjoin(User, User.id == Budget.user_id)
             .outerjoin(ApiKey, ApiKey.id == Budget.api_key_id)
             .order_by(Budget.subject)
+            .limit(limit)
         )
+        if after is not None:
+            query = query.where(Budget.subject > after)
         query = query.where(
             _has_caps() if subjects is None else Budget.subject.in_(subjects),
         )

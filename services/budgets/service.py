@@ -22,7 +22,7 @@ from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
 from promptstack.services.budgets.admission import opens_at
 from promptstack.services.errors import InvalidInput, NotFound
-from promptstack.services.validation.bounds import Dollars, refused_in_words
+from promptstack.services.validation.bounds import Dollars, checked_limit, refused_in_words
 
 WAIT_SECONDS = 30.0
 """How long the first cap of something waits for calls that are being recorded as it is set."""
@@ -165,6 +165,14 @@ class BudgetService:
         """All budgets, the deployment's first; or those of a user and their keys."""
         with self._ledger.transaction() as unit:
             return [_view(one) for one in unit.budgets.get_all(user_id=owner)]
+
+    def get_page(
+        self, owner: UUID | None = None, *, after: UUID | None = None, limit: int = 50
+    ) -> list[BudgetView]:
+        """Some of them. `after` is the subject of the last budget of the page before."""
+        with self._ledger.transaction() as unit:
+            found = unit.budgets.get_all(user_id=owner, after=after, limit=checked_limit(limit))
+            return list(map(_view, found))
 
     def _begin_counting(self, owner: Owner) -> None:
         """Have calls counted from now on, and count those from before.

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     JsonValue,
     ValidationError,
@@ -35,7 +36,16 @@ def _amount(limit: Decimal) -> Decimal:
         raise ValueError(
             f"a limit of the cost must be an amount of dollars from 0 to {MAX_COST_USD:,}"
         )
+    if 0 < limit < SMALLEST_COST:
+        raise ValueError(f"a limit of the cost is $0, or at least ${SMALLEST_COST:f}")
     return limit.quantize(SMALLEST_COST, ROUND_DOWN)
+
+
+def _in_ascii(amount: object) -> object:
+    """Refuse digits of other alphabets, which Decimal reads and people may not."""
+    if isinstance(amount, str) and not amount.isascii():
+        raise ValueError("must be written in the digits 0 to 9")
+    return amount
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -87,6 +97,7 @@ InFlight = Annotated[int, Field(strict=True, ge=1, le=1_000)]
 Dollars = Annotated[
     Decimal,
     Field(allow_inf_nan=True),
+    BeforeValidator(_in_ascii),
     AfterValidator(_amount),
     WithJsonSchema(
         {

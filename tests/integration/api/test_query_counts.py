@@ -105,7 +105,7 @@ LISTS: Mapping[str, tuple[str, str]] = {
     "GET /usage": ("/usage?by=user&by=model", ""),
     "GET /usage/calls": ("/usage/calls?limit=100", "calls"),
     "GET /keys": ("/keys?limit=100", "keys"),
-    "GET /budgets": ("/budgets", "budgets"),
+    "GET /budgets": ("/budgets?limit=100", "budgets"),
     "GET /users": ("/users?limit=100", "users"),
     "GET /audit": ("/audit?limit=100", "entries"),
     "GET /flags": ("/flags", "flags"),

@@ -96,6 +96,7 @@ def test_caps_are_set_changed_and_taken_away(stack: WorkerServices) -> None:
         ["--deployment", "--day", "much"],
         ["--deployment", "--day", "-1"],
         ["--deployment", "--day", "1e12"],
+        ["--deployment", "--day", "1e-30"],
         ["--user", "nobody@example.org", "--day", "1"],
         ["--key", "ffff", "--day", "1"],
     ],
@@ -121,12 +122,21 @@ def test_everybody_sees_their_own_and_administrators_all(
     mine = {"Authorization": f"Bearer {key.secret}"}
     seen = client.get("/api/v1/budgets", headers=mine).json()["budgets"]
     assert {one["scope"] for one in seen} == {"key", "user"}
-    assert client.get("/api/v1/budgets", headers=eve).json() == {"budgets": []}
+    assert client.get("/api/v1/budgets", headers=eve).json() == {"budgets": [], "after": None}
     everybodys = client.get("/api/v1/budgets?owner=all", headers=root).json()["budgets"]
     assert sorted(one["scope"] for one in everybodys) == ["deployment", "key", "user"]
     of_ada = client.get("/api/v1/budgets?owner=ada@example.org", headers=root).json()["budgets"]
     assert of_ada == seen
     problem(client.get("/api/v1/budgets?owner=all", headers=eve), 403, "NOT_PERMITTED")
+    paged: list[dict[str, Any]] = []
+    after: str | None = ""
+    while after is not None:
+        query = f"owner=all&limit=1{after and f'&after={after}'}"
+        page = client.get(f"/api/v1/budgets?{query}", headers=root).json()
+        assert len(page["budgets"]) == 1
+        paged, after = paged + page["budgets"], page["after"]
+    assert paged == everybodys
+    problem(client.get("/api/v1/budgets?limit=101", headers=root), 422, "INVALID_INPUT")
 
 
 def test_who_may_set_which_cap(
@@ -183,7 +193,18 @@ def test_an_administrator_limits_no_administrator(
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"day": -1}, {"day": "NaN"}, {"total": 100_000_000}, {"week": 1}, {"day": [1]}]
+    "body",
+    [
+        {},
+        {"day": -1},
+        {"day": "NaN"},
+        {"day": 1e-30},
+        {"day": "0.00000000001"},
+        {"day": "\u0661"},
+        {"total": 100_000_000},
+        {"week": 1},
+        {"day": [1]},
+    ],
 )
 def test_a_cap_out_of_bounds_is_refused(
     stack: WorkerServices,
