@@ -69,9 +69,9 @@ def claim_all(ledger: Ledger, worker: UUID, ids: list[UUID]) -> dict[UUID, Claim
 
 def job(ledger: Ledger, job_id: UUID) -> Job:
     with ledger.transaction() as unit:
-        found = unit.jobs.get(job_id)
+        found = unit.jobs.get_with_attempts(job_id)
         assert found is not None
-        assert found.attempts is not None
+        _ = found.result  # not loaded by itself
         return found
 
 
