@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptstack.config.errors import PromptStackError, Reach
+from promptstack.services.access.errors import TooManyAttempts
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.content_calls import Call, Content
 from promptstack.services.execution.failure_policy import (
@@ -30,6 +31,7 @@ from promptstack.services.llm.errors import (
     RateLimited,
     ServerBroke,
 )
+from promptstack.services.notifications.errors import MailPostponed
 from promptstack.services.runs.shards.decisions import Decisions, ended_with
 from promptstack.services.sources.reading import BadRecord
 
@@ -157,9 +159,13 @@ def test_a_call_over_the_limit_is_halved_until_it_fits() -> None:
     assert sent == Counter(range(2 * 512))
 
 
+OF_NO_CALL = {BadRecord, TooManyAttempts, MailPostponed}
+"""Errors of other work, which take more than a sentence."""
+
+
 def all_errors(kind: type[PromptStackError] = PromptStackError) -> set[type[PromptStackError]]:
     """Every error that a call may end with, as far as it is known here."""
-    children = {child for child in kind.__subclasses__() if child is not BadRecord}
+    children = {child for child in kind.__subclasses__() if child not in OF_NO_CALL}
     return {kind}.union(*(all_errors(child) for child in children))
 
 
