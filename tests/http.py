@@ -9,6 +9,7 @@ from httpx2 import Response
 
 from promptstack.api.http.app import create_app
 from promptstack.repositories.access_models import Role, Scope
+from promptstack.services.access.sessions import Origin
 from promptstack.tasks.composition import PromptStack
 
 
@@ -28,6 +29,15 @@ def make_admin_key(stack: PromptStack, email: str) -> str:
         user = unit.users.get_by_email(email) or unit.users.create(email=email)
         unit.users.update(user, role=Role.ADMIN)
     return stack.keys.create(email, "Test", scopes=list(Scope))
+
+
+def sign_in(stack: PromptStack, email: str, role: Role = Role.USER) -> dict[str, str]:
+    """The headers of a user who has signed in, is added or gets the role."""
+    with stack.ledger.transaction() as unit:
+        user = unit.users.get_by_email(email) or unit.users.create(email=email)
+        unit.users.update(user, role=role)
+        token = stack.sessions.open_tokens(unit, user, Origin()).access_token
+    return {"Authorization": f"Bearer {token}"}
 
 
 def problem(response: Response, status: int, code: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from promptstack.api.cli.table import Column, print_table
 from promptstack.api.cli.terminal import (
     JsonFlag,
     age,
+    err,
     out,
     print_fields,
     print_items,
@@ -86,11 +87,15 @@ def list_(
 ) -> None:
     """List users, oldest first."""
     with connected(start_servers=True) as stack:
-        users = stack.users.get_many(query, role=role, limit=limit)
+        # One more than is shown tells whether there are more.
+        found = stack.users.get_many(query, role=role, limit=limit + 1)
+    users, has_more = found[:limit], len(found) > limit
     if as_json:
-        print_items(user.model_dump() for user in users)
+        print_items((user.model_dump() for user in users), has_more=has_more)
     elif users:
         print_table(COLUMNS, list(map(_row, users)))
+        if has_more:
+            err.print("There are more: name a part of the name or e-mail, or raise --limit.")
     else:
         out.print("No users.")
 

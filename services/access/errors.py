@@ -16,7 +16,9 @@ class TooManyAttempts(PromptStackError):
     code = "TOO_MANY_ATTEMPTS"
     transient = True
 
-    def __init__(self, message: str, *, retry_after: float, is_news: bool = True) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, is_news: bool = True
+    ) -> None:
         super().__init__(message, retry_after=retry_after)
         self.is_news = is_news
         """Whether it is the first for a while: others are not worth a line of the audit log."""

@@ -75,7 +75,7 @@ class KeyService:
             terms = KeyTerms.model_validate(terms)
         secret = _new_secret()
         with self._ledger.transaction() as unit:
-            user, is_new = _find_or_add(unit, email, terms.name)
+            user, is_new = _find_or_add(unit, email, by)
             if Scope.ADMIN in terms.scopes and user.role == Role.USER:
                 raise InvalidInput(
                     f"{user.email} is no administrator, so no key of theirs can be one's. "
@@ -188,14 +188,22 @@ class KeyService:
             return KeyView.of(key)
 
 
-def _find_or_add(unit: UnitOfWork, email: str, name: str) -> tuple[User, bool]:
+def _find_or_add(unit: UnitOfWork, email: str, by: Actor | None) -> tuple[User, bool]:
     """The user, and whether this added them."""
     email = normalised_email(email)
     role = Role.SUPER_ADMIN if email == OPERATOR else Role.USER
     user = unit.users.get_by_email(email)
     if user is not None:
         return user, False
-    return unit.users.create(email=email, name=name, role=role), True
+    user = unit.users.create(email=email, role=role)
+    AuditLog.record(
+        unit,
+        actor=by or Actor.command_line(),
+        action=Action.USER_CREATED,
+        object=ObjectKind.USER.of(user.id),
+        detail={"role": role},
+    )
+    return user, True
 
 
 def _check_open(key: ApiKey) -> None:

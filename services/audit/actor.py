@@ -19,6 +19,8 @@ class SignedIn(Protocol):
     @property
     def key_id(self) -> UUID | None: ...
     @property
+    def session_id(self) -> UUID | None: ...
+    @property
     def address(self) -> str: ...
 
 
@@ -34,8 +36,11 @@ class Actor:
 
     @classmethod
     def of(cls, caller: SignedIn) -> "Actor":
-        """Somebody who has signed in by a session or a key."""
-        kind = ActorKind.USER if caller.key_id is None else ActorKind.KEY
+        """Somebody who has signed in, by a key, a session, or a proxy's word for each request."""
+        if caller.key_id is not None:
+            kind = ActorKind.KEY
+        else:
+            kind = ActorKind.PROXY if caller.session_id is None else ActorKind.USER
         return cls(kind, caller.user_id, caller.email, caller.key_id, caller.address)
 
     @classmethod

@@ -29,7 +29,9 @@ class MailPostponed(PromptStackError):
     transient = True
     counts_as_failure = False
 
-    def __init__(self, message: str, *, detail: str | None = None, reply_code: int) -> None:
+    def __init__(
+        self, message: str, *, detail: str | None = None, reply_code: int | None = None
+    ) -> None:
         super().__init__(message, detail=detail)
         self.reply_code = reply_code
 

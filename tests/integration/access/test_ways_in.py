@@ -9,10 +9,12 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from promptstack.repositories.access_models import Role, Scope
+from promptstack.repositories.audit_models import ActorKind
 from promptstack.services.access.emails import OPERATOR
 from promptstack.services.access.errors import ForgedRequest, IdentityUnknown
 from promptstack.services.access.sessions import MOST_SESSIONS, Origin
 from promptstack.services.access.users import UserView
+from promptstack.services.audit.actor import Actor
 from promptstack.tasks.worker_services import WorkerServices
 from tests.conftest import PASSWORD
 from tests.http import problem
@@ -166,3 +168,22 @@ def waits_for_a_lock(stack: WorkerServices) -> bool:
     with stack.ledger.transaction() as unit:
         waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
         return bool(unit.session.scalar(waiting))
+
+
+def test_what_is_done_by_a_proxy_and_with_a_new_users_key_is_recorded_so(
+    stack: WorkerServices, test_user: UserView
+) -> None:
+    issued = stack.keys.issue(
+        test_user.email,
+        {"name": "x"},
+        by=Actor.of(stack.sign_in.by_proxy(test_user.email, "192.0.2.7")),
+    )
+    [entry] = stack.audit.get_many(object_id=str(issued.key.id))
+    assert (entry.actor_kind, entry.email) == (ActorKind.PROXY, test_user.email)
+    assert not issued.is_new_user
+    added = stack.keys.issue("typo@example.org", {"name": "laptop"})
+    assert added.is_new_user
+    user = stack.users.get(stack.users.find("typo@example.org"))
+    assert user.name == ""
+    [entry] = stack.audit.get_many(object_id=str(user.id))
+    assert entry.action == "user.created"

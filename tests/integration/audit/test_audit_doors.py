@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from promptstack.api.cli import audit
 from promptstack.api.cli.main import build
+from promptstack.repositories.access_models import Role
 from promptstack.repositories.audit_models import ActorKind
 from promptstack.repositories.models import new_id
 from promptstack.services.access.key_terms import KeyTerms
@@ -19,7 +20,7 @@ from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditView
 from promptstack.tasks.worker_services import WorkerServices
-from tests.http import problem, serve
+from tests.http import problem, serve, sign_in
 from tests.mail_server import mail_server
 from tests.mails import with_mail
 
@@ -189,7 +190,8 @@ def test_no_secret_and_no_content_is_in_it(mailing: WorkerServices) -> None:
         turned = mailing.keys.rotate(made.key.id, by=ADA)
         mailing.keys.revoke(made.key.id)
         person = {"email": "bob@example.org", "password": f"{MARK} nine blue doors"}
-        said = root.post("/api/v1/users", json=person)
+        signed_in = sign_in(mailing, "root@example.org", Role.ADMIN)
+        said = root.post("/api/v1/users", json=person, headers=signed_in)
         assert said.status_code == 201, said.text
         user = said.json()
         for tried in (person, {**person, "password": MARK}):

@@ -67,9 +67,11 @@ def test_a_caller_and_a_command_and_a_process_are_actors(stack: WorkerServices) 
         email: str
         key_id: UUID | None
         address: str
+        session_id: UUID | None = None
 
     user, key = uuid4(), uuid4()
-    assert Actor.of(Caller(user, "a@b", None, "::1")).kind is ActorKind.USER
+    assert Actor.of(Caller(user, "a@b", None, "::1", uuid4())).kind is ActorKind.USER
+    assert Actor.of(Caller(user, "a@b", None, "::1")).kind is ActorKind.PROXY
     assert Actor.of(Caller(user, "a@b", key, "::1")) == Actor(
         ActorKind.KEY, user, "a@b", key, "::1"
     )

@@ -16,7 +16,7 @@ from promptstack.services.notifications.run_ends import event_of
 from promptstack.services.notifications.service import NotificationView
 from promptstack.services.runs.views import RunView
 from promptstack.tasks.worker_services import WorkerServices
-from tests.http import problem, serve
+from tests.http import problem, serve, sign_in
 from tests.jobs import execute, sql
 from tests.mail_server import MailServer, mail_server
 from tests.mails import ROOT, add_user, with_mail
@@ -158,6 +158,7 @@ def test_who_is_disabled_is_told_nothing(mailing: WorkerServices, ada: UUID) -> 
 def test_users_choose_what_they_are_told(mailing: WorkerServices) -> None:
     with serve(mailing) as client:
         path = "/api/v1/auth/me/events"
+        client.headers.update(sign_in(mailing, "ada@example.org"))
         assert client.get(path).json() == {"events": []}
         chosen = client.put(path, json={"events": ["run_failed", "run_budget", "run_failed"]})
         assert chosen.json() == {"events": ["run_budget", "run_failed"]}
