@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
 from sqlalchemy.orm import joinedload, selectinload
 
 from promptstack.repositories.access_models import ApiKey, User
@@ -52,15 +52,21 @@ class ApiKeyRepository(BaseRepository[ApiKey]):
     ) -> ApiKey | None:
         """Give a key a new secret; the one it has now opens for `seconds` more.
 
-        None for a key that opens nothing, or isn't this user's. A still older secret ends at once.
+        While an older one opens still, that one stays, and the one it has now ends at once: whoever
+        lost the answer of a rotation repeats it, and stops nothing that runs. None for a key that
+        opens nothing, or isn't this user's.
         """
+        is_repeated = ApiKey.previous_until > func.now()
         return self._change(
             [ApiKey.id == key_id, _is_open()],
             user_id,
             key_hash=key_hash,
             prefix=prefix,
-            previous_hash=ApiKey.key_hash,
-            previous_until=func.now() + timedelta(seconds=seconds),
+            previous_hash=case((is_repeated, ApiKey.previous_hash), else_=ApiKey.key_hash),
+            previous_until=case(
+                (is_repeated, ApiKey.previous_until),
+                else_=func.now() + timedelta(seconds=seconds),
+            ),
         )
 
     def _change(

@@ -161,6 +161,9 @@ def _reached(over: Over) -> BudgetReached:
     spending, window = over.spending, over.window
     kind, whose = _whose(spending)
     spent, cap = spending.spent[window], spending.caps[window]
+    if kind is DeploymentBudgetReached:
+        # What all spend together is for administrators.
+        return kind(f"{whose} spend cap is reached. {_opens(window, spending.day)}")
     period = {Window.DAY: " a day", Window.MONTH: " a month", Window.TOTAL: ""}[window]
     return kind(
         f"{whose} spend cap is reached: of {dollars(cap)}{period}, {dollars(spent)} is used, and "
