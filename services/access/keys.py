@@ -153,7 +153,8 @@ class KeyService:
     ) -> IssuedKey:
         """Give a key a new secret; the one it has now opens for a day more.
 
-        Within that day, another rotation replaces the new one. Raises `InvalidInput`, and `NotFound` for a key that opens nothing or isn't the `owner`'s.
+        Within that day, another rotation replaces the new one. Raises `InvalidInput`, and
+        `NotFound` for a key that opens nothing or isn't the `owner`'s.
         """
         key_id, owner = read_id(key_id, "key"), read_owner(owner)
         secret = _new_secret()
