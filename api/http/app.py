@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from anyio import to_thread
@@ -36,6 +37,8 @@ from promptstack.api.http.sessions import LOGINS_AT_ONCE, LoginSlots
 from promptstack.api.http.waiting import JobWaiters
 from promptstack.tasks.composition import PromptStack
 
+SUMS_AT_ONCE = 4
+"""Threads that sum usage or count jobs, of which each holds a connection for long."""
 RESOURCES = (
     generations.router,
     chat.router,
@@ -60,12 +63,13 @@ def create_app(stack: PromptStack) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # One thread for each database connection, less those of large bodies, of logins and of
-        # /healthz. A burst
-        # of requests waits for a thread instead of failing.
+        # One thread for each database connection, less those of large bodies, of logins, of sums
+        # and of /healthz. A burst of requests waits for a thread instead of failing.
         connections = settings.database_pool_size + settings.database_max_overflow
-        threads = max(1, connections - LARGE_HANDLED_AT_ONCE - LOGINS_AT_ONCE - 1)
-        to_thread.current_default_thread_limiter().total_tokens = threads
+        others = LARGE_HANDLED_AT_ONCE + LOGINS_AT_ONCE + SUMS_AT_ONCE + 1
+        to_thread.current_default_thread_limiter().total_tokens = max(1, connections - others)
+        sums = ThreadPoolExecutor(SUMS_AT_ONCE, "sums")
+        asyncio.get_running_loop().set_default_executor(sums)
         waiting = asyncio.create_task(keep_trying(stack)) if settings.first_admin_email else None
         yield
         if waiting is not None:
