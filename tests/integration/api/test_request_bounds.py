@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from httpx2 import Response
 from sqlalchemy import text
 
 from promptstack.services.errors import InvalidInput
@@ -136,10 +137,16 @@ def _rows(stack: PromptStack) -> int:
 def test_a_cost_limit_holds_as_far_as_the_ledger_can_enforce_it(
     client: TestClient,
 ) -> None:
-    for given, held in (("1e-400000", "0"), ("0.12345678919", "0.1234567891")):
-        body = {"provider": "openai", "items": ["x"], "max_tokens": 1, "max_cost_usd": given}
-        response = client.post("/api/v1/runs/generations", json=body)
+    for given, held in (("0", "0"), ("1e-10", "0.0000000001"), ("0.12345678919", "0.1234567891")):
+        response = _ask_for_a_run(client, given)
         assert (response.status_code, response.json()["max_cost_usd"]) == (202, held)
+    # It would be a limit of nothing at all, which nobody has asked for.
+    problem(_ask_for_a_run(client, "1e-400000"), 422, "INVALID_INPUT")
+
+
+def _ask_for_a_run(client: TestClient, max_cost_usd: str) -> Response:
+    body = {"provider": "openai", "items": ["x"], "max_tokens": 1, "max_cost_usd": max_cost_usd}
+    return client.post("/api/v1/runs/generations", json=body)
 
 
 def test_a_request_is_checked_before_a_transaction_is_open(
