@@ -259,3 +259,29 @@ def test_no_password_and_no_token_is_left_anywhere(
         if secret in said
     ]
     assert found == []
+
+
+def test_a_key_is_rotated_while_programs_use_it(
+    test_user: UserView, stack: WorkerServices, open_client: Callable[..., Client]
+) -> None:
+    def ask(client: Client, secret: str) -> Response:
+        return client.get("/api/v1/jobs", headers={"Authorization": f"Bearer {secret}"})
+
+    with open_client() as client, open_client() as other:
+        token = {"Authorization": f"Bearer {log_in(client).json()['access_token']}"}
+        made = client.post("/api/v1/keys", json={"name": "nightly"}, headers=token)
+        assert made.status_code == 201, made.text
+        first, path = made.json()["secret"], f"/api/v1/keys/{made.json()['id']}"
+        second = client.post(f"{path}/rotate", headers=token).json()["secret"]
+        assert second != first
+        for server in (client, other):
+            for secret in (first, second):
+                assert ask(server, secret).status_code == 200
+        with stack.ledger.transaction() as unit:  # a day later
+            past = text("UPDATE api_keys SET previous_until = now() - interval '1 second'")
+            unit.session.execute(past)
+        problem(ask(other, first), 401, "NOT_AUTHENTICATED")
+        assert ask(other, second).status_code == 200
+        assert client.post(f"{path}/revoke", headers=token).status_code == 200
+        for server in (client, other):
+            problem(ask(server, second), 401, "KEY_REVOKED")
