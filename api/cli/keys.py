@@ -93,7 +93,7 @@ def create(
 
 
 def rotate(key_id: KeyId, as_json: JsonFlag = False) -> None:
-    """Give a key a new secret and show it, this once; the old one opens for a day more."""
+    """Give a key a new secret; the old one opens for a day more."""
     with connected(start_servers=True) as stack:
         issued = stack.keys.rotate(stack.keys.find(key_id))
     _show(issued, as_json=as_json)

@@ -21,7 +21,7 @@ KEYS = {
     "list": Command("keys:list_", "List keys, oldest first; the keys themselves are not kept."),
     "rotate": Command(
         "keys:rotate",
-        "Give a key a new secret and show it, this once; the old one opens for a day more.",
+        "Give a key a new secret; the old one opens for a day more.",
     ),
     "revoke": Command("keys:revoke", "Let a key open nothing from now on."),
 }
@@ -118,7 +118,7 @@ COMMANDS: dict[str, Command | Group] = {
     "notifications": Group("Mails to users.", NOTIFICATIONS),
     "permissions": Command(
         "permissions:permissions",
-        "Show which role and which scope of an API key each route needs, and what commands do.",
+        "Show who may do what: roles, scopes, routes and commands.",
     ),
 }
 """All commands, in the order of `--help`."""

@@ -17,7 +17,7 @@ COLUMNS = (
 
 
 def permissions(as_json: JsonFlag = False) -> None:
-    """Show which role and which scope of an API key each route needs, and what commands do."""
+    """Show who may do what: roles, scopes, routes and commands."""
     if as_json:
         print_items(map(asdict, PERMISSIONS))
     else:

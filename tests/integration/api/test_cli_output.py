@@ -191,6 +191,7 @@ def test_the_beginning_of_an_id_is_enough(stack: WorkerServices) -> None:
             max_retries=0,
             user_id=None,
             run_id=None,
+            api_key_id=None,
         )
         newest = unit.jobs.get_many(limit=1, newest_first=True)[0].id
     with stack.ledger.engine.begin() as connection:
@@ -310,7 +311,15 @@ def test_runs_and_documents_take_the_same(stack: WorkerServices, tmp_path: Path)
 
 
 def test_help_names_no_flag_by_its_type() -> None:
-    for command in ([], ["jobs"], ["runs"], ["jobs", "retry"], ["runs", "generate"]):
+    for command in (
+        [],
+        ["jobs"],
+        ["runs"],
+        ["keys"],
+        ["users"],
+        ["jobs", "retry"],
+        ["runs", "generate"],
+    ):
         for width in (60, 80, 120):
             said = CliRunner().invoke(build(), [*command, "--help"], terminal_width=width).stdout
             assert "<bool>" not in said

@@ -70,9 +70,10 @@ def test_a_job_that_backs_off_lies_in_the_ledger_until_it_is_due(
     assert outcome.state is JobState.QUEUED
     assert outcome.error == "PROVIDER_OVERLOADED: busy"
     assert outcome.retry_in == pytest.approx(600, abs=30)
-    # The event loop, and what writes to the ledger for all jobs: none of them waits with the job.
+    # The event loop, what writes to the ledger for all jobs, and what sends others after one: none
+    # of them waits with the job.
     began = {thread.name.split("_")[0] for thread in set(threading.enumerate()) - threads}
-    assert began <= {"event-loop", "group-commit", "ledger", "asyncio"}
+    assert began <= {"event-loop", "group-commit", "ledger", "asyncio", "after-job"}
     assert stack.group_commit.waiting_steps == 0
     waiting = row(stack, job)
     assert (waiting.state, waiting.worker_id, waiting.published_at) == (JobState.QUEUED, None, None)
