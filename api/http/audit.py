@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.api.http.auth import Stack
+from promptstack.api.http.paging import cut
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.services.audit.log import AuditView
 from promptstack.services.validation.bounds import Name, Time
@@ -46,8 +47,7 @@ def list_entries(stack: Stack, query: Annotated[AuditQuery, Query()]) -> AuditPa
         since=query.since,
         until=query.until,
         after=query.after,
-        # One more than the page holds tells whether there is a next one.
         limit=query.limit + 1,
     )
-    page = found[: query.limit]
-    return AuditPage(entries=page, after=page[-1].id if len(found) > len(page) else None)
+    page, after = cut(found, query.limit)
+    return AuditPage(entries=page, after=after)

@@ -11,6 +11,7 @@ from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
 from promptstack.api.http.bodies import Given
 from promptstack.api.http.embeddings import EmbeddingBody
 from promptstack.api.http.generations import GenerationBody
+from promptstack.api.http.paging import cut
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.models import JobKind, JobState
 from promptstack.services.audit.actor import Actor
@@ -130,12 +131,11 @@ def create_jobs(
 @router.get("")
 def list_jobs(stack: Stack, caller: CurrentCaller, query: Annotated[JobQuery, Query()]) -> JobPage:
     """Show your jobs, newest first."""
-    # One more than the page holds tells whether there is a next one.
     wanted = query.model_copy(update={"limit": query.limit + 1})
     asked = dict(wanted) | {"owner": stack.owners.choose(caller, query.owner)}
     found = stack.jobs.get_many(**asked)
-    page = found[: query.limit]
-    return JobPage(jobs=page, after=page[-1].id if len(found) > len(page) else None)
+    page, after = cut(found, query.limit)
+    return JobPage(jobs=page, after=after)
 
 
 @router.post("/retry")

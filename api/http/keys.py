@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, status
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
+from promptstack.api.http.paging import cut
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.services.access.key_terms import KeyTerms, KeyView
 from promptstack.services.access.keys import IssuedKey
@@ -43,10 +44,9 @@ class ShownKey(KeyView):
 def list_keys(stack: Stack, caller: CurrentCaller, query: Annotated[KeyQuery, Query()]) -> KeyPage:
     """Show your keys, newest first, without their secrets."""
     owner = stack.owners.choose(caller, query.owner)
-    # One more than the page holds tells whether there is a next one.
     found = stack.keys.get_page(owner, after=query.after, limit=query.limit + 1)
-    page = found[: query.limit]
-    return KeyPage(keys=page, after=page[-1].id if len(found) > len(page) else None)
+    page, after = cut(found, query.limit)
+    return KeyPage(keys=page, after=after)
 
 
 @router.post("", status_code=status.HTTP_201_CREATED)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import Given
+from promptstack.api.http.paging import cut
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.models import JobState
 from promptstack.services.audit.actor import Actor
@@ -87,11 +88,9 @@ def list_notifications(
         state=query.state,
         is_uncertain=query.uncertain,
         after=query.after,
-        # One more than the page holds tells whether there is a next one.
         limit=query.limit + 1,
     )
-    page = found[: query.limit]
-    after = page[-1].id if len(found) > len(page) else None
+    page, after = cut(found, query.limit)
     return NotificationPage(notifications=page, after=after)
 
 

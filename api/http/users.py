@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, status
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.api.http.auth import CurrentCaller, Stack
+from promptstack.api.http.paging import cut
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.api.http.sessions import Form, Password
 from promptstack.repositories.access_models import Role, Tier
@@ -80,8 +81,8 @@ class NewPassword(Form):
 def list_users(stack: Stack, query: Annotated[UserQuery, Query()]) -> UserPage:
     """Show users, oldest first."""
     found = stack.users.get_many(**dict(query) | {"limit": query.limit + 1})
-    page = found[: query.limit]
-    return UserPage(users=page, after=page[-1].id if len(found) > len(page) else None)
+    page, after = cut(found, query.limit)
+    return UserPage(users=page, after=after)
 
 
 @router.post("", status_code=status.HTTP_201_CREATED)

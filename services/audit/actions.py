@@ -25,7 +25,6 @@ class Action(StrEnum):
     PASSWORD_RESET = "user.password_reset"  # noqa: S105 - the name of an action
 
     KEY_CREATED = "key.created"
-    KEY_CHANGED = "key.changed"
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
     BUDGET_CHANGED = "budget.changed"
@@ -41,9 +40,6 @@ class Action(StrEnum):
     SETTINGS_SEEN = "settings.seen"
     NOTIFICATION_SENT = "notification.requested"
 
-    ACCESS_REFUSED = "access.refused"
-    """Somebody asked for what their role or scope does not allow."""
-
 
 class ObjectKind(StrEnum):
     """What it was done on."""
@@ -57,8 +53,6 @@ class ObjectKind(StrEnum):
     FLAG = "flag"
     PROCESS = "process"
     NOTIFICATION = "notification"
-    ROUTE = "route"
-    """A route of the HTTP API, or a command."""
 
     def of(self, name: UUID | str) -> "AuditObject":
         """The one with this id or name."""
