@@ -349,6 +349,11 @@ class Settings(BaseSettings):
         description="How long entries of the audit log are kept (2 years); 0 keeps them for ever, "
         "and less than a day is not possible.",
     )
+    idempotency_key_seconds: Seconds = Field(
+        86_400.0,
+        description="How long the idempotency key of a request that makes something other than a "
+        "job is known; 0 keeps it for ever.",
+    )
     retry_backoff_seconds: PositiveSeconds = Field(
         1.0, description="Upper bound of the first wait before a retry; doubles each time."
     )

@@ -86,11 +86,13 @@ class SignsRepository:
         jobs: float,
         attempts: float,
         audit: float = 0.0,
+        keys: float = 0.0,
         *,
         within: float = SECONDS,
     ) -> CleanupSigns:
         """Look for what is that old, in seconds; 0 is never, but for workers."""
         ages = {"workers": workers, "jobs": jobs, "attempts": attempts, "audit": audit}
+        ages["keys"] = keys
         row = self._look(within, _CLEANUP, **ages)
         return CleanupSigns(*row)
 
@@ -225,6 +227,11 @@ _CLEANUP = """
         OR coalesce(
             %(audit)s > 0 AND (SELECT min(at) FROM audit_log)
                 < now() - make_interval(secs => %(audit)s),
+            false
+        )
+        OR coalesce(
+            %(keys)s > 0 AND (SELECT min(created_at) FROM idempotency_keys)
+                < now() - make_interval(secs => %(keys)s),
             false
         )
 """

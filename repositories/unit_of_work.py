@@ -21,6 +21,7 @@ from promptstack.repositories.content.embeddings import EmbeddingRepository
 from promptstack.repositories.content.passages import PassageRepository
 from promptstack.repositories.content.reservations import ReservationRepository
 from promptstack.repositories.flags import FlagRepository
+from promptstack.repositories.idempotency import IdempotencyRepository
 from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.heartbeats import HeartbeatRepository
 from promptstack.repositories.jobs.held_jobs import HeldJobRepository
@@ -95,6 +96,7 @@ class UnitOfWork:
     audit = _lazy(AuditRepository)
     turns = _lazy(TurnsRepository)
     deliveries = _lazy(DeliveryRepository)
+    idempotency_keys = _lazy(IdempotencyRepository)
 
     def __init__(self, session: Session) -> None:
         self.session = session

@@ -229,6 +229,7 @@ class WorkerServices(PromptStack):
             jobs_seconds=self.settings.job_retention_seconds,
             attempts_seconds=self.settings.attempt_retention_seconds,
             audit_seconds=self.settings.audit_retention_seconds,
+            keys_seconds=self.settings.idempotency_key_seconds,
         )
 
     @cached_property

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, status
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
+from promptstack.api.http.idempotency import Keyed
 from promptstack.api.http.paging import cut
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.services.access.key_terms import KeyTerms, KeyView
@@ -50,15 +51,16 @@ def list_keys(stack: Stack, caller: CurrentCaller, query: Annotated[KeyQuery, Qu
 
 
 @router.post("", status_code=status.HTTP_201_CREATED)
-def create_key(body: KeyTerms, stack: Stack, caller: CurrentCaller) -> ShownKey:
+def create_key(body: KeyTerms, stack: Stack, caller: CurrentCaller, keyed: Keyed) -> ShownKey:
     """Make a key of yours."""
-    return _shown(stack.keys.issue(caller.email, body, by=Actor.of(caller)))
+    return _shown(stack.keys.issue(caller.email, body, by=Actor.of(caller), keyed=keyed))
 
 
 @router.post("/{key_id}/rotate")
-def rotate_key(key_id: UUID, stack: Stack, caller: CurrentCaller) -> ShownKey:
+def rotate_key(key_id: UUID, stack: Stack, caller: CurrentCaller, keyed: Keyed) -> ShownKey:
     """Give a key of yours a new secret; the one it has now opens for a day more."""
-    return _shown(stack.keys.rotate(key_id, owner=caller.user_id, by=Actor.of(caller)))
+    owner = caller.user_id
+    return _shown(stack.keys.rotate(key_id, owner=owner, by=Actor.of(caller), keyed=keyed))
 
 
 @router.post("/{key_id}/revoke")

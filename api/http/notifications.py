@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, status
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.api.http.auth import CurrentCaller, Stack
-from promptstack.api.http.bodies import Given
+from promptstack.api.http.bodies import IdempotencyKey
 from promptstack.api.http.paging import cut
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.models import JobState
@@ -28,10 +28,6 @@ class NotificationBody(BaseModel):
     subject: Annotated[Line, Field(min_length=1, max_length=MAX_SUBJECT)]
     message: Annotated[Text, Field(min_length=1, max_length=MAX_MESSAGE)] = Field(
         description="Plain text."
-    )
-    idempotency_key: Given | None = Field(
-        None,
-        description="Sent again with the same mail, it returns the one that is there.",
     )
 
 
@@ -72,10 +68,15 @@ class Chosen(BaseModel):
 
 @router.post("/send-notification", status_code=status.HTTP_202_ACCEPTED)
 def send_notification(
-    body: NotificationBody, stack: Stack, caller: CurrentCaller
+    body: NotificationBody,
+    stack: Stack,
+    caller: CurrentCaller,
+    idempotency_key: IdempotencyKey = None,
 ) -> AcceptedNotification:
     """Accept a mail to a user; for administrators. A worker sends it."""
-    accepted = stack.notifications.send(**dict(body), actor=Actor.of(caller))
+    accepted = stack.notifications.send(
+        **dict(body), actor=Actor.of(caller), idempotency_key=idempotency_key
+    )
     return AcceptedNotification(id=accepted)
 
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, status
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.api.http.auth import CurrentCaller, Stack
+from promptstack.api.http.idempotency import Keyed
 from promptstack.api.http.paging import cut
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.api.http.sessions import Form, Password
@@ -86,9 +87,9 @@ def list_users(stack: Stack, query: Annotated[UserQuery, Query()]) -> UserPage:
 
 
 @router.post("", status_code=status.HTTP_201_CREATED)
-def create_user(body: NewUser, stack: Stack, caller: CurrentCaller) -> UserView:
+def create_user(body: NewUser, stack: Stack, caller: CurrentCaller, keyed: Keyed) -> UserView:
     """Add a user. Only a super_admin adds administrators."""
-    return stack.users.create(by=caller, **body.given())
+    return stack.users.create(by=caller, keyed=keyed, **body.given())
 
 
 @router.get("/{user_id}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, or_, select, update
@@ -56,9 +57,9 @@ class UserRepository(BaseRepository[User]):
             found = found.where(User.id > after)
         return self._session.scalars(found.order_by(User.id).limit(limit)).all()
 
-    def add_if_new(self, **columns: str | None) -> bool:
+    def add_if_new(self, **columns: Any) -> bool:
         """Add a user unless there is one with this e-mail. Returns whether it was added."""
-        added = insert(User).values(id=new_id(), **columns).on_conflict_do_nothing()
+        added = insert(User).values({"id": new_id(), **columns}).on_conflict_do_nothing()
         return change_rows(self._session, added) == 1
 
     def lock(self, user_id: UUID) -> User | None:

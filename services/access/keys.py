@@ -9,6 +9,8 @@ from uuid import UUID
 
 from promptstack.repositories.access.api_keys import LAST_USED_EVERY
 from promptstack.repositories.access_models import ApiKey, Role, Scope, Tier, User
+from promptstack.repositories.idempotency import KeyedRequest
+from promptstack.repositories.models import new_id
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.caller import Caller
@@ -26,6 +28,7 @@ from promptstack.services.errors import (
     NotFound,
     UserDisabled,
 )
+from promptstack.services.idempotency.claims import claim_secret
 from promptstack.services.validation.bounds import checked_limit, refused_in_words
 from promptstack.services.validation.ids import find_id, read_id, read_owner
 
@@ -64,18 +67,26 @@ class KeyService:
         return self.issue(email, {"name": name, **terms}).secret
 
     def issue(
-        self, email: str, terms: KeyTerms | dict[str, Any], *, by: Actor | None = None
+        self,
+        email: str,
+        terms: KeyTerms | dict[str, Any],
+        *,
+        by: Actor | None = None,
+        keyed: KeyedRequest | None = None,
     ) -> IssuedKey:
         """Make a key for the user with this e-mail address, who is added if new.
 
         Raises `InvalidInput` for something that is no e-mail address, for wrong terms, for the
-        scope `admin` where the user is no administrator, and where the user has too many keys.
+        scope `admin` where the user is no administrator, and where the user has too many keys; and
+        what `claim_secret` raises for a request that was `keyed`.
         """
         with refused_in_words():
             terms = KeyTerms.model_validate(terms)
         secret = _new_secret()
         with self._ledger.transaction() as unit:
             user, is_new = _find_or_add(unit, email, by)
+            key_id = new_id()
+            claim_secret(unit, keyed, key_id)
             if Scope.ADMIN in terms.scopes and user.role == Role.USER:
                 raise InvalidInput(
                     f"{user.email} is no administrator, so no key of theirs can be one's. "
@@ -87,6 +98,7 @@ class KeyService:
                 )
             columns = terms.model_dump() | {"scopes": sorted(terms.scopes)}
             key = unit.api_keys.create(
+                id=key_id,
                 user_id=user.id,
                 prefix=secret[:SHOWN_CHARACTERS],
                 key_hash=_hash(secret),
@@ -149,16 +161,23 @@ class KeyService:
             return find_id(unit.api_keys, "key", given)
 
     def rotate(
-        self, key_id: UUID | str, *, owner: UUID | None = None, by: Actor | None = None
+        self,
+        key_id: UUID | str,
+        *,
+        owner: UUID | None = None,
+        by: Actor | None = None,
+        keyed: KeyedRequest | None = None,
     ) -> IssuedKey:
         """Give a key a new secret; the one it has now opens for a day more.
 
         Within that day, another rotation replaces the new one. Raises `InvalidInput`, and
-        `NotFound` for a key that opens nothing or isn't the `owner`'s.
+        `NotFound` for a key that opens nothing or isn't the `owner`'s; and what `claim_secret`
+        raises for a request that was `keyed`.
         """
         key_id, owner = read_id(key_id, "key"), read_owner(owner)
         secret = _new_secret()
         with self._ledger.transaction() as unit:
+            claim_secret(unit, keyed, key_id)
             key = unit.api_keys.rotate(
                 key_id,
                 owner,

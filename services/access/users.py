@@ -8,6 +8,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 from promptstack.repositories.access_models import Role, Tier, User
+from promptstack.repositories.idempotency import KeyedRequest
+from promptstack.repositories.models import new_id
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.caller import Caller
@@ -24,6 +26,7 @@ from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
 from promptstack.services.errors import InvalidInput, NotFound, NotPermitted, WrongState
+from promptstack.services.idempotency.claims import claim
 from promptstack.services.llm.answers import Capability
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.text import check_name, check_storable
@@ -90,11 +93,13 @@ class UserService:
         by: Caller | None = None,
         password: str | None = None,
         role: Role = Role.USER,
+        keyed: KeyedRequest | None = None,
         **fields: Any,
     ) -> UserView:
         """Add a user; without a password they can't sign in by one.
 
-        Raises `InvalidInput`, `NotPermitted`, and `WrongState` where the address is taken.
+        A request that was `keyed` adds them once. Raises `InvalidInput`, `NotPermitted`,
+        `IdempotencyConflict`, and `WrongState` where the address is taken.
         """
         email = normalised_email(email)
         values = self._checked_fields(fields, allowed=FIELDS - {"role", "disabled"})
@@ -103,7 +108,10 @@ class UserService:
         password_hash = self._new_hash(password, email, values.get("name", ""))
         actor = _actor(by)
         with self._ledger.transaction() as unit:
-            columns = {**values, "role": role, "password_hash": password_hash}
+            user_id = new_id()
+            columns = {**values, "id": user_id, "role": role, "password_hash": password_hash}
+            if (made := claim(unit, keyed, user_id)) is not None:
+                return UserView.of(_found(unit.users.get(made), str(made)))
             if email == OPERATOR or not unit.users.add_if_new(email=email, **columns):
                 raise WrongState(f"There is a user {email} already.")
             user = _found(unit.users.get_by_email(email), email)

@@ -53,17 +53,19 @@ class Cleanup:
         jobs_seconds: float,
         attempts_seconds: float,
         audit_seconds: float = 0.0,
+        keys_seconds: float = 0.0,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take how long ended jobs, attempts of deleted ones and audit entries are kept.
 
-        0 is for ever.
+        `keys_seconds` is for the idempotency keys of what is no job. 0 is for ever.
         """
         self._timer = timer
         self._ledger = ledger
         self._jobs_seconds = jobs_seconds
         self._attempts_seconds = attempts_seconds
         self._audit_seconds = audit_seconds
+        self._keys_seconds = keys_seconds
 
     def run_once(self) -> None:
         """Delete what is there, in batches."""
@@ -79,6 +81,7 @@ class Cleanup:
                 self._jobs_seconds,
                 self._attempts_seconds,
                 self._audit_seconds,
+                self._keys_seconds,
                 within=STATEMENT_SECONDS,
             )
         if signs.forgotten:
@@ -104,4 +107,6 @@ class Cleanup:
                 pruned += unit.maintenance.prune_attempts(self._attempts_seconds)
             if self._audit_seconds:
                 pruned += unit.audit.prune(self._audit_seconds)
+            if self._keys_seconds:
+                pruned += unit.idempotency_keys.prune(self._keys_seconds)
         return pruned > 0

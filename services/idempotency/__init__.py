@@ -1,0 +1,1 @@
+"""Requests that may be sent again: what they made is made once."""
