@@ -235,6 +235,9 @@ class Settings(BaseSettings):
     max_text_bytes: int = Field(
         10_000_000, ge=1, description="Largest prompt or document that is accepted, in UTF-8 bytes."
     )
+    max_metadata_bytes: int = Field(
+        16_384, ge=2, description="Most metadata of a document, in bytes of JSON."
+    )
     max_json_values: int = Field(
         10_000,
         ge=1,

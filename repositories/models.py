@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     DateTime,
+    FetchedValue,
     ForeignKey,
     Identity,
     Index,
@@ -342,6 +343,37 @@ class Reservation(Base):
     __table_args__ = (Index("reservations_job", "job_id"),)
 
 
+class Collection(Base):
+    """What documents and runs belong to, and what is searched. Every user has a default one."""
+
+    __tablename__ = "collections"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    """Of a default collection: the user's id, and only zeros for callers without a user."""
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    """Unique for its user."""
+    description: Mapped[str] = mapped_column(server_default="")
+    language: Mapped[str] = mapped_column(server_default="english")
+    """Of its texts: a configuration of PostgreSQL's text search."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deleted_at: Mapped[datetime | None]
+    """Since when it is being deleted: what is in it goes in batches, and its row at the end."""
+
+    __table_args__ = (
+        Index(
+            "collections_name",
+            "user_id",
+            "name",
+            unique=True,
+            postgresql_where=text("deleted_at IS NULL"),
+            postgresql_nulls_not_distinct=True,
+        ),
+        Index("collections_of_user", "user_id", "id"),
+        Index("collections_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+    )
+
+
 class Document(Base):
     """A text that was embedded, or is going to be."""
 
@@ -349,8 +381,14 @@ class Document(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    collection_id: Mapped[UUID] = mapped_column(
+        ForeignKey("collections.id"), server_default=FetchedValue()
+    )
+    """The default collection of its user, where nothing is said."""
     source: Mapped[str]
-    """Where it came from: a path, an address, an id of the caller's. Unique for its user."""
+    """Where it came from: a path, an address, an id of the caller's. Unique in its collection."""
+    attributes: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    """What its caller says of it."""
     text: Mapped[str]
     content_hash: Mapped[bytes]
     chunked_hash: Mapped[bytes | None]
@@ -359,8 +397,13 @@ class Document(Base):
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (
-        UniqueConstraint(
-            "user_id", "source", name="documents_source_key", postgresql_nulls_not_distinct=True
+        UniqueConstraint("collection_id", "source", name="documents_source_key"),
+        Index("documents_of_collection", "collection_id", "id"),
+        Index(
+            "documents_metadata",
+            "metadata",
+            postgresql_using="gin",
+            postgresql_ops={"metadata": "jsonb_path_ops"},
         ),
     )
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Numeric, func
+from sqlalchemy import BigInteger, FetchedValue, ForeignKey, Index, Numeric, func
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
@@ -54,6 +54,10 @@ class Run(Base):
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     api_key_id: Mapped[UUID | None]
     """The key it came with; see `Job.api_key_id`."""
+    collection_id: Mapped[UUID] = mapped_column(
+        ForeignKey("collections.id"), server_default=FetchedValue()
+    )
+    """Where its items are searched; see `Document.collection_id`."""
     name: Mapped[str]
     provider: Mapped[str]
     model: Mapped[str]
@@ -112,6 +116,7 @@ class Run(Base):
         ),
         Index("runs_ended", "finished_at", postgresql_where=sql("finished_at IS NOT NULL")),
         Index("runs_of_user", "user_id", "id"),
+        Index("runs_of_collection", "collection_id", "id"),
     )
 
 

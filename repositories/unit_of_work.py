@@ -16,6 +16,7 @@ from promptstack.repositories.after_commit import AfterCommit
 from promptstack.repositories.audit import AuditRepository
 from promptstack.repositories.budgets.budgets import BudgetRepository
 from promptstack.repositories.budgets.counting import BudgetCounting
+from promptstack.repositories.content.collections import CollectionRepository
 from promptstack.repositories.content.documents import DocumentRepository
 from promptstack.repositories.content.embeddings import EmbeddingRepository
 from promptstack.repositories.content.passages import PassageRepository
@@ -79,6 +80,7 @@ class UnitOfWork:
     attempts = _lazy(AttemptRepository)
     budgets = _lazy(BudgetRepository)
     budget_counting = _lazy(BudgetCounting)
+    collections = _lazy(CollectionRepository)
     documents = _lazy(DocumentRepository)
     embeddings = _lazy(EmbeddingRepository)
     passages = _lazy(PassageRepository)

@@ -35,6 +35,7 @@ from promptstack.services.audit.log import AuditLog
 from promptstack.services.budgets.service import BudgetService
 from promptstack.services.cache.cache import Cache
 from promptstack.services.cache.codec import Codec
+from promptstack.services.collections.service import CollectionService
 from promptstack.services.documents.chunking import Chunker
 from promptstack.services.documents.search import SearchService
 from promptstack.services.flags.flags import FeatureFlags
@@ -343,6 +344,11 @@ class PromptStack:
     def cache(self) -> Cache:
         """Answers that may be some seconds old."""
         return Cache(self.redis, Codec(CACHED_CLASSES), max_bytes=self.settings.cache_value_bytes)
+
+    @cached_property
+    def collections(self) -> CollectionService:
+        """Collections of documents and runs."""
+        return CollectionService(self.ledger)
 
     @cached_property
     def search(self) -> SearchService:

@@ -126,6 +126,7 @@ def job_defaults(settings: Settings, bounds: RequestBounds) -> JobDefaults:
         max_retries=settings.job_max_retries,
         expires_seconds=settings.job_expires_seconds,
         max_text_bytes=settings.max_text_bytes,
+        max_metadata_bytes=settings.max_metadata_bytes,
         request_bounds=bounds,
     )
 

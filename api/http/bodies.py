@@ -5,7 +5,8 @@ from typing import Annotated, Any
 from fastapi import Header
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from promptstack.services.validation.bounds import Lifetime, Name, Retries, Text
+from promptstack.services.collections.lookup import MAX_NAME_CHARACTERS
+from promptstack.services.validation.bounds import Lifetime, Line, Name, Retries, Text
 
 MAX_FIELDS = 100
 """More than any request has. Validation reports each unknown field: a body with a million of them
@@ -27,6 +28,14 @@ NotBlank = Annotated[
 
 Given = Annotated[Name, Field(min_length=1)]
 """A name that is not empty."""
+
+
+InCollection = Annotated[
+    Annotated[Line, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)] | None,
+    Field(
+        description="Where it is kept and searched: a collection's name or id. Unset: `default`."
+    ),
+]
 
 
 def refuse_many_fields(value: Any) -> Any:

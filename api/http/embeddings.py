@@ -7,10 +7,10 @@ from fastapi import APIRouter, Response, status
 from pydantic import Field
 
 from promptstack.api.http.auth import CurrentCaller, Stack
-from promptstack.api.http.bodies import IdempotencyKey, JobBody, NotBlank
+from promptstack.api.http.bodies import IdempotencyKey, InCollection, JobBody, NotBlank
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.services.jobs.views import JobView
-from promptstack.services.validation.bounds import ChunkTokens, Line
+from promptstack.services.validation.bounds import ChunkTokens, JsonObject, Line
 
 router = APIRouter(tags=["embeddings"], route_class=ProtectedRoute)
 
@@ -26,6 +26,12 @@ class EmbeddingBody(JobBody):
     )
     chunk_tokens: ChunkTokens | None = Field(
         None, description="The longest chunk, in tokens; default: CHUNK_TOKENS of the settings."
+    )
+
+    collection: InCollection = None
+    metadata: JsonObject | None = Field(
+        None,
+        description="What is said of it, for filters of a search. Unset: what was said before.",
     )
 
     def keywords(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response, status
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
-from promptstack.api.http.bodies import Body, NotBlank
+from promptstack.api.http.bodies import Body, InCollection, NotBlank
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.runs.results import FailedItem, Produced
 from promptstack.services.audit.actor import Actor
@@ -43,6 +43,7 @@ class RunBody(Body):
     max_cost_usd: Dollars | None = Field(
         None, description="The run ends before it could cost more."
     )
+    collection: InCollection = None
 
 
 class EmbeddingRunBody(RunBody):

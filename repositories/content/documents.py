@@ -27,35 +27,45 @@ class NewDocument:
     """A text that is to be stored for its source."""
 
     user_id: UUID | None
+    collection_id: UUID
     source: str
     text: str
     content_hash: bytes
+    metadata: str | None = None
+    """As JSON. None leaves that of a document which is there as it is."""
+
+    @property
+    def key(self) -> tuple[UUID, str]:
+        """There is one document for each collection and source."""
+        return (self.collection_id, self.source)
 
 
 _PUT = BatchStatement(
-    "id uuid, user_id uuid, source text, text text, content_hash bytea",
+    "id uuid, user_id uuid, collection_id uuid, source text, text text, content_hash bytea, "
+    "metadata jsonb",
     """
-    INSERT INTO documents (id, user_id, source, text, content_hash)
-    SELECT id, user_id, source, text, content_hash FROM given
+    INSERT INTO documents (id, user_id, collection_id, source, text, content_hash, metadata)
+    SELECT id, user_id, collection_id, source, text, content_hash, metadata FROM given
     ON CONFLICT ON CONSTRAINT documents_source_key DO UPDATE
-    SET text = excluded.text, content_hash = excluded.content_hash, updated_at = now()
-    RETURNING id, user_id, source""",
+    SET text = excluded.text, content_hash = excluded.content_hash, updated_at = now(),
+        metadata = coalesce(excluded.metadata, documents.metadata)
+    RETURNING id, collection_id, source""",
 )
 
 
 class DocumentRepository(BaseRepository[Document]):
-    """Documents, one for each user and source."""
+    """Documents, one for each collection and source."""
 
     model = Document
 
-    def put_many(self, documents: Sequence[NewDocument]) -> dict[tuple[UUID | None, str], UUID]:
-        """Store documents, or new texts for their sources. Returns their ids by user and source."""
+    def put_many(self, documents: Sequence[NewDocument]) -> dict[tuple[UUID, str], UUID]:
+        """Store documents, or new texts for their sources. Returns their ids by their keys."""
         # One statement stores a document once: of several texts, the last one.
-        last = {(document.user_id, document.source): document for document in documents}
+        last = {document.key: document for document in documents}
         # In one order, so that two who store the same wait for each other one way.
-        ordered = sorted(last.values(), key=lambda document: document.source)
+        ordered = sorted(last.values(), key=lambda document: document.key)
         rows = _PUT.run(self._session, [{"id": new_id(), **vars(one)} for one in ordered])
-        return {(row.user_id, row.source): row.id for row in rows}
+        return {(row.collection_id, row.source): row.id for row in rows}
 
     def lock(self, document_id: UUID) -> Document | None:
         """Return the document, locked until the transaction ends."""

@@ -2,16 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.access_models import User
+from promptstack.repositories.content.collections import default_collection
 from promptstack.repositories.content.documents import NewDocument
 from promptstack.repositories.models import JobKind
 from promptstack.repositories.session import Ledger
+from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.collections.lookup import place_of
+from promptstack.services.collections.metadata import checked_metadata
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.new_job import JobDefaults, JobOptions, NewJob
 from promptstack.services.llm.answers import Capability
@@ -53,6 +58,7 @@ class JobChecks:
         self._defaults = defaults
         self._session = session
         self._preferred: dict[UUID, str | None] = {}
+        self._collections: dict[tuple[UUID | None, str], UUID] = {}
 
     def of_call(self, session: Session | None) -> "JobChecks":
         """The same for the jobs of one call, which asks once what each user prefers."""
@@ -97,6 +103,8 @@ class JobChecks:
         if options.key_limits is not None:
             options.key_limits.check(provider, model)
         text, source = given.pop("text", ""), given.pop("source", "")
+        collection_id = self._collection(given.pop("collection", None), options.user_id)
+        metadata = checked_metadata(given.pop("metadata", None), self._defaults.max_metadata_bytes)
         if given:
             names = ", ".join(sorted(map(str, given)))[:200]
             raise InvalidInput(f"The embedding of a document has no {names!a}; leave it out.")
@@ -111,7 +119,11 @@ class JobChecks:
         body: dict[str, Any] = {"source": source, "content_hash": content_hash.hex()}
         if options.chunk_tokens is not None:
             body["chunk_tokens"] = options.chunk_tokens
-        document = NewDocument(options.user_id, source, text, content_hash)
+        if collection_id != default_collection(options.user_id):
+            body["collection_id"] = str(collection_id)
+        if metadata is not None:
+            body["metadata_hash"] = hashlib.sha256(metadata.encode()).hexdigest()
+        document = NewDocument(options.user_id, collection_id, source, text, content_hash, metadata)
         return NewJob(
             JobKind.EMBEDDING, provider, model, body, _WRITE(body), options, document, place
         )
@@ -126,6 +138,16 @@ class JobChecks:
         model = service.choose_model(Capability.GENERATION, fallback.model)
         return fallback.model_copy(update={"model": model})
 
+    def _collection(self, given: UUID | str | None, user_id: UUID | None) -> UUID:
+        """The id of the collection that a document goes to. Raises `NotFound`."""
+        if given is None:
+            return default_collection(user_id)
+        key = (user_id, str(given))
+        if key not in self._collections:
+            with self._unit() as work:
+                self._collections[key] = place_of(work, given, user_id)
+        return self._collections[key]
+
     def _preferred_provider(self, user_id: UUID | None) -> str:
         if user_id is not None and user_id not in self._preferred:
             user = self._find_user(user_id)
@@ -134,10 +156,17 @@ class JobChecks:
         return preferred or self._defaults.generation_provider
 
     def _find_user(self, user_id: UUID) -> User | None:
-        if self._session is not None:
-            return self._ledger.join(self._session).users.get(user_id)
-        with self._ledger.transaction() as work:
+        with self._unit() as work:
             return work.users.get(user_id)
+
+    @contextmanager
+    def _unit(self) -> Iterator[UnitOfWork]:
+        """The caller's transaction, or one of its own."""
+        if self._session is not None:
+            yield self._ledger.join(self._session)
+        else:
+            with self._ledger.transaction() as work:
+                yield work
 
     def _check_size(self, text: str, what: str) -> None:
         most = self._defaults.max_text_bytes

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Required, TypedDict
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from promptstack.services.access.key_terms import KeyLimits
 from promptstack.services.llm.parameters import GenerationKeywords
@@ -48,6 +48,10 @@ class EmbeddingOptions(JobKeywords, total=False):
     """What can be said of the embedding of a document beside its text and source."""
 
     chunk_tokens: int | None
+    collection: UUID | str | None
+    """Where it is kept: a name or an id. Unless said, in the user's `default` collection."""
+    metadata: Mapping[str, JsonValue] | None
+    """What is said of it, for filters. None leaves what is there as it is."""
 
 
 class EmbeddingEntry(EmbeddingOptions, total=False):

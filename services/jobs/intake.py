@@ -253,8 +253,8 @@ def _check_users(work: UnitOfWork, jobs: Sequence[NewJob]) -> None:
         there.add(user_id)
 
 
-def _id_of(document: NewDocument | None, ids: dict[tuple[UUID | None, str], UUID]) -> UUID | None:
-    return None if document is None else ids[document.user_id, document.source]
+def _id_of(document: NewDocument | None, ids: dict[tuple[UUID, str], UUID]) -> UUID | None:
+    return None if document is None else ids[document.key]
 
 
 def _messages(jobs: Sequence[NewJob], times: Sequence[Accepted | None]) -> list[JobMessage]:

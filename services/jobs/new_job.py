@@ -35,6 +35,7 @@ class JobDefaults:
     max_retries: int
     expires_seconds: float
     max_text_bytes: int
+    max_metadata_bytes: int = 16_384
     request_bounds: RequestBounds = field(default_factory=RequestBounds)
 
 

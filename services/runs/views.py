@@ -19,6 +19,7 @@ class RunView:
     kind: RunKind
     state: RunState
     name: str
+    collection_id: UUID
     provider: str
     model: str
     total: int

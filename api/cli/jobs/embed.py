@@ -12,7 +12,7 @@ import typer
 from promptstack.api.cli.connection import connected
 from promptstack.api.cli.jobs.documents import TextFile, find_files, read_text
 from promptstack.api.cli.jobs.watch import show_until_done, shown
-from promptstack.api.cli.options.jobs import JobOptions
+from promptstack.api.cli.options.jobs import Collection, JobOptions
 from promptstack.api.cli.options.values import seconds_of
 from promptstack.api.cli.terminal import (
     JOB_FAILED,
@@ -51,6 +51,7 @@ def embed(
         int | None,
         typer.Option(help="Cut into chunks of at most so many tokens; default from settings."),
     ] = None,
+    collection: Collection = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out files that can't be embedded.")
     ] = False,
@@ -78,6 +79,7 @@ def embed(
                         provider=job_options.provider,
                         model=job_options.model,
                         chunk_tokens=chunk_tokens,
+                        collection=collection,
                         bulk=job_options.bulk,
                         max_retries=job_options.max_retries,
                         expires_in=lifetime,

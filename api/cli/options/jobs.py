@@ -16,6 +16,10 @@ ExpiresIn = Annotated[
     typer.Option(metavar="TIME", help="End as expired unless done within 90 (seconds), 10m or 2h."),
 ]
 
+Collection = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Where it is kept; `default` when left out.")
+]
+
 
 @dataclass(frozen=True)
 class JobOptions:

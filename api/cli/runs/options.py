@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from promptstack.api.cli.options.jobs import ExpiresIn, MaxRetries
+from promptstack.api.cli.options.jobs import Collection, ExpiresIn, MaxRetries
 from promptstack.api.cli.options.values import dollars_of, seconds_of
 from promptstack.api.cli.runs.output import Detach, Output, Overwrite, Target
 from promptstack.api.cli.terminal import JsonFlag
@@ -63,6 +63,7 @@ class StartOptions:
     max_retries: MaxRetries = None
     expires_in: ExpiresIn = None
     name: Annotated[str, typer.Option(help="A name to know the run by.")] = ""
+    collection: Collection = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check, count and estimate.")] = (
         False
     )
@@ -86,6 +87,7 @@ class StartOptions:
         return {
             "provider": self.provider,
             "model": self.model,
+            "collection": self.collection,
             "name": (self.name or printable_path(source))[-LONGEST_NAME:],
             "in_flight": self.in_flight,
             "max_cost_usd": dollars_of(self.max_cost),

@@ -55,6 +55,8 @@ class RunOptions(BaseModel):
     api_key_id: UUID | None = None
     key_limits: KeyLimits | None = None
     """Whom the key that it came with may ask."""
+    collection: UUID | str | None = None
+    """Where its items are searched: a name or an id. Unless said, the user's default one."""
     in_flight: InFlight | None = None
     """The rate limiter may let fewer leave."""
     max_cost_usd: Dollars | None = None
@@ -76,6 +78,7 @@ class RunKeywords(TypedDict, total=False):
     user_id: UUID | None
     api_key_id: UUID | None
     key_limits: KeyLimits | None
+    collection: UUID | str | None
     in_flight: int | None
     max_cost_usd: Decimal | float | str | None
     max_retries: int | None

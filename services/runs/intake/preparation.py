@@ -6,6 +6,7 @@ from uuid import UUID
 
 from promptstack.repositories.run_models import RunKind, RunState
 from promptstack.repositories.session import Ledger
+from promptstack.services.collections.lookup import place_of
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.runs.intake.estimates import Estimator
@@ -115,12 +116,14 @@ class RunPreparation:
         retries = options.max_retries
         with self._ledger.transaction() as unit:
             check_user(unit, options.user_id)
+            collection_id = place_of(unit, options.collection, options.user_id)
             return unit.runs.add(
                 lifetime=options.expires_in or defaults.expires_seconds,
                 kind=new.kind,
                 name=options.name,
                 user_id=options.user_id,
                 api_key_id=options.api_key_id,
+                collection_id=collection_id,
                 provider=new.provider,
                 model=new.model,
                 parameters=new.parameters,

@@ -16,6 +16,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from sqlalchemy import event, select, text
 
+from promptstack.repositories.content.collections import NOBODYS
 from promptstack.repositories.content.documents import NewDocument, Passage
 from promptstack.repositories.content.passages import Match
 from promptstack.repositories.content.vector_tables import TABLES
@@ -48,8 +49,8 @@ def random_vectors(count: int, dimensions: int, seed: int = 1) -> Vectors:
 
 
 def add_document(unit: UnitOfWork, source: str, passages: Sequence[str]) -> None:
-    new = NewDocument(None, source, " ".join(passages), hash_of(source))
-    document_id = unit.documents.put_many([new])[None, source]
+    new = NewDocument(None, NOBODYS, source, " ".join(passages), hash_of(source))
+    document_id = unit.documents.put_many([new])[new.key]
     document = unit.documents.lock(document_id)
     assert document is not None
     chunks = [

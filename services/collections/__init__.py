@@ -1,0 +1,1 @@
+"""Collections: what documents and runs belong to, and what is searched."""
