@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from alembic import command
 from alembic.config import Config
+from pydantic import JsonValue
 from sqlalchemy import create_engine, text
 
 from promptstack.repositories import migrations
@@ -89,7 +90,7 @@ def test_the_same_source_in_two_collections_is_two_documents(
 
 def test_another_collection_is_another_request(stack: WorkerServices) -> None:
     stack.collections.create("books")
-    how = {"source": "a", "provider": "local", "idempotency_key": "k"}
+    how: dict[str, Any] = {"source": "a", "provider": "local", "idempotency_key": "k"}
     stack.jobs.enqueue_embedding("One.", **how)
     stack.jobs.enqueue_embedding("One.", **how, collection="default")
     with pytest.raises(IdempotencyConflict):
@@ -97,7 +98,7 @@ def test_another_collection_is_another_request(stack: WorkerServices) -> None:
 
 
 def test_metadata_stay_unless_others_are_given(stack: WorkerServices) -> None:
-    def put(metadata: dict[str, object] | None) -> object:
+    def put(metadata: dict[str, JsonValue] | None) -> object:
         stack.jobs.enqueue_embedding("One.", source="a", provider="local", metadata=metadata)
         with stack.ledger.transaction() as unit:
             [document] = unit.documents.get_many()
