@@ -1,12 +1,15 @@
 # Everything here needs only Python 3.11+, pip and make; the rest comes from uv.lock.
 PYTHON ?= python3
 UV_VERSION := 0.13.9
+REDOCLY := npx --yes @redocly/cli@2.77.0
 BIN := .venv/bin
 
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
+export REDOCLY_TELEMETRY := off
+export REDOCLY_SUPPRESS_UPDATE_NOTICE := true
 
-.PHONY: help demo test check format chaos clean
+.PHONY: help demo test check check-openapi format chaos clean
 
 help:
 	@echo "make demo    show the main job on this machine"
@@ -30,6 +33,12 @@ check: .venv/synced
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	@if $(REDOCLY) --version > /dev/null 2>&1; then $(MAKE) --no-print-directory check-openapi; \
+	  else echo "The description of the API is not linted: npx is not here, or can't fetch $(REDOCLY)."; fi
+
+check-openapi: .venv/synced
+	$(BIN)/promptstack openapi > .venv/openapi.json
+	$(REDOCLY) lint --extends=recommended-strict .venv/openapi.json
 
 format: .venv/synced
 	$(BIN)/ruff check --fix

@@ -264,6 +264,7 @@ PERMISSIONS = (
             "doctor",
             "chaos",
             "permissions",
+            "openapi",
         ),
     ),
 )

@@ -116,6 +116,9 @@ COMMANDS: dict[str, Command | Group] = {
     "budgets": Group("Spend caps of keys, users and the deployment.", BUDGETS),
     "flags": Group("Feature flags: turn features on and off without a restart.", FLAGS),
     "notifications": Group("Mails to users.", NOTIFICATIONS),
+    "openapi": Command(
+        "openapi:openapi", "Print the description of the HTTP API, for generators of clients."
+    ),
     "permissions": Command(
         "permissions:permissions",
         "Show who may do what: roles, scopes, routes and commands.",

@@ -10,28 +10,11 @@ from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from promptstack.api.http import (
-    audit,
-    budgets,
-    chat,
-    embeddings,
-    flags,
-    generations,
-    health,
-    jobs,
-    keys,
-    notifications,
-    overview,
-    runs,
-    sessions,
-    usage,
-    users,
-)
+from promptstack.api.http.description import described_app
 from promptstack.api.http.errors import HANDLERS
 from promptstack.api.http.first_admin import keep_trying
 from promptstack.api.http.health import HealthCheck
 from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
-from promptstack.api.http.problems import RESPONSES
 from promptstack.api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
 from promptstack.api.http.sessions import LOGINS_AT_ONCE, LoginSlots
 from promptstack.api.http.waiting import JobWaiters
@@ -39,22 +22,6 @@ from promptstack.tasks.composition import PromptStack
 
 SUMS_AT_ONCE = 4
 """Threads that sum usage or count jobs, of which each holds a connection for long."""
-RESOURCES = (
-    generations.router,
-    chat.router,
-    embeddings.router,
-    jobs.router,
-    runs.router,
-    usage.router,
-    keys.router,
-    budgets.router,
-    audit.router,
-    sessions.router,
-    users.router,
-    flags.router,
-    overview.router,
-    notifications.router,
-)
 
 
 def create_app(stack: PromptStack) -> FastAPI:
@@ -75,14 +42,7 @@ def create_app(stack: PromptStack) -> FastAPI:
         if waiting is not None:
             waiting.cancel()
 
-    app = FastAPI(
-        title=settings.app_name,
-        version=settings.version,
-        lifespan=lifespan,
-        redirect_slashes=False,
-        exception_handlers=HANDLERS,
-        responses=RESPONSES,
-    )
+    app = described_app(settings, lifespan=lifespan, exception_handlers=HANDLERS)
     app.state.stack = stack
     app.state.health = HealthCheck(stack)
     app.state.job_waiters = JobWaiters(stack.progress.read, settings.chat_max_waiting)
@@ -115,8 +75,4 @@ def create_app(stack: PromptStack) -> FastAPI:
     )
     app.add_middleware(FramingMiddleware)
     app.add_middleware(ProblemMiddleware)
-
-    app.include_router(health.router)
-    for router in RESOURCES:
-        app.include_router(router, prefix=settings.api_v1_prefix)
     return app

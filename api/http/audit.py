@@ -38,7 +38,7 @@ class AuditPage(BaseModel):
 
 
 @router.get("")
-def list_entries(stack: Stack, query: Annotated[AuditQuery, Query()]) -> AuditPage:
+def list_audit_entries(stack: Stack, query: Annotated[AuditQuery, Query()]) -> AuditPage:
     """Show who did what, newest first; for administrators."""
     found = stack.audit.get_many(
         actor=query.actor,

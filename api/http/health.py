@@ -85,7 +85,7 @@ class HealthCheck:
 
 
 @router.get("/healthz", responses={503: {"model": Health, "description": "No database."}})
-async def healthz(request: Request, response: Response) -> Health:
+async def get_health(request: Request, response: Response) -> Health:
     """Report which servers answer: 200, or 503 without the database."""
     check: HealthCheck = request.app.state.health
     health = await check.look()

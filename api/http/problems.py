@@ -37,12 +37,13 @@ class Problem(BaseModel):
     errors: Sequence[Fault] | None = Field(None, description="All that is wrong with a request.")
 
 
+_PROBLEM: dict[str, Any] = {
+    "model": Problem,
+    "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    "default": {
-        "model": Problem,
-        "description": "A problem (RFC 9457).",
-        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
+    "4XX": {**_PROBLEM, "description": "What is wrong with the request (RFC 9457)."},
+    "5XX": {**_PROBLEM, "description": "What is wrong here, for now or for longer (RFC 9457)."},
 }
 
 

@@ -172,7 +172,7 @@ def logout_everywhere(stack: Stack, caller: CurrentCaller, response: Response) -
 
 
 @router.get("/me")
-def me(stack: Stack, caller: CurrentCaller) -> Me:
+def get_me(stack: Stack, caller: CurrentCaller) -> Me:
     """Show who you are."""
     way = "key" if caller.key_id else "session" if caller.session_id else "proxy"
     user = stack.users.get(caller.user_id)

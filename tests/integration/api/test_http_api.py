@@ -574,7 +574,8 @@ def test_the_description_of_the_api_names_problems(client: TestClient) -> None:
     for path, methods in description["paths"].items():
         for operation in methods.values():
             assert "422" not in operation["responses"], path
-            assert "application/problem+json" in operation["responses"]["default"]["content"]
+            for status in ("4XX", "5XX"):
+                assert "application/problem+json" in operation["responses"][status]["content"]
 
 
 async def _send(app: Any, chunks: list[bytes], key: str, read: list[int]) -> list[ASGIMessage]:
