@@ -1,6 +1,5 @@
 """The audit log: entries are added, read, and deleted when they are old."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -9,6 +8,7 @@ from sqlalchemy import ColumnElement, delete, func, or_, select, text
 
 from promptstack.repositories.audit_models import AuditEntry
 from promptstack.repositories.base import BaseRepository, change_rows
+from promptstack.repositories.pages import Page, PageQuery
 
 _SET_RETENTION = text("SELECT set_config('promptstack.audit_retention', :seconds, true)")
 """For this transaction alone. The table's trigger refuses every DELETE without it."""
@@ -33,19 +33,10 @@ class AuditRepository(BaseRepository[AuditEntry]):
     model = AuditEntry
 
     def find(
-        self,
-        wanted: AuditFilter,
-        limit: int,
-        *,
-        after: UUID | None = None,
-        newest_first: bool = True,
-    ) -> Sequence[AuditEntry]:
-        """Entries in their order. `after` is the last id of the page before."""
-        query = select(AuditEntry).where(*_conditions(wanted))
-        if after is not None:
-            query = query.where(AuditEntry.id < after if newest_first else AuditEntry.id > after)
-        order = AuditEntry.id.desc() if newest_first else AuditEntry.id
-        return self._session.scalars(query.order_by(order).limit(limit)).all()
+        self, wanted: AuditFilter, asked: PageQuery, *, newest_first: bool = True
+    ) -> Page[AuditEntry]:
+        """Return a page of entries in their order."""
+        return self.get_page(asked, *_conditions(wanted), newest_first=newest_first)
 
     def prune(self, retention: float, limit: int = 500) -> int:
         """Delete up to `limit` entries that are `retention` seconds old; how many."""

@@ -9,6 +9,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from promptstack.repositories.errors import UnknownFilter
 from promptstack.repositories.models import Base
+from promptstack.repositories.pages import Page, PageQuery, read_page
 
 T = TypeVar("T", bound=Base)
 
@@ -45,6 +46,13 @@ class BaseRepository(Generic[T]):
             query = query.where(key < after if newest_first else key > after)
         query = query.order_by(key.desc() if newest_first else key).offset(skip).limit(limit)
         return self._session.scalars(query).all()
+
+    def get_page(
+        self, asked: PageQuery, *conditions: ColumnElement[bool], newest_first: bool = True
+    ) -> Page[T]:
+        """Return a page of the rows that meet all conditions."""
+        query = select(self.model).where(*conditions)
+        return read_page(self._session, query, self._key(), asked, newest_first=newest_first)
 
     def keys_between(self, first: UUID, last: UUID, *, limit: int) -> list[UUID]:
         """Return primary keys in a range, both ends in it, the newest first."""

@@ -8,7 +8,6 @@ from uuid import UUID
 
 import uuid_utils.compat
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     CheckConstraint,
     DateTime,
@@ -22,7 +21,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from promptstack.config.names import Queue, VectorType
@@ -170,6 +169,8 @@ class Job(Base):
     """Up to MAX_TEXT_BYTES: loaded by the claim alone, and not by every look at the job."""
     request_hash: Mapped[str]
     idempotency_key: Mapped[str | None]
+    tags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    """Words of the caller's, to find it by."""
     result: Mapped[dict[str, Any] | None]
     current: Mapped[int] = mapped_column(server_default="0")
     total: Mapped[int] = mapped_column(server_default="1")

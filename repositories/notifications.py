@@ -1,6 +1,5 @@
 """Notifications and their deliveries. A notification is a job; its mail is in the job's request."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,6 +10,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, select, update
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.notification_models import Delivery, DeliveryState
+from promptstack.repositories.pages import Page, PageQuery, read_page
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,13 @@ class DeliveryRepository(BaseRepository[Delivery]):
 
     def notifications(
         self,
-        limit: int,
+        asked: PageQuery,
         *,
-        after: UUID | None = None,
         state: JobState | None = None,
         is_uncertain: bool = False,
-    ) -> Sequence[NotificationRow]:
-        """Notifications, newest first; `after` is the last id of the page before."""
+    ) -> Page[NotificationRow]:
+        """A page of notifications, newest first."""
         conditions = [Job.kind == JobKind.NOTIFICATION]
-        if after is not None:
-            conditions.append(Job.id < after)
         if state is not None:
             conditions.append(Job.state == state)
         if is_uncertain:
@@ -90,29 +87,25 @@ class DeliveryRepository(BaseRepository[Delivery]):
         request = Job.request
         accepted = _count(Delivery.state == DeliveryState.ACCEPTED)
         last = select(Delivery.recipient).where(Delivery.job_id == Job.id)
-        query = (
-            select(
-                Job.id,
-                Job.state,
-                request["user_id"].as_string().label("user_id"),
-                request["event"].as_string().label("event"),
-                request["subject"].as_string().label("subject"),
-                request["message_id"].as_string().label("message_id"),
-                Job.attempt,
-                Job.error_code,
-                Job.error,
-                Job.not_before,
-                Job.created_at,
-                Job.finished_at,
-                last.order_by(Delivery.id.desc()).limit(1).scalar_subquery().label("recipient"),
-                accepted.label("accepted"),
-                _count(_may_be_accepted()).label("uncertain"),
-            )
-            .where(*conditions)
-            .order_by(Job.id.desc())
-            .limit(limit)
-        )
-        return [NotificationRow(**row._mapping) for row in self._session.execute(query)]
+        query = select(
+            Job.id,
+            Job.state,
+            request["user_id"].as_string().label("user_id"),
+            request["event"].as_string().label("event"),
+            request["subject"].as_string().label("subject"),
+            request["message_id"].as_string().label("message_id"),
+            Job.attempt,
+            Job.error_code,
+            Job.error,
+            Job.not_before,
+            Job.created_at,
+            Job.finished_at,
+            last.order_by(Delivery.id.desc()).limit(1).scalar_subquery().label("recipient"),
+            accepted.label("accepted"),
+            _count(_may_be_accepted()).label("uncertain"),
+        ).where(*conditions)
+        found = read_page(self._session, query, Job.id, asked)
+        return found.of(lambda row: NotificationRow(**row._mapping))
 
 
 def _may_be_accepted() -> ColumnElement[bool]:

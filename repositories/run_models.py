@@ -11,9 +11,9 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, FetchedValue, ForeignKey, Index, Numeric, func
+from sqlalchemy import BigInteger, FetchedValue, ForeignKey, Index, Numeric, Text, func
 from sqlalchemy import text as sql
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from promptstack.repositories.models import Base, new_id, one_of
@@ -59,6 +59,8 @@ class Run(Base):
     )
     """Where its items are searched; see `Document.collection_id`."""
     name: Mapped[str]
+    tags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=sql("'{}'"))
+    """Words of the caller's, to find it by."""
     provider: Mapped[str]
     model: Mapped[str]
     parameters: Mapped[dict[str, Any]]

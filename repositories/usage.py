@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from promptstack.config.models_file import Money
 from promptstack.repositories.access_models import User
 from promptstack.repositories.models import Attempt, AttemptState, Billing
+from promptstack.repositories.pages import Page, PageQuery, read_page
 
 
 class Group(StrEnum):
@@ -149,18 +150,18 @@ class UsageRepository:
 
     def calls(
         self,
-        limit: int,
+        asked: PageQuery,
         *,
         only_unsettled: bool = False,
         since: datetime | None = None,
         user_id: UUID | None = None,
-    ) -> Sequence[Attempt]:
-        """The newest calls, newest first."""
+    ) -> Page[Attempt]:
+        """A page of calls, newest first."""
         conditions = _of(since, user_id)
         if only_unsettled:
             conditions = _unsettled(since, user_id)
-        query = select(Attempt).where(*conditions).order_by(Attempt.id.desc()).limit(limit)
-        return self._session.scalars(query).all()
+        query = select(Attempt).where(*conditions)
+        return read_page(self._session, query, Attempt.id, asked)
 
 
 def _of(since: datetime | None, user_id: UUID | None) -> list[ColumnElement[bool]]:

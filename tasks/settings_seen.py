@@ -8,6 +8,7 @@ from pydantic import SecretStr
 from promptstack.config.errors import PromptStackError
 from promptstack.config.settings import Settings
 from promptstack.repositories.audit import AuditFilter
+from promptstack.repositories.pages import PageQuery
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.detail import checked_detail
@@ -30,7 +31,8 @@ def record_settings(stack: PromptStack, process: str) -> None:
     try:
         with stack.ledger.transaction() as unit:
             wanted = AuditFilter(action=Action.SETTINGS_SEEN, object_id=seen.id)
-            if [entry.detail for entry in unit.audit.find(wanted, 1)] != [detail]:
+            last = unit.audit.find(wanted, PageQuery(1)).rows
+            if [entry.detail for entry in last] != [detail]:
                 stack.audit.record(
                     unit,
                     actor=Actor.system(),

@@ -6,7 +6,7 @@ from fastapi import Header
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from promptstack.services.collections.lookup import MAX_NAME_CHARACTERS
-from promptstack.services.validation.bounds import Lifetime, Line, Name, Retries, Text
+from promptstack.services.validation.bounds import Lifetime, Line, Name, Retries, Tags, Text
 
 MAX_FIELDS = 100
 """More than any request has. Validation reports each unknown field: a body with a million of them
@@ -58,6 +58,7 @@ class Body(BaseModel):
     expires_in: Lifetime | None = Field(
         None, description="Seconds after which it ends as expired where it is not done."
     )
+    tags: Tags = Field((), description="Words of yours, to find it by.")
 
     @model_validator(mode="before")
     @classmethod

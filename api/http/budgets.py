@@ -4,9 +4,10 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
+from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.services.budgets.service import (
     OF_DEPLOYMENT,
@@ -19,22 +20,16 @@ from promptstack.services.budgets.service import (
 router = APIRouter(prefix="/budgets", tags=["budgets"], route_class=ProtectedRoute)
 
 
-class BudgetQuery(BaseModel):
+class BudgetQuery(PageParameters[UUID]):
     """Whose budgets to list."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    limit: int = Field(50, ge=1, le=100, description="Budgets on a page.")
-    after: UUID | None = Field(None, description="`after` of the page before.")
     owner: AskedOwner = None
 
 
-class BudgetPage(BaseModel):
+class BudgetPage(PageEnds[UUID]):
     """One page of budgets, the deployment's first; who has no cap has none."""
 
     budgets: list[BudgetView]
-    after: UUID | None
-    """Send it as `after` to get the next page; null on the last one."""
 
 
 class Changed(BaseModel):
@@ -50,11 +45,8 @@ def list_budgets(
 ) -> BudgetPage:
     """Show what you and your keys may spend, and have spent."""
     owner = stack.owners.choose(caller, query.owner)
-    # One more than the page holds tells whether there is a next one.
-    found = stack.budgets.get_page(owner, after=query.after, limit=query.limit + 1)
-    page = found[: query.limit]
-    last = Subject(page[-1].scope, page[-1].id).row if len(found) > len(page) else None
-    return BudgetPage(budgets=page, after=last)
+    page = stack.budgets.get_page(owner, query.page)
+    return BudgetPage(budgets=page.rows, **ends_of(page))
 
 
 @router.put("/keys/{key_id}")

@@ -11,37 +11,50 @@ from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
 from promptstack.api.http.bodies import Given
 from promptstack.api.http.embeddings import EmbeddingBody
 from promptstack.api.http.generations import GenerationBody
-from promptstack.api.http.paging import cut
+from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
 from promptstack.api.http.route import ProtectedRoute
+from promptstack.repositories.jobs.records import JobFilter
 from promptstack.repositories.models import JobKind, JobState
 from promptstack.services.audit.actor import Actor
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.enqueue import MAX_JOBS_AT_ONCE
 from promptstack.services.jobs.entries import is_embedding
 from promptstack.services.jobs.views import JobView
-from promptstack.services.validation.bounds import Time
+from promptstack.services.validation.bounds import Name, TagName, Time
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=ProtectedRoute)
 
 
-class JobQuery(BaseModel):
-    """Which jobs to list."""
+class Filters(BaseModel):
+    """Which jobs; what is left out is not asked for."""
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(50, ge=1, le=100, description="Jobs on a page.")
-    after: UUID | None = Field(None, description="`after` of the page before.")
     state: JobState | None = None
     kind: JobKind | None = None
+    provider: Name | None = None
+    model: Name | None = None
+    error: Name | None = Field(None, description="The code of the error, such as `TIMEOUT`.")
+    tag: TagName | None = None
+    since: Time | None = Field(None, description="Accepted from then on; UTC unless it says.")
+    until: Time | None = Field(None, description="Accepted before then.")
     owner: AskedOwner = None
 
+    def of(self, user_id: UUID | None) -> JobFilter:
+        """The filter, of the jobs of a user."""
+        given = {name: getattr(self, name) for name in Filters.model_fields}
+        del given["owner"]
+        return JobFilter(user_id=user_id, **given)
 
-class JobPage(BaseModel):
+
+class JobQuery(PageParameters[UUID], Filters):
+    """Which jobs to list."""
+
+
+class JobPage(PageEnds[UUID]):
     """One page of jobs, newest first."""
 
     jobs: list[JobView]
-    after: UUID | None
-    """Send it as `after` to get the next page; null on the last one."""
 
 
 class ManyKeyed(BaseModel):
@@ -131,11 +144,9 @@ def create_jobs(
 @router.get("")
 def list_jobs(stack: Stack, caller: CurrentCaller, query: Annotated[JobQuery, Query()]) -> JobPage:
     """Show your jobs, newest first."""
-    wanted = query.model_copy(update={"limit": query.limit + 1})
-    asked = dict(wanted) | {"owner": stack.owners.choose(caller, query.owner)}
-    found = stack.jobs.get_many(**asked)
-    page, after = cut(found, query.limit)
-    return JobPage(jobs=page, after=after)
+    wanted = query.of(stack.owners.choose(caller, query.owner))
+    page = stack.jobs.get_page(wanted, query.page)
+    return JobPage(jobs=page.rows, **ends_of(page))
 
 
 @router.post("/retry")

@@ -4,11 +4,11 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, status
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
 from promptstack.api.http.idempotency import Keyed
-from promptstack.api.http.paging import cut
+from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.services.access.key_terms import KeyTerms, KeyView
 from promptstack.services.access.keys import IssuedKey
@@ -17,22 +17,16 @@ from promptstack.services.audit.actor import Actor
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=ProtectedRoute)
 
 
-class KeyQuery(BaseModel):
+class KeyQuery(PageParameters[UUID]):
     """Which keys to list."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    limit: int = Field(50, ge=1, le=100, description="Keys on a page.")
-    after: UUID | None = Field(None, description="`after` of the page before.")
     owner: AskedOwner = None
 
 
-class KeyPage(BaseModel):
+class KeyPage(PageEnds[UUID]):
     """One page of keys, newest first."""
 
     keys: list[KeyView]
-    after: UUID | None
-    """Send it as `after` to get the next page; null on the last one."""
 
 
 class ShownKey(KeyView):
@@ -45,9 +39,8 @@ class ShownKey(KeyView):
 def list_keys(stack: Stack, caller: CurrentCaller, query: Annotated[KeyQuery, Query()]) -> KeyPage:
     """Show your keys, newest first, without their secrets."""
     owner = stack.owners.choose(caller, query.owner)
-    found = stack.keys.get_page(owner, after=query.after, limit=query.limit + 1)
-    page, after = cut(found, query.limit)
-    return KeyPage(keys=page, after=after)
+    page = stack.keys.get_page(owner, query.page)
+    return KeyPage(keys=page.rows, **ends_of(page))
 
 
 @router.post("", status_code=status.HTTP_201_CREATED)

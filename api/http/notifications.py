@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import IdempotencyKey
-from promptstack.api.http.paging import cut
+from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.models import JobState
 from promptstack.services.audit.actor import Actor
@@ -37,25 +37,20 @@ class AcceptedNotification(BaseModel):
     id: UUID
 
 
-class NotificationQuery(BaseModel):
+class NotificationQuery(PageParameters[UUID]):
     """Which notifications to list."""
-
-    model_config = ConfigDict(extra="forbid")
 
     state: JobState | None = None
     uncertain: bool = Field(
         False, description="Only mails that may have been accepted without a reply."
     )
-    after: UUID | None = Field(None, description="`after` of the page before.")
-    limit: int = Field(50, ge=1, le=500, description="Notifications on a page.")
+    limit: int = Field(50, ge=1, le=500, description="The most on a page.")
 
 
-class NotificationPage(BaseModel):
+class NotificationPage(PageEnds[UUID]):
     """One page of notifications, newest first."""
 
     notifications: list[NotificationView]
-    after: UUID | None
-    """Send it as `after` to get the next page; null on the last one."""
 
 
 class Chosen(BaseModel):
@@ -85,14 +80,8 @@ def list_notifications(
     stack: Stack, query: Annotated[NotificationQuery, Query()]
 ) -> NotificationPage:
     """Show notifications and what became of them, newest first; for administrators."""
-    found = stack.notifications.get_many(
-        state=query.state,
-        is_uncertain=query.uncertain,
-        after=query.after,
-        limit=query.limit + 1,
-    )
-    page, after = cut(found, query.limit)
-    return NotificationPage(notifications=page, after=after)
+    page = stack.notifications.get_page(query.page, state=query.state, is_uncertain=query.uncertain)
+    return NotificationPage(notifications=page.rows, **ends_of(page))
 
 
 @router.get("/auth/me/events")

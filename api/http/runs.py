@@ -9,13 +9,14 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
 from promptstack.api.http.bodies import Body, InCollection, NotBlank
+from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.runs.results import FailedItem, Produced
 from promptstack.services.audit.actor import Actor
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.runs.views import RunView
 from promptstack.services.sources.reading import Reading
-from promptstack.services.validation.bounds import Dollars, InFlight, Name, Text
+from promptstack.services.validation.bounds import Dollars, InFlight, Name, TagName, Text
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=ProtectedRoute)
 
@@ -76,17 +77,15 @@ class Cursor(BaseModel):
     after: int = Field(0, ge=0, description="`after` of the page before.")
 
 
-class RunQuery(BaseModel):
+class RunQuery(PageParameters[UUID]):
     """Which runs to list."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    limit: int = Field(20, ge=1, le=100, description="How many, the newest first.")
+    tag: TagName | None = None
     owner: AskedOwner = None
 
 
-class RunList(BaseModel):
-    """The newest runs."""
+class RunPage(PageEnds[UUID]):
+    """One page of runs, newest first."""
 
     runs: list[RunView]
 
@@ -137,10 +136,11 @@ def create_generation_run(
 
 
 @router.get("")
-def list_runs(stack: Stack, caller: CurrentCaller, query: Annotated[RunQuery, Query()]) -> RunList:
+def list_runs(stack: Stack, caller: CurrentCaller, query: Annotated[RunQuery, Query()]) -> RunPage:
     """Show your runs, newest first."""
     owner = stack.owners.choose(caller, query.owner)
-    return RunList(runs=stack.runs.get_many(owner, query.limit))
+    page = stack.runs.get_page(query.page, owner, tag=query.tag)
+    return RunPage(runs=page.rows, **ends_of(page))
 
 
 @router.get("/{run_id}")

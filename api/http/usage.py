@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Stack
+from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.usage import Group, Unsettled, Usage
 from promptstack.services.flags.known import Feature
@@ -37,18 +38,16 @@ class UsageQuery(BaseModel):
     model: str | None = None
 
 
-class CallQuery(BaseModel):
+class CallQuery(PageParameters[int]):
     """Which provider calls to list."""
-
-    model_config = ConfigDict(extra="forbid")
 
     unsettled: bool = Field(False, description="Only calls that may have been paid and lost.")
     since: Time | None = Field(None, description="From this time on; UTC unless it says.")
-    limit: int = Field(50, ge=1, le=1_000, description="How many, the newest first.")
+    limit: int = Field(50, ge=1, le=1_000, description="The most on a page, the newest first.")
     owner: AskedOwner = None
 
 
-class Calls(BaseModel):
+class CallPage(PageEnds[int]):
     """Provider calls, and the sum of those that may have been paid without an answer."""
 
     calls: list[CallView]
@@ -56,15 +55,16 @@ class Calls(BaseModel):
 
 
 @router.get("/calls")
-def list_calls(stack: Stack, caller: CurrentCaller, query: Annotated[CallQuery, Query()]) -> Calls:
+def list_calls(
+    stack: Stack, caller: CurrentCaller, query: Annotated[CallQuery, Query()]
+) -> CallPage:
     """Show your provider calls, and what is known of their cost."""
     owner = stack.owners.choose(caller, query.owner)
-    return Calls(
-        calls=stack.usage.calls(
-            only_unsettled=query.unsettled, since=query.since, owner=owner, limit=query.limit
-        ),
-        unsettled=stack.usage.unsettled(since=query.since, owner=owner),
+    page = stack.usage.page_of_calls(
+        query.page, only_unsettled=query.unsettled, since=query.since, owner=owner
     )
+    unsettled = stack.usage.unsettled(since=query.since, owner=owner)
+    return CallPage(calls=page.rows, unsettled=unsettled, **ends_of(page))
 
 
 def _which(

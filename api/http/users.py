@@ -4,11 +4,11 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, status
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.idempotency import Keyed
-from promptstack.api.http.paging import cut
+from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.api.http.sessions import Form, Password
 from promptstack.repositories.access_models import Role, Tier
@@ -20,25 +20,19 @@ from promptstack.services.validation.bounds import Name, Text
 router = APIRouter(prefix="/users", tags=["users"], route_class=ProtectedRoute)
 
 
-class UserQuery(BaseModel):
+class UserQuery(PageParameters[UUID]):
     """Which users to list."""
-
-    model_config = ConfigDict(extra="forbid")
 
     query: Text = Field(
         "", max_length=MAX_QUERY_CHARACTERS, description="A part of the name or the e-mail."
     )
     role: Role | None = None
-    limit: int = Field(50, ge=1, le=100, description="Users on a page.")
-    after: UUID | None = Field(None, description="`after` of the page before.")
 
 
-class UserPage(BaseModel):
+class UserPage(PageEnds[UUID]):
     """One page of users, oldest first."""
 
     users: list[UserView]
-    after: UUID | None
-    """Send it as `after` to get the next page; null on the last one."""
 
 
 class Profile(Form):
@@ -81,9 +75,8 @@ class NewPassword(Form):
 @router.get("")
 def list_users(stack: Stack, query: Annotated[UserQuery, Query()]) -> UserPage:
     """Show users, oldest first."""
-    found = stack.users.get_many(**dict(query) | {"limit": query.limit + 1})
-    page, after = cut(found, query.limit)
-    return UserPage(users=page, after=after)
+    page = stack.users.get_page(query.page, query.query, role=query.role)
+    return UserPage(users=page.rows, **ends_of(page))
 
 
 @router.post("", status_code=status.HTTP_201_CREATED)

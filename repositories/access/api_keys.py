@@ -10,6 +10,7 @@ from sqlalchemy.orm import joinedload, selectinload
 
 from promptstack.repositories.access_models import ApiKey, User
 from promptstack.repositories.base import BaseRepository, change_rows
+from promptstack.repositories.pages import Page, PageQuery, read_page
 
 LAST_USED_EVERY = timedelta(minutes=1)
 """How exact `last_used_at` is: a write for each request would cost more than the request."""
@@ -27,14 +28,13 @@ class ApiKeyRepository(BaseRepository[ApiKey]):
             query = query.where(ApiKey.user_id == user_id)
         return self._session.scalars(query).all()
 
-    def get_page(self, user_id: UUID | None, after: UUID | None, limit: int) -> Sequence[ApiKey]:
-        """Keys with their users, newest first, after this one."""
-        query = select(ApiKey).options(joinedload(ApiKey.user)).order_by(ApiKey.id.desc())
+    def page_of(self, user_id: UUID | None, asked: PageQuery) -> Page[ApiKey]:
+        """A page of keys with their users, newest first."""
+        query = select(ApiKey)
         if user_id is not None:
             query = query.where(ApiKey.user_id == user_id)
-        if after is not None:
-            query = query.where(ApiKey.id < after)
-        return self._session.scalars(query.limit(limit)).all()
+        with_users = [joinedload(ApiKey.user)]
+        return read_page(self._session, query, ApiKey.id, asked, options=with_users)
 
     def count(self, user_id: UUID) -> int:
         """How many keys of a user aren't revoked."""

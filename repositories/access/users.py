@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from promptstack.repositories.access_models import Role, User
 from promptstack.repositories.base import BaseRepository, change_rows
 from promptstack.repositories.models import new_id
+from promptstack.repositories.pages import Page, PageQuery
 
 NOTED_EVERY = timedelta(minutes=1)
 """How exact `last_seen_at` is: a write for each request would cost more than the request."""
@@ -33,29 +34,17 @@ class UserRepository(BaseRepository[User]):
         )
         return self._session.scalars(query.order_by(User.id)).all()
 
-    def search(
-        self,
-        query: str = "",
-        limit: int = 100,
-        *,
-        role: Role | None = None,
-        after: UUID | None = None,
-    ) -> Sequence[User]:
-        """Users whose name or e-mail contains `query` literally, whatever its case, oldest first.
-
-        `after` is the last id of the page before.
-        """
-        found = select(User).where(
+    def search(self, asked: PageQuery, query: str = "", *, role: Role | None = None) -> Page[User]:
+        """Users whose name or e-mail contains `query`, whatever its case, oldest first."""
+        conditions = [
             or_(
                 User.name.icontains(query, autoescape=True),
                 User.email.icontains(query, autoescape=True),
             )
-        )
+        ]
         if role is not None:
-            found = found.where(User.role == role)
-        if after is not None:
-            found = found.where(User.id > after)
-        return self._session.scalars(found.order_by(User.id).limit(limit)).all()
+            conditions.append(User.role == role)
+        return self.get_page(asked, *conditions, newest_first=False)
 
     def add_if_new(self, **columns: Any) -> bool:
         """Add a user unless there is one with this e-mail. Returns whether it was added."""

@@ -22,6 +22,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
+    Select,
     Table,
     delete,
     event,
@@ -42,6 +43,7 @@ from promptstack.repositories.budget_models import DEPLOYMENT, Budget
 from promptstack.repositories.budgets.counting import calls_of
 from promptstack.repositories.budgets.spending import Owner, Settled, Spending, Window
 from promptstack.repositories.models import Attempt, AttemptState, Billing
+from promptstack.repositories.pages import Page, PageQuery, read_page
 from promptstack.repositories.wire_values import BatchStatement, array_literal
 
 _KEY = "promptstack.settled"
@@ -57,35 +59,19 @@ class BudgetRepository(BaseRepository[Budget]):
         *,
         subjects: Collection[UUID] | None = None,
         user_id: UUID | None = None,
-        after: UUID | None = None,
-        limit: int | None = None,
     ) -> list[Spending]:
         """All budgets with a cap, those of a user and their keys, or those of these subjects.
 
-        They are as they stand today, and the deployment's comes first. `after` is the last subject
-        of the page before.
+        They are as they stand today, and the deployment's comes first.
         """
-        query = (
-            select(*_COLUMNS, _TODAY.label("today"), User.email, ApiKey.name, ApiKey.prefix)
-            .outerjoin(User, User.id == Budget.user_id)
-            .outerjoin(ApiKey, ApiKey.id == Budget.api_key_id)
-            .order_by(Budget.subject)
-            .limit(limit)
-        )
-        if after is not None:
-            query = query.where(Budget.subject > after)
-        query = query.where(
-            _has_caps() if subjects is None else Budget.subject.in_(subjects),
-        )
-        if user_id is not None:
-            query = query.where(or_(Budget.user_id == user_id, ApiKey.user_id == user_id))
-        found = []
-        for row in self._session.execute(query):
-            spending = _spending(row)
-            spending.turn_to(row.today)
-            spending.name = row.email or " ".join(filter(None, (row.name, row.prefix)))
-            found.append(spending)
-        return found
+        query = _budgets(subjects, user_id).order_by(Budget.subject)
+        return list(map(_as_of_today, self._session.execute(query)))
+
+    def page_of(self, user_id: UUID | None, asked: PageQuery) -> Page[Spending]:
+        """A page of them."""
+        query = _budgets(None, user_id)
+        found = read_page(self._session, query, Budget.subject, asked, newest_first=False)
+        return found.of(_as_of_today)
 
     @contextmanager
     def locked(self, subjects: Collection[UUID]) -> Iterator[dict[UUID, Spending]]:
@@ -160,6 +146,26 @@ class BudgetRepository(BaseRepository[Budget]):
 
 def _has_caps() -> ColumnElement[bool]:
     return or_(*(getattr(Budget, f"{window}_cap_usd").is_not(None) for window in Window))
+
+
+def _budgets(subjects: Collection[UUID] | None, user_id: UUID | None) -> Select[Any]:
+    """Those with a cap, or of these subjects; only those of a user and their keys."""
+    query = (
+        select(*_COLUMNS, _TODAY.label("today"), User.email, ApiKey.name, ApiKey.prefix)
+        .outerjoin(User, User.id == Budget.user_id)
+        .outerjoin(ApiKey, ApiKey.id == Budget.api_key_id)
+        .where(_has_caps() if subjects is None else Budget.subject.in_(subjects))
+    )
+    if user_id is None:
+        return query
+    return query.where(or_(Budget.user_id == user_id, ApiKey.user_id == user_id))
+
+
+def _as_of_today(row: Any) -> Spending:
+    spending = _spending(row)
+    spending.turn_to(row.today)
+    spending.name = row.email or " ".join(filter(None, (row.name, row.prefix)))
+    return spending
 
 
 def note_settled(session: Session, settled: Sequence[Settled]) -> None:

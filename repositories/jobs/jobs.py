@@ -22,8 +22,9 @@ from sqlalchemy.orm import Session, defer, selectinload
 
 from promptstack.config.names import Queue
 from promptstack.repositories.base import BaseRepository
-from promptstack.repositories.jobs.records import EndedJobs, JobRef
+from promptstack.repositories.jobs.records import EndedJobs, JobFilter, JobRef
 from promptstack.repositories.models import Job, JobState, new_id
+from promptstack.repositories.pages import Page, PageQuery
 
 OPEN_STATES = (JobState.QUEUED, JobState.RUNNING)
 RETRIABLE_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
@@ -66,6 +67,10 @@ class JobRepository(BaseRepository[Job]):
         return self._session.scalars(
             query if with_results else query.options(defer(Job.result))
         ).all()
+
+    def find(self, wanted: JobFilter, asked: PageQuery) -> Page[Job]:
+        """A page of jobs, newest first."""
+        return self.get_page(asked, *_conditions(wanted))
 
     def add(self, *, lifetime: float, **values: Any) -> Job:
         """Add a queued job of a run that expires in `lifetime` seconds, by the clock that ends it.
@@ -155,6 +160,28 @@ def _reopened(lifetime: float) -> dict[str, Any]:
         "finished_at": case((is_answered, func.now()), else_=None),
         "expires_at": func.now() + timedelta(seconds=lifetime),
     }
+
+
+def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
+    same = {
+        Job.state: wanted.state,
+        Job.kind: wanted.kind,
+        Job.provider: wanted.provider,
+        Job.model: wanted.model,
+        Job.error_code: wanted.error,
+        Job.user_id: wanted.user_id,
+        Job.api_key_id: wanted.api_key_id,
+    }
+    conditions = [column == value for column, value in same.items() if value is not None]
+    if wanted.kind is None:
+        conditions.append(Job.run_id.is_(None))
+    if wanted.tag is not None:
+        conditions.append(Job.tags.contains([wanted.tag]))
+    if wanted.since is not None:
+        conditions.append(Job.created_at >= wanted.since)
+    if wanted.until is not None:
+        conditions.append(Job.created_at < wanted.until)
+    return conditions
 
 
 def _of_these(ended: EndedJobs) -> list[ColumnElement[bool]]:

@@ -24,10 +24,13 @@ _GIVEN = {
     "idempotency_key": "text",
     "max_retries": "integer",
     "lifetime": "double precision",
+    "tags": "text",
 }
-"""The fields of a `NewJobRow`, in their order."""
-_COLUMNS = ", ".join([name for name in _GIVEN if name != "lifetime"])
-_PLACES = ", ".join(["%s" for name in _GIVEN if name != "lifetime"])
+"""The fields of a `NewJobRow`, in their order. Tags are an array as one text: PostgreSQL has no
+array of arrays of several lengths."""
+_COLUMNS = ", ".join([*list(_GIVEN)[:-2], "expires_at", "tags"])
+_PLACES = ", ".join(["%s" for name in list(_GIVEN)[:-2]])
+_VALUES = ", ".join(list(_GIVEN)[:-2])
 _ARRAYS = ", ".join([f"%s::{kind}[]" for kind in _GIVEN.values()])
 _MARKS = "%s::text, CASE WHEN %s::text IS NOT NULL THEN now() END"
 _BULK = ", ".join([f"'{queue}'" for queue in Queue if queue.is_bulk])
@@ -37,12 +40,14 @@ _MARKS_BY_QUEUE = (
     f"CASE WHEN {_IS_SENT} AND %s::text IS NOT NULL THEN now() END"
 )
 _DEADLINE = "now() + make_interval(secs => {lifetime})"
-_HEAD = f"INSERT INTO jobs ({_COLUMNS}, expires_at, rung_epoch, rung_at)"
+_HEAD = f"INSERT INTO jobs ({_COLUMNS}, rung_epoch, rung_at)"
 _TAIL = "ON CONFLICT DO NOTHING RETURNING id, created_at, expires_at"
 # PostgreSQL plans it in half the time that it takes for the other.
-_ADD_ONE = f"{_HEAD} VALUES ({_PLACES}, {_DEADLINE.format(lifetime='%s')}, {_MARKS}) {_TAIL}"
+_ADD_ONE = (
+    f"{_HEAD} VALUES ({_PLACES}, {_DEADLINE.format(lifetime='%s')}, %s::text[], {_MARKS}) {_TAIL}"
+)
 _ADD_MANY = f"""
-{_HEAD} SELECT {_COLUMNS}, {_DEADLINE.format(lifetime="lifetime")}, {_MARKS_BY_QUEUE}
+{_HEAD} SELECT {_VALUES}, {_DEADLINE.format(lifetime="lifetime")}, tags::text[], {_MARKS_BY_QUEUE}
 FROM unnest({_ARRAYS}) AS given ({", ".join(_GIVEN)}) {_TAIL}
 """  # noqa: S608 - names of our own
 _FIND = "SELECT id, created_at, expires_at FROM jobs WHERE id = ANY (%s::uuid[])"
@@ -65,7 +70,10 @@ class NewJobRepository:
             return {}
         # In one order, so that two who add jobs of the same keys wait for each other one way.
         ordered = sorted(jobs, key=lambda job: job.idempotency_key or "")
-        rows = [job._replace(request=written_for_jsonb(job.request)) for job in ordered]
+        rows = [
+            job._replace(request=written_for_jsonb(job.request), tags=array_literal(job.tags))
+            for job in ordered
+        ]
         marks = (epoch, epoch)
         if len(rows) == 1:
             marks = (None, None) if rows[0].queue.is_bulk else marks

@@ -1,6 +1,6 @@
 """What the repositories of jobs take and return."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -92,6 +92,7 @@ class NewJobRow(NamedTuple):
     max_retries: int
     lifetime: float
     """Seconds until its deadline, by the clock of the database, which ends it."""
+    tags: Sequence[str] = ()
 
 
 class Accepted(NamedTuple):
@@ -99,6 +100,26 @@ class Accepted(NamedTuple):
 
     created_at: datetime
     expires_at: datetime
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs are asked for; what is None is not asked for."""
+
+    state: JobState | None = None
+    kind: JobKind | None = None
+    """Without one, parts of runs are left out."""
+    provider: str | None = None
+    model: str | None = None
+    error: str | None = None
+    """The code of its error."""
+    tag: str | None = None
+    since: datetime | None = None
+    """When they were accepted."""
+    until: datetime | None = None
+    user_id: UUID | None = None
+    api_key_id: UUID | None = None
+    """The key that they came with."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from sqlalchemy import (
 
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.models import Job, JobKind, JobState
+from promptstack.repositories.pages import Page, PageQuery
 from promptstack.repositories.run_models import Run, RunState
 
 POPULATED: Mapping[str, Any] = {"synchronize_session": False, "populate_existing": True}
@@ -51,6 +52,15 @@ class RunRepository(BaseRepository[Run]):
     def add(self, *, lifetime: float, **values: Any) -> Run:
         """Add a run that is being read and expires in `lifetime` seconds."""
         return self.create(expires_at=func.now() + timedelta(seconds=lifetime), **values)
+
+    def find(self, asked: PageQuery, user_id: UUID | None, tag: str | None = None) -> Page[Run]:
+        """Return a page of runs, newest first; only those of a user, and with a tag."""
+        conditions: list[ColumnElement[bool]] = []
+        if user_id is not None:
+            conditions.append(Run.user_id == user_id)
+        if tag is not None:
+            conditions.append(Run.tags.contains([tag]))
+        return self.get_page(asked, *conditions)
 
     def lock(self, run_id: UUID) -> Run | None:
         """Return the run, locked until the transaction ends."""

@@ -11,6 +11,7 @@ from promptstack.repositories.access.api_keys import LAST_USED_EVERY
 from promptstack.repositories.access_models import ApiKey, Role, Scope, Tier, User
 from promptstack.repositories.idempotency import KeyedRequest
 from promptstack.repositories.models import new_id
+from promptstack.repositories.pages import FIRST_PAGE, Page, PageQuery
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.caller import Caller
@@ -29,7 +30,7 @@ from promptstack.services.errors import (
     UserDisabled,
 )
 from promptstack.services.idempotency.claims import claim_secret
-from promptstack.services.validation.bounds import checked_limit, refused_in_words
+from promptstack.services.validation.bounds import refused_in_words
 from promptstack.services.validation.ids import find_id, read_id, read_owner
 
 PREFIX = "ps_"
@@ -136,17 +137,11 @@ class KeyService:
         with self._ledger.transaction() as unit:
             return [KeyView.of(key) for key in unit.api_keys.get_all(user_id)]
 
-    def get_page(
-        self, owner: UUID | None, *, after: UUID | None = None, limit: int = 50
-    ) -> list[KeyView]:
-        """Some keys, or those of a user, the newest first. `after` is the last of the page before.
-
-        Raises `InvalidInput`.
-        """
-        user_id, limit = read_owner(owner), checked_limit(limit)
-        after = None if after is None else read_id(after, "key")
+    def get_page(self, owner: UUID | None, asked: PageQuery = FIRST_PAGE) -> Page[KeyView]:
+        """A page of all keys, or of those of a user, the newest first. Raises `InvalidInput`."""
+        user_id = read_owner(owner)
         with self._ledger.transaction() as unit:
-            return [KeyView.of(key) for key in unit.api_keys.get_page(user_id, after, limit)]
+            return unit.api_keys.page_of(user_id, asked).of(KeyView.of)
 
     def find(self, given: str) -> UUID:
         """The id of the only key whose id, or whose secret, begins so.

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from promptstack.repositories.access_models import Role, Tier, User
 from promptstack.repositories.idempotency import KeyedRequest
 from promptstack.repositories.models import new_id
+from promptstack.repositories.pages import Page, PageQuery
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.caller import Caller
@@ -159,23 +160,20 @@ class UserService:
             return UserView.of(_found(unit.users.get(user_id), str(user_id)))
 
     def get_many(
-        self,
-        query: str = "",
-        *,
-        role: Role | None = None,
-        after: UUID | None = None,
-        limit: int = 100,
+        self, query: str = "", *, role: Role | None = None, limit: int = 100
     ) -> list[UserView]:
-        """Users whose name or e-mail contains `query`, oldest first.
+        """Users whose name or e-mail contains `query`, oldest first. Raises `InvalidInput`."""
+        return self.get_page(PageQuery(checked_limit(limit)), query, role=role).rows
 
-        `after` is the last id of the page before. Raises `InvalidInput`.
-        """
+    def get_page(
+        self, asked: PageQuery, query: str = "", *, role: Role | None = None
+    ) -> Page[UserView]:
+        """A page of them. Raises `InvalidInput`."""
         check_storable(query, "The query")
         if len(query) > MAX_QUERY_CHARACTERS:
             raise InvalidInput(f"A query has at most {MAX_QUERY_CHARACTERS} characters.")
         with self._ledger.transaction() as unit:
-            found = unit.users.search(query, checked_limit(limit), role=role, after=after)
-            return list(map(UserView.of, found))
+            return unit.users.search(asked, query, role=role).of(UserView.of)
 
     def find(self, given: str) -> UUID:
         """The id of the user with this e-mail, or the only one whose id begins so.

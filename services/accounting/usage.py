@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
+from promptstack.repositories.pages import Page, PageQuery
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.usage import Group, Unsettled, Usage
 from promptstack.services.errors import InvalidInput, NotFound
@@ -32,13 +33,26 @@ class UsageService:
         With `only_unsettled`, the calls that may have been paid for without an answer: the request
         may have left, and its worker died, timed out, or still waits.
         """
-        since, limit = checked_time(since, "since"), checked_limit(limit)
-        user_id = read_owner(owner)
+        asked = PageQuery(checked_limit(limit))
+        return self.page_of_calls(
+            asked, only_unsettled=only_unsettled, since=since, owner=owner
+        ).rows
+
+    def page_of_calls(
+        self,
+        asked: PageQuery,
+        *,
+        only_unsettled: bool = False,
+        since: datetime | None = None,
+        owner: UUID | None = None,
+    ) -> Page[CallView]:
+        """A page of them."""
+        since, user_id = checked_time(since, "since"), read_owner(owner)
         with self._ledger.transaction() as unit:
-            rows = unit.usage.calls(
-                limit, only_unsettled=only_unsettled, since=since, user_id=user_id
+            found = unit.usage.calls(
+                asked, only_unsettled=only_unsettled, since=since, user_id=user_id
             )
-            return [CallView.model_validate(row) for row in rows]
+            return found.of(CallView.model_validate)
 
     def unsettled(
         self, *, since: datetime | None = None, owner: UUID | None = None

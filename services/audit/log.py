@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.audit import AuditFilter
 from promptstack.repositories.audit_models import ActorKind, AuditResult
+from promptstack.repositories.pages import Page, PageQuery
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.audit.actions import Action, AuditObject
@@ -18,8 +20,8 @@ from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.detail import checked_detail
 from promptstack.services.errors import InvalidInput
 from promptstack.services.text import check_storable, make_storable
-from promptstack.services.validation.bounds import checked_limit, checked_time
-from promptstack.services.validation.ids import read_id
+from promptstack.services.validation.bounds import checked_time
+from promptstack.services.validation.paging import asked_page
 
 MAX_NAME = 254
 """Characters of an address, an e-mail, or the name of an object; the rest is cut off."""
@@ -122,32 +124,32 @@ class AuditLog:
     def get_many(
         self,
         *,
-        actor: str | None = None,
-        action: str | None = None,
-        object_id: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
         after: UUID | str | None = None,
         limit: int = 50,
         newest_first: bool = True,
+        **wanted: Any,
     ) -> list[AuditView]:
         """Read entries, newest first. `after` is the last id of the page before.
 
-        `actor` is an e-mail, or the id of a user or key; `action` is one, or the part before its
-        dot. Raises `InvalidInput`.
+        What is `wanted` are the fields of `AuditFilter`. Raises `InvalidInput`.
         """
-        for text, name in ((actor, "actor"), (action, "action"), (object_id, "object_id")):
-            check_storable(text or "", name)
-        since, until = checked_time(since, "since"), checked_time(until, "until")
+        asked = asked_page("audit entry", limit=limit, after=after)
+        return self.get_page(AuditFilter(**wanted), asked, newest_first=newest_first).rows
+
+    def get_page(
+        self, wanted: AuditFilter, asked: PageQuery, *, newest_first: bool = True
+    ) -> Page[AuditView]:
+        """Read a page of entries. Raises `InvalidInput`."""
+        for name in ("actor", "action", "object_id"):
+            check_storable(getattr(wanted, name) or "", name)
+        since = checked_time(wanted.since, "since")
+        until = checked_time(wanted.until, "until")
         if since is not None and until is not None and since >= until:
             raise InvalidInput("`since` must be before `until`.")
-        cursor = None if after is None else read_id(after, "audit entry")
-        wanted = AuditFilter(actor, action, object_id, since, until)
+        wanted = replace(wanted, since=since, until=until)
         with self._ledger.transaction() as unit:
-            rows = unit.audit.find(
-                wanted, checked_limit(limit), after=cursor, newest_first=newest_first
-            )
-            return [AuditView.model_validate(row) for row in rows]
+            found = unit.audit.find(wanted, asked, newest_first=newest_first)
+            return found.of(AuditView.model_validate)
 
 
 def _short(text: str) -> str:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from promptstack.config.models_file import Money
 from promptstack.repositories.budgets.spending import Owner, Spending, Window
 from promptstack.repositories.errors import LedgerConflict
+from promptstack.repositories.pages import FIRST_PAGE, Page, PageQuery
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.caller import Caller
@@ -22,7 +23,7 @@ from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
 from promptstack.services.budgets.admission import opens_at
 from promptstack.services.errors import InvalidInput, NotFound
-from promptstack.services.validation.bounds import Dollars, checked_limit, refused_in_words
+from promptstack.services.validation.bounds import Dollars, refused_in_words
 
 WAIT_SECONDS = 30.0
 """How long the first cap of something waits for calls that are being recorded as it is set."""
@@ -167,12 +168,11 @@ class BudgetService:
             return [_view(one) for one in unit.budgets.get_all(user_id=owner)]
 
     def get_page(
-        self, owner: UUID | None = None, *, after: UUID | None = None, limit: int = 50
-    ) -> list[BudgetView]:
-        """Some of them. `after` is the subject of the last budget of the page before."""
+        self, owner: UUID | None = None, asked: PageQuery = FIRST_PAGE
+    ) -> Page[BudgetView]:
+        """A page of them."""
         with self._ledger.transaction() as unit:
-            found = unit.budgets.get_all(user_id=owner, after=after, limit=checked_limit(limit))
-            return list(map(_view, found))
+            return unit.budgets.page_of(owner, asked).of(_view)
 
     def _begin_counting(self, owner: Owner) -> None:
         """Have calls counted from now on, and count those from before.

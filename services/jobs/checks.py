@@ -35,6 +35,7 @@ EVERY_JOBS = (
     "idempotency_key",
     "max_retries",
     "expires_in",
+    "tags",
 )
 
 

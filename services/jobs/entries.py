@@ -27,6 +27,8 @@ class JobKeywords(TypedDict, total=False):
     """The same key with the same request is the job that is there."""
     max_retries: int | None
     expires_in: float | None
+    tags: Sequence[str]
+    """Words of yours, to find it by."""
 
 
 class GenerationOptions(GenerationKeywords, JobKeywords, total=False):

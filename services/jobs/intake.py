@@ -195,6 +195,7 @@ class JobIntake:
             idempotency_key=new.options.idempotency_key,
             max_retries=self._retries(new),
             lifetime=new.options.expires_in or self._defaults.expires_seconds,
+            tags=new.options.tags,
         )
 
     def _retries(self, new: NewJob) -> int:
@@ -273,6 +274,7 @@ def _view(new: NewJob, accepted: Accepted, max_retries: int) -> JobView:
         provider=new.provider,
         model=new.model,
         max_retries=max_retries,
+        tags=list(new.options.tags),
         created_at=accepted.created_at,
         expires_at=accepted.expires_at,
     )

@@ -13,7 +13,7 @@ from promptstack.repositories.content.documents import NewDocument
 from promptstack.repositories.models import JobKind, new_id
 from promptstack.services.access.key_terms import KeyLimits
 from promptstack.services.llm.request_bounds import RequestBounds
-from promptstack.services.validation.bounds import ChunkTokens, Lifetime, Name, Retries
+from promptstack.services.validation.bounds import ChunkTokens, Lifetime, Name, Retries, Tags
 
 QUEUES = {
     (JobKind.GENERATION, False): Queue.GENERATION,
@@ -56,6 +56,7 @@ class JobOptions(BaseModel):
     """Whether interactive jobs go first."""
     chunk_tokens: ChunkTokens | None = None
     """Of a document: the longest chunk."""
+    tags: Tags = ()
 
 
 @dataclass(frozen=True)

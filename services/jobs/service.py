@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Unpack
 from uuid import UUID
 
 from promptstack.config.names import Queue
 from promptstack.repositories.jobs.jobs import RETRIABLE_STATES
-from promptstack.repositories.jobs.records import EndedJobs
+from promptstack.repositories.jobs.records import EndedJobs, JobFilter
 from promptstack.repositories.models import Job, JobKind, JobState
+from promptstack.repositories.pages import Page, PageQuery
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.key_terms import check_came_with
@@ -20,14 +21,16 @@ from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
 from promptstack.services.errors import InvalidInput, NotFound, WrongState
 from promptstack.services.jobs.enqueue import JobEnqueuer
+from promptstack.services.jobs.filters import JobFilters, checked_filter
 from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.jobs.progress import Progress, ProgressService
 from promptstack.services.jobs.publishing import JobMessage, Publisher, publish_now
 from promptstack.services.jobs.views import AttemptView, JobView
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.text import check_storable
-from promptstack.services.validation.bounds import checked_limit, checked_time
+from promptstack.services.validation.bounds import checked_time
 from promptstack.services.validation.ids import find_id, read_id, read_owner
+from promptstack.services.validation.paging import asked_page
 
 RETRIED_AT_ONCE = 500
 """Jobs queued again in one transaction."""
@@ -98,29 +101,23 @@ class JobService(JobEnqueuer):
         self,
         *,
         owner: UUID | None = None,
-        state: JobState | None = None,
-        kind: JobKind | None = None,
         after: UUID | str | None = None,
+        before: UUID | str | None = None,
         limit: int = 50,
+        **wanted: Unpack[JobFilters],
     ) -> list[JobView]:
-        """Return jobs, newest first. `after` is the last id of the page before.
+        """Return jobs, newest first: those after an id, or the last ones before it.
 
         Shards of runs are left out, unless `kind` asks for them.
         """
-        filters: dict[str, Any] = {
-            "user_id": read_owner(owner),
-            "state": state,
-            "kind": kind,
-        }
-        chosen = {name: value for name, value in filters.items() if value is not None}
-        if kind is None:
-            chosen["run_id"] = None
-        cursor = None if after is None else read_id(after, "job")
+        asked = asked_page("job", limit=limit, after=after, before=before)
+        return self.get_page(JobFilter(user_id=owner, **wanted), asked).rows
+
+    def get_page(self, wanted: JobFilter, asked: PageQuery) -> Page[JobView]:
+        """Return a page of jobs, newest first. Raises `InvalidInput`."""
+        wanted = checked_filter(wanted)
         with self._ledger.transaction() as work:
-            rows = work.jobs.get_many(
-                limit=checked_limit(limit), after=cursor, newest_first=True, **chosen
-            )
-            return [JobView.model_validate(row) for row in rows]
+            return work.jobs.find(wanted, asked).of(JobView.model_validate)
 
     def get_attempts(self, job_id: UUID | str, *, owner: UUID | None = None) -> list[AttemptView]:
         """Return the provider calls of a job, in order. Raises `NotFound`."""

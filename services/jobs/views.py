@@ -1,6 +1,7 @@
 """Jobs and attempts as their owner may see them: copies of the ledger's rows."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -8,6 +9,34 @@ from pydantic import BaseModel, ConfigDict
 
 from promptstack.config.models_file import Money
 from promptstack.repositories.models import AttemptState, Billing, JobKind, JobState
+
+
+class WaitReason(StrEnum):
+    """Why a job is in the queue."""
+
+    LIMIT = "limit"
+    """A limit of its provider has no room."""
+    TURN = "turn"
+    """It is its user's jobs' turn to wait: users share."""
+    CIRCUIT = "circuit"
+    """Its provider has failed too often, and is not asked for a while."""
+    BACKOFF = "backoff"
+    """Its last attempt failed, and the next one is later."""
+    NO_WORKER = "no_worker"
+    """No worker is alive that could run it."""
+    QUEUE = "queue"
+    """Others are before it."""
+
+
+class Wait(BaseModel):
+    """Why a job that is queued does not run yet."""
+
+    model_config = ConfigDict(frozen=True)
+
+    reason: WaitReason
+    detail: str
+    until: datetime | None = None
+    """When it goes on, where that is known."""
 
 
 class JobView(BaseModel):
@@ -25,9 +54,12 @@ class JobView(BaseModel):
     attempt: int
     failures: int
     max_retries: int
+    tags: list[str]
     error_code: str | None
     error: str | None
     result: dict[str, Any] | None
+    waits: Wait | None = None
+    """Of a queued job: what it waits for."""
     not_before: datetime | None
     expires_at: datetime
     created_at: datetime

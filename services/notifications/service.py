@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -14,7 +14,7 @@ from promptstack.config.names import Queue
 from promptstack.repositories.access_models import User
 from promptstack.repositories.jobs.records import NewJobRow
 from promptstack.repositories.models import Job, JobKind, JobState, new_id
-from promptstack.repositories.notifications import NotificationRow
+from promptstack.repositories.pages import Page, PageQuery
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.audit.actions import Action, ObjectKind
@@ -26,8 +26,8 @@ from promptstack.services.notifications.errors import MailNotConfigured
 from promptstack.services.notifications.events import NotifyEvent
 from promptstack.services.notifications.mail import Notification, make_message_id
 from promptstack.services.text import check_name, check_storable
-from promptstack.services.validation.bounds import checked_limit
 from promptstack.services.validation.ids import read_id
+from promptstack.services.validation.paging import asked_page
 
 PROVIDER, MODEL = "smtp", "mail"
 """What stands in the row of its job, and in monitors, where others have a provider and a model."""
@@ -180,16 +180,20 @@ class NotificationService:
         after: UUID | str | None = None,
         limit: int = 50,
     ) -> list[NotificationView]:
-        """Read notifications, newest first. `after` is the last id of the page before.
+        """Read notifications, newest first. `after` is the last id of the page before."""
+        asked = asked_page("notification", limit=limit, after=after)
+        return self.get_page(asked, state=state, is_uncertain=is_uncertain).rows
+
+    def get_page(
+        self, asked: PageQuery, *, state: JobState | None = None, is_uncertain: bool = False
+    ) -> Page[NotificationView]:
+        """Read a page of notifications, newest first.
 
         With `is_uncertain`, those that the mail server may have accepted without our hearing it.
         """
-        cursor = None if after is None else read_id(after, "notification")
         with self._ledger.transaction() as unit:
-            rows: Sequence[NotificationRow] = unit.deliveries.notifications(
-                checked_limit(limit), after=cursor, state=state, is_uncertain=is_uncertain
-            )
-        return [NotificationView.model_validate(row) for row in rows]
+            found = unit.deliveries.notifications(asked, state=state, is_uncertain=is_uncertain)
+        return found.of(NotificationView.model_validate)
 
     def get_events(self, user_id: UUID | str) -> list[str]:
         """The events that a user is told by mail. Raises `NotFound`."""

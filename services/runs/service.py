@@ -7,9 +7,10 @@ import math
 import time
 from decimal import Decimal
 from functools import partial
-from typing import Any, Unpack
+from typing import Unpack
 from uuid import UUID
 
+from promptstack.repositories.pages import Page, PageQuery
 from promptstack.repositories.run_models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import Ledger
@@ -34,6 +35,7 @@ from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.views import Preflight, RunView
 from promptstack.services.sources.reading import Source
+from promptstack.services.text import check_storable
 from promptstack.services.validation.bounds import checked_limit, refused_in_words
 from promptstack.services.validation.ids import find_id, read_id, read_owner
 
@@ -149,11 +151,15 @@ class RunService:
 
     def get_many(self, owner: UUID | None = None, limit: int = 20) -> list[RunView]:
         """Return the newest runs."""
-        owner = read_owner(owner)
-        filters: dict[str, Any] = {} if owner is None else {"user_id": owner}
+        return self.get_page(PageQuery(checked_limit(limit)), owner).rows
+
+    def get_page(
+        self, asked: PageQuery, owner: UUID | None = None, *, tag: str | None = None
+    ) -> Page[RunView]:
+        """Return a page of runs, newest first."""
+        check_storable(tag or "", "The tag")
         with self._ledger.transaction() as unit:
-            runs = unit.runs.get_many(limit=checked_limit(limit), newest_first=True, **filters)
-        return [RunView.of(run) for run in runs]
+            return unit.runs.find(asked, read_owner(owner), tag).of(RunView.of)
 
     def cancel(
         self, run_id: UUID | str, owner: UUID | None = None, *, actor: Actor | None = None

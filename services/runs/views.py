@@ -20,6 +20,7 @@ class RunView:
     state: RunState
     name: str
     collection_id: UUID
+    tags: list[str]
     provider: str
     model: str
     total: int

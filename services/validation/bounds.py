@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    FailFast,
     Field,
     JsonValue,
     ValidationError,
@@ -82,6 +83,16 @@ Line = Annotated[
 """Text of one line without control characters."""
 Name = Annotated[Line, Field(max_length=200)]
 """What something is called."""
+MAX_TAGS = 16
+TagName = Annotated[Line, Field(min_length=1, max_length=64)]
+"""A word of the caller's, to find a job or a run by."""
+Tags = Annotated[
+    tuple[TagName, ...],
+    FailFast(),
+    Field(max_length=MAX_TAGS),
+    AfterValidator(lambda tags: tuple(dict.fromkeys(tags))),
+]
+"""Tags of one job or run: each counts once."""
 JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_storable_json)]
 """An object that jsonb can hold."""
 

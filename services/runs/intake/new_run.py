@@ -1,6 +1,6 @@
 """A run before it is stored: what its caller says, and what holds where the caller says nothing."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, TypedDict
@@ -14,7 +14,14 @@ from promptstack.services.llm.parameters import GenerationKeywords
 from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.runs.intake.ingest import Check, Hasher, Intake
 from promptstack.services.sources.reading import Reading, SourceBounds
-from promptstack.services.validation.bounds import Dollars, InFlight, Lifetime, Name, Retries
+from promptstack.services.validation.bounds import (
+    Dollars,
+    InFlight,
+    Lifetime,
+    Name,
+    Retries,
+    Tags,
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class RunOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Name = ""
+    tags: Tags = ()
     user_id: UUID | None = None
     api_key_id: UUID | None = None
     key_limits: KeyLimits | None = None
@@ -75,6 +83,7 @@ class RunKeywords(TypedDict, total=False):
     provider: str | None
     model: str | None
     name: str
+    tags: Sequence[str]
     user_id: UUID | None
     api_key_id: UUID | None
     key_limits: KeyLimits | None

@@ -121,6 +121,7 @@ class RunPreparation:
                 lifetime=options.expires_in or defaults.expires_seconds,
                 kind=new.kind,
                 name=options.name,
+                tags=list(options.tags),
                 user_id=options.user_id,
                 api_key_id=options.api_key_id,
                 collection_id=collection_id,

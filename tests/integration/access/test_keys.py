@@ -164,7 +164,7 @@ def test_another_users_key_is_none(stack: PromptStack) -> None:
     for act in (stack.keys.rotate, stack.keys.revoke):
         with pytest.raises(NotFound):
             act(issued.key.id, owner=bob)
-    assert [key.name for key in stack.keys.get_page(bob)] == ["y"]
+    assert [key.name for key in stack.keys.get_page(bob).rows] == ["y"]
     stack.keys.authenticate(issued.secret)
 
 

@@ -14,10 +14,12 @@ from sqlalchemy import event
 from promptstack.api.http.app import create_app
 from promptstack.config.settings import Settings, load_settings
 from promptstack.repositories.access_models import Role
+from promptstack.repositories.pages import Page
 from promptstack.services.access.users import UserView
 from promptstack.services.audit.actor import Actor
 from promptstack.services.budgets.service import Scope, Subject
 from promptstack.services.flags.rules import ON
+from promptstack.services.jobs.views import JobView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.jobs import execute
 from tests.runs import prompts, work
@@ -64,7 +66,7 @@ class World:
             self.stack.keys.create(self.email, f"key {number}")
             self.stack.keys.create(other, "theirs")
             self.stack.flag_service.set(f"flag_{number}", ON, by=Actor.command_line())
-            newest = self.stack.keys.get_page(self.user_id, after=None, limit=1)[0]
+            newest = self.stack.keys.get_page(self.user_id).rows[0]
             self.stack.budgets.set(Subject(Scope.KEY, newest.id), {"total": 1})
             self.stack.notifications.send(
                 user_id=self.user_id,
@@ -114,7 +116,14 @@ LISTS: Mapping[str, tuple[str, str]] = {
 }
 """How each list is asked for, and where its rows are. Items of a run are read 50 at a time, and one
 more than the page shows."""
-ONE_ROW = {"GET /auth/me", "GET /auth/me/events", "GET /flags/{name}", "GET /overview"}
+ONE_ROW = {
+    "GET /auth/me",
+    "GET /auth/me/events",
+    "GET /flags/{name}",
+    "GET /jobs/{job_id}",
+    "GET /overview",
+    "GET /runs/{run_id}",
+}
 """What has a list in one row, or one that no table has."""
 SUMS = {"GET /usage"}
 """Whose rows are sums, of which more calls don't make more."""
@@ -186,12 +195,12 @@ def test_a_list_that_asks_for_each_row_is_found(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without this, a count that sees nothing would pass."""
-    get_many = world.stack.jobs.get_many
+    get_page = world.stack.jobs.get_page
 
-    def one_by_one(**which: Any) -> list[Any]:
-        return [world.stack.jobs.get(job.id) for job in get_many(**which)]
+    def one_by_one(*which: Any) -> Page[JobView]:
+        return get_page(*which).of(lambda job: world.stack.jobs.get(job.id))
 
-    monkeypatch.setattr(world.stack.jobs, "get_many", one_by_one)
+    monkeypatch.setattr(world.stack.jobs, "get_page", one_by_one)
     counts = []
     for _ in range(2):
         world.stack.jobs.enqueue_many([{"prompt": "Hi.", "user_id": world.user_id}] * 3)

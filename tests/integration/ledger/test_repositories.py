@@ -38,6 +38,7 @@ from promptstack.repositories.errors import (
 from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.migrations import pending, upgrade
 from promptstack.repositories.models import Base, Job
+from promptstack.repositories.pages import FIRST_PAGE, PageQuery
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.tasks.composition import PromptStack
@@ -217,8 +218,9 @@ def test_search_takes_its_query_literally(ledger: Ledger) -> None:
             "example.org": names,
             "nobody": [],
         }.items():
-            assert [user.name for user in unit.users.search(query)] == expected
-            assert [user.name for user in unit.users.search(query, limit=1)] == expected[:1]
+            for asked, shown in ((FIRST_PAGE, expected), (PageQuery(limit=1), expected[:1])):
+                found = unit.users.search(asked, query)
+                assert [user.name for user in found.rows] == shown
 
 
 def test_a_user_is_deleted_with_keys_and_jobs(ledger: Ledger) -> None:

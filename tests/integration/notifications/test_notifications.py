@@ -14,6 +14,7 @@ from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.jobs.records import ClaimStep
 from promptstack.repositories.models import JobState
 from promptstack.repositories.notification_models import Delivery
+from promptstack.repositories.pages import PageQuery
 from promptstack.services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
 from promptstack.services.notifications.errors import MailNotConfigured
 from promptstack.services.notifications.service import MAX_MESSAGE, MAX_SUBJECT, RETRIES
@@ -63,7 +64,7 @@ def test_a_list_of_notifications_reads_no_other_jobs(stack: WorkerServices) -> N
     sql(stack, "ANALYZE jobs")
     with stack.ledger.transaction() as unit:
         event.listen(stack.ledger.engine, "before_cursor_execute", note)
-        assert list(unit.deliveries.notifications(100)) == []
+        assert unit.deliveries.notifications(PageQuery(100)).rows == []
         event.remove(stack.ledger.engine, "before_cursor_execute", note)
         ((statement, parameters),) = [one for one in sent if "FROM jobs" in one[0]]
         rows = unit.session.connection().exec_driver_sql(f"EXPLAIN {statement}", parameters)
