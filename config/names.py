@@ -44,6 +44,9 @@ PROGRESS_KEY = "promptstack:progress:{id}"
 RUN_KEY = "promptstack:run:{id}"
 """Redis hash: where a run stands now. Its changes are in a stream with `:events` after it."""
 
+TEXT_KEY = "promptstack:text:{id}"
+"""Redis stream: the text of a job that asked for a stream, as it is produced."""
+
 EPOCH_KEY = "promptstack:broker-epoch"
 """Lives in the broker's Redis and dies with its data: tells a flushed broker from a slow one."""
 

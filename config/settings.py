@@ -372,6 +372,22 @@ class Settings(BaseSettings):
         86_400, ge=60, description="How long Redis keeps progress; the ledger has it for ever."
     )
 
+    # Texts as they are produced
+    stream_max_bytes: int = Field(
+        1_000_000,
+        ge=10_000,
+        description="Most bytes of a job's text that Redis holds while it is produced. Of a longer "
+        "one, a reader that is behind gets all of it at the end, from the ledger.",
+    )
+    stream_max_pieces: int = Field(
+        10_000, ge=100, description="Most pieces of a job's text in Redis, each of 20 ms or more."
+    )
+    stream_ttl_seconds: int = Field(
+        300,
+        ge=10,
+        description="How long Redis holds a job's text after its last piece; the ledger has it.",
+    )
+
     # The cache
     usage_cache_seconds: float = Field(
         5.0,

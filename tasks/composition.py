@@ -61,6 +61,7 @@ from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.results import RunResults
 from promptstack.services.runs.scheduler import ShardScheduler
 from promptstack.services.sharing.bulk_jobs import BulkJobs
+from promptstack.services.streams.reader import TextStreams
 from promptstack.tasks import connections, from_settings
 from promptstack.tasks.redis_publisher import RedisPublisher
 
@@ -330,6 +331,11 @@ class PromptStack:
         )
 
     @cached_property
+    def text_streams(self) -> TextStreams:
+        """Texts of generations as they are produced."""
+        return TextStreams(self.redis)
+
+    @cached_property
     def flags(self) -> FeatureFlags:
         """Whether features are on."""
         configured = from_settings.feature_flags(self.settings)
@@ -383,7 +389,7 @@ class PromptStack:
         """The rate limiter that all workers share."""
         limiter = RateLimiter(
             SharedBuckets(
-                connections.open_limiter_redis(self.redis_url),
+                connections.open_async_redis(self.redis_url),
                 weights=self.settings.tier_weights,
             ),
             DividedBuckets(self.live_workers),

@@ -45,12 +45,12 @@ def open_redis(url: str) -> Redis:
     )
 
 
-def open_limiter_redis(url: str) -> AsyncRedis:
-    """Make the client of the rate limiter."""
+def open_async_redis(url: str, connections: int = LIMITER_CONNECTIONS) -> AsyncRedis:
+    """Make a client for one event loop, such as the rate limiter's."""
     return AsyncRedis.from_pool(
         BlockingConnectionPool.from_url(
             url,
-            max_connections=LIMITER_CONNECTIONS,
+            max_connections=connections,
             timeout=REDIS_TIMEOUT_SECONDS,
             decode_responses=True,
             socket_timeout=REDIS_TIMEOUT_SECONDS,

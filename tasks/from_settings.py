@@ -18,6 +18,7 @@ from promptstack.services.llm.request_bounds import JsonBounds, RequestBounds
 from promptstack.services.notifications.service import MailDefaults
 from promptstack.services.runs.intake.new_run import RunDefaults
 from promptstack.services.sources.reading import SourceBounds
+from promptstack.services.streams.writer import StreamBounds
 from promptstack.services.validation.schema_bounds import SchemaBounds
 
 
@@ -75,6 +76,15 @@ def client_options(
             "learned": learned,
         }
     return options
+
+
+def stream_bounds(settings: Settings) -> StreamBounds:
+    """How much of a text Redis holds."""
+    return StreamBounds(
+        most_pieces=settings.stream_max_pieces,
+        most_bytes=settings.stream_max_bytes,
+        ttl_seconds=settings.stream_ttl_seconds,
+    )
 
 
 def request_bounds(settings: Settings) -> RequestBounds:

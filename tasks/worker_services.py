@@ -30,7 +30,8 @@ from promptstack.services.runs.handlers import RunWork
 from promptstack.services.runs.maintenance import RunMaintenance
 from promptstack.services.runs.shards.slots import WorkerSlots
 from promptstack.services.runs.shards.worker import ShardTools
-from promptstack.tasks import from_settings
+from promptstack.services.streams.writer import TextStreamWriter
+from promptstack.tasks import connections, from_settings
 from promptstack.tasks.composition import PromptStack
 
 
@@ -84,6 +85,15 @@ class WorkerServices(PromptStack):
             prices=self.prices,
             backoff=self.backoff,
         )
+
+    @cached_property
+    def text_writer(self) -> TextStreamWriter:
+        """What writes texts as they are produced."""
+        redis = connections.open_async_redis(self.redis_url, connections=1)
+        writer = TextStreamWriter(redis, from_settings.stream_bounds(self.settings))
+        loop = self.loop
+        self._exit_stack.callback(lambda: loop.run(writer.aclose()))
+        return writer
 
     @cached_property
     def job_slots(self) -> JobSlots:
