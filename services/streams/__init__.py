@@ -1,1 +1,1 @@
-"""Texts of generations as they are produced: a Redis stream a job, which workers write and doors read."""
+"""Texts of generations as they are produced: workers write them to Redis, and doors read them."""

@@ -133,8 +133,9 @@ def from_ledger(at: Position, text: str, attempt: int) -> Iterator[Piece]:
     whole = Position.of(attempt, MOST_RESTARTS + 2, len(text))
     if at > whole:
         return  # it was told the end
-    if at != whole and text:
+    if at != whole:
         if at != START:
             yield _missed(Position.of(attempt, MOST_RESTARTS + 1).without_text())
-        yield Piece(str(whole), "text", attempt, text)
+        if text:
+            yield Piece(str(whole), "text", attempt, text)
     yield Piece(str(whole.without_text()), "end", attempt)

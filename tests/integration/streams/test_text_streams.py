@@ -39,7 +39,7 @@ class FailingRedis:
         self.exchanges = 0
 
     def pipeline(self, **how: Any) -> Any:
-        pipeline = self.redis.pipeline(**how)
+        pipeline: Any = self.redis.pipeline(**how)
         execute = pipeline.execute
 
         async def fail(**rest: Any) -> Any:
@@ -167,7 +167,7 @@ def test_a_text_comes_piece_by_piece_and_ends(play: Callable[..., None]) -> None
             one.read()
             one.read_rest("Say hello", 1)
             assert (one.text, one.restarts, one.ends) == ("Say hello", 0, 1)
-        assert 0 < int(world.redis.ttl(TEXT_KEY.format(id=world.job_id))) <= WIDE.ttl_seconds  # type: ignore[arg-type]
+        assert 0 < int(world.redis.ttl(TEXT_KEY.format(id=world.job_id))) <= WIDE.ttl_seconds
 
     play(act)
 
@@ -372,13 +372,13 @@ class AnyStream(RuleBasedStateMachine):
     """A text with its workers and readers, of which anything may fail at any time."""
 
     url: ClassVar[str]
+    redis: ClassVar[Redis]
     bounds: ClassVar[StreamBounds]
 
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        with open_redis(self.url) as redis:
-            self.world = World(self.url, redis, self.bounds)
+        self.world = World(self.url, self.redis, self.bounds)
         self.do(self._open(1))
         self.text = ""
         self.old: TextStream | None = None
@@ -425,6 +425,7 @@ class AnyStream(RuleBasedStateMachine):
     @precondition(lambda self: self.old is not None)
     @rule()
     def the_old_worker_writes(self) -> None:
+        assert self.old is not None
         self.do(self.world.write(self.old, "OLD"))
         for reader in self.readers:
             reader.read()
@@ -473,9 +474,9 @@ class AnyStream(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("bounds", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_whatever_happens_each_reader_has_the_whole_text_in_the_end(
-    redis_url: str, bounds: StreamBounds
+    redis_url: str, redis: Redis, bounds: StreamBounds
 ) -> None:
-    machine = type("Machine", (AnyStream,), {"url": redis_url, "bounds": bounds})
+    machine = type("Machine", (AnyStream,), {"url": redis_url, "redis": redis, "bounds": bounds})
     run_state_machine_as_test(
         machine, settings=settings(max_examples=60, stateful_step_count=30, deadline=None)
     )
