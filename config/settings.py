@@ -447,6 +447,36 @@ class Settings(BaseSettings):
         description="Time for which a mail is tried that the mail server does not take (3 days).",
     )
 
+    # Webhooks
+    webhook_allowed_hosts: Annotated[list[str], NoDecode] = Field(
+        [],
+        description="Hosts that events may be sent to though they are private or without TLS, by "
+        "name or address, separated by commas. All others must be public.",
+    )
+    webhook_allow_http: bool = Field(
+        False, description="Whether events may be sent to http:// addresses, without TLS."
+    )
+    webhook_retry_seconds: Annotated[list[Seconds], NoDecode] = Field(
+        [0, 5, 300, 1_800, 7_200, 28_800, 86_400],
+        description="Waits before each attempt to deliver an event, separated by commas: the first "
+        "after its job ended, each other one after the attempt before it failed.",
+    )
+    webhook_timeout_seconds: PositiveSeconds = Field(
+        10.0, description="Time in which a receiver must have answered an event."
+    )
+    webhook_disable_failures: int = Field(
+        10,
+        ge=1,
+        description="Attempts that fail in a row, after which an endpoint is disabled and its user "
+        "told by mail.",
+    )
+    webhook_endpoints: int = Field(20, ge=1, description="Most endpoints of one user.")
+    webhook_retention_seconds: PositiveSeconds = Field(
+        604_800.0,
+        description="How long the log of a delivery is kept, and an event for an endpoint that is "
+        "disabled (7 days).",
+    )
+
     # Runs
     run_in_flight: int = Field(
         32, ge=1, le=1_000, description="Calls of a run under way at once in each worker."
@@ -526,7 +556,12 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
-        for name in ("allowed_hosts", "trusted_proxies"):
+        for name in (
+            "allowed_hosts",
+            "trusted_proxies",
+            "webhook_allowed_hosts",
+            "webhook_retry_seconds",
+        ):
             if isinstance(said := values.get(name), str):
                 values[name] = [one.strip() for one in said.split(",") if one.strip()]
         return values
@@ -608,6 +643,16 @@ class Settings(BaseSettings):
     def _mail_has_a_sender(self) -> Self:
         if (self.smtp_url is None) != (self.mail_from is None):
             raise ValueError("SMTP_URL and MAIL_FROM must be set together, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _events_are_kept_for_all_attempts(self) -> Self:
+        if not self.webhook_retry_seconds:
+            raise ValueError("WEBHOOK_RETRY_SECONDS must have a number for each attempt")
+        if sum(self.webhook_retry_seconds) >= self.webhook_retention_seconds:
+            raise ValueError(
+                "WEBHOOK_RETENTION_SECONDS must be more than all of WEBHOOK_RETRY_SECONDS together"
+            )
         return self
 
     @model_validator(mode="after")

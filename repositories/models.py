@@ -171,6 +171,8 @@ class Job(Base):
     idempotency_key: Mapped[str | None]
     tags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     """Words of the caller's, to find it by."""
+    webhook: Mapped[str | None]
+    """The address that its end is told to, beside its user's endpoints."""
     result: Mapped[dict[str, Any] | None]
     current: Mapped[int] = mapped_column(server_default="0")
     total: Mapped[int] = mapped_column(server_default="1")

@@ -69,6 +69,8 @@ class Run(Base):
     """Calls under way at once in each worker."""
     max_retries: Mapped[int]
     max_cost_usd: Mapped[Decimal | None] = mapped_column(Numeric(18, 10))
+    webhook: Mapped[str | None]
+    """The address that its end is told to, beside its user's endpoints."""
 
     total: Mapped[int] = mapped_column(server_default="0")
     last_position: Mapped[int] = mapped_column(server_default="0")

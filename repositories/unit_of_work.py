@@ -44,6 +44,9 @@ from promptstack.repositories.signs import SignsRepository
 from promptstack.repositories.timeouts import IDLE_LIMIT
 from promptstack.repositories.turns import TurnsRepository
 from promptstack.repositories.usage import UsageRepository
+from promptstack.repositories.webhooks.deliveries import WebhookDeliveryRepository
+from promptstack.repositories.webhooks.endpoints import WebhookRepository
+from promptstack.repositories.webhooks.sending import SendingRepository
 
 _NOW = text("SELECT clock_timestamp()")
 _TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtext(:name))")
@@ -98,6 +101,9 @@ class UnitOfWork:
     audit = _lazy(AuditRepository)
     turns = _lazy(TurnsRepository)
     deliveries = _lazy(DeliveryRepository)
+    webhooks = _lazy(WebhookRepository)
+    webhook_deliveries = _lazy(WebhookDeliveryRepository)
+    webhook_sending = _lazy(SendingRepository)
     idempotency_keys = _lazy(IdempotencyRepository)
 
     def __init__(self, session: Session) -> None:

@@ -20,6 +20,7 @@ from promptstack.services.runs.intake.new_run import RunDefaults
 from promptstack.services.sources.reading import SourceBounds
 from promptstack.services.streams.writer import StreamBounds
 from promptstack.services.validation.schema_bounds import SchemaBounds
+from promptstack.services.validation.webhook_urls import WebhookRules
 
 
 def server_urls(settings: Settings) -> tuple[str, str]:
@@ -138,6 +139,14 @@ def job_defaults(settings: Settings, bounds: RequestBounds) -> JobDefaults:
         max_text_bytes=settings.max_text_bytes,
         max_metadata_bytes=settings.max_metadata_bytes,
         request_bounds=bounds,
+        webhook_rules=webhook_rules(settings),
+    )
+
+
+def webhook_rules(settings: Settings) -> WebhookRules:
+    """Which addresses events are sent to."""
+    return WebhookRules.of(
+        allow_http=settings.webhook_allow_http, allowed_hosts=settings.webhook_allowed_hosts
     )
 
 
@@ -165,4 +174,5 @@ def run_defaults(settings: Settings, bounds: RequestBounds) -> RunDefaults:
             settings.max_record_values,
             settings.max_source_part_bytes,
         ),
+        webhook_rules=webhook_rules(settings),
     )

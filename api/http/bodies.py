@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from promptstack.services.collections.lookup import MAX_NAME_CHARACTERS
 from promptstack.services.validation.bounds import Lifetime, Line, Name, Retries, Tags, Text
+from promptstack.services.validation.webhook_urls import Webhook
 
 MAX_FIELDS = 100
 """More than any request has. Validation reports each unknown field: a body with a million of them
@@ -59,6 +60,9 @@ class Body(BaseModel):
         None, description="Seconds after which it ends as expired where it is not done."
     )
     tags: Tags = Field((), description="Words of yours, to find it by.")
+    webhook: Webhook | None = Field(
+        None, description="Where its end is told to, beside your endpoints."
+    )
 
     @model_validator(mode="before")
     @classmethod

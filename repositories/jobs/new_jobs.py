@@ -23,6 +23,7 @@ _GIVEN = {
     "api_key_id": "uuid",
     "idempotency_key": "text",
     "max_retries": "integer",
+    "webhook": "text",
     "lifetime": "double precision",
     "tags": "text",
 }

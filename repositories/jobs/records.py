@@ -90,6 +90,8 @@ class NewJobRow(NamedTuple):
     api_key_id: UUID | None
     idempotency_key: str | None
     max_retries: int
+    webhook: str | None
+    """The address that its end is told to, beside its user's endpoints."""
     lifetime: float
     """Seconds until its deadline, by the clock of the database, which ends it."""
     tags: Sequence[str] = ()

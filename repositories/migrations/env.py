@@ -8,7 +8,8 @@ import promptstack.repositories.budget_models
 import promptstack.repositories.content.embeddings
 import promptstack.repositories.flag_models
 import promptstack.repositories.notification_models
-import promptstack.repositories.run_models  # noqa: F401 - they add their tables to the metadata
+import promptstack.repositories.run_models
+import promptstack.repositories.webhook_models  # noqa: F401 - they add their tables to the metadata
 from promptstack.repositories.models import Base
 
 context.configure(

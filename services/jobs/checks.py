@@ -24,6 +24,7 @@ from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.requests import Fallback, GenerationRequest
 from promptstack.services.text import check_name, check_storable
 from promptstack.services.validation.bounds import refused_in_words
+from promptstack.services.validation.ids import check_signing_secret
 
 MAX_SOURCE_BYTES = 2_000
 """PostgreSQL refuses index entries over about 2,700 bytes."""
@@ -36,6 +37,7 @@ EVERY_JOBS = (
     "max_retries",
     "expires_in",
     "tags",
+    "webhook",
 )
 
 
@@ -60,6 +62,8 @@ class JobChecks:
         self._session = session
         self._preferred: dict[UUID, str | None] = {}
         self._collections: dict[tuple[UUID | None, str], UUID] = {}
+        self._with_secrets: set[UUID | None] = set()
+        """Users who have a secret that signs the webhooks of jobs."""
 
     def of_call(self, session: Session | None) -> "JobChecks":
         """The same for the jobs of one call, which asks once what each user prefers."""
@@ -68,7 +72,7 @@ class JobChecks:
     def generation(self, entry: Mapping[str, Any], place: str = "") -> NewJob:
         """A checked generation of a `GenerationEntry`. Raises `InvalidInput`, `NotPermitted`."""
         given = dict(entry)
-        options = _options(given, EVERY_JOBS)
+        options = self._options(given, EVERY_JOBS)
         provider = given.pop("provider", None) or self._preferred_provider(options.user_id)
         model = self._factory.offered(provider).choose_model(
             Capability.GENERATION, given.pop("model", None)
@@ -96,7 +100,7 @@ class JobChecks:
     def embedding(self, entry: Mapping[str, Any], place: str = "") -> NewJob:
         """A checked document of an `EmbeddingEntry`. Raises `InvalidInput`."""
         given = dict(entry)
-        options = _options(given, (*EVERY_JOBS, "chunk_tokens"))
+        options = self._options(given, (*EVERY_JOBS, "chunk_tokens"))
         provider = given.pop("provider", None) or self._defaults.embedding_provider
         model = self._factory.offered(provider).choose_model(
             Capability.EMBEDDING, given.pop("model", None)
@@ -128,6 +132,17 @@ class JobChecks:
         return NewJob(
             JobKind.EMBEDDING, provider, model, body, _WRITE(body), options, document, place
         )
+
+    def _options(self, given: dict[str, Any], names: Iterable[str]) -> JobOptions:
+        """Take a job's own options from what was given."""
+        options = _options(given, names)
+        if options.webhook is not None:
+            self._defaults.webhook_rules.check(options.webhook.url)
+            if options.user_id not in self._with_secrets:
+                with self._unit() as work:
+                    check_signing_secret(work, options.user_id)
+                self._with_secrets.add(options.user_id)
+        return options
 
     def _complete(self, given: Fallback | Mapping[str, Any]) -> Fallback:
         """Name the model of a fallback. Raises `InvalidInput`."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, JsonValue
 from promptstack.services.access.key_terms import KeyLimits
 from promptstack.services.llm.parameters import GenerationKeywords
 from promptstack.services.llm.requests import Fallback
+from promptstack.services.validation.webhook_urls import Webhook
 
 
 class JobKeywords(TypedDict, total=False):
@@ -29,6 +30,8 @@ class JobKeywords(TypedDict, total=False):
     expires_in: float | None
     tags: Sequence[str]
     """Words of yours, to find it by."""
+    webhook: Webhook | str | None
+    """The address that its end is told to, signed with its user's own secret."""
 
 
 class GenerationOptions(GenerationKeywords, JobKeywords, total=False):

@@ -194,6 +194,7 @@ class JobIntake:
             api_key_id=new.options.api_key_id,
             idempotency_key=new.options.idempotency_key,
             max_retries=self._retries(new),
+            webhook=new.options.webhook.url if new.options.webhook else None,
             lifetime=new.options.expires_in or self._defaults.expires_seconds,
             tags=new.options.tags,
         )

@@ -14,6 +14,7 @@ from promptstack.repositories.models import JobKind, new_id
 from promptstack.services.access.key_terms import KeyLimits
 from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.validation.bounds import ChunkTokens, Lifetime, Name, Retries, Tags
+from promptstack.services.validation.webhook_urls import GivenWebhook, WebhookRules
 
 QUEUES = {
     (JobKind.GENERATION, False): Queue.GENERATION,
@@ -37,6 +38,7 @@ class JobDefaults:
     max_text_bytes: int
     max_metadata_bytes: int = 16_384
     request_bounds: RequestBounds = field(default_factory=RequestBounds)
+    webhook_rules: WebhookRules = field(default_factory=WebhookRules)
 
 
 class JobOptions(BaseModel):
@@ -52,6 +54,8 @@ class JobOptions(BaseModel):
     idempotency_key: Annotated[Name, Field(min_length=1)] | None = None
     max_retries: Retries | None = None
     expires_in: Lifetime | None = None
+    webhook: GivenWebhook | None = None
+    """The address that its end is told to, beside its user's endpoints."""
     is_bulk: bool = False
     """Whether interactive jobs go first."""
     chunk_tokens: ChunkTokens | None = None

@@ -160,6 +160,7 @@ class NotificationService:
             api_key_id=None,
             idempotency_key=key,
             max_retries=RETRIES,
+            webhook=None,
             lifetime=defaults.lifetime,
         )
         added = unit.new_jobs.add([row])

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.unit_of_work import UnitOfWork
-from promptstack.services.errors import AmbiguousId, InvalidInput, NotFound
+from promptstack.services.errors import AmbiguousId, InvalidInput, NotFound, WrongState
 
 HEX_DIGITS = 32
 NAMED = 5
@@ -30,6 +30,15 @@ def check_user(unit: UnitOfWork, user_id: UUID | None) -> None:
     """Raise `NotFound` where there is no such user. None stands for no user."""
     if user_id is not None and unit.users.get(user_id) is None:
         raise NotFound(f"There is no user {user_id}.")
+
+
+def check_signing_secret(unit: UnitOfWork, user_id: UUID | None) -> None:
+    """Raise `WrongState` where a user has no secret to sign the webhooks of jobs and runs with."""
+    if not unit.webhooks.has_own_secret(user_id):
+        raise WrongState(
+            "A webhook in a job or run is signed with your own secret, and there is none yet. Make "
+            "it first: POST /webhooks/secret, or promptstack webhooks secret."
+        )
 
 
 def find_id(rows: BaseRepository[Any], what: str, given: str) -> UUID:

@@ -22,6 +22,7 @@ from promptstack.services.validation.bounds import (
     Retries,
     Tags,
 )
+from promptstack.services.validation.webhook_urls import GivenWebhook, Webhook, WebhookRules
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class RunDefaults:
     block_bytes: int
     request_bounds: RequestBounds = field(default_factory=RequestBounds)
     source_bounds: SourceBounds = field(default_factory=SourceBounds)
+    webhook_rules: WebhookRules = field(default_factory=WebhookRules)
 
 
 class RunOptions(BaseModel):
@@ -70,6 +72,8 @@ class RunOptions(BaseModel):
     max_cost_usd: Dollars | None = None
     max_retries: Retries | None = None
     expires_in: Lifetime | None = None
+    webhook: GivenWebhook | None = None
+    """The address that its end is told to, beside its user's endpoints."""
     reading: Reading = Reading()
     total_bytes: int | None = None
     """Of all inputs, a template filled in. None: as many as the source has."""
@@ -92,6 +96,7 @@ class RunKeywords(TypedDict, total=False):
     max_cost_usd: Decimal | float | str | None
     max_retries: int | None
     expires_in: float | None
+    webhook: Webhook | str | None
     reading: Reading
     total_bytes: int | None
     on_progress: Callable[[Intake], None]

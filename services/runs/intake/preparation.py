@@ -21,7 +21,7 @@ from promptstack.services.runs.intake.new_run import NewRun, RunDefaults, RunOpt
 from promptstack.services.runs.intake.plans import RunPlan
 from promptstack.services.runs.views import Preflight
 from promptstack.services.sources.reading import Reading, Source
-from promptstack.services.validation.ids import check_user
+from promptstack.services.validation.ids import check_signing_secret, check_user
 
 DELETED_AT_ONCE = 50_000
 
@@ -50,6 +50,8 @@ class RunPreparation:
         opened, records = looked_at(source, options.reading)
         new: NewRun = plan.lines.agree(records)
         del records  # it would keep all that is read from now on
+        if options.webhook is not None:
+            self._defaults.webhook_rules.check(options.webhook.url)
         if options.max_cost_usd is not None:
             self._estimator.check_limit(new.kind, new.provider, new.model, new.parameters)
         reading = self._reading(new, options.reading)
@@ -117,6 +119,8 @@ class RunPreparation:
         with self._ledger.transaction() as unit:
             check_user(unit, options.user_id)
             collection_id = place_of(unit, options.collection, options.user_id)
+            if options.webhook is not None:
+                check_signing_secret(unit, options.user_id)
             return unit.runs.add(
                 lifetime=options.expires_in or defaults.expires_seconds,
                 kind=new.kind,
@@ -131,6 +135,7 @@ class RunPreparation:
                 in_flight=options.in_flight or defaults.in_flight,
                 max_retries=defaults.max_retries if retries is None else retries,
                 max_cost_usd=options.max_cost_usd,
+                webhook=options.webhook.url if options.webhook else None,
             ).id
 
 

@@ -1,0 +1,1 @@
+"""Webhooks: where events are sent, what is due, and what became of it."""

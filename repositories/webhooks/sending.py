@@ -1,0 +1,296 @@
+"""Deliveries that are due: who takes them, and what came of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from promptstack.repositories.base import change_rows
+from promptstack.repositories.wire_values import BatchStatement, array_literal
+
+LOGGED_ATTEMPTS = 20
+"""Of one delivery, the newest: somebody may replay it again and again."""
+
+
+class Target(NamedTuple):
+    """Where deliveries go that must not hold up others."""
+
+    endpoint_id: UUID
+    host: str
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many deliveries a worker can take now."""
+
+    deliveries: int
+    """All together."""
+    of_endpoint: int
+    """To one endpoint; or of one user, to addresses that jobs and runs have named."""
+    of_target: int
+    """To one endpoint, or to one host that jobs and runs have named."""
+    busy: Mapping[Target, int]
+    """What the worker has in hand already."""
+
+
+@dataclass(frozen=True)
+class DueDelivery:
+    """A delivery as one worker took it. `claims` is the fence of what comes of it."""
+
+    id: UUID
+    endpoint_id: UUID
+    host: str
+    event_id: UUID
+    type: str
+    object_id: UUID
+    url: str
+    secret: str
+    previous_secret: str | None
+    """Where it signs still."""
+    claims: int
+    failures: int
+    created_at: datetime
+
+    @property
+    def target(self) -> Target:
+        """Where it goes."""
+        return Target(self.endpoint_id, self.host)
+
+
+class SettledDelivery(NamedTuple):
+    """What came of an attempt."""
+
+    id: UUID
+    claims: int
+    is_delivered: bool
+    wait_seconds: float | None
+    """Until the next attempt; None: there is none."""
+    entry: str
+    """Of the log, as JSON."""
+
+
+class EndpointHealth(NamedTuple):
+    """How an endpoint does, after some attempts."""
+
+    id: UUID
+    user_id: UUID | None
+    failures: int
+
+
+class SendingRepository:
+    """What those who send events take and note."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def claim(self, room: Room, lease_seconds: float) -> list[DueDelivery]:
+        """Take deliveries that are due, the oldest first.
+
+        Nobody else takes one before the lease is over: then its worker counts as dead.
+        """
+        busy = list(room.busy.items())
+        rows = self._session.execute(
+            _CLAIM,
+            {
+                "busy_endpoints": array_literal([target.endpoint_id for target, _ in busy]),
+                "busy_hosts": array_literal([target.host for target, _ in busy]),
+                "busy_counts": array_literal([count for _, count in busy]),
+                "room": room.deliveries,
+                "of_endpoint": room.of_endpoint,
+                "of_target": room.of_target,
+                "lease": lease_seconds,
+            },
+        )
+        return [DueDelivery(**row._mapping) for row in rows]
+
+    def hold_disabled(self) -> None:
+        """Let deliveries to disabled endpoints wait until these are enabled."""
+        self._session.execute(_HOLD_DISABLED)
+
+    def settle(self, settled: Sequence[SettledDelivery]) -> None:
+        """Note what came of attempts. A failure counts only while nobody else has taken it."""
+        _SETTLE.run(self._session, [one._asdict() for one in settled], most=LOGGED_ATTEMPTS)
+
+    def note_health(
+        self, alive: Mapping[UUID, bool], rest_after: int, rest_seconds: float, most_rest: float
+    ) -> list[EndpointHealth]:
+        """Count failures in a row of endpoints; those that have failed now.
+
+        From the failure `rest_after` on, an endpoint rests for `rest_seconds`, twice as long after
+        each other one, and never longer than `most_rest`.
+        """
+        rows = [{"id": key, "is_alive": is_alive} for key, is_alive in alive.items()]
+        found = _NOTE_HEALTH.run(
+            self._session, rows, after=rest_after, seconds=rest_seconds, most=most_rest
+        )
+        return [EndpointHealth(row.id, row.user_id, row.failures) for row in found if row.failures]
+
+    def release(self, claims: Mapping[UUID, int]) -> None:
+        """Give back what was taken, and nothing has come of yet."""
+        _RELEASE.run(self._session, [{"id": key, "claims": n} for key, n in claims.items()])
+
+    def prune(self, retention: float, limit: int = 1_000) -> int:
+        """Delete up to `limit` deliveries of events so many seconds ago, or of no endpoint."""
+        given = {"retention": retention, "limit": limit}
+        return change_rows(self._session, _PRUNE.bindparams(**given))
+
+
+# One look for each target with something to send, and not for each delivery.
+_TARGETS = """
+WITH RECURSIVE targets AS (
+    (
+        SELECT endpoint_id, host FROM webhook_deliveries WHERE due_at IS NOT NULL
+        ORDER BY endpoint_id, host LIMIT 1
+    )
+    UNION ALL
+    SELECT next.endpoint_id, next.host FROM targets, LATERAL (
+        SELECT endpoint_id, host FROM webhook_deliveries
+        WHERE due_at IS NOT NULL AND (endpoint_id, host) > (targets.endpoint_id, targets.host)
+        ORDER BY endpoint_id, host LIMIT 1
+    ) AS next
+)
+"""
+
+# An endpoint that has just failed gets one event at a time: one that hangs holds up nobody.
+_CLAIM = text(
+    f"""{_TARGETS}
+, busy AS (
+    SELECT * FROM unnest(
+        CAST(:busy_endpoints AS uuid[]), CAST(:busy_hosts AS text[]), CAST(:busy_counts AS int[])
+    ) AS t (endpoint_id, host, count)
+), open AS (
+    SELECT
+        targets.endpoint_id, targets.host,
+        greatest(0,
+            CASE
+                WHEN endpoints.failures > 0 AND endpoints.url IS NOT NULL THEN 1 ELSE :of_target
+            END - coalesce(busy.count, 0)
+        ) AS room,
+        :of_endpoint - coalesce((
+            SELECT sum(count) FROM busy AS all_busy
+            WHERE all_busy.endpoint_id = targets.endpoint_id
+        ), 0) AS room_of_endpoint
+    FROM targets
+    JOIN webhook_endpoints AS endpoints ON endpoints.id = targets.endpoint_id
+    LEFT JOIN users ON users.id = endpoints.user_id
+    LEFT JOIN busy ON busy.endpoint_id = targets.endpoint_id AND busy.host = targets.host
+    WHERE endpoints.disabled_at IS NULL AND users.disabled_at IS NULL
+    AND (endpoints.rests_until IS NULL OR endpoints.rests_until <= now())
+), due AS (
+    SELECT
+        first.id, first.due_at, open.room_of_endpoint,
+        row_number() OVER (PARTITION BY open.endpoint_id ORDER BY first.due_at) AS number
+    FROM open, LATERAL (
+        SELECT id, due_at FROM webhook_deliveries AS deliveries
+        WHERE deliveries.endpoint_id = open.endpoint_id AND deliveries.host = open.host
+        AND due_at <= now()
+        ORDER BY due_at LIMIT open.room FOR UPDATE SKIP LOCKED
+    ) AS first
+), chosen AS MATERIALIZED (
+    SELECT id FROM due WHERE number <= room_of_endpoint ORDER BY due_at LIMIT :room
+)
+UPDATE webhook_deliveries AS deliveries SET
+    claims = deliveries.claims + 1,
+    due_at = now() + make_interval(secs => :lease)
+FROM chosen, webhook_endpoints AS endpoints
+WHERE deliveries.id = chosen.id AND endpoints.id = deliveries.endpoint_id
+RETURNING deliveries.id, deliveries.endpoint_id, deliveries.host, deliveries.event_id,
+    deliveries.type, deliveries.object_id, coalesce(deliveries.url, endpoints.url) AS url,
+    endpoints.secret,
+    CASE WHEN endpoints.previous_until > now() THEN endpoints.previous_secret END
+        AS previous_secret,
+    deliveries.claims, deliveries.failures, deliveries.created_at
+"""  # noqa: S608 - our own text
+)
+
+_HOLD_DISABLED = text("""
+UPDATE webhook_deliveries SET due_at = NULL WHERE id IN (
+    SELECT deliveries.id FROM webhook_endpoints AS endpoints
+    JOIN webhook_deliveries AS deliveries ON deliveries.endpoint_id = endpoints.id
+    WHERE endpoints.disabled_at IS NOT NULL AND deliveries.due_at <= now()
+    FOR UPDATE OF deliveries SKIP LOCKED
+)
+""")
+
+_SETTLE = BatchStatement(
+    "id uuid, claims integer, is_delivered boolean, wait_seconds float8, entry text",
+    """
+UPDATE webhook_deliveries AS deliveries SET
+    state = CASE
+        WHEN given.is_delivered THEN 'delivered' WHEN given.wait_seconds IS NULL THEN 'failed'
+        ELSE 'pending'
+    END,
+    due_at = CASE
+        WHEN NOT given.is_delivered THEN now() + make_interval(secs => given.wait_seconds)
+    END,
+    failures = deliveries.failures + CASE WHEN given.is_delivered THEN 0 ELSE 1 END,
+    attempts = CASE
+        WHEN jsonb_array_length(deliveries.attempts) < :most THEN deliveries.attempts
+        ELSE deliveries.attempts - 0
+    END || CAST(given.entry AS jsonb),
+    finished_at = CASE
+        WHEN given.is_delivered OR given.wait_seconds IS NULL THEN clock_timestamp()
+    END
+FROM given
+WHERE deliveries.id = given.id AND deliveries.state = 'pending'
+AND (given.is_delivered OR deliveries.claims = given.claims)
+RETURNING deliveries.id
+""",
+)
+
+_NOTE_HEALTH = BatchStatement(
+    "id uuid, is_alive boolean",
+    """
+, changed AS (
+    SELECT endpoints.id, CASE WHEN given.is_alive THEN 0 ELSE endpoints.failures + 1 END AS failures
+    FROM given JOIN webhook_endpoints AS endpoints ON endpoints.id = given.id
+    WHERE endpoints.url IS NOT NULL AND (endpoints.failures > 0 OR NOT given.is_alive)
+    ORDER BY endpoints.id FOR NO KEY UPDATE OF endpoints
+)
+UPDATE webhook_endpoints AS endpoints SET
+    failures = changed.failures,
+    rests_until = CASE
+        WHEN changed.failures >= :after THEN now() + make_interval(
+            secs => least(:most, :seconds * power(2, least(changed.failures - :after, 20)))
+        )
+    END
+FROM changed WHERE endpoints.id = changed.id
+RETURNING endpoints.id, endpoints.user_id, endpoints.failures
+""",
+)
+
+_RELEASE = BatchStatement(
+    "id uuid, claims integer",
+    """
+UPDATE webhook_deliveries AS deliveries SET due_at = now() FROM given
+WHERE deliveries.id = given.id AND deliveries.claims = given.claims
+AND deliveries.state = 'pending'
+RETURNING deliveries.id
+""",
+)
+
+_PRUNE = text(
+    f"""{_TARGETS}
+, gone AS (
+    SELECT DISTINCT endpoint_id FROM targets
+    WHERE NOT EXISTS (SELECT FROM webhook_endpoints WHERE id = targets.endpoint_id)
+)
+DELETE FROM webhook_deliveries WHERE id IN (
+    (
+        SELECT id FROM webhook_deliveries
+        WHERE created_at < now() - make_interval(secs => :retention)
+        ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED
+    )
+    UNION ALL
+    (
+        SELECT id FROM webhook_deliveries
+        WHERE due_at IS NOT NULL AND endpoint_id IN (SELECT endpoint_id FROM gone)
+        LIMIT :limit
+    )
+)
+"""  # noqa: S608 - our own text
+)
