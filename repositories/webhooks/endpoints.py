@@ -102,7 +102,7 @@ class WebhookRepository(BaseRepository[WebhookEndpoint]):
         self, user_id: UUID | None, asked: PageQuery, *, is_everybodys: bool = False
     ) -> Page[WebhookEndpoint]:
         """A page of the endpoints of a user, or of everybody."""
-        conditions = [WebhookEndpoint.url.is_not(None)]
+        conditions: list[ColumnElement[bool]] = [WebhookEndpoint.url.is_not(None)]
         if not is_everybodys:
             conditions.append(belongs_to(user_id))
         return self.get_page(asked, *conditions)
