@@ -145,6 +145,13 @@ class Settings(BaseSettings):
         description="Most connections that the HTTP API holds open at once. Keep it below the "
         "system's limit of open files (ulimit -n).",
     )
+    max_downloads: int = Field(
+        16,
+        ge=1,
+        description="Results and failures of runs that the HTTP API sends as files at once. Each "
+        "takes some megabytes of memory.",
+    )
+    max_downloads_of_one_user: int = Field(4, ge=1, description="Of these, the most for one user.")
     secret_key: Secret = Field(
         SecretStr(DEFAULT_SECRET_KEY),
         description="Signs the tokens of who has signed in. Long and random in production.",

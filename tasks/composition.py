@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from promptstack.services.notifications.mailer import Mailer
+    from promptstack.services.runs.downloads import RunDownloads
     from promptstack.services.runs.service import RunService
     from promptstack.tasks.celery_publisher import CeleryPublisher
 
@@ -480,6 +481,18 @@ class PromptStack:
     def run_results(self) -> RunResults:
         """The output of runs."""
         return RunResults(self.ledger)
+
+    @cached_property
+    def run_downloads(self) -> "RunDownloads":
+        """The output of runs as files."""
+        from promptstack.services.runs.downloads import RunDownloads  # noqa: PLC0415
+
+        return RunDownloads(
+            self.ledger,
+            self.run_results,
+            self.cache,
+            guard_formulas=self.settings.csv_guard_formulas,
+        )
 
     @cached_property
     def rate_limited_jobs(self) -> RateLimitedJobs:

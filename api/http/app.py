@@ -17,11 +17,14 @@ from promptstack.api.http.health import HealthCheck
 from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
 from promptstack.api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
 from promptstack.api.http.sessions import LOGINS_AT_ONCE, LoginSlots
+from promptstack.api.http.transfers import Downloads
 from promptstack.api.http.waiting import JobWaiters
 from promptstack.tasks.composition import PromptStack
 
 SUMS_AT_ONCE = 4
 """Threads that sum usage or count jobs, of which each holds a connection for long."""
+BLOCKS_AT_ONCE = 4
+"""Threads that make blocks of downloads. More make none the sooner."""
 
 
 def create_app(stack: PromptStack) -> FastAPI:
@@ -30,10 +33,10 @@ def create_app(stack: PromptStack) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # One thread for each database connection, less those of large bodies, of logins, of sums
-        # and of /healthz. A burst of requests waits for a thread instead of failing.
+        # One thread for each database connection, less those of large bodies, of logins, of sums,
+        # of downloads and of /healthz. A burst of requests waits for a thread instead of failing.
         connections = settings.database_pool_size + settings.database_max_overflow
-        others = LARGE_HANDLED_AT_ONCE + LOGINS_AT_ONCE + SUMS_AT_ONCE + 1
+        others = LARGE_HANDLED_AT_ONCE + LOGINS_AT_ONCE + SUMS_AT_ONCE + BLOCKS_AT_ONCE + 1
         to_thread.current_default_thread_limiter().total_tokens = max(1, connections - others)
         sums = ThreadPoolExecutor(SUMS_AT_ONCE, "sums")
         asyncio.get_running_loop().set_default_executor(sums)
@@ -47,6 +50,11 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.state.health = HealthCheck(stack)
     app.state.job_waiters = JobWaiters(stack.progress.read, settings.chat_max_waiting)
     app.state.login_slots = LoginSlots()
+    app.state.downloads = Downloads(
+        most=settings.max_downloads,
+        of_one_user=settings.max_downloads_of_one_user,
+        made_at_once=BLOCKS_AT_ONCE,
+    )
     app.state.large_bodies = LargeBodies(settings.max_body_values)
     # Made now: the first two requests would make them twice, in two threads.
     _ = (
@@ -56,6 +64,7 @@ def create_app(stack: PromptStack) -> FastAPI:
         stack.jobs,
         stack.runs,
         stack.run_results,
+        stack.run_downloads,
         stack.usage,
     )
     _ = (

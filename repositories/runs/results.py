@@ -10,13 +10,13 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     LargeBinary,
-    Select,
     Text,
     cast,
     func,
     literal_column,
     or_,
     select,
+    true,
 )
 from sqlalchemy.orm import Session
 
@@ -73,51 +73,69 @@ class RunResultRepository:
         after: int,
         limit: int,
         *,
-        with_text: bool,
+        with_text: bool = False,
+        with_vector: bool = True,
+        until: int | None = None,
     ) -> list[Produced]:
-        """Return the next vectors after a position, each of the first model that has one."""
-        query = self._page(run_id, after, limit, with_text=with_text)
-        found = []
-        for model in models:
-            vectors = TABLES[model.storage].alias()
-            query = query.outerjoin(vectors, _its_vector(vectors, model)).add_columns(
-                getattr(func, f"{model.storage}_send")(vectors.c.vector, type_=LargeBinary)
-            )
-            found.append(vectors.c.content_hash.is_not(None))
+        """Return the next vectors after a position, each of the first model that has one.
+
+        Without `with_vector` the same items come without them.
+        """
+        found = [_sent_vector(model) if with_vector else _has_vector(model) for model in models]
+        rows = self._page(run_id, after, until, found, limit, with_text=with_text)
         return [
-            Produced(row[0], row[1], row[2], row[3], _first_vector(row[4:], models), None)
-            for row in self._session.execute(query.where(or_(*found)))
+            Produced(
+                row[0],
+                row[1],
+                row[2],
+                row[3],
+                _first_vector(row[4:], models) if with_vector else None,
+                None,
+            )
+            for row in rows
         ]
 
-    def count_vectors(self, run_id: UUID, model: EmbeddingModel) -> int:
+    def count_vectors(
+        self, run_id: UUID, model: EmbeddingModel, *, after: int = 0, until: int | None = None
+    ) -> int:
         """Count the succeeded items of a run that have a vector of this model."""
         vectors = TABLES[model.storage]
+        end = [] if until is None else [Item.position <= until]
         query = (
             select(func.count())
             .select_from(Item)
             .join(Outcome, _its_outcome())
             .join(vectors, _its_vector(vectors, model))
-            .where(Item.run_id == run_id, Outcome.error_code.is_(None))
+            .where(Item.run_id == run_id, Item.position > after, *end, Outcome.error_code.is_(None))
         )
         return self._session.scalar(query) or 0
 
     def answers(
-        self, run_id: UUID, provider: str, model: str, after: int, limit: int, *, with_text: bool
+        self,
+        run_id: UUID,
+        provider: str,
+        model: str,
+        after: int,
+        limit: int,
+        *,
+        with_text: bool = False,
+        until: int | None = None,
     ) -> list[Produced]:
         """Return the next answers after a position."""
-        query = self._page(run_id, after, limit, with_text=with_text).add_columns(Answer.result)
-        rows = self._session.execute(
-            query.join(
-                Answer,
-                (Answer.content_hash == Item.content_hash)
-                & (Answer.provider == provider)
-                & (Answer.model == model),
-            )
+        answer = select(Answer.result).where(
+            Answer.content_hash == Item.content_hash,
+            Answer.provider == provider,
+            Answer.model == model,
         )
+        found = [answer.correlate(Item).scalar_subquery()]
+        rows = self._page(run_id, after, until, found, limit, with_text=with_text)
         return [Produced(row[0], row[1], row[2], row[3], None, row[4]) for row in rows]
 
-    def failures(self, run_id: UUID, after: int, limit: int) -> list[FailedItem]:
+    def failures(
+        self, run_id: UUID, after: int, limit: int, *, until: int | None = None
+    ) -> list[FailedItem]:
         """Return the next failures after a position."""
+        end = [] if until is None else [Outcome.position <= until]
         rows = self._session.execute(
             select(
                 Item.position,
@@ -131,6 +149,7 @@ class RunResultRepository:
             .where(
                 Outcome.run_id == run_id,
                 Outcome.position > after,
+                *end,
                 Outcome.error_code.is_not(None),
             )
             .order_by(Outcome.position)
@@ -138,19 +157,59 @@ class RunResultRepository:
         )
         return [FailedItem(*row) for row in rows]
 
-    def _page(self, run_id: UUID, after: int, limit: int, *, with_text: bool) -> Select[Any]:
+    def _page(
+        self,
+        run_id: UUID,
+        after: int,
+        until: int | None,
+        found: Sequence[ColumnElement[Any]],
+        limit: int,
+        *,
+        with_text: bool,
+    ) -> Sequence[Sequence[Any]]:
+        """Return succeeded items for which one of `found` is there, and these after their fields.
+
+        Whatever PostgreSQL knows of the tables, it reads the items in order, looks each one's
+        outcome and result up, and stops at the limit: it can't join subqueries that give a value,
+        and OFFSET 0 keeps it from looking a result up twice. As a join, a page of a run whose
+        tables were never analysed took seconds.
+        """
         asked: ColumnElement[Any] = (
             func.coalesce(Item.text, cast(Item.messages, Text))
             if with_text
             else literal_column("NULL")
         )
-        return (
-            select(Item.position, Item.custom_id, Item.attributes, asked)
-            .join(Outcome, _its_outcome())
-            .where(Item.run_id == run_id, Item.position > after, Outcome.error_code.is_(None))
+        has_succeeded = (
+            select(Outcome.error_code.is_(None)).where(_its_outcome()).correlate(Item)
+        ).scalar_subquery()
+        end = [] if until is None else [Item.position <= until]
+        items = (
+            select(
+                Item.position,
+                Item.custom_id,
+                Item.attributes,
+                asked.label("asked"),
+                *(one.label(f"found_{number}") for number, one in enumerate(found)),
+            )
+            .where(Item.run_id == run_id, Item.position > after, *end, has_succeeded)
             .order_by(Item.position)
-            .limit(limit)
+            .offset(literal_column("0"))
+            .subquery()
         )
+        results = list(items.c)[4:]
+        query = select(items).where(or_(*(one.is_not(None) for one in results))).limit(limit)
+        return self._session.execute(query).all()
+
+
+def _sent_vector(model: EmbeddingModel) -> ColumnElement[Any]:
+    vectors = TABLES[model.storage].alias()
+    sent = getattr(func, f"{model.storage}_send")(vectors.c.vector, type_=LargeBinary)
+    return select(sent).where(_its_vector(vectors, model)).correlate(Item).scalar_subquery()
+
+
+def _has_vector(model: EmbeddingModel) -> ColumnElement[Any]:
+    vectors = TABLES[model.storage].alias()
+    return select(true()).where(_its_vector(vectors, model)).correlate(Item).scalar_subquery()
 
 
 def _its_vector(vectors: FromClause, model: EmbeddingModel) -> ColumnElement[bool]:

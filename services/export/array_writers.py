@@ -1,14 +1,15 @@
 """Writes results as Parquet and NumPy arrays, some rows at a time."""
 
+import io
 from contextlib import suppress
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from promptstack.repositories.runs.results import Produced
-from promptstack.services.export.columns import Shape, checked_vector, json_line
+from promptstack.services.export.columns import Columns, Row, checked_vector, json_line
 from promptstack.services.export.items import NotWritable
 from promptstack.services.export.line_writers import identity
 
@@ -19,10 +20,10 @@ WHOLE_NUMBERS = frozenset({"position", "input_tokens", "output_tokens"})
 """Columns of Parquet; the others but the vector are strings."""
 
 
-class Parquet:
+class Parquet(Generic[Row]):
     """One row a result, in groups of rows; metadata and other structures are JSON."""
 
-    def __init__(self, file: BinaryIO, shape: Shape) -> None:
+    def __init__(self, file: BinaryIO, shape: Columns[Row]) -> None:
         self._shape = shape
         self._kinds = {
             name: pa.int64() if name in WHOLE_NUMBERS else pa.string() for name in shape.names
@@ -38,7 +39,7 @@ class Parquet:
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
 
-    def write(self, item: Produced) -> None:
+    def write(self, item: Row) -> None:
         """Keep one row; write the rows when they fill a group."""
         row = self._shape.row(item)
         for name in row.keys() - {"vector"}:
@@ -89,7 +90,7 @@ class Npy:
         self._dimensions = dimensions
         self._with_input = with_input
         self._count = 0
-        self._write_header()
+        self._file.write(npy_header(0, dimensions))
 
     def write(self, item: Produced) -> None:
         """Write one vector and one id."""
@@ -101,17 +102,20 @@ class Npy:
     def finish(self) -> None:
         """Write the number of rows into the header."""
         self._file.seek(0)
-        self._write_header()
+        self._file.write(npy_header(self._count, self._dimensions))
 
     def abandon(self) -> None:
         """Nothing to do."""
 
-    def _write_header(self) -> None:
-        # NumPy leaves room for the first axis to grow: the header has the same size each time.
-        np.lib.format.write_array_header_1_0(
-            self._file,
-            {"descr": "<f4", "fortran_order": False, "shape": (self._count, self._dimensions)},
-        )
+
+def npy_header(rows: int, dimensions: int) -> bytes:
+    """Return the header of an array. It has the same size for any number of rows."""
+    header = io.BytesIO()
+    # NumPy leaves room for the first axis to grow.
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (rows, dimensions)}
+    )
+    return header.getvalue()
 
 
 def _check_fits(name: str, value: Any) -> None:

@@ -1,12 +1,13 @@
 """Turns results into rows of a table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from promptstack.repositories.runs.results import Produced
+from promptstack.repositories.runs.results import FailedItem, Produced
 from promptstack.services.export.items import NotWritable
 from promptstack.services.validation.json_text import dump_json
 
@@ -16,9 +17,28 @@ ANSWER = ("answer", *PLAIN_ANSWER, "json", "details")
 JSON_COLUMNS = frozenset({"metadata", "vector", "json", "details"})
 
 
+Row = TypeVar("Row", bound=Produced | FailedItem)
+Row_contra = TypeVar("Row_contra", bound=Produced | FailedItem, contravariant=True)
+
+
+class Columns(Protocol[Row_contra]):
+    """The columns of a table, and how one of its rows is made."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The columns in order."""
+
+    @property
+    def dimensions(self) -> int | None:
+        """How many numbers a vector has; None where there are no vectors."""
+
+    def row(self, item: Row_contra) -> dict[str, Any]:
+        """Return a row by the names of its columns. Raises `NotWritable`."""
+
+
 @dataclass(frozen=True)
 class Shape:
-    """The columns of a table."""
+    """The columns of a table of results."""
 
     with_input: bool
     with_answer: bool
@@ -52,6 +72,18 @@ class Shape:
         elif item.answer is not None:
             raise _unlike(item)
         return row
+
+
+class FailureColumns:
+    """The columns of a table of failed items."""
+
+    names = ("position", "custom_id", "code", "error", "detail", "metadata")
+    dimensions = None
+
+    def row(self, item: FailedItem) -> dict[str, Any]:
+        """Return the row of a failed item. Raises `NotWritable`."""
+        row = {name: getattr(item, name) for name in self.names}
+        return row | {"metadata": as_json(item.metadata)}
 
 
 def checked_vector(item: Produced, dimensions: int) -> npt.NDArray[np.float32]:

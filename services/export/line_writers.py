@@ -2,12 +2,19 @@
 
 import csv
 import re
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Generic, Protocol
 
 import numpy as np
 
 from promptstack.repositories.runs.results import FailedItem, Produced
-from promptstack.services.export.columns import JSON_COLUMNS, Shape, as_json, json_line
+from promptstack.services.export.columns import (
+    JSON_COLUMNS,
+    Columns,
+    Row,
+    Row_contra,
+    as_json,
+    json_line,
+)
 from promptstack.services.export.items import NotWritable
 
 FORMULA_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
@@ -40,10 +47,10 @@ def _as_hex(found: re.Match[str]) -> str:
     return control if control == "\r\n" else f"\\x{ord(control):02x}"
 
 
-class Writer(Protocol):
-    """Writes results one by one."""
+class Writer(Protocol[Row_contra]):
+    """Writes results, or failed items, one by one."""
 
-    def write(self, item: Produced) -> None:
+    def write(self, item: Row_contra) -> None:
         """Write one result whole, or none of it. Raises `NotWritable`."""
 
     def finish(self) -> None:
@@ -76,16 +83,24 @@ class JsonLines:
         """Nothing to do."""
 
 
-class Csv:
+class Csv(Generic[Row]):
     """A header, then one row a result; values other than texts and numbers are JSON."""
 
-    def __init__(self, file: BinaryIO, shape: Shape, *, guard_formulas: bool) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        shape: Columns[Row],
+        *,
+        guard_formulas: bool,
+        with_header: bool = True,
+    ) -> None:
         self._shape = shape
         self._guard_formulas = guard_formulas
         self._rows = csv.DictWriter(_Encoded(file), shape.names)
-        self._rows.writeheader()
+        if with_header:
+            self._rows.writeheader()
 
-    def write(self, item: Produced) -> None:
+    def write(self, item: Row) -> None:
         """Write one row."""
         row = self._shape.row(item)
         if row.get("vector") is not None:
@@ -126,6 +141,12 @@ class ErrorLines:
             self._file.write(json_line(line))
         except NotWritable:
             self._file.write(json_line({**line, "metadata": {}}))
+
+    def finish(self) -> None:
+        """Nothing to do."""
+
+    def abandon(self) -> None:
+        """Nothing to do."""
 
 
 def identity(item: Produced, *, with_input: bool) -> dict[str, Any]:

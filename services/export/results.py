@@ -112,7 +112,7 @@ class _ErrorFile:
 
 
 def _write_all(
-    writer: Writer,
+    writer: Writer[Produced],
     produced: Iterable[Produced],
     count: int | None,
     tell: Callable[[FailedItem], None],
@@ -166,7 +166,7 @@ def _writer(
     shape: Shape,
     *,
     guard_formulas: bool,
-) -> Writer:
+) -> Writer[Produced]:
     match kind:
         case ExportFormat.JSONL:
             return JsonLines(files.create(path), with_input=shape.with_input)
