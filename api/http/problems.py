@@ -9,7 +9,11 @@ from fastapi import Response
 from pydantic import BaseModel, Field
 
 MEDIA_TYPE = "application/problem+json"
-TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+TITLES = {
+    413: "Content Too Large",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
 """The names of RFC 9110. Python's own depend on its version."""
 DETAILS = {
     404: "There is nothing at this address.",

@@ -2,19 +2,19 @@
 
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from promptstack.api.http.auth import CurrentCaller, Owner, Stack
+from promptstack.api.http.auth import CurrentCaller, Owner
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.api.http.transfers import Downloads, SentInBlocks
 from promptstack.services.export.items import ExportFormat
-from promptstack.services.runs.downloads import Download, Wanted
+from promptstack.services.runs.downloads import Wanted
+from promptstack.tasks.composition import PromptStack
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=ProtectedRoute)
 
@@ -33,7 +33,7 @@ _HEADERS: dict[str, Any] = {
         "schema": {"type": "string"},
     },
     "X-Next-After": {
-        "description": "While the run goes on: send it as `after` next time, and nothing is missed.",
+        "description": "While the run goes on: what to send as `after` next time to miss nothing.",
         "schema": {"type": "integer"},
     },
     "ETag": {
@@ -68,102 +68,96 @@ class ResultFileQuery(FileQuery):
     with_vector: bool = Field(True, description="Without vectors it says whose they are.")
 
 
-Ranged = Annotated[str | None, Header(alias="Range", description="Such as `bytes=1000-`.")]
-IfRange = Annotated[str | None, Header(description="An ETag: the whole file if it is another.")]
-IfNoneMatch = Annotated[str | None, Header(description="An ETag: 304 if it is the same.")]
+class Sender:
+    """Sends downloads as the headers of a request ask for them."""
+
+    def __init__(
+        self,
+        request: Request,
+        caller: CurrentCaller,
+        owner: Owner,
+        *,
+        range_: Annotated[
+            str | None, Header(alias="Range", description="Such as `bytes=1000-`.")
+        ] = None,
+        if_range: Annotated[
+            str | None, Header(description="An ETag: the whole file if it is another.")
+        ] = None,
+        if_none_match: Annotated[
+            str | None, Header(description="An ETag: 304 if it is the same.")
+        ] = None,
+    ) -> None:
+        stack: PromptStack = request.app.state.stack
+        self._service = stack.run_downloads
+        self._downloads: Downloads = request.app.state.downloads
+        self._user_id = caller.user_id
+        self._owner = owner
+        self._range = range_
+        self._if_range = if_range
+        self._if_none_match = if_none_match
+
+    async def send(self, run_id: UUID, wanted: Wanted) -> Response:
+        """Send what a run has produced. Raises `TooManyTransfers`, and as `RunDownloads.open`."""
+        makers = self._downloads.makers
+        with ExitStack() as held:
+            held.enter_context(self._downloads.slots.taken_by(self._user_id))
+            download = await to_thread.run_sync(
+                self._service.open, run_id, self._owner, wanted, limiter=makers
+            )
+            headers = {
+                "Content-Disposition": f'attachment; filename="{download.name}"',
+                "X-Content-Type-Options": "nosniff",
+                "Cache-Control": "private, no-cache",
+            }
+            status, start, stop = 200, 0, None
+            if download.tag is None:
+                headers |= {"X-Incomplete": "true", "X-Next-After": str(download.next_after)}
+            else:
+                etag = f'"{download.tag}"'
+                headers |= {"ETag": etag, "Accept-Ranges": "bytes"}
+                if _names(self._if_none_match, etag):
+                    return Response(status_code=304, headers=headers)
+                asked = _range(self._range)
+                if asked is not None and self._if_range in {None, etag}:
+                    length = await to_thread.run_sync(download.measure, limiter=makers)
+                    status, (start, stop) = 206, _part(*asked, length)
+                    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{length}"
+            end = download.length if stop is None else stop
+            if end is not None:
+                headers["Content-Length"] = str(end - start)
+            return SentInBlocks(
+                download.blocks(start, stop),
+                makers,
+                held.pop_all(),
+                status_code=status,
+                headers=headers,
+                media_type=MEDIA_TYPES[wanted.format],
+            )
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """What the headers of a request ask for."""
-
-    range: str | None
-    if_range: str | None
-    if_none_match: str | None
+Sending = Annotated[Sender, Depends()]
 
 
 @router.get("/{run_id}/results/{format}", response_class=Response, responses=ANSWERS)
 async def download_results(
     run_id: UUID,
     format: ExportFormat,  # noqa: A002 - as the path calls it
-    stack: Stack,
-    caller: CurrentCaller,
-    owner: Owner,
-    request: Request,
     query: Annotated[ResultFileQuery, Query()],
-    range_: Ranged = None,
-    if_range: IfRange = None,
-    if_none_match: IfNoneMatch = None,
+    sender: Sending,
 ) -> Response:
     """Download what a run has produced so far; by `Range` when it is done."""
-    wanted = Wanted(format, **dict(query))
-    conditions = Conditions(range_, if_range, if_none_match)
-    return await _send(request, caller.user_id, run_id, owner, wanted, conditions)
+    return await sender.send(run_id, Wanted(format, **dict(query)))
 
 
 @router.get("/{run_id}/failures/{format}", response_class=Response, responses=ANSWERS)
 async def download_failures(
     run_id: UUID,
     format: ExportFormat,  # noqa: A002 - as the path calls it
-    stack: Stack,
-    caller: CurrentCaller,
-    owner: Owner,
-    request: Request,
     query: Annotated[FileQuery, Query()],
-    range_: Ranged = None,
-    if_range: IfRange = None,
-    if_none_match: IfNoneMatch = None,
+    sender: Sending,
 ) -> Response:
     """Download which items of a run have failed so far, and why; by `Range` when it is done."""
-    wanted = Wanted(format, failures=True, **dict(query))
-    conditions = Conditions(range_, if_range, if_none_match)
-    return await _send(request, caller.user_id, run_id, owner, wanted, conditions)
-
-
-async def _send(
-    request: Request,
-    user_id: UUID,
-    run_id: UUID,
-    owner: UUID | None,
-    wanted: Wanted,
-    conditions: Conditions,
-) -> Response:
-    downloads: Downloads = request.app.state.downloads
-    service = request.app.state.stack.run_downloads
-    with ExitStack() as held:
-        held.enter_context(downloads.slots.taken_by(user_id))
-        download: Download = await to_thread.run_sync(
-            service.open, run_id, owner, wanted, limiter=downloads.makers
-        )
-        headers = {
-            "Content-Disposition": f'attachment; filename="{download.name}"',
-            "X-Content-Type-Options": "nosniff",
-            "Cache-Control": "private, no-cache",
-        }
-        status, start, stop = 200, 0, None
-        if download.tag is None:
-            headers |= {"X-Incomplete": "true", "X-Next-After": str(download.next_after)}
-        else:
-            etag = f'"{download.tag}"'
-            headers |= {"ETag": etag, "Accept-Ranges": "bytes"}
-            if _names(conditions.if_none_match, etag):
-                return Response(status_code=304, headers=headers)
-            asked = ONE_RANGE.fullmatch(conditions.range or "")
-            if asked and asked.group() != "bytes=-" and conditions.if_range in {None, etag}:
-                length = await to_thread.run_sync(download.measure, limiter=downloads.makers)
-                status, (start, stop) = 206, _part(asked[1], asked[2], length)
-                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{length}"
-            if download.length is not None:
-                end = download.length if stop is None else stop
-                headers["Content-Length"] = str(end - start)
-        return SentInBlocks(
-            download.blocks(start, stop),
-            downloads.makers,
-            held.pop_all(),
-            status_code=status,
-            headers=headers,
-            media_type=MEDIA_TYPES[wanted.format],
-        )
+    return await sender.send(run_id, Wanted(format, failures=True, **dict(query)))
 
 
 def _names(tags: str | None, etag: str) -> bool:
@@ -172,12 +166,22 @@ def _names(tags: str | None, etag: str) -> bool:
     return etag in given or given == ["*"]
 
 
-def _part(first: str, last: str, length: int) -> tuple[int, int]:
+def _range(header: str | None) -> tuple[int | None, int | None] | None:
+    """Read which one range is asked for. Any other header is as none (RFC 9110, 14.2)."""
+    found = ONE_RANGE.fullmatch(header or "")
+    if found is None or found.group(1, 2) == ("", ""):
+        return None
+    first, last = (int(part) if part else None for part in found.group(1, 2))
+    is_backwards = first is not None and last is not None and last < first
+    return None if is_backwards else (first, last)
+
+
+def _part(first: int | None, last: int | None, length: int) -> tuple[int, int]:
     """Return where a part begins and ends. Raises 416 for one that isn't there."""
-    if first:
-        start, stop = int(first), min(length, int(last) + 1) if last else length
+    if first is None:
+        start, stop = max(0, length - (last or 0)), length
     else:
-        start, stop = max(0, length - int(last)), length
+        start, stop = first, length if last is None else min(length, last + 1)
     if start >= stop:
         raise HTTPException(
             416,

@@ -102,7 +102,7 @@ class World:
             "key_id": self.ada.key.id,
         }
         self._ids["user_id"] = user_id
-        self._ids |= {"name": "some_flag"}
+        self._ids |= {"name": "some_flag", "format": "jsonl"}
 
     def ask(self, route: str, credential: str | None) -> Response:
         """Send a request of a route, for Ada's object where it names one."""

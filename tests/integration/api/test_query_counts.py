@@ -163,7 +163,10 @@ def list_routes(stack: WorkerServices) -> set[str]:
     found = set()
     for path, methods in described["paths"].items():
         if "get" in methods:
-            answer = methods["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+            contents = methods["get"]["responses"]["200"]["content"]
+            if "application/json" not in contents:
+                continue  # a file
+            answer = contents["application/json"]["schema"]
             model = described["components"]["schemas"].get(
                 answer.get("$ref", "").rpartition("/")[2]
             )
