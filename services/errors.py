@@ -33,6 +33,12 @@ class NotFound(PromptStackError):
     code = "NOT_FOUND"
 
 
+class NoAnswer(PromptStackError):
+    """The job has ended without an answer."""
+
+    code = "NO_ANSWER"
+
+
 class EmbeddedElsewhere(PromptStackError):
     """Another job embeds the same passages now; this one will use its vectors."""
 

@@ -189,6 +189,7 @@ class PromptStack:
             self.progress,
             self.factory,
             defaults,
+            texts=self.text_streams,
             after_bulk=self.bulk_jobs.after_enqueue,
         )
 

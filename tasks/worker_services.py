@@ -111,7 +111,8 @@ class WorkerServices(PromptStack):
         """What every job goes through."""
         handlers = {
             JobKind.GENERATION: Handler(
-                partial(generate, self.provider_calls), after=self.bulk_jobs.after_job
+                partial(generate, self.provider_calls, self.text_writer),
+                after=self.bulk_jobs.after_job,
             ),
             JobKind.EMBEDDING: Handler(
                 self.document_embedder.embed, after=self.bulk_jobs.after_job

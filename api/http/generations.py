@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Response, status
-from pydantic import BeforeValidator, ConfigDict, FailFast, Field
+from pydantic import BeforeValidator, ConfigDict, FailFast, Field, StrictBool
 
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import (
@@ -41,6 +41,9 @@ class GenerationBody(GenerationParameters, JobBody):
     ] = Field((), description="The turns of a conversation, where the input is not `prompt`.")
     fallbacks: Annotated[tuple[Fallback, ...], FailFast(), Field(max_length=MAX_FALLBACKS)] = Field(
         (), description="Who is asked, in this order, where the provider can't answer."
+    )
+    stream: StrictBool = Field(
+        False, description="Show its text as it is produced: its pieces are among its events."
     )
 
 

@@ -33,10 +33,27 @@ def taken(
     }
 
 
-def failed(error: PromptStackError, provider: str, model: str, prices: Prices) -> dict[str, Any]:
-    """What is known about the cost of a failed call, as the columns of its attempt."""
+def failed(
+    error: PromptStackError,
+    provider: str,
+    model: str,
+    prices: Prices,
+    heard: Usage | None = None,
+) -> dict[str, Any]:
+    """What is known about the cost of a failed call, as the columns of its attempt.
+
+    `heard` is an estimate, where a part of its answer has come: that part is billed.
+    """
+    told = getattr(error, "usage", None)
+    if told is None and heard is not None:
+        return {
+            **cut_off(heard, provider, model, prices),
+            "latency_seconds": None,
+            "limiter_wait_seconds": None,
+            "provider_request_id": getattr(error, "request_id", None),
+        }
     billing = billing_of(error)
-    took = _used(getattr(error, "usage", None) or UNKNOWN, provider, model, prices)
+    took = _used(told or UNKNOWN, provider, model, prices)
     if billing is Billing.NOT_BILLED:
         took["cost_usd"] = Decimal(0)
     return {
@@ -46,6 +63,15 @@ def failed(error: PromptStackError, provider: str, model: str, prices: Prices) -
         "limiter_wait_seconds": None,
         "provider_request_id": getattr(error, "request_id", None),
         "note": getattr(error, "note", None) or None,
+    }
+
+
+def cut_off(heard: Usage, provider: str, model: str, prices: Prices) -> dict[str, Any]:
+    """What a call took that was cut off in its answer, as columns of its attempt."""
+    return {
+        **_used(heard, provider, model, prices),
+        "billing": Billing.BILLED,
+        "note": "the answer was cut off; its tokens are an estimate",
     }
 
 

@@ -124,6 +124,8 @@ class Executor:
                 handler = self._handlers[claim.kind]
                 stored = await self._do(job, handler)
                 outcome = self._outcome(stored or await self._snapshot(job_id))
+                if job.text is not None and outcome.state is not None and outcome.state.is_final:
+                    job.text.end()
             except TransientLedgerError as error:
                 return JobOutcome(JobState.QUEUED, error=f"{error.code}: {error}")
         if outcome.state is not None:

@@ -13,7 +13,9 @@ from promptstack.services.execution.provider_calls import CallOutcome, ProviderC
 from promptstack.services.limiter.terms import Need
 from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.llm.base import LLMService
+from promptstack.services.llm.listening import Listener
 from promptstack.services.llm.requests import GenerationRequest
+from promptstack.services.streams.writer import TextStream, TextStreamWriter
 from promptstack.services.text import make_storable_json
 
 logger = logging.getLogger(__name__)
@@ -22,16 +24,23 @@ EXPECTED_OUTPUT_TOKENS = 256
 """Assumed if a request sets no maximum; the limiter learns what such calls really take."""
 
 
-async def generate(calls: ProviderCalls, job: JobContext) -> CallOutcome[LLMResponse]:
+async def generate(
+    calls: ProviderCalls, texts: TextStreamWriter, job: JobContext
+) -> CallOutcome[LLMResponse]:
     """Ask the job's provider, and its fallbacks in their order while none can answer.
 
     Raises the error that decides what becomes of the job.
     """
     request = GenerationRequest.model_validate(job.claim.request)
+    if request.stream:
+        job.text = texts.open(job.claim.job_id, job.claim.attempt)
     met: list[PromptStackError] = []
     for target in request.targets():
         try:
-            return await calls.make(job, _call(job.claim, target))
+            call = await calls.make(job, _call(job.claim, target, job.text))
+            if job.text is not None:
+                job.text.correct(call.answer.text)
+            return call
         except PromptStackError as error:
             if not (error.falls_back or error.is_wait):
                 raise
@@ -42,7 +51,18 @@ async def generate(calls: ProviderCalls, job: JobContext) -> CallOutcome[LLMResp
     raise _deciding(met)
 
 
-def _call(claim: Claim, target: GenerationRequest) -> ProviderCall[LLMResponse]:
+def _call(
+    claim: Claim, target: GenerationRequest, text: TextStream | None
+) -> ProviderCall[LLMResponse]:
+    listener = None if text is None else Listener(text.write)
+
+    async def ask(llm: LLMService) -> LLMResponse:
+        if text is not None:
+            text.begin(f"{target.provider}/{target.model} is asked")
+        return await llm.generate_text(
+            target, claim.user_id, failures=claim.failures, listener=listener
+        )
+
     def need(llm: LLMService) -> Need:
         expected = llm.estimate_tokens(target.text())
         output = target.max_tokens or EXPECTED_OUTPUT_TOKENS
@@ -51,9 +71,10 @@ def _call(claim: Claim, target: GenerationRequest) -> ProviderCall[LLMResponse]:
     return ProviderCall(
         provider=target.provider,
         model=target.model,
-        ask=lambda llm: llm.generate_text(target, claim.user_id, failures=claim.failures),
+        ask=ask,
         need=need,
         most=lambda: most_of_generation(target),
+        listener=listener,
     )
 
 

@@ -7,6 +7,7 @@ from promptstack.repositories.models import JobState
 from promptstack.services.execution.active_jobs import JobHandle
 from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.jobs.progress import Progress, ProgressService
+from promptstack.services.streams.writer import TextStream
 
 OnProgress = Callable[[Progress], None]
 """Receives every step of progress."""
@@ -28,6 +29,8 @@ class JobContext:
         self.ledger = ledger
         self._progress = progress
         self._on_progress = on_progress
+        self.text: TextStream | None = None
+        """Where its text is shown as it is produced, if it asked for that."""
 
     def show(self, current: int = 0, total: int = 1) -> None:
         """Show how much of the job is done."""

@@ -17,7 +17,7 @@ from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.jobs.records import BeginStep, NewCall
 from promptstack.repositories.models import AttemptState
 from promptstack.repositories.unit_of_work import UnitOfWork
-from promptstack.services.accounting.billing import credible, failed, taken
+from promptstack.services.accounting.billing import credible, cut_off, failed, taken
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.accounting.upper_bounds import MostTokens, most_usd
 from promptstack.services.errors import DeadlinePassed
@@ -30,9 +30,10 @@ from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import Permit
 from promptstack.services.limiter.terms import Need
-from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse
+from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse, Usage
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import ConnectionFailed, RateLimited
+from promptstack.services.llm.listening import Listener
 from promptstack.services.llm.pool import ProviderPool
 
 MAX_THROTTLED = 3
@@ -56,6 +57,12 @@ class ProviderCall(Generic[Answer]):
     items: int = 1
     is_suspect: bool = False
     """Whether it holds a text that failed repeatedly, so that its failure may be the text's."""
+    listener: Listener | None = None
+    """Who hears its answer while it comes."""
+
+    def heard(self, need: Need) -> Usage | None:
+        """What it took if it was cut off in its answer, as an estimate."""
+        return None if self.listener is None else self.listener.usage(need.input_tokens)
 
 
 @dataclass(frozen=True)
@@ -155,13 +162,15 @@ class ProviderCalls:
         try:
             answer = await self._ask(job, call, service, permit)
         except HandedBack:
+            heard = call.heard(need)
+            spent = cut_off(heard, call.provider, call.model, self._prices) if heard else {}
             await self._ledger.write_async(
-                lambda unit: unit.attempts.settle(attempt_id, AttemptState.CANCELLED)
+                lambda unit: unit.attempts.settle(attempt_id, AttemptState.CANCELLED, **spent)
             )
             raise
         except Exception as error:
             shown = known(error)
-            took = failed(shown, call.provider, call.model, self._prices)
+            took = failed(shown, call.provider, call.model, self._prices, call.heard(need))
             await self._settle_failed(attempt_id, shown, took)
             raise
         took = taken(answer, call.provider, call.model, permit, self._prices)

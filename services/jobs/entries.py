@@ -41,6 +41,8 @@ class GenerationOptions(GenerationKeywords, JobKeywords, total=False):
     """Ours or as OpenAI's clients write them, the answers of its SDK included."""
     fallbacks: Sequence[Fallback | Mapping[str, Any]]
     """Are asked where the provider can't answer."""
+    stream: bool
+    """Show its text as it is produced, to `jobs.stream` and over HTTP."""
 
 
 class GenerationEntry(GenerationOptions, total=False):

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Unpack
@@ -21,12 +21,16 @@ from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
 from promptstack.services.errors import InvalidInput, NotFound, WrongState
 from promptstack.services.jobs.enqueue import JobEnqueuer
+from promptstack.services.jobs.entries import GenerationOptions
 from promptstack.services.jobs.filters import JobFilters, checked_filter
 from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.jobs.progress import Progress, ProgressService
 from promptstack.services.jobs.publishing import JobMessage, Publisher, publish_now
+from promptstack.services.jobs.texts import JobTexts
 from promptstack.services.jobs.views import AttemptView, JobView
 from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.services.streams.pieces import Piece
+from promptstack.services.streams.reader import TextStreams
 from promptstack.services.text import check_storable
 from promptstack.services.validation.bounds import checked_time
 from promptstack.services.validation.ids import find_id, read_id, read_owner
@@ -51,6 +55,7 @@ class JobService(JobEnqueuer):
         factory: LLMServiceFactory,
         defaults: JobDefaults,
         *,
+        texts: TextStreams,
         after_bulk: Callable[[Collection[Queue]], None],
     ) -> None:
         super().__init__(ledger, publisher, factory, defaults, after_bulk)
@@ -58,6 +63,7 @@ class JobService(JobEnqueuer):
         self._progress = progress
         self._defaults = defaults
         self._publish = partial(publish_now, ledger, publisher)
+        self._texts = JobTexts(self.get, texts)
 
     def get(self, job_id: UUID | str, *, owner: UUID | None = None) -> JobView:
         """Return a job; with `owner`, only one of that user's. Raises `NotFound`."""
@@ -86,6 +92,28 @@ class JobService(JobEnqueuer):
             with self._ledger.transaction() as work:
                 left = work.jobs.open_of(left)
         return self.get_all(job_ids)
+
+    def stream(
+        self, job: JobView | UUID | str, *, position: str = "0", timeout: float = math.inf
+    ) -> Iterator[Piece]:
+        """Yield the text of a generation as it is produced, until the job has ended.
+
+        A piece of the kind `text` has more of it. One of the kind `restart` says that the text
+        begins again: forget what came before. After a lost connection, go on after the `position`
+        of the last piece. A job that did not ask for `stream` has one piece, at its end.
+
+        Raises `NoAnswer` if the job ends without one, `TimeoutError` after `timeout` seconds,
+        `NotFound`, and `InvalidInput`.
+        """
+        known = job if isinstance(job, JobView) else self.get(job)
+        return self._texts.follow(known, position, timeout)
+
+    def stream_generation(
+        self, prompt: str | None = None, **options: Unpack[GenerationOptions]
+    ) -> Iterator[Piece]:
+        """Enqueue a generation, and yield its text as it is produced; see `stream`."""
+        options["stream"] = True
+        return self.stream(self.enqueue_generation(prompt, **options))
 
     def get_all(self, job_ids: Sequence[UUID | str]) -> list[JobView]:
         """Return the jobs of these ids, in their order. Raises `NotFound` for the first missing."""

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+BYTES_PER_TOKEN = 4
+"""Of UTF-8, where tokens are estimated."""
 Dimension = Literal["requests", "tokens", "input", "output"]
 """What a limit per minute counts: calls, all tokens, or input and output tokens separately."""
 

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from promptstack.config.providers import ModelFacts, NamedProvider
 from promptstack.services.errors import InvalidInput, UnknownModel
 from promptstack.services.llm.answers import (
+    BYTES_PER_TOKEN,
     Capability,
     EmbeddingResponse,
     Examined,
@@ -22,6 +23,7 @@ from promptstack.services.llm.answers import (
     TokenCount,
 )
 from promptstack.services.llm.errors import InvalidProviderRequest, ProviderError
+from promptstack.services.llm.listening import Listener
 from promptstack.services.llm.packing import SUPPOSED_DIMENSIONS, EmbeddingLimits
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.requests import GenerationRequest
@@ -31,7 +33,6 @@ from promptstack.services.text import check_name
 logger = logging.getLogger(__name__)
 
 MAX_MODEL_CHARACTERS = 200
-BYTES_PER_TOKEN = 4
 
 
 class LLMService(ABC):
@@ -184,16 +185,25 @@ class LLMService(ABC):
         """Check the turns of the input."""
 
     async def generate_text(
-        self, request: GenerationRequest, user_id: UUID | None, *, failures: int = 0
+        self,
+        request: GenerationRequest,
+        user_id: UUID | None,
+        *,
+        failures: int = 0,
+        listener: Listener | None = None,
     ) -> LLMResponse:
-        """Ask for one generation.
+        """Ask for one generation. A `listener` hears its text while it comes.
 
         `failures` counts the failures of this job so far; only the demo provider uses it.
         Raises a `ProviderError` subclass; any other exception is a bug in the service.
         """
         started = self._clock()
         try:
-            response = await self._generate(request, user_id, failures)
+            if listener is None:
+                response = await self._generate(request, user_id, failures)
+            else:
+                listener.begin()
+                response = await self._stream(request, user_id, failures, listener)
         except ProviderError as error:
             error.hide(self.secret)
             self._log_failure("generation", request.model, error, started)
@@ -238,6 +248,14 @@ class LLMService(ABC):
         self, request: GenerationRequest, user_id: UUID | None, failures: int
     ) -> LLMResponse:
         raise InvalidProviderRequest(f"Provider '{self.name}' offers no generation models.")
+
+    async def _stream(
+        self, request: GenerationRequest, user_id: UUID | None, failures: int, listener: Listener
+    ) -> LLMResponse:
+        """Ask as `_generate` does. A provider without streams says its text at once, at the end."""
+        response = await self._generate(request, user_id, failures)
+        listener.hear(response.text)
+        return response
 
     async def _embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None

@@ -4,12 +4,14 @@ Its options imitate a slow or failing provider.
 """
 
 import asyncio
+import re
 from typing import ClassVar
 from uuid import UUID
 
 from promptstack.services.llm.answers import Capability, LLMResponse
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import InvalidProviderRequest, Overloaded
+from promptstack.services.llm.listening import Listener
 from promptstack.services.llm.requests import GenerationRequest
 
 MODEL = "demo-1"
@@ -19,7 +21,7 @@ QUOTED_WORDS = 12
 class DemoService(LLMService):
     """Answers with a marked echo of the prompt.
 
-    Options: `delay_seconds` (how long a call takes), `fail_times` (that many attempts of a job
+    Options: `delay_seconds` (how long a call takes, its words one by one in a stream), `fail_times` (that many attempts of a job
     fail as if the provider were overloaded), `fail_with` ("overloaded" or "invalid").
     """
 
@@ -31,13 +33,25 @@ class DemoService(LLMService):
     known_options = frozenset({"delay_seconds", "fail_times", "fail_with"})
 
     async def _generate(
-        self,
-        request: GenerationRequest,
-        user_id: UUID | None,
-        failures: int,
+        self, request: GenerationRequest, user_id: UUID | None, failures: int
     ) -> LLMResponse:
+        delay = _number(request.options.get("delay_seconds", 0), "delay_seconds")
+        await asyncio.sleep(delay)
+        return self._answer(request, failures)
+
+    async def _stream(
+        self, request: GenerationRequest, user_id: UUID | None, failures: int, listener: Listener
+    ) -> LLMResponse:
+        delay = _number(request.options.get("delay_seconds", 0), "delay_seconds")
+        response = self._answer(request, failures)
+        words = re.findall(r"\S+\s*", response.text)
+        for word in words:
+            await asyncio.sleep(delay / len(words))
+            listener.hear(word)
+        return response
+
+    def _answer(self, request: GenerationRequest, failures: int) -> LLMResponse:
         options = request.options
-        await asyncio.sleep(_number(options.get("delay_seconds", 0), "delay_seconds"))
         if failures < _number(options.get("fail_times", 0), "fail_times"):
             if options.get("fail_with") == "invalid":
                 raise InvalidProviderRequest("The demo provider was told to refuse this request.")

@@ -9,6 +9,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    StrictBool,
     model_validator,
 )
 
@@ -90,6 +91,8 @@ class GenerationRequest(GenerationParameters):
     messages: Turns = ()
     fallbacks: tuple[Fallback, ...] = Field(default=(), max_length=MAX_FALLBACKS)
     """Called in this order on overload, outage, open circuit and spent quota."""
+    stream: StrictBool = False
+    """Whether its text is shown as it is produced. The answer is the same."""
 
     @classmethod
     def of_run(

@@ -81,15 +81,17 @@ class TextStream:
             self._waiting.append(text)
             self._wake(self)
 
-    def end(self, text: str | None = None) -> None:
-        """End it: the job has ended, with this `text` if it has one."""
-        if self._ends:
-            return
-        if text is not None and text != "".join(self._text):
-            self._text = [text]
+    def correct(self, text: str) -> None:
+        """Show this text in place of what was shown, if that differs: it is what is stored."""
+        if text != "".join(self._text):
+            self._text = [text] if text else []
             self._restart("the answer differs from what was shown")
-        self._ends = True
-        self._wake(self)
+
+    def end(self) -> None:
+        """End it: the job has ended."""
+        if not self._ends:
+            self._ends = True
+            self._wake(self)
 
     def failed(self) -> None:
         """Note that it is unknown what Redis has; it is sent again, but not after the end."""

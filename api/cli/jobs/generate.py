@@ -2,6 +2,7 @@
 
 import sys
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -13,14 +14,16 @@ from promptstack.api.cli.options.values import seconds_of
 from promptstack.api.cli.terminal import (
     JOB_FAILED,
     JsonFlag,
+    err,
     out,
     print_json,
     printable,
     stop,
 )
 from promptstack.repositories.models import JobState
-from promptstack.services.errors import InvalidInput
+from promptstack.services.errors import InvalidInput, NoAnswer
 from promptstack.services.llm.requests import Fallback, Message
+from promptstack.tasks.composition import PromptStack
 
 
 def generate(
@@ -43,6 +46,9 @@ def generate(
         ),
     ] = None,
     job_options: JobOptions,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print the text as it is produced.")
+    ] = False,
     idempotency_key: Annotated[
         str | None, typer.Option(help="Enqueue at most once under this key.")
     ] = None,
@@ -60,19 +66,41 @@ def generate(
             max_retries=job_options.max_retries,
             expires_in=seconds_of(job_options.expires_in),
             idempotency_key=idempotency_key,
+            stream=stream,
             **generation.keywords(),
         )
-        if job_options.wait:
+        is_printed = stream and job_options.wait and not as_json
+        if is_printed:
+            _print_text(stack, job.id)
+            job = stack.jobs.get(job.id)
+        elif job_options.wait:
             show_until_done(stack, {job.id: 1}, label="Generating", unit="texts", quiet=as_json)
             job = stack.jobs.get(job.id)
         if as_json:
             print_json(job.model_dump(mode="json"))
         elif not job_options.wait:
             out.print(f"Accepted as job {job.id}.")
-        elif job.result:
+        elif job.result and not is_printed:
             out.print(printable(job.result["text"]), markup=False)
         if job_options.wait and job.state is not JobState.SUCCEEDED:
             stop(f"job {job.id} {job.state}: {job.error or 'no reason given'}", JOB_FAILED)
+
+
+def _print_text(stack: PromptStack, job_id: UUID) -> None:
+    """Print a text as it is produced. What was printed stays, so a restart is told."""
+    has_text = False
+    try:
+        for piece in stack.jobs.stream(job_id):
+            if piece.kind == "restart" and has_text:
+                out.print()
+                err.print(f"The text begins again: {printable(piece.reason)}.", markup=False)
+            has_text = piece.kind == "text"
+            out.print(printable(piece.text), end="", markup=False)
+            out.file.flush()
+    except NoAnswer:
+        pass  # the command tells how the job stands
+    if has_text:
+        out.print()
 
 
 def _read_input() -> str:

@@ -12,7 +12,7 @@ from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import InvalidInput
 from promptstack.services.execution.generation import EXPECTED_OUTPUT_TOKENS
 from promptstack.services.limiter.terms import Limits
-from promptstack.services.llm.base import BYTES_PER_TOKEN
+from promptstack.services.llm.answers import BYTES_PER_TOKEN
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.runs.intake.ingest import Intake
 from promptstack.services.runs.intake.new_run import NewRun

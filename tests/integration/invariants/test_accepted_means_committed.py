@@ -49,6 +49,7 @@ def test_a_job_is_committed_when_its_message_leaves_and_when_enqueue_answers(
         stack.progress,
         stack.factory,
         defaults,
+        texts=stack.text_streams,
         after_bulk=stack.bulk_jobs.after_enqueue,
     )
     job = jobs.enqueue_generation("x")

@@ -118,6 +118,7 @@ def service(stack: WorkerServices, publisher: Publisher) -> JobService:
         stack.progress,
         stack.factory,
         DEFAULTS,
+        texts=stack.text_streams,
         after_bulk=bulk.after_enqueue,
     )
 

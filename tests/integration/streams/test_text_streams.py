@@ -158,7 +158,7 @@ def test_a_text_comes_piece_by_piece_and_ends(play: Callable[..., None]) -> None
             before = reader.text
             reader.read()
             assert reader.text == before + piece
-        stream.end("Say hello")
+        stream.end()
         await world.writer.flush()
         reader.read()
         late.read()
@@ -199,9 +199,9 @@ def test_a_retry_begins_again_and_the_worker_before_it_is_fenced_off(
         reader.read()
         assert (reader.text, reader.restarts) == ("", 1)  # before the new text comes
         await world.write(new, "The new", " text")
-        old.end("The old text goes on")
+        old.end()
         await world.writer.flush()
-        new.end("The new text")
+        new.end()
         await world.writer.flush()
         for one in (reader, world.reader()):
             one.read()
@@ -249,7 +249,7 @@ def test_a_reader_behind_the_bound_is_told_so_and_gets_the_whole_text_at_the_end
         for one in (slow, late):
             one.read()
             assert (one.text, one.restarts) == ("", 1)
-        stream.end(text)
+        stream.end()
         await world.writer.flush()
         for one in (quick, slow, late):
             one.read()
@@ -279,7 +279,8 @@ def test_an_answer_that_differs_from_what_was_shown_is_shown_whole(
         reader, stream = world.reader(), world.open()
         await world.write(stream, "{")
         reader.read()
-        stream.end('{"a": 1}')
+        stream.correct('{"a": 1}')
+        stream.end()
         await world.writer.flush()
         reader.read()
         assert (reader.text, reader.restarts, reader.ends) == ('{"a": 1}', 1, 1)
@@ -294,7 +295,7 @@ def test_an_attempt_without_a_text_takes_back_the_text_before_it(
         reader, late = world.reader(), world.reader()
         await world.write(world.open(1), "never mind")
         reader.read()
-        world.open(2).end("")
+        world.open(2).end()
         await world.writer.flush()
         for one in (reader, late):
             one.read()
@@ -360,7 +361,7 @@ def test_what_redis_lost_is_shown_again_before_the_end(
         reader.read()
         assert (reader.text, reader.restarts) == ("one two three ", 1)
         await world.write(stream, "four")
-        stream.end("one two three four")
+        stream.end()
         await world.writer.flush()
         reader.read()
         assert (reader.text, reader.restarts, reader.ends) == ("one two three four", 1, 1)
@@ -457,7 +458,8 @@ class AnyStream(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         async def end() -> None:
-            self.stream.end(self.text)
+            self.stream.correct(self.text)
+            self.stream.end()
             await self.world.writer.flush()
 
         self.do(end())
