@@ -21,8 +21,9 @@ QUOTED_WORDS = 12
 class DemoService(LLMService):
     """Answers with a marked echo of the prompt.
 
-    Options: `delay_seconds` (how long a call takes, its words one by one in a stream), `fail_times` (that many attempts of a job
-    fail as if the provider were overloaded), `fail_with` ("overloaded" or "invalid").
+    Options: `delay_seconds` (how long a call takes; in a stream, the words come one by one),
+    `fail_times` (that many attempts of a job fail as if the provider were overloaded), `fail_with`
+    ("overloaded" or "invalid").
     """
 
     name = "demo"
