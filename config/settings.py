@@ -242,6 +242,11 @@ class Settings(BaseSettings):
     max_text_bytes: int = Field(
         10_000_000, ge=1, description="Largest prompt or document that is accepted, in UTF-8 bytes."
     )
+    query_vector_seconds: float = Field(
+        7 * 86_400,
+        gt=0,
+        description="For how long the same query of a search is not paid for again.",
+    )
     max_metadata_bytes: int = Field(
         16_384, ge=2, description="Most metadata of a document, in bytes of JSON."
     )

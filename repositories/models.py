@@ -21,7 +21,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from promptstack.config.names import Queue, VectorType
@@ -411,6 +411,9 @@ class Document(Base):
     )
 
 
+_WITHOUT_WORDS = text("words IS NULL")
+
+
 class Chunk(Base):
     """A passage of a document."""
 
@@ -424,11 +427,52 @@ class Chunk(Base):
     text: Mapped[str]
     content_hash: Mapped[bytes]
     """SHA-256 of the text: what its vector is found by."""
+    words: Mapped[str | None] = mapped_column(TSVECTOR, deferred=True)
+    """Of the text, in the language of its collection; None in what an older version has cut."""
 
     __table_args__ = (
+        Index("chunks_words", "words", postgresql_using="gin"),
+        Index("chunks_without_words", "id", postgresql_where=_WITHOUT_WORDS),
         UniqueConstraint("document_id", "position", name="chunks_document_position_key"),
         Index("chunks_content_hash", "content_hash"),
     )
+
+
+class UnusedContent(Base):
+    """A content of which a chunk or an item was deleted: if no other has it, its vectors go."""
+
+    __tablename__ = "unused_contents"
+
+    content_hash: Mapped[bytes] = mapped_column(primary_key=True)
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """Not before. A text that a document had before may come back."""
+    collection_id: Mapped[UUID | None]
+    """Of a collection that is being deleted: it is there until its vectors are gone."""
+
+    __table_args__ = (
+        Index("unused_contents_due", "due_at"),
+        Index(
+            "unused_contents_of_collection",
+            "collection_id",
+            postgresql_where=text("collection_id IS NOT NULL"),
+        ),
+    )
+
+
+class QueryVector(Base):
+    """The vector of a query, which is not paid for again. It is no passage that can be found."""
+
+    __tablename__ = "query_vectors"
+
+    provider: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    content_hash: Mapped[bytes] = mapped_column(primary_key=True)
+    """As of a chunk with this text: each user's own."""
+    vector: Mapped[bytes]
+    """Its numbers, as little-endian float32."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("query_vectors_created", "created_at"),)
 
 
 class EmbeddingModel(Base):

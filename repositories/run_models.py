@@ -130,6 +130,8 @@ class PrunedRun(Base):
     __tablename__ = "pruned_runs"
 
     run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    drops_vectors: Mapped[bool] = mapped_column(server_default=sql("false"))
+    """Whether vectors go with its items that nobody else uses: a person has deleted it."""
 
 
 class Item(Base):

@@ -64,6 +64,18 @@ class RunSigns(NamedTuple):
     """Runs or answers of long ago."""
 
 
+class ContentSigns(NamedTuple):
+    """What there is to do for documents."""
+
+    deleted: bool
+    """Collections that are being deleted."""
+    unused: bool
+    """Contents of which a chunk or an item was deleted."""
+    wordless: bool
+    """Chunks whose words are not filled in."""
+    old_queries: bool
+
+
 class SignsRepository:
     """Looks for what needs to be done, each time by one statement. It changes nothing."""
 
@@ -110,6 +122,10 @@ class SignsRepository:
         """
         row = self._look(within, _RUNS, codes=list(ending_codes), silence=silence, old=old)
         return RunSigns(*row)
+
+    def of_contents(self, queries: float, *, within: float = SECONDS) -> ContentSigns:
+        """Look for what to delete of documents; queries are old after so many seconds."""
+        return ContentSigns(*self._look(within, _CONTENTS, queries=queries))
 
     def _look(self, within: float, query: str, **given: Any) -> tuple[Any, ...]:
         """Run a query of one row; PostgreSQL ends it after `within` seconds."""
@@ -236,6 +252,18 @@ _CLEANUP = """
         )
 """
 
+_CONTENTS = """
+    SELECT
+        (SELECT min(deleted_at) FROM collections WHERE deleted_at IS NOT NULL) IS NOT NULL,
+        coalesce((SELECT min(due_at) FROM unused_contents) <= now(), false),
+        (SELECT id FROM chunks WHERE words IS NULL ORDER BY id LIMIT 1) IS NOT NULL,
+        coalesce(
+            (SELECT min(created_at) FROM query_vectors)
+                < now() - make_interval(secs => %(queries)s),
+            false
+        )
+"""
+
 _RUNS = """
     WITH open AS (SELECT * FROM runs WHERE finished_at IS NULL),
     running AS (SELECT * FROM open WHERE state = 'running')
@@ -272,9 +300,8 @@ _RUNS = """
                 AND jobs.finished_at IS NULL AND jobs.kind = 'finalization'
             )
         ),
-        %(old)s > 0 AND (
-            EXISTS (SELECT FROM pruned_runs)
-            OR coalesce(
+        EXISTS (SELECT FROM pruned_runs) OR %(old)s > 0 AND (
+            coalesce(
                 (SELECT min(finished_at) FROM runs WHERE finished_at IS NOT NULL)
                     < now() - make_interval(secs => %(old)s),
                 false

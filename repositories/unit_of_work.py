@@ -20,7 +20,9 @@ from promptstack.repositories.content.collections import CollectionRepository
 from promptstack.repositories.content.documents import DocumentRepository
 from promptstack.repositories.content.embeddings import EmbeddingRepository
 from promptstack.repositories.content.passages import PassageRepository
+from promptstack.repositories.content.query_vectors import QueryVectorRepository
 from promptstack.repositories.content.reservations import ReservationRepository
+from promptstack.repositories.content.unused import UnusedContentRepository
 from promptstack.repositories.flags import FlagRepository
 from promptstack.repositories.idempotency import IdempotencyRepository
 from promptstack.repositories.jobs.attempts import AttemptRepository
@@ -84,6 +86,8 @@ class UnitOfWork:
     budgets = _lazy(BudgetRepository)
     budget_counting = _lazy(BudgetCounting)
     collections = _lazy(CollectionRepository)
+    query_vectors = _lazy(QueryVectorRepository)
+    unused_contents = _lazy(UnusedContentRepository)
     documents = _lazy(DocumentRepository)
     embeddings = _lazy(EmbeddingRepository)
     passages = _lazy(PassageRepository)

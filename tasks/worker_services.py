@@ -22,6 +22,7 @@ from promptstack.services.execution.job_slots import JobSlots
 from promptstack.services.execution.job_threads import JobThreads
 from promptstack.services.execution.provider_calls import ProviderCalls
 from promptstack.services.execution.retrying_ledger import RetryingLedger
+from promptstack.services.maintenance.contents import ContentMaintenance
 from promptstack.services.maintenance.liveness import Liveness
 from promptstack.services.maintenance.outbox import Outbox
 from promptstack.services.maintenance.reconciler import Cleanup, Reconciler, Step
@@ -221,6 +222,13 @@ class WorkerServices(PromptStack):
         return RunMaintenance(self.ledger, self.run_lifecycle)
 
     @cached_property
+    def content_maintenance(self) -> ContentMaintenance:
+        """What deletes collections, and vectors that nobody uses."""
+        return ContentMaintenance(
+            self.ledger, self.run_lifecycle, query_seconds=self.settings.query_vector_seconds
+        )
+
+    @cached_property
     def outbox(self) -> Outbox:
         """What publishes jobs that need a message."""
         return Outbox(
@@ -253,5 +261,6 @@ class WorkerServices(PromptStack):
                 Step("messages", self.outbox.publish),
                 Step("cleanup", self.cleanup.run_once, rounds=10),
                 Step("runs", maintain_runs),
+                Step("contents", self.content_maintenance.run_once),
             ]
         )

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from promptstack.repositories.base import BaseRepository
-from promptstack.repositories.models import Collection, new_id
+from promptstack.repositories.base import BaseRepository, change_rows
+from promptstack.repositories.models import Collection, Document, UnusedContent, new_id
 
 NOBODYS: Final = UUID(int=0)
 
@@ -46,6 +46,30 @@ class CollectionRepository(BaseRepository[Collection]):
     def ids_of(self, user_id: UUID | None) -> Sequence[UUID]:
         """The ids of all collections of a user."""
         return self._session.scalars(select(Collection.id).where(_of(user_id), _IS_LIVE)).all()
+
+    def mark_deleted(self, collection_id: UUID) -> bool:
+        """Note that a collection is to be deleted; False where it is being deleted already."""
+        return change_rows(
+            self._session,
+            update(Collection)
+            .where(Collection.id == collection_id, _IS_LIVE)
+            .values(deleted_at=func.now()),
+        ) == 1
+
+    def next_deleted(self) -> UUID | None:
+        """A collection that is being deleted, the one that waits longest."""
+        query = select(Collection.id).where(Collection.deleted_at.is_not(None))
+        return self._session.scalar(query.order_by(Collection.deleted_at).limit(1))
+
+    def remove(self, collection_id: UUID) -> bool:
+        """Delete a collection that is empty, once its vectors are gone. Returns whether it went."""
+        is_empty = ~or_(
+            exists().where(UnusedContent.collection_id == collection_id),
+            exists().where(Document.collection_id == collection_id),
+        )
+        return change_rows(
+            self._session, delete(Collection).where(Collection.id == collection_id, is_empty)
+        ) == 1
 
     def count(self, user_id: UUID | None) -> int:
         """How many a user has."""

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, exists, func, insert, or_, select
+from sqlalchemy import ColumnElement, exists, func, or_, select, text
 
 from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.content.unused import NOTE, REPLACED_FOR, shared_lock
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.models import Chunk, Document, EmbeddingModel, new_id
-from promptstack.repositories.wire_values import BatchStatement
+from promptstack.repositories.wire_values import BatchStatement, array_literal
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,43 @@ _PUT = BatchStatement(
 )
 
 
+_DELETE_CHUNKS = text(
+    f"""
+    WITH gone AS (DELETE FROM chunks WHERE document_id = :document RETURNING content_hash)
+    {NOTE}"""  # noqa: S608 - ours
+)
+_ADD_CHUNKS = BatchStatement(
+    "position integer, start integer, text text, content_hash bytea",
+    """
+    INSERT INTO chunks (document_id, position, start, text, content_hash, words)
+    SELECT CAST(:document AS uuid), position, start, text, content_hash, to_tsvector((
+        SELECT CAST(language AS regconfig) FROM collections WHERE id = CAST(:collection AS uuid)
+    ), text)
+    FROM given RETURNING id""",
+)
+_DELETE = text(
+    f"""
+    WITH gone AS (
+        DELETE FROM chunks WHERE document_id = ANY (CAST(:documents AS uuid[]))
+        RETURNING content_hash
+    ), noted AS ({NOTE})
+    DELETE FROM documents WHERE id = ANY (CAST(:documents AS uuid[]))
+    """  # noqa: S608 - ours
+)
+
+
+_FILL_WORDS = text(
+    """
+    UPDATE chunks SET words = to_tsvector(CAST(language AS regconfig), chunks.text)
+    FROM documents JOIN collections ON collections.id = documents.collection_id
+    WHERE documents.id = chunks.document_id AND chunks.id IN (
+        SELECT id FROM chunks WHERE words IS NULL ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
+    )
+    RETURNING chunks.id
+    """
+)
+
+
 class DocumentRepository(BaseRepository[Document]):
     """Documents, one for each collection and source."""
 
@@ -68,19 +107,61 @@ class DocumentRepository(BaseRepository[Document]):
         return {(row.collection_id, row.source): row.id for row in rows}
 
     def lock(self, document_id: UUID) -> Document | None:
-        """Return the document, locked until the transaction ends."""
-        query = select(Document).where(Document.id == document_id).with_for_update()
-        return self._session.scalars(query).one_or_none()
+        """Return the document, locked until the transaction ends.
+
+        Nobody deletes vectors meanwhile, so that those which are found for its chunks stay.
+        """
+        query = select(Document, shared_lock()).where(Document.id == document_id)
+        return self._session.scalars(query.with_for_update(of=Document)).one_or_none()
 
     def replace_chunks(
         self, document: Document, passages: Sequence[Passage], chunked_hash: bytes
     ) -> None:
-        """Replace the chunks of a document. Vectors stay, as they belong to the content."""
-        self._session.execute(delete(Chunk).where(Chunk.document_id == document.id))
+        """Replace the chunks of a document.
+
+        Vectors stay for a while, as they belong to the content: the former text may come back.
+        """
+        former = {"document": document.id, "wait": REPLACED_FOR, "collection": None}
+        self._session.execute(_DELETE_CHUNKS, former)
         if passages:
-            rows = [{"document_id": document.id, **vars(passage)} for passage in passages]
-            self._session.execute(insert(Chunk), rows)
+            _ADD_CHUNKS.run(
+                self._session,
+                list(map(vars, passages)),
+                document=document.id,
+                collection=document.collection_id,
+            )
         self.update(document, chunked_hash=chunked_hash)
+
+    def delete_with_chunks(
+        self, documents: Sequence[UUID], collection_id: UUID | None = None
+    ) -> None:
+        """Delete documents with their chunks, and note which vectors may go.
+
+        `collection_id` is that of a collection which is being deleted.
+        """
+        given = {"documents": array_literal(documents), "collection": collection_id}
+        self._session.execute(_DELETE, {**given, "wait": timedelta(0)})
+
+    def some_of(self, collection_id: UUID, chunks: int, limit: int = 200) -> list[UUID]:
+        """Lock some documents of a collection: of about so many chunks together, one at least."""
+        counted = select(func.count()).where(Chunk.document_id == Document.id).scalar_subquery()
+        rows = self._session.execute(
+            select(Document.id, counted)
+            .where(Document.collection_id == collection_id)
+            .limit(limit)
+            .with_for_update(skip_locked=True, of=Document)
+        ).all()
+        found: list[UUID] = []
+        for id_, count in rows:
+            chunks -= count
+            if found and chunks < 0:
+                break
+            found.append(id_)
+        return found
+
+    def fill_words(self, limit: int) -> int:
+        """Fill in the words of some chunks that an older version has cut. Returns how many."""
+        return len(self._session.execute(_FILL_WORDS, {"limit": limit}).all())
 
     def chunk_keys(self, document_id: UUID) -> set[bytes]:
         """Return the keys of the vectors of a document's chunks."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from struct import Struct
 from typing import Any, NamedTuple
 from typing import cast as cast_type
@@ -20,10 +21,12 @@ from sqlalchemy import (
     select,
     true,
 )
+from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.base import change_rows
+from promptstack.repositories.content.unused import NOTE
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.run_models import Answer, Item, ItemTries, Outcome
@@ -165,12 +168,19 @@ class ItemRepository:
         ).one()
         return int(row[0]), int(row[1])
 
-    def delete_of(self, run_id: UUID, limit: int) -> int:
-        """Delete up to `limit` items of a run and their outcomes. Returns how many items."""
-        for table in (Outcome, ItemTries, Item):
+    def delete_of(self, run_id: UUID, limit: int, *, drops_vectors: bool = False) -> int:
+        """Delete up to `limit` items of a run and their outcomes. Returns how many items.
+
+        With `drops_vectors`, it is noted which vectors may go.
+        """
+        tables = (Outcome, ItemTries) if drops_vectors else (Outcome, ItemTries, Item)
+        for table in tables:
             some = select(table.position).where(table.run_id == run_id).limit(limit)
             these = (table.run_id == run_id, table.position.in_(some))
             deleted = change_rows(self._session, delete(table).where(*these))
+        if drops_vectors:
+            given = {"run": run_id, "limit": limit, "wait": timedelta(0), "collection": None}
+            deleted = self._session.scalar(_DELETE_WITH_VECTORS, given) or 0
         return deleted
 
 
@@ -180,6 +190,17 @@ def is_open_item() -> ColumnElement[bool]:
 
 
 # Built once: building a statement costs more than running it.
+
+_DELETE_WITH_VECTORS = sql(
+    f"""
+    WITH gone AS (
+        DELETE FROM items WHERE run_id = :run
+            AND position IN (SELECT position FROM items WHERE run_id = :run LIMIT :limit)
+        RETURNING content_hash
+    ), noted AS ({NOTE})
+    SELECT count(*) FROM gone
+    """  # noqa: S608 - ours
+)
 
 _ITEMS, _OUTCOMES = cast_type("Table", Item.__table__), cast_type("Table", Outcome.__table__)
 _TRIES = cast_type("Table", ItemTries.__table__)

@@ -1,10 +1,11 @@
 """What maintenance asks of runs: the overdue, the abandoned, the half-ended and the old ones."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -12,6 +13,22 @@ from promptstack.repositories.base import change_rows
 from promptstack.repositories.models import Job, JobState
 from promptstack.repositories.run_models import PrunedRun, Run, RunState
 from promptstack.repositories.runs.runs import is_open, open_shards
+
+
+@dataclass(frozen=True)
+class RunsToDelete:
+    """Some runs that are to be deleted."""
+
+    open: list[UUID]
+    """They must be ended first."""
+    ended: list[UUID]
+    """All their jobs have ended, too: calls are under way no more, and the index is built again."""
+    is_none: bool
+    """Whether there are none at all."""
+
+
+def _has_open_jobs() -> ColumnElement[bool]:
+    return exists().where(Job.run_id == Run.id, Job.run_id.is_not(None), Job.finished_at.is_(None))
 
 
 class RunMaintenanceRepository:
@@ -66,13 +83,35 @@ class RunMaintenanceRepository:
             .with_for_update(skip_locked=True)
         )
         if run_id is not None:
-            self._session.execute(insert(PrunedRun).values(run_id=run_id))
-            change_rows(self._session, delete(Run).where(Run.id == run_id))
+            self.drop(run_id)
         return run_id
 
-    def next_pruned(self) -> UUID | None:
+    def drop(self, run_id: UUID, *, drops_vectors: bool = False) -> None:
+        """Delete a run that has ended. Its items are deleted later, in batches.
+
+        With `drops_vectors`, vectors go with them that nobody else uses. What is old goes without:
+        a later run with the same texts does not pay for them again.
+        """
+        self._session.execute(insert(PrunedRun).values(run_id=run_id, drops_vectors=drops_vectors))
+        change_rows(self._session, delete(Run).where(Run.id == run_id))
+
+    def of_collection(self, collection_id: UUID, limit: int) -> RunsToDelete:
+        """Runs of a collection that is being deleted."""
+        rows = self._session.execute(
+            select(Run.id, Run.finished_at.is_(None), _has_open_jobs())
+            .where(Run.collection_id == collection_id)
+            .order_by(Run.id)
+            .limit(limit)
+        ).all()
+        return RunsToDelete(
+            [id_ for id_, is_open, _ in rows if is_open],
+            [id_ for id_, is_open, is_busy in rows if not is_open and not is_busy],
+            not rows,
+        )
+
+    def next_pruned(self) -> PrunedRun | None:
         """Return a deleted run that still has items."""
-        return self._session.scalar(select(PrunedRun.run_id).limit(1))
+        return self._session.scalar(select(PrunedRun).limit(1))
 
     def forget_pruned(self, run_id: UUID) -> None:
         """Note that the items of a run are deleted."""

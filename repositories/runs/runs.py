@@ -19,6 +19,7 @@ from sqlalchemy import (
 )
 
 from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.content.unused import shared_lock
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.pages import Page, PageQuery
 from promptstack.repositories.run_models import Run, RunState
@@ -94,6 +95,8 @@ class RunRepository(BaseRepository[Run]):
 
     def start(self, run_id: UUID, *, lifetime: float | None = None, **values: Any) -> Run | None:
         """Start a run at its first open item."""
+        # Vectors that are found for its items from now on stay.
+        self._session.execute(select(shared_lock()))
         if lifetime is not None:
             values["expires_at"] = func.now() + timedelta(seconds=lifetime)
         return self._set(

@@ -34,6 +34,8 @@ class Action(StrEnum):
     JOBS_RETRIED = "job.retried_many"
     RUN_CANCELLED = "run.cancelled"
     RUN_RETRIED = "run.retried"
+    COLLECTION_DELETED = "collection.deleted"
+    DOCUMENT_DELETED = "document.deleted"
 
     FLAG_CHANGED = "flag.changed"
     FLAG_DELETED = "flag.deleted"
@@ -50,6 +52,8 @@ class ObjectKind(StrEnum):
     BUDGET = "budget"
     JOB = "job"
     RUN = "run"
+    COLLECTION = "collection"
+    DOCUMENT = "document"
     FLAG = "flag"
     PROCESS = "process"
     NOTIFICATION = "notification"

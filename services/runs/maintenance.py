@@ -20,7 +20,8 @@ class RunMaintenance:
     def run_once(self, retention: float) -> None:
         """Bring runs on, end overdue and abandoned ones, and delete those that ended long ago.
 
-        Raises `TransientLedgerError`. With a `retention` of 0 seconds, nothing is deleted.
+        Raises `TransientLedgerError`. With a `retention` of 0 seconds, only what
+        a person has deleted goes.
         """
         with self._ledger.statement() as statement:
             signs = statement.signs.of_runs(
@@ -52,7 +53,14 @@ class RunMaintenance:
             if not unit.try_lock("prune"):
                 return
             found = unit.run_maintenance
-            run_id = found.next_pruned() or found.prune(retention)
-            if run_id is not None and unit.items.delete_of(run_id, PRUNED_AT_ONCE) == 0:
-                found.forget_pruned(run_id)
-            unit.answers.prune(retention)
+            pruned = found.next_pruned()
+            if pruned is None and retention and found.prune(retention):
+                pruned = found.next_pruned()
+            if pruned is not None:
+                deleted = unit.items.delete_of(
+                    pruned.run_id, PRUNED_AT_ONCE, drops_vectors=pruned.drops_vectors
+                )
+                if deleted == 0:
+                    found.forget_pruned(pruned.run_id)
+            if retention:
+                unit.answers.prune(retention)
