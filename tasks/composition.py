@@ -38,6 +38,7 @@ from promptstack.services.cache.codec import Codec
 from promptstack.services.collections.service import CollectionService
 from promptstack.services.documents.chunking import Chunker
 from promptstack.services.documents.search import SearchService
+from promptstack.services.documents.service import DocumentService
 from promptstack.services.flags.flags import FeatureFlags
 from promptstack.services.flags.service import FlagService
 from promptstack.services.jobs.progress import ProgressService
@@ -357,6 +358,11 @@ class PromptStack:
     def collections(self) -> CollectionService:
         """Collections of documents and runs."""
         return CollectionService(self.ledger)
+
+    @cached_property
+    def documents(self) -> DocumentService:
+        """Documents."""
+        return DocumentService(self.ledger, self.jobs)
 
     @cached_property
     def search(self) -> SearchService:

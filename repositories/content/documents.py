@@ -1,16 +1,18 @@
 """Documents and the chunks they were cut into."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, Row, Select, exists, func, or_, select, text
 
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.content.unused import NOTE, REPLACED_FOR, shared_lock
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.models import Chunk, Document, EmbeddingModel, new_id
+from promptstack.repositories.pages import Page, PageQuery, read_page
 from promptstack.repositories.wire_values import BatchStatement, array_literal
 
 
@@ -22,6 +24,26 @@ class Passage:
     start: int
     text: str
     content_hash: bytes
+
+
+@dataclass(frozen=True)
+class DocumentRow:
+    """A document without its text, which may be long."""
+
+    id: UUID
+    user_id: UUID | None
+    collection_id: UUID
+    source: str
+    attributes: dict[str, Any] | None
+    bytes: int
+    created_at: datetime
+    updated_at: datetime
+    chunks: int
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What its caller says of it."""
+        return self.attributes or {}
 
 
 @dataclass(frozen=True)
@@ -105,6 +127,39 @@ class DocumentRepository(BaseRepository[Document]):
         ordered = sorted(last.values(), key=lambda document: document.key)
         rows = _PUT.run(self._session, [{"id": new_id(), **vars(one)} for one in ordered])
         return {(row.collection_id, row.source): row.id for row in rows}
+
+    def row(self, document_id: UUID) -> DocumentRow | None:
+        """Return a document without its text."""
+        return self._row(Document.id == document_id)
+
+    def by_source(self, collection_id: UUID, source: str) -> DocumentRow | None:
+        """Return the document of a source."""
+        return self._row(Document.collection_id == collection_id, Document.source == source)
+
+    def text_of(self, document_id: UUID) -> str:
+        """Return the text of a document that is there."""
+        query = select(Document.text).where(Document.id == document_id)
+        return self._session.scalars(query).one()
+
+    def page_of(
+        self,
+        collection_id: UUID,
+        asked: PageQuery,
+        *,
+        source: str | None,
+        where: Mapping[str, Any],
+    ) -> Page[DocumentRow]:
+        """Return a page of a collection's documents, without their texts."""
+        query = _rows().where(Document.collection_id == collection_id)
+        if source is not None:
+            query = query.where(Document.source == source)
+        if where:
+            query = query.where(Document.attributes.contains(dict(where)))
+        return read_page(self._session, query, Document.id, asked).of(_document)
+
+    def _row(self, *conditions: ColumnElement[bool]) -> DocumentRow | None:
+        row = self._session.execute(_rows().where(*conditions)).one_or_none()
+        return None if row is None else _document(row)
 
     def lock(self, document_id: UUID) -> Document | None:
         """Return the document, locked until the transaction ends.
@@ -199,3 +254,22 @@ class DocumentRepository(BaseRepository[Document]):
             .order_by(Chunk.position)
         )
         return [Passage(*row) for row in rows]
+
+
+def _rows() -> Select[Any]:
+    chunks = select(func.count()).where(Chunk.document_id == Document.id).scalar_subquery()
+    return select(
+        Document.id,
+        Document.user_id,
+        Document.collection_id,
+        Document.source,
+        Document.attributes.label("attributes"),
+        func.octet_length(Document.text).label("bytes"),
+        Document.created_at,
+        Document.updated_at,
+        chunks.label("chunks"),
+    )
+
+
+def _document(row: Row[Any]) -> DocumentRow:
+    return DocumentRow(**row._mapping)

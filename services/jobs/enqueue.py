@@ -80,6 +80,19 @@ class JobEnqueuer:
         entry: EmbeddingEntry = {"text": text, "source": source, **options}
         return self._intake.accept(self._checks.of_call(session).embedding(entry), session)
 
+    def store_document(
+        self,
+        text: str,
+        *,
+        source: str,
+        session: Session,
+        **options: Unpack[EmbeddingOptions],
+    ) -> None:
+        """Check and store a document as `enqueue_embedding` does, and embed nothing."""
+        entry: EmbeddingEntry = {"text": text, "source": source, **options}
+        new = self._checks.of_call(session).embedding(entry)
+        self._intake.store_documents([new], session)
+
     def enqueue_many(
         self,
         entries: Sequence[GenerationEntry | EmbeddingEntry],

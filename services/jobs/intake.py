@@ -82,6 +82,12 @@ class JobIntake:
             return self._store(jobs, session)
         return _stored_once(lambda: self._store(jobs, None))
 
+    def store_documents(self, jobs: Sequence[NewJob], session: Session) -> None:
+        """Store the documents of these, and no jobs. Raises `NotFound` for an unknown user."""
+        work = self._ledger.join(session)
+        _check_users(work, jobs)
+        work.documents.put_many([job.document for job in jobs if job.document])
+
     def _store(self, jobs: Sequence[NewJob], session: Session | None) -> list[JobView]:
         epoch = self._epoch() if session is None else None
         publish = self._publish if epoch is None else self._publish_marked

@@ -8,6 +8,7 @@ from promptstack.repositories.run_models import RunState
 from promptstack.repositories.session import Ledger
 from promptstack.services.runs.lifecycle import RunLifecycle
 
+COLLECTIONS_AT_ONCE = 20
 CHUNKS_AT_ONCE = 5_000
 RUNS_AT_ONCE = 100
 VECTORS_AT_ONCE = 200
@@ -44,7 +45,7 @@ class ContentMaintenance:
             with self._ledger.statement() as statement:
                 signs = statement.signs.of_contents(self._query_seconds)
             found = (
-                (signs.deleted and self._delete_collection())
+                (signs.deleted and self._delete_collections())
                 + (signs.unused and self._delete_vectors())
                 + (signs.wordless and self._fill_words())
                 + (signs.old_queries and self._forget_queries())
@@ -52,14 +53,17 @@ class ContentMaintenance:
             if not found:
                 return
 
-    def _delete_collection(self) -> bool:
-        """Delete a part of a deleted collection. Returns whether there was one to delete."""
+    def _delete_collections(self) -> bool:
+        """Delete a part of each. Returns whether something was deleted, and more may be to do."""
+        with self._ledger.transaction() as unit:
+            deleted = unit.collections.deleted(COLLECTIONS_AT_ONCE)
+        parts = [self._delete_part(collection_id) for collection_id in deleted]
+        return any(parts)
+
+    def _delete_part(self, collection_id: UUID) -> bool:
         with self._ledger.transaction() as unit:
             unit.limit_statements(STATEMENT_SECONDS)
-            if not unit.try_lock("delete collections"):
-                return False
-            collection_id = unit.collections.next_deleted()
-            if collection_id is None:
+            if not unit.try_lock(f"delete {collection_id}"):
                 return False
             documents = unit.documents.some_of(collection_id, CHUNKS_AT_ONCE)
             if documents:
@@ -69,7 +73,6 @@ class ContentMaintenance:
             for run in runs.ended:
                 unit.run_maintenance.drop(run, drops_vectors=True)
             if runs.is_none:
-                # Whoever adds to it just now is waited for, and deleted in the next round.
                 return unit.collections.remove(collection_id)
         self._end(runs.open)
         return bool(runs.ended)

@@ -60,7 +60,7 @@ class RunMaintenance:
                 deleted = unit.items.delete_of(
                     pruned.run_id, PRUNED_AT_ONCE, drops_vectors=pruned.drops_vectors
                 )
-                if deleted == 0:
+                if deleted < PRUNED_AT_ONCE:
                     found.forget_pruned(pruned.run_id)
             if retention:
                 unit.answers.prune(retention)
