@@ -32,6 +32,7 @@ check: .venv/synced
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	cd client && ../$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	@if $(REDOCLY) --version > /dev/null 2>&1; then $(MAKE) --no-print-directory check-openapi; \
 	  else echo "The description of the API is not linted: npx is not here, or can't fetch $(REDOCLY)."; fi
@@ -52,8 +53,8 @@ format: .venv/synced
 	@rm -rf .uv && $(PYTHON) -m venv .uv
 	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
-.venv/synced: pyproject.toml uv.lock | .uv/bin/uv
-	@.uv/bin/uv sync --quiet --frozen --all-extras --compile-bytecode --python $(PYTHON)
+.venv/synced: pyproject.toml client/pyproject.toml uv.lock | .uv/bin/uv
+	@.uv/bin/uv sync --quiet --frozen --all-packages --all-groups --all-extras --compile-bytecode --python $(PYTHON)
 	@touch $@
 
 clean:

@@ -1,0 +1,83 @@
+"""Runs, their results and their failures, as the server shows them."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal
+from uuid import UUID
+
+from pydantic import Field
+
+from promptstack_client.errors import Unsuccessful
+from promptstack_client.models.base import HasId, Json, Model
+
+RunState = (
+    Literal["preparing", "running", "finalizing", "completed", "failed", "cancelled", "expired"]
+    | str
+)
+GOES_ON = frozenset({"preparing", "running", "finalizing"})
+
+
+class Run(HasId):
+    """A batch: many items under one id."""
+
+    kind: Literal["generation", "embedding"] | str
+    state: RunState
+    name: str = ""
+    collection_id: UUID | None = None
+    provider: str
+    model: str
+    tags: tuple[str, ...] = ()
+    total: int
+    succeeded: int
+    failed: int
+    reused: int = 0
+    calls: int = 0
+    tokens: int = 0
+    cost_usd: Decimal | None = None
+    unknown_cost: int = 0
+    """Calls whose cost nobody knows."""
+    max_cost_usd: Decimal | None = None
+    in_flight: int | None = None
+    error_code: str | None = None
+    error: str | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over; some of its items may have failed."""
+        return self.state not in GOES_ON
+
+    def checked(self) -> "Run":
+        """The run itself, where it is completed. Raises `Unsuccessful` where it ended otherwise."""
+        if self.ended and self.state != "completed":
+            raise Unsuccessful(f"The run {self.id}", self.state, self.error_code, self.error)
+        return self
+
+
+class Result(Model):
+    """An item that has succeeded."""
+
+    position: int
+    custom_id: str | None = None
+    metadata: Json = Field(default_factory=dict)
+    vector: list[float] | None = None
+    answer: Json | None = None
+
+    @property
+    def text(self) -> str | None:
+        """The text of the answer, where it is one."""
+        return None if self.answer is None else self.answer.get("text")
+
+
+class Failure(Model):
+    """An item that has failed, and why."""
+
+    position: int
+    custom_id: str | None = None
+    code: str
+    error: str
+    detail: str | None = None
+    """What the provider said."""
+    metadata: Json = Field(default_factory=dict)

@@ -1,0 +1,151 @@
+"""Keywords of methods that take many: what may be said of a job, a generation, a run.
+
+Each is a field of the API's body; docs/providers.md and the server's /docs say more of each.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, TypedDict
+
+from promptstack_client.models.base import Id
+
+Time = datetime | str
+Dollars = Decimal | float | str
+JsonObject = Mapping[str, Any]
+
+
+class JobFields(TypedDict, total=False):
+    """What may be said of every job."""
+
+    provider: str | None
+    model: str | None
+    max_retries: int | None
+    """Failed attempts after which there is no further one."""
+    expires_in: float | None
+    """Seconds after which it ends as expired where it is not done."""
+    bulk: bool
+    """Let interactive jobs go first."""
+    tags: Sequence[str]
+    webhook: JsonObject | None
+    """Where its end is told: `{"url": ...}`, signed with your own secret."""
+
+
+class JobOptions(JobFields, total=False):
+    """What may be said of a job that is enqueued by a request of its own."""
+
+    idempotency_key: str | None
+    """Sent again with the same request, it returns the job that is there. Unset: one of its own."""
+
+
+class Parameters(TypedDict, total=False):
+    """How a model is to answer."""
+
+    system: str | None
+    temperature: float | None
+    max_tokens: int | None
+    stop: Sequence[str]
+    seed: int | None
+    json_schema: JsonObject | None
+    """The answer is an instance of it."""
+    tools: Sequence[JsonObject]
+    tool_choice: str | None
+    options: JsonObject
+    """Parameters that only this provider knows."""
+
+
+class GenerationFields(JobFields, Parameters, total=False):
+    """What may be said of a generation, beside its prompt."""
+
+    fallbacks: Sequence[JsonObject]
+    """Who is asked where the provider can't answer: each has a `provider`, maybe a `model`."""
+
+
+class GenerationOptions(GenerationFields, JobOptions, total=False):
+    """What may be said of a generation that is enqueued by a request of its own."""
+
+
+class EmbeddingFields(JobFields, total=False):
+    """What may be said of the embedding of a document, beside its text."""
+
+    chunk_tokens: int | None
+    collection: str | None
+    """Where it is kept and searched: a name or an id."""
+    metadata: JsonObject | None
+
+
+class EmbeddingOptions(EmbeddingFields, JobOptions, total=False):
+    """What may be said of an embedding that is enqueued by a request of its own."""
+
+
+class ListOptions(TypedDict, total=False):
+    """Which page of a list, and whose."""
+
+    limit: int | None
+    """The most on a page; a loop over the list asks for all pages."""
+    after: Id | None
+    before: Id | None
+    count: bool | None
+    owner: str | None
+    """Whose: `all`, or a user's e-mail address; for administrators."""
+
+
+class JobFilter(TypedDict, total=False):
+    """Which jobs."""
+
+    state: str | None
+    kind: str | None
+    provider: str | None
+    model: str | None
+    error: str | None
+    """The code of the error."""
+    tag: str | None
+    since: Time | None
+    until: Time | None
+
+
+class RunListOptions(ListOptions, total=False):
+    """Which runs to list."""
+
+    tag: str | None
+
+
+class JobListOptions(ListOptions, JobFilter, total=False):
+    """Which jobs to list."""
+
+
+class RunFields(TypedDict, total=False):
+    """What may be said of every run."""
+
+    provider: str | None
+    model: str | None
+    max_retries: int | None
+    expires_in: float | None
+    """Seconds after which it ends as expired where it is not done."""
+    name: str
+    """For you to find it again."""
+    tags: Sequence[str]
+    skip_bad: bool
+    """Go on without items that can't be asked for; else the run is refused."""
+    in_flight: int | None
+    """Calls at once in each worker."""
+    max_cost_usd: Dollars | None
+    """The run ends before it could cost more."""
+    collection: str | None
+    webhook: JsonObject | None
+    """Where its end is told: `{"url": ...}`, signed with your own secret."""
+
+
+class RunOptions(RunFields, total=False):
+    """What may be said of a run that embeds texts."""
+
+    idempotency_key: str | None
+
+
+class GenerationRunOptions(RunOptions, Parameters, total=False):
+    """What may be said of a run that answers prompts."""
+
+    template: str | None
+    """What a prompt is made of: `Summarise: {text}`, with fields of the item."""
+    reuse: bool
+    """Take answers that earlier runs have paid for; they are, unless you say False."""

@@ -1,0 +1,1 @@
+"""The methods of clients, by what they are about."""

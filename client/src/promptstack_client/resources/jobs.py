@@ -1,0 +1,64 @@
+"""Jobs: enqueue, wait, list, cancel and retry."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
+from promptstack_client.calls import Asked
+from promptstack_client.methods import AnySender, Composed, Resource, lists, sends
+from promptstack_client.models.base import Id, id_of
+from promptstack_client.models.jobs import Job
+from promptstack_client.options import EmbeddingOptions, GenerationOptions, JobListOptions
+from promptstack_client.sending import Flow
+from promptstack_client.waiting import until_ended
+
+
+class Jobs(Resource[AnySender]):
+    """Single generations and embeddings."""
+
+    @sends("POST", "/generations", Job, keyed=True)
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Asked:
+        """Enqueue a generation, of a prompt or of messages."""
+        return _asked({"prompt": prompt, "messages": messages, **options})
+
+    @sends("POST", "/embeddings", Job, keyed=True)
+    def embed(
+        self, text: str, *, source: str | None = None, **options: Unpack[EmbeddingOptions]
+    ) -> Asked:
+        """Enqueue the embedding of a document; `source` names it."""
+        return _asked({"text": text, "source": source, **options})
+
+    @sends("GET", "/jobs/{job_id}", Job)
+    def get(self, job: Job | Id) -> Asked:
+        """Show a job."""
+        return Asked({"job_id": id_of(job)})
+
+    @Composed
+    def wait(self, job: Job | Id, *, timeout: float | None = None) -> Flow[Job]:
+        """Wait for the end of a job. Raises `WaitTimedOut` after so many seconds; it goes on."""
+        return until_ended(Jobs.get.call(self, job), timeout, f"The job {id_of(job)}")
+
+    @lists("/jobs", Job, "jobs")
+    def list(self, **options: Unpack[JobListOptions]) -> Asked:
+        """List jobs, the newest first."""
+        return Asked(query=dict(options))
+
+    @sends("POST", "/jobs/{job_id}/cancel", Job, repeatable=True)
+    def cancel(self, job: Job | Id) -> Asked:
+        """End a job that is queued or running. What was produced so far stays."""
+        return Asked({"job_id": id_of(job)})
+
+    @sends("POST", "/jobs/{job_id}/retry", Job)
+    def retry(self, job: Job | Id) -> Asked:
+        """Queue a failed, cancelled or expired job again."""
+        return Asked({"job_id": id_of(job)})
+
+
+def _asked(fields: dict[str, Any]) -> Asked:
+    key = fields.pop("idempotency_key", None)
+    return Asked(body=fields, idempotency_key=key)

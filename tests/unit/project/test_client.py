@@ -1,0 +1,124 @@
+"""The client calls the routes as the API describes them, and lacks nothing of them."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, get_args, get_type_hints, is_typeddict
+
+import pytest
+
+from promptstack.api.http.description import describe
+from promptstack.config.settings import load_settings
+from promptstack_client import Client, resources
+from promptstack_client.calls import Route
+from promptstack_client.methods import Listing, Resource
+from promptstack_client.models.base import Model
+
+PREFIX = "/api/v1"
+BY_ITSELF = {"after", "wait", "idempotency_key"}
+"""What the client sends without being asked: for pages, for waiting, for a request's repetition."""
+
+
+@cache
+def document() -> dict[str, Any]:
+    return describe(load_settings(_env_file=None))
+
+
+def methods() -> Iterator[tuple[str, Any]]:
+    """Each method of the client that calls a route."""
+    for module in pkgutil.iter_modules(resources.__path__):
+        found = importlib.import_module(f"{resources.__name__}.{module.name}")
+        for name, kind in vars(found).items():
+            if inspect.isclass(kind) and issubclass(kind, Resource) and kind is not Resource:
+                for attribute, method in vars(kind).items():
+                    if isinstance(getattr(method, "route", None), Route):
+                        yield f"{name}.{attribute}", method
+
+
+ALL = dict(methods())
+
+
+def described(route: Route[Any]) -> dict[str, Any]:
+    operation: dict[str, Any] = document()["paths"][PREFIX + route.path][route.method.lower()]
+    return operation
+
+
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema without references, and without the null that it may be instead."""
+    if "$ref" in schema:
+        return resolved(document()["components"]["schemas"][schema["$ref"].rpartition("/")[2]])
+    if "anyOf" in schema:
+        [only] = [each for each in schema["anyOf"] if each.get("type") != "null"]
+        return resolved(only)
+    return schema
+
+
+def body_of(operation: dict[str, Any]) -> set[str]:
+    content = operation.get("requestBody", {}).get("content", {})
+    if "application/json" not in content:
+        return set()
+    return set(resolved(content["application/json"]["schema"])["properties"])
+
+
+def named(operation: dict[str, Any], place: str) -> set[str]:
+    return {each["name"] for each in operation.get("parameters", []) if each["in"] == place}
+
+
+def keywords(method: Any) -> set[str]:
+    """What a caller may say."""
+    found = set()
+    for parameter in list(inspect.signature(method.ask).parameters.values())[1:]:
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            [options] = get_args(get_type_hints(method.ask)[parameter.name])
+            assert is_typeddict(options)
+            found |= set(options.__annotations__)
+        else:
+            found.add(parameter.name)
+    return found
+
+
+def answer_of(operation: dict[str, Any]) -> dict[str, Any]:
+    [status, *_] = [status for status in operation["responses"] if status.startswith("2")]
+    content = operation["responses"][status]["content"]
+    return resolved(content["application/json"]["schema"])
+
+
+def test_the_client_has_methods() -> None:
+    assert len(ALL) >= 15
+    assert {"generate", "embed"} <= set(dir(Client))
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_a_method_asks_what_its_route_takes(name: str) -> None:
+    method = ALL[name]
+    operation = described(method.route)
+    path = {part.removesuffix("_id") for part in named(operation, "path")}
+    takes = path | named(operation, "query") | body_of(operation)
+    asks = keywords(method)
+    assert asks - takes <= BY_ITSELF
+    assert takes - asks <= BY_ITSELF, "the API takes more than the client can say"
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_what_makes_something_has_an_idempotency_key(name: str) -> None:
+    route = ALL[name].route
+    assert route.keyed == ("Idempotency-Key" in named(described(route), "header"))
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_an_answer_has_the_fields_of_its_model(name: str) -> None:
+    method = ALL[name]
+    schema = answer_of(described(method.route))
+    if isinstance(method, Listing):
+        kind, schema = method.item, resolved(schema["properties"][method.inside]["items"])
+    else:
+        kind = method.route.answer
+        if method.route.inside is not None:
+            schema = resolved(schema["properties"][method.route.inside])
+        if schema.get("type") == "array":
+            [kind], schema = get_args(kind), resolved(schema["items"])
+    assert issubclass(kind, Model)
+    if "properties" in schema:
+        assert set(kind.model_fields) == set(schema["properties"])
