@@ -252,6 +252,12 @@ PERMISSIONS = (
         commands=("audit",),
     ),
     Permission(
+        action="let roles of the database enqueue in SQL",
+        role=Role.SUPER_ADMIN,
+        whose=Whose.ALL,
+        commands=("sql grant", "sql revoke", "sql list"),
+    ),
+    Permission(
         action="run the deployment",
         role=Role.SUPER_ADMIN,
         whose=Whose.ALL,

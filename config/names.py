@@ -38,6 +38,9 @@ class TaskName(StrEnum):
     SEND_NOTIFICATION = "tasks.notifications.send_notification"
 
 
+NEW_JOBS_CHANNEL = "promptstack_jobs"
+"""PostgreSQL's NOTIFY channel: jobs were enqueued in SQL. A notification says no more."""
+
 PROGRESS_KEY = "promptstack:progress:{id}"
 """Redis hash: where a job stands now."""
 

@@ -77,6 +77,16 @@ class User(Base):
     )
 
 
+class SqlRole(Base):
+    """A role of the database that may enqueue jobs of one user, in SQL."""
+
+    __tablename__ = "sql_roles"
+
+    role: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class ApiKey(Base):
     """A key to the HTTP door, of which only the hash is kept."""
 

@@ -168,6 +168,9 @@ class Job(Base):
     request: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     """Up to MAX_TEXT_BYTES: loaded by the claim alone, and not by every look at the job."""
     request_hash: Mapped[str]
+    is_checked: Mapped[bool] = mapped_column(server_default=text("true"))
+    """False while it is as a caller gave it, where our checks don't run: in SQL, or in a message. A
+    worker checks it before any call."""
     idempotency_key: Mapped[str | None]
     tags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     """Words of the caller's, to find it by."""

@@ -8,6 +8,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from promptstack.repositories.driver_errors import explained
+from promptstack.repositories.listening import Listener
 from promptstack.repositories.pooled_connections import check_before_use
 from promptstack.repositories.timeouts import limit_idleness
 from promptstack.repositories.unit_of_work import SingleStatement, UnitOfWork
@@ -76,6 +77,17 @@ class Ledger:
                     connection.invalidate()
                 else:
                     driver.autocommit = False
+                connection.close()
+
+    @contextmanager
+    def listening(self, channel: str) -> Iterator[Listener]:
+        """Listen for notifications, on a connection of its own. Raises as `transaction` does."""
+        with explained():
+            connection = self._engine.raw_connection()
+            connection.detach()
+            try:
+                yield Listener(connection, channel)
+            finally:
                 connection.close()
 
     @staticmethod

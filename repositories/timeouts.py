@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from promptstack.repositories.errors import LedgerSlow
 
@@ -36,7 +36,7 @@ def limit_idleness(engine: Engine) -> None:
     event.listen(engine, "handle_error", _explain_idleness)
 
 
-def is_pooled(connection: Connection) -> bool:
+def is_pooled(connection: Connection | PoolProxiedConnection) -> bool:
     """Whether a pooler such as PgBouncer is in between, so that no session belongs to anybody.
 
     Neither a setting nor a lock may be given to such a session: it would stay with whoever comes

@@ -11,6 +11,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from promptstack.repositories.access.api_keys import ApiKeyRepository
 from promptstack.repositories.access.sessions import RefreshTokenRepository, SessionRepository
+from promptstack.repositories.access.sql_roles import SqlRoleRepository
 from promptstack.repositories.access.users import UserRepository
 from promptstack.repositories.after_commit import AfterCommit
 from promptstack.repositories.audit import AuditRepository
@@ -33,6 +34,7 @@ from promptstack.repositories.jobs.maintenance import MaintenanceRepository
 from promptstack.repositories.jobs.new_jobs import NewJobRepository
 from promptstack.repositories.jobs.outbox import OutboxRepository
 from promptstack.repositories.jobs.steps import StepRepository
+from promptstack.repositories.jobs.unchecked_jobs import UncheckedJobRepository
 from promptstack.repositories.jobs.workers import WorkerRepository
 from promptstack.repositories.notifications import DeliveryRepository
 from promptstack.repositories.runs.answers import AnswerRepository
@@ -76,9 +78,11 @@ class UnitOfWork:
     users = _lazy(UserRepository)
     api_keys = _lazy(ApiKeyRepository)
     sessions = _lazy(SessionRepository)
+    sql_roles = _lazy(SqlRoleRepository)
     refresh_tokens = _lazy(RefreshTokenRepository)
     jobs = _lazy(JobRepository)
     steps = _lazy(StepRepository)
+    unchecked_jobs = _lazy(UncheckedJobRepository)
     outbox = _lazy(OutboxRepository)
     held_jobs = _lazy(HeldJobRepository)
     flags = _lazy(FlagRepository)

@@ -27,6 +27,7 @@ from promptstack.services.access.request_limits import RequestLimits
 from promptstack.services.access.sessions import SessionService
 from promptstack.services.access.sign_in import SignIn
 from promptstack.services.access.signing import SigningKeys
+from promptstack.services.access.sql_roles import SqlRoleService
 from promptstack.services.access.users import UserService
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.accounting.recent_usage import RecentUsage
@@ -220,6 +221,11 @@ class PromptStack:
     def keys(self) -> KeyService:
         """API keys."""
         return KeyService(self.ledger)
+
+    @cached_property
+    def sql_roles(self) -> SqlRoleService:
+        """Roles of the database that enqueue in SQL."""
+        return SqlRoleService(self.ledger)
 
     @cached_property
     def audit(self) -> AuditLog:

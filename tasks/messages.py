@@ -19,6 +19,7 @@ from uuid_utils import uuid4
 from promptstack.config.names import Queue, TaskName
 from promptstack.repositories.models import JobKind
 from promptstack.services.jobs.publishing import JobMessage
+from promptstack.services.jobs.views import asked
 
 TASKS = {
     JobKind.GENERATION: TaskName.GENERATE_TEXT,
@@ -46,7 +47,7 @@ def arguments(message: JobMessage) -> list[str | None]:
 
 def shown(message: JobMessage) -> str:
     """What monitors show of a message: ids and names, never any content."""
-    return f"job {message.job_id} with {message.provider}/{message.model}"
+    return f"job {message.job_id} with {asked(message.provider, message.model)}"
 
 
 def task_message(message: JobMessage) -> bytes:

@@ -20,10 +20,13 @@ from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
 from promptstack.services.execution.job_slots import JobSlots
 from promptstack.services.execution.job_threads import JobThreads
+from promptstack.services.execution.late_checks import LateChecks
 from promptstack.services.execution.provider_calls import ProviderCalls
 from promptstack.services.execution.retrying_ledger import RetryingLedger
+from promptstack.services.jobs.checks import JobChecks
 from promptstack.services.maintenance.contents import ContentMaintenance
 from promptstack.services.maintenance.liveness import Liveness
+from promptstack.services.maintenance.new_jobs import NewJobs
 from promptstack.services.maintenance.outbox import Outbox
 from promptstack.services.maintenance.reconciler import Cleanup, Reconciler, Step
 from promptstack.services.notifications.delivery import MailDelivery
@@ -132,11 +135,19 @@ class WorkerServices(PromptStack):
             self.active_jobs,
             handlers,
             self.provider_calls,
+            late_checks=self.late_checks,
             slots=self.job_slots,
             progress=self.progress,
             backoff=self.backoff,
             heartbeat=self.heartbeat,
         )
+
+    @cached_property
+    def late_checks(self) -> LateChecks:
+        """Checks jobs that were enqueued where our checks don't run."""
+        defaults = from_settings.job_defaults(self.settings, self._request_bounds)
+        checks = JobChecks(self.ledger, self.factory, defaults)
+        return LateChecks(self.retrying_ledger, checks, defaults)
 
     @cached_property
     def mail_delivery(self) -> MailDelivery:
@@ -241,6 +252,11 @@ class WorkerServices(PromptStack):
         )
 
     @cached_property
+    def new_jobs(self) -> NewJobs:
+        """What hears of jobs that were enqueued in SQL."""
+        return NewJobs(self.heartbeat_ledger)
+
+    @cached_property
     def cleanup(self) -> Cleanup:
         """What deletes what is old."""
         return Cleanup(
@@ -258,7 +274,7 @@ class WorkerServices(PromptStack):
         return Reconciler(
             [
                 Step("liveness", self.liveness.run_once),
-                Step("messages", self.outbox.publish),
+                Step("messages", self.outbox.publish, is_woken=True),
                 Step("cleanup", self.cleanup.run_once, rounds=10),
                 Step("runs", maintain_runs),
                 Step("contents", self.content_maintenance.run_once),

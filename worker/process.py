@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery.exceptions import SecurityWarning
@@ -18,6 +19,7 @@ from celery.signals import setup_logging, worker_ready, worker_shutting_down
 from promptstack.config.names import Queue
 from promptstack.repositories.errors import TransientLedgerError
 from promptstack.services.execution.retrying_ledger import STOP_PATIENCE_SECONDS
+from promptstack.services.maintenance.reconciler import Step
 from promptstack.tasks.app import register_tasks
 from promptstack.tasks.redis_publisher import RedisPublisher
 from promptstack.tasks.settings_seen import record_settings
@@ -39,6 +41,10 @@ VIEWS_SECONDS = 0.05
 """Between two rounds of showing jobs in Redis: soon enough for a person."""
 IDLE_VIEWS_SECONDS = 0.5
 """The same while nobody says that there is something to show."""
+WOKEN_SECONDS = 0.05
+"""Between two rounds of a step of the reconciler that is woken again and again."""
+RECONNECT_SECONDS = 1.0
+"""Between two tries to listen for new jobs, while PostgreSQL is away."""
 RENEW_SECONDS = 5.0
 """Between two renewals of the leases of running calls. A lease lasts four times as long."""
 EXIT_FAILED = 1
@@ -64,12 +70,13 @@ class WorkerProcess:
         self._pool: CoroutinePool | None = None
         views = Periodic("views", self._show, VIEWS_SECONDS, idle_seconds=IDLE_VIEWS_SECONDS)
         self._wake_views = views.wake
+        seconds = settings.reconcile_seconds
+        steps = {step.name: _periodic(step, seconds) for step in services.reconciler.steps}
+        hear = partial(services.new_jobs.hear, steps["messages"].wake)
         self._periodic = [
             Periodic("heartbeat", services.heartbeat.beat, settings.heartbeat_seconds),
-            *(
-                Periodic(step.name, step.run, settings.reconcile_seconds * step.rounds)
-                for step in services.reconciler.steps
-            ),
+            *steps.values(),
+            Periodic("new jobs", hear, RECONNECT_SECONDS),
             views,
             Periodic("leases", self._renew_leases, RENEW_SECONDS),
         ]
@@ -124,6 +131,7 @@ class WorkerProcess:
             return EXIT_FAILED if consumer.exitcode is None else int(consumer.exitcode)
         finally:
             worker_shutting_down.disconnect(self._shutting_down)
+            services.new_jobs.stop()
             for periodic in self._periodic:
                 periodic.stop()
             self._show()
@@ -156,6 +164,12 @@ class WorkerProcess:
             # This also covers the closing of connections, which may hang.
             _do_later(grace_seconds + STOP_PATIENCE_SECONDS + CLOSING_SECONDS, _leave_at_once)
         self._is_stopping = True
+
+
+def _periodic(step: Step, seconds: float) -> Periodic:
+    if step.is_woken:
+        return Periodic(step.name, step.run, min(WOKEN_SECONDS, seconds), idle_seconds=seconds)
+    return Periodic(step.name, step.run, seconds * step.rounds)
 
 
 def _do_later(seconds: float, action: Callable[[], None]) -> None:

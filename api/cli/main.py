@@ -42,6 +42,11 @@ BUDGETS = {
         "budgets:set_", "Set what a key, a user or the deployment may spend; it holds at once."
     ),
 }
+SQL = {
+    "grant": Command("sql:grant", "Let a role of the database enqueue jobs of one user in SQL."),
+    "revoke": Command("sql:revoke", "Let a role enqueue no more; its jobs go on."),
+    "list": Command("sql:list_", "List the roles that may enqueue in SQL, and for whom."),
+}
 FLAGS = {
     "list": Command("flags:list_", "List feature flags, and whom each is on for."),
     "show": Command("flags:show", "Show one flag."),
@@ -113,6 +118,7 @@ COMMANDS: dict[str, Command | Group] = {
     "runs": Group("Batches of embeddings and generations.", RUNS),
     "users": Group("Who there is, and what they may do.", USERS),
     "keys": Group("Keys to the HTTP API.", KEYS),
+    "sql": Group("Roles of the database that enqueue jobs in SQL.", SQL),
     "budgets": Group("Spend caps of keys, users and the deployment.", BUDGETS),
     "flags": Group("Feature flags: turn features on and off without a restart.", FLAGS),
     "notifications": Group("Mails to users.", NOTIFICATIONS),

@@ -21,7 +21,7 @@ from promptstack.config.errors import PromptStackError
 from promptstack.repositories.models import JobState
 from promptstack.services.jobs.progress import Progress, ProgressService
 from promptstack.services.jobs.service import JobService
-from promptstack.services.jobs.views import JobView
+from promptstack.services.jobs.views import JobView, asked
 from promptstack.tasks.job_task import PROGRESS
 from promptstack.tasks.messages import TASKS
 
@@ -95,7 +95,7 @@ class LedgerView:
         for job in jobs:
             task, is_new = self._state.get_or_create_task(str(job.id))
             task.name = str(TASKS[job.kind])
-            task.args = f"job {job.id} with {job.provider}/{job.model}"
+            task.args = f"job {job.id} with {asked(job.provider, job.model)}"
             if is_new:
                 started, finished = _timestamp(job.started_at), _timestamp(job.finished_at)
                 task.received = job.created_at.timestamp()

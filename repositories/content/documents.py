@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, Row, Select, exists, func, or_, select, text, tuple_, update
 
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.content.unused import NOTE, REPLACED_FOR, shared_lock
@@ -160,6 +160,19 @@ class DocumentRepository(BaseRepository[Document]):
     def _row(self, *conditions: ColumnElement[bool]) -> DocumentRow | None:
         row = self._session.execute(_rows().where(*conditions)).one_or_none()
         return None if row is None else _document(row)
+
+    def put_as_of(self, document: NewDocument, time: datetime) -> UUID:
+        """Store a document as it was handed in at this time, unless it has a newer text; its id."""
+        its = (Document.collection_id, Document.source)
+        query = select(Document).where(tuple_(*its) == document.key).with_for_update()
+        there = self._session.scalars(query).one_or_none()
+        if there is not None and there.updated_at > time:
+            return there.id
+        [document_id] = self.put_many([document]).values()
+        self._session.execute(
+            update(Document).where(Document.id == document_id).values(updated_at=time)
+        )
+        return document_id
 
     def lock(self, document_id: UUID) -> Document | None:
         """Return the document, locked until the transaction ends.

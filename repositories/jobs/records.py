@@ -9,6 +9,7 @@ from uuid import UUID
 
 from promptstack.config.names import Queue
 from promptstack.repositories.access_models import Tier
+from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.models import JobKind, JobState
 
 
@@ -35,6 +36,12 @@ class Claim:
     """Workers that died one after the other with it in hand, and nothing of it done meanwhile."""
     tier: Tier = Tier.FREE
     """Of its user."""
+    is_checked: bool = True
+    """False while the request is as the caller gave it."""
+
+    def lost(self) -> ClaimLost:
+        """What to raise where another has the job."""
+        return ClaimLost(f"Attempt {self.attempt} lost job {self.job_id}; nothing was stored.")
 
 
 @dataclass(frozen=True)

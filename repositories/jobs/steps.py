@@ -31,7 +31,6 @@ from sqlalchemy.orm import Session
 from promptstack.config.names import Queue
 from promptstack.repositories.access_models import Tier
 from promptstack.repositories.budgets.budgets import counts_calls_of
-from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED
 from promptstack.repositories.jobs.records import Claim, ClaimStep, JobSnapshot, SucceedStep
@@ -68,6 +67,7 @@ class StepRepository:
                 run_id=row.run_id,
                 kind=JobKind(row.kind),
                 tier=Tier(row.tier),
+                is_checked=row.is_checked,
             )
             for row in _CLAIM.run(self._session, rows, worker=worker_id)
         }
@@ -101,7 +101,7 @@ class StepRepository:
     def succeed(self, claim: Claim, result: Mapping[str, object]) -> None:
         """End a job whose work is stored already. Raises `ClaimLost`; then nothing is stored."""
         if not _SUCCEED.run(self._session, [_result(claim, result)]):
-            raise _lost(claim)
+            raise claim.lost()
 
     def snapshot(self, job_id: UUID) -> JobSnapshot | None:
         """Where a job stands, and what its calls came to."""
@@ -165,7 +165,7 @@ class StepRepository:
 
     def _change_held(self, claim: Claim, **values: Any) -> None:
         if not self._changes(claim.job_id, claim.attempt, **values):
-            raise _lost(claim)
+            raise claim.lost()
 
     def _changes(self, job_id: UUID, attempt: int, **values: Any) -> bool:
         held = (Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING)
@@ -177,16 +177,12 @@ class StepRepository:
         of_claim = {"the_job": claim.job_id, "the_attempt": claim.attempt}
         row = self._session.execute(statement, {**of_claim, **values}).one_or_none()
         if row is None:
-            raise _lost(claim)
+            raise claim.lost()
         return row
 
 
 def _result(claim: Claim, result: Mapping[str, object]) -> dict[str, Any]:
     return {"id": claim.job_id, "attempt": claim.attempt, "result": dump_jsonb(dict(result))}
-
-
-def _lost(claim: Claim) -> ClaimLost:
-    return ClaimLost(f"Attempt {claim.attempt} lost job {claim.job_id}; nothing was stored.")
 
 
 # Built once, which costs more than to run them. Batches lock jobs in the order of their ids, so
@@ -212,7 +208,7 @@ UPDATE jobs SET
 FROM asked WHERE jobs.id = asked.id AND jobs.state = 'queued'
 RETURNING jobs.id, jobs.attempt, jobs.user_id, jobs.provider, jobs.model,
     CAST(jobs.request AS text) AS request, jobs.failures, jobs.max_retries, jobs.deaths,
-    jobs.queue, jobs.run_id, jobs.kind,
+    jobs.queue, jobs.run_id, jobs.kind, jobs.is_checked,
     extract(epoch FROM jobs.expires_at - clock_timestamp()) AS seconds_left,
     coalesce((SELECT tier FROM users WHERE users.id = jobs.user_id), 'free') AS tier
 """,

@@ -9,6 +9,12 @@ from sqlalchemy.exc import DBAPIError
 from promptstack.repositories.driver_errors import explained
 from promptstack.repositories.errors import RightsMissing
 
+FUNCTIONS = "promptstack"
+"""The schema of the functions that enqueue."""
+_MAY_HAVE_SCHEMA = text(f"""
+    SELECT to_regnamespace('{FUNCTIONS}') IS NOT NULL
+        OR has_database_privilege(current_database(), 'CREATE')
+""")
 NOT_ALLOWED = "42501"
 NOT_INSTALLED = frozenset({"58P01", "0A000"})
 """PostgreSQL's codes for an extension whose files the server doesn't have."""
@@ -31,6 +37,9 @@ def prepare_database(connection: Connection) -> None:
     if schema is not None and not connection.scalar(may):
         what = f"create tables in the schema {schema}"
         lacks[what] = f"GRANT CREATE ON SCHEMA {quote(schema)} TO {quote(role)};"
+    if not connection.scalar(_MAY_HAVE_SCHEMA):
+        what = f"create the schema {FUNCTIONS}"
+        lacks[what] = f"CREATE SCHEMA {FUNCTIONS} AUTHORIZATION {quote(role)};"
     connection.rollback()
     if lacks:
         raise RightsMissing(

@@ -27,8 +27,7 @@ def take_steps(engine: Engine) -> tuple[str | None, str | None]:
     with _alone(engine), engine.connect() as connection:
         before = MigrationContext.configure(connection).get_current_revision()
         connection.rollback()  # each step has a transaction of its own
-        if before is None:
-            prepare_database(connection)
+        prepare_database(connection)
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

@@ -27,6 +27,8 @@ class Action(StrEnum):
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
+    SQL_ROLE_GRANTED = "sql_role.granted"
+    SQL_ROLE_REVOKED = "sql_role.revoked"
     BUDGET_CHANGED = "budget.changed"
 
     JOB_CANCELLED = "job.cancelled"
@@ -49,6 +51,8 @@ class ObjectKind(StrEnum):
     USER = "user"
     KEY = "key"
     SESSION = "session"
+    SQL_ROLE = "sql_role"
+    """A role of the database that enqueues in SQL."""
     BUDGET = "budget"
     JOB = "job"
     RUN = "run"

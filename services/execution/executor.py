@@ -29,6 +29,7 @@ from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
 from promptstack.services.execution.job_context import JobContext, OnProgress
 from promptstack.services.execution.job_slots import JobSlots
+from promptstack.services.execution.late_checks import LateChecks
 from promptstack.services.execution.provider_calls import CallOutcome, ProviderCalls, known
 from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.jobs.progress import Progress, ProgressService
@@ -90,6 +91,7 @@ class Executor:
         handlers: Mapping[JobKind, Handler],
         calls: ProviderCalls,
         *,
+        late_checks: LateChecks,
         slots: JobSlots,
         progress: ProgressService,
         backoff: Backoff,
@@ -100,6 +102,7 @@ class Executor:
         self._active_jobs = active_jobs
         self._handlers = handlers
         self._calls = calls
+        self._late_checks = late_checks
         self._slots = slots
         self._progress = progress
         self._backoff = backoff
@@ -147,6 +150,8 @@ class Executor:
         claim = job.claim
         try:
             job.show()
+            if not claim.is_checked:
+                job.checked(claim := await self._late_checks.check(claim))
             return await self._store(claim, await handler.do(job))
         except ClaimLost:
             pass  # it was cancelled, has expired, or another worker has it: the ledger says which

@@ -32,6 +32,11 @@ class JobContext:
         self.text: TextStream | None = None
         """Where its text is shown as it is produced, if it asked for that."""
 
+    def checked(self, claim: Claim) -> None:
+        """Go on with the claim as the checks have left it."""
+        self.claim = claim
+        self.handle.claimed(claim)
+
     def show(self, current: int = 0, total: int = 1) -> None:
         """Show how much of the job is done."""
         claim = self.claim

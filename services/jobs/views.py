@@ -39,6 +39,11 @@ class Wait(BaseModel):
     """When it goes on, where that is known."""
 
 
+def asked(provider: str, model: str) -> str:
+    """Whom a job asks, as it is shown; `?` for what a worker has still to choose."""
+    return f"{provider or '?'}/{model or '?'}"
+
+
 class JobView(BaseModel):
     """A job as its owner may see it."""
 

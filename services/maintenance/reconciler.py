@@ -15,6 +15,8 @@ class Step:
     run: Callable[[], object]
     rounds: int = 1
     """It is run in one of so many rounds: nobody waits for it."""
+    is_woken: bool = False
+    """Whether somebody may know before the next round that there is something to do."""
 
 
 class Reconciler:

@@ -32,7 +32,7 @@ from promptstack.api.cli.terminal import (
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.models import JobKind, JobState
 from promptstack.services.audit.actor import Actor
-from promptstack.services.jobs.views import JobView
+from promptstack.services.jobs.views import JobView, asked
 from promptstack.tasks.composition import PromptStack
 
 Id = Annotated[str, typer.Argument(metavar="ID", help=f"Id of the job; {ID_HELP}.")]
@@ -81,7 +81,7 @@ def _row(job: JobView) -> list[str]:
     return [
         str(job.id),
         job.kind,
-        f"{job.provider}/{job.model}",
+        asked(job.provider, job.model),
         job.state,
         f"{job.current}/{job.total}",
         str(job.attempt),

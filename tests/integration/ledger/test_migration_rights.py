@@ -55,17 +55,22 @@ def test_what_a_superuser_has_to_run_is_said(database: str, migrate: Callable[[]
     name = make_url(database).database
     extension, grant = "CREATE EXTENSION vector;", f"GRANT CREATE ON SCHEMA public TO {ROLE};"
     said = refused(migrate())
-    assert f"The role {ROLE} may not create the extension vector or create tables" in said
-    assert f"A superuser has to run, in the database {name}: {extension} {grant} Then" in said
+    assert f"The role {ROLE} may not create the extension vector or create tables in" in said
+    assert f"A superuser has to run, in the database {name}: {extension} {grant} CREATE S" in said
 
     run_sql(database, extension)
     said = refused(migrate())
-    assert f"A superuser has to run, in the database {name}: {grant} Then" in said
+    assert f"A superuser has to run, in the database {name}: {grant} CREATE SCHEMA" in said
     assert "extension" not in said
 
     run_sql(database, grant)
-    # With what was said done, it goes on, and finds the extension there.
-    run_sql(database, grant)
+    said = refused(migrate())
+    schema = f"CREATE SCHEMA promptstack AUTHORIZATION {ROLE};"
+    assert "may not create the schema promptstack. A superuser has to run, in the data" in said
+    assert f"{name}: {schema} Then" in said
+
+    # With what was said done, it goes on, and finds the extension and the schema there.
+    run_sql(database, schema)
     done = migrate()
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("Migrated ")

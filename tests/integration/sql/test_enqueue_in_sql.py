@@ -1,0 +1,246 @@
+"""Jobs enqueued in SQL: what the functions accept, refuse and store, and what workers make of it.
+
+The role's own connections run plain SQL: nothing of ours is between them and the functions.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+from uuid import UUID
+
+import pytest
+from psycopg2 import errors
+from sqlalchemy import text
+
+from promptstack.config.names import Queue
+from promptstack.repositories.models import JobKind, JobState
+from promptstack.services.access.users import UserView
+from promptstack.services.errors import NotFound
+from promptstack.tasks.worker_services import WorkerServices
+from tests.fakes import FakeProvider
+from tests.jobs import execute
+from tests.sql_roles import connect, run
+
+
+def enqueue(connection: Any, arguments: str, *values: Any, function: str = "generation") -> UUID:
+    job_id = UUID(run(connection, f"SELECT promptstack.enqueue_{function}({arguments})", *values))
+    connection.commit()
+    return job_id
+
+
+def refused(connection: Any, arguments: str, *values: Any, function: str = "generation") -> str:
+    """What the function says, with its hint; nothing is stored."""
+    with pytest.raises(errors.InvalidParameterValue) as caught:
+        enqueue(connection, arguments, *values, function=function)
+    connection.rollback()
+    diagnosis = caught.value.diag
+    assert diagnosis.message_hint
+    return str(diagnosis.message_primary)
+
+
+def test_it_is_a_job_once_its_transaction_is_committed(
+    stack: WorkerServices, connection: Any, ada: UserView, fake_llm: FakeProvider
+) -> None:
+    given = "'Say hello.', provider => 'fake', tags => '{greeting}'"
+    job_id = UUID(run(connection, f"SELECT promptstack.enqueue_generation({given})"))
+    with pytest.raises(NotFound):
+        stack.jobs.get(job_id)
+    connection.commit()
+
+    job = stack.jobs.get(job_id, owner=ada.id)
+    assert (job.kind, job.state) == (JobKind.GENERATION, JobState.QUEUED)
+
+    assert execute(stack, job_id).state is JobState.SUCCEEDED
+    assert stack.jobs.get(job_id).result["text"] == "You said: Say hello."  # type: ignore[index]
+    assert run(connection, "SELECT 1") == 1
+
+
+def test_a_transaction_that_is_rolled_back_leaves_no_job(
+    stack: WorkerServices, connection: Any
+) -> None:
+    run(connection, "SELECT promptstack.enqueue_generation('Hello.')")
+    connection.rollback()
+    assert stack.jobs.get_many() == []
+
+
+def test_the_worker_fills_in_what_was_left_out(
+    stack: WorkerServices, connection: Any, ada: UserView, fake_llm: FakeProvider
+) -> None:
+    stack.users.change(ada.id, preferred_provider="fake")
+    job_id = enqueue(connection, "'Hello.'")
+    execute(stack, job_id)
+    job = stack.jobs.get(job_id)
+    assert (job.state, job.provider) == (JobState.SUCCEEDED, "fake")
+    assert job.model == "fake-1"
+    assert job.max_retries == stack.settings.job_max_retries
+    lifetime = (job.expires_at - job.created_at).total_seconds()
+    assert lifetime == pytest.approx(stack.settings.job_expires_seconds)
+
+
+def test_what_was_said_holds(
+    stack: WorkerServices, connection: Any, fake_llm: FakeProvider
+) -> None:
+    job_id = enqueue(
+        connection,
+        "messages => %s, parameters => %s, provider => 'fake', max_retries => 7, "
+        "expires_in => 500.5, bulk => true",
+        '[{"role": "user", "content": "Hello."}]',
+        '{"temperature": 0.5, "max_tokens": 10, "stop": ["x"]}',
+    )
+    execute(stack, job_id)
+    job = stack.jobs.get(job_id)
+    assert job.state is JobState.SUCCEEDED, job.error
+    assert job.max_retries == 7
+    assert (job.expires_at - job.created_at).total_seconds() == pytest.approx(500.5)
+    with stack.ledger.transaction() as unit:
+        row = unit.session.execute(
+            text("SELECT queue, request, is_checked FROM jobs WHERE id = :id"), {"id": job_id}
+        ).one()
+    assert (row.queue, row.is_checked) == ("generation-bulk", True)
+    assert row.request["temperature"] == 0.5
+    assert row.request["stop"] == ["x"]
+
+
+JUDGED = [
+    ("'Hi.', provider => 'nobody'", "nobody"),
+    ("'Hi.', model => 'none'", "none"),
+    ("""'Hi.', parameters => '{"temprature": 1}'""", "temprature"),
+    ("""'Hi.', parameters => '{"user_id": "1"}'""", "user_id"),
+    ("""'Hi.', parameters => '{"key_limits": 1}'""", "key_limits"),
+    ("""'Hi.', parameters => '{"temperature": 9}'""", "temperature"),
+    ("messages => '[1]'", "messages"),
+    ("""'Hi.', fallbacks => '[{"a": 1}]'""", "a"),
+]
+
+
+def test_what_only_python_can_judge_fails_before_any_call(
+    stack: WorkerServices, connection: Any
+) -> None:
+    for arguments, says in JUDGED:
+        job_id = enqueue(connection, arguments)
+        execute(stack, job_id)
+        job = stack.jobs.get(job_id)
+        assert job.state is JobState.FAILED
+        assert job.error_code in {"INVALID_INPUT", "UNKNOWN_PROVIDER", "UNKNOWN_MODEL"}
+        assert says in str(job.error)
+        assert stack.jobs.get_attempts(job_id) == []
+
+
+REFUSED = [
+    ("", "either prompt or messages"),
+    ("'Hi.', messages => '[1]'", "either prompt or messages"),
+    ("E' \\n '", "prompt is empty"),
+    ("messages => '{}'", "must be a list"),
+    ("messages => '[]'", "must be a list"),
+    ("'Hi.', parameters => '[]'", "parameters must be"),
+    ("'Hi.', fallbacks => '{}'", "fallbacks must be"),
+    ("'Hi.', provider => ''", "provider must have"),
+    ("'Hi.', model => repeat('m', 201)", "model must have"),
+    ("'Hi.', model => E'a\\nb'", "control character"),
+    ("'Hi.', idempotency_key => ''", "idempotency_key must"),
+    ("'Hi.', max_retries => 101", "max_retries must"),
+    ("'Hi.', max_retries => -1", "max_retries must"),
+    ("'Hi.', expires_in => 0", "expires_in must"),
+    ("'Hi.', expires_in => 'NaN'", "expires_in must"),
+    ("'Hi.', expires_in => 'Infinity'", "expires_in must"),
+    ("'Hi.', expires_in => 31622401", "expires_in must"),
+    ("'Hi.', tags => array_fill('x'::text, '{17}')", "16 tags"),
+    ("'Hi.', tags => ARRAY[repeat('x', 65)]", "A tag must"),
+    ("'Hi.', tags => '{NULL}'", "A tag is NULL"),
+    ("repeat('x', 64000001)", "64000000"),
+]
+
+
+def test_what_sql_can_judge_is_refused_with_a_hint(stack: WorkerServices, connection: Any) -> None:
+    for arguments, says in REFUSED:
+        assert says in refused(connection, arguments)
+    for arguments, says in REFUSED_DOCUMENTS:
+        assert says in refused(connection, arguments, function="embedding")
+    assert stack.jobs.get_many() == []
+
+
+REFUSED_DOCUMENTS = [
+    ("' ', 'a'", "nothing to embed"),
+    ("NULL, 'a'", "nothing to embed"),
+    ("'Text.', ''", "source must"),
+    ("'Text.', repeat('x', 2001)", "source must"),
+    ("'Text.', E'a\\tb'", "control character"),
+    ("'Text.', 'a', chunk_tokens => 15", "chunk_tokens"),
+    ("'Text.', 'a', collection => ''", "collection must"),
+]
+
+
+def test_a_document_is_stored_when_it_was_checked(
+    stack: WorkerServices, connection: Any, ada: UserView, fake_llm: FakeProvider
+) -> None:
+    job_id = enqueue(
+        connection, "'A text.', 'a.txt', 'fake', chunk_tokens => 100", function="embedding"
+    )
+    assert execute(stack, job_id).state is JobState.SUCCEEDED, stack.jobs.get(job_id).error
+    assert fake_llm.embedded == ["A text."]
+    with stack.ledger.transaction() as unit:
+        [document] = unit.documents.get_many()
+    assert (document.user_id, document.source, document.text) == (ada.id, "a.txt", "A text.")
+
+
+def test_of_two_texts_of_a_source_the_newer_one_stays(
+    stack: WorkerServices, connection: Any, fake_llm: FakeProvider
+) -> None:
+    both = [
+        enqueue(connection, "%s, 'a.txt', 'fake'", each, function="embedding")
+        for each in ("The old text.", "The new text.")
+    ]
+    for job_id in reversed(both):
+        assert execute(stack, job_id).state is JobState.SUCCEEDED
+    with stack.ledger.transaction() as unit:
+        [document] = unit.documents.get_many()
+    assert document.text == "The new text."
+
+
+def test_a_known_key_is_the_job_that_is_there(
+    stack: WorkerServices, connection: Any, fake_llm: FakeProvider
+) -> None:
+    given = "'Hello.', provider => 'fake', idempotency_key => 'one'"
+    job_id = enqueue(connection, given)
+    assert enqueue(connection, given) == job_id
+    execute(stack, job_id)
+    assert enqueue(connection, given + ", max_retries => 9") == job_id  # as over HTTP
+    with pytest.raises(errors.UniqueViolation, match=str(job_id)) as caught:
+        enqueue(connection, "'Goodbye.', idempotency_key => 'one'")
+    assert caught.value.diag.message_hint == "Send a new key for a new request."
+
+
+def test_the_key_of_a_transaction_that_is_open_is_waited_for(
+    stack: WorkerServices, connection: Any, role: str
+) -> None:
+    given = "SELECT promptstack.enqueue_generation('Hello.', idempotency_key => 'one')"
+    first = run(connection, given)
+    with closing(connect(stack, role)) as other, ThreadPoolExecutor(1) as thread:
+        waits = thread.submit(run, other, given)
+        connection.commit()
+        assert waits.result(timeout=60) == first
+        other.commit()
+    assert len(stack.jobs.get_many()) == 1
+
+
+def test_a_failed_job_is_checked_again_when_it_is_retried(
+    stack: WorkerServices, connection: Any, fake_llm: FakeProvider
+) -> None:
+    job_id = enqueue(connection, "'Hello.', provider => 'later'")
+    execute(stack, job_id)
+    assert stack.jobs.get(job_id).error_code == "UNKNOWN_PROVIDER"
+    stack.factory.register("later", fake_llm.service)
+    stack.jobs.retry(job_id)
+    assert execute(stack, job_id).state is JobState.SUCCEEDED
+
+
+def test_a_bulk_job_waits_for_its_users_turn(stack: WorkerServices, connection: Any) -> None:
+    enqueue(connection, "'Hello.', bulk => true")
+    assert stack.outbox.publish() == 0
+    assert stack.publisher.waiting(Queue.GENERATION_BULK) == 1
+
+
+def test_its_message_leaves_at_the_next_look(stack: WorkerServices, connection: Any) -> None:
+    enqueue(connection, "'Hello.'")
+    assert stack.outbox.publish() == 1
+    assert stack.outbox.publish() == 0
