@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from promptstack.api.http.problems import DETAILS, Fault, respond
 from promptstack.config.errors import PromptStackError
@@ -43,6 +44,7 @@ STATUSES: dict[type[PromptStackError], int] = {
     LedgerOutdated: 503,
 }
 RETRY_AFTER_SECONDS = 5
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 MAX_FAULTS = 20
 MAX_LOCATION_PARTS = 8
 _FIELD_NAME = re.compile(r"[A-Za-z_][\w-]{0,63}", re.ASCII)
@@ -66,7 +68,10 @@ async def refused(request: Request, error: HTTPException) -> Response:
     if isinstance(error.__cause__, PromptStackError):
         return await ours(request, error.__cause__)
     detail = None if error.status_code in DETAILS else error.detail
-    return respond(error.status_code, detail, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods_of(request))
+    return respond(error.status_code, detail, headers=headers)
 
 
 async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -97,6 +102,18 @@ def unexpected(error: Exception) -> Response:
     """Log a bug and answer 500."""
     log_unexpected(logger, "a request failed", error)
     return respond(500)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """The methods that the address takes. The framework names those of its first route only."""
+    return [
+        method
+        for method in METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.router.routes
+        )
+    ]
 
 
 def _location(parts: tuple[int | str, ...]) -> str:

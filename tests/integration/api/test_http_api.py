@@ -578,6 +578,15 @@ def test_the_description_of_the_api_names_problems(client: TestClient) -> None:
                 assert "application/problem+json" in operation["responses"][status]["content"]
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"), [("/jobs", "GET"), ("/keys", "GET, POST"), ("/healthz", "")], ids=str
+)
+def test_a_wrong_method_is_told_all_that_fit(client: TestClient, path: str, methods: str) -> None:
+    response = client.request("TRACE", f"/api/v1{path}")
+    assert response.status_code == (405 if methods else 404)
+    assert set(methods.split(", ")) <= set(response.headers.get("allow", "").split(", "))
+
+
 async def _send(app: Any, chunks: list[bytes], key: str, read: list[int]) -> list[ASGIMessage]:
     """Send a body in chunks, without its length; `read` is told the size of each chunk taken."""
     scope = {
