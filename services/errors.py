@@ -8,6 +8,18 @@ class InvalidInput(PromptStackError):
 
     code = "INVALID_INPUT"
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        pointer: str = "",
+        detail: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """Take a JSON `pointer` (RFC 6901) to the field at fault, where it is known."""
+        super().__init__(message, detail=detail, retry_after=retry_after)
+        self.pointer = pointer
+
 
 class UnknownProvider(InvalidInput):
     """The named provider isn't registered."""

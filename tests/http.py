@@ -45,7 +45,7 @@ def problem(response: Response, status: int, code: str) -> dict[str, Any]:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = response.json()
-    assert set(body) - {"errors"} == {"type", "title", "status", "detail", "code"}
+    assert set(body) - {"errors", "field"} == {"type", "title", "status", "detail", "code"}
     assert (body["status"], body["code"]) == (status, code)
     assert body["title"]
     assert body["detail"]

@@ -123,7 +123,7 @@ COMMANDS: dict[str, Command | Group] = {
     "flags": Group("Feature flags: turn features on and off without a restart.", FLAGS),
     "notifications": Group("Mails to users.", NOTIFICATIONS),
     "openapi": Command(
-        "openapi:openapi", "Print the description of the HTTP API, for generators of clients."
+        "openapi:openapi", "Print the description of the HTTP API (OpenAPI)."
     ),
     "permissions": Command(
         "permissions:permissions",

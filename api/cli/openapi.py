@@ -5,7 +5,7 @@ from promptstack.config.settings import get_settings
 
 
 def openapi() -> None:
-    """Print the description of the HTTP API, for generators of clients."""
+    """Print the description of the HTTP API (OpenAPI)."""
     # FastAPI takes long to load, and other commands don't need it.
     from promptstack.api.http.description import describe  # noqa: PLC0415
 

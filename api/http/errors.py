@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request, Response
@@ -26,6 +26,7 @@ from promptstack.services.errors import (
     WrongState,
 )
 from promptstack.services.notifications.errors import MailNotConfigured
+from promptstack.services.validation.bounds import pointer
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ async def ours(request: Request, error: PromptStackError) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, TransientLedgerError | TooManyAttempts | TooManyRequests | SignInBusy):
         headers["Retry-After"] = str(math.ceil(error.retry_after or RETRY_AFTER_SECONDS))
-    return respond(status, str(error), code=error.code, headers=headers)
+    field = getattr(error, "pointer", "") or None
+    return respond(status, str(error), code=error.code, field=field, headers=headers)
 
 
 async def refused(request: Request, error: HTTPException) -> Response:
@@ -83,14 +85,15 @@ async def invalid(request: Request, error: RequestValidationError) -> Response:
     if problems and problems[0]["type"] == "json_invalid":
         position = problems[0]["loc"][-1]
         return respond(400, f"The body is not JSON: it goes wrong at character {position}.")
-    faults = [
-        Fault(
-            location=_location(problem["loc"]),
-            message=problem["msg"].removeprefix("Value error, "),
-        )
-        for problem in problems[:MAX_FAULTS]
-    ]
-    return respond(422, "The request is not valid.", code=InvalidInput.code, errors=faults)
+    faults = [_fault(problem, error.body) for problem in problems[:MAX_FAULTS]]
+    fields = {fault.pointer or fault.location.partition(".")[2] for fault in faults}
+    return respond(
+        422,
+        "The request is not valid.",
+        code=InvalidInput.code,
+        field=fields.pop() if len(fields) == 1 else None,
+        errors=faults,
+    )
 
 
 async def gone(request: Request, error: ClientDisconnect) -> Response:
@@ -116,13 +119,33 @@ def _methods_of(request: Request) -> list[str]:
     ]
 
 
-def _location(parts: tuple[int | str, ...]) -> str:
-    """Name the field. A part that can't be a field's name may be a prompt, and is left out."""
+def _fault(problem: Mapping[str, Any], body: Any) -> Fault:
+    """Say what is wrong and where. A part that can't be a field's name may be a prompt: `?`."""
+    place = problem["loc"][:MAX_LOCATION_PARTS]
     names = [
-        str(part) if isinstance(part, int) or _FIELD_NAME.fullmatch(part) else "?"
-        for part in parts[:MAX_LOCATION_PARTS]
+        str(part) if isinstance(part, int) or _FIELD_NAME.fullmatch(part) else "?" for part in place
     ]
-    return ".".join(names)
+    return Fault(
+        location=".".join(names),
+        pointer=_pointer(place[1:], names[1:], body) if names[:1] == ["body"] else None,
+        message=problem["msg"].removeprefix("Value error, "),
+    )
+
+
+def _pointer(place: Sequence[str | int], names: Sequence[str], body: Any) -> str:
+    """Where in the body it is. The validator's place also names which of several forms it tried."""
+    found: list[str] = []
+    for number, (part, name) in enumerate(zip(place, names, strict=True)):
+        there = (
+            0 <= part < len(body)
+            if isinstance(body, list) and isinstance(part, int)
+            else isinstance(body, dict) and part in body
+        )
+        is_missing = number == len(place) - 1 and isinstance(body, dict)
+        if there or is_missing:
+            found.append(name)
+            body = body[part] if there else None
+    return pointer(found)
 
 
 HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {

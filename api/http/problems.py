@@ -27,6 +27,7 @@ class Fault(BaseModel):
     """One thing that is wrong with a request."""
 
     location: str = Field(description="Where, for example `body.messages.0.role`.")
+    pointer: str | None = Field(None, description="The same in a body, as a JSON pointer.")
     message: str
 
 
@@ -38,6 +39,11 @@ class Problem(BaseModel):
     status: int
     detail: str = Field(description="A sentence for a person.")
     code: str = Field(description="A stable name for programs.")
+    field: str | None = Field(
+        None,
+        description="The one field of the body that is at fault, as a JSON pointer, for example "
+        "`/messages/0/role`; or the name of a parameter.",
+    )
     errors: Sequence[Fault] | None = Field(None, description="All that is wrong with a request.")
 
 
@@ -56,6 +62,7 @@ def respond(
     detail: str | None = None,
     *,
     code: str | None = None,
+    field: str | None = None,
     errors: Sequence[Fault] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
@@ -66,6 +73,7 @@ def respond(
         status=status,
         detail=detail or DETAILS.get(status, f"{title}."),
         code=code or title.upper().replace(" ", "_"),
+        field=field,
         errors=errors,
     )
     # In ASCII, so that a message with any characters can be sent.

@@ -4,6 +4,7 @@ The HTTP API declares its bodies and queries with them. The services check what 
 and from the command line.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_DOWN, Decimal
 from typing import Annotated
@@ -136,7 +137,7 @@ class _Refused:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ValidationError):
-            raise InvalidInput(_explain(error)) from None
+            raise InvalidInput(_explain(error), pointer=_field(error)) from None
 
 
 _REFUSED = _Refused()
@@ -160,6 +161,20 @@ def checked_limit(limit: int) -> int:
     if type(limit) is not int or not 0 <= limit < 2**31:
         raise InvalidInput(f"The limit must be a whole number from 0 to {2**31 - 1:,}.")
     return limit
+
+
+def pointer(parts: Sequence[int | str]) -> str:
+    """The place of a value in a document: a JSON pointer (RFC 6901)."""
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in parts)
+
+
+def _field(error: ValidationError) -> str:
+    """The field at fault; empty where there are several."""
+    found = {
+        pointer(problem["loc"])
+        for problem in error.errors(include_url=False, include_input=False, include_context=False)
+    }
+    return found.pop() if len(found) == 1 else ""
 
 
 def _explain(error: ValidationError) -> str:

@@ -1,4 +1,4 @@
-"""A stranger's judge of HTTP APIs, schemathesis, against a server and a worker: two users who sign in.
+"""A stranger's judge, schemathesis, of a server and a worker: two users who sign in.
 
 CONTRACT_EXAMPLES and CONTRACT_PHASES make it look closer than `make test` has time for.
 """

@@ -657,3 +657,27 @@ def test_options_keep_their_numbers(stack: WorkerServices, client: TestClient) -
         assert job is not None
         # Not compared as they are: 1.0 is 1, and is not to become it.
         assert json.dumps(job.request["options"]) == json.dumps(json.loads(options))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (GENERATIONS, {"prompt": "x", "temperature": 9}, "/temperature"),
+        (
+            GENERATIONS,
+            {"messages": [{"role": "user", "content": "x"}, {"role": 1}]},
+            "/messages/1/role",
+        ),
+        (GENERATIONS, {"messages": [{"role": 1, "content": ""}]}, "/messages/0/role"),
+        (GENERATIONS, {"messages": [{"role": "user"}]}, "/messages/0"),
+        (EMBEDDINGS, {}, "/text"),
+        (f"{JOBS}?limit=0", None, "limit"),
+    ],
+    ids=["number", "two", "role", "message", "missing", "query"],
+)
+def test_the_field_at_fault_is_named(
+    client: TestClient, path: str, body: Any, field: str | None
+) -> None:
+    response = client.get(path) if body is None else client.post(path, json=body)
+    refused = problem(response, 422, "INVALID_INPUT")
+    assert refused.get("field") == field, refused
