@@ -122,9 +122,7 @@ COMMANDS: dict[str, Command | Group] = {
     "budgets": Group("Spend caps of keys, users and the deployment.", BUDGETS),
     "flags": Group("Feature flags: turn features on and off without a restart.", FLAGS),
     "notifications": Group("Mails to users.", NOTIFICATIONS),
-    "openapi": Command(
-        "openapi:openapi", "Print the description of the HTTP API (OpenAPI)."
-    ),
+    "openapi": Command("openapi:openapi", "Print the description of the HTTP API (OpenAPI)."),
     "permissions": Command(
         "permissions:permissions",
         "Show who may do what: roles, scopes, routes and commands.",

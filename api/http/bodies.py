@@ -13,12 +13,15 @@ MAX_FIELDS = 100
 """More than any request has. Validation reports each unknown field: a body with a million of them
 would hold up all requests for seconds."""
 
+Given = Annotated[Name, Field(min_length=1)]
+"""A name that is not empty."""
+
 IdempotencyKey = Annotated[
-    str | None,
+    Given | None,
     Header(
         alias="Idempotency-Key",
-        description="Up to 200 characters of your choice. Sent again with the same request, it "
-        "returns the job that is there; with another request, it is refused.",
+        description="Of your choice. Sent again with the same request, it returns what that has "
+        "made; with another request, it is refused.",
     ),
 ]
 
@@ -26,9 +29,6 @@ NotBlank = Annotated[
     Text, Field(json_schema_extra={"pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
 ]
 """Text that is not blank. The schema says so; the services check it."""
-
-Given = Annotated[Name, Field(min_length=1)]
-"""A name that is not empty."""
 
 
 InCollection = Annotated[

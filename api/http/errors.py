@@ -109,6 +109,9 @@ def unexpected(error: Exception) -> Response:
 
 def _methods_of(request: Request) -> list[str]:
     """The methods that the address takes. The framework names those of its first route only."""
+    described = request.app.openapi()["paths"].get(request.url.path)
+    if described is not None:
+        return [method for method in METHODS if method.lower() in described]
     return [
         method
         for method in METHODS

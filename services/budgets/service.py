@@ -41,7 +41,7 @@ class Scope(StrEnum):
 class Caps(BaseModel):
     """Caps to set, in US dollars. None takes a cap away; what is left out stays as it is."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"minProperties": 1})
 
     day: Dollars | None = None
     month: Dollars | None = None

@@ -4,6 +4,7 @@ The HTTP API declares its bodies and queries with them. The services check what 
 and from the command line.
 """
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_DOWN, Decimal
@@ -28,6 +29,7 @@ MAX_COST_USD = 99_999_999
 """As much as the ledger's columns hold."""
 SMALLEST_COST = Decimal("1e-10")
 """As little as they hold."""
+NUMBER = re.compile(r"\s*[+-]?[\d._]+(e[+-]?\d+)?\s*", re.IGNORECASE)
 LARGEST_OFFSET = timedelta(hours=14)
 MAX_EXPLANATION = 400
 
@@ -48,6 +50,13 @@ def _in_ascii(amount: object) -> object:
     if isinstance(amount, str) and not amount.isascii():
         raise ValueError("must be written in the digits 0 to 9")
     return amount
+
+
+def _written(given: object) -> object:
+    """Refuse a number: whether it is seconds or milliseconds would be guessed by its size."""
+    if isinstance(given, int | float) or (isinstance(given, str) and NUMBER.fullmatch(given)):
+        raise ValueError("must be a time such as 2026-11-30T08:00:00Z, and no number")
+    return given
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -124,7 +133,7 @@ Dollars = Annotated[
 Temperature = Annotated[float, Field(strict=True, ge=0, le=2)]
 MaxTokens = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
 Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
-Time = Annotated[datetime, AfterValidator(_in_utc)]
+Time = Annotated[datetime, BeforeValidator(_written), AfterValidator(_in_utc)]
 """A time in UTC. One without a zone is taken as UTC. PostgreSQL takes no offset larger than any on
 earth."""
 
