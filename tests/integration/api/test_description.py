@@ -56,7 +56,7 @@ def test_every_answer_says_what_it_holds(document: dict[str, Any]) -> None:
     """A 202 without a body, or bytes without a type, is of no use to a generated client."""
     for method, path, operation in operations(document):
         for status, answer in operation["responses"].items():
-            if status != "204":
+            if status not in {"204", "304"}:
                 for content in answer["content"].values():
                     assert content.get("schema"), (method, path, status)
 
