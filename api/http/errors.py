@@ -79,6 +79,11 @@ async def refused(request: Request, error: HTTPException) -> Response:
 async def invalid(request: Request, error: RequestValidationError) -> Response:
     """Answer a request that does not fit its schema."""
     problems = error.errors()
+    if problems and all(problem["loc"][0] == "path" for problem in problems):
+        described = _described(request)
+        if described is not None and request.method.lower() not in described:
+            # `GET /runs/embeddings` was read as a run of that id.
+            return await refused(request, HTTPException(405))
     if isinstance(error.body, bytes):
         # The framework leaves a body unread that doesn't say that it is JSON.
         return respond(415, "The body must be JSON; send Content-Type: application/json.")
@@ -109,7 +114,7 @@ def unexpected(error: Exception) -> Response:
 
 def _methods_of(request: Request) -> list[str]:
     """The methods that the address takes. The framework names those of its first route only."""
-    described = request.app.openapi()["paths"].get(request.url.path)
+    described = _described(request)
     if described is not None:
         return [method for method in METHODS if method.lower() in described]
     return [
@@ -120,6 +125,12 @@ def _methods_of(request: Request) -> list[str]:
             for route in request.app.router.routes
         )
     ]
+
+
+def _described(request: Request) -> Mapping[str, Any] | None:
+    """What the description says of just this address; None where it has a parameter."""
+    described: Mapping[str, Any] | None = request.app.openapi()["paths"].get(request.url.path)
+    return described
 
 
 def _fault(problem: Mapping[str, Any], body: Any) -> Fault:

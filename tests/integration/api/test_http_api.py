@@ -587,6 +587,13 @@ def test_a_wrong_method_is_told_all_that_fit(client: TestClient, path: str, meth
     assert set(methods.split(", ")) <= set(response.headers.get("allow", "").split(", "))
 
 
+def test_an_address_is_not_taken_for_an_id(client: TestClient) -> None:
+    response = client.get(f"{RUNS}/embeddings")
+    problem(response, 405, "METHOD_NOT_ALLOWED")
+    assert response.headers["allow"] == "POST"
+    problem(client.get(f"{RUNS}/x"), 422, "INVALID_INPUT")
+
+
 async def _send(app: Any, chunks: list[bytes], key: str, read: list[int]) -> list[ASGIMessage]:
     """Send a body in chunks, without its length; `read` is told the size of each chunk taken."""
     scope = {
