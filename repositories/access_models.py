@@ -40,6 +40,8 @@ class Scope(StrEnum):
     BATCHES_READ = "batches:read"
     BATCHES_WRITE = "batches:write"
     SEARCH = "search"
+    WEBHOOKS_READ = "webhooks:read"
+    WEBHOOKS_WRITE = "webhooks:write"
     USAGE_READ = "usage:read"
     ADMIN = "admin"
     """What the role of the key's user allows, beyond their own work."""

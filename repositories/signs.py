@@ -127,6 +127,11 @@ class SignsRepository:
         """Look for what to delete of documents; queries are old after so many seconds."""
         return ContentSigns(*self._look(within, _CONTENTS, queries=queries))
 
+    def of_webhooks(self, *, within: float = SECONDS) -> bool:
+        """Whether an event is due to be sent."""
+        [is_due] = self._look(within, _WEBHOOKS)
+        return bool(is_due)
+
     def _look(self, within: float, query: str, **given: Any) -> tuple[Any, ...]:
         """Run a query of one row; PostgreSQL ends it after `within` seconds."""
         [row] = limited(self._connection, within, query, given)
@@ -262,6 +267,12 @@ _CONTENTS = """
                 < now() - make_interval(secs => %(queries)s),
             false
         )
+"""
+
+_WEBHOOKS = """
+    SELECT coalesce(
+        (SELECT min(due_at) FROM webhook_deliveries WHERE due_at IS NOT NULL) <= now(), false
+    )
 """
 
 _RUNS = """

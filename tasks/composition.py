@@ -64,6 +64,8 @@ from promptstack.services.runs.results import RunResults
 from promptstack.services.runs.scheduler import ShardScheduler
 from promptstack.services.sharing.bulk_jobs import BulkJobs
 from promptstack.services.streams.reader import TextStreams
+from promptstack.services.webhooks.secrets import PURPOSE, SecretBox
+from promptstack.services.webhooks.service import WebhookService
 from promptstack.tasks import connections, from_settings
 from promptstack.tasks.redis_publisher import RedisPublisher
 
@@ -316,6 +318,21 @@ class PromptStack:
     def run_ends(self) -> RunEnds:
         """What tells users how their runs ended."""
         return RunEnds(self.notifications)
+
+    @cached_property
+    def webhook_secrets(self) -> SecretBox:
+        """What encrypts the secrets of webhooks."""
+        return SecretBox([key.secret for key in self._signing_keys(PURPOSE)])
+
+    @cached_property
+    def webhooks(self) -> WebhookService:
+        """Where the ends of jobs and runs are told to."""
+        return WebhookService(
+            self.ledger,
+            self.webhook_secrets,
+            from_settings.webhook_rules(self.settings),
+            most_endpoints=self.settings.webhook_endpoints,
+        )
 
     @cached_property
     def usage(self) -> UsageService:

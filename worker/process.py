@@ -72,6 +72,7 @@ class WorkerProcess:
         self._wake_views = views.wake
         seconds = settings.reconcile_seconds
         steps = {step.name: _periodic(step, seconds) for step in services.reconciler.steps}
+        services.webhook_sender.wake = steps["webhooks"].wake
         hear = partial(services.new_jobs.hear, steps["messages"].wake)
         self._periodic = [
             Periodic("heartbeat", services.heartbeat.beat, settings.heartbeat_seconds),

@@ -55,7 +55,9 @@ class WebhookRepository(BaseRepository[WebhookEndpoint]):
         query = select(WebhookEndpoint.id).where(belongs_to(user_id), WebhookEndpoint.url.is_(None))
         return self._session.scalar(query) is not None
 
-    def rotate(self, endpoint: WebhookEndpoint, secret: str, seconds: float) -> WebhookEndpoint:
+    def rotate(
+        self, endpoint: WebhookEndpoint, secret: str, seconds: float
+    ) -> WebhookEndpoint | None:
         """Give an endpoint a new secret; the one it has now signs for `seconds` more.
 
         While an older one signs still, that one stays: a receiver may know no other.
@@ -73,11 +75,12 @@ class WebhookRepository(BaseRepository[WebhookEndpoint]):
             ),
         )
 
-    def disable(self, endpoint_id: UUID, reason: str) -> WebhookEndpoint:
-        """Send nothing there from now on. Its events wait."""
-        return self._set(endpoint_id, disabled_at=func.now(), disabled_reason=reason)
+    def disable(self, endpoint_id: UUID, reason: str) -> WebhookEndpoint | None:
+        """Send nothing there from now on; its events wait. None where it is disabled already."""
+        is_enabled = WebhookEndpoint.disabled_at.is_(None)
+        return self._set(endpoint_id, is_enabled, disabled_at=func.now(), disabled_reason=reason)
 
-    def enable(self, endpoint_id: UUID) -> WebhookEndpoint:
+    def enable(self, endpoint_id: UUID) -> WebhookEndpoint | None:
         """Send there again, also what has waited."""
         endpoint = self._set(
             endpoint_id, disabled_at=None, disabled_reason=None, failures=0, rests_until=None
@@ -94,6 +97,10 @@ class WebhookRepository(BaseRepository[WebhookEndpoint]):
         )
         return endpoint
 
+    def end_rest(self, endpoint_id: UUID) -> None:
+        """Send there at once, though so many attempts have failed: a person wants to see it."""
+        self._set(endpoint_id, WebhookEndpoint.rests_until.is_not(None), rests_until=None)
+
     def encrypted(self) -> Sequence[WebhookEndpoint]:
         """All rows, each with its secrets, locked."""
         return self._session.scalars(select(WebhookEndpoint).with_for_update(key_share=True)).all()
@@ -107,15 +114,17 @@ class WebhookRepository(BaseRepository[WebhookEndpoint]):
             conditions.append(belongs_to(user_id))
         return self.get_page(asked, *conditions)
 
-    def _set(self, endpoint_id: UUID, **values: Any) -> WebhookEndpoint:
+    def _set(
+        self, endpoint_id: UUID, *conditions: ColumnElement[bool], **values: Any
+    ) -> WebhookEndpoint | None:
         changed = (
             update(WebhookEndpoint)
-            .where(WebhookEndpoint.id == endpoint_id)
+            .where(WebhookEndpoint.id == endpoint_id, *conditions)
             .values(**values)
             .returning(WebhookEndpoint)
         )
         how = {"populate_existing": True}
-        return self._session.scalars(changed, execution_options=how).one()
+        return self._session.scalars(changed, execution_options=how).one_or_none()
 
 
 def belongs_to(user_id: UUID | None) -> ColumnElement[bool]:

@@ -283,7 +283,7 @@ DELETE FROM webhook_deliveries WHERE id IN (
     (
         SELECT id FROM webhook_deliveries
         WHERE created_at < now() - make_interval(secs => :retention)
-        ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED
+        ORDER BY created_at LIMIT :limit
     )
     UNION ALL
     (

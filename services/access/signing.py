@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -32,6 +32,10 @@ class SigningKeys:
     def current(self) -> SigningKey:
         """The key that signs."""
         return self._keys[0]
+
+    def __iter__(self) -> Iterator[SigningKey]:
+        """All of them, the one that signs first."""
+        return iter(self._keys)
 
     def find(self, key_id: object) -> SigningKey | None:
         """The key with this id, if it is one of ours."""

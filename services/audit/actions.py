@@ -39,6 +39,12 @@ class Action(StrEnum):
     COLLECTION_DELETED = "collection.deleted"
     DOCUMENT_DELETED = "document.deleted"
 
+    WEBHOOK_CREATED = "webhook.created"
+    WEBHOOK_CHANGED = "webhook.changed"
+    WEBHOOK_ROTATED = "webhook.rotated"
+    WEBHOOK_DISABLED = "webhook.disabled"
+    WEBHOOK_DELETED = "webhook.deleted"
+
     FLAG_CHANGED = "flag.changed"
     FLAG_DELETED = "flag.deleted"
     SETTINGS_SEEN = "settings.seen"
@@ -61,6 +67,7 @@ class ObjectKind(StrEnum):
     FLAG = "flag"
     PROCESS = "process"
     NOTIFICATION = "notification"
+    WEBHOOK = "webhook"
 
     def of(self, name: UUID | str) -> "AuditObject":
         """The one with this id or name."""

@@ -31,6 +31,8 @@ _RESERVED_V6 = (ipaddress.IPv6Network("fec0::/10"), ipaddress.IPv6Network("::/96
 
 
 def _shaped(url: str) -> str:
+    if len(url) > MAX_URL:
+        raise ValueError(f"has more than {MAX_URL:,} characters")
     parts = split(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must be an address such as https://example.org/hooks")

@@ -1,0 +1,54 @@
+"""Events: their names, which are OpenAI's where it has one, and their bodies."""
+
+import json
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+ALL = "*"
+"""Stands for every event among those that an endpoint asks for."""
+
+
+class EventType(StrEnum):
+    """What has happened. The trigger that notes the ends of jobs and runs writes these names."""
+
+    RESPONSE_COMPLETED = "response.completed"
+    RESPONSE_FAILED = "response.failed"
+    RESPONSE_CANCELLED = "response.cancelled"
+    RESPONSE_INCOMPLETE = "response.incomplete"
+    """A generation's deadline passed before it was done."""
+    EMBEDDING_COMPLETED = "embedding.completed"
+    EMBEDDING_FAILED = "embedding.failed"
+    """Also where the deadline passed."""
+    EMBEDDING_CANCELLED = "embedding.cancelled"
+    RUN_COMPLETED = "run.completed"
+    RUN_FAILED = "run.failed"
+    RUN_CANCELLED = "run.cancelled"
+    RUN_EXPIRED = "run.expired"
+    BATCH_COMPLETED = "batch.completed"
+    BATCH_FAILED = "batch.failed"
+    BATCH_CANCELLED = "batch.cancelled"
+    BATCH_EXPIRED = "batch.expired"
+
+
+TEST = "webhook.test"
+"""The event of a test delivery, which nobody asks for beforehand."""
+
+
+def event_name(event_id: UUID) -> str:
+    """The id of an event as receivers see it."""
+    return f"evt_{event_id.hex}"
+
+
+def event_body(event_id: UUID, type_: str, object_id: UUID, at: datetime) -> str:
+    """What is sent: which object it is about, and nothing of what is in it."""
+    return json.dumps(
+        {
+            "id": event_name(event_id),
+            "object": "event",
+            "created_at": int(at.timestamp()),
+            "type": type_,
+            "data": {"id": str(object_id)},
+        },
+        separators=(",", ":"),
+    )
