@@ -64,6 +64,7 @@ from promptstack.services.runs.results import RunResults
 from promptstack.services.runs.scheduler import ShardScheduler
 from promptstack.services.sharing.bulk_jobs import BulkJobs
 from promptstack.services.streams.reader import TextStreams
+from promptstack.services.webhooks.deliveries import DeliveryLog
 from promptstack.services.webhooks.secrets import PURPOSE, SecretBox
 from promptstack.services.webhooks.service import WebhookService
 from promptstack.tasks import connections, from_settings
@@ -333,6 +334,11 @@ class PromptStack:
             from_settings.webhook_rules(self.settings),
             most_endpoints=self.settings.webhook_endpoints,
         )
+
+    @cached_property
+    def webhook_deliveries(self) -> DeliveryLog:
+        """What was sent to webhooks."""
+        return DeliveryLog(self.ledger)
 
     @cached_property
     def usage(self) -> UsageService:

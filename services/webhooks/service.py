@@ -1,4 +1,4 @@
-"""Webhooks as their users keep them: endpoints, secrets, and the log of deliveries."""
+"""Webhooks as their users keep them: endpoints and secrets."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from promptstack.repositories.models import new_id
 from promptstack.repositories.pages import FIRST_PAGE, Page, PageQuery
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
-from promptstack.repositories.webhook_models import DeliveryState, WebhookDelivery, WebhookEndpoint
+from promptstack.repositories.webhook_models import WebhookEndpoint
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
-from promptstack.services.errors import InvalidInput, NotFound, WrongState
-from promptstack.services.idempotency.claims import claim, claim_secret
+from promptstack.services.errors import InvalidInput, NotFound
+from promptstack.services.idempotency.claims import claim_secret
 from promptstack.services.validation.bounds import Line, refused_in_words
 from promptstack.services.validation.ids import check_user, find_id, read_id, read_owner
 from promptstack.services.validation.webhook_urls import WebhookRules, WebhookUrl
-from promptstack.services.webhooks.events import ALL, TEST, EventType
+from promptstack.services.webhooks.events import ALL, EventType
 from promptstack.services.webhooks.secrets import SecretBox, new_secret
-from promptstack.services.webhooks.views import DeliveryView, SecretView, WebhookView
+from promptstack.services.webhooks.views import SecretView, WebhookView
 
 ROTATION_SECONDS = 86_400.0
 """How long the secret before a rotation still signs: a day to bring the new one to receivers."""
@@ -60,10 +60,10 @@ class IssuedSecret:
 
 
 class WebhookService:
-    """Keeps endpoints, and answers for what was sent there.
+    """Keeps endpoints.
 
     `user_id` says whose an endpoint is; None stands for callers without a user. With `owner`, an
-    endpoint or delivery must be that user's; another one is `NotFound`.
+    endpoint must be that user's; another one is `NotFound`.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class WebhookService:
     def get(self, endpoint_id: UUID | str, *, owner: UUID | None = None) -> WebhookView:
         """An endpoint. Raises `NotFound`."""
         with self._ledger.transaction() as unit:
-            return WebhookView.of(_found(unit, endpoint_id, owner))
+            return WebhookView.of(found_endpoint(unit, endpoint_id, owner))
 
     def get_page(
         self,
@@ -130,11 +130,6 @@ class WebhookService:
         """The id of the only endpoint whose id begins so. Raises the errors of `find_id`."""
         with self._ledger.transaction() as unit:
             return find_id(unit.webhooks, "webhook", given)
-
-    def find_delivery(self, given: str) -> UUID:
-        """The id of the only delivery whose id begins so. Raises the errors of `find_id`."""
-        with self._ledger.transaction() as unit:
-            return find_id(unit.webhook_deliveries, "delivery", given)
 
     def update(
         self,
@@ -165,7 +160,7 @@ class WebhookService:
         if "events" in values:
             values["events"] = _known(terms.events)
         with self._ledger.transaction() as unit:
-            endpoint = _found(unit, endpoint_id, owner)
+            endpoint = found_endpoint(unit, endpoint_id, owner)
             changed = sorted(values) + ([] if enabled is None else ["enabled"])
             unit.webhooks.update(endpoint, **values)
             if enabled is True:
@@ -180,7 +175,7 @@ class WebhookService:
     ) -> None:
         """Delete an endpoint; what was not delivered yet is not sent. Raises `NotFound`."""
         with self._ledger.transaction() as unit:
-            endpoint = _found(unit, endpoint_id, owner)
+            endpoint = found_endpoint(unit, endpoint_id, owner)
             _record(unit, by, Action.WEBHOOK_DELETED, endpoint)
             unit.webhooks.delete(endpoint)
 
@@ -197,7 +192,7 @@ class WebhookService:
         Raises `NotFound`.
         """
         with self._ledger.transaction() as unit:
-            endpoint = _found(unit, endpoint_id, owner)
+            endpoint = found_endpoint(unit, endpoint_id, owner)
             claim_secret(unit, keyed, endpoint.id)
             secret = self._rotate(unit, endpoint, by)
             return IssuedWebhook(WebhookView.of(endpoint), secret)
@@ -238,77 +233,6 @@ class WebhookService:
                 exists=True, created_at=own.created_at, previous_until=own.previous_until
             )
 
-    def test(
-        self,
-        endpoint_id: UUID | str,
-        *,
-        owner: UUID | None = None,
-        keyed: KeyedRequest | None = None,
-    ) -> DeliveryView:
-        """Send an endpoint the event `webhook.test`. Raises `NotFound`, and `WrongState`."""
-        with self._ledger.transaction() as unit:
-            endpoint = _found(unit, endpoint_id, owner)
-            delivery_id = new_id()
-            made = claim(unit, keyed, delivery_id)
-            if made is not None:
-                return DeliveryView.of(_delivery(unit, made, owner)[0])
-            _check_enabled(endpoint)
-            unit.webhooks.end_rest(endpoint.id)
-            added = unit.webhook_deliveries.create(
-                id=delivery_id,
-                endpoint_id=endpoint.id,
-                event_id=new_id(),
-                type=TEST,
-                object_id=endpoint.id,
-                due_at=unit.now(),
-            )
-            return DeliveryView.of(added)
-
-    def get_deliveries(
-        self,
-        endpoint_id: UUID | str | None = None,
-        asked: PageQuery = FIRST_PAGE,
-        *,
-        owner: UUID | None = None,
-        state: DeliveryState | None = None,
-        object_id: UUID | None = None,
-    ) -> Page[DeliveryView]:
-        """A page of deliveries, newest first: of an endpoint, or else of all of the owner's.
-
-        Among these are those to the addresses that jobs and runs have named. Raises `NotFound`.
-        """
-        owner = read_owner(owner)
-        with self._ledger.transaction() as unit:
-            found = None if endpoint_id is None else _found(unit, endpoint_id, owner).id
-            page = unit.webhook_deliveries.page_of(
-                asked,
-                endpoint_id=found,
-                user_id=owner,
-                is_everybodys=owner is None,
-                state=state,
-                object_id=object_id,
-            )
-            return page.of(DeliveryView.of)
-
-    def replay(
-        self,
-        delivery_id: UUID | str,
-        *,
-        endpoint_id: UUID | None = None,
-        owner: UUID | None = None,
-    ) -> DeliveryView:
-        """Send an event once more, under the same id, with all its attempts anew.
-
-        Raises `NotFound`, and `WrongState` while its endpoint is disabled.
-        """
-        with self._ledger.transaction() as unit:
-            delivery, endpoint = _delivery(unit, delivery_id, owner)
-            if endpoint_id is not None and endpoint.id != endpoint_id:
-                raise NotFound(f"There is no delivery {delivery_id} of this webhook.")
-            _check_enabled(endpoint)
-            unit.webhooks.end_rest(endpoint.id)
-            return DeliveryView.of(unit.webhook_deliveries.replay(delivery.id) or delivery)
-
     def _rotate(self, unit: UnitOfWork, endpoint: WebhookEndpoint, by: Actor | None) -> str:
         secret = new_secret()
         unit.webhooks.rotate(endpoint, self._secrets.seal(secret), ROTATION_SECONDS)
@@ -328,29 +252,14 @@ def _known(events: Iterable[str]) -> list[str]:
     return [ALL] if ALL in wanted else sorted(map(str, wanted))
 
 
-def _found(unit: UnitOfWork, given: UUID | str, owner: UUID | None) -> WebhookEndpoint:
+def found_endpoint(unit: UnitOfWork, given: UUID | str, owner: UUID | None) -> WebhookEndpoint:
+    """An endpoint, of its owner where one is given. Raises `NotFound`."""
     endpoint = unit.webhooks.find(
         read_id(given, "webhook"), user_id=owner, is_anybodys=owner is None
     )
     if endpoint is None:
         raise NotFound(f"There is no webhook {given}.")
     return endpoint
-
-
-def _delivery(
-    unit: UnitOfWork, given: UUID | str, owner: UUID | None
-) -> tuple[WebhookDelivery, WebhookEndpoint]:
-    found = unit.webhook_deliveries.find(
-        read_id(given, "delivery"), user_id=owner, is_anybodys=owner is None
-    )
-    if found is None:
-        raise NotFound(f"There is no delivery {given}.")
-    return found
-
-
-def _check_enabled(endpoint: WebhookEndpoint) -> None:
-    if endpoint.disabled_at is not None:
-        raise WrongState("The webhook is disabled; enable it first.")
 
 
 def _record(

@@ -161,13 +161,13 @@ def test_an_event_is_given_up_after_its_last_attempt_and_can_be_replayed(
     [failed] = deliveries(sending)
     assert (failed.state, failed.due_at, len(failed.attempts)) == ("failed", None, 4)
     served.answer = lambda _: TAKE
-    replayed = sending.webhooks.replay(failed.id)
+    replayed = sending.webhook_deliveries.replay(failed.id)
     assert (replayed.state, replayed.failures) == (DeliveryState.PENDING, 0)
     send_due(sending)
     assert len({event.id for event in served.got}) == 1
     [taken] = deliveries(sending)
     assert (taken.state, len(taken.attempts)) == ("delivered", 5)
-    sending.webhooks.replay(failed.id)
+    sending.webhook_deliveries.replay(failed.id)
     send_due(sending)
     assert len(served.taken) == 2, "what was delivered can be had again"
 
@@ -355,7 +355,7 @@ def test_ten_failures_in_a_row_disable_an_endpoint_and_its_user_is_told(
             assert len(served.got) == before
             served.answer = lambda _: TAKE
             with pytest.raises(WrongState, match="disabled"):
-                sending.webhooks.test(made.webhook.id)
+                sending.webhook_deliveries.test(made.webhook.id)
             enabled = sending.webhooks.update(made.webhook.id, enabled=True)
             assert (enabled.enabled, enabled.failures) == (True, 0)
             send_all(sending)
@@ -509,12 +509,12 @@ def test_a_test_delivery_is_sent_whatever_the_endpoint_asks_for(
     sending: WorkerServices, served: Receiver
 ) -> None:
     made = sending.webhooks.create(served.url, ["run.failed"])
-    asked = sending.webhooks.test(made.webhook.id)
+    asked = sending.webhook_deliveries.test(made.webhook.id)
     send_due(sending)
     [event] = served.got
     VERIFIERS["openai"](event, made.secret)
     assert (event.body["type"], event.id) == ("webhook.test", asked.event_id)
-    [shown] = sending.webhooks.get_deliveries(made.webhook.id).rows
+    [shown] = sending.webhook_deliveries.get_page(made.webhook.id).rows
     assert (shown.state, shown.attempts[0].status) == (DeliveryState.DELIVERED, 204)
 
 
