@@ -150,11 +150,6 @@ def webhook_rules(settings: Settings) -> WebhookRules:
     )
 
 
-def webhook_rest_seconds(settings: Settings) -> float:
-    """How long an endpoint rests first that has failed some times: the wait of the first retry."""
-    return [*settings.webhook_retry_seconds, 0.0][1]
-
-
 def mail_defaults(settings: Settings) -> MailDefaults | None:
     """How mail is sent; None where no mail server is set."""
     if settings.smtp_url is None or settings.mail_from is None:

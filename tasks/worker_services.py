@@ -35,12 +35,11 @@ from promptstack.services.runs.maintenance import RunMaintenance
 from promptstack.services.runs.shards.slots import WorkerSlots
 from promptstack.services.runs.shards.worker import ShardTools
 from promptstack.services.streams.writer import TextStreamWriter
-from promptstack.services.webhooks.health import EndpointHealth
-from promptstack.services.webhooks.receivers import Receivers
 from promptstack.services.webhooks.sender import WebhookSender
 from promptstack.services.webhooks.upkeep import WebhookUpkeep
 from promptstack.tasks import connections, from_settings
 from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.webhook_services import open_sender, open_upkeep
 
 
 class WorkerServices(PromptStack):
@@ -161,36 +160,12 @@ class WorkerServices(PromptStack):
     @cached_property
     def webhook_sender(self) -> WebhookSender:
         """Sends events to webhooks."""
-        settings = self.settings
-        sender = WebhookSender(
-            self.ledger,
-            self.loop,
-            Receivers(
-                from_settings.webhook_rules(settings),
-                timeout_seconds=settings.webhook_timeout_seconds,
-                ca_file=str(settings.tls_ca_file) if settings.tls_ca_file else None,
-            ),
-            self.webhook_secrets,
-            EndpointHealth(
-                self.notifications,
-                disable_after=settings.webhook_disable_failures,
-                rest_seconds=from_settings.webhook_rest_seconds(settings),
-            ),
-            retry_seconds=settings.webhook_retry_seconds,
-            # Within it, a worker that lives has noted what came of it.
-            lease_seconds=settings.webhook_timeout_seconds + settings.worker_lost_seconds,
-        )
-        return self._exit_stack.enter_context(closing(sender))
+        return self._exit_stack.enter_context(closing(open_sender(self)))
 
     @cached_property
     def webhook_upkeep(self) -> WebhookUpkeep:
         """What looks after webhooks."""
-        return WebhookUpkeep(
-            self.ledger,
-            self.webhook_secrets,
-            retention_seconds=self.settings.webhook_retention_seconds,
-            seals_anew=self.settings.previous_secret_key is not None,
-        )
+        return open_upkeep(self)
 
     @cached_property
     def cutter(self) -> Cutter:
@@ -316,6 +291,7 @@ class WorkerServices(PromptStack):
                 Step("cleanup", self.cleanup.run_once, rounds=10),
                 Step("runs", maintain_runs),
                 Step("contents", self.content_maintenance.run_once),
+                Step("webhooks", self.webhook_sender.run_once, is_woken=True),
                 Step("webhook upkeep", self.webhook_upkeep.run_once, rounds=10),
             ]
         )
