@@ -79,7 +79,7 @@ PERMISSIONS = (
         action="see jobs",
         scope=Scope.JOBS_READ,
         whose=Whose.OWN,
-        routes=("GET /jobs", "GET /jobs/{job_id}"),
+        routes=("GET /jobs", "GET /jobs/{job_id}", "GET /jobs/{job_id}/events"),
         commands=("jobs list", "jobs show", "jobs watch", "jobs wait"),
     ),
     Permission(
@@ -103,6 +103,7 @@ PERMISSIONS = (
         routes=(
             "GET /runs",
             "GET /runs/{run_id}",
+            "GET /runs/{run_id}/events",
             "GET /runs/{run_id}/results",
             "GET /runs/{run_id}/results/{format}",
             "GET /runs/{run_id}/failures",

@@ -152,6 +152,20 @@ class Settings(BaseSettings):
         "takes some megabytes of memory.",
     )
     max_downloads_of_one_user: int = Field(4, ge=1, description="Of these, the most for one user.")
+    max_watchers: int = Field(
+        600,
+        ge=0,
+        description="Most requests that watch jobs and runs or wait for them at once in an API "
+        "process: streams of events, and requests with `wait`. Keep it below MAX_CONNECTIONS.",
+    )
+    max_watchers_of_user: int = Field(
+        200, ge=0, description="Most of MAX_WATCHERS that are one user's."
+    )
+    events_heartbeat_seconds: PositiveSeconds = Field(
+        15.0,
+        description="A stream of events says that it is there after so long without an event. "
+        "Keep it below the time-out of proxies before the API.",
+    )
     secret_key: Secret = Field(
         SecretStr(DEFAULT_SECRET_KEY),
         description="Signs the tokens of who has signed in. Long and random in production.",

@@ -5,7 +5,7 @@ What only workers need is in `worker_services`; nothing else makes services.
 
 from contextlib import ExitStack, closing
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
 from redis import Redis
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     # long to load, and many callers need neither.
     from celery import Celery
 
+    from promptstack.services.events.hub import EventHub
     from promptstack.services.notifications.mailer import Mailer
     from promptstack.services.runs.downloads import RunDownloads
     from promptstack.services.runs.service import RunService
@@ -467,6 +468,20 @@ class PromptStack:
     def run_progress(self) -> RunProgress:
         """Where runs stand."""
         return RunProgress(self.redis, self.ledger, ttl_seconds=self.settings.progress_ttl_seconds)
+
+    @cached_property
+    def events(self) -> "EventHub":
+        """What happens to jobs and runs, for those who watch on one event loop."""
+        from promptstack.services.events.hub import EventHub  # noqa: PLC0415
+        from promptstack.services.events.topics import JobTopic, RunTopic  # noqa: PLC0415
+
+        return EventHub(
+            JobTopic(self.progress, self.ledger),
+            RunTopic(self.run_progress, self.ledger),
+            partial(connections.open_events_redis, self.redis_url),
+            max_watchers=self.settings.max_watchers,
+            max_watchers_of_user=self.settings.max_watchers_of_user,
+        )
 
     @cached_property
     def shard_scheduler(self) -> ShardScheduler:

@@ -61,6 +61,17 @@ def open_async_redis(url: str, connections: int = LIMITER_CONNECTIONS) -> AsyncR
     )
 
 
+def open_events_redis(url: str) -> AsyncRedis:
+    """Make the client that hears of changes: it may wait for long, but not to be let in."""
+    return AsyncRedis.from_url(
+        url,
+        decode_responses=True,
+        socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+        # None: after a lost connection, what was said meanwhile must be looked for.
+        retry=AsyncRetry(NoBackoff(), 0),
+    )
+
+
 def check_redis(redis: Redis) -> None:
     """Raise `ConfigurationError` where REDIS_URL can't work as it is."""
 

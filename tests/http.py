@@ -1,5 +1,7 @@
 """Clients of the HTTP API, and what is wrong by it."""
 
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,9 +10,11 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 
 from promptstack.api.http.app import create_app
+from promptstack.api.http.server import Server, make_server
 from promptstack.repositories.access_models import Role, Scope
 from promptstack.services.access.sessions import Origin
 from promptstack.tasks.composition import PromptStack
+from tests.processes import wait_until
 
 
 @contextmanager
@@ -50,3 +54,19 @@ def problem(response: Response, status: int, code: str) -> dict[str, Any]:
     assert body["title"]
     assert body["detail"]
     return body
+
+
+@contextmanager
+def live_server(stack: PromptStack, port: int = 0) -> Iterator[tuple[Server, str]]:
+    """A server in a thread, on a port of this machine: what it sends is read as it is sent."""
+    server = make_server(stack)
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            wait_until(lambda: server.started, "the server")
+            yield server, f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()

@@ -17,6 +17,7 @@ from promptstack.api.http.health import HealthCheck
 from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
 from promptstack.api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
 from promptstack.api.http.sessions import LOGINS_AT_ONCE, LoginSlots
+from promptstack.api.http.still_allowed import StillAllowed
 from promptstack.api.http.transfers import Downloads
 from promptstack.api.http.waiting import JobWaiters
 from promptstack.tasks.composition import PromptStack
@@ -44,11 +45,14 @@ def create_app(stack: PromptStack) -> FastAPI:
         yield
         if waiting is not None:
             waiting.cancel()
+        stack.events.close()
 
     app = described_app(settings, lifespan=lifespan, exception_handlers=HANDLERS)
     app.state.stack = stack
     app.state.health = HealthCheck(stack)
     app.state.job_waiters = JobWaiters(stack.progress.read, settings.chat_max_waiting)
+    app.state.events = stack.events
+    app.state.still_allowed = StillAllowed()
     app.state.login_slots = LoginSlots()
     app.state.downloads = Downloads(
         most=settings.max_downloads,

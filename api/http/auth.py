@@ -39,7 +39,15 @@ Key = Annotated[
 
 
 def caller_of(request: Request) -> Caller:
-    """Return who sends a request. Raises `NotAuthenticated`, `ForgedRequest`, `TooManyRequests`.
+    """Return who sends a request, and count it. Raises as `identify`, and `TooManyRequests`."""
+    caller = identify(request)
+    stack: PromptStack = request.app.state.stack
+    stack.request_limits.take(caller)
+    return caller
+
+
+def identify(request: Request) -> Caller:
+    """Return who sends a request. Raises `NotAuthenticated` and `ForgedRequest`.
 
     A key or an access token goes before what a browser or its proxy adds by itself.
     """
@@ -58,9 +66,7 @@ def caller_of(request: Request) -> Caller:
     stack: PromptStack = request.app.state.stack
     [credential] = given
     who = stack.keys if credential.startswith(PREFIX) else stack.sessions
-    caller = who.authenticate(credential, address_of(request))
-    stack.request_limits.take(caller)
-    return caller
+    return who.authenticate(credential, address_of(request))
 
 
 def _bearer(authorization: str) -> str:

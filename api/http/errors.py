@@ -25,6 +25,7 @@ from promptstack.services.errors import (
     NotPermitted,
     WrongState,
 )
+from promptstack.services.events.errors import TooManyWatchers, WatchersFull
 from promptstack.services.notifications.errors import MailNotConfigured
 from promptstack.services.validation.bounds import pointer
 
@@ -39,11 +40,22 @@ STATUSES: dict[type[PromptStackError], int] = {
     WrongState: 409,
     TooManyAttempts: 429,
     TooManyRequests: 429,
+    TooManyWatchers: 429,
     SignInBusy: 503,
+    WatchersFull: 503,
     TransientLedgerError: 503,
     MailNotConfigured: 503,
     LedgerOutdated: 503,
 }
+LATER = (
+    TransientLedgerError,
+    TooManyAttempts,
+    TooManyRequests,
+    TooManyWatchers,
+    SignInBusy,
+    WatchersFull,
+)
+"""What is over after a while: the answer says when to try again."""
 RETRY_AFTER_SECONDS = 5
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 MAX_FAULTS = 20
@@ -59,7 +71,7 @@ async def ours(request: Request, error: PromptStackError) -> Response:
     headers = {}
     if isinstance(error, NotAuthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, TransientLedgerError | TooManyAttempts | TooManyRequests | SignInBusy):
+    if isinstance(error, LATER):
         headers["Retry-After"] = str(math.ceil(error.retry_after or RETRY_AFTER_SECONDS))
     field = getattr(error, "pointer", "") or None
     return respond(status, str(error), code=error.code, field=field, headers=headers)

@@ -9,11 +9,21 @@ import uvicorn
 
 from promptstack.api.http.app import create_app
 from promptstack.api.http.protocol import BoundedProtocol
+from promptstack.services.events.hub import EventHub
 from promptstack.tasks.composition import PromptStack
 
 
 class Server(uvicorn.Server):
-    """Prints its URL once it listens."""
+    """Prints its URL once it listens, and ends what would go on for ever when it stops."""
+
+    def __init__(self, config: uvicorn.Config, events: EventHub) -> None:
+        super().__init__(config)
+        self._events = events
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop: clients that watch come again later, others get their answers."""
+        self._events.close()
+        await super().shutdown(sockets=sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then print one line of JSON."""
@@ -41,7 +51,8 @@ def make_server(stack: PromptStack) -> Server:
             # Who may speak for others is said by TRUSTED_PROXIES; see `peers`.
             proxy_headers=False,
             timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds),
-        )
+        ),
+        stack.events,
     )
 
 

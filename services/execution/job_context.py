@@ -40,6 +40,8 @@ class JobContext:
     def show(self, current: int = 0, total: int = 1) -> None:
         """Show how much of the job is done."""
         claim = self.claim
-        shown = Progress(claim.job_id, JobState.RUNNING, current, total, claim.failures)
+        shown = Progress(
+            claim.job_id, JobState.RUNNING, current, total, claim.failures, attempt=claim.attempt
+        )
         self._progress.publish(shown)
         self._on_progress(shown)

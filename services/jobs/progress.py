@@ -30,6 +30,9 @@ class Progress:
     """Why the last attempt failed; empty if none did."""
     retry_at: float = 0.0
     """Unix time of the next attempt, 0 when none is waited for."""
+    attempt: int = 0
+    """How often workers have begun it."""
+    error_code: str = ""
 
     @classmethod
     def of(cls, job: Job | JobSnapshot | JobView) -> "Progress":
@@ -42,6 +45,8 @@ class Progress:
             failures=job.failures,
             error=job.error or "",
             retry_at=job.not_before.timestamp() if job.not_before else 0.0,
+            attempt=job.attempt,
+            error_code=job.error_code or "",
         )
 
 

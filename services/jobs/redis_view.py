@@ -18,16 +18,18 @@ STALE_SECONDS = 5.0
 """An older entry is checked against the ledger: its writer may have died, or Redis may have been
 away when the job ended or was queued again."""
 EVENTS_KEPT = 1_000
-# Several workers show the same run. Of two versions the newer one stays.
+# Several workers show the same run. Of two versions the newer one stays. Who watches listens on a
+# channel with the key's name; where the server lets us publish nothing, they look each second.
 WRITE = """
 local version = tonumber(ARGV[2])
 if version and version < tonumber(redis.call('HGET', KEYS[1], 'version') or '-1') then return end
-redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+redis.call('HSET', KEYS[1], unpack(ARGV, 5))
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 if KEYS[2] then
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', unpack(ARGV, 4))
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', unpack(ARGV, 5))
   redis.call('EXPIRE', KEYS[2], ARGV[1])
 end
+redis.pcall('PUBLISH', KEYS[1], ARGV[4])
 """
 
 Snapshot = TypeVar("Snapshot")
@@ -36,6 +38,7 @@ Snapshot = TypeVar("Snapshot")
 class RedisView(Generic[Snapshot]):
     """One hash a job or run, with the fields of a dataclass and the time of the last write.
 
+    Each write is told on a channel with the hash's name: the `state`.
     Redis being away costs the view and nothing else.
     """
 
@@ -75,6 +78,7 @@ class RedisView(Generic[Snapshot]):
                         str(self._ttl_seconds),
                         str(fields.get("version", "")),
                         str(EVENTS_KEPT),
+                        str(fields["state"]),
                         *(str(part) for pair in fields.items() for part in pair),
                     )
                 pipeline.execute()

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
@@ -120,6 +120,12 @@ class RunProgress:
         if shown is not None and not shown.state.is_final:
             return shown
         return self.rebuild(run_id)
+
+    def read_all(self, run_ids: Sequence[UUID]) -> dict[UUID, RunSnapshot]:
+        """Return where these runs stand, read as one is. Those that don't exist are left out."""
+        shown = self._view.read(run_ids)
+        rebuilt = [self.rebuild(one) for one in run_ids if one not in shown]
+        return shown | {run.run_id: run for run in rebuilt if run is not None}
 
     def rebuild(self, run_id: UUID) -> RunSnapshot | None:
         """Show what the ledger says. None if it has no such run."""

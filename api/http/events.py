@@ -1,0 +1,153 @@
+"""Events of a job or run, as they happen: Server-Sent Events."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
+
+from promptstack.api.http.auth import CurrentCaller, Owner, Stack
+from promptstack.api.http.route import ProtectedRoute
+from promptstack.api.http.still_allowed import StillAllowed
+from promptstack.services.events.hub import EventHub
+from promptstack.services.events.places import ID_PATTERN, Event, Place
+from promptstack.services.events.topics import Topic, job_end, run_end
+from promptstack.services.events.watcher import Watcher
+
+router = APIRouter(route_class=ProtectedRoute)
+
+MEDIA_TYPE = "text/event-stream"
+RECONNECT_MILLISECONDS = 1_000
+PIECE_BYTES = 65_536
+"""Written at once: what a slow client has not read of an event waits here, once for all clients."""
+CLOSE_SECONDS = 5.0
+NEWLINE = "\n"
+
+EventId = Annotated[
+    str | None,
+    Query(
+        pattern=f"^{ID_PATTERN}$",
+        description="The `id` of the last event that you have: go on after it. For clients that "
+        "can't send the header `Last-Event-ID`, which goes before it.",
+    ),
+]
+LastEventId = Annotated[
+    str | None,
+    Header(
+        alias="Last-Event-ID",
+        pattern=f"^({ID_PATTERN})?$",
+        description="The `id` of the last event that you have. Browsers send it by themselves.",
+    ),
+]
+
+
+def _answers(what: str, example: str) -> dict[int | str, dict[str, Any]]:
+    return {
+        200: {
+            "description": f"The events of the {what}, until it has ended.",
+            "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": example}},
+        },
+        204: {"description": "It has ended, and you had its `end`: don't ask again."},
+    }
+
+
+class EventStream(Response):
+    """Streams the events of a job or run until its end, or until the server stops."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, request: Request, topic: Topic, one: UUID, since: Place) -> None:
+        """Take who asks, what for, and how far they have read."""
+        super().__init__()
+        self._request = request
+        self._topic = topic
+        self._one = one
+        self._since = since
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them. A client that goes away ends it."""
+        hub: EventHub = self._request.app.state.events
+        user_id = self._request.state.caller.user_id
+        with hub.watch(self._topic, self._one, user_id, self._since) as watcher:
+            stream = EventSourceResponse(
+                self._written(watcher),
+                ping=0,
+                # The hub ends the events when the server stops. This is for who does not read.
+                shutdown_grace_period=CLOSE_SECONDS,
+            )
+            await stream(scope, receive, send)
+
+    async def _written(self, watcher: Watcher) -> AsyncIterator[bytes]:
+        """The events as they are written, and comments where none comes for a while."""
+        allowed: StillAllowed = self._request.app.state.still_allowed
+        heartbeat: float = self._request.app.state.stack.settings.events_heartbeat_seconds
+        yield ServerSentEvent(retry=RECONNECT_MILLISECONDS, sep=NEWLINE).encode()
+        while await allowed.holds(self._request):
+            try:
+                async with asyncio.timeout(heartbeat):
+                    event = await anext(watcher, None)
+            except TimeoutError:
+                yield ServerSentEvent(comment="heartbeat", sep=NEWLINE).encode()
+                continue
+            if event is None:
+                return
+            written = encode(event)
+            for first in range(0, len(written), PIECE_BYTES):
+                yield written[first : first + PIECE_BYTES]
+
+
+def encode(event: Event) -> bytes:
+    """An event as it is written."""
+    # Not by ServerSentEvent, which looks for ends of lines in data that has none.
+    return f"id: {event.place}\nevent: {event.kind}\ndata: {event.data}\n\n".encode()
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    tags=["jobs"],
+    response_class=EventStream,
+    response_model=None,
+    responses=_answers("job", 'id: 5f1c.1.0.0\nevent: state\ndata: {"state":"running"}\n\n'),
+)
+def watch_job(
+    job_id: UUID,
+    request: Request,
+    stack: Stack,
+    owner: Owner,
+    caller: CurrentCaller,
+    since: EventId = None,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Watch a job: its states as they change, its text where it streams, and its end."""
+    job = stack.jobs.get(job_id, owner=owner)
+    place = Place.read(last_event_id or since) if last_event_id or since else Place()
+    if job.state.is_final and job_end(job).digest == place.shown:
+        return Response(status_code=204)
+    return EventStream(request, stack.events.jobs, job.id, place)
+
+
+@router.get(
+    "/runs/{run_id}/events",
+    tags=["runs"],
+    response_class=EventStream,
+    response_model=None,
+    responses=_answers("run", 'id: 5f1c.0.0.0\nevent: progress\ndata: {"succeeded":12}\n\n'),
+)
+def watch_run(
+    run_id: UUID,
+    request: Request,
+    stack: Stack,
+    owner: Owner,
+    caller: CurrentCaller,
+    since: EventId = None,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Watch a run: its progress, cost and time left as they change, and its end."""
+    run = stack.runs.get(run_id, owner)
+    place = Place.read(last_event_id or since) if last_event_id or since else Place()
+    if run.state.is_final and run_end(run).digest == place.shown:
+        return Response(status_code=204)
+    return EventStream(request, stack.events.runs, run.id, place)

@@ -1,0 +1,72 @@
+"""Events, and how far a reader has come in them: the id of each event says it."""
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+from promptstack.services.errors import InvalidInput
+
+ID_PATTERN = r"([0-9a-f]{12}|-)\.([0-9]{1,9})\.([0-9]{1,12})\.([0-9]{1,19}(?:-[0-9]{1,19})?)"
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a reader has come."""
+
+    shown: str = ""
+    """The digest of the newest state it has seen."""
+    attempt: int = 0
+    """Whose text it reads."""
+    characters: int = 0
+    """How much it has of that text."""
+    position: str = "0"
+    """The last piece of it, in the stream of the job's text."""
+
+    def __str__(self) -> str:
+        return f"{self.shown or '-'}.{self.attempt}.{self.characters}.{self.position}"
+
+    @classmethod
+    def read(cls, event_id: str) -> Self:
+        """The place that an event's id says. Raises `InvalidInput` where it is none of ours."""
+        found = re.fullmatch(ID_PATTERN, event_id)
+        if found is None:
+            raise InvalidInput(
+                "This is no id of an event here. Send the `id` of the last event that you got, or "
+                "none to begin anew."
+            )
+        shown, attempt, characters, position = found.groups()
+        return cls("" if shown == "-" else shown, int(attempt), int(characters), position)
+
+    def seeing(self, shown: str) -> Self:
+        """The place after a state."""
+        return replace(self, shown=shown)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that has happened."""
+
+    kind: str
+    """`state` or `progress`, `text`, `restart`, `end`."""
+    data: str
+    """JSON, in one line."""
+    place: Place
+    """How far a reader is who has it; as text, the event's id."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What there is to see of a job or run at one moment."""
+
+    kind: str
+    data: str
+    """JSON, in one line."""
+    state: str
+    is_final: bool
+
+    @cached_property
+    def digest(self) -> str:
+        """What it is known by in ids: twelve digits."""
+        return hashlib.blake2b(self.data.encode(), digest_size=6).hexdigest()
