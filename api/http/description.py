@@ -25,7 +25,7 @@ from promptstack.api.http import (
     users,
 )
 from promptstack.api.http.examples import EXAMPLES
-from promptstack.api.http.problems import RESPONSES
+from promptstack.api.http.problems import MEDIA_TYPE, RESPONSES
 from promptstack.api.permissions import permission_of_route
 from promptstack.config.settings import Settings
 
@@ -131,7 +131,7 @@ def _complete(document: dict[str, Any], prefix: str) -> None:
             operation["security"] = [] if _is_public(method, path, prefix) else schemes
             for status, response in operation["responses"].items():
                 if status in RESPONSES:
-                    response["content"].pop("application/json", None)
+                    response["content"] = {MEDIA_TYPE: response["content"][MEDIA_TYPE]}
                 elif status == "202":
                     response["headers"] = ACCEPTED_HEADERS
             if operation["operationId"] in EXAMPLES:

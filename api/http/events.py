@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
-from promptstack.api.http.auth import CurrentCaller, Owner, Stack
+from promptstack.api.http.auth import Owner, Stack
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.api.http.still_allowed import StillAllowed
 from promptstack.services.events.hub import EventHub
@@ -26,22 +26,31 @@ PIECE_BYTES = 65_536
 CLOSE_SECONDS = 5.0
 NEWLINE = "\n"
 
-EventId = Annotated[
-    str | None,
-    Query(
-        pattern=f"^{ID_PATTERN}$",
-        description="The `id` of the last event that you have: go on after it. For clients that "
-        "can't send the header `Last-Event-ID`, which goes before it.",
-    ),
-]
-LastEventId = Annotated[
-    str | None,
-    Header(
-        alias="Last-Event-ID",
-        pattern=f"^({ID_PATTERN})?$",
-        description="The `id` of the last event that you have. Browsers send it by themselves.",
-    ),
-]
+
+async def get_since(
+    since: Annotated[
+        str | None,
+        Query(
+            pattern=f"^{ID_PATTERN}$",
+            description="The `id` of the last event that you have: go on after it. For clients "
+            "that can't send the header `Last-Event-ID`, which goes before it.",
+        ),
+    ] = None,
+    last_event_id: Annotated[
+        str | None,
+        Header(
+            alias="Last-Event-ID",
+            pattern=f"^({ID_PATTERN})?$",
+            description="The same. Browsers send it by themselves.",
+        ),
+    ] = None,
+) -> Place:
+    """Return how far the sender has read."""
+    given = last_event_id or since
+    return Place.read(given) if given else Place()
+
+
+Since = Annotated[Place, Depends(get_since)]
 
 
 def _answers(what: str, example: str) -> dict[int | str, dict[str, Any]]:
@@ -108,46 +117,30 @@ def encode(event: Event) -> bytes:
 @router.get(
     "/jobs/{job_id}/events",
     tags=["jobs"],
+    status_code=200,
     response_class=EventStream,
     response_model=None,
-    responses=_answers("job", 'id: 5f1c.1.0.0\nevent: state\ndata: {"state":"running"}\n\n'),
+    responses=_answers("job", 'id: 4be1fd2b2c8a.0\nevent: state\ndata: {"state":"running"}\n\n'),
 )
-def watch_job(
-    job_id: UUID,
-    request: Request,
-    stack: Stack,
-    owner: Owner,
-    caller: CurrentCaller,
-    since: EventId = None,
-    last_event_id: LastEventId = None,
-) -> Response:
+def watch_job(job_id: UUID, request: Request, stack: Stack, owner: Owner, since: Since) -> Response:
     """Watch a job: its states as they change, its text where it streams, and its end."""
     job = stack.jobs.get(job_id, owner=owner)
-    place = Place.read(last_event_id or since) if last_event_id or since else Place()
-    if job.state.is_final and job_end(job).digest == place.shown:
+    if job.state.is_final and job_end(job).digest == since.shown:
         return Response(status_code=204)
-    return EventStream(request, stack.events.jobs, job.id, place)
+    return EventStream(request, stack.events.jobs, job.id, since)
 
 
 @router.get(
     "/runs/{run_id}/events",
     tags=["runs"],
+    status_code=200,
     response_class=EventStream,
     response_model=None,
-    responses=_answers("run", 'id: 5f1c.0.0.0\nevent: progress\ndata: {"succeeded":12}\n\n'),
+    responses=_answers("run", 'id: 4be1fd2b2c8a.0\nevent: progress\ndata: {"succeeded":12}\n\n'),
 )
-def watch_run(
-    run_id: UUID,
-    request: Request,
-    stack: Stack,
-    owner: Owner,
-    caller: CurrentCaller,
-    since: EventId = None,
-    last_event_id: LastEventId = None,
-) -> Response:
+def watch_run(run_id: UUID, request: Request, stack: Stack, owner: Owner, since: Since) -> Response:
     """Watch a run: its progress, cost and time left as they change, and its end."""
     run = stack.runs.get(run_id, owner)
-    place = Place.read(last_event_id or since) if last_event_id or since else Place()
-    if run.state.is_final and run_end(run).digest == place.shown:
+    if run.state.is_final and run_end(run).digest == since.shown:
         return Response(status_code=204)
-    return EventStream(request, stack.events.runs, run.id, place)
+    return EventStream(request, stack.events.runs, run.id, since)

@@ -8,7 +8,8 @@ from typing import Self
 
 from promptstack.services.errors import InvalidInput
 
-ID_PATTERN = r"([0-9a-f]{12}|-)\.([0-9]{1,9})\.([0-9]{1,12})\.([0-9]{1,19}(?:-[0-9]{1,19})?)"
+ID_PATTERN = r"([0-9a-f]{12}|-)\.([0-9]{1,20}(?:-[0-9]{1,20})?)"
+"""Of an id, for those who check it before."""
 
 
 @dataclass(frozen=True)
@@ -17,15 +18,11 @@ class Place:
 
     shown: str = ""
     """The digest of the newest state it has seen."""
-    attempt: int = 0
-    """Whose text it reads."""
-    characters: int = 0
-    """How much it has of that text."""
     position: str = "0"
-    """The last piece of it, in the stream of the job's text."""
+    """In the text of the job, where it streams."""
 
     def __str__(self) -> str:
-        return f"{self.shown or '-'}.{self.attempt}.{self.characters}.{self.position}"
+        return f"{self.shown or '-'}.{self.position}"
 
     @classmethod
     def read(cls, event_id: str) -> Self:
@@ -36,8 +33,8 @@ class Place:
                 "This is no id of an event here. Send the `id` of the last event that you got, or "
                 "none to begin anew."
             )
-        shown, attempt, characters, position = found.groups()
-        return cls("" if shown == "-" else shown, int(attempt), int(characters), position)
+        shown, position = found.groups()
+        return cls("" if shown == "-" else shown, position)
 
     def seeing(self, shown: str) -> Self:
         """The place after a state."""

@@ -1,6 +1,7 @@
 """Every route, asked by everybody who may not: the table of permissions holds for each."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from promptstack.api.permissions import (
 from promptstack.repositories.access_models import Role, Scope
 from promptstack.services.access.caller import Caller
 from promptstack.services.access.sessions import Origin
-from promptstack.services.errors import NotPermitted
+from promptstack.services.errors import NotPermitted, WrongState
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem
 
@@ -108,9 +109,18 @@ class World:
         """Send a request of a route, for Ada's object where it names one."""
         method, path = route.split()
         headers = {} if credential is None else {"Authorization": f"Bearer {credential}"}
+        if path.endswith("/events"):
+            self._end()
         url = "/api/v1" + path.format(**self._ids)
         body = BODIES.get(route)
         return self._client.request(method, url, headers=headers, json=body)
+
+    def _end(self) -> None:
+        """End her job and her run: their events go on for as long as they do."""
+        with suppress(WrongState):
+            self.stack.jobs.cancel(str(self._ids["job_id"]))
+        with suppress(WrongState):
+            self.stack.runs.cancel(str(self._ids["run_id"]))
 
     def key(self, email: str, role: Role = Role.USER, but: Scope | None = None) -> str:
         """A key of a user with this role that has all scopes but one."""

@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 from promptstack.api.cli.main import build
 from promptstack.api.cli.runs.end import print_run
-from promptstack.api.cli.runs.watch import Rate, _picture
+from promptstack.api.cli.runs.watch import _picture
 from promptstack.api.cli.terminal import out
 from promptstack.config.names import RUN_KEY
 from promptstack.services.jobs.redis_view import RedisView
 from promptstack.services.runs.progress import RunSnapshot
+from promptstack.services.runs.rate import Rate
 from promptstack.services.runs.views import RunView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import serve
