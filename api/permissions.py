@@ -72,7 +72,7 @@ PERMISSIONS = (
         action="enqueue jobs",
         scope=Scope.JOBS_WRITE,
         whose=Whose.OWN,
-        routes=("POST /generations", "POST /chat", "POST /embeddings", "POST /jobs"),
+        routes=("POST /generations", "POST /chat", "POST /embeddings", "POST /jobs/bulk"),
         commands=("generate", "embed"),
     ),
     Permission(

@@ -40,7 +40,7 @@ class Deployment:
         self.variables = variables
         self._processes = processes
         self.workers: list[subprocess.Popen[bytes]] = []
-        with _environment(variables):
+        with environment(variables):
             self.stack = PromptStack.open(load_settings(_env_file=None))
         processes.callback(self.stack.close)
         upgrade(self.stack.ledger.engine)
@@ -147,7 +147,8 @@ def wait_until(condition: Callable[[], bool], seconds: float, *, pause: float = 
 
 
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Have these variables for a while."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from promptstack.api.http.accepted import asked_at
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import IdempotencyKey
 from promptstack.api.http.generations import GenerationBody
@@ -60,5 +61,5 @@ def create_chat(
         job,
         read=stack.jobs.get,
         wait=partial(waiters.wait, job.id, caller.user_id, seconds),
-        location=f"{stack.settings.api_v1_prefix}/jobs/{job.id}",
+        headers=asked_at(stack, f"/jobs/{job.id}"),
     )

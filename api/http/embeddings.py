@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response, status
 from pydantic import Field
 
+from promptstack.api.http.accepted import point_to
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import IdempotencyKey, InCollection, JobBody, NotBlank
 from promptstack.api.http.route import ProtectedRoute
@@ -54,5 +55,5 @@ def create_embedding(
         **caller.as_owner,
         idempotency_key=idempotency_key,
     )
-    response.headers["Location"] = f"{stack.settings.api_v1_prefix}/jobs/{job.id}"
+    point_to(response, stack, f"/jobs/{job.id}")
     return job

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Response, status
 from pydantic import BeforeValidator, ConfigDict, FailFast, Field, StrictBool
 
+from promptstack.api.http.accepted import point_to
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import (
     IdempotencyKey,
@@ -61,5 +62,5 @@ def create_generation(
         **caller.as_owner,
         idempotency_key=idempotency_key,
     )
-    response.headers["Location"] = f"{stack.settings.api_v1_prefix}/jobs/{job.id}"
+    point_to(response, stack, f"/jobs/{job.id}")
     return job

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, status
+from fastapi import APIRouter, Header, Query, Response, status
 from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
+from promptstack.api.http.accepted import point_to
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
 from promptstack.api.http.bodies import Given
 from promptstack.api.http.embeddings import EmbeddingBody
@@ -123,11 +124,12 @@ class Retried(BaseModel):
     retried: int
 
 
-@router.post("", status_code=status.HTTP_202_ACCEPTED)
+@router.post("/bulk", status_code=status.HTTP_202_ACCEPTED)
 def create_jobs(
     body: ManyJobs,
     stack: Stack,
     caller: CurrentCaller,
+    response: Response,
     key_of_all: Annotated[
         str | None, Header(alias="Idempotency-Key", include_in_schema=False)
     ] = None,
@@ -138,6 +140,7 @@ def create_jobs(
             "An Idempotency-Key header is for one job; give each job of a list an idempotency_key."
         )
     entries: Any = [{**entry.keywords(), **caller.as_owner} for entry in body.jobs]
+    point_to(response, stack, "/jobs")
     return AcceptedJobs(jobs=stack.jobs.enqueue_many(entries))
 
 

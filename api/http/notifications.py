@@ -3,9 +3,10 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, status
+from fastapi import APIRouter, Query, Response, status
 from pydantic import BaseModel, ConfigDict, Field
 
+from promptstack.api.http.accepted import point_to
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import IdempotencyKey
 from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
@@ -66,12 +67,14 @@ def send_notification(
     body: NotificationBody,
     stack: Stack,
     caller: CurrentCaller,
+    response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> AcceptedNotification:
     """Accept a mail to a user; for administrators. A worker sends it."""
     accepted = stack.notifications.send(
         **dict(body), actor=Actor.of(caller), idempotency_key=idempotency_key
     )
+    point_to(response, stack, f"/jobs/{accepted}")
     return AcceptedNotification(id=accepted)
 
 

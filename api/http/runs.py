@@ -7,6 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response, status
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 
+from promptstack.api.http.accepted import point_to
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
 from promptstack.api.http.bodies import Body, InCollection, NotBlank
 from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
@@ -114,7 +115,7 @@ def create_embedding_run(
     """Accept a run that embeds each item; `Location` says where to ask for it."""
     how = dict(body)
     run = stack.runs.embed(how.pop("items"), **caller.as_owner, **how)
-    response.headers["Location"] = f"{stack.settings.api_v1_prefix}/runs/{run.id}"
+    point_to(response, stack, f"/runs/{run.id}")
     return run
 
 
@@ -131,7 +132,7 @@ def create_generation_run(
         total_bytes=stack.settings.max_rendered_bytes,
         **how,
     )
-    response.headers["Location"] = f"{stack.settings.api_v1_prefix}/runs/{run.id}"
+    point_to(response, stack, f"/runs/{run.id}")
     return run
 
 

@@ -90,14 +90,14 @@ class AnswerInTime(Response):
         job: JobView,
         read: Callable[[UUID], JobView],
         wait: Callable[[], Coroutine[Any, Any, None]],
-        location: str,
+        headers: Mapping[str, str],
     ) -> None:
-        """Take how to `read` the job again, and what to `wait` for before."""
+        """Take how to `read` the job again, what to `wait` for before, and the headers of a 202."""
         super().__init__(status_code=202, media_type="application/json")
         self._job = job
         self._read = read
         self._wait = wait
-        self._location = {"Location": location}
+        self._headers = dict(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait, then answer. A client that goes away ends the wait and nothing else."""
@@ -117,13 +117,14 @@ class AnswerInTime(Response):
         await self._answer(job)(scope, receive, send)
 
     def _answer(self, job: JobView) -> Response:
+        headers = {"Location": self._headers["Location"]} if job.state.is_final else self._headers
         if job.state.is_final and job.state is not JobState.SUCCEEDED:
             detail = f"The job is {job.state}: {job.error or 'it was asked to end.'}"
             code = job.error_code or f"JOB_{job.state.upper()}"
-            return respond(502, detail, code=code, headers=self._location)
+            return respond(502, detail, code=code, headers=headers)
         status = 200 if job.state.is_final else 202
         content = job.model_dump_json().encode()
-        return Response(content, status, self._location, media_type="application/json")
+        return Response(content, status, headers, media_type="application/json")
 
 
 async def _gone(receive: Receive) -> None:

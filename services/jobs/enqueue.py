@@ -23,7 +23,7 @@ from promptstack.services.jobs.publishing import Publisher
 from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.factory import LLMServiceFactory
 
-MAX_JOBS_AT_ONCE = 1_000
+MAX_JOBS_AT_ONCE = 10_000
 """Of one call. A run takes millions."""
 
 
