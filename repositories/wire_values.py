@@ -114,6 +114,31 @@ class BatchStatement:
         return session.execute(self._statement, {**arrays, **values}).all()
 
 
+_IN_COPY = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
+_NULL = r"\N"
+
+
+def copy_line(values: Sequence[object]) -> str:
+    """A row as COPY reads it in its text format (PostgreSQL manual, COPY)."""
+    fields = [
+        value if type(value) is str else _NULL if value is None else str(value) for value in values
+    ]
+    line = "\t".join(fields)
+    # Most need no escapes. One look at the whole line takes less than one at each field.
+    if (
+        line.count("\t") == len(fields) - 1
+        and line.count("\\") == values.count(None)
+        and "\n" not in line
+        and "\r" not in line
+    ):
+        return f"{line}\n"
+    escaped = [
+        _NULL if value is None else field.translate(_IN_COPY)
+        for value, field in zip(values, fields, strict=True)
+    ]
+    return "\t".join(escaped) + "\n"
+
+
 HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 """Its signature, no flags, no extension (PostgreSQL manual, COPY)."""
 END = b"\xff\xff"

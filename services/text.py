@@ -22,6 +22,11 @@ LONGEST_NAME_SHOWN = 80
 MAX_INTEGER_BITS = 1_024
 
 
+def is_storable(text: str) -> bool:
+    """Whether PostgreSQL can store it."""
+    return _UNSTORABLE.search(text) is None
+
+
 def check_storable(text: str, what: str) -> str:
     """Return `text` unchanged, or raise `InvalidInput` if PostgreSQL can't store it.
 

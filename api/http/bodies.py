@@ -76,5 +76,6 @@ class JobBody(Body):
     bulk: bool = Field(False, description="Let interactive jobs go first; for batches.")
 
     def keywords(self) -> dict[str, Any]:
-        """The keywords of its enqueue call."""
-        return dict(self)
+        """The keywords of its enqueue call: what was said."""
+        # Defaults are the call's own, and most bodies say little.
+        return {name: getattr(self, name) for name in self.model_fields_set}

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
 from promptstack.api.http.accepted import point_to
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
-from promptstack.api.http.bodies import Given
+from promptstack.api.http.bodies import Given, JobBody
 from promptstack.api.http.embeddings import EmbeddingBody
 from promptstack.api.http.generations import GenerationBody
 from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
@@ -58,19 +58,22 @@ class JobPage(PageEnds[UUID]):
     jobs: list[JobView]
 
 
-class ManyKeyed(BaseModel):
+class ManyKeyed(JobBody):
     """What an entry of a list has beside its job, as its request has a header for it."""
 
+    bulk: bool = Field(
+        True, description="Let interactive jobs go first. Else the list goes before all later ones."
+    )
     idempotency_key: Given | None = Field(
         None, description="Sent again with the same request, it returns the job that is there."
     )
 
 
-class GenerationOfMany(GenerationBody, ManyKeyed):
+class GenerationOfMany(ManyKeyed, GenerationBody):
     """A generation in a list."""
 
 
-class EmbeddingOfMany(EmbeddingBody, ManyKeyed):
+class EmbeddingOfMany(ManyKeyed, EmbeddingBody):
     """An embedding in a list; it has `text`."""
 
 
@@ -139,7 +142,8 @@ def create_jobs(
         raise InvalidInput(
             "An Idempotency-Key header is for one job; give each job of a list an idempotency_key."
         )
-    entries: Any = [{**entry.keywords(), **caller.as_owner} for entry in body.jobs]
+    of_all = {"bulk": True, **caller.as_owner}
+    entries: Any = [{**of_all, **entry.keywords()} for entry in body.jobs]
     point_to(response, stack, "/jobs")
     return AcceptedJobs(jobs=stack.jobs.enqueue_many(entries))
 

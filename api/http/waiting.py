@@ -97,7 +97,7 @@ class AnswerInTime(Response):
         self._job = job
         self._read = read
         self._wait = wait
-        self._headers = dict(headers)
+        self._when_it_goes_on = dict(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait, then answer. A client that goes away ends the wait and nothing else."""
@@ -117,7 +117,11 @@ class AnswerInTime(Response):
         await self._answer(job)(scope, receive, send)
 
     def _answer(self, job: JobView) -> Response:
-        headers = {"Location": self._headers["Location"]} if job.state.is_final else self._headers
+        headers = (
+            {"Location": self._when_it_goes_on["Location"]}
+            if job.state.is_final
+            else self._when_it_goes_on
+        )
         if job.state.is_final and job.state is not JobState.SUCCEEDED:
             detail = f"The job is {job.state}: {job.error or 'it was asked to end.'}"
             code = job.error_code or f"JOB_{job.state.upper()}"

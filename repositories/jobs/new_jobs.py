@@ -1,15 +1,18 @@
 """New jobs, one or many, added by one statement: an ORM's work for a row costs more than that."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from io import StringIO
 from typing import Any
 from uuid import UUID
 
+from psycopg2.errors import UniqueViolation
 from sqlalchemy.pool import PoolProxiedConnection
 
 from promptstack.config.names import Queue
 from promptstack.repositories.driver_errors import of_known_users
 from promptstack.repositories.jobs.records import Accepted, NewJobRow
-from promptstack.repositories.wire_values import array_literal, written_for_jsonb
+from promptstack.repositories.wire_values import array_literal, copy_line, written_for_jsonb
 
 _GIVEN = {
     "id": "uuid",
@@ -29,9 +32,16 @@ _GIVEN = {
 }
 """The fields of a `NewJobRow`, in their order. Tags are an array as one text: PostgreSQL has no
 array of arrays of several lengths."""
-_COLUMNS = ", ".join([*list(_GIVEN)[:-2], "expires_at", "tags"])
-_PLACES = ", ".join(["%s" for name in list(_GIVEN)[:-2]])
-_VALUES = ", ".join(list(_GIVEN)[:-2])
+_AS_COLUMN = {"lifetime": "now() + make_interval(secs => {})", "tags": "{}::text[]"}
+_COLUMNS = ", ".join(["expires_at" if name == "lifetime" else name for name in _GIVEN])
+
+
+def _values(*places: str) -> str:
+    """The columns of a row, from where its fields stand."""
+    named = zip(_GIVEN, places, strict=True)
+    return ", ".join([_AS_COLUMN.get(name, "{}").format(place) for name, place in named])
+
+
 _ARRAYS = ", ".join([f"%s::{kind}[]" for kind in _GIVEN.values()])
 _MARKS = "%s::text, CASE WHEN %s::text IS NOT NULL THEN now() END"
 _BULK = ", ".join([f"'{queue}'" for queue in Queue if queue.is_bulk])
@@ -40,18 +50,23 @@ _MARKS_BY_QUEUE = (
     f"CASE WHEN {_IS_SENT} THEN %s::text END, "
     f"CASE WHEN {_IS_SENT} AND %s::text IS NOT NULL THEN now() END"
 )
-_DEADLINE = "now() + make_interval(secs => {lifetime})"
 _HEAD = f"INSERT INTO jobs ({_COLUMNS}, rung_epoch, rung_at)"
 _TAIL = "ON CONFLICT DO NOTHING RETURNING id, created_at, expires_at"
 # PostgreSQL plans it in half the time that it takes for the other.
-_ADD_ONE = (
-    f"{_HEAD} VALUES ({_PLACES}, {_DEADLINE.format(lifetime='%s')}, %s::text[], {_MARKS}) {_TAIL}"
-)
+_ADD_ONE = f"{_HEAD} VALUES ({_values(*['%s'] * len(_GIVEN))}, {_MARKS}) {_TAIL}"
 _ADD_MANY = f"""
-{_HEAD} SELECT {_VALUES}, {_DEADLINE.format(lifetime="lifetime")}, tags::text[], {_MARKS_BY_QUEUE}
+{_HEAD} SELECT {_values(*_GIVEN)}, {_MARKS_BY_QUEUE}
 FROM unnest({_ARRAYS}) AS given ({", ".join(_GIVEN)}) {_TAIL}
 """  # noqa: S608 - names of our own
+_REQUEST, _LIFETIME, _TAGS = map(list(_GIVEN).index, ("request", "lifetime", "tags"))
+_COPY = f"COPY jobs ({_COLUMNS}, created_at, rung_epoch, rung_at) FROM STDIN"
+_NOW = "SELECT now()"
 _FIND = "SELECT id, created_at, expires_at FROM jobs WHERE id = ANY (%s::uuid[])"
+
+
+COPIED_FROM = 100
+"""Jobs of one call from which COPY takes half as long as INSERT."""
+_SENT_AT_ONCE = 1 << 20
 
 
 class NewJobRepository:
@@ -81,6 +96,28 @@ class NewJobRepository:
             return self._run(_ADD_ONE, (*rows[0], *marks))
         return self._run(_ADD_MANY, (*marks, *map(array_literal, zip(*rows, strict=True))))
 
+    def copy(self, jobs: Sequence[NewJobRow], epoch: str | None = None) -> dict[UUID, Accepted]:
+        """Do as `add`, for many jobs in a transaction.
+
+        COPY can't leave a row out. So where one is there already, all are added by `add`.
+        """
+        cursor = self._connection.cursor()
+        try:
+            cursor.execute(_NOW)
+            [(now,)] = cursor.fetchall()
+            added: dict[UUID, Accepted] = {}
+            lines = "".join(_lines(jobs, epoch, now, added))
+            cursor.execute("SAVEPOINT copied")
+            try:
+                with of_known_users():
+                    cursor.copy_expert(_COPY, StringIO(lines), size=_SENT_AT_ONCE)
+            except UniqueViolation:
+                cursor.execute("ROLLBACK TO SAVEPOINT copied")
+                return self.add(jobs, epoch)
+        finally:
+            cursor.close()
+        return added
+
     def find(self, job_ids: Sequence[UUID]) -> dict[UUID, Accepted]:
         """Those of these jobs that are there."""
         return self._run(_FIND, (list(job_ids),))
@@ -94,3 +131,24 @@ class NewJobRepository:
         finally:
             cursor.close()
         return {job_id: Accepted(*times) for job_id, *times in rows}
+
+
+def _lines(
+    jobs: Sequence[NewJobRow], epoch: str | None, now: datetime, added: dict[UUID, Accepted]
+) -> Iterator[str]:
+    """The rows of jobs for COPY, in the order of `add`; notes in `added` what they are given."""
+    accepted: dict[float, Accepted] = {}
+    deadlines: dict[float, str] = {}
+    created_at = str(now)
+    for job in sorted(jobs, key=lambda job: job.idempotency_key or ""):
+        if job.lifetime not in accepted:
+            accepted[job.lifetime] = Accepted(now, now + timedelta(seconds=job.lifetime))
+            deadlines[job.lifetime] = str(accepted[job.lifetime].expires_at)
+        added[job.id] = accepted[job.lifetime]
+        columns: list[object] = list(job)
+        columns[_REQUEST] = written_for_jsonb(job.request)
+        columns[_LIFETIME] = deadlines[job.lifetime]
+        columns[_TAGS] = array_literal(job.tags)
+        is_sent = epoch is not None and not job.queue.is_bulk
+        marks = (epoch, created_at) if is_sent else (None, None)
+        yield copy_line((*columns, created_at, *marks))

@@ -65,7 +65,8 @@ class KeyLimits:
         """The limits of a key; None where it has none."""
         if key.providers is None and key.models is None:
             return None
-        return cls(key.providers, key.models)
+        limits = (None if one is None else tuple(one) for one in (key.providers, key.models))
+        return cls(*limits)
 
     def check(self, provider: str, model: str) -> None:
         """Raise `NotPermitted` for a provider or model that the key may not ask."""

@@ -1,8 +1,7 @@
 """The checks of new jobs: what a caller says of one becomes a job that can be stored."""
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -18,7 +17,8 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.collections.lookup import place_of
 from promptstack.services.collections.metadata import checked_metadata
 from promptstack.services.errors import InvalidInput
-from promptstack.services.jobs.new_job import JobDefaults, JobOptions, NewJob
+from promptstack.services.jobs.new_job import JobDefaults, JobOptions, NewJob, written_json
+from promptstack.services.jobs.prompt_terms import PromptTerms, terms_of
 from promptstack.services.llm.answers import Capability
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.requests import Fallback, GenerationRequest
@@ -28,7 +28,6 @@ from promptstack.services.validation.ids import check_signing_secret
 
 MAX_SOURCE_BYTES = 2_000
 """PostgreSQL refuses index entries over about 2,700 bytes."""
-_WRITE = json.JSONEncoder(ensure_ascii=False).encode
 EVERY_JOBS = (
     "user_id",
     "api_key_id",
@@ -62,6 +61,8 @@ class JobChecks:
         self._session = session
         self._preferred: dict[UUID, str | None] = {}
         self._collections: dict[tuple[UUID | None, str], UUID] = {}
+        self._terms: dict[Hashable, PromptTerms] = {}
+        """Checked generations, by what they say beside their prompt."""
         self._with_secrets: set[UUID | None] = set()
         """Users who have a secret that signs the webhooks of jobs."""
 
@@ -71,6 +72,17 @@ class JobChecks:
 
     def generation(self, entry: Mapping[str, Any], place: str = "") -> NewJob:
         """A checked generation of a `GenerationEntry`. Raises `InvalidInput`, `NotPermitted`."""
+        terms = terms_of(entry)
+        if terms in self._terms:
+            made = self._terms[terms].with_prompt(entry, place, self._defaults.max_text_bytes)
+            if made is not None:
+                return made
+        checked = self._checked_generation(entry, place)
+        if terms is not None:
+            self._terms[terms] = PromptTerms(checked)
+        return checked
+
+    def _checked_generation(self, entry: Mapping[str, Any], place: str) -> NewJob:
         given = dict(entry)
         options = self._options(given, EVERY_JOBS)
         provider = given.pop("provider", None) or self._preferred_provider(options.user_id)
@@ -91,7 +103,7 @@ class JobChecks:
                 options.key_limits.check(target.provider, target.model)
             self._factory.service_class(target.provider).check_request(target)
         body = request.model_dump(mode="json", exclude_defaults=True)
-        written = _WRITE(body)
+        written = written_json(body)
         self._check_size(written, "The request")
         return NewJob(
             JobKind.GENERATION, provider, request.model, body, written, options, place=place
@@ -130,7 +142,7 @@ class JobChecks:
             body["metadata_hash"] = hashlib.sha256(metadata.encode()).hexdigest()
         document = NewDocument(options.user_id, collection_id, source, text, content_hash, metadata)
         return NewJob(
-            JobKind.EMBEDDING, provider, model, body, _WRITE(body), options, document, place
+            JobKind.EMBEDDING, provider, model, body, written_json(body), options, document, place
         )
 
     def _options(self, given: dict[str, Any], names: Iterable[str]) -> JobOptions:

@@ -7,7 +7,7 @@ down delays the job but does not refuse it.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TypeVar
@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from promptstack.config.names import Queue
 from promptstack.repositories.content.documents import NewDocument
 from promptstack.repositories.errors import LedgerCrowded, LedgerUnavailable, UnknownUser
-from promptstack.repositories.jobs.new_jobs import NewJobRepository
+from promptstack.repositories.jobs.new_jobs import COPIED_FROM, NewJobRepository
 from promptstack.repositories.jobs.records import Accepted, NewJobRow
 from promptstack.repositories.models import Job
 from promptstack.repositories.session import Ledger
@@ -103,9 +103,11 @@ class JobIntake:
                 # Of a key that is twice among them, or that somebody else has used since.
                 known |= _find_known(work, [job for job in keyed if job.id not in added])
             times = [added.get(job.id) for job in jobs]
-            messages = _messages(jobs, times)
-            work.after_commit(publish, *(one for one in messages if not one.queue.is_bulk))
-            work.after_commit(self._send_bulk, *(one for one in messages if one.queue.is_bulk))
+            added_jobs = [
+                (job, time) for job, time in zip(jobs, times, strict=True) if time is not None
+            ]
+            work.after_commit(publish, *_messages(added_jobs))
+            work.after_commit(self._send_bulk, *_bulk_queues(added_jobs))
             return [self._accepted(*one, known) for one in zip(jobs, times, strict=True)]
 
     def _accepted(self, new: NewJob, accepted: Accepted | None, known: Known) -> JobView:
@@ -137,23 +139,24 @@ class JobIntake:
         added = _stored_once(store, store_again)
         times = [added.get(job.id) for job in jobs]
         publish = self._publish if epoch is None else self._publish_marked
-        messages = _messages(jobs, times)
-        if at_once := [one for one in messages if not one.queue.is_bulk]:
-            publish(at_once)
-        self._send_bulk([one for one in messages if one.queue.is_bulk])
+        added_jobs = [(job, added[job.id]) for job in jobs if job.id in added]
+        if messages := _messages(added_jobs):
+            publish(messages)
+        self._send_bulk(_bulk_queues(added_jobs))
         return times
 
-    def _send_bulk(self, added: Sequence[JobMessage]) -> None:
-        """Let bulk jobs be sent, these or others: their users take turns."""
-        if added:
-            self._after_bulk({message.queue for message in added})
+    def _send_bulk(self, queues: Collection[Queue]) -> None:
+        """Let bulk jobs of these queues be sent: their users take turns."""
+        if queues:
+            self._after_bulk(queues)
 
     @staticmethod
     def _add(
         new_jobs: NewJobRepository, rows: Sequence[NewJobRow], epoch: str | None
     ) -> dict[UUID, Accepted]:
         """Add jobs, or find them where a commit of which nobody heard has added them."""
-        added = new_jobs.add(rows, epoch)
+        add = new_jobs.copy if len(rows) >= COPIED_FROM else new_jobs.add
+        added = add(rows, epoch)
         left_out = [row.id for row in rows if row.id not in added]
         return added | new_jobs.find(left_out) if left_out else added
 
@@ -265,13 +268,18 @@ def _id_of(document: NewDocument | None, ids: dict[tuple[UUID, str], UUID]) -> U
     return None if document is None else ids[document.key]
 
 
-def _messages(jobs: Sequence[NewJob], times: Sequence[Accepted | None]) -> list[JobMessage]:
-    """The messages of those that were added."""
+def _messages(added: Iterable[tuple[NewJob, Accepted]]) -> list[JobMessage]:
+    """The messages of those that don't wait for their users' turns."""
     return [
         JobMessage(job.id, job.kind, job.queue, job.provider, job.model, 0, accepted.created_at)
-        for job, accepted in zip(jobs, times, strict=True)
-        if accepted is not None
+        for job, accepted in added
+        if not job.options.is_bulk
     ]
+
+
+def _bulk_queues(added: Iterable[tuple[NewJob, Accepted]]) -> set[Queue]:
+    """The queues of the others."""
+    return {job.queue for job, _ in added if job.options.is_bulk}
 
 
 def _view(new: NewJob, accepted: Accepted, max_retries: int) -> JobView:

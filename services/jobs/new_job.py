@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from promptstack.config.names import Queue
 from promptstack.repositories.content.documents import NewDocument
@@ -24,7 +24,17 @@ QUEUES = {
 }
 
 _CANONICAL = json.JSONEncoder(sort_keys=True).encode
-"""It must stay as it is: hashes of it are compared with those of earlier versions."""
+written_json = json.JSONEncoder(ensure_ascii=False).encode
+IdempotencyKey = Annotated[Name, Field(min_length=1)]
+CHECKED_KEY: TypeAdapter[str | None] = TypeAdapter(IdempotencyKey | None)
+
+
+def canonical_json(kind: JobKind, provider: str, model: str, body: dict[str, Any]) -> str:
+    """What of a request makes it the same as another.
+
+    It must stay as it is: hashes of it are compared with those of earlier versions.
+    """
+    return _CANONICAL([kind, provider, model, body])
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class JobOptions(BaseModel):
     """The key it comes with, whose budget pays."""
     key_limits: KeyLimits | None = None
     """Whom it may ask."""
-    idempotency_key: Annotated[Name, Field(min_length=1)] | None = None
+    idempotency_key: IdempotencyKey | None = None
     max_retries: Retries | None = None
     expires_in: Lifetime | None = None
     webhook: GivenWebhook | None = None
@@ -81,14 +91,15 @@ class NewJob:
     """What it is called in errors, where it is one of many; it ends so that a sentence follows."""
     id: UUID = field(default_factory=new_id)
     """Chosen here: where nobody knows whether a job was stored, it can be stored again."""
-    request_hash: str = field(init=False)
+    request_hash: str = ""
     """Two requests with the same hash are the same. It is made here, before any transaction, as it
     takes a while for a long request."""
 
     def __post_init__(self) -> None:
-        canonical = _CANONICAL([self.kind, self.provider, self.model, self.body])
-        digest = hashlib.sha256(canonical.encode()).hexdigest()
-        object.__setattr__(self, "request_hash", digest)
+        if not self.request_hash:
+            canonical = canonical_json(self.kind, self.provider, self.model, self.body)
+            digest = hashlib.sha256(canonical.encode()).hexdigest()
+            object.__setattr__(self, "request_hash", digest)
 
     @property
     def queue(self) -> Queue:
