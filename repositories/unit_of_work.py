@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
 from promptstack.repositories.access.api_keys import ApiKeyRepository
+from promptstack.repositories.access.presented_keys import PresentedKeyRepository
 from promptstack.repositories.access.sessions import RefreshTokenRepository, SessionRepository
 from promptstack.repositories.access.sql_roles import SqlRoleRepository
 from promptstack.repositories.access.users import UserRepository
@@ -70,6 +71,7 @@ class SingleStatement:
         self.new_jobs = NewJobRepository(connection)
         self.signs = SignsRepository(connection)
         self.heartbeats = HeartbeatRepository(connection)
+        self.presented_keys = PresentedKeyRepository(connection)
 
 
 class UnitOfWork:

@@ -78,23 +78,10 @@ class ApiKeyRepository(BaseRepository[ApiKey]):
         changed = changed.options(selectinload(ApiKey.user))
         return self._session.scalars(changed, execution_options={"populate_existing": True}).first()
 
-    def find(self, key_hash: str) -> ApiKey | None:
-        """Find a key, with its user, by the hash of a secret that is not outdated.
-
-        It may be revoked or expired.
-        """
-        is_previous = and_(ApiKey.previous_hash == key_hash, ApiKey.previous_until > func.now())
-        query = (
-            select(ApiKey)
-            .options(joinedload(ApiKey.user))
-            .where(or_(ApiKey.key_hash == key_hash, is_previous))
-        )
-        return self._session.scalars(query).one_or_none()
-
-    def note_use(self, key: ApiKey) -> None:
+    def note_use(self, key_id: UUID, user_id: UUID) -> None:
         """Note that a key and its user were here, at most once in `LAST_USED_EVERY`."""
         # The user first, as everywhere: two orders would be a deadlock.
-        for table, row in ((User, key.user_id), (ApiKey, key.id)):
+        for table, row in ((User, user_id), (ApiKey, key_id)):
             seen = ApiKey.last_used_at if table is ApiKey else User.last_seen_at
             is_old = or_(seen.is_(None), seen < func.now() - LAST_USED_EVERY)
             change_rows(

@@ -61,11 +61,13 @@ class KeyLimits:
     models: Sequence[str] | None
 
     @classmethod
-    def of(cls, key: ApiKey) -> "KeyLimits | None":
+    def of(
+        cls, providers: Sequence[str] | None, models: Sequence[str] | None
+    ) -> "KeyLimits | None":
         """The limits of a key; None where it has none."""
-        if key.providers is None and key.models is None:
+        if providers is None and models is None:
             return None
-        limits = (None if one is None else tuple(one) for one in (key.providers, key.models))
+        limits = (None if one is None else tuple(one) for one in (providers, models))
         return cls(*limits)
 
     def check(self, provider: str, model: str) -> None:
@@ -119,9 +121,9 @@ class KeyView(BaseModel):
         columns: dict[str, Any] = {
             name: getattr(key, name) for name in cls.model_fields if name not in {"email", "scopes"}
         }
-        return cls(email=key.user.email, scopes=tuple(known_scopes(key)), **columns)
+        return cls(email=key.user.email, scopes=tuple(known_scopes(key.scopes)), **columns)
 
 
-def known_scopes(key: ApiKey) -> list[Scope]:
+def known_scopes(scopes: Sequence[str]) -> list[Scope]:
     """The scopes of a key. One that only a later version knows is left out."""
-    return [Scope(scope) for scope in key.scopes if scope in set(Scope)]
+    return [Scope(scope) for scope in scopes if scope in set(Scope)]

@@ -8,7 +8,8 @@ from typing import Any
 from uuid import UUID
 
 from promptstack.repositories.access.api_keys import LAST_USED_EVERY
-from promptstack.repositories.access_models import ApiKey, Role, Scope, Tier, User
+from promptstack.repositories.access.presented_keys import PresentedKey
+from promptstack.repositories.access_models import Role, Scope, Tier, User
 from promptstack.repositories.idempotency import KeyedRequest
 from promptstack.repositories.models import new_id
 from promptstack.repositories.pages import FIRST_PAGE, Page, PageQuery
@@ -111,25 +112,29 @@ class KeyService:
 
     def authenticate(self, secret: str, address: str = "") -> Caller:
         """Return whose key this is. Raises `NotAuthenticated`, by the reason."""
-        with self._ledger.transaction() as unit:
-            key = unit.api_keys.find(_hash(secret)) if secret.startswith(PREFIX) else None
-            if key is None:
-                raise NotAuthenticated("The API key is not valid.")
-            _check_open(key)
-            if key.last_used_at is None or _now() - key.last_used_at > LAST_USED_EVERY:
-                unit.api_keys.note_use(key)
-            return Caller(
-                user_id=key.user_id,
-                email=key.user.email,
-                role=Role(key.user.role),
-                tier=Tier(key.user.tier),
-                is_beta_tester=key.user.is_beta_tester,
-                scopes=frozenset(known_scopes(key)),
-                key_id=key.id,
-                key_limits=KeyLimits.of(key),
-                requests_a_minute=key.requests_a_minute,
-                address=address,
-            )
+        key = self._find(secret) if secret.startswith(PREFIX) else None
+        if key is None:
+            raise NotAuthenticated("The API key is not valid.")
+        _check_open(key)
+        if key.last_used_at is None or _now() - key.last_used_at > LAST_USED_EVERY:
+            with self._ledger.transaction() as unit:
+                unit.api_keys.note_use(key.id, key.user_id)
+        return Caller(
+            user_id=key.user_id,
+            email=key.email,
+            role=Role(key.role),
+            tier=Tier(key.tier),
+            is_beta_tester=key.is_beta_tester,
+            scopes=frozenset(known_scopes(key.scopes)),
+            key_id=key.id,
+            key_limits=KeyLimits.of(key.providers, key.models),
+            requests_a_minute=key.requests_a_minute,
+            address=address,
+        )
+
+    def _find(self, secret: str) -> PresentedKey | None:
+        with self._ledger.statement() as statement:
+            return statement.presented_keys.find(_hash(secret))
 
     def get_all(self, owner: UUID | None = None) -> list[KeyView]:
         """All keys, or those of a user, oldest first, without their secrets."""
@@ -221,12 +226,12 @@ def _find_or_add(unit: UnitOfWork, email: str, by: Actor | None) -> tuple[User, 
     return user, True
 
 
-def _check_open(key: ApiKey) -> None:
+def _check_open(key: PresentedKey) -> None:
     if key.revoked_at is not None:
         raise KeyRevoked("The API key was revoked.")
     if key.expires_at is not None and key.expires_at <= _now():
         raise KeyExpired(f"The API key expired at {key.expires_at:%Y-%m-%d %H:%M} UTC.")
-    if key.user.disabled_at is not None:
+    if key.disabled_at is not None:
         raise UserDisabled("The user of this API key is disabled.")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.new_job import CHECKED_KEY, NewJob, canonical_json, written_json
 from promptstack.services.text import is_storable
 
@@ -52,7 +53,7 @@ class PromptTerms:
         if key != options.idempotency_key:
             try:
                 given = {"idempotency_key": CHECKED_KEY.validate_python(key)}
-            except ValidationError:
+            except (ValidationError, InvalidInput):
                 return None
             options = options.model_copy(update=given)
         canonical = f"{canonical_before}{encode_basestring_ascii(prompt)}{canonical_after}"

@@ -50,7 +50,7 @@ def test_a_key_passes_on_its_terms_and_its_users_rights(stack: PromptStack) -> N
     caller = stack.keys.authenticate(bound.secret)
     assert (caller.scopes, caller.requests_a_minute) == (frozenset({Scope.JOBS_READ}), 5)
     assert caller.key_limits is not None
-    assert (caller.key_limits.providers, caller.key_limits.models) == (["demo"], ["gpt-*"])
+    assert (caller.key_limits.providers, caller.key_limits.models) == (("demo",), ("gpt-*",))
     assert caller.user_id == plain.user_id
     assert bound.secret.startswith(bound.key.prefix)
 
@@ -204,8 +204,8 @@ ASKS: list[tuple[str, dict[str, Any]]] = [
         {"prompt": "x", "provider": "allowed", "fallbacks": [{"provider": "demo"}]},
     ),
     ("embeddings", {"text": "x", "provider": "local"}),
-    ("jobs", {"jobs": [{"prompt": "x", "provider": "demo"}]}),
-    ("jobs", {"jobs": [{"text": "x", "provider": "local"}]}),
+    ("jobs/bulk", {"jobs": [{"prompt": "x", "provider": "demo"}]}),
+    ("jobs/bulk", {"jobs": [{"text": "x", "provider": "local"}]}),
     ("runs/generations", {"items": ["x"], "provider": "demo"}),
     ("runs/embeddings", {"items": ["x"], "provider": "local"}),
 ]

@@ -6,6 +6,7 @@ from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.errors import LedgerCrowded, LedgerUnavailable
+from promptstack.repositories.jobs.new_jobs import COPIED_FROM, NewJobRepository
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import IdempotencyConflict, InvalidInput, NotFound, UnknownProvider
@@ -25,7 +27,7 @@ from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
 from tests.processes import wait_until
 
-JOBS = "/api/v1/jobs"
+BULK = "/api/v1/jobs/bulk"
 
 
 def enqueue_many(
@@ -196,9 +198,102 @@ def test_a_fallback_may_be_a_mapping_as_over_http(stack: WorkerServices) -> None
     assert [fallback["provider"] for fallback in request["fallbacks"]] == ["demo"]
 
 
+def test_a_long_list_is_stored_as_a_short_one_is(stack: WorkerServices, user: UUID) -> None:
+    """From some length on, it comes by COPY, which reads other escapes, and fills no defaults."""
+    odd: list[dict[str, Any]] = [
+        {
+            "prompt": 'tab\t line\n return\r back\\slash \\N {"x": 1e23} \u2028',
+            "tags": ['"a\\', "b,}"],
+        },
+        {"prompt": "x", "options": {"delay_seconds": 6e23}, "user_id": user, "expires_in": 60.5},
+        {"prompt": "keyed", "idempotency_key": "a\\b", "max_retries": 7, "bulk": True},
+        {"text": "A text.", "source": "tab\\", "tags": ["c"]},
+    ]
+    short = [{**one, "idempotency_key": None} for one in odd]
+    enqueue: Any = (stack.jobs.enqueue_embedding, stack.jobs.enqueue_generation)
+    one_by_one = [enqueue["text" not in one](**one) for one in short]
+    many = enqueue_many(stack, [*odd, *[{"prompt": "more"}] * COPIED_FROM])
+    assert [stack.jobs.get(job.id) for job in many[:5]] == many[:5]
+    for by_copy, single in zip(many, one_by_one, strict=False):
+        copied, inserted = stored(stack, by_copy.id), stored(stack, single.id)
+        for column in [one.name for one in Job.__table__.columns]:
+            if column not in {"id", "created_at", "expires_at", "rung_at", "idempotency_key"}:
+                name = {"rung_epoch": "published_epoch"}.get(column, column)
+                assert getattr(copied, name) == getattr(inserted, name), name
+        assert (copied.published_at is None) == (inserted.published_at is None)
+        lives = [job.expires_at - job.created_at for job in (copied, inserted)]
+        assert lives[0] == lives[1]
+
+
+def test_a_key_that_comes_while_a_long_list_is_stored_is_the_job_that_is_there(
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COPY can't leave a row out: the list is then stored in another way, none of it twice."""
+    copy = NewJobRepository.copy
+
+    def first_another(self: NewJobRepository, *given: Any) -> Any:
+        stack.jobs.enqueue_generation("x", idempotency_key="k")
+        return copy(self, *given)
+
+    monkeypatch.setattr(NewJobRepository, "copy", first_another)
+    entries = [{"prompt": "more"}] * COPIED_FROM
+    jobs = enqueue_many(stack, [*entries, {"prompt": "x", "idempotency_key": "k"}, *entries])
+    assert rows(stack) == (2 * COPIED_FROM + 1, 0)
+    assert jobs[COPIED_FROM].id == stack.jobs.enqueue_generation("x", idempotency_key="k").id
+    with pytest.raises(NotFound, match="user"):
+        enqueue_many(stack, [{"prompt": "x", "user_id": uuid4()}] * COPIED_FROM)
+
+
+def test_what_generations_share_is_checked_once_and_nothing_is_taken_for_another(
+    stack: WorkerServices, user: UUID
+) -> None:
+    """Lists whose entries differ in one thing are what each entry is by itself."""
+    says: list[dict[str, Any]] = [
+        {},
+        {"temperature": 1},
+        {"temperature": 1.0},
+        {"max_tokens": 1},
+        {"stop": ("a",)},
+        {"tags": ("a",)},
+        {"user_id": user},
+        {"options": {}},
+        {"system": "s"},
+        {"idempotency_key": "k"},
+        {"idempotency_key": None},
+        {"provider": "demo"},
+        {"fallbacks": [{"provider": "demo"}]},
+    ]
+    prompts = ["plain", 'ünïcode \\ "quoted"', "😀 \n", "a" * 40]
+    entries = [{"prompt": prompt, **said} for said in says for prompt in prompts[:1]]
+    entries += [{"prompt": prompt, **said} for prompt in prompts for said in says[:9]]
+    checks = stack.jobs._checks.of_call(None)
+    for entry in entries:
+        alone = stack.jobs._checks.of_call(None).generation(entry)
+        made = checks.generation(entry)
+        assert replace(made, id=alone.id) == alone
+        assert json.loads(made.written) == made.body
+    for wrong in (
+        {"prompt": "x", "temperature": True},
+        {"prompt": "x", "max_tokens": True},
+        {"prompt": " "},
+        {"prompt": "nul \0"},
+        {"prompt": "half \ud800"},
+        {"prompt": "x", "idempotency_key": ""},
+        {"prompt": "x", "idempotency_key": "line\n"},
+        {"prompt": "x" * stack.settings.max_text_bytes},
+        {"prompt": 5},
+        {"prompt": None},
+    ):
+        with pytest.raises(InvalidInput) as told:
+            checks.generation(wrong)
+        with pytest.raises(InvalidInput) as alone_told:
+            stack.jobs._checks.of_call(None).generation(wrong)
+        assert str(told.value) == str(alone_told.value)
+
+
 def test_more_than_the_bound_is_refused_and_none_is_nothing(stack: WorkerServices) -> None:
     entry = {"prompt": "x"}
-    with pytest.raises(InvalidInput, match="at most 1,000"):
+    with pytest.raises(InvalidInput, match="at most 10,000"):
         enqueue_many(stack, [entry] * (MAX_JOBS_AT_ONCE + 1))
     assert enqueue_many(stack, []) == []
     assert rows(stack) == (0, 0)
@@ -443,24 +538,41 @@ def test_a_list_over_http_is_accepted_whole(client: TestClient, stack: WorkerSer
         {"messages": [{"role": "user", "content": "Hello."}]},
     ]
     for _ in range(2):
-        answer = client.post(JOBS, json={"jobs": jobs[:1]})
+        answer = client.post(BULK, json={"jobs": jobs[:1]})
     assert answer.status_code == 202
-    accepted = client.post(JOBS, json={"jobs": jobs})
+    assert (answer.headers["Location"], answer.headers["Retry-After"]) == ("/api/v1/jobs", "1")
+    accepted = client.post(BULK, json={"jobs": jobs})
     assert accepted.status_code == 202, accepted.text
     found = accepted.json()["jobs"]
     assert [job["kind"] for job in found] == ["generation", "embedding", "embedding", "generation"]
     assert found[0] == answer.json()["jobs"][0]
-    assert client.get(f"{JOBS}/{found[2]['id']}").json() == found[2]
+    assert client.get(f"/api/v1/jobs/{found[2]['id']}").json() == found[2]
     assert rows(stack) == (4, 2)
     users = {stored(stack, UUID(job["id"])).user_id for job in found}
     assert len(users) == 1
     assert None not in users
 
 
+def test_ten_thousand_ordinary_jobs_fit(client: TestClient, stack: WorkerServices) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi. " * 50},
+    ]
+    entry = {"messages": messages, "temperature": 0.2, "max_tokens": 100, "tags": ["a", "b"]}
+    jobs = [{**entry, "idempotency_key": f"order-{n}"} for n in range(MAX_JOBS_AT_ONCE)]
+    answer = client.post(BULK, json={"jobs": jobs})
+    assert answer.status_code == 202, answer.text
+    assert len(answer.json()["jobs"]) == MAX_JOBS_AT_ONCE
+    # Interactive jobs go before a list, unless it says otherwise.
+    assert sent(stack) == []
+    client.post(BULK, json={"jobs": [{"prompt": "x", "bulk": False}]})
+    assert len(sent(stack)) == 1
+
+
 def test_a_key_for_a_whole_list_is_refused_as_it_would_protect_nothing(
     client: TestClient, stack: WorkerServices
 ) -> None:
-    answer = client.post(JOBS, json={"jobs": [{"prompt": "x"}]}, headers={"Idempotency-Key": "k"})
+    answer = client.post(BULK, json={"jobs": [{"prompt": "x"}]}, headers={"Idempotency-Key": "k"})
     assert "each job of a list" in problem(answer, 422, "INVALID_INPUT")["detail"]
     assert rows(stack) == (0, 0)
 
@@ -469,10 +581,10 @@ def test_a_list_over_http_is_refused_whole_and_the_entry_is_named(
     client: TestClient, stack: WorkerServices
 ) -> None:
     good = {"prompt": "x", "idempotency_key": "k"}
-    told = problem(client.post(JOBS, json={"jobs": [good, {"prompt": " "}]}), 422, "INVALID_INPUT")
+    told = problem(client.post(BULK, json={"jobs": [good, {"prompt": " "}]}), 422, "INVALID_INPUT")
     assert "jobs[1]" in told["detail"]
     taken = {"prompt": "y", "idempotency_key": "k"}
-    told = problem(client.post(JOBS, json={"jobs": [good, taken]}), 409, "IDEMPOTENCY_CONFLICT")
+    told = problem(client.post(BULK, json={"jobs": [good, taken]}), 409, "IDEMPOTENCY_CONFLICT")
     assert "jobs[1]" in told["detail"]
     bodies: list[tuple[Any, list[Any]]] = [
         ({"jobs": [good, 5]}, ["jobs", 1]),
@@ -485,6 +597,6 @@ def test_a_list_over_http_is_refused_whole_and_the_entry_is_named(
         ({}, ["jobs"]),
     ]
     for body, place in bodies:
-        told = problem(client.post(JOBS, json=body), 422, "INVALID_INPUT")
+        told = problem(client.post(BULK, json=body), 422, "INVALID_INPUT")
         assert all(str(part) in json.dumps(told) for part in place), (body, told)
     assert rows(stack) == (0, 0)

@@ -1,0 +1,50 @@
+"""API keys as requests present them: looked for with each request, so by one plain statement."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy.pool import PoolProxiedConnection
+
+
+class PresentedKey(NamedTuple):
+    """A key whose secret is known, with its user. It may be revoked or expired."""
+
+    id: UUID
+    user_id: UUID
+    scopes: Sequence[str]
+    providers: Sequence[str] | None
+    models: Sequence[str] | None
+    requests_a_minute: int | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    email: str
+    role: str
+    tier: str
+    is_beta_tester: bool
+    disabled_at: datetime | None
+
+
+_KEY = ", ".join([f"api_keys.{name}" for name in PresentedKey._fields[:9]])
+_USER = ", ".join([f"users.{name}" for name in PresentedKey._fields[9:]])
+_FIND = f"""
+SELECT {_KEY}, {_USER} FROM api_keys JOIN users ON users.id = api_keys.user_id
+WHERE key_hash = %(hash)s OR previous_hash = %(hash)s AND previous_until > now()
+"""  # noqa: S608 - names of our own
+
+
+class PresentedKeyRepository:
+    """Finds keys on a connection."""
+
+    def __init__(self, connection: PoolProxiedConnection) -> None:
+        self._connection = connection
+
+    def find(self, key_hash: str) -> PresentedKey | None:
+        """Find a key by the hash of a secret that is not outdated."""
+        cursor: Any = self._connection.cursor()
+        with cursor:
+            cursor.execute(_FIND, {"hash": key_hash})
+            row = cursor.fetchone()
+        return None if row is None else PresentedKey(*row)
