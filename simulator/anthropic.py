@@ -13,6 +13,7 @@ from promptstack.simulator.requests import (
     required,
     text_of,
 )
+from promptstack.simulator.streams import of_message
 from promptstack.simulator.wire import Answer, LimitStatus, ProviderRequest, Refusal, Wire
 
 MESSAGES = "/v1/messages"
@@ -92,6 +93,7 @@ def messages(request: ProviderRequest) -> Answer:
         billed=(billing_key(MESSAGES, generation.model, "\n".join(generation.prompts)),),
         input_tokens=output.input_tokens,
         output_tokens=output.output_tokens,
+        stream=of_message(answer) if body.get("stream") else None,
     )
 
 

@@ -23,7 +23,16 @@ KINDS = {
     "floats": "sends lists of floats, whatever was asked for",
     "refused": "the model refuses to answer, as its content filter would",
     "nul": "the generated text has a NUL character",
+    "cut": "a stream ends after half of its events, as if it were whole",
+    "broken": "the connection is reset after half of a stream",
+    "stall": "nothing comes after half of a stream",
+    "open_end": "the connection stays open after all of a stream",
+    "error_event": "a stream ends after half of its events with an error: `status`, `code`",
 }
+
+
+MID_STREAM = frozenset({"cut", "broken", "stall", "error_event"})
+"""The faults that hit a stream in its middle; an answer that is no stream is good then."""
 
 
 @dataclass(frozen=True)

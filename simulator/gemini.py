@@ -1,6 +1,7 @@
 """The wire of Gemini: content, embeddings, the count of tokens and the list of models."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from promptstack.simulator.requests import (
     required,
     text_of,
 )
+from promptstack.simulator.streams import of_content
 from promptstack.simulator.wire import Answer, LimitStatus, ProviderRequest, Refusal, Wire
 
 BASE = "/{version:v1|v1beta}/models/{model}"
@@ -105,6 +107,12 @@ def generate(request: ProviderRequest) -> Answer:
     return Answer(answer, (key,), output.input_tokens, output.output_tokens + thoughts)
 
 
+def stream_generate(request: ProviderRequest) -> Answer:
+    """Answer one content as a stream. It is billed as any other."""
+    answer = generate(request)
+    return replace(answer, stream=of_content(answer.body))
+
+
 def embed(request: ProviderRequest) -> Answer:
     """Embed one content."""
     required(request.body, "content", dict)
@@ -133,6 +141,7 @@ def models(request: ProviderRequest) -> Answer:
 GEMINI = Wire(
     endpoints={
         ("POST", f"{BASE}:{GENERATE}"): generate,
+        ("POST", f"{BASE}:streamGenerateContent"): stream_generate,
         ("POST", f"{BASE}:{EMBED}"): embed,
         ("POST", f"{BASE}:batchEmbedContents"): batch_embed,
         ("POST", f"{BASE}:countTokens"): count_tokens,

@@ -26,6 +26,7 @@ from promptstack.simulator.requests import (
     required,
     text_of,
 )
+from promptstack.simulator.streams import of_chat
 from promptstack.simulator.wire import Answer, LimitStatus, ProviderRequest, Refusal, Wire
 
 CHAT = "/v1/chat/completions"
@@ -66,23 +67,26 @@ def chat(request: ProviderRequest) -> Answer:
     if is_refused(request):
         message |= {"content": None, "refusal": "I can't help with that."}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-    return Answer(
-        {
-            "id": "chatcmpl-simulated",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": generation.model,
-            "choices": [] if request.fault.kind == "wrong_count" else [choice],
-            "usage": {
-                "prompt_tokens": output.input_tokens,
-                "prompt_tokens_details": {"cached_tokens": output.cached_tokens},
-                "completion_tokens": output.output_tokens,
-                "total_tokens": output.input_tokens + output.output_tokens,
-            },
+    answer = {
+        "id": "chatcmpl-simulated",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": generation.model,
+        "choices": [] if request.fault.kind == "wrong_count" else [choice],
+        "usage": {
+            "prompt_tokens": output.input_tokens,
+            "prompt_tokens_details": {"cached_tokens": output.cached_tokens},
+            "completion_tokens": output.output_tokens,
+            "total_tokens": output.input_tokens + output.output_tokens,
         },
+    }
+    with_usage = (request.body.get("stream_options") or {}).get("include_usage") is True
+    return Answer(
+        answer,
         billed=(billing_key(CHAT, generation.model, "\n".join(generation.prompts)),),
         input_tokens=output.input_tokens,
         output_tokens=output.output_tokens,
+        stream=of_chat(answer, with_usage=with_usage) if request.body.get("stream") else None,
     )
 
 

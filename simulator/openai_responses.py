@@ -14,6 +14,7 @@ from promptstack.simulator.requests import (
     required,
     text_of,
 )
+from promptstack.simulator.streams import of_response
 from promptstack.simulator.wire import Answer, ProviderRequest, Refusal
 
 RESPONSES = "/v1/responses"
@@ -63,7 +64,8 @@ def responses(request: ProviderRequest) -> Answer:
         },
     }
     key = billing_key(RESPONSES, generation.model, "\n".join(generation.prompts))
-    return Answer(answer, (key,), output.input_tokens, output.output_tokens)
+    stream = of_response(answer) if request.body.get("stream") else None
+    return Answer(answer, (key,), output.input_tokens, output.output_tokens, stream)
 
 
 def _request(body: Mapping[str, Any]) -> GenerationRequest:

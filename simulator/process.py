@@ -39,9 +39,12 @@ class SimulatorClient:
         """Change the limits of `model`, or of all; see `simulator.limits.Limits`."""
         self._call("/control/limits", limits)
 
-    def set_latency(self, seconds: float, spread: float = 0.0) -> None:
-        """Change how long answers take."""
-        self._call("/control/latency", {"seconds": seconds, "spread": spread})
+    def set_latency(
+        self, seconds: float, spread: float = 0.0, *, piece_seconds: float = 0.0
+    ) -> None:
+        """Change how long answers take, and how fast the pieces of a stream come."""
+        latency = {"seconds": seconds, "spread": spread, "piece_seconds": piece_seconds}
+        self._call("/control/latency", latency)
 
     def reset(self) -> None:
         """Clear the ledger, the counters and the faults still to come."""

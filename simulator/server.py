@@ -3,8 +3,6 @@
 import asyncio
 import json
 import random
-import socket
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,13 +13,21 @@ from aiohttp import web
 
 from promptstack.simulator import anthropic, gemini, openai
 from promptstack.simulator.anthropic import ANTHROPIC
-from promptstack.simulator.faults import NO_FAULT, Fault, FaultScript, parse, parse_rates
+from promptstack.simulator.faults import (
+    MID_STREAM,
+    NO_FAULT,
+    Fault,
+    FaultScript,
+    parse,
+    parse_rates,
+)
 from promptstack.simulator.gemini import GEMINI
 from promptstack.simulator.ledger import Ledger
 from promptstack.simulator.limits import Limiter, LimitReached, Limits, parse_limits
 from promptstack.simulator.openai import OPENAI
+from promptstack.simulator.sending import drip, never_answer, send_stream
 from promptstack.simulator.traffic import Call, Traffic
-from promptstack.simulator.wire import Answer, Endpoint, ProviderRequest, Refusal, Wire
+from promptstack.simulator.wire import Answer, Endpoint, ProviderRequest, Refusal, Stream, Wire
 
 CREDENTIAL_HEADERS = ("authorization", "x-api-key", "x-goog-api-key")
 LARGEST_REQUEST = 256 * 1024 * 1024
@@ -34,6 +40,8 @@ class Latency:
 
     seconds: float = 0.0
     spread: float = 0.0
+    piece_seconds: float = 0.0
+    """Between two pieces of a stream."""
 
     def draw(self) -> float:
         """The latency of one call, in seconds."""
@@ -99,9 +107,15 @@ class Simulator:
     async def _set_latency(self, request: web.Request) -> web.Response:
         raw = await request.json()
         try:
-            self.latency = Latency(float(raw["seconds"]), float(raw.get("spread", 0.0)))
+            self.latency = Latency(
+                float(raw["seconds"]),
+                float(raw.get("spread", 0.0)),
+                float(raw.get("piece_seconds", 0.0)),
+            )
         except (KeyError, TypeError, ValueError) as error:
-            raise web.HTTPBadRequest(text="give seconds and, if you like, spread") from error
+            raise web.HTTPBadRequest(
+                text="give seconds and, if you like, spread and piece_seconds"
+            ) from error
         return web.json_response({})
 
     async def _reset(self, request: web.Request) -> web.Response:
@@ -140,7 +154,7 @@ class ProviderEndpoint:
                 model = str(path.get("model") or body.get("model") or "")
                 fault = simulator.faults.take(request.path, model)
                 if fault.kind in {"reset", "hang"}:
-                    await _never_answer(request, fault)
+                    await never_answer(request, fault)
                 answer = self._work(ProviderRequest(body, path, fault))
                 if not answer.billed:
                     return self._respond(call, 200, encode(answer.body), {})
@@ -165,12 +179,36 @@ class ProviderEndpoint:
                 await asyncio.sleep(simulator.latency.draw() + extra)
             finally:
                 bucket.flying -= 1
+            if answer.stream is not None:
+                return await self._send(request, call, answer.stream, fault, headers)
             raw = encode(answer.body, has_nan=fault.kind == "nan")
             if fault.kind == "drip":
-                return await _drip(request, raw)
+                return await drip(request, raw)
             if fault.kind == "truncated":
                 raw = raw[: len(raw) // 2]
             return self._respond(call, 200, raw, headers)
+
+    async def _send(
+        self,
+        request: web.Request,
+        call: Call,
+        stream: Stream,
+        fault: Fault,
+        headers: Mapping[str, str],
+    ) -> web.StreamResponse:
+        """Send a stream. One that breaks off has no status."""
+        refusal = Refusal(fault.status, fault.message, fault.code)
+        response = await send_stream(
+            request,
+            stream,
+            {**headers, self._wire.request_id_header: call.id},
+            fault=fault,
+            error=self._wire.refuse(refusal, call.id),
+            piece_seconds=self._simulator.latency.piece_seconds,
+        )
+        if fault.kind not in MID_STREAM:
+            call.status = 200
+        return response
 
     def _work(self, ask: ProviderRequest) -> Answer:
         fault = ask.fault
@@ -243,23 +281,3 @@ def encode(body: Mapping[str, Any], *, has_nan: bool = False) -> bytes:
         # Only the standard library writes a NaN.
         return json.dumps(body, default=lambda vector: vector.tolist()).encode()
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-async def _never_answer(request: web.Request, fault: Fault) -> None:
-    """Wait until the caller has gone, which cancels this; a reset makes it go at once."""
-    transport = request.transport
-    if fault.kind == "reset" and transport is not None:
-        # Lingering for no time makes the close a TCP reset.
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
-    await asyncio.Event().wait()
-
-
-async def _drip(request: web.Request, raw: bytes) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"content-type": "application/json"})
-    await response.prepare(request)
-    for byte in raw:
-        await response.write(bytes([byte]))
-        await asyncio.sleep(0.05)
-    return response

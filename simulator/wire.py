@@ -1,10 +1,19 @@
 """The types between a provider's wire and the server: answers and refusals, without HTTP."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from promptstack.simulator.faults import Fault
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An answer as server-sent events."""
+
+    events: Sequence[bytes]
+    refuse: Callable[[Mapping[str, Any]], bytes]
+    """Makes the event that ends a stream with an error, from the body of a refusal."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +26,8 @@ class Answer:
     input_tokens: int = 0
     output_tokens: int = 0
     """What the limits are charged with."""
+    stream: Stream | None = None
+    """The same as a stream, if that was asked for."""
 
 
 class Refusal(Exception):

@@ -12,6 +12,10 @@ Answer = tuple[int, Any]
 """A status and what is sent as JSON, or as it is where it's text."""
 
 
+STREAM_STARTS = ("data:", "event:", ":", "\ufeff")
+"""A text that begins so is sent as a stream of events."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """A request that came."""
@@ -52,7 +56,9 @@ def small_server(answer: Callable[[Asked], Answer]) -> Iterator[SmallServer]:
             status, said = server.answer(asked)
             content = (said if isinstance(said, str) else json.dumps(said)).encode()
             self.send_response(status)
-            self.send_header("content-type", "application/json")
+            is_stream = isinstance(said, str) and said.startswith(STREAM_STARTS)
+            kind = "text/event-stream" if is_stream else "application/json"
+            self.send_header("content-type", kind)
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

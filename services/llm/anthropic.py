@@ -10,7 +10,9 @@ import httpx2
 
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.answers import Capability, LLMResponse, TokenCount, Usage
+from promptstack.services.llm.anthropic_stream import MessageAssembly
 from promptstack.services.llm.http_clients import ProviderClient
+from promptstack.services.llm.listening import Listener
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.reading import Part, Said
 from promptstack.services.llm.requests import GenerationRequest, Message, with_options
@@ -52,10 +54,11 @@ class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
         super().check_parameters(model, parameters)
         if (parameters.temperature or 0.0) > 1.0:
             raise InvalidInput("Provider 'anthropic' takes temperatures from 0 to 1.")
-        if (parameters.max_tokens or 0) > MOST_TOKENS_AT_ONCE:
+        is_streamed = getattr(parameters, "stream", False)
+        if not is_streamed and (parameters.max_tokens or 0) > MOST_TOKENS_AT_ONCE:
             raise InvalidInput(
                 f"Provider 'anthropic' answers at most {MOST_TOKENS_AT_ONCE:,} tokens at once; "
-                "lower max_tokens."
+                "lower max_tokens, or ask for stream."
             )
 
     @classmethod
@@ -70,6 +73,14 @@ class AnthropicService(SDKService[anthropic.AsyncAnthropic]):
         self._check_again(request)
         answer = await self._ask("/v1/messages", with_options(_body(request), request.options))
         return self._response(answer, request, read)
+
+    async def _stream(
+        self, request: GenerationRequest, user_id: UUID | None, failures: int, listener: Listener
+    ) -> LLMResponse:
+        self._check_again(request)
+        body = {**with_options(_body(request), request.options), "stream": True}
+        ask = self._ask("/v1/messages", body)
+        return await self._streamed(ask, request, read, MessageAssembly(listener))
 
     async def count_tokens(self, text: str, model: str) -> TokenCount:
         """Ask Anthropic, which is free but rate-limited."""

@@ -168,6 +168,29 @@ _BY_WORDS: tuple[tuple[str, Meaning, str | None, frozenset[int]], ...] = (
 )
 
 
+_STATUS_OF_TYPE: Mapping[object, int] = {
+    "invalid_request_error": 400,
+    "invalid_prompt": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "service_unavailable": 503,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+_BROKE_OFF = 500
+
+
+def status_of(codes: Iterable[object]) -> int:
+    """The status that would have come with an error's codes, had the stream not begun."""
+    known = (_STATUS_OF_TYPE[code] for code in codes if str(code) in _STATUS_OF_TYPE)
+    return next(known, _BROKE_OFF)
+
+
 def meaning_of(wire: str, status: int, codes: Iterable[object], text: str) -> Meaning:
     """The error that a refusal means, and the sentence for a person."""
     if is_page(text):

@@ -8,6 +8,7 @@
     * ServerBroke
   * ProviderTimeout
   * ConnectionFailed
+    * CutOff
     * NeverSent
   * AuthenticationFailed
     * NotConfigured
@@ -150,6 +151,12 @@ class ConnectionFailed(ProviderError):
     reach = Reach.EITHER
     falls_back = True
     outcome = Outcome.FAILED
+
+
+class CutOff(ConnectionFailed):
+    """A stream ended before the answer did. What came of it is billed."""
+
+    code = "ANSWER_CUT_OFF"
 
 
 class NeverSent(ConnectionFailed):

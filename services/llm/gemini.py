@@ -18,13 +18,15 @@ from promptstack.services.llm.answers import (
     Usage,
 )
 from promptstack.services.llm.errors import InvalidProviderRequest
+from promptstack.services.llm.gemini_stream import ContentAssembly
 from promptstack.services.llm.headers import limit_report, request_id
 from promptstack.services.llm.http_clients import ProviderClient
+from promptstack.services.llm.listening import Listener
 from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.reading import Part, Said
-from promptstack.services.llm.remote import RemoteService
 from promptstack.services.llm.requests import GenerationRequest, Message
+from promptstack.services.llm.streamed import StreamedService
 from promptstack.services.llm.tool_calls import tool_call
 from promptstack.services.llm.vectors import vectors
 
@@ -54,7 +56,7 @@ REFUSALS = frozenset(
 )
 
 
-class GeminiService(RemoteService[genai.Client]):
+class GeminiService(StreamedService[genai.Client]):
     """Generations and embeddings from Gemini."""
 
     name = "gemini"
@@ -89,6 +91,25 @@ class GeminiService(RemoteService[genai.Client]):
     async def _generate(
         self, request: GenerationRequest, user_id: UUID | None, failures: int
     ) -> LLMResponse:
+        asked = self._asked(request)
+        answer = await self._answer(self._connected().aio.models.generate_content(**asked))
+        return self._response(answer, request, read)
+
+    async def _stream(
+        self, request: GenerationRequest, user_id: UUID | None, failures: int, listener: Listener
+    ) -> LLMResponse:
+        asked = self._asked(request)
+        models = self._connected().aio.models
+
+        async def ask() -> None:
+            async for _ in await models.generate_content_stream(**asked):
+                pass
+
+        assembly = ContentAssembly(listener)
+        return await self._streamed(self._answer(ask()), request, read, assembly)
+
+    def _asked(self, request: GenerationRequest) -> dict[str, Any]:
+        """What the SDK is told. Raises `InvalidProviderRequest`."""
         self._check_again(request)
         try:
             config = _config(request)
@@ -96,12 +117,8 @@ class GeminiService(RemoteService[genai.Client]):
             raise InvalidProviderRequest(
                 f"{self.name} does not take these options; see its GenerateContentConfig."
             ) from error
-        contents: Any = _contents(request.turns())
-        models = self._connected().aio.models
-        answer = await self._answer(
-            models.generate_content(model=request.model, contents=contents, config=config)
-        )
-        return self._response(answer, request, read)
+        contents = _contents(request.turns())
+        return {"model": request.model, "contents": contents, "config": config}
 
     async def _embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None

@@ -7,7 +7,7 @@ import httpx2
 
 from promptstack.services.llm.errors import ProviderError
 from promptstack.services.llm.http_clients import ProviderClient, SignedHead
-from promptstack.services.llm.remote import RemoteService
+from promptstack.services.llm.streamed import StreamedService
 from promptstack.services.validation.json_text import dump_json
 
 Client = TypeVar("Client")
@@ -15,7 +15,7 @@ SIGN_AGAIN_SECONDS = 60.0
 MOST_HEADS = 1_000
 
 
-class SDKService(RemoteService[Client]):
+class SDKService(StreamedService[Client]):
     """A provider whose SDK can send a request to any path and return the raw answer.
 
     The SDK addresses and signs the first request to a path. Until `SIGN_AGAIN_SECONDS` later, or

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx2
 
 from promptstack.services.llm.answers import Usage
-from promptstack.services.llm.error_table import is_page, meaning_of, told_meaning
+from promptstack.services.llm.error_table import is_page, meaning_of, status_of, told_meaning
 from promptstack.services.llm.errors import (
     HIDDEN,
     AnsweredAsText,
@@ -18,10 +19,13 @@ from promptstack.services.llm.errors import (
     ConnectionFailed,
     ContentRefused,
     ContextTooLong,
+    CutOff,
     LargeAnswer,
     NeverSent,
+    Overloaded,
     ProviderError,
     ProviderTimeout,
+    RateLimited,
 )
 from promptstack.services.llm.headers import credible_wait, limit_report, request_id, retry_after
 from promptstack.services.llm.reading import WRONG_FORM, Notes, Part, parse
@@ -183,6 +187,44 @@ def refused(
         limits=limit_report(answer.headers),
         usage=usage,
         note=str(notes),
+    )
+
+
+def broken_off(
+    provider: str, said: Mapping[str, Any], answer: httpx2.Response, key_setting: str, wire: str
+) -> ProviderError:
+    """The error that a provider ends a stream with. `said` is its object `error`."""
+    codes = [said.get("code"), said.get("type"), said.get("status")]
+    told = re.fullmatch("[45][0-9][0-9]", str(codes[0]))
+    error = from_status(
+        provider,
+        int(told.group()) if told else status_of(codes),
+        key_setting=key_setting,
+        wire=wire,
+        codes=codes,
+        text=json.dumps({"error": said}, ensure_ascii=False),
+        headers=answer.headers,
+    )
+    if isinstance(error, RateLimited):
+        # What came before it is paid for, so it must count as a failure.
+        error = Overloaded(
+            f"{provider} broke its answer off to slow us down.",
+            detail=error.detail,
+            retry_after=error.retry_after,
+            status=error.status,
+            request_id=error.request_id,
+            limits=error.limits,
+        )
+    return error
+
+
+def cut_off(provider: str, answer: httpx2.Response) -> CutOff:
+    """The error for a stream that ended before its last event."""
+    return CutOff(
+        f"The stream from {provider} ended before the answer did; nothing was stored.",
+        status=answer.status_code,
+        request_id=request_id(answer.headers),
+        limits=limit_report(answer.headers),
     )
 
 

@@ -1,11 +1,18 @@
 """Sends the requests of the providers' SDKs through aiohttp, and reads their answers whole.
 
+Of an answer that is a stream, each part is heard as it comes, by whom `heard_by` names.
+
 The SDKs come with such a transport of their own, made for streams. It reports each broken
 connection as a timeout while connecting, encodes addresses again, and has no bound on an answer.
 """
 
+import asyncio
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
+from typing import Protocol
 
 import aiohttp
 import httpx2
@@ -17,6 +24,9 @@ LONGEST_HEADER = 131_072
 MOST_HEADERS = 1_000
 LARGEST_ANSWER = 256 * 2**20
 """Bytes of an answer, decompressed: more than 2,048 vectors of 4,096 numbers written as text."""
+EVENT_STREAM = "text/event-stream"
+AFTER_THE_END_SECONDS = 5.0
+"""How long a stream may stay open when all of its answer has come, for its usage."""
 _ERRORS: tuple[tuple[type[BaseException], type[httpx2.TransportError]], ...] = (
     (aiohttp.ClientProxyConnectionError, httpx2.ProxyError),
     (aiohttp.ClientHttpProxyError, httpx2.ProxyError),
@@ -32,6 +42,38 @@ _ERRORS: tuple[tuple[type[BaseException], type[httpx2.TransportError]], ...] = (
 
 class AnswerTooLarge(httpx2.DecodingError):
     """The answer has more than `LARGEST_ANSWER` bytes; the rest of it was not read."""
+
+
+class Hearer(Protocol):
+    """Hears an answer that is a stream."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of the answer is here, so that what may still come can be missed."""
+
+    def begin(self) -> None:
+        """A stream begins."""
+
+    def hear(self, part: bytes) -> None:
+        """Take the next bytes."""
+
+
+_HEARERS: ContextVar[list[Hearer]] = ContextVar("hearers")
+
+
+@contextmanager
+def heard_by(hearer: Hearer) -> Iterator[None]:
+    """Let streams be heard that answer the calls of this task.
+
+    A connection keeps the context of a call that used it, so the list is emptied at the end.
+    """
+    hearers = [hearer]
+    token = _HEARERS.set(hearers)
+    try:
+        yield
+    finally:
+        hearers.clear()
+        _HEARERS.reset(token)
 
 
 class AiohttpTransport(httpx2.AsyncBaseTransport):
@@ -66,7 +108,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
                 proxy_headers=CIMultiDict(self._proxy_headers),
             ) as answer:
                 try:
-                    body = await _read(answer)
+                    body = await _read(answer, _hearer(answer))
                 except BaseException:
                     answer.close()  # the next call must not find the rest of it
                     raise
@@ -100,16 +142,40 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         return self._session
 
 
-async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    """The whole answer, decompressed. Raises `AnswerTooLarge` before it is all in memory."""
+def _hearer(answer: aiohttp.ClientResponse) -> Hearer | None:
+    """Who hears this answer, if it is a stream."""
+    hearers = _HEARERS.get(None)
+    if not hearers or not answer.ok or answer.content_type != EVENT_STREAM:
+        return None
+    hearers[0].begin()
+    return hearers[0]
+
+
+async def _read(answer: aiohttp.ClientResponse, hearer: Hearer | None) -> bytes:
+    """The whole answer, decompressed. Raises `AnswerTooLarge` before it is all in memory.
+
+    A stream that breaks after all of its answer has come counts as whole.
+    """
     if (answer.content_length or 0) > LARGEST_ANSWER:
         raise AnswerTooLarge(f"an answer of {answer.content_length:,} bytes")
-    parts, size = [], 0
-    async for part in answer.content.iter_any():
-        parts.append(part)
-        size += len(part)
-        if size > LARGEST_ANSWER:
-            raise AnswerTooLarge(f"an answer of over {size:,} bytes")
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(None) as limit:
+            async for part in answer.content.iter_any():
+                parts.append(part)
+                size += len(part)
+                if size > LARGEST_ANSWER:
+                    raise AnswerTooLarge(f"an answer of over {size:,} bytes")
+                if hearer is not None:
+                    hearer.hear(part)
+                    if hearer.is_complete and limit.when() is None:
+                        now = asyncio.get_running_loop().time()
+                        limit.reschedule(now + AFTER_THE_END_SECONDS)
+    except (aiohttp.ClientError, TimeoutError):
+        if hearer is None or not hearer.is_complete:
+            raise
+        answer.close()
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

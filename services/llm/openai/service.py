@@ -27,7 +27,9 @@ from promptstack.services.llm.answers import (
 from promptstack.services.llm.errors import InvalidProviderRequest
 from promptstack.services.llm.headers import limit_report, request_id
 from promptstack.services.llm.http_clients import ProviderClient
+from promptstack.services.llm.listening import Listener
 from promptstack.services.llm.openai import chat, responses
+from promptstack.services.llm.openai.streams import ChatAssembly, ResponseAssembly
 from promptstack.services.llm.openai.substitutes import (
     SUBSTITUTES,
     as_taken,
@@ -44,7 +46,9 @@ from promptstack.services.llm.vectors import vectors
 OPENAI_URL = "https://api.openai.com/v1"
 
 
-RESERVED_OPTIONS = frozenset({"model", "messages", "input", "n", "stream", "background"})
+RESERVED_OPTIONS = frozenset(
+    {"model", "messages", "input", "n", "stream", "stream_options", "background"}
+)
 RESPONSES = "responses"
 EMBEDDINGS = "/embeddings"
 APIS = ("chat", RESPONSES)
@@ -117,11 +121,21 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
         self, request: GenerationRequest, user_id: UUID | None, failures: int
     ) -> LLMResponse:
         self._check_again(request)
-        options = {name: value for name, value in request.options.items() if name != "api"}
         wire = responses if request.options.get("api") == RESPONSES else chat
-        body = with_options(wire.body(request), options)
-        answer = await self._ask_as_taken(wire.PATH, body, request.model)
+        answer = await self._ask_as_taken(wire.PATH, _body(request), request.model)
         return self._response(answer, request, wire.read)
+
+    async def _stream(
+        self, request: GenerationRequest, user_id: UUID | None, failures: int, listener: Listener
+    ) -> LLMResponse:
+        self._check_again(request)
+        body = {**_body(request), "stream": True}
+        if request.options.get("api") == RESPONSES:
+            ask = self._ask_as_taken(responses.PATH, body, request.model)
+            return await self._streamed(ask, request, responses.read, ResponseAssembly(listener))
+        body["stream_options"] = {"include_usage": True}
+        ask = self._ask_as_taken(chat.PATH, body, request.model)
+        return await self._streamed(ask, request, chat.read, ChatAssembly(listener))
 
     async def _embed(
         self, texts: Sequence[str], model: str, user_id: UUID | None
@@ -216,6 +230,13 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
         await self._ask(
             chat.PATH if kind is Capability.GENERATION else EMBEDDINGS, {"model": model}
         )
+
+
+def _body(request: GenerationRequest) -> dict[str, Any]:
+    """The JSON of a request, with its options."""
+    wire = responses if request.options.get("api") == RESPONSES else chat
+    options = {name: value for name, value in request.options.items() if name != "api"}
+    return with_options(wire.body(request), options)
 
 
 def _is_cached(encoding: str, folder: str) -> bool:

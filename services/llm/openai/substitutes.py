@@ -24,6 +24,7 @@ SUBSTITUTES: Mapping[str, Substitute] = {
         "max_tokens_parameter", "max_completion_tokens", "max_completion_tokens"
     ),
     "encoding_format": Substitute("encoding_format", "float", None),
+    "stream_options": Substitute("stream_options", "none", None),
 }
 _NOT_TAKEN = re.compile(
     r"support|unknown|unrecogni|unexpected|extra|permitted|allowed|forbidden|additional"
