@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import httpx2
 
@@ -27,10 +27,18 @@ class Feed(ABC, Generic[T_co]):
     """A call before all others, whose answer says what to read."""
     ended = False
     """Whether all has been read."""
+    result: Any
+    """What is left then, of a feed that is read for that."""
 
     def begin(self, answer: Any) -> None:
         """Take the answer of the first call."""
         raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of what was needed for reading."""
 
     @abstractmethod
     def call(self) -> Call[Any]:

@@ -145,6 +145,24 @@ class Streamed(_Method[P, Feed[T]], Generic[P, T]):
         return sender.stream(asked)
 
 
+class Collected(_Method[P, Feed[T]], Generic[P, T]):
+    """An answer that comes piece by piece, and is given when all of it is there."""
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: Resource[Sender], owner: type) -> Callable[P, T]: ...
+    @overload
+    def __get__(
+        self, instance: Resource[AsyncSender], owner: type
+    ) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return super().__get__(instance, owner)
+
+    def _sent(self, sender: Any, asked: Feed[T]) -> Any:
+        return sender.read(asked)
+
+
 def sends(
     method: str, path: str, answer: type[T], **details: Any
 ) -> Callable[[Callable[Concatenate[Any, P], Asked]], Method[P, T]]:

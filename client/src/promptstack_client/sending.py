@@ -47,24 +47,29 @@ class Sender:
 
     def stream(self, feed: Feed[T]) -> Iterator[T]:
         """What a feed gives, over as many connections as it takes."""
-        tries = Tries(self.settings.max_retries)
         if feed.first is not None:
             feed.begin(self.send(feed.first))
-        while not feed.ended:
-            call = feed.call()
-            response = self._respond(call, stream=True)
-            try:
-                with tries.watched(), translated(str(response.request.url)):
-                    for piece in feed.pieces(response):
-                        tries.went_well()
-                        yield from feed.take(piece)
-                    feed.close()
-                    continue
-            except ConnectionFailed as error:
-                pause = tries.pause_after(error, call)
-            finally:
-                response.close()
-            time.sleep(pause)
+        tries = Tries(self.settings.max_retries)
+        with feed:
+            while not feed.ended:
+                call = feed.call()
+                response = self._respond(call, stream=True)
+                try:
+                    with tries.watched(), translated(str(response.request.url)):
+                        for piece in feed.pieces(response):
+                            tries.went_well()
+                            yield from feed.take(piece)
+                        feed.close()
+                except ConnectionFailed as error:
+                    time.sleep(tries.pause_after(error, call))
+                finally:
+                    response.close()
+
+    def read(self, feed: Feed[T]) -> T:
+        """What a feed has when all of it is read."""
+        for _ in self.stream(feed):
+            pass
+        return feed.result  # type: ignore[no-any-return]
 
     def _respond(self, call: Call[Any], *, stream: bool = False) -> httpx2.Response:
         tries = Tries(self.settings.max_retries)
@@ -122,25 +127,30 @@ class AsyncSender:
 
     async def stream(self, feed: Feed[T]) -> AsyncIterator[T]:
         """What a feed gives, over as many connections as it takes."""
-        tries = Tries(self.settings.max_retries)
         if feed.first is not None:
             feed.begin(await self.send(feed.first))
-        while not feed.ended:
-            call = feed.call()
-            response = await self._respond(call, stream=True)
-            try:
-                with tries.watched(), translated(str(response.request.url)):
-                    async for piece in feed.pieces(response):
-                        tries.went_well()
-                        for part in feed.take(piece):
-                            yield part
-                    feed.close()
-                    continue
-            except ConnectionFailed as error:
-                pause = tries.pause_after(error, call)
-            finally:
-                await response.aclose()
-            await asyncio.sleep(pause)
+        tries = Tries(self.settings.max_retries)
+        with feed:
+            while not feed.ended:
+                call = feed.call()
+                response = await self._respond(call, stream=True)
+                try:
+                    with tries.watched(), translated(str(response.request.url)):
+                        async for piece in feed.pieces(response):
+                            tries.went_well()
+                            for part in feed.take(piece):
+                                yield part
+                        feed.close()
+                except ConnectionFailed as error:
+                    await asyncio.sleep(tries.pause_after(error, call))
+                finally:
+                    await response.aclose()
+
+    async def read(self, feed: Feed[T]) -> T:
+        """What a feed has when all of it is read."""
+        async for _ in self.stream(feed):
+            pass
+        return feed.result  # type: ignore[no-any-return]
 
     async def _respond(self, call: Call[Any], *, stream: bool = False) -> httpx2.Response:
         tries = Tries(self.settings.max_retries)

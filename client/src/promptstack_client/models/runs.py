@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
@@ -81,3 +82,38 @@ class Failure(Model):
     detail: str | None = None
     """What the provider said."""
     metadata: Json = Field(default_factory=dict)
+
+
+class Download(Model):
+    """A file with the results or failures of a run."""
+
+    path: Path
+    is_complete: bool
+    """Whether the run was done, so that no more will come."""
+    next_after: int | None = None
+    """While the run goes on: give it as `after` to get only what is not in this file."""
+
+
+class RunCheck(Model):
+    """What a run would do and cost. Nothing was paid, and nothing is kept of it."""
+
+    provider: str
+    model: str
+    items: int
+    bad: int
+    """Items that can't be asked for."""
+    faults: tuple[Json, ...] = ()
+    """The first of these."""
+    duplicates: int = 0
+    to_pay: int
+    """Different contents that were not paid for yet."""
+    reused: int
+    tokens: int
+    """Expected, input and output together."""
+    cost_usd: Decimal | None = None
+    """Expected; None if no price is known."""
+    max_cost_usd: Decimal | None = None
+    seconds: float | None = None
+    """At the known limits; None if none is known."""
+    is_over_limit: bool = False
+    """Whether it will probably reach its limit before it is done."""
