@@ -3,18 +3,21 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
+from promptstack.services.audit.actor import Actor
 from promptstack.simulator.process import SimulatorProcess
-from promptstack.tasks.composition import PromptStack
+from promptstack.tasks.worker_services import WorkerServices
 from tests.doors import Door
 from tests.processes import ROOT, Process
 
 UV = str(ROOT / ".uv" / "bin" / "uv")
 CLIENT = ROOT / "client"
+ADA = "ada@example.org"
 HANGING = "gpt-5-nano"
 FOREIGN = ("PYTHONPATH", "VIRTUAL_ENV", "DATABASE_URL", "REDIS_URL")
 
@@ -41,10 +44,24 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(found)
 
 
+@pytest.fixture
+def role(simulator: SimulatorProcess, stack: WorkerServices) -> Iterator[str]:
+    """A role of the database that may enqueue for Ada, and do nothing else."""
+    name = f"shop_{os.getpid()}"
+    ada = stack.users.create(ADA)
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text(f"CREATE ROLE {name} LOGIN"))
+    stack.sql_roles.grant(name, ada.id, by=Actor.command_line())
+    yield name
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(text(f"DROP OWNED BY {name}; DROP ROLE {name}"))
+
+
 def test_the_tests_of_the_client_pass_where_nothing_else_is(
     python: str,
+    role: str,
     simulator: SimulatorProcess,
-    stack: PromptStack,
+    stack: WorkerServices,
     open_door: Callable[..., Door],
     start_worker: Callable[..., Process],
     tmp_path: Path,
@@ -53,9 +70,11 @@ def test_the_tests_of_the_client_pass_where_nothing_else_is(
     door = open_door()
     start_worker()
     variables = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    url = stack.ledger.engine.url
     variables |= {
+        "PROMPTSTACK_TEST_DATABASE": f"{url.query['host']} {url.database} {role}",
         "PROMPTSTACK_URL": door.url,
-        "PROMPTSTACK_API_KEY": stack.keys.create("ada@example.org", "Ada"),
+        "PROMPTSTACK_API_KEY": stack.keys.create(ADA, "Ada"),
     }
     ran = subprocess.run(
         [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", CLIENT / "tests"],

@@ -1,19 +1,27 @@
 """The two clients: one for programs that wait, one for asyncio. They have the same methods."""
 
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
 
-from promptstack_client.methods import AnySender, Resource
+from promptstack_client.events import TextFeed
+from promptstack_client.feeds import Feed
+from promptstack_client.methods import AnySender, Resource, Streamed
+from promptstack_client.models.events import JobEvent, Piece, RunEvent
+from promptstack_client.models.jobs import Job
+from promptstack_client.models.runs import Run
+from promptstack_client.options import GenerationOptions
 from promptstack_client.resources.jobs import Jobs
 from promptstack_client.resources.runs import Runs
 from promptstack_client.resources.usage import UsageOf
-from promptstack_client.sending import AsyncSender, Sender
+from promptstack_client.sending import AsyncSender, Flow, Sender
 from promptstack_client.settings import Settings
 
 TIMEOUT = 60.0
 MAX_RETRIES = 6
+Thing = TypeVar("Thing", bound=Job | Run)
 
 
 class _Client(Resource[AnySender]):
@@ -27,6 +35,37 @@ class _Client(Resource[AnySender]):
 
     generate = Jobs.generate
     embed = Jobs.embed
+    run = Runs.generate
+
+    @Streamed
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Feed[Piece]:
+        """Enqueue a generation, and read its text as it is produced.
+
+        A piece of the kind `text` has more of it; one of the kind `restart` says that the text
+        begins again; the last one, of the kind `end`, has the whole job. Raises `Unsuccessful`
+        where the job ends without a text.
+        """
+        options["stream"] = True
+        return TextFeed(first=Jobs.generate.call(self, prompt, messages=messages, **options))
+
+    @Streamed
+    def events(self, thing: Job | Run, *, since: str | None = None) -> Feed[JobEvent | RunEvent]:
+        """Watch a job or a run until its end; see `jobs.events` and `runs.events`."""
+        if isinstance(thing, Run):
+            return Runs.events.ask(self, thing, since=since)
+        return Jobs.events.ask(self, thing, since=since)
+
+
+def _ending(thing: Thing, timeout: float | None) -> Flow[Thing]:
+    """Ask until it has ended."""
+    wait: Any = Runs.wait if isinstance(thing, Run) else Jobs.wait
+    return wait.ask(None, thing, timeout=timeout)  # type: ignore[no-any-return]
 
 
 class Client(_Client[Sender]):
@@ -48,6 +87,10 @@ class Client(_Client[Sender]):
     ) -> None:
         settings = Settings.read(url, api_key, timeout=timeout, max_retries=max_retries)
         super().__init__(Sender(settings, http))
+
+    def wait(self, thing: Thing, *, timeout: float | None = None) -> Thing:
+        """Wait for the end of a job or a run. Raises `WaitTimedOut`; it goes on."""
+        return self._sender.drive(_ending(thing, timeout))
 
     def close(self) -> None:
         """Close the connections."""
@@ -79,6 +122,10 @@ class AsyncClient(_Client[AsyncSender]):
     ) -> None:
         settings = Settings.read(url, api_key, timeout=timeout, max_retries=max_retries)
         super().__init__(AsyncSender(settings, http))
+
+    async def wait(self, thing: Thing, *, timeout: float | None = None) -> Thing:  # noqa: ASYNC109 - it is the server that is asked for so long
+        """Wait for the end of a job or a run. Raises `WaitTimedOut`; it goes on."""
+        return await self._sender.drive(_ending(thing, timeout))
 
     async def aclose(self) -> None:
         """Close the connections."""

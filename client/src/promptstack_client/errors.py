@@ -2,6 +2,8 @@
 
 from typing import Any
 
+SHOWN_FAULTS = 3
+
 
 class PromptStackError(Exception):
     """The root of every error that this client raises on purpose."""
@@ -60,7 +62,8 @@ class ApiError(PromptStackError):
         faults: list[dict[str, Any]] | None = None,
         retry_after: float | None = None,
     ) -> None:
-        where = f" ({field})" if field else ""
+        said = [f"{fault.get('location')}: {fault.get('message')}" for fault in faults or []]
+        where = f" ({'; '.join(said[:SHOWN_FAULTS]) or field})" if said or field else ""
         super().__init__(f"{detail}{where} [{status} {code}]")
         self.status = status
         self.code = code

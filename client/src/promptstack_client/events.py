@@ -48,6 +48,10 @@ class EventFeed(Feed[Any]):
         self.ended = response.status_code == httpx2.codes.NO_CONTENT
         return NOTHING if self.ended else httpx2.EventSource(response, max_event_size=None)
 
+    def is_progress(self, piece: httpx2.ServerSentEvent) -> bool:
+        """Whether it tells anything: the server also says how long to pause between connections."""
+        return bool(piece.data)
+
     def take(self, piece: httpx2.ServerSentEvent) -> Iterator[Any]:
         """Read an event."""
         if piece.id:

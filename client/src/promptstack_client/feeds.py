@@ -48,6 +48,10 @@ class Feed(ABC, Generic[T_co]):
     def pieces(self, response: httpx2.Response) -> Pieces:
         """The answer in pieces."""
 
+    def is_progress(self, piece: Any) -> bool:
+        """Whether a piece shows that the connection was worth it."""
+        return True
+
     @abstractmethod
     def take(self, piece: Any) -> Iterable[T_co]:
         """What a piece holds for the caller."""

@@ -59,6 +59,8 @@ class GenerationFields(JobFields, Parameters, total=False):
 
     fallbacks: Sequence[JsonObject]
     """Who is asked where the provider can't answer: each has a `provider`, maybe a `model`."""
+    stream: bool
+    """Show its text as it is produced, to who watches it; `stream` of the client says so itself."""
 
 
 class GenerationOptions(GenerationFields, JobOptions, total=False):
@@ -149,3 +151,22 @@ class GenerationRunOptions(RunOptions, Parameters, total=False):
     """What a prompt is made of: `Summarise: {text}`, with fields of the item."""
     reuse: bool
     """Take answers that earlier runs have paid for; they are, unless you say False."""
+
+
+class FileOptions(TypedDict, total=False):
+    """What a file with failures of a run is to have."""
+
+    after: int | None
+    """Only items behind this position."""
+    settled: bool | None
+    """While the run goes on: only up to the first item that is still open, so that the next file
+    can go on at `next_after` and no item is in both."""
+
+
+class ResultFileOptions(FileOptions, total=False):
+    """What a file with results of a run is to have."""
+
+    with_input: bool | None
+    """Also what was asked."""
+    with_vector: bool | None
+    """Unless you say False."""

@@ -57,7 +57,8 @@ class Sender:
                 try:
                     with tries.watched(), translated(str(response.request.url)):
                         for piece in feed.pieces(response):
-                            tries.went_well()
+                            if feed.is_progress(piece):
+                                tries.went_well()
                             yield from feed.take(piece)
                         feed.close()
                 except ConnectionFailed as error:
@@ -137,7 +138,8 @@ class AsyncSender:
                 try:
                     with tries.watched(), translated(str(response.request.url)):
                         async for piece in feed.pieces(response):
-                            tries.went_well()
+                            if feed.is_progress(piece):
+                                tries.went_well()
                             for part in feed.take(piece):
                                 yield part
                         feed.close()

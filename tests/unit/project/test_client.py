@@ -5,10 +5,12 @@ import inspect
 import pkgutil
 from collections.abc import Iterator
 from functools import cache
+from types import ModuleType
 from typing import Any, get_args, get_type_hints, is_typeddict
 
 import pytest
 
+import promptstack_client
 from promptstack.api.http.description import describe
 from promptstack.config.settings import load_settings
 from promptstack_client import Client, resources
@@ -26,15 +28,27 @@ def document() -> dict[str, Any]:
     return describe(load_settings(_env_file=None))
 
 
+def modules(package: ModuleType) -> Iterator[ModuleType]:
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        yield importlib.import_module(found.name)
+
+
 def methods() -> Iterator[tuple[str, Any]]:
     """Each method of the client that calls a route."""
-    for module in pkgutil.iter_modules(resources.__path__):
-        found = importlib.import_module(f"{resources.__name__}.{module.name}")
+    for found in modules(resources):
         for name, kind in vars(found).items():
             if inspect.isclass(kind) and issubclass(kind, Resource) and kind is not Resource:
                 for attribute, method in vars(kind).items():
                     if isinstance(getattr(method, "route", None), Route):
                         yield f"{name}.{attribute}", method
+
+
+def streams() -> Iterator[tuple[str, Route[Any]]]:
+    """Each route whose answer comes piece by piece; methods name it."""
+    for module in modules(promptstack_client):
+        for name, value in vars(module).items():
+            if isinstance(value, Route):
+                yield name, value
 
 
 ALL = dict(methods())
@@ -88,6 +102,11 @@ def answer_of(operation: dict[str, Any]) -> dict[str, Any]:
 def test_the_client_has_methods() -> None:
     assert len(ALL) >= 15
     assert {"generate", "embed"} <= set(dir(Client))
+
+
+@pytest.mark.parametrize(("name", "route"), dict(streams()).items())
+def test_what_comes_piece_by_piece_has_a_route(name: str, route: Route[Any]) -> None:
+    assert "200" in described(route)["responses"], name
 
 
 @pytest.mark.parametrize("name", list(ALL))

@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from promptstack_client.calls import Asked
-from promptstack_client.methods import AnySender, Composed, Resource, lists, sends
+from promptstack_client.events import JOB_ROUTE, EventFeed, TextFeed
+from promptstack_client.feeds import Feed
+from promptstack_client.methods import AnySender, Composed, Resource, Streamed, lists, sends
 from promptstack_client.models.base import Id, id_of
+from promptstack_client.models.events import JOB_EVENTS, JobEvent, Piece
 from promptstack_client.models.jobs import Job
 from promptstack_client.options import EmbeddingOptions, GenerationOptions, JobListOptions
 from promptstack_client.sending import Flow
@@ -57,6 +60,19 @@ class Jobs(Resource[AnySender]):
     def retry(self, job: Job | Id) -> Asked:
         """Queue a failed, cancelled or expired job again."""
         return Asked({"job_id": id_of(job)})
+
+    @Streamed
+    def events(self, job: Job | Id, *, since: str | None = None) -> Feed[JobEvent]:
+        """Watch a job until its end: its states, and its text where it streams.
+
+        Where a connection breaks, it goes on after the last event; so it does after the id `since`.
+        """
+        return EventFeed(JOB_ROUTE, {"job_id": id_of(job)}, JOB_EVENTS, since)
+
+    @Streamed
+    def stream(self, job: Job | Id) -> Feed[Piece]:
+        """Read the text of a generation as it is produced. Raises `Unsuccessful` at its end."""
+        return TextFeed(id_of(job))
 
 
 def _asked(fields: dict[str, Any]) -> Asked:

@@ -1,17 +1,42 @@
 """Runs: many items under one id."""
 
 from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any, Unpack
 
-from promptstack_client.calls import Asked
-from promptstack_client.methods import AnySender, Composed, Resource, lists, sends
+from promptstack_client.calls import Asked, Route
+from promptstack_client.downloads import DownloadFeed
+from promptstack_client.events import RUN_ROUTE, EventFeed
+from promptstack_client.feeds import Feed
+from promptstack_client.methods import (
+    AnySender,
+    Collected,
+    Composed,
+    Resource,
+    Streamed,
+    lists,
+    sends,
+)
 from promptstack_client.models.base import Id, id_of
-from promptstack_client.models.runs import Failure, Result, Run
-from promptstack_client.options import Dollars, GenerationRunOptions, RunListOptions, RunOptions
+from promptstack_client.models.events import RUN_EVENTS, RunEvent
+from promptstack_client.models.runs import Download, Failure, Result, Run
+from promptstack_client.options import (
+    Dollars,
+    FileOptions,
+    GenerationRunOptions,
+    ResultFileOptions,
+    RunListOptions,
+    RunOptions,
+)
 from promptstack_client.sending import Flow
 from promptstack_client.waiting import until_ended
 
 Item = str | Mapping[str, Any]
+
+
+RESULTS: Route[None] = Route("GET", "/runs/{run_id}/results/{format}", None)
+FAILURES: Route[None] = Route("GET", "/runs/{run_id}/failures/{format}", None)
 
 
 class Runs(Resource[AnySender]):
@@ -65,6 +90,38 @@ class Runs(Resource[AnySender]):
     ) -> Asked:
         """List which items of a run have failed so far, and why."""
         return Asked({"run_id": id_of(run)}, {"limit": limit, "after": after})
+
+    @Streamed
+    def events(self, run: Run | Id, *, since: str | None = None) -> Feed[RunEvent]:
+        """Watch a run until its end: how far it is, what it costs, how long it will take.
+
+        Where a connection breaks, it goes on after the last event; so it does after the id `since`.
+        """
+        return EventFeed(RUN_ROUTE, {"run_id": id_of(run)}, RUN_EVENTS, since)
+
+    @Collected
+    def download(
+        self, run: Run | Id, path: PathLike[str] | str, **options: Unpack[ResultFileOptions]
+    ) -> Feed[Download]:
+        """Write what a run has produced into a file: .jsonl, .csv, .parquet or .npy.
+
+        It has its name only when all of it is there. A broken connection is gone on with.
+        """
+        return _download(RESULTS, run, Path(path), options)
+
+    @Collected
+    def download_failures(
+        self, run: Run | Id, path: PathLike[str] | str, **options: Unpack[FileOptions]
+    ) -> Feed[Download]:
+        """Write which items have failed, and why, into a file: .jsonl, .csv or .parquet."""
+        return _download(FAILURES, run, Path(path), options)
+
+
+def _download(
+    route: Route[None], run: Run | Id, path: Path, options: Mapping[str, Any]
+) -> Feed[Download]:
+    asked = Asked({"run_id": id_of(run), "format": path.suffix.removeprefix(".")}, options)
+    return DownloadFeed(route, asked, path)
 
 
 def _asked(fields: dict[str, Any]) -> Asked:
