@@ -50,11 +50,11 @@ def role(simulator: SimulatorProcess, stack: WorkerServices) -> Iterator[str]:
     name = f"shop_{os.getpid()}"
     ada = stack.users.create(ADA)
     with stack.ledger.transaction() as unit:
-        unit.session.execute(text(f"CREATE ROLE {name} LOGIN"))
+        unit.session.execute(text(f"CREATE ROLE {name} LOGIN; CREATE SCHEMA AUTHORIZATION {name}"))
     stack.sql_roles.grant(name, ada.id, by=Actor.command_line())
     yield name
     with stack.ledger.transaction() as unit:
-        unit.session.execute(text(f"DROP OWNED BY {name}; DROP ROLE {name}"))
+        unit.session.execute(text(f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}"))
 
 
 def test_the_tests_of_the_client_pass_where_nothing_else_is(
