@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from promptstack_client import Client, ConnectionFailed, Job, Unsuccessful
+from promptstack_client import Client, ConnectionFailed, Job, Run, Unsuccessful
 from promptstack_client.models.events import JobStatus, MoreText, Restart
 
 Make = Callable[..., Client]
@@ -106,7 +106,38 @@ def test_a_text_comes_in_pieces_and_begins_again_where_it_must(
     assert job.text == text
 
 
+@pytest.mark.parametrize("stored", ["Hello, world. And more.", "Another.", ""])
+def test_the_stored_text_is_the_one_that_holds(make: Make, stored: str) -> None:
+    text = ""
+    for piece in make(EventServer(end={**JOB, "result": {"text": stored}})).jobs.stream(JOB["id"]):
+        text = "" if piece.kind == "restart" else text + piece.text
+    assert text == stored
+
+
 def test_a_text_without_an_end_is_an_error(make: Make) -> None:
     end = {**JOB, "state": "failed", "result": None, "error_code": "X", "error": "It broke."}
     with pytest.raises(Unsuccessful, match="failed: It broke"):
         list(make(EventServer(end=end)).jobs.stream(JOB["id"]))
+
+
+def test_the_events_of_a_job_end_with_its_answer(client: Client) -> None:
+    job = client.generate("Say hello to the watchers.")
+    events = list(client.events(job))
+    assert {event.name for event in events} <= {"state", "end"}
+    assert "watchers" in events[-1].data.text  # type: ignore[union-attr]
+    assert list(client.jobs.events(job, since=events[-1].id)) == []
+
+
+def test_the_events_of_a_run_end_with_its_sums(client: Client) -> None:
+    run = client.run(["one", "two"])
+    events = list(client.events(run))
+    assert {event.name for event in events} <= {"progress", "end"}
+    assert isinstance(events[-1].data, Run)
+    assert events[-1].data.succeeded == 2
+
+
+def test_the_text_of_a_job_comes_whole(client: Client) -> None:
+    *pieces, end = client.stream("Say hello to the readers.")
+    assert end.job is not None
+    assert "".join(piece.text for piece in pieces) == end.job.text
+    assert "readers" in end.job.text

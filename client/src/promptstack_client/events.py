@@ -77,6 +77,7 @@ class TextFeed(EventFeed):
     def __init__(self, job: Id | None = None, first: Call[Job] | None = None) -> None:
         super().__init__(JOB_ROUTE, {} if job is None else {"job_id": job}, JOB_EVENTS)
         self.first = first
+        self._text = ""
 
     def begin(self, answer: Job) -> None:
         """Read the text of the job that was made."""
@@ -87,12 +88,22 @@ class TextFeed(EventFeed):
         for event in super().take(piece):
             data = event.data
             if isinstance(data, MoreText):
+                self._text += data.text
                 yield Piece(kind="text", text=data.text)
             elif isinstance(data, Restart):
+                self._text = ""
                 yield Piece(kind="restart", reason=data.reason)
             elif isinstance(data, Job):
-                data.checked()
-                yield Piece(kind="end", job=data)
+                yield from self._end(data)
+
+    def _end(self, job: Job) -> Iterator[Piece]:
+        """The end, and before it what was not shown: the stored text is the one that holds."""
+        if self._text and not job.text.startswith(self._text):
+            self._text = ""
+            yield Piece(kind="restart", reason="another text was stored")
+        if rest := job.text[len(self._text) :]:
+            yield Piece(kind="text", text=rest)
+        yield Piece(kind="end", job=job)
 
 
 class _Nothing:
