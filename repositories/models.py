@@ -284,7 +284,8 @@ class Attempt(Base):
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     job_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
-    """None when the job was pruned: what was paid for it stays on record."""
+    """None when the job was pruned: what was paid for it stays on record. Also of a search, which
+    is none's."""
     user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
     api_key_id: Mapped[UUID | None]
     number: Mapped[int]
@@ -329,6 +330,11 @@ class Attempt(Base):
         UniqueConstraint("job_id", "number", "call", name="attempts_job_number_call_key"),
         Index("attempts_started", "started_at", postgresql_using="brin"),
         Index("attempts_jobless", "started_at", postgresql_where=text("job_id IS NULL")),
+        Index(
+            "attempts_alone",
+            "started_at",
+            postgresql_where=text("job_id IS NULL AND state = 'started'"),
+        ),
         Index("attempts_unsettled", "id", postgresql_where=text("billing = 'unknown'")),
         Index("attempts_of_user", "user_id", postgresql_where=text("user_id IS NOT NULL")),
         Index("attempts_of_key", "api_key_id", postgresql_where=text("api_key_id IS NOT NULL")),

@@ -231,6 +231,11 @@ _CLEANUP = """
         EXISTS (
             SELECT FROM workers WHERE heartbeat_at <= now() - make_interval(secs => %(workers)s)
         )
+        OR coalesce(
+            (SELECT min(started_at) FROM attempts WHERE job_id IS NULL AND state = 'started')
+                < now() - make_interval(secs => %(workers)s),
+            false
+        )
         OR EXISTS (
             SELECT FROM holders WHERE job_id IS NOT NULL
             AND NOT EXISTS (SELECT FROM jobs WHERE id = job_id AND state = 'running')

@@ -25,6 +25,7 @@ from promptstack.repositories.content.passages import PassageRepository
 from promptstack.repositories.content.query_vectors import QueryVectorRepository
 from promptstack.repositories.content.reservations import ReservationRepository
 from promptstack.repositories.content.unused import UnusedContentRepository
+from promptstack.repositories.content.words import WordRepository
 from promptstack.repositories.flags import FlagRepository
 from promptstack.repositories.idempotency import IdempotencyRepository
 from promptstack.repositories.jobs.attempts import AttemptRepository
@@ -97,6 +98,7 @@ class UnitOfWork:
     documents = _lazy(DocumentRepository)
     embeddings = _lazy(EmbeddingRepository)
     passages = _lazy(PassageRepository)
+    words = _lazy(WordRepository)
     runs = _lazy(RunRepository)
     scheduling = _lazy(SchedulingRepository)
     run_maintenance = _lazy(RunMaintenanceRepository)

@@ -38,6 +38,7 @@ from promptstack.services.cache.cache import Cache
 from promptstack.services.cache.codec import Codec
 from promptstack.services.collections.service import CollectionService
 from promptstack.services.documents.chunking import Chunker
+from promptstack.services.documents.query_vectors import QueryVectors
 from promptstack.services.documents.search import SearchService
 from promptstack.services.documents.service import DocumentService
 from promptstack.services.flags.flags import FeatureFlags
@@ -397,15 +398,16 @@ class PromptStack:
     @cached_property
     def search(self) -> SearchService:
         """Search over what was embedded."""
-        provider = self.settings.default_embedding_provider
-        return SearchService(
+        vectors = QueryVectors(
             self.ledger,
-            self.factory,
             self.providers,
             self.loop,
             self.limited_calls,
-            default_provider=provider,
+            self.prices,
+            shares_vectors=self.settings.share_vectors,
         )
+        provider = self.settings.default_embedding_provider
+        return SearchService(self.ledger, self.factory, vectors, default_provider=provider)
 
     @cached_property
     def loop(self) -> EventLoop:

@@ -18,14 +18,18 @@ from promptstack.config.logging import log_unexpected
 from promptstack.repositories.errors import LedgerOutdated, TransientLedgerError
 from promptstack.services.access.errors import SignInBusy, TooManyAttempts, TooManyRequests
 from promptstack.services.errors import (
+    BudgetReached,
     IdempotencyConflict,
     InvalidInput,
     NotAuthenticated,
     NotFound,
     NotPermitted,
+    SpendingHeld,
     WrongState,
 )
 from promptstack.services.events.errors import TooManyWatchers, WatchersFull
+from promptstack.services.limiter.errors import CallNotSent
+from promptstack.services.llm.errors import ProviderError
 from promptstack.services.notifications.errors import MailNotConfigured
 from promptstack.services.validation.bounds import pointer
 
@@ -46,6 +50,10 @@ STATUSES: dict[type[PromptStackError], int] = {
     TransientLedgerError: 503,
     MailNotConfigured: 503,
     LedgerOutdated: 503,
+    ProviderError: 502,
+    CallNotSent: 503,
+    BudgetReached: 402,
+    SpendingHeld: 503,
 }
 LATER = (
     TransientLedgerError,
@@ -54,6 +62,8 @@ LATER = (
     TooManyWatchers,
     SignInBusy,
     WatchersFull,
+    CallNotSent,
+    SpendingHeld,
 )
 """What is over after a while: the answer says when to try again."""
 RETRY_AFTER_SECONDS = 5

@@ -12,7 +12,14 @@ from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.budget_models import DEPLOYMENT
 from promptstack.repositories.budgets.budgets import note_settled
 from promptstack.repositories.budgets.spending import Owner, Settled
-from promptstack.repositories.jobs.records import BeginStep, Begun, CappedCall, Claim, Totals
+from promptstack.repositories.jobs.records import (
+    BeginStep,
+    Begun,
+    CappedCall,
+    Claim,
+    NewCall,
+    Totals,
+)
 from promptstack.repositories.models import Attempt, AttemptState, Billing, Job, JobState
 from promptstack.repositories.wire_values import BatchStatement
 
@@ -45,6 +52,21 @@ class AttemptRepository(BaseRepository[Attempt]):
         """Record calls that budgets count at so much, on this day. Their jobs are locked."""
         rows = [{**_row(step), "reserved_usd": usd, "day": day} for step, usd in reserved]
         return _begun(_BEGIN_RESERVED.run(self._session, rows))
+
+    def begin_alone(
+        self,
+        owner: Owner,
+        call: NewCall,
+        worker_id: UUID,
+        reserved_usd: Decimal | None,
+        day: date | None,
+    ) -> int:
+        """Record a call that belongs to no job. Budgets count it at so much, on this day."""
+        row = {**vars(call), "user_id": owner.user_id, "api_key_id": owner.api_key_id}
+        row |= {"worker_id": worker_id, "reserved_usd": reserved_usd, "day": day}
+        [begun] = _BEGIN_ALONE.run(self._session, [row])
+        id_: int = begun.id
+        return id_
 
     def begun(self, claim: Claim, calls: Sequence[int]) -> set[int]:
         """Those of the claim's calls that are on record."""
@@ -169,6 +191,20 @@ SELECT jobs.user_id, jobs.api_key_id, jobs.worker_id,
     greatest(now(), CAST(given.day AS timestamp) AT TIME ZONE 'UTC')
 FROM given JOIN jobs ON jobs.id = given.job_id
 {_OR_FIND}""",  # noqa: S608 - names of our own
+)
+
+_BEGIN_ALONE = BatchStatement(
+    """
+    user_id uuid, api_key_id uuid, worker_id uuid, provider text, model text, items integer,
+    expected_tokens integer, expected_cost_usd numeric, reserved_usd numeric, day date""",
+    """
+INSERT INTO attempts (user_id, api_key_id, worker_id, number, call, provider, model, items,
+    expected_tokens, expected_cost_usd, reserved_usd, started_at)
+SELECT user_id, api_key_id, worker_id, 0, 0, provider, model, items, expected_tokens,
+    expected_cost_usd, reserved_usd,
+    greatest(now(), CAST(day AS timestamp) AT TIME ZONE 'UTC')
+FROM given RETURNING id
+""",
 )
 
 _SETTLE = BatchStatement(

@@ -126,6 +126,19 @@ class MaintenanceRepository:
                 .execution_options(synchronize_session=False)
             )
 
+    def lose_lone_calls(self, seconds: float) -> None:
+        """Mark calls of no job as lost that began so long ago: their processes have died."""
+        self._session.execute(
+            update(Attempt)
+            .where(
+                Attempt.job_id.is_(None),
+                Attempt.state == AttemptState.STARTED,
+                Attempt.started_at < func.now() - timedelta(seconds=seconds),
+            )
+            .values(state=AttemptState.LOST, finished_at=func.now())
+            .execution_options(synchronize_session=False)
+        )
+
     def prune_jobs(self, retention: float, limit: int = 500) -> int:
         """Delete up to `limit` jobs that ended `retention` seconds ago or before; how many."""
         old = (

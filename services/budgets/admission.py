@@ -8,7 +8,7 @@ from uuid import UUID
 
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.budgets.spending import Owner, Spending, Window
-from promptstack.repositories.jobs.records import BeginStep, Begun, CappedCall
+from promptstack.repositories.jobs.records import BeginStep, Begun, CappedCall, NewCall
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import (
     BudgetReached,
@@ -60,6 +60,35 @@ def begin_calls(
     return begun
 
 
+def begin_alone(unit: UnitOfWork, owner: Owner, call: NewCall, worker_id: UUID) -> int:
+    """Record a call that belongs to no job and is about to leave. Returns the attempt's id.
+
+    `worker_id` is the process that makes it. Raises why it must not leave.
+    """
+    cost = call.most_usd()
+    over: list[Over] = []
+    attempt_id = 0
+    with unit.budgets.locked(owner.subjects) as found:
+        budgets = _of(owner, found)
+        if cost is None and any(one.caps for one in budgets):
+            raise _unknown(call)
+        most = cost or call.expected_cost_usd or Decimal(0)
+        over = _passed(budgets, most)
+        if not over:
+            for spending in budgets:
+                spending.add(most, spending.day)
+            day = budgets[0].day if budgets else None
+            attempt_id = unit.attempts.begin_alone(
+                owner, call, worker_id, most if budgets else None, day
+            )
+    if over:
+        spendings = {one.spending.subject: one.spending for one in over}
+        raise _refusal(
+            over, {key: unit.budgets.under_way(key, one.day) for key, one in spendings.items()}
+        )
+    return attempt_id
+
+
 def _begin_within_caps(
     unit: UnitOfWork, steps: Sequence[BeginStep], capped: Mapping[Key, CappedCall]
 ) -> dict[Key, Begun | PromptStackError]:
@@ -75,7 +104,7 @@ def _begin_within_caps(
             budgets = _of(owners[step.key], found)
             cost = costs[step.key]
             if cost is None and any(one.caps for one in budgets):
-                refused[step.key] = _unknown(step)
+                refused[step.key] = _unknown(step.call)
                 continue
             cost = cost or step.call.expected_cost_usd or Decimal(0)
             passed = _passed(budgets, cost)
@@ -132,8 +161,7 @@ def _passed(budgets: Sequence[Spending], cost: Decimal) -> list[Over]:
     return [one for one in over if cost and one.excess > 0]
 
 
-def _unknown(step: BeginStep) -> CostUnknown:
-    call = step.call
+def _unknown(call: NewCall) -> CostUnknown:
     return CostUnknown(
         f"A spend cap holds, and nobody knows the most that this call of {call.provider}/"
         f"{call.model} can cost. The model needs a price (set it in MODELS_FILE), and a generation "

@@ -64,6 +64,11 @@ def check_new_name(name: str) -> str:
     return name
 
 
+def read_name(given: UUID | str) -> str | None:
+    """The name that was given; None where it is an id."""
+    return str(given) if _read_id(given) is None else None
+
+
 def _read_id(given: UUID | str) -> UUID | None:
     if isinstance(given, UUID):
         return given

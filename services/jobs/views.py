@@ -126,4 +126,4 @@ class CallView(AttemptView):
 
     id: int
     job_id: UUID | None
-    """None when the job was pruned."""
+    """None when the job was pruned, and of a search."""

@@ -95,6 +95,7 @@ class Cleanup:
             unit.limit_statements(STATEMENT_SECONDS)
             if unit.try_lock("forget"):
                 unit.maintenance.lose_calls(unit.workers.forget_dead(FORGET_WORKERS_SECONDS))
+                unit.maintenance.lose_lone_calls(FORGET_WORKERS_SECONDS)
                 unit.reservations.forget_idle()
 
     def _prune(self) -> bool:

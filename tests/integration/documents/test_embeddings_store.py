@@ -18,7 +18,7 @@ from sqlalchemy import event, select, text
 
 from promptstack.repositories.content.collections import NOBODYS
 from promptstack.repositories.content.documents import NewDocument, Passage
-from promptstack.repositories.content.passages import Match
+from promptstack.repositories.content.passages import Match, SearchScope
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.session import Ledger
@@ -27,6 +27,7 @@ from promptstack.tasks.composition import PromptStack
 
 Vectors = npt.NDArray[np.float32]
 
+EVERYTHING = SearchScope((NOBODYS,))
 DIMENSIONS = [3, 256, 1_536, 3_072, 5_000]
 
 
@@ -137,7 +138,9 @@ def test_vectors_of_every_width_are_stored_and_searched_in_order(
         found = stored(unit, model)
         for passage, vector in zip(passages, vectors, strict=True):
             assert same_bits(found[hash_of(passage)], vector)
-        matches = unit.passages.search(model, question, 10)
+        matches = unit.passages.search(model, question, 10, EVERYTHING)
+        by_index = unit.passages.search(model, question, 10, EVERYTHING, compared=0)
+    assert by_index == matches
     scores = cosines(vectors, question)
     best = np.argsort(-scores)[:10]
     assert [match.text for match in matches] == [passages[number] for number in best]
@@ -278,7 +281,7 @@ def test_models_and_widths_lie_side_by_side(ledger: Ledger) -> None:
         for number, model in enumerate(models):
             question = np.zeros(model.dimensions, dtype=np.float32)
             question[0] = 1.0
-            matches = unit.passages.search(model, question, 10)
+            matches = unit.passages.search(model, question, 10, EVERYTHING)
             assert len(matches) == 2 + number % 2
             if number % 3 < len(matches):
                 assert matches[0].text == passages[number % 3]
@@ -343,12 +346,14 @@ def test_search_uses_the_index(ledger: Ledger) -> None:
         with ledger.transaction() as unit, recorded(ledger) as seen:
             unit.session.execute(text("SET LOCAL enable_seqscan = off"))
             unit.session.execute(text("SET LOCAL enable_sort = off"))
-            unit.passages.search(model, random_vectors(1, dimensions, seed=2)[0], 5)
-            statement, parameters = next(pair for pair in seen if "chunks" in pair[0])
+            question = random_vectors(1, dimensions, seed=2)[0]
+            unit.passages.search(model, question, 5, EVERYTHING, compared=0)
+            statement, parameters = next(pair for pair in seen if "LATERAL" in pair[0])
             plan = unit.session.connection().exec_driver_sql("EXPLAIN " + statement, parameters)
-            lines = "\n".join(str(row[0]) for row in plan)
-        assert f"Index Scan using embeddings_{model.id}_hnsw" in lines
-        assert "Sort" not in lines
+            lines = [str(row[0]) for row in plan]
+        assert f"Index Scan using embeddings_{model.id}_hnsw" in "\n".join(lines)
+        # What comes in order is joined in order.
+        assert "Nested Loop" in lines[1]
 
 
 def test_a_passage_in_several_documents_has_one_vector_and_is_found_in_each(
@@ -363,7 +368,7 @@ def test_a_passage_in_several_documents_has_one_vector_and_is_found_in_each(
     with ledger.transaction() as unit:
         assert unit.embeddings.count(model) == 3
         question = np.array([1, 0.2, 0.1], dtype=np.float32)
-        matches = unit.passages.search(model, question, 10)
+        matches = unit.passages.search(model, question, 10, EVERYTHING)
     places = {(match.source, match.position) for match in matches if match.text == "shared"}
     assert places == {("a.txt", 0), ("b.txt", 1), ("b.txt", 2)}
     assert [match.text for match in matches] == ["shared"] * 3 + ["only a", "only b"]
@@ -379,11 +384,12 @@ def test_vectors_whose_text_is_deleted_do_not_displace_matches(ledger: Ledger) -
         unit.embeddings.store(model, hashes(300, "gone "), near)
         unit.embeddings.store(model, [hash_of("far away")], -question[np.newaxis])
 
-    def search(*options: str) -> list[Match]:
+    def search(*options: str, compared: int = 0) -> list[Match]:
         with ledger.transaction() as unit:
             for option in options:
                 unit.session.execute(text(f"SET LOCAL {option} = off"))
-            return unit.passages.search(model, question, 1)
+            return unit.passages.search(model, question, 1, EVERYTHING, compared=compared)
 
+    assert [match.text for match in search(compared=100)] == ["far away"]
     assert [match.text for match in search()] == ["far away"]
     assert [match.text for match in search("enable_seqscan", "enable_sort")] == ["far away"]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from sqlalchemy import create_engine, text
 
+from promptstack.repositories.content.collections import NOBODYS
+from promptstack.repositories.content.passages import SearchScope
 from promptstack.repositories.content.vector_tables import create_index, index_name, partition_of
 from promptstack.repositories.errors import IndexNotBuilt
 from promptstack.repositories.models import EmbeddingModel
@@ -133,7 +135,9 @@ def test_an_index_that_a_search_uses_is_kept_and_the_transaction_goes_on(
     indexes = VectorIndexes(stack.ledger)
     assert indexes.build(model)
     with stack.ledger.transaction() as searching:
-        searching.passages.search(model, np.ones(256, np.float32), 1)
+        searching.passages.search(
+            model, np.ones(256, np.float32), 1, SearchScope((NOBODYS,)), compared=0
+        )
         with stack.ledger.transaction() as unit:
             assert not indexes.drop(unit, model)
             assert unit.embeddings.count(model) == 50
