@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -384,7 +385,7 @@ def test_a_budget_that_does_not_pay_lets_no_search_leave(
     assert found(stack, "Which?", user_id=ada) == {"A text."}
     [attempt] = attempts(stack)
     # It was admitted at the most that it can cost, and counts at its cost.
-    assert (attempt.reserved_usd, attempt.cost_usd) == (6, 1)
+    assert (attempt.reserved_usd, attempt.cost_usd) == (Decimal(6), Decimal(1))
     shown = stack.budgets.get(budget)
     assert shown is not None
     assert {cap.used_usd for cap in shown.caps} == {1}
