@@ -36,12 +36,12 @@ def test_a_request_is_done_once_for_its_key(client: Client) -> None:
 def test_jobs_are_listed_over_many_pages(client: Client) -> None:
     tag = str(uuid.uuid4())
     ids = {client.generate("List me.", tags=[tag]).id for _ in range(3)}
-    listed = []
-    for job in client.jobs.list(limit=2):
-        listed.append(job.id)
-        if ids <= set(listed):
-            break
-    assert ids <= set(listed)
+    listed = [job.id for job in client.jobs.list(limit=2, tag=tag)]
+    assert listed == sorted(ids, reverse=True)
+    page = client.jobs.list(limit=2, tag=tag, count=True).first()
+    assert (page.count, page.count_is_capped, page.before) == (3, False, None)
+    before = client.jobs.list(tag=tag, before=listed[2], limit=1)
+    assert [job.id for job in before] == [listed[1], listed[0]]
 
 
 def test_a_job_that_waits_is_cancelled_and_retried(client: Client) -> None:
@@ -70,3 +70,23 @@ def test_waiting_ends_in_time_and_the_job_goes_on(client: Client) -> None:
         client.jobs.wait(job, timeout=0.2)
     assert not client.jobs.get(job).ended
     client.jobs.cancel(job)
+
+
+def test_many_jobs_are_accepted_together_or_none_of_them(client: Client) -> None:
+    source = f"bulk/{uuid.uuid4()}"
+    jobs = client.bulk(
+        [
+            {"prompt": "Say one.", "tags": ["bulk"]},
+            {"messages": [{"role": "user", "content": "Say two."}], "max_tokens": 20},
+            {"text": "Boats sail slowly.", "source": source, "provider": "local"},
+        ]
+    )
+    one, two, three = client.jobs.wait_all(jobs, timeout=60)
+    assert "Say one." in one.text
+    assert "Say two." in two.text
+    assert three.checked()["chunks"] == 1
+    tag = str(uuid.uuid4())
+    with pytest.raises(InvalidRequest) as caught:
+        client.bulk([{"prompt": "Fine.", "tags": [tag]}, {"prompt": "Bad.", "seed": "x"}])  # type: ignore[typeddict-item]
+    assert (caught.value.field or "").startswith("/jobs/1")
+    assert list(client.jobs.list(tag=tag)) == []

@@ -35,6 +35,7 @@ class _Client(Resource[AnySender]):
 
     generate = Jobs.generate
     embed = Jobs.embed
+    bulk = Jobs.bulk
     run = Runs.generate
 
     @Streamed

@@ -4,7 +4,7 @@
 the same docstring.
 """
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from functools import wraps
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
@@ -133,11 +133,13 @@ class Streamed(_Method[P, Feed[T]], Generic[P, T]):
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, instance: Resource[Sender], owner: type) -> Callable[P, Iterator[T]]: ...
+    def __get__(
+        self, instance: Resource[Sender], owner: type
+    ) -> Callable[P, Generator[T, None, None]]: ...
     @overload
     def __get__(
         self, instance: Resource[AsyncSender], owner: type
-    ) -> Callable[P, AsyncIterator[T]]: ...
+    ) -> Callable[P, AsyncGenerator[T, None]]: ...
     def __get__(self, instance: Any, owner: type) -> Any:
         return super().__get__(instance, owner)
 

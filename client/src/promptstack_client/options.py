@@ -6,7 +6,7 @@ Each is a field of the API's body; docs/providers.md and the server's /docs say 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, TypedDict
+from typing import Any, Required, TypedDict
 
 from promptstack_client.models.base import Id
 
@@ -78,6 +78,20 @@ class EmbeddingFields(JobFields, total=False):
 
 class EmbeddingOptions(EmbeddingFields, JobOptions, total=False):
     """What may be said of an embedding that is enqueued by a request of its own."""
+
+
+class GenerationEntry(GenerationOptions, total=False):
+    """A generation in a list: with a prompt, or with messages."""
+
+    prompt: str
+    messages: Sequence[JsonObject]
+
+
+class EmbeddingEntry(EmbeddingOptions, total=False):
+    """The embedding of a document in a list."""
+
+    text: Required[str]
+    source: str | None
 
 
 class ListOptions(TypedDict, total=False):

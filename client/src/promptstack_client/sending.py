@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -45,7 +45,7 @@ class Sender:
                 time.sleep(step)
                 answer = None
 
-    def stream(self, feed: Feed[T]) -> Iterator[T]:
+    def stream(self, feed: Feed[T]) -> Generator[T, None, None]:
         """What a feed gives, over as many connections as it takes."""
         if feed.first is not None:
             feed.begin(self.send(feed.first))
@@ -126,7 +126,7 @@ class AsyncSender:
                 await asyncio.sleep(step)
                 answer = None
 
-    async def stream(self, feed: Feed[T]) -> AsyncIterator[T]:
+    async def stream(self, feed: Feed[T]) -> AsyncGenerator[T, None]:
         """What a feed gives, over as many connections as it takes."""
         if feed.first is not None:
             feed.begin(await self.send(feed.first))

@@ -17,6 +17,7 @@ from promptstack_client import Client, resources
 from promptstack_client.calls import Route
 from promptstack_client.methods import Listing, Resource
 from promptstack_client.models.base import Model
+from promptstack_client.options import EmbeddingEntry, GenerationEntry
 
 PREFIX = "/api/v1"
 BY_ITSELF = {"after", "wait", "idempotency_key"}
@@ -87,7 +88,7 @@ def keywords(method: Any) -> set[str]:
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             [options] = get_args(get_type_hints(method.ask)[parameter.name])
             assert is_typeddict(options)
-            found |= set(options.__annotations__)
+            found |= set(get_type_hints(options))
         else:
             found.add(parameter.name)
     return found
@@ -118,6 +119,16 @@ def test_a_method_asks_what_its_route_takes(name: str) -> None:
     asks = keywords(method)
     assert asks - takes <= BY_ITSELF
     assert takes - asks <= BY_ITSELF, "the API takes more than the client can say"
+
+
+@pytest.mark.parametrize(
+    ("entry", "schema"),
+    [(GenerationEntry, "GenerationOfMany"), (EmbeddingEntry, "EmbeddingOfMany")],
+)
+def test_a_job_of_a_list_has_the_fields_of_its_schema(entry: type, schema: str) -> None:
+    assert set(get_type_hints(entry)) == set(
+        document()["components"]["schemas"][schema]["properties"]
+    )
 
 
 @pytest.mark.parametrize("name", list(ALL))

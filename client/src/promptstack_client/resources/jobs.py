@@ -1,6 +1,8 @@
 """Jobs: enqueue, wait, list, cancel and retry."""
 
-from collections.abc import Mapping, Sequence
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 from promptstack_client.calls import Asked
@@ -10,9 +12,17 @@ from promptstack_client.methods import AnySender, Composed, Resource, Streamed, 
 from promptstack_client.models.base import Id, id_of
 from promptstack_client.models.events import JOB_EVENTS, JobEvent, Piece
 from promptstack_client.models.jobs import Job
-from promptstack_client.options import EmbeddingOptions, GenerationOptions, JobListOptions
+from promptstack_client.options import (
+    EmbeddingEntry,
+    EmbeddingOptions,
+    GenerationEntry,
+    GenerationOptions,
+    JobListOptions,
+)
 from promptstack_client.sending import Flow
 from promptstack_client.waiting import until_ended
+
+Many = list[Job]
 
 
 class Jobs(Resource[AnySender]):
@@ -36,6 +46,14 @@ class Jobs(Resource[AnySender]):
         """Enqueue the embedding of a document; `source` names it."""
         return _asked({"text": text, "source": source, **options})
 
+    @sends("POST", "/jobs/bulk", Many, inside="jobs", repeatable=True)
+    def bulk(self, jobs: Iterable[GenerationEntry | EmbeddingEntry]) -> Asked:
+        """Enqueue many jobs of any kind in one transaction: all, or none.
+
+        Each has an idempotency key, its own or the one that you give, so that none is made twice.
+        """
+        return Asked(body={"jobs": [{"idempotency_key": str(uuid.uuid4()), **job} for job in jobs]})
+
     @sends("GET", "/jobs/{job_id}", Job)
     def get(self, job: Job | Id) -> Asked:
         """Show a job."""
@@ -45,6 +63,16 @@ class Jobs(Resource[AnySender]):
     def wait(self, job: Job | Id, *, timeout: float | None = None) -> Flow[Job]:
         """Wait for the end of a job. Raises `WaitTimedOut` after so many seconds; it goes on."""
         return until_ended(Jobs.get.call(self, job), timeout, f"The job {id_of(job)}")
+
+    @Composed
+    def wait_all(self, jobs: Iterable[Job | Id], *, timeout: float | None = None) -> Flow[Many]:
+        """Wait for the end of all of them. Raises `WaitTimedOut` after so many seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        ended = []
+        for job in jobs:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            ended.append((yield from Jobs.wait.ask(self, job, timeout=left)))
+        return ended
 
     @lists("/jobs", Job, "jobs")
     def list(self, **options: Unpack[JobListOptions]) -> Asked:
