@@ -72,6 +72,8 @@ def receiver(
                 served.is_over.wait()
                 self.close_connection = True
                 return
+            if 200 <= status < 300:
+                served.taken.append(event)  # before anybody hears of it
             self.send_response(status)
             for name, value in served.headers.items():
                 self.send_header(name, value)
@@ -79,8 +81,6 @@ def receiver(
             self.end_headers()
             with suppress(OSError):
                 self.wfile.write(served.content)
-            if 200 <= status < 300:
-                served.taken.append(event)
 
         def log_message(self, *_: Any) -> None:
             """Keep quiet."""

@@ -87,6 +87,27 @@ NOTIFICATIONS = {
     ),
     "choose": Command("notifications:choose", "Choose what of their runs a user is told by mail."),
 }
+WEBHOOKS = {
+    "create": Command("webhooks:create", "Add an endpoint and show its secret, this once."),
+    "list": Command("webhooks:list_", "List endpoints, newest first."),
+    "show": Command("webhooks:show", "Show one endpoint."),
+    "enable": Command("webhooks:enable", "Send events there again, also those that have waited."),
+    "disable": Command(
+        "webhooks:disable", "Send nothing there; its events are kept for some days."
+    ),
+    "rotate": Command("webhooks:rotate", "Give an endpoint a new secret; both sign for a day."),
+    "secret": Command(
+        "webhooks:secret", "Make or rotate the secret for addresses that jobs and runs name."
+    ),
+    "test": Command("webhooks:send_test", "Send an endpoint the event webhook.test."),
+    "deliveries": Command(
+        "webhooks:deliveries", "List what was sent and what came of it, newest first."
+    ),
+    "replay": Command("webhooks:replay", "Send an event once more, under the same id."),
+    "delete": Command(
+        "webhooks:delete", "Delete an endpoint; what was not delivered yet is not sent."
+    ),
+}
 COMMANDS: dict[str, Command | Group] = {
     "up": Command("serve.commands:up", "Start servers, migrations, workers and the HTTP API."),
     "worker": Command("serve.commands:worker", "Start a worker process.", BECOMES),
@@ -122,6 +143,7 @@ COMMANDS: dict[str, Command | Group] = {
     "budgets": Group("Spend caps of keys, users and the deployment.", BUDGETS),
     "flags": Group("Feature flags: turn features on and off without a restart.", FLAGS),
     "notifications": Group("Mails to users.", NOTIFICATIONS),
+    "webhooks": Group("Where the ends of jobs and runs are told to.", WEBHOOKS),
     "openapi": Command("openapi:openapi", "Print the description of the HTTP API (OpenAPI)."),
     "permissions": Command(
         "permissions:permissions",

@@ -78,6 +78,8 @@ def create_app(stack: PromptStack) -> FastAPI:
         stack.flag_service,
         stack.overview,
         stack.notifications,
+        stack.webhooks,
+        stack.webhook_deliveries,
     )
     _ = stack.users, stack.sign_in
 

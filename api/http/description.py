@@ -23,6 +23,7 @@ from promptstack.api.http import (
     sessions,
     usage,
     users,
+    webhooks,
 )
 from promptstack.api.http.examples import EXAMPLES
 from promptstack.api.http.problems import MEDIA_TYPE, RESPONSES
@@ -46,6 +47,7 @@ RESOURCES = (
     flags.router,
     overview.router,
     notifications.router,
+    webhooks.router,
 )
 """What lies below API_V1_PREFIX."""
 
@@ -57,6 +59,7 @@ TAGS = {
     "runs": "Batches of many items under one id, and their results.",
     "usage": "What was asked of providers, and what it cost.",
     "keys": "API keys.",
+    "webhooks": "Where the ends of jobs and runs are told to, and what became of it.",
     "budgets": "Spend caps of keys, users and the deployment.",
     "audit": "Who did what, for administrators.",
     "sessions": "Sign in and out.",

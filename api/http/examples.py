@@ -44,6 +44,11 @@ EXAMPLES: Mapping[str, Any] = {
         "message": "On Sunday at 22:00 UTC.",
     },
     "choose_events": {"events": ["run_failed"]},
+    "create_webhook": {
+        "url": "https://example.org/hooks",
+        "events": ["response.completed", "response.failed", "run.completed"],
+    },
+    "change_webhook": {"description": "The shop's orders."},
     "retry_run": {"max_cost_usd": "1.00"},
 }
 """Each is accepted as it stands, apart from what it refers to; a test sends them."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -56,7 +55,7 @@ class IssuedSecret:
     """A user's own secret, which is shown this once."""
 
     secret: str
-    previous_until: datetime | None
+    view: SecretView
 
 
 class WebhookService:
@@ -214,14 +213,14 @@ class WebhookService:
             own = unit.webhooks.own_secret(user_id)
             if own is not None:
                 claim_secret(unit, keyed, own.id)
-                return IssuedSecret(self._rotate(unit, own, by), own.previous_until)
+                return IssuedSecret(self._rotate(unit, own, by), SecretView.of(own))
             own_id, secret = new_id(), new_secret()
             claim_secret(unit, keyed, own_id)
             own = unit.webhooks.create(
                 id=own_id, user_id=user_id, secret=self._secrets.seal(secret)
             )
             _record(unit, by, Action.WEBHOOK_CREATED, own)
-            return IssuedSecret(secret, None)
+            return IssuedSecret(secret, SecretView.of(own))
 
     def get_own_secret(self, user_id: UUID | None = None) -> SecretView:
         """What is known of that secret, without the secret."""
@@ -229,9 +228,7 @@ class WebhookService:
             own = unit.webhooks.own_secret(user_id)
             if own is None:
                 return SecretView(exists=False)
-            return SecretView(
-                exists=True, created_at=own.created_at, previous_until=own.previous_until
-            )
+            return SecretView.of(own)
 
     def _rotate(self, unit: UnitOfWork, endpoint: WebhookEndpoint, by: Actor | None) -> str:
         secret = new_secret()

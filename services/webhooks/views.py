@@ -58,6 +58,11 @@ class SecretView(BaseModel):
         None, description="Until then, the secret before the last rotation signs as well."
     )
 
+    @classmethod
+    def of(cls, own: WebhookEndpoint) -> Self:
+        """The view of a user's own row."""
+        return cls(exists=True, created_at=own.created_at, previous_until=own.previous_until)
+
 
 class DeliveryAttempt(BaseModel):
     """One request to a receiver."""

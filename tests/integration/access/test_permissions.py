@@ -32,6 +32,7 @@ ROUTES = [(each, route) for each in PERMISSIONS for route in each.routes]
 NAMES = [route for _, route in ROUTES]
 BODIES: dict[str, Any] = {
     "PATCH /users/{user_id}": {"name": "Eve"},
+    "PATCH /webhooks/{webhook_id}": {"description": "x"},
     "PUT /budgets/keys/{key_id}": {"day": 1},
 }
 """Of routes that say what is wrong with a body before they look for the object."""
@@ -102,6 +103,9 @@ class World:
             "run_id": run.id,
             "key_id": self.ada.key.id,
         }
+        webhook = stack.webhooks.create("https://example.org/", user_id=user_id).webhook
+        self._ids["webhook_id"] = webhook.id
+        self._ids["delivery_id"] = stack.webhook_deliveries.test(webhook.id).id
         self._ids["user_id"] = user_id
         self._ids |= {"name": "some_flag", "format": "jsonl"}
 

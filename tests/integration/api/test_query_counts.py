@@ -74,14 +74,23 @@ class World:
                 message="None.",
                 actor=Actor.command_line(),
             )
+        self._add_webhooks(rows)
         done = self.stack.runs.generate(prompts(rows), user_id=self.user_id)
         failed = self.stack.runs.generate(
             prompts(rows), user_id=self.user_id, options=FAILING, max_retries=0
         )
         work(self.stack, done.id)
         work(self.stack, failed.id)
-        self.places = {"done": str(done.id), "failed": str(failed.id)}
+        self.places |= {"done": str(done.id), "failed": str(failed.id)}
         self.rows = rows
+
+    def _add_webhooks(self, rows: int) -> None:
+        for number in range(self.rows, rows):
+            made = self.stack.webhooks.create(
+                f"https://example.org/{number}", ["run.expired"], user_id=self.user_id
+            )
+            self.places["webhook"] = self.places.get("webhook", str(made.webhook.id))
+            self.stack.webhook_deliveries.test(self.places["webhook"])
 
     def ask(self, route: str) -> int:
         """How many rows a list has."""
@@ -112,6 +121,12 @@ LISTS: Mapping[str, tuple[str, str]] = {
     "GET /audit": ("/audit?limit=100", "entries"),
     "GET /flags": ("/flags", "flags"),
     "GET /features": ("/features", "features"),
+    "GET /webhooks": ("/webhooks?limit=100", "webhooks"),
+    "GET /webhooks/deliveries": ("/webhooks/deliveries?limit=100", "deliveries"),
+    "GET /webhooks/{webhook_id}/deliveries": (
+        "/webhooks/{webhook}/deliveries?limit=100",
+        "deliveries",
+    ),
     "GET /notifications": ("/notifications?limit=100", "notifications"),
 }
 """How each list is asked for, and where its rows are. Items of a run are read 50 at a time, and one
@@ -123,6 +138,7 @@ ONE_ROW = {
     "GET /jobs/{job_id}",
     "GET /overview",
     "GET /runs/{run_id}",
+    "GET /webhooks/{webhook_id}",
 }
 """What has a list in one row, or one that no table has."""
 SUMS = {"GET /usage"}
@@ -134,6 +150,7 @@ def settings(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Se
     """With a mail server: without one no notification is accepted. None is sent here."""
     monkeypatch.setenv("SMTP_URL", "smtp://127.0.0.1:1")
     monkeypatch.setenv("MAIL_FROM", "stack@example.org")
+    monkeypatch.setenv("WEBHOOK_ENDPOINTS", "1000")
     return load_settings(_env_file=None)
 
 

@@ -438,9 +438,9 @@ def test_addresses_that_jobs_name_are_signed_with_the_users_own_secret(
 ) -> None:
     assert not sending.webhooks.get_own_secret().exists
     first = sending.webhooks.rotate_own_secret()
-    assert (first.previous_until, sending.webhooks.get_own_secret().exists) == (None, True)
+    assert (first.view.previous_until, sending.webhooks.get_own_secret().exists) == (None, True)
     second = sending.webhooks.rotate_own_secret()
-    assert second.previous_until is not None
+    assert second.view.previous_until is not None
     end_a_job(sending, webhook=served.url)
     send_due(sending)
     for secret in (first.secret, second.secret):
