@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
@@ -120,7 +121,7 @@ def test_a_job_and_its_webhook_from_end_to_end(
     assert auth_client.get("/api/v1/webhooks/secret").json()["exists"]
     body = {"prompt": "Hello.", "provider": "fake", "webhook": {"url": f"{served.url}/own"}}
     job = auth_client.post("/api/v1/generations", json=body).json()
-    execute(stack, job["id"])
+    execute(stack, UUID(job["id"]))
     send_all(stack)
     by_path = {event.path: event for event in served.taken}
     VERIFIERS["openai"](by_path["/hooks"], secret)
