@@ -45,6 +45,7 @@ from promptstack.services.flags.flags import FeatureFlags
 from promptstack.services.flags.service import FlagService
 from promptstack.services.jobs.progress import ProgressService
 from promptstack.services.jobs.service import JobService
+from promptstack.services.jobs.waits import JobWaits
 from promptstack.services.limiter.divided import DividedBuckets
 from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import RateLimiter
@@ -196,6 +197,7 @@ class PromptStack:
             self.progress,
             self.factory,
             defaults,
+            waits=JobWaits(self.factory, self.settings.worker_lost_seconds),
             texts=self.text_streams,
             after_bulk=self.bulk_jobs.after_enqueue,
         )

@@ -138,3 +138,8 @@ def agrees(stack: WorkerServices, *jobs: JobView) -> None:
             rows = [unit.jobs.get(job.id) for job in jobs]
         assert shown == {found.id: Progress.of(found) for found in rows if found}
         stack.redis.flushdb()
+
+
+def as_accepted(job: JobView) -> JobView:
+    """A queued job as its enqueue call returned it: what it waits for was not looked up."""
+    return job.model_copy(update={"waits": None})

@@ -21,7 +21,7 @@ from promptstack.config.errors import PromptStackError
 from promptstack.repositories.models import JobState
 from promptstack.services.jobs.progress import Progress, ProgressService
 from promptstack.services.jobs.service import JobService
-from promptstack.services.jobs.views import JobView, asked
+from promptstack.services.jobs.views import JobView, Wait, asked
 from promptstack.tasks.job_task import PROGRESS
 from promptstack.tasks.messages import TASKS
 
@@ -64,6 +64,8 @@ class LedgerView:
                 self._read_at = time.monotonic()
             asked = self._choose()
             found = await loop.run_in_executor(None, self._progress.read, list(asked))
+            queued = [one for one, there in found.items() if there.state is JobState.QUEUED]
+            waits = await loop.run_in_executor(None, self._jobs.waits_of, queued)
         except PromptStackError as error:
             logger.warning("Flower shows only what events tell: %s", error)
             return
@@ -71,7 +73,7 @@ class LedgerView:
             task = self._task(str(job_id))
             # An event that came meanwhile is newer than what was read from the ledger.
             if task is not None and task.timestamp == asked[job_id]:
-                _show(task, progress)
+                _show(task, progress, waits.get(job_id))
                 self._state.search_engine.upsert(task)
 
     def _read_missed(self) -> list[JobView]:
@@ -102,7 +104,7 @@ class LedgerView:
                 task.started = started
                 task.timestamp = finished or started or task.received
                 task.runtime = finished - started if started and finished else None
-                _show(task, Progress.of(job))
+                _show(task, Progress.of(job), job.waits)
         self._state.search_engine.rebuild(self._state.tasks.items())
 
     def _choose(self) -> dict[UUID, float]:
@@ -124,8 +126,8 @@ class LedgerView:
         return self._state.tasks.data.get(job_id)
 
 
-def _show(task: Any, progress: Progress) -> None:
-    """Write a job's progress into Flower's record of it."""
+def _show(task: Any, progress: Progress, waits: Wait | None) -> None:
+    """Write a job's progress, and what it waits for, into Flower's record of it."""
     if progress.state is not JobState.QUEUED:
         task.state = STATES[progress.state]
     elif progress.retry_at > time.time():
@@ -136,6 +138,8 @@ def _show(task: Any, progress: Progress) -> None:
         task.exception = progress.error
     if task.state in {PROGRESS, states.SUCCESS}:
         task.result = f"{progress.current} of {progress.total}"
+    elif waits is not None:
+        task.result = f"waits ({waits.reason}): {waits.detail}"
 
 
 def _timestamp(moment: datetime | None) -> float | None:

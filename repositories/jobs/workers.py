@@ -1,7 +1,7 @@
 """Workers, alive or dead by their heartbeat."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import delete, false, func, not_, select, text, update
@@ -12,6 +12,11 @@ from promptstack.repositories.models import Worker
 # Built once: each worker runs them every second.
 _COUNT_ALIVE = text(
     "SELECT count(*) FROM workers WHERE heartbeat_at > now() - make_interval(secs => :timeout)"
+)
+
+_LOOK = text(
+    "SELECT now() AS now, coalesce((SELECT jsonb_agg(providers) FROM workers "
+    "WHERE heartbeat_at > now() - make_interval(secs => :timeout)), '[]') AS providers"
 )
 
 
@@ -33,6 +38,11 @@ class WorkerRepository(BaseRepository[Worker]):
     def count_alive(self, timeout: float) -> int:
         """Workers heard from within `timeout` seconds."""
         return self._session.scalar(_COUNT_ALIVE, {"timeout": timeout}) or 0
+
+    def look(self, timeout: float) -> tuple[datetime, Sequence[Sequence[str] | None]]:
+        """The database's time, and whom each worker can ask that was heard from; see `Worker`."""
+        row = self._session.execute(_LOOK, {"timeout": timeout}).one()
+        return row.now, row.providers
 
     def none_can_ask(self, provider: str, timeout: float) -> bool:
         """Whether workers are alive, and all have said that they have no key for a provider."""

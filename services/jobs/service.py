@@ -27,7 +27,8 @@ from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.jobs.progress import Progress, ProgressService
 from promptstack.services.jobs.publishing import JobMessage, Publisher, publish_now
 from promptstack.services.jobs.texts import JobTexts
-from promptstack.services.jobs.views import AttemptView, JobView
+from promptstack.services.jobs.views import AttemptView, JobView, Wait
+from promptstack.services.jobs.waits import JobWaits
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.streams.pieces import Piece
 from promptstack.services.streams.reader import TextStreams
@@ -55,12 +56,14 @@ class JobService(JobEnqueuer):
         factory: LLMServiceFactory,
         defaults: JobDefaults,
         *,
+        waits: JobWaits,
         texts: TextStreams,
         after_bulk: Callable[[Collection[Queue]], None],
     ) -> None:
         super().__init__(ledger, publisher, factory, defaults, after_bulk)
         self._ledger = ledger
         self._progress = progress
+        self._waits = waits
         self._defaults = defaults
         self._publish = partial(publish_now, ledger, publisher)
         self._texts = JobTexts(self.get, texts)
@@ -68,7 +71,7 @@ class JobService(JobEnqueuer):
     def get(self, job_id: UUID | str, *, owner: UUID | None = None) -> JobView:
         """Return a job; with `owner`, only one of that user's. Raises `NotFound`."""
         with self._ledger.transaction() as work:
-            return JobView.model_validate(_find(work, job_id, owner))
+            return self._waits.view(work, _find(work, job_id, owner))
 
     def find(self, given: str) -> UUID:
         """The id of the one job whose id begins so. Raises what `find_id` raises."""
@@ -123,7 +126,13 @@ class JobService(JobEnqueuer):
             for job_id in ids:
                 if job_id not in found:
                     raise NotFound(f"There is no job {job_id}.")
-            return [JobView.model_validate(found[job_id]) for job_id in ids]
+            return self._waits.views(work, [found[job_id] for job_id in ids])
+
+    def waits_of(self, job_ids: Sequence[UUID]) -> dict[UUID, Wait]:
+        """What each of these jobs waits for; those that are not queued are left out."""
+        with self._ledger.transaction() as work:
+            views = self._waits.views(work, work.jobs.get_all(job_ids))
+        return {view.id: view.waits for view in views if view.waits is not None}
 
     def get_many(
         self,
@@ -145,7 +154,8 @@ class JobService(JobEnqueuer):
         """Return a page of jobs, newest first. Raises `InvalidInput`."""
         wanted = checked_filter(wanted)
         with self._ledger.transaction() as work:
-            return work.jobs.find(wanted, asked).of(JobView.model_validate)
+            page = work.jobs.find(wanted, asked)
+            return page.with_rows(self._waits.views(work, page.rows))
 
     def get_attempts(self, job_id: UUID | str, *, owner: UUID | None = None) -> list[AttemptView]:
         """Return the provider calls of a job, in order. Raises `NotFound`."""
@@ -224,8 +234,7 @@ class JobService(JobEnqueuer):
         """
         if state is not None and state not in RETRIABLE_STATES:
             raise WrongState(f"A {state} job can't be retried; only failed, cancelled and expired.")
-        owner = read_owner(owner)
-        since = checked_time(since, "since")
+        owner, since = read_owner(owner), checked_time(since, "since")
         for text in (provider, model, error_code):
             check_storable(text or "", "The filter")
         retried = 0
@@ -250,7 +259,7 @@ class JobService(JobEnqueuer):
         with self._ledger.transaction() as work:
             job = _find(work, job_id, None)
             self._progress.publish(Progress.of(job))
-            return JobView.model_validate(job)
+            return self._waits.view(work, job)
 
 
 def _check_stands_alone(job: Job, what: str) -> None:

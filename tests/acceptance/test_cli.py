@@ -329,7 +329,7 @@ def test_jobs(
         ("jobs", "watch", str(good.id), str(failing.id)),
     )
     head, *body = succeeded(table).splitlines()
-    assert head.split() == ["job", "kind", "model", "state", "done", "tries", "age", "error"]
+    assert head.split() == ["job", "kind", "model", "state", "done", "tries", "age", "why"]
     assert [line.split()[0] for line in body] == [str(job.id) for job in (slow, failing, good)]
     listed = items(rows)
     assert [row["id"] for row in listed] == [str(slow.id), str(failing.id)]

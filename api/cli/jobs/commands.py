@@ -10,7 +10,7 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from promptstack.api.cli.connection import connected
-from promptstack.api.cli.jobs.watch import show_until_done
+from promptstack.api.cli.jobs.watch import show_until_done, waits_for
 from promptstack.api.cli.options.values import point_in_time, seconds_of
 from promptstack.api.cli.table import Column, print_table
 from promptstack.api.cli.terminal import (
@@ -27,7 +27,6 @@ from promptstack.api.cli.terminal import (
     print_json,
     printable,
     stop,
-    until,
 )
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.models import JobKind, JobState
@@ -49,7 +48,7 @@ COLUMNS = (
     Column("done", rank=1),
     Column("tries", rank=5, right=True),
     Column("age", rank=2, right=True),
-    Column("error", rank=3, elastic=True),
+    Column("why", rank=3, elastic=True),
 )
 COUNTED = (SpinnerColumn(), TextColumn("{task.completed:,.0f} {task.description}"))
 MANY = 100_000
@@ -76,8 +75,6 @@ def list_(
 
 
 def _row(job: JobView) -> list[str]:
-    is_waiting = job.state is JobState.QUEUED and job.not_before is not None
-    again = f"again in {until(job.not_before)}: " if is_waiting and job.not_before else ""
     return [
         str(job.id),
         job.kind,
@@ -86,7 +83,7 @@ def _row(job: JobView) -> list[str]:
         f"{job.current}/{job.total}",
         str(job.attempt),
         age(job.created_at),
-        again + (job.error or ""),
+        waits_for(job) or job.error or "",
     ]
 
 
@@ -99,7 +96,9 @@ def show(job_id: Id, as_json: JsonFlag = False) -> None:
         attempt_rows = [attempt.model_dump(mode="json") for attempt in attempts]
         print_json({**job.model_dump(mode="json"), "attempts": attempt_rows})
         return
-    print_fields(job.model_dump(exclude={"result"}))
+    print_fields(job.model_dump(exclude={"result", "waits"}))
+    if job.waits is not None:
+        print_fields({"waits": waits_for(job)})
     for attempt in attempts:
         tokens = f"{_known(attempt.input_tokens)}+{_known(attempt.output_tokens)} tokens"
         tokens += "" if attempt.cost_usd is None else f", ${attempt.cost_usd:.6f}"

@@ -19,9 +19,10 @@ from rich.progress import (
     Progress as Bar,
 )
 
-from promptstack.api.cli.terminal import err, printable
+from promptstack.api.cli.terminal import err, printable, until
 from promptstack.repositories.models import JobState
 from promptstack.services.jobs.progress import Progress
+from promptstack.services.jobs.views import JobView
 from promptstack.tasks.composition import PromptStack
 
 Item = TypeVar("Item")
@@ -58,13 +59,18 @@ def follow(stack: PromptStack, job_ids: Sequence[UUID]) -> Iterator[dict[UUID, P
         waits = time.monotonic() - started > NO_WORKER_SECONDS
         if waits and not warned and not any(p.state is JobState.RUNNING for p in known.values()):
             warned = True
-            if _no_worker(stack):
-                err.print(
-                    "No worker is running, so the jobs wait. Start one: `promptstack worker`, "
-                    "or `promptstack up` for everything.",
-                    style="yellow",
-                )
+            why = waits_for(stack.jobs.get(still_open[0]))
+            if why:
+                err.print(f"The jobs wait: {printable(why)}", style="yellow", markup=False)
         time.sleep(POLL_SECONDS)
+
+
+def waits_for(job: JobView) -> str:
+    """Why a queued job waits; empty for any other."""
+    if job.waits is None:
+        return ""
+    then = f", until in {until(job.waits.until)}" if job.waits.until else ""
+    return f"{job.waits.reason}{then}: {job.waits.detail}"
 
 
 def _ended(known: Mapping[UUID, Progress], job_id: UUID) -> bool:
@@ -145,8 +151,3 @@ def _bar(*, quiet: bool) -> Iterator[Bar]:
         disable=quiet,
     ) as bar:
         yield bar
-
-
-def _no_worker(stack: PromptStack) -> bool:
-    with stack.ledger.transaction() as unit:
-        return unit.workers.count_alive(stack.settings.worker_lost_seconds) == 0

@@ -93,7 +93,7 @@ def test_a_pipe_gets_all_columns_uncut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal.out, "width", terminal._width())
     said = cli("jobs", "list")
     assert said.stdout.splitlines()[0].split() == (
-        ["job", "kind", "model", "state", "done", "tries", "age", "error"]
+        ["job", "kind", "model", "state", "done", "tries", "age", "why"]
     )
     assert WIDE in said.stdout
     assert said.stderr == ""
@@ -138,7 +138,12 @@ def test_who_waits_is_shown_with_the_reason_and_the_time(busy: WorkerServices) -
         f"1 job of {run.provider}/{run.model} {reason}",
     ]
     assert {one["status"] for one in shown} == {"warning"}
-    assert cli("jobs", "list").stdout.count(f"again in 9 m: {slow}") == 2
+    listed = cli("jobs", "list").stdout
+    assert listed.count("no_worker: No worker is alive. Start one: `promptstack worker`.") == 2
+    with busy.ledger.transaction() as unit:
+        unit.heartbeats.beat(busy.worker_id, "host", 1)
+    assert cli("jobs", "list").stdout.count(f"limit, until in 9 m: {slow}") == 2
+    assert f"limit, until in 9 m: {slow}" in cli("jobs", "show", str(waiting[0])).stdout
     assert f"waiting  1 job of {run.provider}/{run.model} {reason}" in " ".join(
         cli("runs", "show", str(run.id)).stdout.split("\n")
     )

@@ -11,6 +11,7 @@ from promptstack.repositories.models import JobState
 from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.jobs.publishing import JobMessage
 from promptstack.services.jobs.service import JobService
+from promptstack.services.jobs.waits import JobWaits
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.jobs import NO_REDIS, another, generate, row, sql, state
@@ -49,6 +50,7 @@ def test_a_job_is_committed_when_its_message_leaves_and_when_enqueue_answers(
         stack.progress,
         stack.factory,
         defaults,
+        waits=JobWaits(stack.factory, 60),
         texts=stack.text_streams,
         after_bulk=stack.bulk_jobs.after_enqueue,
     )

@@ -38,12 +38,14 @@ from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.jobs.publishing import BrokerUnavailable, JobMessage, Publisher
 from promptstack.services.jobs.service import JobService
 from promptstack.services.jobs.views import JobView
+from promptstack.services.jobs.waits import JobWaits
 from promptstack.services.llm.openai.service import RESERVED_OPTIONS
 from promptstack.services.llm.requests import Message
 from promptstack.services.maintenance.outbox import Outbox
 from promptstack.services.sharing.bulk_jobs import BulkJobs
 from promptstack.tasks.redis_publisher import RedisPublisher
 from promptstack.tasks.worker_services import WorkerServices
+from tests.jobs import as_accepted
 from tests.reconcilers import outbox_of
 
 NO_REDIS = "unix:///nowhere/at/all.sock"
@@ -118,6 +120,7 @@ def service(stack: WorkerServices, publisher: Publisher) -> JobService:
         stack.progress,
         stack.factory,
         DEFAULTS,
+        waits=JobWaits(stack.factory, 60),
         texts=stack.text_streams,
         after_bulk=bulk.after_enqueue,
     )
@@ -388,7 +391,7 @@ def test_a_job_gets_what_it_says_and_defaults_for_the_rest(
     special = jobs.enqueue_embedding("x", source="a", max_retries=0, expires_in=60.0)
     assert (special.kind, special.max_retries) == (JobKind.EMBEDDING, 0)
     assert (special.expires_at - special.created_at).total_seconds() == pytest.approx(60, abs=30)
-    assert jobs.get(special.id) == special
+    assert as_accepted(jobs.get(special.id)) == special
 
 
 def test_the_same_source_again_replaces_its_text(jobs: JobService, ledger: Ledger) -> None:
