@@ -38,6 +38,7 @@ class FileServer:
         self.ranges: list[str | None] = []
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        assert request.headers["Accept-Encoding"] == "identity"
         asked = request.headers.get("Range")
         tag = self.tags.pop(0)
         self.ranges.append(asked)

@@ -20,6 +20,8 @@ from promptstack_client.uploads import Upload
 T = TypeVar("T")
 
 CONNECT_SECONDS = 10.0
+UPLOAD_SECONDS = 600.0
+"""The server answers an upload when it has read and stored all of it."""
 REPEATABLE_METHODS = frozenset({"GET", "PUT", "PATCH", "DELETE"})
 
 
@@ -105,7 +107,7 @@ class Call(Generic[T]):
             content = pydantic_core.to_json(given(asked.body))
         if asked.upload is not None:
             headers |= asked.upload.headers
-        seconds = asked.timeout or settings.timeout
+        seconds = asked.timeout or max(settings.timeout, UPLOAD_SECONDS if asked.upload else 0.0)
         request = client.build_request(
             self.route.method,
             settings.url + path,

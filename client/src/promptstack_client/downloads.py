@@ -1,6 +1,6 @@
 """Files that the server sends: written as they come, and gone on with after a broken connection."""
 
-import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -20,7 +20,7 @@ class DownloadFeed(Feed[Download]):
         self._route = route
         self._asked = asked
         self._path = path
-        self._part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        self._part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         self._tag: str | None = None
         self._file: BinaryIO
         self.result: Download
@@ -38,7 +38,8 @@ class DownloadFeed(Feed[Download]):
 
     def call(self) -> Call[None]:
         """Ask for all of it, or for what is not here yet where it can't have changed."""
-        headers = {"Accept": "*/*"}
+        # Packed on the way, its bytes would be others than those that a range counts.
+        headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         if self._tag and self._file.tell():
             headers |= {"Range": f"bytes={self._file.tell()}-", "If-Range": self._tag}
         asked = Asked(self._asked.path, self._asked.query, headers)

@@ -16,6 +16,8 @@ from promptstack_client.retries import Tries
 from promptstack_client.settings import Settings
 
 T = TypeVar("T")
+LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
+"""Who watches hundreds of jobs has a connection for each."""
 Flow = Generator[Call[Any] | float, Any, T]
 """Several calls, and pauses of so many seconds between them; what it returns is the answer."""
 
@@ -25,7 +27,7 @@ class Sender:
 
     def __init__(self, settings: Settings, http: httpx2.Client | None = None) -> None:
         self.settings = settings
-        self._http = http or httpx2.Client()
+        self._http = http or httpx2.Client(limits=LIMITS)
 
     def send(self, call: Call[T]) -> T:
         """The answer of a call."""
@@ -106,7 +108,7 @@ class AsyncSender:
 
     def __init__(self, settings: Settings, http: httpx2.AsyncClient | None = None) -> None:
         self.settings = settings
-        self._http = http or httpx2.AsyncClient()
+        self._http = http or httpx2.AsyncClient(limits=LIMITS)
 
     async def send(self, call: Call[T]) -> T:
         """The answer of a call."""
