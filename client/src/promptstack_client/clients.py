@@ -16,6 +16,7 @@ from promptstack_client.options import GenerationOptions
 from promptstack_client.resources.jobs import Jobs
 from promptstack_client.resources.runs import Runs
 from promptstack_client.resources.usage import UsageOf
+from promptstack_client.resources.webhooks import Webhooks
 from promptstack_client.sending import AsyncSender, Flow, Sender
 from promptstack_client.settings import Settings
 
@@ -32,6 +33,7 @@ class _Client(Resource[AnySender]):
         self.jobs = Jobs(sender)
         self.runs = Runs(sender)
         self.usage = UsageOf(sender)
+        self.webhooks = Webhooks(sender)
 
     generate = Jobs.generate
     embed = Jobs.embed

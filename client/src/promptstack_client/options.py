@@ -94,14 +94,19 @@ class EmbeddingEntry(EmbeddingOptions, total=False):
     source: str | None
 
 
-class ListOptions(TypedDict, total=False):
-    """Which page of a list, and whose."""
+class PageOptions(TypedDict, total=False):
+    """Which page of a list."""
 
     limit: int | None
     """The most on a page; a loop over the list asks for all pages."""
     after: Id | None
     before: Id | None
     count: bool | None
+
+
+class ListOptions(PageOptions, total=False):
+    """Which page of a list, and whose."""
+
     owner: str | None
     """Whose: `all`, or a user's e-mail address; for administrators."""
 
@@ -184,3 +189,17 @@ class ResultFileOptions(FileOptions, total=False):
     """Also what was asked."""
     with_vector: bool | None
     """Unless you say False."""
+
+
+class DeliveryOptions(PageOptions, total=False):
+    """Which deliveries of events to list."""
+
+    state: str | None
+    object_id: Id | None
+    """The job or run that has ended."""
+
+
+class DeliveryListOptions(DeliveryOptions, total=False):
+    """Which deliveries of all addresses to list."""
+
+    owner: str | None

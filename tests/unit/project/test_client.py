@@ -140,7 +140,11 @@ def test_what_makes_something_has_an_idempotency_key(name: str) -> None:
 @pytest.mark.parametrize("name", list(ALL))
 def test_an_answer_has_the_fields_of_its_model(name: str) -> None:
     method = ALL[name]
-    schema = answer_of(described(method.route))
+    operation = described(method.route)
+    if method.route.answer is type(None):
+        assert "content" not in operation["responses"]["204"]
+        return
+    schema = answer_of(operation)
     if isinstance(method, Listing):
         kind, schema = method.item, resolved(schema["properties"][method.inside]["items"])
     else:

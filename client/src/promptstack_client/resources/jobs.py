@@ -77,7 +77,7 @@ class Jobs(Resource[AnySender]):
     @lists("/jobs", Job, "jobs")
     def list(self, **options: Unpack[JobListOptions]) -> Asked:
         """List jobs, the newest first."""
-        return Asked(query=dict(options))
+        return Asked(query=options)
 
     @sends("POST", "/jobs/{job_id}/cancel", Job, repeatable=True)
     def cancel(self, job: Job | Id) -> Asked:

@@ -65,7 +65,7 @@ class Runs(Resource[AnySender]):
     @lists("/runs", Run, "runs")
     def list(self, **options: Unpack[RunListOptions]) -> Asked:
         """List runs, the newest first."""
-        return Asked(query=dict(options))
+        return Asked(query=options)
 
     @sends("POST", "/runs/{run_id}/cancel", Run, repeatable=True)
     def cancel(self, run: Run | Id) -> Asked:
