@@ -75,7 +75,8 @@ def celery_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
             )
             for queue in Queue
         ],
-        "task_default_queue": str(Queue.GENERATION),
+        # Of tasks that aren't ours and follow a job. Ours have their routes.
+        "task_default_queue": settings.celery_default_queue,
         # From RabbitMQ a worker holds one message for each slot until its job ends: acknowledged
         # as the job starts, another one would lie behind it while other workers are idle. With
         # Redis, acknowledging late buys nothing, since the reconciler publishes a lost message

@@ -108,6 +108,17 @@ class Settings(BaseSettings):
         None,
         description="A broker other than REDIS_URL, for example amqp://... (RabbitMQ).",
     )
+    celery_user: str | None = Field(
+        None,
+        description="E-mail of the user to whom jobs belong that another service's Celery sends "
+        "with the request in the message (docs/celery.md). Unset: to nobody, as those of Python.",
+    )
+    celery_default_queue: str = Field(
+        "celery",
+        min_length=1,
+        description="Queue of another service's tasks that follow such jobs, in a chain, a chord "
+        "or as callbacks, where they name none: the task_default_queue of that service.",
+    )
     tls_ca_file: CertificateFile | None = Field(
         None,
         description="File with the certificate authorities of rediss:// and amqps:// servers. "

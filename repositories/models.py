@@ -171,6 +171,8 @@ class Job(Base):
     is_checked: Mapped[bool] = mapped_column(server_default=text("true"))
     """False while it is as a caller gave it, where our checks don't run: in SQL, or in a message. A
     worker checks it before any call."""
+    is_followed: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether another service's Celery has still to be told its end: see `CeleryMessage`."""
     idempotency_key: Mapped[str | None]
     tags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     """Words of the caller's, to find it by."""
@@ -274,7 +276,28 @@ class Job(Base):
             ),
         ),
         Index("jobs_of_worker", "worker_id", postgresql_where=text("state = 'running'")),
+        Index(
+            "jobs_followed",
+            "finished_at",
+            postgresql_where=text("is_followed AND finished_at IS NOT NULL"),
+        ),
     )
+
+
+class CeleryMessage(Base):
+    """What another service's Celery has sent with a job, until it was told the job's end."""
+
+    __tablename__ = "celery_messages"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    options: Mapped[dict[str, Any]]
+    """The next tasks of its chain, its chord, its callbacks, and the like."""
+    asked_at: Mapped[datetime | None]
+    """When a message was sent to tell it."""
+    taken_at: Mapped[datetime | None]
+    """When a worker began to tell it."""
 
 
 class Attempt(Base):

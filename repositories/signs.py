@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.pool import PoolProxiedConnection
 
 from promptstack.config.names import RATE_LIMIT_WAIT, Queue
+from promptstack.repositories.jobs.celery_messages import UNTOLD_SECONDS
 from promptstack.repositories.jobs.outbox import FRESH_SECONDS
 from promptstack.repositories.limited_statement import SECONDS, limited
 from promptstack.repositories.models import IS_HELD, IS_NOT_HELD
@@ -38,6 +39,8 @@ class MessageSigns(NamedTuple):
     """Queues with a message sent so long ago that it may be lost."""
     held: list[str]
     """Queues for which bulk jobs wait that were not sent yet."""
+    untold: bool
+    """Some have ended a while ago, and another service's Celery was not told."""
 
 
 class CleanupSigns(NamedTuple):
@@ -89,6 +92,7 @@ class SignsRepository:
     def of_messages(self, epoch: str, patience: float, *, within: float = SECONDS) -> MessageSigns:
         """Look for what `OutboxRepository.take_unpublished` takes, but for the broker's part."""
         given = {"epoch": epoch, "patience": patience, "fresh": FRESH_SECONDS}
+        given["untold"] = UNTOLD_SECONDS
         row = self._look(within, _MESSAGES, **given, limited=RATE_LIMIT_WAIT, queues=_QUEUES)
         return MessageSigns(*row)
 
@@ -212,6 +216,11 @@ _MESSAGES = """
                 ORDER BY queue, coalesce(user_id, '00000000-0000-0000-0000-000000000000'::uuid), id
                 LIMIT 1
             ) IS NOT NULL
+        ),
+        coalesce(
+            (SELECT min(finished_at) FROM jobs WHERE is_followed AND finished_at IS NOT NULL)
+                < now() - make_interval(secs => %(untold)s),
+            false
         )
     FROM epochs
 """.replace("{not_held}", IS_NOT_HELD).replace("{held}", IS_HELD)

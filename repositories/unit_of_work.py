@@ -29,6 +29,7 @@ from promptstack.repositories.content.words import WordRepository
 from promptstack.repositories.flags import FlagRepository
 from promptstack.repositories.idempotency import IdempotencyRepository
 from promptstack.repositories.jobs.attempts import AttemptRepository
+from promptstack.repositories.jobs.celery_messages import CeleryMessageRepository
 from promptstack.repositories.jobs.heartbeats import HeartbeatRepository
 from promptstack.repositories.jobs.held_jobs import HeldJobRepository
 from promptstack.repositories.jobs.jobs import JobRepository
@@ -85,6 +86,7 @@ class UnitOfWork:
     refresh_tokens = _lazy(RefreshTokenRepository)
     jobs = _lazy(JobRepository)
     steps = _lazy(StepRepository)
+    celery_messages = _lazy(CeleryMessageRepository)
     unchecked_jobs = _lazy(UncheckedJobRepository)
     outbox = _lazy(OutboxRepository)
     held_jobs = _lazy(HeldJobRepository)

@@ -8,6 +8,7 @@ from promptstack.config.celery import celery_settings
 from promptstack.config.names import TaskName
 from promptstack.config.settings import Settings
 from promptstack.services.execution.executor import Executor
+from promptstack.services.execution.sent_jobs import SentJobs
 from promptstack.services.llm.event_loop import EventLoop
 from promptstack.tasks.embeddings import generate_embeddings
 from promptstack.tasks.generation import generate_text
@@ -46,7 +47,9 @@ def create_app(settings: Settings, redis_url: str, *, results: bool = True) -> C
     return App(configuration, main="promptstack", set_as_current=False, events=BufferedEvents)
 
 
-def register_tasks(app: Celery, executor: Executor, monitors: Monitors, loop: EventLoop) -> None:
+def register_tasks(
+    app: Celery, executor: Executor, sent_jobs: SentJobs, monitors: Monitors, loop: EventLoop
+) -> None:
     """Give the app its tasks, which run jobs by the executor, on the loop. For workers only."""
     tasks: dict[str, Any] = {
         TaskName.GENERATE_TEXT: generate_text,
@@ -61,6 +64,7 @@ def register_tasks(app: Celery, executor: Executor, monitors: Monitors, loop: Ev
             bind=True,
             base=JobTask,
             executor=executor,
+            sent_jobs=sent_jobs,
             monitors=monitors,
             loop=loop,
         )

@@ -23,6 +23,7 @@ from promptstack.services.execution.job_threads import JobThreads
 from promptstack.services.execution.late_checks import LateChecks
 from promptstack.services.execution.provider_calls import ProviderCalls
 from promptstack.services.execution.retrying_ledger import RetryingLedger
+from promptstack.services.execution.sent_jobs import SentJobs
 from promptstack.services.jobs.checks import JobChecks
 from promptstack.services.maintenance.contents import ContentMaintenance
 from promptstack.services.maintenance.liveness import Liveness
@@ -144,6 +145,11 @@ class WorkerServices(PromptStack):
             backoff=self.backoff,
             heartbeat=self.heartbeat,
         )
+
+    @cached_property
+    def sent_jobs(self) -> SentJobs:
+        """Jobs that another service's Celery has sent."""
+        return SentJobs(self.retrying_ledger, self.settings.celery_user)
 
     @cached_property
     def late_checks(self) -> LateChecks:

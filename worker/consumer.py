@@ -6,10 +6,14 @@ from functools import partial
 from typing import Any
 from weakref import WeakSet
 
+from celery.app.task import Context
+from celery.exceptions import NotRegistered
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from kombu.utils.url import maybe_sanitize_url
+
+from promptstack.services.text import shown_name
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +72,37 @@ class JobConsumer(Consumer):
                     message.reject_log_error(logger, broken)
 
         return handle_or_drop
+
+    # Celery logs messages whole that it can't use. They may hold a text of somebody.
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Drop a message whose body can't be read."""
+        logger.warning("a message that can't be read is dropped (%s)", type(exc).__name__)
+        message.ack()
+
+    def on_unknown_message(self, body: object, message: Any) -> None:
+        """Drop a message of another form."""
+        logger.warning("a message that is no task is dropped")
+        self._reject(message)
+
+    def on_invalid_task(self, body: object, message: Any, exc: Exception) -> None:
+        """Drop a task's message that lacks something."""
+        logger.warning("a task's message is not valid and is dropped (%s)", type(exc).__name__)
+        self._reject(message)
+
+    def on_unknown_task(self, body: object, message: Any, exc: Exception) -> None:
+        """Tell whoever waits for a task that it is none of ours."""
+        task_id, name = str(message.headers.get("id")), str(message.headers.get("task"))
+        shown = shown_name(name)
+        logger.warning("task %s of the name %s is none of ours and has failed", task_id, shown)
+        self._reject(message)
+        request = Context(message.headers, errbacks=None)
+        self.app.backend.mark_as_failure(task_id, NotRegistered(shown), request=request)
+
+    def _reject(self, message: Any) -> None:
+        if not self.app.conf.worker_disable_prefetch:
+            celery: Any = self
+            message.reject_log_error(logger, (*celery.connection_errors, *celery.channel_errors))
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Let the consumer's thread acknowledge or reject a message."""

@@ -91,7 +91,13 @@ class WorkerProcess:
         sys.setswitchinterval(SWITCH_SECONDS)
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        register_tasks(services.celery, services.executor, self._monitors, services.loop)
+        register_tasks(
+            services.celery,
+            services.executor,
+            services.sent_jobs,
+            self._monitors,
+            services.loop,
+        )
         self._results.write_behind(self._wake_views)
         services.progress.write_behind(self._wake_views)
         # Before the first claim. Where there is no ledger, this raises a clear error.

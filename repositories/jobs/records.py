@@ -64,6 +64,8 @@ class JobSnapshot:
     calls: int
     tokens: int
     """Of all its calls, input and output together."""
+    is_followed: bool = False
+    """Whether another service's Celery has still to be told its end."""
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,7 @@ _SNAPSHOT = BatchStatement(
     "id uuid",
     """
 SELECT jobs.id, jobs.state, jobs.provider, jobs.model, jobs.current, jobs.total, jobs.attempt,
-    jobs.failures, jobs.error_code, jobs.error, jobs.not_before,
+    jobs.failures, jobs.error_code, jobs.error, jobs.not_before, jobs.is_followed,
     CAST(extract(epoch FROM jobs.not_before - clock_timestamp()) AS float8) AS seconds_until_due,
     count(attempts.id) AS calls,
     coalesce(sum(coalesce(attempts.input_tokens, 0) + coalesce(attempts.output_tokens, 0)), 0)

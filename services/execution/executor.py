@@ -49,6 +49,13 @@ class JobOutcome:
     error: str = ""
     retry_in: float | None = None
     """Seconds until the next try, if the job went back to the queue."""
+    is_followed: bool = False
+    """Whether another service's Celery has still to be told its end."""
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the job has ended."""
+        return self.state is not None and self.state.is_final
 
 
 NOT_OURS = JobOutcome(state=None)
@@ -237,4 +244,5 @@ class Executor:
             },
             error=f"{job.error_code}: {job.error}" if job.error_code else "",
             retry_in=job.seconds_until_due,
+            is_followed=job.is_followed,
         )

@@ -72,6 +72,15 @@ class Outbox:
             self._publisher.publish_all(list(map(JobMessage.of, self._ended)))
             self._ended.clear()
 
+    def _publish_untold(self) -> None:
+        """Let another service's Celery be told of its jobs' ends, by a message that does no more.
+
+        Its worker died, or they ended in no worker's hands.
+        """
+        with self._ledger.transaction() as unit:
+            jobs = unit.celery_messages.untold()
+        self._publisher.publish_all(list(map(JobMessage.of, jobs)))
+
     def _publish_due(self) -> int:
         began = self._timer()
         epoch = self._publisher.epoch()
@@ -79,6 +88,8 @@ class Outbox:
             signs = statement.signs.of_messages(epoch, PATIENCE_SECONDS, within=STATEMENT_SECONDS)
         if signs.held:
             self._bulk_jobs.give_out([Queue(queue) for queue in signs.held])
+        if signs.untold:
+            self._publish_untold()
         called_back = self._rate_limited.call_back() if signs.rate_limited else 0
         uptime = self._publisher.uptime() if signs.sent else None
         is_restarted = uptime is not None and uptime <= RESTARTED_SECONDS

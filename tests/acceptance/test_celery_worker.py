@@ -156,7 +156,9 @@ def test_a_message_that_names_no_job_fails_and_keeps_no_slot(
     start_worker(WORKER_CONCURRENCY="1")
     send: Any = stack.celery.send_task
     strange = [
-        send(TaskName.GENERATE_TEXT, args=["not an id"]),
+        send(TaskName.GENERATE_TEXT, args=[17]),
+        send(TaskName.RUN_SHARD, args=["not an id"]),
+        send(TaskName.RUN_SHARD, kwargs={"prompt": "Hello."}),
         send(TaskName.GENERATE_TEXT, args=[]),
         send(TaskName.GENERATE_TEXT, kwargs={"job": {"a": 1}, "more": 2}),
     ]

@@ -102,7 +102,7 @@ def test_there_are_no_signs_where_nothing_is_to_be_done(stack: WorkerServices) -
     with stack.ledger.statement() as statement:
         look = statement.signs
         assert not any(look.of_liveness(12.0))
-        assert look.of_messages(epoch, 10.0) == (True, False, False, [], [])
+        assert look.of_messages(epoch, 10.0) == (True, False, False, [], [], False)
         assert not any(look.of_cleanup(3_600.0, 86_400.0, 86_400.0))
         assert not any(look.of_runs(["QUOTA_EXHAUSTED"], 3_600.0, 86_400.0))
 
