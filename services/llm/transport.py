@@ -154,7 +154,7 @@ def _hearer(answer: aiohttp.ClientResponse) -> Hearer | None:
 async def _read(answer: aiohttp.ClientResponse, hearer: Hearer | None) -> bytes:
     """The whole answer, decompressed. Raises `AnswerTooLarge` before it is all in memory.
 
-    A stream that breaks after all of its answer has come counts as whole.
+    What is heard is not kept. A stream that breaks when all of its answer has come counts as whole.
     """
     if (answer.content_length or 0) > LARGEST_ANSWER:
         raise AnswerTooLarge(f"an answer of {answer.content_length:,} bytes")
@@ -163,15 +163,16 @@ async def _read(answer: aiohttp.ClientResponse, hearer: Hearer | None) -> bytes:
     try:
         async with asyncio.timeout(None) as limit:
             async for part in answer.content.iter_any():
-                parts.append(part)
                 size += len(part)
                 if size > LARGEST_ANSWER:
                     raise AnswerTooLarge(f"an answer of over {size:,} bytes")
-                if hearer is not None:
-                    hearer.hear(part)
-                    if hearer.is_complete and limit.when() is None:
-                        now = asyncio.get_running_loop().time()
-                        limit.reschedule(now + AFTER_THE_END_SECONDS)
+                if hearer is None:
+                    parts.append(part)
+                    continue
+                hearer.hear(part)
+                if hearer.is_complete and limit.when() is None:
+                    now = asyncio.get_running_loop().time()
+                    limit.reschedule(now + AFTER_THE_END_SECONDS)
     except (aiohttp.ClientError, TimeoutError):
         if hearer is None or not hearer.is_complete:
             raise

@@ -169,12 +169,18 @@ class TextStream:
             self._bytes -= self._sent.popleft()[1]
         return self._sent[0][0] if len(self._sent) < before else None
 
-    def answered(self, answers: Sequence[object]) -> None:
-        """Note what Redis said to the commands that `take` has added."""
-        if any(isinstance(one, ResponseError) and FENCED in str(one) for one in answers):
+    def answered(self, answers: Sequence[object]) -> Exception | None:
+        """Note what Redis said to the commands that `take` has added.
+
+        Returns the error if it can't take them now, such as without memory.
+        """
+        errors = [one for one in answers if isinstance(one, Exception)]
+        if any(isinstance(one, ResponseError) and FENCED in str(one) for one in errors):
             self._is_done = True  # another worker has the job
-        elif any(one is None or isinstance(one, Exception) for one in answers):
+            return None
+        if errors or None in answers:
             self.failed()
+        return errors[0] if errors else None
 
 
 class TextStreamWriter:
@@ -227,19 +233,20 @@ class TextStreamWriter:
             await asyncio.sleep(self._join_seconds if is_here else self._rest_seconds)
 
     async def _exchange(self, streams: Sequence[TextStream]) -> bool:
-        """Write what these streams have. Returns whether Redis was there."""
+        """Write what these streams have. Returns whether Redis could take it."""
         pipeline = self._redis.pipeline(transaction=False)
         counts = [stream.take(pipeline, self._clock()) for stream in streams]
+        error: Exception | None = None
         try:
             answers = iter(await pipeline.execute(raise_on_error=False))
-        except (RedisError, OSError) as error:
-            if not self._is_away:
-                logger.warning("texts are not shown: Redis is away (%s)", type(error).__name__)
-            self._is_away = True
+        except (RedisError, OSError) as away:
+            error = away
             for stream in streams:
                 stream.failed()
-            return False
-        self._is_away = False
-        for stream, count in zip(streams, counts, strict=True):
-            stream.answered([next(answers) for _ in range(count)])
-        return True
+        else:
+            for stream, count in zip(streams, counts, strict=True):
+                error = stream.answered([next(answers) for _ in range(count)]) or error
+        if error is not None and not self._is_away:
+            logger.warning("texts are not shown: Redis can't take them (%s)", type(error).__name__)
+        self._is_away = error is not None
+        return error is None

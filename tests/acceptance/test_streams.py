@@ -4,7 +4,7 @@ import signal
 import threading
 from collections.abc import Callable
 
-from promptstack.repositories.models import AttemptState, JobState
+from promptstack.repositories.models import AttemptState, Billing, JobState
 from promptstack.services.streams.pieces import Piece
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.composition import PromptStack
@@ -88,3 +88,9 @@ def test_the_command_line_prints_a_text_as_it_comes(
     done = cli("generate", "--stream", "--max-retries", "0", PROMPT)
     assert done.returncode == 1
     assert "ended before the answer did" in done.stderr
+    # Both broken streams are paid for, as far as anybody knows.
+    for job in runs.jobs.get_many()[:2]:
+        attempt = runs.jobs.get_attempts(job.id)[0]
+        assert (attempt.state, attempt.billing) == (AttemptState.FAILED, Billing.BILLED)
+        assert attempt.cost_usd
+        assert attempt.note == "the answer was cut off; its tokens are an estimate"

@@ -7,10 +7,12 @@ from decimal import Decimal
 from uuid import UUID
 
 import pytest
+from fastapi.testclient import TestClient
 
 from promptstack.config.names import TEXT_KEY
 from promptstack.repositories.models import AttemptState, Billing, JobState
 from promptstack.services.errors import InvalidInput, NoAnswer
+from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.llm.errors import ConnectionFailed, Overloaded, ProviderError
 from promptstack.services.llm.listening import Listener
@@ -237,6 +239,29 @@ def test_a_character_in_two_halves_and_one_that_cannot_be_stored_are_shown_as_st
     assert "".join(shown) == "a\U0001f600b\ufffdc"
     run(stack, job)
     assert read(stack, job.id)[0] == (stack.jobs.get(job.id).result or {})["text"]
+
+
+def test_a_stream_is_asked_for_over_http(
+    auth_client: TestClient, stack: WorkerServices, provider: Streaming
+) -> None:
+    body = {"prompt": "Hi.", "provider": "fake", "stream": True}
+    made = auth_client.post("/api/v1/generations", json=body)
+    assert made.status_code == 202
+    run(stack, stack.jobs.get(made.json()["id"]))
+    assert read(stack, made.json()["id"])[0].split() == TEXT.split()
+    refused = auth_client.post("/api/v1/generations", json={**body, "stream": "yes"})
+    assert refused.status_code == 422
+
+
+def test_a_stream_may_be_longer_than_what_anthropic_answers_at_once(stack: WorkerServices) -> None:
+    def enqueue(*, stream: bool) -> JobView:
+        return stack.jobs.enqueue_generation(
+            "Hi.", provider="anthropic", max_tokens=60_000, stream=stream
+        )
+
+    assert enqueue(stream=True).state is JobState.QUEUED
+    with pytest.raises(InvalidInput, match="ask for stream"):
+        enqueue(stream=False)
 
 
 def test_a_document_has_no_text_to_stream(stack: WorkerServices, provider: Streaming) -> None:

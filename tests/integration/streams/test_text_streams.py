@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from promptstack.config.names import TEXT_KEY
 from promptstack.embedded.servers import ServerUrls
@@ -47,6 +48,8 @@ class FailingRedis:
             failure = self.failures.pop() if self.failures else ""
             if failure == "before":
                 raise RedisConnectionError(failure)
+            if failure == "no memory":
+                return [ResponseError("OOM command not allowed") for _ in pipeline.command_stack]
             answers = await execute(**rest)
             if failure == "after":
                 raise RedisConnectionError(failure)
@@ -345,7 +348,7 @@ def test_without_redis_a_reader_gets_the_text_from_the_ledger() -> None:
     assert told[1].text == "all of it"
 
 
-@pytest.mark.parametrize("failure", ["lost", "before", "after"])
+@pytest.mark.parametrize("failure", ["lost", "before", "after", "no memory"])
 def test_what_redis_lost_is_shown_again_before_the_end(
     play: Callable[..., None], failure: str
 ) -> None:
@@ -365,6 +368,24 @@ def test_what_redis_lost_is_shown_again_before_the_end(
         await world.writer.flush()
         reader.read()
         assert (reader.text, reader.restarts, reader.ends) == ("one two three four", 1, 1)
+
+    play(act)
+
+
+def test_redis_without_memory_is_left_alone_for_a_moment(play: Callable[..., None]) -> None:
+    async def act(world: World) -> None:
+        world.client.failures = ["no memory"] * 1_000
+        patient = TextStreamWriter(
+            world.client,  # type: ignore[arg-type]
+            WIDE,
+            join_seconds=0.0,
+            rest_seconds=60.0,
+        )
+        patient.open(world.job_id, 1).write("text")
+        while not world.client.exchanges:  # noqa: ASYNC110 - the writer's own task counts them
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert world.client.exchanges == 1
 
     play(act)
 
@@ -452,7 +473,7 @@ class AnyStream(RuleBasedStateMachine):
         self.old = None
         self.world.redis.delete(TEXT_KEY.format(id=self.world.job_id))
 
-    @rule(failures=st.lists(st.sampled_from(["before", "after"]), max_size=2))
+    @rule(failures=st.lists(st.sampled_from(["before", "after", "no memory"]), max_size=2))
     def redis_fails(self, failures: list[str]) -> None:
         self.world.client.failures = failures
 
