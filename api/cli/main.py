@@ -80,6 +80,19 @@ RUNS = {
         "runs.commands:export", "Write what a run has produced, and its failures beside it."
     ),
 }
+COLLECTIONS = {
+    "create": Command("collections:create", "Make a collection for documents and runs."),
+    "list": Command("collections:list_", "List collections, newest first."),
+    "show": Command("collections:show", "Show a collection, and how much is in it."),
+    "delete": Command(
+        "collections:delete", "Delete a collection with its documents and runs, in the background."
+    ),
+}
+DOCUMENTS = {
+    "list": Command("documents:list_", "List the documents of a collection, newest first."),
+    "show": Command("documents:show", "Show a document with its text."),
+    "delete": Command("documents:delete", "Delete documents, and vectors that nobody else uses."),
+}
 NOTIFICATIONS = {
     "send": Command("notifications:send", "Send a mail to a user."),
     "list": Command(
@@ -123,7 +136,7 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "generate": Command("jobs.generate:generate", "Generate a text from a prompt."),
     "embed": Command("jobs.embed:embed", "Embed documents, for `promptstack search` to find."),
-    "search": Command("search:search", "Find the passages nearest in meaning to a question."),
+    "search": Command("search:search", "Find passages by their meaning, and by their words."),
     "usage": Command("usage:usage", "Show what was asked of providers, and what it cost."),
     "attempts": Command(
         "jobs.attempts:attempts", "Show provider calls, and what is known of their cost."
@@ -137,6 +150,8 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "jobs": Group("Look at jobs, follow, cancel and retry them.", JOBS),
     "runs": Group("Batches of embeddings and generations.", RUNS),
+    "collections": Group("What documents and runs belong to, and what is searched.", COLLECTIONS),
+    "documents": Group("Look at embedded documents, and delete them.", DOCUMENTS),
     "users": Group("Who there is, and what they may do.", USERS),
     "keys": Group("Keys to the HTTP API.", KEYS),
     "sql": Group("Roles of the database that enqueue jobs in SQL.", SQL),

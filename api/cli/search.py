@@ -1,4 +1,4 @@
-"""`promptstack search`: finds passages by meaning."""
+"""`promptstack search`: finds passages by meaning, and by words."""
 
 from typing import Annotated
 
@@ -19,19 +19,34 @@ def search(
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many passages.")] = 5,
     provider: Annotated[str | None, typer.Option(help="Provider of the embeddings.")] = None,
     model: Annotated[str | None, typer.Option(help="Model of the embeddings.")] = None,
+    collection: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Where: `default`; or names, ids or `all`; may repeat."),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only among the items of this run.")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Only what has this source.")] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Metadata that items must have; may repeat."),
+        typer.Option(metavar="NAME=VALUE", help="Metadata that it must have; may repeat."),
     ] = None,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="Let the question's words count, too.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Find the passages nearest in meaning to a question."""
+    """Find passages by their meaning, and by their words."""
     with connected(start_servers=True) as stack:
         matches = stack.search.search(
             question,
             provider=provider,
             model=model,
             limit=limit,
+            hybrid=hybrid,
+            collections=collection or None,
+            run_id=None if run is None else stack.runs.find(run),
+            source=source,
             where=dict(named_value(one, "--where") for one in where or []),
         )
     if as_json:
@@ -42,7 +57,10 @@ def search(
                 "position": match.position,
                 "start": match.start,
                 "text": match.text,
+                "highlights": match.highlights,
+                "document": match.document_id,
                 "run": match.run_id,
+                "collection": match.collection_id,
                 "metadata": match.attributes,
             }
             for match in matches

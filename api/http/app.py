@@ -16,6 +16,7 @@ from promptstack.api.http.first_admin import keep_trying
 from promptstack.api.http.health import HealthCheck
 from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
 from promptstack.api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
+from promptstack.api.http.search import SEARCHES_AT_ONCE
 from promptstack.api.http.sessions import LOGINS_AT_ONCE, LoginSlots
 from promptstack.api.http.still_allowed import StillAllowed
 from promptstack.api.http.transfers import Downloads
@@ -54,6 +55,7 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.state.events = stack.events
     app.state.still_allowed = StillAllowed()
     app.state.login_slots = LoginSlots()
+    app.state.search_slots = asyncio.Semaphore(SEARCHES_AT_ONCE)
     app.state.downloads = Downloads(
         most=settings.max_downloads,
         of_one_user=settings.max_downloads_of_one_user,
@@ -82,6 +84,7 @@ def create_app(stack: PromptStack) -> FastAPI:
         stack.webhook_deliveries,
     )
     _ = stack.users, stack.sign_in
+    _ = stack.collections, stack.documents, stack.search
 
     # The last one added is the outermost.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)

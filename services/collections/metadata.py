@@ -1,5 +1,6 @@
 """What a caller says of a document, for filters."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,3 +27,17 @@ def checked_metadata(metadata: Any, max_bytes: int) -> str | None:
             "(MAX_METADATA_BYTES)."
         )
     return written
+
+
+def read_condition(written: str | None) -> dict[str, Any]:
+    """A condition on metadata that was given as JSON. Raises `InvalidInput`."""
+    if written is None:
+        return {}
+    try:
+        condition = json.loads(written)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput('The condition must be JSON, such as {"lang": "fr"}.') from error
+    if not isinstance(condition, dict):
+        raise InvalidInput('The condition must be an object, such as {"lang": "fr"}.')
+    check_storable_json(condition, "The condition")
+    return condition

@@ -20,7 +20,7 @@ from promptstack.services.jobs.entries import EmbeddingOptions
 from promptstack.services.jobs.service import JobService
 from promptstack.services.jobs.views import JobView
 from promptstack.services.text import check_storable, check_storable_json
-from promptstack.services.validation.ids import read_id
+from promptstack.services.validation.ids import find_id, read_id
 
 
 class DocumentView(BaseModel):
@@ -95,6 +95,11 @@ class DocumentService:
             view = DocumentView.model_validate(row)
             return DocumentDetail(text=unit.documents.text_of(row.id), **view.model_dump())
 
+    def find(self, given: str) -> UUID:
+        """The id of the one document whose id begins so. Raises as `find_id`."""
+        with self._ledger.transaction() as unit:
+            return find_id(unit.documents, "document", given)
+
     def get_page(
         self,
         collection: UUID | str,
@@ -137,7 +142,7 @@ class DocumentService:
                     actor=actor,
                     action=Action.DOCUMENT_DELETED,
                     object=ObjectKind.DOCUMENT.of(row.id),
-                    detail={"owner_id": row.user_id, "source": row.source},
+                    detail={"owner_id": row.user_id},
                 )
 
 

@@ -34,6 +34,8 @@ BODIES: dict[str, Any] = {
     "PATCH /users/{user_id}": {"name": "Eve"},
     "PATCH /webhooks/{webhook_id}": {"description": "x"},
     "PUT /budgets/keys/{key_id}": {"day": 1},
+    "PATCH /collections/{collection_id}": {"name": "eves"},
+    "PUT /collections/{collection_id}/documents": {"text": "x", "source": "x"},
 }
 """Of routes that say what is wrong with a body before they look for the object."""
 ENDS_SESSIONS = {"POST /auth/logout", "POST /auth/logout-everywhere"}
@@ -102,6 +104,10 @@ class World:
             "job_id": job.id,
             "run_id": run.id,
             "key_id": self.ada.key.id,
+            "collection_id": stack.collections.create("adas", user_id=user_id).id,
+            "document_id": stack.documents.put(
+                "x", source="x", embed=False, user_id=user_id
+            ).document.id,
         }
         webhook = stack.webhooks.create("https://example.org/", user_id=user_id).webhook
         self._ids["webhook_id"] = webhook.id

@@ -62,6 +62,10 @@ class World:
             execute(self.stack, job.id)
             run = self.stack.runs.generate([f"Run {number}"], user_id=self.user_id)
             self.stack.runs.cancel(run.id)
+            self.stack.documents.put(
+                "A text.", source=f"{number}", embed=False, user_id=self.user_id
+            )
+            self.stack.collections.create(f"collection {number}", user_id=self.user_id)
             other = f"user-{number}@example.org"
             self.stack.keys.create(self.email, f"key {number}")
             self.stack.keys.create(other, "theirs")
@@ -115,6 +119,11 @@ LISTS: Mapping[str, tuple[str, str]] = {
     "GET /runs/{run_id}/failures": ("/runs/{failed}/failures?limit=49", "failures"),
     "GET /usage": ("/usage?by=user&by=model", ""),
     "GET /usage/calls": ("/usage/calls?limit=100", "calls"),
+    "GET /collections": ("/collections?limit=100", "collections"),
+    "GET /collections/{collection_id}/documents": (
+        "/collections/default/documents?limit=100",
+        "documents",
+    ),
     "GET /keys": ("/keys?limit=100", "keys"),
     "GET /budgets": ("/budgets?limit=100", "budgets"),
     "GET /users": ("/users?limit=100", "users"),
