@@ -12,6 +12,7 @@ from celery.result import AsyncResult
 from pydantic import JsonValue
 from redis import Redis
 
+from promptstack.config.names import TEXT_KEY
 from promptstack.repositories.models import JobState
 from promptstack.services.llm.errors import (
     Overloaded,
@@ -85,20 +86,28 @@ def test_no_content_and_no_key_is_in_redis_or_the_log(
     assert str(embedding.id) in seen
     assert MARK not in seen
     with ForkedSimulator() as simulator:
-        simulator.control({"kind": "status", "status": 400})
+        simulator.control({"kind": "status", "status": 400}, {"kind": "error_event", "status": 400})
         address = {"OPENAI_BASE_URL": simulator.url, "OPENAI_API_KEY": f"sk-{MARK}"}
         worker = start_worker(DEBUG="true", LOG_FORMAT="json", **address)
         generations += [
             stack.jobs.enqueue_generation(f"{MARK} {number}", provider="openai")
             for number in range(2)
         ]
+        wait_until(lambda: state(stack, generations[-2]).is_final, "the first fault to be met")
+        streamed = [
+            stack.jobs.enqueue_generation(f"{MARK} {name}", provider=name, stream=True)
+            for name in ("openai", "demo")
+        ]
+        generations += streamed
         for job in (*generations, embedding):
             wait_until(lambda job=job: state(stack, job).is_final, f"its end; {worker.log}")  # type: ignore[misc]
             ready: AsyncResult[Any] = AsyncResult(str(job.id), app=stack.celery)
             wait_until(ready.ready, "its result in the backend")
     answered = [stack.jobs.get(job.id).result for job in generations]
-    assert sum(result is not None for result in answered) == 3
+    assert sum(result is not None for result in answered) == 4
     assert MARK in json.dumps(answered)
+    # But for the texts of the jobs that asked for a stream: they are shown there, for a while.
+    assert stack.redis.delete(*(TEXT_KEY.format(id=job.id) for job in streamed)) == 2
     assert MARK not in everything_in(stack.redis_url)
     assert str(embedding.id) in worker.output()
     assert MARK not in worker.output()

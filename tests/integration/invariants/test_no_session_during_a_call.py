@@ -25,6 +25,7 @@ def test_no_connection_and_no_transaction_is_held_during_a_call(
 
     provider.on_call = look
     assert run(stack, generate(stack)).state is JobState.SUCCEEDED
+    assert run(stack, generate(stack, stream=True)).state is JobState.SUCCEEDED
     assert run(stack, embed(stack, "a", "b", "c")).state is JobState.SUCCEEDED
     watcher.dispose()
-    assert seen == [(0, 0)] * 3
+    assert seen == [(0, 0)] * 4
