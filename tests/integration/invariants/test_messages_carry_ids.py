@@ -86,14 +86,15 @@ def test_no_content_and_no_key_is_in_redis_or_the_log(
     assert str(embedding.id) in seen
     assert MARK not in seen
     with ForkedSimulator() as simulator:
-        simulator.control({"kind": "status", "status": 400}, {"kind": "error_event", "status": 400})
+        simulator.control({"kind": "status", "status": 400})
         address = {"OPENAI_BASE_URL": simulator.url, "OPENAI_API_KEY": f"sk-{MARK}"}
         worker = start_worker(DEBUG="true", LOG_FORMAT="json", **address)
         generations += [
             stack.jobs.enqueue_generation(f"{MARK} {number}", provider="openai")
             for number in range(2)
         ]
-        wait_until(lambda: state(stack, generations[-2]).is_final, "the first fault to be met")
+        wait_until(lambda: simulator.stats()["requests"] == 2, "both calls")
+        simulator.control({"kind": "error_event", "status": 400})
         streamed = [
             stack.jobs.enqueue_generation(f"{MARK} {name}", provider=name, stream=True)
             for name in ("openai", "demo")
