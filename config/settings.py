@@ -156,6 +156,32 @@ class Settings(BaseSettings):
         description="Most connections that the HTTP API holds open at once. Keep it below the "
         "system's limit of open files (ulimit -n).",
     )
+    max_upload_bytes: int = Field(
+        1_000_000_000,
+        ge=1_000,
+        description="Largest file that is uploaded as the source of a run, as it comes, in bytes. "
+        "It is kept in the folder for temporary files (TMPDIR) while it is read.",
+    )
+    max_unpacked_bytes: int = Field(
+        4_000_000_000,
+        ge=1_000,
+        description="Most bytes that the source of a run unpacks to, where it is uploaded or in "
+        "object storage; a few kilobytes can be packed gigabytes.",
+    )
+    max_run_items: int = Field(
+        5_000_000,
+        ge=1,
+        description="Most inputs of a run whose source is uploaded or in object storage.",
+    )
+    upload_seconds: PositiveSeconds = Field(
+        3_600.0,
+        description="Time in which an upload must arrive whole. If nothing of it comes for "
+        "REQUEST_READ_SECONDS, the connection is closed before.",
+    )
+    max_uploads: int = Field(
+        4, ge=1, description="Sources of runs that the HTTP API receives and reads at once."
+    )
+    max_uploads_of_one_user: int = Field(2, ge=1, description="Of these, the most for one user.")
     max_downloads: int = Field(
         16,
         ge=1,

@@ -53,13 +53,17 @@ class IdempotencyRepository:
         added = insert(IdempotencyKey).values(**values).on_conflict_do_nothing()
         if change_rows(self._session, added):
             return None
+        return self.find(request)
+
+    def find(self, request: KeyedRequest) -> Made | None:
+        """Return what was made with this key."""
         columns = (IdempotencyKey.action, IdempotencyKey.request_hash, IdempotencyKey.object_id)
         row = self._session.execute(
             select(*columns).where(
                 IdempotencyKey.user_id == request.user_id, IdempotencyKey.key == request.key
             )
-        ).one()
-        return Made(*row)
+        ).one_or_none()
+        return None if row is None else Made(*row)
 
     def prune(self, retention: float, limit: int = 500) -> int:
         """Delete up to `limit` keys that are `retention` seconds old; how many."""

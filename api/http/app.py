@@ -19,7 +19,7 @@ from promptstack.api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
 from promptstack.api.http.search import SEARCHES_AT_ONCE
 from promptstack.api.http.sessions import LOGINS_AT_ONCE, LoginSlots
 from promptstack.api.http.still_allowed import StillAllowed
-from promptstack.api.http.transfers import Downloads
+from promptstack.api.http.transfers import Downloads, TransferSlots, Uploads
 from promptstack.api.http.waiting import JobWaiters
 from promptstack.tasks.composition import PromptStack
 
@@ -39,6 +39,8 @@ def create_app(stack: PromptStack) -> FastAPI:
         # of downloads and of /healthz. A burst of requests waits for a thread instead of failing.
         connections = settings.database_pool_size + settings.database_max_overflow
         others = LARGE_HANDLED_AT_ONCE + LOGINS_AT_ONCE + SUMS_AT_ONCE + BLOCKS_AT_ONCE + 1
+        # Who reads an upload has a second connection, which stores what was read.
+        others += settings.max_uploads
         to_thread.current_default_thread_limiter().total_tokens = max(1, connections - others)
         sums = ThreadPoolExecutor(SUMS_AT_ONCE, "sums")
         asyncio.get_running_loop().set_default_executor(sums)
@@ -56,6 +58,16 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.state.still_allowed = StillAllowed()
     app.state.login_slots = LoginSlots()
     app.state.search_slots = asyncio.Semaphore(SEARCHES_AT_ONCE)
+    app.state.uploads = Uploads(
+        TransferSlots(
+            "uploads",
+            most=settings.max_uploads,
+            of_one_user=settings.max_uploads_of_one_user,
+            settings="MAX_UPLOADS",
+        ),
+        max_bytes=settings.max_upload_bytes,
+        seconds=settings.upload_seconds,
+    )
     app.state.downloads = Downloads(
         most=settings.max_downloads,
         of_one_user=settings.max_downloads_of_one_user,

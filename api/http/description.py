@@ -147,7 +147,7 @@ def _complete(document: dict[str, Any], prefix: str) -> None:
                 elif status == "202":
                     response["headers"] = ACCEPTED_HEADERS
             if operation["operationId"] in EXAMPLES:
-                [content] = operation["requestBody"]["content"].values()
+                content = operation["requestBody"]["content"]["application/json"]
                 content["example"] = EXAMPLES[operation["operationId"]]
 
 

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from promptstack.api.http.problems import DETAILS, Fault, respond
+from promptstack.api.http.transfers import TooLarge
 from promptstack.config.errors import PromptStackError
 from promptstack.config.logging import log_unexpected
 from promptstack.repositories.errors import LedgerOutdated, TransientLedgerError
@@ -36,6 +37,7 @@ from promptstack.services.validation.bounds import pointer
 logger = logging.getLogger(__name__)
 
 STATUSES: dict[type[PromptStackError], int] = {
+    TooLarge: 413,
     InvalidInput: 422,
     NotAuthenticated: 401,
     NotPermitted: 403,

@@ -14,6 +14,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from promptstack.api.http.problems import respond
+from promptstack.api.http.transfers import READ_SECONDS
 
 TOO_MANY = "Too many connections are open (MAX_CONNECTIONS); try again later."
 ARRIVING = (h11.IDLE, h11.SEND_BODY)
@@ -29,6 +30,8 @@ class BoundedProtocol(H11Protocol):
     def __init__(self, config: Config, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
+        self._began = 0.0
+        self._came = 0.0
         self._reader: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -47,6 +50,7 @@ class BoundedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what arrived of a request."""
+        self._came = self.loop.time()
         super().data_received(data)
         self._watch()
 
@@ -104,12 +108,26 @@ class BoundedProtocol(H11Protocol):
             _cancel(self._deadline)
             self._deadline = None
         elif self._deadline is None:
+            self._began = self.loop.time()
             self._deadline = self.loop.call_later(self.read_seconds, self._expire)
+
+    def _has_longer(self) -> bool:
+        """Whether an upload is under way that has more time, and something of it has come."""
+        now = self.loop.time()
+        longer = self.scope["state"].get(READ_SECONDS) if self._is_in_request() else None
+        if longer is None or now - self._came >= self.read_seconds:
+            return False
+        return bool(now - self._began < longer)
+
+    def _is_in_request(self) -> bool:
+        return self.conn.their_state is h11.SEND_BODY and self.scope is not None
 
     def _expire(self) -> None:
         self._deadline = None
         if self.flow.read_paused:
             self._watch()  # the rest is here and waits to be read
+        elif self._has_longer():
+            self._deadline = self.loop.call_later(self.read_seconds, self._expire)
         elif self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
             self.transport.close()
         else:

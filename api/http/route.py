@@ -65,9 +65,13 @@ class ProtectedRoute(APIRoute):
             permission.check(caller)
             if not has_body:
                 return await handle(request)
-            return await _read_and_handle(request, handle)
+            return await self.read_and_handle(request, handle)
 
         return admit
+
+    async def read_and_handle(self, request: Request, handle: Handler) -> Response:
+        """Read the body of an admitted request, and handle it."""
+        return await _read_and_handle(request, handle)
 
 
 def _permission_of(route: APIRoute) -> Permission:

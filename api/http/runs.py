@@ -5,60 +5,31 @@ from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response, status
-from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from promptstack.api.http.accepted import point_to
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
-from promptstack.api.http.bodies import Body, InCollection, NotBlank
 from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
-from promptstack.api.http.route import ProtectedRoute
+from promptstack.api.http.run_bodies import (
+    DRY_RUN_ANSWER,
+    UPLOADED_BODIES,
+    DryRun,
+    EmbeddingRunBody,
+    GenerationRunBody,
+    NewRunRequest,
+)
+from promptstack.api.http.uploads import UploadRoute
 from promptstack.repositories.runs.results import FailedItem, Produced
 from promptstack.services.audit.actor import Actor
-from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.runs.views import RunView
-from promptstack.services.sources.reading import Reading
-from promptstack.services.validation.bounds import Dollars, InFlight, Name, TagName, Text
+from promptstack.services.validation.bounds import Dollars, TagName
 
-router = APIRouter(prefix="/runs", tags=["runs"], route_class=ProtectedRoute)
+router = APIRouter(prefix="/runs", tags=["runs"], route_class=UploadRoute)
 
 PAGE_BYTES = 2_000_000
 """A page ends after so many. As JSON, with vectors in digits, it is six times as long."""
 READ_AT_ONCE = 50
 """Rows read together. Some may not fit on the page."""
-Record = NotBlank | dict[str, JsonValue]
 Row = TypeVar("Row", Produced, FailedItem)
-
-
-class RunBody(Body):
-    """Fields of every run."""
-
-    items: Annotated[list[Record], FailFast(), Field(min_length=1)] = Field(
-        description="Texts, or objects with `text`, `prompt` or `messages`, a `custom_id`, and "
-        "other fields that are kept as metadata; also requests as OpenAI's Batch API takes them "
-        "(`custom_id`, `url`, `body`). As many as the server's MAX_BODY_BYTES holds."
-    )
-    name: Name = Field("", description="For you to find it again.")
-    skip_bad: bool = Field(
-        False, description="Go on without items that can't be asked for; else the run is refused."
-    )
-    in_flight: InFlight | None = Field(None, description="Calls at once in each worker.")
-    max_cost_usd: Dollars | None = Field(
-        None, description="The run ends before it could cost more."
-    )
-    collection: InCollection = None
-
-
-class EmbeddingRunBody(RunBody):
-    """Texts to embed."""
-
-
-class GenerationRunBody(GenerationParameters, RunBody):
-    """Prompts to answer, and how."""
-
-    template: Text | None = Field(
-        None, description="What a prompt is made of: `Summarise: {text}`, with fields of the item."
-    )
-    reuse: bool = Field(True, description="Take answers that earlier runs have paid for.")
 
 
 class RunRetry(BaseModel):
@@ -108,32 +79,45 @@ class FailurePage(BaseModel):
     after: int | None
 
 
-@router.post("/embeddings", status_code=status.HTTP_202_ACCEPTED)
+@router.post(
+    "/embeddings",
+    status_code=status.HTTP_202_ACCEPTED,
+    response_model=RunView,
+    responses=DRY_RUN_ANSWER,
+    openapi_extra=UPLOADED_BODIES,
+)
 def create_embedding_run(
-    body: EmbeddingRunBody, stack: Stack, caller: CurrentCaller, response: Response
-) -> RunView:
-    """Accept a run that embeds each item; `Location` says where to ask for it."""
-    how = dict(body)
-    run = stack.runs.embed(how.pop("items"), **caller.as_owner, **how)
-    point_to(response, stack, f"/runs/{run.id}")
-    return run
+    body: EmbeddingRunBody, new: NewRunRequest, dry_run: DryRun = False
+) -> RunView | Response:
+    """Accept a run that embeds each item; `Location` says where to ask for it.
+
+    The items stand in the JSON, or are the lines or rows of a file: of one that is the body itself,
+    with the fields of the JSON as its query, or `file` of a form with the fields as its others.
+    """
+    runs = new.stack.runs
+    if dry_run:
+        return new.checked(body, runs.prepare_embedding)
+    return new.accepted(body, runs.embed)
 
 
-@router.post("/generations", status_code=status.HTTP_202_ACCEPTED)
+@router.post(
+    "/generations",
+    status_code=status.HTTP_202_ACCEPTED,
+    response_model=RunView,
+    responses=DRY_RUN_ANSWER,
+    openapi_extra=UPLOADED_BODIES,
+)
 def create_generation_run(
-    body: GenerationRunBody, stack: Stack, caller: CurrentCaller, response: Response
-) -> RunView:
-    """Accept a run that answers each item; `Location` says where to ask for it."""
-    how = dict(body)
-    run = stack.runs.generate(
-        how.pop("items"),
-        **caller.as_owner,
-        reading=Reading(template=how.pop("template")),
-        total_bytes=stack.settings.max_rendered_bytes,
-        **how,
-    )
-    point_to(response, stack, f"/runs/{run.id}")
-    return run
+    body: GenerationRunBody, new: NewRunRequest, dry_run: DryRun = False
+) -> RunView | Response:
+    """Accept a run that answers each item; `Location` says where to ask for it.
+
+    The items stand in the JSON, or are the lines or rows of a file, as of a run of embeddings.
+    """
+    runs = new.stack.runs
+    if dry_run:
+        return new.checked(body, runs.prepare_generation)
+    return new.accepted(body, runs.generate)
 
 
 @router.get("")

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from uuid import UUID
 
 from anyio import CancelScope, CapacityLimiter, to_thread
@@ -11,15 +12,24 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from promptstack.services.access.errors import TooManyRequests
+from promptstack.services.errors import InvalidInput
 
 SENT_AT_ONCE = 262_144
 RETRY_SECONDS = 5.0
+READ_SECONDS = "read_seconds"
+"""In the state of a request: the time in which its body may arrive. The connection asks for it."""
 
 
 class TooManyTransfers(TooManyRequests):
     """As many transfers are under way as this server allows."""
 
     code = "TOO_MANY_TRANSFERS"
+
+
+class TooLarge(InvalidInput):
+    """The file is larger than this server takes."""
+
+    code = "CONTENT_TOO_LARGE"
 
 
 class TransferSlots:
@@ -101,6 +111,15 @@ async def _sent(blocks: Iterator[bytes], makers: CapacityLimiter) -> AsyncGenera
             # A thread can't be stopped, and what it works on can't be closed before.
             await asyncio.gather(upcoming, return_exceptions=True)
             await to_thread.run_sync(getattr(blocks, "close", lambda: None), limiter=makers)
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """The uploads that one application receives, and their bounds."""
+
+    slots: TransferSlots
+    max_bytes: int
+    seconds: float
 
 
 class Downloads:

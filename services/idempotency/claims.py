@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from promptstack.repositories.idempotency import KeyedRequest
+from promptstack.repositories.idempotency import KeyedRequest, Made
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import IdempotencyConflict
 
@@ -20,8 +20,22 @@ def claim(unit: UnitOfWork, request: KeyedRequest | None, object_id: UUID) -> UU
     A request without a key makes a new one each time. Raises `IdempotencyConflict` where the key
     was used for another request.
     """
-    made = None if request is None else unit.idempotency_keys.claim(request, object_id)
-    if made is None or request is None:
+    if request is None:
+        return None
+    return _checked(unit.idempotency_keys.claim(request, object_id), request)
+
+
+def made_before(unit: UnitOfWork, request: KeyedRequest) -> UUID | None:
+    """Return the id of what this request has made before, to spare the work of making it.
+
+    Two at once may both find nothing, so whoever makes it claims it all the same. Raises
+    `IdempotencyConflict` as `claim` does.
+    """
+    return _checked(unit.idempotency_keys.find(request), request)
+
+
+def _checked(made: Made | None, request: KeyedRequest) -> UUID | None:
+    if made is None:
         return None
     if not made.is_by(request):
         raise IdempotencyConflict(

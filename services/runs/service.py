@@ -10,6 +10,7 @@ from functools import partial
 from typing import Unpack
 from uuid import UUID
 
+from promptstack.repositories.idempotency import KeyedRequest
 from promptstack.repositories.pages import Page, PageQuery
 from promptstack.repositories.run_models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
@@ -20,7 +21,8 @@ from promptstack.services.access.key_terms import check_came_with
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
-from promptstack.services.errors import InvalidInput, NotFound, WrongState
+from promptstack.services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
+from promptstack.services.idempotency.claims import claim, made_before
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.runs.intake.estimates import Estimator
 from promptstack.services.runs.intake.new_run import (
@@ -76,19 +78,34 @@ class RunService:
         self._defaults = defaults
 
     def embed(
-        self, source: Source, *, skip_bad: bool = False, **how: Unpack[RunKeywords]
+        self,
+        source: Source,
+        *,
+        skip_bad: bool = False,
+        keyed: KeyedRequest | None = None,
+        **how: Unpack[RunKeywords],
     ) -> RunView:
         """Embed every text of `source`; see `prepare_embedding`. Returns when it is accepted.
 
         Raises `BadInputs` if some can't be embedded. With `skip_bad`, those end as failed instead.
+        A request with a key that has started its run returns it, and reads nothing.
         """
-        return self._accept(self.prepare_embedding(source, is_counted=False, **how), skip_bad)
+        return self._made_before(keyed) or self._accept(
+            self.prepare_embedding(source, is_counted=False, **how), skip_bad, keyed
+        )
 
     def generate(
-        self, source: Source, *, skip_bad: bool = False, **how: Unpack[GenerationRunKeywords]
+        self,
+        source: Source,
+        *,
+        skip_bad: bool = False,
+        keyed: KeyedRequest | None = None,
+        **how: Unpack[GenerationRunKeywords],
     ) -> RunView:
         """Ask for an answer to every prompt of `source`; see `prepare_generation` and `embed`."""
-        return self._accept(self.prepare_generation(source, is_counted=False, **how), skip_bad)
+        return self._made_before(keyed) or self._accept(
+            self.prepare_generation(source, is_counted=False, **how), skip_bad, keyed
+        )
 
     def prepare_embedding(
         self, source: Source, *, is_counted: bool = True, **how: Unpack[RunKeywords]
@@ -119,10 +136,17 @@ class RunService:
             user = unit.users.get(user_id)
             return user.preferred_provider if user else None
 
-    def start(self, run_id: UUID | str) -> RunView:
-        """Start a prepared run. Raises `NotFound` and `WrongState`."""
+    def start(self, run_id: UUID | str, keyed: KeyedRequest | None = None) -> RunView:
+        """Start a prepared run. Raises `NotFound` and `WrongState`.
+
+        Another request with the same key may have started its own meanwhile: that one is returned,
+        and this one is left as it is.
+        """
         run_id = read_id(run_id, "run")
         with self._ledger.transaction() as unit:
+            made = claim(unit, keyed, run_id)
+            if made is not None:
+                return self._view(unit, made)
             run = unit.runs.lock(run_id)
             if run is None:
                 raise NotFound(f"There is no run {run_id}.")
@@ -227,11 +251,36 @@ class RunService:
                 raise TimeoutError(f"The run is {run.state} after {timeout:g} s.")
             time.sleep(POLL_SECONDS)
 
-    def _accept(self, preflight: Preflight, skip_bad: bool) -> RunView:
+    def _accept(self, preflight: Preflight, skip_bad: bool, keyed: KeyedRequest | None) -> RunView:
         if preflight.bad and not skip_bad:
             self.discard(preflight.run_id)
             raise BadInputs(_explain(preflight))
-        return self.start(preflight.run_id)
+        try:
+            started = self.start(preflight.run_id, keyed)
+        except IdempotencyConflict:
+            self.discard(preflight.run_id)
+            raise
+        if started.id != preflight.run_id:
+            self.discard(preflight.run_id)
+        return started
+
+    def _made_before(self, keyed: KeyedRequest | None) -> RunView | None:
+        """Return the run that this request has started before."""
+        if keyed is None:
+            return None
+        with self._ledger.transaction() as unit:
+            made = made_before(unit, keyed)
+            return None if made is None else self._view(unit, made)
+
+    @staticmethod
+    def _view(unit: UnitOfWork, run_id: UUID) -> RunView:
+        run = unit.runs.get(run_id)
+        if run is None:
+            raise NotFound(
+                f"This request has started run {run_id} before, which is deleted. Send a new "
+                "idempotency key to start another one."
+            )
+        return RunView.of(run)
 
     def _make_room(self, unit: UnitOfWork, run: Run) -> None:
         """Drop the model's index before many vectors come. The run's end builds it again.

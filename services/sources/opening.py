@@ -82,6 +82,8 @@ class Origin:
     path: Path | None
     """None: standard input, or the stream."""
     stream: BinaryIO | None = None
+    max_bytes: int | None = None
+    """Most bytes that it may unpack to."""
 
     @property
     def name(self) -> str:
@@ -120,6 +122,14 @@ class Origin:
         name = getattr(self.stream, "name", "") if self.path is None else str(self.path)
         return name if isinstance(name, str) else ""  # the name of a pipe is a number
 
+    def check_size(self, done: int) -> None:
+        """Raise `InvalidInput` where it has unpacked to more than it may."""
+        if self.max_bytes is not None and done > self.max_bytes:
+            raise InvalidInput(
+                f"{self.name} has more than {self.max_bytes:,} bytes, unpacked "
+                "(MAX_UNPACKED_BYTES); hand it in as several runs."
+            )
+
 
 def byte_blocks(origin: Origin) -> Iterator[bytes]:
     """Yield the content of the source, decompressed and in UTF-8. Raises `InvalidInput`."""
@@ -142,7 +152,10 @@ def byte_blocks(origin: Origin) -> Iterator[bytes]:
             _at_least(read, len(encoding.mark))
         if encoding.name != "utf-8":
             read = _in_utf_8(origin, read, encoding.name)
+        done = 0
         while block := read(BLOCK_BYTES):
+            done += len(block)
+            origin.check_size(done)
             yield block
 
 

@@ -1,6 +1,7 @@
 """Reads records from Parquet, a batch of rows at a time."""
 
 import io
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -219,8 +220,10 @@ def _opened(origin: Origin, part_bytes: int) -> Iterator[tuple[Any, Any, BinaryI
     """Open a file for pyarrow, and its plain bytes."""
     with ExitStack() as stack:
         where: Any = origin.path
-        if where is None or not _is_plain(origin):
+        if not _is_plain(origin):
             where = plain = stack.enter_context(_copied(origin))
+        elif where is None:
+            where = plain = origin.stream or sys.stdin.buffer
         else:
             plain = stack.enter_context(origin.opened())
         if _description_bytes(plain) > part_bytes // DESCRIPTION_SHARE:
@@ -257,5 +260,11 @@ def _copied(origin: Origin) -> Iterator[BinaryIO]:
 
 
 def _is_plain(origin: Origin) -> bool:
+    """Whether it is a file of Parquet as it is, which can be read from its end."""
     with origin.opened() as file:
-        return file.read(len(MAGIC)) == MAGIC
+        if origin.path is None and not (hasattr(file, "seekable") and file.seekable()):
+            return False
+        is_plain = file.read(len(MAGIC)) == MAGIC
+        if origin.path is None:
+            file.seek(0)
+        return is_plain

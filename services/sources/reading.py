@@ -84,6 +84,8 @@ class SourceBounds:
     part_bytes: int = 67_108_864
     """Most bytes of what must be held whole: a Parquet file's description, or a page of it,
     unpacked."""
+    unpacked_bytes: int | None = None
+    """Most bytes of the whole source, unpacked. None: as many as it has."""
 
 
 @dataclass(frozen=True)

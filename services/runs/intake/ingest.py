@@ -111,13 +111,14 @@ def take_in(
     on_progress: Callable[[Intake], None],
     *,
     block_bytes: int,
-    total_bytes: int | None,
+    total_bytes: int | None = None,
+    total_items: int | None = None,
 ) -> Intake:
     """Store all inputs of a run, and call `on_progress` after each block.
 
     One block is stored while the next one is read. No others wait, so memory does not grow.
-    `total_bytes` bounds the whole run; None takes as much as the source has. Raises what reading
-    the inputs raises.
+    `total_bytes` and `total_items` bound the whole run; None takes as much as the source has.
+    Raises what reading the inputs raises.
     """
     intake = Intake()
     stored: Future[None] | None = None
@@ -127,7 +128,13 @@ def take_in(
             if total_bytes is not None and intake.bytes > total_bytes:
                 raise InvalidInput(
                     f"The run's inputs come to more than {total_bytes:,} bytes, a template "
-                    "filled in (MAX_RENDERED_BYTES); hand them in as several runs."
+                    "filled in (MAX_RENDERED_BYTES, or of a file MAX_UNPACKED_BYTES); hand them "
+                    "in as several runs."
+                )
+            if total_items is not None and intake.items + len(block.items) > total_items:
+                raise InvalidInput(
+                    f"The run has more than {total_items:,} inputs (MAX_RUN_ITEMS); hand them in "
+                    "as several runs."
                 )
             if stored is not None:
                 stored.result()

@@ -77,6 +77,10 @@ class RunOptions(BaseModel):
     reading: Reading = Reading()
     total_bytes: int | None = None
     """Of all inputs, a template filled in. None: as many as the source has."""
+    total_items: int | None = None
+    """Most inputs. None: as many as the source has."""
+    unpacked_bytes: int | None = None
+    """Of a file that may be packed. None: as many as it has."""
     on_progress: Callable[[Intake], None] = lambda _: None
     """Called with how much has been read."""
 
@@ -99,6 +103,8 @@ class RunKeywords(TypedDict, total=False):
     webhook: Webhook | str | None
     reading: Reading
     total_bytes: int | None
+    total_items: int | None
+    unpacked_bytes: int | None
     on_progress: Callable[[Intake], None]
 
 

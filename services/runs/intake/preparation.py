@@ -47,14 +47,14 @@ class RunPreparation:
         from promptstack.services.sources.inputs import looked_at, read_inputs  # noqa: PLC0415
 
         options = plan.options
-        opened, records = looked_at(source, options.reading)
+        opened, records = looked_at(source, self._bounded(options))
         new: NewRun = plan.lines.agree(records)
         del records  # it would keep all that is read from now on
         if options.webhook is not None:
             self._defaults.webhook_rules.check(options.webhook.url)
         if options.max_cost_usd is not None:
             self._estimator.check_limit(new.kind, new.provider, new.model, new.parameters)
-        reading = self._reading(new, options.reading)
+        reading = self._reading(new, options)
         inputs = only_askable(read_inputs(opened, reading, plan.lines.unfold), new.check)
         run_id = self._add(new, options)
         try:
@@ -67,6 +67,7 @@ class RunPreparation:
                     options.on_progress,
                     block_bytes=self._defaults.block_bytes,
                     total_bytes=options.total_bytes,
+                    total_items=options.total_items,
                 )
             _check_not_empty(intake)
             with self._ledger.transaction() as unit:
@@ -99,8 +100,14 @@ class RunPreparation:
         with self._ledger.transaction() as unit:
             unit.runs.delete(unit.runs.lock(run_id) or run)
 
-    def _reading(self, new: NewRun, reading: Reading) -> Reading:
+    def _bounded(self, options: RunOptions) -> Reading:
+        """Bound what is read by the limits of this product."""
+        bounds = replace(self._defaults.source_bounds, unpacked_bytes=options.unpacked_bytes)
+        return replace(options.reading, bounds=bounds)
+
+    def _reading(self, new: NewRun, options: RunOptions) -> Reading:
         """Bound what is read by the limits of this product and of the model."""
+        reading = self._bounded(options)
         service = self._factory.service_class(new.provider)
         stated = service.stated_limits(new.model)
         longest = stated.text_bytes if new.kind == RunKind.EMBEDDING else None
@@ -108,7 +115,6 @@ class RunPreparation:
         return replace(
             reading,
             max_bytes=int(limit),
-            bounds=self._defaults.source_bounds,
             text_tokens=stated.text_tokens,
             tokenizer=service.facts_of(new.model).tokenizer,
         )
