@@ -174,9 +174,9 @@ class Settings(BaseSettings):
         description="Most inputs of a run whose source is uploaded or in object storage.",
     )
     upload_seconds: PositiveSeconds = Field(
-        3_600.0,
-        description="Time in which an upload must arrive whole. If nothing of it comes for "
-        "REQUEST_READ_SECONDS, the connection is closed before.",
+        1_800.0,
+        description="Time in which an upload must arrive whole, and time in which it is read then. "
+        "If nothing of it comes for REQUEST_READ_SECONDS, the connection is closed before.",
     )
     max_uploads: int = Field(
         4, ge=1, description="Sources of runs that the HTTP API receives and reads at once."

@@ -169,6 +169,7 @@ class RunRequest:
             format_ = format_ or self._upload.format
             how["total_bytes"] = how["unpacked_bytes"] = settings.max_unpacked_bytes
             how["total_items"] = settings.max_run_items
+            how["read_seconds"] = settings.upload_seconds
         elif format_ is not None:
             raise InvalidInput("`format` is for files; `items` need none.")
         columns = how.pop("columns")

@@ -16,7 +16,15 @@ from promptstack.services.sources.jsonl import read_jsonl, read_lines
 from promptstack.services.sources.opening import Origin, byte_blocks
 from promptstack.services.sources.parquet import read_parquet
 from promptstack.services.sources.python_records import read_iterable
-from promptstack.services.sources.reading import BadInput, Fault, Format, Input, Reading, Source
+from promptstack.services.sources.reading import (
+    BadInput,
+    Fault,
+    Format,
+    Input,
+    Reading,
+    Source,
+    SourceBounds,
+)
 from promptstack.services.sources.records import RecordCheck, Unfold, as_it_is
 from promptstack.services.sources.tables import read_csv
 from promptstack.services.text import printable_path
@@ -51,7 +59,7 @@ def looked_at(source: Source, reading: Reading) -> tuple[Source | Opened, Iterat
     """
     if reading.text_column is not None or reading.template is not None:
         return source, iter(())
-    origin = _origin(source, reading.bounds.unpacked_bytes)
+    origin = _origin(source, reading.bounds)
     if origin is None:
         items: Any = source
         first, rest = _twice(iter(items))
@@ -100,7 +108,7 @@ def read_inputs(
 
 
 def _records(source: Source, reading: Reading, check: RecordCheck) -> Iterator[Input | BadInput]:
-    origin = _origin(source, reading.bounds.unpacked_bytes)
+    origin = _origin(source, reading.bounds)
     if origin is None:
         return read_iterable(source, check)
     match _format(origin, reading):
@@ -118,20 +126,20 @@ def _records(source: Source, reading: Reading, check: RecordCheck) -> Iterator[I
             return read_folder(origin.path, check, reading)
 
 
-def _origin(source: Any, max_bytes: int | None) -> Origin | None:
+def _origin(source: Any, bounds: SourceBounds) -> Origin | None:
     match source:
         case "":
             raise InvalidInput('The path is empty; for this folder, give ".".')
         case "-":
-            return Origin(None, max_bytes=max_bytes)
+            return Origin(None, bounds=bounds)
         case str() | Path():
-            return Origin(_there(Path(source)), max_bytes=max_bytes)
+            return Origin(_there(Path(source)), bounds=bounds)
         case io.TextIOBase():
             raise InvalidInput("The stream gives text, not bytes; open it in binary mode.")
         case bytes() | bytearray() | Mapping():
             raise InvalidInput("A source is a path, a binary stream or a list of records.")
         case _:
-            return Origin(None, source, max_bytes) if hasattr(source, "read") else None
+            return Origin(None, source, bounds) if hasattr(source, "read") else None
 
 
 def _there(path: Path) -> Path:

@@ -4,6 +4,7 @@ import codecs
 import gzip
 import io
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from promptstack.services.errors import InvalidInput
+from promptstack.services.sources.reading import SourceBounds
 from promptstack.services.text import printable_path
 
 MARKS = {
@@ -71,6 +73,8 @@ SUFFIXES = {
     ".bz2": "bz2",
 }
 MAGIC_BYTES = 8
+UNBOUNDED = SourceBounds()
+"""Its file is one of those who run the server."""
 
 Read = Callable[[int], bytes]
 
@@ -82,8 +86,7 @@ class Origin:
     path: Path | None
     """None: standard input, or the stream."""
     stream: BinaryIO | None = None
-    max_bytes: int | None = None
-    """Most bytes that it may unpack to."""
+    bounds: SourceBounds = UNBOUNDED
 
     @property
     def name(self) -> str:
@@ -122,12 +125,18 @@ class Origin:
         name = getattr(self.stream, "name", "") if self.path is None else str(self.path)
         return name if isinstance(name, str) else ""  # the name of a pipe is a number
 
-    def check_size(self, done: int) -> None:
-        """Raise `InvalidInput` where it has unpacked to more than it may."""
-        if self.max_bytes is not None and done > self.max_bytes:
+    def check(self, done: int, began: float) -> None:
+        """Raise `InvalidInput` where it has more bytes, unpacked, or takes longer than it may."""
+        limit, seconds = self.bounds.unpacked_bytes, self.bounds.seconds
+        if limit is not None and done > limit:
             raise InvalidInput(
-                f"{self.name} has more than {self.max_bytes:,} bytes, unpacked "
-                "(MAX_UNPACKED_BYTES); hand it in as several runs."
+                f"{self.name} has more than {limit:,} bytes, unpacked (MAX_UNPACKED_BYTES); hand "
+                "it in as several runs."
+            )
+        if seconds is not None and time.monotonic() - began > seconds:
+            raise InvalidInput(
+                f"{self.name} could not be read in {seconds:g} s (UPLOAD_SECONDS); hand it in as "
+                "several runs."
             )
 
 
@@ -152,10 +161,10 @@ def byte_blocks(origin: Origin) -> Iterator[bytes]:
             _at_least(read, len(encoding.mark))
         if encoding.name != "utf-8":
             read = _in_utf_8(origin, read, encoding.name)
-        done = 0
+        done, began = 0, time.monotonic()
         while block := read(BLOCK_BYTES):
             done += len(block)
-            origin.check_size(done)
+            origin.check(done, began)
             yield block
 
 

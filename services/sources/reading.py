@@ -86,6 +86,8 @@ class SourceBounds:
     unpacked."""
     unpacked_bytes: int | None = None
     """Most bytes of the whole source, unpacked. None: as many as it has."""
+    seconds: float | None = None
+    """Most time that reading it takes. None: as long as it takes."""
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ class RunOptions(BaseModel):
     """Most inputs. None: as many as the source has."""
     unpacked_bytes: int | None = None
     """Of a file that may be packed. None: as many as it has."""
+    read_seconds: float | None = None
+    """Time in which the source is read. None: as long as it takes."""
     on_progress: Callable[[Intake], None] = lambda _: None
     """Called with how much has been read."""
 
@@ -105,6 +107,7 @@ class RunKeywords(TypedDict, total=False):
     total_bytes: int | None
     total_items: int | None
     unpacked_bytes: int | None
+    read_seconds: float | None
     on_progress: Callable[[Intake], None]
 
 

@@ -102,7 +102,11 @@ class RunPreparation:
 
     def _bounded(self, options: RunOptions) -> Reading:
         """Bound what is read by the limits of this product."""
-        bounds = replace(self._defaults.source_bounds, unpacked_bytes=options.unpacked_bytes)
+        bounds = replace(
+            self._defaults.source_bounds,
+            unpacked_bytes=options.unpacked_bytes,
+            seconds=options.read_seconds,
+        )
         return replace(options.reading, bounds=bounds)
 
     def _reading(self, new: NewRun, options: RunOptions) -> Reading:

@@ -30,17 +30,15 @@ def as_parquet() -> bytes:
 
 
 def as_csv() -> bytes:
-    return b"custom_id,text,day\n" + b"".join(
-        b"%s,%s,%d\n" % (row["custom_id"].encode(), row["text"].encode(), row["day"])  # type: ignore[attr-defined]
-        for row in ROWS
-    )
+    rows = [f"{row['custom_id']},{row['text']},{row['day']}\n" for row in ROWS]
+    return "".join(["custom_id,text,day\n", *rows]).encode()
 
 
 def zstd(content: bytes) -> bytes:
     packed = pa.BufferOutputStream()
     with pa.CompressedOutputStream(packed, "zstd") as file:
         file.write(content)
-    return packed.getvalue().to_pybytes()
+    return bytes(packed.getvalue())
 
 
 BODIES = {
@@ -208,12 +206,21 @@ def test_a_few_bytes_that_unpack_to_many_are_read_so_far_and_no_further(
     stack: WorkerServices, client: TestClient, kind: str, pack: Any
 ) -> None:
     start = b"PAR1" if kind == PARQUET else b"text\n"
-    bomb = pack(start + b"\n" * 5_000_000)
+    bomb = pack(start + b" " * 5_000_000)
     assert len(bomb) < 100_000
     refused = send(
         client, bomb, kind, **{"Content-Encoding": "gzip" if pack is gzip.compress else "zstd"}
     )
     assert "MAX_UNPACKED_BYTES" in problem(refused, 422, "INVALID_INPUT")["detail"]
+    assert in_ledger(stack, "SELECT count(*) FROM runs") == 0
+
+
+def test_a_file_that_takes_long_to_read_is_read_no_further(
+    stack: WorkerServices, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack.settings, "upload_seconds", 0.01)
+    refused = send(client, b"text\n" + b"\n" * 290_000, CSV)
+    assert "UPLOAD_SECONDS" in problem(refused, 422, "INVALID_INPUT")["detail"]
     assert in_ledger(stack, "SELECT count(*) FROM runs") == 0
 
 
