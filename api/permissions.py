@@ -112,11 +112,16 @@ PERMISSIONS = (
         commands=("runs list", "runs show", "runs watch", "runs export"),
     ),
     Permission(
-        action="cancel and retry runs",
+        action="cancel, retry, resume and delete runs",
         scope=Scope.RUNS_WRITE,
         whose=Whose.OWN,
-        routes=("POST /runs/{run_id}/cancel", "POST /runs/{run_id}/retry"),
-        commands=("runs cancel", "runs retry"),
+        routes=(
+            "POST /runs/{run_id}/cancel",
+            "POST /runs/{run_id}/retry",
+            "POST /runs/{run_id}/resume",
+            "DELETE /runs/{run_id}",
+        ),
+        commands=("runs cancel", "runs retry", "runs resume", "runs delete"),
     ),
     Permission(
         action="see collections and documents",

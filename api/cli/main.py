@@ -76,6 +76,12 @@ RUNS = {
         "runs.commands:cancel", "Stop a run; what is produced and under way is kept."
     ),
     "retry": Command("runs.commands:retry", "Try again what failed or was never tried."),
+    "resume": Command(
+        "runs.commands:resume", "Go on with a run that ended before all its items were tried."
+    ),
+    "delete": Command(
+        "runs.commands:delete", "Delete a run that has ended, and vectors that nobody else uses."
+    ),
     "export": Command(
         "runs.commands:export", "Write what a run has produced, and its failures beside it."
     ),

@@ -59,5 +59,6 @@ EXAMPLES: Mapping[str, Any] = {
     },
     "change_webhook": {"description": "The shop's orders."},
     "retry_run": {"max_cost_usd": "1.00"},
+    "resume_run": {"max_cost_usd": "1.00"},
 }
 """Each is accepted as it stands, apart from what it refers to; a test sends them."""

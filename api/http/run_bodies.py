@@ -31,7 +31,7 @@ class RunBody(Body):
     """Fields of every run."""
 
     items: Annotated[list[Record], FailFast(), Field(min_length=1)] = Field(
-        [],
+        default_factory=list,
         description="Texts, or objects with `text`, `prompt` or `messages`, a `custom_id`, and "
         "other fields that are kept as metadata; also requests as OpenAI's Batch API takes them "
         "(`custom_id`, `url`, `body`). As many as the server's MAX_BODY_BYTES holds; more in a "
@@ -160,8 +160,7 @@ class RunRequest:
         how["total_bytes"] = settings.max_rendered_bytes
         if bool(items) == (self._upload is not None):
             raise InvalidInput(
-                "A run has one source: `items`, or a file; "
-                f"{'both' if items else 'neither'} came."
+                f"A run has one source: `items`, or a file; {'both' if items else 'neither'} came."
             )
         source: Any = items
         if self._upload is not None:

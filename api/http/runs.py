@@ -18,10 +18,11 @@ from promptstack.api.http.run_bodies import (
     NewRunRequest,
 )
 from promptstack.api.http.uploads import UploadRoute
+from promptstack.repositories.run_models import RunKind, RunState
 from promptstack.repositories.runs.results import FailedItem, Produced
 from promptstack.services.audit.actor import Actor
 from promptstack.services.runs.views import RunView
-from promptstack.services.validation.bounds import Dollars, TagName
+from promptstack.services.validation.bounds import Dollars, TagName, Time
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=UploadRoute)
 
@@ -52,7 +53,11 @@ class Cursor(BaseModel):
 class RunQuery(PageParameters[UUID]):
     """Which runs to list."""
 
+    state: RunState | None = None
+    kind: RunKind | None = None
     tag: TagName | None = None
+    since: Time | None = Field(None, description="Handed in at this time or later.")
+    until: Time | None = Field(None, description="Handed in before this time.")
     owner: AskedOwner = None
 
 
@@ -124,7 +129,15 @@ def create_generation_run(
 def list_runs(stack: Stack, caller: CurrentCaller, query: Annotated[RunQuery, Query()]) -> RunPage:
     """Show your runs, newest first."""
     owner = stack.owners.choose(caller, query.owner)
-    page = stack.runs.get_page(query.page, owner, tag=query.tag)
+    page = stack.runs.get_page(
+        query.page,
+        owner,
+        state=query.state,
+        kind=query.kind,
+        tag=query.tag,
+        since=query.since,
+        until=query.until,
+    )
     return RunPage(runs=page.rows, **ends_of(page))
 
 
@@ -153,6 +166,27 @@ def retry_run(
     return stack.runs.retry(
         run_id, owner, max_cost, only_key=caller.only_key, actor=Actor.of(caller)
     )
+
+
+@router.post("/{run_id}/resume")
+def resume_run(
+    run_id: UUID,
+    stack: Stack,
+    owner: Owner,
+    caller: CurrentCaller,
+    how: RunRetry | None = None,
+) -> RunView:
+    """Go on with a run that ended before all its items were tried; what failed stays failed."""
+    max_cost = how.max_cost_usd if how else None
+    return stack.runs.resume(
+        run_id, owner, max_cost, only_key=caller.only_key, actor=Actor.of(caller)
+    )
+
+
+@router.delete("/{run_id}", status_code=status.HTTP_204_NO_CONTENT)
+def delete_run(run_id: UUID, stack: Stack, owner: Owner, caller: CurrentCaller) -> None:
+    """Delete a run that has ended, its items, and the vectors that nobody else uses."""
+    stack.runs.delete(run_id, owner, only_key=caller.only_key, actor=Actor.of(caller))
 
 
 @router.get("/{run_id}/results")

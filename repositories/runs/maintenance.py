@@ -109,6 +109,11 @@ class RunMaintenanceRepository:
             not rows,
         )
 
+    def is_busy(self, run_id: UUID) -> bool:
+        """Whether an ended run still has jobs: calls under way, or one that builds its index."""
+        query = select(_has_open_jobs()).where(Run.id == run_id)
+        return bool(self._session.scalar(query))
+
     def next_pruned(self) -> PrunedRun | None:
         """Return a deleted run that still has items."""
         return self._session.scalar(select(PrunedRun).limit(1))

@@ -22,7 +22,7 @@ from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.content.unused import shared_lock
 from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.pages import Page, PageQuery
-from promptstack.repositories.run_models import Run, RunState
+from promptstack.repositories.run_models import Run, RunKind, RunState
 
 POPULATED: Mapping[str, Any] = {"synchronize_session": False, "populate_existing": True}
 """The session takes the row as the statement returns it, even if it has read it before."""
@@ -45,6 +45,18 @@ class Change:
     limiter_wait_seconds: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunFilter:
+    """Which runs of a list; None leaves a field open."""
+
+    user_id: UUID | None = None
+    state: RunState | None = None
+    kind: RunKind | None = None
+    tag: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
 class RunRepository(BaseRepository[Run]):
     """The states and sums of runs."""
 
@@ -54,13 +66,21 @@ class RunRepository(BaseRepository[Run]):
         """Add a run that is being read and expires in `lifetime` seconds."""
         return self.create(expires_at=func.now() + timedelta(seconds=lifetime), **values)
 
-    def find(self, asked: PageQuery, user_id: UUID | None, tag: str | None = None) -> Page[Run]:
-        """Return a page of runs, newest first; only those of a user, and with a tag."""
+    def find(self, asked: PageQuery, wanted: RunFilter) -> Page[Run]:
+        """Return a page of runs, newest first."""
         conditions: list[ColumnElement[bool]] = []
-        if user_id is not None:
-            conditions.append(Run.user_id == user_id)
-        if tag is not None:
-            conditions.append(Run.tags.contains([tag]))
+        if wanted.user_id is not None:
+            conditions.append(Run.user_id == wanted.user_id)
+        if wanted.state is not None:
+            conditions.append(Run.state == wanted.state)
+        if wanted.kind is not None:
+            conditions.append(Run.kind == wanted.kind)
+        if wanted.tag is not None:
+            conditions.append(Run.tags.contains([wanted.tag]))
+        if wanted.since is not None:
+            conditions.append(Run.created_at >= wanted.since)
+        if wanted.until is not None:
+            conditions.append(Run.created_at < wanted.until)
         return self.get_page(asked, *conditions)
 
     def lock(self, run_id: UUID) -> Run | None:

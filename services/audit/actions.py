@@ -36,6 +36,8 @@ class Action(StrEnum):
     JOBS_RETRIED = "job.retried_many"
     RUN_CANCELLED = "run.cancelled"
     RUN_RETRIED = "run.retried"
+    RUN_RESUMED = "run.resumed"
+    RUN_DELETED = "run.deleted"
     COLLECTION_DELETED = "collection.deleted"
     DOCUMENT_DELETED = "document.deleted"
 

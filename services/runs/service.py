@@ -24,6 +24,7 @@ from promptstack.services.audit.log import AuditLog
 from promptstack.services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
 from promptstack.services.idempotency.claims import claim, made_before
 from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.services.runs.filters import RunFilters, checked_filter
 from promptstack.services.runs.intake.estimates import Estimator
 from promptstack.services.runs.intake.new_run import (
     GenerationRunKeywords,
@@ -37,9 +38,8 @@ from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.views import Preflight, RunView
 from promptstack.services.sources.reading import Source
-from promptstack.services.text import check_storable
 from promptstack.services.validation.bounds import checked_limit, refused_in_words
-from promptstack.services.validation.ids import find_id, read_id, read_owner
+from promptstack.services.validation.ids import find_id, read_id
 
 POLL_SECONDS = 0.1
 LARGE_LOAD = 0.2
@@ -178,12 +178,12 @@ class RunService:
         return self.get_page(PageQuery(checked_limit(limit)), owner).rows
 
     def get_page(
-        self, asked: PageQuery, owner: UUID | None = None, *, tag: str | None = None
+        self, asked: PageQuery, owner: UUID | None = None, **wanted: Unpack[RunFilters]
     ) -> Page[RunView]:
-        """Return a page of runs, newest first."""
-        check_storable(tag or "", "The tag")
+        """Return a page of runs, newest first. Raises `InvalidInput`."""
+        found = checked_filter(owner, wanted)
         with self._ledger.transaction() as unit:
-            return unit.runs.find(asked, read_owner(owner), tag).of(RunView.of)
+            return unit.runs.find(asked, found).of(RunView.of)
 
     def cancel(
         self, run_id: UUID | str, owner: UUID | None = None, *, actor: Actor | None = None
@@ -213,14 +213,53 @@ class RunService:
         the `actor`'s own, this is audited. With `only_key` it must have come with that API key.
         Raises `NotFound`, `NotPermitted` and `WrongState`.
         """
+        return self._start_again(
+            self._owned(run_id, owner).id,
+            Action.RUN_RETRIED,
+            max_cost_usd,
+            only_key=only_key,
+            actor=actor,
+        )
+
+    def resume(
+        self,
+        run_id: UUID | str,
+        owner: UUID | None = None,
+        max_cost_usd: Decimal | None = None,
+        *,
+        only_key: UUID | None = None,
+        actor: Actor | None = None,
+    ) -> RunView:
+        """Go on with a run that ended before all its items were tried; what failed stays failed.
+
+        Otherwise as `retry`.
+        """
+        return self._start_again(
+            self._owned(run_id, owner).id,
+            Action.RUN_RESUMED,
+            max_cost_usd,
+            only_key=only_key,
+            actor=actor,
+        )
+
+    def _start_again(
+        self,
+        run_id: UUID,
+        action: Action,
+        max_cost_usd: Decimal | None,
+        *,
+        only_key: UUID | None,
+        actor: Actor | None,
+    ) -> RunView:
         if max_cost_usd is not None:
             with refused_in_words():
                 max_cost_usd = RunOptions(max_cost_usd=max_cost_usd).max_cost_usd
-        run_id = self._owned(run_id, owner).id
         with self._ledger.transaction() as unit:
             run = unit.runs.lock(run_id)
-            if run is None or not RunState(run.state).is_final:
-                raise WrongState("The run goes on; it can be retried when it has ended.")
+            if run is None:
+                raise NotFound(f"There is no run {run_id}.")
+            if not RunState(run.state).is_final:
+                raise WrongState("The run goes on; it can be started again when it has ended.")
             check_came_with(run.api_key_id, only_key)
             if run.started_at is None:
                 raise WrongState(
@@ -228,17 +267,51 @@ class RunService:
                 )
             if max_cost_usd is not None:
                 self._estimator.check_limit(run.kind, run.provider, run.model, run.parameters)
-            reopened = unit.outcomes.reopen_failed(run_id)
+            is_retry = action is Action.RUN_RETRIED
+            reopened = unit.outcomes.reopen_failed(run_id) if is_retry else 0
             if not reopened and run.succeeded + run.failed >= run.total:
-                raise WrongState("The run has nothing left to try: no item failed at a provider.")
+                raise WrongState(
+                    "The run has nothing left to try: no item failed at a provider."
+                    if is_retry
+                    else "Every item of the run was tried; `retry` tries those that failed again."
+                )
             unit.runs.change(run_id, Change(failed=-reopened))
             limit = {} if max_cost_usd is None else {"max_cost_usd": max_cost_usd}
-            _audit(Action.RUN_RETRIED, run, actor, unit)
+            _audit(action, run, actor, unit)
             started = unit.runs.start(run_id, lifetime=self._defaults.expires_seconds, **limit)
         if started is not None:
             self._progress.publish(started)
         self._lifecycle.wake()
         return self.get(run_id)
+
+    def delete(
+        self,
+        run_id: UUID | str,
+        owner: UUID | None = None,
+        *,
+        only_key: UUID | None = None,
+        actor: Actor | None = None,
+    ) -> None:
+        """Delete a run that has ended, its items, and the vectors that nobody else uses.
+
+        It is gone at once, and its items are within minutes. Where the run is not the `actor`'s
+        own, this is audited. Raises as `retry`.
+        """
+        run_id = self._owned(run_id, owner).id
+        with self._ledger.transaction() as unit:
+            run = unit.runs.lock(run_id)
+            if run is None:
+                raise NotFound(f"There is no run {run_id}.")
+            if not RunState(run.state).is_final:
+                raise WrongState("The run goes on; cancel it, and delete it when it has ended.")
+            check_came_with(run.api_key_id, only_key)
+            if unit.run_maintenance.is_busy(run_id):
+                raise WrongState(
+                    "The run has ended, and its last calls or its search index are not over yet; "
+                    "try again in a while."
+                )
+            _audit(Action.RUN_DELETED, run, actor, unit)
+            unit.run_maintenance.drop(run_id, drops_vectors=True)
 
     def wait(self, run_id: UUID | str, timeout: float = math.inf) -> RunView:
         """Wait until the run has ended. Raises `TimeoutError` after `timeout` seconds."""

@@ -1,6 +1,8 @@
 """`promptstack runs ...`: batches of embeddings and generations."""
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +27,12 @@ from promptstack.api.cli.terminal import (
     print_json,
     stop,
 )
+from promptstack.repositories.pages import PageQuery
+from promptstack.repositories.run_models import RunKind, RunState
 from promptstack.services.audit.actor import Actor
 from promptstack.services.export.items import ExportFormat
 from promptstack.services.runs.views import RunView
+from promptstack.tasks.composition import PromptStack
 
 RunId = Annotated[str, typer.Argument(metavar="ID", help=f"Id of the run; {ID_HELP}.")]
 COLUMNS = (
@@ -46,11 +51,14 @@ COLUMNS = (
 
 def list_(
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many.")] = 20,
+    state: Annotated[RunState | None, typer.Option(help="Only runs in this state.")] = None,
+    kind: Annotated[RunKind | None, typer.Option(help="Only runs of this kind.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only runs with this tag.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List runs, newest first."""
     with connected(start_servers=True) as stack:
-        runs = stack.runs.get_many(limit=limit)
+        runs = stack.runs.get_page(PageQuery(limit), state=state, kind=kind, tag=tag).rows
     if as_json:
         print_items(map(vars, runs))
     elif runs:
@@ -126,18 +134,57 @@ def retry(
     What succeeded isn't paid for again.
     """
     with connected() as stack:
-        target = Target(output, overwrite=overwrite)
+        again = partial(stack.runs.retry, max_cost_usd=dollars_of(max_cost))
+        _start_again(stack, run_id, again, Target(output, overwrite=overwrite), detach, as_json)
+
+
+def _start_again(
+    stack: PromptStack,
+    run_id: str,
+    again: Callable[..., RunView],
+    target: Target,
+    detach: bool,
+    as_json: bool,
+) -> None:
+    """Start a run again, watch it to its end and write its output."""
+    found = stack.runs.find(run_id)
+    target.check(stack.runs.get(found).kind, detach=detach, run=found)
+    run = again(found, actor=Actor.command_line())
+    if not detach:
+        finish(stack, found, target, as_json=as_json)
+    elif as_json:
+        print_json(vars(run))
+    else:
+        left = run.total - run.succeeded - run.failed
+        out.print(f"{plural(left, 'item')} {'is' if left == 1 else 'are'} tried again.")
+
+
+def resume(
+    run_id: RunId,
+    max_cost: Annotated[str | None, typer.Option(help="A new limit, in dollars.")] = None,
+    detach: Detach = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Go on with a run that ended before all its items were tried.
+
+    What failed stays failed; `runs retry` tries that too.
+    """
+    with connected() as stack:
+        again = partial(stack.runs.resume, max_cost_usd=dollars_of(max_cost))
+        _start_again(stack, run_id, again, Target(output, overwrite=overwrite), detach, as_json)
+
+
+def delete(run_id: RunId, as_json: JsonFlag = False) -> None:
+    """Delete a run that has ended, and vectors that nobody else uses."""
+    with connected() as stack:
         found = stack.runs.find(run_id)
-        target.check(stack.runs.get(found).kind, detach=detach, run=found)
-        new_limit = dollars_of(max_cost)
-        run = stack.runs.retry(found, max_cost_usd=new_limit, actor=Actor.command_line())
-        if not detach:
-            finish(stack, found, target, as_json=as_json)
-        elif as_json:
-            print_json(vars(run))
-        else:
-            left = run.total - run.succeeded - run.failed
-            out.print(f"{plural(left, 'item')} {'is' if left == 1 else 'are'} tried again.")
+        stack.runs.delete(found, actor=Actor.command_line())
+    if as_json:
+        print_json({"id": found, "deleted": True})
+    else:
+        out.print(f"Deleted run {found}.")
 
 
 def export(

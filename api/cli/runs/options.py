@@ -63,6 +63,9 @@ class StartOptions:
     max_retries: MaxRetries = None
     expires_in: ExpiresIn = None
     name: Annotated[str, typer.Option(help="A name to know the run by.")] = ""
+    tag: Annotated[
+        list[str] | None, typer.Option(help="A word to find it by; may be given again.")
+    ] = None
     collection: Collection = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check, count and estimate.")] = (
         False
@@ -89,6 +92,7 @@ class StartOptions:
             "model": self.model,
             "collection": self.collection,
             "name": (self.name or printable_path(source))[-LONGEST_NAME:],
+            "tags": self.tag or [],
             "in_flight": self.in_flight,
             "max_cost_usd": dollars_of(self.max_cost),
             "max_retries": self.max_retries,

@@ -13,9 +13,12 @@ from typer.testing import CliRunner
 
 from promptstack.api.cli.main import build
 from promptstack.repositories.models import JobKind
+from promptstack.repositories.run_models import RunState
+from promptstack.repositories.runs.outcomes import Ended
+from promptstack.repositories.runs.runs import Change
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
-from tests.runs import work
+from tests.runs import in_ledger, work
 
 RUNS = "/api/v1/runs"
 PROMPTS = [{"custom_id": f"id-{number}", "prompt": f"Say {number}."} for number in range(5)]
@@ -300,6 +303,8 @@ def test_others_runs_do_not_exist(stack: WorkerServices, client: TestClient) -> 
                 ("GET", "/failures"),
                 ("POST", "/cancel"),
                 ("POST", "/retry"),
+                ("POST", "/resume"),
+                ("DELETE", ""),
             ):
                 response = stranger.request(method, f"{RUNS}/{run_id}{path}")
                 problem(response, 404, "NOT_FOUND")
@@ -350,3 +355,84 @@ def test_no_item_whatever_makes_the_server_fail(
         assert (run["state"], run["succeeded"] + run["failed"]) == ("completed", 2)
         assert client.get(f"{RUNS}/{run['id']}/results").status_code == 200
         assert client.get(f"{RUNS}/{run['id']}/failures").status_code == 200
+
+
+def test_a_cancelled_run_goes_on_where_it_was_and_what_failed_stays_failed(
+    stack: WorkerServices, client: TestClient
+) -> None:
+    run = accepted(client, "generations", items=PROMPTS, provider="demo")
+    run_id = UUID(run["id"])
+    problem(client.post(f"{RUNS}/{run_id}/resume"), 409, "WRONG_STATE")
+    with stack.ledger.transaction() as unit:
+        unit.outcomes.end(run_id, [Ended(1, error_code="REFUSED", error="It was refused.")])
+        unit.runs.change(run_id, Change(failed=1))
+    assert client.post(f"{RUNS}/{run_id}/cancel").json()["state"] == "cancelled"
+    resumed = client.post(f"{RUNS}/{run_id}/resume")
+    assert (resumed.status_code, resumed.json()["state"]) == (200, "running")
+    run = done(stack, client, run)
+    assert (run["state"], run["succeeded"], run["failed"]) == ("completed", 4, 1)
+    told = problem(client.post(f"{RUNS}/{run_id}/resume"), 409, "WRONG_STATE")
+    assert "`retry`" in told["detail"]
+    client.post(f"{RUNS}/{run_id}/retry")
+    assert done(stack, client, run)["succeeded"] == 5
+
+
+def test_a_run_is_deleted_with_its_items_when_it_has_ended(
+    stack: WorkerServices, client: TestClient
+) -> None:
+    run = accepted(client, "generations", items=PROMPTS, provider="demo")
+    url = f"{RUNS}/{run['id']}"
+    assert "cancel it" in problem(client.delete(url), 409, "WRONG_STATE")["detail"]
+    with stack.ledger.transaction() as unit:  # as if a worker had not handed its shard back yet
+        unit.runs.finish(UUID(run["id"]), RunState.CANCELLED)
+    assert "not over yet" in problem(client.delete(url), 409, "WRONG_STATE")["detail"]
+    stack.run_maintenance.run_once(retention=0.0)
+    assert client.delete(url).status_code == 204
+    problem(client.get(url), 404, "NOT_FOUND")
+    problem(client.get(f"{url}/results/jsonl"), 404, "NOT_FOUND")
+    problem(client.delete(url), 404, "NOT_FOUND")
+    for _ in range(2):
+        stack.run_maintenance.run_once(retention=1e9)
+    for table in ("items", "outcomes", "pruned_runs"):
+        assert in_ledger(stack, f"SELECT count(*) FROM {table}") == 0
+    assert in_ledger(stack, "SELECT count(*) FROM audit_log WHERE action = 'run.deleted'") == 0
+
+
+def test_the_deletion_of_another_users_run_is_audited(
+    stack: WorkerServices, client: TestClient
+) -> None:
+    run = accepted(client, "generations", items=PROMPTS, provider="demo")
+    done(stack, client, run)
+    with serve(stack, "root@example.org", is_admin=True) as admin:
+        assert admin.delete(f"{RUNS}/{run['id']}").status_code == 204
+        [entry] = admin.get("/api/v1/audit?action=run.deleted").json()["entries"]
+    assert entry["object_id"] == run["id"]
+
+
+def test_runs_are_found_by_what_they_are(stack: WorkerServices, client: TestClient) -> None:
+    one = accepted(client, "generations", items=["a"], provider="demo", tags=["red", "blue"])
+    two = accepted(client, "embeddings", items=["b"], provider="local", tags=["red"])
+    client.post(f"{RUNS}/{two['id']}/cancel")
+    middle = two["created_at"].replace("+00:00", "Z")
+    found = {
+        query: [run["id"] for run in client.get(f"{RUNS}?{query}").json()["runs"]]
+        for query in (
+            "tag=red",
+            "tag=blue",
+            "state=cancelled",
+            "kind=embedding",
+            f"since={middle}",
+            f"until={middle}",
+            "state=running&kind=embedding",
+        )
+    }
+    assert list(found.values()) == [
+        [two["id"], one["id"]],
+        [one["id"]],
+        [two["id"]],
+        [two["id"]],
+        [two["id"]],
+        [one["id"]],
+        [],
+    ]
+    problem(client.get(f"{RUNS}?since={middle}&until={middle}"), 422, "INVALID_INPUT")
