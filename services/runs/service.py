@@ -5,7 +5,6 @@ Nothing is paid for before every input was read and checked and `start` was call
 
 import math
 import time
-from decimal import Decimal
 from functools import partial
 from typing import Unpack
 from uuid import UUID
@@ -17,10 +16,8 @@ from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.repositories.vector_indexes import VectorIndexes
-from promptstack.services.access.key_terms import check_came_with
-from promptstack.services.audit.actions import Action, ObjectKind
+from promptstack.services.audit.actions import Action
 from promptstack.services.audit.actor import Actor
-from promptstack.services.audit.log import AuditLog
 from promptstack.services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
 from promptstack.services.idempotency.claims import claim, made_before
 from promptstack.services.llm.factory import LLMServiceFactory
@@ -30,7 +27,6 @@ from promptstack.services.runs.intake.new_run import (
     GenerationRunKeywords,
     RunDefaults,
     RunKeywords,
-    RunOptions,
 )
 from promptstack.services.runs.intake.plans import plan_embedding, plan_generation
 from promptstack.services.runs.intake.preparation import RunPreparation
@@ -38,7 +34,7 @@ from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.views import Preflight, RunView
 from promptstack.services.sources.reading import Source
-from promptstack.services.validation.bounds import checked_limit, refused_in_words
+from promptstack.services.validation.bounds import checked_limit
 from promptstack.services.validation.ids import find_id, read_id
 
 POLL_SECONDS = 0.1
@@ -54,7 +50,7 @@ class BadInputs(InvalidInput):
     code = "BAD_INPUTS"
 
 
-class RunService:
+class RunService(EndedRuns):
     """Accepts runs and answers for them."""
 
     def __init__(
@@ -68,14 +64,10 @@ class RunService:
         indexes: VectorIndexes,
         defaults: RunDefaults,
     ) -> None:
-        self._ledger = ledger
+        super().__init__(ledger, lifecycle, progress, estimator, defaults)
         self._factory = factory
-        self._lifecycle = lifecycle
-        self._progress = progress
-        self._estimator = estimator
         self._preparation = RunPreparation(ledger, factory, estimator, defaults)
         self._indexes = indexes
-        self._defaults = defaults
 
     def embed(
         self,
@@ -164,10 +156,6 @@ class RunService:
         """Delete a run that was prepared and not started."""
         self._preparation.discard(read_id(run_id, "run"))
 
-    def get(self, run_id: UUID | str, owner: UUID | None = None) -> RunView:
-        """Read a run from the ledger. Raises `NotFound`, also for another owner's run."""
-        return RunView.of(self._owned(run_id, owner))
-
     def find(self, given: str) -> UUID:
         """Return the id of the only run whose id begins with `given`. Raises as `find_id`."""
         with self._ledger.transaction() as unit:
@@ -193,125 +181,10 @@ class RunService:
         Raises `NotFound` and `WrongState`.
         """
         run = self._owned(run_id, owner)
-        record = partial(_audit, Action.RUN_CANCELLED, run, actor)
+        record = partial(audit_run, Action.RUN_CANCELLED, run, actor)
         if self._lifecycle.end(run.id, RunState.CANCELLED, record=record) is None:
             raise WrongState(f"The run has ended already: it is {run.state}.")
         return self.get(run_id)
-
-    def retry(
-        self,
-        run_id: UUID | str,
-        owner: UUID | None = None,
-        max_cost_usd: Decimal | None = None,
-        *,
-        only_key: UUID | None = None,
-        actor: Actor | None = None,
-    ) -> RunView:
-        """Try again items that failed at a provider or were never tried.
-
-        Items that succeeded are not paid for again, and bad inputs stay bad. Where the run is not
-        the `actor`'s own, this is audited. With `only_key` it must have come with that API key.
-        Raises `NotFound`, `NotPermitted` and `WrongState`.
-        """
-        return self._start_again(
-            self._owned(run_id, owner).id,
-            Action.RUN_RETRIED,
-            max_cost_usd,
-            only_key=only_key,
-            actor=actor,
-        )
-
-    def resume(
-        self,
-        run_id: UUID | str,
-        owner: UUID | None = None,
-        max_cost_usd: Decimal | None = None,
-        *,
-        only_key: UUID | None = None,
-        actor: Actor | None = None,
-    ) -> RunView:
-        """Go on with a run that ended before all its items were tried; what failed stays failed.
-
-        Otherwise as `retry`.
-        """
-        return self._start_again(
-            self._owned(run_id, owner).id,
-            Action.RUN_RESUMED,
-            max_cost_usd,
-            only_key=only_key,
-            actor=actor,
-        )
-
-    def _start_again(
-        self,
-        run_id: UUID,
-        action: Action,
-        max_cost_usd: Decimal | None,
-        *,
-        only_key: UUID | None,
-        actor: Actor | None,
-    ) -> RunView:
-        if max_cost_usd is not None:
-            with refused_in_words():
-                max_cost_usd = RunOptions(max_cost_usd=max_cost_usd).max_cost_usd
-        with self._ledger.transaction() as unit:
-            run = unit.runs.lock(run_id)
-            if run is None:
-                raise NotFound(f"There is no run {run_id}.")
-            if not RunState(run.state).is_final:
-                raise WrongState("The run goes on; it can be started again when it has ended.")
-            check_came_with(run.api_key_id, only_key)
-            if run.started_at is None:
-                raise WrongState(
-                    "The run was never started, so it may lack inputs; hand it in anew."
-                )
-            if max_cost_usd is not None:
-                self._estimator.check_limit(run.kind, run.provider, run.model, run.parameters)
-            is_retry = action is Action.RUN_RETRIED
-            reopened = unit.outcomes.reopen_failed(run_id) if is_retry else 0
-            if not reopened and run.succeeded + run.failed >= run.total:
-                raise WrongState(
-                    "The run has nothing left to try: no item failed at a provider."
-                    if is_retry
-                    else "Every item of the run was tried; `retry` tries those that failed again."
-                )
-            unit.runs.change(run_id, Change(failed=-reopened))
-            limit = {} if max_cost_usd is None else {"max_cost_usd": max_cost_usd}
-            _audit(action, run, actor, unit)
-            started = unit.runs.start(run_id, lifetime=self._defaults.expires_seconds, **limit)
-        if started is not None:
-            self._progress.publish(started)
-        self._lifecycle.wake()
-        return self.get(run_id)
-
-    def delete(
-        self,
-        run_id: UUID | str,
-        owner: UUID | None = None,
-        *,
-        only_key: UUID | None = None,
-        actor: Actor | None = None,
-    ) -> None:
-        """Delete a run that has ended, its items, and the vectors that nobody else uses.
-
-        It is gone at once, and its items are within minutes. Where the run is not the `actor`'s
-        own, this is audited. Raises as `retry`.
-        """
-        run_id = self._owned(run_id, owner).id
-        with self._ledger.transaction() as unit:
-            run = unit.runs.lock(run_id)
-            if run is None:
-                raise NotFound(f"There is no run {run_id}.")
-            if not RunState(run.state).is_final:
-                raise WrongState("The run goes on; cancel it, and delete it when it has ended.")
-            check_came_with(run.api_key_id, only_key)
-            if unit.run_maintenance.is_busy(run_id):
-                raise WrongState(
-                    "The run has ended, and its last calls or its search index are not over yet; "
-                    "try again in a while."
-                )
-            _audit(Action.RUN_DELETED, run, actor, unit)
-            unit.run_maintenance.drop(run_id, drops_vectors=True)
 
     def wait(self, run_id: UUID | str, timeout: float = math.inf) -> RunView:
         """Wait until the run has ended. Raises `TimeoutError` after `timeout` seconds."""
@@ -365,26 +238,6 @@ class RunService:
         model = unit.embeddings.find_model(run.provider, run.model)
         if model is not None and run.total > LARGE_LOAD * unit.embeddings.estimate(model):
             self._indexes.drop(unit, model)
-
-    def _owned(self, run_id: UUID | str, owner: UUID | None) -> Run:
-        run_id = read_id(run_id, "run")
-        with self._ledger.transaction() as unit:
-            run = unit.runs.get(run_id)
-        if run is None or (owner is not None and run.user_id != owner):
-            raise NotFound(f"There is no run {run_id}.")
-        return run
-
-
-def _audit(action: Action, run: Run, actor: Actor | None, unit: UnitOfWork) -> None:
-    """Record what somebody does to a run of somebody else."""
-    if actor is not None and run.user_id != actor.user_id:
-        AuditLog.record(
-            unit,
-            actor=actor,
-            action=action,
-            object=ObjectKind.RUN.of(run.id),
-            detail={"owner_id": run.user_id, "kind": run.kind, "state": run.state},
-        )
 
 
 def _explain(preflight: Preflight) -> str:
