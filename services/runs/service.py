@@ -21,6 +21,7 @@ from promptstack.services.audit.actor import Actor
 from promptstack.services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
 from promptstack.services.idempotency.claims import claim, made_before
 from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.services.runs.ended import EndedRuns, audit_run
 from promptstack.services.runs.filters import RunFilters, checked_filter
 from promptstack.services.runs.intake.estimates import Estimator
 from promptstack.services.runs.intake.new_run import (
