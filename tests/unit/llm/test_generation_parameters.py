@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from promptstack.api.cli.main import build
 from promptstack.api.cli.options.generation import GenerationOptions
 from promptstack.api.http.generations import GenerationBody
-from promptstack.api.http.runs import GenerationRunBody
+from promptstack.api.http.run_bodies import GenerationRunBody
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.service import JobService
 from promptstack.services.llm.parameters import GenerationKeywords, GenerationParameters
