@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, text
 
 from promptstack.repositories import migrations
 from promptstack.repositories.migrations import upgrade
+from promptstack.services.collections import service
 from promptstack.services.collections.lookup import ALL
 from promptstack.services.collections.service import CollectionExists
 from promptstack.services.errors import IdempotencyConflict, InvalidInput, NotFound
@@ -220,3 +221,26 @@ def migrate_down(stack: WorkerServices) -> None:
         config.attributes["connection"] = connection
         command.downgrade(config, "0031")
     engine.dispose()
+
+
+def test_a_user_has_only_so_many_collections(
+    stack: WorkerServices, ada: UUID, eve: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_COLLECTIONS", 3)
+    for name in ("one", "two"):
+        stack.collections.create(name, user_id=ada)
+    with pytest.raises(InvalidInput, match="3 collections"):
+        stack.collections.create("three", user_id=ada)
+    stack.collections.create("three", user_id=eve)
+    stack.collections.delete("one", owner=ada)
+    stack.collections.create("three", user_id=ada)
+
+
+def test_a_description_is_short(stack: WorkerServices) -> None:
+    most = "d" * service.MAX_DESCRIPTION_CHARACTERS
+    made = stack.collections.create("books", description=most)
+    for description in (most + "d", "\x00"):
+        with pytest.raises(InvalidInput):
+            stack.collections.create("other", description=description)
+        with pytest.raises(InvalidInput):
+            stack.collections.update(made.id, description=description)

@@ -21,6 +21,7 @@ from promptstack.repositories.models import Attempt, AttemptState, Billing, Embe
 from promptstack.repositories.usage import Group
 from promptstack.services.access.key_terms import KeyLimits
 from promptstack.services.budgets.service import Scope, Subject
+from promptstack.services.documents import search
 from promptstack.services.documents.search import MAX_RESULTS, spans
 from promptstack.services.documents.vectors import vector_key
 from promptstack.services.errors import (
@@ -468,6 +469,15 @@ def test_highlights_are_where_the_words_are(stack: WorkerServices, fake: FakePro
     put(stack, "a", said)
     [match] = stack.search.search("the hunting owl", provider="fake")
     assert [said[begin:end] for begin, end in match.highlights] == ["hunts", "Owl", "owls", "hunt"]
+
+
+def test_only_the_best_matches_have_highlights(
+    stack: WorkerServices, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "HIGHLIGHTED", 2)
+    embed_run(stack, [f"Owl {number}." for number in range(5)])
+    matches = stack.search.search("owl", provider="fake")
+    assert [len(match.highlights) for match in matches] == [1, 1, 0, 0, 0]
 
 
 def test_a_collection_has_its_language(stack: WorkerServices, fake: FakeProvider) -> None:
