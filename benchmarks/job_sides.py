@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 from redis import Redis
+from sqlalchemy import text
 
 from benchmarks.deployment import MODEL, Deployment, start
 from promptstack.config.celery import kombu_url
@@ -108,6 +109,42 @@ TINY: Mapping[str, OpenSide] = {
 }
 """Ours: a generation that the demo provider answers at once, and a text that `local` embeds.
 The others': a task that does nothing."""
+
+
+@contextmanager
+def _ours_while(before: str, after: str, deployed: Deployment, slots: int) -> Iterator[Side]:
+    """Our demo side, after a change of the ledger that is undone afterwards."""
+    _change(deployed, before)
+    try:
+        with _ours(_our_demo, deployed, slots) as side:
+            yield side
+    finally:
+        _change(deployed, after)
+
+
+def _change(deployed: Deployment, statements: str) -> None:
+    with deployed.stack.ledger.transaction() as unit:
+        unit.session.execute(text(statements))
+
+
+WEBHOOKS: Mapping[str, OpenSide] = {
+    "ours": TINY["ours"],
+    "no trigger": partial(
+        _ours_while,
+        "ALTER TABLE jobs DISABLE TRIGGER jobs_tell_end",
+        "ALTER TABLE jobs ENABLE TRIGGER jobs_tell_end",
+    ),
+    "others' webhooks": partial(
+        _ours_while,
+        "INSERT INTO users (id, email) VALUES (gen_random_uuid(), 'eve@example.org'); "
+        "INSERT INTO webhook_endpoints (id, user_id, url, secret) "
+        "SELECT gen_random_uuid(), users.id, 'https://example.org/', '' "
+        "FROM users, generate_series(1, 20) WHERE email = 'eve@example.org'",
+        "DELETE FROM users WHERE email = 'eve@example.org'",
+    ),
+}
+"""What webhooks cost jobs that have none: with and without the trigger that notes ends, and where
+other users have endpoints."""
 
 
 def _ended_in_celery(redis: Redis, keys: Sequence[str]) -> list[datetime | None]:

@@ -24,7 +24,7 @@ from redis import Redis
 from sqlalchemy import text
 
 from benchmarks.deployment import Deployment, deployment, wait_until
-from benchmarks.job_sides import GENERATIONS, TINY, OpenSide, Side
+from benchmarks.job_sides import GENERATIONS, TINY, WEBHOOKS, OpenSide, Side
 from benchmarks.metering import Meter
 from promptstack.simulator.process import SimulatorProcess
 
@@ -74,11 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--producers", type=int, default=8, help="threads that enqueue")
     parser.add_argument("--warm-up", type=int, default=200, help="jobs before each round")
     parser.add_argument("--only", help="a side's name: ours, stock or dramatiq")
+    parser.add_argument(
+        "--webhooks", action="store_true", help="ours alone: what webhooks cost jobs that have none"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     given = parser.parse_args(arguments)
     if given.tiny:
         given.jobs = given.tiny
     sides = TINY if given.tiny else GENERATIONS
+    sides = WEBHOOKS if given.webhooks else sides
     sides = {name: it for name, it in sides.items() if given.only in (None, name.split(",")[0])}
     if not sides:
         parser.error(f"there is no side {given.only}")

@@ -205,12 +205,14 @@ class Settings(BaseSettings):
     )
     secret_key: Secret = Field(
         SecretStr(DEFAULT_SECRET_KEY),
-        description="Signs the tokens of who has signed in. Long and random in production.",
+        description="Signs the tokens of who has signed in, and encrypts the secrets of webhooks. "
+        "Long and random in production; the same in all processes.",
     )
     previous_secret_key: Secret | None = Field(
         None,
         description="SECRET_KEY before it was replaced. What it has signed is taken as well, so "
-        "that nobody is signed out; remove it after REFRESH_TOKEN_EXPIRE_DAYS.",
+        "that nobody is signed out, and webhooks keep their secrets; remove it after "
+        "REFRESH_TOKEN_EXPIRE_DAYS.",
     )
     access_token_expire_minutes: int = Field(
         30, ge=1, le=1_440, description="How long an access token signs requests."

@@ -48,6 +48,8 @@ class WebhookEndpoint(Base):
     """Until then, the secret before the last rotation signs as well."""
     failures: Mapped[int] = mapped_column(server_default="0")
     """Attempts that failed in a row."""
+    judged_at: Mapped[datetime | None]
+    """When an attempt was last counted: failures of attempts that had begun before are not."""
     rests_until: Mapped[datetime | None]
     """Nothing is sent before, as so many have failed."""
     disabled_at: Mapped[datetime | None]

@@ -54,6 +54,8 @@ class DueDelivery:
     claims: int
     failures: int
     created_at: datetime
+    claimed_at: datetime
+    """By the ledger's clock, as all times are."""
 
     @property
     def target(self) -> Target:
@@ -71,6 +73,16 @@ class SettledDelivery(NamedTuple):
     """Until the next attempt; None: there is none."""
     entry: str
     """Of the log, as JSON."""
+
+
+class Judged(NamedTuple):
+    """What some attempts tell of an endpoint."""
+
+    id: UUID
+    is_alive: bool
+    """Whether it took an event."""
+    began: datetime
+    """When the last of them began."""
 
 
 class EndpointHealth(NamedTuple):
@@ -116,14 +128,15 @@ class SendingRepository:
         _SETTLE.run(self._session, [one._asdict() for one in settled], most=LOGGED_ATTEMPTS)
 
     def note_health(
-        self, alive: Mapping[UUID, bool], rest_after: int, rest_seconds: float, most_rest: float
+        self, judged: Sequence[Judged], rest_after: int, rest_seconds: float, most_rest: float
     ) -> list[EndpointHealth]:
         """Count failures in a row of endpoints; those that have failed now.
 
-        From the failure `rest_after` on, an endpoint rests for `rest_seconds`, twice as long after
-        each other one, and never longer than `most_rest`.
+        Attempts that ran at the same time count once. From the failure `rest_after` on, an endpoint
+        rests for `rest_seconds`, twice as long after each other one, and never longer than
+        `most_rest`.
         """
-        rows = [{"id": key, "is_alive": is_alive} for key, is_alive in alive.items()]
+        rows = [one._asdict() for one in judged]
         found = _NOTE_HEALTH.run(
             self._session, rows, after=rest_after, seconds=rest_seconds, most=most_rest
         )
@@ -203,7 +216,7 @@ RETURNING deliveries.id, deliveries.endpoint_id, deliveries.host, deliveries.eve
     endpoints.secret,
     CASE WHEN endpoints.previous_until > now() THEN endpoints.previous_secret END
         AS previous_secret,
-    deliveries.claims, deliveries.failures, deliveries.created_at
+    deliveries.claims, deliveries.failures, deliveries.created_at, now() AS claimed_at
 """  # noqa: S608 - our own text
 )
 
@@ -243,16 +256,20 @@ RETURNING deliveries.id
 )
 
 _NOTE_HEALTH = BatchStatement(
-    "id uuid, is_alive boolean",
+    "id uuid, is_alive boolean, began timestamptz",
     """
 , changed AS (
     SELECT endpoints.id, CASE WHEN given.is_alive THEN 0 ELSE endpoints.failures + 1 END AS failures
     FROM given JOIN webhook_endpoints AS endpoints ON endpoints.id = given.id
-    WHERE endpoints.url IS NOT NULL AND (endpoints.failures > 0 OR NOT given.is_alive)
+    WHERE endpoints.url IS NOT NULL AND CASE
+        WHEN given.is_alive THEN endpoints.failures > 0
+        ELSE endpoints.judged_at IS NULL OR endpoints.judged_at <= given.began
+    END
     ORDER BY endpoints.id FOR NO KEY UPDATE OF endpoints
 )
 UPDATE webhook_endpoints AS endpoints SET
     failures = changed.failures,
+    judged_at = clock_timestamp(),
     rests_until = CASE
         WHEN changed.failures >= :after THEN now() + make_interval(
             secs => least(:most, :seconds * power(2, least(changed.failures - :after, 20)))

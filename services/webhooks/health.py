@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.repositories.webhooks.sending import DueDelivery, Judged
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
@@ -35,19 +36,19 @@ class EndpointHealth:
         self._disable_after = disable_after
         self._rest_seconds = rest_seconds
 
-    def note(self, unit: UnitOfWork, answers: Iterable[tuple[UUID, Answer]]) -> None:
-        """Note what came of attempts that ended together: of several to one endpoint, one counts.
-
-        An endpoint that took any of them is well.
-        """
-        alive: dict[UUID, bool] = {}
+    def note(self, unit: UnitOfWork, attempts: Iterable[tuple[DueDelivery, Answer]]) -> None:
+        """Note what came of attempts that ended together: who took any of them is well."""
+        judged: dict[UUID, Judged] = {}
         last: dict[UUID, Answer] = {}
-        for endpoint_id, answer in answers:
-            alive[endpoint_id] = alive.get(endpoint_id, False) or answer.is_taken
+        for delivery, answer in attempts:
+            key, began = delivery.endpoint_id, delivery.claimed_at
+            before = judged.get(key, Judged(key, False, began))
+            is_alive = before.is_alive or answer.is_taken
+            judged[key] = Judged(key, is_alive, max(before.began, began))
             if not answer.is_taken:
-                last[endpoint_id] = answer
+                last[key] = answer
         failing = unit.webhook_sending.note_health(
-            alive, REST_AFTER, self._rest_seconds, MOST_REST_SECONDS
+            list(judged.values()), REST_AFTER, self._rest_seconds, MOST_REST_SECONDS
         )
         for one in failing:
             answer = last[one.id]

@@ -7,7 +7,7 @@ with a key made of SECRET_KEY: a copy of the database signs nothing.
 import base64
 import secrets as random
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,7 @@ def signed_headers(
     """The headers by which a receiver knows an event: a signature by each of the secrets."""
     from standardwebhooks import Webhook  # noqa: PLC0415 - only who sends needs it
 
+    at = at.astimezone(UTC)  # the library takes the time as if it were UTC's
     signatures = [Webhook(secret).sign(event, at, body) for secret in secrets]
     return {
         "webhook-id": event,

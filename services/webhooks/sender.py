@@ -13,7 +13,6 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from uuid import UUID
 
 from promptstack.config.errors import PromptStackError
@@ -43,7 +42,6 @@ class _Attempt:
     """A delivery that was tried, and what came of it."""
 
     delivery: DueDelivery
-    at: datetime
     answer: Answer
 
 
@@ -122,33 +120,32 @@ class WebhookSender:
         return unit.webhook_sending.claim(room, self._lease_seconds)
 
     async def _deliver(self, delivery: DueDelivery) -> None:
-        at = datetime.now(UTC)
         try:
-            answer = await self._send(delivery, at)
+            answer = await self._send(delivery)
         except PromptStackError as error:
             answer = Answer(None, str(error), 0.0)
         except Exception as error:
             # It must not stay under way for ever.
             logger.exception("an event could not be sent")
             answer = Answer(None, f"It could not be sent ({type(error).__name__}).", 0.0)
-        self._tried.append(_Attempt(delivery, at, answer))
+        self._tried.append(_Attempt(delivery, answer))
         self.wake()
 
-    async def _send(self, delivery: DueDelivery, at: datetime) -> Answer:
+    async def _send(self, delivery: DueDelivery) -> Answer:
         body = event_body(delivery.event_id, delivery.type, delivery.object_id, delivery.created_at)
         sealed = filter(None, (delivery.secret, delivery.previous_secret))
         secrets = [self._secrets.open(one) for one in sealed]
-        headers = signed_headers(secrets, event_name(delivery.event_id), at, body)
+        headers = signed_headers(secrets, event_name(delivery.event_id), delivery.claimed_at, body)
         return await self._receivers.post(delivery.url, body, headers)
 
     def _settle(self, unit: UnitOfWork, tried: Sequence[_Attempt]) -> None:
         unit.webhook_sending.settle([self._settled(attempt) for attempt in tried])
-        self._health.note(unit, [(one.delivery.endpoint_id, one.answer) for one in tried])
+        self._health.note(unit, [(one.delivery, one.answer) for one in tried])
 
     def _settled(self, attempt: _Attempt) -> SettledDelivery:
         answer = attempt.answer
         entry = {
-            "at": attempt.at.isoformat(timespec="milliseconds"),
+            "at": attempt.delivery.claimed_at.isoformat(timespec="milliseconds"),
             "status": answer.status,
             "error": answer.error,
             "seconds": answer.seconds,

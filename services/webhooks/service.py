@@ -156,11 +156,13 @@ class WebhookService:
         if url is not None:
             self._rules.check(terms.url)
         values = {name: getattr(terms, name) for name in given}
+        if "url" in values:
+            values |= {"failures": 0, "rests_until": None}  # another receiver
         if "events" in values:
             values["events"] = _known(terms.events)
         with self._ledger.transaction() as unit:
             endpoint = found_endpoint(unit, endpoint_id, owner)
-            changed = sorted(values) + ([] if enabled is None else ["enabled"])
+            changed = sorted(given) + ([] if enabled is None else ["enabled"])
             unit.webhooks.update(endpoint, **values)
             if enabled is True:
                 unit.webhooks.enable(endpoint.id)

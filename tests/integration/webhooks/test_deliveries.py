@@ -20,7 +20,7 @@ from promptstack.services.webhooks.secrets import SecretBox
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider, employ
 from tests.integration.invariants.test_messages_carry_ids import everything_in
-from tests.jobs import another, generate, run, sql, two_users
+from tests.jobs import NO_REDIS, another, generate, run, sql, two_users
 from tests.mail_server import mail_server
 from tests.mails import add_user, with_mail
 from tests.processes import wait_until
@@ -361,6 +361,54 @@ def test_ten_failures_in_a_row_disable_an_endpoint_and_its_user_is_told(
             send_all(sending)
             assert str(job_id) in {event.body["data"]["id"] for event in served.taken}
             assert len(served.taken) == 2
+
+
+def test_attempts_that_fail_one_after_the_other_but_ran_together_count_once(
+    sending: WorkerServices, served: Receiver
+) -> None:
+    """Else an endpoint at which ten requests hang would be disabled when these time out."""
+    waits = iter([0.1 * number for number in range(10)])
+
+    def fail_late(_: Event) -> int:
+        time.sleep(next(waits, 0))
+        return 500
+
+    served.answer = fail_late
+    made = sending.webhooks.create(served.url)
+    sending.webhook_sender._retry_seconds = [0.0, 1_000.0]
+    for n in range(10):
+        sending.jobs.cancel(generate(sending, f"{n}").id)
+
+    def all_failed() -> bool:
+        sending.webhook_sender.run_once()
+        return sum(one.failures for one in deliveries(sending)) == 10
+
+    wait_until(all_failed, "all attempts to fail")
+    endpoint = sending.webhooks.get(made.webhook.id)
+    assert (endpoint.enabled, endpoint.failures) == (True, 1)
+
+
+def test_another_address_starts_anew(sending: WorkerServices, served: Receiver) -> None:
+    served.answer = lambda _: 500
+    made = sending.webhooks.create(served.url)
+    end_a_job(sending)
+    fail_often(sending, 3)
+    assert sending.webhooks.get(made.webhook.id).failures == 3
+    changed = sending.webhooks.update(made.webhook.id, url=f"{served.url}/new")
+    assert changed.failures == 0
+    served.answer = lambda _: TAKE
+    sql(sending, "UPDATE webhook_deliveries SET due_at = now()")
+    send_due(sending)
+    assert served.taken[-1].path == "/hooks/new"
+
+
+def test_events_go_out_while_redis_is_away(stack: WorkerServices, served: Receiver) -> None:
+    made = stack.webhooks.create("https://example.org/")
+    sql(stack, "UPDATE webhook_endpoints SET url = :url", url=served.url)
+    stack.jobs.cancel(stack.jobs.enqueue_generation("Hello.", provider="demo").id)
+    with another(stack, **LOCAL, redis_url=NO_REDIS) as alone:
+        send_due(alone)
+    VERIFIERS["svix"](served.taken[0], made.secret)
 
 
 def test_a_success_ends_a_row_of_failures(sending: WorkerServices, served: Receiver) -> None:
