@@ -1,8 +1,8 @@
 """The endpoints of webhooks."""
 
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, case, func, literal_column, select, text, update
@@ -15,10 +15,29 @@ from promptstack.repositories.webhook_models import (
     WebhookDelivery,
     WebhookEndpoint,
 )
+from promptstack.repositories.wire_values import BatchStatement
 
 NOBODY = UUID(int=0)
 """Stands in the indexes for callers without a user."""
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('webhooks:' || :owner, 0))")
+
+
+class Judged(NamedTuple):
+    """What some attempts tell of an endpoint."""
+
+    id: UUID
+    is_alive: bool
+    """Whether it took an event."""
+    began: datetime
+    """When the last of them began."""
+
+
+class EndpointHealth(NamedTuple):
+    """How an endpoint does, after some attempts."""
+
+    id: UUID
+    user_id: UUID | None
+    failures: int
 
 
 class WebhookRepository(BaseRepository[WebhookEndpoint]):
@@ -97,6 +116,21 @@ class WebhookRepository(BaseRepository[WebhookEndpoint]):
         )
         return endpoint
 
+    def note_health(
+        self, judged: Sequence[Judged], rest_after: int, rest_seconds: float, most_rest: float
+    ) -> list[EndpointHealth]:
+        """Count failures in a row of endpoints; those that have failed now.
+
+        Attempts that ran at the same time count once. From the failure `rest_after` on, an endpoint
+        rests for `rest_seconds`, twice as long after each other one, and never longer than
+        `most_rest`.
+        """
+        rows = [one._asdict() for one in judged]
+        found = _NOTE_HEALTH.run(
+            self._session, rows, after=rest_after, seconds=rest_seconds, most=most_rest
+        )
+        return [EndpointHealth(row.id, row.user_id, row.failures) for row in found if row.failures]
+
     def end_rest(self, endpoint_id: UUID) -> None:
         """Send there at once, though so many attempts have failed: a person wants to see it."""
         self._set(endpoint_id, WebhookEndpoint.rests_until.is_not(None), rests_until=None)
@@ -131,3 +165,29 @@ def belongs_to(user_id: UUID | None) -> ColumnElement[bool]:
     """Whether an endpoint is of this user: word by word as in the indexes."""
     owner: ColumnElement[UUID] = literal_column(OWNER)
     return owner == (user_id or NOBODY)
+
+
+_NOTE_HEALTH = BatchStatement(
+    "id uuid, is_alive boolean, began timestamptz",
+    """
+, changed AS (
+    SELECT endpoints.id, CASE WHEN given.is_alive THEN 0 ELSE endpoints.failures + 1 END AS failures
+    FROM given JOIN webhook_endpoints AS endpoints ON endpoints.id = given.id
+    WHERE endpoints.url IS NOT NULL AND CASE
+        WHEN given.is_alive THEN endpoints.failures > 0
+        ELSE endpoints.judged_at IS NULL OR endpoints.judged_at <= given.began
+    END
+    ORDER BY endpoints.id FOR NO KEY UPDATE OF endpoints
+)
+UPDATE webhook_endpoints AS endpoints SET
+    failures = changed.failures,
+    judged_at = clock_timestamp(),
+    rests_until = CASE
+        WHEN changed.failures >= :after THEN now() + make_interval(
+            secs => least(:most, :seconds * power(2, least(changed.failures - :after, 20)))
+        )
+    END
+FROM changed WHERE endpoints.id = changed.id
+RETURNING endpoints.id, endpoints.user_id, endpoints.failures
+""",
+)

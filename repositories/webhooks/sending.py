@@ -75,24 +75,6 @@ class SettledDelivery(NamedTuple):
     """Of the log, as JSON."""
 
 
-class Judged(NamedTuple):
-    """What some attempts tell of an endpoint."""
-
-    id: UUID
-    is_alive: bool
-    """Whether it took an event."""
-    began: datetime
-    """When the last of them began."""
-
-
-class EndpointHealth(NamedTuple):
-    """How an endpoint does, after some attempts."""
-
-    id: UUID
-    user_id: UUID | None
-    failures: int
-
-
 class SendingRepository:
     """What those who send events take and note."""
 
@@ -126,21 +108,6 @@ class SendingRepository:
     def settle(self, settled: Sequence[SettledDelivery]) -> None:
         """Note what came of attempts. A failure counts only while nobody else has taken it."""
         _SETTLE.run(self._session, [one._asdict() for one in settled], most=LOGGED_ATTEMPTS)
-
-    def note_health(
-        self, judged: Sequence[Judged], rest_after: int, rest_seconds: float, most_rest: float
-    ) -> list[EndpointHealth]:
-        """Count failures in a row of endpoints; those that have failed now.
-
-        Attempts that ran at the same time count once. From the failure `rest_after` on, an endpoint
-        rests for `rest_seconds`, twice as long after each other one, and never longer than
-        `most_rest`.
-        """
-        rows = [one._asdict() for one in judged]
-        found = _NOTE_HEALTH.run(
-            self._session, rows, after=rest_after, seconds=rest_seconds, most=most_rest
-        )
-        return [EndpointHealth(row.id, row.user_id, row.failures) for row in found if row.failures]
 
     def release(self, claims: Mapping[UUID, int]) -> None:
         """Give back what was taken, and nothing has come of yet."""
@@ -252,31 +219,6 @@ FROM given
 WHERE deliveries.id = given.id AND deliveries.state = 'pending'
 AND (given.is_delivered OR deliveries.claims = given.claims)
 RETURNING deliveries.id
-""",
-)
-
-_NOTE_HEALTH = BatchStatement(
-    "id uuid, is_alive boolean, began timestamptz",
-    """
-, changed AS (
-    SELECT endpoints.id, CASE WHEN given.is_alive THEN 0 ELSE endpoints.failures + 1 END AS failures
-    FROM given JOIN webhook_endpoints AS endpoints ON endpoints.id = given.id
-    WHERE endpoints.url IS NOT NULL AND CASE
-        WHEN given.is_alive THEN endpoints.failures > 0
-        ELSE endpoints.judged_at IS NULL OR endpoints.judged_at <= given.began
-    END
-    ORDER BY endpoints.id FOR NO KEY UPDATE OF endpoints
-)
-UPDATE webhook_endpoints AS endpoints SET
-    failures = changed.failures,
-    judged_at = clock_timestamp(),
-    rests_until = CASE
-        WHEN changed.failures >= :after THEN now() + make_interval(
-            secs => least(:most, :seconds * power(2, least(changed.failures - :after, 20)))
-        )
-    END
-FROM changed WHERE endpoints.id = changed.id
-RETURNING endpoints.id, endpoints.user_id, endpoints.failures
 """,
 )
 

@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from promptstack.repositories.unit_of_work import UnitOfWork
-from promptstack.repositories.webhooks.sending import DueDelivery, Judged
+from promptstack.repositories.webhooks.endpoints import Judged
+from promptstack.repositories.webhooks.sending import DueDelivery
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
@@ -47,7 +48,7 @@ class EndpointHealth:
             judged[key] = Judged(key, is_alive, max(before.began, began))
             if not answer.is_taken:
                 last[key] = answer
-        failing = unit.webhook_sending.note_health(
+        failing = unit.webhooks.note_health(
             list(judged.values()), REST_AFTER, self._rest_seconds, MOST_REST_SECONDS
         )
         for one in failing:
