@@ -1,6 +1,7 @@
 """The client's wheel in an environment that has nothing of the server, against a real one."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,29 +20,37 @@ UV = str(ROOT / ".uv" / "bin" / "uv")
 CLIENT = ROOT / "client"
 ADA = "ada@example.org"
 HANGING = "gpt-5-nano"
+MOST_LIBRARIES = 12
+"""The client, httpx2, pydantic, and what these two need."""
+INSTALLED = "from importlib.metadata import distributions as all; print(*(d.name for d in all()))"
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FOREIGN = ("PYTHONPATH", "VIRTUAL_ENV", "DATABASE_URL", "REDIS_URL")
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The Python of an environment with the client's wheel, pytest and drivers of PostgreSQL."""
-    folder = tmp_path_factory.mktemp("client")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The client's wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
     subprocess.run([*build, "--directory", str(folder)], cwd=CLIENT, check=True)
-    [wheel] = folder.glob("promptstack_client-*.whl")
-    environment = folder / "environment"
-    # What the lock names, from where `make` put it: no network is needed.
-    libraries = "--frozen --offline --quiet --no-default-groups --group test --no-install-workspace"
+    [found] = folder.glob("promptstack_client-*.whl")
+    return found
+
+
+def install(wheel: Path, environment: Path, *options: str) -> str:
+    """The Python of a new environment that has the wheel and what it needs, and nothing else."""
+    # What the lock names, from where `make` has put it already.
+    sync = [UV, "sync", "--frozen", "--quiet", "--no-default-groups", "--no-install-workspace"]
     subprocess.run(
-        [UV, "sync", *libraries.split(), "--python", sys.executable],
+        [*sync, *options, "--python", sys.executable],
         cwd=CLIENT,
         env={**os.environ, "UV_PROJECT_ENVIRONMENT": str(environment)},
         check=True,
     )
-    found = environment / "bin" / "python"
-    install = [UV, "pip", "install", "--quiet", "--offline", "--no-deps", "--python", str(found)]
-    subprocess.run([*install, str(wheel)], check=True)
-    return str(found)
+    python = str(environment / "bin" / "python")
+    add = [UV, "pip", "install", "--quiet", "--offline", "--no-deps", "--python", python]
+    subprocess.run([*add, str(wheel)], check=True)
+    return python
 
 
 @pytest.fixture
@@ -57,32 +66,49 @@ def role(simulator: SimulatorProcess, stack: WorkerServices) -> Iterator[str]:
         unit.session.execute(text(f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}"))
 
 
-def test_the_tests_of_the_client_pass_where_nothing_else_is(
-    python: str,
+@pytest.fixture
+def variables(
     role: str,
     simulator: SimulatorProcess,
     stack: WorkerServices,
     open_door: Callable[..., Door],
     start_worker: Callable[..., Process],
-    tmp_path: Path,
-) -> None:
+) -> dict[str, str]:
+    """What the client's tests are told of a server and its worker."""
     simulator.set_fault_rates({"kind": "hang", "model": HANGING, "rate": 1})
     door = open_door()
     start_worker()
-    variables = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     url = stack.ledger.engine.url
-    variables |= {
+    return {
+        **{name: value for name, value in os.environ.items() if name not in FOREIGN},
         "PROMPTSTACK_TEST_DATABASE": f"{url.query['host']} {url.database} {role}",
         "PROMPTSTACK_URL": door.url,
         "PROMPTSTACK_API_KEY": stack.keys.create(ADA, "Ada"),
     }
+
+
+def run(python: str, *arguments: str, variables: dict[str, str], folder: Path) -> str:
+    """What a Python prints in a folder where it finds nothing of ours."""
     ran = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", CLIENT / "tests"],
-        cwd=tmp_path,  # Python finds nothing of ours here
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
+        [python, *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert " skipped" not in ran.stdout
+    return ran.stdout
+
+
+def test_the_client_works_where_nothing_else_is(
+    wheel: Path, variables: dict[str, str], tmp_path: Path
+) -> None:
+    """With pytest and drivers of PostgreSQL its own tests pass; without, so do its examples."""
+    python = install(wheel, tmp_path / "tests", "--group", "test")
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(CLIENT / "tests")]
+    assert " skipped" not in run(python, *tests, variables=variables, folder=tmp_path)
+
+    python = install(wheel, tmp_path / "bare")
+    listed = run(python, "-c", INSTALLED, variables=variables, folder=tmp_path).split()
+    assert {"promptstack-client", "httpx2", "pydantic"} <= set(listed)
+    assert len(listed) <= MOST_LIBRARIES, listed
+    example = "\n".join(
+        re.findall(r"(?ms)^```python\n(.*?)^```$", (CLIENT / "README.md").read_text())
+    )
+    assert "Say hello." in run(python, "-c", example, variables=variables, folder=tmp_path)

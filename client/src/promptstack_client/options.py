@@ -128,7 +128,11 @@ class JobFilter(TypedDict, total=False):
 class RunListOptions(ListOptions, total=False):
     """Which runs to list."""
 
+    state: str | None
+    kind: str | None
     tag: str | None
+    since: Time | None
+    until: Time | None
 
 
 class JobListOptions(ListOptions, JobFilter, total=False):
@@ -155,15 +159,26 @@ class RunFields(TypedDict, total=False):
     collection: str | None
     webhook: JsonObject | None
     """Where its end is told: `{"url": ...}`, signed with your own secret."""
+    format: str | None
+    """Of a file, where its name doesn't tell: `jsonl`, `csv`, `parquet` or `lines`."""
+    text_column: str | None
+    """Field of the text. Unset: `text`, else `prompt`."""
+    id_column: str | None
+    """Field of the id. Unset: `custom_id`, else `id`."""
+    columns: Sequence[str] | None
+    """Fields to keep as metadata. Unset: all others."""
+    idempotency_key: str | None
+    """Sent again with the same request, it returns the run that is there. Unset: one of its own."""
 
 
-class RunOptions(RunFields, total=False):
+class EmbeddingRunOptions(RunFields, total=False):
     """What may be said of a run that embeds texts."""
 
-    idempotency_key: str | None
+    chunk_tokens: int | None
+    """Cut each text into chunks of at most so many tokens."""
 
 
-class GenerationRunOptions(RunOptions, Parameters, total=False):
+class GenerationRunOptions(RunFields, Parameters, total=False):
     """What may be said of a run that answers prompts."""
 
     template: str | None

@@ -1,6 +1,6 @@
 """Runs: many items under one id."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,20 +20,18 @@ from promptstack_client.methods import (
 )
 from promptstack_client.models.base import Id, id_of
 from promptstack_client.models.events import RUN_EVENTS, RunEvent
-from promptstack_client.models.runs import Download, Failure, Result, Run
+from promptstack_client.models.runs import Download, Failure, Result, Run, RunCheck
 from promptstack_client.options import (
     Dollars,
+    EmbeddingRunOptions,
     FileOptions,
     GenerationRunOptions,
     ResultFileOptions,
     RunListOptions,
-    RunOptions,
 )
 from promptstack_client.sending import Flow
+from promptstack_client.sources import Items, body_of
 from promptstack_client.waiting import until_ended
-
-Item = str | Mapping[str, Any]
-
 
 RESULTS: Route[None] = Route("GET", "/runs/{run_id}/results/{format}", None)
 FAILURES: Route[None] = Route("GET", "/runs/{run_id}/failures/{format}", None)
@@ -42,15 +40,29 @@ FAILURES: Route[None] = Route("GET", "/runs/{run_id}/failures/{format}", None)
 class Runs(Resource[AnySender]):
     """Batches of prompts or texts."""
 
-    @sends("POST", "/runs/generations", Run)
-    def generate(self, items: Iterable[Item], **options: Unpack[GenerationRunOptions]) -> Asked:
-        """Start a run that answers each item: a prompt, or an object with one, or with messages."""
-        return _asked({"items": list(items), **options})
+    @sends("POST", "/runs/generations", Run, keyed=True)
+    def generate(self, items: Items, **options: Unpack[GenerationRunOptions]) -> Asked:
+        """Start a run that answers each item: a prompt, or an object with one, or with messages.
 
-    @sends("POST", "/runs/embeddings", Run)
-    def embed(self, items: Iterable[Item], **options: Unpack[RunOptions]) -> Asked:
-        """Start a run that embeds each item: a text, or an object with `text`."""
-        return _asked({"items": list(items), **options})
+        The items are a list, anything to go through, or the `Path` of a file; many are sent as a
+        file, and never are all in memory.
+        """
+        return _asked(items, options)
+
+    @sends("POST", "/runs/embeddings", Run, keyed=True)
+    def embed(self, items: Items, **options: Unpack[EmbeddingRunOptions]) -> Asked:
+        """Start a run that embeds each item: a text, or an object with `text`; see `generate`."""
+        return _asked(items, options)
+
+    @sends("POST", "/runs/generations", RunCheck, keyed=True)
+    def check_generation(self, items: Items, **options: Unpack[GenerationRunOptions]) -> Asked:
+        """Say what such a run would do and cost, and keep nothing of it."""
+        return _asked(items, options, {"dry_run": True})
+
+    @sends("POST", "/runs/embeddings", RunCheck, keyed=True)
+    def check_embedding(self, items: Items, **options: Unpack[EmbeddingRunOptions]) -> Asked:
+        """Say what such a run would do and cost, and keep nothing of it."""
+        return _asked(items, options, {"dry_run": True})
 
     @sends("GET", "/runs/{run_id}", Run)
     def get(self, run: Run | Id) -> Asked:
@@ -76,6 +88,16 @@ class Runs(Resource[AnySender]):
     def retry(self, run: Run | Id, *, max_cost_usd: Dollars | None = None) -> Asked:
         """Try again what failed or was never tried; what succeeded isn't paid for again."""
         return Asked({"run_id": id_of(run)}, body={"max_cost_usd": max_cost_usd})
+
+    @sends("POST", "/runs/{run_id}/resume", Run)
+    def resume(self, run: Run | Id, *, max_cost_usd: Dollars | None = None) -> Asked:
+        """Go on with a run that ended before all was tried; what failed stays failed."""
+        return Asked({"run_id": id_of(run)}, body={"max_cost_usd": max_cost_usd})
+
+    @sends("DELETE", "/runs/{run_id}", type(None))
+    def delete(self, run: Run | Id) -> Asked:
+        """Delete a run that has ended, and the vectors that nobody else uses."""
+        return Asked({"run_id": id_of(run)})
 
     @lists("/runs/{run_id}/results", Result, "results")
     def results(
@@ -124,6 +146,9 @@ def _download(
     return DownloadFeed(route, asked, path)
 
 
-def _asked(fields: dict[str, Any]) -> Asked:
+def _asked(
+    items: Items, options: Mapping[str, Any], query: Mapping[str, Any] | None = None
+) -> Asked:
+    fields = dict(options)
     key = fields.pop("idempotency_key", None)
-    return Asked(body=fields, idempotency_key=key)
+    return Asked(query=query or {}, idempotency_key=key, **body_of(items, fields))
