@@ -13,6 +13,7 @@ from promptstack_client.models.events import JobEvent, Piece, RunEvent
 from promptstack_client.models.jobs import Job
 from promptstack_client.models.runs import Run
 from promptstack_client.options import GenerationOptions
+from promptstack_client.resources.documents import Collections, Documents, Search
 from promptstack_client.resources.jobs import Jobs
 from promptstack_client.resources.runs import Runs
 from promptstack_client.resources.usage import UsageOf
@@ -32,6 +33,8 @@ class _Client(Resource[AnySender]):
         super().__init__(sender)
         self.jobs = Jobs(sender)
         self.runs = Runs(sender)
+        self.collections = Collections(sender)
+        self.documents = Documents(sender)
         self.usage = UsageOf(sender)
         self.webhooks = Webhooks(sender)
 
@@ -39,6 +42,7 @@ class _Client(Resource[AnySender]):
     embed = Jobs.embed
     bulk = Jobs.bulk
     run = Runs.generate
+    search = Search.search
 
     @Streamed
     def stream(

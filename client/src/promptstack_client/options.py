@@ -76,6 +76,16 @@ class EmbeddingFields(JobFields, total=False):
     metadata: JsonObject | None
 
 
+class DocumentOptions(JobOptions, total=False):
+    """What may be said of a document that is put into a collection, and of its embedding."""
+
+    chunk_tokens: int | None
+    metadata: JsonObject | None
+    """For filters of a search. Unset: what was said before."""
+    embed: bool
+    """Search finds it once it was embedded; it is, unless you say False."""
+
+
 class EmbeddingOptions(EmbeddingFields, JobOptions, total=False):
     """What may be said of an embedding that is enqueued by a request of its own."""
 
