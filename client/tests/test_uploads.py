@@ -77,6 +77,19 @@ def test_many_items_are_a_file_on_the_way(client: Client) -> None:
     assert (last.custom_id, last.metadata) == ("599", {"note": "x" * 1000})
 
 
+def test_prompts_in_a_file_are_those_of_the_list(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = client.run(["Say one.", "Say two."])
+    monkeypatch.setattr("promptstack_client.sources.MOST_IN_MEMORY", 10)
+    many = client.run(["Say one.", "Say two."], tags=["file"], stop=["never"], seed=1)
+    answers = []
+    for run in (few, many):
+        client.wait(run, timeout=60).checked()
+        answers.append([result.text for result in client.runs.results(run)])
+    assert answers[0] == answers[1]
+
+
 def test_a_file_is_a_run(client: Client, tmp_path: Path) -> None:
     file = tmp_path / "reviews.csv.gz"
     file.write_bytes(gzip.compress(b'id,review\r\n7,It floats.\r\n8,"It, too."\r\n'))

@@ -16,7 +16,7 @@ from promptstack_client.options import GenerationOptions
 from promptstack_client.resources.documents import Collections, Documents, Search
 from promptstack_client.resources.jobs import Jobs
 from promptstack_client.resources.runs import Runs
-from promptstack_client.resources.usage import UsageOf
+from promptstack_client.resources.usage import UsageResource
 from promptstack_client.resources.webhooks import Webhooks
 from promptstack_client.sending import AsyncSender, Flow, Sender
 from promptstack_client.settings import Settings
@@ -35,7 +35,7 @@ class _Client(Resource[AnySender]):
         self.runs = Runs(sender)
         self.collections = Collections(sender)
         self.documents = Documents(sender)
-        self.usage = UsageOf(sender)
+        self.usage = UsageResource(sender)
         self.webhooks = Webhooks(sender)
 
     generate = Jobs.generate

@@ -77,7 +77,7 @@ class TextFeed(EventFeed):
     def __init__(self, job: Id | None = None, first: Call[Job] | None = None) -> None:
         super().__init__(JOB_ROUTE, {} if job is None else {"job_id": job}, JOB_EVENTS)
         self.first = first
-        self._text = ""
+        self._parts: list[str] = []
 
     def begin(self, answer: Job) -> None:
         """Read the text of the job that was made."""
@@ -88,20 +88,21 @@ class TextFeed(EventFeed):
         for event in super().take(piece):
             data = event.data
             if isinstance(data, MoreText):
-                self._text += data.text
+                self._parts.append(data.text)
                 yield Piece(kind="text", text=data.text)
             elif isinstance(data, Restart):
-                self._text = ""
+                self._parts.clear()
                 yield Piece(kind="restart", reason=data.reason)
             elif isinstance(data, Job):
                 yield from self._end(data)
 
     def _end(self, job: Job) -> Iterator[Piece]:
         """The end, and before it what was not shown: the stored text is the one that holds."""
-        if self._text and not job.text.startswith(self._text):
-            self._text = ""
+        whole, shown = job.text, "".join(self._parts)
+        if not whole.startswith(shown):
             yield Piece(kind="restart", reason="another text was stored")
-        if rest := job.text[len(self._text) :]:
+            shown = ""
+        if rest := whole[len(shown) :]:
             yield Piece(kind="text", text=rest)
         yield Piece(kind="end", job=job)
 

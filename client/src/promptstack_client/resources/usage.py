@@ -10,7 +10,7 @@ from promptstack_client.options import Time
 UsageSums = list[Usage]
 
 
-class UsageOf(Resource[AnySender]):
+class UsageResource(Resource[AnySender]):
     """What was called, and what it cost."""
 
     @sends("GET", "/usage", UsageSums)
