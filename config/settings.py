@@ -483,12 +483,6 @@ class Settings(BaseSettings):
         description="Longest wait of POST /chat for an answer; then it answers 202, and the job "
         "goes on. Keep it below the time-out of proxies before the API.",
     )
-    chat_max_waiting: int = Field(
-        200,
-        ge=0,
-        description="Most requests of POST /chat that wait at once in a process, a quarter of them "
-        "of one user; others are answered 202 at once. Keep it well below MAX_CONNECTIONS.",
-    )
 
     # Mail
     smtp_url: SmtpAddress | None = Field(

@@ -20,7 +20,6 @@ from promptstack.api.http.search import SEARCHES_AT_ONCE
 from promptstack.api.http.sessions import LOGINS_AT_ONCE, LoginSlots
 from promptstack.api.http.still_allowed import StillAllowed
 from promptstack.api.http.transfers import Downloads, TransferSlots, Uploads
-from promptstack.api.http.waiting import JobWaiters
 from promptstack.tasks.composition import PromptStack
 
 SUMS_AT_ONCE = 4
@@ -53,7 +52,6 @@ def create_app(stack: PromptStack) -> FastAPI:
     app = described_app(settings, lifespan=lifespan, exception_handlers=HANDLERS)
     app.state.stack = stack
     app.state.health = HealthCheck(stack)
-    app.state.job_waiters = JobWaiters(stack.progress.read, settings.chat_max_waiting)
     app.state.events = stack.events
     app.state.still_allowed = StillAllowed()
     app.state.login_slots = LoginSlots()

@@ -1,5 +1,6 @@
 """Chat: a generation whose answer is waited for."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any
 
@@ -10,9 +11,12 @@ from promptstack.api.http.accepted import asked_at
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import IdempotencyKey
 from promptstack.api.http.generations import GenerationBody
+from promptstack.api.http.problems import respond
 from promptstack.api.http.route import ProtectedRoute
-from promptstack.api.http.waiting import AnswerInTime, JobWaiters
+from promptstack.api.http.waiting import Waiting, as_accepted, headers_of
+from promptstack.repositories.models import JobState
 from promptstack.services.errors import InvalidInput
+from promptstack.services.events.places import Look
 from promptstack.services.flags.known import Feature
 from promptstack.services.jobs.views import JobView
 
@@ -56,10 +60,15 @@ def create_chat(
     job = stack.jobs.enqueue_generation(
         **body.keywords(), **caller.as_owner, idempotency_key=idempotency_key
     )
-    waiters: JobWaiters = request.app.state.job_waiters
-    return AnswerInTime(
-        job,
-        read=stack.jobs.get,
-        wait=partial(waiters.wait, job.id, caller.user_id, seconds),
-        headers=asked_at(stack, f"/jobs/{job.id}"),
-    )
+    headers = asked_at(stack, f"/jobs/{job.id}")
+    return Waiting(request, seconds).for_job(job, partial(_answer, headers))
+
+
+def _answer(headers: Mapping[str, str], look: Look) -> Response:
+    """Answer with the job, or with 502 where there will be no answer."""
+    if look.is_final and look.state != JobState.SUCCEEDED:
+        job = JobView.model_validate_json(look.data)
+        detail = f"The job is {job.state}: {job.error or 'it was asked to end.'}"
+        code = job.error_code or f"JOB_{job.state.upper()}"
+        return respond(502, detail, code=code, headers=headers_of(headers, look))
+    return as_accepted(headers, look)

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response, status
 from pydantic import Field
 
-from promptstack.api.http.accepted import point_to
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import IdempotencyKey, InCollection, JobBody, NotBlank
 from promptstack.api.http.route import ProtectedRoute
+from promptstack.api.http.waiting import ENDED_IN_TIME, Wait
 from promptstack.services.jobs.views import JobView
 from promptstack.services.validation.bounds import ChunkTokens, JsonObject, Line
 
@@ -41,19 +41,23 @@ class EmbeddingBody(JobBody):
         return super().keywords() | {"source": source}
 
 
-@router.post("/embeddings", status_code=status.HTTP_202_ACCEPTED)
+@router.post(
+    "/embeddings",
+    status_code=status.HTTP_202_ACCEPTED,
+    response_model=JobView,
+    responses={200: {"model": JobView, "description": ENDED_IN_TIME}},
+)
 def create_embedding(
     body: EmbeddingBody,
     stack: Stack,
     caller: CurrentCaller,
-    response: Response,
+    wait: Wait,
     idempotency_key: IdempotencyKey = None,
-) -> JobView:
+) -> Response:
     """Accept the embedding of one document; `Location` says where to ask for the job."""
     job = stack.jobs.enqueue_embedding(
         **body.keywords(),
         **caller.as_owner,
         idempotency_key=idempotency_key,
     )
-    point_to(response, stack, f"/jobs/{job.id}")
-    return job
+    return wait.for_new_job(job)

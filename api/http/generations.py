@@ -5,7 +5,6 @@ from typing import Annotated
 from fastapi import APIRouter, Response, status
 from pydantic import BeforeValidator, ConfigDict, FailFast, Field, StrictBool
 
-from promptstack.api.http.accepted import point_to
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import (
     IdempotencyKey,
@@ -14,6 +13,7 @@ from promptstack.api.http.bodies import (
     refuse_many_fields,
 )
 from promptstack.api.http.route import ProtectedRoute
+from promptstack.api.http.waiting import ENDED_IN_TIME, Wait
 from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.request_turns import few_values
@@ -48,19 +48,23 @@ class GenerationBody(GenerationParameters, JobBody):
     )
 
 
-@router.post("/generations", status_code=status.HTTP_202_ACCEPTED)
+@router.post(
+    "/generations",
+    status_code=status.HTTP_202_ACCEPTED,
+    response_model=JobView,
+    responses={200: {"model": JobView, "description": ENDED_IN_TIME}},
+)
 def create_generation(
     body: GenerationBody,
     stack: Stack,
     caller: CurrentCaller,
-    response: Response,
+    wait: Wait,
     idempotency_key: IdempotencyKey = None,
-) -> JobView:
+) -> Response:
     """Accept one generation; `Location` says where to ask for it."""
     job = stack.jobs.enqueue_generation(
         **body.keywords(),
         **caller.as_owner,
         idempotency_key=idempotency_key,
     )
-    point_to(response, stack, f"/jobs/{job.id}")
-    return job
+    return wait.for_new_job(job)

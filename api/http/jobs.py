@@ -14,6 +14,7 @@ from promptstack.api.http.embeddings import EmbeddingBody
 from promptstack.api.http.generations import GenerationBody
 from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
 from promptstack.api.http.route import ProtectedRoute
+from promptstack.api.http.waiting import Wait
 from promptstack.repositories.jobs.records import JobFilter
 from promptstack.repositories.models import JobKind, JobState
 from promptstack.services.audit.actor import Actor
@@ -164,10 +165,10 @@ def retry_jobs(stack: Stack, caller: CurrentCaller, which: RetryMany) -> Retried
     return Retried(retried=retried)
 
 
-@router.get("/{job_id}")
-def get_job(job_id: UUID, stack: Stack, owner: Owner) -> JobView:
+@router.get("/{job_id}", response_model=JobView)
+def get_job(job_id: UUID, stack: Stack, owner: Owner, wait: Wait) -> Response:
     """Show a job."""
-    return stack.jobs.get(job_id, owner=owner)
+    return wait.for_job(stack.jobs.get(job_id, owner=owner))
 
 
 @router.post("/{job_id}/cancel")

@@ -10,11 +10,11 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, FailFast, Field, JsonValue
 
-from promptstack.api.http.accepted import point_to
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import Body, Given, InCollection, NotBlank
 from promptstack.api.http.idempotency import Keyed
 from promptstack.api.http.uploads import FORM, FORMATS, GivenUpload, NamedFile
+from promptstack.api.http.waiting import Wait
 from promptstack.config.models_file import Money
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.parameters import GenerationParameters
@@ -105,8 +105,12 @@ class RunCheck(BaseModel):
 DryRun = Annotated[
     bool, Query(description="Only check the items and say what the run would cost (200).")
 ]
-DRY_RUN_ANSWER: dict[int | str, dict[str, Any]] = {
-    200: {"model": RunCheck, "description": "With `dry_run`: what the run would do and cost."}
+AT_ONCE_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": RunCheck | RunView,
+        "description": "With `dry_run`: what the run would do and cost. With `wait`: the run, "
+        "where it has ended in time.",
+    }
 }
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {"type": "object", "required": ["file"], "properties": {"file": _BYTES["schema"]}}
@@ -122,26 +126,24 @@ class RunRequest:
         self,
         stack: Stack,
         caller: CurrentCaller,
-        response: Response,
+        wait: Wait,
         upload: GivenUpload,
         keyed: Keyed,
     ) -> None:
         self.stack = stack
         self._caller = caller
-        self._response = response
+        self._wait = wait
         self._upload = upload
         self._keyed = keyed
 
-    def accepted(self, body: RunBody, start: Callable[..., RunView]) -> RunView:
+    def accepted(self, body: RunBody, start: Callable[..., RunView]) -> Response:
         """Start the run, and say where to ask for it."""
         keyed = self._keyed
         if keyed is not None and self._upload is not None:
             said = keyed.request_hash + self._upload.digest()
             keyed = replace(keyed, request_hash=sha256(said.encode()).hexdigest())
         source, how = self._of(body)
-        run = start(source, skip_bad=body.skip_bad, keyed=keyed, **how)
-        point_to(self._response, self.stack, f"/runs/{run.id}")
-        return run
+        return self._wait.for_new_run(start(source, skip_bad=body.skip_bad, keyed=keyed, **how))
 
     def checked(self, body: RunBody, prepare: Callable[..., Preflight]) -> JSONResponse:
         """Say what the run would do and cost, and keep nothing of it."""

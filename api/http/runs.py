@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
 from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
 from promptstack.api.http.run_bodies import (
-    DRY_RUN_ANSWER,
+    AT_ONCE_ANSWERS,
     UPLOADED_BODIES,
     DryRun,
     EmbeddingRunBody,
@@ -18,6 +18,7 @@ from promptstack.api.http.run_bodies import (
     NewRunRequest,
 )
 from promptstack.api.http.uploads import UploadRoute
+from promptstack.api.http.waiting import Wait
 from promptstack.repositories.run_models import RunKind, RunState
 from promptstack.repositories.runs.results import FailedItem, Produced
 from promptstack.services.audit.actor import Actor
@@ -88,12 +89,12 @@ class FailurePage(BaseModel):
     "/embeddings",
     status_code=status.HTTP_202_ACCEPTED,
     response_model=RunView,
-    responses=DRY_RUN_ANSWER,
+    responses=AT_ONCE_ANSWERS,
     openapi_extra=UPLOADED_BODIES,
 )
 def create_embedding_run(
     body: EmbeddingRunBody, new: NewRunRequest, dry_run: DryRun = False
-) -> RunView | Response:
+) -> Response:
     """Accept a run that embeds each item; `Location` says where to ask for it.
 
     The items stand in the JSON, or are the lines or rows of a file: of one that is the body itself,
@@ -109,12 +110,12 @@ def create_embedding_run(
     "/generations",
     status_code=status.HTTP_202_ACCEPTED,
     response_model=RunView,
-    responses=DRY_RUN_ANSWER,
+    responses=AT_ONCE_ANSWERS,
     openapi_extra=UPLOADED_BODIES,
 )
 def create_generation_run(
     body: GenerationRunBody, new: NewRunRequest, dry_run: DryRun = False
-) -> RunView | Response:
+) -> Response:
     """Accept a run that answers each item; `Location` says where to ask for it.
 
     The items stand in the JSON, or are the lines or rows of a file, as of a run of embeddings.
@@ -141,10 +142,10 @@ def list_runs(stack: Stack, caller: CurrentCaller, query: Annotated[RunQuery, Qu
     return RunPage(runs=page.rows, **ends_of(page))
 
 
-@router.get("/{run_id}")
-def get_run(run_id: UUID, stack: Stack, owner: Owner) -> RunView:
+@router.get("/{run_id}", response_model=RunView)
+def get_run(run_id: UUID, stack: Stack, owner: Owner, wait: Wait) -> Response:
     """Show a run."""
-    return stack.runs.get(run_id, owner)
+    return wait.for_run(stack.runs.get(run_id, owner))
 
 
 @router.post("/{run_id}/cancel")

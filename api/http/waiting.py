@@ -1,85 +1,49 @@
-"""Requests that wait for the end of a job: any number of them ask one question a moment."""
+"""`wait`: a request that is answered when what it is about has ended, or else after a while.
+
+Who waits holds no thread and no connection behind: they watch, as those do who read events.
+"""
 
 import asyncio
-import logging
-from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Annotated, TypeVar
 from uuid import UUID
 
-from anyio import CapacityLimiter, to_thread
-from fastapi import Response
+from anyio import to_thread
+from fastapi import Depends, Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from promptstack.api.http.problems import respond
-from promptstack.config.errors import PromptStackError
+from promptstack.api.http.accepted import asked_at
+from promptstack.api.http.auth import CurrentCaller
 from promptstack.repositories.errors import TransientLedgerError
-from promptstack.repositories.models import JobState
-from promptstack.services.jobs.progress import Progress
+from promptstack.services.events.errors import TooManyWatchers, WatchersFull
+from promptstack.services.events.places import Look
+from promptstack.services.events.topics import Topic, job_end, run_end
 from promptstack.services.jobs.views import JobView
+from promptstack.services.runs.views import RunView
+from promptstack.tasks.composition import PromptStack
 
-logger = logging.getLogger(__name__)
+MOST_SECONDS = 60
+ENDED_IN_TIME = "It has ended in time (`wait`)."
+JSON = "application/json"
+View = TypeVar("View", JobView, RunView)
+Answer = Callable[[Look], Response]
 
-LOOK_SECONDS = 0.1
-MOST_OF_ONE_USER = 0.25
-"""How many of all waiters may be one user's."""
-ReadProgress = Callable[[Sequence[UUID]], Mapping[UUID, Progress]]
-
-
-class JobWaiters:
-    """Waits for jobs to end, on the event loop: who waits holds no thread and no connection.
-
-    One thread asks for all who wait, so that a Redis or a ledger that hangs holds up nobody else.
-    """
-
-    def __init__(self, read: ReadProgress, max_waiters: int) -> None:
-        self._read = read
-        self._max_waiters = max_waiters
-        self._of_users: Counter[UUID] = Counter()
-        self._waiting: dict[UUID, set[asyncio.Event]] = {}
-        self._thread = CapacityLimiter(1)
-        self._looking: asyncio.Task[None] | None = None
-
-    async def wait(self, job_id: UUID, user_id: UUID, seconds: float) -> None:
-        """Return when a job has ended or the time is over; at once where too many wait already."""
-        most = max(1, int(self._max_waiters * MOST_OF_ONE_USER))
-        if self._of_users.total() >= self._max_waiters or self._of_users[user_id] >= most:
-            return
-        ended = asyncio.Event()
-        self._of_users[user_id] += 1
-        self._waiting.setdefault(job_id, set()).add(ended)
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look())
-        try:
-            async with asyncio.timeout(seconds):
-                await ended.wait()
-        except TimeoutError:
-            pass
-        finally:
-            self._of_users -= Counter([user_id])
-            self._waiting[job_id].discard(ended)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
-
-    async def _look(self) -> None:
-        """Ask where the jobs stand, until nobody waits."""
-        while self._waiting:
-            ids = list(self._waiting)
-            try:
-                found = await to_thread.run_sync(self._read, ids, limiter=self._thread)
-            except PromptStackError as error:
-                logger.warning("jobs can't be waited for now: %s", error.code)
-                found = {}
-            for job_id, progress in found.items():
-                if progress.state.is_final:
-                    for ended in self._waiting.get(job_id, ()):
-                        ended.set()
-            await asyncio.sleep(LOOK_SECONDS)
+Seconds = Annotated[
+    float | None,
+    Query(
+        ge=0,
+        le=MOST_SECONDS,
+        allow_inf_nan=False,
+        description="Answer when it has ended, or after so many seconds. At once where too many "
+        "wait already.",
+    ),
+]
 
 
 class AnswerInTime(Response):
-    """Answers when a job has ended: 200, or 502 where it has failed. Else 202, and it goes on.
+    """Answers when a job or run has ended, or after a time with how it stands then.
 
     It waits as it is sent, on the server's own event loop. The handler of a large body has a
     thread, for which others wait.
@@ -87,48 +51,119 @@ class AnswerInTime(Response):
 
     def __init__(
         self,
-        job: JobView,
-        read: Callable[[UUID], JobView],
-        wait: Callable[[], Coroutine[Any, Any, None]],
-        headers: Mapping[str, str],
+        wait: Callable[[], Awaitable[Look | None]],
+        read: Callable[[], Look],
+        answer: Callable[[Look], Response],
     ) -> None:
-        """Take how to `read` the job again, what to `wait` for before, and the headers of a 202."""
-        super().__init__(status_code=202, media_type="application/json")
-        self._job = job
-        self._read = read
+        """Take how to `wait` for the end, to `read` in a thread what goes on, and to `answer`."""
+        super().__init__(status_code=202, media_type=JSON)
         self._wait = wait
-        self._when_it_goes_on = dict(headers)
+        self._read = read
+        self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait, then answer. A client that goes away ends the wait and nothing else."""
-        job = self._job
-        if not job.state.is_final:
-            waiting = asyncio.create_task(self._wait())
-            gone = asyncio.create_task(_gone(receive))
-            await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-            is_gone = gone.done()
-            for task in (waiting, gone):
-                task.cancel()
-            await asyncio.gather(waiting, gone, return_exceptions=True)
-            if is_gone:
-                return
-            with suppress(TransientLedgerError):  # it is accepted, and its answer can be had later
-                job = await to_thread.run_sync(self._read, job.id)
-        await self._answer(job)(scope, receive, send)
+        waiting = asyncio.ensure_future(self._wait())
+        gone = asyncio.create_task(_gone(receive))
+        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+        is_gone = gone.done()
+        for task in (waiting, gone):
+            task.cancel()
+        await asyncio.gather(waiting, gone, return_exceptions=True)
+        if not is_gone:
+            end = waiting.result()
+            look = await to_thread.run_sync(self._read) if end is None else end
+            await self._answer(look)(scope, receive, send)
 
-    def _answer(self, job: JobView) -> Response:
-        headers = (
-            {"Location": self._when_it_goes_on["Location"]}
-            if job.state.is_final
-            else self._when_it_goes_on
-        )
-        if job.state.is_final and job.state is not JobState.SUCCEEDED:
-            detail = f"The job is {job.state}: {job.error or 'it was asked to end.'}"
-            code = job.error_code or f"JOB_{job.state.upper()}"
-            return respond(502, detail, code=code, headers=headers)
-        status = 200 if job.state.is_final else 202
-        content = job.model_dump_json().encode()
-        return Response(content, status, headers, media_type="application/json")
+
+def as_it_is(look: Look) -> Response:
+    """Answer with how it stands."""
+    return Response(look.data, media_type=JSON)
+
+
+def as_accepted(headers: Mapping[str, str], look: Look, *, status_of_end: int = 200) -> Response:
+    """Answer with what has ended, or 202 with what goes on; and with where to ask for it."""
+    status = status_of_end if look.is_final else 202
+    return Response(look.data, status, headers_of(headers, look), media_type=JSON)
+
+
+def headers_of(headers: Mapping[str, str], look: Look) -> dict[str, str]:
+    """Those of `asked_at` that hold: nobody has to ask again for what has ended."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if not (look.is_final and name == "Retry-After")
+    }
+
+
+class Waiting:
+    """How long a request waits, and how it is answered then."""
+
+    def __init__(self, request: Request, seconds: float) -> None:
+        self._stack: PromptStack = request.app.state.stack
+        self._user_id: UUID = request.state.caller.user_id
+        self._seconds = seconds
+
+    def for_job(self, job: JobView, answer: Answer = as_it_is) -> Response:
+        """The answer to a request for a job."""
+        read = partial(self._stack.jobs.get, job.id)
+        return self._in_time(job, self._stack.events.jobs, job_end, read, answer)
+
+    def for_run(self, run: RunView, answer: Answer = as_it_is) -> Response:
+        """The answer to a request for a run."""
+        read = partial(self._stack.runs.get, run.id)
+        return self._in_time(run, self._stack.events.runs, run_end, read, answer)
+
+    def for_new_job(self, job: JobView) -> Response:
+        """The answer to a request that has made a job: 200 with its end, or 202."""
+        return self.for_job(job, self._accepted(f"/jobs/{job.id}"))
+
+    def for_new_run(self, run: RunView) -> Response:
+        """The answer to a request that has made a run: 200 with its end, or 202."""
+        return self.for_run(run, self._accepted(f"/runs/{run.id}"))
+
+    def _accepted(self, path: str) -> Answer:
+        headers = asked_at(self._stack, path)
+        # Who does not wait is told that it was accepted, also where it has ended already.
+        return partial(as_accepted, headers, status_of_end=200 if self._seconds else 202)
+
+    def _in_time(
+        self,
+        view: View,
+        topic: Topic,
+        look: Callable[[View], Look],
+        read: Callable[[], View],
+        answer: Answer,
+    ) -> Response:
+        known = look(view)
+        if known.is_final or not self._seconds:
+            return answer(known)
+
+        def read_again() -> Look:
+            try:
+                return look(read())
+            except TransientLedgerError:
+                return known  # it was accepted, and can be asked for later
+
+        return AnswerInTime(partial(self._end, topic, view.id), read_again, answer)
+
+    async def _end(self, topic: Topic, one: UUID) -> Look | None:
+        """How it has ended; None where it does not in time, or too many wait."""
+        with suppress(TimeoutError, TooManyWatchers, WatchersFull):
+            async with asyncio.timeout(self._seconds):
+                with self._stack.events.watch(topic, one, self._user_id) as watcher:
+                    async for _ in watcher:
+                        pass
+                    return watcher.end
+        return None
+
+
+async def get_waiting(request: Request, caller: CurrentCaller, wait: Seconds = None) -> Waiting:
+    """Return how long the sender waits."""
+    return Waiting(request, wait or 0.0)
+
+
+Wait = Annotated[Waiting, Depends(get_waiting)]
 
 
 async def _gone(receive: Receive) -> None:

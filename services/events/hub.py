@@ -100,6 +100,11 @@ class EventHub:
             self._of_users -= Counter([user_id])
             self._leave(channel, subject, watcher)
 
+    @property
+    def watchers(self) -> int:
+        """How many watch now."""
+        return self._of_users.total()
+
     def close(self) -> None:
         """End all events here: the server stops. Watchers come again later, or elsewhere."""
         self._is_closed = True
@@ -111,7 +116,7 @@ class EventHub:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _check_room(self, user_id: UUID) -> None:
-        if self._of_users.total() >= self._max_watchers:
+        if self.watchers >= self._max_watchers:
             raise WatchersFull(
                 f"{self._max_watchers} watch here already (MAX_WATCHERS); try again later.",
                 retry_after=FULL_RETRY_SECONDS,
@@ -183,6 +188,7 @@ class EventHub:
         finally:
             # First: who comes from now on needs another reader.
             self._reader = self._wakeups = None
+            wakeups.stop()
             hearing.cancel()
             await asyncio.gather(hearing, return_exceptions=True)
 

@@ -35,6 +35,8 @@ class Wakeups:
         self._wanted: set[str] = set()
         self._heard: set[str] = set()
         self._asked = asyncio.Event()
+        self._is_stopped = False
+        self._followed: PubSub | None = None
         self.is_connected = False
 
     def listen_to(self, channel: str) -> None:
@@ -48,8 +50,8 @@ class Wakeups:
         self._asked.set()
 
     async def run(self) -> None:
-        """Listen until cancelled."""
-        while True:
+        """Listen until stopped and cancelled."""
+        while not self._is_stopped:
             try:
                 async with aclosing(self._connect()) as redis, redis.pubsub() as pubsub:
                     await self._follow(pubsub)
@@ -59,19 +61,27 @@ class Wakeups:
                 self.is_connected = False
             await asyncio.sleep(RECONNECT_SECONDS)
 
+    def stop(self) -> None:
+        """Let `run` end, should redis-py take no notice that it is cancelled (it may not)."""
+        self._is_stopped = True
+        self._followed = None
+        self._asked.set()
+
     async def _follow(self, pubsub: PubSub) -> None:
         self._heard = set()
+        self._followed = pubsub
         await pubsub.subscribe(NOTHING)
         subscribing = asyncio.create_task(self._subscribe(pubsub))
         try:
-            await self._receive(pubsub)
+            await self._receive(pubsub, subscribing)
         finally:
+            self._followed = None
+            self._asked.set()
             subscribing.cancel()
-            await asyncio.gather(subscribing, return_exceptions=True)
 
     async def _subscribe(self, pubsub: PubSub) -> None:
         """Listen where it is asked for, and nowhere else."""
-        while True:
+        while self._followed is pubsub:
             self._asked.clear()
             new, old = self._wanted - self._heard, self._heard - self._wanted
             self._heard = set(self._wanted)
@@ -82,9 +92,11 @@ class Wakeups:
             if not new and not old:
                 await self._asked.wait()
 
-    async def _receive(self, pubsub: PubSub) -> None:
+    async def _receive(self, pubsub: PubSub, subscribing: "asyncio.Task[None]") -> None:
         is_asked = False
-        while True:
+        while not self._is_stopped:
+            if subscribing.done():
+                subscribing.result()  # raises why
             message: Any = await pubsub.get_message(timeout=SILENCE_SECONDS)
             if message is None:
                 if is_asked:

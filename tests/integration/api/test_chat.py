@@ -2,22 +2,19 @@
 
 import asyncio
 import json
-import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
 
-from promptstack.api.http.waiting import JobWaiters
 from promptstack.repositories.errors import LedgerUnavailable
 from promptstack.repositories.models import JobState
 from promptstack.services.audit.actor import Actor
 from promptstack.services.flags.rules import ON
-from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
@@ -169,88 +166,3 @@ def test_a_client_that_goes_away_ends_the_wait_and_not_the_job(
     [job] = stack.jobs.get_many()
     execute(stack, job.id)
     assert stack.jobs.get(job.id).state is JobState.SUCCEEDED
-
-
-class Board:
-    """Where jobs stand, as waiters are told."""
-
-    def __init__(self) -> None:
-        self.ended: set[UUID] = set()
-        self.asked: list[int] = []
-        self.threads: set[int] = set()
-        self.is_away = False
-
-    def read(self, ids: Sequence[UUID]) -> Mapping[UUID, Progress]:
-        self.asked.append(len(ids))
-        self.threads.add(threading.get_ident())
-        if self.is_away:
-            raise LedgerUnavailable("away")
-        states = {one: one in self.ended for one in ids}
-        return {
-            one: Progress(one, JobState.SUCCEEDED if ended else JobState.RUNNING, 0, 1)
-            for one, ended in states.items()
-        }
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - another thread makes it true
-            await asyncio.sleep(0.01)
-
-
-def test_many_who_wait_ask_one_question_in_one_thread() -> None:
-    board = Board()
-    waiters = JobWaiters(board.read, 4_000)
-
-    async def ask() -> None:
-        jobs = [uuid4() for _ in range(1_000)]
-        waiting = [asyncio.create_task(waiters.wait(job, UUID(int=1), 60)) for job in jobs]
-        await until(lambda: board.asked and board.asked[-1] == 1_000)
-        board.ended.update(jobs)
-        await asyncio.wait_for(asyncio.gather(*waiting), 30)
-
-    asyncio.run(ask())
-    assert len(board.asked) < 100
-    assert len(board.threads) < 3
-
-
-def test_where_too_many_wait_nobody_more_does() -> None:
-    waiters = JobWaiters(Board().read, 8)
-    ada, bob = UUID(int=1), UUID(int=2)
-
-    async def ask() -> None:
-        waiting = [asyncio.create_task(waiters.wait(uuid4(), ada, 60)) for _ in range(2)]
-        await asyncio.sleep(0)
-        await asyncio.wait_for(waiters.wait(uuid4(), ada, 60), 5)  # a quarter is one user's
-        waiting += [
-            asyncio.create_task(waiters.wait(uuid4(), UUID(int=number // 2 + 10), 60))
-            for number in range(6)
-        ]
-        await asyncio.sleep(0)
-        await asyncio.wait_for(waiters.wait(uuid4(), bob, 60), 5)  # and all are taken
-        for one in waiting:
-            one.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        late = asyncio.create_task(waiters.wait(uuid4(), bob, 60))
-        await asyncio.sleep(0.05)
-        assert not late.done()
-        late.cancel()
-
-    asyncio.run(ask())
-
-
-def test_an_outage_ends_no_wait(caplog: pytest.LogCaptureFixture) -> None:
-    board = Board()
-    board.is_away = True
-    waiters, job = JobWaiters(board.read, 8), uuid4()
-
-    async def ask() -> None:
-        waiting = asyncio.create_task(waiters.wait(job, UUID(int=1), 60))
-        await until(lambda: len(board.asked) >= 2)
-        board.is_away = False
-        board.ended.add(job)
-        await asyncio.wait_for(waiting, 30)
-
-    with caplog.at_level(logging.WARNING):
-        asyncio.run(ask())
-    assert "can't be waited for" in caplog.text
