@@ -17,7 +17,7 @@ from tests.http import sign_in
 from tests.processes import Process
 
 EXAMPLES = os.environ.get("CONTRACT_EXAMPLES", "2")
-PHASES = os.environ.get("CONTRACT_PHASES", "examples,coverage,fuzzing,stateful")
+PHASES = os.environ.get("CONTRACT_PHASES", "examples,fuzzing,stateful")
 WHAT_NO_SCHEMA_SAYS = """
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "401", "403", "404", "409", "422", "429", "503"]
