@@ -113,11 +113,12 @@ class JobEnqueuer:
                 "once. Hand them in in several calls, or as a run."
             )
         checks = self._checks.of_call(session)
-        jobs = [_checked(checks, entry, f"jobs[{n}]: ") for n, entry in enumerate(entries)]
+        jobs = [_checked(checks, entry, n) for n, entry in enumerate(entries)]
         return self._intake.accept_all(jobs, session) if jobs else []
 
 
-def _checked(checks: JobChecks, entry: GenerationEntry | EmbeddingEntry, place: str) -> NewJob:
+def _checked(checks: JobChecks, entry: GenerationEntry | EmbeddingEntry, number: int) -> NewJob:
+    place = f"jobs[{number}]: "
     try:
         if not isinstance(entry, Mapping):
             raise InvalidInput("A job must be a mapping, such as {'prompt': 'Say hello.'}.")
@@ -125,4 +126,6 @@ def _checked(checks: JobChecks, entry: GenerationEntry | EmbeddingEntry, place: 
         return check(entry, place)
     except PromptStackError as error:
         error.args = (f"{place}{error}",)
+        if isinstance(error, InvalidInput):
+            error.pointer = f"/jobs/{number}{error.pointer}"
         raise

@@ -585,6 +585,7 @@ def test_a_list_over_http_is_refused_whole_and_the_entry_is_named(
     good = {"prompt": "x", "idempotency_key": "k"}
     told = problem(client.post(BULK, json={"jobs": [good, {"prompt": " "}]}), 422, "INVALID_INPUT")
     assert "jobs[1]" in told["detail"]
+    assert told["field"] == "/jobs/1"
     taken = {"prompt": "y", "idempotency_key": "k"}
     told = problem(client.post(BULK, json={"jobs": [good, taken]}), 409, "IDEMPOTENCY_CONFLICT")
     assert "jobs[1]" in told["detail"]
