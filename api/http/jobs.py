@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Response, status
+from fastapi import APIRouter, Query, Response, status
 from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
 from promptstack.api.http.accepted import point_to
@@ -12,13 +12,13 @@ from promptstack.api.http.auth import AskedOwner, CurrentCaller, Owner, Stack
 from promptstack.api.http.bodies import Given, JobBody
 from promptstack.api.http.embeddings import EmbeddingBody
 from promptstack.api.http.generations import GenerationBody
+from promptstack.api.http.idempotency import Keyed
 from promptstack.api.http.paging import PageEnds, PageParameters, ends_of
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.api.http.waiting import Wait
 from promptstack.repositories.jobs.records import JobFilter
 from promptstack.repositories.models import JobKind, JobState
 from promptstack.services.audit.actor import Actor
-from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.enqueue import MAX_JOBS_AT_ONCE
 from promptstack.services.jobs.entries import is_embedding
 from promptstack.services.jobs.views import JobView
@@ -134,19 +134,13 @@ def create_jobs(
     stack: Stack,
     caller: CurrentCaller,
     response: Response,
-    key_of_all: Annotated[
-        str | None, Header(alias="Idempotency-Key", include_in_schema=False)
-    ] = None,
+    keyed: Keyed,
 ) -> AcceptedJobs:
     """Accept all of these jobs, or none."""
-    if key_of_all is not None:
-        raise InvalidInput(
-            "An Idempotency-Key header is for one job; give each job of a list an idempotency_key."
-        )
     of_all = {"bulk": True, **caller.as_owner}
     entries: Any = [{**of_all, **entry.keywords()} for entry in body.jobs]
     point_to(response, stack, "/jobs")
-    return AcceptedJobs(jobs=stack.jobs.enqueue_many(entries))
+    return AcceptedJobs(jobs=stack.jobs.enqueue_many(entries, keyed=keyed))
 
 
 @router.get("")

@@ -1,12 +1,15 @@
 """Enqueue: a job is checked, stored, and its message published."""
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Unpack
 
 from sqlalchemy.orm import Session
 
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import Queue
+from promptstack.repositories.idempotency import KeyedRequest
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.checks import JobChecks
@@ -98,12 +101,14 @@ class JobEnqueuer:
         entries: Sequence[GenerationEntry | EmbeddingEntry],
         *,
         session: Session | None = None,
+        keyed: KeyedRequest | None = None,
     ) -> list[JobView]:
         """Accept all of these jobs in one transaction, or none; they are returned in order.
 
         An entry is a mapping with the arguments of `enqueue_generation`, or of
         `enqueue_embedding`: `{"prompt": ...}`, or `{"text": ..., "source": ...}`. `session` is as
-        there, and the errors too: they begin with the entry's place, such as `jobs[3]`.
+        there, and the errors too: they begin with the entry's place, such as `jobs[3]`. A request
+        that was `keyed` is accepted once: sent again, it returns the jobs that are there.
         """
         if not isinstance(entries, list | tuple):
             raise InvalidInput("The jobs must be a list, of one mapping for each job.")
@@ -114,7 +119,18 @@ class JobEnqueuer:
             )
         checks = self._checks.of_call(session)
         jobs = [_checked(checks, entry, n) for n, entry in enumerate(entries)]
-        return self._intake.accept_all(jobs, session) if jobs else []
+        if keyed is not None:
+            jobs = [_keyed(job, keyed.key, n) for n, job in enumerate(jobs)]
+        return self._intake.accept_all(jobs, session, keyed) if jobs else []
+
+
+def _keyed(job: NewJob, key: str, number: int) -> NewJob:
+    """A job of a list whose request has a key: one of its own, unless it has one already."""
+    if job.key is not None:
+        return job
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    options = job.options.model_copy(update={"idempotency_key": f"list:{digest}:{number}"})
+    return replace(job, options=options)
 
 
 def _checked(checks: JobChecks, entry: GenerationEntry | EmbeddingEntry, number: int) -> NewJob:

@@ -18,12 +18,14 @@ from sqlalchemy.orm import Session
 from promptstack.config.names import Queue
 from promptstack.repositories.content.documents import NewDocument
 from promptstack.repositories.errors import LedgerCrowded, LedgerUnavailable, UnknownUser
+from promptstack.repositories.idempotency import KeyedRequest
 from promptstack.repositories.jobs.new_jobs import COPIED_FROM, NewJobRepository
 from promptstack.repositories.jobs.records import Accepted, NewJobRow
 from promptstack.repositories.models import Job
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import IdempotencyConflict, NotFound, WrongState
+from promptstack.services.idempotency.claims import claim
 from promptstack.services.jobs.combined import Combined
 from promptstack.services.jobs.new_job import JobDefaults, NewJob
 from promptstack.services.jobs.publishing import (
@@ -73,14 +75,21 @@ class JobIntake:
         [view] = self.accept_all([new], session)
         return view
 
-    def accept_all(self, jobs: Sequence[NewJob], session: Session | None = None) -> list[JobView]:
+    def accept_all(
+        self,
+        jobs: Sequence[NewJob],
+        session: Session | None = None,
+        keyed: KeyedRequest | None = None,
+    ) -> list[JobView]:
         """Store all jobs or none; a job of a known idempotency key is the one that is there.
+
+        A request that was `keyed` is never taken for another one with its key.
 
         Raises `IdempotencyConflict`, `NotFound` for an unknown user, and `WrongState`.
         """
         if session is not None:
-            return self._store(jobs, session)
-        return _stored_once(lambda: self._store(jobs, None))
+            return self._store(jobs, session, keyed)
+        return _stored_once(lambda: self._store(jobs, None, keyed))
 
     def store_documents(self, jobs: Sequence[NewJob], session: Session) -> None:
         """Store the documents of these, and no jobs. Raises `NotFound` for an unknown user."""
@@ -88,20 +97,23 @@ class JobIntake:
         _check_users(work, jobs)
         work.documents.put_many([job.document for job in jobs if job.document])
 
-    def _store(self, jobs: Sequence[NewJob], session: Session | None) -> list[JobView]:
+    def _store(
+        self, jobs: Sequence[NewJob], session: Session | None, keyed: KeyedRequest | None
+    ) -> list[JobView]:
         epoch = self._epoch() if session is None else None
         publish = self._publish if epoch is None else self._publish_marked
-        keyed = [job for job in jobs if job.key]
+        with_keys = [job for job in jobs if job.key]
         with self._unit_of_work(session, len(jobs)) as work:
-            known = _find_known(work, keyed)
-            for job in keyed:
+            claim(work, keyed, jobs[0].id)
+            known = _find_known(work, with_keys)
+            for job in with_keys:
                 _check_same(job, known)
             new = [job for job in jobs if job.key not in known] if known else jobs
             _check_users(work, new)
             added = self._add(work.new_jobs, self._rows(work, new), epoch)
             if len(added) < len(new):
                 # Of a key that is twice among them, or that somebody else has used since.
-                known |= _find_known(work, [job for job in keyed if job.id not in added])
+                known |= _find_known(work, [job for job in with_keys if job.id not in added])
             times = [added.get(job.id) for job in jobs]
             added_jobs = [
                 (job, time) for job, time in zip(jobs, times, strict=True) if time is not None

@@ -571,12 +571,22 @@ def test_ten_thousand_ordinary_jobs_fit(client: TestClient, stack: WorkerService
     assert len(sent(stack)) == 1
 
 
-def test_a_key_for_a_whole_list_is_refused_as_it_would_protect_nothing(
+def test_a_list_that_is_sent_again_with_its_key_is_there_once(
     client: TestClient, stack: WorkerServices
 ) -> None:
-    answer = client.post(BULK, json={"jobs": [{"prompt": "x"}]}, headers={"Idempotency-Key": "k"})
-    assert "each job of a list" in problem(answer, 422, "INVALID_INPUT")["detail"]
-    assert rows(stack) == (0, 0)
+    def send(jobs: list[dict[str, Any]]) -> Any:
+        return client.post(BULK, json={"jobs": jobs}, headers={"Idempotency-Key": "k"})
+
+    jobs = [{"prompt": f"{n}"} for n in range(3)] + [{"prompt": "own", "idempotency_key": "own"}]
+    first, again = send(jobs), send(jobs)
+    assert (first.status_code, again.status_code) == (202, 202)
+    ids = [job["id"] for job in first.json()["jobs"]]
+    assert [job["id"] for job in again.json()["jobs"]] == ids
+    assert rows(stack)[0] == 4
+    # Neither a part of it, nor more than it, is the same request.
+    for other in (jobs[:2], [*jobs, {"prompt": "more"}]):
+        problem(send(other), 409, "IDEMPOTENCY_CONFLICT")
+    assert rows(stack)[0] == 4
 
 
 def test_a_list_over_http_is_refused_whole_and_the_entry_is_named(
