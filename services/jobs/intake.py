@@ -7,7 +7,7 @@ down delays the job but does not refuse it.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TypeVar
@@ -27,10 +27,14 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import IdempotencyConflict, NotFound, WrongState
 from promptstack.services.idempotency.claims import claim
 from promptstack.services.jobs.combined import Combined
-from promptstack.services.jobs.new_job import JobDefaults, NewJob
+from promptstack.services.jobs.new_job import (
+    JobDefaults,
+    NewJob,
+    bulk_queues_of,
+    messages_of,
+)
 from promptstack.services.jobs.publishing import (
     BrokerUnavailable,
-    JobMessage,
     Publisher,
     publish_marked,
     publish_now,
@@ -118,8 +122,8 @@ class JobIntake:
             added_jobs = [
                 (job, time) for job, time in zip(jobs, times, strict=True) if time is not None
             ]
-            work.after_commit(publish, *_messages(added_jobs))
-            work.after_commit(self._send_bulk, *_bulk_queues(added_jobs))
+            work.after_commit(publish, *messages_of(added_jobs))
+            work.after_commit(self._send_bulk, *bulk_queues_of(added_jobs))
             return [self._accepted(*one, known) for one in zip(jobs, times, strict=True)]
 
     def _accepted(self, new: NewJob, accepted: Accepted | None, known: Known) -> JobView:
@@ -152,9 +156,9 @@ class JobIntake:
         times = [added.get(job.id) for job in jobs]
         publish = self._publish if epoch is None else self._publish_marked
         added_jobs = [(job, added[job.id]) for job in jobs if job.id in added]
-        if messages := _messages(added_jobs):
+        if messages := messages_of(added_jobs):
             publish(messages)
-        self._send_bulk(_bulk_queues(added_jobs))
+        self._send_bulk(bulk_queues_of(added_jobs))
         return times
 
     def _send_bulk(self, queues: Collection[Queue]) -> None:
@@ -278,20 +282,6 @@ def _check_users(work: UnitOfWork, jobs: Sequence[NewJob]) -> None:
 
 def _id_of(document: NewDocument | None, ids: dict[tuple[UUID, str], UUID]) -> UUID | None:
     return None if document is None else ids[document.key]
-
-
-def _messages(added: Iterable[tuple[NewJob, Accepted]]) -> list[JobMessage]:
-    """The messages of those that don't wait for their users' turns."""
-    return [
-        JobMessage(job.id, job.kind, job.queue, job.provider, job.model, 0, accepted.created_at)
-        for job, accepted in added
-        if not job.options.is_bulk
-    ]
-
-
-def _bulk_queues(added: Iterable[tuple[NewJob, Accepted]]) -> set[Queue]:
-    """The queues of the others."""
-    return {job.queue for job, _ in added if job.options.is_bulk}
 
 
 def _view(new: NewJob, accepted: Accepted, max_retries: int) -> JobView:

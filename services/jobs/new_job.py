@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 from uuid import UUID
@@ -10,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from promptstack.config.names import Queue
 from promptstack.repositories.content.documents import NewDocument
+from promptstack.repositories.jobs.records import Accepted
 from promptstack.repositories.models import JobKind, new_id
 from promptstack.services.access.key_terms import KeyLimits
+from promptstack.services.jobs.publishing import JobMessage
 from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.validation.bounds import ChunkTokens, Lifetime, Name, Retries, Tags
 from promptstack.services.validation.webhook_urls import GivenWebhook, WebhookRules
@@ -111,3 +114,17 @@ class NewJob:
         """Its idempotency key, which belongs to its user."""
         key = self.options.idempotency_key
         return None if key is None else (self.options.user_id, key)
+
+
+def messages_of(added: Iterable[tuple[NewJob, Accepted]]) -> list[JobMessage]:
+    """The messages of jobs that were added and don't wait for their users' turns."""
+    return [
+        JobMessage(job.id, job.kind, job.queue, job.provider, job.model, 0, accepted.created_at)
+        for job, accepted in added
+        if not job.options.is_bulk
+    ]
+
+
+def bulk_queues_of(added: Iterable[tuple[NewJob, Accepted]]) -> set[Queue]:
+    """The queues of jobs that were added and wait for their users' turns."""
+    return {job.queue for job, _ in added if job.options.is_bulk}

@@ -1,7 +1,6 @@
 """Jobs: enqueue, wait, list, cancel and retry."""
 
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
@@ -46,13 +45,10 @@ class Jobs(Resource[AnySender]):
         """Enqueue the embedding of a document; `source` names it."""
         return _asked({"text": text, "source": source, **options})
 
-    @sends("POST", "/jobs/bulk", Many, inside="jobs", repeatable=True)
+    @sends("POST", "/jobs/bulk", Many, inside="jobs", keyed=True)
     def bulk(self, jobs: Iterable[GenerationEntry | EmbeddingEntry]) -> Asked:
-        """Enqueue many jobs of any kind in one transaction: all, or none.
-
-        Each has an idempotency key, its own or the one that you give, so that none is made twice.
-        """
-        return Asked(body={"jobs": [{"idempotency_key": str(uuid.uuid4()), **job} for job in jobs]})
+        """Enqueue many jobs of any kind in one transaction: all, or none."""
+        return Asked(body={"jobs": list(jobs)})
 
     @sends("GET", "/jobs/{job_id}", Job)
     def get(self, job: Job | Id) -> Asked:
