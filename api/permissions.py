@@ -79,14 +79,24 @@ PERMISSIONS = (
         action="see jobs",
         scope=Scope.JOBS_READ,
         whose=Whose.OWN,
-        routes=("GET /jobs", "GET /jobs/{job_id}", "GET /jobs/{job_id}/events"),
+        routes=(
+            "GET /jobs",
+            "GET /jobs/{job_id}",
+            "GET /jobs/{job_id}/events",
+            "GET /operations",
+            "GET /operations/{operation_id}",
+        ),
         commands=("jobs list", "jobs show", "jobs watch", "jobs wait"),
     ),
     Permission(
         action="cancel and retry jobs",
         scope=Scope.JOBS_WRITE,
         whose=Whose.OWN,
-        routes=("POST /jobs/retry", "POST /jobs/{job_id}/cancel", "POST /jobs/{job_id}/retry"),
+        routes=(
+            "POST /jobs/{job_id}/cancel",
+            "POST /jobs/{job_id}/retry",
+            "POST /operations",
+        ),
         commands=("jobs cancel", "jobs retry"),
     ),
     Permission(

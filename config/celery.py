@@ -17,6 +17,7 @@ ROUTES = {
     TaskName.RUN_SHARD: Queue.GENERATION_BULK,
     TaskName.FINALIZE_RUN: Queue.MAINTENANCE,
     TaskName.SEND_NOTIFICATION: Queue.MAINTENANCE,
+    TaskName.RUN_OPERATION: Queue.MAINTENANCE,
 }
 
 REDIS_OPTIONS: dict[str, Any] = {

@@ -11,7 +11,7 @@ class Queue(StrEnum):
     GENERATION_BULK = "generation-bulk"
     EMBEDDINGS_BULK = "embeddings-bulk"
     MAINTENANCE = "maintenance"
-    """The ends of runs, such as building an index, and mails."""
+    """The ends of runs, such as building an index, mails, and operations."""
     RESUMED = "resumed"
     """Interactive jobs that a worker had begun and lost or gave back: they have waited before."""
 
@@ -36,6 +36,7 @@ class TaskName(StrEnum):
     RUN_SHARD = "tasks.runs.run_shard"
     FINALIZE_RUN = "tasks.runs.finalize_run"
     SEND_NOTIFICATION = "tasks.notifications.send_notification"
+    RUN_OPERATION = "tasks.operations.run_operation"
 
 
 NEW_JOBS_CHANNEL = "promptstack_jobs"

@@ -57,6 +57,8 @@ class JobKind(StrEnum):
     """The end of a run."""
     NOTIFICATION = "notification"
     """A mail to a user."""
+    OPERATION = "operation"
+    """What is done to many jobs at once."""
 
 
 class JobState(StrEnum):

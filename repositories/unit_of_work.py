@@ -35,6 +35,7 @@ from promptstack.repositories.jobs.held_jobs import HeldJobRepository
 from promptstack.repositories.jobs.jobs import JobRepository
 from promptstack.repositories.jobs.maintenance import MaintenanceRepository
 from promptstack.repositories.jobs.new_jobs import NewJobRepository
+from promptstack.repositories.jobs.operations import OperationRepository
 from promptstack.repositories.jobs.outbox import OutboxRepository
 from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.jobs.unchecked_jobs import UncheckedJobRepository
@@ -89,6 +90,7 @@ class UnitOfWork:
     celery_messages = _lazy(CeleryMessageRepository)
     unchecked_jobs = _lazy(UncheckedJobRepository)
     outbox = _lazy(OutboxRepository)
+    operations = _lazy(OperationRepository)
     held_jobs = _lazy(HeldJobRepository)
     flags = _lazy(FlagRepository)
     attempts = _lazy(AttemptRepository)

@@ -14,6 +14,7 @@ from promptstack.tasks.embeddings import generate_embeddings
 from promptstack.tasks.generation import generate_text
 from promptstack.tasks.job_task import JobTask
 from promptstack.tasks.notifications import send_notification
+from promptstack.tasks.operations import run_operation
 from promptstack.tasks.runs import finalize_run, run_shard
 from promptstack.tasks.views.monitors import BufferedEvents, Monitors
 
@@ -57,6 +58,7 @@ def register_tasks(
         TaskName.RUN_SHARD: run_shard,
         TaskName.FINALIZE_RUN: finalize_run,
         TaskName.SEND_NOTIFICATION: send_notification,
+        TaskName.RUN_OPERATION: run_operation,
     }
     for name, function in tasks.items():
         register = app.task(

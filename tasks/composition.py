@@ -59,6 +59,7 @@ from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
 from promptstack.services.notifications.run_ends import RunEnds
 from promptstack.services.notifications.service import NotificationService
+from promptstack.services.operations.service import OperationService
 from promptstack.services.overview import Counts, Overview, ProviderStatus
 from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.progress import RunProgress
@@ -201,6 +202,12 @@ class PromptStack:
             texts=self.text_streams,
             after_bulk=self.bulk_jobs.after_enqueue,
         )
+
+    @cached_property
+    def operations(self) -> OperationService:
+        """What is done to many jobs at once."""
+        lifetime = self.settings.job_expires_seconds
+        return OperationService(self.ledger, self.publisher, expires_seconds=lifetime)
 
     @cached_property
     def bulk_jobs(self) -> BulkJobs:

@@ -27,6 +27,7 @@ TASKS = {
     JobKind.SHARD: TaskName.RUN_SHARD,
     JobKind.FINALIZATION: TaskName.FINALIZE_RUN,
     JobKind.NOTIFICATION: TaskName.SEND_NOTIFICATION,
+    JobKind.OPERATION: TaskName.RUN_OPERATION,
 }
 EVENTS_EXCHANGE = "celeryev"
 GATHERED = "task.multi"

@@ -31,6 +31,7 @@ from promptstack.services.maintenance.new_jobs import NewJobs
 from promptstack.services.maintenance.outbox import Outbox
 from promptstack.services.maintenance.reconciler import Cleanup, Reconciler, Step
 from promptstack.services.notifications.delivery import MailDelivery
+from promptstack.services.operations.work import OperationWork
 from promptstack.services.runs.handlers import RunWork
 from promptstack.services.runs.maintenance import RunMaintenance
 from promptstack.services.runs.shards.slots import WorkerSlots
@@ -132,6 +133,7 @@ class WorkerServices(PromptStack):
             ),
             JobKind.FINALIZATION: Handler(self.job_threads.run(self.run_work.finalize)),
             JobKind.NOTIFICATION: Handler(self.mail_delivery.deliver),
+            JobKind.OPERATION: Handler(self.job_threads.run(self._operation_work.run)),
         }
         return Executor(
             self.retrying_ledger,
@@ -150,6 +152,11 @@ class WorkerServices(PromptStack):
     def sent_jobs(self) -> SentJobs:
         """Jobs that another service's Celery has sent."""
         return SentJobs(self.retrying_ledger, self.settings.celery_user)
+
+    @cached_property
+    def _operation_work(self) -> OperationWork:
+        lifetime = self.settings.job_expires_seconds
+        return OperationWork(self.ledger, self.publisher, self.progress, expires_seconds=lifetime)
 
     @cached_property
     def late_checks(self) -> LateChecks:

@@ -9,12 +9,14 @@ from uuid import UUID
 from sqlalchemy import text
 
 from promptstack.config.names import Queue
-from promptstack.repositories.jobs.records import Claim
+from promptstack.repositories.jobs.records import Claim, JobFilter
 from promptstack.repositories.models import Attempt, Job, JobState
+from promptstack.repositories.operation_models import OperationAction
 from promptstack.services.execution.executor import JobOutcome
 from promptstack.services.execution.job_context import OnProgress
 from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.views import JobView
+from promptstack.services.operations.views import OperationView
 from promptstack.tasks.worker_services import WorkerServices
 
 NO_REDIS = "unix:///nowhere/at/all.sock"
@@ -143,3 +145,15 @@ def agrees(stack: WorkerServices, *jobs: JobView) -> None:
 def as_accepted(job: JobView) -> JobView:
     """A queued job as its enqueue call returned it: what it waits for was not looked up."""
     return job.model_copy(update={"waits": None})
+
+
+def retry_many(stack: WorkerServices, **wanted: Any) -> int:
+    """Retry all that a filter matches, with the worker's part done here; how many were retried."""
+    return operate(stack, OperationAction.RETRY, **wanted).done
+
+
+def operate(stack: WorkerServices, action: OperationAction, **wanted: Any) -> OperationView:
+    """Do an operation, with the worker's part done here; what it came to."""
+    operation = stack.operations.start(action, JobFilter(**wanted))
+    execute(stack, operation.id)
+    return stack.operations.get(operation.id)

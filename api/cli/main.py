@@ -59,10 +59,10 @@ JOBS = {
     "watch": Command("jobs.commands:watch", "Follow jobs until they have ended."),
     "wait": Command("jobs.commands:wait", "Wait quietly until jobs have ended; for scripts."),
     "cancel": Command(
-        "jobs.commands:cancel", "Cancel queued or running jobs; what they produced stays."
+        "jobs.change:cancel", "Cancel queued or running jobs; what they produced stays."
     ),
     "retry": Command(
-        "jobs.commands:retry", "Queue jobs again that failed: those named, or all that match."
+        "jobs.change:retry", "Queue jobs again that failed: those named, or all that match."
     ),
 }
 RUNS = {

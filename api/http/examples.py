@@ -13,7 +13,10 @@ EXAMPLES: Mapping[str, Any] = {
     "create_chat": {**_SUMMARISE, "wait": 10},
     "create_embedding": _DOCUMENT,
     "create_jobs": {"jobs": [{**_SUMMARISE, "idempotency_key": "order-1"}, _DOCUMENT]},
-    "retry_jobs": {"error_code": "PROVIDER_UNAVAILABLE", "since": "2026-11-30T08:00:00Z"},
+    "create_operation": {
+        "action": "retry",
+        "filter": {"error": "PROVIDER_OVERLOADED", "since": "2026-11-30T08:00:00Z"},
+    },
     "create_embedding_run": {
         "items": ["The harbour was quiet.", {"text": "A boat left.", "custom_id": "2"}],
         "name": "harbour",

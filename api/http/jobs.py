@@ -1,7 +1,7 @@
 """Jobs: enqueue many, list, show, cancel and retry."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response, status
@@ -108,26 +108,6 @@ class AcceptedJobs(BaseModel):
     jobs: list[JobView]
 
 
-class RetryMany(BaseModel):
-    """Which of your jobs to queue again."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    state: Literal[JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED] = JobState.FAILED
-    kind: JobKind | None = None
-    provider: str | None = None
-    model: str | None = None
-    error_code: str | None = None
-    since: Time | None = Field(None, description="When they ended; UTC unless it says.")
-    owner: AskedOwner = None
-
-
-class Retried(BaseModel):
-    """How many jobs were queued again."""
-
-    retried: int
-
-
 @router.post("/bulk", status_code=status.HTTP_202_ACCEPTED)
 def create_jobs(
     body: ManyJobs,
@@ -149,14 +129,6 @@ def list_jobs(stack: Stack, caller: CurrentCaller, query: Annotated[JobQuery, Qu
     wanted = query.of(stack.owners.choose(caller, query.owner))
     page = stack.jobs.get_page(wanted, query.page)
     return JobPage(jobs=page.rows, **ends_of(page))
-
-
-@router.post("/retry")
-def retry_jobs(stack: Stack, caller: CurrentCaller, which: RetryMany) -> Retried:
-    """Queue all your jobs again that ended so, for example after an outage."""
-    asked = dict(which) | {"owner": stack.owners.choose(caller, which.owner)}
-    retried = stack.jobs.retry_many(**asked, only_key=caller.only_key, actor=Actor.of(caller))
-    return Retried(retried=retried)
 
 
 @router.get("/{job_id}", response_model=JobView)

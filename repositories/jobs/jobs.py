@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session, defer, selectinload
 
 from promptstack.config.names import Queue
 from promptstack.repositories.base import BaseRepository
-from promptstack.repositories.jobs.records import EndedJobs, JobFilter, JobRef
-from promptstack.repositories.models import Job, JobState, new_id
+from promptstack.repositories.jobs.records import JobFilter, JobRef
+from promptstack.repositories.models import Job, JobKind, JobState, new_id
 from promptstack.repositories.pages import Page, PageQuery
 
 OPEN_STATES = (JobState.QUEUED, JobState.RUNNING)
@@ -40,6 +40,12 @@ BEFORE_THE_QUEUE = case(
     (Job.queue.in_([queue for queue in Queue if queue.is_bulk]), Job.queue), else_=Queue.RESUMED
 )
 """The queue of a job that was begun before: it does not wait behind all newer ones."""
+CANCELLED: dict[str, Any] = {
+    "state": JobState.CANCELLED,
+    "published_at": PUBLISHED_IF_TAKEN,
+    "not_before": None,
+    "finished_at": func.now(),
+}
 EXPIRED: dict[str, Any] = {
     "state": JobState.EXPIRED,
     "published_at": PUBLISHED_IF_TAKEN,
@@ -70,7 +76,7 @@ class JobRepository(BaseRepository[Job]):
 
     def find(self, wanted: JobFilter, asked: PageQuery) -> Page[Job]:
         """A page of jobs, newest first."""
-        return self.get_page(asked, *_conditions(wanted))
+        return self.get_page(asked, *conditions_of(wanted))
 
     def add(self, *, lifetime: float, **values: Any) -> Job:
         """Add a queued job of a run that expires in `lifetime` seconds, by the clock that ends it.
@@ -90,14 +96,7 @@ class JobRepository(BaseRepository[Job]):
     def cancel(self, job_id: UUID) -> bool:
         """End a queued or running job as cancelled; False when it had ended already."""
         return self._changes_one(
-            update(Job)
-            .where(Job.id == job_id, Job.state.in_(OPEN_STATES))
-            .values(
-                state=JobState.CANCELLED,
-                published_at=PUBLISHED_IF_TAKEN,
-                finished_at=func.now(),
-                not_before=None,
-            )
+            update(Job).where(Job.id == job_id, Job.state.in_(OPEN_STATES)).values(**CANCELLED)
         )
 
     def reopen(self, job_id: UUID, lifetime: float) -> bool:
@@ -108,27 +107,8 @@ class JobRepository(BaseRepository[Job]):
         return self._changes_one(
             update(Job)
             .where(Job.id == job_id, Job.state.in_(RETRIABLE_STATES))
-            .values(**_reopened(lifetime))
+            .values(**reopened(lifetime))
         )
-
-    def reopen_many(self, ended: EndedJobs, lifetime: float, limit: int) -> Sequence[UUID]:
-        """Reopen up to `limit` of these jobs, the oldest first; their ids."""
-        chosen = (
-            select(Job.id)
-            .where(Job.state.in_(RETRIABLE_STATES), *_of_these(ended))
-            .order_by(Job.finished_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-            .cte("chosen")
-            .prefix_with("MATERIALIZED")
-        )
-        return self._session.scalars(
-            update(Job)
-            .where(Job.id.in_(select(chosen.c.id)))
-            .values(**_reopened(lifetime))
-            .returning(Job.id)
-            .execution_options(synchronize_session=False)
-        ).all()
 
     def open_of(self, job_ids: Collection[UUID]) -> set[UUID]:
         """Those of these jobs that have not ended."""
@@ -146,7 +126,8 @@ class JobRepository(BaseRepository[Job]):
         return self._session.scalar(statement.returning(Job.id)) is not None
 
 
-def _reopened(lifetime: float) -> dict[str, Any]:
+def reopened(lifetime: float) -> dict[str, Any]:
+    """What a job that has ended becomes when it is queued again."""
     is_answered = Job.result.is_not(None)
     return {
         **BACK_IN_QUEUE,
@@ -162,7 +143,8 @@ def _reopened(lifetime: float) -> dict[str, Any]:
     }
 
 
-def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
+def conditions_of(wanted: JobFilter) -> list[ColumnElement[bool]]:
+    """What a job meets that a filter matches."""
     same = {
         Job.state: wanted.state,
         Job.kind: wanted.kind,
@@ -174,25 +156,13 @@ def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
     }
     conditions = [column == value for column, value in same.items() if value is not None]
     if wanted.kind is None:
-        conditions.append(Job.run_id.is_(None))
+        conditions += [Job.run_id.is_(None), Job.kind != JobKind.OPERATION]
     if wanted.tag is not None:
         conditions.append(Job.tags.contains([wanted.tag]))
     if wanted.since is not None:
         conditions.append(Job.created_at >= wanted.since)
     if wanted.until is not None:
         conditions.append(Job.created_at < wanted.until)
-    return conditions
-
-
-def _of_these(ended: EndedJobs) -> list[ColumnElement[bool]]:
-    # A job that ends again meanwhile is not taken twice; a run retries its shards itself.
-    conditions = [Job.finished_at < ended.until, Job.run_id.is_(None)]
-    if ended.since is not None:
-        conditions.append(Job.finished_at >= ended.since)
-    for name in ("state", "user_id", "kind", "provider", "model", "error_code", "api_key_id"):
-        wanted = getattr(ended, name)
-        if wanted is not None:
-            conditions.append(getattr(Job, name) == wanted)
     return conditions
 
 

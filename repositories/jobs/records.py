@@ -119,7 +119,7 @@ class JobFilter:
 
     state: JobState | None = None
     kind: JobKind | None = None
-    """Without one, parts of runs are left out."""
+    """Without one, parts of runs are left out, and operations."""
     provider: str | None = None
     model: str | None = None
     error: str | None = None
@@ -131,21 +131,6 @@ class JobFilter:
     user_id: UUID | None = None
     api_key_id: UUID | None = None
     """The key that they came with."""
-
-
-@dataclass(frozen=True)
-class EndedJobs:
-    """Jobs that ended without success before `until`; what is None is not asked for."""
-
-    until: datetime
-    since: datetime | None = None
-    state: JobState | None = None
-    user_id: UUID | None = None
-    kind: JobKind | None = None
-    provider: str | None = None
-    model: str | None = None
-    error_code: str | None = None
-    api_key_id: UUID | None = None
 
 
 @dataclass(frozen=True)

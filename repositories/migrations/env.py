@@ -8,6 +8,7 @@ import promptstack.repositories.budget_models
 import promptstack.repositories.content.embeddings
 import promptstack.repositories.flag_models
 import promptstack.repositories.notification_models
+import promptstack.repositories.operation_models
 import promptstack.repositories.run_models
 import promptstack.repositories.webhook_models  # noqa: F401 - they add their tables to the metadata
 from promptstack.repositories.models import Base

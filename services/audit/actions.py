@@ -34,6 +34,7 @@ class Action(StrEnum):
     JOB_CANCELLED = "job.cancelled"
     JOB_RETRIED = "job.retried"
     JOBS_RETRIED = "job.retried_many"
+    JOBS_CANCELLED = "job.cancelled_many"
     RUN_CANCELLED = "run.cancelled"
     RUN_RETRIED = "run.retried"
     RUN_RESUMED = "run.resumed"
@@ -70,6 +71,7 @@ class ObjectKind(StrEnum):
     PROCESS = "process"
     NOTIFICATION = "notification"
     WEBHOOK = "webhook"
+    OPERATION = "operation"
 
     def of(self, name: UUID | str) -> "AuditObject":
         """The one with this id or name."""

@@ -3,15 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from datetime import datetime
 from functools import partial
 from typing import Unpack
 from uuid import UUID
 
 from promptstack.config.names import Queue
-from promptstack.repositories.jobs.jobs import RETRIABLE_STATES
-from promptstack.repositories.jobs.records import EndedJobs, JobFilter
-from promptstack.repositories.models import Job, JobKind, JobState
+from promptstack.repositories.jobs.records import JobFilter
+from promptstack.repositories.models import Job, JobState
 from promptstack.repositories.pages import Page, PageQuery
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
@@ -32,13 +30,9 @@ from promptstack.services.jobs.waits import JobWaits
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.streams.pieces import Piece
 from promptstack.services.streams.reader import TextStreams
-from promptstack.services.text import check_storable
-from promptstack.services.validation.bounds import checked_time
-from promptstack.services.validation.ids import find_id, read_id, read_owner
+from promptstack.services.validation.ids import find_id, read_id
 from promptstack.services.validation.paging import asked_page
 
-RETRIED_AT_ONCE = 500
-"""Jobs queued again in one transaction."""
 POLL_SECONDS = 0.1
 
 
@@ -210,50 +204,6 @@ class JobService(JobEnqueuer):
             work.after_commit(self._publish, JobMessage.of(job))
         return self._shown(job.id)
 
-    def retry_many(
-        self,
-        *,
-        owner: UUID | None = None,
-        state: JobState | None = JobState.FAILED,
-        kind: JobKind | None = None,
-        provider: str | None = None,
-        model: str | None = None,
-        error_code: str | None = None,
-        since: datetime | None = None,
-        only_key: UUID | None = None,
-        actor: Actor | None = None,
-        on_progress: Callable[[int], None] = lambda retried: None,
-    ) -> int:
-        """Queue again all jobs that have ended, for example after an outage. Returns how many.
-
-        `state` is failed, cancelled or expired, or None for all three; `since` is when they ended;
-        `only_key` is the API key that they came with.
-        Some hundred are queued at a time, and `on_progress` is called with the number of each
-        step. Workers' reconcilers publish them. What an `actor` does to more than their own jobs is
-        audited, with each step. Raises `WrongState` for another state.
-        """
-        if state is not None and state not in RETRIABLE_STATES:
-            raise WrongState(f"A {state} job can't be retried; only failed, cancelled and expired.")
-        owner, since = read_owner(owner), checked_time(since, "since")
-        for text in (provider, model, error_code):
-            check_storable(text or "", "The filter")
-        retried = 0
-        with self._ledger.transaction() as work:
-            until = work.now()
-        ended = EndedJobs(until, since, state, owner, kind, provider, model, error_code, only_key)
-        while True:
-            with self._ledger.transaction() as work:
-                reopened = work.jobs.reopen_many(
-                    ended, self._defaults.expires_seconds, RETRIED_AT_ONCE
-                )
-                if actor is not None and reopened and (owner is None or owner != actor.user_id):
-                    _audit_many(work, actor, ended, len(reopened))
-            self._progress.rebuild(reopened)
-            retried += len(reopened)
-            on_progress(len(reopened))
-            if len(reopened) < RETRIED_AT_ONCE:
-                return retried
-
     def _shown(self, job_id: UUID) -> JobView:
         """Read a job again and show its progress."""
         with self._ledger.transaction() as work:
@@ -281,12 +231,6 @@ def _audit(work: UnitOfWork, action: Action, job: Job, actor: Actor | None) -> N
             object=ObjectKind.JOB.of(job.id),
             detail={"owner_id": job.user_id, "kind": job.kind, "state": job.state},
         )
-
-
-def _audit_many(work: UnitOfWork, actor: Actor, ended: EndedJobs, count: int) -> None:
-    wanted = {name: value for name, value in vars(ended).items() if value is not None}
-    detail = {"filter": wanted, "count": count}
-    AuditLog.record(work, actor=actor, action=Action.JOBS_RETRIED, detail=detail)
 
 
 def _find(work: UnitOfWork, job_id: UUID | str, owner: UUID | None) -> Job:

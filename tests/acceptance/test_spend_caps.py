@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from promptstack.repositories.jobs.records import JobFilter
 from promptstack.repositories.run_models import RunState
 from promptstack.services.budgets.service import Scope, Subject
 from promptstack.simulator.process import SimulatorProcess
@@ -99,8 +100,10 @@ def test_200_calls_at_once_never_pass_a_cap_and_their_jobs_go_on_when_it_is_rais
     assert simulator.stats()["peak_in_flight"] == AT_ONCE
 
     cap(runs, key, 2 * CAP)
-    retried = runs.jobs.retry_many(error_code="KEY_BUDGET_REACHED")
-    assert retried == len(jobs) - done > 0
+    *_, retried = runs.operations.follow(
+        runs.operations.start("retry", JobFilter(error="KEY_BUDGET_REACHED")).id
+    )
+    assert retried.done == len(jobs) - done > 0
     wait_until(lambda: in_ledger(runs, OPEN) == 0, "the end of all jobs")
     assert in_ledger(runs, ENDS) == ["succeeded"]
     assert simulator.stats()["billed"] == len(jobs)
@@ -162,7 +165,7 @@ def test_documents_at_once_never_pass_a_cap_and_go_on_when_it_is_raised(
     assert in_ledger(runs, ENDS) == ["KEY_BUDGET_REACHED", "succeeded"]
     assert 0 < check_books(runs, simulator, key) <= CAP
     cap(runs, key, 100 * CAP)
-    runs.jobs.retry_many()
+    list(runs.operations.follow(runs.operations.start("retry", JobFilter()).id))
     wait_until(lambda: in_ledger(runs, OPEN) == 0, "the end of all jobs")
     assert in_ledger(runs, ENDS) == ["succeeded"]
     assert check_books(runs, simulator, key) > CAP

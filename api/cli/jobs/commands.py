@@ -1,17 +1,24 @@
-"""`promptstack jobs ...`: list, show, watch, cancel and retry jobs."""
+"""`promptstack jobs ...`: list, show, watch and wait for jobs."""
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Annotated
-from uuid import UUID
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from promptstack.api.cli.connection import connected
 from promptstack.api.cli.jobs.watch import show_until_done, waits_for
-from promptstack.api.cli.options.values import point_in_time, seconds_of
+from promptstack.api.cli.options.job_filters import (
+    Error,
+    Kind,
+    Model,
+    OfTag,
+    Provider,
+    Since,
+    State,
+    Until,
+    job_filter,
+)
+from promptstack.api.cli.options.values import seconds_of
 from promptstack.api.cli.table import Column, print_table
 from promptstack.api.cli.terminal import (
     ID_HELP,
@@ -28,18 +35,12 @@ from promptstack.api.cli.terminal import (
     printable,
     stop,
 )
-from promptstack.config.errors import PromptStackError
-from promptstack.repositories.models import JobKind, JobState
-from promptstack.services.audit.actor import Actor
+from promptstack.repositories.models import JobState
+from promptstack.repositories.pages import PageQuery
 from promptstack.services.jobs.views import JobView, asked
-from promptstack.tasks.composition import PromptStack
 
 Id = Annotated[str, typer.Argument(metavar="ID", help=f"Id of the job; {ID_HELP}.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID", help=f"Ids of jobs; of each, {ID_HELP}.")]
-Kind = Annotated[
-    JobKind | None,
-    typer.Option(metavar="KIND", help=f"Only jobs of this kind: {', '.join(JobKind)}."),
-]
 COLUMNS = (
     Column("job"),
     Column("kind", rank=4),
@@ -50,22 +51,25 @@ COLUMNS = (
     Column("age", rank=2, right=True),
     Column("why", rank=3, elastic=True),
 )
-COUNTED = (SpinnerColumn(), TextColumn("{task.completed:,.0f} {task.description}"))
 MANY = 100_000
 
 
 def list_(
-    state: Annotated[
-        JobState | None,
-        typer.Option(metavar="STATE", help=f"Only jobs in this state: {', '.join(JobState)}."),
-    ] = None,
+    state: State = None,
     kind: Kind = None,
+    provider: Provider = None,
+    model: Model = None,
+    error: Error = None,
+    tag: OfTag = None,
+    since: Since = None,
+    until: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many.")] = 20,
     as_json: JsonFlag = False,
 ) -> None:
     """List jobs, newest first."""
+    wanted = job_filter(state, kind, provider, model, error, tag, since, until)
     with connected(start_servers=True) as stack:
-        jobs = stack.jobs.get_many(state=state, kind=kind, limit=limit)
+        jobs = stack.jobs.get_page(wanted, PageQuery(limit)).rows
     if as_json:
         print_items(job.model_dump(mode="json", exclude={"result"}) for job in jobs)
     elif jobs:
@@ -175,81 +179,3 @@ def _tell_ends(jobs: list[JobView], *, as_json: bool) -> None:
         err.print(f"{job.id} {job.state}: {printable(job.error or '')}", markup=False)
     if failed:
         raise typer.Exit(JOB_FAILED)
-
-
-def cancel(job_ids: Ids, as_json: JsonFlag = False) -> None:
-    """Cancel queued or running jobs; what they produced stays."""
-    with connected(start_servers=True) as stack:
-        cancel_one = partial(stack.jobs.cancel, actor=Actor.command_line())
-        _change_each(stack, job_ids, cancel_one, "cancelled", as_json=as_json)
-
-
-def retry(
-    job_ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of jobs.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="All failed jobs; or those below.")] = False,
-    state: Annotated[
-        JobState | None,
-        typer.Option(metavar="STATE", help="All in this state: failed, cancelled or expired."),
-    ] = None,
-    kind: Kind = None,
-    provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
-    error: Annotated[
-        str | None, typer.Option(help="Only with this error code, as `jobs show` tells it.")
-    ] = None,
-    since: Annotated[
-        str | None, typer.Option(help="Only what ended since: a date, 2h, 7d, 4w.")
-    ] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Queue jobs again that failed: those named, or all that match."""
-    matches = (state, kind, provider, model, error, since)
-    wants_many = all_ or any(given is not None for given in matches)
-    if bool(job_ids) == wants_many:
-        stop("Name jobs by their ids, or choose them by --all, --state, --error and the like.")
-    with connected(start_servers=True) as stack:
-        if job_ids:
-            retry_one = partial(stack.jobs.retry, actor=Actor.command_line())
-            _change_each(stack, job_ids, retry_one, "queued again", as_json=as_json)
-            return
-        with Progress(*COUNTED, console=err, disable=as_json) as bar:
-            task = bar.add_task("queued again", total=None)
-            retried = stack.jobs.retry_many(
-                state=state or JobState.FAILED,
-                kind=kind,
-                provider=provider,
-                model=model,
-                error_code=error,
-                since=point_in_time(since) if since else None,
-                actor=Actor.command_line(),
-                on_progress=lambda some: bar.advance(task, some),
-            )
-    if as_json:
-        print_json({"retried": retried})
-    else:
-        out.print(f"Queued again: {plural(retried, 'job')}." if retried else "No job matches.")
-
-
-def _change_each(
-    stack: PromptStack,
-    job_ids: list[str],
-    change: Callable[[UUID], JobView],
-    word: str,
-    *,
-    as_json: bool,
-) -> None:
-    changed, problems = [], []
-    for job_id in job_ids:
-        try:
-            changed.append(change(stack.jobs.find(job_id)))
-        except PromptStackError as error:
-            problems.append(str(error))
-    if as_json:
-        print_items(job.model_dump(mode="json", exclude={"result"}) for job in changed)
-    else:
-        for job in changed:
-            answered = job.state is JobState.SUCCEEDED
-            said = "has an answer that came when it had ended" if answered else f"is {word}"
-            out.print(f"Job {job.id} {said}.")
-    if problems:
-        stop(" ".join(problems))

@@ -22,6 +22,7 @@ from promptstack.api.permissions import (
     permission_of_command,
 )
 from promptstack.repositories.access_models import Role, Scope
+from promptstack.repositories.jobs.records import JobFilter
 from promptstack.services.access.caller import Caller
 from promptstack.services.access.sessions import Origin
 from promptstack.services.errors import NotPermitted, WrongState
@@ -72,7 +73,7 @@ def test_a_route_that_the_table_does_not_know_cannot_be_made() -> None:
     with pytest.raises(LookupError, match=r"GET /unknown must be in one row"):
         router.get("/unknown")(lambda: None)
     with pytest.raises(LookupError, match="make two routes"):
-        router.api_route("/jobs", methods=["GET", "POST"])(lambda: None)
+        router.api_route("/operations", methods=["GET", "POST"])(lambda: None)
 
 
 def test_the_table_has_each_command_once_and_no_other() -> None:
@@ -112,7 +113,8 @@ class World:
         webhook = stack.webhooks.create("https://example.org/", user_id=user_id).webhook
         self._ids["webhook_id"] = webhook.id
         self._ids["delivery_id"] = stack.webhook_deliveries.test(webhook.id).id
-        self._ids["user_id"] = user_id
+        cancel = stack.operations.start("cancel", JobFilter(tag="none"), user_id=user_id)
+        self._ids |= {"user_id": user_id, "operation_id": cancel.id}
         self._ids |= {"name": "some_flag", "format": "jsonl"}
 
     def ask(self, route: str, credential: str | None) -> Response:

@@ -495,7 +495,7 @@ def test_a_trusted_proxy_says_who_it_is(proxied: Proxied, address: str) -> None:
     problem(client.get(f"{AUTH}/me", headers=twice), 401, "IDENTITY_NOT_TRUSTED")
     # The proxy's own cookie comes with the requests of other sites.
     forged = {HEADER: "ada@example.org", "Sec-Fetch-Site": "cross-site"}
-    problem(client.post("/api/v1/jobs/retry", json={}, headers=forged), 403, "CSRF_FAILED")
+    problem(client.post("/api/v1/operations", json={}, headers=forged), 403, "CSRF_FAILED")
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "11.0.0.1", "fe80::1", "testclient"])

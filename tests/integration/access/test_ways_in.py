@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
@@ -18,6 +19,7 @@ from promptstack.services.audit.actor import Actor
 from promptstack.tasks.worker_services import WorkerServices
 from tests.conftest import PASSWORD
 from tests.http import problem
+from tests.jobs import execute
 from tests.processes import wait_until
 
 API = "/api/v1"
@@ -76,13 +78,19 @@ def test_a_limited_key_retries_only_what_came_with_it(
     ]
     for path in of_others:
         problem(client.post(path, headers=headers), 403, "NOT_PERMITTED")
-    body = {"state": "cancelled"}
-    many = client.post(f"{API}/jobs/retry", json=body, headers=headers)
-    assert many.json() == {"retried": 1}
+
+    def retried(headers: dict[str, str]) -> int:
+        body = {"action": "retry", "filter": {"state": "cancelled"}}
+        started = client.post(f"{API}/operations", json=body, headers=headers)
+        assert started.status_code == 202, started.text
+        execute(stack, UUID(started.json()["id"]))
+        done: int = client.get(started.headers["location"], headers=headers).json()["done"]
+        return done
+
+    assert retried(headers) == 1
     for path in own[1:]:
         assert client.post(path, headers=headers).status_code == 200
-    many = client.post(f"{API}/jobs/retry", json=body, headers=wide_headers)
-    assert many.json() == {"retried": 2}
+    assert retried(wide_headers) == 2
 
 
 def test_no_proxy_signs_in_the_command_lines_user(stack: WorkerServices) -> None:

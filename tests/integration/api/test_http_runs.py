@@ -12,12 +12,14 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from promptstack.api.cli.main import build
-from promptstack.repositories.models import JobKind
+from promptstack.repositories.models import JobKind, JobState
+from promptstack.repositories.operation_models import OperationAction
 from promptstack.repositories.run_models import RunState
 from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.runs.runs import Change
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
+from tests.jobs import operate
 from tests.runs import in_ledger, work
 
 RUNS = "/api/v1/runs"
@@ -162,8 +164,12 @@ def test_a_part_of_a_run_is_cancelled_and_retried_with_it_alone(
         assert run in told["detail"]
     with stack.ledger.transaction() as unit:
         unit.jobs.cancel(shard.id)
-    assert stack.jobs.retry_many(state=None) == 0
-    assert stack.jobs.retry_many(state=None, kind=JobKind.SHARD) == 0
+    cancelled = JobState.CANCELLED
+    assert operate(stack, OperationAction.RETRY, state=cancelled).matched == 0
+    parts = operate(stack, OperationAction.RETRY, state=cancelled, kind=JobKind.SHARD)
+    assert (parts.matched, parts.done, parts.failed) == (1, 0, 1)
+    assert parts.failures[0].job_id == shard.id
+    assert run in parts.failures[0].error
 
 
 def test_templates_and_limits_hold(client: TestClient) -> None:

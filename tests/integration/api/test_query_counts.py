@@ -14,6 +14,7 @@ from sqlalchemy import event
 from promptstack.api.http.app import create_app
 from promptstack.config.settings import Settings, load_settings
 from promptstack.repositories.access_models import Role
+from promptstack.repositories.jobs.records import JobFilter
 from promptstack.repositories.pages import Page
 from promptstack.services.access.users import UserView
 from promptstack.services.audit.actor import Actor
@@ -72,6 +73,7 @@ class World:
             self.stack.flag_service.set(f"flag_{number}", ON, by=Actor.command_line())
             newest = self.stack.keys.get_page(self.user_id).rows[0]
             self.stack.budgets.set(Subject(Scope.KEY, newest.id), {"total": 1})
+            self.stack.operations.start("cancel", JobFilter(tag="none"), user_id=self.user_id)
             self.stack.notifications.send(
                 user_id=self.user_id,
                 subject=f"News {number}",
@@ -114,6 +116,7 @@ class World:
 
 LISTS: Mapping[str, tuple[str, str]] = {
     "GET /jobs": ("/jobs?limit=100", "jobs"),
+    "GET /operations": ("/operations?limit=100", "operations"),
     "GET /runs": ("/runs?limit=100", "runs"),
     "GET /runs/{run_id}/results": ("/runs/{done}/results?limit=49", "results"),
     "GET /runs/{run_id}/failures": ("/runs/{failed}/failures?limit=49", "failures"),
@@ -145,6 +148,7 @@ ONE_ROW = {
     "GET /auth/me/events",
     "GET /flags/{name}",
     "GET /jobs/{job_id}",
+    "GET /operations/{operation_id}",
     "GET /overview",
     "GET /runs/{run_id}",
     "GET /webhooks/{webhook_id}",

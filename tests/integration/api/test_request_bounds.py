@@ -103,10 +103,12 @@ def test_a_time_has_an_offset_that_there_is(
         found = client.get(f"/api/v1/{path}", params={"since": since})
         problem(found, 422, "INVALID_INPUT")
     problem(client.get("/api/v1/usage", params={"until": since}), 422, "INVALID_INPUT")
-    found = client.post("/api/v1/jobs/retry", json={"since": since})
+    problem(client.get("/api/v1/jobs", params={"since": since}), 422, "INVALID_INPUT")
+    body = {"action": "retry", "filter": {"since": since}}
+    found = client.post("/api/v1/operations", json=body)
     problem(found, 422, "INVALID_INPUT")
     time = datetime.fromisoformat(since)
-    for call in (stack.usage.sums, stack.usage.calls, stack.usage.unsettled, stack.jobs.retry_many):
+    for call in (stack.usage.sums, stack.usage.calls, stack.usage.unsettled, stack.jobs.get_many):
         with pytest.raises(InvalidInput, match="since"):
             call(since=time)
     with pytest.raises(InvalidInput, match="until"):
@@ -121,11 +123,10 @@ def test_a_time_with_the_largest_offset_is_taken_and_one_without_is_in_utc(
     job = stack.jobs.enqueue_generation("x")
     stack.jobs.cancel(job.id)
     east = timezone(timedelta(hours=14))
-    ended = stack.jobs.get(job.id).finished_at
-    assert ended is not None
-    later = (ended + timedelta(seconds=1)).astimezone(UTC).replace(tzinfo=None)
-    assert stack.jobs.retry_many(state=None, since=later) == 0
-    assert stack.jobs.retry_many(state=None, since=ended.astimezone(east)) == 1
+    began = stack.jobs.get(job.id).created_at
+    later = (began + timedelta(seconds=1)).astimezone(UTC).replace(tzinfo=None)
+    assert stack.jobs.get_many(since=later) == []
+    assert len(stack.jobs.get_many(since=began.astimezone(east))) == 1
 
 
 def _rows(stack: PromptStack) -> int:

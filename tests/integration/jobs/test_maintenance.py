@@ -5,24 +5,19 @@ from collections.abc import Callable, Iterator
 from uuid import UUID, uuid4
 
 import pytest
-from fastapi.testclient import TestClient
 from sqlalchemy import text
-from typer.testing import CliRunner
 
-from promptstack.api.cli.main import build
-from promptstack.api.http.app import create_app
 from promptstack.config.names import Queue
 from promptstack.config.settings import Settings
 from promptstack.repositories.errors import LedgerSlow
 from promptstack.repositories.jobs.records import BeginStep, NewCall
-from promptstack.repositories.models import AttemptState, JobKind, JobState
+from promptstack.repositories.models import AttemptState, JobState
 from promptstack.repositories.session import Ledger
-from promptstack.services.errors import WrongState
 from promptstack.services.jobs.views import JobView
 from promptstack.services.maintenance.reconciler import Cleanup
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.worker_services import WorkerServices
-from tests.jobs import execute
+from tests.jobs import execute, retry_many
 from tests.processes import Process, wait_until
 from tests.simulators import ForkedSimulator
 
@@ -161,59 +156,12 @@ def test_all_of_an_outage_is_queued_again_and_nothing_else(stack: WorkerServices
     slow = [end(stack) for _ in range(3)]
     others = [end(stack, how) for how in ("refuse", "succeed", "cancel")]
     before = states(stack)
-    steps: list[int] = []
-    assert stack.jobs.retry_many(error_code="PROVIDER_TIMEOUT", on_progress=steps.append) == 3
-    assert sum(steps) == 3
+    assert retry_many(stack, error="PROVIDER_TIMEOUT") == 3
     after = states(stack)
     assert {after[job.id] for job in slow} == {JobState.QUEUED}
     assert all(after[job.id] == before[job.id] for job in others)
     # The reconciler publishes them, and knows that they are not new.
     assert stack.reconciler.run_once()["messages"] == 3
-
-
-def test_filters_narrow_what_is_retried(stack: WorkerServices) -> None:
-    end(stack)
-    end(stack, "refuse")
-    end(stack, "cancel")
-    assert stack.jobs.retry_many(provider="openai") == 0
-    assert stack.jobs.retry_many(kind=JobKind.EMBEDDING) == 0
-    assert stack.jobs.retry_many(model="nothing") == 0
-    assert stack.jobs.retry_many(state=JobState.CANCELLED) == 1
-    assert stack.jobs.retry_many(state=None) == 2
-    with pytest.raises(WrongState, match="succeeded"):
-        stack.jobs.retry_many(state=JobState.SUCCEEDED)
-
-
-def test_more_than_one_transaction_s_worth_is_retried(
-    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("promptstack.services.jobs.service.RETRIED_AT_ONCE", 2)
-    for _ in range(5):
-        end(stack)
-    steps: list[int] = []
-    assert stack.jobs.retry_many(on_progress=steps.append) == 5
-    assert steps == [2, 2, 1]
-
-
-def test_the_command_and_the_http_door_retry_many(stack: WorkerServices) -> None:
-    mine = end(stack)
-    with TestClient(create_app(stack)) as client:
-        key = stack.keys.create("ada@example.org", "laptop")
-        answer = client.post("/api/v1/jobs/retry", json={}, headers={"X-API-Key": key})
-        assert answer.json() == {"retried": 0}, "another's jobs stay as they are"
-        answer = client.post(
-            "/api/v1/jobs/retry", json={"state": "succeeded"}, headers={"X-API-Key": key}
-        )
-        assert answer.status_code == 422
-    none = CliRunner().invoke(build(), ["jobs", "retry"])
-    assert none.exit_code == 2
-    assert "--all" in none.output
-    shown = CliRunner().invoke(build(), ["jobs", "retry", "--error", "PROVIDER_TIMEOUT"])
-    assert "Queued again: 1 job." in shown.output, shown.output
-    assert stack.jobs.get(mine.id).state is JobState.QUEUED
-
-
-# What a dead or frozen worker held
 
 
 def claimed(stack: WorkerServices, **how: object) -> UUID:

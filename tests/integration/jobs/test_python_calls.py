@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 
+from promptstack.repositories.jobs.records import JobFilter
 from promptstack.services.errors import InvalidInput, NotFound
 from promptstack.tasks.composition import PromptStack
 from tests.jobs import as_accepted
@@ -41,7 +42,8 @@ FILTERS: dict[str, Ask] = {
     "run_progress.read": lambda stack, id_: stack.run_progress.read(id_),
     "jobs.get_many after": lambda stack, id_: stack.jobs.get_many(after=id_),
     "jobs.get_many owner": lambda stack, id_: stack.jobs.get_many(owner=id_),
-    "jobs.retry_many": lambda stack, id_: stack.jobs.retry_many(owner=id_),
+    "operations.start": lambda stack, id_: stack.operations.start("retry", JobFilter(user_id=id_)),
+    "operations.get_page": lambda stack, id_: stack.operations.get_page(id_),
     "runs.get_many": lambda stack, id_: stack.runs.get_many(id_),
     "usage.calls": lambda stack, id_: stack.usage.calls(only_unsettled=True, owner=id_, limit=1),
 }
