@@ -274,7 +274,8 @@ class Settings(BaseSettings):
         None, description="A server that speaks Gemini's API instead of Google's own."
     )
     provider_timeout_seconds: PositiveSeconds = Field(
-        120.0, description="Longest wait for one provider call."
+        120.0,
+        description="Longest wait for one provider call; of a stream, for each piece of its text.",
     )
 
     models_file: Path | None = Field(

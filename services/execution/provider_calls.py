@@ -220,6 +220,7 @@ class ProviderCalls:
                 ask,
                 seconds_left=job.handle.seconds_left(),
                 is_suspect=call.is_suspect,
+                listener=call.listener,
             )
 
         try:

@@ -13,6 +13,7 @@ from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse, Out
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import ProviderError, ProviderTimeout
 from promptstack.services.llm.headers import credible_wait
+from promptstack.services.llm.listening import Listener
 
 Answer = TypeVar("Answer", bound=LLMResponse | EmbeddingResponse)
 
@@ -64,8 +65,11 @@ class LimitedCalls:
         *,
         seconds_left: float = math.inf,
         is_suspect: bool = False,
+        listener: Listener | None = None,
     ) -> Answer:
         """Make the call and settle its permit.
+
+        The time-out of a call with a `listener` begins anew with each piece of its answer.
 
         A call that `is_suspect` holds a text that failed repeatedly. Its failure says nothing about
         the provider: otherwise one text could open the circuit for all others. Raises
@@ -74,7 +78,7 @@ class LimitedCalls:
         started = self._clock()
         settlement = Settlement(Outcome.CANCELLED)
         try:
-            answer = await self._in_time(provider, call, seconds_left)
+            answer = await self._in_time(provider, call, seconds_left, listener)
             settlement = Settlement(
                 Outcome.ANSWERED,
                 latency_seconds=self._clock() - started,
@@ -117,12 +121,17 @@ class LimitedCalls:
         provider: str,
         call: Callable[[], Coroutine[Any, Any, Answer]],
         seconds_left: float,
+        listener: Listener | None,
     ) -> Answer:
+        now = asyncio.get_running_loop().time
+        deadline = now() + seconds_left
         try:
-            async with asyncio.timeout(min(self._timeout_seconds, seconds_left)):
+            async with asyncio.timeout(min(self._timeout_seconds, seconds_left)) as limit:
+                if listener is not None:
+                    listener.on_sign = lambda: _prolong(limit, self._timeout_seconds, deadline)
                 return await call()
         except TimeoutError as error:
-            if seconds_left < self._timeout_seconds:
+            if now() >= deadline:
                 raise DeadlinePassed(
                     f"The job's deadline passed while {provider} was asked; the call is closed and "
                     "may still be billed."
@@ -135,3 +144,9 @@ class LimitedCalls:
 
 def _bucket(service: LLMService, model: str) -> Bucket:
     return Bucket(service.name, service.credential, model)
+
+
+def _prolong(limit: asyncio.Timeout, seconds: float, deadline: float) -> None:
+    """Let a time-out begin anew. One that has passed already can't."""
+    if not limit.expired():
+        limit.reschedule(min(asyncio.get_running_loop().time() + seconds, deadline))

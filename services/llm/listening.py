@@ -8,6 +8,10 @@ from promptstack.services.text import make_storable
 _HIGH_SURROGATES = ("\ud800", "\udbff")
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class Listener:
     """Shows a text as it comes, and knows what a call took that is cut off.
 
@@ -19,6 +23,8 @@ class Listener:
         self._half = ""
         self._bytes = 0
         self._told: Usage | None = None
+        self.on_sign: Callable[[], None] = _nothing
+        """Called whenever some of the answer has come: whoever waits may wait on."""
 
     def begin(self) -> None:
         """Note that a call leaves; what the one before it said does not count any more."""
@@ -38,7 +44,9 @@ class Listener:
 
     def hear_hidden(self, text: str) -> None:
         """Take what is paid for and no text, such as the arguments of a tool's call."""
-        self._bytes += len(text.encode("utf-8", "surrogatepass"))
+        if text:
+            self._bytes += len(text.encode("utf-8", "surrogatepass"))
+            self.on_sign()
 
     def told(self, usage: Usage) -> None:
         """Note what the provider says that the call has taken so far."""

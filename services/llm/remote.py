@@ -33,6 +33,7 @@ from promptstack.services.llm.packing import EmbeddingLimits
 from promptstack.services.llm.reading import Part, Said, credible
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.llm.translation import Read, no_answer, reading, refusal, refused
+from promptstack.services.llm.transport import is_heard
 from promptstack.services.text import make_storable
 
 AVAILABILITY_SECONDS = 5.0
@@ -198,7 +199,8 @@ class RemoteService(LLMService, Generic[Client]):
         with kept_answers() as answers:
             try:
                 # The client's own timeout restarts with each piece of an answer; this one does not.
-                async with asyncio.timeout(self._timeout):
+                # A stream may take longer, as long as its pieces come.
+                async with asyncio.timeout(None if is_heard() else self._timeout):
                     await call
             except Exception as error:
                 answer = answers[-1] if answers else None

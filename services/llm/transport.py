@@ -76,6 +76,11 @@ def heard_by(hearer: Hearer) -> Iterator[None]:
         _HEARERS.reset(token)
 
 
+def is_heard() -> bool:
+    """Whether streams are heard that answer this task's calls."""
+    return bool(_HEARERS.get(None))
+
+
 class AiohttpTransport(httpx2.AsyncBaseTransport):
     """One aiohttp session, made on the loop of the first request."""
 

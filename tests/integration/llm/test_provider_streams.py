@@ -211,6 +211,17 @@ def test_text_comes_while_the_answer_is_under_way(kind: Kind, simulator: Simulat
 
 
 @of_all
+def test_a_stream_may_take_longer_than_a_call(kind: Kind, simulator: SimulatorProcess) -> None:
+    simulator.set_latency(0.0, piece_seconds=0.15)
+    try:
+        answer, heard = stream(kind, simulator, 1.0, prompt=SECOND)
+    finally:
+        simulator.set_latency(0.0)
+    assert answer.latency_seconds > 1.0
+    assert heard.text == answer.text
+
+
+@of_all
 def test_an_answer_that_is_whole_is_kept_though_its_stream_never_ends(
     kind: Kind, simulator: SimulatorProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

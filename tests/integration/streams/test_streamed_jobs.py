@@ -31,7 +31,7 @@ class Streaming(FakeProvider):
 
     def __init__(self) -> None:
         super().__init__()
-        self.said = TEXT
+        self.pace = 0.0
         self.say: Callable[[int], Iterator[str]] = lambda call: iter(
             word + " " for word in TEXT.split()
         )
@@ -47,7 +47,7 @@ class Streaming(FakeProvider):
             provider.prompts.append(request.text())
             said = ""
             for word in provider.say(len(provider.prompts)):
-                await asyncio.sleep(0)
+                await asyncio.sleep(provider.pace)
                 listener.hear(word)
                 said += word
             return LLMResponse(said, request.model, 5, 4, "stop")
@@ -194,6 +194,30 @@ def test_what_came_before_a_cut_is_billed_as_an_estimate(
     assert attempt.note == "the answer was cut off; its tokens are an estimate"
     with pytest.raises(NoAnswer, match="failed"):
         read(stack, job.id)
+
+
+def test_a_stream_may_take_longer_than_a_call_as_long_as_its_pieces_come(
+    stack: WorkerServices, provider: Streaming
+) -> None:
+    with another(stack, provider_timeout_seconds=1.0) as hasty:
+        employ(hasty, provider)
+        provider.pace, provider.say = 0.2, lambda call: iter(["word "] * 8)
+        job = stack.jobs.enqueue_generation("Hi.", provider="fake", stream=True)
+        assert run(hasty, job).state is JobState.SUCCEEDED
+        provider.pace = 1.5
+        job = stack.jobs.enqueue_generation("Hi.", provider="fake", stream=True, max_retries=0)
+        assert run(hasty, job).state is JobState.FAILED
+    assert stack.jobs.get(job.id).error_code == "PROVIDER_TIMEOUT"
+
+
+def test_a_stream_ends_at_the_deadline_of_its_job(
+    stack: WorkerServices, provider: Streaming
+) -> None:
+    provider.pace, provider.say = 0.05, lambda call: iter(["word "] * 10_000)
+    job = stack.jobs.enqueue_generation("Hi.", provider="fake", stream=True, expires_in=1.0)
+    assert run(stack, job).state is JobState.EXPIRED
+    [attempt] = stack.jobs.get_attempts(job.id)
+    assert attempt.billing is Billing.BILLED
 
 
 def test_what_failed_before_any_text_is_not_billed(
