@@ -173,6 +173,23 @@ class Settings(BaseSettings):
         ge=1,
         description="Most inputs of a run whose source is uploaded or in object storage.",
     )
+    object_storage_places: Annotated[list[str], NoDecode] = Field(
+        [],
+        description="Where runs may read sources and write outputs in object storage: URLs such as "
+        "s3://bucket/folder, separated by commas; {user_id} stands for the caller's id. Unset: "
+        "nowhere. Needs the extra s3.",
+    )
+    object_storage_endpoint: ServerAddress | None = Field(
+        None, description="Address of a server that speaks S3's protocol. Unset: AWS."
+    )
+    object_storage_region: str | None = Field(None, description="Its region, where it has one.")
+    object_storage_access_key: Secret | None = Field(
+        None,
+        description="Access key for object storage. Unset: as this machine is known to AWS.",
+    )
+    object_storage_secret_key: Secret | None = Field(
+        None, description="The secret that belongs to OBJECT_STORAGE_ACCESS_KEY."
+    )
     upload_seconds: PositiveSeconds = Field(
         1_800.0,
         description="Time in which an upload must arrive whole, and time in which it is read then. "
@@ -620,6 +637,7 @@ class Settings(BaseSettings):
             "allowed_hosts",
             "trusted_proxies",
             "webhook_allowed_hosts",
+            "object_storage_places",
             "webhook_retry_seconds",
         ):
             if isinstance(said := values.get(name), str):

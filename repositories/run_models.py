@@ -72,6 +72,10 @@ class Run(Base):
     webhook: Mapped[str | None]
     """The address that its end is told to, beside its user's endpoints."""
 
+    output_url: Mapped[str | None]
+    """Where its output is written in object storage when it has ended."""
+    output_written_at: Mapped[datetime | None]
+
     total: Mapped[int] = mapped_column(server_default="0")
     last_position: Mapped[int] = mapped_column(server_default="0")
     next_position: Mapped[int] = mapped_column(server_default="0")

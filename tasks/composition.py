@@ -59,9 +59,11 @@ from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
 from promptstack.services.notifications.run_ends import RunEnds
 from promptstack.services.notifications.service import NotificationService
+from promptstack.services.objects.storage import ObjectStorage
 from promptstack.services.operations.service import OperationService
 from promptstack.services.overview import Counts, Overview, ProviderStatus
 from promptstack.services.runs.lifecycle import RunLifecycle
+from promptstack.services.runs.outputs import RunOutputs
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.results import RunResults
 from promptstack.services.runs.scheduler import ShardScheduler
@@ -555,6 +557,16 @@ class PromptStack:
             self.cache,
             guard_formulas=self.settings.csv_guard_formulas,
         )
+
+    @cached_property
+    def object_storage(self) -> ObjectStorage:
+        """Where sources of runs are read, and their outputs written."""
+        return ObjectStorage(from_settings.storage_options(self.settings))
+
+    @cached_property
+    def run_outputs(self) -> RunOutputs:
+        """The outputs of runs in object storage."""
+        return RunOutputs(self.object_storage, lambda: self.run_downloads)
 
     @cached_property
     def rate_limited_jobs(self) -> RateLimitedJobs:

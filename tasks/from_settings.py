@@ -16,6 +16,7 @@ from promptstack.services.jobs.new_job import JobDefaults
 from promptstack.services.llm.learned import LearnedFacts
 from promptstack.services.llm.request_bounds import JsonBounds, RequestBounds
 from promptstack.services.notifications.service import MailDefaults
+from promptstack.services.objects.storage import StorageOptions
 from promptstack.services.runs.intake.new_run import RunDefaults
 from promptstack.services.sources.reading import SourceBounds
 from promptstack.services.streams.writer import StreamBounds
@@ -175,4 +176,16 @@ def run_defaults(settings: Settings, bounds: RequestBounds) -> RunDefaults:
             settings.max_source_part_bytes,
         ),
         webhook_rules=webhook_rules(settings),
+    )
+
+
+def storage_options(settings: Settings) -> StorageOptions:
+    """Where objects are read and written."""
+    access, secret = settings.object_storage_access_key, settings.object_storage_secret_key
+    return StorageOptions(
+        places=settings.object_storage_places,
+        endpoint=settings.object_storage_endpoint,
+        region=settings.object_storage_region,
+        access_key=access.get_secret_value() if access else None,
+        secret_key=secret.get_secret_value() if secret else None,
     )

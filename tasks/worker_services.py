@@ -222,6 +222,7 @@ class WorkerServices(PromptStack):
             self.run_progress,
             self.shard_tools,
             self.run_ends,
+            outputs=self.run_outputs,
             indexes=self.vector_indexes,
             prices=self.prices,
             storage=self.settings.vector_type,

@@ -1,11 +1,12 @@
 """What is asked of a new run: its fields, where its items come from, and what it is answered."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, Query, Response
+from fastapi import Depends, Query, Request, Response
 from fastapi.encoders import jsonable_encoder
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, FailFast, Field, JsonValue
@@ -13,16 +14,21 @@ from pydantic import BaseModel, FailFast, Field, JsonValue
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import Body, Given, InCollection, NotBlank
 from promptstack.api.http.idempotency import Keyed
+from promptstack.api.http.transfers import TransferSlots
 from promptstack.api.http.uploads import FORM, FORMATS, GivenUpload, NamedFile
 from promptstack.api.http.waiting import Wait
 from promptstack.config.models_file import Money
+from promptstack.repositories.idempotency import KeyedRequest
+from promptstack.repositories.run_models import RunKind
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.parameters import GenerationParameters
+from promptstack.services.objects.storage import MAX_URL_CHARACTERS
 from promptstack.services.runs.views import Preflight, RunView
 from promptstack.services.sources.reading import BadInput, Format, Reading, Source
 from promptstack.services.validation.bounds import ChunkTokens, Dollars, InFlight, Name, Text
 
 MAX_COLUMNS = 1_000
+ObjectUrl = Annotated[Text, Field(pattern=r"^s3://", max_length=MAX_URL_CHARACTERS)]
 SourceFormat = Literal["jsonl", "csv", "parquet", "lines"]
 Record = NotBlank | dict[str, JsonValue]
 
@@ -36,6 +42,14 @@ class RunBody(Body):
         "other fields that are kept as metadata; also requests as OpenAI's Batch API takes them "
         "(`custom_id`, `url`, `body`). As many as the server's MAX_BODY_BYTES holds; more in a "
         "file.",
+    )
+    source_url: ObjectUrl | None = Field(
+        None, description="A file in object storage in place of `items`: `s3://bucket/name.jsonl`."
+    )
+    output_url: ObjectUrl | None = Field(
+        None,
+        description="Where results are written when the run has ended, and failures beside it as "
+        "`<stem>.errors.jsonl`; the suffix tells the format.",
     )
     format: SourceFormat | None = Field(
         None, description="Of a file, where its name or type doesn't tell."
@@ -124,55 +138,84 @@ class RunRequest:
 
     def __init__(
         self,
+        request: Request,
         stack: Stack,
         caller: CurrentCaller,
         wait: Wait,
+        *,
         upload: GivenUpload,
         keyed: Keyed,
     ) -> None:
         self.stack = stack
+        self._slots: TransferSlots = request.app.state.uploads.slots
         self._caller = caller
         self._wait = wait
         self._upload = upload
         self._keyed = keyed
 
-    def accepted(self, body: RunBody, start: Callable[..., RunView]) -> Response:
+    def accepted(self, body: RunBody, kind: RunKind) -> Response:
         """Start the run, and say where to ask for it."""
-        keyed = self._keyed
-        if keyed is not None and self._upload is not None:
-            said = keyed.request_hash + self._upload.digest()
-            keyed = replace(keyed, request_hash=sha256(said.encode()).hexdigest())
-        source, how = self._of(body)
-        return self._wait.for_new_run(start(source, skip_bad=body.skip_bad, keyed=keyed, **how))
+        runs = self.stack.runs
+        start = runs.embed if kind is RunKind.EMBEDDING else runs.generate
+        with self._source(body) as source:
+            how = self._keywords(body, kind)
+            run: RunView = start(source, skip_bad=body.skip_bad, keyed=self._whole_key(), **how)
+        return self._wait.for_new_run(run)
 
-    def checked(self, body: RunBody, prepare: Callable[..., Preflight]) -> JSONResponse:
+    def checked(self, body: RunBody, kind: RunKind) -> JSONResponse:
         """Say what the run would do and cost, and keep nothing of it."""
-        source, how = self._of(body)
-        preflight = prepare(source, **how)
-        self.stack.runs.discard(preflight.run_id)
+        runs = self.stack.runs
+        is_embedding = kind is RunKind.EMBEDDING
+        prepare = runs.prepare_embedding if is_embedding else runs.prepare_generation
+        with self._source(body) as source:
+            preflight: Preflight = prepare(source, **self._keywords(body, kind))
+        runs.discard(preflight.run_id)
         return JSONResponse(jsonable_encoder(RunCheck.of(preflight)))
 
-    def _of(self, body: RunBody) -> tuple[Source, dict[str, Any]]:
-        """Return the source of a run, and the keywords of its call."""
-        how = dict(body)
-        items, format_ = how.pop("items"), how.pop("format")
-        del how["skip_bad"]
-        settings = self.stack.settings
-        how |= self._caller.as_owner
-        how["total_bytes"] = settings.max_rendered_bytes
-        if bool(items) == (self._upload is not None):
+    def _whole_key(self) -> KeyedRequest | None:
+        """Return the request with a hash of all that was said, the content of a file included."""
+        if self._keyed is None or self._upload is None:
+            return self._keyed
+        said = self._keyed.request_hash + self._upload.digest()
+        return replace(self._keyed, request_hash=sha256(said.encode()).hexdigest())
+
+    @contextmanager
+    def _source(self, body: RunBody) -> Iterator[Source]:
+        """Open where the items come from."""
+        given = [bool(body.items), body.source_url is not None, self._upload is not None]
+        if given.count(True) != 1:
             raise InvalidInput(
-                f"A run has one source: `items`, or a file; {'both' if items else 'neither'} came."
+                "A run has one source: `items`, `source_url`, or a file; "
+                f"{'several' if any(given) else 'neither'} came."
             )
-        source: Any = items
         if self._upload is not None:
-            source = NamedFile(self._upload.file, self._upload.name)
-            format_ = format_ or self._upload.format
+            yield NamedFile(self._upload.file, self._upload.name)
+        elif body.source_url is not None:
+            storage, user_id = self.stack.object_storage, self._caller.user_id
+            url = storage.check(body.source_url, user_id)
+            with self._slots.taken_by(user_id), storage.reading(url) as file:
+                yield file
+        else:
+            yield body.items
+
+    def _keywords(self, body: RunBody, kind: RunKind) -> dict[str, Any]:
+        """Return the keywords of the service's call."""
+        how: dict[str, Any] = dict(body) | self._caller.as_owner
+        for name in ("items", "source_url", "skip_bad"):
+            del how[name]
+        settings = self.stack.settings
+        format_ = how.pop("format")
+        if body.items:
+            if format_ is not None:
+                raise InvalidInput("`format` is for files; `items` need none.")
+            how["total_bytes"] = settings.max_rendered_bytes
+        else:
+            format_ = format_ or (self._upload.format if self._upload else None)
             how["total_bytes"] = how["unpacked_bytes"] = settings.max_unpacked_bytes
             how["total_items"] = settings.max_run_items
             how["read_seconds"] = settings.upload_seconds
-        elif format_ is not None:
-            raise InvalidInput("`format` is for files; `items` need none.")
+        if body.output_url is not None:
+            self.stack.run_outputs.check(body.output_url, kind, self._caller.user_id)
         columns = how.pop("columns")
         how["reading"] = Reading(
             format=None if format_ is None else Format(format_),
@@ -182,7 +225,7 @@ class RunRequest:
             template=how.pop("template", None),
             chunk_tokens=how.pop("chunk_tokens", None),
         )
-        return source, how
+        return how
 
 
 NewRunRequest = Annotated[RunRequest, Depends()]

@@ -31,6 +31,7 @@ PAGE_BYTES = 2_000_000
 """A page ends after so many. As JSON, with vectors in digits, it is six times as long."""
 READ_AT_ONCE = 50
 """Rows read together. Some may not fit on the page."""
+EMBEDDING, GENERATION = RunKind.EMBEDDING, RunKind.GENERATION
 Row = TypeVar("Row", Produced, FailedItem)
 
 
@@ -100,10 +101,7 @@ def create_embedding_run(
     The items stand in the JSON, or are the lines or rows of a file: of one that is the body itself,
     with the fields of the JSON as its query, or `file` of a form with the fields as its others.
     """
-    runs = new.stack.runs
-    if dry_run:
-        return new.checked(body, runs.prepare_embedding)
-    return new.accepted(body, runs.embed)
+    return new.checked(body, EMBEDDING) if dry_run else new.accepted(body, EMBEDDING)
 
 
 @router.post(
@@ -120,10 +118,7 @@ def create_generation_run(
 
     The items stand in the JSON, or are the lines or rows of a file, as of a run of embeddings.
     """
-    runs = new.stack.runs
-    if dry_run:
-        return new.checked(body, runs.prepare_generation)
-    return new.accepted(body, runs.generate)
+    return new.checked(body, GENERATION) if dry_run else new.accepted(body, GENERATION)
 
 
 @router.get("")

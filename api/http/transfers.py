@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from uuid import UUID
 
 from anyio import CancelScope, CapacityLimiter, to_thread
@@ -41,10 +42,21 @@ class TransferSlots:
         self._of_one_user = of_one_user
         self._settings = settings
         self._taken: Counter[UUID] = Counter()
+        self._lock = Lock()
 
     @contextmanager
     def taken_by(self, user_id: UUID) -> Iterator[None]:
         """Hold a slot. Raises `TooManyTransfers`."""
+        with self._lock:
+            self._take(user_id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken[user_id] -= 1
+                self._taken += Counter()  # forgets who has none
+
+    def _take(self, user_id: UUID) -> None:
         if self._taken[user_id] >= self._of_one_user:
             raise TooManyTransfers(
                 f"You have {self._of_one_user} {self._what} under way, and more are not allowed "
@@ -58,11 +70,6 @@ class TransferSlots:
                 retry_after=RETRY_SECONDS,
             )
         self._taken[user_id] += 1
-        try:
-            yield
-        finally:
-            self._taken[user_id] -= 1
-            self._taken += Counter()  # forgets who has none
 
 
 class SentInBlocks(StreamingResponse):

@@ -125,6 +125,7 @@ class RunRepository(BaseRepository[Run]):
             # Later than every shard that was added while this waited for the run's lock.
             started_at=func.clock_timestamp(),
             finished_at=None,
+            output_written_at=None,
             next_position=0,
             error_code=None,
             error=None,
@@ -161,6 +162,10 @@ class RunRepository(BaseRepository[Run]):
     def finalize(self, run_id: UUID) -> Run | None:
         """Note that every item of a run has ended."""
         return self._set(run_id, Run.state == RunState.RUNNING, state=RunState.FINALIZING)
+
+    def note_output(self, run_id: UUID) -> None:
+        """Note that the output of a run is written."""
+        self._set(run_id, output_written_at=func.clock_timestamp())
 
     def note_served(self, run_id: UUID, next_position: int) -> None:
         """Note that items before `next_position` belong to shards."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from uuid import UUID
 
+from promptstack.config.errors import PromptStackError
 from promptstack.config.names import VectorType
 from promptstack.repositories.errors import IndexNotBuilt
 from promptstack.repositories.models import EmbeddingModel
@@ -17,6 +18,7 @@ from promptstack.services.errors import NotFound
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.llm.pool import ProviderPool
 from promptstack.services.notifications.run_ends import RunEnds
+from promptstack.services.runs.outputs import RunOutputs
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.scheduler import ShardScheduler
 from promptstack.services.runs.shards.bisection import bisect_shard, is_suspect
@@ -27,6 +29,8 @@ from promptstack.services.validation.schema_bounds import SchemaBounds
 logger = logging.getLogger(__name__)
 
 INDEX_POLL_SECONDS = 0.5
+OUTPUT_TRIES = 3
+OUTPUT_NOT_WRITTEN = "OUTPUT_NOT_WRITTEN"
 
 
 class RunWork:
@@ -40,6 +44,7 @@ class RunWork:
         tools: ShardTools,
         run_ends: RunEnds,
         *,
+        outputs: RunOutputs,
         indexes: VectorIndexes,
         prices: Prices,
         storage: VectorType,
@@ -50,6 +55,7 @@ class RunWork:
         self._progress = progress
         self._tools = tools
         self._run_ends = run_ends
+        self._outputs = outputs
         self._indexes = indexes
         self._prices = prices
         self._storage = storage
@@ -88,14 +94,38 @@ class RunWork:
             why = job.claim.request.get("without_index")
             if why is None:
                 self._index(job, run)
-        ended = job.ledger.write(lambda unit: self._end(unit, job, run.id, why))
+        lost = None if run.output_url is None else self._write_output(job, run, run.output_url)
+        ended = job.ledger.write(lambda unit: self._end(unit, job, run.id, why, lost))
         if ended is not None:
             self._progress.publish(ended)
 
+    def _write_output(self, job: JobContext, run: Run, url: str) -> str | None:
+        """Write the output to object storage. Returns why it could not be written."""
+
+        def go_on() -> None:
+            if job.handle.is_cancelled:
+                job.handle.hand_back()
+
+        while job.ledger.write(lambda unit: unit.runs.count_workers(run.id)):
+            job.handle.pause(INDEX_POLL_SECONDS)  # calls under way still bring results
+        try:
+            self._outputs.write(run, url, go_on)
+        except PromptStackError as error:
+            if error.transient and job.claim.attempt < OUTPUT_TRIES:
+                raise
+            logger.error("the output of run %s is not written: %s", run.id, error)  # noqa: TRY400
+            return f"{error} The results are kept: download them, or export them."
+        return None
+
     def _end(
-        self, unit: UnitOfWork, job: JobContext, run_id: UUID, without_index: str | None
+        self,
+        unit: UnitOfWork,
+        job: JobContext,
+        run_id: UUID,
+        without_index: str | None,
+        without_output: str | None,
     ) -> Run | None:
-        ended = _end(unit, job, run_id, without_index)
+        ended = _end(unit, job, run_id, without_index, without_output)
         if ended is not None and ended.state == RunState.COMPLETED:
             # Once for each end: another finalization of it finds the mail by its key.
             self._run_ends.tell(unit, ended)
@@ -126,13 +156,22 @@ class RunWork:
         return run
 
 
-def _end(unit: UnitOfWork, job: JobContext, run_id: UUID, without_index: str | None) -> Run | None:
+def _end(
+    unit: UnitOfWork,
+    job: JobContext,
+    run_id: UUID,
+    without_index: str | None,
+    without_output: str | None,
+) -> Run | None:
     """Complete the run, and correct its sums by its outcomes.
 
-    `without_index` says why its model has no index.
+    `without_index` says why its model has no index, and `without_output` why its output is not
+    written.
     """
     unit.steps.succeed(job.claim, {})
     run = unit.runs.lock(run_id)
+    if run is not None and run.output_url is not None and without_output is None:
+        unit.runs.note_output(run_id)
     if run is None or run.state != RunState.FINALIZING:
         return run
     if unit.items.next_slice(run_id, 0, 1) is not None:
@@ -148,6 +187,8 @@ def _end(unit: UnitOfWork, job: JobContext, run_id: UUID, without_index: str | N
     if wrong:
         logger.error("the sums of run %s were wrong by %s and are put right", run_id, wrong)
         unit.runs.change(run_id, Change(**wrong))
+    if without_output is not None:
+        return unit.runs.finish(run_id, RunState.COMPLETED, OUTPUT_NOT_WRITTEN, without_output)
     if without_index is None:
         return unit.runs.finish(run_id, RunState.COMPLETED)
     return unit.runs.finish(

@@ -122,7 +122,8 @@ class RunLifecycle:
                 return None
             record(unit)
             self._run_ends.tell(unit, ended)
-            if ended.kind == RunKind.EMBEDDING and ended.started_at is not None:
+            leaves_work = ended.kind == RunKind.EMBEDDING or ended.output_url is not None
+            if leaves_work and ended.started_at is not None:
                 # Its start may have dropped the index, so every end brings it back.
                 messages = [self._scheduler.add_finalization(unit, ended)]
         self._scheduler.publish(messages)

@@ -36,6 +36,8 @@ class RunView:
     """Calls whose cost is not known."""
     max_cost_usd: Money | None
     in_flight: int
+    output_url: str | None
+    output_written_at: datetime | None
     error_code: str | None
     error: str | None
     created_at: datetime

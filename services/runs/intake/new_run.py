@@ -75,6 +75,8 @@ class RunOptions(BaseModel):
     webhook: GivenWebhook | None = None
     """The address that its end is told to, beside its user's endpoints."""
     reading: Reading = Reading()
+    output_url: str | None = None
+    """Where its output is written in object storage when it has ended; checked by the caller."""
     total_bytes: int | None = None
     """Of all inputs, a template filled in. None: as many as the source has."""
     total_items: int | None = None
@@ -104,6 +106,7 @@ class RunKeywords(TypedDict, total=False):
     expires_in: float | None
     webhook: Webhook | str | None
     reading: Reading
+    output_url: str | None
     total_bytes: int | None
     total_items: int | None
     unpacked_bytes: int | None

@@ -145,6 +145,7 @@ class RunPreparation:
                 in_flight=options.in_flight or defaults.in_flight,
                 max_retries=defaults.max_retries if retries is None else retries,
                 max_cost_usd=options.max_cost_usd,
+                output_url=options.output_url,
                 webhook=options.webhook.url if options.webhook else None,
             ).id
 

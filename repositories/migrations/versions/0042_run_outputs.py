@@ -1,0 +1,19 @@
+"""Runs may write their output to object storage when they have ended."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0042"
+down_revision = "0041"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("runs", sa.Column("output_url", sa.Text))
+    op.add_column("runs", sa.Column("output_written_at", sa.DateTime(timezone=True)))
+
+
+def downgrade() -> None:
+    op.drop_column("runs", "output_written_at")
+    op.drop_column("runs", "output_url")

@@ -1,0 +1,1 @@
+"""Object storage: where sources of runs are read, and their outputs written."""
