@@ -7,7 +7,7 @@ WORKDIR /app
 
 # The dependencies are a layer of their own, which a change of our code does not build anew.
 COPY pyproject.toml uv.lock README.md LICENSE ./
-RUN uv sync --frozen --no-dev --no-install-project
+RUN uv sync --frozen --no-dev --extra s3 --no-install-project
 
 COPY src ./src
 COPY api ./api
@@ -19,7 +19,7 @@ COPY services ./services
 COPY simulator ./simulator
 COPY tasks ./tasks
 COPY worker ./worker
-RUN uv sync --frozen --no-dev --no-editable
+RUN uv sync --frozen --no-dev --extra s3 --no-editable
 
 
 FROM python:3.11-slim

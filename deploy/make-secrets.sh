@@ -84,6 +84,8 @@ secret openai_api_key OPENAI_API_KEY
 secret anthropic_api_key ANTHROPIC_API_KEY
 secret gemini_api_key GEMINI_API_KEY
 secret smtp_url SMTP_URL
+secret object_storage_access_key OBJECT_STORAGE_ACCESS_KEY
+secret object_storage_secret_key OBJECT_STORAGE_SECRET_KEY
 
 echo
 if [ -n "$left" ]; then
