@@ -211,7 +211,8 @@ class JobTask(Task[Any, Any]):
 
     def _send_back(self, args: Any, kwargs: Any) -> NoReturn:
         """Put a message back that this worker could not store before it has to stop."""
-        self.signature_from_request(self.request, args, kwargs).apply_async()
+        # What this worker has noted of the message counts as headers.
+        self.signature_from_request(self.request, args, kwargs, headers={}).apply_async()
         raise Ignore
 
     def _show_cancelled(self) -> None:

@@ -1,17 +1,24 @@
 """Jobs that another service's Celery has sent: stored once, and their ends told at least once."""
 
+import json
+from base64 import b64decode
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from celery.exceptions import Ignore
 from sqlalchemy import text
 
 from promptstack.config.names import Queue, TaskName
+from promptstack.repositories.errors import LedgerUnavailable
 from promptstack.repositories.models import JobKind, JobState
 from promptstack.services.errors import InvalidInput
 from promptstack.services.execution.sent_jobs import SentJobs
+from promptstack.tasks.app import register_tasks
 from promptstack.tasks.sent_requests import holds_request, sent_job
+from promptstack.tasks.views.monitors import Monitors
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.jobs import execute
@@ -138,6 +145,28 @@ def test_its_end_is_told_by_one_worker_and_again_if_that_dies(
     stack.outbox.publish()
     assert stack.publisher.waiting(Queue.GENERATION) == waiting + 1
     assert not execute(stack, job_id).is_followed
+
+
+def test_a_message_that_could_not_be_stored_goes_back_as_it_was(stack: WorkerServices) -> None:
+    """A worker that stops while the ledger is away has it in its memory alone."""
+    register_tasks(stack.celery, stack.executor, stack.sent_jobs, Monitors(), stack.loop)
+    task: Any = stack.celery.tasks[TaskName.GENERATE_TEXT]
+    ended: Future[Any] = Future()
+    ended.set_exception(LedgerUnavailable("It is away."))
+    then = {"task": "shop.keep", "args": [], "kwargs": {}, "options": {}}
+    where = {"exchange": "", "routing_key": "generation"}
+    task.push_request(
+        id=JOB_ID, is_stored=False, ended=ended, chain=[then], group="g", delivery_info=where
+    )
+    with pytest.raises(Ignore):
+        task(prompt="Hello.")
+
+    [sent] = stack.redis.lrange("generation", 0, -1)
+    message_ = json.loads(sent)
+    args, kwargs, embed = json.loads(b64decode(message_["body"]))
+    assert (message_["headers"]["id"], message_["headers"]["group"]) == (JOB_ID, "g")
+    assert (args, kwargs) == ([], {"prompt": "Hello."})
+    assert embed["chain"][0]["task"] == "shop.keep"
 
 
 def test_they_belong_to_the_user_of_the_settings(stack: WorkerServices) -> None:

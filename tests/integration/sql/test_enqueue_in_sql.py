@@ -16,6 +16,7 @@ from promptstack.config.names import Queue
 from promptstack.repositories.models import JobKind, JobState
 from promptstack.services.access.users import UserView
 from promptstack.services.errors import NotFound
+from promptstack.services.jobs.views import WaitReason
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.jobs import execute
@@ -238,6 +239,15 @@ def test_a_bulk_job_waits_for_its_users_turn(stack: WorkerServices, connection: 
     enqueue(connection, "'Hello.', bulk => true")
     assert stack.outbox.publish() == 0
     assert stack.publisher.waiting(Queue.GENERATION_BULK) == 1
+
+
+def test_why_it_waits_is_said_before_a_provider_is_chosen(
+    stack: WorkerServices, connection: Any
+) -> None:
+    stack.heartbeat.beat()  # a worker is alive, which has no provider's key
+    waits = stack.jobs.get(enqueue(connection, "'Hello.'")).waits
+    assert waits is not None
+    assert waits.reason is WaitReason.QUEUE
 
 
 def test_its_message_leaves_at_the_next_look(stack: WorkerServices, connection: Any) -> None:
