@@ -194,6 +194,7 @@ PERMISSIONS = (
         ),
         commands=(
             "webhooks create",
+            "webhooks change",
             "webhooks enable",
             "webhooks disable",
             "webhooks rotate",

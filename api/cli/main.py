@@ -110,6 +110,9 @@ WEBHOOKS = {
     "create": Command("webhooks:create", "Add an endpoint and show its secret, this once."),
     "list": Command("webhooks:list_", "List endpoints, newest first."),
     "show": Command("webhooks:show", "Show one endpoint."),
+    "change": Command(
+        "webhooks:change", "Change the address, the events or the description of an endpoint."
+    ),
     "enable": Command("webhooks:enable", "Send events there again, also those that have waited."),
     "disable": Command(
         "webhooks:disable", "Send nothing there; its events are kept for some days."

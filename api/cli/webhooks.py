@@ -100,6 +100,32 @@ def show(webhook_id: WebhookId, as_json: JsonFlag = False) -> None:
         out.print(f"{name.replace('_', ' '):<16}{'' if said is None else said}")
 
 
+def change(
+    webhook_id: WebhookId,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="A public https:// address.")
+    ] = None,
+    event: Annotated[
+        list[str] | None,
+        typer.Option("--event", metavar="TYPE", help="All events to tell; repeat it."),
+    ] = None,
+    description: Annotated[str | None, typer.Option(help="To know it again.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Change the address, the events or the description of an endpoint."""
+    with connected(start_servers=True) as stack:
+        found = stack.webhooks.update(
+            stack.webhooks.find(webhook_id),
+            url=url,
+            events=event or None,
+            description=description,
+        )
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        out.print(f"Webhook {found.id} is changed.")
+
+
 def enable(webhook_id: WebhookId, as_json: JsonFlag = False) -> None:
     """Send events there again, also those that have waited."""
     _turn(webhook_id, True, as_json)

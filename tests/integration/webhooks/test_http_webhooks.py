@@ -204,6 +204,7 @@ def test_endpoints_of_the_command_line(stack: WorkerServices) -> None:
     assert told("webhooks", "list")["items"][0]["id"] == shown["id"]
     short = shown["id"][-36:]
     assert told("webhooks", "show", short)["url"] == URL
+    assert told("webhooks", "change", short, "--event", "*")["events"] == ["*"]
     assert not told("webhooks", "disable", short)["enabled"]
     assert told("webhooks", "enable", short)["enabled"]
     assert told("webhooks", "rotate", short)["secret"] != shown["secret"]
