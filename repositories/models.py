@@ -264,6 +264,28 @@ class Job(Base):
             postgresql_where=text("state = 'queued' AND error_code = 'RATE_LIMIT_WAIT'"),
         ),
         Index("jobs_of_user", "user_id", "id"),
+        # What lists of jobs are filtered by; see `conditions_of`.
+        Index(
+            "jobs_ended_badly",
+            "user_id",
+            "id",
+            postgresql_where=text("state IN ('failed', 'cancelled', 'expired')"),
+        ),
+        Index(
+            "jobs_with_error",
+            "user_id",
+            "error_code",
+            "id",
+            postgresql_where=text("error_code IS NOT NULL"),
+        ),
+        Index("jobs_of_model", "user_id", "kind", "provider", "model"),
+        Index(
+            "jobs_with_tag",
+            "tags",
+            postgresql_using="gin",
+            postgresql_where=text("tags <> '{}'"),
+        ),
+        Index("jobs_created", "created_at"),
         Index("jobs_of_run", "run_id", postgresql_where=text("run_id IS NOT NULL")),
         Index(
             "jobs_of_run_open",

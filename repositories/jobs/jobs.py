@@ -15,6 +15,7 @@ from sqlalchemy import (
     func,
     insert,
     inspect,
+    literal_column,
     select,
     update,
 )
@@ -158,7 +159,10 @@ def conditions_of(wanted: JobFilter) -> list[ColumnElement[bool]]:
     if wanted.kind is None:
         conditions += [Job.run_id.is_(None), Job.kind != JobKind.OPERATION]
     if wanted.tag is not None:
-        conditions.append(Job.tags.contains([wanted.tag]))
+        # The second one as in the index, which has no jobs without tags.
+        conditions += [Job.tags.contains([wanted.tag]), literal_column("tags <> '{}'")]
+    if wanted.state in OPEN_STATES:
+        conditions.append(Job.finished_at.is_(None))  # as in the index of open jobs
     if wanted.since is not None:
         conditions.append(Job.created_at >= wanted.since)
     if wanted.until is not None:

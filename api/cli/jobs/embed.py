@@ -82,6 +82,7 @@ def embed(
                         collection=collection,
                         bulk=job_options.bulk,
                         max_retries=job_options.max_retries,
+                        tags=job_options.tags or (),
                         expires_in=lifetime,
                         session=unit.session,
                     )

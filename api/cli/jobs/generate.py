@@ -64,6 +64,7 @@ def generate(
             fallbacks=list(map(_parse_fallback, fallback or [])),
             bulk=job_options.bulk,
             max_retries=job_options.max_retries,
+            tags=job_options.tags or (),
             expires_in=seconds_of(job_options.expires_in),
             idempotency_key=idempotency_key,
             stream=stream,

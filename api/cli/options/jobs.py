@@ -30,6 +30,9 @@ class JobOptions:
     bulk: Annotated[bool, typer.Option("--bulk", help="Let interactive jobs go first.")] = False
     max_retries: MaxRetries = None
     expires_in: ExpiresIn = None
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", help="A word to find it by; may be repeated.")
+    ] = None
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done.")] = True
 
 

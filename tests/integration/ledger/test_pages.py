@@ -1,18 +1,20 @@
 """Pages of lists: both ways through a list shows each row once, whatever the filter."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
+from typing import Any
 from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from promptstack.api.http.app import create_app
 from promptstack.repositories import pages
 from promptstack.repositories.jobs.records import JobFilter
+from promptstack.repositories.models import JobState
 from promptstack.repositories.pages import Page, PageQuery
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.views import JobView
@@ -131,3 +133,61 @@ def test_every_list_goes_both_ways_over_http(stack: WorkerServices) -> None:
         assert client.get(f"{url}&before={second['before']}").json()["jobs"] == first["jobs"]
         both = client.get(f"{url}&before={second['before']}&after={second['before']}")
         problem(both, 422, "INVALID_INPUT")
+
+
+@pytest.mark.parametrize("tags", [["x" * 65], [""], ["line\n"], [str(n) for n in range(17)], "x"])
+def test_tags_have_bounds(stack: WorkerServices, tags: Any) -> None:
+    with serve(stack) as client:
+        for path, body in (
+            ("generations", {"prompt": "x"}),
+            ("embeddings", {"text": "x"}),
+            ("runs/generations", {"items": ["x"], "provider": "demo"}),
+        ):
+            answer = client.post(f"/api/v1/{path}", json={**body, "tags": tags})
+            problem(answer, 422, "INVALID_INPUT")
+    with pytest.raises(InvalidInput, match="tags"):
+        stack.jobs.enqueue_generation("x", tags=tags)
+    assert stack.jobs.get_many() == []
+    twice = stack.jobs.enqueue_generation("x", tags=["a", "b", "a"])
+    assert stack.jobs.get(twice.id).tags == twice.tags == ["a", "b"]
+
+
+INDEXED: dict[str, dict[str, Any]] = {
+    "jobs_ended_badly": {"state": JobState.FAILED},
+    "jobs_with_error": {"error": "CODE"},
+    "jobs_of_model": {"provider": "gemini"},
+    "jobs_with_tag": {"tag": "rare"},
+    "jobs_created": {"until": datetime(2000, 1, 1, tzinfo=UTC)},
+}
+
+
+def test_filters_are_looked_up_and_not_searched_for(
+    stack: WorkerServices, subtests: pytest.Subtests
+) -> None:
+    """What few of many jobs have is found by an index. A million are as quick."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        sent.append((statement, parameters))
+
+    columns = "id, kind, provider, model, request, request_hash, max_retries, expires_at, "
+    columns += "state, finished_at"
+    values = "gen_random_uuid(), 'generation', 'demo', 'demo-1', '{}', '', 0, now(), "
+    values += "'succeeded', now()"
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(
+            text(f"INSERT INTO jobs ({columns}) SELECT {values} FROM generate_series(1, 20000)")
+        )
+        unit.session.execute(text("ANALYZE jobs"))
+    for index, wanted in INDEXED.items():
+        with subtests.test(index):
+            sent.clear()
+            event.listen(stack.ledger.engine, "before_cursor_execute", note)
+            assert stack.jobs.get_many(**wanted) == []
+            event.remove(stack.ledger.engine, "before_cursor_execute", note)
+            [(statement, parameters)] = [one for one in sent if "FROM jobs" in one[0]]
+            with stack.ledger.transaction() as unit:
+                connection = unit.session.connection()
+                plan = list(connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
+            assert index in str(plan)
+            assert "Seq Scan" not in str(plan)
