@@ -90,3 +90,13 @@ def test_many_jobs_are_accepted_together_or_none_of_them(client: Client) -> None
         client.bulk([{"prompt": "Fine.", "tags": [tag]}, {"prompt": "Bad.", "seed": "x"}])  # type: ignore[typeddict-item]
     assert (caught.value.field or "").startswith("/jobs/1")
     assert list(client.jobs.list(tag=tag)) == []
+
+
+def test_an_operation_is_done_to_all_that_match(client: Client) -> None:
+    tag = str(uuid.uuid4())
+    jobs = client.bulk([{"prompt": "Nobody answers.", "model": HANGING, "tags": [tag]}] * 2)
+    operation = client.operations.create("cancel", {"tag": tag})
+    done = client.wait(operation, timeout=60).checked()
+    assert (done.matched, done.done, done.failed) == (2, 2, 0)
+    assert {job.state for job in client.jobs.wait_all(jobs, timeout=60)} == {"cancelled"}
+    assert operation.id in [listed.id for listed in client.operations.list()]

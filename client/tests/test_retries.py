@@ -93,7 +93,19 @@ def test_retries_are_bounded(
     assert (len(server.requests), len(pauses)) == (4, 3)
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422, 500])
+def test_a_failed_provider_is_not_asked_again_by_itself(make: Make, pauses: list[float]) -> None:
+    asked = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        return httpx2.Response(502, json={"code": "PROVIDER_BROKE", "detail": "It broke."})
+
+    with pytest.raises(ServerError, match="PROVIDER_BROKE"):
+        make(answer).search("boats")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("status", [400, 402, 401, 403, 404, 409, 413, 422, 500])
 def test_what_will_not_change_is_not_sent_again(
     make: Make, pauses: list[float], status: int
 ) -> None:

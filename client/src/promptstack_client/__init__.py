@@ -3,6 +3,7 @@
 from promptstack_client.clients import AsyncClient, Client
 from promptstack_client.errors import (
     ApiError,
+    BudgetReached,
     Conflict,
     ConnectionFailed,
     IdempotencyConflict,
@@ -21,35 +22,86 @@ from promptstack_client.errors import (
     Unsuccessful,
     WaitTimedOut,
 )
+from promptstack_client.models.documents import (
+    Collection,
+    CollectionDetail,
+    Document,
+    DocumentDetail,
+    Match,
+    PutDocument,
+)
+from promptstack_client.models.events import (
+    Event,
+    JobEvent,
+    JobStatus,
+    MoreText,
+    Piece,
+    Restart,
+    RunEvent,
+    RunProgress,
+)
 from promptstack_client.models.jobs import Job, Waits
-from promptstack_client.models.runs import Failure, Result, Run
+from promptstack_client.models.operations import Operation, OperationFailure
+from promptstack_client.models.runs import Download, Failure, Result, Run, RunCheck
 from promptstack_client.models.usage import ProviderCall, Usage
+from promptstack_client.models.webhooks import (
+    Delivery,
+    DeliveryAttempt,
+    ShownSecret,
+    ShownWebhook,
+    SigningSecret,
+    Webhook,
+)
 from promptstack_client.paging import AsyncPages, Page, Pages
 
 __all__ = [
     "ApiError",
     "AsyncClient",
     "AsyncPages",
+    "BudgetReached",
     "Client",
+    "Collection",
+    "CollectionDetail",
     "Conflict",
     "ConnectionFailed",
+    "Delivery",
+    "DeliveryAttempt",
+    "Document",
+    "DocumentDetail",
+    "Download",
+    "Event",
     "Failure",
     "IdempotencyConflict",
     "InvalidRequest",
     "Job",
+    "JobEvent",
+    "JobStatus",
+    "Match",
+    "MoreText",
     "NotAuthenticated",
     "NotConfigured",
     "NotEnded",
     "NotFound",
     "NotPermitted",
+    "Operation",
+    "OperationFailure",
     "Page",
     "Pages",
+    "Piece",
     "PromptStackError",
     "ProviderCall",
+    "PutDocument",
     "RateLimited",
+    "Restart",
     "Result",
     "Run",
+    "RunCheck",
+    "RunEvent",
+    "RunProgress",
     "ServerError",
+    "ShownSecret",
+    "ShownWebhook",
+    "SigningSecret",
     "TimedOut",
     "Unavailable",
     "UnexpectedAnswer",
@@ -57,4 +109,5 @@ __all__ = [
     "Usage",
     "WaitTimedOut",
     "Waits",
+    "Webhook",
 ]

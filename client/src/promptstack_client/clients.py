@@ -11,10 +11,12 @@ from promptstack_client.feeds import Feed
 from promptstack_client.methods import AnySender, Resource, Streamed
 from promptstack_client.models.events import JobEvent, Piece, RunEvent
 from promptstack_client.models.jobs import Job
+from promptstack_client.models.operations import Operation
 from promptstack_client.models.runs import Run
 from promptstack_client.options import GenerationOptions
 from promptstack_client.resources.documents import Collections, Documents, Search
 from promptstack_client.resources.jobs import Jobs
+from promptstack_client.resources.operations import Operations
 from promptstack_client.resources.runs import Runs
 from promptstack_client.resources.usage import UsageResource
 from promptstack_client.resources.webhooks import Webhooks
@@ -23,7 +25,8 @@ from promptstack_client.settings import Settings
 
 TIMEOUT = 60.0
 MAX_RETRIES = 6
-Thing = TypeVar("Thing", bound=Job | Run)
+Thing = TypeVar("Thing", bound=Job | Run | Operation)
+_WAITS: dict[type, Any] = {Job: Jobs.wait, Run: Runs.wait, Operation: Operations.wait}
 
 
 class _Client(Resource[AnySender]):
@@ -35,6 +38,7 @@ class _Client(Resource[AnySender]):
         self.runs = Runs(sender)
         self.collections = Collections(sender)
         self.documents = Documents(sender)
+        self.operations = Operations(sender)
         self.usage = UsageResource(sender)
         self.webhooks = Webhooks(sender)
 
@@ -71,7 +75,7 @@ class _Client(Resource[AnySender]):
 
 def _ending(thing: Thing, timeout: float | None) -> Flow[Thing]:
     """Ask until it has ended."""
-    wait: Any = Runs.wait if isinstance(thing, Run) else Jobs.wait
+    wait = next(wait for kind, wait in _WAITS.items() if isinstance(thing, kind))
     return wait.ask(None, thing, timeout=timeout)  # type: ignore[no-any-return]
 
 
@@ -96,7 +100,7 @@ class Client(_Client[Sender]):
         super().__init__(Sender(settings, http))
 
     def wait(self, thing: Thing, *, timeout: float | None = None) -> Thing:
-        """Wait for the end of a job or a run. Raises `WaitTimedOut`; it goes on."""
+        """Wait for the end of a job, a run or an operation. Raises `WaitTimedOut`; it goes on."""
         return self._sender.drive(_ending(thing, timeout))
 
     def close(self) -> None:
@@ -131,7 +135,7 @@ class AsyncClient(_Client[AsyncSender]):
         super().__init__(AsyncSender(settings, http))
 
     async def wait(self, thing: Thing, *, timeout: float | None = None) -> Thing:  # noqa: ASYNC109 - it is the server that is asked for so long
-        """Wait for the end of a job or a run. Raises `WaitTimedOut`; it goes on."""
+        """Wait for the end of a job, a run or an operation. Raises `WaitTimedOut`; it goes on."""
         return await self._sender.drive(_ending(thing, timeout))
 
     async def aclose(self) -> None:

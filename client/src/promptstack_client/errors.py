@@ -76,6 +76,11 @@ class ApiError(PromptStackError):
         self.retry_after = retry_after
         """Seconds after which it may go well, where it is a matter of time."""
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether something on the way answered, and not the server."""
+        return self.code == f"HTTP_{self.status}"
+
 
 class InvalidRequest(ApiError):
     """The request can't be accepted as it is: 400, 413, 415 or 422."""
@@ -83,6 +88,10 @@ class InvalidRequest(ApiError):
 
 class NotAuthenticated(ApiError):
     """The key is missing, wrong, revoked or has expired: 401."""
+
+
+class BudgetReached(ApiError):
+    """A spend cap is reached: 402."""
 
 
 class NotPermitted(ApiError):
@@ -116,6 +125,7 @@ class Unavailable(ServerError):
 _BY_STATUS: dict[int, type[ApiError]] = {
     400: InvalidRequest,
     401: NotAuthenticated,
+    402: BudgetReached,
     403: NotPermitted,
     404: NotFound,
     409: Conflict,

@@ -135,6 +135,13 @@ class JobFilter(TypedDict, total=False):
     until: Time | None
 
 
+class OwnedJobFilter(JobFilter, total=False):
+    """Which jobs, and whose."""
+
+    owner: str | None
+    """`all`, or a user's e-mail address; for administrators."""
+
+
 class RunListOptions(ListOptions, total=False):
     """Which runs to list."""
 

@@ -61,7 +61,8 @@ def may_repeat(error: PromptStackError, call: Call[object]) -> bool:
     if isinstance(error, ConnectionFailed):
         return call.repeatable or not error.was_sent
     if isinstance(error, ApiError):
-        return error.status in NOT_DONE or (error.status in PERHAPS_DONE and call.repeatable)
+        is_lost = error.status in PERHAPS_DONE and error.is_foreign
+        return error.status in NOT_DONE or (is_lost and call.repeatable)
     return False
 
 

@@ -28,21 +28,27 @@ class Ends(Protocol):
 T = TypeVar("T", bound=Ends)
 
 
-def until_ended(call: Call[Any], timeout: float | None, what: str) -> Flow[Any]:
-    """Ask until it has ended. Raises `WaitTimedOut`."""
+def until_ended(
+    call: Call[Any], timeout: float | None, what: str, *, is_held: bool = True
+) -> Flow[Any]:
+    """Ask until it has ended. Raises `WaitTimedOut`.
+
+    `is_held` says that the server can hold its answer back until then.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = FIRST_PAUSE
     while True:
         left = LONGEST_WAIT if deadline is None else max(deadline - time.monotonic(), 0.0)
         asked = time.monotonic()
         wait = min(left, LONGEST_WAIT)
-        thing = yield call.continued(wait=round(wait, 3), timeout=wait + MARGIN)
+        held = call.continued(wait=round(wait, 3), timeout=wait + MARGIN)
+        thing = yield held if is_held else call
         if thing.ended:
             return thing
         now = time.monotonic()
         if deadline is not None and now >= deadline:
             raise WaitTimedOut(f"{what} has not ended in {timeout:g} s; it is {thing.state}.")
         if now - asked < 1.0:
-            # The server does not hold the answer back now: too many wait there.
+            # The server did not hold the answer back: it can't, or too many wait there.
             yield pause if deadline is None else min(pause, deadline - now)
             pause = min(pause * 2, LONGEST_PAUSE)
