@@ -97,7 +97,8 @@ def keywords(method: Any) -> set[str]:
 def answers_of(operation: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for status, answer in operation["responses"].items():
         if status.startswith("2"):
-            yield resolved(answer["content"]["application/json"]["schema"])
+            schema = answer["content"]["application/json"]["schema"]
+            yield from map(resolved, schema.get("anyOf", [schema]))
 
 
 def test_the_client_has_methods() -> None:

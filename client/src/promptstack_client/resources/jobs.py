@@ -46,9 +46,14 @@ class Jobs(Resource[AnySender]):
         return _asked({"text": text, "source": source, **options})
 
     @sends("POST", "/jobs/bulk", Many, inside="jobs", keyed=True)
-    def bulk(self, jobs: Iterable[GenerationEntry | EmbeddingEntry]) -> Asked:
+    def bulk(
+        self,
+        jobs: Iterable[GenerationEntry | EmbeddingEntry],
+        *,
+        idempotency_key: str | None = None,
+    ) -> Asked:
         """Enqueue many jobs of any kind in one transaction: all, or none."""
-        return Asked(body={"jobs": list(jobs)})
+        return Asked(body={"jobs": list(jobs)}, idempotency_key=idempotency_key)
 
     @sends("GET", "/jobs/{job_id}", Job)
     def get(self, job: Job | Id) -> Asked:
