@@ -100,3 +100,8 @@ def test_an_operation_is_done_to_all_that_match(client: Client) -> None:
     assert (done.matched, done.done, done.failed) == (2, 2, 0)
     assert {job.state for job in client.jobs.wait_all(jobs, timeout=60)} == {"cancelled"}
     assert operation.id in [listed.id for listed in client.operations.list()]
+
+
+def test_a_job_may_end_within_its_own_request(client: Client) -> None:
+    assert "in one go" in client.generate("Say it in one go.", wait=60).text
+    assert not client.generate("Nobody answers.", model=HANGING, wait=0.2).ended

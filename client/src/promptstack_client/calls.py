@@ -105,9 +105,10 @@ class Call(Generic[T]):
         if asked.body is not None:
             headers["Content-Type"] = "application/json"
             content = pydantic_core.to_json(given(asked.body))
+        seconds = asked.timeout or settings.timeout
         if asked.upload is not None:
             headers |= asked.upload.headers
-        seconds = asked.timeout or max(settings.timeout, UPLOAD_SECONDS if asked.upload else 0.0)
+            seconds = max(seconds, UPLOAD_SECONDS)
         request = client.build_request(
             self.route.method,
             settings.url + path,

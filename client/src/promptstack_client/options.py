@@ -31,11 +31,18 @@ class JobFields(TypedDict, total=False):
     """Where its end is told: `{"url": ...}`, signed with your own secret."""
 
 
-class JobOptions(JobFields, total=False):
-    """What may be said of a job that is enqueued by a request of its own."""
+class KeyedFields(JobFields, total=False):
+    """What may be said of a job that is to be made once."""
 
     idempotency_key: str | None
     """Sent again with the same request, it returns the job that is there. Unset: one of its own."""
+
+
+class JobOptions(KeyedFields, total=False):
+    """What may be said of a job that is enqueued by a request of its own."""
+
+    wait: float | None
+    """Seconds, up to 60, that the answer is held back for: the job may have ended by then."""
 
 
 class Parameters(TypedDict, total=False):
@@ -76,7 +83,7 @@ class EmbeddingFields(JobFields, total=False):
     metadata: JsonObject | None
 
 
-class DocumentOptions(JobOptions, total=False):
+class DocumentOptions(KeyedFields, total=False):
     """What may be said of a document that is put into a collection, and of its embedding."""
 
     chunk_tokens: int | None
@@ -90,14 +97,14 @@ class EmbeddingOptions(EmbeddingFields, JobOptions, total=False):
     """What may be said of an embedding that is enqueued by a request of its own."""
 
 
-class GenerationEntry(GenerationOptions, total=False):
+class GenerationEntry(GenerationFields, KeyedFields, total=False):
     """A generation in a list: with a prompt, or with messages."""
 
     prompt: str
     messages: Sequence[JsonObject]
 
 
-class EmbeddingEntry(EmbeddingOptions, total=False):
+class EmbeddingEntry(EmbeddingFields, KeyedFields, total=False):
     """The embedding of a document in a list."""
 
     text: Required[str]
@@ -186,6 +193,8 @@ class RunFields(TypedDict, total=False):
     """Fields to keep as metadata. Unset: all others."""
     idempotency_key: str | None
     """Sent again with the same request, it returns the run that is there. Unset: one of its own."""
+    wait: float | None
+    """Seconds, up to 60, that the answer is held back for: the run may have ended by then."""
 
 
 class EmbeddingRunOptions(RunFields, total=False):

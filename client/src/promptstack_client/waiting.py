@@ -28,6 +28,11 @@ class Ends(Protocol):
 T = TypeVar("T", bound=Ends)
 
 
+def held(wait: float | None) -> dict[str, Any]:
+    """The fields of `Asked` that have an answer held back until an end, for so long at most."""
+    return {} if wait is None else {"query": {"wait": wait}, "timeout": wait + MARGIN}
+
+
 def until_ended(
     call: Call[Any], timeout: float | None, what: str, *, is_held: bool = True
 ) -> Flow[Any]:
@@ -41,8 +46,8 @@ def until_ended(
         left = LONGEST_WAIT if deadline is None else max(deadline - time.monotonic(), 0.0)
         asked = time.monotonic()
         wait = min(left, LONGEST_WAIT)
-        held = call.continued(wait=round(wait, 3), timeout=wait + MARGIN)
-        thing = yield held if is_held else call
+        waiting = call.continued(wait=round(wait, 3), timeout=wait + MARGIN)
+        thing = yield waiting if is_held else call
         if thing.ended:
             return thing
         now = time.monotonic()

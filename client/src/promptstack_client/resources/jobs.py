@@ -19,7 +19,7 @@ from promptstack_client.options import (
     JobListOptions,
 )
 from promptstack_client.sending import Flow
-from promptstack_client.waiting import until_ended
+from promptstack_client.waiting import held, until_ended
 
 Many = list[Job]
 
@@ -105,5 +105,5 @@ class Jobs(Resource[AnySender]):
 
 
 def _asked(fields: dict[str, Any]) -> Asked:
-    key = fields.pop("idempotency_key", None)
-    return Asked(body=fields, idempotency_key=key)
+    key, wait = fields.pop("idempotency_key", None), fields.pop("wait", None)
+    return Asked(body=fields, idempotency_key=key, **held(wait))

@@ -1,6 +1,7 @@
 """Runs: many items under one id."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
@@ -31,7 +32,7 @@ from promptstack_client.options import (
 )
 from promptstack_client.sending import Flow
 from promptstack_client.sources import Items, body_of
-from promptstack_client.waiting import until_ended
+from promptstack_client.waiting import held, until_ended
 
 RESULTS: Route[None] = Route("GET", "/runs/{run_id}/results/{format}", None)
 FAILURES: Route[None] = Route("GET", "/runs/{run_id}/failures/{format}", None)
@@ -57,12 +58,12 @@ class Runs(Resource[AnySender]):
     @sends("POST", "/runs/generations", RunCheck, keyed=True)
     def check_generation(self, items: Items, **options: Unpack[GenerationRunOptions]) -> Asked:
         """Say what such a run would do and cost, and keep nothing of it."""
-        return _asked(items, options, {"dry_run": True})
+        return _checked(items, options)
 
     @sends("POST", "/runs/embeddings", RunCheck, keyed=True)
     def check_embedding(self, items: Items, **options: Unpack[EmbeddingRunOptions]) -> Asked:
         """Say what such a run would do and cost, and keep nothing of it."""
-        return _asked(items, options, {"dry_run": True})
+        return _checked(items, options)
 
     @sends("GET", "/runs/{run_id}", Run)
     def get(self, run: Run | Id) -> Asked:
@@ -146,9 +147,11 @@ def _download(
     return DownloadFeed(route, asked, path)
 
 
-def _asked(
-    items: Items, options: Mapping[str, Any], query: Mapping[str, Any] | None = None
-) -> Asked:
+def _asked(items: Items, options: Mapping[str, Any]) -> Asked:
     fields = dict(options)
-    key = fields.pop("idempotency_key", None)
-    return Asked(query=query or {}, idempotency_key=key, **body_of(items, fields))
+    key, wait = fields.pop("idempotency_key", None), fields.pop("wait", None)
+    return Asked(idempotency_key=key, **held(wait), **body_of(items, fields))
+
+
+def _checked(items: Items, options: Mapping[str, Any]) -> Asked:
+    return replace(_asked(items, {**options, "wait": None}), query={"dry_run": True})
