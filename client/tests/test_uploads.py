@@ -2,7 +2,7 @@
 
 import gzip
 import json
-import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from promptstack_client import Client, Conflict, Run
+from promptstack_client import Client, Conflict
 from promptstack_client.sources import Item
 
 Make = Callable[..., Client]
@@ -114,24 +114,13 @@ def test_a_run_is_checked_before_it_costs_anything(client: Client) -> None:
     assert [run.id for run in client.runs.list(limit=5).first().items] == before
 
 
-def when_it_is_over(change: Callable[[Run], Any], run: Run) -> Any:
-    """Change a run whose last calls may not be over yet."""
-    for _ in range(600):
-        try:
-            return change(run)
-        except Conflict:
-            time.sleep(0.1)
-    raise AssertionError("The run is still not over.")
-
-
-def test_a_run_is_resumed_retried_and_deleted(client: Client) -> None:
-    run = client.run(["Nobody answers."], model="gpt-5-nano", tags=["resumed"])
-    client.wait(client.runs.cancel(run), timeout=60)
-    assert not when_it_is_over(client.runs.resume, run).ended
-    client.wait(client.runs.cancel(run), timeout=60)
-    assert not when_it_is_over(client.runs.retry, run).ended
-    client.wait(client.runs.cancel(run), timeout=60)
-    listed = [found.id for found in client.runs.list(state="cancelled", tag="resumed")]
-    assert run.id in listed
-    when_it_is_over(client.runs.delete, run)
-    assert run.id not in [found.id for found in client.runs.list(tag="resumed")]
+def test_a_run_that_is_done_has_nothing_to_go_on_with_and_is_deleted(client: Client) -> None:
+    tag = str(uuid.uuid4())
+    run = client.run(["Say it."], tags=[tag])
+    client.wait(run, timeout=60).checked()
+    for again in (client.runs.resume, client.runs.retry):
+        with pytest.raises(Conflict):
+            again(run, max_cost_usd=1)
+    assert [found.id for found in client.runs.list(state="completed", tag=tag)] == [run.id]
+    client.runs.delete(run)
+    assert list(client.runs.list(tag=tag)) == []
