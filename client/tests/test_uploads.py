@@ -120,7 +120,7 @@ def test_a_run_that_is_done_has_nothing_to_go_on_with_and_is_deleted(client: Cli
     client.wait(run, timeout=60).checked()
     for again in (client.runs.resume, client.runs.retry):
         with pytest.raises(Conflict):
-            again(run, max_cost_usd=1)
+            again(run)
     assert [found.id for found in client.runs.list(state="completed", tag=tag)] == [run.id]
     client.runs.delete(run)
     assert list(client.runs.list(tag=tag)) == []
