@@ -59,6 +59,14 @@ def test_few_items_stand_in_the_request(make: Make) -> None:
     make(answer).run(iter(FEW), name="numbers")
 
 
+def test_a_file_in_object_storage_is_named(make: Make) -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        assert json.loads(request.content) == {"source_url": "s3://texts/a.jsonl"}
+        return httpx2.Response(202, json=RUN)
+
+    make(answer).runs.embed(source_url="s3://texts/a.jsonl")
+
+
 @pytest.mark.parametrize(
     "items", ["one", b"one", {"prompt": "one"}], ids=["text", "bytes", "object"]
 )

@@ -183,6 +183,10 @@ class RunFields(TypedDict, total=False):
     collection: str | None
     webhook: JsonObject | None
     """Where its end is told: `{"url": ...}`, signed with your own secret."""
+    source_url: str | None
+    """A file in object storage in place of items: `s3://bucket/name.jsonl`."""
+    output_url: str | None
+    """Where results are written when the run has ended; the suffix tells the format."""
     format: str | None
     """Of a file, where its name doesn't tell: `jsonl`, `csv`, `parquet` or `lines`."""
     text_column: str | None

@@ -16,9 +16,11 @@ MOST_IN_MEMORY = 500_000
 """Bytes of items that stand in the request itself."""
 
 
-def body_of(items: Items, options: Mapping[str, Any]) -> dict[str, Any]:
+def body_of(items: Items | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `Asked` that send the items: each is read once, and never are all in memory."""
     given = {name: value for name, value in options.items() if value is not None}
+    if items is None:
+        return {"body": given}
     if isinstance(items, Path):
         return {"upload": Upload(items.open("rb"), items.name, given)}
     if isinstance(items, str | bytes | Mapping):

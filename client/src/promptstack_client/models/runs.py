@@ -39,6 +39,9 @@ class Run(HasId):
     """Calls whose cost nobody knows."""
     max_cost_usd: Decimal | None = None
     in_flight: int | None = None
+    output_url: str | None = None
+    output_written_at: datetime | None = None
+    """When the results were written there."""
     error_code: str | None = None
     error: str | None = None
     created_at: datetime

@@ -42,26 +42,32 @@ class Runs(Resource[AnySender]):
     """Batches of prompts or texts."""
 
     @sends("POST", "/runs/generations", Run, keyed=True)
-    def generate(self, items: Items, **options: Unpack[GenerationRunOptions]) -> Asked:
+    def generate(
+        self, items: Items | None = None, **options: Unpack[GenerationRunOptions]
+    ) -> Asked:
         """Start a run that answers each item: a prompt, or an object with one, or with messages.
 
         The items are a list, anything to go through, or the `Path` of a file; many are sent as a
-        file, and never are all in memory.
+        file, and never are all in memory. None are given with a `source_url`.
         """
         return _asked(items, options)
 
     @sends("POST", "/runs/embeddings", Run, keyed=True)
-    def embed(self, items: Items, **options: Unpack[EmbeddingRunOptions]) -> Asked:
+    def embed(self, items: Items | None = None, **options: Unpack[EmbeddingRunOptions]) -> Asked:
         """Start a run that embeds each item: a text, or an object with `text`; see `generate`."""
         return _asked(items, options)
 
     @sends("POST", "/runs/generations", RunCheck, keyed=True)
-    def check_generation(self, items: Items, **options: Unpack[GenerationRunOptions]) -> Asked:
+    def check_generation(
+        self, items: Items | None = None, **options: Unpack[GenerationRunOptions]
+    ) -> Asked:
         """Say what such a run would do and cost, and keep nothing of it."""
         return _checked(items, options)
 
     @sends("POST", "/runs/embeddings", RunCheck, keyed=True)
-    def check_embedding(self, items: Items, **options: Unpack[EmbeddingRunOptions]) -> Asked:
+    def check_embedding(
+        self, items: Items | None = None, **options: Unpack[EmbeddingRunOptions]
+    ) -> Asked:
         """Say what such a run would do and cost, and keep nothing of it."""
         return _checked(items, options)
 
@@ -147,11 +153,11 @@ def _download(
     return DownloadFeed(route, asked, path)
 
 
-def _asked(items: Items, options: Mapping[str, Any]) -> Asked:
+def _asked(items: Items | None, options: Mapping[str, Any]) -> Asked:
     fields = dict(options)
     key, wait = fields.pop("idempotency_key", None), fields.pop("wait", None)
     return Asked(idempotency_key=key, **held(wait), **body_of(items, fields))
 
 
-def _checked(items: Items, options: Mapping[str, Any]) -> Asked:
+def _checked(items: Items | None, options: Mapping[str, Any]) -> Asked:
     return replace(_asked(items, {**options, "wait": None}), query={"dry_run": True})
