@@ -14,7 +14,6 @@ from sqlalchemy import (
     cast,
     func,
     literal_column,
-    or_,
     select,
     true,
 )
@@ -76,14 +75,15 @@ class RunResultRepository:
         with_text: bool = False,
         with_vector: bool = True,
         until: int | None = None,
-    ) -> list[Produced]:
+    ) -> tuple[list[Produced], int | None]:
         """Return the next vectors after a position, each of the first model that has one.
 
-        Without `with_vector` the same items come without them.
+        And the position after which there may be more; None at the end. Without `with_vector` the
+        same items come without them.
         """
         found = [_sent_vector(model) if with_vector else _has_vector(model) for model in models]
-        rows = self._page(run_id, after, until, found, limit, with_text=with_text)
-        return [
+        rows, more_after = self._page(run_id, after, until, found, limit, with_text=with_text)
+        vectors = [
             Produced(
                 row[0],
                 row[1],
@@ -94,6 +94,7 @@ class RunResultRepository:
             )
             for row in rows
         ]
+        return vectors, more_after
 
     def count_vectors(
         self, run_id: UUID, model: EmbeddingModel, *, after: int = 0, until: int | None = None
@@ -120,16 +121,17 @@ class RunResultRepository:
         *,
         with_text: bool = False,
         until: int | None = None,
-    ) -> list[Produced]:
-        """Return the next answers after a position."""
+    ) -> tuple[list[Produced], int | None]:
+        """Return the next answers after a position, and as `vectors` where there may be more."""
         answer = select(Answer.result).where(
             Answer.content_hash == Item.content_hash,
             Answer.provider == provider,
             Answer.model == model,
         )
         found = [answer.correlate(Item).scalar_subquery()]
-        rows = self._page(run_id, after, until, found, limit, with_text=with_text)
-        return [Produced(row[0], row[1], row[2], row[3], None, row[4]) for row in rows]
+        rows, more_after = self._page(run_id, after, until, found, limit, with_text=with_text)
+        answers = [Produced(row[0], row[1], row[2], row[3], None, row[4]) for row in rows]
+        return answers, more_after
 
     def failures(
         self, run_id: UUID, after: int, limit: int, *, until: int | None = None
@@ -166,13 +168,13 @@ class RunResultRepository:
         limit: int,
         *,
         with_text: bool,
-    ) -> Sequence[Sequence[Any]]:
+    ) -> tuple[Sequence[Sequence[Any]], int | None]:
         """Return succeeded items for which one of `found` is there, and these after their fields.
 
-        Whatever PostgreSQL knows of the tables, it reads the items in order, looks each one's
-        outcome and result up, and stops at the limit: it can't join subqueries that give a value,
-        and OFFSET 0 keeps it from looking a result up twice. As a join, a page of a run whose
-        tables were never analysed took seconds.
+        And the position after which there may be more. Whatever PostgreSQL knows of the tables, it
+        reads the items in order, stops at the limit, and looks each one's outcome and result up:
+        it can't join subqueries that give a value. As a join, a page of a run whose tables were
+        never analysed took seconds.
         """
         asked: ColumnElement[Any] = (
             func.coalesce(Item.text, cast(Item.messages, Text))
@@ -183,22 +185,16 @@ class RunResultRepository:
             select(Outcome.error_code.is_(None)).where(_its_outcome()).correlate(Item)
         ).scalar_subquery()
         end = [] if until is None else [Item.position <= until]
-        items = (
-            select(
-                Item.position,
-                Item.custom_id,
-                Item.attributes,
-                asked.label("asked"),
-                *(one.label(f"found_{number}") for number, one in enumerate(found)),
-            )
+        query = (
+            select(Item.position, Item.custom_id, Item.attributes, asked, *found)
             .where(Item.run_id == run_id, Item.position > after, *end, has_succeeded)
             .order_by(Item.position)
-            .offset(literal_column("0"))
-            .subquery()
+            .limit(limit)
         )
-        results = list(items.c)[4:]
-        query = select(items).where(or_(*(one.is_not(None) for one in results))).limit(limit)
-        return self._session.execute(query).all()
+        rows = self._session.execute(query).all()
+        more_after = rows[-1][0] if len(rows) == limit else None
+        # Of an item that is there without its result, as when that was deleted, nothing is shown.
+        return [row for row in rows if any(one is not None for one in row[4:])], more_after
 
 
 def _sent_vector(model: EmbeddingModel) -> ColumnElement[Any]:

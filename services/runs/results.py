@@ -16,7 +16,7 @@ from promptstack.services.validation.ids import read_id
 PAGE = 2_000
 FIRST_PAGE = 200
 """Rows of the first block, of which nobody knows how long they are."""
-BLOCK_BYTES = 1_000_000
+BLOCK_BYTES = 2_000_000
 """Of a block in memory, about; one row may have more. As text, vectors are three times as long."""
 ROW_BYTES = 100
 """Of a row besides what it has come for, about."""
@@ -106,7 +106,7 @@ class RunResults:
             raise NotFound(f"There is no run {run_id}.")
         models: Sequence[EmbeddingModel] = []
 
-        def read(unit: UnitOfWork, after: int, page: int) -> list[Produced]:
+        def read(unit: UnitOfWork, after: int, page: int) -> tuple[list[Produced], int | None]:
             nonlocal models
             text, until = span.with_input, span.until
             if run.kind == RunKind.GENERATION:
@@ -115,7 +115,7 @@ class RunResults:
                 )
             models = models or _models(unit, run)
             if not models:
-                return []
+                return [], None
             return unit.results.vectors(
                 run.id,
                 models,
@@ -131,8 +131,9 @@ class RunResults:
     def _failed(
         self, run_id: UUID, span: Span, page_after: Callable[[Sequence[FailedItem]], int]
     ) -> Iterator[list[FailedItem]]:
-        def read(unit: UnitOfWork, after: int, page: int) -> list[FailedItem]:
-            return unit.results.failures(run_id, after, page, until=span.until)
+        def read(unit: UnitOfWork, after: int, page: int) -> tuple[list[FailedItem], int | None]:
+            rows = unit.results.failures(run_id, after, page, until=span.until)
+            return rows, rows[-1].position if len(rows) == page else None
 
         yield from self._pages(run_id, span, read, page_after)
 
@@ -140,13 +141,13 @@ class RunResults:
         self,
         run_id: UUID,
         span: Span,
-        read: Callable[[UnitOfWork, int, int], list[Row]],
+        read: Callable[[UnitOfWork, int, int], tuple[list[Row], int | None]],
         page_after: Callable[[Sequence[Row]], int],
     ) -> Iterator[list[Row]]:
         after, page = span.after, page_after(())
         while True:
             with self._ledger.transaction() as unit:
-                rows = read(unit, after, page)
+                rows, more_after = read(unit, after, page)
                 # After the items: they are deleted after their run, so none of them was missing.
                 run = unit.runs.get(run_id)
                 if run is None:
@@ -157,9 +158,9 @@ class RunResults:
                     raise WrongState("The run was changed while it was read; read it again.")
             if rows:
                 yield rows
-            if len(rows) < page:
+            if more_after is None:
                 return
-            after, page = rows[-1].position, page_after(rows)
+            after, page = more_after, page_after(rows)
 
 
 def _rows_of_block(before: Sequence[Produced | FailedItem]) -> int:
