@@ -8,6 +8,7 @@ how old it is: by the worker, Redis and a reader in Python, or over HTTP as even
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -114,7 +115,7 @@ class _Client:
         server = subprocess.Popen(
             [sys.executable, "-m", "promptstack.api.http", "--port", "0"],
             cwd=ROOT,
-            env={**deployed.variables, "PATH": "/usr/bin"},
+            env={**os.environ, **deployed.variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
