@@ -123,7 +123,9 @@ def test_the_end_of_a_job_is_told(curl: Curl) -> None:
         return 200, {}
 
     with small_server(answer) as receiver:
-        _, endpoint = curl.post("/webhooks", {"url": receiver.url, "events": ["response.*"]})
+        told_of = {"url": receiver.url, "events": ["response.completed"]}
+        status, endpoint = curl.post("/webhooks", told_of)
+        assert status == 201, endpoint
         _, job = curl.post("/generations", {"prompt": "Say hello."})
         wait_until(lambda: receiver.asked, "the event")
     [told] = receiver.asked
