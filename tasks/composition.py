@@ -486,11 +486,13 @@ class PromptStack:
     def events(self) -> "EventHub":
         """What happens to jobs and runs, for those who watch on one event loop."""
         from promptstack.services.events.hub import EventHub  # noqa: PLC0415
+        from promptstack.services.events.texts import TextFeed  # noqa: PLC0415
         from promptstack.services.events.topics import JobTopic, RunTopic  # noqa: PLC0415
 
         return EventHub(
-            JobTopic(self.progress, self.ledger),
+            JobTopic(self.progress, self.ledger, self.jobs.waits_of),
             RunTopic(self.run_progress, self.ledger),
+            TextFeed(self.redis, partial(connections.open_async_redis, self.redis_url, 1)),
             partial(connections.open_events_redis, self.redis_url),
             max_watchers=self.settings.max_watchers,
             max_watchers_of_user=self.settings.max_watchers_of_user,

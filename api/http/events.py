@@ -68,9 +68,18 @@ class EventStream(Response):
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, request: Request, topic: Topic, one: UUID, since: Place) -> None:
+    def __init__(
+        self,
+        request: Request,
+        topic: Topic,
+        one: UUID,
+        since: Place,
+        *,
+        with_text: bool = False,
+    ) -> None:
         """Take who asks, what for, and how far they have read."""
         super().__init__()
+        self._with_text = with_text
         self._request = request
         self._topic = topic
         self._one = one
@@ -80,7 +89,9 @@ class EventStream(Response):
         """Send them. A client that goes away ends it."""
         hub: EventHub = self._request.app.state.events
         user_id = self._request.state.caller.user_id
-        with hub.watch(self._topic, self._one, user_id, self._since) as watcher:
+        with hub.watch(
+            self._topic, self._one, user_id, self._since, with_text=self._with_text
+        ) as watcher:
             stream = EventSourceResponse(
                 self._written(watcher),
                 ping=0,
@@ -127,7 +138,8 @@ def watch_job(job_id: UUID, request: Request, stack: Stack, owner: Owner, since:
     job = stack.jobs.get(job_id, owner=owner)
     if job.state.is_final and job_end(job).digest == since.shown:
         return Response(status_code=204)
-    return EventStream(request, stack.events.jobs, job.id, since)
+    jobs = stack.events.jobs
+    return EventStream(request, jobs, job.id, since, with_text=jobs.has_text(job.id))
 
 
 @router.get(

@@ -116,6 +116,11 @@ class JobRepository(BaseRepository[Job]):
         query = select(Job.id).where(Job.id.in_(job_ids), Job.finished_at.is_(None))
         return set(self._session.scalars(query))
 
+    def is_streamed(self, job_id: UUID) -> bool:
+        """Whether a job is a generation that shows its text as it is produced."""
+        query = select(Job.request["stream"].as_boolean()).where(Job.id == job_id)
+        return bool(self._session.scalar(query))
+
     def count_open(self) -> dict[str, int]:
         """How many jobs are queued and running."""
         rows = self._session.execute(

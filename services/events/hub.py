@@ -14,6 +14,8 @@ from promptstack.config.errors import PromptStackError
 from promptstack.config.logging import log_unexpected
 from promptstack.services.events.errors import TooManyWatchers, WatchersFull
 from promptstack.services.events.places import Look, Place
+from promptstack.services.events.subject import Subject
+from promptstack.services.events.texts import TextFeed
 from promptstack.services.events.topics import Topic
 from promptstack.services.events.wakeups import Wakeups
 from promptstack.services.events.watcher import Watcher
@@ -35,25 +37,6 @@ ENDS_READ_AT_ONCE = 20
 FULL_RETRY_SECONDS = 5.0
 
 
-class Subject:
-    """One job or run that is watched."""
-
-    def __init__(self, topic: Topic, one: UUID) -> None:
-        self.topic = topic
-        self.id = one
-        self.watchers: set[Watcher] = set()
-        self.look: Look | None = None
-        self.looked_at = 0.0
-        self.due_at = 0.0
-
-    def show(self, look: Look, now: float) -> None:
-        """Show all watchers where it stands."""
-        self.look, self.looked_at = look, now
-        if not look.is_final:
-            for watcher in self.watchers:
-                watcher.show(look)
-
-
 class EventHub:
     """Tells watchers what happens to jobs and runs, on the event loop on which they watch."""
 
@@ -61,6 +44,7 @@ class EventHub:
         self,
         jobs: Topic,
         runs: Topic,
+        texts: TextFeed,
         connect: Callable[[], Redis],
         *,
         max_watchers: int,
@@ -68,6 +52,7 @@ class EventHub:
     ) -> None:
         self.jobs = jobs
         self.runs = runs
+        self._texts = texts
         self._connect = connect
         self._max_watchers = max_watchers
         self._max_of_user = max_watchers_of_user
@@ -79,14 +64,22 @@ class EventHub:
         self._reader: asyncio.Task[None] | None = None
         self._wakeups: Wakeups | None = None
         self._thread = ThreadPoolExecutor(1, "events")
+        self._ending: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     @contextmanager
     def watch(
-        self, topic: Topic, one: UUID, user_id: UUID, since: Place | None = None
+        self,
+        topic: Topic,
+        one: UUID,
+        user_id: UUID,
+        since: Place | None = None,
+        *,
+        with_text: bool = False,
     ) -> Iterator[Watcher]:
         """Watch one job or run for a user, who has read as far as `since`.
 
+        With `with_text`, also the text of a job that streams.
         Raises `WatchersFull` and `TooManyWatchers`.
         """
         self._check_room(user_id)
@@ -94,10 +87,13 @@ class EventHub:
         channel = topic.channel(one)
         self._of_users[user_id] += 1
         subject = self._join(channel, topic, one, watcher)
+        if with_text and not self._is_closed:
+            self._texts.join(one, watcher)
         try:
             yield watcher
         finally:
             self._of_users -= Counter([user_id])
+            self._texts.leave(one, watcher)
             self._leave(channel, subject, watcher)
 
     @property
@@ -113,6 +109,7 @@ class EventHub:
                 watcher.close()
         if self._reader is not None:
             self._reader.cancel()
+        self._texts.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _check_room(self, user_id: UUID) -> None:
@@ -245,12 +242,32 @@ class EventHub:
 
     def _end(self, subject: Subject, end: Look | None) -> None:
         """Tell all who watch that it has ended, or that it is gone."""
-        for watcher in subject.watchers:
+        self._drop(subject.topic.channel(subject.id), subject)
+        readers = [one for one in subject.watchers if self._texts.has(subject.id, one)]
+        for watcher in subject.watchers.difference(readers if end else ()):
             if end is None:
                 watcher.close()
             else:
                 watcher.finish(end)
-        self._drop(subject.topic.channel(subject.id), subject)
+        if end is not None and readers:
+            ending = asyncio.create_task(self._end_texts(subject.id, readers, end))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    async def _end_texts(self, one: UUID, readers: Sequence[Watcher], end: Look) -> None:
+        """Tell those who read its text what they have not got of it, and then the end."""
+        if end.text is not None:
+            await self._texts.wait_for_all(readers)
+        at: dict[str, list[Watcher]] = {}
+        for watcher in readers:
+            self._texts.leave(one, watcher)
+            at.setdefault(watcher.position, []).append(watcher)
+        loop = asyncio.get_running_loop()
+        for position, watchers in at.items():
+            rest = await loop.run_in_executor(self._thread, self._texts.rest, one, position, end)
+            for watcher in watchers:
+                watcher.hear(rest)
+                watcher.finish(end)
 
     def _later(self, chosen: Mapping[UUID, Subject]) -> None:
         due_at = asyncio.get_running_loop().time() + RETRY_SECONDS

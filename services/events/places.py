@@ -2,11 +2,12 @@
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
 from promptstack.services.errors import InvalidInput
+from promptstack.services.streams.pieces import Position
 
 ID_PATTERN = r"([0-9a-f]{12}|-)\.([0-9]{1,20}(?:-[0-9]{1,20})?)"
 """Of an id, for those who check it before."""
@@ -34,11 +35,8 @@ class Place:
                 "none to begin anew."
             )
         shown, position = found.groups()
+        Position.parse(position)
         return cls("" if shown == "-" else shown, position)
-
-    def seeing(self, shown: str) -> Self:
-        """The place after a state."""
-        return replace(self, shown=shown)
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,10 @@ class Look:
     """JSON, in one line."""
     state: str
     is_final: bool
+    text: str | None = None
+    """Of the end of a generation: its answer."""
+    attempt: int = 0
+    """Which attempt has produced it."""
 
     @cached_property
     def digest(self) -> str:

@@ -4,24 +4,29 @@ All of this asks Redis and the ledger, and is called in a thread.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
 from pydantic import TypeAdapter
 
 from promptstack.config.names import PROGRESS_KEY, RUN_KEY
+from promptstack.repositories.models import JobKind, JobState
 from promptstack.repositories.session import Ledger
 from promptstack.services.events.places import Look
 from promptstack.services.jobs.progress import Progress, ProgressService
-from promptstack.services.jobs.views import JobView
+from promptstack.services.jobs.views import JobView, Wait
 from promptstack.services.runs.progress import RunProgress, RunSnapshot
 from promptstack.services.runs.rate import Rate
 from promptstack.services.runs.views import RunView
 from promptstack.services.validation.json_text import dump_json
 
 END = "end"
+WAITS_SECONDS = 2.0
+"""How old it may be what a job waits for."""
+NEVER = (float("-inf"), None)
 _RUN = TypeAdapter(RunView)
+WaitsOf = Callable[[Sequence[UUID]], Mapping[UUID, Wait]]
 
 
 class Topic(Protocol):
@@ -29,6 +34,9 @@ class Topic(Protocol):
 
     def channel(self, one: UUID) -> str:
         """The channel on which Redis tells that it has changed: its key."""
+
+    def has_text(self, one: UUID) -> bool:
+        """Whether it shows a text as it is produced."""
 
     def look(self, ids: Sequence[UUID]) -> Mapping[UUID, Look]:
         """Where these stand. One that doesn't exist any more is left out."""
@@ -43,17 +51,35 @@ class Topic(Protocol):
 class JobTopic:
     """Jobs."""
 
-    def __init__(self, progress: ProgressService, ledger: Ledger) -> None:
+    def __init__(self, progress: ProgressService, ledger: Ledger, waits_of: WaitsOf) -> None:
         self._progress = progress
         self._ledger = ledger
+        self._waits_of = waits_of
+        self._waits: dict[UUID, tuple[float, Wait | None]] = {}
 
     def channel(self, one: UUID) -> str:
         """The key of its progress."""
         return PROGRESS_KEY.format(id=one)
 
+    def has_text(self, one: UUID) -> bool:
+        """A generation that was asked to."""
+        with self._ledger.transaction() as unit:
+            return unit.jobs.is_streamed(one)
+
     def look(self, ids: Sequence[UUID]) -> dict[UUID, Look]:
-        """From Redis, or from the ledger what is missing there or old."""
-        return {one: _state(progress) for one, progress in self._progress.read(ids).items()}
+        """From Redis, or from the ledger what is missing there or old, and what they wait for."""
+        found = self._progress.read(ids)
+        waits = self._waiting([one for one, job in found.items() if job.state is JobState.QUEUED])
+        return {one: _state(job, waits.get(one)) for one, job in found.items()}
+
+    def _waiting(self, ids: Sequence[UUID]) -> dict[UUID, Wait | None]:
+        """What these wait for, as of the last seconds."""
+        now = time.monotonic()
+        old = [one for one in ids if now - self._waits.get(one, NEVER)[0] > WAITS_SECONDS]
+        if old:
+            new = self._waits_of(old)
+            self._waits |= {one: (now, new.get(one)) for one in old}
+        return {one: self._waits[one][1] for one in ids}
 
     def ends(self, ids: Sequence[UUID]) -> dict[UUID, Look]:
         """The whole jobs, with their results."""
@@ -63,7 +89,8 @@ class JobTopic:
         return {view.id: job_end(view) for view in views if view.state.is_final}
 
     def forget(self, one: UUID) -> None:
-        """Keeps nothing."""
+        """Forget what it waited for."""
+        self._waits.pop(one, None)
 
 
 class RunTopic:
@@ -77,6 +104,10 @@ class RunTopic:
     def channel(self, one: UUID) -> str:
         """The key of its progress."""
         return RUN_KEY.format(id=one)
+
+    def has_text(self, one: UUID) -> bool:
+        """A run's answers are too many to be read as they come."""
+        return False
 
     def look(self, ids: Sequence[UUID]) -> dict[UUID, Look]:
         """From Redis, or from the ledger what is missing there or old."""
@@ -113,7 +144,12 @@ class RunTopic:
 
 def job_end(view: JobView) -> Look:
     """The last event of a job: all of it."""
-    return Look(END, view.model_dump_json(), view.state, view.state.is_final)
+    text = None
+    if view.kind is JobKind.GENERATION and view.state is JobState.SUCCEEDED and view.result:
+        text = view.result["text"]
+    return Look(
+        END, view.model_dump_json(), view.state, view.state.is_final, text, attempt=view.attempt
+    )
 
 
 def run_end(view: RunView) -> Look:
@@ -121,7 +157,7 @@ def run_end(view: RunView) -> Look:
     return Look(END, _RUN.dump_json(view).decode(), view.state, view.state.is_final)
 
 
-def _state(job: Progress) -> Look:
+def _state(job: Progress, waits: Wait | None) -> Look:
     data = {
         "id": str(job.job_id),
         "state": job.state,
@@ -130,5 +166,6 @@ def _state(job: Progress) -> Look:
         "attempt": job.attempt,
         "error_code": job.error_code or None,
         "error": job.error or None,
+        "waits": None if waits is None else waits.model_dump(mode="json"),
     }
     return Look("state", dump_json(data).decode(), job.state, job.state.is_final)

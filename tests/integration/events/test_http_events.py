@@ -85,7 +85,13 @@ def test_a_job_is_watched_to_its_end(
     job = generate(stack, user_id=user(stack))
     events = ada.events(f"/jobs/{job.id}/events")
     first = next(events)
-    assert (first.kind, first.data["state"], first.data["id"]) == ("state", "queued", str(job.id))
+    assert first.kind == "state"
+    assert first.data == {
+        "id": str(job.id), "state": "queued", "current": 0, "total": 1, "attempt": 0,
+        "error_code": None, "error": None,
+        "waits": ada.get(f"/jobs/{job.id}").json()["waits"],
+    }  # fmt: skip
+    assert first.data["waits"]["reason"]
     claim = claimed(stack, job)
     stack.progress.rebuild([job.id])
     second = next(events)

@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
 import pytest
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from promptstack.repositories.errors import LedgerUnavailable
 from promptstack.services.events.errors import TooManyWatchers, WatchersFull
 from promptstack.services.events.hub import EventHub
 from promptstack.services.events.places import Event, Look
+from promptstack.services.events.texts import TextFeed
 from promptstack.services.events.watcher import Watcher
 from tests.jobs import NO_REDIS
 
@@ -34,6 +36,9 @@ class Board:
 
     def channel(self, one: UUID) -> str:
         return str(one)
+
+    def has_text(self, one: UUID) -> bool:
+        return False
 
     def look(self, ids: Sequence[UUID]) -> Mapping[UUID, Look]:
         self.asked.append(len(ids))
@@ -62,6 +67,7 @@ class World:
         self.hub = EventHub(
             self.board,
             Board(),
+            TextFeed(SyncRedis.from_url(NO_REDIS), lambda: Redis.from_url(NO_REDIS)),
             lambda: Redis.from_url(NO_REDIS),
             max_watchers=most,
             max_watchers_of_user=most_of_user,
