@@ -102,13 +102,14 @@ class SignsRepository:
         jobs: float,
         attempts: float,
         audit: float = 0.0,
-        keys: float = 0.0,
         *,
+        keys: float = 0.0,
+        deliveries: float = 0.0,
         within: float = SECONDS,
     ) -> CleanupSigns:
         """Look for what is that old, in seconds; 0 is never, but for workers."""
         ages = {"workers": workers, "jobs": jobs, "attempts": attempts, "audit": audit}
-        ages["keys"] = keys
+        ages |= {"keys": keys, "deliveries": deliveries}
         row = self._look(within, _CLEANUP, **ages)
         return CleanupSigns(*row)
 
@@ -268,6 +269,28 @@ _CLEANUP = """
             %(keys)s > 0 AND (SELECT min(created_at) FROM idempotency_keys)
                 < now() - make_interval(secs => %(keys)s),
             false
+        )
+        OR coalesce(
+            %(deliveries)s > 0 AND (SELECT min(created_at) FROM webhook_deliveries)
+                < now() - make_interval(secs => %(deliveries)s),
+            false
+        )
+        OR %(deliveries)s > 0 AND EXISTS (
+            WITH RECURSIVE endpoints AS (
+                (
+                    SELECT endpoint_id FROM webhook_deliveries WHERE due_at IS NOT NULL
+                    ORDER BY endpoint_id LIMIT 1
+                )
+                UNION ALL
+                SELECT next.endpoint_id FROM endpoints, LATERAL (
+                    SELECT endpoint_id FROM webhook_deliveries
+                    WHERE due_at IS NOT NULL AND endpoint_id > endpoints.endpoint_id
+                    ORDER BY endpoint_id LIMIT 1
+                ) AS next
+            )
+            SELECT FROM endpoints WHERE NOT EXISTS (
+                SELECT FROM webhook_endpoints WHERE id = endpoints.endpoint_id
+            )
         )
 """
 

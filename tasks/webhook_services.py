@@ -39,6 +39,5 @@ def open_upkeep(stack: PromptStack) -> WebhookUpkeep:
     return WebhookUpkeep(
         stack.ledger,
         stack.webhook_secrets,
-        retention_seconds=stack.settings.webhook_retention_seconds,
         seals_anew=stack.settings.previous_secret_key is not None,
     )

@@ -292,6 +292,7 @@ class WorkerServices(PromptStack):
             attempts_seconds=self.settings.attempt_retention_seconds,
             audit_seconds=self.settings.audit_retention_seconds,
             keys_seconds=self.settings.idempotency_key_seconds,
+            deliveries_seconds=self.settings.webhook_retention_seconds,
         )
 
     @cached_property
@@ -304,7 +305,7 @@ class WorkerServices(PromptStack):
                 Step("messages", self.outbox.publish, is_woken=True),
                 Step("cleanup", self.cleanup.run_once, rounds=10),
                 Step("runs", maintain_runs),
-                Step("contents", self.content_maintenance.run_once),
+                Step("contents", self.content_maintenance.run_once, rounds=5),
                 Step("webhooks", self.webhook_sender.run_once, is_woken=True),
                 Step("webhook upkeep", self.webhook_upkeep.run_once, rounds=10),
             ]

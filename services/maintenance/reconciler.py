@@ -56,11 +56,13 @@ class Cleanup:
         attempts_seconds: float,
         audit_seconds: float = 0.0,
         keys_seconds: float = 0.0,
+        deliveries_seconds: float = 0.0,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take how long ended jobs, attempts of deleted ones and audit entries are kept.
 
-        `keys_seconds` is for the idempotency keys of what is no job. 0 is for ever.
+        `keys_seconds` is for the idempotency keys of what is no job, `deliveries_seconds` for
+        events that were sent. 0 is for ever.
         """
         self._timer = timer
         self._ledger = ledger
@@ -68,6 +70,7 @@ class Cleanup:
         self._attempts_seconds = attempts_seconds
         self._audit_seconds = audit_seconds
         self._keys_seconds = keys_seconds
+        self._deliveries_seconds = deliveries_seconds
 
     def run_once(self) -> None:
         """Delete what is there, in batches."""
@@ -83,7 +86,8 @@ class Cleanup:
                 self._jobs_seconds,
                 self._attempts_seconds,
                 self._audit_seconds,
-                self._keys_seconds,
+                keys=self._keys_seconds,
+                deliveries=self._deliveries_seconds,
                 within=STATEMENT_SECONDS,
             )
         if signs.forgotten:
@@ -112,4 +116,6 @@ class Cleanup:
                 pruned += unit.audit.prune(self._audit_seconds)
             if self._keys_seconds:
                 pruned += unit.idempotency_keys.prune(self._keys_seconds)
+            if self._deliveries_seconds:
+                pruned += unit.webhook_sending.prune(self._deliveries_seconds)
         return pruned > 0

@@ -1,4 +1,4 @@
-"""What is looked after now and then: old deliveries, and secrets of the key before."""
+"""Secrets of the key before are encrypted anew, so that it can be taken away."""
 
 import logging
 
@@ -10,25 +10,19 @@ logger = logging.getLogger(__name__)
 
 
 class WebhookUpkeep:
-    """Deletes old deliveries, and encrypts secrets anew after SECRET_KEY was replaced."""
+    """Encrypts secrets anew after SECRET_KEY was replaced."""
 
-    def __init__(
-        self, ledger: Ledger, secrets: SecretBox, *, retention_seconds: float, seals_anew: bool
-    ) -> None:
+    def __init__(self, ledger: Ledger, secrets: SecretBox, *, seals_anew: bool) -> None:
         """Take `seals_anew` where there is a key before the current one."""
         self._ledger = ledger
         self._secrets = secrets
-        self._retention_seconds = retention_seconds
         self._seals_anew = seals_anew
 
     def run_once(self) -> None:
-        """Do both, unless another worker does."""
+        """Do so once, in each worker that starts."""
         if self._seals_anew:
             self._seal_anew()
             self._seals_anew = False
-        with self._ledger.transaction() as unit:
-            if unit.try_lock("prune webhooks"):
-                unit.webhook_sending.prune(self._retention_seconds)
 
     def _seal_anew(self) -> None:
         """So that PREVIOUS_SECRET_KEY can be taken away."""

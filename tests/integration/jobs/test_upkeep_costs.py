@@ -16,8 +16,9 @@ from promptstack.services.maintenance.outbox import PATIENCE_SECONDS
 from promptstack.tasks.worker_services import WorkerServices
 from tests.jobs import claimed, sql
 
-MOST_STATEMENTS = 11
-"""Of a heartbeat and of all steps together, limits and locks included."""
+MOST_STATEMENTS = 13
+"""Of a heartbeat and of all steps together, limits and locks included: one each for events that are
+due, and for what is deleted of collections."""
 
 
 BACKLOG = """

@@ -572,7 +572,7 @@ def test_a_deleted_endpoint_gets_nothing(sending: WorkerServices, served: Receiv
     sending.webhooks.delete(made.webhook.id)
     send_due(sending)
     assert served.got == []
-    sending.webhook_upkeep.run_once()
+    sending.cleanup.run_once()
     assert deliveries(sending) == []
     with pytest.raises(NotFound):
         sending.webhooks.get(made.webhook.id)
@@ -587,5 +587,5 @@ def test_old_deliveries_are_deleted(sending: WorkerServices, served: Receiver) -
         "UPDATE webhook_deliveries SET created_at = now() - interval '8 days' WHERE object_id = :o",
         o=old,
     )
-    sending.webhook_upkeep.run_once()
+    sending.cleanup.run_once()
     assert [one.object_id for one in deliveries(sending)] == [new]
