@@ -16,11 +16,20 @@ class WebhookDeliveryRepository(BaseRepository[WebhookDelivery]):
     model = WebhookDelivery
 
     def replay(self, delivery_id: UUID) -> WebhookDelivery | None:
-        """Send an event again, as if it were new; None where there is no such delivery."""
+        """Send an event again, as if it were new; None where there is no such delivery.
+
+        It counts as a claim: the failure of an attempt that is still under way is an old one.
+        """
         changed = (
             update(WebhookDelivery)
             .where(WebhookDelivery.id == delivery_id)
-            .values(state=DeliveryState.PENDING, due_at=func.now(), failures=0, finished_at=None)
+            .values(
+                state=DeliveryState.PENDING,
+                due_at=func.now(),
+                claims=WebhookDelivery.claims + 1,
+                failures=0,
+                finished_at=None,
+            )
             .returning(WebhookDelivery)
         )
         how = {"populate_existing": True}

@@ -58,6 +58,11 @@ class DueDelivery:
     """By the ledger's clock, as all times are."""
 
     @property
+    def claim(self) -> tuple[UUID, int]:
+        """Which attempt it is."""
+        return (self.id, self.claims)
+
+    @property
     def target(self) -> Target:
         """Where it goes."""
         return Target(self.endpoint_id, self.host)

@@ -67,7 +67,8 @@ class WebhookSender:
         self._health = health
         self._retry_seconds = retry_seconds
         self._lease_seconds = lease_seconds
-        self._under_way: dict[UUID, DueDelivery] = {}
+        self._under_way: dict[tuple[UUID, int], DueDelivery] = {}
+        """By their claims: a replay may be sent beside the attempt before it."""
         self._tried: deque[_Attempt] = deque()
         self._is_closed = threading.Event()
         self.wake: Callable[[], None] = lambda: None
@@ -85,9 +86,9 @@ class WebhookSender:
         # What is noted is forgotten only now: the commit might have failed.
         for attempt in tried:
             self._tried.popleft()
-            del self._under_way[attempt.delivery.id]
+            del self._under_way[attempt.delivery.claim]
         for delivery in taken:
-            self._under_way[delivery.id] = delivery
+            self._under_way[delivery.claim] = delivery
             self._loop.submit(self._deliver(delivery))
 
     def close(self) -> None:
@@ -98,10 +99,10 @@ class WebhookSender:
                 tried = list(self._tried)
                 if tried:
                     self._settle(unit, tried)
-                done = {attempt.delivery.id for attempt in tried}
-                left = {one.id: one.claims for one in self._under_way.values()}
-                if claims := {key: n for key, n in left.items() if key not in done}:
-                    unit.webhook_sending.release(claims)
+                done = {attempt.delivery.claim for attempt in tried}
+                # Of two claims of a delivery the later one, which holds it, comes last.
+                if left := dict(claim for claim in self._under_way if claim not in done):
+                    unit.webhook_sending.release(left)
         except PromptStackError as error:
             logger.warning("deliveries of events are given back when their leases end: %s", error)
         self._loop.run(self._receivers.aclose())
@@ -111,8 +112,8 @@ class WebhookSender:
             return statement.signs.of_webhooks()
 
     def _take(self, unit: UnitOfWork, tried: Sequence[_Attempt]) -> list[DueDelivery]:
-        done = {attempt.delivery.id for attempt in tried}
-        busy = Counter(one.target for one in self._under_way.values() if one.id not in done)
+        done = {attempt.delivery.claim for attempt in tried}
+        busy = Counter(one.target for claim, one in self._under_way.items() if claim not in done)
         room = Room(MOST_DELIVERIES - busy.total(), MOST_OF_ENDPOINT, MOST_OF_TARGET, busy)
         if room.deliveries <= 0 or self._is_closed.is_set():
             return []
@@ -139,7 +140,10 @@ class WebhookSender:
         return await self._receivers.post(delivery.url, body, headers)
 
     def _settle(self, unit: UnitOfWork, tried: Sequence[_Attempt]) -> None:
-        unit.webhook_sending.settle([self._settled(attempt) for attempt in tried])
+        # Of two attempts of a delivery, the one that was taken tells, else the later one.
+        found = sorted(tried, key=lambda one: (one.answer.is_taken, one.delivery.claims))
+        last = {one.delivery.id: one for one in found}
+        unit.webhook_sending.settle([self._settled(attempt) for attempt in last.values()])
         self._health.note(unit, [(one.delivery, one.answer) for one in tried])
 
     def _settled(self, attempt: _Attempt) -> SettledDelivery:

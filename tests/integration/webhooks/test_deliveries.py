@@ -1,5 +1,6 @@
 """Events on their way: signed, tried again, never lost, and nobody waits for one that hangs."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -312,6 +313,56 @@ def test_an_endpoint_that_has_just_failed_gets_one_event_at_a_time(
     sending.webhook_sender.run_once()
     assert len(sending.webhook_sender._under_way) == 1
     wait_until(lambda: len(served.got) == before + 1, "one event")
+
+
+def test_a_replay_while_an_attempt_is_under_way_is_one_more_attempt(
+    sending: WorkerServices, served: Receiver
+) -> None:
+    may_answer = threading.Event()
+    statuses = iter([500, TAKE])
+
+    def answer(_: Event) -> int:
+        status = next(statuses, TAKE)
+        may_answer.wait(60)
+        return status
+
+    served.answer = answer
+    sending.webhooks.create(served.url)
+    sender = sending.webhook_sender
+    end_a_job(sending)
+    sender.run_once()
+    wait_until(lambda: len(served.got) == 1, "the first attempt at the receiver")
+    [delivery] = deliveries(sending)
+    sending.webhook_deliveries.replay(delivery.id)
+    sender.run_once()
+    wait_until(lambda: len(served.got) == 2, "the replay at the receiver")
+    may_answer.set()
+    wait_until(lambda: len(sender._tried) == 2, "both answers")
+    end_a_job(sending, "Another.")
+    send_due(sending)
+    assert [one.state for one in deliveries(sending)] == ["delivered", "delivered"]
+    assert {one.failures for one in deliveries(sending)} == {0}, "the old attempt does not count"
+    assert not sender._tried
+    assert not sender._under_way
+    assert len(served.got) == 3
+
+
+def test_a_worker_that_stops_gives_back_a_replay_too(
+    stack: WorkerServices, served: Receiver
+) -> None:
+    served.answer = lambda _: HANG
+    with another(stack, **LOCAL) as stopping:
+        employ(stopping, FakeProvider())
+        stopping.webhooks.create(served.url)
+        end_a_job(stopping)
+        stopping.webhook_sender.run_once()
+        stopping.webhook_deliveries.replay(deliveries(stopping)[0].id)
+        stopping.webhook_sender.run_once()
+        wait_until(lambda: len(served.got) == 2, "both attempts at the receiver")
+    served.answer = lambda _: TAKE
+    with another(stack, **LOCAL) as other:
+        send_due(other)
+    assert len(served.taken) == 1
 
 
 # Endpoints that fail
