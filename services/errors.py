@@ -142,6 +142,12 @@ class WrongState(PromptStackError):
     code = "WRONG_STATE"
 
 
+class NotYet(WrongState):
+    """The state does not allow this for a moment longer."""
+
+    transient = True
+
+
 class NotAuthenticated(PromptStackError):
     """Nothing that came with the request says who sends it."""
 

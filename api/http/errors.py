@@ -25,6 +25,7 @@ from promptstack.services.errors import (
     NotAuthenticated,
     NotFound,
     NotPermitted,
+    NotYet,
     SpendingHeld,
     WrongState,
 )
@@ -66,6 +67,7 @@ LATER = (
     WatchersFull,
     CallNotSent,
     SpendingHeld,
+    NotYet,
 )
 """What is over after a while: the answer says when to try again."""
 RETRY_AFTER_SECONDS = 5

@@ -126,6 +126,13 @@ def test_what_could_be_done_twice_is_sent_again_only_where_it_has_not_arrived(
         assert len(server.requests) == times, answer
 
 
+def test_a_state_that_is_over_soon_is_waited_for(make: Make, pauses: list[float]) -> None:
+    server = Server((409, {"Retry-After": "1"}), 202)
+    make(server).jobs.retry(JOB["id"])
+    assert len(server.requests) == 2
+    assert 1.0 < pauses[0] <= 1.5
+
+
 def test_a_list_keeps_its_key(make: Make, pauses: list[float]) -> None:
     bodies = []
     keys = set()

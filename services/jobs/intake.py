@@ -24,7 +24,7 @@ from promptstack.repositories.jobs.records import Accepted, NewJobRow
 from promptstack.repositories.models import Job
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
-from promptstack.services.errors import IdempotencyConflict, NotFound, WrongState
+from promptstack.services.errors import IdempotencyConflict, NotFound, NotYet
 from promptstack.services.idempotency.claims import claim
 from promptstack.services.jobs.combined import Combined
 from promptstack.services.jobs.new_job import (
@@ -89,7 +89,7 @@ class JobIntake:
 
         A request that was `keyed` is never taken for another one with its key.
 
-        Raises `IdempotencyConflict`, `NotFound` for an unknown user, and `WrongState`.
+        Raises `IdempotencyConflict`, `NotFound` for an unknown user, and `NotYet`.
         """
         if session is not None:
             return self._store(jobs, session, keyed)
@@ -131,7 +131,7 @@ class JobIntake:
             return _view(new, accepted, self._retries(new))
         job = _check_same(new, known)
         if job is None:
-            raise WrongState(
+            raise NotYet(
                 f"{new.place}A job of the same idempotency key was deleted just now; try again."
             )
         return JobView.model_validate(job)

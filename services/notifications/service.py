@@ -20,7 +20,13 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
-from promptstack.services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
+from promptstack.services.errors import (
+    IdempotencyConflict,
+    InvalidInput,
+    NotFound,
+    NotYet,
+    WrongState,
+)
 from promptstack.services.jobs.publishing import JobMessage, Publisher, publish_now
 from promptstack.services.notifications.errors import MailNotConfigured
 from promptstack.services.notifications.events import NotifyEvent
@@ -262,9 +268,7 @@ def _same(unit: UnitOfWork, row: NewJobRow) -> Job:
     """The notification that has the key of this one. Raises `IdempotencyConflict`."""
     found = unit.jobs.find_by_idempotency_keys(None, [str(row.idempotency_key)])
     if not found:
-        raise WrongState(
-            "A notification of the same idempotency key was deleted just now; try again."
-        )
+        raise NotYet("A notification of the same idempotency key was deleted just now; try again.")
     if found[0].request_hash != row.request_hash:
         raise IdempotencyConflict(
             f"The idempotency key was used for another mail (notification {found[0].id}); send a "

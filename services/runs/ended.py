@@ -11,7 +11,7 @@ from promptstack.services.access.key_terms import check_came_with
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
-from promptstack.services.errors import NotFound, WrongState
+from promptstack.services.errors import NotFound, NotYet, WrongState
 from promptstack.services.runs.intake.estimates import Estimator
 from promptstack.services.runs.intake.new_run import RunDefaults, RunOptions
 from promptstack.services.runs.lifecycle import RunLifecycle
@@ -19,6 +19,9 @@ from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.views import RunView
 from promptstack.services.validation.bounds import refused_in_words
 from promptstack.services.validation.ids import read_id
+
+SOON_SECONDS = 1.0
+"""After which to try again what an end that is not quite over does not allow yet."""
 
 
 class EndedRuns:
@@ -102,8 +105,7 @@ class EndedRuns:
             run = unit.runs.lock(run_id)
             if run is None:
                 raise NotFound(f"There is no run {run_id}.")
-            if not RunState(run.state).is_final:
-                raise WrongState("The run goes on; it can be started again when it has ended.")
+            check_ended(run, "it can be started again when it has ended")
             check_came_with(run.api_key_id, only_key)
             if run.started_at is None:
                 raise WrongState(
@@ -146,13 +148,13 @@ class EndedRuns:
             run = unit.runs.lock(run_id)
             if run is None:
                 raise NotFound(f"There is no run {run_id}.")
-            if not RunState(run.state).is_final:
-                raise WrongState("The run goes on; cancel it, and delete it when it has ended.")
+            check_ended(run, "cancel it, and delete it when it has ended")
             check_came_with(run.api_key_id, only_key)
             if unit.run_maintenance.is_busy(run_id):
-                raise WrongState(
+                raise NotYet(
                     "The run has ended, and its last calls or its search index are not over yet; "
-                    "try again in a while."
+                    "try again in a while.",
+                    retry_after=SOON_SECONDS,
                 )
             audit_run(Action.RUN_DELETED, run, actor, unit)
             unit.run_maintenance.drop(run_id, drops_vectors=True)
@@ -164,6 +166,21 @@ class EndedRuns:
         if run is None or (owner is not None and run.user_id != owner):
             raise NotFound(f"There is no run {run_id}.")
         return run
+
+
+def check_ended(run: Run, advice: str) -> None:
+    """Raise `WrongState` for a run that goes on, and `NotYet` for one whose items have all ended.
+
+    A run may go on for hours; who has seen its last item end need not wait for that long.
+    """
+    if run.state == RunState.FINALIZING:
+        raise NotYet(
+            "The run is about to end: its items have, and its search index or its output is being "
+            "written; try again in a while.",
+            retry_after=SOON_SECONDS,
+        )
+    if not RunState(run.state).is_final:
+        raise WrongState(f"The run goes on; {advice}.")
 
 
 def audit_run(action: Action, run: Run, actor: Actor | None, unit: UnitOfWork) -> None:

@@ -103,7 +103,7 @@ class NotFound(ApiError):
 
 
 class Conflict(ApiError):
-    """It can't be done in this state: 409."""
+    """It can't be done in this state, or not even after waiting a little: 409."""
 
 
 class IdempotencyConflict(Conflict):

@@ -16,6 +16,8 @@ GOOD_SECONDS = 5.0
 """A connection that stood for so long was a good one."""
 NOT_DONE = frozenset({429, 503})
 """The server says that it has done nothing."""
+PERHAPS_SOON = frozenset({409})
+"""The server has done nothing, and says when it may where the state is over soon."""
 PERHAPS_DONE = frozenset({502, 504})
 """A proxy says that it had no answer of the server."""
 
@@ -62,7 +64,8 @@ def may_repeat(error: PromptStackError, call: Call[object]) -> bool:
         return call.repeatable or not error.was_sent
     if isinstance(error, ApiError):
         is_lost = error.status in PERHAPS_DONE and error.is_foreign
-        return error.status in NOT_DONE or (is_lost and call.repeatable)
+        is_soon = error.status in PERHAPS_SOON and error.retry_after is not None
+        return error.status in NOT_DONE or is_soon or (is_lost and call.repeatable)
     return False
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -391,7 +392,9 @@ def test_a_run_is_deleted_with_its_items_when_it_has_ended(
     assert "cancel it" in problem(client.delete(url), 409, "WRONG_STATE")["detail"]
     with stack.ledger.transaction() as unit:  # as if a worker had not handed its shard back yet
         unit.runs.finish(UUID(run["id"]), RunState.CANCELLED)
-    assert "not over yet" in problem(client.delete(url), 409, "WRONG_STATE")["detail"]
+    refused = client.delete(url)
+    assert "not over yet" in problem(refused, 409, "WRONG_STATE")["detail"]
+    assert refused.headers["retry-after"] == "1"
     stack.run_maintenance.run_once(retention=0.0)
     assert client.delete(url).status_code == 204
     problem(client.get(url), 404, "NOT_FOUND")
@@ -402,6 +405,26 @@ def test_a_run_is_deleted_with_its_items_when_it_has_ended(
     for table in ("items", "outcomes", "pruned_runs"):
         assert in_ledger(stack, f"SELECT count(*) FROM {table}") == 0
     assert in_ledger(stack, "SELECT count(*) FROM audit_log WHERE action = 'run.deleted'") == 0
+
+
+def test_who_comes_just_before_the_end_of_a_run_is_told_when_to_come_again(
+    stack: WorkerServices, client: TestClient
+) -> None:
+    run = accepted(client, "generations", items=PROMPTS, provider="demo")
+    url = f"{RUNS}/{run['id']}"
+    asked = (
+        partial(client.delete, url),
+        partial(client.post, f"{url}/retry"),
+        partial(client.post, f"{url}/resume"),
+    )
+    for ask in asked:  # it may go on for hours
+        assert "retry-after" not in ask().headers
+    with stack.ledger.transaction() as unit:  # all items have ended, and its index is being built
+        unit.runs.finalize(UUID(run["id"]))
+    for ask in asked:
+        refused = ask()
+        problem(refused, 409, "WRONG_STATE")
+        assert refused.headers["retry-after"] == "1"
 
 
 def test_the_deletion_of_another_users_run_is_audited(
