@@ -108,10 +108,13 @@ class TextFeed:
         # All that is behind was read; what comes now wakes those of the first round.
         reading = asyncio.create_task(streams.aread(_positions(first), BLOCK_SECONDS))
         ringing = asyncio.create_task(self._bell.wait())
-        await asyncio.wait({reading, ringing}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (reading, ringing):
-            task.cancel()
-        found, _ = await asyncio.gather(reading, ringing, return_exceptions=True)
+        try:
+            await asyncio.wait({reading, ringing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # Also when this is cancelled: closed under its question, Redis would seem to be away.
+            for task in (reading, ringing):
+                task.cancel()
+            found, _ = await asyncio.gather(reading, ringing, return_exceptions=True)
         if isinstance(found, Mapping):
             self._tell(first, found)
         elif isinstance(found, Exception):

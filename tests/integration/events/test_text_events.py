@@ -19,6 +19,7 @@ from tests.http import live_server
 from tests.integration.events.test_http_events import Reader, user
 from tests.integration.streams.test_streamed_jobs import TEXT, Streaming, words_then
 from tests.jobs import execute, make_due
+from tests.processes import wait_until
 
 WORDS = [word + " " for word in TEXT.split()]
 
@@ -168,3 +169,19 @@ def test_a_job_that_does_not_stream_has_no_text_events(
     next(events)
     execute(stack, job.id)
     assert {one.kind for one in events} <= {"state", "end"}
+
+
+def test_a_server_that_stops_does_not_say_that_redis_is_away(
+    stack: WorkerServices, provider: Streaming, caplog: pytest.LogCaptureFixture
+) -> None:
+    with live_server(stack) as (_, url):
+        reader = Reader(url, stack.keys.create("ada@example.org", "Ada"))
+        events = reader.events(path(streamed(stack)))
+        next(events)
+        wait_until(lambda: is_asked_for_texts(stack), "Redis to be asked for the text")
+    reader.close()
+    assert "Redis is away" not in caplog.text
+
+
+def is_asked_for_texts(stack: WorkerServices) -> bool:
+    return any(client["cmd"] == "xread" for client in stack.redis.client_list())
