@@ -56,6 +56,7 @@ class TextStreams:
                 except (RedisError, OSError) as error:
                     self._rest(error)
                 else:
+                    self._circuit.reset()
                     if found:
                         return found
             if time.monotonic() >= until:
@@ -80,6 +81,7 @@ class TextStreams:
                 except (RedisError, OSError) as error:
                     self._rest(error)
                 else:
+                    self._circuit.reset()
                     if found:
                         return found
             if time.monotonic() >= until:
