@@ -1,7 +1,7 @@
 """Ends of jobs and runs are told to other services.
 
 A trigger notes them, in the transaction of the end: an event is there if the end is, whatever ended
-the job. See docs/decisions/0017-webhooks.md.
+the job. See docs/decisions/0020-webhooks.md.
 """
 
 import sqlalchemy as sa

@@ -68,3 +68,12 @@ def test_every_system_is_where_the_page_says_and_so_are_its_tests() -> None:
         source = "".join((ROOT / name).read_text() for name in tests if name.endswith(".py"))
         for name in tests:
             assert not name.startswith("test_") or f"def {name}(" in source, name
+
+
+def test_each_decision_has_a_number_of_its_own() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    numbers = [int(page.name.split("-")[0]) for page in pages]
+    assert numbers == list(range(1, len(pages) + 1))
+    for number, page in zip(numbers, pages, strict=True):
+        title = page.read_text().split("\n")[0]
+        assert re.match(rf"# 0*{number}[.:] ", title), page
