@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 REDIS_TIMEOUT_SECONDS = 2.0
 LIMITER_CONNECTIONS = 50
+OLDEST_REDIS = (6, 2)
+"""The first to know XADD's NOMKSTREAM and MINID, by which texts are shown. Valkey says 7.2."""
 REFUSALS = (AuthenticationError, NoPermissionError, AccessRefused, NotAllowed)
 PROBES = [f"promptstack:probe:{number}" for number in range(3)]
 """Keys that nobody sets. Of a Redis Cluster with several nodes, none has the slots of all."""
@@ -79,8 +81,22 @@ def check_redis(redis: Redis) -> None:
         redis.ping()
         for name in PROBES:
             redis.exists(name)
+        _check_version(redis)
 
     _explained("REDIS_URL", look)
+
+
+def _check_version(redis: Redis) -> None:
+    try:
+        told = str(redis.info("server").get("redis_version", ""))
+    except NoPermissionError:
+        return  # nothing else needs this right
+    parts = tuple(int(part) for part in told.split(".")[:2] if part.isdigit())
+    if parts and parts < OLDEST_REDIS:
+        oldest = ".".join(map(str, OLDEST_REDIS))
+        raise ConfigurationError(
+            f"REDIS_URL: the server is Redis {told}; use {oldest} or newer, or Valkey."
+        )
 
 
 def check_broker(app: "Celery", variable: str) -> None:

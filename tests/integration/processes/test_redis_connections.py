@@ -10,6 +10,7 @@ import pytest
 from celery.result import AsyncResult
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError
 
 from promptstack.config.errors import ConfigurationError
 from promptstack.config.names import Queue
@@ -161,6 +162,32 @@ def test_a_unix_socket_keeps_its_password_for_all(
         with stack.celery.connection_for_write() as broker:
             assert PASSWORD not in broker.as_uri()
             assert quote(PASSWORD, safe="") not in broker.as_uri()
+
+
+@pytest.mark.parametrize("version", ["5.0.14", "6.0.16"])
+def test_a_redis_that_is_too_old_is_named(stack: PromptStack, version: str) -> None:
+    stack.redis.set_response_callback("INFO", lambda *_, **__: {"redis_version": version})
+    with pytest.raises(ConfigurationError, match=f"REDIS_URL: .* Redis {version}; use 6.2"):
+        stack.check_connections()
+
+
+@pytest.mark.parametrize("version", ["6.2.0", "7.2.4", "10.0", "unknown"])
+def test_a_redis_that_is_new_enough_is_taken(stack: PromptStack, version: str) -> None:
+    stack.redis.set_response_callback("INFO", lambda *_, **__: {"redis_version": version})
+    stack.check_connections()
+
+
+def test_a_user_that_may_not_ask_for_the_version_is_taken(
+    guarded: ServerUrls, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Redis.from_url(guarded.redis_url) as redis:
+        redis.acl_setuser("guest", enabled=True, commands=["-info"])
+    parts = urlsplit(environment["REDIS_URL"])
+    url = f"unix://guest@{parts.path}?{parts.query}"
+    with open_with(monkeypatch, environment, REDIS_URL=url, REDIS_PASSWORD=PASSWORD) as stack:
+        with pytest.raises(NoPermissionError):
+            stack.redis.info()
+        stack.check_connections()
 
 
 def test_an_option_that_no_broker_can_read_is_named(
