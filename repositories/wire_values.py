@@ -4,13 +4,16 @@ jsonb holds a number as its decimal digits: `6e23` comes back as an integer of 2
 64 bits hold. Written with `.0`, it comes back as the float that it was.
 """
 
+import io
 import json
 import re
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain
 from typing import Any
 
+import orjson
 from sqlalchemy import ARRAY, BindParameter, ColumnElement, Row, Text, cast, text
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.orm import Session
@@ -49,6 +52,32 @@ def _as_digits(found: re.Match[bytes]) -> bytes:
         return text
     digits = f"{Decimal(text.decode()):f}"
     return (digits if "." in digits else f"{digits}.0").encode()
+
+
+_LARGEST = 2.0**63
+"""From here on, a float of orjson may have been an integer, which it rounds."""
+
+
+def load_jsonb(written: bytes) -> Any:
+    """Read what jsonb gives: the values of `json.loads` in a third of its time."""
+    value = orjson.loads(written)
+    return json.loads(written) if _may_be_rounded(value) else value
+
+
+def _may_be_rounded(value: Any) -> bool:
+    level = [value]
+    while level:
+        below: list[Any] = []
+        for part in level:
+            kind = type(part)
+            if kind is dict:
+                below += part.values()
+            elif kind is list:
+                below += part
+            elif kind is float and not -_LARGEST < part < _LARGEST:
+                return True
+        level = below
+    return False
 
 
 class ArrayLiteral(TypeDecorator[Sequence[Any]]):
@@ -154,6 +183,24 @@ def copy_binary(cursor: Any, target: str, rows: Iterable[bytes | memoryview]) ->
     cursor.copy_expert(
         f"COPY {target} FROM STDIN (FORMAT binary)", _Stream(rows), size=SENT_AT_ONCE
     )
+
+
+def copied_row(cursor: Any, query: str, values: Mapping[str, Any]) -> list[memoryview | None]:
+    """Return the fields of the one row that a query gives, as COPY BINARY lays them out.
+
+    The driver would read bytes as hexadecimal text, and hold Python's lock for each row.
+    """
+    taken = io.BytesIO()
+    statement = cursor.mogrify(f"COPY ({query}) TO STDOUT (FORMAT binary)", values)
+    cursor.copy_expert(statement, taken, size=SENT_AT_ONCE)
+    row = taken.getbuffer()[len(HEADER) :]
+    (count,), at = struct.unpack_from(">h", row), 2
+    fields: list[memoryview | None] = []
+    for _ in range(count):
+        (length,), at = struct.unpack_from(">i", row, at), at + 4
+        fields.append(None if length < 0 else row[at : at + length])
+        at += max(0, length)
+    return fields
 
 
 class _Stream:

@@ -20,6 +20,7 @@ from promptstack.api.http.search import SEARCHES_AT_ONCE
 from promptstack.api.http.sessions import LOGINS_AT_ONCE, LoginSlots
 from promptstack.api.http.still_allowed import StillAllowed
 from promptstack.api.http.transfers import Downloads, TransferSlots, Uploads
+from promptstack.services.runs.results import READ_AT_ONCE
 from promptstack.tasks.composition import PromptStack
 
 SUMS_AT_ONCE = 4
@@ -38,8 +39,9 @@ def create_app(stack: PromptStack) -> FastAPI:
         # of downloads and of /healthz. A burst of requests waits for a thread instead of failing.
         connections = settings.database_pool_size + settings.database_max_overflow
         others = LARGE_HANDLED_AT_ONCE + LOGINS_AT_ONCE + SUMS_AT_ONCE + BLOCKS_AT_ONCE + 1
-        # Who reads an upload has a second connection, which stores what was read.
-        others += settings.max_uploads
+        # Who reads an upload has a second connection, which stores what was read. A block is read
+        # while the one before it is made.
+        others += settings.max_uploads + READ_AT_ONCE
         to_thread.current_default_thread_limiter().total_tokens = max(1, connections - others)
         sums = ThreadPoolExecutor(SUMS_AT_ONCE, "sums")
         asyncio.get_running_loop().set_default_executor(sums)

@@ -4,8 +4,6 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, Generic
 
-import numpy as np
-
 from promptstack.repositories.runs.results import FailedItem, Produced
 from promptstack.services.export.array_writers import Parquet, npy_header
 from promptstack.services.export.columns import Columns, FailureColumns, Row, Shape, checked_vector
@@ -104,7 +102,7 @@ class _Vectors:
         self._dimensions = dimensions
 
     def write(self, item: Produced) -> None:
-        self._file.write(checked_vector(item, self._dimensions).astype(np.float32).tobytes())
+        self._file.write(checked_vector(item, self._dimensions).data)
 
     def finish(self) -> None:
         pass

@@ -1,13 +1,15 @@
 """The output of runs, read in the order of their items."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from threading import BoundedSemaphore
+from typing import Generic, TypeVar
 from uuid import UUID
 
 from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.run_models import Run, RunKind
-from promptstack.repositories.runs.results import FailedItem, Produced
+from promptstack.repositories.runs.results import FailedItem, PageOf, Produced
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import NotFound, WrongState
@@ -20,6 +22,8 @@ BLOCK_BYTES = 2_000_000
 """Of a block in memory, about; one row may have more. As text, vectors are three times as long."""
 ROW_BYTES = 100
 """Of a row besides what it has come for, about."""
+READ_AT_ONCE = 4
+"""Pages that are read ahead, each with a connection to the database."""
 
 Row = TypeVar("Row", Produced, FailedItem)
 
@@ -37,34 +41,47 @@ class Span:
     with_vector: bool = True
 
 
+@dataclass(frozen=True)
+class _Page(Generic[Row]):
+    rows: list[Row]
+    more_after: int | None
+    """The position after which there may be more; None at the end."""
+    bytes: int
+    """Of the rows, about."""
+
+
 class RunResults:
     """Reads results and failures page by page. No transaction is open between two pages."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._ahead = BoundedSemaphore(READ_AT_ONCE)
 
     def produced(
         self, run_id: UUID | str, *, with_input: bool = False, after: int = 0, page: int = PAGE
     ) -> Iterator[Produced]:
         """Yield the results so far, after a position. Raises `NotFound`."""
         span = Span(after, with_input=with_input)
-        for rows in self._produced(read_id(run_id, "run"), span, lambda _: page):
+        for rows in self._produced(read_id(run_id, "run"), span, page):
             yield from rows
 
     def failed(
         self, run_id: UUID | str, *, after: int = 0, page: int = PAGE
     ) -> Iterator[FailedItem]:
         """Yield the failed items so far, after a position. Raises `NotFound`."""
-        for rows in self._failed(read_id(run_id, "run"), Span(after), lambda _: page):
+        for rows in self._failed(read_id(run_id, "run"), Span(after), page):
             yield from rows
 
     def produced_blocks(self, run_id: UUID, span: Span) -> Iterator[list[Produced]]:
-        """Yield the results in blocks of about the same size. Raises as `produced`."""
-        return self._produced(run_id, span, _rows_of_block)
+        """Yield the results in blocks of about the same size. Raises as `produced`.
+
+        While one is worked on, the next one is read.
+        """
+        return self._produced(run_id, span)
 
     def failed_blocks(self, run_id: UUID, span: Span) -> Iterator[list[FailedItem]]:
-        """Yield the failed items in blocks of about the same size. Raises as `failed`."""
-        return self._failed(run_id, span, _rows_of_block)
+        """Yield the failed items as `produced_blocks` does. Raises as `failed`."""
+        return self._failed(run_id, span)
 
     def settled_until(self, run_id: UUID, after: int = 0) -> int:
         """Return the last position up to which no item after `after` is open."""
@@ -98,7 +115,7 @@ class RunResults:
             return unit.results.count_vectors(run_id, models[0], after=span.after, until=span.until)
 
     def _produced(
-        self, run_id: UUID, span: Span, page_after: Callable[[Sequence[Produced]], int]
+        self, run_id: UUID, span: Span, page: int | None = None
     ) -> Iterator[list[Produced]]:
         with self._ledger.transaction() as unit:
             run = unit.runs.get(run_id)
@@ -106,48 +123,42 @@ class RunResults:
             raise NotFound(f"There is no run {run_id}.")
         models: Sequence[EmbeddingModel] = []
 
-        def read(unit: UnitOfWork, after: int, page: int) -> tuple[list[Produced], int | None]:
+        def read(unit: UnitOfWork, after: int, limit: int) -> _Page[Produced]:
             nonlocal models
-            text, until = span.with_input, span.until
+            wanted = PageOf(run.id, after, limit, span.until, span.with_input)
             if run.kind == RunKind.GENERATION:
-                return unit.results.answers(
-                    run.id, run.provider, run.model, after, page, with_text=text, until=until
-                )
-            models = models or _models(unit, run)
-            if not models:
-                return [], None
-            return unit.results.vectors(
-                run.id,
-                models,
-                after,
-                page,
-                with_text=text,
-                with_vector=span.with_vector,
-                until=until,
-            )
+                found = unit.results.answers(wanted, run.provider, run.model)
+            else:
+                models = models or _models(unit, run)
+                if not models:
+                    return _Page([], None, 0)
+                found = unit.results.vectors(wanted, models, with_vector=span.with_vector)
+            return _Page(found.rows, found.more_after, found.bytes + ROW_BYTES * len(found.rows))
 
-        yield from self._pages(run_id, span, read, page_after)
+        yield from self._pages(run_id, span, read, page)
 
     def _failed(
-        self, run_id: UUID, span: Span, page_after: Callable[[Sequence[FailedItem]], int]
+        self, run_id: UUID, span: Span, page: int | None = None
     ) -> Iterator[list[FailedItem]]:
-        def read(unit: UnitOfWork, after: int, page: int) -> tuple[list[FailedItem], int | None]:
-            rows = unit.results.failures(run_id, after, page, until=span.until)
-            return rows, rows[-1].position if len(rows) == page else None
+        def read(unit: UnitOfWork, after: int, limit: int) -> _Page[FailedItem]:
+            rows = unit.results.failures(run_id, after, limit, until=span.until)
+            size = sum(ROW_BYTES + len(row.error) + len(row.detail or "") for row in rows)
+            return _Page(rows, rows[-1].position if len(rows) == limit else None, size)
 
-        yield from self._pages(run_id, span, read, page_after)
+        yield from self._pages(run_id, span, read, page)
 
     def _pages(
         self,
         run_id: UUID,
         span: Span,
-        read: Callable[[UnitOfWork, int, int], tuple[list[Row], int | None]],
-        page_after: Callable[[Sequence[Row]], int],
+        read: Callable[[UnitOfWork, int, int], _Page[Row]],
+        limit: int | None,
     ) -> Iterator[list[Row]]:
-        after, page = span.after, page_after(())
-        while True:
+        """Yield pages of `limit` rows; without it, pages of about the same size, read ahead."""
+
+        def read_page(after: int, limit: int) -> _Page[Row]:
             with self._ledger.transaction() as unit:
-                rows, more_after = read(unit, after, page)
+                page = read(unit, after, limit)
                 # After the items: they are deleted after their run, so none of them was missing.
                 run = unit.runs.get(run_id)
                 if run is None:
@@ -156,28 +167,45 @@ class RunResults:
                     )
                 if span.version not in {None, run.version}:
                     raise WrongState("The run was changed while it was read; read it again.")
-            if rows:
-                yield rows
-            if more_after is None:
-                return
-            after, page = more_after, page_after(rows)
+            return page
+
+        if limit is None:
+            yield from self._read_ahead(read_page, span.after)
+            return
+        after: int | None = span.after
+        while after is not None:
+            page = read_page(after, limit)
+            if page.rows:
+                yield page.rows
+            after = page.more_after
+
+    def _read_ahead(
+        self, read_page: Callable[[int, int], _Page[Row]], after: int
+    ) -> Iterator[list[Row]]:
+        """Yield pages; while one is worked on, a thread reads the next one."""
+
+        def read(after: int, limit: int) -> _Page[Row]:
+            with self._ahead:
+                return read_page(after, limit)
+
+        size = FIRST_PAGE
+        page = read_page(after, size)
+        with ThreadPoolExecutor(1, "results") as reader:
+            while page.more_after is not None:
+                size = _rows_of_block(page, size)
+                upcoming = reader.submit(read, page.more_after, size)
+                if page.rows:
+                    yield page.rows
+                page = upcoming.result()
+        if page.rows:
+            yield page.rows
 
 
-def _rows_of_block(before: Sequence[Produced | FailedItem]) -> int:
+def _rows_of_block(page: _Page[Row], size: int) -> int:
     """How many rows the next block has, by the length of those before."""
-    if not before:
-        return FIRST_PAGE
-    bytes_a_row = sum(map(_bytes_of, before)) / len(before)
-    return max(1, min(PAGE, 2 * len(before), int(BLOCK_BYTES / bytes_a_row)))
-
-
-def _bytes_of(row: Produced | FailedItem) -> int:
-    if isinstance(row, FailedItem):
-        return ROW_BYTES + len(row.error) + len(row.detail or "")
-    asked = ROW_BYTES + len(row.text or "")
-    if row.vector is not None:
-        return asked + row.vector.nbytes
-    return asked + len(str((row.answer or {}).get("text") or ""))
+    if not page.rows:
+        return size
+    return max(1, min(PAGE, 2 * size, int(BLOCK_BYTES * len(page.rows) / max(1, page.bytes))))
 
 
 def _models(unit: UnitOfWork, run: Run) -> Sequence[EmbeddingModel]:
