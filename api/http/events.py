@@ -25,6 +25,16 @@ PIECE_BYTES = 65_536
 """Written at once: what a slow client has not read of an event waits here, once for all clients."""
 CLOSE_SECONDS = 5.0
 NEWLINE = "\n"
+EVENT = {
+    "type": "object",
+    "description": "Each event.",
+    "properties": {
+        "id": {"type": "string", "description": "Send it as Last-Event-ID to go on after it."},
+        "event": {"enum": ["state", "progress", "text", "restart", "end"]},
+        "data": {"type": "string", "description": "JSON, in one line."},
+    },
+    "required": ["id", "event", "data"],
+}
 
 
 async def get_since(
@@ -53,11 +63,12 @@ async def get_since(
 Since = Annotated[Place, Depends(get_since)]
 
 
-def _answers(what: str, example: str) -> dict[int | str, dict[str, Any]]:
+def _answers(what: str, kind: str, data: str) -> dict[int | str, dict[str, Any]]:
+    example = {"id": "4be1fd2b2c8a.0", "event": kind, "data": data}
     return {
         200: {
             "description": f"The events of the {what}, until it has ended.",
-            "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": example}},
+            "content": {MEDIA_TYPE: {"schema": EVENT, "example": example}},
         },
         204: {"description": "It has ended, and you had its `end`: don't ask again."},
     }
@@ -131,7 +142,7 @@ def encode(event: Event) -> bytes:
     status_code=200,
     response_class=EventStream,
     response_model=None,
-    responses=_answers("job", 'id: 4be1fd2b2c8a.0\nevent: state\ndata: {"state":"running"}\n\n'),
+    responses=_answers("job", "state", '{"state":"running"}'),
 )
 def watch_job(job_id: UUID, request: Request, stack: Stack, owner: Owner, since: Since) -> Response:
     """Watch a job: its states as they change, its text where it streams, and its end."""
@@ -148,7 +159,7 @@ def watch_job(job_id: UUID, request: Request, stack: Stack, owner: Owner, since:
     status_code=200,
     response_class=EventStream,
     response_model=None,
-    responses=_answers("run", 'id: 4be1fd2b2c8a.0\nevent: progress\ndata: {"succeeded":12}\n\n'),
+    responses=_answers("run", "progress", '{"succeeded":12}'),
 )
 def watch_run(run_id: UUID, request: Request, stack: Stack, owner: Owner, since: Since) -> Response:
     """Watch a run: its progress, cost and time left as they change, and its end."""
