@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,10 +13,12 @@ from httpx2 import Client
 
 from promptstack.api.http.still_allowed import StillAllowed
 from promptstack.tasks.worker_services import WorkerServices
+from promptstack_client import Client as PromptStackClient
 from tests.events import Sent, read_events
 from tests.fakes import FakeProvider
 from tests.http import live_server, make_admin_key, problem
 from tests.jobs import NO_REDIS, another, claimed, execute, generate, sql
+from tests.processes import wait_until
 from tests.runs import prompts, work
 
 NOWHERE = UUID(int=1)
@@ -240,6 +243,35 @@ def test_so_many_watch_and_no_more(ada: Reader, stack: WorkerServices) -> None:
     assert int(refused.headers["Retry-After"]) > 0
     ada.close()
     bob.close()
+
+
+@with_settings(max_watchers_of_user=1)
+def test_a_client_that_is_one_too_many_comes_in_when_there_is_room(
+    ada: Reader, stack: WorkerServices, fake_llm: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours; another one finds in `Retry-After` when to ask again."""
+    monkeypatch.setattr("promptstack.services.events.hub.FULL_RETRY_SECONDS", 0.1)
+    first, second = (generate(stack, name, user_id=user(stack)) for name in "ab")
+    events = ada.events(f"/jobs/{first.id}/events")
+    next(events)
+    answers: list[int] = []
+    hooks = {"response": [lambda answer: answers.append(answer.status_code)]}
+    key = ada.http.headers["Authorization"].removeprefix("Bearer ")
+    seen: list[str] = []
+    with (
+        Client(event_hooks=hooks) as http,
+        PromptStackClient(str(ada.http.base_url), key, max_retries=60, http=http) as client,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        reading = threads.submit(lambda: seen.extend(e.name for e in client.jobs.events(second.id)))
+        wait_until(lambda: 429 in answers, "the client to be refused")
+        assert seen == []
+        for job in (first, second):
+            execute(stack, job.id)
+        assert [event.kind for event in events][-1] == "end"
+        reading.result(60)
+    assert seen[-1] == "end"
+    assert set(answers) == {429, 200}
 
 
 LOSSES = {
