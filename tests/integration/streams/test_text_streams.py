@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
@@ -21,6 +22,7 @@ from redis.exceptions import ResponseError
 
 from promptstack.config.names import TEXT_KEY
 from promptstack.embedded.servers import ServerUrls
+from promptstack.services.circuit_breaker import CircuitBreaker
 from promptstack.services.errors import InvalidInput
 from promptstack.services.streams.pieces import Piece
 from promptstack.services.streams.reader import TextStreams
@@ -327,6 +329,29 @@ def test_a_reader_waits_for_the_first_piece(redis_url: str, play: Callable[..., 
         await client.aclose()
 
     play(act)
+
+
+def test_each_outage_is_told_once(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        "promptstack.services.streams.reader.CircuitBreaker", partial(CircuitBreaker, 0.0)
+    )
+    streams = TextStreams(redis)
+
+    def refuse(**_: object) -> None:
+        raise RedisConnectionError("away")
+
+    def read() -> None:
+        assert streams.read({uuid4(): "0"}) == {}
+
+    for outages in (1, 2):
+        with monkeypatch.context() as away:
+            away.setattr(redis, "xread", refuse)
+            read()
+            read()
+        read()
+        assert caplog.text.count("Redis is away") == outages
 
 
 @pytest.mark.parametrize("position", ["", "x", "-", "1-2-3", "٣-1", "1-" + "9" * 30, f"{2**64}-0"])
