@@ -24,6 +24,7 @@ import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import text
 
 from benchmarks.deployment import ROOT, environment
 from promptstack.config.settings import load_settings
@@ -38,10 +39,28 @@ from promptstack.tasks.composition import PromptStack
 BATCH = 10_000
 TEXT = b"The harbour was quiet, and a boat left before the tide. " * 16
 FORMATS = ("npy", "jsonl", "csv", "parquet")
+ANSWERS = "answers"
+"""JSON Lines of a run of generations, of about 1 kB each."""
 MODEL = "benchmark"
 RUNS = "/api/v1/runs"
 PIECE = 1_048_576
-WARM_UP = 2_000
+ANSWERED = (
+    """
+INSERT INTO items (run_id, position, custom_id, content_hash, text, size, metadata)
+SELECT :run, n, 'item-' || n, sha256(convert_to(:items || ' answer ' || n, 'UTF8')), 'x', 1,
+       '{"lang": "en"}'
+FROM generate_series(1, :items) n
+""",
+    "INSERT INTO outcomes (run_id, position) SELECT :run, n FROM generate_series(1, :items) n",
+    """
+INSERT INTO answers (provider, model, content_hash, result)
+SELECT 'demo', :model, sha256(convert_to(:items || ' answer ' || n, 'UTF8')),
+       jsonb_build_object('text', :text || n, 'model', :model, 'finish_reason', 'stop',
+                          'input_tokens', 12, 'output_tokens', 250)
+FROM generate_series(1, :items) n
+""",
+)
+WARM_UP = 1_999
 """Items of a first transfer, after which all that is loaded once is loaded."""
 
 
@@ -97,8 +116,13 @@ def main() -> int:
                 user_id = stack.keys.authenticate(key).user_id
                 small = _run_of(stack, user_id, WARM_UP, given.dimensions)
                 large = _run_of(stack, user_id, given.items, given.dimensions)
+                answers = (
+                    _answers_of(stack, user_id, WARM_UP),
+                    _answers_of(stack, user_id, given.items),
+                )
             host, port, pid = _start(variables, left)
-            found = _measure(Client(host, port, key), Memory(pid), folder, small, large, given)
+            runs = dict.fromkeys(FORMATS, (small, large)) | {ANSWERS: answers}
+            found = _measure(Client(host, port, key), Memory(pid), folder, runs, given)
     finally:
         remove(folder)
     if given.json:
@@ -111,24 +135,24 @@ def main() -> int:
     return 0
 
 
-def _measure(  # noqa: PLR0917
+def _measure(
     client: "Client",
     memory: Memory,
     folder: Path,
-    small: UUID,
-    large: UUID,
+    runs: dict[str, tuple[UUID, UUID]],
     given: argparse.Namespace,
 ) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
-    for name in FORMATS:
-        client.download(small, name)
+    for name, (small, large) in runs.items():
+        form = "jsonl" if name == ANSWERS else name
+        client.download(small, form)
         with memory.watched() as grew:
             began = time.monotonic()
-            size = client.download(large, name)
+            size = client.download(large, form)
             seconds = time.monotonic() - began
         found[f"download {name}"] = _figures(size, seconds, grew[0])
     began = time.monotonic()
-    client.download(large, "jsonl", Range="bytes=-1000")
+    client.download(runs["jsonl"][1], "jsonl", Range="bytes=-1000")
     found["last 1,000 bytes"] = _figures(1_000, time.monotonic() - began, 0.0)
     source = folder / "source.jsonl"
     _write_source(source, 1)
@@ -187,19 +211,9 @@ class Client:
 def _run_of(stack: PromptStack, user_id: UUID, items: int, dimensions: int) -> UUID:
     """A run of embeddings that is done, written to the ledger as workers would."""
     chance = np.random.default_rng(1)
+    run_id = _new_run(stack, user_id, "embedding", "local")
     with stack.ledger.transaction() as unit:
-        how = {"parameters": {}, "in_flight": 1, "max_retries": 1, "user_id": user_id}
-        run = unit.runs.add(
-            lifetime=86_400.0,
-            kind="embedding",
-            name="",
-            provider="local",
-            model=MODEL,
-            collection_id=user_id,
-            **how,
-        )
         model = unit.embeddings.register_model("local", MODEL, dimensions, with_index=False)
-        run_id = run.id
     for at in range(1, items + 1, BATCH):
         positions = range(at, min(at + BATCH, items + 1))
         hashes = [hashlib.sha256(f"{items} {one}".encode()).digest() for one in positions]
@@ -212,12 +226,34 @@ def _run_of(stack: PromptStack, user_id: UUID, items: int, dimensions: int) -> U
             unit.items.add(run_id, rows)
             unit.outcomes.end(run_id, [Ended(one) for one in positions])
             unit.embeddings.store(model, hashes, vectors)
+    _end(stack, run_id, items)
+    return run_id
+
+
+def _answers_of(stack: PromptStack, user_id: UUID, items: int) -> UUID:
+    """A run of generations that is done."""
+    run_id = _new_run(stack, user_id, "generation", "demo")
+    given = {"run": run_id, "items": items, "model": MODEL, "text": TEXT.decode()}
+    with stack.ledger.transaction() as unit:
+        for statement in ANSWERED:
+            unit.session.execute(text(statement), given)
+    _end(stack, run_id, items)
+    return run_id
+
+
+def _new_run(stack: PromptStack, user_id: UUID, kind: str, provider: str) -> UUID:
+    how = {"parameters": {}, "in_flight": 1, "max_retries": 1, "user_id": user_id}
+    what = {"kind": kind, "name": "", "provider": provider, "model": MODEL}
+    with stack.ledger.transaction() as unit:
+        return unit.runs.add(lifetime=86_400.0, collection_id=user_id, **what, **how).id
+
+
+def _end(stack: PromptStack, run_id: UUID, items: int) -> None:
     with stack.ledger.transaction() as unit:
         unit.runs.touch(run_id, items, items)
         unit.runs.start(run_id)
         unit.runs.change(run_id, Change(succeeded=items))
         unit.runs.finish(run_id, RunState.COMPLETED)
-    return run_id
 
 
 def _write_source(path: Path, megabytes: int) -> None:

@@ -41,6 +41,14 @@ class Door:
         body, _, status = ran.stdout.rpartition("\n")
         return int(status), json.loads(body)
 
+    def status(self, path: str, *arguments: str) -> int:
+        """The status of curl's answer, whatever its body is."""
+        command = ["curl", "-sS", "--max-time", "60", "-o", "/dev/null", "-w", "%{http_code}"]
+        ran = subprocess.run(
+            [*command, *arguments, self.url + path], capture_output=True, text=True, check=True
+        )
+        return int(ran.stdout)
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
         """The exit code, and what else came on standard output."""
         self.process.send_signal(number)
