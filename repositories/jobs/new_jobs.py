@@ -75,12 +75,18 @@ class NewJobRepository:
     def __init__(self, connection: PoolProxiedConnection) -> None:
         self._connection = connection
 
-    def add(self, jobs: Sequence[NewJobRow], epoch: str | None = None) -> dict[UUID, Accepted]:
+    def add(
+        self,
+        jobs: Sequence[NewJobRow],
+        epoch: str | None = None,
+        lock_seconds: float | None = None,
+    ) -> dict[UUID, Accepted]:
         """Add queued jobs; those that were added.
 
         With `epoch`, that of the broker, they are marked as published: their messages leave right
         after the commit. Bulk jobs are not, as they wait for their users' turns. A job is left out
-        whose caller has one of the same idempotency key. Raises `UnknownUser`.
+        whose caller has one of the same idempotency key. Raises `UnknownUser`. A transaction that
+        has used such a key and is not over is waited for, `lock_seconds` at most.
         """
         if not jobs:
             return {}
@@ -91,10 +97,13 @@ class NewJobRepository:
             for job in ordered
         ]
         marks = (epoch, epoch)
+        limit = ""
+        if lock_seconds is not None and any(row.idempotency_key for row in rows):
+            limit = f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}; "
         if len(rows) == 1:
             marks = (None, None) if rows[0].queue.is_bulk else marks
-            return self._run(_ADD_ONE, (*rows[0], *marks))
-        return self._run(_ADD_MANY, (*marks, *map(array_literal, zip(*rows, strict=True))))
+            return self._run(limit + _ADD_ONE, (*rows[0], *marks))
+        return self._run(limit + _ADD_MANY, (*marks, *map(array_literal, zip(*rows, strict=True))))
 
     def copy(self, jobs: Sequence[NewJobRow], epoch: str | None = None) -> dict[UUID, Accepted]:
         """Do as `add`, for many jobs in a transaction.

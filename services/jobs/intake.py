@@ -17,7 +17,12 @@ from sqlalchemy.orm import Session
 
 from promptstack.config.names import Queue
 from promptstack.repositories.content.documents import NewDocument
-from promptstack.repositories.errors import LedgerCrowded, LedgerUnavailable, UnknownUser
+from promptstack.repositories.errors import (
+    LedgerConflict,
+    LedgerCrowded,
+    LedgerUnavailable,
+    UnknownUser,
+)
 from promptstack.repositories.idempotency import KeyedRequest
 from promptstack.repositories.jobs.new_jobs import COPIED_FROM, NewJobRepository
 from promptstack.repositories.jobs.records import Accepted, NewJobRow
@@ -43,6 +48,10 @@ from promptstack.services.jobs.views import JobView
 
 MOST_TOGETHER = 100
 """Jobs of several threads that are stored by one statement."""
+MOMENT_SECONDS = 0.05
+"""Longest wait of those jobs for another transaction that has used the key of one of them."""
+LOCK_SECONDS = 2.0
+"""Longest wait of a job, or of those of one call, which nobody else waits with."""
 Result = TypeVar("Result")
 Known = dict[tuple[UUID | None, str], Job]
 
@@ -71,7 +80,7 @@ class JobIntake:
         """Store one job, in the transaction of `session` or at once. Raises as `accept_all`."""
         if session is None and new.document is None:
             try:
-                accepted = self._add_at_once(new)
+                accepted = self._add_soon(new)
             except UnknownUser as error:
                 raise NotFound(f"There is no user {new.options.user_id}.") from error
             if accepted is not None:
@@ -101,13 +110,24 @@ class JobIntake:
         _check_users(work, jobs)
         work.documents.put_many([job.document for job in jobs if job.document])
 
+    def _add_soon(self, new: NewJob) -> Accepted | None:
+        """Add a job with those of other threads; alone where its key keeps it waiting.
+
+        A caller's own transaction may have used the key, and stay open for as long as it likes.
+        """
+        try:
+            return self._add_at_once(new)
+        except LedgerConflict:
+            with _explained():
+                return self._add_by_one_statement([new], LOCK_SECONDS)[0]
+
     def _store(
         self, jobs: Sequence[NewJob], session: Session | None, keyed: KeyedRequest | None
     ) -> list[JobView]:
         epoch = self._epoch() if session is None else None
         publish = self._publish if epoch is None else self._publish_marked
         with_keys = [job for job in jobs if job.key]
-        with self._unit_of_work(session, len(jobs)) as work:
+        with self._unit_of_work(session, jobs) as work:
             claim(work, keyed, jobs[0].id)
             known = _find_known(work, with_keys)
             for job in with_keys:
@@ -136,20 +156,24 @@ class JobIntake:
             )
         return JobView.model_validate(job)
 
-    def _add_by_one_statement(self, jobs: Sequence[NewJob]) -> list[Accepted | None]:
+    def _add_by_one_statement(
+        self, jobs: Sequence[NewJob], lock_seconds: float = MOMENT_SECONDS
+    ) -> list[Accepted | None]:
         """Add jobs that don't depend on each other, and publish those that were added.
 
-        None for a job whose key is known. Raises `UnknownUser`.
+        None for a job whose key is known. Raises `UnknownUser`, and `LedgerConflict` where another
+        transaction that has used the key of one of them is not over.
         """
         epoch = self._epoch()
         rows = [self._row(job) for job in jobs]
 
         def store() -> dict[UUID, Accepted]:
             with self._ledger.statement() as statement:
-                return statement.new_jobs.add(rows, epoch)
+                return statement.new_jobs.add(rows, epoch, lock_seconds)
 
         def store_again() -> dict[UUID, Accepted]:
             with self._ledger.transaction() as work:
+                work.limit_locks(lock_seconds)
                 return self._add(work.new_jobs, rows, epoch)
 
         added = _stored_once(store, store_again)
@@ -177,13 +201,17 @@ class JobIntake:
         return added | new_jobs.find(left_out) if left_out else added
 
     @contextmanager
-    def _unit_of_work(self, session: Session | None, jobs: int) -> Iterator[UnitOfWork]:
+    def _unit_of_work(
+        self, session: Session | None, jobs: Sequence[NewJob]
+    ) -> Iterator[UnitOfWork]:
         if session is None:
-            with self._ledger.transaction() as work:
+            with _explained(), self._ledger.transaction() as work:
+                if any(job.key or job.document for job in jobs):
+                    work.limit_locks(LOCK_SECONDS)
                 yield work
         else:
             # Of many jobs, a refused one must take the others with it.
-            with session.begin_nested() if jobs > 1 else nullcontext():
+            with session.begin_nested() if len(jobs) > 1 else nullcontext():
                 yield self._ledger.join(session)
 
     def _epoch(self) -> str | None:
@@ -227,6 +255,18 @@ class JobIntake:
     def _retries(self, new: NewJob) -> int:
         said = new.options.max_retries
         return self._defaults.max_retries if said is None else said
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say what somebody else's transaction holds."""
+    try:
+        yield
+    except LedgerConflict as error:
+        raise LedgerConflict(
+            "Another transaction is not over that has used the same idempotency key, or the same "
+            "source; try again once it is."
+        ) from error
 
 
 def _stored_once(store: Callable[[], Result], again: Callable[[], Result] | None = None) -> Result:

@@ -13,13 +13,16 @@ from psycopg2 import errors
 from sqlalchemy import text
 
 from promptstack.config.names import Queue
+from promptstack.repositories.errors import LedgerConflict
 from promptstack.repositories.models import JobKind, JobState
 from promptstack.services.access.users import UserView
 from promptstack.services.errors import NotFound
+from promptstack.services.jobs import intake
 from promptstack.services.jobs.views import WaitReason
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.jobs import execute
+from tests.processes import wait_until
 from tests.sql_roles import connect, run
 
 
@@ -222,6 +225,54 @@ def test_the_key_of_a_transaction_that_is_open_is_waited_for(
         assert waits.result(timeout=60) == first
         other.commit()
     assert len(stack.jobs.get_many()) == 1
+
+
+def test_only_a_job_of_the_same_key_waits_for_a_transaction_that_stays_open(
+    stack: WorkerServices, connection: Any, ada: UserView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "LOCK_SECONDS", 600)
+    run(connection, "SELECT promptstack.enqueue_generation('Hello.', idempotency_key => 'one')")
+    with ThreadPoolExecutor(5) as threads:
+        same = [
+            threads.submit(
+                stack.jobs.enqueue_generation, "Hi.", idempotency_key="one", user_id=ada.id
+            )
+            for _ in range(2)
+        ]
+        try:
+            wait_until(lambda: waiting_for_locks(stack) == 2, "both wait")
+            for number in range(3):
+                other = threads.submit(stack.jobs.enqueue_generation, f"{number}")
+                assert other.result(timeout=60)
+            assert not any(one.done() for one in same)
+        finally:
+            connection.rollback()
+        assert same[0].result(timeout=60).id == same[1].result(timeout=60).id
+
+
+def test_a_job_waits_a_moment_only_for_a_transaction_that_stays_open(
+    stack: WorkerServices, connection: Any, ada: UserView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "LOCK_SECONDS", 0.1)
+    run(connection, "SELECT promptstack.enqueue_generation('Hello.', idempotency_key => 'one')")
+    mine: Any = {"idempotency_key": "one", "user_id": ada.id}
+    with pytest.raises(LedgerConflict, match="same idempotency key"):
+        stack.jobs.enqueue_generation("Hi.", **mine)
+    with pytest.raises(LedgerConflict, match="same idempotency key"):
+        stack.jobs.enqueue_embedding("Hi.", source="a.txt", **mine)
+    with pytest.raises(LedgerConflict, match="same idempotency key"):
+        stack.jobs.enqueue_many([{"prompt": "Hi.", **mine}, {"prompt": "Hi."}])
+    connection.rollback()
+    assert stack.jobs.enqueue_generation("Hi.", **mine)
+
+
+def waiting_for_locks(stack: WorkerServices) -> int:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    with stack.ledger.transaction() as unit:
+        count: int = unit.session.execute(
+            text(f"{waiting} AND wait_event_type = 'Lock'")
+        ).scalar_one()
+    return count
 
 
 def test_a_failed_job_is_checked_again_when_it_is_retried(
