@@ -118,7 +118,8 @@ class JobRepository(BaseRepository[Job]):
 
     def is_streamed(self, job_id: UUID) -> bool:
         """Whether a job is a generation that shows its text as it is produced."""
-        query = select(Job.request["stream"].as_boolean()).where(Job.id == job_id)
+        # Of a job that was not checked yet it may be anything.
+        query = select(Job.request.contains({"stream": True})).where(Job.id == job_id)
         return bool(self._session.scalar(query))
 
     def count_open(self) -> dict[str, int]:

@@ -38,6 +38,8 @@ class Claim:
     """Of its user."""
     is_checked: bool = True
     """False while the request is as the caller gave it."""
+    is_readable: bool = True
+    """False where the caller gave JSON that Python can't read: the request is empty then."""
 
     def lost(self) -> ClaimLost:
         """What to raise where another has the job."""

@@ -58,7 +58,7 @@ class StepRepository:
                 user_id=row.user_id,
                 provider=row.provider,
                 model=row.model,
-                request=json.loads(row.request),
+                request=request or {},
                 failures=row.failures,
                 max_retries=row.max_retries,
                 deaths=row.deaths,
@@ -68,8 +68,10 @@ class StepRepository:
                 kind=JobKind(row.kind),
                 tier=Tier(row.tier),
                 is_checked=row.is_checked,
+                is_readable=request is not None,
             )
             for row in _CLAIM.run(self._session, rows, worker=worker_id)
+            for request in [_read(row.request)]
         }
 
     def claim(
@@ -179,6 +181,15 @@ class StepRepository:
         if row is None:
             raise claim.lost()
         return row
+
+
+def _read(request: str) -> dict[str, Any] | None:
+    """Read a request; None where jsonb holds what Python refuses: endless digits or nesting."""
+    try:
+        read: dict[str, Any] = json.loads(request)
+    except (ValueError, RecursionError):
+        return None
+    return read
 
 
 def _result(claim: Claim, result: Mapping[str, object]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from promptstack.services.execution.retrying_ledger import RetryingLedger
 from promptstack.services.jobs.checks import JobChecks
 from promptstack.services.jobs.entries import EmbeddingEntry, GenerationEntry
 from promptstack.services.jobs.new_job import JobDefaults, NewJob
-from promptstack.services.text import shown_name
+from promptstack.services.text import check_storable_json, shown_name
 
 NOT_SAID = frozenset({"user_id", "api_key_id", "key_limits", "idempotency_key", "bulk"})
 """What such a request doesn't say: whose it is follows from the way by which it came."""
@@ -49,6 +49,12 @@ class LateChecks:
         return await self._ledger.write_async(lambda unit: self._store(unit, claim, new))
 
     def _checked(self, claim: Claim) -> NewJob:
+        if not claim.is_readable:
+            raise InvalidInput(
+                "The request can't be read: it has a number of thousands of digits, or is nested "
+                "thousands of levels deep."
+            )
+        check_storable_json(claim.request, "The request")
         checks = self._checks.of_call(None)
         check = checks.embedding if claim.kind is JobKind.EMBEDDING else checks.generation
         entry: Any = {**known(claim.request, NAMES[claim.kind]), "user_id": claim.user_id}

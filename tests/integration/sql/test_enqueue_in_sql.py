@@ -130,6 +130,65 @@ def test_what_only_python_can_judge_fails_before_any_call(
         assert stack.jobs.get_attempts(job_id) == []
 
 
+DEEP = "(repeat('[', 3000) || repeat(']', 3000))::jsonb"
+UNREADABLE = ("'{\"seed\": 1e5000}'", f"jsonb_build_object('options', {DEEP})")
+"""What jsonb holds and Python can't read."""
+
+
+def test_a_request_that_python_cannot_read_fails_with_the_reason(
+    stack: WorkerServices, connection: Any
+) -> None:
+    """Also one that was enqueued before SQL refused it, and no other job is held up by it."""
+    for request in UNREADABLE:
+        job_id = enqueue(connection, "'Hello.'")
+        with stack.ledger.transaction() as unit:
+            unreadable = f"UPDATE jobs SET request = request || {request} WHERE id = :id"
+            unit.session.connection().exec_driver_sql(
+                unreadable.replace(":id", "%(id)s"), {"id": job_id}
+            )
+        execute(stack, job_id)
+        job = stack.jobs.get(job_id)
+        assert (job.state, job.error_code) == (JobState.FAILED, "INVALID_INPUT")
+        assert "can't be read" in str(job.error)
+        assert stack.jobs.get_attempts(job_id) == []
+
+
+def test_deep_requests_that_python_can_read_fail_with_the_reason(
+    stack: WorkerServices, connection: Any
+) -> None:
+    nested = """(repeat('{"a":', 90) || '1' || repeat('}', 90))::jsonb"""
+    job_id = enqueue(connection, f"'Hi.', parameters => jsonb_build_object('options', {nested})")
+    execute(stack, job_id)
+    assert "50 levels" in str(stack.jobs.get(job_id).error)
+
+
+def test_the_size_of_a_stored_value_is_that_of_its_text(connection: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TEMP TABLE given (messages jsonb)")
+        cursor.execute(
+            "INSERT INTO given SELECT jsonb_build_array("
+            "jsonb_build_object('role', 'user', 'content', repeat('a', 64000000)))"
+        )
+        with pytest.raises(errors.InvalidParameterValue, match="at most 64000000"):
+            cursor.execute("SELECT promptstack.enqueue_generation(messages => messages) FROM given")
+    connection.rollback()
+
+
+def test_tags_are_a_list_whatever_its_first_number(
+    stack: WorkerServices, connection: Any, ada: UserView
+) -> None:
+    job_id = enqueue(connection, "'Hi.', tags => '[5:6]={a,b}'")
+    assert stack.jobs.get(job_id, owner=ada.id).tags == ["a", "b"]
+
+
+def test_a_stream_that_is_no_truth_value_is_read_as_none(
+    stack: WorkerServices, connection: Any
+) -> None:
+    job_id = enqueue(connection, """'Hi.', parameters => '{"stream": {"a": 1}}'""")
+    with stack.ledger.transaction() as unit:
+        assert not unit.jobs.is_streamed(job_id)
+
+
 REFUSED = [
     ("", "either prompt or messages"),
     ("'Hi.', messages => '[1]'", "either prompt or messages"),
@@ -151,13 +210,18 @@ REFUSED = [
     ("'Hi.', tags => array_fill('x'::text, '{17}')", "16 tags"),
     ("'Hi.', tags => ARRAY[repeat('x', 65)]", "A tag must"),
     ("'Hi.', tags => '{NULL}'", "A tag is NULL"),
+    ("'Hi.', tags => ARRAY[['a', 'b'], ['c', 'd']]", "several dimensions"),
     ("repeat('x', 64000001)", "64000000"),
+    ("""'Hi.', parameters => '{"seed": 1e5000}'""", "beyond 1e308"),
+    ("""'Hi.', fallbacks => '[{"options": {"a": -1e309}}]'""", "beyond 1e308"),
+    ("'Hi.', parameters => jsonb_build_object('options', {deep})", "100 levels"),
+    ("messages => {deep}", "100 levels"),
 ]
 
 
 def test_what_sql_can_judge_is_refused_with_a_hint(stack: WorkerServices, connection: Any) -> None:
     for arguments, says in REFUSED:
-        assert says in refused(connection, arguments)
+        assert says in refused(connection, arguments.replace("{deep}", DEEP))
     for arguments, says in REFUSED_DOCUMENTS:
         assert says in refused(connection, arguments, function="embedding")
     assert stack.jobs.get_many() == []
@@ -243,7 +307,7 @@ def test_only_a_job_of_the_same_key_waits_for_a_transaction_that_stays_open(
             wait_until(lambda: waiting_for_locks(stack) == 2, "both wait")
             for number in range(3):
                 other = threads.submit(stack.jobs.enqueue_generation, f"{number}")
-                assert other.result(timeout=60)
+                assert other.result(timeout=60).state is JobState.QUEUED
             assert not any(one.done() for one in same)
         finally:
             connection.rollback()
@@ -261,9 +325,9 @@ def test_a_job_waits_a_moment_only_for_a_transaction_that_stays_open(
     with pytest.raises(LedgerConflict, match="same idempotency key"):
         stack.jobs.enqueue_embedding("Hi.", source="a.txt", **mine)
     with pytest.raises(LedgerConflict, match="same idempotency key"):
-        stack.jobs.enqueue_many([{"prompt": "Hi.", **mine}, {"prompt": "Hi."}])
+        stack.jobs.enqueue_many([mine | {"prompt": "Hi."}, {"prompt": "Hi."}])
     connection.rollback()
-    assert stack.jobs.enqueue_generation("Hi.", **mine)
+    assert stack.jobs.enqueue_generation("Hi.", **mine).state is JobState.QUEUED
 
 
 def waiting_for_locks(stack: WorkerServices) -> int:
