@@ -212,7 +212,8 @@ class JobTask(Task[Any, Any]):
     def _send_back(self, args: Any, kwargs: Any) -> NoReturn:
         """Put a message back that this worker could not store before it has to stop."""
         # What this worker has noted of the message counts as headers.
-        self.signature_from_request(self.request, args, kwargs, headers={}).apply_async()
+        sent = self.signature_from_request(self.request, args, kwargs, headers={})
+        sent.apply_async(argsrepr=SHOWN, kwargsrepr="{}")
         raise Ignore
 
     def _show_cancelled(self) -> None:

@@ -47,7 +47,8 @@ WITH added AS (
         not_before, is_checked, is_followed
     ) VALUES (
         :id, :kind, :queue, '', '', CAST(:request AS jsonb), '', :user_id, 0,
-        now() + interval '7 days', :not_before, false, true
+        greatest(now(), CAST(:not_before AS timestamptz)) + interval '7 days',
+        :not_before, false, true
     )
     ON CONFLICT DO NOTHING RETURNING id
 )

@@ -21,7 +21,10 @@ UPDATE jobs SET
     max_retries = :max_retries,
     tags = coalesce(nullif(CAST(:tags AS text[]), ARRAY[]::text[]), tags),
     webhook = coalesce(:webhook, webhook),
-    expires_at = created_at + make_interval(secs => :lifetime)
+    -- What Celery sends with a time lives from then, and was given 7 days more.
+    expires_at = make_interval(secs => :lifetime) + CASE
+        WHEN is_followed THEN greatest(created_at, expires_at - interval '7 days')
+        ELSE created_at END
 WHERE {_HELD}
 RETURNING CAST(extract(epoch FROM expires_at - clock_timestamp()) AS float8)
 """)  # noqa: S608 - ours

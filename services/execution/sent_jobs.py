@@ -1,5 +1,6 @@
 """Jobs that another service's Celery has sent, the request in the message (docs/celery.md)."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -29,12 +30,7 @@ class SentJobs:
         Raises `InvalidInput` for one that can't be stored, and `TransientLedgerError` where this
         worker stops while the ledger is away.
         """
-        check_storable_json(dict(job.request), "The request")
-        size = len(json.dumps(job.request, ensure_ascii=False).encode())
-        if size > MOST_BYTES:
-            raise InvalidInput(
-                f"The request has {size:,} bytes; at most {MOST_BYTES:,} are accepted. Split it."
-            )
+        await asyncio.to_thread(_check, job)
         await self._ledger.write_async(
             lambda unit: unit.celery_messages.add(job, self._user_id(unit))
         )
@@ -57,3 +53,14 @@ class SentJobs:
                 "operator has to name another one in CELERY_USER."
             )
         return user.id
+
+
+def _check(job: SentJob) -> None:
+    """Raise `InvalidInput` where it can't be stored. It takes seconds for tens of megabytes."""
+    for given, what in ((job.request, "The request"), (job.options, "What follows the task")):
+        check_storable_json(dict(given), what)
+        size = len(json.dumps(given, ensure_ascii=False).encode())
+        if size > MOST_BYTES:
+            raise InvalidInput(
+                f"{what} has {size:,} bytes; at most {MOST_BYTES:,} are accepted. Split it."
+            )

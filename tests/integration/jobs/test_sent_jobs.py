@@ -98,6 +98,8 @@ def test_what_cannot_be_stored_is_said(stack: WorkerServices) -> None:
         store(stack, message("a\0b"))
     with pytest.raises(InvalidInput, match="64,000,000"):
         store(stack, message("x" * 64_000_000))
+    with pytest.raises(InvalidInput, match="What follows the task has a NUL"):
+        store(stack, message("Hello.", embed={"chain": [{"args": ["a\0b"]}]}))
     assert stack.jobs.get_many() == []
 
 
@@ -115,10 +117,16 @@ def test_a_message_is_one_job_however_often_it_comes(
 def test_a_time_of_the_message_is_waited_for_in_the_ledger(
     stack: WorkerServices, fake_llm: FakeProvider
 ) -> None:
-    at = datetime.now(UTC) + timedelta(hours=1)
+    at = datetime.now(UTC) + timedelta(days=30)
     job_id = store(stack, {**message("Hello.", provider="fake"), "eta": at.isoformat()})
     assert execute(stack, job_id).state is None
     assert stack.jobs.get(job_id).not_before == at
+    with stack.ledger.transaction() as unit:
+        for column in ("created_at", "not_before", "expires_at"):
+            unit.session.execute(
+                text(f"UPDATE jobs SET {column} = {column} - interval '30 days 1 minute'")
+            )
+    assert execute(stack, job_id).state is JobState.SUCCEEDED
 
 
 def test_its_end_is_told_by_one_worker_and_again_if_that_dies(
@@ -167,6 +175,7 @@ def test_a_message_that_could_not_be_stored_goes_back_as_it_was(stack: WorkerSer
     assert (message_["headers"]["id"], message_["headers"]["group"]) == (JOB_ID, "g")
     assert (args, kwargs) == ([], {"prompt": "Hello."})
     assert embed["chain"][0]["task"] == "shop.keep"
+    assert "Hello." not in str(message_["headers"])
 
 
 def test_they_belong_to_the_user_of_the_settings(stack: WorkerServices) -> None:
