@@ -68,6 +68,8 @@ class OperationRepository(BaseRepository[Operation]):
         action = OperationAction(operation.action)
         matching = [*conditions_of(wanted), Job.created_at < operation.until]
         matching.append(Job.state.in_(CHANGED_STATES[action]))
+        if action is OperationAction.CANCEL:
+            matching.append(Job.finished_at.is_(None))  # as in the index of open jobs
         if operation.matched is None:
             operation.matched = self._count(matching)
         chosen = select(Job.id, Job.run_id, Job.published_at, Job.state).where(*matching)

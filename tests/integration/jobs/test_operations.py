@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import event, text
 from typer.testing import CliRunner
 
 from promptstack.api.cli.main import build
@@ -65,6 +65,35 @@ def test_all_that_matches_is_changed_and_nothing_else(stack: WorkerServices) -> 
     assert retry_many(stack, provider="nobody") == 0
     assert retry_many(stack, kind=JobKind.EMBEDDING) == 0
     assert retry_many(stack, state=JobState.CANCELLED, until=done.created_at) == len(open_)
+
+
+def test_a_cancel_looks_at_open_jobs_only(stack: WorkerServices) -> None:
+    """However many have ended: each of its steps would else read them all."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        sent.append((statement, parameters))
+
+    columns = "id, kind, provider, model, request, request_hash, max_retries, expires_at, "
+    columns += "state, finished_at"
+    values = "gen_random_uuid(), 'generation', 'demo', 'demo-1', '{}', '', 0, now(), "
+    values += "'succeeded', now()"
+    with stack.ledger.transaction() as unit:
+        unit.session.execute(
+            text(f"INSERT INTO jobs ({columns}) SELECT {values} FROM generate_series(1, 20000)")
+        )
+        unit.session.execute(text("ANALYZE jobs"))
+    event.listen(stack.ledger.engine, "before_cursor_execute", note)
+    operate(stack, OperationAction.CANCEL)
+    event.remove(stack.ledger.engine, "before_cursor_execute", note)
+    steps = [one for one in sent if "FROM jobs" in one[0] and "jobs.state IN" in one[0]]
+    assert len(steps) == 2  # the count, and the jobs of the step
+    with stack.ledger.transaction() as unit:
+        connection = unit.session.connection()
+        for statement, parameters in steps:
+            plan = str(list(connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)))
+            assert "Seq Scan" not in plan
+            assert "jobs_open" in plan or "jobs_deadline" in plan
 
 
 def test_a_state_that_it_cannot_change_is_refused(stack: WorkerServices) -> None:
