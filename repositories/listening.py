@@ -22,8 +22,9 @@ class Listener:
 
     def wait(self, seconds: float) -> bool:
         """Wait for a notification; whether there was one. Raises the driver's error of a break."""
-        ready, _, _ = select.select([self._driver], [], [], seconds)
-        if ready:
+        poll = select.poll()  # as `select` takes no connection after the first thousand files
+        poll.register(self._driver, select.POLLIN)
+        if poll.poll(seconds * 1_000):
             self._driver.poll()
         heard = bool(self._driver.notifies)
         self._driver.notifies.clear()

@@ -10,6 +10,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    # Behind a long transaction it would wait, and all who use the table behind it.
+    op.execute("SET LOCAL lock_timeout = '5s'")
     for table in ("jobs", "runs"):
         # With a constant default, PostgreSQL adds it without a look at the rows.
         op.add_column(

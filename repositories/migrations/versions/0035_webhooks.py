@@ -19,6 +19,8 @@ IS_DUE = "due_at IS NOT NULL"
 
 
 def upgrade() -> None:
+    # Behind a long transaction it would wait, and all who use the table behind it.
+    op.execute("SET LOCAL lock_timeout = '5s'")
     op.add_column("jobs", sa.Column("webhook", sa.Text()))
     op.add_column("runs", sa.Column("webhook", sa.Text()))
     op.create_table(

@@ -260,6 +260,8 @@ MOST_BYTES = 64_000_000
 
 
 def upgrade() -> None:
+    # Behind a long transaction it would wait, and all who use the table behind it.
+    op.execute("SET LOCAL lock_timeout = '5s'")
     # With a constant default, PostgreSQL adds it without a look at the rows.
     op.add_column(
         "jobs", sa.Column("is_checked", sa.Boolean, nullable=False, server_default=sa.true())

@@ -10,6 +10,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    # Behind a long transaction it would wait, and all who use the table behind it.
+    op.execute("SET LOCAL lock_timeout = '5s'")
     op.add_column("runs", sa.Column("output_url", sa.Text))
     op.add_column("runs", sa.Column("output_written_at", sa.DateTime(timezone=True)))
 
