@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -57,7 +57,7 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.state.events = stack.events
     app.state.still_allowed = StillAllowed()
     app.state.login_slots = LoginSlots()
-    app.state.search_slots = asyncio.Semaphore(SEARCHES_AT_ONCE)
+    app.state.search_slots = CapacityLimiter(SEARCHES_AT_ONCE)
     app.state.uploads = Uploads(
         TransferSlots(
             "uploads",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, FailFast, Field, JsonValue
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import Body, Given, InCollection, NotBlank
 from promptstack.api.http.idempotency import Keyed
+from promptstack.api.http.later import AnswerLater
 from promptstack.api.http.transfers import TransferSlots
 from promptstack.api.http.uploads import FORM, FORMATS, GivenUpload, NamedFile
 from promptstack.api.http.waiting import Wait
@@ -152,6 +154,12 @@ class RunRequest:
         self._wait = wait
         self._upload = upload
         self._keyed = keyed
+
+    def answer(self, body: RunBody, kind: RunKind, *, is_dry: bool) -> Response:
+        """Start the run, or only say what it would do and cost."""
+        work = partial(self.checked if is_dry else self.accepted, body, kind)
+        # An object may take as long as a file of its size.
+        return work() if body.source_url is None else AnswerLater(work)
 
     def accepted(self, body: RunBody, kind: RunKind) -> Response:
         """Start the run, and say where to ask for it."""

@@ -101,7 +101,7 @@ def create_embedding_run(
     The items stand in the JSON, or are the lines or rows of a file: of one that is the body itself,
     with the fields of the JSON as its query, or `file` of a form with the fields as its others.
     """
-    return new.checked(body, EMBEDDING) if dry_run else new.accepted(body, EMBEDDING)
+    return new.answer(body, EMBEDDING, is_dry=dry_run)
 
 
 @router.post(
@@ -118,7 +118,7 @@ def create_generation_run(
 
     The items stand in the JSON, or are the lines or rows of a file, as of a run of embeddings.
     """
-    return new.checked(body, GENERATION) if dry_run else new.accepted(body, GENERATION)
+    return new.answer(body, GENERATION, is_dry=dry_run)
 
 
 @router.get("")

@@ -1,16 +1,17 @@
 """Search: passages of documents and items of runs, by their meaning and their words."""
 
-import asyncio
+from functools import partial
 from typing import Annotated, Any, Self
 from uuid import UUID
 
-from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
+from anyio import CapacityLimiter
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import Given, NotBlank, refuse_many_fields
 from promptstack.api.http.collections import CollectionName
+from promptstack.api.http.later import AnswerLater
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.content.passages import Match
 from promptstack.services.access.caller import Caller
@@ -110,19 +111,22 @@ class SearchResult(BaseModel):
     matches: list[MatchView]
 
 
-@router.post("/search")
+@router.post("/search", response_model=SearchResult)
 async def search(
     body: SearchBody, request: Request, stack: Stack, caller: CurrentCaller
-) -> SearchResult:
+) -> Response:
     """Find passages by their meaning, and with `hybrid` by their words, too.
 
     A search stays within your collections, or a run of yours. The call that embeds a query counts
     as any other; the same query again costs nothing for some days.
     """
-    slots: asyncio.Semaphore = request.app.state.search_slots
-    async with slots:
-        found = await run_in_threadpool(_find, body, stack, caller)
-    return SearchResult(matches=list(map(MatchView.of, found)))
+    slots: CapacityLimiter = request.app.state.search_slots
+    return AnswerLater(partial(_answer, body, stack, caller), slots)
+
+
+def _answer(body: SearchBody, stack: PromptStack, caller: Caller) -> Response:
+    result = SearchResult(matches=list(map(MatchView.of, _find(body, stack, caller))))
+    return Response(result.model_dump_json(), media_type="application/json")
 
 
 def _find(body: SearchBody, stack: PromptStack, caller: Caller) -> list[Match]:
