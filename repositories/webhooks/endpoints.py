@@ -95,9 +95,12 @@ class WebhookRepository(BaseRepository[WebhookEndpoint]):
         )
 
     def disable(self, endpoint_id: UUID, reason: str) -> WebhookEndpoint | None:
-        """Send nothing there from now on; its events wait. None where it is disabled already."""
-        is_enabled = WebhookEndpoint.disabled_at.is_(None)
-        return self._set(endpoint_id, is_enabled, disabled_at=func.now(), disabled_reason=reason)
+        """Send nothing there from now on; its events wait.
+
+        None where it is disabled already, or is the row of a user's own secret.
+        """
+        can_be = (WebhookEndpoint.disabled_at.is_(None), WebhookEndpoint.url.is_not(None))
+        return self._set(endpoint_id, *can_be, disabled_at=func.now(), disabled_reason=reason)
 
     def enable(self, endpoint_id: UUID) -> WebhookEndpoint | None:
         """Send there again, also what has waited."""
@@ -181,7 +184,7 @@ _NOTE_HEALTH = BatchStatement(
 )
 UPDATE webhook_endpoints AS endpoints SET
     failures = changed.failures,
-    judged_at = clock_timestamp(),
+    judged_at = now(),
     rests_until = CASE
         WHEN changed.failures >= :after THEN now() + make_interval(
             secs => least(:most, :seconds * power(2, least(changed.failures - :after, 20)))

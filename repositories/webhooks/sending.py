@@ -43,6 +43,7 @@ class DueDelivery:
 
     id: UUID
     endpoint_id: UUID
+    user_id: UUID | None
     host: str
     event_id: UUID
     type: str
@@ -74,6 +75,8 @@ class SettledDelivery(NamedTuple):
     id: UUID
     claims: int
     is_delivered: bool
+    is_failure: bool
+    """Of the receiver."""
     wait_seconds: float | None
     """Until the next attempt; None: there is none."""
     entry: str
@@ -183,7 +186,7 @@ UPDATE webhook_deliveries AS deliveries SET
     due_at = now() + make_interval(secs => :lease)
 FROM chosen, webhook_endpoints AS endpoints
 WHERE deliveries.id = chosen.id AND endpoints.id = deliveries.endpoint_id
-RETURNING deliveries.id, deliveries.endpoint_id, deliveries.host, deliveries.event_id,
+RETURNING deliveries.id, deliveries.endpoint_id, endpoints.user_id, deliveries.host, deliveries.event_id,
     deliveries.type, deliveries.object_id, coalesce(deliveries.url, endpoints.url) AS url,
     endpoints.secret,
     CASE WHEN endpoints.previous_until > now() THEN endpoints.previous_secret END
@@ -202,7 +205,7 @@ UPDATE webhook_deliveries SET due_at = NULL WHERE id IN (
 """)
 
 _SETTLE = BatchStatement(
-    "id uuid, claims integer, is_delivered boolean, wait_seconds float8, entry text",
+    "id uuid, claims integer, is_delivered boolean, is_failure boolean, wait_seconds float8, entry text",
     """
 UPDATE webhook_deliveries AS deliveries SET
     state = CASE
@@ -212,7 +215,7 @@ UPDATE webhook_deliveries AS deliveries SET
     due_at = CASE
         WHEN NOT given.is_delivered THEN now() + make_interval(secs => given.wait_seconds)
     END,
-    failures = deliveries.failures + CASE WHEN given.is_delivered THEN 0 ELSE 1 END,
+    failures = deliveries.failures + CAST(given.is_failure AS integer),
     attempts = CASE
         WHEN jsonb_array_length(deliveries.attempts) < :most THEN deliveries.attempts
         ELSE deliveries.attempts - 0

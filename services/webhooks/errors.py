@@ -9,6 +9,13 @@ class SecretUnreadable(PromptStackError):
     code = "WEBHOOK_SECRET_UNREADABLE"
 
 
+class NamesBusy(PromptStackError):
+    """So many names of receivers are looked up that another one has to wait."""
+
+    code = "WEBHOOK_NAMES_BUSY"
+    transient = True
+
+
 class ForbiddenAddress(PromptStackError):
     """A webhook's name leads into a private network; nothing was sent."""
 

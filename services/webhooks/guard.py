@@ -4,10 +4,8 @@ A name is resolved once. Every address that it has is checked, and the connectio
 these: there is no second look-up, whose answer could be another one.
 """
 
-import asyncio
 import socket
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -15,28 +13,23 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from promptstack.services.validation.webhook_urls import WebhookRules, why_not_public
 from promptstack.services.webhooks.errors import ForbiddenAddress
-
-LOOKUPS = 16
-"""Names looked up at once. Whose server does not answer holds up nobody but other webhooks."""
-LookUp = Callable[[str, int], Sequence[str]]
-"""Finds the addresses of a host and port. It may take long."""
+from promptstack.services.webhooks.names import LookUp, Names
 
 
 class GuardedResolver(AbstractResolver):
     """Resolves names for aiohttp, and raises `ForbiddenAddress` for those that lead inside."""
 
-    def __init__(self, rules: WebhookRules, look_up: LookUp | None = None) -> None:
+    def __init__(
+        self, rules: WebhookRules, look_up: LookUp | None = None, *, wait_seconds: float
+    ) -> None:
         self._rules = rules
-        self._look_up = look_up or look_up_by_system
-        # Not the loop's own threads: names of providers are looked up there.
-        self._threads = ThreadPoolExecutor(LOOKUPS, "webhook-names")
+        self._names = Names(look_up or look_up_by_system, wait_seconds=wait_seconds)
 
     async def resolve(
         self, host: str, port: int = 0, family: Any = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """The addresses of a host, all of them allowed."""
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, self._look_up, host, port)
+        found = await self._names.find(host, port)
         if not found:
             raise OSError(f"{host} has no address")
         self.check(host, found)
@@ -66,7 +59,7 @@ class GuardedResolver(AbstractResolver):
 
     async def close(self) -> None:
         """Let the threads end; look-ups that hang are left."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._names.close()
 
 
 def look_up_by_system(host: str, port: int) -> list[str]:

@@ -41,6 +41,7 @@ class EndpointHealth:
         """Note what came of attempts that ended together: who took any of them is well."""
         judged: dict[UUID, Judged] = {}
         last: dict[UUID, Answer] = {}
+        gone: dict[UUID, None] = {}
         for delivery, answer in attempts:
             key, began = delivery.endpoint_id, delivery.claimed_at
             before = judged.get(key, Judged(key, False, began))
@@ -48,15 +49,16 @@ class EndpointHealth:
             judged[key] = Judged(key, is_alive, max(before.began, began))
             if not answer.is_taken:
                 last[key] = answer
+            if answer.is_gone:
+                gone[key] = None
         failing = unit.webhooks.note_health(
             list(judged.values()), REST_AFTER, self._rest_seconds, MOST_REST_SECONDS
         )
+        for endpoint_id in gone:
+            self._disable(unit, endpoint_id, GONE)
         for one in failing:
-            answer = last[one.id]
-            if answer.is_gone:
-                self._disable(unit, one.id, GONE)
-            elif one.failures >= self._disable_after:
-                why = FAILING.format(failures=one.failures, error=answer.error)
+            if one.failures >= self._disable_after:
+                why = FAILING.format(failures=one.failures, error=last[one.id].error)
                 self._disable(unit, one.id, why)
 
     def _disable(self, unit: UnitOfWork, endpoint_id: UUID, reason: str) -> None:

@@ -5,13 +5,16 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from uuid import UUID
 
 import aiohttp
 from yarl import URL
 
 from promptstack.config.errors import PromptStackError
 from promptstack.services.validation.webhook_urls import WebhookRules
-from promptstack.services.webhooks.guard import GuardedResolver, LookUp
+from promptstack.services.webhooks.errors import NamesBusy
+from promptstack.services.webhooks.guard import GuardedResolver
+from promptstack.services.webhooks.names import LookUp, asking_user
 
 MAX_ANSWER = 16_384
 """Bytes of an answer's body that are read, so that its connection can be used again. Nobody looks
@@ -33,6 +36,8 @@ class Answer:
     seconds: float
     retry_after: float | None = None
     """How long the receiver wants to be left alone."""
+    is_ours: bool = False
+    """Whether nothing was sent, and not by any fault of the receiver."""
 
     @property
     def is_taken(self) -> bool:
@@ -68,14 +73,19 @@ class Receivers:
         self._opened: aiohttp.ClientSession | None = None
         self._resolver: GuardedResolver | None = None
 
-    async def post(self, url: str, body: str, headers: Mapping[str, str]) -> Answer:
-        """Send a body. Never raises for what a receiver does."""
+    async def post(
+        self, url: str, body: str, headers: Mapping[str, str], user_id: UUID | None = None
+    ) -> Answer:
+        """Send a body for a user. Never raises for what a receiver does; raises `NamesBusy`."""
+        asking_user.set(user_id)
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._post(url, body, headers, began)
         except TimeoutError:
             error = f"No answer came within {self._timeout:g} s."
+        except NamesBusy:
+            raise
         except (PromptStackError, aiohttp.ClientError, OSError, ValueError) as raised:
             error = _explained(raised)
         return Answer(None, error, _since(began))
@@ -101,7 +111,9 @@ class Receivers:
 
     def _session(self) -> tuple[aiohttp.ClientSession, GuardedResolver]:
         if self._opened is None or self._resolver is None:
-            self._resolver = GuardedResolver(self._rules, self._look_up)
+            # Shorter than the time for an answer, which the receiver has to have as well.
+            wait = self._timeout / 4
+            self._resolver = GuardedResolver(self._rules, self._look_up, wait_seconds=wait)
             tls = ssl.create_default_context()
             if self._ca_file is not None:
                 tls.load_verify_locations(self._ca_file)

@@ -35,6 +35,8 @@ MOST_OF_TARGET = 10
 """Of these to one endpoint, or one such host. One that has just failed gets one at a time."""
 JITTER = 0.1
 """The share by which a wait is longer at most: what failed together does not come together."""
+OUR_WAIT_SECONDS = 30.0
+"""Before the next attempt where this worker could send nothing: another one may be able to."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,13 @@ class WebhookSender:
         try:
             answer = await self._send(delivery)
         except PromptStackError as error:
-            answer = Answer(None, str(error), 0.0)
+            logger.warning("an event could not be sent: %s", error)
+            answer = Answer(None, str(error), 0.0, is_ours=True)
         except Exception as error:
             # It must not stay under way for ever.
             logger.exception("an event could not be sent")
-            answer = Answer(None, f"It could not be sent ({type(error).__name__}).", 0.0)
+            why = f"It could not be sent ({type(error).__name__})."
+            answer = Answer(None, why, 0.0, is_ours=True)
         self._tried.append(_Attempt(delivery, answer))
         self.wake()
 
@@ -137,14 +141,15 @@ class WebhookSender:
         sealed = filter(None, (delivery.secret, delivery.previous_secret))
         secrets = [self._secrets.open(one) for one in sealed]
         headers = signed_headers(secrets, event_name(delivery.event_id), delivery.claimed_at, body)
-        return await self._receivers.post(delivery.url, body, headers)
+        return await self._receivers.post(delivery.url, body, headers, delivery.user_id)
 
     def _settle(self, unit: UnitOfWork, tried: Sequence[_Attempt]) -> None:
         # Of two attempts of a delivery, the one that was taken tells, else the later one.
         found = sorted(tried, key=lambda one: (one.answer.is_taken, one.delivery.claims))
         last = {one.delivery.id: one for one in found}
         unit.webhook_sending.settle([self._settled(attempt) for attempt in last.values()])
-        self._health.note(unit, [(one.delivery, one.answer) for one in tried])
+        answered = [(one.delivery, one.answer) for one in tried if not one.answer.is_ours]
+        self._health.note(unit, answered)
 
     def _settled(self, attempt: _Attempt) -> SettledDelivery:
         answer = attempt.answer
@@ -157,11 +162,18 @@ class WebhookSender:
         delivery = attempt.delivery
         wait = None if answer.is_taken else self._wait(delivery.failures + 1, answer)
         return SettledDelivery(
-            delivery.id, delivery.claims, answer.is_taken, wait, json.dumps(entry)
+            delivery.id,
+            delivery.claims,
+            answer.is_taken,
+            not answer.is_taken and not answer.is_ours,
+            wait,
+            json.dumps(entry),
         )
 
     def _wait(self, failures: int, answer: Answer) -> float | None:
         """The seconds before the next attempt after so many failed ones; None: there is none."""
+        if answer.is_ours:
+            return OUR_WAIT_SECONDS
         if failures >= len(self._retry_seconds):
             return None
         planned = self._retry_seconds[failures]

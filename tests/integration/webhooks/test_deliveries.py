@@ -414,6 +414,42 @@ def test_ten_failures_in_a_row_disable_an_endpoint_and_its_user_is_told(
             assert len(served.taken) == 2
 
 
+def test_each_of_attempts_one_after_the_other_counts(
+    sending: WorkerServices, served: Receiver
+) -> None:
+    """Also where an attempt begins as the one before it is noted."""
+    served.answer = lambda _: 500
+    made = sending.webhooks.create(served.url)
+    sender = sending.webhook_sender
+    sender._retry_seconds = [0.0] * 30
+    sending.jobs.cancel(generate(sending).id)
+
+    def has_failed(times: int) -> bool:
+        sql(sending, "UPDATE webhook_endpoints SET rests_until = NULL")
+        sender.run_once()
+        return deliveries(sending)[0].failures >= times
+
+    wait_until(lambda: has_failed(8), "eight failures")
+    assert sending.webhooks.get(made.webhook.id).failures == deliveries(sending)[0].failures
+
+
+def test_one_410_among_other_answers_disables_an_endpoint(
+    sending: WorkerServices, served: Receiver
+) -> None:
+    statuses = iter([410, 500, 500])
+    served.answer = lambda _: next(statuses)
+    made = sending.webhooks.create(served.url)
+    for n in range(3):
+        sending.jobs.cancel(generate(sending, f"{n}").id)
+    sending.webhook_sender.run_once()
+    wait_until(lambda: len(sending.webhook_sender._tried) == 3, "all answers")
+    sending.webhook_sender._tried.rotate(-1)  # whichever came last
+    sending.webhook_sender.run_once()
+    disabled = sending.webhooks.get(made.webhook.id)
+    assert not disabled.enabled
+    assert "410" in str(disabled.disabled_reason)
+
+
 def test_attempts_that_fail_one_after_the_other_but_ran_together_count_once(
     sending: WorkerServices, served: Receiver
 ) -> None:
@@ -581,18 +617,21 @@ def test_secrets_live_on_when_secret_key_is_replaced(
     VERIFIERS["svix"](served.got[0], made.secret)
 
 
-def test_a_secret_of_another_key_fails_the_attempt_and_says_why(
-    stack: WorkerServices, served: Receiver
+def test_a_worker_with_another_secret_key_sends_nothing_and_blames_no_receiver(
+    sending: WorkerServices, served: Receiver
 ) -> None:
-    stack.webhooks.create("https://example.org/")
-    sql(stack, "UPDATE webhook_endpoints SET url = :url", url=served.url)
-    with another(stack, **LOCAL, secret_key=SecretStr("quite another one")) as sending:
-        employ(sending, FakeProvider())
-        end_a_job(sending)
-        send_due(sending)
-        [one] = deliveries(sending)
+    made = sending.webhooks.create(served.url)
+    sending.webhook_deliveries.test(made.webhook.id)
+    with another(sending, secret_key=SecretStr("quite another one")) as wrong:
+        fail_often(wrong, 11)
+        [one] = deliveries(wrong)
     assert "PREVIOUS_SECRET_KEY" in one.attempts[0]["error"]
-    assert one.state == "pending"
+    assert (one.state, one.failures) == ("pending", 0)
+    endpoint = sending.webhooks.get(made.webhook.id)
+    assert (endpoint.enabled, endpoint.failures) == (True, 0)
+    make_due(sending)
+    send_due(sending)
+    assert len(served.taken) == 1
 
 
 def test_sealed_secrets_differ_each_time() -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from uuid import UUID, uuid4
 
 import aiohappyeyeballs
 import pytest
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 
 from promptstack.services.errors import InvalidInput
 from promptstack.services.validation.webhook_urls import WebhookRules, why_not_public
+from promptstack.services.webhooks.errors import NamesBusy
+from promptstack.services.webhooks.names import LOOKUPS_OF_USER
 from promptstack.services.webhooks.receivers import Answer, Receivers
 from tests.tls import Authority
 from tests.webhooks import receiver
@@ -180,6 +184,44 @@ def test_a_name_that_leads_inside_is_not_asked(addresses: list[str], connected: 
     assert answer.status is None
     assert "leads to an address" in str(answer.error)
     assert connected == []
+
+
+def test_names_that_hang_hold_up_no_other_users_events(connected: list[str]) -> None:
+    is_over = threading.Event()
+
+    def look_up(host: str, port: int) -> list[str]:
+        if host.startswith("slow"):
+            is_over.wait(60)
+        return [PUBLIC]
+
+    async def send() -> tuple[list[object], Answer, object]:
+        receivers = Receivers(RULES, timeout_seconds=4.0, look_up=look_up)
+        eve, ada = uuid4(), uuid4()
+
+        def post_to(host: str, user: UUID) -> asyncio.Task[Answer]:
+            url = f"https://{host}.example.org/"
+            return asyncio.create_task(receivers.post(url, "{}", {}, user))
+
+        slow = [post_to(f"slow{n}", eve) for n in range(80)]
+        await asyncio.sleep(0.1)
+        other = await post_to("good", ada)
+        own = await asyncio.gather(post_to("good", eve), return_exceptions=True)
+        ends: list[object] = list(await asyncio.gather(*slow, return_exceptions=True))
+        is_over.set()
+        await receivers.aclose()
+        return ends, other, own[0]
+
+    try:
+        ends, other, own = asyncio.run(send())
+    finally:
+        is_over.set()
+    assert connected == [PUBLIC], "the other user's event went out"
+    assert "no connection" in str(other.error)
+    late = [one for one in ends if isinstance(one, Answer)]
+    assert len(late) == LOOKUPS_OF_USER
+    assert all("No answer came" in str(one.error) for one in late)
+    others = [one for one in [*ends, own] if not isinstance(one, Answer)]
+    assert {type(one) for one in others} == {NamesBusy}, "which is no failure of a receiver"
 
 
 def test_the_connection_is_made_to_the_address_that_was_checked(connected: list[str]) -> None:
