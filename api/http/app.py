@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -16,7 +16,7 @@ from promptstack.api.http.first_admin import keep_trying
 from promptstack.api.http.health import HealthCheck
 from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
 from promptstack.api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
-from promptstack.api.http.search import SEARCHES_AT_ONCE
+from promptstack.api.http.search import SearchSlots
 from promptstack.api.http.sessions import LOGINS_AT_ONCE, LoginSlots
 from promptstack.api.http.still_allowed import StillAllowed
 from promptstack.api.http.transfers import Downloads, TransferSlots, Uploads
@@ -57,7 +57,7 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.state.events = stack.events
     app.state.still_allowed = StillAllowed()
     app.state.login_slots = LoginSlots()
-    app.state.search_slots = CapacityLimiter(SEARCHES_AT_ONCE)
+    app.state.search_slots = SearchSlots()
     app.state.uploads = Uploads(
         TransferSlots(
             "uploads",

@@ -8,8 +8,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from uuid import UUID
-from weakref import WeakValueDictionary
 
 import numpy as np
 from anyio import CapacityLimiter, to_thread
@@ -17,6 +15,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
 from promptstack.api.http.auth import caller_of
+from promptstack.api.http.later import SlotsOfUsers
 from promptstack.api.permissions import Permission, permission_of_route
 from promptstack.services.errors import InvalidInput
 from promptstack.services.validation.json_text import NotExact, load_json
@@ -102,18 +101,14 @@ class LargeBodies:
         self.max_values = max_values
         self.reading = CapacityLimiter(LARGE_READ_AT_ONCE)
         self.handling = CapacityLimiter(LARGE_HANDLED_AT_ONCE)
-        self._of_users: WeakValueDictionary[UUID, CapacityLimiter] = WeakValueDictionary()
-
-    def of_user(self, user_id: UUID) -> CapacityLimiter:
-        """The slots of one user."""
-        return self._of_users.setdefault(user_id, CapacityLimiter(LARGE_OF_ONE_USER))
+        self.of_users = SlotsOfUsers(LARGE_OF_ONE_USER)
 
 
 async def _read_and_handle(request: Request, handle: Handler) -> Response:
     if _length(request) <= SMALL_BYTES:
         return await handle(request)
     large: LargeBodies = request.app.state.large_bodies
-    async with large.of_user(request.state.caller.user_id), large.reading:
+    async with large.of_users.of(request.state.caller.user_id), large.reading:
         body = await request.body()
         # In an event loop of its own, in a thread: parsing and checking await nothing.
         work = partial(_handle_large, request, handle, body, large.max_values)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import Given, NotBlank, refuse_many_fields
 from promptstack.api.http.collections import CollectionName
-from promptstack.api.http.later import AnswerLater
+from promptstack.api.http.later import AnswerLater, SlotsOfUsers
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.repositories.content.passages import Match
 from promptstack.services.access.caller import Caller
@@ -27,9 +27,19 @@ router = APIRouter(tags=["search"], route_class=ProtectedRoute)
 
 SEARCHES_AT_ONCE = 8
 """In one process: each holds a thread while the provider is asked. Others wait without one."""
+SEARCHES_OF_USER = 2
+"""Of these: a user whose provider is slow holds up no other."""
 MAX_DIMENSIONS = 16_000
 """As many as PostgreSQL's vectors have."""
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=-3.4e38, lt=3.4e38)]
+
+
+class SearchSlots:
+    """What the searches of one application wait for."""
+
+    def __init__(self) -> None:
+        self.all = CapacityLimiter(SEARCHES_AT_ONCE)
+        self.of_users = SlotsOfUsers(SEARCHES_OF_USER)
 
 
 class SearchBody(BaseModel):
@@ -120,8 +130,9 @@ async def search(
     A search stays within your collections, or a run of yours. The call that embeds a query counts
     as any other; the same query again costs nothing for some days.
     """
-    slots: CapacityLimiter = request.app.state.search_slots
-    return AnswerLater(partial(_answer, body, stack, caller), slots)
+    slots: SearchSlots = request.app.state.search_slots
+    work = partial(_answer, body, stack, caller)
+    return AnswerLater(work, slots.of_users.of(caller.user_id), slots.all)
 
 
 def _answer(body: SearchBody, stack: PromptStack, caller: Caller) -> Response:

@@ -186,8 +186,8 @@ UPDATE webhook_deliveries AS deliveries SET
     due_at = now() + make_interval(secs => :lease)
 FROM chosen, webhook_endpoints AS endpoints
 WHERE deliveries.id = chosen.id AND endpoints.id = deliveries.endpoint_id
-RETURNING deliveries.id, deliveries.endpoint_id, endpoints.user_id, deliveries.host, deliveries.event_id,
-    deliveries.type, deliveries.object_id, coalesce(deliveries.url, endpoints.url) AS url,
+RETURNING deliveries.id, deliveries.endpoint_id, endpoints.user_id, deliveries.host,
+    deliveries.event_id, deliveries.type, deliveries.object_id, coalesce(deliveries.url, endpoints.url) AS url,
     endpoints.secret,
     CASE WHEN endpoints.previous_until > now() THEN endpoints.previous_secret END
         AS previous_secret,
@@ -205,7 +205,8 @@ UPDATE webhook_deliveries SET due_at = NULL WHERE id IN (
 """)
 
 _SETTLE = BatchStatement(
-    "id uuid, claims integer, is_delivered boolean, is_failure boolean, wait_seconds float8, entry text",
+    "id uuid, claims integer, is_delivered boolean, is_failure boolean, wait_seconds float8, "
+    "entry text",
     """
 UPDATE webhook_deliveries AS deliveries SET
     state = CASE

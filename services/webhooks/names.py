@@ -1,6 +1,7 @@
 """Looks up names of receivers, so that names whose servers hang hold up no other user's events."""
 
 import asyncio
+from asyncio import FIRST_COMPLETED
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,6 @@ LOOKUPS = 64
 """Names looked up at once in a process: a look-up that hangs can't be broken off."""
 LOOKUPS_OF_USER = 4
 """Of these."""
-LOOK_SECONDS = 0.02
-"""Between two looks whether there is room."""
 LookUp = Callable[[str, int], Sequence[str]]
 """Finds the addresses of a host and port. It may take long."""
 Name = tuple[str, int]
@@ -46,7 +45,7 @@ class Names:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._wait_seconds):
                 while name not in self._asked and not self._has_room(user):
-                    await asyncio.sleep(LOOK_SECONDS)
+                    await asyncio.wait(self._asked.values(), return_when=FIRST_COMPLETED)
         if name not in self._asked:
             if not self._has_room(user):
                 raise NamesBusy("The names of other webhooks are looked up, which takes long.")

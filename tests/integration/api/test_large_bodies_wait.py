@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
-from promptstack.api.http.search import SEARCHES_AT_ONCE
+from promptstack.api.http.search import SEARCHES_AT_ONCE, SEARCHES_OF_USER
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.http import serve
@@ -30,7 +30,6 @@ def chunked(client: TestClient, path: str, body: dict[str, Any]) -> Response:
     """Send a body without its length, which counts as a large one."""
     parts = iter([json.dumps(body).encode()])
     return client.post(f"{PREFIX}{path}", content=parts, headers={"Content-Type": JSON})
-
 
 
 @pytest.fixture
@@ -51,8 +50,7 @@ def hanging(fake_llm: FakeProvider) -> Iterator[list[int]]:
 
     async def hang() -> None:
         calls.append(1)
-        while not may_end.is_set():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(may_end.wait)
 
     fake_llm.on_call = hang
     try:
@@ -79,6 +77,23 @@ def test_a_large_search_that_waits_holds_up_no_other_large_body(
     assert [one["text"] for one in found.json()["matches"]] == ["The owl."]
 
 
+def test_searches_of_one_user_hold_up_no_other_user(
+    stack: WorkerServices, client: TestClient, fake_llm: FakeProvider
+) -> None:
+    other = {"Authorization": f"Bearer {stack.keys.create('eve@example.org', 'Test')}"}
+    with ThreadPoolExecutor(2 * SEARCHES_AT_ONCE) as threads:
+        with hanging(fake_llm) as calls:
+            slow = [
+                threads.submit(search, client, f"slow {n}") for n in range(SEARCHES_AT_ONCE + 2)
+            ]
+            wait_until(lambda: len(calls) >= SEARCHES_OF_USER, "the provider to be asked")
+            body = {"provider": "fake", "vector": [1.0, 0.0, 0.0]}
+            asked = threads.submit(client.post, f"{PREFIX}/search", json=body, headers=other)
+            assert asked.result(SECONDS).status_code in {200, 422}, "at once, whatever it finds"
+            assert len(calls) == SEARCHES_OF_USER
+        assert {one.result(SECONDS).status_code for one in slow} == {200}
+
+
 def test_searches_with_large_bodies_take_their_turn_among_the_others(
     client: TestClient, fake_llm: FakeProvider
 ) -> None:
@@ -92,12 +107,12 @@ def test_searches_with_large_bodies_take_their_turn_among_the_others(
 
         with hanging(fake_llm) as calls:
             asked = ask("first", small, SEARCHES_AT_ONCE)
-            wait_until(lambda: len(calls) == SEARCHES_AT_ONCE, "as many searches as run at once")
+            wait_until(lambda: len(calls) == SEARCHES_OF_USER, "as many searches as run at once")
             asked += ask("large", lambda query: search(client, query), 2)
             asked += ask("then", small, 2)
             bulk = threads.submit(client.post, f"{PREFIX}/jobs/bulk", json=LARGE_BULK)
             assert bulk.result(SECONDS).status_code == 202
-            assert len(calls) == SEARCHES_AT_ONCE
+            assert len(calls) == SEARCHES_OF_USER
         assert {one.result(SECONDS).status_code for one in asked} == {200}
 
 
