@@ -187,7 +187,8 @@ UPDATE webhook_deliveries AS deliveries SET
 FROM chosen, webhook_endpoints AS endpoints
 WHERE deliveries.id = chosen.id AND endpoints.id = deliveries.endpoint_id
 RETURNING deliveries.id, deliveries.endpoint_id, endpoints.user_id, deliveries.host,
-    deliveries.event_id, deliveries.type, deliveries.object_id, coalesce(deliveries.url, endpoints.url) AS url,
+    deliveries.event_id, deliveries.type, deliveries.object_id,
+    coalesce(deliveries.url, endpoints.url) AS url,
     endpoints.secret,
     CASE WHEN endpoints.previous_until > now() THEN endpoints.previous_secret END
         AS previous_secret,
