@@ -145,6 +145,31 @@ def test_options_of_generations_come_with_a_file_too(
     assert first.text == "Day 0 was quiet.!"
 
 
+@pytest.mark.parametrize("way", ["body", "form"])
+def test_the_end_of_an_uploads_run_is_told_to_its_own_address(
+    stack: WorkerServices, client: TestClient, way: str
+) -> None:
+    def sent(webhook: str) -> Any:
+        fields = {"provider": "local", "webhook": webhook}
+        if way == "body":
+            return client.post(
+                f"{RUNS}/embeddings", params=fields, content=LINES, headers={"Content-Type": JSONL}
+            )
+        return client.post(f"{RUNS}/embeddings", files={"file": FORMS["jsonl"]}, data=fields)
+
+    address = '{"url": "https://example.org/hooks"}'
+    problem(sent(address), 409, "WRONG_STATE")  # without a secret to sign it with, as with JSON
+    client.post("/api/v1/webhooks/secret")
+    wrong = problem(sent('{"url": "https://127.0.0.1/hooks"}'), 422, "INVALID_INPUT")
+    assert "loopback" in wrong["detail"]
+    problem(sent('{"url": '), 422, "INVALID_INPUT")
+    problem(sent("https://example.org/hooks"), 422, "INVALID_INPUT")
+    assert in_ledger(stack, "SELECT count(*) FROM runs") == 0
+    assert has_all(stack, sent(address))
+    assert in_ledger(stack, "SELECT webhook FROM runs") == "https://example.org/hooks"
+    assert in_ledger(stack, "SELECT count(*) FROM webhook_deliveries") == 1
+
+
 def test_what_is_wrong_with_an_upload_is_said(stack: WorkerServices, client: TestClient) -> None:
     cases: list[tuple[Any, int, str, str]] = [
         (send(client, LINES, query="&oops=1"), 422, "INVALID_INPUT", "not valid"),
