@@ -1,7 +1,7 @@
 """Events of a job or run, as they happen: Server-Sent Events."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -22,7 +22,8 @@ router = APIRouter(route_class=ProtectedRoute)
 MEDIA_TYPE = "text/event-stream"
 RECONNECT_MILLISECONDS = 1_000
 PIECE_BYTES = 65_536
-"""Written at once: what a slow client has not read of an event waits here, once for all clients."""
+"""Written at once: what a slow client has not read of an event waits in the event, which holds it
+once for all clients."""
 CLOSE_SECONDS = 5.0
 NEWLINE = "\n"
 EVENT = {
@@ -125,15 +126,20 @@ class EventStream(Response):
                 continue
             if event is None:
                 return
-            written = encode(event)
-            for first in range(0, len(written), PIECE_BYTES):
-                yield written[first : first + PIECE_BYTES]
+            for piece in pieces(event):
+                yield piece
 
 
-def encode(event: Event) -> bytes:
-    """An event as it is written."""
+def pieces(event: Event) -> Iterator[bytes]:
+    """An event as it is written, none of it copied before it is due."""
     # Not by ServerSentEvent, which looks for ends of lines in data that has none.
-    return f"id: {event.place}\nevent: {event.kind}\ndata: {event.data}\n\n".encode()
+    data, piece = event.encoded, f"id: {event.place}\nevent: {event.kind}\ndata: ".encode()
+    for first in range(0, len(data), PIECE_BYTES):
+        if first:
+            yield piece
+            piece = b""
+        piece += data[first : first + PIECE_BYTES]
+    yield piece + b"\n\n"
 
 
 @router.get(

@@ -78,13 +78,13 @@ class AnswerInTime(Response):
 
 def as_it_is(look: Look) -> Response:
     """Answer with how it stands."""
-    return Response(look.data, media_type=JSON)
+    return Response(look.encoded, media_type=JSON)
 
 
 def as_accepted(headers: Mapping[str, str], look: Look, *, status_of_end: int = 200) -> Response:
     """Answer with what has ended, or 202 with what goes on; and with where to ask for it."""
     status = status_of_end if look.is_final else 202
-    return Response(look.data, status, headers_of(headers, look), media_type=JSON)
+    return Response(look.encoded, status, headers_of(headers, look), media_type=JSON)
 
 
 def headers_of(headers: Mapping[str, str], look: Look) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from redis.asyncio import Redis
 
@@ -65,6 +66,7 @@ class EventHub:
         self._wakeups: Wakeups | None = None
         self._thread = ThreadPoolExecutor(1, "events")
         self._ending: set[asyncio.Task[None]] = set()
+        self._ends: WeakValueDictionary[str, Look] = WeakValueDictionary()
         self._is_closed = False
 
     @contextmanager
@@ -238,7 +240,8 @@ class EventHub:
         for first in range(0, len(ended), ENDS_READ_AT_ONCE):
             some = ended[first : first + ENDS_READ_AT_ONCE]
             for one, end in (await self._in_thread(topic.ends, some)).items():
-                self._end(chosen[one], end)
+                # Who came before and still reads has the same, and it may be long.
+                self._end(chosen[one], self._ends.setdefault(end.digest, end))
 
     def _end(self, subject: Subject, end: Look | None) -> None:
         """Tell all who watch that it has ended, or that it is gone."""

@@ -49,6 +49,13 @@ class Event:
     """JSON, in one line."""
     place: Place
     """How far a reader is who has it; as text, the event's id."""
+    look: "Look | None" = None
+    """Whose data it is, where many are told the same."""
+
+    @property
+    def encoded(self) -> bytes:
+        """The data as it is sent; made once for all who are told the same."""
+        return self.data.encode() if self.look is None else self.look.encoded
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,11 @@ class Look:
     """Which attempt has produced it."""
 
     @cached_property
+    def encoded(self) -> bytes:
+        """The data as it is sent. A slow reader holds it for as long as it reads."""
+        return self.data.encode()
+
+    @cached_property
     def digest(self) -> str:
         """What it is known by in ids: twelve digits."""
-        return hashlib.blake2b(self.data.encode(), digest_size=6).hexdigest()
+        return hashlib.blake2b(self.encoded, digest_size=6).hexdigest()

@@ -100,7 +100,7 @@ class Watcher:
         if look is None:
             return None
         self._place = replace(self._place, shown=look.digest)
-        return Event(look.kind, look.data, self._place)
+        return Event(look.kind, look.data, self._place, look)
 
     def _text(self) -> Event:
         """The next piece, with some of those after it that wait as well."""

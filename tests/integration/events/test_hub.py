@@ -155,6 +155,19 @@ def test_who_reads_slowly_gets_the_newest_state_and_the_end() -> None:
     World().run(scene)
 
 
+def test_who_comes_later_shares_the_end_with_those_who_still_read_it() -> None:
+    async def scene(world: World) -> None:
+        one = uuid4()
+        world.board.ended.add(one)
+        async with watching(world, one) as slow:
+            await until(lambda: slow.end)
+            async with watching(world, one) as later:
+                await until(lambda: later.end)
+                assert later.end is slow.end
+
+    World().run(scene)
+
+
 def test_so_many_may_watch_and_a_place_is_free_again() -> None:
     async def scene(world: World) -> None:
         one = uuid4()
