@@ -171,7 +171,8 @@ class Settings(BaseSettings):
     max_run_items: int = Field(
         5_000_000,
         ge=1,
-        description="Most inputs of a run whose source is uploaded or in object storage.",
+        description="Most inputs of a run whose source is uploaded or in object storage, and most "
+        "blank lines besides.",
     )
     object_storage_places: Annotated[list[str], NoDecode] = Field(
         [],

@@ -119,7 +119,7 @@ def _records(source: Source, reading: Reading, check: RecordCheck) -> Iterator[I
         case Format.PARQUET:
             return read_parquet(origin, check, reading)
         case Format.LINES:
-            return read_lines(byte_blocks(origin), check, reading.max_bytes)
+            return read_lines(byte_blocks(origin), check, reading)
         case Format.FOLDER:
             if origin.path is None:
                 raise InvalidInput(f"{origin.name} is no folder and no file; name its format.")

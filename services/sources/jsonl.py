@@ -62,11 +62,14 @@ def read_jsonl(
 ) -> Iterator[Input | BadInput]:
     """Read one JSON object a line."""
     longest, values = ESCAPED * reading.max_bytes + SLACK_BYTES, reading.bounds.record_values
+    blank = 0
     for position, line in physical_lines(blocks, longest):
         if line is None:
             yield too_long(position, "The line", longest)
             continue
         if not line or line.isspace():
+            blank += 1
+            reading.bounds.check_blank(blank)
             continue
         if has_more(line, STRUCTURE, TEXT_IN_JSON, values):
             yield too_many(position, "The line", values)
@@ -92,12 +95,13 @@ def read_jsonl(
 
 
 def read_lines(
-    blocks: Iterable[bytes], check: RecordCheck, max_bytes: int
+    blocks: Iterable[bytes], check: RecordCheck, reading: Reading
 ) -> Iterator[Input | BadInput]:
     """Read one text a line."""
-    for position, line in physical_lines(blocks, max_bytes + SLACK_BYTES):
+    longest, blank = reading.max_bytes + SLACK_BYTES, 0
+    for position, line in physical_lines(blocks, longest):
         if line is None:
-            yield too_long(position, "The line", max_bytes + SLACK_BYTES)
+            yield too_long(position, "The line", longest)
             continue
         try:
             text = line.removesuffix(b"\r").decode()
@@ -106,6 +110,9 @@ def read_lines(
             continue
         if text and not text.isspace():
             yield check(position, {check.first_text_name: text}, clean=True)
+        else:
+            blank += 1
+            reading.bounds.check_blank(blank)
 
 
 def has_more(record: bytes, signs: tuple[bytes, ...], text: re.Pattern[bytes], most: int) -> bool:

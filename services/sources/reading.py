@@ -88,6 +88,16 @@ class SourceBounds:
     """Most bytes of the whole source, unpacked. None: as many as it has."""
     seconds: float | None = None
     """Most time that reading it takes. None: as long as it takes."""
+    blank_lines: int | None = None
+    """Most lines without a record. None: as many as it has. Packed, a million take a kilobyte."""
+
+    def check_blank(self, lines: int) -> None:
+        """Raise `InvalidInput` where there are more lines without a record than there may be."""
+        if self.blank_lines is not None and lines > self.blank_lines:
+            raise InvalidInput(
+                f"The source has more than {self.blank_lines:,} blank lines (MAX_RUN_ITEMS); leave "
+                "them out."
+            )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from promptstack.services.sources.records import RecordCheck
 START_BYTES = 65_536
 DOUBLED = 2
 """In quotes, a quote has two characters."""
+BLANK = frozenset({b"", b"\r"})
 TEXT_IN_CELL = re.compile(rb'"[^"]*+"')
 SEPARATORS = {COMMA: "commas", b";": "semicolons", b"\t": "tabs", b"|": "vertical bars"}
 """The likely one first."""
@@ -61,7 +62,7 @@ def read_csv(
     start = _start(blocks)
     told = SEPARATOR_TOLD.match(start)
     table = _told(told, reading, limit) or _guessed(name, start, reading, limit)
-    records = csv_records(chain([start], blocks), limit, table.separator)
+    records = _not_blank(csv_records(chain([start], blocks), limit, table.separator), reading)
     if told:
         next(records)
     header, in_quotes = _header(name, records, table)
@@ -74,6 +75,17 @@ def read_csv(
             continue
         row = {names[place]: cells[place] for place in places if header[place] or cells[place]}
         yield check(record.position, row, clean=b"\x00" not in (record.content or b""))
+
+
+def _not_blank(records: Iterator[CsvRecord], reading: Reading) -> Iterator[CsvRecord]:
+    """Leave out blank lines, which are no rows."""
+    blank = 0
+    for record in records:
+        if record.content in BLANK:
+            blank += 1
+            reading.bounds.check_blank(blank)
+        else:
+            yield record
 
 
 def _start(blocks: Iterator[bytes]) -> bytes:

@@ -106,6 +106,7 @@ class RunPreparation:
             self._defaults.source_bounds,
             unpacked_bytes=options.unpacked_bytes,
             seconds=options.read_seconds,
+            blank_lines=options.total_items,
         )
         return replace(options.reading, bounds=bounds)
 

@@ -222,7 +222,12 @@ def test_files_beyond_the_bounds_are_refused_and_nothing_is_kept(
     assert "MAX_UPLOAD_BYTES" in problem(form, 413, "CONTENT_TOO_LARGE")["detail"]
     many = send(client, b'{"text": "x"}\n' * 501)
     assert "MAX_RUN_ITEMS" in problem(many, 422, "INVALID_INPUT")["detail"]
-    assert in_ledger(stack, "SELECT count(*) FROM runs") == 1
+    for kind in (JSONL, CSV, "text/plain"):
+        packed = gzip.compress(b"text\n" + b"\n" * 501)
+        blank = send(client, packed, kind, **{"Content-Encoding": "gzip"})
+        assert "blank" in problem(blank, 422, "INVALID_INPUT")["detail"], kind
+    assert send(client, b"\n" * 500 + b'{"text": "x"}\n').status_code == 202
+    assert in_ledger(stack, "SELECT count(*) FROM runs") == 2
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd], ids=["gzip", "zstd"])
@@ -244,6 +249,7 @@ def test_a_file_that_takes_long_to_read_is_read_no_further(
     stack: WorkerServices, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stack.settings, "upload_seconds", 0.01)
+    monkeypatch.setattr(stack.settings, "max_run_items", 1_000_000)
     refused = send(client, b"text\n" + b"\n" * 290_000, CSV)
     assert "UPLOAD_SECONDS" in problem(refused, 422, "INVALID_INPUT")["detail"]
     assert in_ledger(stack, "SELECT count(*) FROM runs") == 0
