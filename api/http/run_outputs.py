@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from promptstack.api.http.auth import CurrentCaller, Owner
 from promptstack.api.http.route import ProtectedRoute
-from promptstack.api.http.transfers import Downloads, SentInBlocks
+from promptstack.api.http.transfers import Downloads, SentInBlocks, make_all
 from promptstack.services.export.items import ExportFormat
-from promptstack.services.runs.downloads import Wanted
+from promptstack.services.runs.downloads import Download, Wanted
 from promptstack.tasks.composition import PromptStack
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=ProtectedRoute)
@@ -89,6 +89,7 @@ class Sender:
     ) -> None:
         stack: PromptStack = request.app.state.stack
         self._service = stack.run_downloads
+        self._request = request
         self._downloads: Downloads = request.app.state.downloads
         self._user_id = caller.user_id
         self._owner = owner
@@ -119,7 +120,7 @@ class Sender:
                     return Response(status_code=304, headers=headers)
                 asked = _range(self._range)
                 if asked is not None and self._if_range in {None, etag}:
-                    length = await to_thread.run_sync(download.measure, limiter=makers)
+                    length = await self._measured(download)
                     status, (start, stop) = 206, _part(*asked, length)
                     headers["Content-Range"] = f"bytes {start}-{stop - 1}/{length}"
             end = download.length if stop is None else stop
@@ -133,6 +134,11 @@ class Sender:
                 headers=headers,
                 media_type=MEDIA_TYPES[wanted.format],
             )
+
+    async def _measured(self, download: Download) -> int:
+        """Find out how many bytes it has. Others have their turn after each block that it takes."""
+        await make_all(download.measuring(), self._downloads.makers, self._request)
+        return download.length or 0
 
 
 Sending = Annotated[Sender, Depends()]

@@ -9,6 +9,7 @@ from threading import Lock
 from uuid import UUID
 
 from anyio import CancelScope, CapacityLimiter, to_thread
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -117,6 +118,17 @@ async def _sent(blocks: Iterator[bytes], makers: CapacityLimiter) -> AsyncGenera
         with CancelScope(shield=True):
             # A thread can't be stopped, and what it works on can't be closed before.
             await asyncio.gather(upcoming, return_exceptions=True)
+            await to_thread.run_sync(getattr(blocks, "close", lambda: None), limiter=makers)
+
+
+async def make_all(blocks: Iterator[bytes], makers: CapacityLimiter, request: Request) -> None:
+    """Make all blocks and keep none. Raises `ClientDisconnect` when nobody waits any more."""
+    try:
+        while await to_thread.run_sync(next, blocks, None, limiter=makers) is not None:
+            if await request.is_disconnected():
+                raise ClientDisconnect
+    finally:
+        with CancelScope(shield=True):
             await to_thread.run_sync(getattr(blocks, "close", lambda: None), limiter=makers)
 
 

@@ -93,26 +93,27 @@ class Download:
         """How many bytes it has, if that is known."""
         return self._marks.length
 
-    def measure(self) -> int:
-        """Return how many bytes it has; they are made, and not kept, where that isn't known."""
+    def measuring(self) -> Iterator[bytes]:
+        """Make all blocks that nobody has made yet, to learn the length; each is thrown away."""
         if self._marks.length is None:
-            for _ in self.blocks(self._marks.places[-1][0], skip_all=True):
-                pass
-        return self._marks.length or 0
+            yield from self.blocks(self._marks.places[-1][0], skip_all=True)
 
     def blocks(
         self, start: int = 0, stop: int | None = None, *, skip_all: bool = False
     ) -> Iterator[bytes]:
         """Yield the bytes from `start` to before `stop`, block by block.
 
-        Raises `WrongState` if the run was changed meanwhile, and `NotFound` if it was deleted.
+        With `skip_all`, an empty block stands for each. Raises `WrongState` if the run was changed
+        meanwhile, and `NotFound` if it was deleted.
         """
         at, after = self._marks.before(start)
         try:
             for position, data in self._read(after, at > 0):
                 begin, at = at, at + len(data)
                 self._note(at, position)
-                if at > start and not skip_all:
+                if skip_all:
+                    yield b""
+                elif at > start:
                     yield data[max(0, start - begin) : None if stop is None else stop - begin]
                 if stop is not None and at >= stop:
                     return

@@ -4,7 +4,10 @@ import csv
 import io
 import json
 import random
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 from uuid import UUID
 
@@ -190,6 +193,35 @@ def test_another_users_files_are_not_there(stack: WorkerServices, client: TestCl
     with serve(stack, email="eve@example.org") as other:
         assert problem(file(other, run_id, "results/jsonl"), 404, "NOT_FOUND")
         assert problem(file(other, run_id, "failures/csv"), 404, "NOT_FOUND")
+
+
+def test_others_are_answered_while_the_length_of_a_long_file_is_found_out(
+    stack: WorkerServices, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = embedded(stack, client)
+    client.app.state.downloads.makers.total_tokens = 1  # type: ignore[attr-defined]
+    begun, answered = Event(), Event()
+    read: list[float] = []
+
+    def long_file(after: int, is_continued: bool) -> Iterator[tuple[int, bytes]]:
+        given = 0
+        while given < len(read) or not (answered.is_set() or len(read) == 2_000):
+            if given == len(read):
+                time.sleep(0.01)
+                read.append(time.monotonic())
+            given += 1
+            begun.set()
+            yield 0, b"x" * 100
+
+    monkeypatch.setattr(downloads.RunDownloads, "_reader", lambda *_: (long_file, None))
+    with ThreadPoolExecutor(1) as thread:
+        part = thread.submit(file, client, run_id, "results/jsonl", Range="bytes=-10")
+        assert begun.wait(30)
+        problem(client.get(f"{RUNS}/{UUID(int=1)}/results/jsonl"), 404, "NOT_FOUND")
+        read_until_then = len(read)
+        answered.set()
+        assert read_until_then < 2_000
+        assert part.result().content == b"x" * 10
 
 
 def test_downloads_of_one_user_are_bounded(stack: WorkerServices, client: TestClient) -> None:
