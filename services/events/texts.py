@@ -12,7 +12,7 @@ from redis.asyncio import Redis as AsyncRedis
 from promptstack.config.logging import log_unexpected
 from promptstack.services.events.places import Look
 from promptstack.services.events.watcher import Watcher
-from promptstack.services.streams.pieces import Piece
+from promptstack.services.streams.pieces import Piece, Position
 from promptstack.services.streams.reader import TextStreams
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,8 @@ BLOCK_SECONDS = 1.0
 """How long the question stands where no text comes; a new watcher has it asked anew."""
 RETRY_SECONDS = 1.0
 LATE_SECONDS = 0.5
+MOST_ROUNDS = 4
+"""Questions one after the other: those who are at odd positions don't hold up all others."""
 
 Group = tuple[UUID, str, list[Watcher]]
 """Those who are at one position of one text: it is read once for them."""
@@ -39,6 +41,7 @@ class TextFeed:
         self._connect = connect
         self._watchers: dict[UUID, set[Watcher]] = {}
         self._bell = asyncio.Event()
+        self._turn = 0
         self._reader: asyncio.Task[None] | None = None
 
     def join(self, one: UUID, watcher: Watcher) -> None:
@@ -135,17 +138,27 @@ class TextFeed:
             pass
 
     def _rounds(self) -> list[list[Group]]:
-        """Whom to read for: each text once a round, as one question has one position of each."""
+        """Whom to read for: each text once a round, as one question has one position of each.
+
+        Where those of a text are at many positions, they take turns.
+        """
         rounds: list[list[Group]] = []
         for one, watchers in self._watchers.items():
             at: dict[str, list[Watcher]] = {}
             for watcher in watchers:
                 if watcher.has_room:
                     at.setdefault(watcher.position, []).append(watcher)
-            for number, (position, some) in enumerate(at.items()):
+            if not at:
+                continue
+            # Who is furthest behind is waited for: somebody else may be ahead of all that comes.
+            behind, *others = sorted(at, key=Position.parse)
+            first = self._turn % len(others) if others else 0
+            chosen = [*others[first:], *others[:first]][: MOST_ROUNDS - 1]
+            for number, position in enumerate([behind, *chosen]):
                 if number == len(rounds):
                     rounds.append([])
-                rounds[number].append((one, position, some))
+                rounds[number].append((one, position, at[position]))
+        self._turn += MOST_ROUNDS - 1
         return rounds
 
 
