@@ -21,10 +21,14 @@ UPDATE jobs SET
     max_retries = :max_retries,
     tags = coalesce(nullif(CAST(:tags AS text[]), ARRAY[]::text[]), tags),
     webhook = coalesce(:webhook, webhook),
-    -- What Celery sends with a time lives from then, and was given 7 days more.
-    expires_at = make_interval(secs => :lifetime) + CASE
+    expires_at = CASE
+        -- It was queued again, with a deadline counted from then.
+        WHEN attempt > 1 THEN least(expires_at, now() + make_interval(secs => :lifetime))
+        -- What Celery sends with a time lives from then, and was given 7 days more.
         WHEN is_followed THEN greatest(created_at, expires_at - interval '7 days')
-        ELSE created_at END
+            + make_interval(secs => :lifetime)
+        ELSE created_at + make_interval(secs => :lifetime)
+    END
 WHERE {_HELD}
 RETURNING CAST(extract(epoch FROM expires_at - clock_timestamp()) AS float8)
 """)  # noqa: S608 - ours

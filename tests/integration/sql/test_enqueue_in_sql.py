@@ -345,6 +345,8 @@ def test_a_failed_job_is_checked_again_when_it_is_retried(
     job_id = enqueue(connection, "'Hello.', provider => 'later'")
     execute(stack, job_id)
     assert stack.jobs.get(job_id).error_code == "UNKNOWN_PROVIDER"
+    with stack.ledger.transaction() as unit:  # its deadline is counted anew
+        unit.session.execute(text("UPDATE jobs SET created_at = now() - interval '30 days'"))
     stack.factory.register("later", fake_llm.service)
     stack.jobs.retry(job_id)
     assert execute(stack, job_id).state is JobState.SUCCEEDED
