@@ -207,6 +207,9 @@ class DocumentRepository(BaseRepository[Document]):
 
         `collection_id` is that of a collection which is being deleted.
         """
+        # Who cuts one anew is done then: a statement does not see what comes while it waits.
+        query = select(Document.id).where(Document.id.in_(documents)).order_by(Document.id)
+        self._session.execute(query.with_for_update())
         given = {"documents": array_literal(documents), "collection": collection_id}
         self._session.execute(_DELETE, {**given, "wait": timedelta(0)})
 

@@ -256,3 +256,23 @@ def test_vectors_are_there_as_long_as_somebody_uses_them(
             stack.documents.delete(ids[name])
     tidy(stack)
     assert vectors(stack) == 0
+
+
+def test_vectors_of_a_document_that_is_deleted_while_it_is_cut_anew_go_too(
+    stack: WorkerServices, fake_llm: FakeProvider
+) -> None:
+    document_id = put(stack, "a", ["sea"])
+    new = Passage(0, 0, "owl", b"n" * 32)
+    with ThreadPoolExecutor(1) as thread:
+        with stack.ledger.transaction() as unit:
+            document = unit.documents.lock(document_id)
+            assert document is not None
+            unit.documents.replace_chunks(document, [new], b"x" * 32)
+            deleting = thread.submit(stack.documents.delete, document_id)
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            wait_until(lambda: in_ledger(stack, waits), "the deletion to wait")
+        deleting.result(60)
+    noted = (
+        f"SELECT count(*) FROM unused_contents WHERE content_hash = '\\x{new.content_hash.hex()}'"
+    )
+    assert in_ledger(stack, noted) == 1
