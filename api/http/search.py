@@ -105,7 +105,7 @@ class MatchView(BaseModel):
     metadata: dict[str, JsonValue]
     highlights: list[tuple[int, int]] = Field(
         description="Where words of the query stand in the text: from which character, and before "
-        "which. Of the best 100 matches."
+        "which. Of the best 100 matches, in their first 50,000 characters."
     )
 
     @classmethod

@@ -19,6 +19,8 @@ from promptstack.repositories.wire_values import BatchStatement
 
 RANKED = 20_000
 """Chunks that have a word of the query, of which the best are chosen."""
+READ_CHARACTERS = 50_000
+"""Of a text of a run, whose length is anybody's. PostgreSQL refuses over 1 MB of words."""
 
 
 class WordRepository:
@@ -45,16 +47,22 @@ class WordRepository:
 
         0 is without any, and over 1 is with all of them.
         """
-        rows = [{"place": n, "language": one[0], "text": one[1]} for n, one in enumerate(texts)]
-        return [row.rank for row in _RANK.run(self._session, rows, query=query)]
+        return [row.rank for row in _RANK.run(self._session, _rows(texts), query=query)]
 
     def marked(
         self, query: str, texts: Sequence[tuple[str, str]], begin: str, end: str
     ) -> list[str]:
-        """Each text, given with its language, with marks around the words of the query."""
-        rows = [{"place": n, "language": one[0], "text": one[1]} for n, one in enumerate(texts)]
+        """The begin of each text, given with its language, with marks around the query's words."""
         options = f"HighlightAll=true, StartSel={begin}, StopSel={end}"
-        return [row.text for row in _MARK.run(self._session, rows, query=query, options=options)]
+        found = _MARK.run(self._session, _rows(texts), query=query, options=options)
+        return [row.text for row in found]
+
+
+def _rows(texts: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    return [
+        {"place": number, "language": language, "text": said[:READ_CHARACTERS]}
+        for number, (language, said) in enumerate(texts)
+    ]
 
 
 def _all_words(language: str) -> str:

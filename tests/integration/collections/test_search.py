@@ -522,3 +522,15 @@ def test_spans_are_those_of_the_marks(first: str, parts: list[tuple[str, str]]) 
     plain = first + "".join(inside + after for inside, after in parts)
     places = spans(marked, "[", "]")
     assert [plain[begin:end] for begin, end in places] == [inside for inside, _ in parts]
+
+
+def test_a_hybrid_search_takes_items_of_any_length(
+    stack: WorkerServices, fake: FakeProvider
+) -> None:
+    """PostgreSQL keeps no more than 1 MB of words of one text."""
+    numbers = np.random.default_rng(1).integers(0, 10**12, 90_000)
+    run = embed_run(stack, ["owl " + " ".join(f"w{n:012}" for n in numbers), "A boat."])
+    matches = stack.search.search("owl", provider="fake", run_id=run, hybrid=True)
+    assert matches[0].text.startswith("owl ")
+    assert matches[0].highlights == ((0, 3),)
+    assert len(matches) == 2
