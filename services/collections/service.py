@@ -26,7 +26,7 @@ MAX_DESCRIPTION_CHARACTERS = 1_000
 DEFAULT_LANGUAGE = "english"
 
 
-class CollectionExists(InvalidInput):
+class CollectionExists(WrongState):
     """The user has a collection of this name already."""
 
     code = "COLLECTION_EXISTS"

@@ -62,7 +62,7 @@ def test_a_collection_over_http(stack: WorkerServices, ada: TestClient) -> None:
     assert (changed["name"], changed["description"]) == ("shelf", "Mine.")
     assert ada.get(f"{PREFIX}/collections/shelf").json()["id"] == books["id"]
     problem(ada.get(f"{PREFIX}/collections/books"), 404, "NOT_FOUND")
-    problem(ada.patch(url, json={"name": "default"}), 422, "COLLECTION_EXISTS")
+    problem(ada.patch(url, json={"name": "default"}), 409, "COLLECTION_EXISTS")
     problem(ada.post(f"{PREFIX}/collections", json={"name": "all"}), 422, "INVALID_INPUT")
     problem(ada.delete(f"{PREFIX}/collections/default"), 409, "WRONG_STATE")
     gone = ada.delete(url)
