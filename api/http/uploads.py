@@ -181,7 +181,10 @@ async def _from_form(request: Request, held: ExitStack) -> tuple[Upload, list[tu
             held.callback(value.file.close)
     file = form.get("file")
     if not isinstance(file, UploadFile):
-        raise InvalidInput("The form has no file; send it in the field `file`.")
+        raise InvalidInput(
+            "The form has no whole file. Send one in the field `file`, and the form up to its last "
+            "boundary."
+        )
     if (file.size or 0) > uploads.max_bytes:
         raise _too_large(uploads)
     fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
