@@ -99,6 +99,16 @@ def test_a_pipe_gets_all_columns_uncut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said.stderr == ""
 
 
+@pytest.mark.usefixtures("stack")
+def test_jobs_are_found_by_their_tags(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Some text.")
+    one = told("generate", "x", "--no-wait", "--tag", "red", "--tag", "blue")
+    assert one["tags"] == ["red", "blue"]
+    told("embed", str(tmp_path / "a.txt"), "--no-wait", "--tag", "red")
+    for tag, found in (("red", 2), ("blue", 1), ("green", 0)):
+        assert len(told("jobs", "list", "--tag", tag)["items"]) == found
+
+
 @pytest.mark.usefixtures("busy")
 def test_every_list_has_one_shape(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Some text.")

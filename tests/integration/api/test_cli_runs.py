@@ -339,6 +339,41 @@ def test_a_cancelled_run_says_so(stack: WorkerServices) -> None:
     assert "reason" not in said
 
 
+def test_a_cancelled_run_is_resumed(stack: WorkerServices) -> None:
+    embed("--detach")
+    run = str(only_run(stack))
+    assert "goes on" in runs("resume", run, code=2).stderr
+    runs("cancel", run)
+    assert runs("resume", run, "--detach").stdout == "2 items are tried again.\n"
+    assert stack.runs.get(run).state is RunState.RUNNING
+    runs("cancel", run)
+    said = runs("resume", run, "-o", "out.jsonl").stderr
+    assert "Wrote 2 results and 0 failures: out.jsonl" in said
+    assert len(Path("out.jsonl").read_text().splitlines()) == 2
+    assert "`retry`" in runs("resume", run, code=2).stderr
+
+
+def test_a_run_is_deleted_when_it_has_ended(stack: WorkerServices) -> None:
+    embed()
+    run = str(only_run(stack))
+    assert runs("delete", run).stdout == f"Deleted run {run}.\n"
+    assert "no run" in runs("delete", run, code=2).stderr
+    embed()
+    run = str(only_run(stack))
+    assert json.loads(runs("delete", run, "--json").stdout) == {"id": run, "deleted": True}
+    embed("--detach")
+    assert "cancel it" in runs("delete", str(only_run(stack)), code=2).stderr
+
+
+def test_a_run_is_found_by_its_tags(stack: WorkerServices) -> None:
+    embed("--detach", "--tag", "red", "--tag", "blue", "--name", "one")
+    embed("--detach", "--tag", "red", "--name", "two")
+    for tag, names in (("red", ["two", "one"]), ("blue", ["one"]), ("green", [])):
+        found = json.loads(runs("list", "--tag", tag, "--json").stdout)["items"]
+        assert [run["name"] for run in found] == names
+    assert "tag" in embed("--tag", "", code=2).stderr
+
+
 def test_done_in_the_list_is_what_succeeded() -> None:
     Path("texts.jsonl").write_text(LINES + BAD)
     embed("--skip-bad", code=1)
