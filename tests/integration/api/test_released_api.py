@@ -1,5 +1,6 @@
 """A client that was made for the last release goes on working."""
 
+import json
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -9,8 +10,11 @@ import pytest
 from promptstack.api.http.description import describe
 from promptstack.config.settings import Settings
 from tests.descriptions import Comparison
+from tests.processes import ROOT
 
 Document = dict[str, Any]
+RELEASED = ROOT / "tests" / "released" / "openapi.json"
+"""What `promptstack openapi` printed at the last release; it is renewed with each."""
 JOB, JOBS, GENERATIONS = "/api/v1/jobs/{job_id}", "/api/v1/jobs", "/api/v1/generations"
 
 
@@ -55,6 +59,10 @@ FINE: dict[str, Callable[[Document], object]] = {
     "optional field": lambda new: put(new, "KeyTerms", "x", {"type": "string"}),
     "longer text": lambda new: schema(new, "KeyTerms")["properties"]["name"].update(maxLength=999),
 }
+
+
+def test_clients_of_the_last_release_can_use_this_one(now: Document) -> None:
+    assert list(Comparison(json.loads(RELEASED.read_text()), now).faults()) == []
 
 
 @pytest.mark.parametrize("change", BREAKING.values(), ids=BREAKING)
