@@ -103,10 +103,10 @@ class WebhookDelivery(Base):
         one_of("state", DeliveryState),
         Index("webhook_deliveries_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
         Index(
-            "webhook_deliveries_due_of",
+            "webhook_deliveries_due_in_order",
             "endpoint_id",
-            "host",
             "due_at",
+            "host",
             postgresql_where=text("due_at IS NOT NULL"),
         ),
         Index("webhook_deliveries_created", "created_at"),

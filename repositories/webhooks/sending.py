@@ -14,6 +14,8 @@ from promptstack.repositories.wire_values import BatchStatement, array_literal
 
 LOGGED_ATTEMPTS = 20
 """Of one delivery, the newest: somebody may replay it again and again."""
+LOOKED_AT = 300
+"""Deliveries of an endpoint that are due: one user's may go to any number of hosts."""
 
 
 class Target(NamedTuple):
@@ -104,13 +106,14 @@ class SendingRepository:
                 "room": room.deliveries,
                 "of_endpoint": room.of_endpoint,
                 "of_target": room.of_target,
+                "looked_at": LOOKED_AT,
                 "lease": lease_seconds,
             },
         )
         return [DueDelivery(**row._mapping) for row in rows]
 
     def hold_disabled(self) -> None:
-        """Let deliveries to disabled endpoints wait until these are enabled."""
+        """Let some deliveries to disabled endpoints wait until these are enabled."""
         self._session.execute(_HOLD_DISABLED)
 
     def settle(self, settled: Sequence[SettledDelivery]) -> None:
@@ -127,23 +130,25 @@ class SendingRepository:
         return change_rows(self._session, _PRUNE.bindparams(**given))
 
 
-# One look for each target with something to send, and not for each delivery.
+# One look for each endpoint with something to send, and not for each delivery or host.
 _TARGETS = """
 WITH RECURSIVE targets AS (
     (
-        SELECT endpoint_id, host FROM webhook_deliveries WHERE due_at IS NOT NULL
-        ORDER BY endpoint_id, host LIMIT 1
+        SELECT endpoint_id FROM webhook_deliveries WHERE due_at IS NOT NULL
+        ORDER BY endpoint_id LIMIT 1
     )
     UNION ALL
-    SELECT next.endpoint_id, next.host FROM targets, LATERAL (
-        SELECT endpoint_id, host FROM webhook_deliveries
-        WHERE due_at IS NOT NULL AND (endpoint_id, host) > (targets.endpoint_id, targets.host)
-        ORDER BY endpoint_id, host LIMIT 1
+    SELECT next.endpoint_id FROM targets, LATERAL (
+        SELECT endpoint_id FROM webhook_deliveries
+        WHERE due_at IS NOT NULL AND endpoint_id > targets.endpoint_id
+        ORDER BY endpoint_id LIMIT 1
     ) AS next
 )
 """
 
-# An endpoint that has just failed gets one event at a time: one that hangs holds up nobody.
+# An endpoint that has just failed gets one event at a time: one that hangs holds up nobody. Of an
+# endpoint the oldest are looked at, but those to a host that has no room now. Only those that are
+# chosen are locked.
 _CLAIM = text(
     f"""{_TARGETS}
 , busy AS (
@@ -152,40 +157,49 @@ _CLAIM = text(
     ) AS t (endpoint_id, host, count)
 ), open AS (
     SELECT
-        targets.endpoint_id, targets.host,
-        greatest(0,
-            CASE
-                WHEN endpoints.failures > 0 AND endpoints.url IS NOT NULL THEN 1 ELSE :of_target
-            END - coalesce(busy.count, 0)
-        ) AS room,
+        endpoints.id AS endpoint_id,
+        CASE
+            WHEN endpoints.failures > 0 AND endpoints.url IS NOT NULL THEN 1 ELSE :of_target
+        END AS of_host,
         :of_endpoint - coalesce((
-            SELECT sum(count) FROM busy AS all_busy
-            WHERE all_busy.endpoint_id = targets.endpoint_id
-        ), 0) AS room_of_endpoint
+            SELECT sum(count) FROM busy WHERE busy.endpoint_id = endpoints.id
+        ), 0) AS room
     FROM targets
     JOIN webhook_endpoints AS endpoints ON endpoints.id = targets.endpoint_id
     LEFT JOIN users ON users.id = endpoints.user_id
-    LEFT JOIN busy ON busy.endpoint_id = targets.endpoint_id AND busy.host = targets.host
     WHERE endpoints.disabled_at IS NULL AND users.disabled_at IS NULL
     AND (endpoints.rests_until IS NULL OR endpoints.rests_until <= now())
-), due AS (
+), oldest AS (
     SELECT
-        first.id, first.due_at, open.room_of_endpoint,
-        row_number() OVER (PARTITION BY open.endpoint_id ORDER BY first.due_at) AS number
-    FROM open, LATERAL (
-        SELECT id, due_at FROM webhook_deliveries AS deliveries
-        WHERE deliveries.endpoint_id = open.endpoint_id AND deliveries.host = open.host
-        AND due_at <= now()
-        ORDER BY due_at LIMIT open.room FOR UPDATE SKIP LOCKED
+        open.endpoint_id, open.room, open.of_host, first.id, first.due_at,
+        coalesce(busy.count, 0) + row_number() OVER (
+            PARTITION BY open.endpoint_id, first.host ORDER BY first.due_at
+        ) AS number_of_host
+    FROM open CROSS JOIN LATERAL (
+        SELECT id, host, due_at FROM webhook_deliveries AS deliveries
+        WHERE deliveries.endpoint_id = open.endpoint_id AND due_at <= now()
+        AND host <> ALL (ARRAY(
+            SELECT busy.host FROM busy
+            WHERE busy.endpoint_id = open.endpoint_id AND busy.count >= open.of_host
+        ))
+        ORDER BY due_at LIMIT :looked_at
     ) AS first
+    LEFT JOIN busy ON busy.endpoint_id = open.endpoint_id AND busy.host = first.host
+    WHERE open.room > 0
+), due AS (
+    SELECT id, due_at, room, row_number() OVER (PARTITION BY endpoint_id ORDER BY due_at) AS number
+    FROM oldest WHERE number_of_host <= of_host
 ), chosen AS MATERIALIZED (
-    SELECT id FROM due WHERE number <= room_of_endpoint ORDER BY due_at LIMIT :room
+    SELECT id FROM due WHERE number <= room ORDER BY due_at LIMIT :room
+), locked AS MATERIALIZED (
+    SELECT id FROM webhook_deliveries
+    WHERE id IN (SELECT id FROM chosen) AND due_at <= now() FOR UPDATE SKIP LOCKED
 )
 UPDATE webhook_deliveries AS deliveries SET
     claims = deliveries.claims + 1,
     due_at = now() + make_interval(secs => :lease)
-FROM chosen, webhook_endpoints AS endpoints
-WHERE deliveries.id = chosen.id AND endpoints.id = deliveries.endpoint_id
+FROM locked, webhook_endpoints AS endpoints
+WHERE deliveries.id = locked.id AND endpoints.id = deliveries.endpoint_id
 RETURNING deliveries.id, deliveries.endpoint_id, endpoints.user_id, deliveries.host,
     deliveries.event_id, deliveries.type, deliveries.object_id,
     coalesce(deliveries.url, endpoints.url) AS url,
@@ -201,7 +215,7 @@ UPDATE webhook_deliveries SET due_at = NULL WHERE id IN (
     SELECT deliveries.id FROM webhook_endpoints AS endpoints
     JOIN webhook_deliveries AS deliveries ON deliveries.endpoint_id = endpoints.id
     WHERE endpoints.disabled_at IS NOT NULL AND deliveries.due_at <= now()
-    FOR UPDATE OF deliveries SKIP LOCKED
+    LIMIT 1000 FOR UPDATE OF deliveries SKIP LOCKED
 )
 """)
 
@@ -245,7 +259,7 @@ RETURNING deliveries.id
 _PRUNE = text(
     f"""{_TARGETS}
 , gone AS (
-    SELECT DISTINCT endpoint_id FROM targets
+    SELECT endpoint_id FROM targets
     WHERE NOT EXISTS (SELECT FROM webhook_endpoints WHERE id = targets.endpoint_id)
 )
 DELETE FROM webhook_deliveries WHERE id IN (

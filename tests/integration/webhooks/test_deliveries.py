@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -16,6 +17,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from svix.webhooks import Webhook as SvixWebhook
 
 from promptstack.repositories.webhook_models import DeliveryState
+from promptstack.repositories.webhooks.sending import LOOKED_AT, Room
 from promptstack.services.errors import NotFound, WrongState
 from promptstack.services.webhooks.secrets import SecretBox
 from promptstack.tasks.worker_services import WorkerServices
@@ -227,8 +229,6 @@ def test_what_a_dead_worker_had_in_hand_is_sent_by_another(
     sending.webhooks.create(served.url)
     end_a_job(sending)
     with another(sending) as dead, dead.ledger.transaction() as unit:
-        from promptstack.repositories.webhooks.sending import Room  # noqa: PLC0415
-
         [taken] = unit.webhook_sending.claim(Room(10, 10, 10, {}), 30.0)
     send_due(sending)
     assert served.got == [], "a worker has it still"
@@ -295,6 +295,48 @@ def test_one_host_that_hangs_holds_up_no_other_of_the_same_user(
 
         wait_until(all_taken, "the events of the other host", 60)
         hanging.is_over.set()
+
+
+ADD_TO_HOSTS = text("""
+    INSERT INTO webhook_deliveries (id, endpoint_id, event_id, type, object_id, url, host, due_at)
+    SELECT gen_random_uuid(), endpoints.id, gen_random_uuid(), 'response.completed',
+        gen_random_uuid(), 'https://' || host || '/', host, now()
+    FROM webhook_endpoints AS endpoints, unnest(CAST(:hosts AS text[])) AS host
+    WHERE endpoints.user_id = :user
+""")
+
+
+def test_one_users_many_hosts_cost_others_nothing(sending: WorkerServices) -> None:
+    """Neither time nor locks: a claim looks at so many deliveries of each endpoint."""
+    ada, eve = two_users(sending)
+    with sending.ledger.transaction() as unit:
+        session = unit.webhook_sending._session
+        for user, hosts in ((eve, 3_000), (ada, 5)):
+            sending.webhooks.rotate_own_secret(user)
+            names = [f"h{n}.example" for n in range(hosts)]
+            session.execute(ADD_TO_HOSTS, {"user": user, "hosts": names})
+    locked = "SELECT count(*) FROM webhook_deliveries WHERE xmax::text::bigint = txid_current()"
+    with sending.ledger.transaction() as unit:
+        taken = unit.webhook_sending.claim(Room(100, 30, 10, {}), 60.0)
+        locks = unit.webhook_sending._session.execute(text(locked)).scalar_one()
+    assert locks == len(taken)
+    assert Counter(one.user_id for one in taken) == {eve: 30, ada: 5}
+
+
+def test_what_waits_for_a_full_host_is_passed_over(sending: WorkerServices) -> None:
+    ada, _ = two_users(sending)
+    endpoint = sending.webhooks.rotate_own_secret(ada)
+    assert endpoint.view.exists
+    with sending.ledger.transaction() as unit:
+        session = unit.webhook_sending._session
+        for hosts in (["full.example"] * (LOOKED_AT + 100), ["other.example"]):
+            session.execute(ADD_TO_HOSTS, {"user": ada, "hosts": hosts})
+    with sending.ledger.transaction() as unit:
+        first = unit.webhook_sending.claim(Room(100, 30, 10, {}), 60.0)
+        busy = Counter(one.target for one in first)
+        assert {one.host for one in first} == {"full.example"}
+        then = unit.webhook_sending.claim(Room(90, 30, 10, busy), 60.0)
+    assert [one.host for one in then] == ["other.example"]
 
 
 def test_an_endpoint_that_has_just_failed_gets_one_event_at_a_time(
