@@ -40,7 +40,8 @@ class TaskName(StrEnum):
 
 
 NEW_JOBS_CHANNEL = "promptstack_jobs"
-"""PostgreSQL's NOTIFY channel: jobs were enqueued in SQL. A notification says no more."""
+"""PostgreSQL's NOTIFY channel: jobs were enqueued in SQL, or events are to be sent.
+A notification says no more."""
 
 PROGRESS_KEY = "promptstack:progress:{id}"
 """Redis hash: where a job stands now."""

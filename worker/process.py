@@ -73,7 +73,12 @@ class WorkerProcess:
         seconds = settings.reconcile_seconds
         steps = {step.name: _periodic(step, seconds) for step in services.reconciler.steps}
         services.webhook_sender.wake = steps["webhooks"].wake
-        hear = partial(services.new_jobs.hear, steps["messages"].wake)
+
+        def wake_senders() -> None:
+            steps["messages"].wake()
+            steps["webhooks"].wake()
+
+        hear = partial(services.new_jobs.hear, wake_senders)
         self._periodic = [
             Periodic("heartbeat", services.heartbeat.beat, settings.heartbeat_seconds),
             *steps.values(),

@@ -1,4 +1,4 @@
-"""Hears of jobs that were enqueued in SQL, so that their messages leave at once.
+"""Hears of jobs that were enqueued in SQL, and of events of webhooks, so that they leave at once.
 
 What it misses, the outbox finds: it looks every second anyway.
 """

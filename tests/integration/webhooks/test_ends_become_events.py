@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from promptstack.config.names import NEW_JOBS_CHANNEL
 from promptstack.repositories.models import JobState
 from promptstack.repositories.run_models import RunState
 from promptstack.repositories.webhook_models import WebhookDelivery, WebhookEndpoint
@@ -266,3 +267,15 @@ def test_a_failed_call_is_no_end(stack: WorkerServices, fake_llm: FakeProvider) 
     job = generate(stack)
     run(stack, job)
     assert events(stack) == [("response.failed", job.id)]
+
+
+def test_workers_hear_of_a_new_event_as_its_transaction_commits(
+    stack: WorkerServices, fake_llm: FakeProvider
+) -> None:
+    job = generate(stack)
+    with stack.ledger.listening(NEW_JOBS_CHANNEL) as listener:
+        stack.jobs.cancel(job.id)
+        assert not listener.wait(0.2), "nobody has a webhook"
+        stack.webhooks.create("https://example.org/")
+        stack.jobs.cancel(generate(stack, "Another.").id)
+        assert listener.wait(30)
