@@ -219,3 +219,12 @@ class _Stream:
             self._part = memoryview(part)
         taken, self._part = bytes(self._part[:size]), self._part[size:]
         return taken
+
+
+def read_request(request: str) -> dict[str, Any] | None:
+    """Read a request; None where jsonb holds what Python refuses: endless digits or nesting."""
+    try:
+        read: dict[str, Any] = json.loads(request)
+    except (ValueError, RecursionError):
+        return None
+    return read

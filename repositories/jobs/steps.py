@@ -18,7 +18,6 @@ its claim: while the job's `attempt` is the one that it claimed. `claim` and `su
 a single step is a batch of one.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -35,7 +34,7 @@ from promptstack.repositories.jobs.attempts import AttemptRepository
 from promptstack.repositories.jobs.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED
 from promptstack.repositories.jobs.records import Claim, ClaimStep, JobSnapshot, SucceedStep
 from promptstack.repositories.models import AttemptState, Job, JobKind, JobState
-from promptstack.repositories.wire_values import BatchStatement, dump_jsonb
+from promptstack.repositories.wire_values import BatchStatement, dump_jsonb, read_request
 
 
 class StepRepository:
@@ -71,7 +70,7 @@ class StepRepository:
                 is_readable=request is not None,
             )
             for row in _CLAIM.run(self._session, rows, worker=worker_id)
-            for request in [_read(row.request)]
+            for request in [read_request(row.request)]
         }
 
     def claim(
@@ -181,15 +180,6 @@ class StepRepository:
         if row is None:
             raise claim.lost()
         return row
-
-
-def _read(request: str) -> dict[str, Any] | None:
-    """Read a request; None where jsonb holds what Python refuses: endless digits or nesting."""
-    try:
-        read: dict[str, Any] = json.loads(request)
-    except (ValueError, RecursionError):
-        return None
-    return read
 
 
 def _result(claim: Claim, result: Mapping[str, object]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ down delays the job but does not refuse it.
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -26,12 +25,12 @@ from promptstack.repositories.errors import (
 from promptstack.repositories.idempotency import KeyedRequest
 from promptstack.repositories.jobs.new_jobs import COPIED_FROM, NewJobRepository
 from promptstack.repositories.jobs.records import Accepted, NewJobRow
-from promptstack.repositories.models import Job
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
-from promptstack.services.errors import IdempotencyConflict, NotFound, NotYet
+from promptstack.services.errors import NotFound, NotYet
 from promptstack.services.idempotency.claims import claim
 from promptstack.services.jobs.combined import Combined
+from promptstack.services.jobs.known_keys import Known, check_same, explained, find_known
 from promptstack.services.jobs.new_job import (
     JobDefaults,
     NewJob,
@@ -53,7 +52,6 @@ MOMENT_SECONDS = 0.05
 LOCK_SECONDS = 2.0
 """Longest wait of a job, or of those of one call, which nobody else waits with."""
 Result = TypeVar("Result")
-Known = dict[tuple[UUID | None, str], Job]
 
 
 class JobIntake:
@@ -118,7 +116,7 @@ class JobIntake:
         try:
             return self._add_at_once(new)
         except LedgerConflict:
-            with _explained():
+            with explained():
                 return self._add_by_one_statement([new], LOCK_SECONDS)[0]
 
     def _store(
@@ -129,15 +127,15 @@ class JobIntake:
         with_keys = [job for job in jobs if job.key]
         with self._unit_of_work(session, jobs) as work:
             claim(work, keyed, jobs[0].id)
-            known = _find_known(work, with_keys)
+            known = find_known(work, with_keys)
             for job in with_keys:
-                _check_same(job, known)
+                check_same(job, known)
             new = [job for job in jobs if job.key not in known] if known else jobs
             _check_users(work, new)
             added = self._add(work.new_jobs, self._rows(work, new), epoch)
             if len(added) < len(new):
                 # Of a key that is twice among them, or that somebody else has used since.
-                known |= _find_known(work, [job for job in with_keys if job.id not in added])
+                known |= find_known(work, [job for job in with_keys if job.id not in added])
             times = [added.get(job.id) for job in jobs]
             added_jobs = [
                 (job, time) for job, time in zip(jobs, times, strict=True) if time is not None
@@ -149,7 +147,7 @@ class JobIntake:
     def _accepted(self, new: NewJob, accepted: Accepted | None, known: Known) -> JobView:
         if accepted is not None:
             return _view(new, accepted, self._retries(new))
-        job = _check_same(new, known)
+        job = check_same(new, known)
         if job is None:
             raise NotYet(
                 f"{new.place}A job of the same idempotency key was deleted just now; try again."
@@ -205,7 +203,7 @@ class JobIntake:
         self, session: Session | None, jobs: Sequence[NewJob]
     ) -> Iterator[UnitOfWork]:
         if session is None:
-            with _explained(), self._ledger.transaction() as work:
+            with explained(), self._ledger.transaction() as work:
                 if any(job.key or job.document for job in jobs):
                     work.limit_locks(LOCK_SECONDS)
                 yield work
@@ -257,18 +255,6 @@ class JobIntake:
         return self._defaults.max_retries if said is None else said
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Say what somebody else's transaction holds."""
-    try:
-        yield
-    except LedgerConflict as error:
-        raise LedgerConflict(
-            "Another transaction is not over that has used the same idempotency key, or the same "
-            "source; try again once it is."
-        ) from error
-
-
 def _stored_once(store: Callable[[], Result], again: Callable[[], Result] | None = None) -> Result:
     """Store jobs, once more where the connection broke: nobody knows then whether they are there.
 
@@ -280,32 +266,6 @@ def _stored_once(store: Callable[[], Result], again: Callable[[], Result] | None
         raise  # nothing was sent
     except LedgerUnavailable:
         return (again or store)()
-
-
-def _find_known(work: UnitOfWork, jobs: Sequence[NewJob]) -> Known:
-    """The jobs that are there of the keys of these, by user and key."""
-    keys: dict[UUID | None, set[str]] = defaultdict(set)
-    ours = {job.id for job in jobs}
-    for job in jobs:
-        if job.key:
-            keys[job.key[0]].add(job.key[1])
-    return {
-        (user_id, str(job.idempotency_key)): job
-        for user_id, its_keys in keys.items()
-        for job in work.jobs.find_by_idempotency_keys(user_id, its_keys)
-        if job.id not in ours
-    }
-
-
-def _check_same(new: NewJob, known: Known) -> Job | None:
-    """The job that is there of the key of this one, if any. Raises `IdempotencyConflict`."""
-    job = known.get(new.key) if new.key else None
-    if job is not None and job.request_hash != new.request_hash:
-        raise IdempotencyConflict(
-            f"{new.place}The idempotency key was used for another request (job {job.id}); "
-            "send a new key for a new request."
-        )
-    return job
 
 
 def _check_users(work: UnitOfWork, jobs: Sequence[NewJob]) -> None:
