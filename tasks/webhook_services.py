@@ -1,7 +1,6 @@
 """What sends events to webhooks, made of a worker's settings."""
 
 from promptstack.services.webhooks.health import EndpointHealth
-from promptstack.services.webhooks.receivers import Receivers
 from promptstack.services.webhooks.sender import WebhookSender
 from promptstack.services.webhooks.upkeep import WebhookUpkeep
 from promptstack.tasks import from_settings
@@ -10,6 +9,9 @@ from promptstack.tasks.composition import PromptStack
 
 def open_sender(stack: PromptStack) -> WebhookSender:
     """What sends events; somebody has to close it."""
+    # It loads an HTTP client, which a worker needs once it has started.
+    from promptstack.services.webhooks.receivers import Receivers  # noqa: PLC0415
+
     settings = stack.settings
     receivers = Receivers(
         from_settings.webhook_rules(settings),

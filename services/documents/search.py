@@ -134,8 +134,8 @@ class SearchService:
         vectors or there is no such collection or run, and what the limiter, budgets and the
         provider raise.
         """
-        asked, scope, known = self._prepare(limit, how)
         _check_query(query)
+        asked, scope, known = self._prepare(limit, how)
         vector = self._vectors.of(query, known, asked.asker)
         found = self._nearest(known, vector, limit * (FUSED_FROM if hybrid else 1), scope)
         with self._ledger.transaction() as unit:

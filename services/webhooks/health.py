@@ -12,7 +12,7 @@ from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
 from promptstack.services.notifications.service import NotificationService
-from promptstack.services.webhooks.receivers import Answer
+from promptstack.services.webhooks.answers import Answer
 
 logger = logging.getLogger(__name__)
 

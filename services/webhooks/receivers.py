@@ -4,7 +4,6 @@ import asyncio
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from uuid import UUID
 
 import aiohttp
@@ -12,6 +11,7 @@ from yarl import URL
 
 from promptstack.config.errors import PromptStackError
 from promptstack.services.validation.webhook_urls import WebhookRules
+from promptstack.services.webhooks.answers import GONE, Answer
 from promptstack.services.webhooks.errors import NamesBusy
 from promptstack.services.webhooks.guard import GuardedResolver
 from promptstack.services.webhooks.names import LookUp, asking_user
@@ -22,32 +22,6 @@ at them."""
 BODY_SECONDS = 1.0
 """The longest wait for them: the status says all."""
 MAX_RETRY_AFTER = 86_400.0
-GONE = 410
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of one request."""
-
-    status: int | None
-    """HTTP's; None where there was no answer."""
-    error: str | None
-    """A sentence; None if it was taken. It quotes nothing of the address beyond its host."""
-    seconds: float
-    retry_after: float | None = None
-    """How long the receiver wants to be left alone."""
-    is_ours: bool = False
-    """Whether nothing was sent, and not by any fault of the receiver."""
-
-    @property
-    def is_taken(self) -> bool:
-        """Whether the receiver has the event."""
-        return self.error is None
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether the receiver says that it wants no more events, ever."""
-        return self.status == GONE
 
 
 class Receivers:

@@ -13,6 +13,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from promptstack.config.errors import PromptStackError
@@ -20,10 +21,13 @@ from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.repositories.webhooks.sending import DueDelivery, Room, SettledDelivery
 from promptstack.services.llm.event_loop import EventLoop
+from promptstack.services.webhooks.answers import Answer
 from promptstack.services.webhooks.events import event_body, event_name
 from promptstack.services.webhooks.health import EndpointHealth
-from promptstack.services.webhooks.receivers import Answer, Receivers
 from promptstack.services.webhooks.secrets import SecretBox, signed_headers
+
+if TYPE_CHECKING:
+    from promptstack.services.webhooks.receivers import Receivers
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +58,7 @@ class WebhookSender:
         self,
         ledger: Ledger,
         loop: EventLoop,
-        receivers: Receivers,
+        receivers: "Receivers",
         secrets: SecretBox,
         health: EndpointHealth,
         *,

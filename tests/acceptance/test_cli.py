@@ -309,7 +309,7 @@ def test_jobs(
     good = stack.jobs.enqueue_generation("Say hello.")
     arguments = [COMMAND, "jobs", "watch"]
     with Process(arguments, command_environment(environment), tmp_path / "watch.log") as watching:
-        wait_until(lambda: "No worker is running" in watching.output(), "the warning")
+        wait_until(lambda: "No worker is alive" in watching.output(), "the warning")
         start_worker()
         assert watching.wait() == 0
     assert watching.output().endswith("1 succeeded, 0 did not.\n")
@@ -397,7 +397,7 @@ def test_wrong_requests_say_why_in_one_line_and_enqueue_nothing(
         ("generate", "x", "--option", "nope=1"): "no option nope. Known: delay_seconds",
         ("embed", file, "--provider", "nope"): "no provider 'nope'",
         ("search", "x"): "Nothing has been embedded with local/wordllama-256 yet.",
-        ("search", " "): "The question is empty.",
+        ("search", " "): "The query is empty.",
         ("jobs", "show", UNKNOWN): f"There is no job {UNKNOWN}.",
         ("keys", "create", "--email", "nobody"): "'nobody' is not an e-mail address.",
     }
@@ -551,7 +551,7 @@ def test_ctrl_c_leaves_an_accepted_job_to_the_next_worker(
     arguments = [COMMAND, "generate", "Say hello."]
     with Process(arguments, command_environment(environment), tmp_path / "log") as generating:
         wait_until(stack.jobs.get_many, "the job")
-        wait_until(lambda: "No worker is running" in generating.output(), "the warning")
+        wait_until(lambda: "No worker is alive" in generating.output(), "the warning")
         generating.send(signal.SIGINT)
         assert generating.wait() == 130
     assert "Jobs that were accepted go on" in generating.output()

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from promptstack.services.errors import InvalidInput
 from promptstack.services.validation.webhook_urls import WebhookRules, why_not_public
+from promptstack.services.webhooks.answers import Answer
 from promptstack.services.webhooks.errors import NamesBusy
 from promptstack.services.webhooks.names import LOOKUPS_OF_USER
-from promptstack.services.webhooks.receivers import Answer, Receivers
+from promptstack.services.webhooks.receivers import Receivers
 from tests.tls import Authority
 from tests.webhooks import receiver
 
