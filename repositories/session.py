@@ -85,10 +85,14 @@ class Ledger:
         with explained():
             connection = self._engine.raw_connection()
             connection.detach()
+            driver: Any = connection.dbapi_connection
             try:
                 yield Listener(connection, channel)
             finally:
-                connection.close()
+                if driver.closed:
+                    connection.invalidate()
+                else:
+                    connection.close()
 
     @staticmethod
     def join(session: Session) -> UnitOfWork:

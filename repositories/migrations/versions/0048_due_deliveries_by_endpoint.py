@@ -23,9 +23,10 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    with op.get_context().autocommit_block():
-        _build(BEFORE, ["endpoint_id", "host", "due_at"])
-        op.drop_index(AFTER, TABLE, if_exists=True, postgresql_concurrently=True)
+    op.create_index(
+        BEFORE, TABLE, ["endpoint_id", "host", "due_at"], postgresql_where=sa.text(IS_DUE)
+    )
+    op.drop_index(AFTER, TABLE)
 
 
 def _build(name: str, columns: list[Any]) -> None:

@@ -205,8 +205,10 @@ def test_no_secret_and_no_content_is_in_it(mailing: WorkerServices) -> None:
         user = said.json()
         for tried in (person, {**person, "password": MARK}):
             root.post("/api/v1/auth/login", json=tried)
-        mail = {"user_id": user["id"], "subject": MARK, "message": MARK, "idempotency_key": MARK}
-        assert root.post("/api/v1/send-notification", json=mail).status_code == 202
+        mail = {"user_id": user["id"], "subject": MARK, "message": MARK}
+        keyed = {"Idempotency-Key": MARK}
+        sent = root.post("/api/v1/send-notification", json=mail, headers=keyed)
+        assert sent.status_code == 202, sent.text
         with serve(mailing) as ada:
             job = ada.post("/api/v1/generations", json={"prompt": MARK})
         root.post(f"/api/v1/jobs/{job.json()['id']}/cancel")

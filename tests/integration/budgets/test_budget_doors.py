@@ -224,7 +224,7 @@ def test_jobs_and_runs_of_a_key_count_for_it(stack: WorkerServices, client: Test
     asked: list[tuple[str, dict[str, Any]]] = [
         ("generations", {"prompt": "x"}),
         ("embeddings", {"text": "x", "source": "x.txt"}),
-        ("jobs", {"jobs": [{"prompt": "y"}, {"text": "y", "source": "y.txt"}]}),
+        ("jobs/bulk", {"jobs": [{"prompt": "y"}, {"text": "y", "source": "y.txt"}]}),
         ("runs/embeddings", {"items": ["x"]}),
         ("runs/generations", {"items": ["x"]}),
     ]
