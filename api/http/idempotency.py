@@ -10,21 +10,17 @@ from fastapi import Depends, Request
 from promptstack.api.http.auth import CurrentCaller
 from promptstack.api.http.bodies import IdempotencyKey
 from promptstack.repositories.idempotency import KeyedRequest
-from promptstack.services.errors import InvalidInput
-from promptstack.services.text import check_name
-
-MAX_KEY_CHARACTERS = 200
 
 
 async def keyed_request(
     request: Request, caller: CurrentCaller, key: IdempotencyKey = None
 ) -> KeyedRequest | None:
-    """What is known of a request with a key; None without one. Raises `InvalidInput`."""
+    """What is known of a request with a key; None without one."""
     if key is None:
         return None
     return KeyedRequest(
         user_id=caller.user_id,
-        key=checked_key(key),
+        key=key,
         action=f"{request.method} {request.url.path}",
         request_hash=hash_of(await request.body(), request.url.query),
     )
@@ -32,13 +28,6 @@ async def keyed_request(
 
 Keyed = Annotated[KeyedRequest | None, Depends(keyed_request)]
 """For a route whose service makes its object once a key; see `services/idempotency/`."""
-
-
-def checked_key(key: str) -> str:
-    """The key. Raises `InvalidInput` for one that can't be one."""
-    if not 0 < len(key) <= MAX_KEY_CHARACTERS:
-        raise InvalidInput(f"An Idempotency-Key has 1 to {MAX_KEY_CHARACTERS} characters.")
-    return check_name(key, "The Idempotency-Key")
 
 
 def hash_of(body: bytes, query: str) -> str:
