@@ -39,7 +39,7 @@ class Permission:
     is_public: bool = False
     """Whether nobody has to say who they are."""
     routes: tuple[str, ...] = ()
-    """Methods and paths below API_V1_PREFIX."""
+    """Methods and paths below API_V1_PREFIX; whole paths of what lies beside it."""
     commands: tuple[str, ...] = ()
 
     @property

@@ -15,6 +15,8 @@ from promptstack.api.http.errors import HANDLERS
 from promptstack.api.http.first_admin import keep_trying
 from promptstack.api.http.health import HealthCheck
 from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
+from promptstack.api.http.openai.errors import OpenAIErrors
+from promptstack.api.http.openai.resources import RESOURCES as OPENAI_RESOURCES
 from promptstack.api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
 from promptstack.api.http.search import SearchSlots
 from promptstack.api.http.sessions import LOGINS_AT_ONCE, LoginSlots
@@ -52,6 +54,8 @@ def create_app(stack: PromptStack) -> FastAPI:
         stack.events.close()
 
     app = described_app(settings, lifespan=lifespan, exception_handlers=HANDLERS)
+    for router in OPENAI_RESOURCES:
+        app.include_router(router)
     app.state.stack = stack
     app.state.health = HealthCheck(stack)
     app.state.events = stack.events
@@ -105,4 +109,5 @@ def create_app(stack: PromptStack) -> FastAPI:
     )
     app.add_middleware(FramingMiddleware)
     app.add_middleware(ProblemMiddleware)
+    app.add_middleware(OpenAIErrors)
     return app

@@ -42,7 +42,7 @@ def caller_of(request: Request) -> Caller:
     """Return who sends a request, and count it. Raises as `identify`, and `TooManyRequests`."""
     caller = identify(request)
     stack: PromptStack = request.app.state.stack
-    stack.request_limits.take(caller)
+    request.state.requests_left = stack.request_limits.take(caller)
     return caller
 
 

@@ -72,13 +72,13 @@ class AttemptLimits:
         account = f"account:{email}:{address if is_known else ''}"
         attempt = Attempt(self._name(account), self._name(f"address:{_network(address)}"))
         buckets = dict(zip((attempt.account, attempt.address), self._allowances, strict=True))
-        wait = self._buckets.take(buckets)
+        wait = self._buckets.take(buckets).wait
         if wait > 0:
             seconds = math.ceil(wait)
             raise TooManyAttempts(
                 f"Too many passwords were tried. Try again in {seconds} s.",
                 retry_after=seconds,
-                is_news=self._told.take({attempt.address: TOLD}) <= 0,
+                is_news=self._told.take({attempt.address: TOLD}).wait <= 0,
             )
         return attempt
 

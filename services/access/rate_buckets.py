@@ -27,20 +27,21 @@ MOST_LOCAL = 10_000
 TAKE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local wait, full = 0, {}
+local wait, full, longest = 0, {}, 0
 for i, key in ipairs(KEYS) do
   local burst, every = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
   full[i] = math.max(tonumber(redis.call('GET', key) or now), now) + every
   wait = math.max(wait, full[i] - now - burst * every)
+  longest = math.max(longest, full[i] - now)
 end
-if wait > 0 then return wait end
+if wait > 0 then return {wait, longest} end
 for i, key in ipairs(KEYS) do
   redis.call('SET', key, string.format('%.0f', full[i]), 'PX', math.ceil((full[i] - now) / 1000))
 end
-return 0
+return {0, longest}
 """
-"""Takes one attempt from all of these buckets, or from none, and says how long to wait then. A
-bucket is the time at which it is full again, in microseconds."""
+"""Takes one attempt from all of these buckets, or from none, and says how long to wait then, and
+how long until all are full. A bucket is the time at which it is full again, in microseconds."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,16 @@ class Allowance:
 
     attempts: int
     seconds_each: float
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of taking an attempt."""
+
+    wait: float
+    """Seconds until there is one; 0 where it was taken."""
+    full_in: float
+    """Seconds until all of the buckets are full again."""
 
 
 class RateBuckets:
@@ -63,13 +74,13 @@ class RateBuckets:
         self._breaker = CircuitBreaker()
         self.local = LocalBuckets(clock, LOCAL_SHARE)
 
-    def take(self, buckets: Mapping[str, Allowance]) -> float:
-        """Take one from all of these, or from none. Returns the seconds to wait then, or 0."""
-        wait = self._shared_wait(buckets)
-        return self.local.take(buckets) if wait is None else wait
+    def take(self, buckets: Mapping[str, Allowance]) -> Taken:
+        """Take one from all of these, or from none."""
+        taken = self._take_shared(buckets)
+        return self.local.take(buckets) if taken is None else taken
 
-    def _shared_wait(self, buckets: Mapping[str, Allowance]) -> float | None:
-        """The wait in seconds, 0 for a taken attempt; None while Redis is away."""
+    def _take_shared(self, buckets: Mapping[str, Allowance]) -> Taken | None:
+        """What came of it; None while Redis is away."""
         if self._breaker.is_open():
             return None
         arguments = [
@@ -78,7 +89,7 @@ class RateBuckets:
             for number in (each.attempts, math.ceil(each.seconds_each * 1_000_000))
         ]
         try:
-            wait = float(self._take(keys=[*buckets], args=arguments))
+            wait, full_in = self._take(keys=[*buckets], args=arguments)
         except RedisError as error:
             if self._breaker.trip():
                 logger.warning(
@@ -88,7 +99,7 @@ class RateBuckets:
                 )
             return None
         self._breaker.reset()
-        return wait / 1_000_000
+        return Taken(float(wait) / 1_000_000, float(full_in) / 1_000_000)
 
     def run(self, script: Callable[[], object]) -> None:
         """Run another script on them; while Redis is away, none."""
@@ -109,23 +120,24 @@ class LocalBuckets:
         self._full_at: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
-    def take(self, buckets: Mapping[str, Allowance]) -> float:
-        """Take one attempt from all, or from none. Returns how long to wait then."""
+    def take(self, buckets: Mapping[str, Allowance]) -> Taken:
+        """Take one attempt from all, or from none."""
         with self._lock:
-            now, wait = self._clock(), 0.0
+            now, wait, longest = self._clock(), 0.0, 0.0
             full = {}
             for name, allowance in buckets.items():
                 burst = max(1, allowance.attempts // self._share)
                 every = allowance.seconds_each * self._share
                 full[name] = max(self._full_at.get(name, now), now) + every
                 wait = max(wait, full[name] - now - burst * every)
+                longest = max(longest, full[name] - now)
             if wait <= 0:
                 for name, time_ in full.items():
                     self._full_at[name] = time_
                     self._full_at.move_to_end(name)
                 while len(self._full_at) > MOST_LOCAL:
                     self._full_at.popitem(last=False)
-            return wait
+            return Taken(wait, longest)
 
     def give_back(self, address: str, seconds_each: float, account: str) -> None:
         """Give one attempt back to the first bucket, and fill the second."""

@@ -1,6 +1,7 @@
 """How many HTTP requests a minute an API key may send."""
 
 import math
+from dataclasses import dataclass
 
 from redis import Redis
 
@@ -10,24 +11,40 @@ from promptstack.services.access.errors import TooManyRequests
 from promptstack.services.access.rate_buckets import Allowance, RateBuckets
 
 
+@dataclass(frozen=True)
+class RequestsLeft:
+    """What is left of a key's requests."""
+
+    limit: int
+    """A minute."""
+    remaining: int
+    reset_seconds: float
+    """Until all of them are there again."""
+
+
 class RequestLimits:
     """Counts the requests of keys that have a limit, over all processes."""
 
     def __init__(self, redis: Redis) -> None:
         self._buckets = RateBuckets(redis, "requests of API keys")
 
-    def take(self, caller: Caller) -> None:
-        """Count a request. Raises `TooManyRequests`, which says how long to wait."""
+    def take(self, caller: Caller) -> RequestsLeft | None:
+        """Count a request. Returns what is left, where there is a limit.
+
+        Raises `TooManyRequests`, which says how long to wait.
+        """
         most = caller.requests_a_minute
         if most is None or caller.key_id is None:
-            return
+            return None
         # A client that was quiet may send them all at once.
         allowance = Allowance(most, 60 / most)
-        wait = self._buckets.take({KEY_REQUESTS_KEY.format(id=caller.key_id): allowance})
-        if wait > 0:
-            seconds = math.ceil(wait)
+        taken = self._buckets.take({KEY_REQUESTS_KEY.format(id=caller.key_id): allowance})
+        if taken.wait > 0:
+            seconds = math.ceil(taken.wait)
             raise TooManyRequests(
                 f"This API key may send {most} requests a minute, and has. "
                 f"Try again in {seconds} s.",
                 retry_after=seconds,
             )
+        left = most - math.ceil(taken.full_in / allowance.seconds_each)
+        return RequestsLeft(most, max(0, left), taken.full_in)

@@ -123,7 +123,8 @@ class World:
         headers = {} if credential is None else {"Authorization": f"Bearer {credential}"}
         if path.endswith("/events"):
             self._end()
-        url = "/api/v1" + path.format(**self._ids)
+        below = "" if path.startswith(("/openai/", "/anthropic/")) else "/api/v1"
+        url = below + path.format(**self._ids)
         body = BODIES.get(route)
         return self._client.request(method, url, headers=headers, json=body)
 

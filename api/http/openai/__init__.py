@@ -1,0 +1,1 @@
+"""OpenAI's API under `/openai/v1`: its clients work here unchanged, and their work is durable."""

@@ -1,0 +1,16 @@
+"""The routes of OpenAI's API, and what they have in common."""
+
+from fastapi import APIRouter
+
+from promptstack.api.http.route import ProtectedRoute
+
+OPENAI_PREFIX = "/openai/v1"
+
+
+class OpenAIRoute(ProtectedRoute):
+    """A route below `OPENAI_PREFIX`. Its errors are raised as everywhere; see `errors.py`."""
+
+
+def openai_router() -> APIRouter:
+    """A router for one of its resources. OpenAI describes these routes, so we don't."""
+    return APIRouter(prefix=OPENAI_PREFIX, route_class=OpenAIRoute, include_in_schema=False)
