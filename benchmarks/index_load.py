@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from promptstack.embedded.servers import EmbeddedServers, remove
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.migrations import upgrade
-from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.vector_indexes import VectorIndexes
 

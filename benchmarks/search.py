@@ -21,8 +21,8 @@ from rich.table import Table
 from promptstack.embedded.servers import EmbeddedServers, remove
 from promptstack.repositories.content.documents import NewDocument, Passage
 from promptstack.repositories.content.passages import SearchScope
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.migrations import upgrade
-from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.vector_indexes import VectorIndexes
 from promptstack.services.collections.service import CollectionService

@@ -20,9 +20,9 @@ from promptstack.repositories.content.vector_tables import (
     index_type,
     partition_of,
 )
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.driver_errors import explained
 from promptstack.repositories.errors import IndexNotBuilt
-from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.timeouts import IDLE_LIMIT, is_pooled
 from promptstack.repositories.unit_of_work import UnitOfWork

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
 from promptstack.repositories.base import BaseRepository, change_rows
-from promptstack.repositories.models import Collection, Document, UnusedContent
+from promptstack.repositories.content_models import Collection, Document, UnusedContent
 from promptstack.repositories.pages import COUNT_CAP, Page, PageQuery
 from promptstack.repositories.run_models import Run
 

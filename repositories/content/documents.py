@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, Row, Select, exists, func, or_, select, te
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.content.unused import NOTE, REPLACED_FOR, shared_lock
 from promptstack.repositories.content.vector_tables import TABLES
-from promptstack.repositories.models import Chunk, Document, EmbeddingModel, new_id
+from promptstack.repositories.content_models import Chunk, Document, EmbeddingModel
+from promptstack.repositories.models import new_id
 from promptstack.repositories.pages import Page, PageQuery, read_page
 from promptstack.repositories.wire_values import BatchStatement, array_literal
 

@@ -19,7 +19,7 @@ from promptstack.repositories.content.vector_tables import (
     index_type,
     partition_of,
 )
-from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.wire_values import SENT_AT_ONCE, ArrayLiteral, copy_binary
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.content.vector_tables import TABLES, index_name, index_type
-from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.wire_values import array_literal
 
 if TYPE_CHECKING:

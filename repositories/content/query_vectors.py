@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from promptstack.repositories.base import change_rows
 from promptstack.repositories.content.vector_tables import TABLES
-from promptstack.repositories.models import EmbeddingModel, QueryVector
+from promptstack.repositories.content_models import EmbeddingModel, QueryVector
 
 if TYPE_CHECKING:
     import numpy as np

@@ -23,8 +23,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from promptstack.repositories.base import BaseRepository
+from promptstack.repositories.content_models import Reservation
 from promptstack.repositories.jobs.records import Claim
-from promptstack.repositories.models import Job, JobState, Reservation
+from promptstack.repositories.models import Job, JobState
 from promptstack.repositories.wire_values import ArrayLiteral
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from promptstack.config.names import VectorType
 from promptstack.repositories.content.vector_tables import TABLES
-from promptstack.repositories.models import UnusedContent
+from promptstack.repositories.content_models import UnusedContent
 from promptstack.repositories.wire_values import array_literal
 
 USES = "uses of contents"

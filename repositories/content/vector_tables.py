@@ -8,7 +8,8 @@ from sqlalchemy import Column, ColumnElement, DateTime, Integer, LargeBinary, Ta
 from sqlalchemy.types import TypeEngine
 
 from promptstack.config.names import VectorType
-from promptstack.repositories.models import Base, EmbeddingModel
+from promptstack.repositories.content_models import EmbeddingModel
+from promptstack.repositories.models import Base
 
 
 def _table(name: str, vector: TypeEngine[Any]) -> Table:

@@ -14,7 +14,7 @@ from promptstack.repositories.content.passages import (
     SearchScope,
     match_rows,
 )
-from promptstack.repositories.models import Collection
+from promptstack.repositories.content_models import Collection
 from promptstack.repositories.wire_values import BatchStatement
 
 RANKED = 20_000

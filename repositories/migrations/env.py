@@ -6,6 +6,7 @@ import promptstack.repositories.access_models
 import promptstack.repositories.audit_models
 import promptstack.repositories.budget_models
 import promptstack.repositories.content.embeddings
+import promptstack.repositories.content_models
 import promptstack.repositories.flag_models
 import promptstack.repositories.notification_models
 import promptstack.repositories.operation_models

@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session
 from promptstack.repositories.base import change_rows
 from promptstack.repositories.content.unused import NOTE
 from promptstack.repositories.content.vector_tables import TABLES
-from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.run_models import Answer, Item, ItemTries, Outcome
 from promptstack.repositories.wire_values import ArrayLiteral, copy_binary, for_jsonb
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from promptstack.config.names import VectorType
 from promptstack.repositories.content.vector_tables import TABLES
-from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.wire_values import copied_row, load_jsonb
 
 if TYPE_CHECKING:

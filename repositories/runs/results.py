@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, FromClause, func, select
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.content.vector_tables import TABLES
-from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.run_models import Item, Outcome
 from promptstack.repositories.runs.result_pages import (
     PageOf,

@@ -3,7 +3,7 @@
 from uuid import UUID
 
 from promptstack.repositories.content.collections import default_collection
-from promptstack.repositories.models import Collection
+from promptstack.repositories.content_models import Collection
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import InvalidInput, NotFound
 from promptstack.services.text import check_name, check_storable

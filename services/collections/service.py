@@ -6,8 +6,9 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 from promptstack.repositories.content.collections import default_collection
+from promptstack.repositories.content_models import Collection
 from promptstack.repositories.idempotency import KeyedRequest
-from promptstack.repositories.models import Collection, new_id
+from promptstack.repositories.models import new_id
 from promptstack.repositories.pages import FIRST_PAGE, Page, PageQuery
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork

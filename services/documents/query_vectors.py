@@ -12,8 +12,9 @@ from uuid import UUID
 
 from promptstack.repositories.access_models import Tier
 from promptstack.repositories.budgets.spending import Owner
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.jobs.records import NewCall
-from promptstack.repositories.models import AttemptState, EmbeddingModel, new_id
+from promptstack.repositories.models import AttemptState, new_id
 from promptstack.repositories.session import Ledger
 from promptstack.services.accounting.billing import credible, failed, taken
 from promptstack.services.accounting.prices import Prices

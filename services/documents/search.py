@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from promptstack.repositories.access_models import Tier
 from promptstack.repositories.content.passages import Match, SearchScope, Spans
-from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.key_terms import KeyLimits

@@ -7,9 +7,9 @@ from uuid import UUID
 
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.content.documents import Passage
+from promptstack.repositories.content_models import Document
 from promptstack.repositories.errors import ClaimLost
 from promptstack.repositories.jobs.records import Claim
-from promptstack.repositories.models import Document
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.documents.chunk_sizes import Cutting
 from promptstack.services.documents.vectors import store_vectors, vector_key

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from promptstack.config.names import VectorType
 from promptstack.repositories.content.embeddings import Vector
-from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.llm.answers import EmbeddingResponse
 from promptstack.services.llm.errors import OddVector

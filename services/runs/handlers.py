@@ -7,8 +7,8 @@ from uuid import UUID
 
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import VectorType
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.errors import IndexNotBuilt
-from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.run_models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.unit_of_work import UnitOfWork

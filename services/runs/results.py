@@ -7,7 +7,7 @@ from threading import BoundedSemaphore
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.run_models import Run, RunKind
 from promptstack.repositories.runs.results import FailedItem, PageOf, Produced
 from promptstack.repositories.session import Ledger

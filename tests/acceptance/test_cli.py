@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from promptstack.api.cli.main import build
 from promptstack.config.names import Queue
 from promptstack.repositories.access_models import ApiKey, Role, User
-from promptstack.repositories.models import Attempt, Document, Job, JobState
+from promptstack.repositories.content_models import Document
+from promptstack.repositories.models import Attempt, Job, JobState
 from promptstack.services.errors import NotAuthenticated
 from promptstack.services.jobs.checks import MAX_SOURCE_BYTES
 from promptstack.services.jobs.views import JobView

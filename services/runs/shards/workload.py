@@ -8,7 +8,7 @@ from typing import Any
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import VectorType
 from promptstack.repositories.access_models import Tier
-from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.run_models import Run, RunKind
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.accounting.prices import Prices

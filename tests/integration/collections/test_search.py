@@ -17,7 +17,8 @@ from sqlalchemy import text
 from promptstack.repositories.content.collections import NOBODYS
 from promptstack.repositories.content.documents import NewDocument, Passage
 from promptstack.repositories.content.passages import Match, SearchScope
-from promptstack.repositories.models import Attempt, AttemptState, Billing, EmbeddingModel, JobState
+from promptstack.repositories.content_models import EmbeddingModel
+from promptstack.repositories.models import Attempt, AttemptState, Billing, JobState
 from promptstack.repositories.usage import Group
 from promptstack.services.access.key_terms import KeyLimits
 from promptstack.services.budgets.service import Scope, Subject

@@ -20,7 +20,7 @@ from promptstack.repositories.content.collections import NOBODYS
 from promptstack.repositories.content.documents import NewDocument, Passage
 from promptstack.repositories.content.passages import Match, SearchScope
 from promptstack.repositories.content.vector_tables import TABLES
-from promptstack.repositories.models import EmbeddingModel
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.tasks.composition import PromptStack

@@ -12,8 +12,8 @@ from sqlalchemy import create_engine, text
 from promptstack.repositories.content.collections import NOBODYS
 from promptstack.repositories.content.passages import SearchScope
 from promptstack.repositories.content.vector_tables import create_index, index_name, partition_of
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.errors import IndexNotBuilt
-from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.run_models import RunState
 from promptstack.repositories.vector_indexes import VectorIndexes
 from promptstack.tasks.worker_services import WorkerServices

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from promptstack.api.cli.main import build
 from promptstack.repositories.content.vector_tables import index_name
+from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.errors import LedgerUnavailable
-from promptstack.repositories.models import EmbeddingModel
 from promptstack.repositories.run_models import Run, RunState
 from promptstack.repositories.runs.items import ItemRepository, Slice
 from promptstack.repositories.runs.outcomes import Counted, OutcomeRepository
