@@ -15,17 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from promptstack.api.http.openai.routes import OPENAI_PREFIX
 from promptstack.api.http.problems import MEDIA_TYPE
 from promptstack.services.access.request_limits import RequestsLeft
+from promptstack.services.openai.errors import SPENT, error_body
 
 STATUSES: Mapping[int, int] = {402: 429, 415: 400, 422: 400}
 """Of problems that OpenAI answers by another status; its clients make one error class of each."""
-TYPES: Mapping[int, str] = {
-    401: "authentication_error",
-    402: "insufficient_quota",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-}
-"""By the problem's status. Else `invalid_request_error`, and `server_error` from 500 on."""
 CODES: Mapping[str, str] = {
     "NOT_AUTHENTICATED": "invalid_api_key",
     "UNKNOWN_MODEL": "model_not_found",
@@ -49,14 +42,12 @@ def openai_error(problem: Mapping[str, Any]) -> dict[str, Any]:
     if faults:
         field = field or faults[0].get("pointer")
         message = " ".join(f"{_param(_field_of(fault))}: {fault['message']}." for fault in faults)
-    return {
-        "error": {
-            "message": message,
-            "type": TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error"),
-            "param": _param(field) or None,
-            "code": "insufficient_quota" if status == 402 else CODES.get(code, code.lower()),
-        }
-    }
+    return error_body(
+        status,
+        message,
+        code="insufficient_quota" if status == SPENT else CODES.get(code, code.lower()),
+        param=_param(field) or None,
+    )
 
 
 def _field_of(fault: Mapping[str, Any]) -> str:
