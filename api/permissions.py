@@ -21,6 +21,7 @@ class Whose(StrEnum):
 
     NOBODYS = "-"
     OWN = "one's own; admins: all"
+    ONLY_OWN = "one's own, also for admins"
     ALL = "everybody's"
 
 
@@ -210,6 +211,10 @@ PERMISSIONS = (
         whose=Whose.OWN,
         routes=("GET /usage", "GET /usage/calls"),
         commands=("usage", "attempts"),
+    ),
+    Permission(
+        action="see the names of models",
+        routes=("GET /openai/v1/models", "GET /openai/v1/models/{model_id:path}"),
     ),
     Permission(
         action="sign in",

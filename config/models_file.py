@@ -1,17 +1,18 @@
-"""Reads MODELS_FILE: providers, and limits, prices and facts of models, in TOML."""
+"""Reads MODELS_FILE: providers, aliases, and limits, prices and facts of models, in TOML."""
 
 import tomllib
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from promptstack.config.errors import ConfigurationError
-from promptstack.config.providers import ModelFacts, NamedProvider
+from promptstack.config.providers import ModelFacts, ModelName, NamedProvider
 
 PositiveCount = Annotated[int, Field(ge=1, le=10**12)]
+Entry = TypeVar("Entry", "NamedProvider", "ModelAlias")
 
 
 class ModelLimits(BaseModel):
@@ -60,8 +61,36 @@ class ModelPrice(BaseModel):
     """Of input tokens that the provider had in its cache; as other input where it isn't given."""
 
 
+class AliasFallback(BaseModel):
+    """Who is asked where the target of an alias can't answer a generation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: str
+    model: ModelName | None = None
+    """None is the provider's default."""
+
+
+class AliasTarget(AliasFallback):
+    """A model that an alias may stand for."""
+
+    weight: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Its share of the requests, beside those of the other targets."""
+
+
+class ModelAlias(BaseModel):
+    """A name that clients of the OpenAI and Anthropic doors may send as their model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S+$")]
+    targets: Annotated[tuple[AliasTarget, ...], Field(min_length=1, max_length=50)]
+    fallbacks: Annotated[tuple[AliasFallback, ...], Field(max_length=5)] = ()
+    """Asked in this order where the target can't answer a generation."""
+
+
 class ModelsFile(BaseModel):
-    """Providers, and facts, limits and prices of models; the first entry that matches holds."""
+    """Providers, and facts, limits, prices and aliases of models; the first that matches holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,23 +98,26 @@ class ModelsFile(BaseModel):
     models: tuple[ModelFacts, ...] = ()
     limits: tuple[ModelLimits, ...] = ()
     prices: tuple[ModelPrice, ...] = ()
+    aliases: tuple[ModelAlias, ...] = ()
 
-    @field_validator("providers")
+    @field_validator("providers", "aliases")
     @classmethod
-    def _names_differ(cls, providers: tuple[NamedProvider, ...]) -> tuple[NamedProvider, ...]:
-        names = [provider.name for provider in providers]
+    def _names_differ(cls, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        names = [entry.name for entry in entries]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"the name {twice} stands there twice")
-        return providers
+        return entries
 
     def named(self) -> set[str]:
-        """The names of providers in facts, limits and prices."""
-        spoken: list[ModelFacts | ModelLimits | ModelPrice] = [
+        """The names of providers in facts, limits, prices and aliases."""
+        spoken: list[ModelFacts | ModelLimits | ModelPrice | AliasFallback] = [
             *self.models,
             *self.limits,
             *self.prices,
         ]
+        for alias in self.aliases:
+            spoken += [*alias.targets, *alias.fallbacks]
         return {entry.provider for entry in spoken}
 
     @classmethod

@@ -29,7 +29,7 @@ from promptstack.services.access.sign_in import SignIn
 from promptstack.services.access.signing import SigningKeys
 from promptstack.services.access.sql_roles import SqlRoleService
 from promptstack.services.access.users import UserService
-from promptstack.services.accounting.prices import Prices
+from promptstack.services.accounting.prices import Prices, maker_of
 from promptstack.services.accounting.recent_usage import RecentUsage
 from promptstack.services.accounting.usage import UsageService
 from promptstack.services.audit.log import AuditLog
@@ -51,9 +51,11 @@ from promptstack.services.limiter.limited_calls import LimitedCalls
 from promptstack.services.limiter.limiter import RateLimiter
 from promptstack.services.limiter.shared import SharedBuckets
 from promptstack.services.limiter.terms import Limits
+from promptstack.services.llm.answers import Capability
 from promptstack.services.llm.event_loop import EventLoop
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.learned import LearnedFacts
+from promptstack.services.llm.model_names import ModelNames
 from promptstack.services.llm.pool import ProviderPool
 from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.maintenance.rate_limited_jobs import RateLimitedJobs
@@ -434,6 +436,15 @@ class PromptStack:
     def models_file(self) -> ModelsFile:
         """The providers that a person names, and what is said of models."""
         return ModelsFile.read(self.settings.models_file)
+
+    @cached_property
+    def model_names(self) -> ModelNames:
+        """Whom the names of models mean that clients of other APIs send."""
+        defaults = {
+            Capability.GENERATION: self.settings.default_llm_provider,
+            Capability.EMBEDDING: self.settings.default_embedding_provider,
+        }
+        return ModelNames(self.factory, self.models_file, self.servers, defaults, maker_of=maker_of)
 
     @cached_property
     def limiter(self) -> RateLimiter:

@@ -70,17 +70,27 @@ class KeyLimits:
         limits = (None if one is None else tuple(one) for one in (providers, models))
         return cls(*limits)
 
+    def allows(self, provider: str, model: str) -> bool:
+        """Whether the key may ask this model of this provider."""
+        return self._has(provider) and self._names(model)
+
     def check(self, provider: str, model: str) -> None:
         """Raise `NotPermitted` for a provider or model that the key may not ask."""
-        if self.providers is not None and provider not in self.providers:
+        if self.providers is not None and not self._has(provider):
             raise NotPermitted(
                 f"This API key may not ask the provider {provider}; it may ask "
                 f"{', '.join(self.providers)}."
             )
-        if self.models is not None and not any(fnmatchcase(model, one) for one in self.models):
+        if self.models is not None and not self._names(model):
             raise NotPermitted(
                 f"This API key may not ask the model {model}; it may ask {', '.join(self.models)}."
             )
+
+    def _has(self, provider: str) -> bool:
+        return self.providers is None or provider in self.providers
+
+    def _names(self, model: str) -> bool:
+        return self.models is None or any(fnmatchcase(model, one) for one in self.models)
 
 
 def check_came_with(api_key_id: UUID | None, only_key: UUID | None) -> None:

@@ -1,6 +1,7 @@
 """What a call costs, by the prices that a person has set, or by those of genai-prices."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -153,6 +154,26 @@ def rates_of(provider: str | None, model: str, _: date) -> Rates | None:
     return Rates(
         input_, input_ if read is None else read, input_ if write is None else write, output
     )
+
+
+@lru_cache(maxsize=1_000)
+def maker_of(model: str) -> str | None:
+    """Whose model has this name, by the provider's name in genai-prices; None if it isn't known.
+
+    Clouds list the models of others too, so what a name begins with goes first.
+    """
+    from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415
+
+    listed = get_snapshot()
+    known = GENAI_PRICES_NAMES.values()
+    with suppress(LookupError):
+        maker = listed.find_provider(model, None, None).id
+        return maker if maker in known else None
+    for maker in known:
+        with suppress(LookupError):
+            listed.find_provider_model(model, None, maker, None)
+            return maker
+    return None
 
 
 def _dated(prices: Any) -> Sequence[Any]:

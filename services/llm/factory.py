@@ -79,7 +79,7 @@ class LLMServiceFactory:
         It is also raised where no worker has the key. The caller itself needs no key.
         """
         service = self.service_class(provider)
-        if not self.is_set_up(provider) and not self._is_offered(provider):
+        if not self.is_offered(provider):
             raise InvalidInput(
                 f"{provider} needs an API key, and no worker has one. It is read from "
                 f"{getattr(service, 'key_setting', 'its setting')} where the workers run: put it "
@@ -87,9 +87,12 @@ class LLMServiceFactory:
             )
         return service
 
-    def _is_offered(self, provider: str) -> bool:
-        """Whether a worker has what the provider needs; asked once a moment, not for each job."""
+    def is_offered(self, provider: str) -> bool:
+        """Whether this process or a worker has what a provider needs."""
+        if self.is_set_up(provider):
+            return True
         now = time.monotonic()
+        # Workers are asked for once a moment, not for each job.
         if self._offered_until.get(provider, 0.0) > now:
             return True
         if self._none_can_ask(provider):

@@ -19,6 +19,8 @@ from promptstack.services.openai.errors import SPENT, error_body
 
 STATUSES: Mapping[int, int] = {402: 429, 415: 400, 422: 400}
 """Of problems that OpenAI answers by another status; its clients make one error class of each."""
+STATUSES_OF_CODES: Mapping[str, int] = {"UNKNOWN_MODEL": 404}
+"""Of problems whose status at OpenAI's depends on what is wrong."""
 CODES: Mapping[str, str] = {
     "NOT_AUTHENTICATED": "invalid_api_key",
     "UNKNOWN_MODEL": "model_not_found",
@@ -101,14 +103,15 @@ def _is_problem(start: Message) -> bool:
 
 def _translated(start: Message, problem: bytes) -> list[Message]:
     status = start["status"]
-    body = json.dumps(openai_error(json.loads(problem))).encode()
+    said = json.loads(problem)
+    body = json.dumps(openai_error(said)).encode()
     headers = MutableHeaders(scope=start)
     headers["content-type"] = "application/json"
     headers["content-length"] = str(len(body))
     if status in FINAL:
         headers["x-should-retry"] = "false"
     return [
-        {**start, "status": STATUSES.get(status, status)},
+        {**start, "status": STATUSES_OF_CODES.get(said["code"], STATUSES.get(status, status))},
         {"type": "http.response.body", "body": body},
     ]
 

@@ -2,5 +2,7 @@
 
 from fastapi import APIRouter
 
-RESOURCES: tuple[APIRouter, ...] = ()
+from promptstack.api.http.openai import models
+
+RESOURCES: tuple[APIRouter, ...] = (models.router,)
 """Their routers, in the order in which a path is looked for."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from promptstack.config.errors import ConfigurationError
-from promptstack.config.models_file import ModelsFile
+from promptstack.config.models_file import ModelAlias, ModelsFile
 from promptstack.config.providers import ModelFacts, NamedProvider
 from promptstack.config.settings import Settings
 from promptstack.services.errors import InvalidInput, UnknownModel
@@ -120,8 +120,8 @@ def test_what_a_server_does_not_support_is_refused_at_enqueue(tmp_path: Path) ->
 
 def test_the_example_of_the_docs_is_one_that_works(tmp_path: Path) -> None:
     """It names each field that there is, and each provider can be made."""
-    [example] = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    stack = opened(tmp_path, example)
+    examples = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    stack = opened(tmp_path, "\n".join(examples))
     file = stack.models_file
     assert file.named() <= {provider.name for provider in file.providers}
     for provider in file.providers:
@@ -135,6 +135,11 @@ def test_the_example_of_the_docs_is_one_that_works(tmp_path: Path) -> None:
     assert set(NamedProvider.model_fields) == told
     told = {name for entry in file.models for name in entry.model_fields_set}
     assert set(ModelFacts.model_fields) - told <= {"tokenizer"}
+    told = {name for entry in file.aliases for name in entry.model_fields_set}
+    assert set(ModelAlias.model_fields) == told
+    for alias in file.aliases:
+        for target in (*alias.targets, *alias.fallbacks):
+            assert target.provider in stack.factory.names()
 
 
 @pytest.mark.parametrize(
