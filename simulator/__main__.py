@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--latency-spread", type=float, default=0.0, help="share of it, 0 to 1")
+    parser.add_argument("--batch-seconds", type=float, default=0.0, help="until a batch has ended")
     parser.add_argument("--rpm", type=float, help="requests a minute; default: no limit")
     parser.add_argument("--tpm", type=float, help="tokens a minute, input and output")
     parser.add_argument("--in-flight", type=int, help="calls at once")
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         burst_seconds=given.burst,
         retry_after=given.retry_after,
     )
-    latency = Latency(given.latency, given.latency_spread)
+    latency = Latency(given.latency, given.latency_spread, batch_seconds=given.batch_seconds)
     asyncio.run(serve(given.port, latency, limits))
 
 

@@ -40,11 +40,16 @@ class SimulatorClient:
         self._call("/control/limits", limits)
 
     def set_latency(
-        self, seconds: float, spread: float = 0.0, *, piece_seconds: float = 0.0
+        self,
+        seconds: float,
+        spread: float = 0.0,
+        *,
+        piece_seconds: float = 0.0,
+        batch_seconds: float = 0.0,
     ) -> None:
-        """Change how long answers take, and how fast the pieces of a stream come."""
+        """Change how long answers and batches take, and how fast the pieces of a stream come."""
         latency = {"seconds": seconds, "spread": spread, "piece_seconds": piece_seconds}
-        self._call("/control/latency", latency)
+        self._call("/control/latency", {**latency, "batch_seconds": batch_seconds})
 
     def reset(self) -> None:
         """Clear the ledger, the counters and the faults still to come."""

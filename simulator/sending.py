@@ -9,7 +9,7 @@ from dataclasses import replace
 from aiohttp import web
 
 from promptstack.simulator.faults import MID_STREAM, Fault
-from promptstack.simulator.wire import Stream
+from promptstack.simulator.wire import Content, Stream
 
 
 async def never_answer(request: web.Request, fault: Fault) -> None:
@@ -62,4 +62,28 @@ async def send_stream(
         await never_answer(request, replace(fault, kind="reset" if fault.kind == "broken" else ""))
     if fault.kind == "error_event":
         await response.write(stream.refuse(error))
+    return response
+
+
+async def send_content(
+    request: web.Request, content: Content, headers: Mapping[str, str], fault: Fault
+) -> web.StreamResponse:
+    """Send a file, up to its half where a fault breaks it off."""
+    response = web.StreamResponse(
+        headers={
+            **headers,
+            "content-type": "application/octet-stream",
+            "content-disposition": f'attachment; filename="{content.filename}"',
+        }
+    )
+    left = content.size // 2 if fault.kind in {"truncated", "broken"} else content.size
+    response.content_length = content.size if fault.kind == "broken" else left
+    await response.prepare(request)
+    for block in content.blocks:
+        await response.write(block[:left])
+        left -= len(block[:left])
+        if not left:
+            break
+    if fault.kind == "broken":
+        await never_answer(request, replace(fault, kind="reset"))
     return response

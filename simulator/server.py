@@ -1,18 +1,17 @@
 """The HTTP server: it counts each provider call, applies faults, and has a control API."""
 
 import asyncio
-import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
-from typing import Any
 
-import orjson
 from aiohttp import web
 
 from promptstack.simulator import anthropic, gemini, openai
 from promptstack.simulator.anthropic import ANTHROPIC
+from promptstack.simulator.anthropic_batches import AnthropicBatches
+from promptstack.simulator.batches import Batches
 from promptstack.simulator.faults import (
     MID_STREAM,
     NO_FAULT,
@@ -21,13 +20,24 @@ from promptstack.simulator.faults import (
     parse,
     parse_rates,
 )
+from promptstack.simulator.files import Files
 from promptstack.simulator.gemini import GEMINI
 from promptstack.simulator.ledger import Ledger
 from promptstack.simulator.limits import Limiter, LimitReached, Limits, parse_limits
 from promptstack.simulator.openai import OPENAI
-from promptstack.simulator.sending import drip, never_answer, send_stream
+from promptstack.simulator.openai_batches import OpenAIBatches
+from promptstack.simulator.receiving import body_of
+from promptstack.simulator.sending import drip, never_answer, send_content, send_stream
 from promptstack.simulator.traffic import Call, Traffic
-from promptstack.simulator.wire import Answer, Endpoint, ProviderRequest, Refusal, Stream, Wire
+from promptstack.simulator.wire import (
+    Endpoint,
+    ProviderRequest,
+    Refusal,
+    Stream,
+    Wire,
+    encode,
+    work,
+)
 
 CREDENTIAL_HEADERS = ("authorization", "x-api-key", "x-goog-api-key")
 LARGEST_REQUEST = 256 * 1024 * 1024
@@ -42,6 +52,8 @@ class Latency:
     spread: float = 0.0
     piece_seconds: float = 0.0
     """Between two pieces of a stream."""
+    batch_seconds: float = 0.0
+    """From the start of a batch to its end."""
 
     def draw(self) -> float:
         """The latency of one call, in seconds."""
@@ -57,12 +69,20 @@ class Simulator:
         self.ledger = Ledger()
         self.traffic = Traffic()
         self.faults = FaultScript()
+        self.files = Files()
+        self.batches = Batches(self.ledger, self.faults, lambda: self.latency.batch_seconds)
 
     def application(self) -> web.Application:
         """Make the web application: each wire's endpoints and the control API."""
         app = web.Application(client_max_size=LARGEST_REQUEST)
-        for wire in WIRES:
-            for (method, path), endpoint in wire.endpoints.items():
+        served = [
+            *((wire, wire.endpoints) for wire in WIRES),
+            (OPENAI, self.files.endpoints()),
+            (OPENAI, OpenAIBatches(self.batches, self.files).endpoints()),
+            (ANTHROPIC, AnthropicBatches(self.batches).endpoints()),
+        ]
+        for wire, endpoints in served:
+            for (method, path), endpoint in endpoints.items():
                 app.router.add_route(method, path, ProviderEndpoint(self, wire, endpoint).handle)
         app.router.add_get("/{version:v1|v1beta}/models", self._list_models)
         app.router.add_post("/control/faults", self._add_faults)
@@ -107,19 +127,17 @@ class Simulator:
     async def _set_latency(self, request: web.Request) -> web.Response:
         raw = await request.json()
         try:
-            self.latency = Latency(
-                float(raw["seconds"]),
-                float(raw.get("spread", 0.0)),
-                float(raw.get("piece_seconds", 0.0)),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise web.HTTPBadRequest(
-                text="give seconds and, if you like, spread and piece_seconds"
-            ) from error
+            self.latency = Latency(**{name: float(value) for name, value in raw.items()})
+        except (AttributeError, TypeError, ValueError) as error:
+            names = ", ".join(field.name for field in fields(Latency))
+            raise web.HTTPBadRequest(text=f"give numbers of {names}") from error
         return web.json_response({})
 
     async def _reset(self, request: web.Request) -> web.Response:
-        for part in (self.ledger, self.traffic, self.faults, self.limiter):
+        for part in (
+            *(self.ledger, self.traffic, self.faults, self.limiter),
+            *(self.batches, self.files),
+        ):
             part.reset()
         return web.json_response({})
 
@@ -150,12 +168,18 @@ class ProviderEndpoint:
             headers: dict[str, str] = {}
             retry_form = "none"
             try:
-                body, path = await _json(request), dict(request.match_info)
+                body, path = await body_of(request), dict(request.match_info)
                 model = str(path.get("model") or body.get("model") or "")
                 fault = simulator.faults.take(request.path, model)
                 if fault.kind in {"reset", "hang"}:
                     await never_answer(request, fault)
-                answer = self._work(ProviderRequest(body, path, fault))
+                origin = str(request.url.origin())
+                ask = ProviderRequest(body, path, fault, request.query, origin)
+                answer = work(self._endpoint, ask)
+                if answer.content is not None:
+                    call.status = 200
+                    headers = {self._wire.request_id_header: call.id}
+                    return await send_content(request, answer.content, headers, fault)
                 if not answer.billed:
                     return self._respond(call, 200, encode(answer.body), {})
                 bucket = simulator.limiter.bucket(_credential(request), model)
@@ -210,16 +234,6 @@ class ProviderEndpoint:
             call.status = 200
         return response
 
-    def _work(self, ask: ProviderRequest) -> Answer:
-        fault = ask.fault
-        if fault.kind == "status":
-            raise Refusal(fault.status, fault.message, fault.code)
-        try:
-            return self._endpoint(ask)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            # Endpoints read bodies without checks; this body was malformed.
-            raise Refusal(400, f"The request has another form than expected: {error}") from error
-
     def _tell_when(self, refusal: Refusal, fault: Fault, form: str) -> dict[str, str]:
         """Add the time to retry: in headers, or in the body as Gemini does."""
         if not isinstance(refusal, LimitReached):
@@ -261,23 +275,3 @@ def _credential(request: web.Request) -> str:
 
 def _caller(request: web.Request) -> str:
     return str(request.transport and request.transport.get_extra_info("peername"))
-
-
-async def _json(request: web.Request) -> Mapping[str, Any]:
-    if request.method == "GET":
-        return {}
-    try:
-        body = orjson.loads(await request.read())
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise Refusal(400, "We could not parse the JSON body of your request.")
-    return body
-
-
-def encode(body: Mapping[str, Any], *, has_nan: bool = False) -> bytes:
-    """Write JSON. A vector may be an array, which is written ten times as fast as a list."""
-    if has_nan:
-        # Only the standard library writes a NaN.
-        return json.dumps(body, default=lambda vector: vector.tolist()).encode()
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
