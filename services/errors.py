@@ -33,6 +33,12 @@ class UnknownModel(InvalidInput):
     code = "UNKNOWN_MODEL"
 
 
+class InputTooLong(InvalidInput):
+    """The input is longer than its model certainly takes; nothing was asked."""
+
+    code = "INPUT_TOO_LONG"
+
+
 class AmbiguousId(InvalidInput):
     """Several ids begin with the given characters."""
 

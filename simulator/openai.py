@@ -94,8 +94,9 @@ def embeddings(request: ProviderRequest) -> Answer:
     """Answer one embedding request."""
     body, fault = request.body, request.fault
     model, given = known(required(body, "model", str)), required(body, "input", str | list)
-    texts = [given] if isinstance(given, str) else given
-    spent = _check_inputs(texts)
+    inputs = [given] if isinstance(given, str) or _are_token_ids(given) else given
+    spent = _check_inputs(inputs)
+    texts = [_as_text(one) for one in inputs]
     dimensions = body.get("dimensions") or DIMENSIONS.get(model, DEFAULT_DIMENSIONS)
     vectors = [vector_for(model, text, dimensions) for text in texts]
     if fault.kind == "nan":
@@ -172,8 +173,18 @@ def _request(body: Mapping[str, Any]) -> GenerationRequest:
     )
 
 
+def _are_token_ids(given: Any) -> bool:
+    return isinstance(given, list) and bool(given) and all(type(one) is int for one in given)
+
+
+def _as_text(given: Any) -> Any:
+    """A text for token ids, with as many tokens: the simulator has no tokenizer."""
+    return "".join(f"{one % 10_000:04}" for one in given) if _are_token_ids(given) else given
+
+
 def _check_inputs(texts: list[Any]) -> int:
     """Return the tokens of all texts, or refuse them as OpenAI does."""
+    texts = [_as_text(one) for one in texts]
     if not texts or len(texts) > MOST_INPUTS:
         raise Refusal(400, f"Invalid 'input': give 1 to {MOST_INPUTS} texts.", "invalid_value")
     if not all(isinstance(text, str) and text for text in texts):

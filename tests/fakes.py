@@ -89,7 +89,7 @@ def _service_of(provider: FakeProvider) -> type[LLMService]:
             return LLMResponse(provider.answer(prompt), model_name, provider.usage, 3, "stop")
 
         async def _embed(
-            self, texts: Sequence[str], model: str, user_id: UUID | None
+            self, texts: Sequence[str], model: str, user_id: UUID | None, dimensions: int | None
         ) -> EmbeddingResponse:
             provider.batches.append(list(texts))
             await provider.called(texts, 0)

@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from promptstack.services.accounting.prices import Prices
+from promptstack.services.llm.packing import EmbeddingInput
 from promptstack.services.llm.reading import MOST_TOKENS
 from promptstack.services.llm.requests import GenerationRequest
 
@@ -22,9 +23,11 @@ class MostTokens(NamedTuple):
     output: int
 
 
-def most_of_texts(texts: Iterable[str]) -> MostTokens:
-    """Of the embedding of texts: a token is at least one byte of text."""
-    return MostTokens(sum(len(text.encode()) for text in texts), 0)
+def most_of_texts(texts: Iterable[EmbeddingInput]) -> MostTokens:
+    """Of the embedding of texts: a token is at least one byte of text. Token ids are counted."""
+    return MostTokens(
+        sum(len(text.encode()) if isinstance(text, str) else len(text) for text in texts), 0
+    )
 
 
 def most_of_generation(request: GenerationRequest) -> MostTokens | None:

@@ -13,12 +13,14 @@ from promptstack.services.llm.answers import EmbeddingResponse
 from promptstack.services.llm.errors import OddVector
 
 
-def vector_key(content_hash: bytes, user_id: UUID | None) -> bytes:
+def vector_key(content_hash: bytes, user_id: UUID | None, dimensions: int | None = None) -> bytes:
     """Return the key of a text's vector for a user; on the command line, the hash as it is.
 
     A vector that another user has paid for would tell this one, by its price and its speed, that
-    somebody has embedded just this text.
+    somebody has embedded just this text. One whose size was asked for has a key of its own.
     """
+    if dimensions is not None:
+        content_hash = hashlib.sha256(b"dimensions %d:%b" % (dimensions, content_hash)).digest()
     if user_id is None:
         return content_hash
     return hashlib.sha256(user_id.bytes + content_hash).digest()

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from hashlib import sha256
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 from uuid import UUID
 
 from pydantic import JsonValue
 
 from promptstack.config.providers import ModelFacts, NamedProvider
-from promptstack.services.errors import InvalidInput, UnknownModel
+from promptstack.services.errors import InputTooLong, InvalidInput, UnknownModel
 from promptstack.services.llm.answers import (
     BYTES_PER_TOKEN,
     Capability,
@@ -24,10 +24,15 @@ from promptstack.services.llm.answers import (
 )
 from promptstack.services.llm.errors import InvalidProviderRequest, ProviderError
 from promptstack.services.llm.listening import Listener
-from promptstack.services.llm.packing import SUPPOSED_DIMENSIONS, EmbeddingLimits
+from promptstack.services.llm.packing import (
+    SUPPOSED_DIMENSIONS,
+    EmbeddingInput,
+    EmbeddingLimits,
+    bytes_of,
+)
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.llm.vectors import check_vectors
+from promptstack.services.llm.vectors import check_size, check_vectors
 from promptstack.services.text import check_name
 
 logger = logging.getLogger(__name__)
@@ -62,6 +67,12 @@ class LLMService(ABC):
     """Whether rate limits apply. They don't to a provider that runs inside this process."""
 
     embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(items=256, bytes=1_000_000)
+
+    takes_dimensions: ClassVar[bool] = False
+    """Whether the size of vectors can be asked for."""
+
+    takes_token_ids: ClassVar[bool] = False
+    """Whether token ids can be embedded in place of texts."""
 
     facts: ClassVar[Sequence[ModelFacts]] = ()
     """What MODELS_FILE says about its models; the first that matches holds."""
@@ -184,6 +195,33 @@ class LLMService(ABC):
     def check_turns(cls, request: GenerationRequest) -> None:
         """Check the turns of the input."""
 
+    @classmethod
+    def check_embedding(
+        cls, model: str, inputs: Sequence[EmbeddingInput] = (), dimensions: int | None = None
+    ) -> None:
+        """Raise `InvalidInput` for inputs or a size of vectors that no call could have."""
+        if dimensions is not None and not cls.takes_dimensions:
+            raise InvalidInput(
+                f"The size of vectors can't be chosen at provider '{cls.name}'; leave out "
+                "dimensions.",
+                pointer="/dimensions",
+            )
+        limits = cls.stated_limits(model)
+        for place, given in enumerate(inputs):
+            if isinstance(given, str):
+                if limits.text_bytes is not None and bytes_of(given) > limits.text_bytes:
+                    raise InputTooLong(
+                        f"input[{place}] has {bytes_of(given):,} bytes, which is certainly more "
+                        f"than {model} takes. Cut it into smaller texts.",
+                        pointer="/input",
+                    )
+            elif not cls.takes_token_ids:
+                raise InvalidInput(
+                    f"Provider '{cls.name}' embeds texts, and can't read token ids: send texts. In "
+                    "langchain-openai, this is OpenAIEmbeddings(check_embedding_ctx_length=False).",
+                    pointer="/input",
+                )
+
     async def generate_text(
         self,
         request: GenerationRequest,
@@ -220,18 +258,26 @@ class LLMService(ABC):
         return response
 
     async def embed(
-        self, texts: Sequence[str], model: str, user_id: UUID | None
+        self,
+        texts: Sequence[EmbeddingInput],
+        model: str,
+        user_id: UUID | None,
+        dimensions: int | None = None,
     ) -> EmbeddingResponse:
         """Ask for one vector per text, as float32 of shape (len(texts), dimensions).
 
         Raises a `ProviderError` subclass. A wrong count, a wrong shape or a number that isn't
-        finite is a `BadResponse`: such vectors are never returned.
+        finite is a `BadResponse`: such vectors are never returned. What `check_embedding` refuses
+        may not be asked for.
         """
         started = self._clock()
         try:
-            response = await self._embed(texts, model, user_id)
+            response = await self._embed(texts, model, user_id, dimensions)
             check_vectors(response, len(texts), self.name)
-            self._dimensions[model] = response.vectors.shape[1]
+            if dimensions is None:
+                self._dimensions[model] = response.vectors.shape[1]
+            else:
+                check_size(response, dimensions, self.name)
         except ProviderError as error:
             error.hide(self.secret)
             self._log_failure("embedding", model, error, started)
@@ -258,7 +304,11 @@ class LLMService(ABC):
         return response
 
     async def _embed(
-        self, texts: Sequence[str], model: str, user_id: UUID | None
+        self,
+        texts: Sequence[Any],
+        model: str,
+        user_id: UUID | None,
+        dimensions: int | None,
     ) -> EmbeddingResponse:
         raise InvalidProviderRequest(f"Provider '{self.name}' offers no embedding models.")
 
@@ -279,6 +329,13 @@ class LLMService(ABC):
         tokens; code and other scripts have more.
         """
         return -(-len(text.encode()) // BYTES_PER_TOKEN)
+
+    def estimate_inputs(self, inputs: Sequence[EmbeddingInput]) -> list[int]:
+        """The same of each text; of token ids, how many there are."""
+        return [
+            self.estimate_tokens(given) if isinstance(given, str) else len(given)
+            for given in inputs
+        ]
 
     async def count_tokens(self, text: str, model: str) -> TokenCount:
         """Count the tokens of `text` for a model, by the provider's own count where it has one.

@@ -69,6 +69,7 @@ class GeminiService(StreamedService[genai.Client]):
         Capability.EMBEDDING: "gemini-embedding-001",
     }
     known_options: ClassVar[frozenset[str] | None] = KNOWN_OPTIONS
+    takes_dimensions = True
     # 100 contents a batch and 2,048 tokens a text (ai.google.dev, "Embeddings"). 20,000 tokens a
     # call is Vertex AI's bound: the Gemini API names none.
     embedding_limits: ClassVar[EmbeddingLimits] = EmbeddingLimits(
@@ -121,12 +122,13 @@ class GeminiService(StreamedService[genai.Client]):
         return {"model": request.model, "contents": contents, "config": config}
 
     async def _embed(
-        self, texts: Sequence[str], model: str, user_id: UUID | None
+        self, texts: Sequence[str], model: str, user_id: UUID | None, dimensions: int | None
     ) -> EmbeddingResponse:
         # One content per text: gemini-embedding-2 makes a single vector of a list of strings.
         contents: Any = [types.Content(parts=[types.Part(text=text)]) for text in texts]
-        models = self._connected().aio.models
-        answer = await self._answer(models.embed_content(model=model, contents=contents))
+        config = types.EmbedContentConfig(output_dimensionality=dimensions)
+        ask = self._connected().aio.models.embed_content
+        answer = await self._answer(ask(model=model, contents=contents, config=config))
         with self._reading(answer) as found:
             body = found.body
             used = body.part("usageMetadata", is_expected=True).count("promptTokenCount")
@@ -136,7 +138,7 @@ class GeminiService(StreamedService[genai.Client]):
                 used = sum(map(self.estimate_tokens, texts))
             found.usage = Usage(used)
             rows, others = vectors(body.parts("embeddings"), "values", len(texts))
-            known = DIMENSIONS.get(model) if self.is_official else None
+            known = dimensions or (DIMENSIONS.get(model) if self.is_official else None)
             if rows.shape[1] != (known or rows.shape[1]):
                 raise ValueError(f"vectors of {model} have {rows.shape[1]} dimensions")
             return EmbeddingResponse(

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from promptstack.config.names import LEARNED_KEY
 from promptstack.config.settings import MIN_CHUNK_TOKENS
 from promptstack.services.llm.errors import ContextTooLong, ModelNotFound, ProviderError
-from promptstack.services.llm.packing import EmbeddingLimits
+from promptstack.services.llm.packing import EmbeddingInput, EmbeddingLimits
 
 logger = logging.getLogger(__name__)
 
@@ -142,12 +142,14 @@ class ServerLimits:
             text_tokens=int(tokens) if tokens else stated.text_tokens,
         )
 
-    def answered(self, texts: Sequence[str], model: str) -> None:
+    def answered(self, texts: Sequence[EmbeddingInput], model: str) -> None:
         """Note that a call was answered. It may prove that a larger one had too many texts."""
         if model in self._refused and (most := self._refused[model].answered(texts)) is not None:
             self.learn(model, "texts_per_call", most)
 
-    def refused(self, error: ProviderError, texts: Sequence[str], model: str) -> int | None:
+    def refused(
+        self, error: ProviderError, texts: Sequence[EmbeddingInput], model: str
+    ) -> int | None:
         """How many texts the server takes in one call, if it refused this one for their number."""
         limit = error.limit if isinstance(error, ContextTooLong) and error.given else None
         # A lower number is no model's limit: the refusal may quote the text.
@@ -188,13 +190,13 @@ class RefusedCalls:
         self._open: deque[tuple[set[int], int, int]] = deque(maxlen=SUSPECTS)
         self._answered = 0
 
-    def refused(self, texts: Sequence[str]) -> None:
+    def refused(self, texts: Sequence[EmbeddingInput]) -> None:
         """Note that a call was refused. Its halves may be refused, too."""
         asked = set(map(hash, texts))
         if len(texts) > self._answered and not any(asked <= left for left, _, _ in self._open):
             self._open.append((asked, len(texts), 0))
 
-    def answered(self, texts: Sequence[str]) -> int | None:
+    def answered(self, texts: Sequence[EmbeddingInput]) -> int | None:
         """The most texts a call may have, if this answer proves that a larger call had too many."""
         self._answered = max(self._answered, len(texts))
         given, proven = set(map(hash, texts)) if self._open else set(), None

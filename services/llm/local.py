@@ -44,7 +44,7 @@ class LocalService(LLMService):
         self._batches = Batches(self._compute, self.embedding_limits)
 
     async def _embed(
-        self, texts: Sequence[str], model: str, user_id: UUID | None
+        self, texts: Sequence[str], model: str, user_id: UUID | None, dimensions: int | None
     ) -> EmbeddingResponse:
         embedded = await self._batches.embed(texts)
         return EmbeddingResponse(

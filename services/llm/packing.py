@@ -2,7 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
+
+from promptstack.services.llm.answers import BYTES_PER_TOKEN
+
+EmbeddingInput: TypeAlias = str | tuple[int, ...]
+"""What has a vector: a text, or its tokens as the ids that a model's own tokenizer gives them."""
 
 SUPPOSED_DIMENSIONS = 3_072
 """Of vectors, before any have come: those of the largest models of OpenAI and Gemini."""
@@ -39,7 +44,7 @@ class HasText(Protocol):
     """Something to embed."""
 
     @property
-    def text(self) -> str:
+    def text(self) -> EmbeddingInput:
         """Its text."""
 
 
@@ -53,19 +58,29 @@ def pack(
 
     `count` estimates the tokens of a text.
     """
+
+    def tokens_of(text: EmbeddingInput) -> int:
+        if limits.tokens is None:
+            return 0
+        return count(text) if isinstance(text, str) else len(text)
+
     batch: list[T] = []
     bytes_ = tokens = 0
     for passage in passages:
-        bytes_ += len(passage.text.encode())
-        tokens += count(passage.text) if limits.tokens is not None else 0
+        bytes_ += bytes_of(passage.text)
+        tokens += tokens_of(passage.text)
         is_over = bytes_ > limits.bytes or (limits.tokens is not None and tokens > limits.tokens)
         if batch and (len(batch) == limits.items or is_over):
             yield batch
-            batch, bytes_ = [], len(passage.text.encode())
-            tokens = count(passage.text) if limits.tokens is not None else 0
+            batch, bytes_, tokens = [], bytes_of(passage.text), tokens_of(passage.text)
         batch.append(passage)
     if batch:
         yield batch
+
+
+def bytes_of(text: EmbeddingInput) -> int:
+    """The UTF-8 bytes of a text; of token ids, those of a text that usually has so many tokens."""
+    return len(text.encode()) if isinstance(text, str) else BYTES_PER_TOKEN * len(text)
 
 
 def bytes_in_hand(texts: Sequence[HasText], dimensions: int) -> int:

@@ -29,7 +29,7 @@ from promptstack.services.llm.errors import (
 from promptstack.services.llm.headers import limit_report, request_id
 from promptstack.services.llm.http_clients import CONNECT_SECONDS, forget_environment, kept_answers
 from promptstack.services.llm.learned import LearnedFacts, ServerLimits
-from promptstack.services.llm.packing import EmbeddingLimits
+from promptstack.services.llm.packing import EmbeddingInput, EmbeddingLimits
 from promptstack.services.llm.reading import Part, Said, credible
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.llm.translation import Read, no_answer, reading, refusal, refused
@@ -73,8 +73,7 @@ class RemoteService(LLMService, Generic[Client]):
         self._api_version = api_version
         server = f"{self.name}:{fingerprint(base_url or '')}"
         self._learned = ServerLimits(learned or LearnedFacts(), server)
-        self._timeout = timeout
-        """Seconds for a whole call, up to the last byte of its answer."""
+        self._timeout = timeout  # for a whole call, up to the last byte of its answer
         self._client: Client | None = None
         self._is_checked = False
 
@@ -90,9 +89,8 @@ class RemoteService(LLMService, Generic[Client]):
         limits = (
             cls.embedding_limits if is_official else replace(cls.embedding_limits, text_bytes=None)
         )
-        own_key = "what api_key_env in MODELS_FILE names"
-        if provider.name == cls.name:
-            own_key = cls.key_setting
+        has_own_name = provider.name == cls.name
+        own_key = cls.key_setting if has_own_name else "what api_key_env in MODELS_FILE names"
         return {
             "name": provider.name,
             "key_setting": provider.key_setting or own_key,
@@ -177,11 +175,15 @@ class RemoteService(LLMService, Generic[Client]):
         return self._learned.within(self.stated_limits(model), model)
 
     async def embed(
-        self, texts: Sequence[str], model: str, user_id: UUID | None
+        self,
+        texts: Sequence[EmbeddingInput],
+        model: str,
+        user_id: UUID | None,
+        dimensions: int | None = None,
     ) -> EmbeddingResponse:
         """Raise `TooManyTexts` where the provider refuses the number of texts."""
         try:
-            answer = await super().embed(texts, model, user_id)
+            answer = await super().embed(texts, model, user_id, dimensions)
         except InvalidProviderRequest as error:
             most = self._learned.refused(error, texts, model)
             if most is None:
@@ -264,16 +266,14 @@ class RemoteService(LLMService, Generic[Client]):
             check_network(self.wire, self._base_url)
         except ConfigurationError as error:
             raise NotConfigured(str(error)) from error
-        # It reads all certificates, and every job asks for it.
-        self._is_checked = True
+        self._is_checked = True  # it reads all certificates, and every job asks for it
 
     def _connected(self) -> Client:
         if self._client is None:
             self.check_configured()
             # aiohttp warns about bodies over 1 MiB, which only cost a copy to the socket.
             warnings.filterwarnings("ignore", "Sending a large body directly", ResourceWarning)
-            # Without a key, an SDK takes the environment's. Without a URL, it sends our key to the
-            # environment's address.
+            # Without a key or a URL, an SDK takes the environment's: it would send our key there.
             self._client = self._connect(
                 self._api_key or "none",
                 self._base_url or self.official_url,

@@ -63,6 +63,16 @@ def check_vectors(answer: EmbeddingResponse, texts: int, provider: str) -> None:
         raise BadResponse(f"{provider} answered numbers that are not finite; nothing was stored.")
 
 
+def check_size(answer: EmbeddingResponse, asked: int, provider: str) -> None:
+    """Raise `BadResponse` for vectors of another size than was asked for."""
+    other = next((size for size in answer.sizes() if size != asked), None)
+    if other is not None:
+        raise BadResponse(
+            f"{provider} answered vectors of {other} numbers where {asked} were asked for; nothing "
+            "was stored. It may not know dimensions: leave it out."
+        )
+
+
 def _vector(value: Any) -> "npt.NDArray[np.float32]":
     import numpy as np  # noqa: PLC0415 - only workers that embed need it, and it takes 16 MB
 

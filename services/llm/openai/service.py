@@ -36,7 +36,7 @@ from promptstack.services.llm.openai.substitutes import (
     refused_field,
     without,
 )
-from promptstack.services.llm.packing import EmbeddingLimits
+from promptstack.services.llm.packing import EmbeddingInput, EmbeddingLimits
 from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.reading import credible
 from promptstack.services.llm.requests import GenerationRequest, with_options
@@ -79,6 +79,8 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
         Capability.EMBEDDING: "text-embedding-3-small",
     }
     known_options: ClassVar[frozenset[str] | None] = None
+    takes_dimensions = True
+    takes_token_ids = True
     # The API accepts 300,000 tokens a request, where a byte counts as a quarter of a token, and
     # 8,192 real tokens a text. No text has 8 bytes a token; a shorter text with too many tokens is
     # refused by the API itself, as `ContextTooLong`.
@@ -138,9 +140,15 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
         return await self._streamed(ask, request, chat.read, ChatAssembly(listener))
 
     async def _embed(
-        self, texts: Sequence[str], model: str, user_id: UUID | None
+        self,
+        texts: Sequence[EmbeddingInput],
+        model: str,
+        user_id: UUID | None,
+        dimensions: int | None,
     ) -> EmbeddingResponse:
-        asked = {"model": model, "input": list(texts), "encoding_format": "base64"}
+        asked: dict[str, Any] = {"model": model, "input": list(texts), "encoding_format": "base64"}
+        if dimensions is not None:
+            asked["dimensions"] = dimensions
         answer = await self._ask_as_taken(EMBEDDINGS, asked, model)
         with self._reading(answer) as found:
             body = found.body
@@ -148,7 +156,7 @@ class OpenAIService(SDKService[openai.AsyncOpenAI]):
             used = told.count("prompt_tokens", told.count("total_tokens", 0) or None)
             found.usage = credible(Usage(used), "", body.notes)
             rows, others = vectors(body.parts("data"), "embedding", len(texts), index="index")
-            known = DIMENSIONS.get(model) if self.is_official else None
+            known = dimensions or (DIMENSIONS.get(model) if self.is_official else None)
             if rows.shape[1] != (known or rows.shape[1]):
                 raise ValueError(f"vectors of {model} have {rows.shape[1]} dimensions")
             return EmbeddingResponse(

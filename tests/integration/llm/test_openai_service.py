@@ -338,6 +338,16 @@ def test_vectors_come_back_as_they_were_sent(simulator: SimulatorProcess) -> Non
     }
 
 
+def test_token_ids_and_dimensions_are_handed_on(simulator: SimulatorProcess) -> None:
+    ids = (1, 2_345, 67_890)
+    asked = use(
+        simulator.url, lambda service: service.embed([ids, "two"], EMBEDDING, None, dimensions=8)
+    )
+    expected = [vector_for(EMBEDDING, text, 8) for text in ("000123457890", "two")]
+    np.testing.assert_array_equal(asked.vectors, expected)
+    assert asked.input_tokens == 4
+
+
 def test_the_largest_request_fits(simulator: SimulatorProcess) -> None:
     limits = OpenAIService.embedding_limits
     texts = ["x" * (limits.bytes // limits.items)] * limits.items

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from promptstack.services.errors import InvalidInput, UnknownModel
+from promptstack.services.errors import InputTooLong, InvalidInput, UnknownModel
 from promptstack.services.llm.answers import Capability, EmbeddingResponse, LLMResponse
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import BadResponse, InvalidProviderRequest, Overloaded
+from promptstack.services.llm.openai import OpenAIService
 from promptstack.services.llm.requests import GenerationRequest, Message
 
 
@@ -51,7 +52,7 @@ class Fixed(LLMService):
         return LLMResponse("an answer", request.model, 3, 4, "stop")
 
     async def _embed(
-        self, texts: Sequence[str], model: str, user_id: UUID | None
+        self, texts: Sequence[str], model: str, user_id: UUID | None, dimensions: int | None
     ) -> EmbeddingResponse:
         assert self._vectors is not None
         return EmbeddingResponse(self._vectors, model, 5)
@@ -238,3 +239,33 @@ def test_the_log_has_the_outcome_but_no_content(caplog: pytest.LogCaptureFixture
     assert "PROVIDER_OVERLOADED (status 503, request req_1)" in caplog.text
     assert "secret" not in caplog.text
     assert "an answer" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("inputs", "dimensions", "field", "says"),
+    [
+        ([], 256, "/dimensions", "leave out dimensions"),
+        (["a", (1, 2)], None, "/input", "check_embedding_ctx_length=False"),
+    ],
+    ids=["dimensions", "token ids"],
+)
+def test_what_no_call_to_it_could_have_is_refused(
+    inputs: list[str | tuple[int, ...]], dimensions: int | None, field: str, says: str
+) -> None:
+    with pytest.raises(InvalidInput, match=says) as caught:
+        Fixed.check_embedding("e-1", inputs, dimensions)
+    assert caught.value.pointer == field
+    OpenAIService.check_embedding("m", inputs, dimensions)
+
+
+def test_a_text_that_is_certainly_too_long_is_refused() -> None:
+    with pytest.raises(InputTooLong, match=r"input\[1\] has 65,537 bytes"):
+        OpenAIService.check_embedding("m", ["a" * 65_536, "a" * 65_537])
+
+
+def test_vectors_of_another_size_than_asked_for_are_never_returned() -> None:
+    three = np.ones((2, 3), np.float32)
+    with pytest.raises(BadResponse, match="3 numbers where 2 were asked for"):
+        asyncio.run(Fixed(three).embed(["a", "b"], "e-1", None, dimensions=2))
+    response = asyncio.run(Fixed(three).embed(["a", "b"], "e-1", None, dimensions=3))
+    assert response.vectors.shape == (2, 3)
