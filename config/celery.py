@@ -18,6 +18,7 @@ ROUTES = {
     TaskName.FINALIZE_RUN: Queue.MAINTENANCE,
     TaskName.SEND_NOTIFICATION: Queue.MAINTENANCE,
     TaskName.RUN_OPERATION: Queue.MAINTENANCE,
+    TaskName.TAKE_BATCH_IN: Queue.MAINTENANCE,
 }
 
 REDIS_OPTIONS: dict[str, Any] = {

@@ -11,7 +11,7 @@ class Queue(StrEnum):
     GENERATION_BULK = "generation-bulk"
     EMBEDDINGS_BULK = "embeddings-bulk"
     MAINTENANCE = "maintenance"
-    """The ends of runs, such as building an index, mails, and operations."""
+    """The ends of runs, such as building an index, mails, operations, and files of batches."""
     RESUMED = "resumed"
     """Interactive jobs that a worker had begun and lost or gave back: they have waited before."""
 
@@ -37,6 +37,7 @@ class TaskName(StrEnum):
     FINALIZE_RUN = "tasks.runs.finalize_run"
     SEND_NOTIFICATION = "tasks.notifications.send_notification"
     RUN_OPERATION = "tasks.operations.run_operation"
+    TAKE_BATCH_IN = "tasks.batches.take_batch_in"
 
 
 NEW_JOBS_CHANNEL = "promptstack_jobs"

@@ -58,6 +58,8 @@ class JobKind(StrEnum):
     """A mail to a user."""
     OPERATION = "operation"
     """What is done to many jobs at once."""
+    BATCH = "batch"
+    """A batch whose file is taken in: what it asks becomes a run."""
 
 
 class JobState(StrEnum):

@@ -16,6 +16,7 @@ from promptstack.repositories.access.sql_roles import SqlRoleRepository
 from promptstack.repositories.access.users import UserRepository
 from promptstack.repositories.after_commit import AfterCommit
 from promptstack.repositories.audit import AuditRepository
+from promptstack.repositories.batches import BatchRepository
 from promptstack.repositories.budgets.budgets import BudgetRepository
 from promptstack.repositories.budgets.counting import BudgetCounting
 from promptstack.repositories.content.collections import CollectionRepository
@@ -104,6 +105,7 @@ class UnitOfWork:
     passages = _lazy(PassageRepository)
     words = _lazy(WordRepository)
     runs = _lazy(RunRepository)
+    batches = _lazy(BatchRepository)
     scheduling = _lazy(SchedulingRepository)
     run_maintenance = _lazy(RunMaintenanceRepository)
     items = _lazy(ItemRepository)

@@ -10,6 +10,7 @@ from promptstack.config.settings import Settings
 from promptstack.services.execution.executor import Executor
 from promptstack.services.execution.sent_jobs import SentJobs
 from promptstack.services.llm.event_loop import EventLoop
+from promptstack.tasks.batches import take_batch_in
 from promptstack.tasks.embeddings import generate_embeddings
 from promptstack.tasks.generation import generate_text
 from promptstack.tasks.job_task import JobTask
@@ -59,6 +60,7 @@ def register_tasks(
         TaskName.FINALIZE_RUN: finalize_run,
         TaskName.SEND_NOTIFICATION: send_notification,
         TaskName.RUN_OPERATION: run_operation,
+        TaskName.TAKE_BATCH_IN: take_batch_in,
     }
     for name, function in tasks.items():
         register = app.task(

@@ -28,6 +28,7 @@ TASKS = {
     JobKind.FINALIZATION: TaskName.FINALIZE_RUN,
     JobKind.NOTIFICATION: TaskName.SEND_NOTIFICATION,
     JobKind.OPERATION: TaskName.RUN_OPERATION,
+    JobKind.BATCH: TaskName.TAKE_BATCH_IN,
 }
 EVENTS_EXCHANGE = "celeryev"
 GATHERED = "task.multi"

@@ -29,6 +29,8 @@ from promptstack.repositories.pages import Page, PageQuery
 
 OPEN_STATES = (JobState.QUEUED, JobState.RUNNING)
 RETRIABLE_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
+UPKEEP = (JobKind.OPERATION, JobKind.BATCH)
+"""Jobs that do the work of something else, under whose id they are looked at."""
 PUBLISHED_IF_TAKEN = case((Job.state == JobState.RUNNING, Job.published_at))
 """When the job's message was sent, if a worker took it: a job that ends in the queue has none."""
 BACK_IN_QUEUE: dict[str, Any] = {
@@ -163,7 +165,7 @@ def conditions_of(wanted: JobFilter) -> list[ColumnElement[bool]]:
     }
     conditions = [column == value for column, value in same.items() if value is not None]
     if wanted.kind is None:
-        conditions += [Job.run_id.is_(None), Job.kind != JobKind.OPERATION]
+        conditions += [Job.run_id.is_(None), Job.kind.not_in(UPKEEP)]
     if wanted.tag is not None:
         # The second one as in the index, which has no jobs without tags.
         conditions += [Job.tags.contains([wanted.tag]), literal_column("tags <> '{}'")]

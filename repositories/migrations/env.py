@@ -4,6 +4,7 @@ from alembic import context
 
 import promptstack.repositories.access_models
 import promptstack.repositories.audit_models
+import promptstack.repositories.batch_models
 import promptstack.repositories.budget_models
 import promptstack.repositories.content.embeddings
 import promptstack.repositories.content_models

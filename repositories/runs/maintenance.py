@@ -114,6 +114,11 @@ class RunMaintenanceRepository:
         query = select(_has_open_jobs()).where(Run.id == run_id)
         return bool(self._session.scalar(query))
 
+    def has_shards(self, run_id: UUID) -> bool:
+        """Whether an ended run still has calls under way."""
+        query = select(Job.id).where(*open_shards(), Job.run_id == run_id).limit(1)
+        return self._session.scalar(query) is not None
+
     def next_pruned(self) -> PrunedRun | None:
         """Return a deleted run that still has items."""
         return self._session.scalar(select(PrunedRun).limit(1))

@@ -99,15 +99,16 @@ class RunRepository(BaseRepository[Run]):
         ).one_or_none()
         return run
 
-    def touch(self, run_id: UUID, total: int, last_position: int) -> None:
-        """Note how much of a run has been read. Does nothing if the run was abandoned."""
-        self._set(
+    def touch(self, run_id: UUID, total: int, last_position: int) -> bool:
+        """Note how much of a run has been read. False if the run is prepared no more."""
+        touched = self._set(
             run_id,
             Run.state == RunState.PREPARING,
             total=total,
             last_position=last_position,
             touched_at=func.now(),
         )
+        return touched is not None
 
     def show_reading(self, run_id: UUID) -> None:
         """Note that a run's source is still read, even if nothing came."""

@@ -124,7 +124,8 @@ class EndedRuns:
             unit.runs.change(run_id, Change(failed=-reopened))
             limit = {} if max_cost_usd is None else {"max_cost_usd": max_cost_usd}
             audit_run(action, run, actor, unit)
-            started = unit.runs.start(run_id, lifetime=self._defaults.expires_seconds, **limit)
+            lifetime = unit.batches.reopen(run_id) or self._defaults.expires_seconds
+            started = unit.runs.start(run_id, lifetime=lifetime, **limit)
         if started is not None:
             self._progress.publish(started)
         self._lifecycle.wake()
@@ -150,10 +151,10 @@ class EndedRuns:
                 raise NotFound(f"There is no run {run_id}.")
             check_ended(run, "cancel it, and delete it when it has ended")
             check_came_with(run.api_key_id, only_key)
-            if unit.run_maintenance.is_busy(run_id):
+            if unit.run_maintenance.is_busy(run_id) or unit.batches.is_unsettled(run_id):
                 raise NotYet(
-                    "The run has ended, and its last calls or its search index are not over yet; "
-                    "try again in a while.",
+                    "The run has ended, and its last calls, its search index or its batch are not "
+                    "over yet; try again in a while.",
                     retry_after=SOON_SECONDS,
                 )
             audit_run(Action.RUN_DELETED, run, actor, unit)

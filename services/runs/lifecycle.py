@@ -159,6 +159,7 @@ class RunLifecycle:
                     lost = unit.outcomes.end_open(run_id, shard.first, shard.last, code, error)
                     unit.runs.change(run_id, Change(failed=lost))
                 run = unit.runs.finalize(run_id) or run
+                unit.batches.note_finalizing(run_id)
                 message = self._scheduler.add_finalization(unit, run)
         if cut_short is not None:
             # Items without an outcome stay open, as after any early end.

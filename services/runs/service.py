@@ -5,6 +5,7 @@ Nothing is paid for before every input was read and checked and `start` was call
 
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Unpack
 from uuid import UUID
@@ -129,14 +130,21 @@ class RunService(EndedRuns):
             user = unit.users.get(user_id)
             return user.preferred_provider if user else None
 
-    def start(self, run_id: UUID | str, keyed: KeyedRequest | None = None) -> RunView:
+    def start(
+        self,
+        run_id: UUID | str,
+        keyed: KeyedRequest | None = None,
+        *,
+        record: Callable[[UnitOfWork], None] = lambda unit: None,
+    ) -> RunView:
         """Start a prepared run. Raises `NotFound` and `WrongState`.
 
         Another request with the same key may have started its own meanwhile: that one is returned,
-        and this one is left as it is.
+        and this one is left as it is. `record` runs first in the same transaction.
         """
         run_id = read_id(run_id, "run")
         with self._ledger.transaction() as unit:
+            record(unit)
             made = claim(unit, keyed, run_id)
             if made is not None:
                 return self._view(unit, made)

@@ -40,6 +40,9 @@ class Fault(StrEnum):
     CONFLICT = "CONFLICT"
     EMPTY_TEXT = "EMPTY_TEXT"
     INVALID_INPUT = "INVALID_INPUT"
+    INVALID_METHOD = "INVALID_METHOD"
+    INVALID_URL = "INVALID_URL"
+    MISMATCHED_MODEL = "MISMATCHED_MODEL"
     MISSING_FIELD = "MISSING_FIELD"
     NOT_STORABLE = "NOT_STORABLE"
     TOO_LONG = "TOO_LONG"
@@ -70,6 +73,8 @@ class BadInput:
     """One of `Fault`."""
     reason: str
     """A sentence that never quotes the text."""
+    pointer: str = ""
+    """To the field at fault, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,6 @@ class Reading:
 class BadRecord(InvalidInput):
     """One record is bad. Readers turn it into a `BadInput` and go on."""
 
-    def __init__(self, fault: Fault, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, fault: Fault, reason: str, *, pointer: str = "") -> None:
+        super().__init__(reason, pointer=pointer)
         self.fault = fault

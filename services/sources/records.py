@@ -117,7 +117,7 @@ class RecordCheck:
                     check_storable(name, f"The field's name '{shown_name(name)}'")
                     check_storable_json(value, f"The field '{shown_name(name)}'", 1)
         except BadRecord as bad:
-            return BadInput(position, custom_id, bad.fault, str(bad))
+            return BadInput(position, custom_id, bad.fault, str(bad), bad.pointer)
         except InvalidInput as bad:
             return BadInput(position, custom_id, Fault.NOT_STORABLE, str(bad))
         return Input(position, custom_id, text, messages, record)

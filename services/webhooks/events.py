@@ -31,6 +31,8 @@ class EventType(StrEnum):
     BATCH_EXPIRED = "batch.expired"
 
 
+PREFIXES = {"batch": "batch_"}
+"""Of ids of what an event is about. Else it is a UUID."""
 TEST = "webhook.test"
 """The event of a test delivery, which nobody asks for beforehand."""
 
@@ -38,6 +40,12 @@ TEST = "webhook.test"
 def event_name(event_id: UUID) -> str:
     """The id of an event as receivers see it."""
     return f"evt_{event_id.hex}"
+
+
+def object_name(type_: str, object_id: UUID) -> str:
+    """The id of what an event is about, as the door that shows it writes it."""
+    prefix = PREFIXES.get(type_.partition(".")[0])
+    return str(object_id) if prefix is None else f"{prefix}{object_id.hex}"
 
 
 def event_body(event_id: UUID, type_: str, object_id: UUID, at: datetime) -> str:
@@ -48,7 +56,7 @@ def event_body(event_id: UUID, type_: str, object_id: UUID, at: datetime) -> str
             "object": "event",
             "created_at": int(at.timestamp()),
             "type": type_,
-            "data": {"id": str(object_id)},
+            "data": {"id": object_name(type_, object_id)},
         },
         separators=(",", ":"),
     )

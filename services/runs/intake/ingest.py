@@ -15,7 +15,7 @@ from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.documents.vectors import vector_key
-from promptstack.services.errors import InvalidInput
+from promptstack.services.errors import InvalidInput, WrongState
 from promptstack.services.sources.reading import BadInput, Fault, Input
 from promptstack.services.validation.json_text import dump_json
 
@@ -26,6 +26,12 @@ MAX_BLOCK = 10_000
 MAX_FAULTS = 20
 SHOWN_SECONDS = 60.0
 """Far less than the time after which a run counts as abandoned."""
+
+
+class TooManyInputs(InvalidInput):
+    """The source has more inputs than one run may have."""
+
+    code = "TOO_MANY_INPUTS"
 
 
 @dataclass
@@ -132,7 +138,7 @@ def take_in(
                     "in as several runs."
                 )
             if total_items is not None and intake.items + len(block.items) > total_items:
-                raise InvalidInput(
+                raise TooManyInputs(
                     f"The run has more than {total_items:,} inputs (MAX_RUN_ITEMS); hand them in "
                     "as several runs."
                 )
@@ -201,7 +207,8 @@ def _store(ledger: Ledger, run_id: UUID, block: Block, counts: tuple[int, int]) 
     with ledger.transaction() as unit:
         unit.items.add(run_id, block.items)
         unit.outcomes.end(run_id, bad)
-        unit.runs.touch(run_id, *counts)
+        if not unit.runs.touch(run_id, *counts):
+            raise WrongState("The run was ended or deleted while its inputs were read.")
 
 
 def _item(one: Input | BadInput, hash_of: Hasher) -> NewItem:

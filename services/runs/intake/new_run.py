@@ -87,6 +87,10 @@ class RunOptions(BaseModel):
     """Time in which the source is read. None: as long as it takes."""
     on_progress: Callable[[Intake], None] = lambda _: None
     """Called with how much has been read."""
+    check_request: Callable[[Mapping[str, Any]], None] = lambda _: None
+    """Raises `BadRecord` for a record that is not as its caller wants it, before it is read."""
+    run_id: UUID | None = None
+    """Of the new run; None makes one."""
 
 
 class RunKeywords(TypedDict, total=False):
@@ -112,6 +116,8 @@ class RunKeywords(TypedDict, total=False):
     unpacked_bytes: int | None
     read_seconds: float | None
     on_progress: Callable[[Intake], None]
+    check_request: Callable[[Mapping[str, Any]], None]
+    run_id: UUID | None
 
 
 class GenerationRunKeywords(GenerationKeywords, RunKeywords, total=False):

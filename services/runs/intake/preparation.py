@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
+from promptstack.repositories.models import new_id
 from promptstack.repositories.run_models import RunKind, RunState
 from promptstack.repositories.session import Ledger
 from promptstack.services.collections.lookup import place_of
@@ -24,6 +26,12 @@ from promptstack.services.sources.reading import Reading, Source
 from promptstack.services.validation.ids import check_signing_secret, check_user
 
 DELETED_AT_ONCE = 50_000
+
+
+class EmptySource(InvalidInput):
+    """The source has nothing to ask for."""
+
+    code = "EMPTY_SOURCE"
 
 
 class RunPreparation:
@@ -55,7 +63,12 @@ class RunPreparation:
         if options.max_cost_usd is not None:
             self._estimator.check_limit(new.kind, new.provider, new.model, new.parameters)
         reading = self._reading(new, options)
-        inputs = only_askable(read_inputs(opened, reading, plan.lines.unfold), new.check)
+
+        def unfold(record: dict[str, Any]) -> dict[str, Any]:
+            options.check_request(record)
+            return plan.lines.unfold(record)
+
+        inputs = only_askable(read_inputs(opened, reading, unfold), new.check)
         run_id = self._add(new, options)
         try:
             with shown_as_read(self._ledger, run_id):
@@ -134,6 +147,7 @@ class RunPreparation:
                 check_signing_secret(unit, options.user_id)
             return unit.runs.add(
                 lifetime=options.expires_in or defaults.expires_seconds,
+                id=options.run_id or new_id(),
                 kind=new.kind,
                 name=options.name,
                 tags=list(options.tags),
@@ -153,4 +167,4 @@ class RunPreparation:
 
 def _check_not_empty(intake: Intake) -> None:
     if intake.items == 0:
-        raise InvalidInput("The source holds no records; there is nothing to do.")
+        raise EmptySource("The source holds no records; there is nothing to do.")
