@@ -31,7 +31,7 @@ from promptstack.config.settings import load_settings
 from promptstack.embedded.servers import EmbeddedServers, remove
 from promptstack.repositories.migrations import upgrade
 from promptstack.repositories.run_models import RunState
-from promptstack.repositories.runs.items import NewItem
+from promptstack.repositories.runs.new_items import NewItem
 from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.runs.runs import Change
 from promptstack.tasks.composition import PromptStack

@@ -64,7 +64,8 @@ class Run(Base):
     provider: Mapped[str]
     model: Mapped[str]
     parameters: Mapped[dict[str, Any]]
-    """Of its generations: a `GenerationRequest` without its prompt."""
+    """Of generations: a `GenerationRequest` without its prompt. Of embeddings: how vectors are
+    written. Items may have their own."""
     in_flight: Mapped[int]
     """Calls under way at once in each worker."""
     max_retries: Mapped[int]
@@ -156,8 +157,10 @@ class Item(Base):
     text: Mapped[str | None]
     messages: Mapped[list[Any] | None] = mapped_column(JSONB)
     size: Mapped[int] = mapped_column(server_default="0")
-    """Of its text or messages, in UTF-8 bytes."""
+    """Of its text or messages, and its parameters, in UTF-8 bytes."""
     attributes: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB)
+    parameters: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    """Where its request asks for others than the run: all of them, in place of the run's."""
 
     __table_args__ = (
         Index("items_content", "content_hash", postgresql_where=sql("content_hash IS NOT NULL")),

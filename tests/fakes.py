@@ -33,6 +33,7 @@ class FakeProvider:
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
+        self.requests: list[GenerationRequest] = []
         self.batches: list[list[str]] = []
         self.on_call: Callable[[], Awaitable[None] | None] = lambda: None
         """Called on the event loop as the request leaves; may wait, look around, or raise."""
@@ -85,6 +86,7 @@ def _service_of(provider: FakeProvider) -> type[LLMService]:
         ) -> LLMResponse:
             prompt = request.text()
             provider.prompts.append(prompt)
+            provider.requests.append(request)
             await provider.called([prompt], failures)
             return LLMResponse(provider.answer(prompt), model_name, provider.usage, 3, "stop")
 

@@ -3,16 +3,17 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from struct import Struct
 from typing import Any, NamedTuple
 from typing import cast as cast_type
 from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
+    Integer,
     Table,
     Text,
     bindparam,
+    case,
     cast,
     delete,
     exists,
@@ -30,32 +31,8 @@ from promptstack.repositories.content.unused import NOTE
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.run_models import Answer, Item, ItemTries, Outcome
-from promptstack.repositories.wire_values import ArrayLiteral, copy_binary, for_jsonb
-
-_LENGTH = Struct(">i")
-_HEAD = Struct(">hi16sii")
-_SIZE = Struct(">ii")
-NULL = _LENGTH.pack(-1)
-JSONB_VERSION = b"\x01"
-
-
-@dataclass(frozen=True, slots=True)
-class NewItem:
-    """An item as it is handed in; JSON is given as its bytes."""
-
-    position: int
-    custom_id: str | None
-    """None where it could not be read."""
-    content_hash: bytes | None
-    text: bytes | None
-    """In UTF-8."""
-    messages: bytes | None
-    attributes: bytes
-
-    @property
-    def size(self) -> int:
-        """Of what is asked, in bytes."""
-        return len(self.text or b"") + len(self.messages or b"")
+from promptstack.repositories.runs.new_items import COLUMNS, NewItem, row_of
+from promptstack.repositories.wire_values import ArrayLiteral, copy_binary
 
 
 class OpenItem(NamedTuple):
@@ -67,6 +44,20 @@ class OpenItem(NamedTuple):
     messages: list[Any] | None
     tries: int
     """How often it has failed by its own fault."""
+    parameters: dict[str, Any] | None = None
+    """Of its own, in place of the run's."""
+
+
+class Unpaid(NamedTuple):
+    """Different contents that must be paid for."""
+
+    contents: int
+    bytes: int
+    """In UTF-8."""
+    as_run: int
+    """Those without parameters of their own."""
+    output_tokens: int
+    """Of all answers, if each is as long as it may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +77,10 @@ class ItemRepository:
 
     def add(self, run_id: UUID, items: Iterable[NewItem]) -> None:
         """Add items by COPY BINARY."""
-        rows = b"".join(_row(run_id.bytes, item) for item in items)
-        columns = "(run_id, position, custom_id, content_hash, text, messages, size, metadata)"
+        rows = b"".join(row_of(run_id.bytes, item) for item in items)
         cursor = self._session.connection().connection.cursor()
         try:
-            copy_binary(cursor, f"items {columns}", [rows])
+            copy_binary(cursor, f"items {COLUMNS}", [rows])
         finally:
             cursor.close()
 
@@ -139,14 +129,33 @@ class ItemRepository:
             self._session.execute(_NOTE_TRIES, {"the_run": run_id, **new})
 
     def unpaid(
-        self, run_id: UUID, provider: str, model: str, embedding_model: EmbeddingModel | None
-    ) -> tuple[int, int]:
-        """Return how many different contents must be paid for, and their UTF-8 bytes."""
-        size = func.coalesce(func.octet_length(Item.text), 0) + func.coalesce(
-            func.octet_length(cast(Item.messages, Text)), 0
-        )
+        self,
+        run_id: UUID,
+        provider: str,
+        model: str,
+        embedding_model: EmbeddingModel | None,
+        *,
+        longest: int,
+        own_longest: int,
+    ) -> Unpaid:
+        """Return what must be paid for. Bytes are of the text or messages, and of an own `system`.
+
+        An answer has up to `longest` tokens. An item's own parameters say it for its answer, or
+        else it has up to `own_longest`.
+        """
+        system = Item.parameters["system"].astext
+        sizes = [func.octet_length(Item.text), func.octet_length(cast(Item.messages, Text))]
+        sizes.append(func.octet_length(system))
+        size = sum((func.coalesce(one, 0) for one in sizes[1:]), func.coalesce(sizes[0], 0))
+        own = func.coalesce(cast(Item.parameters["max_tokens"].astext, Integer), own_longest)
+        output = case((Item.parameters.is_(None), longest), else_=own)
         distinct = (
-            select(Item.content_hash, func.max(size).label("size"))
+            select(
+                Item.content_hash,
+                func.max(size).label("size"),
+                func.max(output).label("output"),
+                func.bool_and(Item.parameters.is_(None)).label("is_as_run"),
+            )
             .where(Item.run_id == run_id, Item.content_hash.is_not(None), is_open_item())
             .group_by(Item.content_hash)
             .subquery()
@@ -164,9 +173,25 @@ class ItemRepository:
                 vectors.c.content_hash == distinct.c.content_hash,
             )
         row = self._session.execute(
-            select(func.count(), func.coalesce(func.sum(distinct.c.size), 0)).where(~is_paid)
+            select(
+                func.count(),
+                func.coalesce(func.sum(distinct.c.size), 0),
+                func.count().filter(distinct.c.is_as_run),
+                func.coalesce(func.sum(distinct.c.output), 0),
+            ).where(~is_paid)
         ).one()
-        return int(row[0]), int(row[1])
+        return Unpaid(*map(int, row))
+
+    def are_bounded(self, run_id: UUID) -> bool:
+        """Whether parameters of items' own, where open items have some, bound what they cost."""
+        own = Item.parameters
+        unbounded = exists().where(
+            Item.run_id == run_id,
+            own.is_not(None),
+            ~own.has_key("max_tokens") | own.has_key("options"),
+            is_open_item(),
+        )
+        return not self._session.scalar(select(unbounded))
 
     def delete_of(self, run_id: UUID, limit: int, *, drops_vectors: bool = False) -> int:
         """Delete up to `limit` items of a run and their outcomes. Returns how many items.
@@ -211,6 +236,7 @@ _OPEN_IN = (
         _ITEMS.c.text,
         _ITEMS.c.messages,
         func.coalesce(_TRIES.c.tries, 0),
+        _ITEMS.c.parameters,
     )
     .outerjoin(
         _TRIES, (_TRIES.c.run_id == _ITEMS.c.run_id) & (_TRIES.c.position == _ITEMS.c.position)
@@ -236,25 +262,3 @@ _NOTE_TRIES = _NEW_TRIES.on_conflict_do_update(
     index_elements=[_TRIES.c.run_id, _TRIES.c.position],
     set_={"tries": func.greatest(_TRIES.c.tries, _NEW_TRIES.excluded["tries"])},
 )
-
-
-def _row(run_id: bytes, item: NewItem) -> bytes:
-    """Lay an item out as COPY BINARY reads it."""
-    custom_id = None if item.custom_id is None else item.custom_id.encode()
-    text, messages = item.text, item.messages
-    return b"".join(
-        (
-            _HEAD.pack(8, 16, run_id, 4, item.position),
-            NULL if custom_id is None else _LENGTH.pack(len(custom_id)) + custom_id,
-            NULL if item.content_hash is None else b"\x00\x00\x00\x20" + item.content_hash,
-            NULL if text is None else _LENGTH.pack(len(text)) + text,
-            NULL if messages is None else _jsonb(messages),
-            _SIZE.pack(4, item.size),
-            _jsonb(item.attributes),
-        )
-    )
-
-
-def _jsonb(value: bytes) -> bytes:
-    value = for_jsonb(value)
-    return _LENGTH.pack(len(value) + 1) + JSONB_VERSION + value

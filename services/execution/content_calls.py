@@ -1,6 +1,6 @@
 """A provider call and the contents it asks for."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ class Content(NamedTuple):
     messages: Sequence[Any] | None = None
     tries: int = 0
     """How often it failed by its own fault before this job was claimed."""
+    parameters: Mapping[str, Any] | None = None
+    """Of its own, in place of those of its run."""
 
 
 @dataclass(eq=False)

@@ -20,8 +20,10 @@ HONOURED_ONLY_AS = {
     "function_call": (None, "write tool_choice"),
 }
 """The only supported value of each of these fields, and why."""
-FINE_IN_EMBEDDINGS = frozenset({"encoding_format", "user"})
-"""Fields that don't change the vectors."""
+FINE_IN_EMBEDDINGS = frozenset({"user"})
+"""Fields that change nothing."""
+ENCODINGS = ("float", "base64")
+"""How vectors are written; the first unless said."""
 
 
 class NotHonoured(ValueError):
@@ -72,10 +74,18 @@ def _embeddings(given: dict[str, Any]) -> Asked:
     if isinstance(text, list) and len(text) == 1:
         [text] = text
     if not isinstance(text, str):
-        raise NotHonoured("must have one text as input: a line has one vector")
+        raise NotHonoured(
+            "must have one text as input: a line has one vector. Write a line for each text; token "
+            "ids are no text"
+        )
     if "dimensions" in given:
         raise NotHonoured("asks for dimensions; vectors are as long as the model makes them")
     how = _model(given)
+    encoding = given.pop("encoding_format", ENCODINGS[0])
+    if encoding not in ENCODINGS:
+        raise NotHonoured("has an encoding_format that is neither float nor base64")
+    if encoding != ENCODINGS[0]:
+        how["encoding_format"] = encoding
     other = sorted(given.keys() - FINE_IN_EMBEDDINGS)
     if other:
         raise NotHonoured(f"has {_names(other)}, which an embedding can't honour; leave it out")

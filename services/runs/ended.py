@@ -3,7 +3,7 @@
 from decimal import Decimal
 from uuid import UUID
 
-from promptstack.repositories.run_models import Run, RunState
+from promptstack.repositories.run_models import Run, RunKind, RunState
 from promptstack.repositories.runs.runs import Change
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
@@ -11,7 +11,7 @@ from promptstack.services.access.key_terms import check_came_with
 from promptstack.services.audit.actions import Action, ObjectKind
 from promptstack.services.audit.actor import Actor
 from promptstack.services.audit.log import AuditLog
-from promptstack.services.errors import NotFound, NotYet, WrongState
+from promptstack.services.errors import InvalidInput, NotFound, NotYet, WrongState
 from promptstack.services.runs.intake.estimates import Estimator
 from promptstack.services.runs.intake.new_run import RunDefaults, RunOptions
 from promptstack.services.runs.lifecycle import RunLifecycle
@@ -121,6 +121,8 @@ class EndedRuns:
                     if is_retry
                     else "Every item of the run was tried; `retry` tries those that failed again."
                 )
+            if max_cost_usd is not None and run.kind == RunKind.GENERATION:
+                _check_items_bounded(unit, run_id)
             unit.runs.change(run_id, Change(failed=-reopened))
             limit = {} if max_cost_usd is None else {"max_cost_usd": max_cost_usd}
             audit_run(action, run, actor, unit)
@@ -167,6 +169,14 @@ class EndedRuns:
         if run is None or (owner is not None and run.user_id != owner):
             raise NotFound(f"There is no run {run_id}.")
         return run
+
+
+def _check_items_bounded(unit: UnitOfWork, run_id: UUID) -> None:
+    if not unit.items.are_bounded(run_id):
+        raise InvalidInput(
+            "A limit of the cost needs max_tokens, and no options of the provider, and some lines "
+            "of the run ask otherwise: start it again without a limit."
+        )
 
 
 def check_ended(run: Run, advice: str) -> None:

@@ -1,5 +1,6 @@
 """Reads lines of OpenAI's Batch API: `custom_id`, `method`, `url` and `body`."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
@@ -8,7 +9,6 @@ from typing import Any
 
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.request_bodies import (
-    API,
     Asked,
     NotHonoured,
     asked_of,
@@ -18,8 +18,8 @@ from promptstack.services.llm.request_bodies import (
 from promptstack.services.sources.jsonl import physical_lines
 from promptstack.services.sources.python_records import as_json
 from promptstack.services.sources.reading import BadRecord, Fault
-from promptstack.services.sources.records import kind_of
-from promptstack.services.validation.json_text import NotExact, load_json
+from promptstack.services.sources.records import Unfolded, kind_of
+from promptstack.services.validation.json_text import NotExact, dump_json, load_json
 
 LOOKED_AT = 100
 """The first good request must be among this many records."""
@@ -28,17 +28,17 @@ HEAD_BYTES = 1_048_576
 FORM = frozenset({"method", "url", "body"})
 INPUTS = ("text", "prompt", "messages")
 """Fields of an ordinary record; a request has none of them."""
-SAID = {"json_schema": "JSON schema", API: "endpoint"}
 COMMANDS = {"generation": "runs generate", "embedding": "runs embed"}
+KEPT_PLANS = 32
 Placed = tuple[str, Any]
 """Where a record stands ("line 3"), and the record."""
 
 
 class BatchLines:
-    """The parameters of the requests in one source; all must be the same.
+    """What the requests of one source ask for beside their inputs.
 
-    The first request that can be made sets the run's parameters. A request with other parameters
-    is refused by its line.
+    The first request that can be made sets the run's parameters. A request with others has them for
+    itself. All must name the same model; one that names another is refused by its line.
     """
 
     def __init__(self, kind: str, plan: Callable[[Mapping[str, Any]], Any]) -> None:
@@ -47,6 +47,8 @@ class BatchLines:
         self._plan = plan
         self._how: Mapping[str, Any] | None = None
         self._first = "the records before it"
+        self._plans: OrderedDict[bytes, Any] = OrderedDict()
+        """The last plans of requests with parameters of their own: mostly there are few."""
 
     def agree(self, records: Iterable[Placed]) -> Any:
         """Return the plan of the first good request, or the plan without one."""
@@ -62,31 +64,39 @@ class BatchLines:
                 return plan
         return self._plan({})
 
-    def unfold(self, record: dict[str, Any]) -> dict[str, Any]:
+    def unfold(self, record: dict[str, Any]) -> Unfolded:
         """Turn a request into an ordinary record; leave others unchanged. Raises `BadRecord`."""
         if not is_request(record):
             if self._how is None:
-                return record
+                return Unfolded(record)
             raise self._no_request(record)
         asked = self._asked(record)
-        if asked.how != (self._how or {}):
-            try:
-                self._plan(asked.how)
-            except InvalidInput as error:
-                raise BadRecord(Fault.INVALID_INPUT, str(error)) from error
-            names = self._different(asked.how)
-            said = ", ".join(names)[:200]
-            raise BadRecord(
-                Fault.CONFLICT,
-                f"{said} {'differs' if len(names) == 1 else 'differ'} from {self._first}. "
-                "All requests of one run need the same parameters; put this one into another file "
-                "or run.",
-            )
+        own = None if asked.how == (self._how or {}) else self._own(asked.how)
         beside = {name: record[name] for name in record if name not in FORM}
         twice = next((name for name in asked.record if beside.get(name) is not None), None)
         if twice is not None:
             raise BadRecord(Fault.CONFLICT, f"The record has {twice} beside its body and in it.")
-        return {**beside, **asked.record}
+        return Unfolded({**beside, **asked.record}, own)
+
+    def _own(self, how: Mapping[str, Any]) -> Any:
+        """Return the plan of a request with parameters of its own. Raises `BadRecord`."""
+        key = dump_json(how, sort_keys=True)
+        plan = self._plans.pop(key, None)
+        if plan is None:
+            try:
+                plan = self._plan(how)
+            except InvalidInput as error:
+                raise BadRecord(Fault.INVALID_INPUT, str(error)) from error
+            if how.get("model") != (self._how or {}).get("model"):
+                raise BadRecord(
+                    Fault.CONFLICT,
+                    f"model differs from {self._first}. All requests of one run need the same "
+                    "model; put this one into another file or run.",
+                )
+        self._plans[key] = plan
+        if len(self._plans) > KEPT_PLANS:
+            self._plans.popitem(last=False)
+        return plan
 
     def _asked(self, record: Mapping[str, Any]) -> Asked:
         endpoint = endpoint_of(record["url"])
@@ -122,19 +132,6 @@ class BatchLines:
                 return BadRecord(Fault.WRONG_TYPE, reason)
         name = next(name for name in INPUTS if record.get(name) is not None)
         return BadRecord(Fault.CONFLICT, f"The record has {name} beside its body; keep one.")
-
-    def _different(self, how: Mapping[str, Any]) -> list[str]:
-        """Return the names of the parameters that differ from the first request's."""
-        first, here = _flat(self._how or {}), _flat(how)
-        return [
-            SAID.get(name, name)
-            for name in {**first, **here}
-            if (name in first, first.get(name)) != (name in here, here.get(name))
-        ]
-
-
-def _flat(how: Mapping[str, Any]) -> dict[str, Any]:
-    return {**how, "options": None, **how.get("options", {})}
 
 
 def kind_of_requests(records: Iterable[Placed]) -> str:

@@ -58,7 +58,7 @@ class Cutter:
             except BadRecord as bad:
                 yield BadInput(position, custom_id, bad.fault, str(bad))
             else:
-                yield Input(position, custom_id, text, None, metadata)
+                yield Input(position, custom_id, text, None, metadata, item.own)
 
     def _filled(self, item: Input, chunk: str) -> str:
         if self._template is None:

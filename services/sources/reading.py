@@ -61,6 +61,8 @@ class Input:
     text: str | None
     messages: list[dict[str, JsonValue]] | None
     metadata: dict[str, JsonValue]
+    own: Any = None
+    """What its request asks for that the run doesn't, as `BatchLines` has planned it."""
 
 
 @dataclass(frozen=True, slots=True)

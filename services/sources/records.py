@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
@@ -73,13 +73,21 @@ KINDS = (
 """The order matters: in Python a bool is an int."""
 
 
-Unfold = Callable[[dict[str, Any]], dict[str, Any]]
+class Unfolded(NamedTuple):
+    """A record of another form as an ordinary one."""
+
+    record: dict[str, Any]
+    own: Any = None
+    """See `Input.own`."""
+
+
+Unfold = Callable[[dict[str, Any]], Unfolded]
 """Turns a record of another form into an ordinary one. Raises `BadRecord`."""
 
 
-def as_it_is(record: dict[str, Any]) -> dict[str, Any]:
+def as_it_is(record: dict[str, Any]) -> Unfolded:
     """Return an ordinary record unchanged."""
-    return record
+    return Unfolded(record)
 
 
 class RecordCheck:
@@ -103,7 +111,7 @@ class RecordCheck:
         try:
             id_name, own_id = self._find_id(record)
             custom_id = str(position) if own_id is None else own_id
-            record = self._unfold(record)
+            record, own = self._unfold(record)
             text_name = self.text_name(record)
             text, messages = self._find_text(record, text_name)
             if text_name is not None:
@@ -120,7 +128,7 @@ class RecordCheck:
             return BadInput(position, custom_id, bad.fault, str(bad), bad.pointer)
         except InvalidInput as bad:
             return BadInput(position, custom_id, Fault.NOT_STORABLE, str(bad))
-        return Input(position, custom_id, text, messages, record)
+        return Input(position, custom_id, text, messages, record, own)
 
     def own_id(self, record: Any) -> str | None:
         """Return the id of a bad record, if it has a readable one."""

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from promptstack.repositories.run_models import RunKind
+from promptstack.repositories.runs.items import Unpaid
 from promptstack.repositories.session import Ledger
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import InvalidInput
@@ -47,11 +48,14 @@ class Estimator:
     ) -> Preflight:
         """Estimate a run. With `is_counted`, leave out contents that were paid for before."""
         good = intake.items - intake.bad - duplicates
-        to_pay, bytes_ = self._unpaid(run_id, new) if is_counted else (good, 0)
-        asked = len(str(new.parameters.get("system") or "")) * to_pay
-        input_tokens = (bytes_ + asked) // BYTES_PER_TOKEN
         longest = new.parameters.get("max_tokens") or EXPECTED_OUTPUT_TOKENS
-        output_tokens = to_pay * longest if new.kind == RunKind.GENERATION else 0
+        unpaid = Unpaid(good, 0, good, good * longest)
+        if is_counted:
+            unpaid = self._unpaid(run_id, new, longest)
+        to_pay = unpaid.contents
+        system = len(str(new.parameters.get("system") or "")) * unpaid.as_run
+        input_tokens = (unpaid.bytes + system) // BYTES_PER_TOKEN
+        output_tokens = unpaid.output_tokens if new.kind == RunKind.GENERATION else 0
         return Preflight(
             run_id=run_id,
             provider=new.provider,
@@ -79,23 +83,23 @@ class Estimator:
                 f"The price of {provider}/{model} is not known, so no limit of the cost can be "
                 "held; set it in MODELS_FILE."
             )
-        if kind == RunKind.EMBEDDING:
-            return
-        if parameters.get("max_tokens") is None:
-            raise InvalidInput("A limit of the cost needs max_tokens: without it none can be held.")
-        if parameters.get("options"):
-            raise InvalidInput(
-                "A limit of the cost can't be held together with provider options, as they may "
-                "change what a call takes; leave one of them out."
-            )
+        if kind == RunKind.GENERATION:
+            check_bounded(parameters)
 
-    def _unpaid(self, run_id: UUID, new: NewRun) -> tuple[int, int]:
+    def _unpaid(self, run_id: UUID, new: NewRun, longest: int) -> Unpaid:
         with self._ledger.transaction() as unit:
             model = None
             if new.kind == RunKind.EMBEDDING:
                 # A model without vectors has no answers either, so all must be paid for.
                 model = unit.embeddings.find_model(new.provider, new.model)
-            return unit.items.unpaid(run_id, new.provider, new.model, model)
+            return unit.items.unpaid(
+                run_id,
+                new.provider,
+                new.model,
+                model,
+                longest=longest,
+                own_longest=EXPECTED_OUTPUT_TOKENS,
+            )
 
     def _seconds(
         self, new: NewRun, contents: int, input_tokens: int, output_tokens: int
@@ -115,3 +119,14 @@ class Estimator:
         )
         known = [taken / limit * 60 for taken, limit in takes if limit]
         return max(known) if known else None
+
+
+def check_bounded(parameters: Mapping[str, Any]) -> None:
+    """Raise `InvalidInput` if nobody knows how much answers with these parameters cost at most."""
+    if parameters.get("max_tokens") is None:
+        raise InvalidInput("A limit of the cost needs max_tokens: without it none can be held.")
+    if parameters.get("options"):
+        raise InvalidInput(
+            "A limit of the cost can't be held together with provider options, as they may "
+            "change what a call takes; leave one of them out."
+        )

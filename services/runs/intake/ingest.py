@@ -10,7 +10,7 @@ from threading import Event, Thread
 from uuid import UUID
 
 from promptstack.repositories.errors import TransientLedgerError
-from promptstack.repositories.runs.items import NewItem
+from promptstack.repositories.runs.new_items import NewItem
 from promptstack.repositories.runs.outcomes import Ended
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
@@ -214,11 +214,13 @@ def _store(ledger: Ledger, run_id: UUID, block: Block, counts: tuple[int, int]) 
 def _item(one: Input | BadInput, hash_of: Hasher) -> NewItem:
     if isinstance(one, BadInput):
         return NewItem(one.position, one.custom_id, None, None, None, b"{}")
+    own = one.own
     return NewItem(
         one.position,
         one.custom_id,
-        hash_of(one),
+        (hash_of if own is None else own.hash_of)(one),
         None if one.text is None else one.text.encode(),
         None if one.messages is None else dump_json(one.messages),
         dump_json(one.metadata) if one.metadata else b"{}",
+        None if own is None else dump_json(own.parameters),
     )

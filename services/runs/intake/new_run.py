@@ -27,13 +27,13 @@ from promptstack.services.validation.webhook_urls import GivenWebhook, Webhook, 
 
 @dataclass(frozen=True)
 class NewRun:
-    """What a run asks of all its items."""
+    """What a run asks of all its items, or of one that has parameters of its own."""
 
     kind: RunKind
     provider: str
     model: str
     parameters: dict[str, Any]
-    """Of its generations: `GenerationParameters`."""
+    """Of generations: `GenerationParameters`. Of embeddings: how they are written."""
     hash_of: Hasher
     check: Check
 

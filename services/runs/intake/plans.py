@@ -51,7 +51,9 @@ def plan_embedding(
         if options.key_limits is not None:
             options.key_limits.check(provider, chosen)
         hasher = embedding_hasher(options.user_id)
-        return NewRun(RunKind.EMBEDDING, provider, chosen, {}, hasher, text_only)
+        # Only who writes the vectors asks for it.
+        written = {name: asked[name] for name in ("encoding_format",) if name in asked}
+        return NewRun(RunKind.EMBEDDING, provider, chosen, written, hasher, text_only)
 
     return RunPlan(BatchLines(RunKind.EMBEDDING, plan), options)
 

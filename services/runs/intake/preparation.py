@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from promptstack.repositories.session import Ledger
 from promptstack.services.collections.lookup import place_of
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.factory import LLMServiceFactory
-from promptstack.services.runs.intake.estimates import Estimator
+from promptstack.services.runs.intake.estimates import Estimator, check_bounded
 from promptstack.services.runs.intake.ingest import (
     Intake,
     first_faults,
@@ -22,7 +23,8 @@ from promptstack.services.runs.intake.ingest import (
 from promptstack.services.runs.intake.new_run import NewRun, RunDefaults, RunOptions
 from promptstack.services.runs.intake.plans import RunPlan
 from promptstack.services.runs.views import Preflight
-from promptstack.services.sources.reading import Reading, Source
+from promptstack.services.sources.reading import Input, Reading, Source
+from promptstack.services.sources.records import Unfolded
 from promptstack.services.validation.ids import check_signing_secret, check_user
 
 DELETED_AT_ONCE = 50_000
@@ -64,11 +66,14 @@ class RunPreparation:
             self._estimator.check_limit(new.kind, new.provider, new.model, new.parameters)
         reading = self._reading(new, options)
 
-        def unfold(record: dict[str, Any]) -> dict[str, Any]:
+        def unfold(record: dict[str, Any]) -> Unfolded:
             options.check_request(record)
             return plan.lines.unfold(record)
 
-        inputs = only_askable(read_inputs(opened, reading, unfold), new.check)
+        is_limited = options.max_cost_usd is not None and new.kind == RunKind.GENERATION
+        inputs = only_askable(
+            read_inputs(opened, reading, unfold), partial(_check, new, is_limited)
+        )
         run_id = self._add(new, options)
         try:
             with shown_as_read(self._ledger, run_id):
@@ -163,6 +168,14 @@ class RunPreparation:
                 output_url=options.output_url,
                 webhook=options.webhook.url if options.webhook else None,
             ).id
+
+
+def _check(new: NewRun, is_limited: bool, one: Input) -> None:
+    """Raise `InvalidInput` for what can't be asked, or has no bounds that a limit could hold."""
+    asked: NewRun = one.own or new
+    asked.check(one)
+    if is_limited and asked is not new:
+        check_bounded(asked.parameters)
 
 
 def _check_not_empty(intake: Intake) -> None:

@@ -63,7 +63,8 @@ class AnswerSchema:
             )
         return None if fault is None else AnswerMismatch(fault, detail=answer.text)
 
-    def read(self, answer: LLMResponse) -> Any:
+    @staticmethod
+    def read(answer: LLMResponse) -> Any:
         """Return the value of an answer that has no fault."""
         return make_storable_json(json.loads(answer.text))
 

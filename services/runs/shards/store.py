@@ -292,6 +292,7 @@ def _contents_of(items: Iterable[OpenItem]) -> list[Content]:
             same[0].text or "",
             same[0].messages,
             max(item.tries for item in same),
+            same[0].parameters,
         )
         for hash_, same in by_hash.items()
     ]

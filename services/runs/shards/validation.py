@@ -67,7 +67,7 @@ class ValidationQueue:
         validate = workload.validate if self._seconds_left > 0 else workload.skip_validation
         error: Exception | None
         try:
-            error = validate(event.answer)
+            error = validate(event.recorded.call, event.answer)
         except Exception as unexpected:  # noqa: BLE001 - whatever it is, keep the other answers
             error = unexpected
         self._seconds_left -= self._clock() - started

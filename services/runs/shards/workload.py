@@ -26,9 +26,9 @@ from promptstack.services.llm.answers import EmbeddingResponse, LLMResponse
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.errors import BadResponse
 from promptstack.services.llm.packing import bytes_in_hand, pack
-from promptstack.services.llm.parameters import GenerationParameters
 from promptstack.services.llm.requests import GenerationRequest
 from promptstack.services.runs.json_schema.answers import AnswerNotJudged, AnswerSchema
+from promptstack.services.runs.shards.asked import AskedOfRun
 from promptstack.services.validation.schema_bounds import SchemaBounds
 
 MAX_HALF = 65_504
@@ -96,13 +96,13 @@ class Workload(ABC):
             self.provider, self.model, input_tokens=input_tokens, output_tokens=output_tokens
         )
 
-    def validate(self, answer: Answer) -> PromptStackError | None:
+    def validate(self, call: Call, answer: Answer) -> PromptStackError | None:
         """What is wrong with a paid answer, if anything."""
         return None
 
-    def skip_validation(self, answer: Answer) -> PromptStackError | None:
+    def skip_validation(self, call: Call, answer: Answer) -> PromptStackError | None:
         """What to record for an answer when there is no time left to validate it."""
-        return self.validate(answer)
+        return self.validate(call, answer)
 
     @abstractmethod
     def find_stored(self, unit: UnitOfWork, hashes: Sequence[bytes]) -> set[bytes]:
@@ -151,7 +151,7 @@ class EmbeddingWorkload(Workload):
     def _upper_bound(self, call: Call) -> MostTokens | None:
         return most_of_texts(content.text for content in call.contents)
 
-    def validate(self, answer: Answer) -> PromptStackError | None:
+    def validate(self, call: Call, answer: Answer) -> PromptStackError | None:
         """Check that all numbers fit into 16 bits, if they are stored so."""
         if self._storage == VectorType.VECTOR or not isinstance(answer, EmbeddingResponse):
             return None
@@ -193,10 +193,7 @@ class GenerationWorkload(Workload):
         self, run: Run, service: LLMService, prices: Prices, schema_bounds: SchemaBounds
     ) -> None:
         super().__init__(run, service, prices)
-        parameters = GenerationParameters(**run.parameters)
-        self._request_of_run = GenerationRequest.of_run(parameters, run.provider, run.model)
-        schema = run.parameters.get("json_schema")
-        self._schema = None if schema is None else AnswerSchema(schema, schema_bounds)
+        self._asked = AskedOfRun(run, schema_bounds)
 
     def calls(self, contents: Sequence[Content]) -> list[Call]:
         return [Call([content], content.tries) for content in contents]
@@ -214,14 +211,15 @@ class GenerationWorkload(Workload):
     def _upper_bound(self, call: Call) -> MostTokens | None:
         return most_of_generation(self._request(call))
 
-    def validate(self, answer: Answer) -> PromptStackError | None:
+    def validate(self, call: Call, answer: Answer) -> PromptStackError | None:
         """Check the answer against the schema."""
-        if self._schema is None or not isinstance(answer, LLMResponse):
+        schema = self._asked.of(call.contents[0]).schema
+        if schema is None or not isinstance(answer, LLMResponse):
             return None
-        return self._schema.validate(answer)
+        return schema.validate(answer)
 
-    def skip_validation(self, answer: Answer) -> PromptStackError | None:
-        if self._schema is None or not isinstance(answer, LLMResponse):
+    def skip_validation(self, call: Call, answer: Answer) -> PromptStackError | None:
+        if self._request(call).json_schema is None or not isinstance(answer, LLMResponse):
             return None
         return AnswerNotJudged(
             "There was no time left to judge the answer by the schema, as the run or its worker "
@@ -235,19 +233,22 @@ class GenerationWorkload(Workload):
     def store(
         self, unit: UnitOfWork, answered: Sequence[tuple[Call, LLMResponse]]
     ) -> Mapping[bytes, PromptStackError]:
-        results = {call.contents[0].hash: self._result(answer) for call, answer in answered}
+        results = {call.contents[0].hash: self._result(call, answer) for call, answer in answered}
         unit.answers.store(self.provider, self.model, results)
         return {}
 
-    def _result(self, answer: LLMResponse) -> Mapping[str, Any]:
+    def _result(self, call: Call, answer: LLMResponse) -> Mapping[str, Any]:
         result = result_of(answer)
-        return result if self._schema is None else {**result, "json": self._schema.read(answer)}
+        if self._request(call).json_schema is None:
+            return result
+        return {**result, "json": AnswerSchema.read(answer)}
 
     def _request(self, call: Call) -> GenerationRequest:
         if call.request is None:
-            # The parameters were checked once in the constructor: a schema takes long.
+            # The parameters were checked once, for all that have the same: a schema takes long.
             content = call.contents[0]
-            call.request = self._request_of_run.with_input(content.text, content.messages)
+            how = self._asked.of(content)
+            call.request = how.request.with_input(content.text, content.messages)
         return call.request
 
 

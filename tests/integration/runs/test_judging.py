@@ -11,6 +11,7 @@ import pytest
 
 from promptstack.config.settings import Settings
 from promptstack.repositories.run_models import RunState
+from promptstack.services.execution.content_calls import Call
 from promptstack.services.runs.json_schema.answers import AnswerMismatch
 from promptstack.services.runs.shards.validation import ValidationLimits
 from promptstack.services.runs.shards.workload import GenerationWorkload
@@ -51,7 +52,7 @@ def slow(stack: WorkerServices, monkeypatch: pytest.MonkeyPatch) -> Iterator[tup
     """Judging is held up: the first event says that it is begun, the second lets it go on."""
     begun, go_on, judged = Event(), Event(), count()
 
-    def validate(self: GenerationWorkload, answer: Any) -> AnswerMismatch | None:
+    def validate(self: GenerationWorkload, call: Call, answer: Any) -> AnswerMismatch | None:
         begun.set()
         go_on.wait(60.0)
         return None if next(judged) < 3 else AnswerMismatch("It is judged too late.")

@@ -6,6 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from promptstack.services.execution.content_calls import Call
 from promptstack.services.llm.answers import LLMResponse
 from promptstack.services.runs.json_schema.answers import AnswerMismatch, AnswerNotJudged
 from promptstack.services.runs.shards.call_pool import CallAnswered, CallFailed, Event, RecordedCall
@@ -22,14 +23,14 @@ class Slow:
         self.seconds = seconds
         self.judged = 0
 
-    def validate(self, answer: LLMResponse) -> AnswerMismatch | None:
+    def validate(self, _: Call, answer: LLMResponse) -> AnswerMismatch | None:
         self.now += self.seconds
         self.judged += 1
         if answer.text == "broken":
             raise ZeroDivisionError
         return AnswerMismatch("It does not fit.") if answer.text == "bad" else None
 
-    def skip_validation(self, answer: LLMResponse) -> AnswerNotJudged:
+    def skip_validation(self, _: Call, answer: LLMResponse) -> AnswerNotJudged:
         return AnswerNotJudged("There was no time.", detail=answer.text)
 
 
