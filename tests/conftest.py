@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fastapi.testclient import TestClient
 
 TEMPLATE = "migrated"
+STATEMENT_SECONDS = 300
+"""How long one statement may take: a test that waits for a lock for ever fails, and says where."""
 REDIS_DATABASES = 16
 _numbers = itertools.count()
 
@@ -55,9 +57,24 @@ def servers() -> Iterator[ServerUrls]:
 
 
 @pytest.fixture(scope="session")
-def template_database(servers: ServerUrls) -> str:
+def run_sql(servers: ServerUrls) -> Iterator[Callable[[str], None]]:
+    """Runs statements that concern the whole server, on one connection of this session."""
+    engine = create_engine(servers.database_url, isolation_level="AUTOCOMMIT")
+
+    def run(statement: str) -> None:
+        with engine.connect() as connection:
+            connection.execute(text(statement))
+
+    run(f"ALTER SYSTEM SET statement_timeout = '{STATEMENT_SECONDS}s'")
+    run("SELECT pg_reload_conf()")
+    yield run
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def template_database(servers: ServerUrls, run_sql: Callable[[str], None]) -> str:
     """A migrated database that each test's own is copied from."""
-    _run_sql(servers.database_url, f"CREATE DATABASE {TEMPLATE}")
+    run_sql(f"CREATE DATABASE {TEMPLATE}")
     engine = create_engine(_database(servers.database_url, TEMPLATE))
     upgrade(engine)
     engine.dispose()
@@ -66,12 +83,16 @@ def template_database(servers: ServerUrls) -> str:
 
 @pytest.fixture
 def environment(
-    servers: ServerUrls, template_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, str]:
+    servers: ServerUrls,
+    template_database: str,
+    run_sql: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[dict[str, str]]:
     """The settings of a test as environment variables, with an empty ledger and an empty Redis."""
     number = next(_numbers)
     name = f"test_{number}"
-    _run_sql(servers.database_url, f"CREATE DATABASE {name} TEMPLATE {template_database}")
+    run_sql(f"CREATE DATABASE {name} TEMPLATE {template_database}")
     redis_url = servers.redis_url.replace("db=0", f"db={number % REDIS_DATABASES}")
     with Redis.from_url(redis_url) as redis:
         redis.flushdb()
@@ -90,7 +111,9 @@ def environment(
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     get_settings.cache_clear()
-    return variables
+    yield variables
+    # Thousands of them would fill the disk. What a test left running loses its connections.
+    run_sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -179,10 +202,3 @@ def _alive(stack: WorkerServices) -> set[object]:
 
 def _database(url: str, name: str) -> str:
     return make_url(url).set(database=name).render_as_string(hide_password=False)
-
-
-def _run_sql(url: str, statement: str) -> None:
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(statement))
-    engine.dispose()
