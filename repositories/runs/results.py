@@ -1,7 +1,8 @@
 """Results and failures of runs, read in pages in the order of their items."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from pydantic import JsonValue
@@ -11,15 +12,25 @@ from sqlalchemy.orm import Session
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.run_models import Item, Outcome
+from promptstack.repositories.runs.line_pages import LineError, LinePage, RunLine, read_lines
+from promptstack.repositories.runs.page_columns import PageOf
 from promptstack.repositories.runs.result_pages import (
-    PageOf,
     Produced,
     ResultPage,
     read_answers,
     read_vectors,
 )
 
-__all__ = ["FailedItem", "PageOf", "Produced", "ResultPage", "RunResultRepository"]
+__all__ = [
+    "FailedItem",
+    "LineError",
+    "LinePage",
+    "PageOf",
+    "Produced",
+    "ResultPage",
+    "RunLine",
+    "RunResultRepository",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,16 @@ class RunResultRepository:
     def answers(self, wanted: PageOf, provider: str, model: str) -> ResultPage:
         """Return the next answers after a position."""
         return read_answers(self._session, wanted, provider, model)
+
+    def lines(
+        self,
+        wanted: PageOf,
+        parameters: Mapping[str, Any],
+        answers_of: tuple[str, str] | None,
+        models: Sequence[EmbeddingModel],
+    ) -> LinePage:
+        """Return all items after a position, with what became of each; see `read_lines`."""
+        return read_lines(self._session, wanted, parameters, answers_of, models)
 
     def count_vectors(
         self, run_id: UUID, model: EmbeddingModel, *, after: int = 0, until: int | None = None

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.run_models import Run, RunKind
-from promptstack.repositories.runs.results import FailedItem, PageOf, Produced
+from promptstack.repositories.runs.results import FailedItem, PageOf, Produced, RunLine
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import NotFound, WrongState
@@ -25,7 +25,7 @@ ROW_BYTES = 100
 READ_AT_ONCE = 4
 """Pages that are read ahead, each with a connection to the database."""
 
-Row = TypeVar("Row", Produced, FailedItem)
+Row = TypeVar("Row", Produced, FailedItem, RunLine)
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,26 @@ class RunResults:
         """Yield the failed items as `produced_blocks` does. Raises as `failed`."""
         return self._failed(run_id, span)
 
+    def lines(self, run_id: UUID, span: Span) -> Iterator[list[RunLine]]:
+        """Yield all items of the run with what became of each so far, in blocks.
+
+        Also those that are open, or never ran. While a block is worked on, the next one is read.
+        Calls that were under way when the run ended may still bring results for a while.
+        """
+        run = self._run(run_id)
+        answers_of = (run.provider, run.model) if run.kind == RunKind.GENERATION else None
+        models: Sequence[EmbeddingModel] = []
+
+        def read(unit: UnitOfWork, after: int, limit: int) -> _Page[RunLine]:
+            nonlocal models
+            if answers_of is None:
+                models = models or _models(unit, run)
+            wanted = PageOf(run.id, after, limit, span.until)
+            found = unit.results.lines(wanted, run.parameters, answers_of, models)
+            return _Page(found.rows, found.more_after, found.bytes + ROW_BYTES * len(found.rows))
+
+        yield from self._pages(run_id, span, read, None)
+
     def settled_until(self, run_id: UUID, after: int = 0) -> int:
         """Return the last position up to which no item after `after` is open."""
         with self._ledger.transaction() as unit:
@@ -117,10 +137,7 @@ class RunResults:
     def _produced(
         self, run_id: UUID, span: Span, page: int | None = None
     ) -> Iterator[list[Produced]]:
-        with self._ledger.transaction() as unit:
-            run = unit.runs.get(run_id)
-        if run is None:
-            raise NotFound(f"There is no run {run_id}.")
+        run = self._run(run_id)
         models: Sequence[EmbeddingModel] = []
 
         def read(unit: UnitOfWork, after: int, limit: int) -> _Page[Produced]:
@@ -136,6 +153,13 @@ class RunResults:
             return _Page(found.rows, found.more_after, found.bytes + ROW_BYTES * len(found.rows))
 
         yield from self._pages(run_id, span, read, page)
+
+    def _run(self, run_id: UUID) -> Run:
+        with self._ledger.transaction() as unit:
+            run = unit.runs.get(run_id)
+        if run is None:
+            raise NotFound(f"There is no run {run_id}.")
+        return run
 
     def _failed(
         self, run_id: UUID, span: Span, page: int | None = None

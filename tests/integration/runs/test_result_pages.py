@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from promptstack.config.names import VectorType
-from promptstack.repositories.runs import result_pages
+from promptstack.repositories.runs import page_columns
 from promptstack.repositories.wire_values import load_jsonb
 from promptstack.tasks.worker_services import WorkerServices
 from tests.runs import work
@@ -64,7 +64,7 @@ def test_a_long_page_is_cut_and_goes_on(
 ) -> None:
     run = work(stack, stack.runs.embed(TEXTS, provider="local").id)
     whole = list(stack.run_results.produced(run.id))
-    monkeypatch.setattr(result_pages, "MOST_BYTES", 2_500)  # two vectors and a bit
+    monkeypatch.setattr(page_columns, "MOST_BYTES", 2_500)  # two vectors and a bit
     for with_input in (False, True):
         cut = list(stack.run_results.produced(run.id, with_input=with_input))
         assert [row.position for row in cut] == [1, 2, 3, 4, 5, 6]
@@ -72,7 +72,7 @@ def test_a_long_page_is_cut_and_goes_on(
         np.array_equal(one.vector, other.vector)  # type: ignore[arg-type]
         for one, other in zip(whole, cut, strict=True)
     )
-    monkeypatch.setattr(result_pages, "MOST_BYTES", 1)
+    monkeypatch.setattr(page_columns, "MOST_BYTES", 1)
     assert len(list(stack.run_results.produced(run.id))) == 6
 
 
