@@ -159,8 +159,22 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         1_000_000_000,
         ge=1_000,
-        description="Largest file that is uploaded as the source of a run, as it comes, in bytes. "
+        description="Largest file that is uploaded, as it comes, in bytes. "
         "It is kept in the folder for temporary files (TMPDIR) while it is read.",
+    )
+    files_of_one_user: int = Field(
+        10_000, ge=1, description="Most files that a user keeps by `/openai/v1/files`."
+    )
+    file_bytes_of_one_user: int = Field(
+        20_000_000_000,
+        ge=1_000,
+        description="Most bytes that these files have together. They are kept in PostgreSQL; "
+        "outputs of batches don't count.",
+    )
+    batch_file_seconds: Seconds = Field(
+        2_592_000.0,
+        description="How long files for batches are kept whose sender doesn't say how long (30 "
+        "days); 0 keeps them until they are deleted.",
     )
     max_unpacked_bytes: int = Field(
         4_000_000_000,

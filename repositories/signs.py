@@ -49,7 +49,7 @@ class CleanupSigns(NamedTuple):
     forgotten: bool
     """Workers that died long ago, or reservations of jobs that run no more."""
     old: bool
-    """Jobs, calls and audit entries of long ago."""
+    """Jobs, calls and audit entries of long ago, and files that are deleted or expired."""
 
 
 class RunSigns(NamedTuple):
@@ -304,6 +304,10 @@ _CLEANUP = """
             SELECT FROM endpoints WHERE NOT EXISTS (
                 SELECT FROM webhook_endpoints WHERE id = endpoints.endpoint_id
             )
+        )
+        OR (SELECT min(deleted_at) FROM files WHERE deleted_at IS NOT NULL) IS NOT NULL
+        OR coalesce(
+            (SELECT min(expires_at) FROM files WHERE expires_at IS NOT NULL) <= now(), false
         )
 """
 

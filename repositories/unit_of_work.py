@@ -27,6 +27,7 @@ from promptstack.repositories.content.query_vectors import QueryVectorRepository
 from promptstack.repositories.content.reservations import ReservationRepository
 from promptstack.repositories.content.unused import UnusedContentRepository
 from promptstack.repositories.content.words import WordRepository
+from promptstack.repositories.files import FileRepository
 from promptstack.repositories.flags import FlagRepository
 from promptstack.repositories.idempotency import IdempotencyRepository
 from promptstack.repositories.jobs.attempts import AttemptRepository
@@ -93,6 +94,7 @@ class UnitOfWork:
     outbox = _lazy(OutboxRepository)
     operations = _lazy(OperationRepository)
     held_jobs = _lazy(HeldJobRepository)
+    files = _lazy(FileRepository)
     flags = _lazy(FlagRepository)
     attempts = _lazy(AttemptRepository)
     budgets = _lazy(BudgetRepository)

@@ -180,9 +180,14 @@ def copy_binary(cursor: Any, target: str, rows: Iterable[bytes | memoryview]) ->
 
     The parts of `rows` are taken one by one, so that there need be only one of them at a time.
     """
-    cursor.copy_expert(
-        f"COPY {target} FROM STDIN (FORMAT binary)", _Stream(rows), size=SENT_AT_ONCE
-    )
+    stream = _Stream(rows)
+    try:
+        cursor.copy_expert(f"COPY {target} FROM STDIN (FORMAT binary)", stream, size=SENT_AT_ONCE)
+    except Exception as error:
+        # The driver says only that it could not read.
+        if stream.error is not None:
+            raise stream.error from error
+        raise
 
 
 def copied_row(cursor: Any, query: str, values: Mapping[str, Any]) -> list[memoryview | None]:
@@ -207,13 +212,18 @@ class _Stream:
     """A file of header, rows and end."""
 
     def __init__(self, rows: Iterable[bytes | memoryview]) -> None:
+        self.error: Exception | None = None
         self._parts = chain((HEADER,), rows, (END,))
         self._part = memoryview(b"")
 
     def read(self, size: int) -> bytes:
         """The next bytes, at most `size`; none at the end."""
         while not self._part:
-            part = next(self._parts, None)
+            try:
+                part = next(self._parts, None)
+            except Exception as error:
+                self.error = error
+                raise
             if part is None:
                 return b""
             self._part = memoryview(part)

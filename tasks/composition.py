@@ -41,6 +41,7 @@ from promptstack.services.documents.chunking import Chunker
 from promptstack.services.documents.query_vectors import QueryVectors
 from promptstack.services.documents.search import SearchService
 from promptstack.services.documents.service import DocumentService
+from promptstack.services.files.service import FileService
 from promptstack.services.flags.flags import FeatureFlags
 from promptstack.services.flags.service import FlagService
 from promptstack.services.jobs.progress import ProgressService
@@ -580,6 +581,11 @@ class PromptStack:
     def run_outputs(self) -> RunOutputs:
         """The outputs of runs in object storage."""
         return RunOutputs(self.object_storage, lambda: self.run_downloads)
+
+    @cached_property
+    def files(self) -> FileService:
+        """Files of users."""
+        return FileService(self.ledger, from_settings.file_bounds(self.settings))
 
     @cached_property
     def rate_limited_jobs(self) -> RateLimitedJobs:

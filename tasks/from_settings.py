@@ -9,6 +9,7 @@ from promptstack.config.providers import NamedProvider, Wire
 from promptstack.config.settings import Settings
 from promptstack.embedded.servers import running
 from promptstack.services.errors import InvalidInput
+from promptstack.services.files.service import FileBounds
 from promptstack.services.flags.known import DEFAULTS
 from promptstack.services.flags.rules import Rule, read_rules
 from promptstack.services.flags.service import checked_name
@@ -176,6 +177,13 @@ def run_defaults(settings: Settings, bounds: RequestBounds) -> RunDefaults:
             settings.max_source_part_bytes,
         ),
         webhook_rules=webhook_rules(settings),
+    )
+
+
+def file_bounds(settings: Settings) -> FileBounds:
+    """How much a user may keep in files."""
+    return FileBounds(
+        settings.files_of_one_user, settings.file_bytes_of_one_user, settings.batch_file_seconds
     )
 
 

@@ -8,6 +8,7 @@ import promptstack.repositories.batch_models
 import promptstack.repositories.budget_models
 import promptstack.repositories.content.embeddings
 import promptstack.repositories.content_models
+import promptstack.repositories.file_models
 import promptstack.repositories.flag_models
 import promptstack.repositories.notification_models
 import promptstack.repositories.operation_models

@@ -107,7 +107,7 @@ class Cleanup:
             unit.limit_statements(STATEMENT_SECONDS)
             if not unit.try_lock("prune"):
                 return False
-            pruned = 0
+            pruned = unit.files.prune()
             if self._jobs_seconds:
                 pruned += unit.maintenance.prune_jobs(self._jobs_seconds)
             if self._attempts_seconds:

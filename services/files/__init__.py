@@ -1,0 +1,1 @@
+"""Files of users: uploaded ones, and the outputs of batches."""
