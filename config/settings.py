@@ -331,7 +331,8 @@ class Settings(BaseSettings):
     query_vector_seconds: float = Field(
         7 * 86_400,
         gt=0,
-        description="For how long the same query of a search is not paid for again.",
+        description="For how long the same query of a search, and the same input of a job for "
+        "vectors, is not paid for again.",
     )
     max_metadata_bytes: int = Field(
         16_384, ge=2, description="Most metadata of a document, in bytes of JSON."

@@ -149,7 +149,10 @@ class UnusedContent(Base):
 
 
 class QueryVector(Base):
-    """The vector of a query, which is not paid for again. It is no passage that can be found."""
+    """The vector of a query or of an input that somebody waited for, which is not paid for again.
+
+    It is no passage that can be found.
+    """
 
     __tablename__ = "query_vectors"
 
@@ -159,6 +162,8 @@ class QueryVector(Base):
     """As of a chunk with this text: each user's own."""
     vector: Mapped[bytes]
     """Its numbers, as little-endian float32."""
+    tokens: Mapped[int | None]
+    """Of the input, by the provider's count. In a call of several, its share by our estimate."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (Index("query_vectors_created", "created_at"),)

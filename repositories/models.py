@@ -60,6 +60,8 @@ class JobKind(StrEnum):
     """What is done to many jobs at once."""
     BATCH = "batch"
     """A batch whose file is taken in: what it asks becomes a run."""
+    VECTORS = "vectors"
+    """The vectors of inputs, for whoever waits for them: no document, and found by no search."""
 
 
 class JobState(StrEnum):

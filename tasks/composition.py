@@ -72,6 +72,7 @@ from promptstack.services.runs.results import RunResults
 from promptstack.services.runs.scheduler import ShardScheduler
 from promptstack.services.sharing.bulk_jobs import BulkJobs
 from promptstack.services.streams.reader import TextStreams
+from promptstack.services.vectors.service import VectorService
 from promptstack.services.webhooks.deliveries import DeliveryLog
 from promptstack.services.webhooks.secrets import PURPOSE, SecretBox
 from promptstack.services.webhooks.service import WebhookService
@@ -422,6 +423,11 @@ class PromptStack:
         )
         provider = self.settings.default_embedding_provider
         return SearchService(self.ledger, self.factory, vectors, default_provider=provider)
+
+    @cached_property
+    def vectors(self) -> VectorService:
+        """The vectors of inputs that somebody has waited for."""
+        return VectorService(self.ledger, shares_vectors=self.settings.share_vectors)
 
     @cached_property
     def loop(self) -> EventLoop:

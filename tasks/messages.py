@@ -29,6 +29,7 @@ TASKS = {
     JobKind.NOTIFICATION: TaskName.SEND_NOTIFICATION,
     JobKind.OPERATION: TaskName.RUN_OPERATION,
     JobKind.BATCH: TaskName.TAKE_BATCH_IN,
+    JobKind.VECTORS: TaskName.GENERATE_EMBEDDINGS,
 }
 EVENTS_EXCHANGE = "celeryev"
 GATHERED = "task.multi"

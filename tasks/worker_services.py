@@ -37,6 +37,7 @@ from promptstack.services.runs.maintenance import RunMaintenance
 from promptstack.services.runs.shards.slots import WorkerSlots
 from promptstack.services.runs.shards.worker import ShardTools
 from promptstack.services.streams.writer import TextStreamWriter
+from promptstack.services.vectors.embedding import InputEmbedder
 from promptstack.services.webhooks.sender import WebhookSender
 from promptstack.services.webhooks.upkeep import WebhookUpkeep
 from promptstack.tasks import connections, from_settings
@@ -126,6 +127,7 @@ class WorkerServices(PromptStack):
             JobKind.EMBEDDING: Handler(
                 self.document_embedder.embed, after=self.bulk_jobs.after_job
             ),
+            JobKind.VECTORS: Handler(self.input_embedder.embed, after=self.bulk_jobs.after_job),
             # A shard that is done makes room for the next one.
             JobKind.SHARD: Handler(
                 self.job_threads.run(self.run_work.run_shard),
@@ -192,6 +194,16 @@ class WorkerServices(PromptStack):
             self.provider_calls,
             self.providers,
             self.cutter,
+            self.bytes_in_flight,
+            shares_vectors=self.settings.share_vectors,
+        )
+
+    @cached_property
+    def input_embedder(self) -> InputEmbedder:
+        """Does jobs for vectors."""
+        return InputEmbedder(
+            self.provider_calls,
+            self.providers,
             self.bytes_in_flight,
             shares_vectors=self.settings.share_vectors,
         )

@@ -142,6 +142,26 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         )
         return set(map(bytes, self._session.scalars(query)))
 
+    def read(self, provider: str, model: str, hashes: Sequence[bytes]) -> dict[bytes, Vector]:
+        """The vectors of these contents, of this model's newest dimension, as they were answered.
+
+        None of a model whose numbers are kept in two bytes each.
+        """
+        import numpy as np  # noqa: PLC0415 - only workers that embed need it, and it takes 16 MB
+
+        known = self.find_model(provider, model)
+        if known is None or known.storage != VectorType.VECTOR or not hashes:
+            return {}
+        vectors = TABLES[known.storage]
+        wanted = func.any(literal(list(hashes), ArrayLiteral(LargeBinary())))
+        query = select(vectors.c.content_hash, vectors.c.vector).where(
+            vectors.c.model_id == known.id, vectors.c.content_hash == wanted
+        )
+        return {
+            bytes(hash_): np.asarray(vector, np.float32)
+            for hash_, vector in self._session.execute(query)
+        }
+
     def count(self, model: EmbeddingModel) -> int:
         """Count the vectors of a model."""
         vectors = TABLES[model.storage]

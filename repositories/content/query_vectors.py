@@ -1,21 +1,32 @@
 """Vectors of queries, so that the same query is not paid for twice."""
 
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, LargeBinary, delete, func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from promptstack.repositories.base import change_rows
 from promptstack.repositories.content.vector_tables import TABLES
 from promptstack.repositories.content_models import EmbeddingModel, QueryVector
+from promptstack.repositories.wire_values import ArrayLiteral, BatchStatement
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 PRUNED_AT_ONCE = 1_000
+
+
+class KeptVector(NamedTuple):
+    """A vector that was paid for."""
+
+    vector: bytes
+    """Its numbers, as little-endian float32."""
+    tokens: int | None
+    """Of its input; None where nobody has counted them."""
 
 
 class QueryVectorRepository:
@@ -48,6 +59,26 @@ class QueryVectorRepository:
         )
         return None if stored is None else np.asarray(stored, np.float32)
 
+    def read(self, provider: str, model: str, hashes: Sequence[bytes]) -> dict[bytes, KeptVector]:
+        """The vectors of these contents that are kept."""
+        query = select(QueryVector.content_hash, QueryVector.vector, QueryVector.tokens)
+        rows = self._session.execute(query.where(*_these(provider, model, hashes)))
+        return {bytes(row[0]): KeptVector(bytes(row[1]), row[2]) for row in rows}
+
+    def find_kept(self, provider: str, model: str, hashes: Sequence[bytes]) -> set[bytes]:
+        """Which of these contents have a vector that is kept."""
+        query = select(QueryVector.content_hash).where(*_these(provider, model, hashes))
+        return set(map(bytes, self._session.scalars(query)))
+
+    def keep_all(self, provider: str, model: str, kept: Mapping[bytes, KeptVector]) -> None:
+        """Keep these vectors, by their contents."""
+        rows = [
+            # In one order, so that two jobs with the same contents don't deadlock.
+            {"hash": hash_, "vector": kept[hash_].vector, "tokens": kept[hash_].tokens}
+            for hash_ in sorted(kept)
+        ]
+        _KEEP.run(self._session, rows, provider=provider, model=model)
+
     def keep(
         self, provider: str, model: str, content_hash: bytes, vector: "npt.NDArray[np.float32]"
     ) -> None:
@@ -76,3 +107,24 @@ class QueryVectorRepository:
         return change_rows(
             self._session, delete(QueryVector).where(QueryVector.content_hash.in_(old), is_old)
         )
+
+
+def _these(provider: str, model: str, hashes: Sequence[bytes]) -> tuple[ColumnElement[bool], ...]:
+    wanted = func.any(literal(list(hashes), ArrayLiteral(LargeBinary())))
+    return (
+        QueryVector.provider == provider,
+        QueryVector.model == model,
+        QueryVector.content_hash == wanted,
+    )
+
+
+_KEEP = BatchStatement(
+    "hash bytea, vector bytea, tokens integer",
+    """
+INSERT INTO query_vectors (provider, model, content_hash, vector, tokens)
+SELECT :provider, :model, hash, vector, tokens FROM given
+ON CONFLICT (provider, model, content_hash) DO UPDATE
+SET vector = excluded.vector, tokens = excluded.tokens, created_at = now()
+RETURNING 1
+""",
+)

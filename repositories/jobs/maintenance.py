@@ -84,7 +84,7 @@ class MaintenanceRepository:
             .cte("orphans")
             .prefix_with("MATERIALIZED")
         )
-        can_be_cut = Job.kind.in_((JobKind.SHARD, JobKind.EMBEDDING))
+        can_be_cut = Job.kind.in_((JobKind.SHARD, JobKind.EMBEDDING, JobKind.VECTORS))
         last_try = and_(~can_be_cut, Job.failures >= Job.max_retries)
         freed = job_refs(
             self._session,

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from math import ceil, log2
 
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.content.documents import Passage
@@ -14,9 +13,10 @@ from promptstack.repositories.jobs.records import Claim
 from promptstack.services.accounting.upper_bounds import most_of_texts
 from promptstack.services.documents.chunk_sizes import Cutter, Cutting
 from promptstack.services.documents.store import Cut, DocumentStore, OpenChunks
-from promptstack.services.errors import EmbeddedElsewhere, WorkersLost
+from promptstack.services.errors import EmbeddedElsewhere
 from promptstack.services.execution.bytes_in_flight import BytesInFlight
 from promptstack.services.execution.content_calls import Call, Content
+from promptstack.services.execution.deaths import LONGEST_SEARCH, calls_of, check_deaths
 from promptstack.services.execution.failure_policy import bisect, is_bisected, is_retried
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.execution.provider_calls import ProviderCall, ProviderCalls
@@ -29,8 +29,6 @@ from promptstack.services.llm.pool import ProviderPool
 
 SHARED_POLL_SECONDS = 0.25
 SHARED_RETRY_SECONDS = 1.0
-LONGEST_SEARCH = 12
-"""So many deaths halve the largest call, of 2,048 texts, down to one text."""
 
 
 class ChunkTooLong(Exception):
@@ -71,7 +69,7 @@ class DocumentEmbedder:
     async def embed(self, job: JobContext) -> None:
         """Embed the job's document, and store the job's result."""
         # Before reading the content, as it may be what kills workers.
-        _check_deaths(job.claim, LONGEST_SEARCH)
+        check_deaths(job.claim, LONGEST_SEARCH)
         store = DocumentStore(job.claim, shares_vectors=self._shares_vectors)
         await self._providers.get_async(job.claim.provider)
         cutting = self._cutter.cutting_for(job.claim)
@@ -109,7 +107,7 @@ class DocumentEmbedder:
             found = await job.ledger.write_async(partial(store.find_open, cutting=cutting, cut=cut))
             if isinstance(found, OpenChunks):
                 return found
-            _check_deaths(job.claim, 0)  # there are no calls yet that could be halved
+            check_deaths(job.claim, 0)  # there are no calls yet that could be halved
             pieces = await asyncio.to_thread(cutting.fits.cut, found.text, found.source)
             cut = Cut(found.content_hash, pieces)
 
@@ -197,12 +195,7 @@ def _tokens(service: LLMService, texts: Sequence[str]) -> int:
 
 
 def _calls_for(claim: Claim, service: LLMService, chunks: Sequence[Passage]) -> list[Call]:
-    """Pack chunks into calls, and halve the calls at each death from the second one on.
-
-    So the chunk that kills workers is alone in the end. The chunks before it are embedded, and with
-    that the count of deaths begins anew. Raises `WorkersLost` if a chunk that is alone has met more
-    deaths than the job has retries.
-    """
+    """Pack chunks into calls. Raises `WorkersLost`, as `calls_of` does."""
     # A document may have the same passage twice; pay for it once.
     by_hash: dict[bytes, list[Passage]] = {}
     for chunk in chunks:
@@ -212,20 +205,7 @@ def _calls_for(claim: Claim, service: LLMService, chunks: Sequence[Passage]) -> 
         for hash_, same in by_hash.items()
     ]
     limits = service.limits_of(claim.model).in_memory(service.dimensions_of(claim.model))
-    batches = list(pack(contents, limits, service.estimate_tokens))
-    largest = max(map(len, batches), default=1)
-    _check_deaths(claim, 0 if largest == 1 else 1 + ceil(log2(largest)))
-    size = max(1, largest >> max(0, claim.deaths - 1))
-    return [part for batch in batches for part in Call(batch, claim.failures).split(size)]
-
-
-def _check_deaths(claim: Claim, search: int) -> None:
-    """Raise `WorkersLost` if there are more deaths than retries, without those of the `search`."""
-    if claim.deaths > search + claim.max_retries:
-        raise WorkersLost(
-            f"{claim.deaths} workers died one after the other while they ran this job: it is not "
-            "tried again by itself, as it may be what ends workers."
-        )
+    return calls_of(claim, list(pack(contents, limits, service.estimate_tokens)))
 
 
 def _about_chunk(error: PromptStackError, content: Content, total: int) -> PromptStackError:

@@ -23,6 +23,8 @@ class Content(NamedTuple):
     """How often it failed by its own fault before this job was claimed."""
     parameters: Mapping[str, Any] | None = None
     """Of its own, in place of those of its run."""
+    token_ids: tuple[int, ...] | None = None
+    """What is embedded in place of a text."""
 
 
 @dataclass(eq=False)

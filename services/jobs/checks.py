@@ -20,6 +20,7 @@ from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.new_job import JobDefaults, JobOptions, NewJob, written_json
 from promptstack.services.jobs.prompt_terms import PromptTerms, terms_of
 from promptstack.services.llm.answers import Capability
+from promptstack.services.llm.embedding_requests import EmbeddingRequest
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.llm.requests import Fallback, GenerationRequest
 from promptstack.services.text import check_name, check_storable
@@ -144,6 +145,23 @@ class JobChecks:
         return NewJob(
             JobKind.EMBEDDING, provider, model, body, written_json(body), options, document, place
         )
+
+    def vectors(self, entry: Mapping[str, Any]) -> NewJob:
+        """A checked job for the vectors of a `VectorsEntry`. Raises `InvalidInput`."""
+        given = dict(entry)
+        options = self._options(given, EVERY_JOBS)
+        provider = given.pop("provider", None) or self._defaults.embedding_provider
+        service = self._factory.offered(provider)
+        model = service.choose_model(Capability.EMBEDDING, given.pop("model", None))
+        if options.key_limits is not None:
+            options.key_limits.check(provider, model)
+        with refused_in_words():
+            request = EmbeddingRequest.model_validate(given)
+        service.check_embedding(model, request.inputs, request.dimensions)
+        body = request.model_dump(mode="json", exclude_none=True)
+        written = written_json(body)
+        self._check_size(written, "The request")
+        return NewJob(JobKind.VECTORS, provider, model, body, written, options)
 
     def _options(self, given: dict[str, Any], names: Iterable[str]) -> JobOptions:
         """Take a job's own options from what was given."""

@@ -18,6 +18,8 @@ from promptstack.services.jobs.entries import (
     EmbeddingOptions,
     GenerationEntry,
     GenerationOptions,
+    JobKeywords,
+    VectorsEntry,
     is_embedding,
 )
 from promptstack.services.jobs.intake import JobIntake
@@ -25,6 +27,7 @@ from promptstack.services.jobs.new_job import JobDefaults, NewJob
 from promptstack.services.jobs.publishing import Publisher
 from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.factory import LLMServiceFactory
+from promptstack.services.llm.packing import EmbeddingInput
 
 MAX_JOBS_AT_ONCE = 10_000
 """Of one call. A run takes millions."""
@@ -82,6 +85,22 @@ class JobEnqueuer:
         """
         entry: EmbeddingEntry = {"text": text, "source": source, **options}
         return self._intake.accept(self._checks.of_call(session).embedding(entry), session)
+
+    def enqueue_vectors(
+        self,
+        inputs: Sequence[EmbeddingInput],
+        *,
+        dimensions: int | None = None,
+        session: Session | None = None,
+        **options: Unpack[JobKeywords],
+    ) -> JobView:
+        """Accept a job that makes the vectors of some inputs, each a text or token ids.
+
+        No document is stored, and no search finds them: `vectors.read` does, for as long as
+        `QUERY_VECTOR_SECONDS` says. The rest is as for `enqueue_generation`.
+        """
+        entry: VectorsEntry = {"inputs": inputs, "dimensions": dimensions, **options}
+        return self._intake.accept(self._checks.of_call(session).vectors(entry), session)
 
     def store_document(
         self,

@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import BaseModel, JsonValue
 
 from promptstack.services.access.key_terms import KeyLimits
+from promptstack.services.llm.packing import EmbeddingInput
 from promptstack.services.llm.parameters import GenerationKeywords
 from promptstack.services.llm.requests import Fallback
 from promptstack.services.validation.webhook_urls import Webhook
@@ -66,6 +67,14 @@ class EmbeddingEntry(EmbeddingOptions, total=False):
 
     text: Required[str]
     source: Required[str]
+
+
+class VectorsEntry(JobKeywords, total=False):
+    """The vectors of some inputs."""
+
+    inputs: Required[Sequence[EmbeddingInput]]
+    dimensions: int | None
+    """The size of the vectors; None is the model's own."""
 
 
 def is_embedding(entry: Mapping[str, Any]) -> bool:

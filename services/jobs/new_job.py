@@ -24,6 +24,8 @@ QUEUES = {
     (JobKind.GENERATION, True): Queue.GENERATION_BULK,
     (JobKind.EMBEDDING, False): Queue.EMBEDDINGS,
     (JobKind.EMBEDDING, True): Queue.EMBEDDINGS_BULK,
+    (JobKind.VECTORS, False): Queue.EMBEDDINGS,
+    (JobKind.VECTORS, True): Queue.EMBEDDINGS_BULK,
 }
 
 _CANONICAL = json.JSONEncoder(sort_keys=True).encode
