@@ -43,6 +43,7 @@ from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.jobs.unchecked_jobs import UncheckedJobRepository
 from promptstack.repositories.jobs.workers import WorkerRepository
 from promptstack.repositories.notifications import DeliveryRepository
+from promptstack.repositories.responses import ResponseRepository
 from promptstack.repositories.runs.answers import AnswerRepository
 from promptstack.repositories.runs.items import ItemRepository
 from promptstack.repositories.runs.maintenance import RunMaintenanceRepository
@@ -125,6 +126,7 @@ class UnitOfWork:
     webhook_deliveries = _lazy(WebhookDeliveryRepository)
     webhook_sending = _lazy(SendingRepository)
     idempotency_keys = _lazy(IdempotencyRepository)
+    responses = _lazy(ResponseRepository)
 
     def __init__(self, session: Session) -> None:
         self.session = session

@@ -65,6 +65,7 @@ from promptstack.services.notifications.service import NotificationService
 from promptstack.services.objects.storage import ObjectStorage
 from promptstack.services.operations.service import OperationService
 from promptstack.services.overview import Counts, Overview, ProviderStatus
+from promptstack.services.responses.service import ResponseService
 from promptstack.services.runs.lifecycle import RunLifecycle
 from promptstack.services.runs.outputs import RunOutputs
 from promptstack.services.runs.progress import RunProgress
@@ -208,6 +209,11 @@ class PromptStack:
             texts=self.text_streams,
             after_bulk=self.bulk_jobs.after_enqueue,
         )
+
+    @cached_property
+    def responses(self) -> ResponseService:
+        """Responses of OpenAI's Responses API."""
+        return ResponseService(self.ledger, self.jobs, self.model_names, self.factory)
 
     @cached_property
     def operations(self) -> OperationService:

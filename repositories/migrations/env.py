@@ -12,6 +12,7 @@ import promptstack.repositories.file_models
 import promptstack.repositories.flag_models
 import promptstack.repositories.notification_models
 import promptstack.repositories.operation_models
+import promptstack.repositories.response_models
 import promptstack.repositories.run_models
 import promptstack.repositories.webhook_models  # noqa: F401 - they add their tables to the metadata
 from promptstack.repositories.models import Base

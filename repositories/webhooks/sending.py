@@ -50,6 +50,8 @@ class DueDelivery:
     event_id: UUID
     type: str
     object_id: UUID
+    is_response: bool
+    """Whether its user knows the object as a response of OpenAI's API."""
     url: str
     secret: str
     previous_secret: str | None
@@ -202,6 +204,7 @@ FROM locked, webhook_endpoints AS endpoints
 WHERE deliveries.id = locked.id AND endpoints.id = deliveries.endpoint_id
 RETURNING deliveries.id, deliveries.endpoint_id, endpoints.user_id, deliveries.host,
     deliveries.event_id, deliveries.type, deliveries.object_id,
+    EXISTS (SELECT FROM responses WHERE id = deliveries.object_id) AS is_response,
     coalesce(deliveries.url, endpoints.url) AS url,
     endpoints.secret,
     CASE WHEN endpoints.previous_until > now() THEN endpoints.previous_secret END

@@ -192,13 +192,21 @@ class ResponseEvents:
             ]
         return events
 
-    def _broken(self) -> list[ResponseEvent]:
-        """What was told is not a part of the answer. Nothing can take it back, so it ends here."""
+    def error(self, said: Mapping[str, Any]) -> ResponseEvent:
+        """Why this stream ends here, though the response may go on: who reads on misses nothing.
+
+        It has the number of the last event that was told.
+        """
         self.is_over = True
-        said = {"code": BEGAN_AGAIN, "message": BEGAN_AGAIN_WORDS, "param": None}
+        known = {"code": said["code"], "message": said["message"], "param": said.get("param")}
+        number = max(self._next - 1, self._after)
         # In both forms that clients read.
-        self._next = max(self._next, self._after + 1)
-        return [self._event("error", **said, error={"type": "server_error", **said})]
+        error = {"type": said.get("type", "server_error"), **known}
+        return {"type": "error", "sequence_number": number, **known, "error": error}
+
+    def _broken(self) -> list[ResponseEvent]:
+        """What was told is not a part of the answer, and nothing can take it back."""
+        return [self.error({"code": BEGAN_AGAIN, "message": BEGAN_AGAIN_WORDS})]
 
     def _place(self) -> dict[str, Any]:
         return {"item_id": message_id(self._one), "output_index": 0, "content_index": 0}

@@ -5,6 +5,8 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
+from promptstack.services.openai.responses import RESPONSE_PREFIX
+
 ALL = "*"
 """Stands for every event among those that an endpoint asks for."""
 
@@ -16,7 +18,8 @@ class EventType(StrEnum):
     RESPONSE_FAILED = "response.failed"
     RESPONSE_CANCELLED = "response.cancelled"
     RESPONSE_INCOMPLETE = "response.incomplete"
-    """A generation's deadline passed before it was done."""
+    """A generation's deadline passed before it was done. Of a response of OpenAI's API, that its
+    answer was cut off: a deadline is `response.failed` there."""
     EMBEDDING_COMPLETED = "embedding.completed"
     EMBEDDING_FAILED = "embedding.failed"
     """Also where the deadline passed."""
@@ -42,13 +45,15 @@ def event_name(event_id: UUID) -> str:
     return f"evt_{event_id.hex}"
 
 
-def object_name(type_: str, object_id: UUID) -> str:
+def object_name(type_: str, object_id: UUID, *, is_response: bool = False) -> str:
     """The id of what an event is about, as the door that shows it writes it."""
-    prefix = PREFIXES.get(type_.partition(".")[0])
+    prefix = RESPONSE_PREFIX if is_response else PREFIXES.get(type_.partition(".")[0])
     return str(object_id) if prefix is None else f"{prefix}{object_id.hex}"
 
 
-def event_body(event_id: UUID, type_: str, object_id: UUID, at: datetime) -> str:
+def event_body(
+    event_id: UUID, type_: str, object_id: UUID, at: datetime, *, is_response: bool = False
+) -> str:
     """What is sent: which object it is about, and nothing of what is in it."""
     return json.dumps(
         {
@@ -56,7 +61,7 @@ def event_body(event_id: UUID, type_: str, object_id: UUID, at: datetime) -> str
             "object": "event",
             "created_at": int(at.timestamp()),
             "type": type_,
-            "data": {"id": object_name(type_, object_id)},
+            "data": {"id": object_name(type_, object_id, is_response=is_response)},
         },
         separators=(",", ":"),
     )

@@ -141,7 +141,13 @@ class WebhookSender:
         self.wake()
 
     async def _send(self, delivery: DueDelivery) -> Answer:
-        body = event_body(delivery.event_id, delivery.type, delivery.object_id, delivery.created_at)
+        body = event_body(
+            delivery.event_id,
+            delivery.type,
+            delivery.object_id,
+            delivery.created_at,
+            is_response=delivery.is_response,
+        )
         sealed = filter(None, (delivery.secret, delivery.previous_secret))
         secrets = [self._secrets.open(one) for one in sealed]
         headers = signed_headers(secrets, event_name(delivery.event_id), delivery.claimed_at, body)

@@ -110,6 +110,18 @@ def test_an_event_is_signed_and_says_which_job_has_ended(
     assert made.secret.startswith("whsec_")
 
 
+def test_a_response_of_openais_api_has_its_name_there(
+    sending: WorkerServices, served: Receiver
+) -> None:
+    sending.webhooks.create(served.url)
+    made = sending.responses.create({"model": "fake/fake-1"}, "Hello.", user_id=None)
+    run(sending, made.job)
+    send_due(sending)
+    [event] = served.got
+    assert event.body["type"] == "response.completed"
+    assert event.body["data"] == {"id": made.body()["id"]} == {"id": f"resp_{made.id.hex}"}
+
+
 @pytest.mark.parametrize("name", VERIFIERS, ids=list(VERIFIERS))
 def test_three_verifiers_accept_it(sending: WorkerServices, served: Receiver, name: str) -> None:
     secret = sending.webhooks.create(served.url).secret

@@ -100,6 +100,27 @@ def test_each_way_to_end_is_one_event(
     assert events(stack) == [(event, job.id)]
 
 
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [("stop", "completed"), ("length", "incomplete"), ("refusal", "incomplete"), (None, "failed")],
+    ids=str,
+)
+def test_the_end_of_a_response_is_told_by_its_status(
+    stack: WorkerServices, fake_llm: FakeProvider, reason: str | None, told: str
+) -> None:
+    """One of OpenAI's API, where a cut-off answer is incomplete and a deadline is a failure."""
+    endpoint(stack)
+    made = stack.responses.create({"model": "fake/fake-1"}, "Hello.", user_id=None)
+    if reason is None:
+        expire_queued(stack, made.job)
+    else:
+        claim = claimed(stack, made.job)
+        with stack.ledger.transaction() as unit:
+            unit.steps.succeed(claim, {"text": "x", "finish_reason": reason})
+    assert events(stack) == [(f"response.{told}", made.id)]
+    assert stack.responses.get(made.id, None).status == told
+
+
 def test_a_job_that_ends_again_is_another_event(
     stack: WorkerServices, fake_llm: FakeProvider
 ) -> None:
