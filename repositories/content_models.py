@@ -179,9 +179,14 @@ class EmbeddingModel(Base):
     model: Mapped[str]
     dimensions: Mapped[int]
     storage: Mapped[str] = mapped_column(server_default=VectorType.VECTOR)
+    is_asked: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether requests have asked for this size. It is none of the model's own, so nothing is
+    searched in it."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (
         one_of("storage", VectorType),
-        UniqueConstraint("provider", "model", "dimensions", name="embedding_models_key"),
+        UniqueConstraint(
+            "provider", "model", "dimensions", "is_asked", name="embedding_models_key"
+        ),
     )

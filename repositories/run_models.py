@@ -64,8 +64,8 @@ class Run(Base):
     provider: Mapped[str]
     model: Mapped[str]
     parameters: Mapped[dict[str, Any]]
-    """Of generations: a `GenerationRequest` without its prompt. Of embeddings: how vectors are
-    written. Items may have their own."""
+    """Of generations: a `GenerationRequest` without its prompt. Of embeddings: their size, and
+    how they are written. Items may have their own."""
     in_flight: Mapped[int]
     """Calls under way at once in each worker."""
     max_retries: Mapped[int]

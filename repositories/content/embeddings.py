@@ -5,7 +5,7 @@ version of a document or in another document, is found by its hash and is not pa
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg2.errors
 from sqlalchemy import LargeBinary, func, literal, select, text
@@ -43,13 +43,23 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         return next(iter(self.dimensions_of(provider, model)), None)
 
     def dimensions_of(self, provider: str, model: str) -> Sequence[EmbeddingModel]:
-        """Return all dimensions that a model has had here, the newest first."""
+        """Return all dimensions that a model has had here by itself, the newest first."""
+        return self.sizes_of(provider, model)[0]
+
+    def sizes_of(
+        self, provider: str, model: str
+    ) -> tuple[Sequence[EmbeddingModel], Sequence[EmbeddingModel]]:
+        """Return all dimensions that a model has had by itself, and those that were asked for.
+
+        Both are the newest first.
+        """
         query = (
             select(EmbeddingModel)
             .where(EmbeddingModel.provider == provider, EmbeddingModel.model == model)
             .order_by(EmbeddingModel.created_at.desc(), EmbeddingModel.id.desc())
         )
-        return self._session.scalars(query).all()
+        found = self._session.scalars(query).all()
+        return [one for one in found if not one.is_asked], [one for one in found if one.is_asked]
 
     def lock_models(self) -> None:
         """Let one transaction at a time add a model. The next one then sees it."""
@@ -67,16 +77,18 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         *,
         storage: VectorType = VectorType.VECTOR,
         with_index: bool = True,
+        is_asked: bool = False,
     ) -> EmbeddingModel:
         """Return the row of a model and dimension. The first call makes its partition and index.
 
         A bulk load passes `with_index=False` and builds the index at its end: see `VectorIndexes`.
         """
-        known = self._find(provider, model, dimensions)
+        key = {"provider": provider, "model": model, "dimensions": dimensions, "is_asked": is_asked}
+        known = self._find(key)
         if known is None:
             self.lock_models()
-            known = self._find(provider, model, dimensions)
-        return known or self._add_model(provider, model, dimensions, storage, with_index=with_index)
+            known = self._find(key)
+        return known or self._add_model(key, storage, with_index=with_index)
 
     def store(
         self,
@@ -130,9 +142,13 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
             copied = insert(vectors).from_select(columns, found).on_conflict_do_nothing()
             self._session.execute(copied)
 
-    def find_stored(self, provider: str, model: str, hashes: Sequence[bytes]) -> set[bytes]:
-        """Return the contents that have a vector of this model's newest dimension."""
-        known = self.find_model(provider, model)
+    def find_stored(
+        self, provider: str, model: str, hashes: Sequence[bytes], asked: int | None = None
+    ) -> set[bytes]:
+        """Return the contents that have a vector of this model's newest dimension, or the asked."""
+        own, of_asked = self.sizes_of(provider, model)
+        sizes = own if asked is None else [one for one in of_asked if one.dimensions == asked]
+        known = next(iter(sizes), None)
         if known is None or not hashes:
             return set()
         vectors = TABLES[known.storage]
@@ -177,20 +193,14 @@ class EmbeddingRepository(BaseRepository[EmbeddingModel]):
         # It is -1 before the first ANALYZE, and may be wrong soon after it.
         return known if known is not None and known >= COUNTED else self.count(model)
 
-    def _find(self, provider: str, model: str, dimensions: int) -> EmbeddingModel | None:
-        found = self.get_many(provider=provider, model=model, dimensions=dimensions)
+    def _find(self, key: Mapping[str, Any]) -> EmbeddingModel | None:
+        found = self.get_many(**key)
         return found[0] if found else None
 
     def _add_model(
-        self,
-        provider: str,
-        model: str,
-        dimensions: int,
-        storage: VectorType,
-        *,
-        with_index: bool,
+        self, key: Mapping[str, Any], storage: VectorType, *, with_index: bool
     ) -> EmbeddingModel:
-        row = self.create(provider=provider, model=model, dimensions=dimensions, storage=storage)
+        row = self.create(**key, storage=storage)
         partition, parent = partition_of(row), TABLES[storage].name
         # Fixed names and integers only: DDL takes no parameters.
         self._session.execute(

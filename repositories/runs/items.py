@@ -1,6 +1,6 @@
 """Items of runs: handed in by COPY, taken by range. They never change."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from sqlalchemy import (
     cast,
     delete,
     exists,
+    false,
     func,
     or_,
     select,
@@ -133,7 +134,7 @@ class ItemRepository:
         run_id: UUID,
         provider: str,
         model: str,
-        embedding_model: EmbeddingModel | None,
+        embedding_models: Sequence[EmbeddingModel] | None,
         *,
         longest: int,
         own_longest: int,
@@ -141,7 +142,8 @@ class ItemRepository:
         """Return what must be paid for. Bytes are of the text or messages, and of an own `system`.
 
         An answer has up to `longest` tokens. An item's own parameters say it for its answer, or
-        else it has up to `own_longest`.
+        else it has up to `own_longest`. With `embedding_models`, vectors are paid for: they are
+        those in which any may be.
         """
         system = Item.parameters["system"].astext
         sizes = [func.octet_length(Item.text), func.octet_length(cast(Item.messages, Text))]
@@ -160,17 +162,23 @@ class ItemRepository:
             .group_by(Item.content_hash)
             .subquery()
         )
-        if embedding_model is None:
-            is_paid = exists().where(
+        if embedding_models is None:
+            is_paid: ColumnElement[bool] = exists().where(
                 Answer.provider == provider,
                 Answer.model == model,
                 Answer.content_hash == distinct.c.content_hash,
             )
         else:
-            vectors = TABLES[embedding_model.storage]
-            is_paid = exists().where(
-                vectors.c.model_id == embedding_model.id,
-                vectors.c.content_hash == distinct.c.content_hash,
+            tables = [(one, TABLES[one.storage]) for one in embedding_models]
+            is_paid = or_(
+                false(),
+                *(
+                    exists().where(
+                        vectors.c.model_id == one.id,
+                        vectors.c.content_hash == distinct.c.content_hash,
+                    )
+                    for one, vectors in tables
+                ),
             )
         row = self._session.execute(
             select(
@@ -181,6 +189,15 @@ class ItemRepository:
             ).where(~is_paid)
         ).one()
         return Unpaid(*map(int, row))
+
+    def asked_sizes(self, run_id: UUID, of_run: int | None) -> set[int | None]:
+        """Return the sizes of vectors that items ask for; None is the model's own.
+
+        `of_run` is the size that items without parameters of their own ask for.
+        """
+        own = cast(Item.parameters["dimensions"].astext, Integer)
+        size = case((Item.parameters.is_(None), of_run), else_=own)
+        return set(self._session.scalars(select(size).where(Item.run_id == run_id).distinct()))
 
     def are_bounded(self, run_id: UUID) -> bool:
         """Whether parameters of items' own, where open items have some, bound what they cost."""

@@ -22,6 +22,8 @@ HONOURED_ONLY_AS = {
 """The only supported value of each of these fields, and why."""
 FINE_IN_EMBEDDINGS = frozenset({"user"})
 """Fields that change nothing."""
+MAX_DIMENSIONS = 16_000
+"""As many as pgvector stores."""
 ENCODINGS = ("float", "base64")
 """How vectors are written; the first unless said."""
 
@@ -78,9 +80,12 @@ def _embeddings(given: dict[str, Any]) -> Asked:
             "must have one text as input: a line has one vector. Write a line for each text; token "
             "ids are no text"
         )
-    if "dimensions" in given:
-        raise NotHonoured("asks for dimensions; vectors are as long as the model makes them")
     how = _model(given)
+    if "dimensions" in given:
+        size = given.pop("dimensions")
+        if type(size) is not int or not 1 <= size <= MAX_DIMENSIONS:
+            raise NotHonoured(f"has dimensions that are no whole number from 1 to {MAX_DIMENSIONS}")
+        how["dimensions"] = size
     encoding = given.pop("encoding_format", ENCODINGS[0])
     if encoding not in ENCODINGS:
         raise NotHonoured("has an encoding_format that is neither float nor base64")

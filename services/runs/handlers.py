@@ -16,14 +16,17 @@ from promptstack.repositories.vector_indexes import VectorIndexes
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import NotFound
 from promptstack.services.execution.job_context import JobContext
+from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.pool import ProviderPool
 from promptstack.services.notifications.run_ends import RunEnds
 from promptstack.services.runs.outputs import RunOutputs
 from promptstack.services.runs.progress import RunProgress
 from promptstack.services.runs.scheduler import ShardScheduler
 from promptstack.services.runs.shards.bisection import bisect_shard, is_suspect
+from promptstack.services.runs.shards.embedding_workload import EmbeddingWorkload
+from promptstack.services.runs.shards.generation_workload import GenerationWorkload
 from promptstack.services.runs.shards.worker import ShardTools, ShardWorker
-from promptstack.services.runs.shards.workload import workload_of
+from promptstack.services.runs.shards.workload import Workload
 from promptstack.services.validation.schema_bounds import SchemaBounds
 
 logger = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ class RunWork:
         counts: Mapping[str, object] = {}
         if run.state == RunState.RUNNING and not self._gives_up(job, run):
             service = self._providers.get(run.provider)
-            workload = workload_of(run, service, self._prices, self._storage, self._schema_bounds)
+            workload = _workload_of(run, service, self._prices, self._storage, self._schema_bounds)
             workload.tier = job.claim.tier
             counts = ShardWorker(job, run, workload, self._tools).run()
         return counts
@@ -154,6 +157,15 @@ class RunWork:
         if run is None:
             raise NotFound("The run was deleted before it was done.")
         return run
+
+
+def _workload_of(
+    run: Run, service: LLMService, prices: Prices, storage: VectorType, bounds: SchemaBounds
+) -> Workload:
+    """The workload of a run. Raises `InvalidInput` if its schema exceeds today's bounds."""
+    if run.kind == RunKind.GENERATION:
+        return GenerationWorkload(run, service, prices, bounds)
+    return EmbeddingWorkload(run, service, prices, storage)
 
 
 def _end(

@@ -13,6 +13,7 @@ from promptstack.repositories.runs.results import FailedItem, PageOf, Produced, 
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import NotFound, WrongState
+from promptstack.services.runs.sizes import models_of
 from promptstack.services.validation.ids import read_id
 
 PAGE = 2_000
@@ -233,8 +234,8 @@ def _rows_of_block(page: _Page[Row], size: int) -> int:
 
 
 def _models(unit: UnitOfWork, run: Run) -> Sequence[EmbeddingModel]:
-    """Return the dimensions that the model has had, first the one that most vectors have."""
-    models = unit.embeddings.dimensions_of(run.provider, run.model)
+    """Return the dimensions that the run's vectors may have, first the one that most have."""
+    models = models_of(unit, run.id, (run.provider, run.model), run.parameters)
     if len(models) < 2:
         return models  # not counted, as that takes a while
     counts = {model.id: unit.results.count_vectors(run.id, model) for model in models}

@@ -242,7 +242,7 @@ class RunService(EndedRuns):
 
         It happens in the transaction of the start: every end after a start builds the index.
         """
-        if run.kind != RunKind.EMBEDDING:
+        if run.kind != RunKind.EMBEDDING or "dimensions" in run.parameters:
             return
         model = unit.embeddings.find_model(run.provider, run.model)
         if model is not None and run.total > LARGE_LOAD * unit.embeddings.estimate(model):

@@ -17,6 +17,7 @@ from promptstack.services.llm.answers import BYTES_PER_TOKEN
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.runs.intake.ingest import Intake
 from promptstack.services.runs.intake.new_run import NewRun
+from promptstack.services.runs.sizes import models_of
 from promptstack.services.runs.views import Preflight
 
 
@@ -88,15 +89,14 @@ class Estimator:
 
     def _unpaid(self, run_id: UUID, new: NewRun, longest: int) -> Unpaid:
         with self._ledger.transaction() as unit:
-            model = None
+            models = None
             if new.kind == RunKind.EMBEDDING:
-                # A model without vectors has no answers either, so all must be paid for.
-                model = unit.embeddings.find_model(new.provider, new.model)
+                models = models_of(unit, run_id, (new.provider, new.model), new.parameters)
             return unit.items.unpaid(
                 run_id,
                 new.provider,
                 new.model,
-                model,
+                models,
                 longest=longest,
                 own_longest=EXPECTED_OUTPUT_TOKENS,
             )

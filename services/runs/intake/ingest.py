@@ -71,9 +71,14 @@ class Intake:
     """The first bad inputs."""
 
 
-def embedding_hasher(user_id: UUID | None) -> Hasher:
-    """Hash the text alone: its vector serves all runs and documents of this user."""
-    return lambda one: vector_key(hashlib.sha256((one.text or "").encode()).digest(), user_id)
+def embedding_hasher(user_id: UUID | None, dimensions: int | None = None) -> Hasher:
+    """Hash the text and an asked size: its vector serves all runs and documents of this user."""
+
+    def hash_of(one: Input) -> bytes:
+        content_hash = hashlib.sha256((one.text or "").encode()).digest()
+        return vector_key(content_hash, user_id, dimensions)
+
+    return hash_of
 
 
 def generation_hasher(shared: object) -> Hasher:

@@ -33,7 +33,7 @@ class NewRun:
     provider: str
     model: str
     parameters: dict[str, Any]
-    """Of generations: `GenerationParameters`. Of embeddings: how they are written."""
+    """Of generations: `GenerationParameters`. Of embeddings: their size and their written form."""
     hash_of: Hasher
     check: Check
 

@@ -50,10 +50,12 @@ def plan_embedding(
         chosen = service.choose_model(Capability.EMBEDDING, model or asked.get("model"))
         if options.key_limits is not None:
             options.key_limits.check(provider, chosen)
-        hasher = embedding_hasher(options.user_id)
-        # Only who writes the vectors asks for it.
-        written = {name: asked[name] for name in ("encoding_format",) if name in asked}
-        return NewRun(RunKind.EMBEDDING, provider, chosen, written, hasher, text_only)
+        size = asked.get("dimensions")
+        service.check_embedding(chosen, dimensions=size)
+        hasher = embedding_hasher(options.user_id, size)
+        # The form in which vectors are written is asked for by who writes them.
+        own = {name: asked[name] for name in ("dimensions", "encoding_format") if name in asked}
+        return NewRun(RunKind.EMBEDDING, provider, chosen, own, hasher, text_only)
 
     return RunPlan(BatchLines(RunKind.EMBEDDING, plan), options)
 

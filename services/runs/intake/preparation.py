@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +21,7 @@ from promptstack.services.runs.intake.ingest import (
 )
 from promptstack.services.runs.intake.new_run import NewRun, RunDefaults, RunOptions
 from promptstack.services.runs.intake.plans import RunPlan
+from promptstack.services.runs.sizes import SizesAskedFor
 from promptstack.services.runs.views import Preflight
 from promptstack.services.sources.reading import Input, Reading, Source
 from promptstack.services.sources.records import Unfolded
@@ -71,9 +71,16 @@ class RunPreparation:
             return plan.lines.unfold(record)
 
         is_limited = options.max_cost_usd is not None and new.kind == RunKind.GENERATION
-        inputs = only_askable(
-            read_inputs(opened, reading, unfold), partial(_check, new, is_limited)
-        )
+        sizes = SizesAskedFor(self._ledger, new.provider, new.model)
+
+        def check(one: Input) -> None:
+            asked: NewRun = one.own or new
+            asked.check(one)
+            sizes.check(asked.parameters)
+            if is_limited and asked is not new:
+                check_bounded(asked.parameters)
+
+        inputs = only_askable(read_inputs(opened, reading, unfold), check)
         run_id = self._add(new, options)
         try:
             with shown_as_read(self._ledger, run_id):
@@ -168,14 +175,6 @@ class RunPreparation:
                 output_url=options.output_url,
                 webhook=options.webhook.url if options.webhook else None,
             ).id
-
-
-def _check(new: NewRun, is_limited: bool, one: Input) -> None:
-    """Raise `InvalidInput` for what can't be asked, or has no bounds that a limit could hold."""
-    asked: NewRun = one.own or new
-    asked.check(one)
-    if is_limited and asked is not new:
-        check_bounded(asked.parameters)
 
 
 def _check_not_empty(intake: Intake) -> None:

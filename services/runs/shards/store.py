@@ -60,6 +60,7 @@ class ShardStore:
         unit.steps.check_claim(self._claim)
         shard = self._claim.request
         contents = _contents_of(unit.items.open_in(self._run.id, shard["first"], shard["last"]))
+        self._workload.note(contents)
         stored = self._workload.find_stored(unit, [content.hash for content in contents])
         total = sum(len(content.positions) for content in contents)
         ended, run = self._end_reused(unit, [Call(contents)], stored)

@@ -11,11 +11,9 @@ from fastapi.testclient import TestClient
 
 from promptstack.repositories.runs.items import ItemRepository, OpenItem
 from promptstack.services.accounting.prices import Prices
-from promptstack.services.runs.shards.workload import (
-    EmbeddingWorkload,
-    GenerationWorkload,
-    Workload,
-)
+from promptstack.services.runs.shards.embedding_workload import EmbeddingWorkload
+from promptstack.services.runs.shards.generation_workload import GenerationWorkload
+from promptstack.services.runs.shards.workload import Workload
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
 from tests.runs import in_ledger, work

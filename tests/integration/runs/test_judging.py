@@ -13,8 +13,8 @@ from promptstack.config.settings import Settings
 from promptstack.repositories.run_models import RunState
 from promptstack.services.execution.content_calls import Call
 from promptstack.services.runs.json_schema.answers import AnswerMismatch
+from promptstack.services.runs.shards.generation_workload import GenerationWorkload
 from promptstack.services.runs.shards.validation import ValidationLimits
-from promptstack.services.runs.shards.workload import GenerationWorkload
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.jobs import execute

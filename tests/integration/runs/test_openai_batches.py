@@ -251,7 +251,7 @@ def test_embeddings_that_cannot_be_honoured_are_told_by_their_line(stack: Worker
     stack.runs.discard(ready.run_id)
     found = reasons(ready)
     assert sorted(found) == [1, 3, 4, 5, 6, 7]
-    assert "asks for dimensions" in found[1]
+    assert "The size of vectors can't be chosen at provider 'local'" in found[1]
     assert "must have one text as input" in found[3]
     assert "has no embedding model 'other'" in found[5]
     assert "has task, which an embedding can't honour" in found[6]

@@ -16,7 +16,7 @@ from promptstack.services.execution.content_calls import Call, Content
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.openai.chat import body
 from promptstack.services.llm.requests import GenerationRequest
-from promptstack.services.runs.shards.workload import GenerationWorkload
+from promptstack.services.runs.shards.generation_workload import GenerationWorkload
 from promptstack.services.validation.schema_bounds import SchemaBounds
 
 TOKENS_A_TURN = 8
