@@ -173,6 +173,6 @@ def page(
             raise Refusal(400, f"Invalid 'after': no object has the id '{after}'.", "invalid_value")
         found = found[ids.index(after) + 1 :]
     data = found[:limit]
-    edges = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
-    none = {"first_id": None, "last_id": None}
-    return {"object": "list", "data": data, **none, **edges, "has_more": len(found) > limit}
+    first, last = (data[0]["id"], data[-1]["id"]) if data else ("", "")
+    edges = {"first_id": first, "last_id": last}
+    return {"object": "list", "data": data, **edges, "has_more": len(found) > limit}

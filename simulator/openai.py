@@ -128,10 +128,16 @@ def embeddings(request: ProviderRequest) -> Answer:
 
 def models(request: ProviderRequest) -> Answer:
     """List the models."""
-    listed = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "simulator"} for name in MODELS
-    ]
-    return Answer({"object": "list", "data": listed})
+    return Answer({"object": "list", "data": [_model(name) for name in MODELS]})
+
+
+def model(request: ProviderRequest) -> Answer:
+    """Describe one model, whose name may be any that is known."""
+    return Answer(_model(known(request.path["name"])))
+
+
+def _model(name: str) -> Mapping[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "simulator"}
 
 
 def limit_headers(limits: Mapping[str, LimitStatus]) -> Mapping[str, str]:
@@ -149,6 +155,7 @@ OPENAI = Wire(
         ("POST", CHAT): chat,
         ("POST", RESPONSES): responses,
         ("POST", EMBEDDINGS): embeddings,
+        ("GET", "/v1/models/{name}"): model,
     },
     refuse=refuse,
     limit_headers=limit_headers,

@@ -24,7 +24,8 @@ def responses(request: ProviderRequest) -> Answer:
     """Answer one response."""
     generation = _request(request.body)
     output = make(generation, request.fault)
-    part: dict[str, Any] = {"type": "output_text", "text": output.text, "annotations": []}
+    part: dict[str, Any] = {"type": "output_text", "text": output.text}
+    part |= {"annotations": [], "logprobs": []}
     if is_refused(request):
         part = {"type": "refusal", "refusal": "I can't help with that."}
     item: dict[str, Any] = {
@@ -50,14 +51,21 @@ def responses(request: ProviderRequest) -> Answer:
         "status": "incomplete" if output.is_cut else "completed",
         "error": None,
         "incomplete_details": {"reason": "max_output_tokens"} if output.is_cut else None,
+        "instructions": request.body.get("instructions"),
+        "metadata": request.body.get("metadata") or {},
         "model": generation.model,
         "output": [] if request.fault.kind == "wrong_count" else [item],
         "parallel_tool_calls": True,
         "tool_choice": "auto",
         "tools": [],
+        "temperature": request.body.get("temperature"),
+        "top_p": request.body.get("top_p"),
         "usage": {
             "input_tokens": output.input_tokens,
-            "input_tokens_details": {"cached_tokens": output.cached_tokens},
+            "input_tokens_details": {
+                "cached_tokens": output.cached_tokens,
+                "cache_write_tokens": 0,
+            },
             "output_tokens": output.output_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": output.input_tokens + output.output_tokens,

@@ -67,18 +67,19 @@ def of_response(answer: Event) -> Stream:
         for place, part in enumerate(item.get("content") or ()):
             kind = "refusal" if part["type"] == "refusal" else "text"
             name = "response.refusal" if kind == "refusal" else "response.output_text"
-            inside = {**where, "content_index": place}
+            inside: Event = {**where, "content_index": place}
+            told = {**inside, "logprobs": []} if kind == "text" else inside
             empty = {**part, kind: ""}
             events.append({"type": "response.content_part.added", **inside, "part": empty})
-            events += _deltas(name, part[kind], inside)
+            events += _deltas(name, part[kind], told)
             events.append({"type": "response.content_part.done", **inside, "part": part})
         events.append({"type": "response.output_item.done", "output_index": index, "item": item})
     events.append({"type": f"response.{answer['status']}", "response": answer})
     numbered = [{**event, "sequence_number": number} for number, event in enumerate(events)]
 
     def refuse(body: Event) -> bytes:
-        told = {name: body["error"][name] for name in ("code", "message", "param")}
-        return _named({"type": "error", **told, "sequence_number": len(numbered)})
+        error = {name: body["error"][name] for name in ("code", "message", "param")}
+        return _named({"type": "error", **error, "sequence_number": len(numbered)})
 
     return Stream(list(map(_named, numbered)), refuse)
 
