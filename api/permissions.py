@@ -213,6 +213,22 @@ PERMISSIONS = (
         commands=("usage", "attempts"),
     ),
     Permission(
+        action="see files",
+        scope=Scope.RUNS_READ,
+        whose=Whose.ONLY_OWN,
+        routes=(
+            "GET /openai/v1/files",
+            "GET /openai/v1/files/{file_id}",
+            "GET /openai/v1/files/{file_id}/content",
+        ),
+    ),
+    Permission(
+        action="upload and delete files",
+        scope=Scope.RUNS_WRITE,
+        whose=Whose.ONLY_OWN,
+        routes=("POST /openai/v1/files", "DELETE /openai/v1/files/{file_id}"),
+    ),
+    Permission(
         action="see the names of models",
         routes=("GET /openai/v1/models", "GET /openai/v1/models/{model_id:path}"),
     ),

@@ -29,6 +29,10 @@ class FileRepository(BaseRepository[File]):
             select(File).where(File.id == file_id, IS_THERE, *whose)
         ).first()
 
+    def sha256(self, file_id: UUID) -> bytes:
+        """Return the hash of a file's content; nothing of an output's."""
+        return self._session.scalar(select(File.sha256).where(File.id == file_id)) or b""
+
     def page_of(
         self, asked: PageQuery, owner: UUID, *, purpose: str | None, newest_first: bool
     ) -> Page[File]:

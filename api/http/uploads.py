@@ -11,9 +11,10 @@ from typing import Annotated, Any, BinaryIO
 from anyio import to_thread
 from fastapi import Depends, Request, Response
 from pydantic import BaseModel
-from starlette.datastructures import FormData, UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.types import Message, Receive, Scope, Send
 
@@ -99,13 +100,11 @@ class UploadRoute(ProtectedRoute):
                     "into the query."
                 )
             return await super().read_and_handle(request, handle)
-        uploads: Uploads = request.app.state.uploads
         with ExitStack() as held:
-            held.enter_context(uploads.slots.taken_by(request.state.caller.user_id))
-            await _admit(request, uploads)
+            await admit(request, held)
             options: list[tuple[str, str]]
             if media_type == FORM:
-                upload, options = await _from_form(request, held)
+                upload, options = await from_form(request, held)
             else:
                 upload, options = await _from_body(request, held, FORMATS[media_type]), []
             request.state.upload = upload
@@ -114,11 +113,16 @@ class UploadRoute(ProtectedRoute):
                 pair for pair in request.query_params.multi_items() if pair[0] not in IN_QUERY
             ]
             body = dump_json(_as_json([*in_query, *options], model))
-            return await handle(_with_body(request, body))
+            return await handle(with_body(request, body))
 
 
-async def _admit(request: Request, uploads: Uploads) -> None:
-    """Let a larger body through than other routes take, and for longer. Raises `TooLarge`."""
+async def admit(request: Request, held: ExitStack) -> None:
+    """Let a larger body through than other routes take, and for longer.
+
+    Raises `TooLarge` and `TooManyTransfers`.
+    """
+    uploads: Uploads = request.app.state.uploads
+    held.enter_context(uploads.slots.taken_by(request.state.caller.user_id))
     said = request.headers.get("content-length", "")
     if said.isdecimal() and int(said) > uploads.max_bytes + FRAME_BYTES:
         raise _too_large(uploads)
@@ -160,18 +164,32 @@ async def _from_body(request: Request, held: ExitStack, format_: Format) -> Uplo
     return Upload(file, PACKED[coding], format_)
 
 
-async def _from_form(request: Request, held: ExitStack) -> tuple[Upload, list[tuple[str, str]]]:
+class _FormParser(MultiPartParser):
+    """Takes `file` for a file also where it has no filename, as bytes have none."""
+
+    def on_headers_finished(self) -> None:
+        part = self._current_part
+        _, options = parse_options_header(part.content_disposition)
+        if options.get(b"name") == b"file" and b"filename" not in options:
+            part.content_disposition = (part.content_disposition or b"") + b'; filename=""'
+        super().on_headers_finished()
+
+
+async def from_form(request: Request, held: ExitStack) -> tuple[Upload, list[tuple[str, str]]]:
     """Receive the file of a form, and its other fields."""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise HTTPException(415, "Pack the file of a form, and not the form.")
     uploads: Uploads = request.app.state.uploads
+    parser = _FormParser(
+        request.headers,
+        request.stream(),
+        max_files=1,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_FIELD_BYTES,
+    )
     try:
-        form: FormData = await request.form(
-            max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
-        )
-    except (HTTPException, MultiPartException) as error:
-        if getattr(error, "status_code", 400) != 400:
-            raise
+        form = await parser.parse()
+    except MultiPartException as error:
         raise InvalidInput(
             "The form can't be read. It has one file, in the field `file`, and up to "
             f"{MAX_FIELDS} fields of {MAX_FIELD_BYTES:,} bytes."
@@ -238,7 +256,7 @@ def _kinds(schema: Mapping[str, Any], others: Mapping[str, Any]) -> Iterable[str
         yield from _kinds(one, others)
 
 
-def _with_body(request: Request, body: bytes) -> Request:
+def with_body(request: Request, body: bytes) -> Request:
     """Return the request with JSON in place of the file."""
     names = {b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"}
     headers = [pair for pair in request.scope["headers"] if pair[0] not in names]
@@ -257,6 +275,6 @@ def _with_body(request: Request, body: bytes) -> Request:
 
 def _too_large(uploads: Uploads) -> TooLarge:
     return TooLarge(
-        f"The file has more than {uploads.max_bytes:,} bytes (MAX_UPLOAD_BYTES); pack it, or send "
-        "it in parts as several runs.",
+        f"The file has more than {uploads.max_bytes:,} bytes (MAX_UPLOAD_BYTES); send it in "
+        "parts, or the source of a run packed.",
     )

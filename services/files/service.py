@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from io import SEEK_END
 from typing import BinaryIO, Self
 from uuid import UUID
@@ -68,6 +69,16 @@ class FileView:
             batch_id=file.batch_id,
             part=file.part,
         )
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """A file and its content."""
+
+    file: FileView
+    content: Content
+    last_line: int | None = None
+    """Of a batch's output: how many lines there are now."""
 
 
 class FileService:
@@ -151,31 +162,28 @@ class FileService:
 
     def open(self, file_id: UUID, owner: UUID | None) -> Iterator[bytes]:
         """Yield the bytes of a file, block by block. Raises `NotFound`."""
-        return self.content(file_id, owner).blocks()
+        return self.opened(file_id, owner).content.blocks()
 
-    def content(self, file_id: UUID, owner: UUID | None, *, after_lines: int = 0) -> Content:
-        """Open the content of a file; of a batch's output, behind so many lines.
-
-        Raises `NotFound`.
-        """
+    def opened(self, file_id: UUID, owner: UUID | None, *, after_lines: int = 0) -> OpenedFile:
+        """Open a file; the output of a batch behind so many lines. Raises `NotFound`."""
         with self._ledger.transaction() as unit:
-            file = unit.files.find(file_id, owner)
-        if file is None:
+            file = self._view(unit, file_id, owner)
+            sha256 = unit.files.sha256(file_id)
+        if file.batch_id is None:
+            read = partial(self._block, file_id)
+            content = StoredContent(read, file.bytes, BLOCK_BYTES, sha256.hex())
+            return OpenedFile(file, content)
+        if self._outputs is None:
             raise _not_there()
-        if file.batch_id is not None:
-            if self._outputs is None:
-                raise _not_there()
-            return self._outputs.open(file.batch_id, file.part or "", after_lines=after_lines)
-        tag = (file.sha256 or b"").hex()
+        part = self._outputs.open(file.batch_id, file.part or "", after_lines=after_lines)
+        return OpenedFile(file, part, part.last_line)
 
-        def read(number: int) -> bytes:
-            with self._ledger.transaction() as unit:
-                data = unit.files.block(file_id, number)
-            if data is None:
-                raise NotFound("The file was deleted while it was read.")
-            return bytes(data)
-
-        return StoredContent(read, file.size, BLOCK_BYTES, tag)
+    def _block(self, file_id: UUID, number: int) -> bytes:
+        with self._ledger.transaction() as unit:
+            data = unit.files.block(file_id, number)
+        if data is None:
+            raise NotFound("The file was deleted while it was read.")
+        return bytes(data)
 
     def register_output(
         self,

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from promptstack.api.http.openai import models
+from promptstack.api.http.openai import files, models
 
-RESOURCES: tuple[APIRouter, ...] = (models.router,)
+RESOURCES: tuple[APIRouter, ...] = (models.router, files.router, files.uploads)
 """Their routers, in the order in which a path is looked for."""

@@ -11,6 +11,6 @@ class OpenAIRoute(ProtectedRoute):
     """A route below `OPENAI_PREFIX`. Its errors are raised as everywhere; see `errors.py`."""
 
 
-def openai_router() -> APIRouter:
+def openai_router(route_class: type[OpenAIRoute] = OpenAIRoute) -> APIRouter:
     """A router for one of its resources. OpenAI describes these routes, so we don't."""
-    return APIRouter(prefix=OPENAI_PREFIX, route_class=OpenAIRoute, include_in_schema=False)
+    return APIRouter(prefix=OPENAI_PREFIX, route_class=route_class, include_in_schema=False)

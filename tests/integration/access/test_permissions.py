@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from promptstack.api.cli.lazy import Command, Group
 from promptstack.api.cli.main import COMMANDS
 from promptstack.api.http.app import create_app
 from promptstack.api.http.openai.errors import CODES
+from promptstack.api.http.openai.ids import wire_id
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.api.permissions import (
     PERMISSIONS,
@@ -127,6 +129,8 @@ class World:
         self._ids["webhook_id"] = webhook.id
         self._ids["delivery_id"] = stack.webhook_deliveries.test(webhook.id).id
         cancel = stack.operations.start("cancel", JobFilter(tag="none"), user_id=user_id)
+        file = stack.files.create(BytesIO(b"{}"), filename="x", purpose="batch", user_id=user_id)
+        self._ids["file_id"] = wire_id("file-", file.id)
         self._ids |= {"user_id": user_id, "operation_id": cancel.id}
         self._ids |= {"name": "some_flag", "format": "jsonl", "model_id": "demo-1"}
 

@@ -52,7 +52,7 @@ def test_a_file_is_read_as_it_was_stored(stack: WorkerServices, ada: UUID, size:
     assert file.bytes == size
     assert stack.files.get(file.id, ada) == file
     assert b"".join(stack.files.open(file.id, ada)) == data
-    content = stack.files.content(file.id, ada)
+    content = stack.files.opened(file.id, ada).content
     assert (content.length, content.tag) == (size, hashlib.sha256(data).hexdigest())
     for start, stop in ((0, 1), (size - 1, size), (size // 2, None), (size // 3, size // 2 + 1)):
         assert b"".join(content.blocks(start, stop)) == data[start:stop]
