@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
@@ -34,6 +34,8 @@ class UserShards(NamedTuple):
     shards: int
 
 
+PATIENCE = 0.01
+"""A part of the time that a run has left. Of a day it is a quarter of an hour."""
 _TIER = func.coalesce(User.tier, Tier.FREE)
 
 
@@ -83,7 +85,12 @@ class SchedulingRepository:
         max_waiting: int,
         but: Collection[UUID] = (),
     ) -> Run | None:
-        """Return the user's run that gets the next shard: it has the fewest, and waits longest.
+        """Return the user's run that gets the next shard: its shard is due first.
+
+        A shard is due when the run has waited for `PATIENCE` of the time it has left, for this
+        shard and for each that it has already. So of runs with about the same deadline the one
+        with the fewest shards is next, and of these the one that waits longest. One whose deadline
+        is much nearer goes before them, but no run waits for ever.
 
         A run is left out if one of its shards waits, for example for a rate limit: another shard
         would wait too. Shards that wait with the error code `own_wait` don't count as that, up to
@@ -98,7 +105,7 @@ class SchedulingRepository:
                 *_is_unserved(but),
                 ~waiting.exists(),
             )
-            .order_by(shards.correlate(Run).scalar_subquery(), Run.served_at)
+            .order_by(_due(shards.correlate(Run).scalar_subquery()))
             .limit(1)
             .with_for_update(skip_locked=True)
         ).one_or_none()
@@ -180,6 +187,11 @@ class SchedulingRepository:
             )
         )
         return bool(self._session.scalar(query))
+
+
+def _due(shards: ColumnElement[int]) -> ColumnElement[datetime]:
+    left = func.greatest(Run.expires_at - func.now(), timedelta(0))
+    return Run.served_at + left * ((shards + 1) * PATIENCE)
 
 
 def _is(run_id: UUID | None) -> list[ColumnElement[bool]]:

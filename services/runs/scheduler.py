@@ -65,9 +65,9 @@ class ShardScheduler:
     """Adds shards. Any worker does it, and a lock lets one at a time.
 
     A shard is added when there is a worker for it. Users get them in turns, by the weight of their
-    tier, and of a user's runs the one with the fewest shards that waits longest. So the queue holds
-    few messages of however many items, and a small run isn't behind a large one, nor behind another
-    user's many.
+    tier. Of a user's runs the one with the fewest shards that waits longest is next, but one whose
+    deadline is much nearer goes first. So the queue holds few messages of however many items, and
+    a small run isn't behind a large one, nor behind another user's many.
     """
 
     def __init__(

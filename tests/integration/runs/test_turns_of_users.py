@@ -31,8 +31,12 @@ def hold_back(stack: WorkerServices) -> None:
     stack.shard_scheduler._shards_a_worker = 0
 
 
-def generate(stack: WorkerServices, user: UUID | None, items: int) -> None:
-    stack.runs.generate(prompts(items), provider="demo", in_flight=1, user_id=user)
+def generate(
+    stack: WorkerServices, user: UUID | None, items: int, expires_in: float | None = None
+) -> UUID:
+    return stack.runs.generate(
+        prompts(items), provider="demo", in_flight=1, user_id=user, expires_in=expires_in
+    ).id
 
 
 def end_oldest(stack: WorkerServices, *, but: UUID = NOBODY) -> UUID | None:
