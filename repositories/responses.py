@@ -1,11 +1,9 @@
-"""Responses of OpenAI's Responses API, each with its job."""
+"""Responses of OpenAI's Responses API, each with its job. `NewJobRepository` adds both."""
 
 from collections.abc import Collection
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Select, delete, select
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, undefer
 
 from promptstack.repositories.models import Job
@@ -17,11 +15,6 @@ class ResponseRepository:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-
-    def add(self, job_id: UUID, *, asked: dict[str, Any], turns_before: int, is_kept: bool) -> None:
-        """Add the response of a job, where it is not there yet."""
-        row = {"id": job_id, "asked": asked, "turns_before": turns_before, "is_kept": is_kept}
-        self._session.execute(insert(StoredResponse).values(row).on_conflict_do_nothing())
 
     def find(
         self, job_id: UUID, owner: UUID | None, *, with_input: bool = False

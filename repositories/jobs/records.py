@@ -108,6 +108,15 @@ class NewJobRow(NamedTuple):
     tags: Sequence[str] = ()
 
 
+class NewResponse(NamedTuple):
+    """What a response of OpenAI's API adds to its job; see `StoredResponse`."""
+
+    asked: str
+    """As JSON."""
+    turns_before: int
+    is_kept: bool
+
+
 class Accepted(NamedTuple):
     """When a job was added, and its deadline."""
 

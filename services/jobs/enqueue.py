@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from promptstack.config.errors import PromptStackError
 from promptstack.config.names import Queue
 from promptstack.repositories.idempotency import KeyedRequest
+from promptstack.repositories.jobs.records import NewResponse
 from promptstack.repositories.session import Ledger
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.checks import JobChecks
@@ -67,6 +68,16 @@ class JobEnqueuer:
         """
         entry: GenerationEntry = {"prompt": prompt, **options}
         return self._intake.accept(self._checks.of_call(session).generation(entry), session)
+
+    def enqueue_response(
+        self, response: NewResponse, **options: Unpack[GenerationOptions]
+    ) -> JobView:
+        """Accept one generation with what a response of OpenAI's API adds to it.
+
+        Both are stored together. A job that is there by its idempotency key is left as it is.
+        Raises as `enqueue_generation`.
+        """
+        return self._intake.accept(self._checks.of_call(None).generation(options), None, response)
 
     def enqueue_embedding(
         self,

@@ -24,7 +24,7 @@ from promptstack.repositories.errors import (
 )
 from promptstack.repositories.idempotency import KeyedRequest
 from promptstack.repositories.jobs.new_jobs import COPIED_FROM, NewJobRepository
-from promptstack.repositories.jobs.records import Accepted, NewJobRow
+from promptstack.repositories.jobs.records import Accepted, NewJobRow, NewResponse
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import NotFound, NotYet
@@ -74,11 +74,19 @@ class JobIntake:
         self._publish = partial(publish_now, ledger, publisher)
         self._publish_marked = partial(publish_marked, ledger, publisher)
 
-    def accept(self, new: NewJob, session: Session | None = None) -> JobView:
-        """Store one job, in the transaction of `session` or at once. Raises as `accept_all`."""
+    def accept(
+        self,
+        new: NewJob,
+        session: Session | None = None,
+        response: NewResponse | None = None,
+    ) -> JobView:
+        """Store one job, in the transaction of `session` or at once. Raises as `accept_all`.
+
+        One that is stored at once may come with its `response`; a job that is there keeps its own.
+        """
         if session is None and new.document is None:
             try:
-                accepted = self._add_soon(new)
+                accepted = self._add_soon(new, response)
             except UnknownUser as error:
                 raise NotFound(f"There is no user {new.options.user_id}.") from error
             if accepted is not None:
@@ -108,11 +116,14 @@ class JobIntake:
         _check_users(work, jobs)
         work.documents.put_many([job.document for job in jobs if job.document])
 
-    def _add_soon(self, new: NewJob) -> Accepted | None:
+    def _add_soon(self, new: NewJob, response: NewResponse | None) -> Accepted | None:
         """Add a job with those of other threads; alone where its key keeps it waiting.
 
         A caller's own transaction may have used the key, and stay open for as long as it likes.
         """
+        if response is not None:
+            with explained():
+                return self._add_by_one_statement([new], LOCK_SECONDS, response)[0]
         try:
             return self._add_at_once(new)
         except LedgerConflict:
@@ -155,7 +166,10 @@ class JobIntake:
         return JobView.model_validate(job)
 
     def _add_by_one_statement(
-        self, jobs: Sequence[NewJob], lock_seconds: float = MOMENT_SECONDS
+        self,
+        jobs: Sequence[NewJob],
+        lock_seconds: float = MOMENT_SECONDS,
+        response: NewResponse | None = None,
     ) -> list[Accepted | None]:
         """Add jobs that don't depend on each other, and publish those that were added.
 
@@ -167,12 +181,12 @@ class JobIntake:
 
         def store() -> dict[UUID, Accepted]:
             with self._ledger.statement() as statement:
-                return statement.new_jobs.add(rows, epoch, lock_seconds)
+                return statement.new_jobs.add(rows, epoch, lock_seconds, response)
 
         def store_again() -> dict[UUID, Accepted]:
             with self._ledger.transaction() as work:
                 work.limit_locks(lock_seconds)
-                return self._add(work.new_jobs, rows, epoch)
+                return self._add(work.new_jobs, rows, epoch, response)
 
         added = _stored_once(store, store_again)
         times = [added.get(job.id) for job in jobs]
@@ -190,11 +204,16 @@ class JobIntake:
 
     @staticmethod
     def _add(
-        new_jobs: NewJobRepository, rows: Sequence[NewJobRow], epoch: str | None
+        new_jobs: NewJobRepository,
+        rows: Sequence[NewJobRow],
+        epoch: str | None,
+        response: NewResponse | None = None,
     ) -> dict[UUID, Accepted]:
         """Add jobs, or find them where a commit of which nobody heard has added them."""
-        add = new_jobs.copy if len(rows) >= COPIED_FROM else new_jobs.add
-        added = add(rows, epoch)
+        if len(rows) >= COPIED_FROM:
+            added = new_jobs.copy(rows, epoch)
+        else:
+            added = new_jobs.add(rows, epoch, response=response)
         left_out = [row.id for row in rows if row.id not in added]
         return added | new_jobs.find(left_out) if left_out else added
 

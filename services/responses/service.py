@@ -5,11 +5,13 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
+from promptstack.repositories.jobs.records import NewResponse
 from promptstack.repositories.models import Job, JobState
 from promptstack.repositories.response_models import StoredResponse
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import InvalidInput, NotFound, WrongState
+from promptstack.services.jobs.new_job import written_json
 from promptstack.services.jobs.service import JobService
 from promptstack.services.llm.answers import Capability
 from promptstack.services.llm.factory import LLMServiceFactory
@@ -26,6 +28,13 @@ from promptstack.services.responses.requests import generation_of, renamed
 from promptstack.services.responses.views import ResponseView
 from promptstack.services.text import check_storable_json
 
+STORED = frozenset(
+    {"background", "instructions", "max_output_tokens", "max_tool_calls", "metadata"}
+    | {"parallel_tool_calls", "previous_response_id", "prompt_cache_key", "reasoning"}
+    | {"safety_identifier", "service_tier", "store", "stream", "temperature", "text"}
+    | {"tool_choice", "tools", "top_p", "truncation", "user"}
+)
+"""What a response says of the request that asked for it."""
 MAX_REFERENCES = 1_000
 """Items of earlier responses that one input refers to."""
 
@@ -70,25 +79,23 @@ class ResponseService:
         first = 1 if asked.get("instructions") is not None else 0
         how.pop("model", None)
         is_kept = bool(asked.get("background")) or asked.get("store") is not False
-        with self._ledger.transaction() as unit:
-            try:
-                job = self._jobs.enqueue_generation(
-                    **how,
-                    messages=[*messages[:first], *before, *messages[first:]],
-                    provider=model.provider,
-                    model=model.model,
-                    fallbacks=model.fallbacks,
-                    stream=bool(asked.get("stream")),
-                    idempotency_key=idempotency_key,
-                    session=unit.session,
-                    **options,
-                )
-            except InvalidInput as error:
-                raise renamed(error) from error
-            unit.responses.add(
-                job.id, asked=dict(asked), turns_before=first + len(before), is_kept=is_kept
+        said = {name: value for name, value in asked.items() if name in STORED}
+        response = NewResponse(written_json(said), first + len(before), is_kept)
+        try:
+            job = self._jobs.enqueue_response(
+                response,
+                **how,
+                messages=[*messages[:first], *before, *messages[first:]],
+                provider=model.provider,
+                model=model.model,
+                fallbacks=model.fallbacks,
+                stream=bool(asked.get("stream")),
+                idempotency_key=idempotency_key,
+                **options,
             )
-        return ResponseView(job, dict(asked), is_kept)
+        except InvalidInput as error:
+            raise renamed(error) from error
+        return ResponseView(job, said, is_kept)
 
     def get(self, one: UUID, owner: UUID | None) -> ResponseView:
         """Return a response. Raises `NotFound`."""
