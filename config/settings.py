@@ -518,6 +518,17 @@ class Settings(BaseSettings):
         "goes on. Keep it below the time-out of proxies before the API.",
     )
 
+    # Direct calls
+    direct_wait_seconds: float = Field(
+        600.0,
+        gt=0,
+        le=86_400,
+        description="Longest wait of a direct call below /openai/v1 and /anthropic/v1 for its "
+        "answer. Then it is answered with 504, or with 429 where a rate limit had no room, and its "
+        "job is cancelled unless the caller keeps it. Keep it below the time-out of proxies before "
+        "the API.",
+    )
+
     # Mail
     smtp_url: SmtpAddress | None = Field(
         None,

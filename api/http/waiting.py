@@ -64,12 +64,12 @@ class AnswerInTime(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait, then answer. A client that goes away ends the wait and nothing else."""
         waiting = asyncio.ensure_future(self._wait())
-        gone = asyncio.create_task(_gone(receive))
-        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-        is_gone = gone.done()
-        for task in (waiting, gone):
+        leaving = asyncio.create_task(gone(receive))
+        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        is_gone = leaving.done()
+        for task in (waiting, leaving):
             task.cancel()
-        await asyncio.gather(waiting, gone, return_exceptions=True)
+        await asyncio.gather(waiting, leaving, return_exceptions=True)
         if not is_gone:
             end = waiting.result()
             look = await to_thread.run_sync(self._read) if end is None else end
@@ -151,7 +151,9 @@ class Waiting:
         """How it has ended; None where it does not in time, or too many wait."""
         with suppress(TimeoutError, TooManyWatchers, WatchersFull):
             async with asyncio.timeout(self._seconds):
-                with self._stack.events.watch(topic, one, self._user_id) as watcher:
+                with self._stack.events.watch(
+                    topic, one, self._user_id, only_end=True
+                ) as watcher:
                     async for _ in watcher:
                         pass
                     return watcher.end
@@ -166,7 +168,7 @@ async def get_waiting(request: Request, caller: CurrentCaller, wait: Seconds = N
 Wait = Annotated[Waiting, Depends(get_waiting)]
 
 
-async def _gone(receive: Receive) -> None:
+async def gone(receive: Receive) -> None:
     """Return when the client has closed the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass

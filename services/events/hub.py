@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -29,6 +30,8 @@ SWEEP_SECONDS = 1.0
 """Between two looks at all: a change may have reached the ledger and not Redis."""
 SWEEP_ALONE_SECONDS = 0.25
 """The same while Redis tells nothing."""
+UNHEARD_SECONDS = 0.05
+"""Until a look at one whose end alone matters: it may have ended before anybody listened."""
 RETRY_SECONDS = 0.5
 """Before another look after an error."""
 LINGER_SECONDS = 10.0
@@ -78,14 +81,15 @@ class EventHub:
         since: Place | None = None,
         *,
         with_text: bool = False,
+        only_end: bool = False,
     ) -> Iterator[Watcher]:
         """Watch one job or run for a user, who has read as far as `since`.
 
-        With `with_text`, also the text of a job that streams.
+        With `with_text`, also the text of a job that streams; with `only_end`, none of its states.
         Raises `WatchersFull` and `TooManyWatchers`.
         """
-        self._check_room(user_id)
-        watcher = Watcher(since or Place())
+        self.check_room(user_id)
+        watcher = Watcher(since or Place(), only_end=only_end)
         channel = topic.channel(one)
         self._of_users[user_id] += 1
         subject = self._join(channel, topic, one, watcher)
@@ -114,7 +118,8 @@ class EventHub:
         self._texts.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _check_room(self, user_id: UUID) -> None:
+    def check_room(self, user_id: UUID) -> None:
+        """Raise `WatchersFull` or `TooManyWatchers` where a user may not watch one thing more."""
         if self.watchers >= self._max_watchers:
             raise WatchersFull(
                 f"{self._max_watchers} watch here already (MAX_WATCHERS); try again later.",
@@ -142,7 +147,10 @@ class EventHub:
             self._reader = asyncio.create_task(self._read())
         if self._wakeups is not None:
             self._wakeups.listen_to(channel)
-        self._note(channel, subject, due_at=0.0)
+        if watcher.only_end:
+            self._note_unheard(channel, subject)
+        else:
+            self._note(channel, subject, due_at=0.0)
         return subject
 
     def _leave(self, channel: str, subject: Subject, watcher: Watcher) -> None:
@@ -164,10 +172,23 @@ class EventHub:
         self._dirty.add(channel)
         self._bell.set()
 
+    def _note_unheard(self, channel: str, subject: Subject) -> None:
+        """Look at it soon, unless its end is told before."""
+        soon = asyncio.get_running_loop().time() + UNHEARD_SECONDS
+        self._note(channel, subject, min(subject.due_at, soon) if channel in self._dirty else soon)
+
     def _changed(self, channel: str, state: str) -> None:
         """Look at what has changed: at once where its state is another, else when it is time."""
         subject = self._subjects.get(channel)
-        if subject is not None:
+        if subject is None:
+            return
+        if subject.topic.says_end(state):
+            subject.has_ended = True
+            self._note(channel, subject, due_at=0.0)
+        elif subject.only_end:
+            if not state:
+                self._note_unheard(channel, subject)
+        else:
             is_same = subject.look is not None and subject.look.state == state
             self._note(channel, subject, subject.looked_at + PACE_SECONDS if is_same else 0.0)
 
@@ -229,19 +250,25 @@ class EventHub:
                 self._later(chosen)
 
     async def _look_at(self, topic: Topic, chosen: Mapping[UUID, Subject]) -> None:
-        found = await self._in_thread(topic.look, list(chosen))
-        now = asyncio.get_running_loop().time()
-        for one, subject in chosen.items():
-            if one in found:
-                subject.show(found[one], now)
-            else:
-                self._end(subject, None)
-        ended = [one for one, look in found.items() if look.is_final]
+        ended = [one for one, subject in chosen.items() if subject.has_ended]
+        asked = [one for one, subject in chosen.items() if not subject.has_ended]
+        if asked:
+            only_end = {one for one in asked if chosen[one].only_end}
+            found = await self._in_thread(partial(topic.look, only_end=only_end), asked)
+            now = asyncio.get_running_loop().time()
+            for one in asked:
+                if one in found:
+                    chosen[one].show(found[one], now)
+                else:
+                    self._end(chosen[one], None)
+            ended += [one for one, look in found.items() if look.is_final]
         for first in range(0, len(ended), ENDS_READ_AT_ONCE):
             some = ended[first : first + ENDS_READ_AT_ONCE]
             for one, end in (await self._in_thread(topic.ends, some)).items():
                 # Who came before and still reads has the same, and it may be long.
                 self._end(chosen[one], self._ends.setdefault(end.digest, end))
+            for one in some:
+                chosen[one].has_ended = False
 
     def _end(self, subject: Subject, end: Look | None) -> None:
         """Tell all who watch that it has ended, or that it is gone."""

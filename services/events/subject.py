@@ -17,6 +17,13 @@ class Subject:
         self.look: Look | None = None
         self.looked_at = 0.0
         self.due_at = 0.0
+        self.has_ended = False
+        """Whether somebody said so; the ledger has not been asked yet."""
+
+    @property
+    def only_end(self) -> bool:
+        """Whether nobody wants to know its states."""
+        return all(watcher.only_end for watcher in self.watchers)
 
     def show(self, look: Look, now: float) -> None:
         """Show all watchers where it stands."""

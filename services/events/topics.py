@@ -4,7 +4,7 @@ All of this asks Redis and the ledger, and is called in a thread.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from promptstack.config.names import PROGRESS_KEY, RUN_KEY
 from promptstack.repositories.models import JobKind, JobState
+from promptstack.repositories.run_models import RunState
 from promptstack.repositories.session import Ledger
 from promptstack.services.events.places import Look
 from promptstack.services.jobs.progress import Progress, ProgressService
@@ -25,6 +26,8 @@ END = "end"
 WAITS_SECONDS = 2.0
 """How old it may be what a job waits for."""
 NEVER = (float("-inf"), None)
+FINAL_STATES = frozenset(str(state) for state in JobState if state.is_final)
+FINAL_RUN_STATES = frozenset(str(state) for state in RunState if state.is_final)
 _RUN = TypeAdapter(RunView)
 WaitsOf = Callable[[Sequence[UUID]], Mapping[UUID, Wait]]
 
@@ -38,8 +41,14 @@ class Topic(Protocol):
     def has_text(self, one: UUID) -> bool:
         """Whether it shows a text as it is produced."""
 
-    def look(self, ids: Sequence[UUID]) -> Mapping[UUID, Look]:
-        """Where these stand. One that doesn't exist any more is left out."""
+    def look(self, ids: Sequence[UUID], only_end: Collection[UUID] = ()) -> Mapping[UUID, Look]:
+        """Where these stand. One that doesn't exist any more is left out.
+
+        Of some `only_end` matters: less is asked for them.
+        """
+
+    def says_end(self, state: str) -> bool:
+        """Whether what was told on its channel is the end."""
 
     def ends(self, ids: Sequence[UUID]) -> Mapping[UUID, Look]:
         """The ends of these, whole, as the ledger has them. One that goes on is left out."""
@@ -66,10 +75,11 @@ class JobTopic:
         with self._ledger.transaction() as unit:
             return unit.jobs.is_streamed(one)
 
-    def look(self, ids: Sequence[UUID]) -> dict[UUID, Look]:
+    def look(self, ids: Sequence[UUID], only_end: Collection[UUID] = ()) -> dict[UUID, Look]:
         """From Redis, or from the ledger what is missing there or old, and what they wait for."""
         found = self._progress.read(ids)
-        waits = self._waiting([one for one, job in found.items() if job.state is JobState.QUEUED])
+        queued = [one for one, job in found.items() if job.state is JobState.QUEUED]
+        waits = self._waiting([one for one in queued if one not in only_end])
         return {one: _state(job, waits.get(one)) for one, job in found.items()}
 
     def _waiting(self, ids: Sequence[UUID]) -> dict[UUID, Wait | None]:
@@ -80,6 +90,10 @@ class JobTopic:
             new = self._waits_of(old)
             self._waits |= {one: (now, new.get(one)) for one in old}
         return {one: self._waits[one][1] for one in ids}
+
+    def says_end(self, state: str) -> bool:
+        """Whether it is a final state."""
+        return state in FINAL_STATES
 
     def ends(self, ids: Sequence[UUID]) -> dict[UUID, Look]:
         """The whole jobs, with their results."""
@@ -109,9 +123,13 @@ class RunTopic:
         """A run's answers are too many to be read as they come."""
         return False
 
-    def look(self, ids: Sequence[UUID]) -> dict[UUID, Look]:
+    def look(self, ids: Sequence[UUID], only_end: Collection[UUID] = ()) -> dict[UUID, Look]:
         """From Redis, or from the ledger what is missing there or old."""
         return {one: self._seen(found) for one, found in self._progress.read_all(ids).items()}
+
+    def says_end(self, state: str) -> bool:
+        """Whether it is a final state."""
+        return state in FINAL_RUN_STATES
 
     def ends(self, ids: Sequence[UUID]) -> dict[UUID, Look]:
         """The whole runs."""

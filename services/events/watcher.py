@@ -20,7 +20,9 @@ class Watcher:
     It lives on one event loop, and so do those who call it.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, only_end: bool = False) -> None:
+        """With `only_end`, it is told no states: less is asked for it."""
+        self.only_end = only_end
         self._place = place
         self._shown = place.shown
         self._look: Look | None = None
@@ -47,7 +49,7 @@ class Watcher:
 
     def show(self, look: Look) -> None:
         """Show where it stands, in place of what is not read yet."""
-        if look.digest != self._shown:
+        if not self.only_end and look.digest != self._shown:
             self._shown = look.digest
             self._look = look
             self._news.set()
