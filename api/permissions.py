@@ -73,7 +73,13 @@ PERMISSIONS = (
         action="enqueue jobs",
         scope=Scope.JOBS_WRITE,
         whose=Whose.OWN,
-        routes=("POST /generations", "POST /chat", "POST /embeddings", "POST /jobs/bulk"),
+        routes=(
+            "POST /generations",
+            "POST /chat",
+            "POST /embeddings",
+            "POST /jobs/bulk",
+            "POST /openai/v1/chat/completions",
+        ),
         commands=("generate", "embed"),
     ),
     Permission(

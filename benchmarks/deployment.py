@@ -91,13 +91,15 @@ class Deployment:
 
 
 @contextmanager
-def deployment(simulator_url: str, models: str, **variables: str) -> Iterator[Deployment]:
+def deployment(
+    simulator_url: str, models: str, durable: bool = False, /, **variables: str
+) -> Iterator[Deployment]:
     """Start servers of our own and open a stack on them; everything ends with the context."""
     folder = Path(tempfile.mkdtemp(prefix="promptstack-benchmark-"))
     models_file = folder / "models.toml"
     models_file.write_text(PROVIDER + models)
     try:
-        with ExitStack() as processes, EmbeddedServers(folder / "servers", durable=False) as urls:
+        with ExitStack() as processes, EmbeddedServers(folder / "servers", durable=durable) as urls:
             settings = {
                 "DATABASE_URL": urls.database_url,
                 "REDIS_URL": urls.redis_url,

@@ -151,9 +151,7 @@ class Waiting:
         """How it has ended; None where it does not in time, or too many wait."""
         with suppress(TimeoutError, TooManyWatchers, WatchersFull):
             async with asyncio.timeout(self._seconds):
-                with self._stack.events.watch(
-                    topic, one, self._user_id, only_end=True
-                ) as watcher:
+                with self._stack.events.watch(topic, one, self._user_id, only_end=True) as watcher:
                     async for _ in watcher:
                         pass
                     return watcher.end

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ from redis.asyncio import Redis
 
 from promptstack.config.errors import PromptStackError
 from promptstack.config.logging import log_unexpected
-from promptstack.services.events.errors import TooManyWatchers, WatchersFull
 from promptstack.services.events.places import Look, Place
+from promptstack.services.events.room import Room
 from promptstack.services.events.subject import Subject
 from promptstack.services.events.texts import TextFeed
 from promptstack.services.events.topics import Topic
@@ -38,7 +37,6 @@ LINGER_SECONDS = 10.0
 """How long the reader stays where nobody watches: the next one comes soon."""
 ENDS_READ_AT_ONCE = 20
 """Whole jobs, with their results."""
-FULL_RETRY_SECONDS = 5.0
 
 
 class EventHub:
@@ -58,9 +56,7 @@ class EventHub:
         self.runs = runs
         self._texts = texts
         self._connect = connect
-        self._max_watchers = max_watchers
-        self._max_of_user = max_watchers_of_user
-        self._of_users: Counter[UUID] = Counter()
+        self.room = Room(max_watchers, max_watchers_of_user)
         self._subjects: dict[str, Subject] = {}
         self._dirty: set[str] = set()
         self._next_sweep = 0.0
@@ -88,24 +84,22 @@ class EventHub:
         With `with_text`, also the text of a job that streams; with `only_end`, none of its states.
         Raises `WatchersFull` and `TooManyWatchers`.
         """
-        self.check_room(user_id)
-        watcher = Watcher(since or Place(), only_end=only_end)
-        channel = topic.channel(one)
-        self._of_users[user_id] += 1
-        subject = self._join(channel, topic, one, watcher)
-        if with_text and not self._is_closed:
-            self._texts.join(one, watcher)
-        try:
-            yield watcher
-        finally:
-            self._of_users -= Counter([user_id])
-            self._texts.leave(one, watcher)
-            self._leave(channel, subject, watcher)
+        with self.room.of(user_id):
+            watcher = Watcher(since or Place(), only_end=only_end)
+            channel = topic.channel(one)
+            subject = self._join(channel, topic, one, watcher)
+            if with_text and not self._is_closed:
+                self._texts.join(one, watcher)
+            try:
+                yield watcher
+            finally:
+                self._texts.leave(one, watcher)
+                self._leave(channel, subject, watcher)
 
     @property
     def watchers(self) -> int:
         """How many watch now."""
-        return self._of_users.total()
+        return self.room.taken
 
     def close(self) -> None:
         """End all events here: the server stops. Watchers come again later, or elsewhere."""
@@ -117,20 +111,6 @@ class EventHub:
             self._reader.cancel()
         self._texts.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def check_room(self, user_id: UUID) -> None:
-        """Raise `WatchersFull` or `TooManyWatchers` where a user may not watch one thing more."""
-        if self.watchers >= self._max_watchers:
-            raise WatchersFull(
-                f"{self._max_watchers} watch here already (MAX_WATCHERS); try again later.",
-                retry_after=FULL_RETRY_SECONDS,
-            )
-        if self._of_users[user_id] >= self._max_of_user:
-            raise TooManyWatchers(
-                f"You watch {self._max_of_user} things here already (MAX_WATCHERS_OF_USER); end "
-                "one of these first.",
-                retry_after=FULL_RETRY_SECONDS,
-            )
 
     def _join(self, channel: str, topic: Topic, one: UUID, watcher: Watcher) -> Subject:
         subject = self._subjects.get(channel)

@@ -169,7 +169,8 @@ class LLMService(ABC):
         if other:
             raise InvalidInput(
                 f"Provider '{cls.name}' does not know {', '.join(other)[:200]} of a request to "
-                "OpenAI; leave it out."
+                "OpenAI; leave it out.",
+                pointer=f"/{other[0]}",
             )
         return {}
 

@@ -31,6 +31,11 @@ ENCODINGS = ("float", "base64")
 class NotHonoured(ValueError):
     """A body asks for what is not supported. The message is half a sentence: what, and why."""
 
+    def __init__(self, message: str, field: str = "") -> None:
+        """Take the field at fault, where it is one."""
+        super().__init__(message)
+        self.field = field
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -45,7 +50,7 @@ class Asked:
 def _chat(given: dict[str, Any]) -> Asked:
     turns = given.pop("messages", None)
     if turns is None:
-        raise NotHonoured("has no messages")
+        raise NotHonoured("has no messages", "messages")
     how = _generation(given, ("max_completion_tokens", "max_tokens"))
     stop = _of_type(given.pop("stop", []), (str, list), "stop")
     if stop:
@@ -59,7 +64,7 @@ def _chat(given: dict[str, Any]) -> Asked:
 def _responses(given: dict[str, Any]) -> Asked:
     asked, said = given.pop("input", None), given.pop("instructions", None)
     if asked is None:
-        raise NotHonoured("has no input")
+        raise NotHonoured("has no input", "input")
     how = _generation(given, ("max_output_tokens",))
     text = _of_type(given.pop("text", {}), dict, "text")
     text = {name: value for name, value in text.items() if value is not None}
@@ -78,22 +83,29 @@ def _embeddings(given: dict[str, Any]) -> Asked:
     if not isinstance(text, str):
         raise NotHonoured(
             "must have one text as input: a line has one vector. Write a line for each text; token "
-            "ids are no text"
+            "ids are no text",
+            "input",
         )
     how = _model(given)
     if "dimensions" in given:
         size = given.pop("dimensions")
         if type(size) is not int or not 1 <= size <= MAX_DIMENSIONS:
-            raise NotHonoured(f"has dimensions that are no whole number from 1 to {MAX_DIMENSIONS}")
+            raise NotHonoured(
+                f"has dimensions that are no whole number from 1 to {MAX_DIMENSIONS}", "dimensions"
+            )
         how["dimensions"] = size
     encoding = given.pop("encoding_format", ENCODINGS[0])
     if encoding not in ENCODINGS:
-        raise NotHonoured("has an encoding_format that is neither float nor base64")
+        raise NotHonoured(
+            "has an encoding_format that is neither float nor base64", "encoding_format"
+        )
     if encoding != ENCODINGS[0]:
         how["encoding_format"] = encoding
     other = sorted(given.keys() - FINE_IN_EMBEDDINGS)
     if other:
-        raise NotHonoured(f"has {_names(other)}, which an embedding can't honour; leave it out")
+        raise NotHonoured(
+            f"has {_names(other)}, which an embedding can't honour; leave it out", other[0]
+        )
     return Asked({"text": text}, how)
 
 
@@ -119,7 +131,7 @@ def asked_of(endpoint: str, body: Mapping[str, Any]) -> Asked:
     given = {name: value for name, value in body.items() if value is not None}
     for name, (honoured, why) in HONOURED_ONLY_AS.items():
         if name in given and given.pop(name) != honoured:
-            raise NotHonoured(f"asks for {name}; {why}")
+            raise NotHonoured(f"asks for {name}; {why}", name)
     given.pop("stream_options", None)
     metadata = given.pop("metadata", None)
     asked = ENDPOINTS[endpoint][1](given)
@@ -134,7 +146,9 @@ def _generation(given: dict[str, Any], longest: Sequence[str]) -> dict[str, Any]
     limits = [given.pop(name) for name in longest if name in given]
     if limits:
         if limits[1:] not in ([], limits[:1]):
-            raise NotHonoured("has max_tokens and max_completion_tokens that differ; keep one")
+            raise NotHonoured(
+                "has max_tokens and max_completion_tokens that differ; keep one", longest[1]
+            )
         how["max_tokens"] = limits[0]
     return how
 
@@ -145,7 +159,7 @@ def _model(given: dict[str, Any]) -> dict[str, Any]:
 
 def _of_type(value: Any, types: type | tuple[type, ...], name: str) -> Any:
     if not isinstance(value, types):
-        raise NotHonoured(f"has a {name} of another type than it has")
+        raise NotHonoured(f"has a {name} of another type than it has", name)
     return value
 
 
@@ -165,9 +179,13 @@ def _take_format(
         return
     described = schema_of(form) if kind == "json_schema" else None
     if not isinstance(described, Mapping) or not isinstance(described.get("schema"), Mapping):
-        raise NotHonoured(f"has a {name} that is neither text nor json_object nor a JSON schema")
+        raise NotHonoured(
+            f"has a {name} that is neither text nor json_object nor a JSON schema", name
+        )
     if described.get("description"):
-        raise NotHonoured(f"describes its {name} apart; write it as description into the schema")
+        raise NotHonoured(
+            f"describes its {name} apart; write it as description into the schema", name
+        )
     # Its name is a label. Answers are checked against the schema whether or not `strict` holds the
     # model to it, which it is wherever the schema allows that.
     how["json_schema"] = described["schema"]
@@ -196,7 +214,9 @@ def _turns(items: Any) -> list[Any]:
                 turns.append({"role": "assistant"})
             turns[-1] = {**turns[-1], "tool_calls": [*turns[-1].get("tool_calls", ()), call]}
         else:
-            raise NotHonoured("has an input of another kind than messages, calls and their results")
+            raise NotHonoured(
+                "has an input of another kind than messages, calls and their results", "input"
+            )
     return turns
 
 
