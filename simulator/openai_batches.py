@@ -60,7 +60,11 @@ class OpenAIBatches:
             raise Refusal(400, f"Invalid endpoint: '{asked['endpoint']}'.", "invalid_value")
         if ask.body.get("completion_window") != "24h":
             raise Refusal(400, "Invalid 'completion_window': only '24h'.", "invalid_value")
-        given = self._files.get(str(asked["input_file_id"]))
+        try:
+            given = self._files.get(str(asked["input_file_id"]))
+        except Refusal as missing:
+            # A name in the body is a fault of the body.
+            raise Refusal(400, str(missing), "invalid_value") from missing
         if given.purpose != "batch":
             raise Refusal(400, f"The file's purpose is '{given.purpose}', not 'batch'.")
         batch = Batch(

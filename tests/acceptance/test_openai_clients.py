@@ -27,7 +27,21 @@ GPT = "gpt-5-mini"
 SECONDS = 240.0
 
 
-OPENAI = {"models": {"listed": True, "one": GPT}}
+OPENAI = {
+    "models": {"listed": True, "one": GPT},
+    "files": {
+        "statuses": ["processed"] * 3,
+        "bytes": [4, 154, 7],
+        "newest_first": True,
+        "of_purpose": True,
+        "content": "three\r\n",
+        "streamed": True,
+        "lives": 3_600,
+        "raw": "c.txt",
+        "deleted": True,
+        "gone": 404,
+    },
+}
 
 
 @dataclass(frozen=True)

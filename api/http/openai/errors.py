@@ -21,11 +21,11 @@ STATUSES: Mapping[int, int] = {402: 429, 415: 400, 422: 400}
 """Of problems that OpenAI answers by another status; its clients make one error class of each."""
 STATUSES_OF_CODES: Mapping[str, int] = {"UNKNOWN_MODEL": 404}
 """Of problems whose status at OpenAI's depends on what is wrong."""
+CODES_OF_STATUSES: Mapping[int, str] = {401: "invalid_api_key", SPENT: "insufficient_quota"}
+"""OpenAI has one name for all that ours say of a key or a budget."""
 CODES: Mapping[str, str] = {
-    "NOT_AUTHENTICATED": "invalid_api_key",
     "UNKNOWN_MODEL": "model_not_found",
     "TOO_MANY_REQUESTS": "rate_limit_exceeded",
-    "BUDGET_REACHED": "insufficient_quota",
     "INVALID_INPUT": "invalid_value",
     "UNPROCESSABLE_CONTENT": "invalid_value",
 }
@@ -47,7 +47,7 @@ def openai_error(problem: Mapping[str, Any]) -> dict[str, Any]:
     return error_body(
         status,
         message,
-        code="insufficient_quota" if status == SPENT else CODES.get(code, code.lower()),
+        code=CODES_OF_STATUSES.get(status) or CODES.get(code, code.lower()),
         param=_param(field) or None,
     )
 

@@ -236,7 +236,7 @@ def test_a_batch_of_a_bad_file_fails_with_the_line(
 
 
 def test_what_can_be_known_at_once_is_refused_at_once(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.BadRequestError):
         client.batches.create(
             input_file_id="file-no", endpoint="/v1/embeddings", completion_window="24h"
         )

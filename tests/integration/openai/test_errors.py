@@ -69,6 +69,7 @@ def test_the_sdk_reads_our_error(stack: WorkerServices) -> None:
     ("status", "code", "kind", "wire_code"),
     [
         (401, "NOT_AUTHENTICATED", "authentication_error", "invalid_api_key"),
+        (401, "TOKEN_MALFORMED", "authentication_error", "invalid_api_key"),
         (402, "KEY_BUDGET_REACHED", "insufficient_quota", "insufficient_quota"),
         (403, "NOT_PERMITTED", "permission_error", "not_permitted"),
         (409, "WRONG_STATE", "invalid_request_error", "wrong_state"),
