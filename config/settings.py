@@ -605,6 +605,11 @@ class Settings(BaseSettings):
     run_expires_seconds: PositiveSeconds = Field(
         604_800.0, description="Time after which an unfinished run ends as expired (7 days)."
     )
+    batch_refuses_late: bool = Field(
+        False,
+        description="Refuse a batch of `/openai/v1/batches` that the known limits can't finish in "
+        "its window, with the hour at which it could be done. Else it is done as far as it goes.",
+    )
     vector_type: VectorType = Field(
         VectorType.VECTOR,
         description="How vectors of a new model are stored: vector (4 bytes a number) or halfvec "

@@ -45,6 +45,7 @@ from promptstack.repositories.jobs.workers import WorkerRepository
 from promptstack.repositories.notifications import DeliveryRepository
 from promptstack.repositories.responses import ResponseRepository
 from promptstack.repositories.runs.answers import AnswerRepository
+from promptstack.repositories.runs.backlog import BacklogRepository
 from promptstack.repositories.runs.items import ItemRepository
 from promptstack.repositories.runs.maintenance import RunMaintenanceRepository
 from promptstack.repositories.runs.outcomes import OutcomeRepository
@@ -110,6 +111,7 @@ class UnitOfWork:
     runs = _lazy(RunRepository)
     batches = _lazy(BatchRepository)
     scheduling = _lazy(SchedulingRepository)
+    backlog = _lazy(BacklogRepository)
     run_maintenance = _lazy(RunMaintenanceRepository)
     items = _lazy(ItemRepository)
     outcomes = _lazy(OutcomeRepository)

@@ -88,6 +88,8 @@ if TYPE_CHECKING:
     from promptstack.services.events.hub import EventHub
     from promptstack.services.notifications.mailer import Mailer
     from promptstack.services.runs.downloads import RunDownloads
+    from promptstack.services.runs.feasibility import Feasibility
+    from promptstack.services.runs.intake.estimates import Estimator
     from promptstack.services.runs.service import RunService
     from promptstack.tasks.celery_publisher import CeleryPublisher
 
@@ -550,7 +552,6 @@ class PromptStack:
     @cached_property
     def runs(self) -> "RunService":
         """Runs."""
-        from promptstack.services.runs.intake.estimates import Estimator  # noqa: PLC0415
         from promptstack.services.runs.service import RunService  # noqa: PLC0415
 
         return RunService(
@@ -558,10 +559,24 @@ class PromptStack:
             self.factory,
             self.run_lifecycle,
             self.run_progress,
-            Estimator(self.ledger, self.factory, self.prices, self._limits_of),
+            self._estimator,
             indexes=self.vector_indexes,
             defaults=from_settings.run_defaults(self.settings, self._request_bounds),
         )
+
+    @cached_property
+    def _estimator(self) -> "Estimator":
+        from promptstack.services.runs.intake.estimates import Estimator  # noqa: PLC0415
+
+        return Estimator(self.ledger, self.factory, self.prices, self._limits_of)
+
+    @cached_property
+    def feasibility(self) -> "Feasibility":
+        """When runs can be done."""
+        from promptstack.services.runs.feasibility import Feasibility  # noqa: PLC0415
+
+        weights = self.settings.tier_weights
+        return Feasibility(self.ledger, self._estimator, self._limits_of, weights)
 
     def _limits_of(self, provider: str, model: str) -> Limits:
         service = self.providers.get(provider)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from promptstack.repositories.run_models import RunKind
@@ -19,6 +19,20 @@ from promptstack.services.runs.intake.ingest import Intake
 from promptstack.services.runs.intake.new_run import NewRun
 from promptstack.services.runs.sizes import models_of
 from promptstack.services.runs.views import Preflight
+from promptstack.services.runs.work import Work, seconds_of
+
+
+class Asking(Protocol):
+    """A run as far as it says whom it asks: one that is new, or one of the ledger."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def provider(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def parameters(self) -> dict[str, Any]: ...
 
 
 class Estimator:
@@ -49,14 +63,9 @@ class Estimator:
     ) -> Preflight:
         """Estimate a run. With `is_counted`, leave out contents that were paid for before."""
         good = intake.items - intake.bad - duplicates
-        longest = new.parameters.get("max_tokens") or EXPECTED_OUTPUT_TOKENS
-        unpaid = Unpaid(good, 0, good, good * longest)
-        if is_counted:
-            unpaid = self._unpaid(run_id, new, longest)
-        to_pay = unpaid.contents
-        system = len(str(new.parameters.get("system") or "")) * unpaid.as_run
-        input_tokens = (unpaid.bytes + system) // BYTES_PER_TOKEN
-        output_tokens = unpaid.output_tokens if new.kind == RunKind.GENERATION else 0
+        unpaid = self._unpaid(run_id, new) if is_counted else _all_unpaid(new, good)
+        to_pay, work = unpaid.contents, self._work(new, unpaid)
+        input_tokens, output_tokens = int(work.input_tokens), int(work.output_tokens)
         return Preflight(
             run_id=run_id,
             provider=new.provider,
@@ -72,7 +81,9 @@ class Estimator:
                 new.provider, new.model, input_tokens=input_tokens, output_tokens=output_tokens
             ),
             max_cost_usd=max_cost_usd,
-            seconds=self._seconds(new, to_pay, input_tokens, output_tokens) if is_counted else None,
+            seconds=seconds_of(work, self._limits_of(new.provider, new.model))
+            if is_counted
+            else None,
         )
 
     def check_limit(
@@ -87,7 +98,30 @@ class Estimator:
         if kind == RunKind.GENERATION:
             check_bounded(parameters)
 
-    def _unpaid(self, run_id: UUID, new: NewRun, longest: int) -> Unpaid:
+    def work(self, run_id: UUID, new: Asking) -> Work:
+        """Return what a run still has to ask, of what was not paid for before."""
+        return self._work(new, self._unpaid(run_id, new))
+
+    def work_of(
+        self, kind: str, model: tuple[str, str], contents: int, tokens: tuple[float, float]
+    ) -> Work:
+        """Return the calls for so many contents.
+
+        `model` is the provider and the model's name; `tokens` are those of input and output.
+        """
+        if kind == RunKind.GENERATION:
+            return Work(contents, *tokens)
+        provider, name = model
+        packing = self._factory.service_class(provider).stated_limits(name)
+        by_size = tokens[0] * BYTES_PER_TOKEN / packing.bytes
+        return Work(math.ceil(max(contents / packing.items, by_size)), tokens[0])
+
+    def _work(self, new: Asking, unpaid: Unpaid) -> Work:
+        system = len(str(new.parameters.get("system") or "")) * unpaid.as_run
+        tokens = ((unpaid.bytes + system) // BYTES_PER_TOKEN, unpaid.output_tokens)
+        return self.work_of(new.kind, (new.provider, new.model), unpaid.contents, tokens)
+
+    def _unpaid(self, run_id: UUID, new: Asking) -> Unpaid:
         with self._ledger.transaction() as unit:
             models = None
             if new.kind == RunKind.EMBEDDING:
@@ -97,28 +131,18 @@ class Estimator:
                 new.provider,
                 new.model,
                 models,
-                longest=longest,
+                longest=_longest(new),
                 own_longest=EXPECTED_OUTPUT_TOKENS,
             )
 
-    def _seconds(
-        self, new: NewRun, contents: int, input_tokens: int, output_tokens: int
-    ) -> float | None:
-        """Return the least time that the known limits allow. None if none is known."""
-        limits = self._limits_of(new.provider, new.model)
-        calls = contents
-        if new.kind == RunKind.EMBEDDING:
-            packing = self._factory.service_class(new.provider).stated_limits(new.model)
-            by_size = input_tokens * BYTES_PER_TOKEN / packing.bytes
-            calls = math.ceil(max(contents / packing.items, by_size))
-        takes = (
-            (calls, limits.requests),
-            (input_tokens + output_tokens, limits.tokens),
-            (input_tokens, limits.input),
-            (output_tokens, limits.output),
-        )
-        known = [taken / limit * 60 for taken, limit in takes if limit]
-        return max(known) if known else None
+
+def _longest(new: Asking) -> int:
+    return new.parameters.get("max_tokens") or EXPECTED_OUTPUT_TOKENS
+
+
+def _all_unpaid(new: Asking, contents: int) -> Unpaid:
+    """Return what there is to pay for if nobody has counted it."""
+    return Unpaid(contents, 0, contents, contents * _longest(new))
 
 
 def check_bounded(parameters: Mapping[str, Any]) -> None:
