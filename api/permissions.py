@@ -235,6 +235,22 @@ PERMISSIONS = (
         routes=("POST /openai/v1/files", "DELETE /openai/v1/files/{file_id}"),
     ),
     Permission(
+        action="make, cancel and retry batches",
+        scope=Scope.RUNS_WRITE,
+        whose=Whose.ONLY_OWN,
+        routes=(
+            "POST /openai/v1/batches",
+            "POST /openai/v1/batches/{batch_id}/cancel",
+            "POST /openai/v1/batches/{batch_id}/retry",
+        ),
+    ),
+    Permission(
+        action="see batches",
+        scope=Scope.RUNS_READ,
+        whose=Whose.ONLY_OWN,
+        routes=("GET /openai/v1/batches", "GET /openai/v1/batches/{batch_id}"),
+    ),
+    Permission(
         action="see the names of models",
         routes=("GET /openai/v1/models", "GET /openai/v1/models/{model_id:path}"),
     ),

@@ -188,6 +188,18 @@ class Settings(BaseSettings):
         description="Most inputs of a run whose source is uploaded or in object storage, and most "
         "blank lines besides.",
     )
+    max_batch_lines: int = Field(
+        50_000, ge=1, description="Most requests of a batch (POST /openai/v1/batches)."
+    )
+    max_batch_bytes: int = Field(
+        200_000_000, ge=1_000, description="Largest input file of a batch, also unpacked, in bytes."
+    )
+    batch_repeat_seconds: Seconds = Field(
+        60.0,
+        description="A batch that is asked for again within this time, by the same key and with "
+        "the same file, endpoint, window and metadata, is the one before: clients send requests "
+        "again whose answer they missed. 0: never. An Idempotency-Key says it itself.",
+    )
     object_storage_places: Annotated[list[str], NoDecode] = Field(
         [],
         description="Where runs may read sources and write outputs in object storage: URLs such as "

@@ -15,6 +15,7 @@ from promptstack.repositories.run_models import Run
 
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('batches:' || :file, 0))")
 _TELL = text("SELECT webhook_add_event(gen_random_uuid(), :user, :type, :batch, NULL)")
+UNSYNCHRONIZED: Mapping[str, Any] = {"synchronize_session": False}
 NOT_DONE = (BatchState.FAILED, BatchState.EXPIRED, BatchState.CANCELLED)
 
 
@@ -103,7 +104,7 @@ class BatchRepository(BaseRepository[Batch]):
             .where(Batch.run_id == run_id)
             .values(**REOPENED, state=BatchState.IN_PROGRESS, in_progress_at=func.clock_timestamp())
             .returning(Batch.window_seconds),
-            execution_options={"synchronize_session": False},
+            execution_options=UNSYNCHRONIZED,
         )
         return seconds
 
@@ -147,8 +148,8 @@ class BatchRepository(BaseRepository[Batch]):
         )
         return Tokens(run.input_tokens, int(cached or 0), run.output_tokens)
 
-    def prune(self, retention: float, limit: int = 500) -> int:
-        """Delete up to `limit` batches that ended at least `retention` seconds ago; how many."""
+    def prune(self, retention: float, limit: int = 500) -> Sequence[UUID]:
+        """Delete up to `limit` batches that ended at least `retention` seconds ago."""
         old = (
             select(Batch.id)
             .where(Batch.ended_at < func.now() - timedelta(seconds=retention))
@@ -156,7 +157,8 @@ class BatchRepository(BaseRepository[Batch]):
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
-        return change_rows(self._session, delete(Batch).where(Batch.id.in_(old)))
+        gone = delete(Batch).where(Batch.id.in_(old)).returning(Batch.id)
+        return self._session.scalars(gone, execution_options=UNSYNCHRONIZED).all()
 
 
 REOPENED: Mapping[str, Any] = {

@@ -33,6 +33,7 @@ from promptstack.services.accounting.prices import Prices, maker_of
 from promptstack.services.accounting.recent_usage import RecentUsage
 from promptstack.services.accounting.usage import UsageService
 from promptstack.services.audit.log import AuditLog
+from promptstack.services.batches.service import BatchService
 from promptstack.services.budgets.service import BudgetService
 from promptstack.services.cache.cache import Cache
 from promptstack.services.cache.codec import Codec
@@ -78,6 +79,7 @@ from promptstack.services.webhooks.deliveries import DeliveryLog
 from promptstack.services.webhooks.secrets import PURPOSE, SecretBox
 from promptstack.services.webhooks.service import WebhookService
 from promptstack.tasks import connections, from_settings
+from promptstack.tasks.batch_services import open_batches
 from promptstack.tasks.redis_publisher import RedisPublisher
 
 if TYPE_CHECKING:
@@ -598,6 +600,11 @@ class PromptStack:
             self.cache,
             guard_formulas=self.settings.csv_guard_formulas,
         )
+
+    @cached_property
+    def batches(self) -> BatchService:
+        """Files of requests that become runs."""
+        return open_batches(self)
 
     @cached_property
     def object_storage(self) -> ObjectStorage:

@@ -1,7 +1,9 @@
 """The composition root of workers: what runs jobs, and what keeps them going."""
 
+from collections.abc import Mapping
 from contextlib import closing
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import uuid_utils.compat
@@ -9,6 +11,7 @@ import uuid_utils.compat
 from promptstack.config.settings import Settings
 from promptstack.repositories.models import JobKind
 from promptstack.repositories.session import Ledger
+from promptstack.services.batches.endings import BatchEndings
 from promptstack.services.documents.chunk_sizes import Cutter
 from promptstack.services.documents.embedding import DocumentEmbedder
 from promptstack.services.execution.active_jobs import ActiveJobs
@@ -18,6 +21,7 @@ from promptstack.services.execution.executor import Executor, Handler
 from promptstack.services.execution.generation import generate
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
+from promptstack.services.execution.job_context import JobContext
 from promptstack.services.execution.job_slots import JobSlots
 from promptstack.services.execution.job_threads import JobThreads
 from promptstack.services.execution.late_checks import LateChecks
@@ -41,8 +45,13 @@ from promptstack.services.vectors.embedding import InputEmbedder
 from promptstack.services.webhooks.sender import WebhookSender
 from promptstack.services.webhooks.upkeep import WebhookUpkeep
 from promptstack.tasks import connections, from_settings
+from promptstack.tasks.batch_services import open_endings, open_intake
 from promptstack.tasks.composition import PromptStack
 from promptstack.tasks.webhook_services import open_sender, open_upkeep
+
+if TYPE_CHECKING:
+    # It is imported by the first worker that needs it: it reads sources.
+    from promptstack.services.batches.intake import BatchIntake
 
 
 class WorkerServices(PromptStack):
@@ -133,9 +142,14 @@ class WorkerServices(PromptStack):
                 self.job_threads.run(self.run_work.run_shard),
                 after=self.job_threads.begin(self.run_lifecycle.wake),
             ),
-            JobKind.FINALIZATION: Handler(self.job_threads.run(self.run_work.finalize)),
+            # The end of a run is the end of its batch.
+            JobKind.FINALIZATION: Handler(
+                self.job_threads.run(self.run_work.finalize),
+                after=self.job_threads.begin(self.batch_endings.wake),
+            ),
             JobKind.NOTIFICATION: Handler(self.mail_delivery.deliver),
             JobKind.OPERATION: Handler(self.job_threads.run(self._operation_work.run)),
+            JobKind.BATCH: Handler(self.job_threads.run(self._take_batch_in)),
         }
         return Executor(
             self.retrying_ledger,
@@ -159,6 +173,20 @@ class WorkerServices(PromptStack):
     def _operation_work(self) -> OperationWork:
         lifetime = self.settings.job_expires_seconds
         return OperationWork(self.ledger, self.publisher, self.progress, expires_seconds=lifetime)
+
+    @cached_property
+    def batch_intake(self) -> "BatchIntake":
+        """What takes the files of batches in."""
+        return open_intake(self)
+
+    def _take_batch_in(self, job: JobContext) -> Mapping[str, object]:
+        # Few workers ever do, so the first file makes what reads it.
+        return self.batch_intake.run(job)
+
+    @cached_property
+    def batch_endings(self) -> BatchEndings:
+        """What ends batches."""
+        return open_endings(self)
 
     @cached_property
     def late_checks(self) -> LateChecks:
@@ -310,13 +338,16 @@ class WorkerServices(PromptStack):
     @cached_property
     def reconciler(self) -> Reconciler:
         """What puts lost things right."""
-        maintain_runs = partial(self.run_maintenance.run_once, self.settings.job_retention_seconds)
+        retention = self.settings.job_retention_seconds
+        maintain_runs = partial(self.run_maintenance.run_once, retention)
+        end_batches = partial(self.batch_endings.run_once, retention)
         return Reconciler(
             [
                 Step("liveness", self.liveness.run_once),
                 Step("messages", self.outbox.publish, is_woken=True),
                 Step("cleanup", self.cleanup.run_once, rounds=10),
                 Step("runs", maintain_runs),
+                Step("batches", end_batches),
                 Step("contents", self.content_maintenance.run_once, rounds=5),
                 Step("webhooks", self.webhook_sender.run_once, is_woken=True),
                 Step("webhook upkeep", self.webhook_upkeep.run_once, rounds=10),

@@ -30,6 +30,7 @@ __all__ = [
     "ResultPage",
     "RunLine",
     "RunResultRepository",
+    "Unanswered",
 ]
 
 
@@ -43,6 +44,18 @@ class FailedItem:
     error: str
     detail: str | None
     metadata: dict[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """An item without a result: it has failed, or is open."""
+
+    position: int
+    custom_id: str | None
+    code: str | None
+    """None of an open one."""
+    error: str | None
+    detail: str | None
 
 
 class RunResultRepository:
@@ -114,6 +127,53 @@ class RunResultRepository:
             .limit(limit)
         )
         return [FailedItem(*row) for row in rows]
+
+    def unanswered(
+        self, run_id: UUID, after: int, limit: int, *, until: int | None = None
+    ) -> list[Unanswered]:
+        """Return the next items without a result after a position."""
+        rows = self._session.execute(
+            select(Item.position, Item.custom_id, Outcome.error_code, Outcome.error, Outcome.detail)
+            .outerjoin(Outcome, _its_outcome())
+            .where(*_unanswered(run_id, until), Item.position > after)
+            .order_by(Item.position)
+            .limit(limit)
+        )
+        return [Unanswered(*row) for row in rows]
+
+    def count_ended(self, run_id: UUID, until: int, *, is_answered: bool) -> int:
+        """Count the items up to a position that have a result, or those that have failed."""
+        has_failed = Outcome.error_code.is_not(None)
+        query = select(func.count()).where(
+            Outcome.run_id == run_id,
+            Outcome.position <= until,
+            ~has_failed if is_answered else has_failed,
+        )
+        return self._session.scalar(query) or 0
+
+    def position_of(
+        self, run_id: UUID, number: int, *, is_answered: bool, until: int | None = None
+    ) -> int | None:
+        """Return the position of the item of this number among those with a result, or without.
+
+        The first one has the number 1. None where there are not so many.
+        """
+        if is_answered:
+            end = [] if until is None else [Outcome.position <= until]
+            query = select(Outcome.position).where(
+                Outcome.run_id == run_id, Outcome.error_code.is_(None), *end
+            )
+            query = query.order_by(Outcome.position)
+        else:
+            query = select(Item.position).outerjoin(Outcome, _its_outcome())
+            query = query.where(*_unanswered(run_id, until)).order_by(Item.position)
+        return self._session.scalar(query.offset(number - 1).limit(1))
+
+
+def _unanswered(run_id: UUID, until: int | None) -> list[ColumnElement[bool]]:
+    end = [] if until is None else [Item.position <= until]
+    is_open = Outcome.position.is_(None)
+    return [Item.run_id == run_id, is_open | Outcome.error_code.is_not(None), *end]
 
 
 def _its_vector(vectors: FromClause, model: EmbeddingModel) -> ColumnElement[bool]:

@@ -9,7 +9,13 @@ from uuid import UUID
 
 from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.run_models import Run, RunKind
-from promptstack.repositories.runs.results import FailedItem, PageOf, Produced, RunLine
+from promptstack.repositories.runs.results import (
+    FailedItem,
+    PageOf,
+    Produced,
+    RunLine,
+    Unanswered,
+)
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import NotFound, WrongState
@@ -26,7 +32,7 @@ ROW_BYTES = 100
 READ_AT_ONCE = 4
 """Pages that are read ahead, each with a connection to the database."""
 
-Row = TypeVar("Row", Produced, FailedItem, RunLine)
+Row = TypeVar("Row", Produced, FailedItem, RunLine, Unanswered)
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,16 @@ class RunResults:
             return _Page(found.rows, found.more_after, found.bytes + ROW_BYTES * len(found.rows))
 
         yield from self._pages(run_id, span, read, None)
+
+    def unanswered_blocks(self, run_id: UUID, span: Span) -> Iterator[list[Unanswered]]:
+        """Yield the items without a result, also open ones, as `produced_blocks` does."""
+
+        def read(unit: UnitOfWork, after: int, limit: int) -> _Page[Unanswered]:
+            rows = unit.results.unanswered(run_id, after, limit, until=span.until)
+            size = sum(ROW_BYTES + len(row.error or "") + len(row.detail or "") for row in rows)
+            return _Page(rows, rows[-1].position if len(rows) == limit else None, size)
+
+        return self._pages(run_id, span, read, None)
 
     def settled_until(self, run_id: UUID, after: int = 0) -> int:
         """Return the last position up to which no item after `after` is open."""

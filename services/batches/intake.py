@@ -1,0 +1,224 @@
+"""Takes in the files of batches: what they ask becomes a run, or they fail with their faults.
+
+A worker may die at any step. Whoever does the job again finds the run of the one before by the
+batch's row: a run that was started is the batch's, and any other is deleted.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO, cast
+from uuid import UUID
+
+from promptstack.config.errors import PromptStackError
+from promptstack.repositories.batch_models import Batch, BatchDoor, BatchState
+from promptstack.repositories.models import new_id
+from promptstack.repositories.run_models import RunKind
+from promptstack.repositories.unit_of_work import UnitOfWork
+from promptstack.services.access.key_terms import KeyLimits
+from promptstack.services.batches.checks import RequestCheck, first_model
+from promptstack.services.batches.files import BatchFiles
+from promptstack.services.batches.forms import LineForm, LineForms
+from promptstack.services.batches.requests import BatchBounds
+from promptstack.services.batches.streams import BlockStream
+from promptstack.services.batches.views import BatchError
+from promptstack.services.errors import InvalidInput, NotFound, NotPermitted
+from promptstack.services.execution.job_context import JobContext
+from promptstack.services.llm.answers import Capability
+from promptstack.services.llm.model_names import ModelNames
+from promptstack.services.runs.intake.ingest import Intake, TooManyInputs
+from promptstack.services.runs.intake.new_run import RunKeywords
+from promptstack.services.runs.service import RunService
+from promptstack.services.runs.views import Preflight
+from promptstack.services.sources.reading import Format, Reading, SourceBounds
+
+LEAST_SECONDS = 1.0
+CODES: Mapping[str, str] = {
+    "BAD_JSON": "invalid_json_line",
+    "BAD_ENCODING": "invalid_encoding",
+    "DUPLICATE_ID": "duplicate_custom_id",
+    "EMPTY_SOURCE": "empty_file",
+    "MISSING_FIELD": "missing_required_parameter",
+    "TOO_LONG": "request_too_large",
+    "UNKNOWN_MODEL": "model_not_found",
+    "WRONG_TYPE": "invalid_type",
+}
+"""OpenAI's names of faults. Else ours in lower case."""
+CAPABILITIES = {
+    RunKind.GENERATION: Capability.GENERATION,
+    RunKind.EMBEDDING: Capability.EMBEDDING,
+}
+
+
+class BatchIntake:
+    """Handles the jobs of batches."""
+
+    def __init__(
+        self,
+        files: BatchFiles,
+        runs: RunService,
+        models: ModelNames,
+        *,
+        forms: LineForms,
+        bounds: BatchBounds,
+    ) -> None:
+        self._files = files
+        self._runs = runs
+        self._models = models
+        self._forms = forms
+        self._bounds = bounds
+
+    def run(self, job: JobContext) -> Mapping[str, object]:
+        """Take in a batch's file; what came of it."""
+        batch = job.ledger.write(lambda unit: self._begin(unit, job))
+        if batch is None:
+            return {"state": "ended or begun before"}
+        form = self._forms[BatchDoor(batch.door)]
+        try:
+            found = self._prepare(job, batch, form)
+        except (InvalidInput, NotFound, NotPermitted) as error:
+            return self._fail(job, batch, [_error_of(error)])
+        if found.bad and not form.skips_bad:
+            self._runs.discard(found.run_id)
+            return self._fail(job, batch, _faults_of(found))
+        self._runs.start(found.run_id, record=lambda unit: self._start(unit, job, batch, found))
+        return {"items": found.items}
+
+    def _begin(self, unit: UnitOfWork, job: JobContext) -> Batch | None:
+        """Choose the id of a new run; None where there is nothing to do any more."""
+        unit.steps.check_claim(job.claim)
+        batch_id = UUID(job.claim.request["batch_id"])
+        batch = unit.batches.lock(batch_id)
+        if batch is None or batch.state != BatchState.VALIDATING or batch.cancelling_at is not None:
+            return None
+        if batch.run_id is not None:
+            # Of somebody who began before and has lost the job.
+            unit.after_commit(self._discard, batch.run_id)
+        return unit.batches.change(batch_id, run_id=new_id())
+
+    def _discard(self, run_ids: list[UUID]) -> None:
+        for run_id in run_ids:
+            self._runs.discard(run_id)
+
+    def _prepare(self, job: JobContext, batch: Batch, form: LineForm) -> Preflight:
+        kind = form.endpoints[batch.endpoint]
+        asked = first_model(self._unpacked(batch))
+        limits, seconds = job.ledger.write(
+            lambda unit: (_limits_of(unit, batch), _left(unit, batch))
+        )
+        how: RunKeywords = {
+            "name": f"{form.id_prefix}{batch.id.hex}",
+            "run_id": batch.run_id,
+            "user_id": batch.user_id,
+            "api_key_id": batch.api_key_id,
+            "key_limits": limits,
+            "expires_in": seconds,
+            "reading": Reading(format=Format.JSONL),
+            "total_items": self._bounds.lines,
+            "unpacked_bytes": self._bounds.bytes,
+            "check_request": RequestCheck(batch.endpoint, asked),
+            "on_progress": _shown(job),
+        }
+        if asked is not None:
+            resolved = self._models.resolve(asked, CAPABILITIES[kind], key_limits=limits)
+            how |= {"provider": resolved.provider, "model": resolved.model}
+        source = self._source(batch)
+        try:
+            if kind is RunKind.EMBEDDING:
+                return self._runs.prepare_embedding(source, is_counted=False, **how)
+            return self._runs.prepare_generation(source, is_counted=False, **how)
+        except TooManyInputs as error:
+            raise TooManyInputs(
+                f"The file has more than {self._bounds.lines:,} requests (MAX_BATCH_LINES); make "
+                "several batches of it."
+            ) from error
+
+    def _source(self, batch: Batch) -> BinaryIO:
+        stream = BlockStream(self._files.open(batch.input_file_id, batch.user_id))
+        return cast("BinaryIO", stream)
+
+    def _unpacked(self, batch: Batch) -> Iterator[bytes]:
+        # Imported here, as pyarrow takes 40 MB and few workers take files in.
+        from promptstack.services.sources.opening import Origin, byte_blocks  # noqa: PLC0415
+
+        bounds = SourceBounds(unpacked_bytes=self._bounds.bytes)
+        return byte_blocks(Origin(None, self._source(batch), bounds))
+
+    def _start(self, unit: UnitOfWork, job: JobContext, batch: Batch, found: Preflight) -> None:
+        """Note that the run is the batch's, in the transaction that starts it."""
+        unit.steps.check_claim(job.claim)
+        form = self._forms[BatchDoor(batch.door)]
+        outputs = {
+            part: self._files.register_output(
+                unit,
+                batch_id=batch.id,
+                part=part,
+                filename=f"{form.id_prefix}{batch.id.hex}_{part}.jsonl",
+                user_id=batch.user_id,
+                api_key_id=batch.api_key_id,
+                expires_after_seconds=batch.outputs_kept_seconds,
+            )
+            for part in ("output", "errors")
+        }
+        unit.batches.change(
+            batch.id,
+            state=BatchState.IN_PROGRESS,
+            model=found.model,
+            in_progress_at=unit.now(),
+            output_file_id=outputs["output"],
+            error_file_id=outputs["errors"],
+        )
+
+    def _fail(
+        self, job: JobContext, batch: Batch, errors: list[BatchError]
+    ) -> Mapping[str, object]:
+        """End a batch whose file is not valid."""
+
+        def write(unit: UnitOfWork) -> None:
+            unit.steps.check_claim(job.claim)
+            unit.batches.end(batch.id, BatchState.FAILED, errors=[vars(one) for one in errors])
+
+        job.ledger.write(write)
+        return {"errors": len(errors)}
+
+
+def _limits_of(unit: UnitOfWork, batch: Batch) -> KeyLimits | None:
+    key = None if batch.api_key_id is None else unit.api_keys.get(batch.api_key_id)
+    return None if key is None else KeyLimits.of(key.providers, key.models)
+
+
+def _left(unit: UnitOfWork, batch: Batch) -> float:
+    return max(LEAST_SECONDS, (batch.expires_at - unit.now()).total_seconds())
+
+
+def _shown(job: JobContext) -> Callable[[Intake], None]:
+    def show(intake: Intake) -> None:
+        """Stop where the job was lost or cancelled meanwhile."""
+        job.handle.check_may_begin()
+        done = max(1, intake.items)
+        job.ledger.write(lambda unit: unit.steps.set_progress(job.claim, done, done))
+        job.show(done, done)
+
+    return show
+
+
+def _error_of(error: PromptStackError) -> BatchError:
+    pointer = getattr(error, "pointer", "")
+    return BatchError(_code(error.code), str(error), param=_param(pointer))
+
+
+def _faults_of(found: Preflight) -> list[BatchError]:
+    errors = [
+        BatchError(_code(one.code), one.reason, one.position, _param(one.pointer))
+        for one in found.faults
+    ]
+    if found.bad > len(errors):
+        more = found.bad - len(errors)
+        errors.append(BatchError("more_errors", f"{more:,} more lines are not valid."))
+    return errors
+
+
+def _code(code: Any) -> str:
+    return CODES.get(code, str(code).lower())
+
+
+def _param(pointer: str) -> str | None:
+    return pointer.removeprefix("/").replace("/", ".") or None
