@@ -1,5 +1,6 @@
 """What batches are made of: for callers, and for workers."""
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -8,6 +9,7 @@ from promptstack.services.batches.endings import BatchEndings
 from promptstack.services.batches.forms import LineForms
 from promptstack.services.batches.requests import BatchBounds
 from promptstack.services.batches.service import BatchService
+from promptstack.services.files.contents import PartContent
 from promptstack.services.openai.batch_lines import OpenAILines
 
 if TYPE_CHECKING:
@@ -38,11 +40,22 @@ def open_batches(stack: "PromptStack") -> BatchService:
     )
 
 
-def open_contents(stack: "PromptStack") -> "BatchContents":
-    """What makes their outputs."""
-    from promptstack.services.batches.contents import BatchContents  # noqa: PLC0415 - pyarrow
+class Contents:
+    """What makes their outputs. It is loaded with the first one that is read."""
 
-    return BatchContents(stack.ledger, stack.run_results, stack.cache, FORMS)
+    def __init__(self, stack: "PromptStack") -> None:
+        self._stack = stack
+
+    @cached_property
+    def _made(self) -> "BatchContents":
+        from promptstack.services.batches.contents import BatchContents  # noqa: PLC0415 - pyarrow
+
+        stack = self._stack
+        return BatchContents(stack.ledger, stack.run_results, stack.cache, FORMS)
+
+    def open(self, batch_id: UUID, part: str, *, after_lines: int = 0) -> PartContent:
+        """Open an output; see `BatchContents`."""
+        return self._made.open(batch_id, part, after_lines=after_lines)
 
 
 def open_intake(stack: "PromptStack") -> "BatchIntake":
@@ -56,7 +69,6 @@ def open_intake(stack: "PromptStack") -> "BatchIntake":
 
 def open_endings(stack: "PromptStack") -> BatchEndings:
     """What ends them."""
-
 
     def discard(run_id: UUID) -> None:
         # What takes runs in is made by the first worker that has a file to take in.

@@ -79,7 +79,7 @@ from promptstack.services.webhooks.deliveries import DeliveryLog
 from promptstack.services.webhooks.secrets import PURPOSE, SecretBox
 from promptstack.services.webhooks.service import WebhookService
 from promptstack.tasks import connections, from_settings
-from promptstack.tasks.batch_services import open_batches
+from promptstack.tasks.batch_services import Contents, open_batches
 from promptstack.tasks.redis_publisher import RedisPublisher
 
 if TYPE_CHECKING:
@@ -619,7 +619,7 @@ class PromptStack:
     @cached_property
     def files(self) -> FileService:
         """Files of users."""
-        return FileService(self.ledger, from_settings.file_bounds(self.settings))
+        return FileService(self.ledger, from_settings.file_bounds(self.settings), Contents(self))
 
     @cached_property
     def rate_limited_jobs(self) -> RateLimitedJobs:

@@ -204,7 +204,7 @@ def test_what_a_batch_is_asked_for_with_is_checked_before_it_is_there(
     notes = upload(stack, test_user.id, jsonl([SAME]), purpose="user_data")
     refused(stack, "/input_file_id", **asked(input_file_id=notes))
     refused(stack, "/endpoint", **asked(endpoint="/v1/completions"))
-    for window in ("24", "0h", "24hours", "1d", "-1h", "9999h", "１h"):
+    for window in ("24", "0h", "24hours", "1d", "-1h", "9999h", "\uff11h"):
         refused(stack, "/completion_window", **asked(completion_window=window))
     for metadata in ({f"{n}": "" for n in range(17)}, {"n" * 65: ""}, {"n": "v" * 513}, {"n": 1}):
         refused(stack, "/metadata", **asked(metadata=metadata))
