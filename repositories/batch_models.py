@@ -50,7 +50,7 @@ class Batch(Base):
     completion_window: Mapped[str]
     """As it was sent."""
     window_seconds: Mapped[float]
-    attributes: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    attributes: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
     """What its caller says of it."""
     outputs_kept_seconds: Mapped[int | None]
     """How long after their making its outputs are deleted. None: with the batch."""

@@ -30,6 +30,7 @@ from promptstack.services.access.caller import Caller
 from promptstack.services.access.sessions import Origin
 from promptstack.services.errors import NotPermitted, WrongState
 from promptstack.tasks.worker_services import WorkerServices
+from tests.batches import batch_of, chat
 from tests.http import problem
 
 ROUTES = [(each, route) for each in PERMISSIONS for route in each.routes]
@@ -133,6 +134,8 @@ class World:
         self._ids["file_id"] = wire_id("file-", file.id)
         self._ids |= {"user_id": user_id, "operation_id": cancel.id}
         self._ids |= {"name": "some_flag", "format": "jsonl", "model_id": "demo-1"}
+        batch = batch_of(stack, user_id, [chat("a", "x")])
+        self._ids["batch_id"] = wire_id("batch_", batch.id)
 
     def ask(self, route: str, credential: str | None) -> Response:
         """Send a request of a route, for Ada's object where it names one."""
