@@ -33,7 +33,6 @@ from promptstack.services.accounting.prices import Prices, maker_of
 from promptstack.services.accounting.recent_usage import RecentUsage
 from promptstack.services.accounting.usage import UsageService
 from promptstack.services.audit.log import AuditLog
-from promptstack.services.batches.service import BatchService
 from promptstack.services.budgets.service import BudgetService
 from promptstack.services.cache.cache import Cache
 from promptstack.services.cache.codec import Codec
@@ -87,6 +86,7 @@ if TYPE_CHECKING:
     # long to load, and many callers need neither.
     from celery import Celery
 
+    from promptstack.services.batches.service import BatchService
     from promptstack.services.events.hub import EventHub
     from promptstack.services.notifications.mailer import Mailer
     from promptstack.services.runs.downloads import RunDownloads
@@ -602,7 +602,7 @@ class PromptStack:
         )
 
     @cached_property
-    def batches(self) -> BatchService:
+    def batches(self) -> "BatchService":
         """Files of requests that become runs."""
         return open_batches(self)
 
