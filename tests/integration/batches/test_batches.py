@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import text
@@ -434,6 +435,11 @@ def test_whoever_cancels_may_die_before_the_run_ends(
     assert settle(stack, batch).status is BatchStatus.CANCELLED
 
 
+def opened(stack: WorkerServices, file_id: UUID, owner: UUID, after_lines: int = 0) -> Any:
+    """What an output has behind so many lines."""
+    return stack.files.opened(file_id, owner, after_lines=after_lines).content
+
+
 def test_an_output_grows_in_order_while_the_batch_goes_on(
     stack: WorkerServices, test_user: UserView, fake_llm: FakeProvider
 ) -> None:
@@ -459,9 +465,9 @@ def test_an_output_grows_in_order_while_the_batch_goes_on(
     assert batch.output_file_id is not None
     answered, failed = outputs(stack, batch)
     assert (ids(answered), ids(failed)) == (["0"], ["1"])
-    content: Any = stack.files.content(batch.output_file_id, test_user.id)
+    content: Any = opened(stack, batch.output_file_id, test_user.id)
     assert (content.tag, content.last_line) == (None, 1)
-    content = stack.files.content(batch.output_file_id, test_user.id, after_lines=1)
+    content = opened(stack, batch.output_file_id, test_user.id, after_lines=1)
     assert (b"".join(content.blocks()), content.last_line) == (b"", 1)
 
 
@@ -470,15 +476,15 @@ def test_an_ended_output_is_read_from_any_line_and_byte(
 ) -> None:
     ended = done(stack, batch_of(stack, test_user.id, [chat(f"{n}", f"{n}") for n in range(3)]))
     assert ended.output_file_id is not None
-    whole: Any = stack.files.content(ended.output_file_id, test_user.id)
+    whole: Any = opened(stack, ended.output_file_id, test_user.id)
     written = b"".join(whole.blocks())
     assert (whole.length, whole.last_line) == (len(written), 3)
     assert whole.tag is not None
     assert b"".join(whole.blocks(5, 20)) == written[5:20]
-    rest: Any = stack.files.content(ended.output_file_id, test_user.id, after_lines=2)
+    rest: Any = opened(stack, ended.output_file_id, test_user.id, after_lines=2)
     assert b"".join(rest.blocks()) == written.splitlines(keepends=True)[2]
     assert rest.tag != whole.tag
-    none: Any = stack.files.content(ended.output_file_id, test_user.id, after_lines=9)
+    none: Any = opened(stack, ended.output_file_id, test_user.id, after_lines=9)
     assert b"".join(none.blocks()) == b""
 
 
