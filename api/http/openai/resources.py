@@ -4,5 +4,11 @@ from fastapi import APIRouter
 
 from promptstack.api.http.openai import batches, chat, files, models
 
-RESOURCES: tuple[APIRouter, ...] = (models.router, files.router, files.uploads, chat.router, batches.router)
+RESOURCES: tuple[APIRouter, ...] = (
+    models.router,
+    files.router,
+    files.uploads,
+    chat.router,
+    batches.router,
+)
 """Their routers, in the order in which a path is looked for."""
