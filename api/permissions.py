@@ -79,6 +79,7 @@ PERMISSIONS = (
             "POST /embeddings",
             "POST /jobs/bulk",
             "POST /openai/v1/chat/completions",
+            "POST /openai/v1/embeddings",
         ),
         commands=("generate", "embed"),
     ),

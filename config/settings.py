@@ -242,6 +242,13 @@ class Settings(BaseSettings):
     max_watchers_of_user: int = Field(
         200, ge=0, description="Most of MAX_WATCHERS that are one user's."
     )
+    vectors_gather_seconds: float = Field(
+        0.005,
+        ge=0,
+        le=1,
+        description="While calls of /openai/v1/embeddings are under way, how long small ones are "
+        "gathered into one job. 0: each has its own.",
+    )
     events_heartbeat_seconds: PositiveSeconds = Field(
         15.0,
         description="A stream of events says that it is there after so long without an event. "

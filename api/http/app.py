@@ -17,6 +17,7 @@ from promptstack.api.http.health import HealthCheck
 from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
 from promptstack.api.http.openai.errors import OpenAIErrors
 from promptstack.api.http.openai.resources import RESOURCES as OPENAI_RESOURCES
+from promptstack.api.http.openai.vector_calls import VectorCalls
 from promptstack.api.http.route import LARGE_HANDLED_AT_ONCE, LargeBodies
 from promptstack.api.http.search import SearchSlots
 from promptstack.api.http.sessions import LOGINS_AT_ONCE, LoginSlots
@@ -78,6 +79,7 @@ def create_app(stack: PromptStack) -> FastAPI:
         made_at_once=BLOCKS_AT_ONCE,
     )
     app.state.large_bodies = LargeBodies(settings.max_body_values)
+    app.state.vector_calls = VectorCalls(stack)
     # Made now: the first two requests would make them twice, in two threads.
     _ = (
         stack.keys,

@@ -50,7 +50,7 @@ def shares(total: int | None, estimates: Sequence[int]) -> list[int | None]:
     found: list[int | None] = []
     for weight in weights:
         given += weight
-        upto = total * given // whole
+        upto = (2 * total * given + whole) // (2 * whole)  # rounded
         found.append(upto - sent)
         sent = upto
     return found

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from promptstack.api.http.openai import batches, chat, files, models
+from promptstack.api.http.openai import batches, chat, embeddings, files, models
 
 RESOURCES: tuple[APIRouter, ...] = (
     models.router,
@@ -10,5 +10,6 @@ RESOURCES: tuple[APIRouter, ...] = (
     files.uploads,
     chat.router,
     batches.router,
+    embeddings.router,
 )
 """Their routers, in the order in which a path is looked for."""
