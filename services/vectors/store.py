@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from promptstack.repositories.content.query_vectors import KeptVector
@@ -22,8 +23,6 @@ class Open:
 
     reserved: Sequence[Wanted]
     """Those that this job is to pay for."""
-    kept: int
-    """How many have a vector."""
     is_shared: bool
     """Whether another job asks for some of them now."""
 
@@ -41,16 +40,12 @@ class VectorStore:
         """Reserve the contents that have no vector."""
         # Lock the job's row before its reservations, as the reconciler does.
         unit.steps.check_claim(self._claim)
-        by_hash = {one.hash: one for one in wanted}
-        kept = self._find_kept(unit, list(by_hash))
-        missing = [hash_ for hash_ in by_hash if hash_ not in kept]
-        ours, late = reserve(
-            unit, self._claim, missing, lambda hashes: self._find_kept(unit, hashes)
-        )
+        hashes = [one.hash for one in wanted]
+        # Not looked for before: most are new, and each statement is a part of somebody's wait.
+        ours, kept = reserve(unit, self._claim, hashes, partial(self._find_kept, unit))
         return Open(
-            [by_hash[hash_] for hash_ in missing if hash_ in ours],
-            len(kept) + len(late),
-            is_shared=len(ours) + len(late) < len(missing),
+            [one for one in wanted if one.hash in ours],
+            is_shared=len(ours) + len(kept) < len(hashes),
         )
 
     def store(
