@@ -41,8 +41,14 @@ MOST_WORDS = 1_000
 class DirectCall:
     """A job whose answer a client waits for."""
 
-    def __init__(self, request: Request, job: JobView, *, is_kept: bool) -> None:
-        """With `is_kept`, the job goes on when its client has gone or has waited too long."""
+    def __init__(
+        self, request: Request, job: JobView, *, is_kept: bool, field: str | None = None
+    ) -> None:
+        """With `is_kept`, the job goes on when its client has gone or has waited too long.
+
+        `field` is the one at fault where the provider refuses the request, if it can be no other.
+        """
+        self._field = field
         self.job = job
         self.headers = {JOB_ID_HEADER: str(job.id)}
         self._is_kept = is_kept
@@ -107,7 +113,8 @@ class DirectCall:
         if detail:
             said = f"{said} It said: {detail[:MOST_WORDS]}"
         headers = self.headers | FINAL
-        return respond(failure.status, said, code=failure.code, headers=headers)
+        field = self._field if failure.status == 400 else None
+        return respond(failure.status, said, code=failure.code, field=field, headers=headers)
 
     def _cancel(self) -> None:
         try:

@@ -42,7 +42,7 @@ class VectorService:
             kept = unit.query_vectors.read(provider, model, list(set(keys)))
         if missing := sum(key not in kept for key in keys):
             raise NotYet(
-                f"{missing} of {len(keys)} inputs have no vector any more, as its time was over; "
-                "ask again."
+                f"{missing} of {len(keys)} inputs have no vector any more, as its time is over; "
+                "ask again, without an idempotency key that was used for them."
             )
         return [InputVector(*kept[key]) for key in keys]

@@ -25,6 +25,7 @@ CODES_OF_STATUSES: Mapping[int, str] = {401: "invalid_api_key", SPENT: "insuffic
 """OpenAI has one name for all that ours say of a key or a budget."""
 CODES: Mapping[str, str] = {
     "UNKNOWN_MODEL": "model_not_found",
+    "INPUT_TOO_LONG": "context_length_exceeded",
     "TOO_MANY_REQUESTS": "rate_limit_exceeded",
     "INVALID_INPUT": "invalid_value",
     "UNPROCESSABLE_CONTENT": "invalid_value",

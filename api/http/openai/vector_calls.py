@@ -77,7 +77,7 @@ class VectorCalls:
         return made, made.vectors[first : first + len(inputs)]
 
     async def _make(self, terms: Terms, inputs: Sequence[EmbeddingInput]) -> Made:
-        call = DirectCall(terms.request, await self._enqueue(terms, inputs), is_kept=terms.is_kept)
+        call = self._call(terms, await self._enqueue(terms, inputs))
         try:
             ended = await call.end()
             if ended is None:
@@ -111,8 +111,12 @@ class VectorCalls:
         try:
             return await asyncio.shield(adding)
         except asyncio.CancelledError:
-            await DirectCall(terms.request, await adding, is_kept=terms.is_kept).cancel()
+            await self._call(terms, await adding).cancel()
             raise
+
+    @staticmethod
+    def _call(terms: Terms, job: JobView) -> DirectCall:
+        return DirectCall(terms.request, job, is_kept=terms.is_kept, field="/input")
 
     def _read(
         self, terms: Terms, inputs: Sequence[EmbeddingInput], job: JobView, headers: dict[str, str]
