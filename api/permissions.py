@@ -252,6 +252,12 @@ PERMISSIONS = (
         routes=("GET /openai/v1/batches", "GET /openai/v1/batches/{batch_id}"),
     ),
     Permission(
+        action="ask for messages",
+        scope=Scope.JOBS_WRITE,
+        whose=Whose.ONLY_OWN,
+        routes=("POST /anthropic/v1/messages",),
+    ),
+    Permission(
         action="see the names of models",
         routes=("GET /openai/v1/models", "GET /openai/v1/models/{model_id:path}"),
     ),

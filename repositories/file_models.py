@@ -25,7 +25,7 @@ class File(Base):
     filename: Mapped[str]
     purpose: Mapped[str]
     size: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    """In bytes; 0 of an output whose length nobody has asked for yet."""
+    """In bytes; 0 of an output, which has no length before it is made."""
     sha256: Mapped[bytes | None]
     """None of an output."""
     batch_id: Mapped[UUID | None]

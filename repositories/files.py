@@ -79,11 +79,6 @@ class FileRepository(BaseRepository[File]):
         statement = update(File).where(File.batch_id == batch_id, IS_THERE)
         change_rows(self._session, statement.values(deleted_at=func.now()))
 
-    def note_size(self, file_id: UUID, size: int) -> None:
-        """Note how long an output is, whose batch has ended."""
-        statement = update(File).where(File.id == file_id, File.batch_id.is_not(None))
-        change_rows(self._session, statement.values(size=size))
-
     def prune(self) -> int:
         """Remove some blocks of files that are gone, then the files; how many of both."""
         gone = select(File.id).where(

@@ -10,6 +10,8 @@ from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from promptstack.api.http.anthropic.errors import AnthropicErrors
+from promptstack.api.http.anthropic.resources import RESOURCES as ANTHROPIC_RESOURCES
 from promptstack.api.http.description import described_app
 from promptstack.api.http.errors import HANDLERS
 from promptstack.api.http.first_admin import keep_trying
@@ -55,7 +57,7 @@ def create_app(stack: PromptStack) -> FastAPI:
         stack.events.close()
 
     app = described_app(settings, lifespan=lifespan, exception_handlers=HANDLERS)
-    for router in OPENAI_RESOURCES:
+    for router in (*OPENAI_RESOURCES, *ANTHROPIC_RESOURCES):
         app.include_router(router)
     app.state.stack = stack
     app.state.health = HealthCheck(stack)
@@ -112,4 +114,5 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.add_middleware(FramingMiddleware)
     app.add_middleware(ProblemMiddleware)
     app.add_middleware(OpenAIErrors)
+    app.add_middleware(AnthropicErrors)
     return app

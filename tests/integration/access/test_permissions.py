@@ -51,7 +51,11 @@ OUTSIDE = {"GET /healthz", "GET /docs", "GET /redoc", "GET /openapi.json"}
 
 
 def refusal(route: str, response: Response, status: int, code: str) -> str:
-    """What a refusal says, checked for its form and code, which OpenAI's routes have their own."""
+    """What a refusal says, checked for its form and code, of which other APIs have their own."""
+    if "/anthropic/" in route:
+        assert (response.status_code, response.json()["type"]) == (status, "error")
+        said: str = response.json()["error"]["message"]
+        return said
     if "/openai/" not in route:
         detail: str = problem(response, status, code)["detail"]
         return detail

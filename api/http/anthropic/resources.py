@@ -1,0 +1,8 @@
+"""All routes below `/anthropic/v1`."""
+
+from fastapi import APIRouter
+
+from promptstack.api.http.anthropic import messages
+
+RESOURCES: tuple[APIRouter, ...] = (messages.router,)
+"""Their routers, in the order in which a path is looked for."""
