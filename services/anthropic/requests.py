@@ -1,7 +1,7 @@
 """Turns the body of a request for a message into a generation's input and parameters.
 
-What can't be handed on to every provider is refused by its name: nothing that would change an answer
-is dropped. Marks for the provider's cache change only what an answer costs, and are left out.
+What can't be handed on to every provider is refused by its name: nothing that would change an
+answer is dropped. Marks for the provider's cache change only what it costs, and are left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,10 +53,9 @@ def _turns(messages: Sequence[Any]) -> list[dict[str, Any]]:
     for at, message in enumerate(messages):
         place = f"/messages/{at}"
         role = message.get("role") if isinstance(message, Mapping) else None
-        if role not in {"user", "assistant"}:
+        if role not in {"user", "assistant", "system"}:
             raise InvalidInput(
-                "A message's role is user or assistant; the system prompt is the field `system`.",
-                pointer=f"{place}/role",
+                "A message's role is user, assistant or system.", pointer=f"{place}/role"
             )
         content = message.get("content")
         if isinstance(content, str):
@@ -133,14 +132,15 @@ def _tool(tool: Any, at: int) -> dict[str, Any]:
 
 
 def _choice(choice: Any) -> str:
-    kind = choice.get("type") if isinstance(choice, Mapping) else None
-    if isinstance(choice, Mapping) and choice.get("disable_parallel_tool_use"):
+    given = choice if isinstance(choice, Mapping) else {}
+    kind = str(given.get("type"))
+    if given.get("disable_parallel_tool_use"):
         raise InvalidInput(
             "disable_parallel_tool_use can't be handed on; leave it out.",
             pointer="/tool_choice/disable_parallel_tool_use",
         )
     if kind == "tool":
-        return str(choice["name"]) if "name" in choice else ""
+        return str(given.get("name", ""))
     if kind not in CHOICES:
         raise InvalidInput(
             "tool_choice has the type auto, any, tool or none.", pointer="/tool_choice/type"
@@ -152,7 +152,7 @@ def _schema(given: dict[str, Any]) -> Any:
     """Take the schema that the answer must meet."""
     config = given.get("output_config")
     form = config.get("format") if isinstance(config, Mapping) else None
-    if form is None:
+    if not isinstance(config, Mapping) or form is None:
         return None
     if not isinstance(form, Mapping) or form.get("type") != "json_schema":
         raise InvalidInput("The format is a json_schema.", pointer="/output_config/format")

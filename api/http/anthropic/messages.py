@@ -5,14 +5,14 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import Request, Response
-from promptstack.api.http.direct import DirectAnswer, DirectCall
-from promptstack.api.http.direct_streams import DirectStream
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from promptstack.api.http.anthropic.errors import anthropic_error
 from promptstack.api.http.anthropic.routes import anthropic_router
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.bodies import Given, IdempotencyKey, refuse_many_fields
+from promptstack.api.http.direct import DirectAnswer, DirectCall
+from promptstack.api.http.direct_streams import DirectStream
 from promptstack.api.http.openai.ids import wire_id
 from promptstack.services.anthropic.messages import MessageStream, message
 from promptstack.services.anthropic.requests import generation_of
@@ -119,4 +119,4 @@ class MessageWire:
 
 def _event(data: dict[str, Any]) -> bytes:
     """A server-sent event, named by its type."""
-    return b"event: " + data["type"].encode() + b"\ndata: " + orjson.dumps(data) + b"\n\n"
+    return b"event: %s\ndata: %s\n\n" % (data["type"].encode(), orjson.dumps(data))
