@@ -78,8 +78,8 @@ def test_a_failure_is_an_error_of_the_client(
 def test_what_is_wrong_with_a_request_is_said(
     fake_llm: FakeProvider, sdk: anthropic.Anthropic
 ) -> None:
-    with pytest.raises(anthropic.NotFoundError, match="does not exist"):
-        sdk.messages.create(model="nobodys", messages=HELLO, max_tokens=9)
+    with pytest.raises(anthropic.NotFoundError, match="no generation model"):
+        sdk.messages.create(model="demo/nobodys", messages=HELLO, max_tokens=9)
     with pytest.raises(anthropic.BadRequestError, match=r"tools\[0\].type"):
         sdk.messages.create(
             model=MODEL,
