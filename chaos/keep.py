@@ -4,11 +4,15 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 
 from promptstack.config.parent import STDIN
 from promptstack.config.supervisor import LOOK_SECONDS, Supervisor
+
+END_SECONDS = 30.0
+"""Most that a process may take to end. Whoever waits for us would wait for ever."""
 
 
 def main() -> None:
@@ -24,7 +28,10 @@ def main() -> None:
             supervisor.look()
     finally:
         supervisor.terminate()
-        supervisor.wait(float("inf"))
+        with suppress(TimeoutError):
+            supervisor.wait(END_SECONDS)
+        supervisor.kill()
+        supervisor.wait(END_SECONDS)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

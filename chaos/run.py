@@ -66,7 +66,13 @@ def run(
     try:
         for thread in threads:
             thread.start()
-        _wait(threads, lambda: _report(began, load, driver, say))
+        wait_for_the_load(
+            threads,
+            lambda: (len(load.accepted), sum(driver.counts().values())),
+            order.patience,
+            lambda: _report(began, load, driver, say),
+        )
+        load.stop()
         ids = [job.id for job in load.accepted]
         wait_for_the_rest(
             began,
@@ -103,13 +109,26 @@ def run(
         judge.unwatch()
 
 
-def _wait(threads: Sequence[threading.Thread], report: Callable[[], None]) -> None:
-    reported = time.monotonic()
-    while any(thread.is_alive() for thread in threads):
+def wait_for_the_load(
+    threads: Sequence[threading.Thread],
+    movement: Callable[[], tuple[int, ...]],
+    patience: float,
+    report: Callable[[], None],
+) -> None:
+    """Wait until all is handed in and every fault is over, or nothing has moved for so long.
+
+    Clients try again for ever. A server that did not come back after a fault would never end it.
+    """
+    moved = reported = time.monotonic()
+    before = movement()
+    while any(thread.is_alive() for thread in threads) and time.monotonic() - moved < patience:
         time.sleep(LOOK_SECONDS)
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
             report()
+        now = movement()
+        if now != before:
+            moved, before = time.monotonic(), now
 
 
 def wait_for_the_rest(

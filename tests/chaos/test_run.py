@@ -1,9 +1,14 @@
 """A run: what makes it worth nothing is no success."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+import psutil
 import pytest
 
+from promptstack.chaos.clients import Clients
 from promptstack.chaos.driver import Act, NothingToHit
 from promptstack.chaos.existing_deployment import run_on_existing
 from promptstack.chaos.judge import Judge
@@ -13,7 +18,7 @@ from promptstack.chaos.run import Order, run
 from promptstack.chaos.scorecard import Scorecard
 from promptstack.chaos.servers import dsn
 from promptstack.tasks.composition import PromptStack
-from tests.processes import Process
+from tests.processes import Process, wait_until
 
 DEMO = Target("demo", None, embedding_model=None)
 
@@ -50,6 +55,39 @@ def test_a_load_that_was_refused_does_not_pass(stack: PromptStack) -> None:
     scorecard = run_it(stack, Target("nobody", None, embedding_model=None), {})
     assert not scorecard.passed
     assert "2 jobs of the load were never accepted" in scorecard.problems()
+
+
+def test_a_server_that_stays_away_ends_the_run_and_not_the_patience_of_who_waits(
+    stack: PromptStack,
+) -> None:
+    nobody_answers = "http://127.0.0.1:1"
+    clients = Clients(nobody_answers, "ps_x", DEMO, name="away", clients=2, seconds=0.0)
+    scorecard = run(
+        Order(1, 2, [], slots=1, patience=1.0),
+        clients,
+        {},
+        Judge(dsn(stack.database_url)),
+        books=None,
+        progress=stack.progress,
+        say=lambda line: None,
+    )
+    assert "2 jobs of the load were never accepted" in scorecard.problems()
+
+
+def test_a_kept_process_that_does_not_end_is_ended_by_force(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    stubborn = (
+        "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"pathlib.Path({str(said)!r}).write_text('here'); time.sleep(600)"
+    )
+    keep = "from promptstack.chaos import keep; keep.END_SECONDS = 0.5; keep.main()"
+    command = [sys.executable, "-c", keep, "1", sys.executable, "-c", stubborn]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as keeper:
+        wait_until(lambda: said.exists() and said.read_text() == "here", "the process")
+        [process] = psutil.Process(keeper.pid).children()
+        keeper.terminate()
+        keeper.wait(60)
+    assert not process.is_running()
 
 
 def test_a_frozen_worker_stays_frozen_until_the_deployment_counts_it_as_dead(
