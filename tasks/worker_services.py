@@ -17,6 +17,7 @@ from promptstack.services.documents.embedding import DocumentEmbedder
 from promptstack.services.execution.active_jobs import ActiveJobs
 from promptstack.services.execution.backoff import Backoff
 from promptstack.services.execution.bytes_in_flight import BytesInFlight
+from promptstack.services.execution.ends import EndTeller
 from promptstack.services.execution.executor import Executor, Handler
 from promptstack.services.execution.generation import generate
 from promptstack.services.execution.group_commit import GroupCommit
@@ -115,6 +116,14 @@ class WorkerServices(PromptStack):
         return writer
 
     @cached_property
+    def end_teller(self) -> EndTeller:
+        """What tells at once that jobs have ended."""
+        teller = EndTeller(connections.open_async_redis(self.redis_url, connections=1))
+        loop = self.loop
+        self._exit_stack.callback(lambda: loop.run(teller.aclose()))
+        return teller
+
+    @cached_property
     def job_slots(self) -> JobSlots:
         """How many jobs this worker has in hand."""
         return JobSlots(self.settings.worker_concurrency)
@@ -160,6 +169,7 @@ class WorkerServices(PromptStack):
             late_checks=self.late_checks,
             slots=self.job_slots,
             progress=self.progress,
+            ends=self.end_teller,
             backoff=self.backoff,
             heartbeat=self.heartbeat,
         )

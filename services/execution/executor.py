@@ -24,6 +24,7 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.errors import DeadlinePassed
 from promptstack.services.execution.active_jobs import ActiveJobs, HandedBack
 from promptstack.services.execution.backoff import Backoff
+from promptstack.services.execution.ends import EndTeller
 from promptstack.services.execution.generation import result_of
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.services.execution.heartbeat import Heartbeat
@@ -101,6 +102,7 @@ class Executor:
         late_checks: LateChecks,
         slots: JobSlots,
         progress: ProgressService,
+        ends: EndTeller,
         backoff: Backoff,
         heartbeat: Heartbeat,
     ) -> None:
@@ -112,6 +114,7 @@ class Executor:
         self._late_checks = late_checks
         self._slots = slots
         self._progress = progress
+        self._ends = ends
         self._backoff = backoff
         self._heartbeat = heartbeat
 
@@ -229,6 +232,8 @@ class Executor:
             return NOT_OURS  # it doesn't exist, or runs elsewhere
         progress = Progress.of(job)
         self._progress.publish(progress)
+        if progress.state.is_final:
+            self._ends.tell(job)
         if progress.state is JobState.QUEUED and not (job.attempt and job.error):
             return NOT_OURS  # handed back untried, or not due: it gets another message
         return JobOutcome(
