@@ -34,6 +34,16 @@ class BrokerChannel(Channel):
 
     QoS = BrokerQoS
 
+    def take(self, queue: str) -> None:
+        """Take a message of one queue now, and hand it on. Raises `Empty`."""
+        channel: Any = self  # more than its types tell
+        try:
+            message = channel._get(queue)
+        except (ValueError, RecursionError):
+            logger.warning("a message in the broker is no JSON; it is dropped")
+        else:
+            channel.connection._deliver(message, queue)
+
     def _brpop_read(self, **options: Any) -> Any:
         """Take a message; one that is no JSON is dropped."""
         channel: Any = super()  # more than its types tell

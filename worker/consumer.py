@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from queue import Empty
 from typing import Any
 from weakref import WeakSet
 
@@ -13,7 +15,9 @@ from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from kombu.utils.url import maybe_sanitize_url
 
+from promptstack.config.names import Queue
 from promptstack.services.text import shown_name
+from promptstack.tasks.broker import BrokerChannel
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +26,10 @@ RECONNECT_SECONDS = 2
 HELD_SECONDS = 600.0
 """How often messages are looked through, and those acknowledged that were there the last time.
 RabbitMQ closes a channel on which a message was not acknowledged for 30 minutes."""
+
+
+MAINTENANCE_SECONDS = 0.5
+"""How often maintenance is looked for while all slots are taken."""
 
 
 class JobConsumer(Consumer):
@@ -114,6 +122,18 @@ class JobConsumer(Consumer):
         super().register_with_event_loop(hub)
         if self.app.conf.task_acks_late:
             hub.call_repeatedly(HELD_SECONDS, self.acknowledge_held)
+        hub.call_repeatedly(MAINTENANCE_SECONDS, self.take_maintenance)
+
+    def take_maintenance(self) -> None:
+        """Take a message of maintenance, though no other is taken: all slots may hang.
+
+        Other brokers than Redis have given their messages to the worker already.
+        """
+        celery: Any = self  # more than its types tell
+        channel = None if celery.task_consumer is None else celery.task_consumer.channel
+        if isinstance(channel, BrokerChannel) and celery.pool.has_room_for_maintenance_alone:
+            with suppress(Empty):
+                channel.take(Queue.MAINTENANCE)
 
     def acknowledge_held(self) -> None:
         """Acknowledge messages of jobs that take long. The ledger has the jobs."""

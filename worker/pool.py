@@ -22,8 +22,14 @@ from typing import Any
 
 from celery.concurrency.base import BasePool, apply_target
 
+from promptstack.config.celery import ROUTES
+from promptstack.config.names import Queue
+
 logger = logging.getLogger(__name__)
 
+MAINTENANCE_SLOTS = 2
+"""For maintenance beside the slots of all jobs: an operation may cancel those that hold them."""
+MAINTENANCE = frozenset(task for task, queue in ROUTES.items() if queue is Queue.MAINTENANCE)
 LATE_SECONDS = 0.5
 """After this, Celery's thread is taken to wait for a broker."""
 RUNTIME: ContextVar[float | None] = ContextVar("runtime", default=None)
@@ -42,6 +48,11 @@ class _Message:
     ended: Callable[[tuple[int, Any, float]], None]
     accepted_at: float = 0.0
     ended_at: float = 0.0
+
+    @property
+    def is_maintenance(self) -> bool:
+        """Whether it is the work of maintenance, such as an operation on jobs."""
+        return self.args[0] in MAINTENANCE
 
     @property
     def request(self) -> dict[str, Any]:
@@ -110,9 +121,22 @@ class CoroutinePool(BasePool):
         """How many messages Celery may take from Redis. It counts those whose end it must tell."""
         return self.most_jobs() + len(self._ended)
 
+    @property
+    def has_room_for_maintenance_alone(self) -> bool:
+        """Whether all slots are taken but those of maintenance."""
+        return 0 <= len(self._running) - self.num_processes < MAINTENANCE_SLOTS
+
+    def _next(self) -> _Message | None:
+        """The next message that may begin."""
+        for place, message in enumerate(self._waiting):
+            slots = self.num_processes + MAINTENANCE_SLOTS * message.is_maintenance
+            if len(self._running) < slots:
+                del self._waiting[place]
+                return message
+        return None
+
     def _start_waiting(self) -> None:
-        while self._waiting and len(self._running) < self.num_processes:
-            message = self._waiting.popleft()
+        while (message := self._next()) is not None:
             message.accepted_at = time.monotonic()
             self._running.add(message)
             try:

@@ -1,9 +1,11 @@
 """Celery's log of how long a task took."""
 
 import logging
+from collections import deque
 from contextvars import copy_context
 
-from promptstack.worker.pool import RUNTIME, _tell_runtime
+from promptstack.config.names import TaskName
+from promptstack.worker.pool import RUNTIME, CoroutinePool, _Message, _tell_runtime
 
 
 def logged(runtime: float) -> object:
@@ -29,3 +31,23 @@ def test_other_records_are_left_alone() -> None:
     record = logging.LogRecord("celery.app.trace", logging.INFO, "", 0, "%s", ("runtime",), None)
     assert _tell_runtime(record)
     assert record.getMessage() == "runtime"
+
+
+def test_maintenance_has_slots_of_its_own() -> None:
+    """Where jobs hold all slots, two tasks of maintenance begin, and no other job."""
+    pool = CoroutinePool.__new__(CoroutinePool)
+    pool.most_jobs = lambda: 2
+    pool._ended, pool._running, pool._waiting = deque(), set(), deque()
+
+    def message(task: TaskName) -> _Message:
+        return _Message(lambda: (0, None, 0.0), (task,), lambda *_: None, lambda _: None)
+
+    tasks = [TaskName.GENERATE_TEXT] * 3 + [TaskName.RUN_OPERATION] * 3
+    pool._waiting.extend(map(message, tasks))
+    begun = []
+    while (one := pool._next()) is not None:
+        pool._running.add(one)
+        begun.append(one.args[0])
+    assert begun == [TaskName.GENERATE_TEXT] * 2 + [TaskName.RUN_OPERATION] * 2
+    assert not pool.has_room_for_maintenance_alone
+    assert len(pool._waiting) == 2
