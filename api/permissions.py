@@ -108,6 +108,25 @@ PERMISSIONS = (
         commands=("jobs cancel", "jobs retry"),
     ),
     Permission(
+        action="ask for responses, cancel and delete them (OpenAI's API)",
+        scope=Scope.JOBS_WRITE,
+        whose=Whose.ONLY_OWN,
+        routes=(
+            "POST /openai/v1/responses",
+            "POST /openai/v1/responses/{response_id}/cancel",
+            "DELETE /openai/v1/responses/{response_id}",
+        ),
+    ),
+    Permission(
+        action="see responses (OpenAI's API)",
+        scope=Scope.JOBS_READ,
+        whose=Whose.ONLY_OWN,
+        routes=(
+            "GET /openai/v1/responses/{response_id}",
+            "GET /openai/v1/responses/{response_id}/input_items",
+        ),
+    ),
+    Permission(
         action="start runs",
         scope=Scope.RUNS_WRITE,
         whose=Whose.OWN,

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -18,8 +17,6 @@ from promptstack.config.names import Queue
 from promptstack.repositories.content.documents import NewDocument
 from promptstack.repositories.errors import (
     LedgerConflict,
-    LedgerCrowded,
-    LedgerUnavailable,
     UnknownUser,
 )
 from promptstack.repositories.idempotency import KeyedRequest
@@ -43,6 +40,7 @@ from promptstack.services.jobs.publishing import (
     publish_marked,
     publish_now,
 )
+from promptstack.services.jobs.stored_once import stored_once
 from promptstack.services.jobs.views import JobView
 
 MOST_TOGETHER = 100
@@ -51,7 +49,6 @@ MOMENT_SECONDS = 0.05
 """Longest wait of those jobs for another transaction that has used the key of one of them."""
 LOCK_SECONDS = 2.0
 """Longest wait of a job, or of those of one call, which nobody else waits with."""
-Result = TypeVar("Result")
 
 
 class JobIntake:
@@ -90,7 +87,7 @@ class JobIntake:
             except UnknownUser as error:
                 raise NotFound(f"There is no user {new.options.user_id}.") from error
             if accepted is not None:
-                return _view(new, accepted, self._retries(new))
+                return new.view(accepted, self._retries(new))
         [view] = self.accept_all([new], session)
         return view
 
@@ -108,7 +105,7 @@ class JobIntake:
         """
         if session is not None:
             return self._store(jobs, session, keyed)
-        return _stored_once(lambda: self._store(jobs, None, keyed))
+        return stored_once(lambda: self._store(jobs, None, keyed))
 
     def store_documents(self, jobs: Sequence[NewJob], session: Session) -> None:
         """Store the documents of these, and no jobs. Raises `NotFound` for an unknown user."""
@@ -157,7 +154,7 @@ class JobIntake:
 
     def _accepted(self, new: NewJob, accepted: Accepted | None, known: Known) -> JobView:
         if accepted is not None:
-            return _view(new, accepted, self._retries(new))
+            return new.view(accepted, self._retries(new))
         job = check_same(new, known)
         if job is None:
             raise NotYet(
@@ -188,7 +185,7 @@ class JobIntake:
                 work.limit_locks(lock_seconds)
                 return self._add(work.new_jobs, rows, epoch, response)
 
-        added = _stored_once(store, store_again)
+        added = stored_once(store, store_again)
         times = [added.get(job.id) for job in jobs]
         publish = self._publish if epoch is None else self._publish_marked
         added_jobs = [(job, added[job.id]) for job in jobs if job.id in added]
@@ -274,19 +271,6 @@ class JobIntake:
         return self._defaults.max_retries if said is None else said
 
 
-def _stored_once(store: Callable[[], Result], again: Callable[[], Result] | None = None) -> Result:
-    """Store jobs, once more where the connection broke: nobody knows then whether they are there.
-
-    They keep their ids, and of each id there can be only one.
-    """
-    try:
-        return store()
-    except LedgerCrowded:
-        raise  # nothing was sent
-    except LedgerUnavailable:
-        return (again or store)()
-
-
 def _check_users(work: UnitOfWork, jobs: Sequence[NewJob]) -> None:
     """Raise `NotFound` where a job's user is not there. None stands for no user."""
     there: set[UUID] = set()
@@ -301,16 +285,3 @@ def _check_users(work: UnitOfWork, jobs: Sequence[NewJob]) -> None:
 
 def _id_of(document: NewDocument | None, ids: dict[tuple[UUID, str], UUID]) -> UUID | None:
     return None if document is None else ids[document.key]
-
-
-def _view(new: NewJob, accepted: Accepted, max_retries: int) -> JobView:
-    return JobView.queued(
-        id=new.id,
-        kind=new.kind,
-        provider=new.provider,
-        model=new.model,
-        max_retries=max_retries,
-        tags=list(new.options.tags),
-        created_at=accepted.created_at,
-        expires_at=accepted.expires_at,
-    )

@@ -15,6 +15,7 @@ from promptstack.repositories.jobs.records import Accepted
 from promptstack.repositories.models import JobKind, new_id
 from promptstack.services.access.key_terms import KeyLimits
 from promptstack.services.jobs.publishing import JobMessage
+from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.request_bounds import RequestBounds
 from promptstack.services.validation.bounds import ChunkTokens, Lifetime, Name, Retries, Tags
 from promptstack.services.validation.webhook_urls import GivenWebhook, WebhookRules
@@ -116,6 +117,19 @@ class NewJob:
         """Its idempotency key, which belongs to its user."""
         key = self.options.idempotency_key
         return None if key is None else (self.options.user_id, key)
+
+    def view(self, accepted: Accepted, max_retries: int) -> JobView:
+        """The job as its caller sees it once it was added."""
+        return JobView.queued(
+            id=self.id,
+            kind=self.kind,
+            provider=self.provider,
+            model=self.model,
+            max_retries=max_retries,
+            tags=list(self.options.tags),
+            created_at=accepted.created_at,
+            expires_at=accepted.expires_at,
+        )
 
 
 def messages_of(added: Iterable[tuple[NewJob, Accepted]]) -> list[JobMessage]:

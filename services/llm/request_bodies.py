@@ -20,6 +20,11 @@ HONOURED_ONLY_AS = {
     "function_call": (None, "write tool_choice"),
 }
 """The only supported value of each of these fields, and why."""
+HINTS = frozenset(
+    {"prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"}
+    | {"safety_identifier", "user"}
+)
+"""Fields that change no answer: a provider that doesn't know them goes without."""
 FINE_IN_EMBEDDINGS = frozenset({"user"})
 """Fields that change nothing."""
 MAX_DIMENSIONS = 16_000

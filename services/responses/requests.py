@@ -9,7 +9,7 @@ from typing import Any
 
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.base import LLMService
-from promptstack.services.llm.request_bodies import API, NotHonoured, asked_of
+from promptstack.services.llm.request_bodies import API, HINTS, NotHonoured, asked_of
 
 OPENAI = "openai"
 """The name of OpenAI's wire, and of its provider."""
@@ -23,8 +23,6 @@ DEFAULTS: Mapping[str, Any] = {
     "top_logprobs": 0,
 }
 """Values that say what holds anyhow."""
-HINTS = frozenset({"prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user"})
-"""Fields that change no answer; providers that don't know them don't need them."""
 WITHOUT_EFFECT = frozenset({"include", "max_tool_calls"})
 """Fields about what no answer here has: built-in tools, and what a model thinks."""
 LOGPROBS = "message.output_text.logprobs"
@@ -36,6 +34,8 @@ REFUSED: Mapping[str, str] = {
     "moderation": "Nothing is moderated here; leave it out.",
 }
 """Fields that nothing here could obey, and what to do instead."""
+FIELDS: Mapping[str, str] = {"format": "text/format"}
+"""Fields of objects, and where these are."""
 POINTERS = (
     (re.compile(r"^/messages\b.*"), "/input"),
     (re.compile(r"^/max_tokens\b"), "/max_output_tokens"),
@@ -61,18 +61,14 @@ def generation_of(
     try:
         said = asked_of("/responses", {**rest, "input": list(turns)})
     except NotHonoured as error:
-        raise InvalidInput(f"The request {error}.", pointer=_named_in(str(error))) from error
+        pointer = f"/{FIELDS.get(error.field, error.field)}" if error.field else ""
+        raise InvalidInput(f"The request {error}.", pointer=pointer) from error
     how = dict(said.how)
     options = how.pop("options", {})
     if provider != OPENAI and not options.keys() - HINTS - {API}:
         # Not every server that speaks OpenAI's wire has its Responses API.
         options.pop(API, None)
-    try:
-        theirs = service.take_openai_options(options)
-    except InvalidInput as error:
-        error.pointer = f"/{min(options.keys() - {API}, default='')}"
-        raise
-    return said.record["messages"], {**how, "options": theirs}
+    return said.record["messages"], {**how, "options": service.take_openai_options(options)}
 
 
 def renamed(error: InvalidInput) -> InvalidInput:
@@ -103,11 +99,3 @@ def _check(asked: Mapping[str, Any]) -> None:
         raise InvalidInput(
             "Only tools of the type `function` can be chosen here.", pointer="/tool_choice/type"
         )
-
-
-def _named_in(said: str) -> str:
-    """The field that a refusal names, where it names one of a request's own."""
-    found = re.search(r"\b(input|text|format|tools)\b", said)
-    if found is None:
-        return ""
-    return {"format": "/text/format"}.get(found.group(), f"/{found.group()}")

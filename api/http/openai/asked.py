@@ -9,20 +9,10 @@ from promptstack.api.http.bodies import Given, refuse_many_fields
 from promptstack.services.access.caller import Caller
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.answers import Capability
-from promptstack.services.llm.request_bodies import NotHonoured, asked_of
+from promptstack.services.llm.request_bodies import HINTS, NotHonoured, asked_of
 from promptstack.services.validation.bounds import MAX_TAGS, Line
 from promptstack.tasks.composition import PromptStack
 
-HINTS = frozenset(
-    {
-        "user",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "prompt_cache_options",
-    }
-)
-"""Fields that change no answer: a provider that doesn't know them goes without."""
 MOST_TAG_CHARACTERS = 64
 FLEX = "flex"
 Metadata = Annotated[

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from promptstack.api.http.openai import batches, chat, embeddings, files, models
+from promptstack.api.http.openai import batches, chat, embeddings, files, models, responses
 
 RESOURCES: tuple[APIRouter, ...] = (
     models.router,
@@ -11,5 +11,6 @@ RESOURCES: tuple[APIRouter, ...] = (
     chat.router,
     batches.router,
     embeddings.router,
+    responses.router,
 )
 """Their routers, in the order in which a path is looked for."""

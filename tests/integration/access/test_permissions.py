@@ -137,6 +137,8 @@ class World:
         file = stack.files.create(BytesIO(b"{}"), filename="x", purpose="batch", user_id=user_id)
         self._ids["file_id"] = wire_id("file-", file.id)
         self._ids |= {"user_id": user_id, "operation_id": cancel.id}
+        response = stack.responses.create({"model": "demo/demo-1"}, "x", user_id=user_id)
+        self._ids["response_id"] = wire_id("resp_", response.id)
         self._ids |= {"name": "some_flag", "format": "jsonl", "model_id": "demo-1"}
         batch = batch_of(stack, user_id, [chat("a", "x")])
         self._ids["batch_id"] = wire_id("batch_", batch.id)
