@@ -15,7 +15,7 @@ from sqlalchemy import text
 from promptstack.api.cli.lazy import Command, Group
 from promptstack.api.cli.main import COMMANDS
 from promptstack.api.http.app import create_app
-from promptstack.api.http.openai.errors import CODES
+from promptstack.api.http.openai.errors import CODES, CODES_OF_STATUSES
 from promptstack.api.http.openai.ids import wire_id
 from promptstack.api.http.route import ProtectedRoute
 from promptstack.api.permissions import (
@@ -61,7 +61,7 @@ def refusal(route: str, response: Response, status: int, code: str) -> str:
         return detail
     assert response.status_code == status, response.text
     error = response.json()["error"]
-    assert error["code"] == CODES.get(code, code.lower())
+    assert error["code"] == (CODES_OF_STATUSES.get(status) or CODES.get(code, code.lower()))
     message: str = error["message"]
     return message
 
