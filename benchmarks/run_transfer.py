@@ -114,11 +114,11 @@ def main() -> int:
                 upgrade(stack.ledger.engine)
                 key = stack.keys.create("benchmark@example.org", "benchmark")
                 user_id = stack.keys.authenticate(key).user_id
-                small = _run_of(stack, user_id, WARM_UP, given.dimensions)
-                large = _run_of(stack, user_id, given.items, given.dimensions)
+                small = run_of(stack, user_id, WARM_UP, given.dimensions)
+                large = run_of(stack, user_id, given.items, given.dimensions)
                 answers = (
-                    _answers_of(stack, user_id, WARM_UP),
-                    _answers_of(stack, user_id, given.items),
+                    answers_of(stack, user_id, WARM_UP),
+                    answers_of(stack, user_id, given.items),
                 )
             host, port, pid = _start(variables, left)
             runs = dict.fromkeys(FORMATS, (small, large)) | {ANSWERS: answers}
@@ -208,7 +208,7 @@ class Client:
         connection.close()
 
 
-def _run_of(stack: PromptStack, user_id: UUID, items: int, dimensions: int) -> UUID:
+def run_of(stack: PromptStack, user_id: UUID, items: int, dimensions: int) -> UUID:
     """A run of embeddings that is done, written to the ledger as workers would."""
     chance = np.random.default_rng(1)
     run_id = _new_run(stack, user_id, "embedding", "local")
@@ -230,7 +230,7 @@ def _run_of(stack: PromptStack, user_id: UUID, items: int, dimensions: int) -> U
     return run_id
 
 
-def _answers_of(stack: PromptStack, user_id: UUID, items: int) -> UUID:
+def answers_of(stack: PromptStack, user_id: UUID, items: int) -> UUID:
     """A run of generations that is done."""
     run_id = _new_run(stack, user_id, "generation", "demo")
     given = {"run": run_id, "items": items, "model": MODEL, "text": TEXT.decode()}
