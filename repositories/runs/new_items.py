@@ -31,7 +31,8 @@ class NewItem:
     @property
     def size(self) -> int:
         """Of what is asked, in bytes."""
-        return len(self.text or b"") + len(self.messages or b"") + len(self.parameters or b"")
+        own = 0 if self.parameters is None else len(self.parameters)
+        return len(self.text or b"") + len(self.messages or b"") + own
 
 
 def row_of(run_id: bytes, item: NewItem) -> bytes:

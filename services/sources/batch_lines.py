@@ -68,7 +68,7 @@ class BatchLines:
         """Turn a request into an ordinary record; leave others unchanged. Raises `BadRecord`."""
         if not is_request(record):
             if self._how is None:
-                return Unfolded(record)
+                return record, None
             raise self._no_request(record)
         asked = self._asked(record)
         own = None if asked.how == (self._how or {}) else self._own(asked.how)
@@ -76,7 +76,7 @@ class BatchLines:
         twice = next((name for name in asked.record if beside.get(name) is not None), None)
         if twice is not None:
             raise BadRecord(Fault.CONFLICT, f"The record has {twice} beside its body and in it.")
-        return Unfolded({**beside, **asked.record}, own)
+        return {**beside, **asked.record}, own
 
     def _own(self, how: Mapping[str, Any]) -> Any:
         """Return the plan of a request with parameters of its own. Raises `BadRecord`."""

@@ -112,7 +112,7 @@ def test_what_goes_out_to_openai_is_what_came_in(left_out: set[str]) -> None:
     record = {"url": "/v1/chat/completions", "body": body}
     lines = lines_of("generation")
     new = lines.agree([("line 1", record)])
-    turns: Any = lines.unfold(record).record["messages"]
+    turns: Any = lines.unfold(record)[0]["messages"]
     request = GenerationRequest(
         provider="openai", model=new.model, messages=turns, **new.parameters
     )
@@ -140,7 +140,7 @@ def test_a_conversation_of_the_responses_api_goes_out_as_it_came_in() -> None:
     record = {"url": "https://api.openai.com/v1/responses", "body": {"model": "m", "input": items}}
     lines = lines_of("generation")
     new = lines.agree([("line 1", record)])
-    turns: Any = lines.unfold(record).record["messages"]
+    turns: Any = lines.unfold(record)[0]["messages"]
     request = GenerationRequest(provider="openai", model="m", messages=turns, **new.parameters)
     assert openai_responses.body(request)["input"] == items
 
