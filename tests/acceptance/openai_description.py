@@ -54,7 +54,7 @@ def described(folder: Path) -> dict[str, Any]:
     described = {"openapi": whole["openapi"], "info": whole["info"], "paths": paths}
     named = [described, *({"$ref": f"#/components/schemas/{name}"} for name in EVENTS)]
     described["components"] = _named_in(named, whole["components"])
-    _allow_nulls(described)
+    _mend(described)
     _allow_unfinished(described["components"]["schemas"][EVENTS[0]])
     # Dates of YAML and numbers as keys have no place in JSON.
     cut: dict[str, Any] = json.loads(json.dumps(described, default=str))
@@ -96,15 +96,19 @@ def _references(node: Any) -> Iterator[str]:
             yield from _references(value)
 
 
-def _allow_nulls(node: Any) -> None:
-    """Let optional properties be null: the real API sends nulls that its description forgets."""
+def _mend(node: Any) -> None:
+    """Let optional properties be null, as the real API sends them, and drop what is in the way."""
     if isinstance(node, list):
         for value in node:
-            _allow_nulls(value)
+            _mend(value)
     if not isinstance(node, dict):
         return
     for value in node.values():
-        _allow_nulls(value)
+        _mend(value)
+    discriminator = node.get("discriminator")
+    if isinstance(discriminator, dict) and "mapping" not in discriminator:
+        # Without one its values are to be the names of schemas, which they aren't.
+        del node["discriminator"]
     properties = node.get("properties")
     if isinstance(properties, dict) and node.get("type", "object") == "object":
         needed = node.get("required") or []

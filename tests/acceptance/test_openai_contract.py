@@ -1,4 +1,4 @@
-"""OpenAI's own description of its API judges answers, by schemathesis, a stranger's program.
+"""OpenAI's own description of its API judges our answers, by schemathesis, a stranger's program.
 
 The description has only good answers, so each call here is a good one; what is refused has the form
 that OpenAI's own clients read (tests/integration/openai/test_errors.py).
@@ -6,6 +6,7 @@ that OpenAI's own clients read (tests/integration/openai/test_errors.py).
 
 import json
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +20,10 @@ from schemathesis.specs.openapi.checks import response_schema_conformance
 from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from promptstack.simulator.process import SimulatorProcess
+from promptstack.tasks.worker_services import WorkerServices
 from tests.acceptance.openai_description import described
+from tests.doors import Door
+from tests.processes import Process
 
 GPT = "gpt-5-mini"
 EMBEDDING = "text-embedding-3-small"
@@ -123,6 +127,21 @@ def description(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return described(tmp_path_factory.mktemp("description"))
 
 
+@pytest.fixture
+def url(
+    simulator: SimulatorProcess,
+    open_door: Callable[..., Door],
+    start_worker: Callable[..., Process],
+) -> str:
+    start_worker()
+    return f"{open_door().url}/openai/v1"
+
+
+@pytest.fixture
+def judge(description: dict[str, Any], url: str, stack: WorkerServices) -> Judge:
+    return Judge(description, url, stack.keys.create("ada@example.org", "Ada"))
+
+
 def about_files(judge: Judge) -> None:
     judge.call("GET", "/files")
     ids = {"file_id": judge.upload(b"one\n", "user_data")["id"]}
@@ -178,9 +197,16 @@ def about_responses(judge: Judge) -> None:
 
 
 PARTS = [about_files, about_batches, about_models, about_embeddings, about_chat, about_responses]
+"""What the simulator serves too."""
 
 
-def test_answers_of_the_simulator_have_the_form_that_openai_describes(
+def test_all_answers_have_the_form_that_openai_describes(judge: Judge) -> None:
+    """One server and worker for all, so that it costs little; a fault names its operation."""
+    for part in (about_files, about_batches, about_models, about_chat, about_embeddings):
+        part(judge)
+
+
+def test_all_answers_of_the_simulator_have_it_too(
     description: dict[str, Any], simulator: SimulatorProcess
 ) -> None:
     simulator.set_latency(0, batch_seconds=1)

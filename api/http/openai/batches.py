@@ -138,7 +138,8 @@ def batch_object(batch: BatchView) -> dict[str, Any]:
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": tokens.input + tokens.output,
         },
-        "metadata": batch.metadata,
+        # Never null: a client reads all batches of a list as having some.
+        "metadata": batch.metadata or {},
     }
 
 

@@ -12,6 +12,7 @@ import openai
 from seen import report
 
 GPT = "gpt-5-mini"
+HANGING = "gpt-5-nano"
 EMBEDDING = "text-embedding-3-small"
 CHAT = "/v1/chat/completions"
 ENDS = {"completed", "failed", "expired", "cancelled"}
@@ -143,6 +144,7 @@ def failed_batches() -> Any:
         "lines": [one.errors.data[0].line for one in (twice, streamed, other)],
         "output_files": [one.output_file_id for one in (twice, streamed, other)],
         "counts": twice.request_counts.to_dict(),
+        "metadata": twice.metadata,
     }
 
 
@@ -282,7 +284,9 @@ def background() -> Any:
             first.response.id, stream=True, starting_after=first.sequence_number
         )
     )
-    slow = client.responses.create(model=GPT, input="Say 2.", background=True, service_tier="flex")
+    slow = client.responses.create(
+        model=HANGING, input="Say 2.", background=True, service_tier="flex"
+    )
     stopped = client.responses.cancel(slow.id)
     final = wait(lambda: client.responses.retrieve(slow.id), {"completed", "cancelled"})
     return {
