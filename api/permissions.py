@@ -262,13 +262,21 @@ PERMISSIONS = (
             "POST /openai/v1/batches",
             "POST /openai/v1/batches/{batch_id}/cancel",
             "POST /openai/v1/batches/{batch_id}/retry",
+            "POST /anthropic/v1/messages/batches",
+            "POST /anthropic/v1/messages/batches/{message_batch_id}/cancel",
         ),
     ),
     Permission(
         action="see batches",
         scope=Scope.RUNS_READ,
         whose=Whose.ONLY_OWN,
-        routes=("GET /openai/v1/batches", "GET /openai/v1/batches/{batch_id}"),
+        routes=(
+            "GET /openai/v1/batches",
+            "GET /openai/v1/batches/{batch_id}",
+            "GET /anthropic/v1/messages/batches",
+            "GET /anthropic/v1/messages/batches/{message_batch_id}",
+            "GET /anthropic/v1/messages/batches/{message_batch_id}/results",
+        ),
     ),
     Permission(
         action="ask for messages",

@@ -7,6 +7,7 @@ from uuid import UUID
 from promptstack.config.settings import Settings
 from promptstack.repositories.batch_models import BatchDoor
 from promptstack.repositories.session import Ledger
+from promptstack.services.anthropic.batch_lines import AnthropicLines
 from promptstack.services.batches.endings import BatchEndings
 from promptstack.services.batches.forms import LineForms
 from promptstack.services.batches.requests import BatchBounds
@@ -65,7 +66,7 @@ class Stack(Protocol):
         """Whom names of models mean."""
 
 
-FORMS: LineForms = {BatchDoor.OPENAI: OpenAILines()}
+FORMS: LineForms = {BatchDoor.OPENAI: OpenAILines(), BatchDoor.ANTHROPIC: AnthropicLines()}
 
 
 def _bounds(settings: Settings) -> BatchBounds:

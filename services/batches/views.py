@@ -1,6 +1,6 @@
 """Batches as callers see them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -41,6 +41,8 @@ class BatchCounts:
     total: int = 0
     completed: int = 0
     failed: int = 0
+    left: int = field(default=0, compare=False)
+    """Of those that have failed when it had ended: left open by its end."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def _status(batch: Batch) -> BatchStatus:
 
 def _counts(batch: Batch, run: Run | None) -> BatchCounts:
     if batch.ended_at is not None:
-        return BatchCounts(batch.total, batch.completed, batch.total - batch.completed)
+        left = 0 if run is None else run.total - run.succeeded - run.failed
+        return BatchCounts(batch.total, batch.completed, batch.total - batch.completed, left)
     if run is None or batch.state == BatchState.VALIDATING:
         return BatchCounts()  # nobody knows yet how many lines the file has
     return BatchCounts(run.total, run.succeeded, run.failed)

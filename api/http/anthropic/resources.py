@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from promptstack.api.http.anthropic import messages
+from promptstack.api.http.anthropic import batches, messages
 
-RESOURCES: tuple[APIRouter, ...] = (messages.router,)
+RESOURCES: tuple[APIRouter, ...] = (messages.router, batches.router)
 """Their routers, in the order in which a path is looked for."""

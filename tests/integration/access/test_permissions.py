@@ -142,6 +142,7 @@ class World:
         self._ids |= {"name": "some_flag", "format": "jsonl", "model_id": "demo-1"}
         batch = batch_of(stack, user_id, [chat("a", "x")])
         self._ids["batch_id"] = wire_id("batch_", batch.id)
+        self._ids["message_batch_id"] = wire_id("msgbatch_", batch.id)
 
     def ask(self, route: str, credential: str | None) -> Response:
         """Send a request of a route, for Ada's object where it names one."""

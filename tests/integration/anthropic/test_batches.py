@@ -1,0 +1,120 @@
+"""Message batches as Anthropic's own client makes, sees, cancels and reads them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import pytest
+
+from promptstack.api.http.openai.ids import read_wire_id
+from promptstack.services.batches.views import BatchView
+from promptstack.tasks.worker_services import WorkerServices
+from tests.batches import done, settle, take_in
+from tests.http import live_server
+
+PARAMS: dict[str, Any] = {
+    "model": "demo/demo-1",
+    "max_tokens": 9,
+    "messages": [{"role": "user", "content": "Hello."}],
+}
+
+
+@pytest.fixture
+def sdk(stack: WorkerServices) -> Iterator[anthropic.Anthropic]:
+    key = stack.keys.create("ada@example.org", "Test")
+    with (
+        live_server(stack) as (_, url),
+        anthropic.Anthropic(
+            base_url=f"{url}/anthropic", api_key=key, max_retries=0, timeout=60
+        ) as client,
+    ):
+        yield client
+
+
+def request(custom_id: str, **params: Any) -> Any:
+    return {"custom_id": custom_id, "params": {**PARAMS, **params}}
+
+
+def made(stack: WorkerServices, batch_id: str) -> BatchView:
+    return stack.batches.get(read_wire_id("msgbatch_", batch_id, "batch"))
+
+
+def test_a_batch_is_made_and_read(stack: WorkerServices, sdk: anthropic.Anthropic) -> None:
+    schema = {"format": {"type": "json_schema", "schema": {"type": "integer"}}}
+    batch = sdk.messages.batches.create(
+        requests=[
+            request("a", system="Be kind."),
+            request("b", output_config=schema),  # which the demonstration doesn't do
+            request("c"),
+        ]
+    )
+    assert batch.id.startswith("msgbatch_")
+    assert (batch.type, batch.processing_status) == ("message_batch", "in_progress")
+    assert (batch.results_url, batch.ended_at) == (None, None)
+    with pytest.raises(anthropic.AnthropicError):
+        sdk.messages.batches.results(batch.id)
+    done(stack, made(stack, batch.id))
+    batch = sdk.messages.batches.retrieve(batch.id)
+    assert batch.processing_status == "ended"
+    counts = batch.request_counts
+    results = {one.custom_id: one.result for one in sdk.messages.batches.results(batch.id)}
+    assert set(results) == {"a", "b", "c"}
+    sums = {kind: sum(one.type == kind for one in results.values()) for kind in ("succeeded",)}
+    assert counts.succeeded == sums["succeeded"] >= 2
+    assert counts.succeeded + counts.errored == 3
+    assert (counts.processing, counts.canceled, counts.expired) == (0, 0, 0)
+    for result in results.values():
+        if result.type == "succeeded":
+            assert result.message.content[0].type == "text"
+            assert result.message.stop_reason == "end_turn"
+        else:
+            assert result.type == "errored"
+            assert result.error.error.message
+
+
+def test_a_cancelled_batch_has_a_line_for_each_request(
+    stack: WorkerServices, sdk: anthropic.Anthropic
+) -> None:
+    batch = sdk.messages.batches.create(requests=[request("a"), request("b")])
+    take_in(stack, made(stack, batch.id))
+    cancelled = sdk.messages.batches.cancel(batch.id)
+    assert cancelled.processing_status == "canceling"
+    assert cancelled.cancel_initiated_at is not None
+    settle(stack, made(stack, batch.id))
+    batch = sdk.messages.batches.retrieve(batch.id)
+    assert (batch.processing_status, batch.request_counts.canceled) == ("ended", 2)
+    results = list(sdk.messages.batches.results(batch.id))
+    assert {(one.custom_id, one.result.type) for one in results} == {
+        ("a", "canceled"),
+        ("b", "canceled"),
+    }
+
+
+def test_a_list_has_pages_and_no_batches_of_others(
+    stack: WorkerServices, sdk: anthropic.Anthropic
+) -> None:
+    ids = [sdk.messages.batches.create(requests=[request("a")]).id for _ in range(3)]
+    assert [one.id for one in sdk.messages.batches.list(limit=2)] == ids[::-1]
+    other = sdk.with_options(api_key=stack.keys.create("eve@example.org", "Test"))
+    assert list(other.messages.batches.list()) == []
+    with pytest.raises(anthropic.NotFoundError):
+        other.messages.batches.retrieve(ids[0])
+
+
+@pytest.mark.parametrize(
+    ("requests", "why"),
+    [
+        ([], "requests"),
+        ([request("a"), request("b", model="demo/other")], "same model"),
+        ([request("a", stream=True)], r"requests\[0\].params.stream"),
+        ([request("a", top_k=5)], "top_k"),
+        ([{"custom_id": "a"}], r"requests\[0\].params"),
+        ([request("a", messages=[{"role": "tool", "content": "x"}])], r"messages\[0\].role"),
+    ],
+    ids=["none", "two models", "stream", "an option", "no params", "a role"],
+)
+def test_what_is_wrong_with_a_request_is_said(
+    sdk: anthropic.Anthropic, requests: list[Any], why: str
+) -> None:
+    with pytest.raises(anthropic.BadRequestError, match=why):
+        sdk.messages.batches.create(requests=requests)
