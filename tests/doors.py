@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Self
 
-from tests.processes import fork_server, pipe
+from tests.processes import PATIENCE, fork_server, pipe, read_line
 
 
 class Door:
@@ -25,7 +25,7 @@ class Door:
                 stdout=output,
                 stderr=errors,
             )
-        line = self._said.readline()
+        line = read_line(self._said, "the server's address")
         assert line, self.log()
         self.url = json.loads(line)["url"]
 
@@ -36,7 +36,11 @@ class Door:
         """The status and the body of curl's answer."""
         command = ["curl", "-sS", "--max-time", "60", "-w", "\n%{http_code}", *arguments]
         ran = subprocess.run(
-            [*command, self.url + path], capture_output=True, text=True, check=True
+            [*command, self.url + path],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE,
         )
         body, _, status = ran.stdout.rpartition("\n")
         return int(status), json.loads(body)
@@ -45,7 +49,11 @@ class Door:
         """The status of curl's answer, whatever its body is."""
         command = ["curl", "-sS", "--max-time", "60", "-o", "/dev/null", "-w", "%{http_code}"]
         ran = subprocess.run(
-            [*command, *arguments, self.url + path], capture_output=True, text=True, check=True
+            [*command, *arguments, self.url + path],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE,
         )
         return int(ran.stdout)
 

@@ -18,6 +18,7 @@ from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.views import JobView
 from promptstack.services.operations.views import OperationView
 from promptstack.tasks.worker_services import WorkerServices
+from tests.processes import PATIENCE
 
 NO_REDIS = "unix:///nowhere/at/all.sock"
 
@@ -60,7 +61,7 @@ def execute(
 ) -> JobOutcome:
     """Do what a worker does with a message of this job, and wait for it and for what follows."""
     outcome = stack.loop.run(stack.executor.run(job_id, on_progress, published_at))
-    stack.job_threads._following.submit(lambda: None).result()
+    stack.job_threads._following.submit(lambda: None).result(PATIENCE)
     return outcome
 
 

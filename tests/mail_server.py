@@ -14,6 +14,8 @@ from typing import Any
 
 from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 
+from tests.processes import PATIENCE, join
+
 USER, PASSWORD = "stack", "pass word%"
 
 
@@ -167,15 +169,15 @@ def mail_server(
     thread = threading.Thread(target=loop.run_forever, name="mail-server")
     thread.start()
     try:
-        server = asyncio.run_coroutine_threadsafe(serve(), loop).result()
+        server = asyncio.run_coroutine_threadsafe(serve(), loop).result(PATIENCE)
         handler.port = server.sockets[0].getsockname()[1]
         try:
             yield handler
         finally:
-            asyncio.run_coroutine_threadsafe(stop(), loop).result()
+            asyncio.run_coroutine_threadsafe(stop(), loop).result(PATIENCE)
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join()
+        join(thread)
         loop.close()
 
 

@@ -7,6 +7,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
+from tests.processes import PATIENCE, join
+
 
 class OddServer:
     """Answers every call with the bytes it is told, whatever was asked."""
@@ -16,6 +18,7 @@ class OddServer:
         self.calls = 0
         self.url = ""
         self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.StreamWriter] = set()
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**24)
@@ -24,6 +27,9 @@ class OddServer:
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
+            # From Python 3.12 on, it is closed once its clients are, who may keep theirs open.
+            for client in self._clients:
+                client.close()
             await self._server.wait_closed()
 
     @contextmanager
@@ -40,14 +46,15 @@ class OddServer:
 
         thread = threading.Thread(target=lambda: asyncio.run(serve()))
         thread.start()
-        end = begun.result()
+        end = begun.result(PATIENCE)
         try:
             yield
         finally:
             end()
-            thread.join()
+            join(thread)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import make_url
 
+from tests.processes import join
+
 SSL_REQUEST, GSS_REQUEST, CANCEL_REQUEST = 80877103, 80877104, 80877102
 CONNECTIONS = 4
 
@@ -151,7 +153,7 @@ def pooler_before(url: str) -> Iterator[Pooler]:
         yield pooler
     finally:
         pooler.close()
-        thread.join()
+        join(thread)
 
 
 def _message(link: socket.socket) -> bytes:

@@ -20,6 +20,8 @@ from tests.fork_server import NUMBER_BYTES, number_read, number_sent
 STARTING = threading.Lock()
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 300.0
+"""Seconds after which whatever a test waits for counts as hung, on a slow and busy machine, too."""
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
@@ -32,6 +34,18 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 120.
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what}")
         time.sleep(0.02)
+
+
+def join(thread: threading.Thread) -> None:
+    """Wait for the end of a thread; fail when it doesn't come."""
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), f"{thread.name} has not ended within {PATIENCE:g} s"
+
+
+def read_line(file: IO[str], what: str) -> str:
+    """The first line that a process writes to a pipe; fail with `what` when none comes."""
+    assert select.select([file], [], [], PATIENCE)[0], f"not within {PATIENCE:g} s: {what}"
+    return file.readline()
 
 
 def stop_ignoring_signals() -> None:
@@ -50,6 +64,7 @@ class Forked:
 
     def __init__(self, server: socket.socket) -> None:
         self._server = server
+        server.settimeout(PATIENCE)
         self.returncode: int | None = None
         self.pid = self._number()
 
@@ -59,10 +74,10 @@ class Forked:
             self._end()
         return self.returncode
 
-    def wait(self, seconds: float | None = None) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         if self.returncode is None:
             if not select.select([self._server], [], [], seconds)[0]:
-                raise subprocess.TimeoutExpired(f"process {self.pid}", seconds or 0.0)
+                raise subprocess.TimeoutExpired(f"process {self.pid}", seconds)
             self._end()
         assert self.returncode is not None
         return self.returncode
@@ -135,7 +150,11 @@ class ForkServer:
     def close(self) -> None:
         """End it; what it started goes on."""
         self._channel.close()
-        self._process.wait()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
 
 
 @cache
@@ -220,7 +239,7 @@ class Process:
         """End it without a chance to tidy up."""
         self._process.kill()
 
-    def wait(self, seconds: float = 60.0) -> int:
+    def wait(self, seconds: float = 120.0) -> int:
         return self._process.wait(seconds)
 
     def stop(self) -> None:

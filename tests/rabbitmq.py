@@ -91,7 +91,7 @@ class RabbitMQ:
         self.kill()
         if self._mapper is not None:
             self._mapper.kill()
-            self._mapper.wait()
+            self._mapper.wait(STOP_SECONDS)
             self._mapper = None
 
     def _end(self, number: signal.Signals) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from promptstack.simulator.process import SimulatorProcess
-from tests.processes import fork_server, pipe
+from tests.processes import fork_server, pipe, read_line
 
 STOP_SECONDS = 5.0
 
@@ -25,7 +25,7 @@ class ForkedSimulator(SimulatorProcess):
                 stderr=nothing,
             )
             output.close()
-            self.url = json.loads(said.readline())["url"]
+            self.url = json.loads(read_line(said, "the simulator's address"))["url"]
         return self
 
     @property

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.processes import join
+
 Answer = tuple[int, Any]
 """A status and what is sent as JSON, or as it is where it's text."""
 
@@ -77,7 +79,7 @@ def small_server(answer: Callable[[Asked], Answer]) -> Iterator[SmallServer]:
         yield server
     finally:
         http.shutdown()
-        thread.join()
+        join(thread)
         http.server_close()
 
 

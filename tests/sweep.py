@@ -14,6 +14,8 @@ from urllib.parse import quote, quote_plus
 from redis import Redis
 from sqlalchemy import Connection, text
 
+from tests.processes import join
+
 PIECE = 20
 """So many last characters of a token are looked for, too: some places cut what they show."""
 
@@ -141,7 +143,7 @@ def redis_traffic(redis: Redis) -> Iterator[list[str]]:
             yield seen
         finally:
             redis.echo(end)
-            listener.join()
+            join(listener)
 
 
 def in_ledger(connection: Connection) -> Iterator[tuple[str, str]]:

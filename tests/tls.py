@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.processes import join
+
 
 class Authority:
     """Signs certificates; who trusts `file` takes these."""
@@ -99,7 +101,7 @@ class TlsServer:
             answers = threading.Thread(target=self._pump, args=(server, client), daemon=True)
             answers.start()
             self._pump(client, server, heard=self.heard)
-            answers.join()
+            join(answers)
 
     @staticmethod
     def _pump(source: socket.socket, sink: socket.socket, heard: bytearray | None = None) -> None:
@@ -123,7 +125,7 @@ def tls_before(behind: str, certificate: Path) -> Iterator[TlsServer]:
         yield server
     finally:
         server.close()
-        thread.join()
+        join(thread)
 
 
 def _named(name: str) -> x509.Name:

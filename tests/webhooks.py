@@ -15,7 +15,7 @@ from uuid import UUID
 from promptstack.repositories.webhook_models import WebhookDelivery
 from promptstack.tasks.worker_services import WorkerServices
 from tests.jobs import sql
-from tests.processes import wait_until
+from tests.processes import PATIENCE, join, wait_until
 
 TAKE, HANG = 204, 0
 
@@ -69,7 +69,7 @@ def receiver(
             served.got.append(event)
             status = served.answer(event)
             if status == HANG:
-                served.is_over.wait()
+                served.is_over.wait(PATIENCE)
                 self.close_connection = True
                 return
             if 200 <= status < 300:
@@ -101,7 +101,7 @@ def receiver(
     finally:
         served.is_over.set()
         http.shutdown()
-        thread.join()
+        join(thread)
         http.server_close()
 
 

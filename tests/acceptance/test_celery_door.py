@@ -15,7 +15,7 @@ from redis import Redis
 from promptstack.config.celery import kombu_url
 from promptstack.repositories.models import JobState
 from promptstack.tasks.worker_services import WorkerServices
-from tests.processes import Process, wait_until
+from tests.processes import PATIENCE, Process, wait_until
 
 SERVICE = Path(__file__).with_name("another_service.py")
 Call = Callable[..., Any]
@@ -28,7 +28,9 @@ def shop(environment: dict[str, str], tmp_path: Path) -> Iterator[Call]:
 
     def call(name: str, /, **given: Any) -> Any:
         command = [sys.executable, str(SERVICE), "call", name, json.dumps(given)]
-        ran = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+        ran = subprocess.run(
+            command, env=variables, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
         assert ran.returncode == 0, ran.stderr
         return json.loads(ran.stdout)
 
@@ -41,7 +43,7 @@ def shop(environment: dict[str, str], tmp_path: Path) -> Iterator[Call]:
             yield call
         finally:
             worker.kill()
-            worker.wait()
+            worker.wait(PATIENCE)
 
 
 def test_a_message_with_a_request_is_a_job(

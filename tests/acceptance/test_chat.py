@@ -9,7 +9,7 @@ from promptstack.services.audit.actor import Actor
 from promptstack.services.flags.rules import ON
 from promptstack.tasks.composition import PromptStack
 from tests.doors import Door
-from tests.processes import Process, wait_until
+from tests.processes import PATIENCE, Process, wait_until
 
 
 def test_the_answer_comes_in_time_and_who_hangs_up_loses_nothing(
@@ -30,7 +30,7 @@ def test_the_answer_comes_in_time_and_who_hangs_up_loses_nothing(
     )
     # Nobody works yet. The client gives up after a second, and the server notices.
     gave_up = ["curl", "-s", "-m", "1", f"{door.url}/api/v1/chat", *chat(prompt="Wait for me.")]
-    assert subprocess.run(gave_up, check=False).returncode == 28
+    assert subprocess.run(gave_up, check=False, timeout=PATIENCE).returncode == 28
     [job] = stack.jobs.get_many()
     assert job.state is JobState.QUEUED
     start_worker()

@@ -27,7 +27,7 @@ from promptstack.services.jobs.checks import MAX_SOURCE_BYTES
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.jobs import execute
-from tests.processes import Process, run, wait_until
+from tests.processes import PATIENCE, Process, run, wait_until
 
 COMMAND = str(Path(sys.executable).with_name("promptstack"))
 NOTHING = {"DATABASE_URL": "", "REDIS_URL": ""}
@@ -711,6 +711,7 @@ def test_ctrl_c_during_the_imports_leaves_no_traceback(
             text=True,
             env=command_environment({**environment, "PYTHONPATH": str(hook.parent)}),
             check=False,
+            timeout=PATIENCE,
         )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -732,6 +733,7 @@ def test_a_reader_that_goes_away_is_no_failure(
             stderr=subprocess.PIPE,
             env=command_environment(environment),
             check=False,
+            timeout=PATIENCE,
         )
         os.close(writing)
         assert (done.returncode, done.stderr) == (0, b""), command
@@ -743,5 +745,6 @@ def test_a_closed_standard_output_is_no_failure(environment: dict[str, str]) -> 
         capture_output=True,
         env=command_environment(environment),
         check=False,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, b"")

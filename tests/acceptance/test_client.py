@@ -14,7 +14,7 @@ from promptstack.services.audit.actor import Actor
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.worker_services import WorkerServices
 from tests.doors import Door
-from tests.processes import ROOT, Process
+from tests.processes import PATIENCE, ROOT, Process
 
 UV = str(ROOT / ".uv" / "bin" / "uv")
 CLIENT = ROOT / "client"
@@ -32,7 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The client's wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
-    subprocess.run([*build, "--directory", str(folder)], cwd=CLIENT, check=True)
+    subprocess.run([*build, "--directory", str(folder)], cwd=CLIENT, check=True, timeout=PATIENCE)
     [found] = folder.glob("promptstack_client-*.whl")
     return found
 
@@ -46,10 +46,11 @@ def install(wheel: Path, environment: Path, *options: str) -> str:
         cwd=CLIENT,
         env={**os.environ, "UV_PROJECT_ENVIRONMENT": str(environment)},
         check=True,
+        timeout=PATIENCE,
     )
     python = str(environment / "bin" / "python")
     add = [UV, "pip", "install", "--quiet", "--offline", "--no-deps", "--python", python]
-    subprocess.run([*add, str(wheel)], check=True)
+    subprocess.run([*add, str(wheel)], check=True, timeout=PATIENCE)
     return python
 
 
@@ -90,7 +91,13 @@ def variables(
 def run(python: str, *arguments: str, variables: dict[str, str], folder: Path) -> str:
     """What a Python prints in a folder where it finds nothing of ours."""
     ran = subprocess.run(
-        [python, *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False
+        [python, *arguments],
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout

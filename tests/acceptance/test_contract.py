@@ -14,7 +14,7 @@ from promptstack.repositories.access_models import Role
 from promptstack.tasks.worker_services import WorkerServices
 from tests.doors import Door
 from tests.http import sign_in
-from tests.processes import Process
+from tests.processes import PATIENCE, Process
 
 EXAMPLES = os.environ.get("CONTRACT_EXAMPLES", "2")
 PHASES = os.environ.get("CONTRACT_PHASES", "examples,fuzzing,stateful")
@@ -49,6 +49,7 @@ def judge(folder: Path, url: str, users: dict[str, str], *arguments: str) -> str
         text=True,
         check=False,
         env={**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": str(folder)},
+        timeout=PATIENCE,
     )
     return "" if ran.returncode == 0 else ran.stdout[-20_000:] + ran.stderr[-5_000:]
 

@@ -12,7 +12,7 @@ from standardwebhooks import Webhook
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.composition import PromptStack
 from tests.doors import Door
-from tests.processes import Process, wait_until
+from tests.processes import PATIENCE, Process, wait_until
 from tests.small_server import Asked, small_server
 
 API = "/api/v1"
@@ -37,7 +37,10 @@ class Curl:
     def raw(self, path: str, *arguments: str) -> bytes:
         command = ["curl", "-sSN", "--fail-with-body", "--max-time", "60", *self._key, *arguments]
         return subprocess.run(
-            [*command, self._door.url + API + path], capture_output=True, check=True
+            [*command, self._door.url + API + path],
+            capture_output=True,
+            check=True,
+            timeout=PATIENCE,
         ).stdout
 
 
@@ -98,7 +101,7 @@ def test_a_file_becomes_a_run_whose_results_are_files_and_are_found(
     ]
     file = tmp_path / "items.jsonl"
     file.write_text("\n".join(lines))
-    subprocess.run(["gzip", str(file)], check=True)
+    subprocess.run(["gzip", str(file)], check=True, timeout=PATIENCE)
     sent = ("-H", "Content-Type: application/x-ndjson", "-H", "Content-Encoding: gzip")
     run = json.loads(
         curl.raw("/runs/embeddings?name=harbour&wait=60", *sent, "--data-binary", f"@{file}.gz")

@@ -39,7 +39,7 @@ class Reader:
         """Close its connection with the next event."""
         self._is_cut.set()
 
-    def join(self) -> None:
+    def finish(self) -> None:
         self._thread.join(60)
         self._is_left.set()
         assert not self._thread.is_alive(), self.seen[-3:]
@@ -148,7 +148,7 @@ def test_a_worker_that_is_killed_costs_a_reader_one_restart_and_no_text(
     worker.wait()
     simulator.set_latency(0.0)
     start_worker()
-    reader.join()
+    reader.finish()
     check_end(reader)
     assert reader.restarts == [{"attempt": 2, "reason": "the job is tried again"}]
     assert reader.connections == 1
@@ -166,7 +166,7 @@ def test_a_reader_that_is_cut_off_goes_on_without_gap_or_repeat(
     reader.cut()
     wait_until(lambda: reader.connections == 2, "the reader to connect again")
     site.open_anew()
-    reader.join()
+    reader.finish()
     check_end(reader)
     assert reader.restarts == []
     assert reader.connections >= 3
@@ -188,15 +188,15 @@ def test_a_redis_that_dies_takes_no_end_with_it(
     wait_until(lambda: all(is_amid(reader) for reader in (*during, through)), "some of the texts")
     broker.server.stop()
     for reader in during:
-        reader.join()
+        reader.finish()
         check_end(reader)
         assert reader.connections == 1
     broker.server.start(None)
-    through.join()
+    through.finish()
     check_end(through)
     # And one reader feeds the watchers again that hears of changes from Redis.
     after = site.stream()
     wait_until(lambda: is_amid(after), "the text to be shown again")
     assert "end" not in after.kinds
-    after.join()
+    after.finish()
     check_end(after)

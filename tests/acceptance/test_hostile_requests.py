@@ -24,7 +24,7 @@ import pytest
 
 from promptstack.tasks.composition import PromptStack
 from tests.doors import Door
-from tests.processes import Process, wait_until
+from tests.processes import Process, join, wait_until
 
 HEALTHY_SECONDS = 12.0
 """On a machine that is busy with other tests: 1 s where it has nothing else to do."""
@@ -54,7 +54,7 @@ class Monitor:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        self._thread.join()
+        join(self._thread)
 
     def _run(self) -> None:
         while not self._stopped.wait(0.02):

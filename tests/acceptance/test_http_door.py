@@ -15,7 +15,7 @@ import pytest
 
 from promptstack.tasks.composition import PromptStack
 from tests.doors import Door
-from tests.processes import Process, run, wait_until
+from tests.processes import PATIENCE, Process, run, wait_until
 
 PROMPT = "Say hello to the world."
 
@@ -93,7 +93,7 @@ def test_large_bodies_hold_up_nobody(
                 with urllib.request.urlopen(door.url + "/healthz") as health:
                     assert health.status == 200
                 assert time.monotonic() - started < 1
-        assert [answer.result()[0] for answer in sent] == [expected] * 3
+        assert [answer.result(PATIENCE)[0] for answer in sent] == [expected] * 3
 
 
 def test_ctrl_c_ends_it_in_order(open_door: Callable[..., Door]) -> None:
@@ -118,13 +118,14 @@ def test_sigterm_does_not_wait_for_a_database_that_hangs(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        silent.settimeout(PATIENCE)
         connection, _ = silent.accept()
         with connection:
             started = time.monotonic()
             assert door.end() == (0, "")
             assert time.monotonic() - started < 4
         waiting.kill()
-        waiting.wait()
+        waiting.wait(PATIENCE)
 
 
 @pytest.mark.usefixtures("environment")

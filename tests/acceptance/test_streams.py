@@ -28,7 +28,7 @@ class Reader:
     def _read(self) -> None:
         self.pieces.extend(self._streams.stream(self.job, timeout=120))
 
-    def join(self) -> None:
+    def finish(self) -> None:
         self._thread.join(120)
         assert not self._thread.is_alive()
 
@@ -55,7 +55,7 @@ def test_a_worker_that_is_killed_in_mid_stream_costs_a_restart_and_no_text(
     worker.wait()
     simulator.set_latency(0.0)
     start_worker()
-    reader.join()
+    reader.finish()
     job = runs.jobs.get(reader.job.id)
     assert job.state is JobState.SUCCEEDED
     assert job.result is not None

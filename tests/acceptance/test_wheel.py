@@ -16,7 +16,7 @@ from redis import Redis
 from promptstack.config.names import LIMITER_KEY
 from promptstack.repositories.models import JobState
 from promptstack.tasks.composition import PromptStack
-from tests.processes import ROOT, wait_until
+from tests.processes import PATIENCE, ROOT, wait_until
 from tests.simulators import ForkedSimulator
 
 UV = str(ROOT / ".uv" / "bin" / "uv")
@@ -53,7 +53,9 @@ def build(folder: Path, to: Path, *targets: str) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "--directory", str(to)]
     for target in targets:
         command += ["--target", target]
-    built = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
     assert built.returncode == 0, built.stdout + built.stderr
 
 
@@ -94,10 +96,18 @@ def installed(built: Path, other_project: Path, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("installed")
     build(other_project, folder, "wheel")
     environment = folder / "environment"
-    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, environment], check=True)
+    subprocess.run(
+        [UV, "venv", "--quiet", "--python", sys.executable, environment],
+        check=True,
+        timeout=PATIENCE,
+    )
     wheels = [str(only(built, "*.whl")), str(only(folder, "*.whl"))]
     command = [UV, "pip", "install", "--quiet", "--offline", "--no-deps"]
-    subprocess.run([*command, "--python", str(environment / "bin" / "python"), *wheels], check=True)
+    subprocess.run(
+        [*command, "--python", str(environment / "bin" / "python"), *wheels],
+        check=True,
+        timeout=PATIENCE,
+    )
     # Python reads no .pth of a folder that a .pth names, so this is not our editable install.
     packages = only(environment, "lib/*/site-packages")
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"))
@@ -118,6 +128,7 @@ def ours(installed: Path, environment: dict[str, str], tmp_path: Path) -> Run:
             capture_output=True,
             text=True,
             check=False,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
@@ -140,7 +151,9 @@ def test_the_wheel_holds_our_one_package_with_all_its_files(built: Path) -> None
 
 
 def test_a_wheel_from_the_source_distribution_is_the_same(built: Path, tmp_path: Path) -> None:
-    subprocess.run(["tar", "-xzf", only(built, "*.tar.gz"), "-C", tmp_path], check=True)
+    subprocess.run(
+        ["tar", "-xzf", only(built, "*.tar.gz"), "-C", tmp_path], check=True, timeout=PATIENCE
+    )
     build(only(tmp_path, "prompt_stack-*"), tmp_path, "wheel")
     assert files_in(only(tmp_path, "*.whl")) == files_in(only(built, "*.whl"))
 

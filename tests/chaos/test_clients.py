@@ -5,6 +5,7 @@ from threading import Thread
 
 from promptstack.chaos.clients import Clients
 from promptstack.chaos.load import Target
+from tests.processes import join
 
 
 class Refusing(BaseHTTPRequestHandler):
@@ -29,7 +30,7 @@ def test_an_answer_that_no_client_expects_is_not_asked_for_again() -> None:
         sending.join(30.0)
         has_ended = not sending.is_alive()
         clients.stop()
-        sending.join()
+        join(sending)
         server.shutdown()
     assert has_ended
     assert [told[:3] for told in clients.surprises] == ["500"] * 3

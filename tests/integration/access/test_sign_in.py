@@ -37,6 +37,7 @@ from tests.conftest import PASSWORD
 from tests.fakes import FakeProvider
 from tests.http import problem
 from tests.jobs import execute
+from tests.processes import PATIENCE
 
 AUTH = "/api/v1/auth"
 ORIGIN = Origin("192.0.2.7", "test")
@@ -258,7 +259,7 @@ def test_of_two_refreshes_at_once_one_is_the_second(
     stack: WorkerServices, test_user: UserView
 ) -> None:
     tokens = stack.sign_in.for_tokens(test_user.email, PASSWORD, ORIGIN)
-    together = threading.Barrier(4)
+    together = threading.Barrier(4, timeout=PATIENCE)
 
     def refresh(_: int) -> str:
         together.wait()

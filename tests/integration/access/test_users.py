@@ -21,6 +21,7 @@ from promptstack.tasks.worker_services import WorkerServices
 from tests.conftest import PASSWORD
 from tests.fakes import FakeProvider
 from tests.http import problem
+from tests.processes import PATIENCE
 
 USERS = "/api/v1/users"
 
@@ -106,7 +107,7 @@ def test_an_address_is_taken_in_any_case(stack: WorkerServices) -> None:
 
 
 def test_of_many_who_add_the_same_user_at_once_one_does(stack: WorkerServices) -> None:
-    together = threading.Barrier(4)
+    together = threading.Barrier(4, timeout=PATIENCE)
 
     def add(_: int) -> bool:
         together.wait()
@@ -191,7 +192,7 @@ def test_the_last_super_admin_stays_one(stack: WorkerServices, root: UserView) -
 def test_two_who_demote_each_other_at_once_leave_one(stack: WorkerServices, root: UserView) -> None:
     other = stack.users.create("other@example.org", role=Role.SUPER_ADMIN)
     for _ in range(5):
-        together = threading.Barrier(2)
+        together = threading.Barrier(2, timeout=PATIENCE)
 
         def demote(user: UserView, together: threading.Barrier = together) -> str:
             together.wait()
@@ -323,7 +324,7 @@ def test_a_role_acts_at_once(
 def test_the_first_super_admin_is_added_once_and_never_changed(
     stack: WorkerServices, quick_hashes: object
 ) -> None:
-    together = threading.Barrier(3)
+    together = threading.Barrier(3, timeout=PATIENCE)
 
     def add(number: int) -> bool:
         together.wait()

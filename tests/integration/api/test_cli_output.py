@@ -21,7 +21,7 @@ from promptstack.repositories.models import JobState
 from promptstack.services.errors import AmbiguousId, InvalidInput, NotFound
 from promptstack.tasks.worker_services import WorkerServices
 from tests.jobs import execute
-from tests.processes import ROOT
+from tests.processes import PATIENCE, ROOT, join
 from tests.runs import ended, in_ledger, work
 
 WIDE = (
@@ -258,7 +258,7 @@ def test_jobs_are_waited_for_in_python_and_in_time(stack: WorkerServices) -> Non
     thread = threading.Thread(target=do_them)
     thread.start()
     waited = stack.jobs.wait(jobs, timeout=60)
-    thread.join()
+    join(thread)
     assert [job.id for job in waited] == jobs
     assert {job.state for job in waited} == {JobState.SUCCEEDED}
 
@@ -376,5 +376,7 @@ except KeyboardInterrupt:
 def test_ctrl_c_is_not_lost_where_python_cannot_raise_it() -> None:
     """An object that is deleted just then, as rows of the database are, would swallow it."""
     command = [sys.executable, "-c", LOST]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    ran = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=PATIENCE
+    )
     assert (ran.stdout, ran.stderr) == ("interrupted\n", "")

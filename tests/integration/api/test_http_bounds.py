@@ -28,7 +28,7 @@ from promptstack.config.settings import Settings
 from promptstack.services.validation.json_text import load_json
 from promptstack.tasks.composition import PromptStack
 from tests.http import problem, serve
-from tests.processes import wait_until
+from tests.processes import join, wait_until
 
 GENERATIONS = "/api/v1/generations"
 PATIENCE = 30.0
@@ -92,7 +92,7 @@ def listening(settings: Settings, **changes: object) -> Iterator[Listening]:
             yield Listening(server, listener.getsockname()[1], key)
         finally:
             server.should_exit = True
-            serving.join()
+            join(serving)
 
 
 def test_a_request_of_which_the_rest_never_comes_is_ended(settings: Settings) -> None:

@@ -24,6 +24,7 @@ from promptstack.services.export.items import ExportFormat
 from promptstack.services.runs import downloads
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
+from tests.processes import PATIENCE
 from tests.runs import work
 
 RUNS = "/api/v1/runs"
@@ -221,7 +222,7 @@ def test_others_are_answered_while_the_length_of_a_long_file_is_found_out(
         read_until_then = len(read)
         answered.set()
         assert read_until_then < 2_000
-        assert part.result().content == b"x" * 10
+        assert part.result(PATIENCE).content == b"x" * 10
 
 
 def test_downloads_of_one_user_are_bounded(stack: WorkerServices, client: TestClient) -> None:

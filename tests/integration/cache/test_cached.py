@@ -16,7 +16,7 @@ from promptstack.services.cache.cache import Cache
 from promptstack.services.cache.cached import cached
 from promptstack.tasks.connections import open_redis
 from promptstack.tasks.worker_services import WorkerServices
-from tests.processes import wait_until
+from tests.processes import PATIENCE, wait_until
 
 CALLERS, PROCESSES = 200, 4
 PROGRAM = """
@@ -136,7 +136,7 @@ def test_a_cancelled_async_call_lets_the_next_one_compute(cache: Cache) -> None:
 
     async def ask() -> int:
         first = asyncio.create_task(answer())
-        await began.wait()
+        await asyncio.wait_for(began.wait(), PATIENCE)
         first.cancel()
         return await answer()
 

@@ -20,7 +20,7 @@ from promptstack.services.maintenance import contents
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.jobs import PASSAGE, embed, execute, padded
-from tests.processes import wait_until
+from tests.processes import PATIENCE, wait_until
 from tests.runs import in_ledger, work
 
 WORDS = ["sea", "owl", "boat", "fog", "pier"]
@@ -118,7 +118,7 @@ def test_no_vector_is_deleted_that_somebody_has_just_found(
             lambda: deleting.done() or unit.session.scalar(USES), "the deletion of vectors to wait"
         )
         unit.session.commit()
-        deleting.result()
+        deleting.result(PATIENCE)
     tidy(stack)
     with stack.ledger.transaction() as unit:
         assert not unit.documents.chunks_without_vector(second, "fake", "fake-1")
@@ -203,7 +203,7 @@ def test_a_document_that_comes_into_a_collection_as_it_goes_is_deleted_with_it(
     with stack.ledger.transaction() as unit:
         embed(stack, "sea", collection="books", session=unit.session)
         with ThreadPoolExecutor(1) as other:
-            other.submit(stack.collections.delete, "books").result()
+            other.submit(stack.collections.delete, "books").result(PATIENCE)
             other.submit(tidy, stack)
             unit.session.commit()
     tidy(stack)

@@ -24,6 +24,7 @@ from promptstack.repositories.content_models import EmbeddingModel
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.tasks.composition import PromptStack
+from tests.processes import PATIENCE
 
 Vectors = npt.NDArray[np.float32]
 
@@ -293,7 +294,7 @@ def test_models_and_widths_lie_side_by_side(ledger: Ledger) -> None:
 
 
 def test_workers_that_meet_a_new_model_at_once_make_it_once(ledger: Ledger) -> None:
-    start = threading.Barrier(4)
+    start = threading.Barrier(4, timeout=PATIENCE)
 
     def meet(number: int) -> int:
         start.wait()
@@ -316,7 +317,7 @@ def test_workers_that_store_the_same_vectors_at_once_do_not_block_each_other_for
     names, vectors = hashes(400), random_vectors(400, 8)
     with ledger.transaction() as unit:
         model = unit.embeddings.register_model("fake", "model", 8)
-    start = threading.Barrier(4)
+    start = threading.Barrier(4, timeout=PATIENCE)
 
     def store(number: int) -> None:
         order = slice(None, None, -1 if number % 2 else 1)

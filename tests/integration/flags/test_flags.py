@@ -22,6 +22,7 @@ from promptstack.services.flags.rules import OFF, ON, read_rules
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
 from tests.jobs import execute
+from tests.processes import read_line
 
 ADA = Caller(user_id=uuid4(), email="ada@example.org")
 ME = Actor.command_line()
@@ -129,7 +130,7 @@ def test_three_processes_know_a_change_within_5_s(
 ) -> None:
     def said(process: "subprocess.Popen[str]") -> tuple[float, str]:
         assert process.stdout is not None
-        at, is_on = process.stdout.readline().split()
+        at, is_on = read_line(process.stdout, "what a watcher sees").split()
         return float(at), is_on
 
     assert {said(process)[1] for process in watchers} == {"False"}

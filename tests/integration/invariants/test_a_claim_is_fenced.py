@@ -26,12 +26,13 @@ from tests.jobs import (
     run,
     sql,
 )
+from tests.processes import PATIENCE
 
 
 def test_of_many_claims_at_once_one_wins(stack: WorkerServices, provider: FakeProvider) -> None:
     for _ in range(5):
         job = generate(stack)
-        start = threading.Barrier(4)
+        start = threading.Barrier(4, timeout=PATIENCE)
 
         def take(_: int, job: JobView = job, start: threading.Barrier = start) -> Claim | None:
             start.wait()

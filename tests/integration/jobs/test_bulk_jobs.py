@@ -20,7 +20,7 @@ from promptstack.services.sharing.bulk_jobs import BULK_QUEUES
 from promptstack.services.sharing.turns import NOBODY
 from promptstack.tasks.worker_services import WorkerServices
 from tests.jobs import execute
-from tests.processes import wait_until
+from tests.processes import PATIENCE, wait_until
 from tests.reconcilers import outbox_of
 
 AHEAD = 6
@@ -235,7 +235,7 @@ def test_a_job_waits_for_nobody_who_sends_others(
 
     def give_out(_: object) -> None:
         begun.set()
-        may_end.wait()
+        assert may_end.wait(PATIENCE)
 
     job_id = add(stack, bulk=False)
     monkeypatch.setattr(stack.bulk_jobs, "give_out", give_out)

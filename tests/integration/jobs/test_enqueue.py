@@ -46,6 +46,7 @@ from promptstack.services.sharing.bulk_jobs import BulkJobs
 from promptstack.tasks.redis_publisher import RedisPublisher
 from promptstack.tasks.worker_services import WorkerServices
 from tests.jobs import as_accepted
+from tests.processes import PATIENCE
 from tests.reconcilers import outbox_of
 
 NO_REDIS = "unix:///nowhere/at/all.sock"
@@ -485,7 +486,7 @@ def test_racing_with_one_key_makes_one_job_and_one_message(
 ) -> None:
     threads = 6
     for round_ in range(5):
-        key, start = f"k{round_}", threading.Barrier(threads)
+        key, start = f"k{round_}", threading.Barrier(threads, timeout=PATIENCE)
 
         def enqueue(_: int, key: str = key, start: threading.Barrier = start) -> UUID:
             start.wait()
@@ -500,7 +501,7 @@ def test_racing_with_one_key_makes_one_job_and_one_message(
 
 
 def test_racing_with_one_key_for_two_requests_accepts_one(jobs: JobService, ledger: Ledger) -> None:
-    start = threading.Barrier(2)
+    start = threading.Barrier(2, timeout=PATIENCE)
 
     def enqueue(prompt: str) -> UUID | None:
         start.wait()
@@ -806,7 +807,7 @@ def test_outboxes_that_meet_publish_each_job_once(
     stack: WorkerServices, publisher: RecordingPublisher, ledger: Ledger
 ) -> None:
     ids = unpublished(stack, 20)
-    start = threading.Barrier(4)
+    start = threading.Barrier(4, timeout=PATIENCE)
 
     def reconcile(_: int) -> int:
         one = outbox_of(stack, publisher=publisher)

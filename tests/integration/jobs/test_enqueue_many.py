@@ -26,7 +26,7 @@ from promptstack.services.jobs.views import JobView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
 from tests.jobs import as_accepted
-from tests.processes import wait_until
+from tests.processes import PATIENCE, wait_until
 
 BULK = "/api/v1/jobs/bulk"
 
@@ -362,7 +362,7 @@ def test_lists_of_the_same_keys_in_another_order_do_not_block_each_other(
     entries: list[dict[str, Any]] = [
         {"prompt": f"{number}", "idempotency_key": f"{number}"} for number in range(20)
     ] + [{"text": f"{number}", "source": f"{number}"} for number in range(20)]
-    start = threading.Barrier(4)
+    start = threading.Barrier(4, timeout=PATIENCE)
 
     def enqueue(number: int) -> set[UUID]:
         start.wait()
@@ -400,7 +400,7 @@ def test_a_crowded_pool_is_waited_for_once(
 def test_jobs_of_several_threads_share_statements_and_lose_nothing(
     stack: WorkerServices, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many, began = 200, threading.Barrier(8)
+    many, began = 200, threading.Barrier(8, timeout=PATIENCE)
     statements: list[int] = []
     of_ledger = stack.ledger.statement
 

@@ -25,7 +25,7 @@ from promptstack.services.jobs.progress import Progress
 from promptstack.services.jobs.views import JobView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.jobs import execute
-from tests.processes import Process, wait_until
+from tests.processes import Process, join, wait_until
 
 CUT = "SELECT pg_terminate_backend(pg_backend_pid())"
 # A deadlock, a full disk, a standby that takes no writes, a cancelled statement.
@@ -331,7 +331,7 @@ def test_vectors_and_the_reconciler_do_not_wait_for_each_other(
     stack.heartbeat.beat()
     job = stack.jobs.enqueue_embedding("Some words.", source="a")
     assert execute(stack, job.id).state is JobState.SUCCEEDED
-    free[0].join()
+    join(free[0])
     assert warned == []
     assert paid(stack, job) == ["succeeded"]
 

@@ -25,7 +25,7 @@ from promptstack.services.runs.shards.bisection import bisect_shard
 from promptstack.tasks.worker_services import WorkerServices
 from tests.fakes import FakeProvider
 from tests.jobs import execute
-from tests.processes import wait_until
+from tests.processes import join, wait_until
 from tests.reconcilers import outbox_of
 from tests.runs import failures, in_ledger
 
@@ -286,7 +286,7 @@ def test_dead_workers_are_missed_while_messages_take_long(stack: WorkerServices)
         assert stack.jobs.get(held.id).state is JobState.QUEUED
     finally:
         publisher.may_answer.set()
-        messages.join()
+        join(messages)
 
 
 def test_a_worker_that_freezes_while_watching_loses_its_lock_first(

@@ -42,7 +42,7 @@ from promptstack.repositories.pages import FIRST_PAGE, PageQuery
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.tasks.composition import PromptStack
-from tests.processes import wait_until
+from tests.processes import PATIENCE, wait_until
 
 _numbers = itertools.count()
 SECRET = "marmalade"
@@ -735,7 +735,7 @@ def test_large_tables_are_read_and_written_while_indexes_are_built(
 
 
 def test_processes_that_migrate_at_once_do_it_once(empty_database: str) -> None:
-    start = threading.Barrier(3)
+    start = threading.Barrier(3, timeout=PATIENCE)
 
     def migrate() -> tuple[str | None, str | None]:
         engine = create_engine(empty_database)
@@ -746,7 +746,7 @@ def test_processes_that_migrate_at_once_do_it_once(empty_database: str) -> None:
             engine.dispose()
 
     with ThreadPoolExecutor(3) as threads:
-        done = [future.result() for future in [threads.submit(migrate) for _ in range(3)]]
+        done = [future.result(PATIENCE) for future in [threads.submit(migrate) for _ in range(3)]]
     heads = {after for _, after in done}
     assert len(heads) == 1
     assert sorted(str(before) for before, _ in done) == sorted(

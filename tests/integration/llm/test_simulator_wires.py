@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from promptstack.simulator.answers import text_for, vector_for
 from promptstack.simulator.ledger import billing_key
 from promptstack.simulator.process import SimulatorProcess
+from tests.processes import read_line
 from tests.simulators import ForkedSimulator
 
 GPT = "gpt-5-mini"
@@ -519,6 +520,6 @@ def test_a_taken_port_is_one_line_and_sigterm_ends_it_well(simulator: SimulatorP
 
     with subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["url"].endswith("/v1")
+        assert json.loads(read_line(process.stdout, "its address"))["url"].endswith("/v1")
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0

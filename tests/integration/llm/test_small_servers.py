@@ -14,6 +14,7 @@ from promptstack.repositories.models import JobState
 from promptstack.repositories.run_models import RunState
 from promptstack.tasks.worker_services import WorkerServices
 from tests.jobs import execute
+from tests.processes import join
 from tests.runs import failures, one, work
 
 BATCH = 128
@@ -86,7 +87,7 @@ def server() -> Iterator[Server]:
         thread.start()
         yield server
         server.shutdown()
-        thread.join()
+        join(thread)
 
 
 @pytest.fixture

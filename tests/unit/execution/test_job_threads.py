@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.execution.job_threads import JobThreads
+from tests.processes import PATIENCE
 
 MESSAGE: ContextVar[str] = ContextVar("message")
 
@@ -34,7 +35,7 @@ def test_what_is_begun_is_not_waited_for_and_is_done_once_for_many() -> None:
 
     def act() -> None:
         begun.set()
-        may_end.wait()
+        assert may_end.wait(PATIENCE)
         done.append(1)
 
     begin = threads.begin(act)

@@ -8,6 +8,7 @@ import pytest
 from promptstack.services.errors import UnknownProvider
 from promptstack.services.llm.base import LLMService
 from promptstack.services.llm.factory import LLMServiceFactory
+from tests.processes import PATIENCE
 
 
 class Local(LLMService):
@@ -86,7 +87,11 @@ assert "openai" not in sys.modules
 print(factory.service_class("openai").name, "openai" in sys.modules)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
     )
 
     assert done.stdout.split() == ["openai", "True"]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.processes import ROOT, run
+from tests.processes import PATIENCE, ROOT, run
 
 CHILD = """
 import signal
@@ -20,7 +20,7 @@ def test_children_start_with_default_signals(tmp_path: Path) -> None:
     script.write_text(CHILD)
     forked = run([str(script)], os.environ)
     of_its_own = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, check=True
+        [sys.executable, script], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert forked.stdout == of_its_own.stdout, forked.stderr
     assert forked.stdout.splitlines() == [
@@ -41,6 +41,7 @@ def test_children_take_signals_when_a_shell_or_nohup_ignores_them() -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout

@@ -3,7 +3,7 @@
 import threading
 
 from promptstack.worker.periodic import Periodic
-from tests.processes import wait_until
+from tests.processes import PATIENCE, wait_until
 
 FOR_EVER = 3_600.0
 
@@ -25,7 +25,7 @@ def test_what_comes_during_a_round_is_seen_to_in_the_next() -> None:
 
     def act() -> None:
         began.release()
-        go_on.acquire()
+        assert go_on.acquire(timeout=PATIENCE)
 
     periodic = Periodic("views", act, 0.0, idle_seconds=FOR_EVER)
     periodic.start()

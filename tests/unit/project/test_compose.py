@@ -24,7 +24,7 @@ from promptstack.config.errors import ConfigurationError
 from promptstack.config.settings import Settings, load_settings
 from promptstack.embedded.postgres import _SETTINGS as EMBEDDED_POSTGRES
 from promptstack.repositories.vector_indexes import BUILD_MEMORY
-from tests.processes import ROOT, wait_until
+from tests.processes import PATIENCE, ROOT, wait_until
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -95,7 +95,7 @@ def make_secrets(folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "deploy").mkdir(exist_ok=True)
     shutil.copy(ROOT / "deploy/make-secrets.sh", folder / "deploy")
     command = ["sh", str(folder / "deploy/make-secrets.sh")]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 def secrets_of(folder: Path) -> dict[str, str]:

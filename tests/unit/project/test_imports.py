@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.processes import ROOT
+from tests.processes import PATIENCE, ROOT
 
 SOURCE = ROOT / "src"
 NOT_ALONE = {"promptstack.repositories.migrations.env"}
@@ -78,6 +78,7 @@ def side_effects(names: list[str], folder: Path) -> list[list[str]]:
         check=False,
         env=environment,
         cwd=folder,
+        timeout=PATIENCE,
     )
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ""

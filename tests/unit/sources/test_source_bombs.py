@@ -16,7 +16,7 @@ import pytest
 from promptstack.services.errors import InvalidInput
 from promptstack.services.sources.inputs import BadInput, Format, Reading, read_inputs
 from promptstack.services.sources.reading import SourceBounds
-from tests.processes import ROOT
+from tests.processes import PATIENCE, ROOT
 
 MEGABYTE = 1_000_000
 MUCH = 300 * MEGABYTE
@@ -120,6 +120,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, dict[
         check=True,
         cwd=ROOT,
         env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"},
+        timeout=PATIENCE,
     )
     lines = map(json.loads, done.stdout.splitlines())
     return {name: (grown, kinds) for name, grown, kinds in lines}
