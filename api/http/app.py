@@ -16,6 +16,7 @@ from promptstack.api.http.description import described_app
 from promptstack.api.http.errors import HANDLERS
 from promptstack.api.http.first_admin import keep_trying
 from promptstack.api.http.health import HealthCheck
+from promptstack.api.http.key_lookups import KeyLookups
 from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
 from promptstack.api.http.openai.errors import OpenAIErrors
 from promptstack.api.http.openai.resources import RESOURCES as OPENAI_RESOURCES
@@ -62,6 +63,7 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.state.stack = stack
     app.state.health = HealthCheck(stack)
     app.state.events = stack.events
+    app.state.key_lookups = KeyLookups(stack.keys.find_presented)
     app.state.still_allowed = StillAllowed()
     app.state.login_slots = LoginSlots()
     app.state.search_slots = SearchSlots()

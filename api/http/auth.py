@@ -3,15 +3,17 @@
 from typing import Annotated
 from uuid import UUID
 
+from anyio import to_thread
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 
 from promptstack.api.http.browsers import browser_caller
+from promptstack.api.http.key_lookups import KeyLookups
 from promptstack.api.http.peers import address_of
 from promptstack.services.access.caller import Caller
 from promptstack.services.access.emails import MAX_EMAIL_CHARACTERS
-from promptstack.services.access.keys import PREFIX
+from promptstack.services.access.keys import PREFIX, is_use_unknown
 from promptstack.services.errors import NotAuthenticated
 from promptstack.tasks.composition import PromptStack
 
@@ -38,11 +40,22 @@ Key = Annotated[
 ]
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     """Return who sends a request, and count it. Raises as `identify`, and `TooManyRequests`."""
-    caller = identify(request)
     stack: PromptStack = request.app.state.stack
-    request.state.requests_left = stack.request_limits.take(caller)
+    credential = _credential(request)
+    if credential.startswith(PREFIX):
+        lookups: KeyLookups = request.app.state.key_lookups
+        key = await lookups.find(credential)
+        caller = stack.keys.caller_with(key, address_of(request))
+        if key is not None and is_use_unknown(key):
+            await to_thread.run_sync(stack.keys.note_use, key)
+    else:
+        caller = await to_thread.run_sync(identify, request)
+    if caller.requests_a_minute is None:
+        request.state.requests_left = None
+    else:
+        request.state.requests_left = await to_thread.run_sync(stack.request_limits.take, caller)
     return caller
 
 
@@ -51,22 +64,30 @@ def identify(request: Request) -> Caller:
 
     A key or an access token goes before what a browser or its proxy adds by itself.
     """
-    given = {*map(_bearer, request.headers.getlist("Authorization"))}
-    given |= {*request.headers.getlist("X-API-Key")}
-    if given <= {""}:
+    credential = _credential(request)
+    if not credential:
         if (caller := browser_caller(request)) is not None:
             return caller
         raise NotAuthenticated(
             "An API key is needed: send `Authorization: Bearer ps_...` or `X-API-Key: ps_...`. "
             "Make one with `promptstack keys create`. Or sign in at /auth/login."
         )
+    stack: PromptStack = request.app.state.stack
+    who = stack.keys if credential.startswith(PREFIX) else stack.sessions
+    return who.authenticate(credential, address_of(request))
+
+
+def _credential(request: Request) -> str:
+    """The key or the token in the headers; empty where there is none."""
+    given = {*map(_bearer, request.headers.getlist("Authorization"))}
+    given |= {*request.headers.getlist("X-API-Key")}
+    if given <= {""}:
+        return ""
     if len(given) > 1:
         # A proxy before this server may have checked the other key.
         raise NotAuthenticated("The request has several API keys that differ; send one.")
-    stack: PromptStack = request.app.state.stack
     [credential] = given
-    who = stack.keys if credential.startswith(PREFIX) else stack.sessions
-    return who.authenticate(credential, address_of(request))
+    return credential
 
 
 def _bearer(authorization: str) -> str:

@@ -60,7 +60,7 @@ class ProtectedRoute(APIRoute):
                         "a header that says how many."
                     )
                 return await handle(request)
-            request.state.caller = caller = await to_thread.run_sync(caller_of, request)
+            request.state.caller = caller = await caller_of(request)
             permission.check(caller)
             if not has_body:
                 return await handle(request)

@@ -30,8 +30,9 @@ class PresentedKey(NamedTuple):
 _KEY = ", ".join([f"api_keys.{name}" for name in PresentedKey._fields[:9]])
 _USER = ", ".join([f"users.{name}" for name in PresentedKey._fields[9:]])
 _FIND = f"""
-SELECT {_KEY}, {_USER} FROM api_keys JOIN users ON users.id = api_keys.user_id
-WHERE key_hash = %(hash)s OR previous_hash = %(hash)s AND previous_until > now()
+SELECT key_hash, CASE WHEN previous_until > now() THEN previous_hash END, {_KEY}, {_USER}
+FROM api_keys JOIN users ON users.id = api_keys.user_id
+WHERE key_hash = ANY(%(hashes)s) OR previous_hash = ANY(%(hashes)s) AND previous_until > now()
 """  # noqa: S608 - names of our own
 
 
@@ -41,10 +42,11 @@ class PresentedKeyRepository:
     def __init__(self, connection: PoolProxiedConnection) -> None:
         self._connection = connection
 
-    def find(self, key_hash: str) -> PresentedKey | None:
-        """Find a key by the hash of a secret that is not outdated."""
+    def find(self, hashes: Sequence[str]) -> dict[str, PresentedKey]:
+        """Find keys by the hashes of secrets that are not outdated."""
         cursor: Any = self._connection.cursor()
         with cursor:
-            cursor.execute(_FIND, {"hash": key_hash})
-            row = cursor.fetchone()
-        return None if row is None else PresentedKey(*row)
+            cursor.execute(_FIND, {"hashes": list(hashes)})
+            rows = cursor.fetchall()
+        # A key that was renewed has two secrets for some time.
+        return {key_hash: PresentedKey(*row[2:]) for row in rows for key_hash in row[:2]}

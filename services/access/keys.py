@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -112,13 +113,27 @@ class KeyService:
 
     def authenticate(self, secret: str, address: str = "") -> Caller:
         """Return whose key this is. Raises `NotAuthenticated`, by the reason."""
-        key = self._find(secret) if secret.startswith(PREFIX) else None
+        key = self.find_presented([secret]).get(secret)
+        caller = self.caller_with(key, address)
+        if key is not None:
+            self.note_use(key)
+        return caller
+
+    def find_presented(self, secrets: Sequence[str]) -> dict[str, PresentedKey]:
+        """Find the keys of these secrets by one statement; they may be revoked or expired."""
+        hashes = {_hash(secret): secret for secret in secrets if secret.startswith(PREFIX)}
+        if not hashes:
+            return {}
+        with self._ledger.statement() as statement:
+            found = statement.presented_keys.find(list(hashes))
+        return {secret: found[key_hash] for key_hash, secret in hashes.items() if key_hash in found}
+
+    @staticmethod
+    def caller_with(key: PresentedKey | None, address: str = "") -> Caller:
+        """Return who may call with a key that was found. Raises `NotAuthenticated`."""
         if key is None:
             raise NotAuthenticated("The API key is not valid.")
         _check_open(key)
-        if key.last_used_at is None or _now() - key.last_used_at > LAST_USED_EVERY:
-            with self._ledger.transaction() as unit:
-                unit.api_keys.note_use(key.id, key.user_id)
         return Caller(
             user_id=key.user_id,
             email=key.email,
@@ -132,9 +147,11 @@ class KeyService:
             address=address,
         )
 
-    def _find(self, secret: str) -> PresentedKey | None:
-        with self._ledger.statement() as statement:
-            return statement.presented_keys.find(_hash(secret))
+    def note_use(self, key: PresentedKey) -> None:
+        """Note that a valid key is used, where that was not done for some time."""
+        if is_use_unknown(key):
+            with self._ledger.transaction() as unit:
+                unit.api_keys.note_use(key.id, key.user_id)
 
     def get_all(self, owner: UUID | None = None) -> list[KeyView]:
         """All keys, or those of a user, oldest first, without their secrets."""
@@ -224,6 +241,11 @@ def _find_or_add(unit: UnitOfWork, email: str, by: Actor | None) -> tuple[User, 
         detail={"role": role},
     )
     return user, True
+
+
+def is_use_unknown(key: PresentedKey) -> bool:
+    """Whether it was not noted for some time that a key is used."""
+    return key.last_used_at is None or _now() - key.last_used_at > LAST_USED_EVERY
 
 
 def _check_open(key: PresentedKey) -> None:
