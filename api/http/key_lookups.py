@@ -20,29 +20,38 @@ class KeyLookups:
     def __init__(self, find: Find) -> None:
         self._find = find
         self._waiting: list[Asked] = []
-        self._running: set[asyncio.Task[None]] = set()
+        self._running = 0
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def find(self, secret: str) -> PresentedKey | None:
         """Return the key of a secret, which may be revoked or expired. Raises what `find` does."""
         found: asyncio.Future[PresentedKey | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((secret, found))
-        if len(self._running) < AT_ONCE:
+        if self._running < AT_ONCE:
             # It starts once all requests that are here already have asked.
+            self._running += 1
             task = asyncio.create_task(self._look_up())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return await found
 
     async def _look_up(self) -> None:
-        while self._waiting:
-            asked, self._waiting = self._waiting, []
-            try:
-                keys = await to_thread.run_sync(self._find, [secret for secret, _ in asked])
-            except Exception as error:  # noqa: BLE001 - each request is told
-                for _, found in asked:
-                    if not found.done():
-                        found.set_exception(error)
-            else:
-                for secret, found in asked:
-                    if not found.done():  # a request may be gone
-                        found.set_result(keys.get(secret))
+        try:
+            while self._waiting:
+                asked, self._waiting = self._waiting, []
+                await self._answer(asked)
+        finally:
+            # At once, and not when the task is seen to be over: who asks in between would wait.
+            self._running -= 1
+
+    async def _answer(self, asked: Sequence[Asked]) -> None:
+        try:
+            keys = await to_thread.run_sync(self._find, [secret for secret, _ in asked])
+        except Exception as error:  # noqa: BLE001 - each request is told
+            for _, found in asked:
+                if not found.done():
+                    found.set_exception(error)
+        else:
+            for secret, found in asked:
+                if not found.done():  # a request may be gone
+                    found.set_result(keys.get(secret))

@@ -54,17 +54,19 @@ def test_each_request_hears_of_a_failure_and_the_next_is_looked_up_again() -> No
 
 
 def test_a_slow_statement_and_a_request_that_is_gone_hold_up_no_other() -> None:
-    may_go_on = threading.Event()
+    began, may_go_on = threading.Event(), threading.Event()
 
     def find(secrets: Sequence[str]) -> dict[str, PresentedKey]:
-        assert "ps_slow" not in secrets or may_go_on.wait(PATIENCE)
+        if "ps_slow" in secrets:
+            began.set()
+            assert may_go_on.wait(PATIENCE)
         return {secret: KEYS[secret] for secret in secrets if secret in KEYS}
 
     async def ask() -> None:
         lookups = KeyLookups(find)
         slow = asyncio.create_task(lookups.find("ps_slow"))
         gone = asyncio.create_task(lookups.find("ps_slow"))
-        await asyncio.sleep(0)
+        assert await asyncio.to_thread(began.wait, PATIENCE)
         gone.cancel()
         assert AT_ONCE > 1
         assert await asyncio.wait_for(lookups.find("ps_quick"), PATIENCE) is KEYS["ps_quick"]
@@ -72,6 +74,22 @@ def test_a_slow_statement_and_a_request_that_is_gone_hold_up_no_other() -> None:
         assert await asyncio.wait_for(slow, PATIENCE) is KEYS["ps_slow"]
         with pytest.raises(asyncio.CancelledError):
             await gone
+
+    asyncio.run(ask())
+
+
+def test_no_request_waits_for_look_ups_that_are_just_over() -> None:
+    """Whenever it comes: many come at odds with each other."""
+
+    async def ask_often(lookups: KeyLookups, number: int) -> None:
+        for turn in range(50):
+            for _ in range((number + turn) % 5):
+                await asyncio.sleep(0)
+            assert await asyncio.wait_for(lookups.find("ps_1"), PATIENCE) is KEYS["ps_1"]
+
+    async def ask() -> None:
+        lookups = KeyLookups(lambda _: KEYS)
+        await asyncio.gather(*(ask_often(lookups, number) for number in range(7)))
 
     asyncio.run(ask())
 
