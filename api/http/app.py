@@ -17,7 +17,7 @@ from promptstack.api.http.errors import HANDLERS
 from promptstack.api.http.first_admin import keep_trying
 from promptstack.api.http.health import HealthCheck
 from promptstack.api.http.key_lookups import KeyLookups
-from promptstack.api.http.middleware import FramingMiddleware, ProblemMiddleware
+from promptstack.api.http.middleware import FramingMiddleware, HeadMiddleware, ProblemMiddleware
 from promptstack.api.http.openai.errors import OpenAIErrors
 from promptstack.api.http.openai.resources import RESOURCES as OPENAI_RESOURCES
 from promptstack.api.http.openai.vector_calls import VectorCalls
@@ -117,4 +117,5 @@ def create_app(stack: PromptStack) -> FastAPI:
     app.add_middleware(ProblemMiddleware)
     app.add_middleware(OpenAIErrors)
     app.add_middleware(AnthropicErrors)
+    app.add_middleware(HeadMiddleware)
     return app

@@ -1,5 +1,6 @@
 """Checks before any handler, and problems for errors that no handler sees."""
 
+from anyio import CancelScope
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -49,6 +50,29 @@ class ProblemMiddleware:
                 # Too late for a status. Break off: half an answer must not be taken for all of it.
                 raise RuntimeError("the response broke off") from None
             await response(scope, receive, send)
+
+
+class HeadMiddleware:
+    """Answers HEAD as GET, without the body (RFC 9110, 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        with CancelScope() as rest:
+
+            async def send_head(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    await send(message)
+                    await send({"type": "http.response.body", "body": b""})
+                    # The body may be a long file, or events without an end.
+                    rest.cancel()
+
+            await self._app({**scope, "method": "GET"}, receive, send_head)
 
 
 class FramingMiddleware:

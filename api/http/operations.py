@@ -44,9 +44,21 @@ class OperationPage(PageEnds[UUID]):
     operations: list[OperationView]
 
 
+class NoQuery(BaseModel):
+    """Nothing: a filter in the query would be one that is not applied."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 @router.post("", status_code=status.HTTP_202_ACCEPTED)
 def create_operation(
-    body: OperationBody, stack: Stack, caller: CurrentCaller, response: Response, keyed: Keyed
+    body: OperationBody,
+    query: Annotated[NoQuery, Query()],
+    stack: Stack,
+    caller: CurrentCaller,
+    response: Response,
+    *,
+    keyed: Keyed,
 ) -> OperationView:
     """Retry or cancel all jobs that a filter matches. A worker does it, step by step."""
     wanted = body.filter.of(stack.owners.choose(caller, body.filter.owner))

@@ -26,6 +26,8 @@ _EMBEDDING = tuple(
     ipaddress.IPv6Network(one) for one in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")
 )
 """NAT64 and 6to4: addresses in which one of IPv4 hides."""
+_RESERVED_V4 = ipaddress.IPv4Network("192.88.99.0/24")
+"""Relays of 6to4, which are gone."""
 _RESERVED_V6 = (ipaddress.IPv6Network("fec0::/10"), ipaddress.IPv6Network("::/96"))
 """Site-local, and IPv4-compatible."""
 
@@ -36,6 +38,8 @@ def _shaped(url: str) -> str:
     parts = split(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must be an address such as https://example.org/hooks")
+    if parts.port == 0:
+        raise ValueError("must have a port from 1 to 65,535, or none")
     if "@" in parts.netloc or "\\" in url or "%" in parts.netloc:
         raise ValueError("must name a host and nothing else before its path: no user, no password")
     if any(character.isspace() for character in url):
@@ -91,6 +95,8 @@ def why_not_public(address: IpAddress) -> str | None:
             return "reserved"
         if inner is not None:
             return why_not_public(inner)
+    elif address in _RESERVED_V4:
+        return "reserved"
     for name in ("loopback", "link_local", "multicast", "unspecified"):
         if getattr(address, f"is_{name}"):
             return name.replace("_", "-")

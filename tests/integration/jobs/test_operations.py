@@ -236,3 +236,11 @@ def test_the_commands_start_one(stack: WorkerServices) -> None:
     [operation] = stack.operations.get_page().rows
     execute(stack, operation.id)
     assert states(stack, failed) == {JobState.QUEUED}
+
+
+def test_a_filter_in_the_query_is_refused(stack: WorkerServices) -> None:
+    """It would not be applied, and the operation would change all jobs."""
+    with serve(stack) as client:
+        refused = client.post(URL, params={"tag": "x"}, json={"action": "cancel", "filter": {}})
+        assert problem(refused, 422, "UNPROCESSABLE_CONTENT")["errors"]
+        assert client.get(URL).json()["operations"] == []

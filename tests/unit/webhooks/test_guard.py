@@ -38,6 +38,8 @@ REFUSED = {
     "reserved": "https://240.0.0.1/",
     "documentation": "https://192.0.2.1/",
     "benchmarks": "https://198.18.0.1/",
+    "relays of 6to4": "https://192.88.99.1/",
+    "port 0": "https://example.org:0/",
     "IPv6 loopback": "https://[::1]/",
     "IPv6 unspecified": "https://[::]/",
     "IPv6 link-local": "https://[fe80::1]/",
