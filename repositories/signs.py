@@ -65,15 +65,9 @@ class RunSigns(NamedTuple):
     unfinalized: bool
     old: bool
     """Runs or answers of long ago."""
-
-
-class BatchSigns(NamedTuple):
-    """Batches to end or to delete."""
-
-    unsettled: bool
-    """One is being cancelled, or its run or job has ended."""
-    old: bool
-    """Batches of long ago."""
+    unsettled_batches: bool
+    """A batch is being cancelled, or its run or job has ended."""
+    old_batches: bool
 
 
 class ContentSigns(NamedTuple):
@@ -136,10 +130,6 @@ class SignsRepository:
         """
         row = self._look(within, _RUNS, codes=list(ending_codes), silence=silence, old=old)
         return RunSigns(*row)
-
-    def of_batches(self, old: float = 0.0, *, within: float = SECONDS) -> BatchSigns:
-        """Look for batches to end; they are old after so many seconds, and with 0 never."""
-        return BatchSigns(*self._look(within, _BATCHES, old=old))
 
     def of_contents(self, queries: float, *, within: float = SECONDS) -> ContentSigns:
         """Look for what to delete of documents; queries are old after so many seconds."""
@@ -311,27 +301,6 @@ _CLEANUP = """
         )
 """
 
-_BATCHES = """
-    WITH open AS (SELECT * FROM batches WHERE ended_at IS NULL ORDER BY id)
-    SELECT
-        EXISTS (
-            SELECT FROM open
-            LEFT JOIN runs ON runs.id = open.run_id
-            LEFT JOIN jobs ON jobs.id = open.job_id
-            WHERE open.cancelling_at IS NOT NULL
-            OR runs.finished_at IS NOT NULL
-            OR CASE open.state
-                WHEN 'validating' THEN jobs.id IS NULL OR jobs.finished_at IS NOT NULL
-                ELSE runs.id IS NULL
-            END
-        ),
-        coalesce(
-            %(old)s > 0 AND (SELECT min(ended_at) FROM batches WHERE ended_at IS NOT NULL)
-                < now() - make_interval(secs => %(old)s),
-            false
-        )
-"""
-
 _CONTENTS = """
     SELECT
         (SELECT min(deleted_at) FROM collections WHERE deleted_at IS NOT NULL) IS NOT NULL,
@@ -399,5 +368,23 @@ _RUNS = """
                 ),
                 false
             )
+        ),
+        EXISTS (
+            SELECT FROM batches
+            LEFT JOIN runs ON runs.id = batches.run_id
+            LEFT JOIN jobs ON jobs.id = batches.job_id
+            WHERE ended_at IS NULL AND (
+                cancelling_at IS NOT NULL
+                OR runs.finished_at IS NOT NULL
+                OR CASE batches.state
+                    WHEN 'validating' THEN jobs.id IS NULL OR jobs.finished_at IS NOT NULL
+                    ELSE runs.id IS NULL
+                END
+            )
+        ),
+        %(old)s > 0 AND coalesce(
+            (SELECT min(ended_at) FROM batches WHERE ended_at IS NOT NULL)
+                < now() - make_interval(secs => %(old)s),
+            false
         )
 """

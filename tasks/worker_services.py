@@ -307,7 +307,7 @@ class WorkerServices(PromptStack):
     @cached_property
     def run_maintenance(self) -> RunMaintenance:
         """What ends overdue runs and deletes old ones."""
-        return RunMaintenance(self.ledger, self.run_lifecycle)
+        return RunMaintenance(self.ledger, self.run_lifecycle, self.batch_endings.tend)
 
     @cached_property
     def content_maintenance(self) -> ContentMaintenance:
@@ -350,14 +350,12 @@ class WorkerServices(PromptStack):
         """What puts lost things right."""
         retention = self.settings.job_retention_seconds
         maintain_runs = partial(self.run_maintenance.run_once, retention)
-        end_batches = partial(self.batch_endings.run_once, retention)
         return Reconciler(
             [
                 Step("liveness", self.liveness.run_once),
                 Step("messages", self.outbox.publish, is_woken=True),
                 Step("cleanup", self.cleanup.run_once, rounds=10),
                 Step("runs", maintain_runs),
-                Step("batches", end_batches),
                 Step("contents", self.content_maintenance.run_once, rounds=5),
                 Step("webhooks", self.webhook_sender.run_once, is_woken=True),
                 Step("webhook upkeep", self.webhook_upkeep.run_once, rounds=10),

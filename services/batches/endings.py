@@ -14,6 +14,7 @@ from promptstack.repositories.errors import TransientLedgerError
 from promptstack.repositories.models import Job, JobState
 from promptstack.repositories.run_models import Run, RunState
 from promptstack.repositories.session import Ledger
+from promptstack.repositories.signs import RunSigns
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.runs.lifecycle import RunLifecycle
 
@@ -41,19 +42,23 @@ class BatchEndings:
         self._discard = discard
         self._lifecycle = lifecycle
 
-    def run_once(self, retention: float = 0.0) -> None:
-        """End what has come to its end, and delete what ended `retention` seconds ago.
-
-        0 seconds: never. Raises `TransientLedgerError`.
-        """
+    def run_once(self) -> None:
+        """End what has come to its end. Raises `TransientLedgerError`."""
         with self._ledger.statement() as statement:
-            signs = statement.signs.of_batches(retention)
-        if signs.unsettled:
+            signs = statement.signs.of_runs([])
+        self.tend(signs)
+
+    def tend(self, signs: RunSigns, retention: float = 0.0) -> None:
+        """End batches of which there are signs, and delete what ended `retention` seconds ago.
+
+        0 seconds: never.
+        """
+        if signs.unsettled_batches:
             with self._ledger.transaction() as unit:
                 found = unit.batches.to_settle(AT_ONCE)
             for batch_id in found:
                 self._settle(batch_id)
-        if signs.old:
+        if signs.old_batches:
             with self._ledger.transaction() as unit:
                 for batch_id in unit.batches.prune(retention):
                     unit.files.mark_outputs_deleted(batch_id)

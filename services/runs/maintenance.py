@@ -1,7 +1,10 @@
 """What maintenance does for runs, every second: it ends the overdue and deletes the old."""
 
+from collections.abc import Callable
+
 from promptstack.repositories.run_models import RunState
 from promptstack.repositories.session import Ledger
+from promptstack.repositories.signs import RunSigns
 from promptstack.services.errors import run_ending_codes
 from promptstack.services.runs.lifecycle import EXPIRED, RunLifecycle, apart
 
@@ -13,9 +16,16 @@ NOT_ACCEPTED = ("NOT_ACCEPTED", "Whoever handed the run in went away midway.")
 class RunMaintenance:
     """Runs in every worker, also in several at once."""
 
-    def __init__(self, ledger: Ledger, lifecycle: RunLifecycle) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        lifecycle: RunLifecycle,
+        tend_batches: Callable[[RunSigns, float], None],
+    ) -> None:
+        """Take what ends batches, and deletes those that ended so many seconds ago."""
         self._ledger = ledger
         self._lifecycle = lifecycle
+        self._tend_batches = tend_batches
 
     def run_once(self, retention: float) -> None:
         """Bring runs on, end overdue and abandoned ones, and delete those that ended long ago.
@@ -30,6 +40,7 @@ class RunMaintenance:
         if signs.overdue or signs.abandoned or signs.half_ended:
             self._end_left()
         self._lifecycle.tend(signs)
+        self._tend_batches(signs, retention)
         if signs.old:
             self._prune(retention)
 

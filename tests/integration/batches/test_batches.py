@@ -495,8 +495,8 @@ def ended_long_ago(stack: WorkerServices, batch: BatchView) -> None:
 def test_old_batches_are_deleted(stack: WorkerServices, test_user: UserView) -> None:
     ended = done(stack, batch_of(stack, test_user.id, [SAME]))
     ended_long_ago(stack, ended)
-    stack.batch_endings.run_once(10 * 86_400)
+    stack.run_maintenance.run_once(10 * 86_400)
     assert stack.batches.get(ended.id).status is BatchStatus.COMPLETED
-    stack.batch_endings.run_once(8 * 86_400)
+    stack.run_maintenance.run_once(8 * 86_400)
     with pytest.raises(NotFound):
         stack.batches.get(ended.id)

@@ -106,7 +106,6 @@ def test_there_are_no_signs_where_nothing_is_to_be_done(stack: WorkerServices) -
         assert look.of_messages(epoch, 10.0) == (True, False, False, [], [], False)
         assert not any(look.of_cleanup(3_600.0, 86_400.0, 86_400.0))
         assert not any(look.of_runs(["QUOTA_EXHAUSTED"], 3_600.0, 86_400.0))
-        assert not any(look.of_batches(86_400.0))
 
 
 def test_signs_are_looked_for_without_reading_the_backlog(stack: WorkerServices) -> None:
@@ -118,8 +117,7 @@ def test_signs_are_looked_for_without_reading_the_backlog(stack: WorkerServices)
         statement.signs.of_messages(epoch, 10.0)
         statement.signs.of_cleanup(3_600.0, 86_400.0, 86_400.0)
         statement.signs.of_runs(["QUOTA_EXHAUSTED"], 3_600.0, 86_400.0)
-        statement.signs.of_batches(86_400.0)
-    assert len(seen) == 5
+    assert len(seen) == 4
     with stack.ledger.transaction() as unit:
         explain = unit.session.connection().exec_driver_sql
         for each in seen:
