@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from promptstack.services.batches.contents import BatchContents
     from promptstack.services.batches.intake import BatchIntake
     from promptstack.services.batches.service import BatchService
+    from promptstack.services.runs.feasibility import Feasibility, Finish
     from promptstack.services.runs.service import RunService
 
 
@@ -52,6 +53,10 @@ class Stack(Protocol):
     @property
     def runs(self) -> "RunService":
         """Runs."""
+
+    @property
+    def feasibility(self) -> "Feasibility":
+        """When runs can be done."""
 
     @property
     def run_lifecycle(self) -> RunLifecycle:
@@ -112,8 +117,16 @@ def open_intake(stack: Stack) -> "BatchIntake":
     """What takes their files in."""
     from promptstack.services.batches.intake import BatchIntake  # noqa: PLC0415 - few workers do
 
+    def finish_of(run_id: UUID) -> "Finish | None":
+        return stack.feasibility.of(run_id) if stack.settings.batch_refuses_late else None
+
     return BatchIntake(
-        stack.files, stack.runs, stack.model_names, forms=FORMS, bounds=_bounds(stack.settings)
+        stack.files,
+        stack.runs,
+        stack.model_names,
+        forms=FORMS,
+        bounds=_bounds(stack.settings),
+        finish_of=finish_of,
     )
 
 

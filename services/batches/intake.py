@@ -24,6 +24,7 @@ from promptstack.services.errors import InvalidInput, NotFound, NotPermitted
 from promptstack.services.execution.job_context import JobContext
 from promptstack.services.llm.answers import Capability
 from promptstack.services.llm.model_names import ModelNames
+from promptstack.services.runs.feasibility import Finish, in_words
 from promptstack.services.runs.intake.ingest import Intake, TooManyInputs
 from promptstack.services.runs.intake.new_run import RunKeywords
 from promptstack.services.runs.service import RunService
@@ -59,12 +60,15 @@ class BatchIntake:
         *,
         forms: LineForms,
         bounds: BatchBounds,
+        finish_of: Callable[[UUID], Finish | None] = lambda _: None,
     ) -> None:
+        """Take `finish_of`, which says when a run could be done, where late batches are refused."""
         self._files = files
         self._runs = runs
         self._models = models
         self._forms = forms
         self._bounds = bounds
+        self._finish_of = finish_of
 
     def run(self, job: JobContext) -> Mapping[str, object]:
         """Take in a batch's file; what came of it."""
@@ -79,6 +83,10 @@ class BatchIntake:
         if found.bad and not form.skips_bad:
             self._runs.discard(found.run_id)
             return self._fail(job, batch, _faults_of(found))
+        finish = self._finish_of(found.run_id)
+        if finish is not None and finish.is_late:
+            self._runs.discard(found.run_id)
+            return self._fail(job, batch, [_too_late(finish)])
         self._runs.start(found.run_id, record=lambda unit: self._start(unit, job, batch, found))
         return {"items": found.items}
 
@@ -198,6 +206,15 @@ def _shown(job: JobContext) -> Callable[[Intake], None]:
         job.show(done, done)
 
     return show
+
+
+def _too_late(finish: Finish) -> BatchError:
+    return BatchError(
+        "window_too_short",
+        "The known limits can't finish this batch in its window; it could be done at "
+        f"{in_words(finish)}. Give it a longer completion_window.",
+        param="completion_window",
+    )
 
 
 def _error_of(error: PromptStackError) -> BatchError:

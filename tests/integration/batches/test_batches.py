@@ -11,6 +11,7 @@ from promptstack.repositories.run_models import RunState
 from promptstack.services.access.users import UserView
 from promptstack.services.batches.views import BatchCounts, BatchStatus, BatchView
 from promptstack.services.errors import InvalidInput, NotFound, NotYet, WrongState
+from promptstack.services.limiter.terms import Limits
 from promptstack.services.llm.errors import InvalidProviderRequest, QuotaExhausted
 from promptstack.tasks.worker_services import WorkerServices
 from tests.batches import (
@@ -182,6 +183,24 @@ def test_a_batch_of_too_many_lines_fails(stack: WorkerServices, test_user: UserV
     assert error.code == "too_many_inputs"
     assert "MAX_BATCH_LINES" in error.message
     assert in_ledger(stack, "SELECT count(*) FROM runs") == 0
+
+
+def test_a_batch_that_cannot_be_done_in_its_window_may_be_refused(
+    stack: WorkerServices, test_user: UserView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack.feasibility, "_limits_of", lambda *_: Limits(requests=1 / 60))
+    lines = [chat(f"{n}", f"Say {n}.") for n in range(26)]
+    taken = take_in(stack, batch_of(stack, test_user.id, lines))
+    assert taken.status == BatchStatus.IN_PROGRESS
+    stack.batches.cancel(taken.id, test_user.id)
+    stack.settings.batch_refuses_late = True
+    ended = take_in(stack, batch_of(stack, test_user.id, lines))
+    assert ended.status == BatchStatus.FAILED
+    [error] = ended.errors
+    assert (error.code, error.param) == ("window_too_short", "completion_window")
+    assert "it could be done at " in error.message
+    assert "longer completion_window" in error.message
+    assert in_ledger(stack, "SELECT count(*) FROM runs") == 1
 
 
 def refused(stack: WorkerServices, pointer: str, **asked: Any) -> None:
