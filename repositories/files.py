@@ -33,6 +33,11 @@ class FileRepository(BaseRepository[File]):
         """Return the hash of a file's content; nothing of an output's."""
         return self._session.scalar(select(File.sha256).where(File.id == file_id)) or b""
 
+    def with_content(self, user_id: UUID, sha256: bytes) -> File | None:
+        """Return the newest file of a user that has this content."""
+        query = select(File).where(File.user_id == user_id, File.sha256 == sha256, IS_THERE)
+        return self._session.scalars(query.order_by(File.id.desc()).limit(1)).first()
+
     def page_of(
         self, asked: PageQuery, owner: UUID, *, purpose: str | None, newest_first: bool
     ) -> Page[File]:

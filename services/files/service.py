@@ -141,6 +141,12 @@ class FileService:
         with self._ledger.transaction() as unit:
             return self._view(unit, file_id, owner)
 
+    def same(self, content: bytes, purpose: str, user_id: UUID) -> FileView | None:
+        """Return a file of a user that has this content and purpose; None where there is none."""
+        with self._ledger.transaction() as unit:
+            file = unit.files.with_content(user_id, hashlib.sha256(content).digest())
+        return None if file is None or file.purpose != purpose else FileView.of(file)
+
     def get_page(
         self,
         owner: UUID,

@@ -49,10 +49,14 @@ class BatchQuery(BaseModel):
 def create_batch(
     body: BatchBody, request: Request, stack: Stack, caller: CurrentCaller, keyed: Keyed
 ) -> dict[str, Any]:
-    """Accept a batch. Its requests are kept as a file, as those of OpenAI's batches are."""
+    """Accept a batch. Its requests are kept as a file, as those of OpenAI's batches are.
+
+    The same requests are the same file, so one that a client sends again makes no other batch.
+    """
     model, lines = lines_of(body.requests)
     stack.model_names.resolve(model, Capability.GENERATION, key_limits=caller.key_limits)
-    file = stack.files.create(
+    same = stack.files.same(lines, BATCH, caller.user_id)
+    file = same or stack.files.create(
         BytesIO(lines),
         filename="requests.jsonl",
         purpose=BATCH,
@@ -62,7 +66,7 @@ def create_batch(
     batch = stack.batches.create(
         file.id, ENDPOINT, WINDOW, door=BatchDoor.ANTHROPIC, keyed=keyed, **caller.as_owner
     )
-    if batch.input_file_id != file.id:  # it was made before, by the same request
+    if same is None and batch.input_file_id != file.id:  # its key has made another before
         stack.files.delete(file.id, caller.user_id)
     return batch_object(batch, request)
 

@@ -93,12 +93,28 @@ def test_a_cancelled_batch_has_a_line_for_each_request(
 def test_a_list_has_pages_and_no_batches_of_others(
     stack: WorkerServices, sdk: anthropic.Anthropic
 ) -> None:
-    ids = [sdk.messages.batches.create(requests=[request("a")]).id for _ in range(3)]
+    ids = [sdk.messages.batches.create(requests=[request(one)]).id for one in "abc"]
     assert [one.id for one in sdk.messages.batches.list(limit=2)] == ids[::-1]
     other = sdk.with_options(api_key=stack.keys.create("eve@example.org", "Test"))
     assert list(other.messages.batches.list()) == []
     with pytest.raises(anthropic.NotFoundError):
         other.messages.batches.retrieve(ids[0])
+
+
+def test_a_request_that_is_sent_again_makes_one_batch(
+    stack: WorkerServices, sdk: anthropic.Anthropic
+) -> None:
+    """The client sends it twice more where it misses the answer, and no key with it."""
+    first = sdk.messages.batches.create(requests=[request("a")])
+    assert sdk.messages.batches.create(requests=[request("a")]).id == first.id
+    assert sdk.messages.batches.create(requests=[request("b")]).id != first.id
+    headers = {"Idempotency-Key": "mine"}
+    kept = sdk.messages.batches.create(requests=[request("a")], extra_headers=headers)
+    assert kept.id != first.id
+    again = sdk.messages.batches.create(requests=[request("a")], extra_headers=headers)
+    assert again.id == kept.id
+    files = {made(stack, one.id).input_file_id for one in (first, kept)}
+    assert len(files) == 1
 
 
 @pytest.mark.parametrize(
