@@ -4,9 +4,10 @@ The description has only good answers, so each call here is a good one; what is 
 that OpenAI's own clients read (tests/integration/openai/test_errors.py).
 """
 
+import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +22,7 @@ from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from promptstack.simulator.process import SimulatorProcess
 from promptstack.tasks.worker_services import WorkerServices
-from tests.acceptance.openai_description import described
+from tests.acceptance.openai_description import SERVED, described
 from tests.doors import Door
 from tests.processes import Process
 
@@ -31,6 +32,8 @@ CHAT = "/v1/chat/completions"
 JSON = "application/json"
 FORM = "multipart/form-data"
 TURNS = [{"role": "user", "content": "Say 1."}]
+NOBODY = "0" * 12 + "7000" + "8" + "0" * 15
+"""Of an id that nobody has."""
 ENDS = {"completed", "failed", "expired", "cancelled"}
 
 
@@ -196,14 +199,29 @@ def about_responses(judge: Judge) -> None:
     assert events[-1]["type"] == "response.completed"
 
 
+def about_background(judge: Judge) -> None:
+    ask = {"model": GPT, "input": "Say 1."}
+    one = "/responses/{response_id}"
+    begun = judge.call("POST", "/responses", {**ask, "background": True})
+    ids = {"response_id": begun["id"]}
+    assert judge.until(one, ids, {"completed", "failed"})["status"] == "completed"
+    judge.call("GET", f"{one}/input_items", ids=ids)
+    judge.events(one, None, "ResponseStreamEvent", query={"stream": True}, ids=ids)
+    judge.call("DELETE", one, ids=ids)
+    slow = judge.call("POST", "/responses", {**ask, "input": "Say 3.", "background": True})
+    judge.call("POST", f"{one}/cancel", ids={"response_id": slow["id"]})
+
+
 PARTS = [about_files, about_batches, about_models, about_embeddings, about_chat, about_responses]
 """What the simulator serves too."""
 
 
 def test_all_answers_have_the_form_that_openai_describes(judge: Judge) -> None:
     """One server and worker for all, so that it costs little; a fault names its operation."""
-    for part in (about_files, about_batches, about_models, about_chat, about_embeddings):
+    for part in (*PARTS, about_background):
         part(judge)
+    served = {(path, method) for path, methods in SERVED.items() for method in methods}
+    assert judge.judged == served
 
 
 def test_all_answers_of_the_simulator_have_it_too(
@@ -213,3 +231,52 @@ def test_all_answers_of_the_simulator_have_it_too(
     judge = Judge(description, simulator.url, "sk-test")
     for part in PARTS:
         part(judge)
+
+
+def test_two_users_do_not_see_what_the_other_has(
+    description: dict[str, Any], url: str, stack: WorkerServices
+) -> None:
+    ada, bob = (
+        Judge(description, url, stack.keys.create(f"{name}@example.org", name))
+        for name in ("ada", "bob")
+    )
+    batch = ada.finish(ada.begin(line(1)))
+    response = ada.call("POST", "/responses", {"model": GPT, "input": "Hi", "background": True})
+    files = [batch["input_file_id"], batch["output_file_id"]]
+
+    seen = list(probes(bob, files, batch["id"], response["id"]))
+    assert {status for _, status in seen} == {404}, seen
+    hers = named(bob, files[0], response["id"])
+    assert hers == named(bob, f"file-{NOBODY}", f"resp_{NOBODY}")
+    assert {status for status, _ in hers} <= {400, 404}
+    assert bob.call("GET", "/files")["data"] == []
+    assert bob.call("GET", "/batches")["data"] == []
+    # And nothing of hers was touched.
+    for file in files:
+        ada.call("GET", "/files/{file_id}", ids={"file_id": file})
+    assert ada.finish(batch)["status"] == "completed"
+    ada.call("GET", "/responses/{response_id}", ids={"response_id": response["id"]})
+
+
+def probes(judge: Judge, files: list[str], batch: str, response: str) -> Iterator[tuple[str, int]]:
+    """What a user is answered of each thing of another's, by each operation that names one."""
+    ids = {"file_id": files, "batch_id": [batch], "response_id": [response]}
+    for path, methods in SERVED.items():
+        for name, ones in ids.items():
+            for method, one in itertools.product(methods if f"{{{name}}}" in path else (), ones):
+                _, answer = judge.ask(method, path, ids={name: one})
+                yield f"{method} {path}", answer.status_code
+
+
+def named(judge: Judge, file: str, response: str) -> list[tuple[int, str]]:
+    """What a user is answered of things that a body names: no more than that they aren't there."""
+    begin = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+    go_on = {"model": GPT, "input": "Say 1.", "previous_response_id": response}
+    answers = [
+        judge.ask("post", path, body)[1]
+        for path, body in (("/batches", begin), ("/responses", go_on))
+    ]
+    return [
+        (answer.status_code, answer.text.replace(file, "file").replace(response, "response"))
+        for answer in answers
+    ]
