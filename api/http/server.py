@@ -27,6 +27,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then print one line of JSON."""
+        for listener in sockets or []:
+            # Connections inherit it. Else the body of each answer, which is sent after its head,
+            # waits up to 40 ms for the client to acknowledge the head.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await super().startup(sockets=sockets)
         for listener in sockets or []:
             sys.stdout.write(json.dumps({"url": _url(listener)}) + "\n")
