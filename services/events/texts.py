@@ -68,6 +68,7 @@ class TextFeed:
         """Read no more."""
         if self._reader is not None:
             self._reader.cancel()
+            self._bell.set()
 
     async def wait_for_all(self, watchers: Sequence[Watcher]) -> None:
         """Wait a moment for the end of a text: the ledger is often a little before the stream."""
@@ -88,7 +89,7 @@ class TextFeed:
         connection = self._connect()
         streams = TextStreams(self._redis, connection)
         try:
-            while self._watchers:
+            while self._watchers and not _was_cancelled():
                 try:
                     await self._read_once(streams)
                 except Exception as error:  # noqa: BLE001 - nobody else would tell them anything
@@ -160,6 +161,15 @@ class TextFeed:
                 rounds[number].append((one, position, at[position]))
         self._turn += MOST_ROUNDS - 1
         return rounds
+
+
+def _was_cancelled() -> bool:
+    """Whether this task is to end. In Python 3.11 redis-py may take no notice that it is cancelled.
+
+    There, `asyncio.wait_for` returns what was ready in the same moment, and the task goes on.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _positions(groups: Sequence[Group]) -> dict[UUID, str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from uuid import UUID, uuid4
 
 import pytest
@@ -60,5 +61,40 @@ def test_watchers_ahead_of_a_text_do_not_hold_up_others(
         # Each piece takes a turn or two of the reader, and some of its turns hear nothing.
         assert questions <= 10 * PIECES * MOST_ROUNDS
         assert any(positions.get(text, "").startswith(("0", "65536")) for positions in waited)
+
+    asyncio.run(hear())
+
+
+def test_a_reader_ends_also_where_redis_takes_no_notice_that_it_is_cancelled(
+    stack: WorkerServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = TextStreams.aread
+    asked = asyncio.Event()
+
+    async def take_no_notice(
+        self: TextStreams, positions: Mapping[UUID, str], block_seconds: float = 0.0
+    ) -> Mapping[UUID, Sequence[Piece]]:
+        if block_seconds:
+            return await read(self, positions, block_seconds)
+        asked.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return {}
+
+    monkeypatch.setattr(TextStreams, "aread", take_no_notice)
+
+    async def hear() -> None:
+        feed = TextFeed(
+            stack.redis, lambda: connections.open_async_redis(stack.redis_url, connections=1)
+        )
+        text = uuid4()
+        for position in ("1-1", "2-1"):  # those at the second one are read for first
+            feed.join(text, Watcher(Place("", position)))
+        reader = feed._reader
+        assert reader is not None
+        await asked.wait()
+        feed.close()
+        ended, _ = await asyncio.wait({reader}, timeout=60)
+        assert ended
 
     asyncio.run(hear())
