@@ -91,7 +91,10 @@ class BatchEndings:
                 return None
             run = None if batch.run_id is None else unit.runs.get(batch.run_id)
             if batch.state == BatchState.VALIDATING:
-                _end_unread(unit, batch, run, unit.jobs.get(batch.job_id))
+                job = unit.jobs.get(batch.job_id)
+                if job is not None and job.finished_at is None:
+                    return None
+                _end_unread(unit, batch, run, job)
                 unread = batch.run_id
             else:
                 unread = None
@@ -105,9 +108,7 @@ class BatchEndings:
 
 def _end_unread(unit: UnitOfWork, batch: Batch, run: Run | None, job: Job | None) -> None:
     """End a batch whose file is not read any more, though it was not read to its end."""
-    if job is not None and job.finished_at is None:
-        return
-    if batch.cancelling_at is not None or (job and job.state == JobState.CANCELLED):
+    if job and job.state == JobState.CANCELLED:
         _cancelled(unit, batch)
     elif (job and job.state == JobState.EXPIRED) or (run and run.state == RunState.EXPIRED):
         unit.batches.end(batch.id, BatchState.EXPIRED)

@@ -1,5 +1,8 @@
 """Takes in the files of batches: what they ask becomes a run, or they fail with their faults.
 
+The run of a batch that was cancelled meanwhile, or whose window is over, ends as it starts: every
+line is in an output, and nothing was asked.
+
 A worker may die at any step. Whoever does the job again finds the run of the one before by the
 batch's row: a run that was started is the batch's, and any other is deleted.
 """
@@ -11,7 +14,7 @@ from uuid import UUID
 from promptstack.config.errors import PromptStackError
 from promptstack.repositories.batch_models import Batch, BatchDoor, BatchState
 from promptstack.repositories.models import new_id
-from promptstack.repositories.run_models import RunKind
+from promptstack.repositories.run_models import RunKind, RunState
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.key_terms import KeyLimits
 from promptstack.services.batches.checks import RequestCheck, first_model
@@ -27,11 +30,12 @@ from promptstack.services.llm.model_names import ModelNames
 from promptstack.services.runs.feasibility import Finish, in_words
 from promptstack.services.runs.intake.ingest import Intake, TooManyInputs
 from promptstack.services.runs.intake.new_run import RunKeywords
-from promptstack.services.runs.service import RunService
+from promptstack.services.runs.service import Beginning, RunService
 from promptstack.services.runs.views import Preflight
 from promptstack.services.sources.reading import Format, Reading, SourceBounds
 
-LEAST_SECONDS = 1.0
+READ_SECONDS = 86_400.0
+"""How long the reading of a file may take. The run's own deadline is set when it is started."""
 CODES: Mapping[str, str] = {
     "BAD_JSON": "invalid_json_line",
     "BAD_ENCODING": "invalid_encoding",
@@ -84,7 +88,8 @@ class BatchIntake:
             self._runs.discard(found.run_id)
             return self._fail(job, batch, _faults_of(found))
         finish = self._finish_of(found.run_id)
-        if finish is not None and finish.is_late:
+        is_wanted = batch.cancelling_at is None
+        if is_wanted and finish is not None and finish.at > batch.expires_at:
             self._runs.discard(found.run_id)
             return self._fail(job, batch, [_too_late(finish)])
         self._runs.start(found.run_id, record=lambda unit: self._start(unit, job, batch, found))
@@ -95,7 +100,7 @@ class BatchIntake:
         unit.steps.check_claim(job.claim)
         batch_id = UUID(job.claim.request["batch_id"])
         batch = unit.batches.lock(batch_id)
-        if batch is None or batch.state != BatchState.VALIDATING or batch.cancelling_at is not None:
+        if batch is None or batch.state != BatchState.VALIDATING:
             return None
         if batch.run_id is not None:
             # Of somebody who began before and has lost the job.
@@ -109,16 +114,14 @@ class BatchIntake:
     def _prepare(self, job: JobContext, batch: Batch, form: LineForm) -> Preflight:
         kind = form.endpoints[batch.endpoint]
         asked = first_model(self._unpacked(batch))
-        limits, seconds = job.ledger.write(
-            lambda unit: (_limits_of(unit, batch), _left(unit, batch))
-        )
+        limits, left = job.ledger.write(lambda unit: (_limits_of(unit, batch), _left(unit, batch)))
         how: RunKeywords = {
             "name": f"{form.id_prefix}{batch.id.hex}",
             "run_id": batch.run_id,
             "user_id": batch.user_id,
             "api_key_id": batch.api_key_id,
             "key_limits": limits,
-            "expires_in": seconds,
+            "expires_in": max(left, 0) + READ_SECONDS,
             "reading": Reading(format=Format.JSONL),
             "total_items": self._bounds.lines,
             "unpacked_bytes": self._bounds.bytes,
@@ -150,9 +153,12 @@ class BatchIntake:
         bounds = SourceBounds(unpacked_bytes=self._bounds.bytes)
         return byte_blocks(Origin(None, self._source(batch), bounds))
 
-    def _start(self, unit: UnitOfWork, job: JobContext, batch: Batch, found: Preflight) -> None:
+    def _start(
+        self, unit: UnitOfWork, job: JobContext, batch: Batch, found: Preflight
+    ) -> Beginning:
         """Note that the run is the batch's, in the transaction that starts it."""
         unit.steps.check_claim(job.claim)
+        known = unit.batches.lock(batch.id) or batch
         form = self._forms[BatchDoor(batch.door)]
         outputs = {
             part: self._files.register_output(
@@ -174,6 +180,10 @@ class BatchIntake:
             output_file_id=outputs["output"],
             error_file_id=outputs["errors"],
         )
+        if known.cancelling_at is not None:
+            return Beginning(ends_as=RunState.CANCELLED)
+        left = _left(unit, batch)
+        return Beginning(lifetime=left) if left > 0 else Beginning(ends_as=RunState.EXPIRED)
 
     def _fail(
         self, job: JobContext, batch: Batch, errors: list[BatchError]
@@ -194,7 +204,7 @@ def _limits_of(unit: UnitOfWork, batch: Batch) -> KeyLimits | None:
 
 
 def _left(unit: UnitOfWork, batch: Batch) -> float:
-    return max(LEAST_SECONDS, (batch.expires_at - unit.now()).total_seconds())
+    return (batch.expires_at - unit.now()).total_seconds()
 
 
 def _shown(job: JobContext) -> Callable[[Intake], None]:

@@ -34,6 +34,8 @@ from promptstack.services.validation.ids import check_user
 PROVIDER = "ledger"
 """What stands for a provider in a batch's job: it asks nobody."""
 RETRIES = 5
+LATE_SECONDS = 30 * 86_400.0
+"""How long after a batch's window its file is still read: every line ends in an output."""
 
 
 class BatchService:
@@ -118,7 +120,7 @@ class BatchService:
             api_key_id=batch.api_key_id,
             idempotency_key=None,
             max_retries=RETRIES,
-            lifetime=batch.window_seconds,
+            lifetime=batch.window_seconds + LATE_SECONDS,
             webhook=None,
         )
         accepted = unit.new_jobs.add([row])[row.id]
@@ -152,15 +154,12 @@ class BatchService:
     ) -> BatchView:
         """Stop a batch and keep its results. A worker ends it when no call is under way any more.
 
-        One that is being cancelled or is cancelled is returned as it is. Raises `NotFound` and
-        `WrongState`.
+        One whose file is still to be read is read all the same, so that every line ends in an
+        output. One that is being cancelled or is cancelled is returned as it is. Raises `NotFound`
+        and `WrongState`.
         """
         self.get(batch_id, owner, door)
         with self._ledger.transaction() as unit:
-            known = unit.batches.get(batch_id)
-            # A job is always locked before its batch.
-            if known is not None and known.state == BatchState.VALIDATING:
-                unit.jobs.cancel(known.job_id)
             batch = unit.batches.lock(batch_id)
             if batch is None:
                 raise NotFound(f"There is no batch {batch_id}.")

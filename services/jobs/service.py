@@ -9,7 +9,7 @@ from uuid import UUID
 
 from promptstack.config.names import Queue
 from promptstack.repositories.jobs.records import JobFilter
-from promptstack.repositories.models import Job, JobState
+from promptstack.repositories.models import Job, JobKind, JobState
 from promptstack.repositories.pages import Page, PageQuery
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
@@ -213,7 +213,9 @@ class JobService(JobEnqueuer):
 
 
 def _check_stands_alone(job: Job, what: str) -> None:
-    """Raise `WrongState` for a shard: its run counts on it."""
+    """Raise `WrongState` for a part of something else, which counts on it."""
+    if job.kind == JobKind.BATCH:
+        raise WrongState(f"Job {job.id} reads the file of a batch; {what} the batch.")
     if job.run_id is not None:
         raise WrongState(
             f"Job {job.id} is a part of run {job.run_id}; {what} the run: "

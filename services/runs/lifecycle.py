@@ -133,6 +133,12 @@ class RunLifecycle:
         self._progress.publish(ended)
         return ended
 
+    def end_unserved(self, unit: UnitOfWork, started: Run, state: RunState) -> Run:
+        """End a run in the transaction that starts it: none of it is given out, or to be undone."""
+        ended = unit.runs.finish(started.id, state) or started
+        self._run_ends.tell(unit, ended)
+        return ended
+
     def cancel_shards(self, ended: Run) -> None:
         """Cancel the queued shards of an ended run.
 

@@ -6,6 +6,7 @@ Nothing is paid for before every input was read and checked and `start` was call
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Unpack
 from uuid import UUID
@@ -44,6 +45,16 @@ LARGE_LOAD = 0.2
 """A share of a model's vectors. A run that adds more drops the index, and builds it at its end.
 With 10% more vectors that takes 2.5 times as long as keeping it up, with 20% 0.8 times, with 100%
 half as long (python -m benchmarks.index_load)."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a run begins, where its starter says more than that it does."""
+
+    lifetime: float | None = None
+    """Seconds until its deadline. None: as long as it had when it was prepared."""
+    ends_as: RunState | None = None
+    """It ends so at once, and nothing is asked."""
 
 
 class BadInputs(InvalidInput):
@@ -135,16 +146,17 @@ class RunService(EndedRuns):
         run_id: UUID | str,
         keyed: KeyedRequest | None = None,
         *,
-        record: Callable[[UnitOfWork], None] = lambda unit: None,
+        record: Callable[[UnitOfWork], Beginning | None] = lambda unit: None,
     ) -> RunView:
         """Start a prepared run. Raises `NotFound` and `WrongState`.
 
         Another request with the same key may have started its own meanwhile: that one is returned,
-        and this one is left as it is. `record` runs first in the same transaction.
+        and this one is left as it is. `record` runs first in the same transaction, and may say how
+        the run begins.
         """
         run_id = read_id(run_id, "run")
         with self._ledger.transaction() as unit:
-            record(unit)
+            how = record(unit) or Beginning()
             made = claim(unit, keyed, run_id)
             if made is not None:
                 return self._view(unit, made)
@@ -155,8 +167,11 @@ class RunService(EndedRuns):
                 raise WrongState(f"The run is {run.state}; only a prepared one can be started.")
             bad = unit.outcomes.count_outcomes(run_id).failed
             unit.runs.change(run_id, Change(failed=bad - run.failed))
-            started = unit.runs.start(run_id) or run
-            self._make_room(unit, started)
+            started = unit.runs.start(run_id, lifetime=how.lifetime) or run
+            if how.ends_as is None:
+                self._make_room(unit, started)
+            else:
+                started = self._lifecycle.end_unserved(unit, started, how.ends_as)
         self._progress.publish(started)
         self._lifecycle.wake()
         return RunView.of(started)

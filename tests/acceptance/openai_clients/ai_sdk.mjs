@@ -24,17 +24,6 @@ async function until(batch, end) {
   return state;
 }
 
-// Until the lines of a batch are known: this client doesn't tell.
-async function untilRead(id) {
-  const headers = { authorization: `Bearer ${process.env.OPENAI_API_KEY}` };
-  const deadline = Date.now() + SECONDS * 1000;
-  while (Date.now() < deadline) {
-    const answer = await fetch(`${process.env.OPENAI_BASE_URL}/batches/${id}`, { headers });
-    if ((await answer.json()).status !== "validating") return;
-    await new Promise((wake) => setTimeout(wake, 50));
-  }
-}
-
 function begin(count) {
   const requests = [];
   for (let number = 0; number < count; number++) {
@@ -85,7 +74,6 @@ const PARTS = {
 
   async cancelled_batches() {
     const batch = await begin(200);
-    await untilRead(batch.id ?? batch.batchId);
     await ai.experimental_cancelBatch({ provider, batch });
     const state = await until(batch, isOver);
     const rows = await results(batch);

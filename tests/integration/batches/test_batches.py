@@ -289,18 +289,71 @@ def test_a_cancelled_batch_ends_with_every_line_in_one_output_and_goes_on_when_r
         stack.batches.cancel(batch.id)
 
 
-def test_a_batch_is_cancelled_before_its_file_was_read_and_goes_on_when_retried(
-    stack: WorkerServices, test_user: UserView
+def test_a_batch_that_is_cancelled_before_its_file_was_read_has_every_line_in_an_output(
+    stack: WorkerServices, test_user: UserView, fake_llm: FakeProvider
 ) -> None:
-    batch = batch_of(stack, test_user.id, [SAME])
+    batch = batch_of(stack, test_user.id, [chat(f"{n}", f"{n}", **FAKE) for n in range(3)])
     assert stack.batches.cancel(batch.id).status is BatchStatus.CANCELLING
     with pytest.raises(NotYet):
         stack.batches.retry(batch.id)
-    ended = settle(stack, batch)
-    assert (ended.status, ended.counts) == ("cancelled", BatchCounts())
-    assert take_in(stack, batch) == ended  # its message comes all the same
+    assert settle(stack, batch).status is BatchStatus.CANCELLING
+    cancelled_with_every_line(stack, batch, ["0", "1", "2"])
     again = stack.batches.retry(batch.id)
-    assert again.status is BatchStatus.VALIDATING
+    assert again.status is BatchStatus.IN_PROGRESS
+    assert done(stack, again).counts == BatchCounts(3, 3, 0)
+    assert fake_llm.calls == 3
+
+
+def cancelled_with_every_line(
+    stack: WorkerServices, batch: BatchView, custom_ids: list[str]
+) -> None:
+    """Nothing was asked for it, and no worker got anything to do."""
+    ended = done(stack, batch)
+    count = len(custom_ids)
+    assert (ended.status, ended.counts) == ("cancelled", BatchCounts(count, 0, count))
+    assert ended.cancelling_at is not None
+    answered, left = outputs(stack, ended)
+    assert (answered, ids(left)) == ([], custom_ids)
+    assert {line["error"]["code"] for line in left} == {"batch_cancelled"}
+    assert in_ledger(stack, "SELECT count(*) FROM jobs WHERE kind <> 'batch'") == 0
+
+
+def test_a_batch_that_is_cancelled_while_its_file_is_read_asks_for_nothing(
+    stack: WorkerServices, test_user: UserView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_of(stack, test_user.id, [embedding("a", "x"), embedding("b", "y")], EMBEDDINGS)
+    start: Callable[..., Any] = stack.runs.start
+
+    def cancelled(*given: Any, **named: Any) -> Any:
+        stack.batches.cancel(batch.id)
+        settle(stack, batch)  # the upkeep of any worker looks at it meanwhile
+        return start(*given, **named)
+
+    monkeypatch.setattr(stack.runs, "start", cancelled)
+    take_in(stack, batch)
+    stack.run_lifecycle.run_once()
+    cancelled_with_every_line(stack, batch, ["a", "b"])
+
+
+def test_a_cancelled_batch_whose_file_is_not_valid_says_why(
+    stack: WorkerServices, test_user: UserView
+) -> None:
+    batch = batch_of(stack, test_user.id, [SAME, "{"])
+    stack.batches.cancel(batch.id)
+    ended = take_in(stack, batch)
+    assert (ended.status, ended.counts) == ("failed", BatchCounts())
+    assert [error.line for error in ended.errors] == [2]
+
+
+def test_the_job_that_takes_a_file_in_is_cancelled_with_its_batch_only(
+    stack: WorkerServices, test_user: UserView
+) -> None:
+    batch = batch_of(stack, test_user.id, [SAME])
+    with stack.ledger.transaction() as unit:
+        found = unit.batches.get(batch.id)
+    assert found is not None
+    with pytest.raises(WrongState, match="cancel the batch"):
+        stack.jobs.cancel(found.job_id, owner=test_user.id)
     assert done(stack, batch).counts == BatchCounts(1, 1, 0)
 
 
@@ -322,13 +375,23 @@ def test_an_expired_batch_has_the_rest_among_its_errors(
     assert done(stack, batch).counts == BatchCounts(2, 2, 0)
 
 
-def test_a_batch_whose_window_ends_before_its_file_is_read_expires(
+def test_a_batch_whose_window_ends_before_its_file_is_read_has_every_line_among_its_errors(
     stack: WorkerServices, test_user: UserView
 ) -> None:
-    batch = batch_of(stack, test_user.id, [SAME])
-    in_ledger(stack, "UPDATE jobs SET expires_at = now() RETURNING 1")
+    batch = batch_of(stack, test_user.id, [SAME, chat("b", "x")], window="1h")
+    late = "UPDATE {} SET expires_at = expires_at - interval '61 minutes' RETURNING 1"
+    for table in ("batches", "jobs"):
+        in_ledger(stack, late.format(table))
     stack.liveness.run_once()
-    assert settle(stack, batch).status is BatchStatus.EXPIRED
+    ended = done(stack, batch)
+    assert (ended.status, ended.counts) == ("expired", BatchCounts(2, 0, 2))
+    assert [line["error"]["code"] for line in part(stack, ended.error_file_id)] == [
+        "batch_expired",
+        "batch_expired",
+    ]
+    assert in_ledger(stack, "SELECT count(*) FROM jobs WHERE kind <> 'batch'") == 0
+    assert stack.batches.retry(batch.id).expires_at > ended.expires_at
+    assert done(stack, batch).counts == BatchCounts(2, 2, 0)
 
 
 def test_a_spent_quota_fails_the_batch_with_every_line_in_one_output(

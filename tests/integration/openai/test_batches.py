@@ -217,7 +217,7 @@ def test_each_end_is_told_as_openais_client_reads_it(
         }
         cancelled = batch_of(sending, test_user.id, [line])
         sending.batches.cancel(cancelled.id)
-        ended["batch.cancelled"] = settle(sending, cancelled)
+        ended["batch.cancelled"] = done(sending, cancelled)
         expired = batch_of(sending, test_user.id, [line])
         sql(sending, "UPDATE jobs SET expires_at = now() WHERE state = 'queued'")
         sending.liveness.run_once()
