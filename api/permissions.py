@@ -255,7 +255,7 @@ PERMISSIONS = (
         routes=("POST /openai/v1/files", "DELETE /openai/v1/files/{file_id}"),
     ),
     Permission(
-        action="make, cancel and retry batches",
+        action="make, cancel, retry and delete batches",
         scope=Scope.RUNS_WRITE,
         whose=Whose.ONLY_OWN,
         routes=(
@@ -264,6 +264,7 @@ PERMISSIONS = (
             "POST /openai/v1/batches/{batch_id}/retry",
             "POST /anthropic/v1/messages/batches",
             "POST /anthropic/v1/messages/batches/{message_batch_id}/cancel",
+            "DELETE /anthropic/v1/messages/batches/{message_batch_id}",
         ),
     ),
     Permission(

@@ -114,6 +114,11 @@ class BatchRepository(BaseRepository[Batch]):
         values = {**REOPENED, "state": BatchState.VALIDATING, "job_id": job_id}
         change_rows(self._session, again.values(**values))
 
+    def reads(self, file_id: UUID) -> bool:
+        """Whether a file is the input of any batch."""
+        query = select(Batch.id).where(Batch.input_file_id == file_id).limit(1)
+        return self._session.scalar(query) is not None
+
     def is_unsettled(self, run_id: UUID) -> bool:
         """Whether the sums of a run are still to be noted in its batch."""
         query = select(Batch.id).where(Batch.run_id == run_id, Batch.ended_at.is_(None))

@@ -74,7 +74,7 @@ class FileRepository(BaseRepository[File]):
             [data] = copied_row(cursor, query, {"file": str(file_id), "number": number})
         return data
 
-    def mark_deleted(self, file_id: UUID, owner: UUID) -> bool:
+    def mark_deleted(self, file_id: UUID, owner: UUID | None) -> bool:
         """Delete a file for everybody; whether it was there."""
         statement = update(File).where(File.id == file_id, File.user_id == owner, IS_THERE)
         return change_rows(self._session, statement.values(deleted_at=func.now())) > 0

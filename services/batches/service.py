@@ -15,6 +15,7 @@ from promptstack.repositories.run_models import RunState
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.caller import OwnerKeywords
+from promptstack.services.access.key_terms import check_came_with
 from promptstack.services.batches.files import BatchFiles
 from promptstack.services.batches.forms import LineForms
 from promptstack.services.batches.requests import (
@@ -209,6 +210,42 @@ class BatchService:
                 unit.session.refresh(batch)
                 self._add_job(unit, batch)
         return self.get(batch_id)
+
+    def delete(
+        self,
+        batch_id: UUID,
+        owner: UUID | None = None,
+        door: BatchDoor | None = None,
+        *,
+        only_key: UUID | None = None,
+    ) -> None:
+        """Delete a batch that has ended, with its run, its outputs and its own input file.
+
+        Raises `NotFound`, `NotPermitted`, `NotYet` and `WrongState`.
+        """
+        found = self.get(batch_id, owner, door)
+        with self._ledger.transaction() as unit:
+            # A run is always locked before its batch.
+            run = None if found.run_id is None else unit.runs.lock(found.run_id)
+            batch = unit.batches.lock(batch_id)
+            if batch is None:
+                raise NotFound(f"There is no batch {batch_id}.")
+            if batch.ended_at is None or batch.run_id != found.run_id:
+                raise WrongState("The batch goes on; cancel it, and delete it when it has ended.")
+            check_came_with(batch.api_key_id, only_key)
+            if run is not None:
+                if unit.run_maintenance.is_busy(run.id):
+                    raise NotYet(
+                        "The batch has ended, and its last calls are not over yet; try again in a "
+                        "while.",
+                        retry_after=SOON_SECONDS,
+                    )
+                unit.run_maintenance.drop(run.id, drops_vectors=True)
+            unit.batches.delete(batch)
+            unit.files.mark_outputs_deleted(batch_id)
+            # What clients have uploaded is theirs to delete; this door's was made with the batch.
+            if batch.door == BatchDoor.ANTHROPIC and not unit.batches.reads(batch.input_file_id):
+                unit.files.mark_deleted(batch.input_file_id, batch.user_id)
 
 
 def _is_of(batch: Batch, owner: UUID | None, door: BatchDoor | None) -> bool:

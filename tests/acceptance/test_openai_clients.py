@@ -224,9 +224,6 @@ LANGCHAIN: dict[str, Any] = {
     "embeddings": {"dimensions": [SIZE, SIZE]},
 }
 
-# It deletes its batch, and that isn't served yet.
-del ANTHROPIC["cancelled_batches"]
-
 
 @dataclass(frozen=True)
 class Client:

@@ -1,4 +1,4 @@
-"""Message batches: make one, look at it, list, cancel, and read its results."""
+"""Message batches: make one, look at it, list, cancel, read its results, and delete it."""
 
 from contextlib import ExitStack
 from datetime import datetime
@@ -108,6 +108,14 @@ def cancel_batch(
     """Stop a batch. What was answered is kept."""
     found = stack.batches.cancel(_id(message_batch_id), caller.user_id, BatchDoor.ANTHROPIC)
     return batch_object(found, request)
+
+
+@router.delete("/messages/batches/{message_batch_id}")
+def delete_batch(message_batch_id: str, stack: Stack, caller: CurrentCaller) -> dict[str, str]:
+    """Delete a batch that has ended, with its requests and results."""
+    batch_id = _id(message_batch_id)
+    stack.batches.delete(batch_id, caller.user_id, BatchDoor.ANTHROPIC, only_key=caller.only_key)
+    return {"id": wire_id(BATCH_PREFIX, batch_id), "type": "message_batch_deleted"}
 
 
 @router.get("/messages/batches/{message_batch_id}/results", response_class=Response)

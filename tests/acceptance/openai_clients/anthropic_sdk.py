@@ -57,7 +57,6 @@ def batches() -> Any:
 def cancelled_batches() -> Any:
     requests: Any = [{"custom_id": f"c{n}", "params": ask(f"Say {n}.")} for n in range(200)]
     batch = client.messages.batches.create(requests=requests)
-    time.sleep(0.3)
     stopping = client.messages.batches.cancel(batch.id)
     ended = wait(batch)
     results = list(client.messages.batches.results(batch.id))

@@ -11,6 +11,7 @@ from promptstack.services.batches.views import BatchView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.batches import done, settle, take_in
 from tests.http import live_server
+from tests.runs import in_ledger
 
 PARAMS: dict[str, Any] = {
     "model": "demo/demo-1",
@@ -88,6 +89,32 @@ def test_a_cancelled_batch_has_a_line_for_each_request(
         ("a", "canceled"),
         ("b", "canceled"),
     }
+
+
+def test_an_ended_batch_is_deleted_with_all_that_is_its_own(
+    stack: WorkerServices, sdk: anthropic.Anthropic
+) -> None:
+    batch = sdk.messages.batches.create(requests=[request("a")])
+    found = made(stack, batch.id)
+    again = sdk.messages.batches.create(
+        requests=[request("a")], extra_headers={"Idempotency-Key": "another"}
+    )
+    other = sdk.with_options(api_key=stack.keys.create("eve@example.org", "Test"))
+    with pytest.raises(anthropic.NotFoundError):
+        other.messages.batches.delete(batch.id)
+    with pytest.raises(anthropic.ConflictError, match="cancel it"):
+        sdk.messages.batches.delete(batch.id)
+    done(stack, found)
+    gone = sdk.messages.batches.delete(batch.id)
+    assert (gone.id, gone.type) == (batch.id, "message_batch_deleted")
+    with pytest.raises(anthropic.NotFoundError):
+        sdk.messages.batches.retrieve(batch.id)
+    assert in_ledger(stack, "SELECT count(*) FROM runs") == 0
+    files = "SELECT count(*) FROM files WHERE deleted_at IS NULL"
+    assert in_ledger(stack, files) == 1  # the other batch has the same requests
+    done(stack, made(stack, again.id))
+    sdk.messages.batches.delete(again.id)
+    assert in_ledger(stack, files) == 0
 
 
 def test_a_list_has_pages_and_no_batches_of_others(
