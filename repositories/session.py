@@ -61,6 +61,18 @@ class Ledger:
             yield UnitOfWork(session)
 
     @contextmanager
+    def single(self) -> Iterator[UnitOfWork]:
+        """Open a unit of work for one statement, which PostgreSQL commits by itself.
+
+        Raises as `transaction`, which takes three exchanges for one statement. Each statement here
+        is a transaction of its own: for what is one statement, or only reads.
+        """
+        with explained(), self._sessions() as session:
+            session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+            yield UnitOfWork(session)
+            session.commit()
+
+    @contextmanager
     def statement(self) -> Iterator[SingleStatement]:
         """Run one statement, which PostgreSQL commits by itself. Raises the same.
 

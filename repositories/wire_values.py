@@ -131,16 +131,30 @@ class BatchStatement:
         self._names = [name for name, _ in typed]
         arrays = ", ".join(f"CAST(:given_{name} AS {kind}[])" for name, kind in typed)
         rows = f"unnest({arrays}) AS t({', '.join(self._names)})"
-        self._statement = text(f"WITH given AS (SELECT * FROM {rows}){sql}")  # noqa: S608 - ours
+        self._sql = f"WITH given AS (SELECT * FROM {rows}){sql}"  # noqa: S608 - ours
+        self._statements = {0.0: text(self._sql)}
 
     def run(
-        self, session: Session, rows: Sequence[Mapping[str, Any]], **values: Any
+        self,
+        session: Session,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        lock_seconds: float = 0.0,
+        **values: Any,
     ) -> Sequence[Row[Any]]:
-        """Run it on all rows at once; what it returns. What a row leaves out is NULL."""
+        """Run it on all rows at once; what it returns. What a row leaves out is NULL.
+
+        With `lock_seconds`, neither it nor what follows in its transaction waits longer for a lock.
+        That goes to PostgreSQL in the same exchange.
+        """
+        statement = self._statements.get(lock_seconds)
+        if statement is None:
+            limit = f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"
+            statement = self._statements[lock_seconds] = text(f"{limit}; {self._sql}")
         arrays = {
             f"given_{name}": array_literal([row.get(name) for row in rows]) for name in self._names
         }
-        return session.execute(self._statement, {**arrays, **values}).all()
+        return session.execute(statement, {**arrays, **values}).all()
 
 
 _IN_COPY = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})

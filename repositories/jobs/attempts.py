@@ -29,14 +29,18 @@ class AttemptRepository(BaseRepository[Attempt]):
 
     model = Attempt
 
-    def begin(self, steps: Sequence[BeginStep]) -> dict[tuple[UUID, int], Begun]:
+    def begin(
+        self, steps: Sequence[BeginStep], *, lock_seconds: float = 0.0
+    ) -> dict[tuple[UUID, int], Begun]:
         """Record calls that are about to leave and that no budget counts.
 
         Returns what was recorded, by job and number of the call. Calls of lost claims are left out,
         and those of `find_capped`. The same call twice is one: a commit may have succeeded though
-        its answer was lost.
+        its answer was lost. With `lock_seconds`, neither this nor what follows in the transaction
+        waits longer for a lock.
         """
-        return _begun(_BEGIN.run(self._session, list(map(_row, steps))))
+        rows = list(map(_row, steps))
+        return _begun(_BEGIN.run(self._session, rows, lock_seconds=lock_seconds))
 
     def find_capped(self, steps: Sequence[BeginStep]) -> dict[tuple[UUID, int], CappedCall]:
         """Calls that `begin` left out as budgets count them; those of lost claims are left out."""

@@ -43,10 +43,13 @@ class StepRepository:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def claim_batch(self, steps: Sequence[ClaimStep], worker_id: UUID) -> dict[UUID, Claim]:
+    def claim_batch(
+        self, steps: Sequence[ClaimStep], worker_id: UUID, *, lock_seconds: float = 0.0
+    ) -> dict[UUID, Claim]:
         """Take the queued jobs that are due, for a worker; the others are left out.
 
-        Of two workers with a message of the same job, one gets the row.
+        Of two workers with a message of the same job, one gets the row. With `lock_seconds`,
+        neither this nor what follows in the transaction waits longer for a lock.
         """
         rows = [{"id": step.job_id, "sent_at": step.published_at} for step in steps]
         return {
@@ -69,7 +72,9 @@ class StepRepository:
                 is_checked=row.is_checked,
                 is_readable=request is not None,
             )
-            for row in _CLAIM.run(self._session, rows, worker=worker_id)
+            for row in _CLAIM.run(
+                self._session, rows, lock_seconds=lock_seconds, worker=worker_id
+            )
             for request in [read_request(row.request)]
         }
 

@@ -97,7 +97,7 @@ class JobTopic:
 
     def ends(self, ids: Sequence[UUID]) -> dict[UUID, Look]:
         """The whole jobs, with their results."""
-        with self._ledger.transaction() as unit:
+        with self._ledger.single() as unit:
             rows = unit.jobs.get_all(ids, with_results=True)
             views = [JobView.model_validate(row) for row in rows]
         return {view.id: job_end(view) for view in views if view.state.is_final}

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from promptstack.repositories.errors import ClaimLost
@@ -303,3 +303,23 @@ def test_a_call_of_a_stale_attempt_does_not_leave_beside_one_of_its_successor(
         begun = unit.attempts.begin([BeginStep(stale, fallback), BeginStep(held, CALL)])
     assert set(begun) == {(held.job_id, CALL.call)}
     assert [attempt.number for attempt in job(ledger, jobs[0]).attempts] == [held.attempt]
+
+
+def test_a_claim_and_a_call_that_are_alone_are_one_exchange_each(
+    stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
+) -> None:
+    sent: list[tuple[str, bool]] = []
+
+    def note(connection: Any, _: Any, statement: str, *__: Any) -> None:
+        sent.append((statement, connection.connection.dbapi_connection.autocommit))
+
+    event.listen(ledger.engine, "before_cursor_execute", note)
+    group = stack.group_commit
+    [claim] = together(stack, [group.claim(ClaimStep(jobs[0]))])
+    [attempt_id] = together(stack, [group.begin(BeginStep(claim, CALL), lambda: None)])
+    assert [is_committed_by_itself for _, is_committed_by_itself in sent] == [True, True]
+    assert all(statement.startswith("SET LOCAL lock_timeout") for statement, _ in sent)
+    [attempt] = job(ledger, jobs[0]).attempts
+    assert (attempt.id, attempt.state) == (attempt_id, AttemptState.STARTED)
+    with ledger.transaction() as unit:
+        assert unit.session.scalar(text("SHOW lock_timeout")) == "0"
