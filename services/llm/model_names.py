@@ -104,8 +104,9 @@ class ModelNames:
             targets = self._usable(alias.targets, kind, key_limits)
             if targets:
                 random = self._random if same_for is None else Random(f"{name} {same_for}")  # noqa: S311
-                weights = [one.weight for one in alias.targets if one in targets]
-                [target] = random.choices(list(targets), weights)
+                # One that stands there twice counts twice.
+                usable = [one for one in alias.targets if one in targets]
+                [target] = random.choices(usable, [one.weight for one in usable])
                 return self._with_fallbacks(alias, *targets[target], kind, key_limits)
         else:
             for provider, model in self._knowing(name, kind):

@@ -175,3 +175,10 @@ def test_targets_are_drawn_by_their_weight(weights: list[int], seed: int) -> Non
 def test_a_request_that_is_sent_again_stays_the_same(key: str) -> None:
     first = names_of(seed=1).resolve("fast", GENERATION, same_for=key)
     assert names_of(seed=2).resolve("fast", GENERATION, same_for=key) == first
+
+
+def test_a_target_that_stands_twice_is_drawn_twice_as_often() -> None:
+    targets = [{"provider": "openai", "model": name} for name in ("gpt-5", "gpt-5", "gpt-5-mini")]
+    names = names_of({"aliases": [{"name": "mixed", "targets": targets}]})
+    drawn = Counter(names.resolve("mixed", GENERATION).model for _ in range(600))
+    assert 330 < drawn["gpt-5"] < 470
