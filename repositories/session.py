@@ -62,10 +62,10 @@ class Ledger:
 
     @contextmanager
     def single(self) -> Iterator[UnitOfWork]:
-        """Open a unit of work for one statement, which PostgreSQL commits by itself.
+        """Open a unit of work for one exchange, which PostgreSQL commits by itself.
 
-        Raises as `transaction`, which takes three exchanges for one statement. Each statement here
-        is a transaction of its own: for what is one statement, or only reads.
+        Raises as `transaction`, which has two exchanges more. Each exchange here is a transaction
+        of its own.
         """
         with explained(), self._sessions() as session:
             session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})

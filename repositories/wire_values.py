@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any
 
 import orjson
-from sqlalchemy import ARRAY, BindParameter, ColumnElement, Row, Text, cast, text
+from sqlalchemy import ARRAY, BindParameter, ColumnElement, Row, Text, TextClause, cast, text
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -122,39 +122,63 @@ def _escaped(text: str) -> str:
     return f'"{escaped}"'
 
 
+Rows = Sequence[Mapping[str, Any]]
+
+
 class BatchStatement:
     """A statement over the table `given`: the rows that it is run on."""
 
     def __init__(self, columns: str, sql: str) -> None:
         """`columns` are those of `given`, each with its type, such as "id uuid, number integer"."""
-        typed = [column.split() for column in columns.split(",")]
-        self._names = [name for name, _ in typed]
-        arrays = ", ".join(f"CAST(:given_{name} AS {kind}[])" for name, kind in typed)
-        rows = f"unnest({arrays}) AS t({', '.join(self._names)})"
-        self._sql = f"WITH given AS (SELECT * FROM {rows}){sql}"  # noqa: S608 - ours
-        self._statements = {0.0: text(self._sql)}
+        self._columns = [column.split() for column in columns.split(",")]
+        self._sql = sql
+        self._alone = Exchange(self)
 
     def run(
-        self,
-        session: Session,
-        rows: Sequence[Mapping[str, Any]],
-        *,
-        lock_seconds: float = 0.0,
-        **values: Any,
+        self, session: Session, rows: Rows, *, lock_seconds: float = 0.0, **values: Any
     ) -> Sequence[Row[Any]]:
         """Run it on all rows at once; what it returns. What a row leaves out is NULL.
 
         With `lock_seconds`, neither it nor what follows in its transaction waits longer for a lock.
-        That goes to PostgreSQL in the same exchange.
         """
-        statement = self._statements.get(lock_seconds)
-        if statement is None:
-            limit = f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"
-            statement = self._statements[lock_seconds] = text(f"{limit}; {self._sql}")
-        arrays = {
-            f"given_{name}": array_literal([row.get(name) for row in rows]) for name in self._names
+        return self._alone.run(session, rows, lock_seconds=lock_seconds, **values)
+
+    def sql_of(self, name: str) -> str:
+        """Its text, with parameters that begin with `name`."""
+        arrays = ", ".join(f"CAST(:{name}_{column} AS {kind}[])" for column, kind in self._columns)
+        rows = f"unnest({arrays}) AS t({', '.join(column for column, _ in self._columns)})"
+        return f"WITH given AS (SELECT * FROM {rows}){self._sql}"  # noqa: S608 - ours
+
+    def arrays(self, name: str, rows: Rows) -> dict[str, str]:
+        """The parameters for these rows."""
+        return {
+            f"{name}_{column}": array_literal([row.get(column) for row in rows])
+            for column, _ in self._columns
         }
-        return session.execute(statement, {**arrays, **values}).all()
+
+
+class Exchange:
+    """Statements that go to PostgreSQL together. They return what the last one does."""
+
+    def __init__(self, *statements: BatchStatement) -> None:
+        self._parts = {f"given{number}": one for number, one in enumerate(statements)}
+        self._texts: dict[float, TextClause] = {}
+
+    def run(
+        self, session: Session, *rows: Rows, lock_seconds: float = 0.0, **values: Any
+    ) -> Sequence[Row[Any]]:
+        """Run each on its rows, with a limit on waits for locks where one is given."""
+        for (name, one), given in zip(self._parts.items(), rows, strict=True):
+            values |= one.arrays(name, given)
+        return session.execute(self._text(lock_seconds), values).all()
+
+    def _text(self, lock_seconds: float) -> TextClause:
+        """Built once, which costs more than to run it."""
+        if lock_seconds not in self._texts:
+            limit = [f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"] if lock_seconds else []
+            sql = [one.sql_of(name) for name, one in self._parts.items()]
+            self._texts[lock_seconds] = text(";\n".join(limit + sql))
+        return self._texts[lock_seconds]
 
 
 _IN_COPY = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})

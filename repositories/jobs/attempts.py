@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import Row, exists, func, select
 
 from promptstack.repositories.base import BaseRepository
 from promptstack.repositories.budget_models import DEPLOYMENT
@@ -93,8 +93,10 @@ class AttemptRepository(BaseRepository[Attempt]):
         """
         if not settled:
             return set()
-        rows = [{"billing": Billing.UNKNOWN, **outcome} for outcome in settled]
-        found = _SETTLE.run(self._session, rows)
+        return self.note(SETTLE.run(self._session, list(map(settled_row, settled))))
+
+    def note(self, found: Sequence[Row[Any]]) -> set[int]:
+        """Have budgets count what `SETTLE` has found; the ids of these attempts."""
         note_settled(
             self._session,
             [
@@ -142,6 +144,11 @@ class AttemptRepository(BaseRepository[Attempt]):
 
 def _row(step: BeginStep) -> dict[str, Any]:
     return {"job_id": step.claim.job_id, "number": step.claim.attempt, **vars(step.call)}
+
+
+def settled_row(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for `SETTLE`: an attempt's id, and what came of it."""
+    return {"billing": Billing.UNKNOWN, **outcome}
 
 
 def _begun(rows: Sequence[Any]) -> dict[tuple[UUID, int], Begun]:
@@ -211,7 +218,7 @@ FROM given RETURNING id
 """,
 )
 
-_SETTLE = BatchStatement(
+SETTLE = BatchStatement(
     """
     attempt_id bigint, state text, billing text, input_tokens integer, output_tokens integer,
     cached_tokens integer, cost_usd numeric, latency_seconds float8, limiter_wait_seconds float8,

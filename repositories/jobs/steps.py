@@ -30,11 +30,11 @@ from sqlalchemy.orm import Session
 from promptstack.config.names import Queue
 from promptstack.repositories.access_models import Tier
 from promptstack.repositories.budgets.budgets import counts_calls_of
-from promptstack.repositories.jobs.attempts import AttemptRepository
+from promptstack.repositories.jobs.attempts import SETTLE, AttemptRepository, settled_row
 from promptstack.repositories.jobs.jobs import BACK_IN_QUEUE, BEFORE_THE_QUEUE, EXPIRED
 from promptstack.repositories.jobs.records import Claim, ClaimStep, JobSnapshot, SucceedStep
 from promptstack.repositories.models import AttemptState, Job, JobKind, JobState
-from promptstack.repositories.wire_values import BatchStatement, dump_jsonb, read_request
+from promptstack.repositories.wire_values import BatchStatement, Exchange, dump_jsonb, read_request
 
 
 class StepRepository:
@@ -72,9 +72,7 @@ class StepRepository:
                 is_checked=row.is_checked,
                 is_readable=request is not None,
             )
-            for row in _CLAIM.run(
-                self._session, rows, lock_seconds=lock_seconds, worker=worker_id
-            )
+            for row in _CLAIM.run(self._session, rows, lock_seconds=lock_seconds, worker=worker_id)
             for request in [read_request(row.request)]
         }
 
@@ -92,21 +90,20 @@ class StepRepository:
         answer.
         """
         results = [_result(step.claim, step.result) for step in steps]
-        succeeded = {row.id for row in _SUCCEED.run(self._session, results)}
-        late = [result for result in results if result["id"] not in succeeded]
-        if late:
-            _STORE_LATE.run(self._session, late)
-        AttemptRepository(self._session).settle_many(
-            [
+        settled = [
+            settled_row(
                 {"attempt_id": step.attempt_id, "state": AttemptState.SUCCEEDED, **step.took}
-                for step in steps
-            ]
-        )
+            )
+            for step in steps
+        ]
+        found = _ANSWER_AND_SETTLE.run(self._session, results, settled)
+        AttemptRepository(self._session).note(found)
         return self._snapshots([step.claim.job_id for step in steps])
 
     def succeed(self, claim: Claim, result: Mapping[str, object]) -> None:
         """End a job whose work is stored already. Raises `ClaimLost`; then nothing is stored."""
-        if not _SUCCEED.run(self._session, [_result(claim, result)]):
+        rows = _ANSWER.run(self._session, [_result(claim, result)])
+        if not any(row.has_succeeded for row in rows):
             raise claim.lost()
 
     def snapshot(self, job_id: UUID) -> JobSnapshot | None:
@@ -220,43 +217,31 @@ RETURNING jobs.id, jobs.attempt, jobs.user_id, jobs.provider, jobs.model,
 """,
 )
 
-_RESULTS = "id uuid, attempt integer, result text"
-_SUCCEED = BatchStatement(
-    _RESULTS,
-    """
+_IS_OPEN = "jobs.state IN ('queued', 'running')"
+# A job that has ended keeps all but the answer.
+_ANSWER = BatchStatement(
+    "id uuid, attempt integer, result text",
+    f"""
 , answered AS (
     SELECT jobs.id, CAST(given.result AS jsonb) AS result
     FROM given JOIN jobs ON jobs.id = given.id AND jobs.attempt = given.attempt
-    WHERE jobs.state IN ('queued', 'running')
+    WHERE jobs.state <> 'succeeded'
     ORDER BY jobs.id FOR UPDATE OF jobs
 )
 UPDATE jobs SET
-    state = 'succeeded',
-    rung_at = CASE WHEN jobs.state = 'running' THEN jobs.rung_at END,
+    state = CASE WHEN {_IS_OPEN} THEN 'succeeded' ELSE jobs.state END,
+    rung_at = CASE WHEN jobs.state = 'queued' THEN NULL ELSE jobs.rung_at END,
     result = answered.result,
-    current = jobs.total,
-    error_code = NULL,
-    error = NULL,
-    not_before = NULL,
-    finished_at = now()
+    current = CASE WHEN {_IS_OPEN} THEN jobs.total ELSE jobs.current END,
+    error_code = CASE WHEN {_IS_OPEN} THEN NULL ELSE jobs.error_code END,
+    error = CASE WHEN {_IS_OPEN} THEN NULL ELSE jobs.error END,
+    not_before = CASE WHEN {_IS_OPEN} THEN NULL ELSE jobs.not_before END,
+    finished_at = CASE WHEN {_IS_OPEN} THEN now() ELSE jobs.finished_at END
 FROM answered WHERE jobs.id = answered.id
-RETURNING jobs.id
-""",
+RETURNING jobs.id, jobs.state = 'succeeded' AS has_succeeded
+""",  # noqa: S608 - names of our own
 )
-
-_STORE_LATE = BatchStatement(
-    _RESULTS,
-    """
-, late AS (
-    SELECT jobs.id, CAST(given.result AS jsonb) AS result
-    FROM given JOIN jobs ON jobs.id = given.id AND jobs.attempt = given.attempt
-    WHERE jobs.state IN ('failed', 'cancelled', 'expired')
-    ORDER BY jobs.id FOR UPDATE OF jobs
-)
-UPDATE jobs SET result = late.result FROM late WHERE jobs.id = late.id
-RETURNING jobs.id
-""",
-)
+_ANSWER_AND_SETTLE = Exchange(_ANSWER, SETTLE)
 
 _SNAPSHOT = BatchStatement(
     "id uuid",

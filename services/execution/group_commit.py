@@ -1,8 +1,8 @@
 """Group commit: one transaction writes the steps of all jobs that wait for one.
 
 A transaction costs far more than what it writes. A step that comes while nothing is written is
-written at once; a claim or a call that is alone is one statement, which is quicker than a
-transaction. Steps that come meanwhile wait, and the next transaction writes them together.
+written at once; a claim, and a call that no budget counts, then take one exchange and not the four
+of a transaction. Steps that come meanwhile wait, and the next transaction writes them together.
 After a transaction of several steps the next one waits for more, until 10 ms after it.
 
 The jobs are coroutines on the event loop; one thread writes their steps. A step whose batch fails
@@ -160,7 +160,7 @@ class GroupCommit:
         if not batch:
             return
         try:
-            if len(batch) == 1 and self._write_by_one_statement(batch[0]):
+            if len(batch) == 1 and self._write_in_one_exchange(batch[0]):
                 return
             with self._ledger.transaction() as unit:
                 unit.limit_locks(LOCK_SECONDS)
@@ -169,8 +169,8 @@ class GroupCommit:
             for waiting in batch:
                 waiting.is_alone = True
 
-    def _write_by_one_statement(self, mine: _Waiting) -> bool:
-        """Make a step by one exchange with PostgreSQL; False where it takes a transaction.
+    def _write_in_one_exchange(self, mine: _Waiting) -> bool:
+        """Make a step in one exchange with PostgreSQL; False where it takes a transaction.
 
         A client may wait for nothing but this job.
         """

@@ -24,6 +24,8 @@ from promptstack.repositories.jobs.records import (
 from promptstack.repositories.jobs.steps import StepRepository
 from promptstack.repositories.models import AttemptState, Job, JobState
 from promptstack.repositories.session import Ledger
+from promptstack.services.budgets.service import OF_DEPLOYMENT
+from promptstack.services.errors import SpendingHeld
 from promptstack.services.execution.group_commit import GroupCommit
 from promptstack.tasks.worker_services import WorkerServices
 from tests.processes import wait_until
@@ -319,7 +321,41 @@ def test_a_claim_and_a_call_that_are_alone_are_one_exchange_each(
     [attempt_id] = together(stack, [group.begin(BeginStep(claim, CALL), lambda: None)])
     assert [is_committed_by_itself for _, is_committed_by_itself in sent] == [True, True]
     assert all(statement.startswith("SET LOCAL lock_timeout") for statement, _ in sent)
+    sent.clear()
+    step = SucceedStep(claim, attempt_id, {"text": "x"}, TOOK)
+    [snapshot] = together(stack, [group.succeed(step)])
+    assert len(sent) == 3  # the limit on locks, the answer with its attempt, and what came of it
+    assert (snapshot.state, snapshot.calls, snapshot.tokens) == (JobState.SUCCEEDED, 1, 7)
     [attempt] = job(ledger, jobs[0]).attempts
-    assert (attempt.id, attempt.state) == (attempt_id, AttemptState.STARTED)
+    assert (attempt.id, attempt.state) == (attempt_id, AttemptState.SUCCEEDED)
     with ledger.transaction() as unit:
         assert unit.session.scalar(text("SHOW lock_timeout")) == "0"
+
+
+def test_an_answer_is_kept_by_a_job_that_has_ended(
+    stack: WorkerServices, ledger: Ledger, jobs: list[UUID]
+) -> None:
+    group = stack.group_commit
+    [claim] = together(stack, [group.claim(ClaimStep(jobs[0]))])
+    [attempt_id] = together(stack, [group.begin(BeginStep(claim, CALL), lambda: None)])
+    cancelled = stack.jobs.cancel(jobs[0])
+    step = SucceedStep(claim, attempt_id, {"text": "x"}, TOOK)
+    [snapshot] = together(stack, [group.succeed(step)])
+    assert snapshot.state == JobState.CANCELLED
+    found = job(ledger, jobs[0])
+    assert (found.state, found.result) == (JobState.CANCELLED, {"text": "x"})
+    assert found.finished_at == cancelled.finished_at
+    assert [attempt.state for attempt in found.attempts] == [AttemptState.SUCCEEDED]
+
+
+def test_a_call_that_is_alone_leaves_within_its_budget_only(
+    stack: WorkerServices, jobs: list[UUID]
+) -> None:
+    group = stack.group_commit
+    [claim] = together(stack, [group.claim(ClaimStep(jobs[0]))])
+    stack.budgets.set(OF_DEPLOYMENT, {"day": "0.015"})
+    calls = [replace(CALL, call=number, most_usd=lambda: Decimal("0.01")) for number in range(2)]
+    [first] = together(stack, [group.begin(BeginStep(claim, calls[0]), lambda: None)])
+    assert isinstance(first, int)
+    [second] = together(stack, [group.begin(BeginStep(claim, calls[1]), lambda: None)])
+    assert isinstance(second, SpendingHeld)
