@@ -246,6 +246,7 @@ PERMISSIONS = (
             "GET /openai/v1/files",
             "GET /openai/v1/files/{file_id}",
             "GET /openai/v1/files/{file_id}/content",
+            "GET /openai/v1/files/{file_id}/cost-estimate",
         ),
     ),
     Permission(

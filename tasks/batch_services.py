@@ -23,6 +23,7 @@ from promptstack.services.runs.results import RunResults
 if TYPE_CHECKING:
     # Imported when they are made: what takes runs in takes long to load.
     from promptstack.services.batches.contents import BatchContents
+    from promptstack.services.batches.costs import FileCosts
     from promptstack.services.batches.intake import BatchIntake
     from promptstack.services.batches.service import BatchService
     from promptstack.services.runs.feasibility import Feasibility, Finish
@@ -91,6 +92,19 @@ def open_batches(stack: Stack) -> "BatchService":
         stack.runs,
         stack.run_lifecycle,
         forms=FORMS,
+        bounds=_bounds(stack.settings),
+    )
+
+
+def open_file_costs(stack: Stack) -> "FileCosts":
+    """What estimates the cost of a file."""
+    from promptstack.services.batches.costs import FileCosts  # noqa: PLC0415 - runs
+
+    return FileCosts(
+        stack.files,
+        stack.runs,
+        stack.model_names,
+        form=FORMS[BatchDoor.OPENAI],
         bounds=_bounds(stack.settings),
     )
 

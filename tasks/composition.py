@@ -78,7 +78,7 @@ from promptstack.services.webhooks.deliveries import DeliveryLog
 from promptstack.services.webhooks.secrets import PURPOSE, SecretBox
 from promptstack.services.webhooks.service import WebhookService
 from promptstack.tasks import connections, from_settings
-from promptstack.tasks.batch_services import Contents, open_batches
+from promptstack.tasks.batch_services import Contents, open_batches, open_file_costs
 from promptstack.tasks.redis_publisher import RedisPublisher
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     # long to load, and many callers need neither.
     from celery import Celery
 
+    from promptstack.services.batches.costs import FileCosts
     from promptstack.services.batches.service import BatchService
     from promptstack.services.events.hub import EventHub
     from promptstack.services.notifications.mailer import Mailer
@@ -605,6 +606,11 @@ class PromptStack:
     def batches(self) -> "BatchService":
         """Files of requests that become runs."""
         return open_batches(self)
+
+    @cached_property
+    def file_costs(self) -> "FileCosts":
+        """What batches of files would cost."""
+        return open_file_costs(self)
 
     @cached_property
     def object_storage(self) -> ObjectStorage:

@@ -12,16 +12,26 @@ from promptstack.services.validation.json_text import NotExact, load_json
 LONGEST_LINE = 32_000_000
 
 
-def first_model(blocks: Iterable[bytes]) -> str | None:
-    """Return the model of the first request that names one."""
+def first_request(blocks: Iterable[bytes]) -> Mapping[str, Any] | None:
+    """Return the first request that names a model."""
     for _, line in physical_lines(blocks, LONGEST_LINE):
         with suppress(JSONDecodeError, NotExact):
             record = load_json((line or b"").removeprefix(b"\xef\xbb\xbf"), "The line")
-            body = record.get("body") if isinstance(record, dict) else None
-            model = body.get("model") if isinstance(body, dict) else None
-            if isinstance(model, str) and model:
-                return model
+            if isinstance(record, dict) and _model_of(record) is not None:
+                return record
     return None
+
+
+def first_model(blocks: Iterable[bytes]) -> str | None:
+    """Return the model of the first request that names one."""
+    first = first_request(blocks)
+    return None if first is None else _model_of(first)
+
+
+def _model_of(record: Mapping[str, Any]) -> str | None:
+    body = record.get("body")
+    model = body.get("model") if isinstance(body, dict) else None
+    return model if isinstance(model, str) and model else None
 
 
 class RequestCheck:

@@ -8,24 +8,23 @@ batch's row: a run that was started is the batch's, and any other is deleted.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 from uuid import UUID
 
-from promptstack.config.errors import PromptStackError
 from promptstack.repositories.batch_models import Batch, BatchDoor, BatchState
 from promptstack.repositories.models import new_id
 from promptstack.repositories.run_models import RunKind, RunState
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.key_terms import KeyLimits
 from promptstack.services.batches.checks import RequestCheck, first_model
+from promptstack.services.batches.faults import error_of, faults_of
 from promptstack.services.batches.files import BatchFiles
 from promptstack.services.batches.forms import LineForm, LineForms
-from promptstack.services.batches.requests import BatchBounds
+from promptstack.services.batches.requests import CAPABILITIES, BatchBounds
 from promptstack.services.batches.streams import BlockStream
 from promptstack.services.batches.views import BatchError
 from promptstack.services.errors import InvalidInput, NotFound, NotPermitted
 from promptstack.services.execution.job_context import JobContext
-from promptstack.services.llm.answers import Capability
 from promptstack.services.llm.model_names import ModelNames
 from promptstack.services.runs.feasibility import Finish, in_words
 from promptstack.services.runs.intake.ingest import Intake, TooManyInputs
@@ -36,21 +35,6 @@ from promptstack.services.sources.reading import Format, Reading, SourceBounds
 
 READ_SECONDS = 86_400.0
 """How long the reading of a file may take. The run's own deadline is set when it is started."""
-CODES: Mapping[str, str] = {
-    "BAD_JSON": "invalid_json_line",
-    "BAD_ENCODING": "invalid_encoding",
-    "DUPLICATE_ID": "duplicate_custom_id",
-    "EMPTY_SOURCE": "empty_file",
-    "MISSING_FIELD": "missing_required_parameter",
-    "TOO_LONG": "request_too_large",
-    "UNKNOWN_MODEL": "model_not_found",
-    "WRONG_TYPE": "invalid_type",
-}
-"""OpenAI's names of faults. Else ours in lower case."""
-CAPABILITIES = {
-    RunKind.GENERATION: Capability.GENERATION,
-    RunKind.EMBEDDING: Capability.EMBEDDING,
-}
 
 
 class BatchIntake:
@@ -83,10 +67,10 @@ class BatchIntake:
         try:
             found = self._prepare(job, batch, form)
         except (InvalidInput, NotFound, NotPermitted) as error:
-            return self._fail(job, batch, [_error_of(error)])
+            return self._fail(job, batch, [error_of(error)])
         if found.bad and not form.skips_bad:
             self._runs.discard(found.run_id)
-            return self._fail(job, batch, _faults_of(found))
+            return self._fail(job, batch, faults_of(found))
         finish = self._finish_of(found.run_id)
         is_wanted = batch.cancelling_at is None
         if is_wanted and finish is not None and finish.at > batch.expires_at:
@@ -225,27 +209,3 @@ def _too_late(finish: Finish) -> BatchError:
         f"{in_words(finish)}. Give it a longer completion_window.",
         param="completion_window",
     )
-
-
-def _error_of(error: PromptStackError) -> BatchError:
-    pointer = getattr(error, "pointer", "")
-    return BatchError(_code(error.code), str(error), param=_param(pointer))
-
-
-def _faults_of(found: Preflight) -> list[BatchError]:
-    errors = [
-        BatchError(_code(one.code), one.reason, one.position, _param(one.pointer))
-        for one in found.faults
-    ]
-    if found.bad > len(errors):
-        more = found.bad - len(errors)
-        errors.append(BatchError("more_errors", f"{more:,} more lines are not valid."))
-    return errors
-
-
-def _code(code: Any) -> str:
-    return CODES.get(code, str(code).lower())
-
-
-def _param(pointer: str) -> str | None:
-    return pointer.removeprefix("/").replace("/", ".") or None

@@ -5,11 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from promptstack.repositories.run_models import RunKind
 from promptstack.services.batches.files import InputFile
 from promptstack.services.errors import InvalidInput
+from promptstack.services.llm.answers import Capability
 from promptstack.services.text import check_storable
 
 PURPOSE = "batch"
+CAPABILITIES = {
+    RunKind.GENERATION: Capability.GENERATION,
+    RunKind.EMBEDDING: Capability.EMBEDDING,
+}
+"""What a model must be able to do, by the kind of a batch's run."""
 MOST_PAIRS, LONGEST_KEY, LONGEST_VALUE = 16, 64, 512
 """Of metadata, as OpenAI bounds it."""
 LONGEST_HOURS = 366 * 24

@@ -25,7 +25,7 @@ from promptstack.services.idempotency.claims import claim, made_before
 from promptstack.services.llm.factory import LLMServiceFactory
 from promptstack.services.runs.ended import EndedRuns, audit_run
 from promptstack.services.runs.filters import RunFilters, checked_filter
-from promptstack.services.runs.intake.estimates import Estimator
+from promptstack.services.runs.intake.estimates import Estimator, Weighed
 from promptstack.services.runs.intake.new_run import (
     GenerationRunKeywords,
     RunDefaults,
@@ -133,6 +133,15 @@ class RunService(EndedRuns):
         """
         plan = plan_generation(self._factory, self._defaults, how, self._preferred_provider)
         return self._preparation.prepare(source, plan, is_counted=is_counted)
+
+    def weigh_embedding(self, source: Source, **how: Unpack[RunKeywords]) -> Weighed:
+        """Say what embedding the texts of `source` comes to; nothing is stored."""
+        return self._preparation.weigh(source, plan_embedding(self._factory, self._defaults, how))
+
+    def weigh_generation(self, source: Source, **how: Unpack[GenerationRunKeywords]) -> Weighed:
+        """Say what answering the prompts of `source` comes to; nothing is stored."""
+        plan = plan_generation(self._factory, self._defaults, how, self._preferred_provider)
+        return self._preparation.weigh(source, plan)
 
     def _preferred_provider(self, user_id: UUID | None) -> str | None:
         if user_id is None:

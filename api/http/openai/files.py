@@ -155,6 +155,35 @@ async def get_content(
         return await asked.answer(request, opened.content, held, headers, ANY_BYTES)
 
 
+@router.get("/files/{file_id}/cost-estimate")
+async def estimate_cost(
+    file_id: str, request: Request, stack: Stack, caller: CurrentCaller
+) -> dict[str, Any]:
+    """Say what a batch of the file would cost, and what is wrong with it; nothing is kept."""
+    downloads: Downloads = request.app.state.downloads
+    asking = partial(stack.file_costs.of, read_file_id(file_id), **caller.as_owner)
+    with downloads.slots.taken_by(caller.user_id):
+        cost = await to_thread.run_sync(asking, limiter=downloads.makers)
+    weighed, errors = cost.weighed, [vars(one) for one in cost.errors]
+    sums = {
+        "input_tokens": weighed.input_tokens,
+        "max_output_tokens": weighed.output_tokens,
+        "cost_usd": None if weighed.cost_usd is None else float(weighed.cost_usd),
+    }
+    by_model = {"model": weighed.model, "provider": weighed.provider, **sums}
+    return {
+        "object": "file.cost_estimate",
+        "file_id": file_id,
+        "endpoint": cost.endpoint,
+        "lines": weighed.inputs,
+        "invalid_lines": weighed.bad,
+        "paid_requests": weighed.contents,
+        **sums,
+        "models": [by_model],
+        "errors": {"object": "list", "data": errors} if errors else None,
+    }
+
+
 def file_object(file: FileView) -> dict[str, Any]:
     """A file as OpenAI's clients read it. One that is there was read whole: `processed`."""
     return {

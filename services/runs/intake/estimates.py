@@ -1,13 +1,15 @@
 """What a run costs and how long it takes, estimated before anything is paid for."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol
 from uuid import UUID
 
 from promptstack.repositories.run_models import RunKind
 from promptstack.repositories.runs.items import Unpaid
+from promptstack.repositories.runs.outcomes import DUPLICATE_ID
 from promptstack.repositories.session import Ledger
 from promptstack.services.accounting.prices import Prices
 from promptstack.services.errors import InvalidInput
@@ -15,11 +17,13 @@ from promptstack.services.execution.generation import EXPECTED_OUTPUT_TOKENS
 from promptstack.services.limiter.terms import Limits
 from promptstack.services.llm.answers import BYTES_PER_TOKEN
 from promptstack.services.llm.factory import LLMServiceFactory
-from promptstack.services.runs.intake.ingest import Intake
+from promptstack.services.runs.intake.ingest import MAX_FAULTS, Intake
 from promptstack.services.runs.intake.new_run import NewRun
 from promptstack.services.runs.sizes import models_of
 from promptstack.services.runs.views import Preflight
 from promptstack.services.runs.work import Work, seconds_of
+from promptstack.services.sources.reading import BadInput, Input
+from promptstack.services.validation.json_text import dump_json
 
 
 class Asking(Protocol):
@@ -33,6 +37,31 @@ class Asking(Protocol):
     def model(self) -> str: ...
     @property
     def parameters(self) -> dict[str, Any]: ...
+
+
+@dataclass
+class Weighed:
+    """What the inputs of a source come to, if each content is paid for once and none was before."""
+
+    provider: str
+    model: str
+    inputs: int = 0
+    bad: int = 0
+    faults: list[BadInput] = field(default_factory=list)
+    """The first bad inputs."""
+    contents: int = 0
+    """Different ones."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    """At most, where they say how long answers may be."""
+    cost_usd: Decimal | None = None
+    """None where the price isn't known."""
+
+    def add_fault(self, bad: BadInput) -> None:
+        """Count a bad input."""
+        self.bad += 1
+        if len(self.faults) < MAX_FAULTS:
+            self.faults.append(bad)
 
 
 class Estimator:
@@ -86,6 +115,38 @@ class Estimator:
             else None,
         )
 
+    def weigh(self, new: NewRun, inputs: Iterable[Input | BadInput]) -> Weighed:
+        """Estimate a run that is not stored."""
+        found = Weighed(new.provider, new.model)
+        ids: set[str] = set()
+        hashes: set[bytes] = set()
+        size = 0
+        for one in inputs:
+            found.inputs += 1
+            if isinstance(one, BadInput):
+                found.add_fault(one)
+                continue
+            if one.custom_id in ids:
+                reason = "The same id came before."
+                found.add_fault(BadInput(one.position, one.custom_id, DUPLICATE_ID, reason))
+                continue
+            ids.add(one.custom_id)
+            asked: NewRun = one.own or new
+            content_hash = asked.hash_of(one)
+            if content_hash not in hashes:
+                hashes.add(content_hash)
+                size += _size(one) + len(str(asked.parameters.get("system") or "").encode())
+                found.output_tokens += _longest(asked) if new.kind == RunKind.GENERATION else 0
+        found.contents = len(hashes)
+        found.input_tokens = size // BYTES_PER_TOKEN
+        found.cost_usd = self._prices.cost(
+            new.provider,
+            new.model,
+            input_tokens=found.input_tokens,
+            output_tokens=found.output_tokens,
+        )
+        return found
+
     def check_limit(
         self, kind: str, provider: str, model: str, parameters: Mapping[str, Any]
     ) -> None:
@@ -134,6 +195,10 @@ class Estimator:
                 longest=_longest(new),
                 own_longest=EXPECTED_OUTPUT_TOKENS,
             )
+
+
+def _size(one: Input) -> int:
+    return len((one.text or "").encode()) + (len(dump_json(one.messages)) if one.messages else 0)
 
 
 def _longest(new: Asking) -> int:

@@ -1,7 +1,9 @@
 """A run is prepared: its source is read, checked and stored, and its cost is estimated."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -11,9 +13,10 @@ from promptstack.repositories.session import Ledger
 from promptstack.services.collections.lookup import place_of
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.factory import LLMServiceFactory
-from promptstack.services.runs.intake.estimates import Estimator, check_bounded
+from promptstack.services.runs.intake.estimates import Estimator, Weighed, check_bounded
 from promptstack.services.runs.intake.ingest import (
     Intake,
+    TooManyInputs,
     first_faults,
     only_askable,
     shown_as_read,
@@ -23,11 +26,12 @@ from promptstack.services.runs.intake.new_run import NewRun, RunDefaults, RunOpt
 from promptstack.services.runs.intake.plans import RunPlan
 from promptstack.services.runs.sizes import SizesAskedFor
 from promptstack.services.runs.views import Preflight
-from promptstack.services.sources.reading import Input, Reading, Source
+from promptstack.services.sources.reading import BadInput, Input, Reading, Source
 from promptstack.services.sources.records import Unfolded
 from promptstack.services.validation.ids import check_signing_secret, check_user
 
 DELETED_AT_ONCE = 50_000
+NOTHING = "The source holds no records; there is nothing to do."
 
 
 class EmptySource(InvalidInput):
@@ -53,34 +57,8 @@ class RunPreparation:
 
     def prepare(self, source: Source, plan: RunPlan, *, is_counted: bool) -> Preflight:
         """Store the run and its items, and say what it comes to. Raises `InvalidInput`."""
-        # Imported here, as pyarrow takes 40 MB and workers don't read sources.
-        from promptstack.services.sources.inputs import looked_at, read_inputs  # noqa: PLC0415
-
         options = plan.options
-        opened, records = looked_at(source, self._bounded(options))
-        new: NewRun = plan.lines.agree(records)
-        del records  # it would keep all that is read from now on
-        if options.webhook is not None:
-            self._defaults.webhook_rules.check(options.webhook.url)
-        if options.max_cost_usd is not None:
-            self._estimator.check_limit(new.kind, new.provider, new.model, new.parameters)
-        reading = self._reading(new, options)
-
-        def unfold(record: dict[str, Any]) -> Unfolded:
-            options.check_request(record)
-            return plan.lines.unfold(record)
-
-        is_limited = options.max_cost_usd is not None and new.kind == RunKind.GENERATION
-        sizes = SizesAskedFor(self._ledger, new.provider, new.model)
-
-        def check(one: Input) -> None:
-            asked: NewRun = one.own or new
-            asked.check(one)
-            sizes.check(asked.parameters)
-            if is_limited and asked is not new:
-                check_bounded(asked.parameters)
-
-        inputs = only_askable(read_inputs(opened, reading, unfold), check)
+        new, inputs = self._read(source, plan)
         run_id = self._add(new, options)
         try:
             with shown_as_read(self._ledger, run_id):
@@ -110,6 +88,51 @@ class RunPreparation:
         except BaseException:
             self.discard(run_id)
             raise
+
+    def weigh(self, source: Source, plan: RunPlan) -> Weighed:
+        """Read the source as `prepare` does, and say what it comes to; nothing is stored.
+
+        Raises `InvalidInput`.
+        """
+        new, inputs = self._read(source, plan)
+        most = plan.options.total_items
+        found = self._estimator.weigh(new, inputs if most is None else islice(inputs, most + 1))
+        if most is not None and found.inputs > most:
+            raise TooManyInputs(f"The source has more than {most:,} inputs.")
+        if not found.inputs:
+            raise EmptySource(NOTHING)
+        return found
+
+    def _read(self, source: Source, plan: RunPlan) -> tuple[NewRun, Iterator[Input | BadInput]]:
+        """What a run asks, and its inputs, checked as they are read."""
+        # Imported here, as pyarrow takes 40 MB and workers don't read sources.
+        from promptstack.services.sources.inputs import looked_at, read_inputs  # noqa: PLC0415
+
+        options = plan.options
+        opened, records = looked_at(source, self._bounded(options))
+        new: NewRun = plan.lines.agree(records)
+        del records  # it would keep all that is read from now on
+        if options.webhook is not None:
+            self._defaults.webhook_rules.check(options.webhook.url)
+        if options.max_cost_usd is not None:
+            self._estimator.check_limit(new.kind, new.provider, new.model, new.parameters)
+        reading = self._reading(new, options)
+
+        def unfold(record: dict[str, Any]) -> Unfolded:
+            options.check_request(record)
+            return plan.lines.unfold(record)
+
+        is_limited = options.max_cost_usd is not None and new.kind == RunKind.GENERATION
+        sizes = SizesAskedFor(self._ledger, new.provider, new.model)
+
+        def check(one: Input) -> None:
+            asked: NewRun = one.own or new
+            asked.check(one)
+            sizes.check(asked.parameters)
+            if is_limited and asked is not new:
+                check_bounded(asked.parameters)
+
+        return new, only_askable(read_inputs(opened, reading, unfold), check)
 
     def discard(self, run_id: UUID) -> None:
         """Delete a run that was prepared and not started, and its items."""
@@ -179,4 +202,4 @@ class RunPreparation:
 
 def _check_not_empty(intake: Intake) -> None:
     if intake.items == 0:
-        raise EmptySource("The source holds no records; there is nothing to do.")
+        raise EmptySource(NOTHING)
