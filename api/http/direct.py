@@ -34,6 +34,8 @@ JOB_ID_HEADER = "x-promptstack-job-id"
 ASK_AGAIN_SECONDS = 5
 FINAL = {"x-should-retry": "false"}
 """Tells OpenAI's clients that the same request would fail again."""
+OVER_SOON = (429, 503)
+"""Statuses of what a provider refuses for now, which costs nothing: asked later, it may answer."""
 MOST_WORDS = 1_000
 """Characters of what a provider said that an error quotes."""
 
@@ -52,13 +54,18 @@ class DirectCall:
         self.job = job
         self.headers = {JOB_ID_HEADER: str(job.id)}
         self._is_kept = is_kept
+        # Sent again, these find this job; any other request would make, and pay for, one more.
+        self._is_same_again = request.method == "GET" or "Idempotency-Key" in request.headers
         self._stack: PromptStack = request.app.state.stack
         self.hub: EventHub = self._stack.events
         self.user_id: UUID = request.state.caller.user_id
         self.seconds = self._stack.settings.direct_wait_seconds
 
     async def end(self) -> JobView | None:
-        """Wait for the job's end; None if this server stops first. Raises `TimeoutError`."""
+        """Wait for the job's end; None if it is deleted or this server stops first.
+
+        Raises `TimeoutError`.
+        """
         if self.job.state.is_final:
             return self.job
         async with asyncio.timeout(self.seconds):
@@ -98,8 +105,14 @@ class DirectCall:
         return respond(status, said, code=code, headers=headers)
 
     async def stopped(self) -> Response:
-        """The problem of a server that stops."""
+        """The problem of a job that nobody watches any more: deleted, or this server stops."""
+        if await to_thread.run_sync(self._is_deleted):
+            said = f"Job {self.job.id} was deleted."
+            return respond(404, said, code="job_deleted", headers=self.headers | FINAL)
         await self.cancel()
+        if self._is_kept and not self._is_same_again:
+            said = f"This server stops. Job {self.job.id} goes on: look for its answer later."
+            return respond(503, said, code="server_stops", headers=self.headers | FINAL)
         said = "This server stops; ask again."
         headers = self.headers | {"Retry-After": "1"}
         return respond(503, said, code="server_stops", headers=headers)
@@ -112,7 +125,10 @@ class DirectCall:
         said = ended.error or f"Job {ended.id} is {ended.state}."
         if detail:
             said = f"{said} It said: {detail[:MOST_WORDS]}"
-        headers = self.headers | FINAL
+        is_over_soon = failure.status in OVER_SOON
+        headers = self.headers | (
+            {"Retry-After": str(ASK_AGAIN_SECONDS)} if is_over_soon else FINAL
+        )
         field = self._field if failure.status == 400 else None
         return respond(failure.status, said, code=failure.code, field=field, headers=headers)
 
@@ -123,6 +139,15 @@ class DirectCall:
             pass  # it has ended
         except PromptStackError as error:
             logger.warning("job %s goes on without a client: %s", self.job.id, error.code)
+
+    def _is_deleted(self) -> bool:
+        try:
+            self._stack.jobs.get(self.job.id)
+        except NotFound:
+            return True
+        except PromptStackError:
+            pass  # nobody knows
+        return False
 
     def _waits(self) -> Any:
         with suppress(PromptStackError):

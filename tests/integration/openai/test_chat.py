@@ -158,7 +158,9 @@ def test_why_a_job_fails_is_an_error_of_the_same_kind(
     assert caught.value.code == code
     assert str(error) in caught.value.message
     assert (getattr(error, "detail", None) or "") in caught.value.message
-    assert caught.value.response.headers["x-should-retry"] == "false"
+    headers, is_for_now = caught.value.response.headers, code == "provider_overloaded"
+    assert headers.get("x-should-retry") == (None if is_for_now else "false")
+    assert headers.get("retry-after") == ("5" if is_for_now else None)
     assert caught.value.response.headers[JOB_ID] == str(stack.jobs.get_many()[0].id)
 
 
