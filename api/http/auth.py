@@ -14,6 +14,7 @@ from promptstack.api.http.peers import address_of
 from promptstack.services.access.caller import Caller
 from promptstack.services.access.emails import MAX_EMAIL_CHARACTERS
 from promptstack.services.access.keys import PREFIX, is_use_unknown
+from promptstack.services.access.request_limits import RequestsUsedUp
 from promptstack.services.errors import NotAuthenticated
 from promptstack.tasks.composition import PromptStack
 
@@ -52,10 +53,13 @@ async def caller_of(request: Request) -> Caller:
             await to_thread.run_sync(stack.keys.note_use, key)
     else:
         caller = await to_thread.run_sync(identify, request)
-    if caller.requests_a_minute is None:
-        request.state.requests_left = None
-    else:
-        request.state.requests_left = await to_thread.run_sync(stack.request_limits.take, caller)
+    if caller.requests_a_minute is not None:
+        take = stack.request_limits.take
+        try:
+            request.state.requests_left = await to_thread.run_sync(take, caller)
+        except RequestsUsedUp as refused:
+            request.state.requests_left = refused.left
+            raise
     return caller
 
 

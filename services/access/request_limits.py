@@ -22,6 +22,22 @@ class RequestsLeft:
     """Until all of them are there again."""
 
 
+class RequestsUsedUp(TooManyRequests):
+    """The API key has sent all requests that it may send for now."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        detail: str | None = None,
+        retry_after: float | None = None,
+        left: RequestsLeft | None = None,
+    ) -> None:
+        """Take what is left, which answers say in their headers."""
+        super().__init__(message, detail=detail, retry_after=retry_after)
+        self.left = left
+
+
 class RequestLimits:
     """Counts the requests of keys that have a limit, over all processes."""
 
@@ -31,7 +47,7 @@ class RequestLimits:
     def take(self, caller: Caller) -> RequestsLeft | None:
         """Count a request. Returns what is left, where there is a limit.
 
-        Raises `TooManyRequests`, which says how long to wait.
+        Raises `RequestsUsedUp`, which says how long to wait.
         """
         most = caller.requests_a_minute
         if most is None or caller.key_id is None:
@@ -41,10 +57,12 @@ class RequestLimits:
         taken = self._buckets.take({KEY_REQUESTS_KEY.format(id=caller.key_id): allowance})
         if taken.wait > 0:
             seconds = math.ceil(taken.wait)
-            raise TooManyRequests(
+            raise RequestsUsedUp(
                 f"This API key may send {most} requests a minute, and has. "
                 f"Try again in {seconds} s.",
                 retry_after=seconds,
+                # `full_in` counts the one that was not taken, too.
+                left=RequestsLeft(most, 0, taken.full_in - allowance.seconds_each),
             )
         left = most - math.ceil(taken.full_in / allowance.seconds_each)
         return RequestsLeft(most, max(0, left), taken.full_in)

@@ -24,6 +24,7 @@ from promptstack.repositories.idempotency import KeyedRequest
 from promptstack.repositories.pages import PageQuery
 from promptstack.services.errors import InvalidInput
 from promptstack.services.files.service import FileView
+from promptstack.services.validation.bounds import Line
 from promptstack.services.validation.json_text import dump_json
 
 FILE_PREFIX = "file-"
@@ -66,7 +67,7 @@ class FileQuery(BaseModel):
     limit: int = Field(MOST_FILES, ge=1, le=MOST_FILES)
     after: str | None = None
     order: Literal["asc", "desc"] = "desc"
-    purpose: str | None = None
+    purpose: Line | None = None
 
 
 router = openai_router()

@@ -106,3 +106,26 @@ def test_ids_are_read_as_they_are_written() -> None:
     ):
         with pytest.raises(NotFound):
             read_wire_id("file-", wrong, "file")
+
+
+def test_a_refused_request_says_what_is_left_of_the_keys_limit(
+    stack: WorkerServices, client: TestClient
+) -> None:
+    key = stack.keys.create("ada@example.org", "x", requests_a_minute=1)
+    headers = {"Authorization": f"Bearer {key}"}
+    assert client.get("/openai/v1/models", headers=headers).status_code == 200
+    refused = client.get("/openai/v1/models", headers=headers)
+    assert error_of(refused, 429)["code"] == "rate_limit_exceeded"
+    assert int(refused.headers["retry-after"]) > 0
+    assert refused.headers["x-ratelimit-limit-requests"] == "1"
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    assert 0 < float(refused.headers["x-ratelimit-reset-requests"].removesuffix("s")) <= 60
+    refused = client.get("/anthropic/v1/messages/batches", headers=headers)
+    assert refused.status_code == 429
+    assert refused.headers["anthropic-ratelimit-requests-remaining"] == "0"
+
+
+def test_a_filter_that_nothing_can_have_is_a_400(stack: WorkerServices, client: TestClient) -> None:
+    headers = {"Authorization": f"Bearer {stack.keys.create('ada@example.org', 'x')}"}
+    error = error_of(client.get("/openai/v1/files?purpose=%00", headers=headers), 400)
+    assert "purpose has a NUL character" in error["message"]
