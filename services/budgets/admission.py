@@ -165,7 +165,7 @@ def _unknown(call: NewCall) -> CostUnknown:
     return CostUnknown(
         f"A spend cap holds, and nobody knows the most that this call of {call.provider}/"
         f"{call.model} can cost. The model needs a price (set it in MODELS_FILE), and a generation "
-        "needs max_tokens and no provider options."
+        "needs max_tokens and no provider options that may raise it."
     )
 
 

@@ -12,6 +12,7 @@ from promptstack.repositories.runs.items import Unpaid
 from promptstack.repositories.runs.outcomes import DUPLICATE_ID
 from promptstack.repositories.session import Ledger
 from promptstack.services.accounting.prices import Prices
+from promptstack.services.accounting.upper_bounds import may_raise_cost
 from promptstack.services.errors import InvalidInput
 from promptstack.services.execution.generation import EXPECTED_OUTPUT_TOKENS
 from promptstack.services.limiter.terms import Limits
@@ -214,8 +215,8 @@ def check_bounded(parameters: Mapping[str, Any]) -> None:
     """Raise `InvalidInput` if nobody knows how much answers with these parameters cost at most."""
     if parameters.get("max_tokens") is None:
         raise InvalidInput("A limit of the cost needs max_tokens: without it none can be held.")
-    if parameters.get("options"):
+    if may_raise_cost(parameters.get("options") or {}):
         raise InvalidInput(
-            "A limit of the cost can't be held together with provider options, as they may "
+            "A limit of the cost can't be held together with these provider options, as they may "
             "change what a call takes; leave one of them out."
         )
