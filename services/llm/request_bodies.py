@@ -18,6 +18,7 @@ HONOURED_ONLY_AS = {
     "audio": (None, "only text is kept"),
     "functions": ([], "write tools"),
     "function_call": (None, "write tool_choice"),
+    "previous_response_id": (None, "an item has no answer before it. Write the turns before it"),
 }
 """The only supported value of each of these fields, and why."""
 HINTS = frozenset(

@@ -231,3 +231,23 @@ def test_each_end_is_told_as_openais_client_reads_it(
     assert {kind: data.id for kind, data in told.items()} == {
         kind: wire_id("batch_", batch.id) for kind, batch in ended.items()
     }
+
+
+def test_a_line_that_goes_on_an_answer_which_is_not_sent_along_is_refused(
+    stack: WorkerServices, sdk: OpenAI, ada: UUID
+) -> None:
+    body = {"model": "demo-1", "input": "And then?", "previous_response_id": "resp_x"}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": body}
+    batch = sdk.batches.create(
+        input_file_id=uploaded(stack, ada, [line]),
+        endpoint="/v1/responses",
+        completion_window=DAY,
+    )
+    take_in(stack, made(stack, batch))
+    batch = sdk.batches.retrieve(batch.id)
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    [error] = batch.errors.data
+    assert error.line == 1
+    assert "previous_response_id" in (error.message or "")
