@@ -101,11 +101,13 @@ class FileService:
         api_key_id: UUID | None = None,
         expires_after: int | None = None,
         keyed: KeyedRequest | None = None,
+        once: bool = False,
     ) -> FileView:
         """Store a file, whose content is read from its beginning.
 
         It is there whole or not at all. A request that was sent before is answered with the file
-        that it has made. Raises `InvalidInput` and `IdempotencyConflict`.
+        that it has made; with `once`, any request for the same content and purpose is. Raises
+        `InvalidInput` and `IdempotencyConflict`.
         """
         _check_purpose(purpose)
         if expires_after is not None and not LEAST_SECONDS <= expires_after <= MOST_SECONDS:
@@ -122,6 +124,8 @@ class FileService:
                 return self._view(unit, made, user_id)
             # Else several uploads at once would each find room.
             unit.files.lock_sums(user_id)
+            if once and (same := _same(unit, content, purpose, user_id)) is not None:
+                return FileView.of(same)
             self._check_room(unit, user_id, size)
             file = unit.files.create(
                 id=file_id,
@@ -140,12 +144,6 @@ class FileService:
         """Return a file. Raises `NotFound`."""
         with self._ledger.transaction() as unit:
             return self._view(unit, file_id, owner)
-
-    def same(self, content: bytes, purpose: str, user_id: UUID) -> FileView | None:
-        """Return a file of a user that has this content and purpose; None where there is none."""
-        with self._ledger.transaction() as unit:
-            file = unit.files.with_content(user_id, hashlib.sha256(content).digest())
-        return None if file is None or file.purpose != purpose else FileView.of(file)
 
     def get_page(
         self,
@@ -255,6 +253,14 @@ def _check_purpose(purpose: str) -> None:
     raise InvalidInput(
         f"The purpose {purpose[:100]!r} is not taken: {why}. Send {known}.", pointer="/purpose"
     )
+
+
+def _same(unit: UnitOfWork, content: BinaryIO, purpose: str, user_id: UUID) -> File | None:
+    """A file of the user that has this content and purpose."""
+    content.seek(0)
+    hashed = hashlib.file_digest(content, "sha256")  # type: ignore[arg-type]
+    file = unit.files.with_content(user_id, hashed.digest())
+    return None if file is None or file.purpose != purpose else file
 
 
 def _stored_name(filename: str) -> str:

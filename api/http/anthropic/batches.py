@@ -55,19 +55,17 @@ def create_batch(
     """
     model, lines = lines_of(body.requests)
     stack.model_names.resolve(model, Capability.GENERATION, key_limits=caller.key_limits)
-    same = stack.files.same(lines, BATCH, caller.user_id)
-    file = same or stack.files.create(
+    file = stack.files.create(
         BytesIO(lines),
         filename="requests.jsonl",
         purpose=BATCH,
         user_id=caller.user_id,
         api_key_id=caller.key_id,
+        once=True,
     )
     batch = stack.batches.create(
         file.id, ENDPOINT, WINDOW, door=BatchDoor.ANTHROPIC, keyed=keyed, **caller.as_owner
     )
-    if same is None and batch.input_file_id != file.id:  # its key has made another before
-        stack.files.delete(file.id, caller.user_id)
     return batch_object(batch, request)
 
 

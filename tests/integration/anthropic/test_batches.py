@@ -1,12 +1,16 @@
 """Message batches as Anthropic's own client makes, sees, cancels and reads them."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
+from uuid import UUID
 
 import anthropic
 import pytest
 
 from promptstack.api.http.openai.ids import read_wire_id
+from promptstack.repositories.files import FileRepository
 from promptstack.services.batches.views import BatchView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.batches import done, settle, take_in
@@ -161,3 +165,20 @@ def test_what_is_wrong_with_a_request_is_said(
 ) -> None:
     with pytest.raises(anthropic.BadRequestError, match=why):
         sdk.messages.batches.create(requests=requests)
+
+
+def test_a_batch_that_is_sent_twice_at_once_is_one(
+    stack: WorkerServices, sdk: anthropic.Anthropic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a client does that takes the first for lost while it is still being stored."""
+    both, lock = Barrier(2), FileRepository.lock_sums
+
+    def lock_together(files: FileRepository, user_id: UUID) -> None:
+        both.wait(30)
+        lock(files, user_id)
+
+    monkeypatch.setattr(FileRepository, "lock_sums", lock_together)
+    with ThreadPoolExecutor(2) as pool:
+        sent = [pool.submit(sdk.messages.batches.create, requests=[request("a")]) for _ in range(2)]
+        first, second = (one.result(60) for one in sent)
+    assert first.id == second.id
