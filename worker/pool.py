@@ -23,13 +23,16 @@ from typing import Any
 from celery.concurrency.base import BasePool, apply_target
 
 from promptstack.config.celery import ROUTES
-from promptstack.config.names import Queue
+from promptstack.config.names import Queue, TaskName
 
 logger = logging.getLogger(__name__)
 
 MAINTENANCE_SLOTS = 2
 """For maintenance beside the slots of all jobs: an operation may cancel those that hold them."""
-MAINTENANCE = frozenset(task for task, queue in ROUTES.items() if queue is Queue.MAINTENANCE)
+MAINTENANCE = frozenset(task for task, queue in ROUTES.items() if queue is Queue.MAINTENANCE) - {
+    TaskName.TAKE_BATCH_IN
+}
+"""What may use them. The file of a batch is read for minutes, so it waits for another slot."""
 LATE_SECONDS = 0.5
 """After this, Celery's thread is taken to wait for a broker."""
 RUNTIME: ContextVar[float | None] = ContextVar("runtime", default=None)

@@ -33,21 +33,37 @@ def test_other_records_are_left_alone() -> None:
     assert record.getMessage() == "runtime"
 
 
-def test_maintenance_has_slots_of_its_own() -> None:
-    """Where jobs hold all slots, two tasks of maintenance begin, and no other job."""
+def pool_of_two() -> CoroutinePool:
     pool = CoroutinePool.__new__(CoroutinePool)
     pool.most_jobs = lambda: 2
     pool._ended, pool._running, pool._waiting = deque(), set(), deque()
+    return pool
 
-    def message(task: TaskName) -> _Message:
-        return _Message(lambda: (0, None, 0.0), (task,), lambda *_: None, lambda _: None)
 
-    tasks = [TaskName.GENERATE_TEXT] * 3 + [TaskName.RUN_OPERATION] * 3
-    pool._waiting.extend(map(message, tasks))
+def begin(pool: CoroutinePool, tasks: list[TaskName]) -> list[TaskName]:
+    """Let these messages come; those that begin."""
+    for task in tasks:
+        pool._waiting.append(
+            _Message(lambda: (0, None, 0.0), (task,), lambda *_: None, lambda _: None)
+        )
     begun = []
     while (one := pool._next()) is not None:
         pool._running.add(one)
         begun.append(one.args[0])
+    return begun
+
+
+def test_maintenance_has_slots_of_its_own() -> None:
+    """Where jobs hold all slots, two tasks of maintenance begin, and no other job."""
+    pool = pool_of_two()
+    begun = begin(pool, [TaskName.GENERATE_TEXT] * 3 + [TaskName.RUN_OPERATION] * 3)
     assert begun == [TaskName.GENERATE_TEXT] * 2 + [TaskName.RUN_OPERATION] * 2
     assert not pool.has_room_for_maintenance_alone
     assert len(pool._waiting) == 2
+
+
+def test_files_of_batches_take_no_slot_of_maintenance() -> None:
+    """Reading one takes minutes, and a user may make many batches at once."""
+    pool = pool_of_two()
+    begun = begin(pool, [TaskName.TAKE_BATCH_IN] * 4 + [TaskName.RUN_OPERATION])
+    assert begun == [TaskName.TAKE_BATCH_IN] * 2 + [TaskName.RUN_OPERATION]
