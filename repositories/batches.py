@@ -5,18 +5,20 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, func, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, case, delete, exists, func, or_, select, text, update
 
 from promptstack.repositories.base import BaseRepository, change_rows
 from promptstack.repositories.batch_models import Batch, BatchDoor, BatchState
 from promptstack.repositories.models import Attempt, Job
 from promptstack.repositories.pages import Page, PageQuery, read_page
-from promptstack.repositories.run_models import Run
+from promptstack.repositories.run_models import Run, RunState
+from promptstack.repositories.runs.runs import open_shards
 
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('batches:' || :file, 0))")
 _TELL = text("SELECT webhook_add_event(gen_random_uuid(), :user, :type, :batch, NULL)")
 UNSYNCHRONIZED: Mapping[str, Any] = {"synchronize_session": False}
 NOT_DONE = (BatchState.FAILED, BatchState.EXPIRED, BatchState.CANCELLED)
+STOPPED = (RunState.FAILED, RunState.EXPIRED, RunState.CANCELLED)
 
 
 class BatchOfRun(NamedTuple):
@@ -57,14 +59,16 @@ class BatchRepository(BaseRepository[Batch]):
         return self._session.scalars(query.execution_options(populate_existing=True)).one_or_none()
 
     def repeated(self, values: Mapping[str, Any], within: float) -> Batch | None:
-        """The batch that was made of the same just now; one that came to nothing doesn't count.
+        """The batch that was made of the same just now, unless it came or comes to nothing.
 
         Of two transactions at once that ask for the same file, the second one waits for the first.
         """
         self._session.execute(_LOCK, {"file": str(values["input_file_id"])})
         same = [getattr(Batch, name).is_not_distinct_from(one) for name, one in values.items()]
         recent = Batch.created_at > func.now() - timedelta(seconds=within)
-        query = select(Batch).where(*same, recent, Batch.state.not_in(NOT_DONE))
+        is_stopped = exists().where(Run.id == Batch.run_id, Run.state.in_(STOPPED))
+        goes_on = Batch.state.not_in(NOT_DONE), Batch.cancelling_at.is_(None), ~is_stopped
+        query = select(Batch).where(*same, recent, *goes_on)
         return self._session.scalars(query.order_by(Batch.id.desc()).limit(1)).one_or_none()
 
     def page_of(self, user_id: UUID | None, door: BatchDoor, asked: PageQuery) -> Page[BatchOfRun]:
@@ -124,20 +128,28 @@ class BatchRepository(BaseRepository[Batch]):
         query = select(Batch.id).where(Batch.run_id == run_id, Batch.ended_at.is_(None))
         return self._session.scalar(query) is not None
 
-    def to_settle(self, limit: int) -> Sequence[UUID]:
-        """Open batches that are being cancelled, or whose run or job has ended."""
+    def to_settle(self, limit: int, after: UUID | None = None) -> Sequence[UUID]:
+        """Open batches whose run or job is over, or is still to be cancelled, by their ids.
+
+        A run is over when none of its calls is under way any more.
+        """
+        # Of its own: the batch's job is another one.
+        shards = select(Job.id).where(*open_shards(), Job.run_id == Run.id).correlate(Run)
+        is_over = and_(Run.finished_at.is_not(None), ~shards.exists())
+        is_to_cancel = and_(Run.finished_at.is_(None), Batch.cancelling_at.is_not(None))
         return self._session.scalars(
             select(Batch.id)
             .outerjoin(Run, Run.id == Batch.run_id)
             .outerjoin(Job, Job.id == Batch.job_id)
             .where(
                 Batch.ended_at.is_(None),
-                or_(
-                    Batch.cancelling_at.is_not(None),
-                    Run.finished_at.is_not(None),
-                    (Batch.state == BatchState.VALIDATING)
-                    & (Job.id.is_(None) | Job.finished_at.is_not(None)),
-                    (Batch.state == BatchState.IN_PROGRESS) & Run.id.is_(None),
+                *([] if after is None else [Batch.id > after]),
+                case(
+                    (
+                        Batch.state == BatchState.VALIDATING,
+                        or_(Job.id.is_(None), Job.finished_at.is_not(None)),
+                    ),
+                    else_=or_(Run.id.is_(None), is_over, is_to_cancel),
                 ),
             )
             .order_by(Batch.id)

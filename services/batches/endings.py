@@ -54,10 +54,7 @@ class BatchEndings:
         0 seconds: never.
         """
         if signs.unsettled_batches:
-            with self._ledger.transaction() as unit:
-                found = unit.batches.to_settle(AT_ONCE)
-            for batch_id in found:
-                self._settle(batch_id)
+            self._settle_all()
         if signs.old_batches:
             with self._ledger.transaction() as unit:
                 for batch_id in unit.batches.prune(retention):
@@ -71,6 +68,17 @@ class BatchEndings:
             logger.warning("batches are ended later: %s", error)
         except Exception:
             logger.exception("batches could not be ended, and are later")
+
+    def _settle_all(self) -> None:
+        last: UUID | None = None
+        while True:
+            with self._ledger.transaction() as unit:
+                found = unit.batches.to_settle(AT_ONCE, last)
+            for last in found:
+                self._settle(last)
+            # On behind those that could not be ended: they must not hold up the others.
+            if len(found) < AT_ONCE:
+                return
 
     def _settle(self, batch_id: UUID) -> None:
         try:

@@ -113,7 +113,10 @@ class BatchIntake:
             "on_progress": _shown(job),
         }
         if asked is not None:
-            resolved = self._models.resolve(asked, CAPABILITIES[kind], key_limits=limits)
+            # Another try of the intake must not ask another model of the alias.
+            resolved = self._models.resolve(
+                asked, CAPABILITIES[kind], key_limits=limits, same_for=str(batch.id)
+            )
             how |= {"provider": resolved.provider, "model": resolved.model}
         source = self._source(batch)
         try:

@@ -185,7 +185,8 @@ class BatchService:
     ) -> BatchView:
         """Try again the requests of an ended batch that have no answer, within a new window.
 
-        What was answered is not paid for again. Raises `NotFound`, `NotPermitted`, `NotYet` and
+        What was answered is not paid for again. With `only_key` it must have come with that API
+        key. Raises `NotFound`, `NotPermitted`, `NotYet` and
         `WrongState`.
         """
         found = self.get(batch_id, owner, door)
@@ -206,6 +207,7 @@ class BatchService:
         with self._ledger.transaction() as unit:
             batch = unit.batches.lock(batch_id)
             if batch is not None and batch.ended_at is not None:
+                check_came_with(batch.api_key_id, only_key)
                 unit.batches.validate_again(batch_id, new_id())
                 unit.session.refresh(batch)
                 self._add_job(unit, batch)

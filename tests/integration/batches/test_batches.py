@@ -7,10 +7,12 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from promptstack.repositories.models import new_id
 from promptstack.repositories.run_models import RunState
 from promptstack.services.access.users import UserView
+from promptstack.services.batches import endings
 from promptstack.services.batches.views import BatchCounts, BatchStatus, BatchView
-from promptstack.services.errors import InvalidInput, NotFound, NotYet, WrongState
+from promptstack.services.errors import InvalidInput, NotFound, NotPermitted, NotYet, WrongState
 from promptstack.services.limiter.terms import Limits
 from promptstack.services.llm.errors import InvalidProviderRequest, QuotaExhausted
 from promptstack.tasks.worker_services import WorkerServices
@@ -248,6 +250,24 @@ def test_a_batch_that_is_asked_for_again_is_the_same(
     assert stack.batches.create(file_id, CHAT, "24h", {"a": "b"}, **owner).id != first.id
 
 
+@pytest.mark.parametrize("stopped", ["unread", "under way", "by its run"])
+def test_a_batch_that_is_being_cancelled_is_not_asked_for_again(
+    stack: WorkerServices, test_user: UserView, stopped: str
+) -> None:
+    """Who cancels a batch and makes it anew wants it done."""
+    owner: dict[str, Any] = {"user_id": test_user.id, "api_key_id": None, "key_limits": None}
+    first = batch_of(stack, test_user.id, [SAME])
+    if stopped != "unread":
+        first = take_in(stack, first)
+    if stopped == "by its run":
+        assert first.run_id is not None
+        stack.runs.cancel(first.run_id)
+    else:
+        stack.batches.cancel(first.id)
+    again = stack.batches.create(first.input_file_id, CHAT, "24h", **owner)
+    assert (again.id != first.id, again.status) == (True, "validating")
+
+
 def test_a_cancelled_batch_ends_with_every_line_in_one_output_and_goes_on_when_retried(
     stack: WorkerServices, test_user: UserView, fake_llm: FakeProvider
 ) -> None:
@@ -355,6 +375,57 @@ def test_the_job_that_takes_a_file_in_is_cancelled_with_its_batch_only(
     with pytest.raises(WrongState, match="cancel the batch"):
         stack.jobs.cancel(found.job_id, owner=test_user.id)
     assert done(stack, batch).counts == BatchCounts(1, 1, 0)
+
+
+def test_a_limited_key_retries_only_what_came_with_it(
+    stack: WorkerServices, test_user: UserView
+) -> None:
+    begun = take_in(stack, batch_of(stack, test_user.id, [chat("a", "x")]))
+    stack.batches.cancel(begun.id)
+    unread = batch_of(stack, test_user.id, [SAME])
+    in_ledger(stack, "UPDATE jobs SET expires_at = now() WHERE state = 'queued' RETURNING 1")
+    stack.liveness.run_once()
+    for batch, status in ((begun, BatchStatus.CANCELLED), (unread, BatchStatus.EXPIRED)):
+        assert settle(stack, batch).status is status
+        with pytest.raises(NotPermitted):
+            stack.batches.retry(batch.id, only_key=new_id())
+        assert stack.batches.get(batch.id).status is status
+
+
+def test_batches_with_calls_under_way_do_not_hold_up_the_end_of_others(
+    stack: WorkerServices, test_user: UserView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings, "AT_ONCE", 2)
+    for n in range(3):
+        batch = take_in(stack, batch_of(stack, test_user.id, [chat("a", f"{n}")]))
+        stack.run_lifecycle.run_once()
+        in_ledger(stack, "UPDATE jobs SET state = 'running' WHERE state = 'queued' RETURNING 1")
+        assert stack.batches.cancel(batch.id).status is BatchStatus.CANCELLING
+    assert in_ledger(stack, "SELECT count(*) FROM jobs WHERE state = 'running'") == 3
+    last = take_in(stack, batch_of(stack, test_user.id, [SAME]))
+    stack.batches.cancel(last.id)
+    assert settle(stack, last).status is BatchStatus.CANCELLED
+    assert stack.batches.get(batch.id).status is BatchStatus.CANCELLING
+
+
+def test_batches_that_cannot_be_ended_do_not_hold_up_the_end_of_others(
+    stack: WorkerServices, test_user: UserView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings, "AT_ONCE", 1)
+    broken, last = (
+        take_in(stack, batch_of(stack, test_user.id, [chat("a", f"{n}")])) for n in range(2)
+    )
+    end: Callable[..., Any] = stack.batch_endings._end
+
+    def fail(batch_id: UUID) -> Any:
+        if batch_id == broken.id:
+            raise ValueError("It has an odd row.")
+        return end(batch_id)
+
+    monkeypatch.setattr(stack.batch_endings, "_end", fail)
+    for batch in (broken, last):
+        stack.batches.cancel(batch.id)
+    assert settle(stack, last).status is BatchStatus.CANCELLED
 
 
 def test_an_expired_batch_has_the_rest_among_its_errors(
