@@ -1,11 +1,15 @@
 """Who is at the other end of a connection: the sender of a request, or a proxy for it."""
 
+import re
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from fastapi import Request
 
 from promptstack.tasks.composition import PromptStack
+
+SCHEMES = ("http", "https")
+HOST = re.compile(r"[\w.-]+(:\d+)?|\[[\da-fA-F:.]+\](:\d+)?", re.ASCII)
 
 
 def address_of(request: Request) -> str:
@@ -33,6 +37,20 @@ def comes_from_trusted_proxy(request: Request) -> bool:
     """Whether the connection is that of a trusted proxy."""
     peer = _peer(request)
     return peer is not None and _is_trusted(request, peer)
+
+
+def origin_of(request: Request) -> str:
+    """The address of this server as the sender knows it, such as `https://api.example.org`.
+
+    A trusted proxy's X-Forwarded-Proto and X-Forwarded-Host are believed.
+    """
+    scheme, host = request.url.scheme, request.url.netloc
+    if comes_from_trusted_proxy(request):
+        given = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip().lower()
+        scheme = given if given in SCHEMES else scheme
+        given = request.headers.get("X-Forwarded-Host", "").rpartition(",")[2].strip()
+        host = given if HOST.fullmatch(given) else host
+    return f"{scheme}://{host}"
 
 
 def _peer(request: Request) -> IPv4Address | IPv6Address | None:

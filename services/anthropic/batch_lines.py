@@ -1,5 +1,6 @@
 """Message batches: their requests as lines of a batch's file, and what became of each."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from promptstack.services.openai.errors import failure_of
 BATCH_PREFIX = "msgbatch_"
 ENDPOINT = "/v1/chat/completions"
 """What its lines ask for: a message is kept as the chat completion that asks for the same."""
+CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+"""As at Anthropic."""
 LEFT: Mapping[str, str] = {"BATCH_CANCELLED": "canceled", "BATCH_EXPIRED": "expired"}
 """How requests ended that were left open when their batch ended."""
 
@@ -23,6 +26,14 @@ LEFT: Mapping[str, str] = {"BATCH_CANCELLED": "canceled", "BATCH_EXPIRED": "expi
 def lines_of(requests: Sequence[Any]) -> tuple[str, bytes]:
     """The model that all requests ask, and their lines. Raises `InvalidInput`."""
     lines = [_line(request, f"/requests/{at}") for at, request in enumerate(requests)]
+    ids: set[str] = set()
+    for at, line in enumerate(lines):
+        if line["custom_id"] in ids:
+            raise InvalidInput(
+                "The same custom_id came before; each request needs one of its own.",
+                pointer=f"/requests/{at}/custom_id",
+            )
+        ids.add(line["custom_id"])
     first = lines[0]["body"]["model"]
     for at, line in enumerate(lines):
         if line["body"]["model"] != first:
@@ -38,10 +49,16 @@ def _line(request: Any, place: str) -> dict[str, Any]:
     params = request.get("params") if isinstance(request, Mapping) else None
     if not isinstance(params, Mapping):
         raise InvalidInput("A request has a custom_id and params.", pointer=f"{place}/params")
-    if not isinstance(request.get("custom_id"), str) or not request["custom_id"]:
-        raise InvalidInput("A request has a custom_id.", pointer=f"{place}/custom_id")
+    custom_id = request.get("custom_id")
+    if not isinstance(custom_id, str) or not CUSTOM_ID.fullmatch(custom_id):
+        raise InvalidInput(
+            "A request has a custom_id of 1 to 64 letters, digits, hyphens and underscores.",
+            pointer=f"{place}/custom_id",
+        )
     if not isinstance(params.get("model"), str) or type(params.get("max_tokens")) is not int:
         raise InvalidInput("A request has a model and max_tokens.", pointer=f"{place}/params")
+    if params["max_tokens"] < 1:
+        raise InvalidInput("It must be at least 1.", pointer=f"{place}/params/max_tokens")
     if params.get("stream"):
         raise InvalidInput("Answers of batches are not streamed.", pointer=f"{place}/params/stream")
     try:

@@ -15,6 +15,7 @@ from promptstack.api.http.anthropic.routes import anthropic_router
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.idempotency import Keyed
 from promptstack.api.http.openai.ids import read_wire_id, wire_id
+from promptstack.api.http.peers import origin_of
 from promptstack.api.http.transfers import Downloads, SentInBlocks
 from promptstack.repositories.batch_models import BatchDoor
 from promptstack.repositories.pages import PageQuery
@@ -66,7 +67,10 @@ def create_batch(
     batch = stack.batches.create(
         file.id, ENDPOINT, WINDOW, door=BatchDoor.ANTHROPIC, keyed=keyed, **caller.as_owner
     )
-    return batch_object(batch, request)
+    made = batch_object(batch, request)
+    if not batch.counts.total and batch.ended_at is None:  # its file is still to be read
+        made["request_counts"]["processing"] = len(body.requests)
+    return made
 
 
 @router.get("/messages/batches")
@@ -151,7 +155,7 @@ def batch_object(batch: BatchView, request: Request) -> dict[str, Any]:
         sums["processing"] = counts.total - counts.completed - counts.failed
     batch_id = wire_id(BATCH_PREFIX, batch.id)
     is_cancelling = batch.status is BatchStatus.CANCELLING
-    address = f"{str(request.base_url).rstrip('/')}/anthropic/v1/messages/batches/{batch_id}"
+    address = f"{origin_of(request)}/anthropic/v1/messages/batches/{batch_id}"
     return {
         "id": batch_id,
         "type": "message_batch",

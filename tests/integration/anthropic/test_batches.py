@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Network
 from threading import Barrier
 from typing import Any
 from uuid import UUID
@@ -56,6 +57,7 @@ def test_a_batch_is_made_and_read(stack: WorkerServices, sdk: anthropic.Anthropi
     assert batch.id.startswith("msgbatch_")
     assert (batch.type, batch.processing_status) == ("message_batch", "in_progress")
     assert (batch.results_url, batch.ended_at) == (None, None)
+    assert batch.request_counts.processing == 3
     with pytest.raises(anthropic.AnthropicError):
         sdk.messages.batches.results(batch.id)
     done(stack, made(stack, batch.id))
@@ -121,6 +123,20 @@ def test_an_ended_batch_is_deleted_with_all_that_is_its_own(
     assert in_ledger(stack, files) == 0
 
 
+@pytest.mark.parametrize("proxies", [["127.0.0.1/32"], []], ids=["trusted", "untrusted"])
+def test_results_are_where_the_client_reaches_the_server(
+    stack: WorkerServices, sdk: anthropic.Anthropic, proxies: list[str]
+) -> None:
+    """Else it would send its key in clear to the port behind the proxy."""
+    stack.settings.trusted_proxies = [IPv4Network(one) for one in proxies]
+    batch = sdk.messages.batches.create(requests=[request("a")])
+    done(stack, made(stack, batch.id))
+    headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "api.example.org"}
+    seen = sdk.messages.batches.retrieve(batch.id, extra_headers=headers)
+    known = "https://api.example.org" if proxies else str(sdk.base_url).split("/anthropic")[0]
+    assert seen.results_url == f"{known}/anthropic/v1/messages/batches/{batch.id}/results"
+
+
 def test_a_list_has_pages_and_no_batches_of_others(
     stack: WorkerServices, sdk: anthropic.Anthropic
 ) -> None:
@@ -156,9 +172,22 @@ def test_a_request_that_is_sent_again_makes_one_batch(
         ([request("a", stream=True)], r"requests\[0\].params.stream"),
         ([request("a", top_k=5)], "top_k"),
         ([{"custom_id": "a"}], r"requests\[0\].params"),
+        ([request("a"), request("a")], r"requests\[1\].custom_id"),
+        ([request("a\0")], r"requests\[0\].custom_id"),
+        ([request("a", max_tokens=0)], r"requests\[0\].params.max_tokens"),
         ([request("a", messages=[{"role": "tool", "content": "x"}])], r"messages\[0\].role"),
     ],
-    ids=["none", "two models", "stream", "an option", "no params", "a role"],
+    ids=[
+        "none",
+        "two models",
+        "stream",
+        "an option",
+        "no params",
+        "an id twice",
+        "an id",
+        "tokens",
+        "a role",
+    ],
 )
 def test_what_is_wrong_with_a_request_is_said(
     sdk: anthropic.Anthropic, requests: list[Any], why: str
