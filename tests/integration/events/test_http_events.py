@@ -250,7 +250,7 @@ def test_a_client_that_is_one_too_many_comes_in_when_there_is_room(
     ada: Reader, stack: WorkerServices, fake_llm: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ours; another one finds in `Retry-After` when to ask again."""
-    monkeypatch.setattr("promptstack.services.events.hub.FULL_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("promptstack.services.events.room.FULL_RETRY_SECONDS", 0.1)
     first, second = (generate(stack, name, user_id=user(stack)) for name in "ab")
     events = ada.events(f"/jobs/{first.id}/events")
     next(events)

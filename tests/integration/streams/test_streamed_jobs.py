@@ -137,9 +137,10 @@ def test_a_retry_begins_the_text_again(stack: WorkerServices, provider: Streamin
     wait_until(lambda: run(stack, job).state is JobState.SUCCEEDED, "the job is due again")
     stack.loop.run(stack.text_writer.flush())
     later = stack.text_streams.read({job.id: pieces[-1].position})[job.id]
-    assert [piece.kind for piece in later] == ["restart", "text", "end"]
-    assert later[0].attempt == 2
-    assert later[1].text.split() == TEXT.split()
+    restart, *texts, end = later  # a busy machine may write the text in several pieces
+    assert (restart.kind, restart.attempt, end.kind) == ("restart", 2, "end")
+    assert {piece.kind for piece in texts} == {"text"}
+    assert "".join(piece.text for piece in texts).split() == TEXT.split()
 
 
 def test_another_provider_begins_the_text_again(stack: WorkerServices, provider: Streaming) -> None:
