@@ -116,6 +116,7 @@ def _written(stack: PromptStack, run_id: UUID, endpoint: str, form: str) -> Iter
                     asked,
                     one.answer,
                     None if one.vector is None else one.vector.tobytes(),
+                    one.text_bytes,
                 ),
             )
             for one in block

@@ -53,7 +53,7 @@ class Batch(Base):
     attributes: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
     """What its caller says of it."""
     outputs_kept_seconds: Mapped[int | None]
-    """How long after their making its outputs are deleted. None: with the batch."""
+    """How long after its end its outputs are deleted. None: with the batch."""
     job_id: Mapped[UUID]
     """Of the job that takes its file in."""
     run_id: Mapped[UUID | None]

@@ -1,7 +1,7 @@
 """Batches: each with the run that does it, and how it ends."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, and_, case, delete, exists, func, or_, sel
 
 from promptstack.repositories.base import BaseRepository, change_rows
 from promptstack.repositories.batch_models import Batch, BatchDoor, BatchState
+from promptstack.repositories.file_models import File
 from promptstack.repositories.models import Attempt, Job
 from promptstack.repositories.pages import Page, PageQuery, read_page
 from promptstack.repositories.run_models import Run, RunState
@@ -94,6 +95,9 @@ class BatchRepository(BaseRepository[Batch]):
         """End a batch and tell it to its user's webhooks; None where it had ended."""
         ended = self.change(batch_id, state=state, ended_at=func.clock_timestamp(), **values)
         if ended is not None:
+            if ended.outputs_kept_seconds is not None:
+                seconds = timedelta(seconds=ended.outputs_kept_seconds)
+                self._set_outputs_end(batch_id, func.now() + seconds)
             told = {"user": ended.user_id, "type": f"batch.{state}", "batch": batch_id}
             self._session.execute(_TELL, told)
         return ended
@@ -103,14 +107,22 @@ class BatchRepository(BaseRepository[Batch]):
 
         None where it is no batch's.
         """
-        seconds: float | None = self._session.scalar(
+        again = self._session.execute(
             update(Batch)
             .where(Batch.run_id == run_id)
             .values(**REOPENED, state=BatchState.IN_PROGRESS, in_progress_at=func.clock_timestamp())
-            .returning(Batch.window_seconds),
+            .returning(Batch.id, Batch.window_seconds),
             execution_options=UNSYNCHRONIZED,
-        )
-        return seconds
+        ).one_or_none()
+        if again is None:
+            return None
+        self._set_outputs_end(again.id, None)
+        return float(again.window_seconds)
+
+    def _set_outputs_end(self, batch_id: UUID, at: ColumnElement[datetime] | None) -> None:
+        """Note when the outputs expire; while a batch goes on, they never do."""
+        changed = update(File).where(File.batch_id == batch_id).values(expires_at=at)
+        change_rows(self._session, changed)
 
     def validate_again(self, batch_id: UUID, job_id: UUID) -> None:
         """Let another job take the file of an ended batch in."""

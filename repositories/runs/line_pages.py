@@ -20,7 +20,7 @@ _ITEMS = """
 SELECT *, {found}
 FROM (
   SELECT position, custom_id, metadata::text AS metadata, {asked} AS asked, content_hash,
-         parameters::text AS parameters,
+         parameters::text AS parameters, octet_length(text) AS text_bytes,
          (SELECT CASE WHEN error_code IS NULL THEN '0'
                       ELSE jsonb_build_array(error_code, coalesce(error, ''), detail)::text END
           FROM outcomes WHERE run_id = items.run_id AND position = items.position) AS outcome
@@ -55,6 +55,8 @@ class RunLine(NamedTuple):
     vector: "npt.NDArray[np.float32] | None"
     """One that has succeeded has an answer or a vector, unless that was deleted."""
     error: LineError | None
+    text_bytes: int
+    """Of its text, in UTF-8; 0 where it has messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ def read_lines(
     `parameters` are the run's. Answers are of a provider and model, or else vectors of one of the
     `models`.
     """
-    states = [JSON.format(name="outcome"), JSON.format(name="parameters")]
+    names = ("outcome", "parameters", "text_bytes::text")
+    states = [JSON.format(name=name) for name in names]
     if answers_of is not None:
         sources, found = [ANSWER], [JSON.format(name="found_0")]
         values: dict[str, Any] = dict(zip(("provider", "model"), answers_of, strict=True))
@@ -102,12 +105,12 @@ def read_lines(
     else:
         (vectors, _), answers = page.vectors(len(states), models), [None] * page.count
     rows = []
-    columns = zip(*page.items(), page.json(0), page.json(1), answers, vectors, strict=True)
-    for position, custom_id, metadata, outcome, own, answer, vector in columns:
+    own_columns = (page.json(number) for number in range(len(names)))
+    columns = zip(*page.items(), *own_columns, answers, vectors, strict=True)
+    for position, custom_id, metadata, outcome, own, text_bytes, answer, vector in columns:
         error = LineError(*outcome) if outcome else None
         state: Any = "failed" if error else "open" if outcome is None else "succeeded"
         asked = parameters if own is None else own
-        rows.append(
-            RunLine(position, custom_id or None, metadata, asked, state, answer, vector, error)
-        )
+        name, size = custom_id or None, text_bytes or 0
+        rows.append(RunLine(position, name, metadata, asked, state, answer, vector, error, size))
     return LinePage(rows, page.more_after(rows[-1].position), page.bytes)

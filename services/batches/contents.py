@@ -30,7 +30,7 @@ from promptstack.services.export.items import ExportFormat
 from promptstack.services.runs.downloads import Download, Wanted
 from promptstack.services.runs.results import RunResults, Span
 
-WRITTEN_AS = 1
+WRITTEN_AS = 2
 """Raise it when the bytes of a line change: what was downloaded before can't be continued."""
 
 
@@ -157,7 +157,7 @@ def _written(asked: _Asked, row: RunLine) -> bytes:
         lost = FailedLine(row.position, custom_id, *DELETED, None)
         return asked.form.failed(asked.written, lost)
     vector = None if row.vector is None else row.vector.astype("<f4", copy=False).tobytes()
-    line = AnsweredLine(row.position, custom_id, row.parameters, row.answer, vector)
+    line = AnsweredLine(row.position, custom_id, row.parameters, row.answer, vector, row.text_bytes)
     return asked.form.answered(asked.written, line)
 
 

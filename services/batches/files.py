@@ -37,6 +37,8 @@ class BatchFiles(Protocol):
         filename: str,
         user_id: UUID | None,
         api_key_id: UUID | None,
-        expires_after_seconds: int | None,
     ) -> UUID:
-        """Add a file whose content is made from the batch when it is read; its id."""
+        """Add a file whose content is made from the batch when it is read; its id.
+
+        It doesn't expire before the batch has ended.
+        """

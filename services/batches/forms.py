@@ -34,6 +34,8 @@ class AnsweredLine:
     """`text`, `finish_reason` and the like, of a generation."""
     vector: bytes | None
     """Of an embedding, as little-endian float32."""
+    text_bytes: int = 0
+    """Of the text of an embedding."""
 
 
 @dataclass(frozen=True, slots=True)

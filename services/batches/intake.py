@@ -155,7 +155,6 @@ class BatchIntake:
                 filename=f"{form.id_prefix}{batch.id.hex}_{part}.jsonl",
                 user_id=batch.user_id,
                 api_key_id=batch.api_key_id,
-                expires_after_seconds=batch.outputs_kept_seconds,
             )
             for part in ("output", "errors")
         }

@@ -198,9 +198,11 @@ class FileService:
         filename: str,
         user_id: UUID | None,
         api_key_id: UUID | None,
-        expires_after_seconds: int | None = None,
     ) -> UUID:
-        """Add a file whose content is made from a batch when it is read; its id."""
+        """Add a file whose content is made from a batch when it is read; its id.
+
+        It doesn't expire before the batch has ended.
+        """
         file = unit.files.create(
             user_id=user_id,
             api_key_id=api_key_id,
@@ -208,7 +210,6 @@ class FileService:
             purpose=BATCH_OUTPUT,
             batch_id=batch_id,
             part=part,
-            expires_at=self._after(unit, expires_after_seconds),
         )
         return file.id
 

@@ -9,6 +9,7 @@ import orjson
 from promptstack.repositories.models import JobState
 from promptstack.repositories.run_models import RunKind
 from promptstack.services.batches.forms import AnsweredLine, FailedLine, Written
+from promptstack.services.llm.answers import BYTES_PER_TOKEN
 from promptstack.services.openai.chat import chat_completion
 from promptstack.services.openai.embeddings import EncodingFormat, embedding_list
 from promptstack.services.openai.errors import error_body, failure_of
@@ -69,7 +70,9 @@ def _body(batch: Written, line: AnsweredLine) -> bytes:
     if line.vector is not None:
         asked = line.parameters.get("encoding_format")
         form: EncodingFormat = "base64" if asked == "base64" else "float"
-        return embedding_list(batch.model, [line.vector], 0, form)
+        # Calls are packed, so nobody has counted the tokens of one line.
+        tokens = -(-line.text_bytes // BYTES_PER_TOKEN)
+        return embedding_list(batch.model, [line.vector], tokens, form)
     answer = line.answer or {}
     if batch.endpoint == RESPONSES:
         asked = _asked(line.parameters)

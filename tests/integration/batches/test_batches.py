@@ -69,7 +69,9 @@ def test_each_line_of_embeddings_has_its_vector(
     assert ended.status is BatchStatus.COMPLETED
     answered, _ = outputs(stack, ended)
     assert ids(answered) == ["0", "1", "2"]
-    [one] = answered[0]["response"]["body"]["data"]
+    body = answered[0]["response"]["body"]
+    assert body["usage"] == {"prompt_tokens": 2, "total_tokens": 2}  # of 7 bytes
+    [one] = body["data"]
     assert isinstance(one["embedding"], str if form == "base64" else list)
 
 
@@ -639,6 +641,32 @@ def test_an_ended_output_is_read_from_any_line_and_byte(
     assert rest.tag != whole.tag
     none: Any = opened(stack, ended.output_file_id, test_user.id, after_lines=9)
     assert b"".join(none.blocks()) == b""
+
+
+def test_outputs_expire_so_long_after_the_end_of_their_batch(
+    stack: WorkerServices, test_user: UserView
+) -> None:
+    lines = [chat("a", "x"), chat("b", "y")]
+    batch = take_in(stack, batch_of(stack, test_user.id, lines, outputs_kept_seconds=3_600))
+    assert batch.output_file_id is not None
+
+    def expires_at() -> Any:
+        assert batch.output_file_id is not None
+        return stack.files.get(batch.output_file_id, test_user.id).expires_at
+
+    assert expires_at() is None  # the batch may take days
+    stack.batches.cancel(batch.id)
+    ended = settle(stack, batch)
+    assert ended.ended_at is not None
+    assert abs((expires_at() - ended.ended_at).total_seconds() - 3_600) < 60
+    stack.batches.retry(batch.id)
+    assert expires_at() is None
+    ended = done(stack, batch)
+    assert ended.status is BatchStatus.COMPLETED
+    assert expires_at() is not None
+    in_ledger(stack, "UPDATE files SET expires_at = now() WHERE batch_id IS NOT NULL RETURNING 1")
+    with pytest.raises(NotFound):
+        outputs(stack, ended)
 
 
 def ended_long_ago(stack: WorkerServices, batch: BatchView) -> None:
