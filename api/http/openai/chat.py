@@ -15,6 +15,7 @@ from promptstack.api.http.openai.asked import DirectBody, generation_of
 from promptstack.api.http.openai.errors import openai_error
 from promptstack.api.http.openai.ids import unix, wire_id
 from promptstack.api.http.openai.routes import openai_router
+from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.views import JobView
 from promptstack.services.openai.chat import ChatStream, chat_completion
 
@@ -22,6 +23,8 @@ router = openai_router()
 
 ENDPOINT = "/chat/completions"
 PREFIX = "chatcmpl-"
+LONGEST = "max_completion_tokens"
+"""What `max_tokens` is called now."""
 DONE = b"data: [DONE]\n\n"
 
 
@@ -49,10 +52,15 @@ def create_chat_completion(
     """Answer a conversation. The job is kept where `store` or an idempotency key asks for it."""
     is_kept = bool(body.store) or idempotency_key is not None
     stack.events.room.check(caller.user_id)
-    job = stack.jobs.enqueue_generation(
-        **generation_of(stack, caller, ENDPOINT, body, idempotency_key),
-        expires_in=None if is_kept else stack.settings.direct_wait_seconds,
-    )
+    try:
+        job = stack.jobs.enqueue_generation(
+            **generation_of(stack, caller, ENDPOINT, body, idempotency_key),
+            expires_in=None if is_kept else stack.settings.direct_wait_seconds,
+        )
+    except InvalidInput as error:
+        if error.pointer == "/max_tokens" and (body.model_extra or {}).get(LONGEST) is not None:
+            error.pointer = f"/{LONGEST}"
+        raise
     call = DirectCall(request, job, is_kept=is_kept)
     if body.stream:
         return DirectStream(request, call, ChatWire(job, body))

@@ -310,3 +310,14 @@ def test_a_silent_stream_says_that_it_is_there(
                 said = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     assert said[0]["choices"][0]["delta"]["role"] == "assistant"
     assert said[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_the_field_at_fault_is_the_one_that_was_sent(
+    sdk: openai.OpenAI, fake_llm: FakeProvider
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        sdk.chat.completions.create(model=MODEL, messages=HELLO, max_completion_tokens=-1)
+    assert caught.value.param == "max_completion_tokens"
+    with pytest.raises(openai.BadRequestError) as caught:
+        sdk.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=-1)
+    assert caught.value.param == "max_tokens"
