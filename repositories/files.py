@@ -5,9 +5,21 @@ from collections.abc import Iterable
 from contextlib import closing
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from promptstack.repositories.base import BaseRepository, change_rows
+from promptstack.repositories.batch_models import Batch
 from promptstack.repositories.file_models import File, FileBlock
 from promptstack.repositories.pages import Page, PageQuery
 from promptstack.repositories.wire_values import copied_row, copy_binary
@@ -43,9 +55,8 @@ class FileRepository(BaseRepository[File]):
     ) -> Page[File]:
         """Return a page of a user's files."""
         of_purpose = [] if purpose is None else [File.purpose == purpose]
-        return self.get_page(
-            asked, File.user_id == owner, IS_THERE, *of_purpose, newest_first=newest_first
-        )
+        shown = (File.user_id == owner, IS_THERE, ~_is_left_empty(), *of_purpose)
+        return self.get_page(asked, *shown, newest_first=newest_first)
 
     def lock_sums(self, user_id: UUID) -> None:
         """Let no other transaction add files of this user at the same time."""
@@ -101,6 +112,14 @@ class FileRepository(BaseRepository[File]):
 IS_THERE: ColumnElement[bool] = and_(
     File.deleted_at.is_(None), or_(File.expires_at.is_(None), File.expires_at > func.now())
 )
+
+
+def _is_left_empty() -> ColumnElement[bool]:
+    """The output of an ended batch that has no line. A retry of the batch may write some."""
+    is_empty = case(
+        (File.part == "output", Batch.completed == 0), else_=Batch.completed == Batch.total
+    )
+    return exists().where(Batch.id == File.batch_id, Batch.ended_at.is_not(None), is_empty)
 
 
 def _laid_out(file_id: UUID, number: int, data: bytes) -> bytes:

@@ -174,6 +174,19 @@ def test_a_request_that_is_sent_again_makes_one_batch(
         sdk.batches.create(**{**keyed, "completion_window": "1h"})
 
 
+def test_an_output_without_lines_is_not_listed(
+    stack: WorkerServices, sdk: OpenAI, ada: UUID
+) -> None:
+    batch = batch_of(stack, ada, [chat("a", "x")])
+    assert len(list(sdk.files.list(purpose="batch_output"))) == 0
+    take_in(stack, batch)
+    assert len(list(sdk.files.list(purpose="batch_output"))) == 2
+    ended = done(stack, batch)
+    assert ended.output_file_id is not None
+    listed = [file.id for file in sdk.files.list(purpose="batch_output")]
+    assert listed == [wire_id("file-", ended.output_file_id)]
+
+
 def test_lists_are_newest_first_and_end(stack: WorkerServices, sdk: OpenAI, ada: UUID) -> None:
     made_ = [wire_id("batch_", batch_of(stack, ada, [chat("a", f"{n}")]).id) for n in range(5)]
     batch_of(stack, stack.users.create("bob@example.org").id, [chat("a", "x")])
