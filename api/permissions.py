@@ -284,7 +284,7 @@ PERMISSIONS = (
         action="ask for messages",
         scope=Scope.JOBS_WRITE,
         whose=Whose.ONLY_OWN,
-        routes=("POST /anthropic/v1/messages",),
+        routes=("POST /anthropic/v1/messages", "POST /anthropic/v1/messages/count_tokens"),
     ),
     Permission(
         action="see the names of models",

@@ -18,7 +18,7 @@ from promptstack.services.anthropic.messages import MessageStream, message
 from promptstack.services.anthropic.requests import generation_of
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.views import JobView
-from promptstack.services.llm.answers import Capability
+from promptstack.services.llm.answers import BYTES_PER_TOKEN, Capability
 from promptstack.tasks.composition import PromptStack
 
 router = anthropic_router()
@@ -27,20 +27,25 @@ MESSAGE_PREFIX = "msg_"
 ANTHROPIC = "anthropic"
 
 
-class MessageBody(BaseModel):
-    """A conversation, and how to go on with it; other fields are kept as they were sent."""
+class CountedBody(BaseModel):
+    """A conversation as Anthropic's clients send it."""
 
     model_config = ConfigDict(extra="allow")
 
     model: Given
     messages: Annotated[list[Any], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(strict=True, ge=1)]
-    stream: StrictBool | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _few_fields(cls, value: Any) -> Any:
         return refuse_many_fields(value)
+
+
+class MessageBody(CountedBody):
+    """A conversation, and how to go on with it; other fields are kept as they were sent."""
+
+    max_tokens: Annotated[int, Field(strict=True, ge=1)]
+    stream: StrictBool | None = None
 
 
 @router.post("/messages")
@@ -76,6 +81,15 @@ def create_message(
     if body.stream:
         return DirectStream(request, call, MessageWire(job))
     return DirectAnswer(call, lambda ended: message(ended.result or {}, **_named(ended)))
+
+
+@router.post("/messages/count_tokens")
+def count_tokens(body: CountedBody, stack: Stack, caller: CurrentCaller) -> dict[str, int]:
+    """Estimate the tokens of a conversation by its length; nobody is asked."""
+    stack.model_names.resolve(body.model, Capability.GENERATION, key_limits=caller.key_limits)
+    how = generation_of(dict(body))
+    size = len(orjson.dumps([how.get(name) for name in ("system", "messages", "tools")]))
+    return {"input_tokens": -(-size // BYTES_PER_TOKEN)}
 
 
 def check_options(stack: PromptStack, provider: str, options: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Anthropic's own client gets what it would get from Anthropic, from any provider."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import anthropic
 import pytest
@@ -13,6 +14,7 @@ from tests.direct import working
 from tests.fakes import FakeProvider, employ, raises
 from tests.http import live_server
 from tests.integration.streams.test_streamed_jobs import Streaming
+from tests.runs import in_ledger
 
 MODEL = "fake/fake-1"
 HELLO: list[MessageParam] = [{"role": "user", "content": "Hello."}]
@@ -97,3 +99,17 @@ def test_what_is_wrong_with_a_request_is_said(
         )
     assert isinstance(caught.value.body, dict)
     assert caught.value.body["error"]["type"] == "authentication_error"
+
+
+def test_tokens_are_estimated_without_asking_anybody(
+    stack: WorkerServices, sdk: anthropic.Anthropic
+) -> None:
+    def counted(text: str) -> int:
+        messages: Any = [{"role": "user", "content": text}]
+        return sdk.messages.count_tokens(model="demo/demo-1", messages=messages).input_tokens
+
+    assert 0 < counted("x") < 50
+    assert 1_000 <= counted("x" * 4_000) < 1_050
+    with pytest.raises(anthropic.NotFoundError):
+        sdk.messages.count_tokens(model="nobody/any", messages=[{"role": "user", "content": "x"}])
+    assert in_ledger(stack, "SELECT count(*) FROM jobs") == 0
