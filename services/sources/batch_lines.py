@@ -15,16 +15,22 @@ from promptstack.services.llm.request_bodies import (
     endpoint_of,
     kind_of_run,
 )
-from promptstack.services.sources.jsonl import physical_lines
+from promptstack.services.sources.jsonl import (
+    STRUCTURE,
+    TEXT_IN_JSON,
+    has_more,
+    longest_line,
+    physical_lines,
+)
 from promptstack.services.sources.python_records import as_json
-from promptstack.services.sources.reading import BadRecord, Fault
+from promptstack.services.sources.reading import BadRecord, Fault, Reading
 from promptstack.services.sources.records import Unfolded, kind_of
 from promptstack.services.validation.json_text import NotExact, dump_json, load_json
 
 LOOKED_AT = 100
 """The first good request must be among this many records."""
 HEAD_BYTES = 1_048_576
-"""The look at the source ends after this many bytes, which stay in memory."""
+"""The look at the source ends after this many bytes, which stay in memory, or after a line."""
 FORM = frozenset({"method", "url", "body"})
 INPUTS = ("text", "prompt", "messages")
 """Fields of an ordinary record; a request has none of them."""
@@ -166,11 +172,14 @@ def _is_broken_request(record: Any) -> bool:
     )
 
 
-def records_of_lines(blocks: Iterable[bytes]) -> Iterator[Placed]:
-    """Yield the first readable records of JSON Lines."""
-    for number, line in islice(physical_lines(_head(blocks), HEAD_BYTES), LOOKED_AT):
+def records_of_lines(blocks: Iterable[bytes], reading: Reading) -> Iterator[Placed]:
+    """Yield the first readable records of JSON Lines, none of them larger than is read."""
+    longest, values = longest_line(reading), reading.bounds.record_values
+    for number, line in islice(physical_lines(_head(blocks, longest), longest), LOOKED_AT):
+        if line is None or has_more(line, STRUCTURE, TEXT_IN_JSON, values):
+            continue
         with suppress(JSONDecodeError, NotExact):
-            yield f"line {number}", load_json(line or b"", "The line")
+            yield f"line {number}", load_json(line, "The line")
 
 
 def records_of_items(items: Iterable[Any]) -> Iterator[Placed]:
@@ -180,10 +189,12 @@ def records_of_items(items: Iterable[Any]) -> Iterator[Placed]:
             yield f"item {number}", as_json(item)
 
 
-def _head(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    size = 0
+def _head(blocks: Iterable[bytes], longest: int) -> Iterator[bytes]:
+    """The beginning, with the whole first line if that can be read at all."""
+    size, has_line = 0, False
     for block in blocks:
         yield block
         size += len(block)
-        if size > HEAD_BYTES:
+        has_line = has_line or b"\n" in block
+        if size > HEAD_BYTES and (has_line or size > longest):
             return

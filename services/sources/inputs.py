@@ -67,7 +67,7 @@ def looked_at(source: Source, reading: Reading) -> tuple[Source | Opened, Iterat
     if _format(origin, reading) is not Format.JSONL:
         return source, iter(())
     first, blocks = _twice(byte_blocks(origin))
-    return Opened(origin, blocks), records_of_lines(first)
+    return Opened(origin, blocks), records_of_lines(first, reading)
 
 
 def _twice(parts: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:

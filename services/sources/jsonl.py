@@ -57,11 +57,16 @@ the line again for each quote."""
 OLD_LINE_END = re.compile(rb"\r(?!\n|\Z)")
 
 
+def longest_line(reading: Reading) -> int:
+    """The most bytes of a line: of its text, escaped, and of what stands beside it."""
+    return ESCAPED * reading.max_bytes + SLACK_BYTES
+
+
 def read_jsonl(
     blocks: Iterable[bytes], check: RecordCheck, reading: Reading
 ) -> Iterator[Input | BadInput]:
     """Read one JSON object a line."""
-    longest, values = ESCAPED * reading.max_bytes + SLACK_BYTES, reading.bounds.record_values
+    longest, values = longest_line(reading), reading.bounds.record_values
     blank = 0
     for position, line in physical_lines(blocks, longest):
         if line is None:

@@ -60,6 +60,12 @@ def test_each_line_of_chat_is_answered(stack: WorkerServices, test_user: UserVie
     assert batch.created_at <= ended.in_progress_at <= ended.finalizing_at <= ended.ended_at
 
 
+def test_a_first_line_may_be_long(stack: WorkerServices, test_user: UserView) -> None:
+    lines = [chat("long", "word " * 300_000), chat("short", "Hello.")]
+    ended = done(stack, batch_of(stack, test_user.id, lines))
+    assert (ended.status, ended.counts) == ("completed", BatchCounts(2, 2, 0))
+
+
 @pytest.mark.parametrize("form", ["float", "base64"])
 def test_each_line_of_embeddings_has_its_vector(
     stack: WorkerServices, test_user: UserView, form: str
