@@ -1,6 +1,7 @@
 """Responses of OpenAI's Responses API, each with its job. `NewJobRepository` adds both."""
 
 from collections.abc import Collection
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Select, delete, select
@@ -24,6 +25,11 @@ class ResponseRepository:
         rows = self._session.execute(query.options(undefer(Job.request)) if with_input else query)
         row = rows.one_or_none()
         return None if row is None else (row[0], row[1])
+
+    def asked_with(self, job_id: UUID) -> dict[str, Any] | None:
+        """What the response of a job was asked for with; None where the job is no response's."""
+        query = select(StoredResponse.asked).where(StoredResponse.id == job_id)
+        return self._session.scalar(query)
 
     def jobs_of(self, job_ids: Collection[UUID], owner: UUID | None) -> dict[UUID, Job]:
         """The jobs of those of these responses that are kept, and this user's."""

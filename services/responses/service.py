@@ -1,5 +1,6 @@
 """Responses as their users have them: asked for, looked at, cancelled, deleted, gone on with."""
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -10,7 +11,7 @@ from promptstack.repositories.models import Job, JobState
 from promptstack.repositories.response_models import StoredResponse
 from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
-from promptstack.services.errors import InvalidInput, NotFound, WrongState
+from promptstack.services.errors import IdempotencyConflict, InvalidInput, NotFound, WrongState
 from promptstack.services.jobs.new_job import written_json
 from promptstack.services.jobs.service import JobService
 from promptstack.services.llm.answers import Capability
@@ -95,6 +96,8 @@ class ResponseService:
             )
         except InvalidInput as error:
             raise renamed(error) from error
+        if idempotency_key is not None:
+            self._check_same(job.id, said)
         return ResponseView(job, said, is_kept)
 
     def get(self, one: UUID, owner: UUID | None) -> ResponseView:
@@ -125,6 +128,15 @@ class ResponseService:
         with self._ledger.transaction() as unit:
             row, job = _found(unit, one, owner, with_input=True)
             return input_items(one, job.request["messages"][row.turns_before :])
+
+    def _check_same(self, one: UUID, said: Mapping[str, Any]) -> None:
+        """Raise `IdempotencyConflict` where the key's job was asked for in other words."""
+        with self._ledger.transaction() as unit:
+            if unit.responses.asked_with(one) != json.loads(written_json(said)):
+                raise IdempotencyConflict(
+                    "This Idempotency-Key was sent before with another request. Send the same "
+                    "request with it, or another key."
+                )
 
     def _conversation(self, previous: UUID, owner: UUID | None) -> list[dict[str, Any]]:
         """The turns that a response goes on with: the input of the one before and its answer."""

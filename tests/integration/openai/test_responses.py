@@ -91,6 +91,19 @@ def test_one_in_the_background_is_asked_for(
     assert got.completed_at is not None
 
 
+def test_a_key_that_is_sent_again_stands_for_the_same_request(sdk: openai.OpenAI) -> None:
+    def create(**asked: Any) -> Response:
+        headers = {"Idempotency-Key": "k"}
+        return sdk.responses.create(
+            model="demo/demo-1", input="Hi.", background=True, extra_headers=headers, **asked
+        )
+
+    first = create(metadata={"a": "b"})
+    assert create(metadata={"a": "b"}).id == first.id
+    with pytest.raises(openai.ConflictError, match="another request"):
+        create()
+
+
 def test_a_stream_has_openais_events(
     sdk: openai.OpenAI, worked: WorkerServices, streaming: Streaming
 ) -> None:
