@@ -16,6 +16,7 @@ from promptstack.services.batches.views import BatchView
 from promptstack.tasks.worker_services import WorkerServices
 from tests.batches import done, settle, take_in
 from tests.http import live_server
+from tests.processes import PATIENCE
 from tests.runs import in_ledger
 
 PARAMS: dict[str, Any] = {
@@ -200,14 +201,14 @@ def test_a_batch_that_is_sent_twice_at_once_is_one(
     stack: WorkerServices, sdk: anthropic.Anthropic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a client does that takes the first for lost while it is still being stored."""
-    both, lock = Barrier(2), FileRepository.lock_sums
+    both, lock = Barrier(2, timeout=PATIENCE), FileRepository.lock_sums
 
     def lock_together(files: FileRepository, user_id: UUID) -> None:
-        both.wait(30)
+        both.wait()
         lock(files, user_id)
 
     monkeypatch.setattr(FileRepository, "lock_sums", lock_together)
     with ThreadPoolExecutor(2) as pool:
         sent = [pool.submit(sdk.messages.batches.create, requests=[request("a")]) for _ in range(2)]
-        first, second = (one.result(60) for one in sent)
+        first, second = (one.result(PATIENCE) for one in sent)
     assert first.id == second.id

@@ -94,9 +94,10 @@ def test_one_in_the_background_is_asked_for(
 def test_a_key_that_is_sent_again_stands_for_the_same_request(sdk: openai.OpenAI) -> None:
     def create(**asked: Any) -> Response:
         headers = {"Idempotency-Key": "k"}
-        return sdk.responses.create(
+        made: Response = sdk.responses.create(
             model="demo/demo-1", input="Hi.", background=True, extra_headers=headers, **asked
         )
+        return made
 
     first = create(metadata={"a": "b"})
     assert create(metadata={"a": "b"}).id == first.id
