@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any
 
 from promptstack.config.providers import ModelFacts, NamedProvider
 from promptstack.services.errors import InvalidInput, UnknownProvider
 from promptstack.services.llm.base import LLMService
+from promptstack.services.llm.request_bodies import HINTS
+from promptstack.services.llm.requests import Fallback
 from promptstack.services.text import check_name
 
 OFFERED_SECONDS = 1.0
@@ -99,6 +102,33 @@ class LLMServiceFactory:
             return False
         self._offered_until[provider] = now + OFFERED_SECONDS
         return True
+
+    def openai_options(self, provider: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a request to OpenAI, for a provider. Raises `InvalidInput`.
+
+        Those that change no answer are left out where the provider doesn't know them.
+        """
+        service = self.service_class(provider)
+        try:
+            return service.take_openai_options(options)
+        except InvalidInput:
+            return service.take_openai_options(
+                {name: value for name, value in options.items() if name not in HINTS}
+            )
+
+    def fallbacks_for(
+        self, fallbacks: Sequence[Fallback], options: Mapping[str, Any]
+    ) -> tuple[Fallback, ...]:
+        """The fallbacks that can obey the options of a request to OpenAI, each with them.
+
+        Another one would answer something else than what was asked for.
+        """
+        found = []
+        for one in fallbacks:
+            with suppress(InvalidInput):
+                theirs = self.openai_options(one.provider, options)
+                found.append(one.model_copy(update={"options": theirs}))
+        return tuple(found)
 
     def create(self, provider: str, **kwargs: Any) -> LLMService:
         """Make the provider's service with its configured options, overridden by `kwargs`."""

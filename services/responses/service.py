@@ -89,7 +89,7 @@ class ResponseService:
                 messages=[*messages[:first], *before, *messages[first:]],
                 provider=model.provider,
                 model=model.model,
-                fallbacks=model.fallbacks,
+                fallbacks=self._factory.fallbacks_for(model.fallbacks, how["options"]),
                 stream=bool(asked.get("stream")),
                 idempotency_key=idempotency_key,
                 **options,

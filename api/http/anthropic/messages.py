@@ -1,6 +1,7 @@
 """Messages: a generation whose answer the client waits for, whole or piece by piece."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import orjson
@@ -19,6 +20,7 @@ from promptstack.services.anthropic.requests import generation_of
 from promptstack.services.errors import InvalidInput
 from promptstack.services.jobs.views import JobView
 from promptstack.services.llm.answers import BYTES_PER_TOKEN, Capability
+from promptstack.services.llm.requests import Fallback
 from promptstack.tasks.composition import PromptStack
 
 router = anthropic_router()
@@ -71,7 +73,7 @@ def create_message(
         **how,
         provider=meant.provider,
         model=meant.model,
-        fallbacks=meant.fallbacks,
+        fallbacks=_fallbacks(stack, meant.fallbacks, how.get("options", {})),
         stream=bool(body.stream),
         idempotency_key=idempotency_key,
         expires_in=None if is_kept else stack.settings.direct_wait_seconds,
@@ -90,6 +92,18 @@ def count_tokens(body: CountedBody, stack: Stack, caller: CurrentCaller) -> dict
     how = generation_of(dict(body))
     size = len(orjson.dumps([how.get(name) for name in ("system", "messages", "tools")]))
     return {"input_tokens": -(-size // BYTES_PER_TOKEN)}
+
+
+def _fallbacks(
+    stack: PromptStack, fallbacks: Sequence[Fallback], options: dict[str, Any]
+) -> list[Fallback]:
+    """Those that can obey these options, each with them."""
+    found = []
+    for one in fallbacks:
+        with suppress(InvalidInput):
+            check_options(stack, one.provider, options)
+            found.append(one.model_copy(update={"options": options}))
+    return found
 
 
 def check_options(stack: PromptStack, provider: str, options: dict[str, Any]) -> None:

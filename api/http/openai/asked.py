@@ -1,6 +1,5 @@
 """What a request to OpenAI asks for, as the keywords of an enqueue call."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
@@ -9,7 +8,7 @@ from promptstack.api.http.bodies import Given, refuse_many_fields
 from promptstack.services.access.caller import Caller
 from promptstack.services.errors import InvalidInput
 from promptstack.services.llm.answers import Capability
-from promptstack.services.llm.request_bodies import HINTS, NotHonoured, asked_of
+from promptstack.services.llm.request_bodies import NotHonoured, asked_of
 from promptstack.services.validation.bounds import MAX_TAGS, Line
 from promptstack.tasks.composition import PromptStack
 
@@ -84,28 +83,18 @@ def generation_of(
             f"The request {refused}.", pointer=f"/{refused.field}" if refused.field else ""
         ) from refused
     how = dict(asked.how)
-    options = _taken(stack, meant.provider, how.pop("options", {}))
+    given = how.pop("options", {})
+    options = stack.factory.openai_options(meant.provider, given)
     return {
         **asked.record,
         **how,
         **({"options": options} if options else {}),
         "provider": meant.provider,
         "model": meant.model,
-        "fallbacks": meant.fallbacks,
+        "fallbacks": stack.factory.fallbacks_for(meant.fallbacks, given),
         "stream": bool(body.stream),
         "bulk": body.is_bulk,
         "tags": body.tags(),
         "idempotency_key": idempotency_key,
         **caller.as_owner,
     }
-
-
-def _taken(stack: PromptStack, provider: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options for a provider, which may not know all that changes no answer."""
-    service = stack.factory.service_class(provider)
-    try:
-        return service.take_openai_options(options)
-    except InvalidInput:
-        return service.take_openai_options(
-            {name: value for name, value in options.items() if name not in HINTS}
-        )
