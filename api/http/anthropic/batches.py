@@ -21,7 +21,7 @@ from promptstack.repositories.batch_models import BatchDoor
 from promptstack.repositories.pages import PageQuery
 from promptstack.services.anthropic.batch_lines import BATCH_PREFIX, ENDPOINT, lines_of
 from promptstack.services.batches.views import BatchStatus, BatchView
-from promptstack.services.errors import WrongState
+from promptstack.services.errors import InvalidInput, WrongState
 from promptstack.services.files.service import BATCH
 from promptstack.services.llm.answers import Capability
 
@@ -54,6 +54,12 @@ def create_batch(
 
     The same requests are the same file, so one that a client sends again makes no other batch.
     """
+    count, most = len(body.requests), stack.settings.max_batch_lines
+    if count > most:
+        raise InvalidInput(
+            f"A batch has at most {most:,} requests (MAX_BATCH_LINES), and this one has {count:,}.",
+            pointer="/requests",
+        )
     model, lines = lines_of(body.requests)
     stack.model_names.resolve(model, Capability.GENERATION, key_limits=caller.key_limits)
     file = stack.files.create(

@@ -197,6 +197,14 @@ def test_what_is_wrong_with_a_request_is_said(
         sdk.messages.batches.create(requests=requests)
 
 
+def test_a_batch_of_too_many_requests_is_refused_at_once(
+    stack: WorkerServices, sdk: anthropic.Anthropic
+) -> None:
+    stack.settings.max_batch_lines = 2
+    with pytest.raises(anthropic.BadRequestError, match="at most 2 requests"):
+        sdk.messages.batches.create(requests=[request(one) for one in "abc"])
+
+
 def test_a_batch_that_is_sent_twice_at_once_is_one(
     stack: WorkerServices, sdk: anthropic.Anthropic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
