@@ -178,7 +178,7 @@ def test_what_is_wrong_with_an_upload_is_said(stack: WorkerServices, client: Tes
         (send(client, LINES, query="&oops=1"), 422, "INVALID_INPUT", "not valid"),
         (send(client, LINES, query="&name=a&name=b"), 422, "INVALID_INPUT", "more than once"),
         (send(client, LINES, query="&in_flight=x"), 422, "INVALID_INPUT", "not valid"),
-        (send(client, b""), 422, "INVALID_INPUT", "no records"),
+        (send(client, b""), 422, "EMPTY_SOURCE", "no records"),
         (send(client, LINES, PARQUET), 422, "INVALID_INPUT", "not a whole Parquet file"),
         (send(client, b"{}\n"), 422, "BAD_INPUTS", "1 of 1 inputs"),
         (send(client, LINES, "application/json"), 422, "INVALID_INPUT", "provider"),
@@ -231,7 +231,7 @@ def test_files_beyond_the_bounds_are_refused_and_nothing_is_kept(
     form = client.post(f"{RUNS}/embeddings", files={"file": ("a.jsonl", long * 400)})
     assert "MAX_UPLOAD_BYTES" in problem(form, 413, "CONTENT_TOO_LARGE")["detail"]
     many = send(client, b'{"text": "x"}\n' * 501)
-    assert "MAX_RUN_ITEMS" in problem(many, 422, "INVALID_INPUT")["detail"]
+    assert "MAX_RUN_ITEMS" in problem(many, 422, "TOO_MANY_INPUTS")["detail"]
     for kind in (JSONL, CSV, "text/plain"):
         packed = gzip.compress(b"text\n" + b"\n" * 501)
         blank = send(client, packed, kind, **{"Content-Encoding": "gzip"})
