@@ -105,7 +105,7 @@ async def refused(request: Request, error: HTTPException) -> Response:
 async def invalid(request: Request, error: RequestValidationError) -> Response:
     """Answer a request that does not fit its schema."""
     problems = error.errors()
-    if problems and all(problem["loc"][0] == "path" for problem in problems):
+    if any(problem["loc"][0] == "path" for problem in problems):
         described = _described(request)
         if described is not None and request.method.lower() not in described:
             # `GET /runs/embeddings` was read as a run of that id.

@@ -93,6 +93,11 @@ class UploadRoute(ProtectedRoute):
     async def read_and_handle(self, request: Request, handle: Handler) -> Response:
         """Receive a file and handle the options; handle JSON as any other route."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        model = None if self.body_field is None else self.body_field.field_info.annotation
+        if not (
+            isinstance(model, type) and issubclass(model, BaseModel)
+        ):  # a body that may be left out is no new run's
+            return await super().read_and_handle(request, handle)
         if media_type != FORM and media_type not in FORMATS:
             if unknown := set(request.query_params) - IN_QUERY:
                 raise InvalidInput(
@@ -108,7 +113,6 @@ class UploadRoute(ProtectedRoute):
             else:
                 upload, options = await _from_body(request, held, FORMATS[media_type]), []
             request.state.upload = upload
-            model: type[BaseModel] = self.body_field.field_info.annotation  # type: ignore[union-attr, assignment]
             in_query = [
                 pair for pair in request.query_params.multi_items() if pair[0] not in IN_QUERY
             ]

@@ -592,6 +592,7 @@ def test_an_address_is_not_taken_for_an_id(client: TestClient) -> None:
     problem(response, 405, "METHOD_NOT_ALLOWED")
     assert response.headers["allow"] == "POST"
     problem(client.get(f"{RUNS}/x"), 422, "INVALID_INPUT")
+    problem(client.patch("/api/v1/webhooks/secret"), 405, "METHOD_NOT_ALLOWED")
 
 
 async def _send(app: Any, chunks: list[bytes], key: str, read: list[int]) -> list[ASGIMessage]:

@@ -300,6 +300,18 @@ def test_a_retry_takes_no_limit_that_is_no_amount(
     assert stack.runs.get(UUID(run["id"])).state == "cancelled"
 
 
+@pytest.mark.parametrize("action", ["retry", "resume"])
+def test_a_body_that_says_it_is_text_is_no_json(client: TestClient, action: str) -> None:
+    run = accepted(client, "embeddings", items=["one"], provider="local")
+    client.post(f"{RUNS}/{run['id']}/cancel")
+    sent = client.post(
+        f"{RUNS}/{run['id']}/{action}",
+        content=b'{"max_cost_usd": "1.00"}',
+        headers={"Content-Type": "text/plain"},
+    )
+    problem(sent, 415, "UNSUPPORTED_MEDIA_TYPE")
+
+
 def test_others_runs_do_not_exist(stack: WorkerServices, client: TestClient) -> None:
     mine = accepted(client, "generations", items=PROMPTS, provider="demo")["id"]
     with serve(stack, "stranger@example.org") as stranger:

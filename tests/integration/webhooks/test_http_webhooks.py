@@ -55,6 +55,7 @@ def test_an_endpoint_is_made_shown_changed_and_deleted(auth_client: TestClient) 
     assert (changed["url"], changed["description"]) == (URL, "Mine")
     assert changed["disabled_reason"] == "It was disabled by hand."
     problem(auth_client.post(f"{path}/test"), 409, "WRONG_STATE")
+    problem(auth_client.patch(path, json={"enabled": 0}), 422, "INVALID_INPUT")
     assert auth_client.patch(path, json={"enabled": True}).json()["enabled"]
 
     rotated = auth_client.post(f"{path}/rotate").json()
