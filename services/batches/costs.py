@@ -9,12 +9,12 @@ from promptstack.repositories.run_models import RunKind
 from promptstack.services.access.caller import OwnerKeywords
 from promptstack.services.batches.checks import RequestCheck, first_request
 from promptstack.services.batches.faults import faults_of
-from promptstack.services.batches.files import BatchFiles
 from promptstack.services.batches.forms import LineForm
 from promptstack.services.batches.requests import CAPABILITIES, BatchBounds, check_input
 from promptstack.services.batches.streams import BlockStream
 from promptstack.services.batches.views import BatchError
 from promptstack.services.errors import InvalidInput, UnknownModel
+from promptstack.services.files.service import FileService
 from promptstack.services.llm.model_names import ModelNames
 from promptstack.services.runs.intake.estimates import Weighed
 from promptstack.services.runs.intake.new_run import RunKeywords
@@ -40,7 +40,7 @@ class FileCosts:
 
     def __init__(
         self,
-        files: BatchFiles,
+        files: FileService,
         runs: RunService,
         models: ModelNames,
         *,

@@ -18,13 +18,13 @@ from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.key_terms import KeyLimits
 from promptstack.services.batches.checks import RequestCheck, first_model
 from promptstack.services.batches.faults import error_of, faults_of
-from promptstack.services.batches.files import BatchFiles
 from promptstack.services.batches.forms import LineForm, LineForms
 from promptstack.services.batches.requests import CAPABILITIES, BatchBounds
 from promptstack.services.batches.streams import BlockStream
 from promptstack.services.batches.views import BatchError
 from promptstack.services.errors import InvalidInput, NotFound, NotPermitted
 from promptstack.services.execution.job_context import JobContext
+from promptstack.services.files.service import FileService
 from promptstack.services.llm.model_names import ModelNames
 from promptstack.services.runs.feasibility import Finish, in_words
 from promptstack.services.runs.intake.ingest import Intake, TooManyInputs
@@ -42,7 +42,7 @@ class BatchIntake:
 
     def __init__(
         self,
-        files: BatchFiles,
+        files: FileService,
         runs: RunService,
         models: ModelNames,
         *,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptstack.repositories.run_models import RunKind
-from promptstack.services.batches.files import InputFile
 from promptstack.services.errors import InvalidInput
+from promptstack.services.files.service import FileView
 from promptstack.services.llm.answers import Capability
 from promptstack.services.text import check_storable
 
@@ -69,7 +69,7 @@ def checked_metadata(metadata: Mapping[str, Any] | None) -> dict[str, str] | Non
     return dict(metadata)
 
 
-def check_input(file: InputFile, bounds: BatchBounds) -> None:
+def check_input(file: FileView, bounds: BatchBounds) -> None:
     """Raise `InvalidInput` for a file that can't be a batch's."""
     if file.purpose != PURPOSE:
         raise InvalidInput(

@@ -16,7 +16,6 @@ from promptstack.repositories.session import Ledger
 from promptstack.repositories.unit_of_work import UnitOfWork
 from promptstack.services.access.caller import OwnerKeywords
 from promptstack.services.access.key_terms import check_came_with
-from promptstack.services.batches.files import BatchFiles
 from promptstack.services.batches.forms import LineForms
 from promptstack.services.batches.requests import (
     BatchBounds,
@@ -26,6 +25,7 @@ from promptstack.services.batches.requests import (
 )
 from promptstack.services.batches.views import BatchView
 from promptstack.services.errors import InvalidInput, NotFound, NotYet, WrongState
+from promptstack.services.files.service import FileService
 from promptstack.services.idempotency.claims import claim
 from promptstack.services.jobs.publishing import JobMessage, Publisher, publish_now
 from promptstack.services.runs.ended import SOON_SECONDS, EndedRuns
@@ -46,7 +46,7 @@ class BatchService:
         self,
         ledger: Ledger,
         publisher: Publisher,
-        files: BatchFiles,
+        files: FileService,
         runs: EndedRuns,
         lifecycle: RunLifecycle,
         *,

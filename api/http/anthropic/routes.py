@@ -7,10 +7,6 @@ from promptstack.api.http.route import ProtectedRoute
 ANTHROPIC_PREFIX = "/anthropic/v1"
 
 
-class AnthropicRoute(ProtectedRoute):
-    """A route below `ANTHROPIC_PREFIX`. Its errors are raised as everywhere; see `errors.py`."""
-
-
 def anthropic_router() -> APIRouter:
     """A router for one of its resources. Anthropic describes these routes, so we don't."""
-    return APIRouter(prefix=ANTHROPIC_PREFIX, route_class=AnthropicRoute, include_in_schema=False)
+    return APIRouter(prefix=ANTHROPIC_PREFIX, route_class=ProtectedRoute, include_in_schema=False)

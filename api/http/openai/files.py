@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 from promptstack.api.http.auth import CurrentCaller, Stack
 from promptstack.api.http.idempotency import Keyed
 from promptstack.api.http.openai.ids import read_wire_id, unix, wire_id
-from promptstack.api.http.openai.routes import OpenAIRoute, openai_router
-from promptstack.api.http.route import Handler
+from promptstack.api.http.openai.routes import openai_router
+from promptstack.api.http.route import Handler, ProtectedRoute
 from promptstack.api.http.sent_files import AskedPart
 from promptstack.api.http.transfers import Downloads
 from promptstack.api.http.uploads import FORM, GivenUpload, admit, from_form, with_body
@@ -33,7 +33,7 @@ MOST_FILES = 10_000
 """On a page, as at OpenAI."""
 
 
-class FileRoute(OpenAIRoute):
+class FileRoute(ProtectedRoute):
     """A route that takes a form with a file; its other fields are the route's JSON body."""
 
     async def read_and_handle(self, request: Request, handle: Handler) -> Response:

@@ -7,10 +7,6 @@ from promptstack.api.http.route import ProtectedRoute
 OPENAI_PREFIX = "/openai/v1"
 
 
-class OpenAIRoute(ProtectedRoute):
-    """A route below `OPENAI_PREFIX`. Its errors are raised as everywhere; see `errors.py`."""
-
-
-def openai_router(route_class: type[OpenAIRoute] = OpenAIRoute) -> APIRouter:
+def openai_router(route_class: type[ProtectedRoute] = ProtectedRoute) -> APIRouter:
     """A router for one of its resources. OpenAI describes these routes, so we don't."""
     return APIRouter(prefix=OPENAI_PREFIX, route_class=route_class, include_in_schema=False)
